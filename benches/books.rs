@@ -34,7 +34,7 @@ use keychoir::policy::outcome::Outcome;
 use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::pool::{self, Pool};
-use keychoir::proxy::{AttemptRecord, CreditSource, Depth, QuotaCharge, UsageBatch, UsageSink};
+use keychoir::proxy::{AttemptRecord, CreditSource, QueueDepth, QuotaCharge, UsageBatch, UsageSink};
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -147,21 +147,21 @@ fn path() -> f64 {
     const RECORDS: usize = 100;
     const ROUNDS: usize = 2_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let (books, mut queue) = UsageSink::new(1_000, 512, Depth::default());
+    let (books, mut queue) = UsageSink::new(1_000, 512, QueueDepth::default());
     let key = ApiKey::new("sk_bench_key_number_0").unwrap();
     let roster = Pool::new(vec![key.into()], STILL).roster();
     let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
-    let route = Route::read("/v1/models");
+    let route = Route::parse("/v1/models");
     let client = ClientName::new("local");
     let mut took = Duration::ZERO;
     runtime.block_on(async {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for _ in 0..RECORDS {
-                let place = books.permit().await.unwrap();
+                let place = books.acquire_permit().await.unwrap();
                 let started_at = UnixMs(1_796_000_000_000);
                 place.write(AttemptRecord {
-                    id: AttemptRecord::name(started_at),
+                    id: AttemptRecord::new_id(started_at),
                     request_id: Arc::clone(&request_id),
                     number: 1,
                     started_at,

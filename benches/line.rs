@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use house::{middle, number};
 use keychoir::elevenlabs::endpoint::Route;
-use keychoir::telemetry::{self, LineFormat, Sink};
+use keychoir::telemetry::{self, LineFormat, LogSink};
 use tracing::info;
 
 /// Number of bursts per second.
@@ -44,7 +44,7 @@ fn main() {
         _ => LineFormat::Json,
     };
     let (mut reader, writer) = io::pipe().unwrap();
-    let reading = keychoir::tasks::thread("reader", move || {
+    let reading = keychoir::tasks::spawn_thread("reader", move || {
         let (mut bytes, mut buffer) = (0, vec![0; 64 * 1024]);
         while let Ok(count @ 1..) = reader.read(&mut buffer) {
             bytes += count;
@@ -54,7 +54,7 @@ fn main() {
         }
         bytes
     });
-    telemetry::start(form, "info", Sink::queued(writer, form).unwrap()).unwrap();
+    telemetry::start(form, "info", LogSink::queued(writer, form).unwrap()).unwrap();
 
     // The thread has its name after its first write.
     info!(event = "begin", "begin");
@@ -84,7 +84,7 @@ fn main() {
 
 /// Logs the line of a request, like the proxy.
 fn say(request_id: &str, total_ms: u64) {
-    let route = Route::read("/v1/text-to-speech/{voice_id}/stream");
+    let route = Route::parse("/v1/text-to-speech/{voice_id}/stream");
     info!(
         attempts = 1,
         bytes = 48_213,

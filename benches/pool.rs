@@ -30,7 +30,9 @@ use keychoir::policy::evidence::RefusalSource;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
 use keychoir::policy::verdict::{Shortfall, Verdict};
-use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Refused, Reserved, Roster, Settings};
+use keychoir::pool::{
+    KeyEntry, KeyRequest, Lease, Observation, Pool, RefusedAttempt, Reserved, Roster, Settings,
+};
 use keychoir::secret::ApiKey;
 
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];
@@ -173,7 +175,7 @@ impl Bench {
         let roster = self.pool.roster();
         let Reserved { mut lease, transitions } = reserved(&self.pool, &roster, &self.ask).unwrap();
         black_box(transitions);
-        black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
+        black_box(self.pool.charge(&roster, &mut lease, 150, clock::now()));
     }
 
     fn reserve(&self) -> Result<Reserved, Unavailable> {
@@ -186,10 +188,10 @@ impl Bench {
         for key in roster.keys().iter().take(count) {
             let verdict =
                 Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
-            let refused = Refused {
+            let refused = RefusedAttempt {
                 verdict,
                 request: Some(&self.ask),
-                is_agreed: false,
+                is_repeated_elsewhere: false,
                 source: RefusalSource::default(),
             };
             self.pool.record_refusal(&roster, key, refused, clock::now());

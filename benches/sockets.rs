@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keychoir::policy::frame::{self, Head, Opcode, mask};
+use keychoir::policy::frame::{self, FrameHeader, Opcode, apply_mask};
 use keychoir::tasks::Tasks;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -151,7 +151,7 @@ fn speak_tls_before(simulator: SocketAddr, folder: &Path) -> (SocketAddr, PathBu
     let address = listener.local_addr().unwrap();
     let relaying = relay_tls(listener, TlsAcceptor::from(Arc::new(config)), simulator);
     // On a thread of its own, because the measuring thread blocks at times.
-    keychoir::tasks::thread("tls", move || here().block_on(relaying)).unwrap();
+    keychoir::tasks::spawn_thread("tls", move || here().block_on(relaying)).unwrap();
     (address, file)
 }
 
@@ -355,10 +355,11 @@ fn framed(message: &str) -> Vec<u8> {
     const MASK: [u8; 4] = [0x6d, 0x61, 0x73, 0x6b];
     let length = message.len() as u64;
     let mut bytes = Vec::new();
-    Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some(MASK), length }.write(&mut bytes);
+    FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some(MASK), length }
+        .encode(&mut bytes);
     let from = bytes.len();
     bytes.extend_from_slice(message.as_bytes());
-    mask(&mut bytes[from..], MASK, 0);
+    apply_mask(&mut bytes[from..], MASK, 0);
     bytes
 }
 
@@ -398,7 +399,7 @@ impl Session {
     async fn classify_message(&mut self, length: usize) {
         self.heard.clear();
         loop {
-            if let Some((head, from)) = frame::read(&self.heard) {
+            if let Some((head, from)) = frame::parse_header(&self.heard) {
                 assert_eq!((head.opcode, head.length), (Opcode::Text, length as u64));
                 if self.heard.len() >= from + length {
                     return;

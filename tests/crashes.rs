@@ -26,8 +26,8 @@ use keychoir::clock;
 use keychoir::simulator::{Plan, Simulator};
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::program::{Program, keychoir};
-use support::{ONE, SPEECH, TWO, join_all, loopback, wait_until};
+use support::program::{Program, keychoir_command};
+use support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, bind_loopback, join_all, wait_until};
 
 const CLIENTS: usize = 8;
 
@@ -40,12 +40,14 @@ fn command(mut command: Command, simulator: &Simulator, books: &Path) -> Command
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("KEYCHOIR_LOG__LEVEL", "warn,keychoir::cli=info,keychoir::store=info")
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"));
     command
 }
 
 async fn simulator() -> Simulator {
-    Simulator::start(loopback().await, Plan::of([(ONE, 1 << 40), (TWO, 1 << 40)])).await.unwrap()
+    Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 1 << 40), (SECOND_KEY, 1 << 40)]))
+        .await
+        .unwrap()
 }
 
 fn client() -> reqwest::Client {
@@ -55,7 +57,7 @@ fn client() -> reqwest::Client {
 /// Sends a request for speech under this name; returns whether the whole response came.
 async fn speak(client: &reqwest::Client, url: &str, name: &str) -> bool {
     let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
-    let request = client.post(format!("{url}{SPEECH}")).header("x-request-id", name).json(&body);
+    let request = client.post(format!("{url}{SPEECH_PATH}")).header("x-request-id", name).json(&body);
     match request.send().await {
         Ok(answer) => answer.status() == 200 && answer.bytes().await.is_ok(),
         Err(_) => false,
@@ -114,9 +116,12 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
     let mut kept = HashSet::new();
     let (mut total, mut lost, mut oldest) = (0, 0, Duration::ZERO);
     for round in 0..kills {
-        let mut program =
-            Program::start(&mut command(keychoir(&["serve", "--listen", "127.0.0.1:0"]), &simulator, &books));
-        let url = format!("http://{}", program.address());
+        let mut program = Program::start(&mut command(
+            keychoir_command(&["serve", "--listen", "127.0.0.1:0"]),
+            &simulator,
+            &books,
+        ));
+        let url = format!("http://{}", program.wait_for_address());
         let (pid, answered) = (program.id().to_string(), AtomicUsize::new(0));
         // From the first responses to some hundreds, at another moment of the work each time.
         let enough = 1 + round * 97 % 400;
@@ -125,7 +130,7 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
         let killing = async {
             wait_until(|| answered.load(Ordering::Relaxed) >= enough).await;
             // Runs beside the clients, which continue to read, so that their times are exact.
-            keychoir::tasks::blocking(move || {
+            keychoir::tasks::spawn_blocking(move || {
                 assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
                 clock::instant()
             })
@@ -133,7 +138,7 @@ async fn a_killed_program_keeps_what_it_has_committed_and_nothing_twice() {
             .unwrap()
         };
         let (ended, killed_at) = tokio::join!(asking, killing);
-        assert_eq!(program.ended().0, None, "it was killed");
+        assert_eq!(program.wait_for_exit().0, None, "it was killed");
 
         let found = written(&books);
         assert!(found.is_superset(&kept), "what was committed stays");
@@ -182,7 +187,7 @@ async fn a_disk_that_is_full_costs_no_request_and_no_record() {
     let mut limited = Command::new("sh");
     limited.args(["-c", script, env!("CARGO_BIN_EXE_keychoir")]).env_clear().env("PATH", "/usr/bin:/bin");
     let mut program = Program::start(&mut command(limited, &simulator, &books));
-    let url = format!("http://{}", program.address());
+    let url = format!("http://{}", program.wait_for_address());
     let client = client();
     let mut sent = 0;
     let failing = loop {
@@ -198,16 +203,16 @@ async fn a_disk_that_is_full_costs_no_request_and_no_record() {
     };
     assert_eq!((&failing["status"], &failing["recordsLost"]), (&json!("degraded"), &json!(0)));
     assert!(written(&books).len() < sent);
-    program.event("usage_store_failing");
+    program.wait_for_event("usage_store_failing");
 
-    assert!(program.prlimit("--fsize=unlimited"));
+    assert!(program.set_limit("--fsize=unlimited"));
     let looking = async {
         while readiness(&client, &url).await["status"] != "ready" {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it recovers without a restart");
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("usage_store_recovered"), "{said}");
     assert_eq!(written(&books).len(), sent);

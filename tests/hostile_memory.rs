@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use hostile::clients::{self, Then, exchange};
 use hostile::providers::{self, Ask, End, HONEST, Outcome, Provider, Says, request};
-use support::program::{Program, keychoir};
-use support::{ONE, SPEECH, TWO, join_all};
+use support::program::{Program, keychoir_command};
+use support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, join_all};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -65,9 +65,9 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
     let head = format!("GET /v1/voices HTTP/1.1\r\nhost: localhost\r\nx-a: {}", "a".repeat(60_000));
     let body = "a".repeat(1_000_000);
     let upload =
-        format!("POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2000000\r\n\r\n{body}");
+        format!("POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2000000\r\n\r\n{body}");
     let chunks = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{}",
         "1;a=b\r\nx\r\n".repeat(20_000)
     );
     let unread =
@@ -85,7 +85,7 @@ async fn attack_as_clients(address: SocketAddr, provider: &Provider) {
 }
 
 async fn attack_as_provider(address: SocketAddr, provider: &Provider) {
-    for row in providers::table(ONE) {
+    for row in providers::table(FIRST_KEY) {
         let says =
             Says { end: if row.says.end == End::Open { End::Close } else { row.says.end }, ..row.says };
         provider.says(says);
@@ -100,7 +100,7 @@ async fn attack_as_provider(address: SocketAddr, provider: &Provider) {
 async fn memory_comes_back_after_attacks() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::start().await;
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", &provider.url)
@@ -110,9 +110,9 @@ async fn memory_comes_back_after_attacks() {
         .envs(allocator())
         // Refused keys return immediately, so that every attack finds them.
         .envs(COOLDOWNS.map(|name| (format!("KEYCHOIR_POOL__{name}"), "1ms")))
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"));
     let mut program = Program::start(&mut command);
-    let address = program.address().parse().unwrap();
+    let address = program.wait_for_address().parse().unwrap();
     serve_honestly(address).await;
     let idle = memory(&program, "VmRSS");
 
@@ -133,7 +133,7 @@ async fn memory_comes_back_after_attacks() {
     assert!(is_recovered, "{now} MiB are left of {peak}, and {idle} were there before");
     assert!(peak > idle, "the attacks took something");
     serve_honestly(address).await;
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 /// The allocator settings of the unit.

@@ -21,9 +21,9 @@ use keychoir::policy::client::Rules;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 use keychoir::tasks;
-use keychoir::telemetry::{self, LineFormat, Sink};
+use keychoir::telemetry::{self, LineFormat, LogSink};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use support::{CLIENT_TOKEN, ONE, SPEECH, VOICE, start_proxy_with};
+use support::{CLIENT_TOKEN, FIRST_KEY, SPEECH_PATH, VOICE_ID, start_proxy_with};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -42,7 +42,7 @@ fn read(stream: &mut TcpStream, bytes: usize) {
 fn provider(end: &'static [u8], answer: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    tasks::thread("provider", move || {
+    tasks::spawn_thread("provider", move || {
         // A client that sends requests in sequence uses one connection here.
         for stream in listener.incoming() {
             let (mut stream, mut room, mut filled) = (stream.unwrap(), [0; 8 * 1024], 0);
@@ -81,18 +81,18 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
         vec![b'x'; body_bytes],
     ];
     let upstream = provider(end, answer.concat());
-    let proxy = start_proxy_with(Plan::of([(ONE, 1_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
         config.quota_polling.enabled = false;
         config.clients = vec![ClientConfig {
             name: "app".to_owned(),
-            token: TokenFingerprint::of(CLIENT_TOKEN),
+            token: TokenFingerprint::new(CLIENT_TOKEN),
             rules: Rules::default(),
         }];
     })
     .await;
-    let address = proxy.running.address();
-    let counting = tasks::blocking(move || {
+    let address = proxy.app.address();
+    let counting = tasks::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -118,15 +118,15 @@ async fn check(request: String, end: &'static [u8], head: &str, body_bytes: usiz
 
 #[tokio::test]
 async fn a_request_asks_for_little_memory() {
-    telemetry::start(LineFormat::Json, "info", Sink::queued(std::io::sink(), LineFormat::Json).unwrap())
+    telemetry::start(LineFormat::Json, "info", LogSink::queued(std::io::sink(), LineFormat::Json).unwrap())
         .unwrap();
     let request = format!(
-        "GET /v1/voices/{VOICE}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"
+        "GET /v1/voices/{VOICE_ID}/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\naccept: */*\r\n\r\n"
     );
     check(request, b"\r\n\r\n", "content-type: application/json\r\n", 200, 19).await;
     let text = format!(r#"{{"text":"{}","model_id":"eleven_multilingual_v2"}}"#, "hello ".repeat(25));
     let request = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\ncontent-type: application/json\r\n\
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{text}",
         text.len()
     );

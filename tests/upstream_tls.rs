@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keychoir::app::{self, AppConfig, Running};
+use keychoir::app::{self, AppConfig, RunningApp};
 use keychoir::config::Config;
 use keychoir::secret::ApiKey;
 use keychoir::tasks::{AbortOnDrop, Tasks};
@@ -83,13 +83,13 @@ async fn provider(end: End) -> Provider {
     Provider { url, ca_file, heads, _serving: serving, _folder: folder }
 }
 
-async fn keychoir(provider: &Provider, trusts: bool) -> (Running, String) {
+async fn keychoir(provider: &Provider, trusts: bool) -> (RunningApp, String) {
     let key = ApiKey::new("sk_key_of_the_tls_tests_0000000000001").unwrap();
     let mut config = Config::with_defaults(vec![key], provider.url.parse().unwrap());
     config.quota_polling.enabled = false;
     config.upstream.ca_file = trusts.then(|| provider.ca_file.clone());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let running = app::start(AppConfig::of(config).unwrap(), vec![listener.into()]).unwrap();
+    let running = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
     let url = format!("http://{}/v1/voices", running.address());
     (running, url)
 }

@@ -54,7 +54,7 @@ struct ThreadName {
 impl Service for ThreadName {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
         match request.uri().path() {
             "/panic" => panic!("this request panics on purpose"),
             "/hold" => {
@@ -90,8 +90,8 @@ impl TestServer {
             limits,
             connection_limiter: ConnectionLimiter::new(limits.max_connections),
             drain,
-            accepting: Tasks::new(),
-            connections: Tasks::new(),
+            accept_tasks: Tasks::new(),
+            connection_tasks: Tasks::new(),
         });
         Self { server, workers, held, released }
     }
@@ -194,8 +194,8 @@ async fn connections_of_a_unix_socket_are_spread_too() {
     let mut one = Client(UnixStream::connect(&path).await.unwrap());
     let mut other = Client(UnixStream::connect(&path).await.unwrap());
     assert_eq!(BTreeSet::from([one.get().await, other.get().await]), BTreeSet::from([0, 1]));
-    test.server.drain.stop.cancel();
-    test.server.accepting.ended().await;
+    test.server.drain.stop_accepting.cancel();
+    test.server.accept_tasks.ended().await;
     assert!(!path.exists(), "the socket file is removed with its acceptor");
 }
 
@@ -203,18 +203,18 @@ async fn connections_of_a_unix_socket_are_spread_too() {
 async fn connections_in_the_accept_queue_are_served_during_the_drain() {
     let test = TestServer::of(1);
     let address = test.port();
-    test.server.drain.ending.cancel();
+    test.server.drain.draining.cancel();
     // Whether the only worker is busy with this task's connections or not, waiting connections are
     // accepted.
     let mut clients = Vec::new();
     for _ in 0..LIMITS.max_connections {
         clients.push(connect(address).await);
     }
-    test.server.drain.stop.cancel();
+    test.server.drain.stop_accepting.cancel();
     for client in &mut clients {
         client.get().await;
     }
-    test.server.accepting.ended().await;
+    test.server.accept_tasks.ended().await;
     assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
@@ -325,8 +325,8 @@ async fn a_drain_waits_for_the_requests_of_all_workers() {
         client.send("/hold").await;
     }
     test.held(2).await;
-    test.server.drain.stop.cancel();
-    test.server.accepting.ended().await;
+    test.server.drain.stop_accepting.cancel();
+    test.server.accept_tasks.ended().await;
     assert!(TcpStream::connect(address).await.is_err(), "no connection is accepted any more");
     {
         let mut ended = std::pin::pin!(test.server.worker_pool.requests_ended());
@@ -341,12 +341,12 @@ async fn a_drain_waits_for_the_requests_of_all_workers() {
         answered.responding_worker().await;
         ended.await;
     }
-    test.server.drain.close.cancel();
-    test.server.connections.ended().await;
+    test.server.drain.close_idle.cancel();
+    test.server.connection_tasks.ended().await;
     for client in [&mut one, &mut other, &mut idle] {
         client.assert_closed().await;
     }
-    test.workers.end().await;
+    test.workers.shut_down().await;
 }
 
 #[tokio::test]
@@ -358,9 +358,9 @@ async fn a_cut_ends_the_requests_of_all_workers() {
         client.send("/hold").await;
     }
     test.held(2).await;
-    test.server.drain.stop.cancel();
-    test.server.drain.cut.cancel();
-    test.server.connections.ended().await;
+    test.server.drain.stop_accepting.cancel();
+    test.server.drain.abort.cancel();
+    test.server.connection_tasks.ended().await;
     one.assert_closed().await;
     other.assert_closed().await;
 }

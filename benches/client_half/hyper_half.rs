@@ -18,7 +18,7 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use keychoir::body::replay::{AttemptBody, Upload, UploadWait};
+use keychoir::body::replay::{AttemptBody, UploadProgress, UploadWait};
 use keychoir::clock;
 use keychoir::policy::authority::Authority;
 use keychoir::upstream::{Connect, Settings, UpstreamRequestHead};
@@ -72,8 +72,8 @@ impl<C: Connect> HyperHalf<C> {
         let mut response = pin!(open.sender.send_request(request));
         let found = poll_fn(|cx| {
             let driven = open.drive(cx);
-            if open.has_begun.load(Ordering::Relaxed) && !upload.has_begun() {
-                upload.begun();
+            if open.has_begun.load(Ordering::Relaxed) && !upload.has_started() {
+                upload.mark_started();
             }
             // Only the driver completes the response, so its waker is never needed.
             if let Poll::Ready(found) = response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -150,15 +150,17 @@ impl<C: Connect> HyperHalf<C> {
         Box::new(Open { sender, driver, has_begun, opened_at: clock::instant(), timer: None })
     }
 
-    fn deadline(&self, upload: &Upload<Upstreamed>) -> Instant {
-        let span = match upload.waiting() {
+    fn deadline(&self, upload: &UploadProgress<Upstreamed>) -> Instant {
+        let span = match upload.waits_for() {
             UploadWait::ForResponse => self.settings.response_timeout,
-            UploadWait::ForUpstream | UploadWait::ForClient | UploadWait::Never => {
+            UploadWait::ForUpstream | UploadWait::ForClient | UploadWait::Failed => {
                 self.settings.request_body_timeout
             }
         };
-        let idle_at = upload.moved_at() + span;
-        upload.slow_at(self.settings.min_request_body_rate).map_or(idle_at, |slow_at| slow_at.min(idle_at))
+        let idle_at = upload.last_sent_at() + span;
+        upload
+            .min_rate_deadline(self.settings.min_request_body_rate)
+            .map_or(idle_at, |slow_at| slow_at.min(idle_at))
     }
 }
 

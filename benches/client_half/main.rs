@@ -123,7 +123,7 @@ impl<C: Connect + Clone> Halves<C> {
             hyper: HyperHalf::new(authority, connector, SETTINGS, KEY),
             key: ApiKey::new(KEY).unwrap(),
             // Bytes that are kept for a replay are no part of a client half.
-            nothing: BufferBudget::none(),
+            nothing: BufferBudget::empty(),
         }
     }
 
@@ -132,7 +132,7 @@ impl<C: Connect + Clone> Halves<C> {
         let head = case.request(at);
         let mut pieces = 0;
         for _ in 0..requests {
-            let body = Replay::hold(Upstreamed(case.body_bytes), &self.nothing).attempt();
+            let body = Replay::new(Upstreamed(case.body_bytes), &self.nothing).start_attempt();
             let (bytes, more) = match side {
                 Side::Ours => {
                     let sent = self.ours.send(None, &self.key, &head, body).await;
@@ -152,12 +152,12 @@ impl Halves<TcpTlsConnector> {
     async fn relay(&self, side: Side, case: &'static Case, at: usize) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        keychoir::tasks::thread("client", move || provider::ask(address, case.requests)).unwrap();
+        keychoir::tasks::spawn_thread("client", move || provider::ask(address, case.requests)).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
         let head = case.request(at);
         let service = service_fn(|_| async {
-            let body = Replay::hold(Upstreamed(case.body_bytes), &self.nothing).attempt();
+            let body = Replay::new(Upstreamed(case.body_bytes), &self.nothing).start_attempt();
             Ok::<_, Infallible>(match side {
                 Side::Ours => self.ours.send(None, &self.key, &head, body).await.unwrap().map(Either::Left),
                 Side::Hyper => self.hyper.send(&head, body).await.map(Either::Right),

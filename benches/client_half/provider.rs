@@ -25,10 +25,10 @@ pub fn start() -> (SocketAddr, Arc<AtomicUsize>) {
     let address = listener.local_addr().unwrap();
     let opened = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&opened);
-    keychoir::tasks::thread("provider", move || {
+    keychoir::tasks::spawn_thread("provider", move || {
         for connection in listener.incoming() {
             count.fetch_add(1, Ordering::Relaxed);
-            keychoir::tasks::thread("connection", move || answer(connection.unwrap())).unwrap();
+            keychoir::tasks::spawn_thread("connection", move || answer(connection.unwrap())).unwrap();
         }
     })
     .unwrap();

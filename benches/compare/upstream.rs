@@ -56,7 +56,7 @@ impl Upstream {
             seen: Arc::clone(&seen),
         };
         let acceptor = TlsAcceptor::from(certificates.server());
-        tasks::thread("upstream", move || {
+        tasks::spawn_thread("upstream", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let answers = Arc::new(Answers::new());
             runtime.block_on(async {

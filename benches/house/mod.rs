@@ -78,7 +78,7 @@ impl Running {
             })
             .expect("it starts");
         // The rest of its log is read, so that it never blocks.
-        keychoir::tasks::thread("what it says", move || lines.for_each(drop)).unwrap();
+        keychoir::tasks::spawn_thread("what it says", move || lines.for_each(drop)).unwrap();
         Self { child, address }
     }
 

@@ -26,13 +26,13 @@ use http_body::Body;
 use http_body_util::Full;
 use keychoir::body::budget::{BufferBudget, BufferLimits, BufferShare};
 use keychoir::body::inspect::{BodyInspector, Inspect};
-use keychoir::body::redacted::{Redacted, redact_headers};
+use keychoir::body::redacted_body::{RedactedBody, redact_headers};
 use keychoir::body::replay::Replay;
 use keychoir::clock;
-use keychoir::elevenlabs::affinity::{self, Names};
+use keychoir::elevenlabs::affinity::{self, RequestIdentifiers};
 use keychoir::elevenlabs::cost::ReportedCost;
 use keychoir::elevenlabs::endpoint::{Operation, Route, lookup};
-use keychoir::elevenlabs::estimate::estimate;
+use keychoir::elevenlabs::estimate::estimate_credits;
 use keychoir::elevenlabs::models::Models;
 use keychoir::elevenlabs::plan::Capabilities;
 use keychoir::elevenlabs::refusal::{ErrorBody, classify};
@@ -41,13 +41,15 @@ use keychoir::policy::budget::{Extension, Quota};
 use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, authenticate};
 use keychoir::policy::client_quota::{Period, Tally};
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
-use keychoir::policy::headers::{Forwarded, is_searched, strip_response};
-use keychoir::policy::origin::{AccessRules, admit};
-use keychoir::policy::path::without_base;
+use keychoir::policy::headers::{ForwardedHeaders, is_searched, strip_response};
+use keychoir::policy::origin::{AccessRules, check_origin};
+use keychoir::policy::path::strip_base_path;
 use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
-use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, Served, Settings};
+use keychoir::pool::{
+    KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, ServedAttempt, Settings,
+};
 use keychoir::proxy::{route, sanitize};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::UpstreamBodyError;
@@ -92,19 +94,19 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "choose, 1000 keys, round-robin",
-        set_up: || choosing(1_000, Strategy::named("round-robin").unwrap(), Spread::Alone),
+        set_up: || choosing(1_000, Strategy::by_name("round-robin").unwrap(), Spread::Alone),
     },
     Part {
         name: "choose, 1000 keys, most-remaining",
-        set_up: || choosing(1_000, Strategy::named("most-remaining").unwrap(), Spread::Alone),
+        set_up: || choosing(1_000, Strategy::by_name("most-remaining").unwrap(), Spread::Alone),
     },
     Part {
         name: "choose, 1000 keys, least-requests",
-        set_up: || choosing(1_000, Strategy::named("least-requests").unwrap(), Spread::Alone),
+        set_up: || choosing(1_000, Strategy::by_name("least-requests").unwrap(), Spread::Alone),
     },
     Part {
         name: "choose, 1000 keys, soonest-reset",
-        set_up: || choosing(1_000, Strategy::named("soonest-reset").unwrap(), Spread::Alone),
+        set_up: || choosing(1_000, Strategy::by_name("soonest-reset").unwrap(), Spread::Alone),
     },
     Part { name: "classify, served", set_up: || stage(answers, |head| classify_served(&head)) },
     Part { name: "classify, refused", set_up: || stage(nothing, |()| classify_refused()) },
@@ -211,7 +213,7 @@ fn answers(count: usize) -> Vec<HeaderMap> {
 fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
-        let token = TokenFingerprint::of(&format!("keychoir-token-number-{number}"));
+        let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
         (Client { name, rules: Rules::default() }, token)
     };
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
@@ -219,8 +221,8 @@ fn clients(count: usize) -> Clients {
 
 fn origin(head: &Parts) {
     let doors = AccessRules::default();
-    black_box(without_base(&head.uri, ""));
-    black_box(admit(&doors, false, &head.method, &head.headers)).unwrap();
+    black_box(strip_base_path(&head.uri, ""));
+    black_box(check_origin(&doors, false, &head.method, &head.headers)).unwrap();
 }
 
 fn identifying(count: usize) -> Stage {
@@ -260,10 +262,10 @@ fn naming(what: What) -> Stage {
 }
 
 /// The account affinity of a request, as far as its head shows.
-fn name(head: &Parts, route: &Route) -> Names {
-    black_box(affinity::yields(&head.method, route));
+fn name(head: &Parts, route: &Route) -> RequestIdentifiers {
+    black_box(affinity::response_ownership(&head.method, route));
     black_box(affinity::is_speech(route));
-    Names::of(head.uri.path(), head.uri.query())
+    RequestIdentifiers::parse(head.uri.path(), head.uri.query())
 }
 
 /// Counts a request and its credits in the periods of its client.
@@ -272,7 +274,7 @@ fn accounting() -> Stage {
     stage(nothing, move |()| {
         let (mut counted, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
         for (tally, period) in counted.iter_mut().zip(Period::ALL.into_iter().cycle()) {
-            *tally = tally.plus(1, period, now);
+            *tally = tally.add(1, period, now);
             black_box(tally.used(period, now));
         }
         tallies.set(counted);
@@ -283,7 +285,7 @@ fn stripping(what: What) -> Stage {
     stage(
         move |n| heads(n, what),
         |head| {
-            std::mem::forget(black_box(sanitize(head, None, &Forwarded::default())).unwrap());
+            std::mem::forget(black_box(sanitize(head, None, &ForwardedHeaders::default())).unwrap());
         },
     )
 }
@@ -291,18 +293,18 @@ fn stripping(what: What) -> Stage {
 fn estimating() -> Stage {
     let models = Models::default();
     stage(nothing, move |()| {
-        let asked = RequestBodyFeatures::of(black_box(TEXT), true);
-        black_box(estimate(black_box(Operation::Speech), &asked, Some(TEXT.len() as u64), &models));
+        let asked = RequestBodyFeatures::parse(black_box(TEXT), true);
+        black_box(estimate_credits(black_box(Operation::Speech), &asked, Some(TEXT.len() as u64), &models));
     })
 }
 
 fn classify_served(headers: &HeaderMap) {
     black_box(classify(black_box(StatusCode::OK), None, None));
-    black_box(ReportedCost::by(headers));
+    black_box(ReportedCost::from_headers(headers));
 }
 
 fn classify_refused() {
-    let body = ErrorBody::read(black_box(REFUSAL));
+    let body = ErrorBody::parse(black_box(REFUSAL));
     let verdict = classify(black_box(StatusCode::UNAUTHORIZED), Some(&body), None);
     assert!(matches!(verdict, Verdict::WorkspaceQuota(_)));
 }
@@ -324,11 +326,11 @@ fn stripping_answers() -> Stage {
 
 fn budget() -> BufferBudget {
     BufferBudget::new(&BufferLimits {
-        memory_bytes_max: 1 << 20,
-        memory_total_bytes_max: 1 << 40,
-        disk_bytes_max: 0,
-        disk_total_bytes_max: 0,
-        disk_free_percent_min: 10,
+        max_body_memory: 1 << 20,
+        max_total_memory: 1 << 40,
+        max_body_disk: 0,
+        max_total_disk: 0,
+        min_disk_free_percent: 10,
         directory: "/nowhere".into(),
     })
 }
@@ -354,8 +356,8 @@ fn piece(is_text: bool) -> Bytes {
 fn teeing_up() -> Stage {
     let (room, piece) = (budget(), piece(false));
     stage(nothing, move |()| {
-        let replay = Replay::hold(Full::new(piece.clone()), &room);
-        let mut attempt = replay.attempt();
+        let replay = Replay::new(Full::new(piece.clone()), &room);
+        let mut attempt = replay.start_attempt();
         assert_eq!(frame(&mut attempt).len(), PIECE);
         attempt.upload().release();
     })
@@ -385,7 +387,7 @@ impl Body for Endless {
 fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
     let heard: Inspect<Endless, NoInspector> =
         Inspect::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
-    let relayed = RefCell::new(Redacted::new(heard, redactor));
+    let relayed = RefCell::new(RedactedBody::new(heard, redactor));
     stage(nothing, move |()| {
         // A few bytes are held back until the next ones are known.
         assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > PIECE / 2);
@@ -457,10 +459,11 @@ impl Keys {
     pub fn serve(&self) {
         let roster = self.pool.roster();
         let (mut lease, roster) = (self.reserve(&roster, &self.request), roster);
-        lease.begin();
-        let served = Served { request: Some(&self.request), began_at: lease.since(), is_charged: true };
+        lease.mark_sent();
+        let served =
+            ServedAttempt { request: Some(&self.request), began_at: lease.reserved_at(), is_charged: true };
         black_box(self.pool.record_service(&roster, lease.key(), served, clock::now()));
-        black_box(self.pool.settle(&roster, &mut lease, 150, clock::now()));
+        black_box(self.pool.charge(&roster, &mut lease, 150, clock::now()));
     }
 
     fn reserve(&self, roster: &Arc<Roster>, request: &KeyRequest) -> Lease {
@@ -480,7 +483,7 @@ fn owning(keys: usize) -> Stage {
     let roster = Keys::new(keys, Strategy::DEFAULT, Spread::Alone).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
     stage(nothing, move |()| {
-        assert!(roster.has_choice());
+        assert!(roster.has_several_workspaces());
         assert_eq!(roster.identity_of(black_box(&owner)), Some(&owner));
     })
 }
@@ -510,27 +513,28 @@ impl Way {
         origin(&head);
         let caller = authenticate(&self.clients, &head.headers, head.uri.query()).unwrap();
         let (endpoint, names, _) = route(&mut head, true).unwrap();
-        black_box(affinity::yields(&head.method, &endpoint.route));
+        black_box(affinity::response_ownership(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
-        let outbound = sanitize(head, endpoint.socket, &Forwarded::default()).unwrap();
+        let outbound = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap();
         let asked = if endpoint.operation.has_text() {
-            RequestBodyFeatures::of(TEXT, true)
+            RequestBodyFeatures::parse(TEXT, true)
         } else {
             RequestBodyFeatures::default()
         };
-        let credits = estimate(endpoint.operation, &asked, None, &self.models);
-        let group = ConcurrencyGroup::of_operation(endpoint.operation);
+        let credits = estimate_credits(endpoint.operation, &asked, None, &self.models);
+        let group = ConcurrencyGroup::for_operation(endpoint.operation);
         let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &request);
-        lease.begin();
+        lease.mark_sent();
         // The response has been received.
         assert_eq!(classify(StatusCode::OK, None, None), Verdict::Served);
-        let served = Served { request: Some(&request), began_at: lease.since(), is_charged: true };
+        let served =
+            ServedAttempt { request: Some(&request), began_at: lease.reserved_at(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
-        let told = ReportedCost::by(&answer);
+        let told = ReportedCost::from_headers(&answer);
         lease.record_concurrency_limit(told.concurrency_max.unwrap());
-        black_box(pool.settle(&roster, &mut lease, told.credits.unwrap(), now));
+        black_box(pool.charge(&roster, &mut lease, told.credits.unwrap(), now));
         strip_response(&mut answer);
         redact_headers(&mut answer, &self.redactor);
         black_box(is_searched(&answer));

@@ -5,7 +5,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::elevenlabs::socket::{CredentialBlanker, ContentCounter, Dialect, presented};
+use keychoir::elevenlabs::socket::{ContentCounter, CredentialBlanker, Dialect, credential_in_message};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
@@ -139,11 +139,11 @@ fn passed(text: &[u8], cuts: &[u8]) -> Vec<u8> {
     let (mut blanking, mut out, mut rest) = (CredentialBlanker::default(), Vec::new(), text);
     for cut in cuts {
         let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
-        blanking.pass(piece, &mut out);
+        blanking.process(piece, &mut out);
         assert!(out.len() <= text.len() - behind.len(), "nothing goes on that has not come");
         rest = behind;
     }
-    blanking.pass(rest, &mut out);
+    blanking.process(rest, &mut out);
     blanking.finish(&mut out);
     out
 }
@@ -152,10 +152,10 @@ fn counted(text: &[u8], cuts: &[u8]) -> u64 {
     let (mut counter, mut rest) = (ContentCounter::default(), text);
     for cut in cuts {
         let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
-        counter.pass(piece);
+        counter.process(piece);
         rest = behind;
     }
-    counter.pass(rest);
+    counter.process(rest);
     counter.finish(Dialect::Speech).content.characters
 }
 
@@ -183,7 +183,7 @@ fuzz_target!(|case: Case| {
     expected.retain(|name, _| !is_credential(name));
     let found: Map<String, Value> = serde_json::from_slice(&out).expect("an object is still one");
     assert_eq!(found, expected);
-    assert_eq!(presented(&out), None, "no credential is left");
+    assert_eq!(credential_in_message(&out), None, "no credential is left");
     if is_ours {
         assert!(!out.windows(MARKER.len()).any(|some| some == MARKER.as_bytes()), "a credential goes on");
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use keychoir::body::decode::decoded;
+use keychoir::body::decode::decode_body;
 use keychoir::elevenlabs::refusal::{ErrorBody, classify};
 use keychoir::policy::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
@@ -14,9 +14,9 @@ fuzz_target!(|input: (u16, Option<u32>, u8, Vec<u8>)| {
     let (status, retry_after, encoding, body) = input;
     let Ok(status) = StatusCode::from_u16(100 + status % 500) else { return };
     let encoding = [None, Some("gzip"), Some("deflate"), Some("br")][usize::from(encoding % 4)];
-    let text = decoded(&body, encoding, 64 * 1024);
+    let text = decode_body(&body, encoding, 64 * 1024);
     assert!(text.as_ref().is_none_or(|text| text.len() <= 64 * 1024));
-    let error = text.as_deref().map(ErrorBody::read);
+    let error = text.as_deref().map(ErrorBody::parse);
     let verdict = classify(status, error.as_ref(), retry_after.map(|span| Duration::from_secs(span.into())));
     assert_eq!(verdict == Verdict::Served, !status.is_client_error() && !status.is_server_error());
 });

@@ -6,8 +6,8 @@
 
 use arbitrary::Arbitrary;
 use keychoir::policy::frame::{
-    Checked, FrameValidator, HEAD_BYTES_MAX, Head, Sender, StreamEnd, check_close, close_payload, mask, read,
-    read_close,
+    FrameHeader, FrameValidator, MAX_HEADER_BYTES, Sender, StreamEnd, ValidationResult, apply_mask,
+    close_payload, parse_close, parse_header, validate_close,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -23,15 +23,15 @@ struct Case {
 }
 
 /// Checks a stream in pieces.
-fn checked(sender: Sender, stream: &[u8], cuts: &[u8]) -> Checked {
+fn checked(sender: Sender, stream: &[u8], cuts: &[u8]) -> ValidationResult {
     let (mut validator, mut all, mut rest) =
-        (FrameValidator::new(sender), Checked { valid: 0, end: None }, stream);
+        (FrameValidator::new(sender), ValidationResult { valid_length: 0, end: None }, stream);
     let mut cuts = cuts.iter().map(|cut| usize::from(*cut)).chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
         let (piece, behind) = rest.split_at(cuts.next().unwrap_or(1).clamp(1, rest.len()));
-        let one = validator.check(piece);
-        assert!(one.valid <= piece.len());
-        all = Checked { valid: all.valid + one.valid, end: one.end };
+        let one = validator.validate(piece);
+        assert!(one.valid_length <= piece.len());
+        all = ValidationResult { valid_length: all.valid_length + one.valid_length, end: one.end };
         rest = behind;
     }
     all
@@ -43,44 +43,44 @@ fuzz_target!(|case: Case| {
         let (whole, pieces) = (checked(sender, &bytes, &[]), checked(sender, &bytes, &cuts));
         assert_eq!(whole.end, pieces.end, "the pieces do not matter");
         if let Some(StreamEnd::Closed { .. }) = whole.end {
-            assert_eq!(whole.valid, pieces.valid);
+            assert_eq!(whole.valid_length, pieces.valid_length);
         }
     }
-    match read(&bytes) {
+    match parse_header(&bytes) {
         Some((head, length)) => {
-            assert!(length <= HEAD_BYTES_MAX.min(bytes.len()));
+            assert!(length <= MAX_HEADER_BYTES.min(bytes.len()));
             for end in 0..length {
-                assert_eq!(read(&bytes[..end]), None, "half a head is none");
+                assert_eq!(parse_header(&bytes[..end]), None, "half a head is none");
             }
-            assert_eq!(read(&bytes[..length]), Some((head, length)), "what follows does not matter");
+            assert_eq!(parse_header(&bytes[..length]), Some((head, length)), "what follows does not matter");
             let mut written = Vec::new();
-            head.write(&mut written);
+            head.encode(&mut written);
             assert!(written.len() <= length, "the shortest form");
-            assert_eq!(read(&written), Some((head, written.len())));
-            let other = Head { mask: Some(masked), length: offset, ..head };
+            assert_eq!(parse_header(&written), Some((head, written.len())));
+            let other = FrameHeader { mask: Some(masked), length: offset, ..head };
             written.clear();
-            other.write(&mut written);
-            assert_eq!(read(&written), Some((other, written.len())));
+            other.encode(&mut written);
+            assert_eq!(parse_header(&written), Some((other, written.len())));
         }
-        None => assert!(bytes.len() < HEAD_BYTES_MAX),
+        None => assert!(bytes.len() < MAX_HEADER_BYTES),
     }
 
     let mut pieces = bytes.clone();
     let (start, end) = pieces.split_at_mut(usize::from(cut).min(bytes.len()));
     let behind = offset.wrapping_add(start.len() as u64);
-    mask(start, masked, offset);
-    mask(end, masked, behind);
+    apply_mask(start, masked, offset);
+    apply_mask(end, masked, behind);
     let simple =
         bytes.iter().enumerate().map(|(at, byte)| byte ^ masked[(offset as usize).wrapping_add(at) % 4]);
     assert!(pieces.iter().copied().eq(simple));
-    mask(&mut pieces, masked, offset);
+    apply_mask(&mut pieces, masked, offset);
     assert_eq!(pieces, bytes, "twice is not at all");
 
-    let _ = read_close(&bytes);
+    let _ = parse_close(&bytes);
     let payload = close_payload(code, &reason);
     assert!(payload.len() <= 125, "a control frame has no more");
     let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
-    assert_eq!(check_close(&payload).ok(), is_allowed.then_some(code));
-    let (found, told) = read_close(&payload);
+    assert_eq!(validate_close(&payload).ok(), is_allowed.then_some(code));
+    let (found, told) = parse_close(&payload);
     assert!(found == code && reason.starts_with(&told));
 });

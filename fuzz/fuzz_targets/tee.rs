@@ -12,9 +12,9 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
+use keychoir::body::budget::{BufferBudget, BufferLimits};
 use keychoir::body::replay::Replay;
-use keychoir::body::budget::{BufferLimits, BufferBudget};
-use keychoir::policy::replay::Replayable;
+use keychoir::policy::replay::ReplayableBody;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -31,7 +31,10 @@ impl Body for Client {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.0.pop_front() {
             None => Poll::Ready(None),
             Some(None) => {
@@ -46,28 +49,28 @@ impl Body for Client {
 fuzz_target!(|case: Case| {
     let sent: Vec<u8> = case.pieces.iter().flatten().flatten().copied().collect();
     let budget = BufferBudget::new(&BufferLimits {
-        memory_bytes_max: case.memory.into(),
-        memory_total_bytes_max: case.memory.into(),
-        disk_bytes_max: case.disk.into(),
-        disk_total_bytes_max: case.disk.into(),
-        disk_free_percent_min: 0,
+        max_body_memory: case.memory.into(),
+        max_total_memory: case.memory.into(),
+        max_body_disk: case.disk.into(),
+        max_total_disk: case.disk.into(),
+        min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let replay = Replay::hold(Client(case.pieces.into()), &budget);
+        let replay = Replay::new(Client(case.pieces.into()), &budget);
         for count in case.attempts.into_iter().take(8) {
-            let mut attempt = replay.attempt();
+            let mut attempt = replay.start_attempt();
             for _ in 0..count {
                 if attempt.frame().await.is_none_or(|frame| frame.is_err()) {
                     break;
                 }
             }
-            if replay.holding() == Replayable::Lost {
+            if replay.replayable_body() == ReplayableBody::Unavailable {
                 return;
             }
         }
-        let arrived = replay.attempt().collect().await.expect("it is whole").to_bytes();
+        let arrived = replay.start_attempt().collect().await.expect("it is whole").to_bytes();
         assert_eq!(arrived, sent);
         drop(replay);
         assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));

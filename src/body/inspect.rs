@@ -21,7 +21,7 @@ pub trait BodyInspector: Send + 'static {
 /// A body that passes a copy of itself to a [`BodyInspector`].
 ///
 /// The last received frame is held until the next frame or the end of the body arrives. A client thus
-/// receives the end of the body only after [`BodyInspector::inspect`] has run. ScriptedBody are no longer
+/// receives the end of the body only after [`BodyInspector::inspect`] has run. Frames are no longer
 /// held once the copy is discarded.
 ///
 /// # Cancel safety

@@ -63,7 +63,7 @@ impl ReportedKeyState {
     }
 
     /// The state in the status document of a running Keychoir.
-    fn from_status(key: &status::KeyStatusEntry) -> Self {
+    fn from_status(key: &status::ReportedKeyStatus) -> Self {
         Self {
             status: key.status.clone(),
             is_near_limit: key.is_near_limit,
@@ -97,8 +97,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 /// Returns `None` if it does not respond, requires a token, or has other keys.
 fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
-    let is_same =
-        |(config, key): (&KeyConfig, &status::KeyStatusEntry)| config.key.short().as_str() == key.short_key;
+    let is_same = |(config, key): (&KeyConfig, &status::ReportedKeyStatus)| {
+        config.key.short().as_str() == key.short_key
+    };
     if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
         return None;
     }

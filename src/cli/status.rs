@@ -48,12 +48,12 @@ struct StatusPage {
     total_keys: u64,
     active_keys: u64,
     total_remaining_characters: u64,
-    keys: Vec<KeyStatusEntry>,
+    keys: Vec<ReportedKeyStatus>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct KeyStatusEntry {
+pub(super) struct ReportedKeyStatus {
     pub(super) short_key: String,
     pub(super) status: String,
     pub(super) character_count: u64,
@@ -86,7 +86,7 @@ struct KeysDocument<K> {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct KeyDetails {
+struct ReportedKeyDetails {
     short_key: String,
     name: Option<String>,
     plan: Option<String>,
@@ -99,7 +99,7 @@ struct StatusDocuments {
     /// The status document as it was received.
     text: String,
     page: StatusPage,
-    details: KeysDocument<KeyDetails>,
+    details: KeysDocument<ReportedKeyDetails>,
     readiness: ReportedReadiness,
     explained_keys: Vec<ExplainedKey>,
 }
@@ -136,7 +136,7 @@ async fn fetch(client: StatusClient) -> Result<StatusDocuments, ServerRequestErr
 
 /// Fetches the keys of the Keychoir that runs with this configuration. Returns `None` if it does not
 /// respond or requires a token.
-pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<KeyStatusEntry>> {
+pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
     let client = StatusClient::from_config(config).ok()?;
     let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
     Some(page.keys)
@@ -155,7 +155,7 @@ fn check_status(page: &StatusPage, readiness: &ReportedReadiness) -> CommandResu
 /// Formats the table and the lines below it. Each line has at most 80 characters.
 fn format_page(
     page: &StatusPage,
-    details: &KeysDocument<KeyDetails>,
+    details: &KeysDocument<ReportedKeyDetails>,
     readiness: &ReportedReadiness,
 ) -> String {
     let mut text = format_table(page, details);
@@ -195,10 +195,11 @@ fn format_total_remaining(page: &StatusPage) -> String {
 }
 
 /// Formats a line for each workspace with a billing discrepancy.
-fn format_discrepancies(details: &KeysDocument<KeyDetails>) -> String {
+fn format_discrepancies(details: &KeysDocument<ReportedKeyDetails>) -> String {
     let mut text = String::new();
-    for (index, KeyDetails { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
-        let is_same_workspace = |earlier: &KeyDetails| workspace.is_some() && earlier.workspace == *workspace;
+    for (index, ReportedKeyDetails { short_key, workspace, drift, .. }) in details.keys.iter().enumerate() {
+        let is_same_workspace =
+            |earlier: &ReportedKeyDetails| workspace.is_some() && earlier.workspace == *workspace;
         if *drift == 0 || details.keys.iter().take(index).any(is_same_workspace) {
             continue;
         }
@@ -211,7 +212,7 @@ fn format_discrepancies(details: &KeysDocument<KeyDetails>) -> String {
 
 /// Formats the table of keys. If a key has a name, the table shows names, and otherwise numbers and the
 /// used percentage.
-fn format_table(page: &StatusPage, details: &KeysDocument<KeyDetails>) -> String {
+fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>) -> String {
     let titles = [
         ("key", Alignment::Left),
         ("status", Alignment::Left),
@@ -246,14 +247,14 @@ fn format_table(page: &StatusPage, details: &KeysDocument<KeyDetails>) -> String
 /// Maximum characters of a name, so that the other columns fit into the line.
 const MAX_NAME_CHARS: usize = 11;
 
-impl KeyStatusEntry {
+impl ReportedKeyStatus {
     /// Whether the limit is unknown. If the provider reports no limit, it is zero and not exceeded.
     pub(super) fn has_unknown_limit(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
     }
 }
 
-fn format_cells(key: &KeyStatusEntry, plan: Option<&str>) -> [String; 6] {
+fn format_cells(key: &ReportedKeyStatus, plan: Option<&str>) -> [String; 6] {
     let (remaining, used, percentage) = if key.has_unknown_limit() {
         let used = match describe_unknown_limit(plan) {
             "unknown" => format!("{}/?", abbreviate(key.character_count)),
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_widest_table_has_at_most_80_columns() {
-        let key = |count, limit| KeyStatusEntry {
+        let key = |count, limit| ReportedKeyStatus {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "rate_limited".to_owned(),
             character_count: count,
@@ -315,7 +316,7 @@ mod tests {
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
         };
-        let details_of_key = |drift, name: Option<&str>| KeyDetails {
+        let details_of_key = |drift, name: Option<&str>| ReportedKeyDetails {
             short_key: "sk_6c036526...d452b".to_owned(),
             name: name.map(str::to_owned),
             plan: None,
@@ -341,7 +342,7 @@ mod tests {
 
     #[test]
     fn an_unknown_limit_is_not_shown_as_zero() {
-        let key = |limit: u64, remaining: u64| KeyStatusEntry {
+        let key = |limit: u64, remaining: u64| ReportedKeyStatus {
             short_key: "sk_6c036526...d452b".to_owned(),
             status: "active".to_owned(),
             character_count: 40,
@@ -352,8 +353,8 @@ mod tests {
             is_near_limit: false,
             next_reset_date: None,
         };
-        let format_keys = |keys: Vec<KeyStatusEntry>, plan: Option<&str>| {
-            let details_of_key = |key: &KeyStatusEntry| KeyDetails {
+        let format_keys = |keys: Vec<ReportedKeyStatus>, plan: Option<&str>| {
+            let details_of_key = |key: &ReportedKeyStatus| ReportedKeyDetails {
                 short_key: key.short_key.clone(),
                 name: None,
                 plan: plan.map(str::to_owned),

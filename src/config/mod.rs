@@ -21,6 +21,7 @@ mod key_list;
 mod keys;
 mod rules;
 
+mod access;
 mod base_url;
 mod host_port;
 mod listen;
@@ -44,6 +45,7 @@ mod tests;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+pub use access::AccessConfig;
 pub use base_url::BaseUrl;
 pub use clients::ClientConfig;
 pub use edit::{EditError, NewClient, add_client, remove_client};
@@ -54,8 +56,8 @@ pub use log::{LogFilter, LogFormat};
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
 pub use reload::FileStamps;
 pub use sections::{
-    AccessConfig, AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig,
-    StorageConfig, UpstreamConfig, WebsocketConfig,
+    AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
+    UpstreamConfig, WebsocketConfig,
 };
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsConfig, TlsMode};

@@ -2,16 +2,17 @@
 
 use std::fs::{self, File};
 
-use crate::support::program::{keychoir, run, stderr};
+use crate::support::program::{keychoir_command, run, stderr};
 
 #[test]
 fn every_request_is_served_while_keys_run_out() {
     let folder = tempfile::tempdir().unwrap();
     let audio = folder.path().join("demo.mp3");
-    let output = run(&mut keychoir(&["demo", "--output", audio.to_str().unwrap()]));
+    let output = run(&mut keychoir_command(&["demo", "--output", audio.to_str().unwrap()]));
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{said}");
-    let ends = ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
+    let ends =
+        ["32 requests, 32 served, 3 keys exhausted, 0 failures", "1592 credits recorded, 1592 charged"];
     for end in ends {
         assert!(said.contains(end), "{said}");
     }
@@ -26,7 +27,7 @@ fn every_request_is_served_while_keys_run_out() {
 
 #[test]
 fn an_unwritable_path_is_named_before_the_work() {
-    let output = run(&mut keychoir(&["demo", "--output", "/nowhere/demo.mp3"]));
+    let output = run(&mut keychoir_command(&["demo", "--output", "/nowhere/demo.mp3"]));
     assert_eq!(output.status.code(), Some(1));
     let said = stderr(&output);
     assert!(said.contains("cannot write /nowhere/demo.mp3") && said.contains("--output"), "{said}");
@@ -38,7 +39,7 @@ fn an_unwritable_path_is_named_before_the_work() {
 fn a_result_that_cannot_be_shown_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let audio = folder.path().join("demo.mp3");
-    let mut command = keychoir(&["demo", "--output", audio.to_str().unwrap()]);
+    let mut command = keychoir_command(&["demo", "--output", audio.to_str().unwrap()]);
     let full = File::options().write(true).open("/dev/full").unwrap();
     let status = command.stdout(full).status().unwrap();
     assert_eq!(status.code(), Some(1));

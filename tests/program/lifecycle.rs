@@ -13,16 +13,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::program::{Program, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, run, stderr};
 use keychoir::simulator::{Plan, Simulator};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
-const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
-const THREE: &str = "sk_key_number_three_0000000000000000000000000000003";
+const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+const THIRD_KEY: &str = "sk_key_number_three_0000000000000000000000000000003";
 
-const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// A folder with a configuration, and an upstream for it.
@@ -50,7 +50,8 @@ impl Stage {
     /// The program's arguments and environment, with files checked only on a signal.
     fn command(&self, more: &[&str]) -> Command {
         let config = self.path("keychoir.toml");
-        let mut command = keychoir(&[&["serve", "--config", config.to_str().unwrap()], more].concat());
+        let mut command =
+            keychoir_command(&[&["serve", "--config", config.to_str().unwrap()], more].concat());
         self.environment(&mut command);
         command
     }
@@ -66,7 +67,7 @@ impl Stage {
 
     fn start(&self) -> (Program, String) {
         let mut program = Program::start(&mut self.command(&["--listen", "127.0.0.1:0"]));
-        let address = program.address();
+        let address = program.wait_for_address();
         (program, address)
     }
 
@@ -103,7 +104,7 @@ fn client() -> reqwest::Client {
 
 async fn speak(client: &reqwest::Client, address: &str) -> reqwest::StatusCode {
     let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
-    let answer = client.post(format!("http://{address}{SPEECH}")).json(&body).send().await.unwrap();
+    let answer = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body).send().await.unwrap();
     let status = answer.status();
     answer.bytes().await.unwrap();
     status
@@ -154,116 +155,116 @@ impl Traffic {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_come_and_go_under_traffic_and_no_request_fails() {
-    let simulator = simulator(&[ONE, TWO, THREE]).await;
+    let simulator = simulator(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
-    stage.configure(&[ONE, TWO], "");
+    stage.configure(&[FIRST_KEY, SECOND_KEY], "");
     let (mut program, address) = stage.start();
     let mut traffic = Traffic::begin(4, &address, &client());
     traffic.flows(10).await;
     for (keys, added, removed) in [
-        (&[TWO] as &[&str], 0, 1),
-        (&[THREE, TWO], 1, 0),
-        (&[TWO, THREE, ONE], 1, 0),
-        (&[ONE, TWO, THREE], 0, 0),
-        (&[THREE], 0, 2),
+        (&[SECOND_KEY] as &[&str], 0, 1),
+        (&[THIRD_KEY, SECOND_KEY], 1, 0),
+        (&[SECOND_KEY, THIRD_KEY, FIRST_KEY], 1, 0),
+        (&[FIRST_KEY, SECOND_KEY, THIRD_KEY], 0, 0),
+        (&[THIRD_KEY], 0, 2),
     ] {
         stage.configure(keys, "");
-        program.signal("HUP");
-        let event = program.event("reloaded");
+        program.send_signal("HUP");
+        let event = program.wait_for_event("reloaded");
         let told = (event["keys"].as_u64(), event["added"].as_u64(), event["removed"].as_u64());
         assert_eq!(told, (Some(keys.len() as u64), Some(added), Some(removed)));
         traffic.flows(10).await;
     }
     traffic.end().await;
-    let before = [ONE, TWO, THREE].map(|key| hits(&simulator, key));
+    let before = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| hits(&simulator, key));
     assert_eq!(speak(&client(), &address).await, 200);
-    let after = [ONE, TWO, THREE].map(|key| hits(&simulator, key));
+    let after = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| hits(&simulator, key));
     assert_eq!(after, [before[0], before[1], before[2] + 1], "a key that is gone gets no new request");
     assert!(before.iter().all(|&hits| hits > 0), "{before:?}");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_key_keeps_its_state_after_a_reload() {
-    let simulator = simulator(&[ONE, TWO]).await;
-    simulator.always(ONE, Some("invalid".parse().unwrap()));
+    let simulator = simulator(&[FIRST_KEY, SECOND_KEY]).await;
+    simulator.always(FIRST_KEY, Some("invalid".parse().unwrap()));
     let stage = Stage::before(&simulator.base_url());
-    stage.configure(&[ONE, TWO], "");
+    stage.configure(&[FIRST_KEY, SECOND_KEY], "");
     let (mut program, address) = stage.start();
     assert_eq!(speak(&client(), &address).await, 200);
-    assert_eq!(hits(&simulator, ONE), 1);
-    for keys in [[TWO, ONE], [ONE, TWO]] {
+    assert_eq!(hits(&simulator, FIRST_KEY), 1);
+    for keys in [[SECOND_KEY, FIRST_KEY], [FIRST_KEY, SECOND_KEY]] {
         stage.configure(&keys, "");
-        program.signal("HUP");
-        program.event("reloaded");
+        program.send_signal("HUP");
+        program.wait_for_event("reloaded");
         assert_eq!(speak(&client(), &address).await, 200);
     }
-    assert_eq!(hits(&simulator, ONE), 1, "a refused key is not asked again because it moved");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(hits(&simulator, FIRST_KEY), 1, "a refused key is not asked again because it moved");
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_file_is_reported_and_changes_nothing() {
-    let simulator = simulator(&[ONE]).await;
+    let simulator = simulator(&[FIRST_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let (mut program, address) = stage.start();
-    stage.configure(&[TWO], "[pool]\nstrateggy = \"fill-first\"\n[log]\nlevel = \"loud\"\n");
-    program.signal("HUP");
+    stage.configure(&[SECOND_KEY], "[pool]\nstrateggy = \"fill-first\"\n[log]\nlevel = \"loud\"\n");
+    program.send_signal("HUP");
     for words in ["keychoir.toml:2:1: unknown key `strateggy`", "did you mean `strategy`", "`loud`"] {
-        program.line(|line| line.contains(words).then_some(()));
+        program.wait_for_line(|line| line.contains(words).then_some(()));
     }
-    program.event("reload_failed");
+    program.wait_for_event("reload_failed");
     assert_eq!(speak(&client(), &address).await, 200);
-    assert_eq!((hits(&simulator, ONE), hits(&simulator, TWO)), (1, 0));
+    assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (1, 0));
     // A valid configuration is applied again.
-    stage.configure(&[ONE], "");
-    program.signal("HUP");
-    program.event("reloaded");
-    let (code, said) = program.end();
+    stage.configure(&[FIRST_KEY], "");
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0));
-    assert!(!said.contains(ONE) && !said.contains(TWO), "{said}");
+    assert!(!said.contains(FIRST_KEY) && !said.contains(SECOND_KEY), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_reloaded_and_settings_that_need_a_restart_are_named() {
-    let simulator = simulator(&[ONE]).await;
+    let simulator = simulator(&[FIRST_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let (mut program, address) = stage.start();
     assert_eq!(speak(&client(), &address).await, 200);
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n";
     stage.configure(
-        &[ONE],
+        &[FIRST_KEY],
         &format!("[server]\nmax_request_headers_size = \"8KiB\"\n[log]\nlevel = \"debug\"\n{clients}"),
     );
-    program.signal("HUP");
-    assert_eq!(program.event("reload_incomplete")["settings"], "server.max_request_headers_size");
-    assert_eq!(program.event("reloaded")["clients"], 1);
+    program.send_signal("HUP");
+    assert_eq!(program.wait_for_event("reload_incomplete")["settings"], "server.max_request_headers_size");
+    assert_eq!(program.wait_for_event("reloaded")["clients"], 1);
     assert_eq!(speak(&client(), &address).await, 401);
     // The new level applies: malformed HTTP was not logged before.
     TcpStream::connect(&address).unwrap().write_all(b"\x16\x03\x01 no HTTP\r\n\r\n").unwrap();
-    program.line(|line| line.contains("a connection ended").then_some(()));
-    assert_eq!(program.end().0, Some(0));
+    program.wait_for_line(|line| line.contains("a connection ended").then_some(()));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_noticed_without_a_signal() {
-    let simulator = simulator(&[ONE, TWO]).await;
+    let simulator = simulator(&[FIRST_KEY, SECOND_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
-    fs::write(stage.path("list"), ONE).unwrap();
+    fs::write(stage.path("list"), FIRST_KEY).unwrap();
     fs::write(stage.path("keychoir.toml"), "").unwrap();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
     command
         .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "20ms")
         .env("ELEVENLABS_API_KEYS_FILE", stage.path("list"));
     let mut program = Program::start(&mut command);
-    let address = program.address();
-    fs::write(stage.path("list"), format!("{TWO}\n{ONE}\n")).unwrap();
-    assert_eq!(program.event("reloaded")["added"], 1);
+    let address = program.wait_for_address();
+    fs::write(stage.path("list"), format!("{SECOND_KEY}\n{FIRST_KEY}\n")).unwrap();
+    assert_eq!(program.wait_for_event("reloaded")["added"], 1);
     assert_eq!(speak(&client(), &address).await, 200);
-    assert_eq!(hits(&simulator, TWO), 1);
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(hits(&simulator, SECOND_KEY), 1);
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 /// An upstream whose response pauses in the middle until the test continues it.
@@ -282,7 +283,7 @@ impl Gate {
 
     fn stage(&self) -> Stage {
         let stage = Stage::before(&format!("http://{}", self.listener.local_addr().unwrap()));
-        stage.configure(&[ONE], "");
+        stage.configure(&[FIRST_KEY], "");
         stage
     }
 
@@ -354,8 +355,8 @@ fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
     assert_has(&one.ask("/readyz").0, &["http/1.1 200"]);
     assert_has(&other.ask("/livez").0, &["http/1.1 200"]);
 
-    program.signal("TERM");
-    program.event("server_ending");
+    program.send_signal("TERM");
+    program.wait_for_event("server_ending");
     // The line is logged just before the drain begins.
     let (told, page) = loop {
         let probe = one.ask("/readyz");
@@ -381,7 +382,7 @@ fn a_stream_finishes_after_the_signal_and_kept_connections_are_served() {
     streaming.0.read_exact(&mut body).unwrap();
     assert_eq!(&body, b"firstafter");
     streaming.assert_closed();
-    let (code, said) = program.ended();
+    let (code, said) = program.wait_for_exit();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains(r#""message":"Ended""#), "{said}");
     assert_eq!(booked(&stage), ["served", "served"]);
@@ -404,10 +405,10 @@ fn a_second_signal_ends_the_program_at_once_with_its_records_written() {
     streaming.send("/v1/voices");
     let _upstream = gate.open();
     assert_has(&head(&mut streaming.0), &["http/1.1 200"]);
-    program.signal("TERM");
-    program.event("server_ending");
-    program.signal("INT");
-    let (code, said) = program.ended();
+    program.send_signal("TERM");
+    program.wait_for_event("server_ending");
+    program.send_signal("INT");
+    let (code, said) = program.wait_for_exit();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("requests that still ran were cut"), "{said}");
     assert_eq!(booked(&stage), ["shutdown"]);
@@ -417,13 +418,13 @@ fn a_second_signal_ends_the_program_at_once_with_its_records_written() {
 fn the_drain_timeout_ends_connections() {
     let gate = Gate::new();
     let stage = gate.stage();
-    stage.configure(&[ONE], "[server]\ndrain_timeout = \"1ms\"\n");
+    stage.configure(&[FIRST_KEY], "[server]\ndrain_timeout = \"1ms\"\n");
     let (program, address) = stage.start();
     let mut streaming = Kept::to(&address);
     streaming.send("/v1/voices");
     let _upstream = gate.open();
     assert_has(&head(&mut streaming.0), &["http/1.1 200"]);
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("requests that still ran were cut"), "{said}");
 }
@@ -439,15 +440,15 @@ fn live_over(path: &Path) -> String {
 #[test]
 fn ports_and_unix_sockets_are_listened_on_at_once() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let socket = stage.path("keychoir.sock");
     let place = format!("unix:{}", socket.display());
     let start = || {
         let mut program =
             Program::start(&mut stage.command(&["--listen", "127.0.0.1:0", "--listen", &place]));
-        let address = program.address();
+        let address = program.wait_for_address();
         assert!(address.starts_with("127.0.0.1:"), "{address}");
-        assert_eq!(program.address(), place);
+        assert_eq!(program.wait_for_address(), place);
         (program, address)
     };
     let (program, address) = start();
@@ -463,25 +464,25 @@ fn ports_and_unix_sockets_are_listened_on_at_once() {
     assert!(live_over(&socket).starts_with("HTTP/1.1 200"), "the one that came late broke nothing");
 
     // The files of a killed program are replaced.
-    program.signal("KILL");
-    assert_eq!(program.ended().0, None);
+    program.send_signal("KILL");
+    assert_eq!(program.wait_for_exit().0, None);
     assert!(socket.exists());
     let (program, _) = start();
     assert!(live_over(&socket).starts_with("HTTP/1.1 200"));
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
     assert!(!socket.exists(), "the socket goes with the program");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_with_a_socket_of_systemd_refuses_no_client() {
-    let simulator = simulator(&[ONE]).await;
+    let simulator = simulator(&[FIRST_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let place = socket.local_addr().unwrap().to_string();
     let start = || {
         let mut program = Program::start(&mut stage.activated(socket.try_clone().unwrap().into()));
-        assert_eq!(program.address(), place);
+        assert_eq!(program.wait_for_address(), place);
         program
     };
     let mut program = start();
@@ -491,7 +492,7 @@ async fn a_restart_with_a_socket_of_systemd_refuses_no_client() {
     let keeping = keeping(4, &place);
     for _ in 0..3 {
         traffic.flows(20).await;
-        let (code, said) = program.end();
+        let (code, said) = program.terminate();
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains(r#""message":"Ended""#), "{said}");
         program = start();
@@ -499,7 +500,7 @@ async fn a_restart_with_a_socket_of_systemd_refuses_no_client() {
     traffic.flows(20).await;
     traffic.end().await;
     keeping.end();
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 /// Clients that keep their connection until a response closes it, send requests after pauses of all
@@ -529,7 +530,7 @@ fn keeping(count: usize, place: &str) -> Keeping {
                 (0..(round * 7 + number) % 50).for_each(|_| std::thread::yield_now());
             }
         };
-        keychoir::tasks::thread("client", ask).unwrap()
+        keychoir::tasks::spawn_thread("client", ask).unwrap()
     });
     let clients = clients.collect();
     Keeping { stop, clients }
@@ -545,15 +546,15 @@ impl Keeping {
 #[test]
 fn kept_connections_are_served_at_the_end_without_a_passed_socket_too() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let (mut program, address) = stage.start();
     let mut kept: Vec<Kept> = (0..20).map(|_| Kept::to(&address)).collect();
     for connection in &mut kept {
         assert_has(&connection.ask("/livez").0, &["http/1.1 200"]);
     }
     let mut probe = Kept::to(&address);
-    program.signal("TERM");
-    program.event("server_ending");
+    program.send_signal("TERM");
+    program.wait_for_event("server_ending");
     // The line is logged just before the drain begins.
     while !probe.ask("/readyz").0[0].contains("503") {}
     for connection in &mut kept {
@@ -561,17 +562,17 @@ fn kept_connections_are_served_at_the_end_without_a_passed_socket_too() {
         assert_has(&head, &["http/1.1 200", "connection: close"]);
     }
     kept.into_iter().for_each(Kept::assert_closed);
-    assert_eq!(program.ended().0, Some(0));
+    assert_eq!(program.wait_for_exit().0, Some(0));
 }
 
 #[test]
 fn idle_connections_do_not_hold_the_end_for_longer_than_they_may() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "[server]\ndrain_idle_timeout = \"1ms\"\n");
+    stage.configure(&[FIRST_KEY], "[server]\ndrain_idle_timeout = \"1ms\"\n");
     let (program, address) = stage.start();
     let mut kept = Kept::to(&address);
     assert_has(&kept.ask("/livez").0, &["http/1.1 200"]);
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains(r#""message":"Ended""#), "nothing was cut: {said}");
     kept.assert_closed();
@@ -580,7 +581,7 @@ fn idle_connections_do_not_hold_the_end_for_longer_than_they_may() {
 #[test]
 fn a_passed_socket_beyond_loopback_needs_client_tokens() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let socket = TcpListener::bind("0.0.0.0:0").unwrap();
     let output = run(&mut stage.activated(socket.into()));
     assert_eq!(output.status.code(), Some(78));
@@ -592,27 +593,27 @@ fn a_passed_socket_beyond_loopback_needs_client_tokens() {
 #[test]
 fn a_reload_does_not_open_the_pool_to_other_machines() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n");
+    stage.configure(&[FIRST_KEY], "[[clients]]\nname = \"app\"\ntoken = \"a-token-of-the-test\"\n");
     let socket = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = socket.local_addr().unwrap().port();
     let mut program = Program::start(&mut stage.activated(socket.into()));
-    program.address();
-    stage.configure(&[ONE], "");
-    program.signal("HUP");
-    let told = program.event("reload_failed");
+    program.wait_for_address();
+    stage.configure(&[FIRST_KEY], "");
+    program.send_signal("HUP");
+    let told = program.wait_for_event("reload_failed");
     assert!(told["message"].as_str().unwrap().contains("is open to other machines"), "{told}");
     let (answer, _) = Kept::to(&format!("127.0.0.1:{port}")).ask("/v1/voices");
     assert_has(&answer, &["http/1.1 401", "x-keychoir-error: client_token_missing"]);
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
 fn missing_sockets_of_systemd_are_reported() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let output = run(&mut stage.command(&["--listen", "systemd"]));
     assert_eq!(output.status.code(), Some(78));
-    assert!(stderr(&output).contains("systemd passes no sockets"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("systemd passed no sockets"), "{}", stderr(&output));
 }
 
 /// The next message to the service manager that is no watchdog keep-alive.
@@ -630,24 +631,24 @@ fn heard(manager: &UnixDatagram) -> String {
 #[test]
 fn the_service_manager_is_notified_of_every_step() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
     manager.set_read_timeout(Some(WAIT_MAX)).unwrap();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
     let mut program = Program::start(command.env("NOTIFY_SOCKET", stage.path("notify")));
     let ready = heard(&manager);
     assert!(ready.starts_with("READY=1\nSTATUS=Serving with 1 key at 127.0.0.1:"), "{ready}");
-    program.address();
-    program.signal("HUP");
+    program.wait_for_address();
+    program.send_signal("HUP");
     let reloading = heard(&manager);
     let since = reloading.trim_end().strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap();
     assert!(since.parse::<u64>().unwrap() > 0);
     assert!(heard(&manager).starts_with("READY=1\n"));
-    program.signal("TERM");
+    program.send_signal("TERM");
     let stopping = heard(&manager);
     assert!(stopping.starts_with("STOPPING=1\n"), "{stopping}");
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC=45000000"), "{stopping}");
-    assert_eq!(program.ended().0, Some(0));
+    assert_eq!(program.wait_for_exit().0, Some(0));
 }
 
 #[test]
@@ -658,9 +659,9 @@ fn the_end_does_not_wait_for_a_silent_provider() {
     let mut program = Program::start(command.env("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"));
     // The program has polled the quota of its key, without a response.
     let (_asked, _) = gate.listener.accept().unwrap();
-    program.signal("TERM");
-    program.event("server_ending");
-    let (code, said) = program.ended();
+    program.send_signal("TERM");
+    program.wait_for_event("server_ending");
+    let (code, said) = program.wait_for_exit();
     assert_eq!(code, Some(0));
     assert!(!said.contains("server_started"), "the welcome was waited for: {said}");
 }
@@ -668,7 +669,7 @@ fn the_end_does_not_wait_for_a_silent_provider() {
 #[test]
 fn the_watchdog_is_notified_repeatedly() {
     let stage = Stage::before("http://127.0.0.1:9");
-    stage.configure(&[ONE], "");
+    stage.configure(&[FIRST_KEY], "");
     let manager = UnixDatagram::bind(stage.path("notify")).unwrap();
     manager.set_read_timeout(Some(WAIT_MAX)).unwrap();
     let mut command = stage.command(&["--listen", "127.0.0.1:0"]);
@@ -685,10 +686,10 @@ fn the_watchdog_is_notified_repeatedly() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_do_not_use_up_the_file_descriptors() {
-    let simulator = simulator(&[ONE]).await;
+    let simulator = simulator(&[FIRST_KEY]).await;
     let stage = Stage::before(&simulator.base_url());
     // Each request opens a connection to the provider.
-    stage.configure(&[ONE], "[upstream]\nmax_idle_connections = 0\n");
+    stage.configure(&[FIRST_KEY], "[upstream]\nmax_idle_connections = 0\n");
     let mut command = Command::new("/bin/sh");
     command
         .args(["-c", "ulimit -S -n 64; ulimit -H -n 256; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_keychoir")])
@@ -697,13 +698,13 @@ async fn idle_connections_do_not_use_up_the_file_descriptors() {
         .env_clear();
     stage.environment(&mut command);
     let mut program = Program::start(&mut command);
-    let limited = program.event("connections_limited");
+    let limited = program.wait_for_event("connections_limited");
     // The soft limit does not count: it is raised.
     assert_eq!(
         (limited["open_files_max"].as_u64(), limited["max_connections"].as_u64()),
         (Some(256), Some(64))
     );
-    let address = program.address();
+    let address = program.wait_for_address();
     let mut first: Vec<Kept> = (0..20).map(|_| Kept::to(&address)).collect();
     for client in &mut first {
         assert_has(&client.ask("/v1/voices").0, &["http/1.1 200"]);
@@ -720,5 +721,5 @@ async fn idle_connections_do_not_use_up_the_file_descriptors() {
     drop(idle);
     assert_has(&Kept::to(&address).ask("/v1/voices").0, &["http/1.1 200"]);
     drop(first);
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }

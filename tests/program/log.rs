@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
-use crate::support::program::keychoir;
+use crate::support::program::keychoir_command;
 use keychoir::simulator::{Plan, Simulator};
-use keychoir::telemetry::{self, LineFormat, Sink};
+use keychoir::telemetry::{self, LineFormat, LogSink};
 use serde_json::Value;
 use tracing::info;
 
@@ -28,7 +28,7 @@ impl Unread {
     async fn after_requests(level: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let simulator = Simulator::start(listener, Plan::of([(KEY, 1_000_000)])).await.unwrap();
-        let mut child = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"])
+        let mut child = keychoir_command(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"])
             .env("ELEVENLABS_API_KEYS", KEY)
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
             .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
@@ -67,7 +67,7 @@ impl Unread {
 /// The log after all requests, read when they were answered.
 async fn said(level: &str) -> Vec<Value> {
     let Unread { child, mut log, _simulator } = Unread::after_requests(level).await;
-    let reading = keychoir::tasks::thread("log", move || {
+    let reading = keychoir::tasks::spawn_thread("log", move || {
         let mut text = String::new();
         log.read_to_string(&mut text).map(|_| text)
     });
@@ -122,7 +122,7 @@ fn a_program_that_panics() {
     if std::env::var_os(CHILD).is_none() {
         return;
     }
-    telemetry::start(LineFormat::Json, "info", Sink::stderr(LineFormat::Json).unwrap()).unwrap();
+    telemetry::start(LineFormat::Json, "info", LogSink::stderr(LineFormat::Json).unwrap()).unwrap();
     // The first one wakes the writing thread, and the others would wait for its next wake.
     (0..3).for_each(|number| info!(event = "before", number, "it comes {Talkative}"));
     panic!("on purpose");

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::support::program::{Program, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, run, stderr};
 
 const KEYS: &str = "sk_first_key_of_the_test_0001,sk_second_key_of_the_test_0002";
 
@@ -24,20 +24,20 @@ fn assert_says(output: &Output, code: i32, words: &[&str]) {
 fn serve_with(folder: &Path, toml: &str) -> Output {
     let file = folder.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
-    run(keychoir(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
+    run(keychoir_command(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
 }
 
 #[test]
 fn a_start_without_keys_explains_how_to_add_them() {
     for arguments in [&[] as &[&str], &["serve"], &["check"]] {
-        let output = run(&mut keychoir(arguments));
+        let output = run(&mut keychoir_command(arguments));
         assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "[[keys]]", "keychoir demo"]);
     }
 }
 
 #[test]
 fn a_malformed_list_of_keys_is_named_by_position() {
-    let output = run(keychoir(&["check"])
+    let output = run(keychoir_command(&["check"])
         .env("ELEVENLABS_API_KEYS", "sk_first_key_of_the_test_0001,sk_k\u{e9}y_of_the_test"));
     assert_says(&output, 78, &["ELEVENLABS_API_KEYS", "2"]);
 }
@@ -45,7 +45,7 @@ fn a_malformed_list_of_keys_is_named_by_position() {
 #[test]
 fn a_sloppy_list_of_keys_is_read_with_a_warning() {
     let sloppy = format!("\" {KEYS}, \n sk_first_key_of_the_test_0001,\"");
-    let output = run(keychoir(&["check"]).env("HOME", "/nowhere").env("ELEVENLABS_API_KEYS", sloppy));
+    let output = run(keychoir_command(&["check"]).env("HOME", "/nowhere").env("ELEVENLABS_API_KEYS", sloppy));
     assert_says(&output, 0, &["ELEVENLABS_API_KEYS"]);
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert!(stdout.contains("Loaded 2 ElevenLabs API keys"), "{stdout}");
@@ -67,22 +67,23 @@ fn an_unknown_setting_is_located_with_a_suggestion() {
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing.toml");
-    let output = run(&mut keychoir(&["serve", "--config", missing.to_str().unwrap()]));
+    let output = run(&mut keychoir_command(&["serve", "--config", missing.to_str().unwrap()]));
     assert_says(&output, 78, &["missing.toml"]);
-    let output = run(&mut keychoir(&["serve", "--config", folder.path().to_str().unwrap()]));
+    let output = run(&mut keychoir_command(&["serve", "--config", folder.path().to_str().unwrap()]));
     assert_says(&output, 78, &[folder.path().to_str().unwrap()]);
 }
 
 #[test]
 fn an_unknown_strategy_is_refused_with_the_known_ones() {
-    let output =
-        run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_POOL__STRATEGY", "fastest"));
+    let output = run(keychoir_command(&["check"])
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_POOL__STRATEGY", "fastest"));
     assert_says(&output, 78, &["KEYCHOIR_POOL__STRATEGY", "fastest", "fill-first"]);
 }
 
 #[test]
 fn an_address_beyond_loopback_needs_client_tokens() {
-    let output = run(keychoir(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
+    let output = run(keychoir_command(&["check", "--listen", "0.0.0.0:0"]).env("ELEVENLABS_API_KEYS", KEYS));
     assert_says(&output, 78, &["[[clients]]"]);
 }
 
@@ -91,7 +92,7 @@ fn a_taken_port_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let mut command = keychoir(&["serve", "--listen", &address]);
+    let mut command = keychoir_command(&["serve", "--listen", &address]);
     command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"));
     assert_says(&run(&mut command), 1, &[&address, "--listen"]);
 }
@@ -101,14 +102,14 @@ fn an_unwritable_path_of_the_database_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let path = folder.path().join("file").join("keychoir.db");
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", &path);
     assert_says(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
 }
 
 /// The program with its database at `path`, on a free port.
 fn keeping_books_at(path: &Path) -> Command {
-    let mut command = keychoir(&["--listen", "127.0.0.1:0"]);
+    let mut command = keychoir_command(&["--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_STORAGE__PATH", path)
@@ -121,7 +122,7 @@ fn keeping_books_at(path: &Path) -> Command {
 /// Asserts that it exits before it would have served, with these words.
 #[track_caller]
 fn assert_refused(path: &Path, words: &[&str]) {
-    let (code, said) = Program::start(&mut keeping_books_at(path)).ended();
+    let (code, said) = Program::start(&mut keeping_books_at(path)).wait_for_exit();
     assert_eq!(code, Some(78), "{said}");
     for word in [&[path.to_str().unwrap()], words].concat() {
         assert!(said.contains(word), "{word:?} is not in: {said}");
@@ -133,12 +134,12 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let mut program = Program::start(&mut keeping_books_at(&path));
-    program.address();
-    assert_eq!(program.end().0, Some(0));
+    program.wait_for_address();
+    assert_eq!(program.terminate().0, Some(0));
     fs::write(&path, "these are not the books you are looking for").unwrap();
     let mut program = Program::start(&mut keeping_books_at(&path));
-    program.address();
-    let (code, said) = program.end();
+    program.wait_for_address();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("keychoir.db.broken-"), "{said}");
     let names: Vec<String> = fs::read_dir(folder.path())
@@ -171,51 +172,53 @@ fn the_second_program_on_a_database_refuses_to_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let mut program = Program::start(&mut keeping_books_at(&path));
-    program.address();
+    program.wait_for_address();
     let process = format!("process {}", program.id());
     assert_refused(&path, &["in use by another Keychoir", &process]);
     // Commands that only read need no lock.
-    let mut usage = keychoir(&["usage"]);
+    let mut usage = keychoir_command(&["usage"]);
     usage.env("KEYCHOIR_STORAGE__PATH", &path);
     assert_eq!(run(&mut usage).status.code(), Some(0));
     // The lock of a killed program is released.
-    program.signal("KILL");
-    program.ended();
+    program.send_signal("KILL");
+    program.wait_for_exit();
     let mut program = Program::start(&mut keeping_books_at(&path));
-    program.address();
-    assert_eq!(program.end().0, Some(0));
+    program.wait_for_address();
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
 fn the_contracts_lines_are_written_to_a_terminal() {
     let folder = tempfile::tempdir().unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
         .env("KEYCHOIR_LOG__FORMAT", "terminal");
     let mut program = Program::start(&mut command);
-    program.line(|line| (line == "✅ Loaded 2 ElevenLabs API keys from ELEVENLABS_API_KEYS").then_some(()));
-    program.line(|line| line.strip_prefix("Server started at http://127.0.0.1:").map(str::to_owned));
-    program.line(|line| line.contains("└─ Status:    http://127.0.0.1:").then_some(()));
-    assert_eq!(program.end().0, Some(0));
+    program.wait_for_line(|line| {
+        (line == "✅ Loaded 2 ElevenLabs API keys from ELEVENLABS_API_KEYS").then_some(())
+    });
+    program.wait_for_line(|line| line.strip_prefix("Server started at http://127.0.0.1:").map(str::to_owned));
+    program.wait_for_line(|line| line.contains("└─ Status:    http://127.0.0.1:").then_some(()));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
 fn a_simulator_with_invalid_arguments_prints_its_usage() {
-    let output = run(&mut keychoir(&["simulate", "--key", "sk_one"]));
+    let output = run(&mut keychoir_command(&["simulate", "--key", "sk_one"]));
     assert_says(&output, 2, &["KEY=CREDITS"]);
-    let output = run(&mut keychoir(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
+    let output = run(&mut keychoir_command(&["simulate", "--key", "sk_one=5", "--fault", "sk_two:quota"]));
     assert_says(&output, 1, &["--fault", "--key"]);
 }
 
 #[test]
 fn the_tables_of_the_mirror_are_printed() {
-    let output = run(&mut keychoir(&["supabase", "migrate", "--print"]));
+    let output = run(&mut keychoir_command(&["supabase", "migrate", "--print"]));
     let file = include_str!("../../config/supabase/migrations/002_elevenlabs_key_tracking.sql");
     assert_eq!((output.status.code(), String::from_utf8(output.stdout).unwrap().as_str()), (Some(0), file));
-    let output = run(&mut keychoir(&["supabase", "migrate"]));
+    let output = run(&mut keychoir_command(&["supabase", "migrate"]));
     assert_says(&output, 2, &["keychoir supabase migrate --print"]);
 }
 
@@ -225,7 +228,7 @@ fn stdout(output: &Output) -> String {
 
 /// `check` on a machine with only this home folder.
 fn check_in(home: &Path) -> std::process::Command {
-    let mut command = keychoir(&["check"]);
+    let mut command = keychoir_command(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
     command.env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9");
     command.env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
@@ -239,18 +242,18 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
     assert_says(&output, 0, &[]);
     assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
 
-    let output = run(keychoir(&["clients", "add", "app"]).env("HOME", home.path()));
+    let output = run(keychoir_command(&["clients", "add", "app"]).env("HOME", home.path()));
     let file = home.path().join(".config/keychoir/keychoir.toml");
     assert_says(&output, 0, &[file.to_str().unwrap()]);
     let token = stdout(&output).trim().to_owned();
     assert!(token.starts_with("kc_"), "{token}");
     let output = run(&mut check_in(home.path()));
     assert!(stdout(&output).contains(&format!("Read {}", file.display())), "{}", stdout(&output));
-    let output = run(keychoir(&["clients", "list"]).env("HOME", home.path()));
+    let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
 
     // A start uses it, too.
-    let mut command = keychoir(&["serve"]);
+    let mut command = keychoir_command(&["serve"]);
     command
         .env("HOME", home.path())
         .env("ELEVENLABS_API_KEYS", KEYS)
@@ -259,16 +262,16 @@ fn a_client_is_added_on_a_fresh_machine_and_its_file_is_read_from_then_on() {
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    let read = program.event("configuration_read");
+    let read = program.wait_for_event("configuration_read");
     assert_eq!(read["message"], format!("Read {}", file.display()));
-    let address = program.address();
+    let address = program.wait_for_address();
     let answer = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
         .args(["status", "--url", &format!("http://{address}")])
         .env_clear()
         .output()
         .unwrap();
     assert_says(&answer, 1, &["requires a client token"]);
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
@@ -299,14 +302,18 @@ fn a_check_refuses_the_configuration_that_a_start_refuses() {
         ("KEYCHOIR_SERVER__TLS__CERT", path("junk.pem").to_str().unwrap(), &["KEYCHOIR_SERVER__TLS__CERT"]),
         ("KEYCHOIR_SERVER__LISTEN", &taken_address, &[&taken_address, "Another program listens there"]),
         ("KEYCHOIR_SERVER__LISTEN", twice, &["the same port of the same address"]),
-        ("KEYCHOIR_SERVER__LISTEN", "unix:/nowhere/k.sock", &["unix:/nowhere/k.sock", "folder does not exist"]),
+        (
+            "KEYCHOIR_SERVER__LISTEN",
+            "unix:/nowhere/k.sock",
+            &["unix:/nowhere/k.sock", "folder does not exist"],
+        ),
         ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
         ("KEYCHOIR_STORAGE__PATH", under_a_file.to_str().unwrap(), &["cannot be written"]),
     ] {
         let output = run(check_in(home.path()).env(variable, value));
         assert_says(&output, 78, words);
         assert!(!stdout(&output).contains("fine"), "{variable}={value}");
-        let mut serve = keychoir(&["serve"]);
+        let mut serve = keychoir_command(&["serve"]);
         serve
             .env("HOME", home.path())
             .env("ELEVENLABS_API_KEYS", KEYS)
@@ -329,7 +336,7 @@ fn a_check_changes_nothing() {
 #[test]
 fn the_port_of_a_keychoir_that_runs_is_a_note() {
     let home = tempfile::tempdir().unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("HOME", home.path())
         .env("ELEVENLABS_API_KEYS", KEYS)
@@ -337,13 +344,13 @@ fn the_port_of_a_keychoir_that_runs_is_a_note() {
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    let address = program.address();
+    let address = program.wait_for_address();
     let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
     assert_says(&output, 0, &[]);
     let said = stdout(&output);
     assert!(said.contains(&format!("note: a Keychoir is already running at {address}")), "{said}");
     assert!(said.contains("The configuration is fine."), "{said}");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
@@ -392,7 +399,7 @@ fn files_that_others_can_read_are_warned_about() {
 fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());
-    program.line(|line| {
+    program.wait_for_line(|line| {
         lines.borrow_mut().push(line.to_owned());
         line.contains("/api/elevenlabs-status").then_some(())
     });
@@ -402,17 +409,19 @@ fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
     use keychoir::simulator::{Plan, Simulator};
-    const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
-    const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
+    const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+    const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let simulator = Simulator::start(listener, Plan::of([(ONE, 1_000), (TWO, 100_000)])).await.unwrap();
+    let simulator =
+        Simulator::start(listener, Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 100_000)])).await.unwrap();
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("k.toml");
     let with = |clients: &str| {
-        let keys = format!("[[keys]]\nkey = \"{ONE}\"\nname = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n");
+        let keys =
+            format!("[[keys]]\nkey = \"{FIRST_KEY}\"\nname = \"studio\"\n[[keys]]\nkey = \"{SECOND_KEY}\"\n");
         fs::write(&file, format!("{keys}{clients}")).unwrap();
         let mut command =
-            keychoir(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--ephemeral"]);
+            keychoir_command(&["--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--ephemeral"]);
         command.env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url()).env("KEYCHOIR_LOG__FORMAT", "ascii");
         command
     };
@@ -428,13 +437,13 @@ async fn the_first_screen_names_keys_and_tokens_in_80_columns_of_ascii() {
         assert!(line.is_ascii() && line.len() <= 80, "{line}");
     }
     assert!(lines.iter().all(|line| !line.contains('?')), "{lines:#?}");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 
     let clients = "[[clients]]\nname = \"app\"\ntoken = \"0123456789abcdef\"\n";
     let (program, lines) = start_lines(&mut with(clients));
     assert!(find(&lines, "Base URL").contains("api_key=TOKEN"), "{lines:#?}");
     assert!(find(&lines, "TOKEN:").contains("of a client: app"), "{lines:#?}");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
     simulator.stop().await;
 }
 
@@ -443,18 +452,18 @@ fn an_unreachable_provider_is_reported_at_the_start_and_in_the_status() {
     let home = tempfile::tempdir().unwrap();
     // A port that was free a moment ago refuses connections.
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
     command
         .env("HOME", home.path())
         .env("ELEVENLABS_API_KEYS", KEYS)
         .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{closed}"))
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    program.event("upstream_unreachable");
-    let url = format!("http://{}", program.address());
-    let status = || run(&mut keychoir(&["status", "--check", "--url", &url]));
+    program.wait_for_event("upstream_unreachable");
+    let url = format!("http://{}", program.wait_for_address());
+    let status = || run(&mut keychoir_command(&["status", "--check", "--url", &url]));
     let output = status();
     assert!(stdout(&output).contains("ElevenLabs cannot be reached"), "{}", stdout(&output));
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }

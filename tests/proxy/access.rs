@@ -1,18 +1,18 @@
 //! Malformed requests as raw bytes: bad heads and bodies are refused, the connection is closed, and
 //! nothing of them reaches the provider.
 
-use crate::support::{ONE, TWO, TestProxy, start_proxy, start_proxy_with, wait_until};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, start_proxy, start_proxy_with, wait_until};
 use keychoir::simulator::Plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 async fn fresh() -> TestProxy {
-    start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await
+    start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
 }
 
 /// Sends bytes and reads until the server closes the connection.
 async fn raw(proxy: &TestProxy, request: &[u8]) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     // A server that has refused need not read on.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
@@ -33,7 +33,7 @@ async fn check_refused(requests: &[&str], status: &str) {
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{request:?}: {answer:?}");
     }
     assert_eq!(proxy.simulator.ledger().totals.requests, before, "nothing reaches the provider");
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     proxy.close().await;
 }
 
@@ -73,13 +73,13 @@ async fn foreign_origins_and_hosts_are_refused() {
         assert!(answer.contains(&format!("x-keychoir-error: {code}")), "{answer}");
         assert!(!answer.contains("access-control-allow-origin"), "{answer}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn listed_pages_may_ask_and_read() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
         config.access.origins = vec!["https://app.example".to_owned()];
     })
     .await;
@@ -90,7 +90,7 @@ async fn listed_pages_may_ask_and_read() {
     let permitted = visited(&proxy, "OPTIONS", &asked).await;
     assert!(permitted.starts_with("http/1.1 204 "), "{permitted}");
     assert!(permitted.contains("access-control-allow-headers: xi-api-key"), "{permitted}");
-    assert_eq!(proxy.hits(&[ONE]), [0], "the provider is not asked for that");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "the provider is not asked for that");
     for method in ["GET", "PUT"] {
         let answer = visited(&proxy, method, page).await;
         assert_eq!(answer.matches("access-control-allow-origin: https://app.example").count(), 1, "{answer}");
@@ -110,7 +110,7 @@ async fn a_target_with_its_own_authority_is_fine_and_http_1_0_needs_none() {
         let answer = raw(&proxy, request.as_bytes()).await;
         assert!(answer.contains(" 200 "), "{answer}");
     }
-    assert_eq!(proxy.hits(&[ONE]), [2]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2]);
     proxy.close().await;
 }
 
@@ -183,7 +183,7 @@ async fn broken_chunks_are_the_clients_fault() {
         let request = format!(
             "POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n{chunks}"
         );
-        let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
@@ -195,7 +195,7 @@ async fn broken_chunks_are_the_clients_fault() {
         // provider.
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{chunks:?}: {answer}");
     }
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     let ledger = proxy.simulator.ledger();
     assert!(ledger.requests_to("/v1/simulator/echo").all(|request| request.status.is_none()), "{ledger:?}");
     proxy.close().await;
@@ -230,7 +230,7 @@ async fn no_text_of_a_client_ends_a_log_line() {
 
 #[tokio::test]
 async fn everything_is_served_below_a_base_path_as_well() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
         config.server.base_path = "/eleven/labs".parse().unwrap();
     })
     .await;
@@ -247,9 +247,10 @@ async fn everything_is_served_below_a_base_path_as_well() {
 
 #[tokio::test]
 async fn requests_beyond_the_maximum_are_refused_at_once() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| config.server.max_requests = 1).await;
-    proxy.always(ONE, "stall=3600s");
-    let mut first = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let proxy =
+        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.server.max_requests = 1).await;
+    proxy.set_fault(FIRST_KEY, "stall=3600s");
+    let mut first = TcpStream::connect(proxy.app.address()).await.unwrap();
     first.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
     let second = proxy.get("/v1/voices").await;
@@ -258,7 +259,7 @@ async fn requests_beyond_the_maximum_are_refused_at_once() {
     assert_eq!(proxy.get("/livez").await.status(), 200, "our own pages take no place");
     drop(first);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    proxy.simulator.always(ONE, None);
-    proxy.served("/v1/voices").await;
+    proxy.simulator.always(FIRST_KEY, None);
+    proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
 }

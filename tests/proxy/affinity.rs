@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, start_proxy, start_proxy_in, start_proxy_with,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, start_proxy, start_proxy_in,
+    start_proxy_with,
 };
-use keychoir::app::Drained;
+use keychoir::app::DrainOutcome;
 use keychoir::config::{Config, KeyConfig};
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 /// Three accounts; their voices are their own and were created elsewhere.
 fn three() -> Plan {
@@ -62,7 +63,7 @@ impl TestProxy {
     /// The provider refuses all other keys.
     fn only(&self, key: &str) {
         for other in KEYS.into_iter().filter(|other| *other != key) {
-            self.always(other, "system_busy");
+            self.set_fault(other, "system_busy");
         }
         self.simulator.always(key, None);
     }
@@ -80,11 +81,11 @@ fn header(answer: &reqwest::Response, name: &str) -> String {
 
 /// The first two keys are exhausted; the third serves.
 async fn spend_two(proxy: &TestProxy) {
-    proxy.always(ONE, "quota");
-    proxy.always(TWO, "quota");
-    assert_eq!(proxy.speak(3).await.status(), 200);
+    proxy.set_fault(FIRST_KEY, "quota");
+    proxy.set_fault(SECOND_KEY, "quota");
+    assert_eq!(proxy.request_speech(3).await.status(), 200);
     proxy.all_serve();
-    assert_eq!(proxy.statuses().await, ["exhausted", "exhausted", "active"]);
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "exhausted", "active"]);
 }
 
 #[tokio::test]
@@ -92,15 +93,15 @@ async fn a_voice_is_spoken_by_the_account_that_has_it() {
     let proxy = start_proxy(three()).await;
     // An unknown voice is tried once in every account, and its owner is then recorded.
     assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1]);
     for _ in 0..3 {
         assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
     }
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 4]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 4]);
     // Voices of every account are served by the key in use.
-    assert_eq!(proxy.speak(3).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [2, 1, 4]);
-    let records = proxy.records().await;
+    assert_eq!(proxy.request_speech(3).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 1, 4]);
+    let records = proxy.into_records().await;
     assert_eq!(records[0].verdict, "not_found");
 }
 
@@ -111,23 +112,23 @@ async fn a_missing_voice_gets_the_providers_response() {
     assert_eq!(answer.status(), 404);
     assert!(!answer.headers().contains_key("x-keychoir-error"));
     assert_eq!(answer.json::<Value>().await.unwrap()["detail"]["code"], "voice_not_found");
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1]);
     // A request with an effect is not tried in several accounts.
     assert_eq!(proxy.delete("/v1/voices/voice-of-1").await, 404);
-    assert_eq!(proxy.hits(&KEYS), [2, 1, 1]);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 1, 1]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_voice_is_known_as_soon_as_it_was_created() {
     let proxy = start_proxy(three()).await;
-    proxy.always(ONE, "payment_issue");
+    proxy.set_fault(FIRST_KEY, "payment_issue");
     let voice = proxy.clone_voice().await;
     proxy.all_serve();
-    let before = proxy.hits(&KEYS);
+    let before = proxy.request_counts(&KEYS);
     assert_eq!(proxy.post(&speech(&voice), &text()).await.status(), 200);
     assert_eq!(proxy.delete(&format!("/v1/voices/{voice}")).await, 200, "also what has an effect");
-    let after = proxy.hits(&KEYS);
+    let after = proxy.request_counts(&KEYS);
     assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 2, 0]);
     proxy.close().await;
 }
@@ -138,7 +139,7 @@ async fn a_dialogue_is_sent_to_the_account_of_its_voices() {
     let lines = json!({ "inputs": [{ "text": "a", "voice_id": "voice-of-1" }] });
     for hits in [[1, 1, 0], [1, 2, 0]] {
         assert_eq!(proxy.post("/v1/text-to-dialogue", &lines).await.status(), 200);
-        assert_eq!(proxy.hits(&KEYS), hits);
+        assert_eq!(proxy.request_counts(&KEYS), hits);
     }
     proxy.close().await;
 }
@@ -146,14 +147,14 @@ async fn a_dialogue_is_sent_to_the_account_of_its_voices() {
 #[tokio::test]
 async fn history_is_read_from_its_account_even_without_credits() {
     let proxy = start_proxy(three()).await;
-    let first = proxy.speak(3).await;
+    let first = proxy.request_speech(3).await;
     let (item, audio) = (header(&first, "history-item-id"), first.bytes().await.unwrap());
     spend_two(&proxy).await;
-    let before = proxy.hits(&KEYS);
+    let before = proxy.request_counts(&KEYS);
     let heard = proxy.get(&format!("/v1/history/{item}/audio")).await;
     assert_eq!((heard.status().as_u16(), heard.bytes().await.unwrap()), (200, audio));
     assert_eq!(proxy.delete(&format!("/v1/history/{item}")).await, 200);
-    let after = proxy.hits(&KEYS);
+    let after = proxy.request_counts(&KEYS);
     assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [2, 0, 0]);
     proxy.close().await;
 }
@@ -161,19 +162,19 @@ async fn history_is_read_from_its_account_even_without_credits() {
 #[tokio::test]
 async fn a_request_is_continued_by_its_account_only() {
     let proxy = start_proxy(three()).await;
-    proxy.only(TWO);
-    proxy.always(ONE, "quota");
-    let first = header(&proxy.speak(3).await, "request-id");
+    proxy.only(SECOND_KEY);
+    proxy.set_fault(FIRST_KEY, "quota");
+    let first = header(&proxy.request_speech(3).await, "request-id");
     proxy.all_serve();
     let continued = |ids: Value| {
         let proxy = &proxy;
-        async move { proxy.post(SPEECH, &json!({ "text": "abc", "previous_request_ids": ids })).await }
+        async move { proxy.post(SPEECH_PATH, &json!({ "text": "abc", "previous_request_ids": ids })).await }
     };
     assert_eq!(continued(json!([first])).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 2, 0]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 2, 0]);
 
     // Its account is exhausted: no other can continue the request.
-    proxy.always(TWO, "quota");
+    proxy.set_fault(SECOND_KEY, "quota");
     let refused = continued(json!([first])).await;
     assert_eq!(
         (refused.status().as_u16(), &header(&refused, "x-keychoir-error")[..]),
@@ -183,10 +184,10 @@ async fn a_request_is_continued_by_its_account_only() {
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
     assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
-    assert_eq!(proxy.hits(&KEYS)[2], 0, "no other key was sent");
+    assert_eq!(proxy.request_counts(&KEYS)[2], 0, "no other key was sent");
 
     // Without it, the next account speaks.
-    let second = proxy.speak(3).await;
+    let second = proxy.request_speech(3).await;
     assert_eq!(second.status(), 200);
     let both = continued(json!([first, header(&second, "request-id")])).await;
     assert_eq!((both.status().as_u16(), &header(&both, "x-keychoir-error")[..]), (400, "conflicting_owners"));
@@ -196,9 +197,9 @@ async fn a_request_is_continued_by_its_account_only() {
 #[tokio::test]
 async fn resources_of_two_owners_are_refused_and_named() {
     let proxy = start_proxy(three()).await;
-    let request = header(&proxy.speak(3).await, "request-id");
+    let request = header(&proxy.request_speech(3).await, "request-id");
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
-    let before = proxy.hits(&KEYS);
+    let before = proxy.request_counts(&KEYS);
     let body = json!({ "text": "abc", "previous_request_ids": [request] });
     let answer = proxy.post(&speech("voice-of-1"), &body).await;
     assert_eq!(
@@ -207,7 +208,7 @@ async fn resources_of_two_owners_are_refused_and_named() {
     );
     let message = answer.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("a voice and an earlier request"), "{message}");
-    assert_eq!(proxy.hits(&KEYS), before, "no key was sent");
+    assert_eq!(proxy.request_counts(&KEYS), before, "no key was sent");
     proxy.close().await;
 }
 
@@ -222,14 +223,14 @@ async fn an_owned_request_fails_over_within_its_account_only() {
     })
     .await;
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
-    proxy.always(TWO, "invalid");
+    proxy.set_fault(SECOND_KEY, "invalid");
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE, "sk_second_of_1"]), [1, 2, 0, 1]);
-    proxy.always("sk_second_of_1", "rate_limit=30");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY, "sk_second_of_1"]), [1, 2, 0, 1]);
+    proxy.set_fault("sk_second_of_1", "rate_limit=30");
     let refused = proxy.post(&speech("voice-of-1"), &text()).await;
     assert_eq!(refused.status(), 429);
     assert_eq!(header(&refused, "x-keychoir-error"), "owner_rate_limited");
-    assert_eq!(proxy.hits(&[ONE, THREE]), [1, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, THIRD_KEY]), [1, 0]);
     proxy.close().await;
 }
 
@@ -244,29 +245,29 @@ async fn a_list_stays_with_its_account_from_page_to_page() {
     assert_eq!(second["voices"][1]["voice_id"], "voice-of-0");
     let again = proxy.json("/v1/voices").await;
     assert!(again["voices"].as_array().unwrap().iter().any(|voice| voice["voice_id"] == "voice-of-0"));
-    assert_eq!(proxy.hits(&[TWO]), [1], "only when it was spent");
+    assert_eq!(proxy.request_counts(&[SECOND_KEY]), [1], "only when it was spent");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_list_records_owned_resources_and_not_shared_ones() {
     let proxy = start_proxy(three()).await;
-    proxy.only(THREE);
-    for key in [ONE, TWO] {
-        proxy.always(key, "invalid");
+    proxy.only(THIRD_KEY);
+    for key in [FIRST_KEY, SECOND_KEY] {
+        proxy.set_fault(key, "invalid");
     }
     let list = proxy.json("/v1/voices").await;
     assert_eq!(list["voices"].as_array().unwrap().len(), 4);
-    let before = proxy.hits(&KEYS);
+    let before = proxy.request_counts(&KEYS);
     assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);
-    let after = proxy.hits(&KEYS);
+    let after = proxy.request_counts(&KEYS);
     assert_eq!([after[0] - before[0], after[1] - before[1], after[2] - before[2]], [0, 0, 1]);
     // A premade voice has no owner: the request fails over when this key is exhausted.
     proxy.all_serve();
     let first = start_proxy_with(three(), |_| {}).await;
     first.json("/v1/voices").await;
-    first.always(ONE, "quota");
-    assert_eq!(first.speak(3).await.status(), 200);
+    first.set_fault(FIRST_KEY, "quota");
+    assert_eq!(first.request_speech(3).await.status(), 200);
     first.close().await;
     proxy.close().await;
 }
@@ -276,10 +277,10 @@ async fn a_resource_that_its_owner_lost_is_searched_elsewhere_the_next_time() {
     let proxy = start_proxy(three()).await;
     assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 200);
     let removed = proxy.client.delete(format!("{}/v1/voices/voice-of-1", proxy.simulator.base_url()));
-    assert_eq!(removed.header("xi-api-key", TWO).send().await.unwrap().status(), 200);
+    assert_eq!(removed.header("xi-api-key", SECOND_KEY).send().await.unwrap().status(), 200);
     for hits in [[1, 3, 0], [2, 4, 1]] {
         assert_eq!(proxy.post(&speech("voice-of-1"), &text()).await.status(), 404);
-        assert_eq!(proxy.hits(&KEYS), hits);
+        assert_eq!(proxy.request_counts(&KEYS), hits);
     }
     proxy.close().await;
 }
@@ -288,7 +289,7 @@ async fn a_resource_that_its_owner_lost_is_searched_elsewhere_the_next_time() {
 async fn an_owner_is_known_after_a_restart_and_to_added_keys() {
     let first = start_proxy_with(three(), |config| config.keys.truncate(2)).await;
     assert_eq!(first.post(&speech("voice-of-1"), &text()).await.status(), 200);
-    assert_eq!(first.hits(&KEYS), [1, 1, 0]);
+    assert_eq!(first.request_counts(&KEYS), [1, 1, 0]);
     let (_, folder) = first.close().await;
 
     // The account gets a name, another key, and a later position.
@@ -300,20 +301,24 @@ async fn an_owner_is_known_after_a_restart_and_to_added_keys() {
             config.workspace = workspace.map(str::to_owned);
             config
         };
-        config.keys =
-            vec![key(THREE, None), key(ONE, None), key(later, Some("studio")), key(TWO, Some("studio"))];
+        config.keys = vec![
+            key(THIRD_KEY, None),
+            key(FIRST_KEY, None),
+            key(later, Some("studio")),
+            key(SECOND_KEY, Some("studio")),
+        ];
     })
     .await;
     assert_eq!(second.post(&speech("voice-of-1"), &text()).await.status(), 200);
-    assert_eq!(second.hits(&[ONE, TWO, THREE, later]), [0, 0, 0, 1]);
+    assert_eq!(second.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY, later]), [0, 0, 0, 1]);
     // Its records contain the first run, and its provider's ledger does not.
-    assert_eq!(second.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    assert_eq!(second.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
 }
 
 #[tokio::test]
 async fn identifiers_and_tokens_are_nowhere_in_the_database() {
     let proxy = start_proxy(three()).await;
-    let spoken = proxy.speak(3).await;
+    let spoken = proxy.request_speech(3).await;
     let item = header(&spoken, "history-item-id");
     let voice = proxy.clone_voice().await;
     assert_eq!(proxy.post(&speech("voice-of-2"), &text()).await.status(), 200);

@@ -2,7 +2,7 @@
 //! exhausted, and the release of all of it.
 
 use keychoir::config::Config;
-use keychoir::policy::frame::{Head, Opcode};
+use keychoir::policy::frame::{FrameHeader, Opcode};
 use keychoir::simulator::Plan;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::websocket::{
     Received, SCRIBE, STREAM_INPUT, WebSocketClient, open_session, within_timeout,
 };
-use crate::support::{ONE, SPEECH, TWO, TestProxy, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, start_proxy_with};
 
 const KIBI: usize = 1024;
 const NO_MEMORY: &str = "Keychoir has no memory left for this session. Try again later.";
@@ -36,9 +36,14 @@ async fn every_permit_is_released(proxy: &TestProxy) {
 async fn half_said(proxy: &TestProxy, bytes: usize) -> WebSocketClient {
     let mut session = open_session(proxy, STREAM_INPUT).await;
     let mut frame = Vec::new();
-    let head =
-        Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some([0; 4]), length: bytes as u64 };
-    head.write(&mut frame);
+    let head = FrameHeader {
+        is_final: true,
+        reserved: 0,
+        opcode: Opcode::Text,
+        mask: Some([0; 4]),
+        length: bytes as u64,
+    };
+    head.encode(&mut frame);
     frame.resize(frame.len() + bytes - 1, b' ');
     // The connection may be closed before all of it was sent.
     let _ = within_timeout(session.stream.get_mut().write_all(&frame)).await;
@@ -47,28 +52,31 @@ async fn half_said(proxy: &TestProxy, bytes: usize) -> WebSocketClient {
 
 #[tokio::test]
 async fn a_session_beyond_the_buffer_budget_is_closed() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
-    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["What is small is said."]).await;
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), no_memory).await;
+    let (messages, _) =
+        open_session(&proxy, STREAM_INPUT).await.synthesize(&["What is small is said."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
     let mut session = half_said(&proxy, 250 * KIBI).await;
-    assert_eq!(session.hear().await, Received::Close(1013, NO_MEMORY.to_owned()));
+    assert_eq!(session.receive().await, Received::Close(1013, NO_MEMORY.to_owned()));
     drop(session);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records.last().map(|record| record.verdict.as_str()), Some("buffers_full"));
 }
 
 #[tokio::test]
 async fn opening_messages_beyond_the_budget_are_freed_and_the_session_continues() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), no_memory).await;
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), no_memory).await;
     let mut session = open_session(&proxy, SCRIBE).await;
     // Two seconds of silence per message, which exceed the free allowance.
     let sound = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
     for _ in 0..4 {
         session.send(Message::text(sound.to_string())).await;
     }
-    session.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": "", "commit": true})).await;
-    assert!(matches!(session.hear().await, Received::Text(_)));
-    session.leave().await;
+    session
+        .send_json(&json!({"message_type": "input_audio_chunk", "audio_base_64": "", "commit": true}))
+        .await;
+    assert!(matches!(session.receive().await, Received::Text(_)));
+    session.close().await;
     every_permit_is_released(&proxy).await;
 }
 
@@ -76,7 +84,7 @@ async fn opening_messages_beyond_the_budget_are_freed_and_the_session_continues(
 async fn many_sessions_stay_within_the_buffer_budget() {
     const SESSIONS: usize = 60;
     let total = 2 * KIBI * KIBI;
-    let proxy = start_proxy_with(Plan::of([(ONE, 10_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10_000_000)]), |config| {
         config.retry.max_total_buffer_size = total;
     })
     .await;
@@ -88,22 +96,22 @@ async fn many_sessions_stay_within_the_buffer_budget() {
     assert_eq!(metric(&proxy, "keychoir_buffer_memory_max_bytes").await, total as u64);
     // The first sessions have their memory and go on; the last are refused.
     let last = sessions.last_mut().unwrap();
-    assert_eq!(last.hear().await, Received::Close(1013, NO_MEMORY.to_owned()));
+    assert_eq!(last.receive().await, Received::Close(1013, NO_MEMORY.to_owned()));
     sessions.truncate(1);
     within_timeout(sessions[0].stream.get_mut().write_all(b" ")).await.unwrap();
     sessions.clear();
     every_permit_is_released(&proxy).await;
-    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.speak(&["And all is well."]).await;
+    let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["And all is well."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
 }
 
 #[tokio::test]
 async fn an_upload_that_finds_no_memory_is_sent_again_from_the_disk() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), no_memory).await;
-    proxy.always(ONE, "quota");
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), no_memory).await;
+    proxy.set_fault(FIRST_KEY, "quota");
     let body = json!({"text": "Hello", "model_id": "eleven_flash_v2_5", "note": "a".repeat(300 * KIBI)});
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 1]);
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
     assert_eq!(metric(&proxy, "keychoir_buffer_disk_bytes").await, 0);
     proxy.close().await;
 }

@@ -3,19 +3,20 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::program::{Program, contents, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, loopback, start_proxy_in, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, bind_loopback, start_proxy_in,
+    start_proxy_with, wait_until,
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::{AllowedKeys, Rules};
-use keychoir::policy::client_quota::{ClientQuota, QuotaUnit, Period, RateLimit};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use keychoir::secret::{Fingerprint, TokenFingerprint};
 use keychoir::simulator::{Plan, Simulator};
 use serde_json::{Value, json};
 
 fn plan() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// The client of the tests with these rules, and another one without.
@@ -45,19 +46,19 @@ const USED: (u16, &str) = (402, "client_quota_exceeded");
 #[tokio::test]
 async fn three_messages_are_charged_once_each_across_a_failover() {
     let proxy = start_proxy_with(plan(), with(three_messages())).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
     // Reads and refused requests do not count as messages.
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    let answer = proxy.speak(10).await;
+    assert_eq!(proxy.post(SPEECH_PATH, &json!({"texxt": "a"})).await.status(), 422);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    let answer = proxy.request_speech(10).await;
     assert_eq!(told(&answer), USED);
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["detail"]["status"], "insufficient_credits");
     assert_eq!(body["detail"]["message"], "This client has used its quota of 3 requests.");
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    let other = proxy.client.post(format!("{}{SPEECH}", proxy.url)).header("xi-api-key", "other");
+    let other = proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).header("xi-api-key", "other");
     assert_eq!(other.json(&json!({"text": "a"})).send().await.unwrap().status(), 200);
     proxy.close().await;
 }
@@ -65,22 +66,22 @@ async fn three_messages_are_charged_once_each_across_a_failover() {
 #[tokio::test]
 async fn a_quota_survives_a_restart() {
     let first = start_proxy_with(plan(), with(three_messages())).await;
-    assert_eq!(first.speak(10).await.status(), 200);
+    assert_eq!(first.request_speech(10).await.status(), 200);
     assert_eq!(first.get("/v1/voices").await.status(), 200);
-    assert_eq!(first.speak(10).await.status(), 200);
+    assert_eq!(first.request_speech(10).await.status(), 200);
     let (_, folder) = first.close().await;
     let second = start_proxy_in(folder, plan(), with(three_messages())).await;
-    assert_eq!(second.speak(10).await.status(), 200);
-    assert_eq!(told(&second.speak(10).await), USED);
+    assert_eq!(second.request_speech(10).await.status(), 200);
+    assert_eq!(told(&second.request_speech(10).await), USED);
 }
 
 #[tokio::test]
 async fn a_quota_may_be_of_credits() {
     let quota = ClientQuota { amount: 25, unit: QuotaUnit::Credits, period: Period::Month };
     let proxy = start_proxy_with(plan(), with(Rules { quota: Some(quota), ..Rules::default() })).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    let answer = proxy.speak(10).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    let answer = proxy.request_speech(10).await;
     assert_eq!(told(&answer), USED);
     assert!(answer.text().await.unwrap().contains(
         "has 5 of its quota of 25 credits per month left, and this request may need 10. It resets at "
@@ -103,8 +104,8 @@ async fn a_rate_limited_client_is_told_when_to_retry() {
 #[tokio::test]
 async fn a_client_has_at_most_its_maximum_of_requests() {
     let proxy = start_proxy_with(plan(), with(Rules { max_concurrent: Some(1), ..Rules::default() })).await;
-    proxy.simulator.script(ONE, vec!["slow_body=3600s".parse().unwrap()]);
-    let mut answer = proxy.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
+    proxy.simulator.script(FIRST_KEY, vec!["slow_body=3600s".parse().unwrap()]);
+    let mut answer = proxy.post(&format!("{SPEECH_PATH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(answer.chunk().await.unwrap().is_some());
     let refused = proxy.get("/v1/voices").await;
     assert_eq!(
@@ -113,7 +114,7 @@ async fn a_client_has_at_most_its_maximum_of_requests() {
     );
     drop(answer);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    proxy.served("/v1/voices").await;
+    proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
 }
 
@@ -121,8 +122,8 @@ async fn a_client_has_at_most_its_maximum_of_requests() {
 async fn a_client_may_use_its_paths_only() {
     let paths = vec!["/v1/text-to-speech".to_owned(), "/v1/voices/{id}".to_owned()];
     let proxy = start_proxy_with(plan(), with(Rules { paths, ..Rules::default() })).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.get(&format!("/v1/voices/{}", crate::support::VOICE)).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.get(&format!("/v1/voices/{}", crate::support::VOICE_ID)).await.status(), 200);
     for (path, refusal) in [
         ("/v1/voices", (403, "path_not_allowed")),
         ("/v1/user", (403, "path_not_allowed")),
@@ -135,7 +136,7 @@ async fn a_client_may_use_its_paths_only() {
         let request = proxy.client.get(format!("{}{path}", proxy.url)).header("xi-api-key", CLIENT_TOKEN);
         assert_eq!(told(&request.send().await.unwrap()), refusal, "{path}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 0]);
     proxy.close().await;
 }
 
@@ -148,27 +149,31 @@ async fn a_client_is_served_by_its_keys_only() {
         config.keys[1].name = Some("second".to_owned());
     })
     .await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 1]);
-    proxy.always(TWO, "quota");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
+    proxy.set_fault(SECOND_KEY, "quota");
     for _ in 0..2 {
-        assert_eq!(told(&proxy.speak(10).await), (401, "all_keys_exhausted"), "the first key is not for it");
+        assert_eq!(
+            told(&proxy.request_speech(10).await),
+            (401, "all_keys_exhausted"),
+            "the first key is not for it"
+        );
     }
-    assert_eq!(proxy.hits(&[ONE]), [0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
     proxy.close().await;
 }
 
 /// A request with a token in its own header, and a client's own key.
 async fn with_own(proxy: &TestProxy, method: &str, path: &str, token: Option<&str>) -> reqwest::Response {
     let request = proxy.client.request(method.parse().unwrap(), format!("{}{path}", proxy.url));
-    let request = request.header("xi-api-key", THREE).json(&json!({"text": "hello"}));
+    let request = request.header("xi-api-key", THIRD_KEY).json(&json!({"text": "hello"}));
     let request = token.into_iter().fold(request, |request, token| request.header("x-keychoir-token", token));
     request.send().await.unwrap()
 }
 
 /// A proxy whose provider knows a third key, which is not in the pool.
 async fn house_beside_own(credits: u64, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let plan = Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, credits)]);
+    let plan = Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, credits)]);
     start_proxy_with(plan, |config| {
         config.keys.pop();
         change(config);
@@ -183,22 +188,26 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
     for _ in 0..5 {
         // The account of the own key is exhausted, which affects no key of the pool: no other key
         // is tried, and none enters a cooldown.
-        let answer = with_own(&proxy, "POST", SPEECH, Some(CLIENT_TOKEN)).await;
+        let answer = with_own(&proxy, "POST", SPEECH_PATH, Some(CLIENT_TOKEN)).await;
         assert_eq!(told(&answer), (401, ""));
         // Reads to the end: until then the request is concurrent, and the limit is one.
         answer.bytes().await.unwrap();
     }
     let user: Value = with_own(&proxy, "GET", "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator", "it is its own account");
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [0, 0, 5], "and the question for the user");
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]),
+        [0, 0, 5],
+        "and the question for the user"
+    );
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     // Without its own key the client uses the pool, with its whole quota.
     for _ in 0..3 {
-        let answer = proxy.speak(10).await;
+        let answer = proxy.request_speech(10).await;
         assert_eq!(answer.status(), 200);
         answer.bytes().await.unwrap();
     }
-    assert_eq!(told(&proxy.speak(10).await), USED);
+    assert_eq!(told(&proxy.request_speech(10).await), USED);
     let (ledger, folder) = proxy.close().await;
     assert_eq!(ledger.violations, [""; 0]);
     let path = folder.path().join("keychoir.db");
@@ -210,7 +219,7 @@ async fn a_client_that_brings_its_own_key_pays_itself() {
         .unwrap();
     assert_eq!(own, (6, "app".to_owned()));
     let heap = std::fs::read(path).unwrap();
-    for secret in [THREE, &Fingerprint::new(THREE).to_string()] {
+    for secret in [THIRD_KEY, &Fingerprint::new(THIRD_KEY).to_string()] {
         assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()));
     }
 }
@@ -224,7 +233,7 @@ async fn a_client_without_permission_brings_no_key() {
         (401, "client_token_wrong")
     );
     assert_eq!(with_own(&proxy, "GET", "/v1/voices", Some(CLIENT_TOKEN)).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 0]);
     proxy.close().await;
 }
 
@@ -241,8 +250,8 @@ async fn clients_with_own_keys_are_served_without_the_pool() {
         (401, "client_token_wrong")
     );
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 1]);
-    let clients: Vec<String> = proxy.records().await.into_iter().map(|record| record.client).collect();
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 1]);
+    let clients: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.client).collect();
     assert_eq!(clients, ["own", "app"]);
 }
 
@@ -250,14 +259,14 @@ async fn clients_with_own_keys_are_served_without_the_pool() {
 /// messages.
 fn clients(words: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let words = [&["clients"], words, &["--config", file.to_str().unwrap()]].concat();
-    let output = run(keychoir(&words).env("HOME", file.parent().unwrap()));
+    let output = run(keychoir_command(&words).env("HOME", file.parent().unwrap()));
     let said = stderr(&output);
     (output.status.code(), String::from_utf8(output.stdout).unwrap(), said)
 }
 
 #[tokio::test]
 async fn a_client_is_added_served_and_revoked_while_it_runs() {
-    let simulator = Simulator::start(loopback().await, plan()).await.unwrap();
+    let simulator = Simulator::start(bind_loopback().await, plan()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
     std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n").unwrap();
@@ -276,15 +285,15 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     let list: Value = serde_json::from_str(&list).unwrap();
     assert_eq!((&list[0]["name"], &list[0]["maxConcurrent"]), (&json!("app"), &json!(4)));
 
-    let mut command = keychoir(&["serve", "--config", file.to_str().unwrap()]);
+    let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);
     command
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_LOG__LEVEL", "trace")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    let port = program.address().rsplit(':').next().unwrap().to_owned();
+    let port = program.wait_for_address().rsplit(':').next().unwrap().to_owned();
     let url = format!("http://127.0.0.1:{port}");
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let get = async |token: &str| {
@@ -301,17 +310,17 @@ async fn a_client_is_added_served_and_revoked_while_it_runs() {
     assert_eq!(clients(&["revoke", "app"], &file).0, Some(78));
     let (code, _, said) = clients(&["revoke", "second"], &file);
     assert!(code == Some(78) && said.contains("open to other machines"), "{said}");
-    program.signal("HUP");
-    program.event("reloaded");
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
     assert_eq!((get(token).await, get(second).await), (401, 200));
     // An own key that the provider does not know.
     let own = "sk_own_canary_000011112222333344445555666677778888";
     let request = client.get(format!("{url}/v1/voices")).header("xi-api-key", own);
     assert_eq!(request.header("x-keychoir-token", second).send().await.unwrap().status(), 401);
 
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0));
-    let heap = contents(folder.path());
+    let heap = read_all_files(folder.path());
     for secret in [token, second, own, &Fingerprint::new(own).to_string()] {
         assert!(!said.contains(secret), "it is in the log");
         assert!(!heap.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "it is in a file");

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 
 use std::time::Duration;
 
-use crate::support::{ONE, TestProxy, assert_ours, join_all, loopback, start_proxy_with};
-use keychoir::app::{self, AppConfig, Drained};
+use crate::support::{FIRST_KEY, TestProxy, assert_proxy_error, bind_loopback, join_all, start_proxy_with};
+use keychoir::app::{self, AppConfig, DrainOutcome};
 use keychoir::config::{ClientConfig, Config};
 use keychoir::secret::{ApiKey, TokenFingerprint};
 use keychoir::simulator::Plan;
@@ -20,16 +20,16 @@ use tokio::time::{sleep, timeout};
 async fn with_client() -> TestProxy {
     let client = ClientConfig {
         name: "app".into(),
-        token: TokenFingerprint::of("its-token"),
+        token: TokenFingerprint::new("its-token"),
         rules: Default::default(),
     };
-    start_proxy_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await
+    start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| config.clients = vec![client]).await
 }
 
 /// Sends a whole upload without a token and only then reads; returns the response, or the error
 /// instead.
 async fn upload(proxy: &TestProxy, framing: &str, pieces: usize, pause: Duration) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!("POST /v1/speech-to-text HTTP/1.1\r\nhost: localhost\r\n{framing}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     for _ in 0..pieces {
@@ -62,7 +62,7 @@ async fn clients_of_refused_uploads_receive_the_response() {
 
 /// A proxy whose upstream sends `response` and closes.
 async fn with_upstream_response(response: &'static str) -> TestProxy {
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     Tasks::new().spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -73,7 +73,7 @@ async fn with_upstream_response(response: &'static str) -> TestProxy {
             let _ = stream.write_all(response.as_bytes()).await;
         }
     });
-    start_proxy_with(Plan::of([(ONE, 100)]), |config| {
+    start_proxy_with(Plan::of([(FIRST_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.quota_polling.enabled = false;
     })
@@ -82,7 +82,7 @@ async fn with_upstream_response(response: &'static str) -> TestProxy {
 
 /// A proxy whose upstream passes its connections to the test after their head was read.
 async fn with_held_upstream() -> (mpsc::UnboundedReceiver<TcpStream>, TestProxy) {
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = mpsc::unbounded_channel();
     Tasks::new().spawn(async move {
@@ -96,7 +96,7 @@ async fn with_held_upstream() -> (mpsc::UnboundedReceiver<TcpStream>, TestProxy)
             }
         }
     });
-    let proxy = start_proxy_with(Plan::of([(ONE, 100)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.upstream.max_idle_connections = 0;
         config.quota_polling.enabled = false;
@@ -107,7 +107,7 @@ async fn with_held_upstream() -> (mpsc::UnboundedReceiver<TcpStream>, TestProxy)
 
 /// The response to an HTTP/1.0 client, and whether the connection ends cleanly.
 async fn http_1_0_client(proxy: &TestProxy, method: &str) -> (String, Result<(), ErrorKind>) {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.0\r\nhost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -127,7 +127,7 @@ async fn a_truncated_response_to_http_1_0_ends_with_a_reset() {
             assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
             assert_eq!(ended, if is_complete { Ok(()) } else { Err(ErrorKind::ConnectionReset) }, "{rest:?}");
         }
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
 }
 
@@ -137,7 +137,7 @@ async fn a_response_without_a_body_to_http_1_0_is_complete() {
     let (answer, ended) = http_1_0_client(&proxy, "HEAD").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
     assert_eq!(ended, Ok(()));
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_truncated_refusal_has_its_head_and_no_clean_end() {
             with_upstream_response(format!("HTTP/1.1 401 Unauthorized\r\n{framing}\r\n\r\n{part}").leak())
                 .await;
         for _ in 0..20 {
-            let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+            let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
             stream.write_all(b"POST /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
             let mut answer = Vec::new();
             let _ = stream.read_to_end(&mut answer).await;
@@ -163,7 +163,7 @@ async fn a_truncated_refusal_has_its_head_and_no_clean_end() {
             assert!(head.starts_with("HTTP/1.1 401 "), "{answer}");
             assert!(body.len() < 5000 && !body.ends_with("0\r\n\r\n"), "it ended cleanly: {answer}");
         }
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
 }
 
@@ -175,23 +175,23 @@ async fn a_body_in_an_unsupported_transfer_coding_is_a_502() {
         )
         .await;
         let answer = proxy.get("/v1/voices").await;
-        assert_ours(&answer, 502, "upstream_reset");
-        proxy.abandon().await;
+        assert_proxy_error(&answer, 502, "upstream_reset");
+        proxy.close_unchecked().await;
     }
 }
 
 #[tokio::test]
 async fn requests_in_a_loop_are_refused_with_508() {
     let folder = tempfile::tempdir().unwrap();
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     // Loops that `check` cannot detect: by a name, or through a gateway.
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let keys = vec![ApiKey::new(ONE).unwrap()];
+    let keys = vec![ApiKey::new(FIRST_KEY).unwrap()];
     let mut config = Config::with_defaults(keys, url.parse().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
     config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
-    let running = app::start(AppConfig::of(config).unwrap(), vec![listener.into()]).unwrap();
+    let running = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     for request in
         [client.get(format!("{url}/v1/voices")), client.post(format!("{url}/v1/dubbing")).body("x")]
@@ -200,7 +200,7 @@ async fn requests_in_a_loop_are_refused_with_508() {
         assert_eq!(answer.status(), 508);
         assert!(answer.text().await.unwrap().contains("leads back"));
     }
-    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
 }
 
 /// The response to a client that closes its write half right after its request.
@@ -222,7 +222,7 @@ async fn a_client_that_closes_its_sending_half_gets_its_response() {
         format!("POST /v1/voices HTTP/1.1\r\ncontent-length: 5\r\n{rest}hello"),
         format!("POST /v1/voices HTTP/1.1\r\ntransfer-encoding: chunked\r\n{rest}5\r\nhello\r\n0\r\n\r\n"),
     ] {
-        let stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+        let stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         let answering = async {
             let mut connection = upstream.recv().await.unwrap();
             let mut body = Vec::new();
@@ -234,7 +234,7 @@ async fn a_client_that_closes_its_sending_half_gets_its_response() {
         let (answer, ()) = tokio::join!(half_closed(stream, &request), answering);
         assert!(answer.ends_with("answer") && answer.contains(" 200 OK\r\n"), "{request}: {answer}");
     }
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -244,7 +244,7 @@ async fn the_request_of_a_disconnected_client_is_cancelled() {
         "GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n",
         "POST /v1/voices HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\nhello",
     ] {
-        let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut connection = upstream.recv().await.unwrap();
         drop(stream);
@@ -252,13 +252,13 @@ async fn the_request_of_a_disconnected_client_is_cancelled() {
         let closed = async { while connection.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
         timeout(Duration::from_secs(30), closed).await.expect("the request was not cancelled");
     }
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn http2_with_prior_knowledge_is_refused() {
     let proxy = with_client().await;
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
     let (mut settings, mut goaway) = ([0; 9], [0; 17]);
     stream.read_exact(&mut settings).await.unwrap();

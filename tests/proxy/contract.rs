@@ -1,6 +1,6 @@
 //! Formats that apps and scripts rely on. A change here breaks users.
 
-use crate::support::{ONE, TWO, start_proxy, start_proxy_in};
+use crate::support::{FIRST_KEY, SECOND_KEY, start_proxy, start_proxy_in};
 use keychoir::policy::units::UnixMs;
 use keychoir::simulator::{Plan, WorkspacePlan};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ const RESET: UnixMs = UnixMs(4_070_908_800_000);
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
@@ -38,10 +38,10 @@ async fn the_status_document_has_the_contracts_shape() {
 
 #[tokio::test]
 async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
-    let mut plan = Plan::of([(ONE, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy(plan).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
     let status = proxy.status().await;
     assert_eq!(
         status["keys"][0],
@@ -57,8 +57,8 @@ async fn a_key_whose_quota_is_unknown_has_zeros_and_a_null() {
 #[tokio::test]
 async fn the_state_of_the_keys_survives_a_restart() {
     let first = start_proxy(plan()).await;
-    first.always(ONE, "quota");
-    assert_eq!(first.speak(10).await.status(), 200);
+    first.set_fault(FIRST_KEY, "quota");
+    assert_eq!(first.request_speech(10).await.status(), 200);
     let before = first.status().await;
     let (_, folder) = first.close().await;
 
@@ -66,8 +66,12 @@ async fn the_state_of_the_keys_survives_a_restart() {
     let after = second.status().await;
     assert_eq!(after, before);
     assert_eq!(after["keys"][0]["status"], "exhausted");
-    assert_eq!(second.speak(10).await.status(), 200);
-    assert_eq!(second.hits(&[ONE, TWO]), [0, 1], "what was refused before is not asked again");
+    assert_eq!(second.request_speech(10).await.status(), 200);
+    assert_eq!(
+        second.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [0, 1],
+        "what was refused before is not asked again"
+    );
     // The new simulator has charged the second request only; the usage records contain both.
     assert_eq!(second.simulator.ledger().totals.charged, 10);
 }

@@ -1,7 +1,8 @@
 //! Forwarding of headers and paths between client and provider, and the pages for browsers.
 
 use crate::support::{
-    CLIENT_TOKEN, ONE, TWO, TestProxy, assert_ours, fixed_upstream, send_raw, start_proxy, start_proxy_with,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, assert_proxy_error, fixed_upstream, send_raw,
+    start_proxy, start_proxy_with,
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 fn plan() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// The response to a request of a target.
@@ -134,13 +135,13 @@ async fn an_ambiguous_path_is_refused_before_the_provider() {
         let upgrade = "upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
         let head =
             format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n{upgrade}\r\n");
-        let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut start = [0; 12];
         stream.read_exact(&mut start).await.unwrap();
         assert_eq!(&start, b"HTTP/1.1 400", "{target}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     for target in ["/v1/simulator/echo/caf%C3%A9%20x", "/v1/simulator/echo/a+b,c", "//v1/simulator/echo"] {
         let answer = asked(&proxy, "GET", target, "").await;
         assert!(
@@ -210,7 +211,7 @@ async fn paths_that_browsers_request_everywhere_are_served_locally() {
                 .starts_with("HTTP/1.1 405")
         );
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
@@ -221,16 +222,16 @@ async fn a_made_up_method_is_recorded_as_other_and_a_long_one_is_refused() {
     let long = "A".repeat(20_000);
     let answer = asked(&proxy, &long, "/v1/simulator/echo", "").await;
     assert!(answer.starts_with("HTTP/1.1 501") && answer.contains("method_too_long"), "{answer}");
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records.iter().map(|record| record.method.as_str()).collect::<Vec<_>>(), ["other"]);
 }
 
 /// A request that fails at several steps gets the error of the first of them, and none is sent.
 #[tokio::test]
 async fn the_first_failing_step_decides_and_nothing_is_sent() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
         let rules = Rules { paths: vec!["/v1/text-to-speech".to_owned()], ..Rules::default() };
-        let token = TokenFingerprint::of(CLIENT_TOKEN);
+        let token = TokenFingerprint::new(CLIENT_TOKEN);
         config.clients = vec![ClientConfig { name: "app".to_owned(), token, rules }];
     })
     .await;
@@ -244,9 +245,9 @@ async fn the_first_failing_step_decides_and_nothing_is_sent() {
     ] {
         let request = proxy.client.post(format!("{}{path}", proxy.url)).header("xi-api-key", token);
         let answer = request.json(&json!({"text": "a".repeat(2_000)})).send().await.unwrap();
-        assert_ours(&answer, status, code);
+        assert_proxy_error(&answer, status, code);
     }
-    assert_eq!(proxy.hits(&[ONE]), [0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
     proxy.close().await;
 }
 
@@ -254,12 +255,13 @@ async fn the_first_failing_step_decides_and_nothing_is_sent() {
 #[tokio::test]
 async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
     let proxy =
-        start_proxy_with(Plan::of([(ONE, 100_000)]), |config| config.storage.max_queued_records = 1).await;
+        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.storage.max_queued_records = 1)
+            .await;
     let other = rusqlite::Connection::open(proxy.database()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut served = 0;
     let refused = loop {
-        let answer = proxy.speak(1).await;
+        let answer = proxy.request_speech(1).await;
         if answer.status() != 200 {
             break answer;
         }
@@ -267,9 +269,9 @@ async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
         served += 1;
         assert!(served < 1_000, "no request is refused");
     };
-    assert_ours(&refused, 503, "usage_queue_full");
-    assert_eq!(proxy.hits(&[ONE]), [served]);
+    assert_proxy_error(&refused, 503, "usage_queue_full");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [served]);
     other.execute_batch("ROLLBACK").unwrap();
-    proxy.served("/v1/voices").await;
-    proxy.abandon().await;
+    proxy.wait_until_served("/v1/voices").await;
+    proxy.close_unchecked().await;
 }

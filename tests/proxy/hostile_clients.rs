@@ -8,14 +8,14 @@ use crate::hostile::clients::{self, Outcome, Reach, Row, TOKEN, Then, exchange, 
 use crate::hostile::tap::{Record, Seen, Tap};
 use crate::hostile::wire::{self, Head};
 use crate::hostile::{Random, Seeds, contains, mutated, shown};
-use crate::support::{ONE, TWO, TestProxy, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
 use keychoir::policy::key_state::KeyStatus;
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::Plan;
 
-const KEYS: [&str; 2] = [ONE, TWO];
+const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 
 /// The timeouts of heads and body pauses: rows wait for them to expire.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ async fn tapped(needs_no_token: bool) -> (TestProxy, Record) {
         config.quota_polling.enabled = false;
         config.server.request_headers_timeout = PATIENCE;
         config.server.request_body_timeout = PATIENCE;
-        let (name, token) = ("app".to_owned(), TokenFingerprint::of(TOKEN));
+        let (name, token) = ("app".to_owned(), TokenFingerprint::new(TOKEN));
         let client = ClientConfig { name, token, rules: Rules::default() };
         config.clients = (!needs_no_token).then_some(client).into_iter().collect();
     })
@@ -43,7 +43,7 @@ async fn tapped(needs_no_token: bool) -> (TestProxy, Record) {
 /// A regular request on a connection of its own is served, and is all that the provider receives.
 async fn is_served(proxy: &TestProxy) -> Result<(), String> {
     let request = honest("/v1/voices?honest=1", "connection: close\r\n").into_bytes();
-    let got = exchange(proxy.running.address(), &[request], Then::Read).await?;
+    let got = exchange(proxy.app.address(), &[request], Then::Read).await?;
     clients::check(&got, Outcome::Answers(&[200]), Then::Read)
         .map_err(|fault| format!("an honest request: {fault}"))
 }
@@ -55,7 +55,7 @@ async fn check_nothing_is_left(proxy: &TestProxy) {
     let counts = async {
         loop {
             let request = honest("/metrics", "connection: close\r\n").into_bytes();
-            let got = exchange(proxy.running.address(), &[request], Then::Read).await.unwrap();
+            let got = exchange(proxy.app.address(), &[request], Then::Read).await.unwrap();
             let page = String::from_utf8(wire::answers(&got).unwrap().remove(0).body).unwrap();
             let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
             let of = |name: &str| {
@@ -82,7 +82,7 @@ async fn each_hostile_client_gets_its_outcome_without_a_leak() {
             wrong.extend(faults.iter().map(|fault| format!("{} ({:?}): {fault}", row.name, row.then)));
         }
         check_nothing_is_left(&proxy).await;
-        assert!(proxy.running.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
+        assert!(proxy.app.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
         proxy.close().await;
     }
     assert!(wrong.is_empty(), "{} faults:\n{}", wrong.len(), wrong.join("\n"));
@@ -90,7 +90,7 @@ async fn each_hostile_client_gets_its_outcome_without_a_leak() {
 
 /// Executes the row of one client; returns all deviations.
 async fn meet(proxy: &TestProxy, record: &Record, row: &Row) -> Vec<String> {
-    let (got, mut faults) = match exchange(proxy.running.address(), &row.pieces, row.then).await {
+    let (got, mut faults) = match exchange(proxy.app.address(), &row.pieces, row.then).await {
         Ok(got) => (got, Vec::new()),
         Err(fault) => (Vec::new(), vec![fault]),
     };
@@ -136,7 +136,7 @@ async fn mutations_of_hostile_clients_break_nothing() {
         let then =
             *random.one_of(&[Then::HalfClose, Then::HalfClose, Then::HalfClose, Then::Leave, Then::Reset]);
         let mut faults = Vec::new();
-        let got = exchange(proxy.running.address(), &pieces, then).await.unwrap_or_else(|fault| {
+        let got = exchange(proxy.app.address(), &pieces, then).await.unwrap_or_else(|fault| {
             faults.push(fault);
             Vec::new()
         });

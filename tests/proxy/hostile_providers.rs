@@ -9,12 +9,12 @@ use crate::hostile::providers::{
     self, Ask, End, GOOD_SPEECH, GOOD_VOICES, HONEST, Outcome, Provider, Row, Says, request,
 };
 use crate::hostile::{Random, Seeds, mutated, shown};
-use crate::support::{ONE, TWO, TestProxy, attempts, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, read_usage_records, start_proxy_with};
 use keychoir::config::Config;
 use keychoir::policy::key_state::KeyStatus;
 use keychoir::simulator::Plan;
 
-const KEYS: [&str; 2] = [ONE, TWO];
+const KEYS: [&str; 2] = [FIRST_KEY, SECOND_KEY];
 
 /// The timeout of a response head.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ async fn before(provider: &Provider, change: impl FnOnce(&mut Config)) -> TestPr
 /// Regular requests are served with their own responses.
 async fn is_served(proxy: &TestProxy) -> Result<(), String> {
     for (ask, body) in [(Ask::Voices, GOOD_VOICES), (Ask::Speech, GOOD_SPEECH)] {
-        let got = exchange(proxy.running.address(), &[request(ask, HONEST)], Then::Read).await?;
+        let got = exchange(proxy.app.address(), &[request(ask, HONEST)], Then::Read).await?;
         providers::check(&got, Outcome::Body(200, body))
             .map_err(|fault| format!("an honest {ask:?}: {fault}"))?;
     }
@@ -47,7 +47,7 @@ async fn meet(proxy: &TestProxy, provider: &Provider, ask: Ask, says: Says) -> (
     provider.says(says);
     // The client closes an open WebSocket.
     let then = if ask == Ask::Socket { Then::HalfClose } else { Then::Read };
-    let (got, mut faults) = match exchange(proxy.running.address(), &[request(ask, "")], then).await {
+    let (got, mut faults) = match exchange(proxy.app.address(), &[request(ask, "")], then).await {
         Ok(got) => (got, Vec::new()),
         Err(fault) => (Vec::new(), vec![fault]),
     };
@@ -64,15 +64,15 @@ async fn meet(proxy: &TestProxy, provider: &Provider, ask: Ask, says: Says) -> (
 
 /// No number in the usage records is negative or implausible.
 async fn check_books(proxy: TestProxy) -> Vec<String> {
-    let folder = proxy.abandon().await;
-    let records = attempts(&folder.path().join("keychoir.db"));
+    let folder = proxy.close_unchecked().await;
+    let records = read_usage_records(&folder.path().join("keychoir.db"));
     let is_sane = |credits: i64| u64::try_from(credits).is_ok_and(|credits| credits < ABSURD);
     let wrong = records.iter().filter(|record| !is_sane(record.credits));
     wrong.map(|record| format!("in the books: {record:?}")).collect()
 }
 
 fn unusable(proxy: &TestProxy) -> usize {
-    proxy.running.keys().iter().filter(|key| key.state.status() != KeyStatus::Active).count()
+    proxy.app.keys().iter().filter(|key| key.state.status() != KeyStatus::Active).count()
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn each_hostile_response_has_its_outcome() {
     let mut wrong = Vec::new();
     // A refusal changes the state of keys, so each of these rows gets a new program.
     let (teaching, others): (Vec<Row>, Vec<Row>) =
-        providers::table(ONE).into_iter().partition(|row| row.teaches);
+        providers::table(FIRST_KEY).into_iter().partition(|row| row.teaches);
     wrong.extend(faults_of_rows(others).await);
     for row in teaching {
         wrong.extend(faults_of_rows(vec![row]).await);
@@ -104,7 +104,7 @@ async fn faults_of_rows(rows: Vec<Row>) -> Vec<String> {
         if found < KEYS.len() {
             faults.extend(is_served(&proxy).await.err());
         }
-        let used: Vec<u64> = proxy.running.keys().iter().map(|key| key.quota.count).collect();
+        let used: Vec<u64> = proxy.app.keys().iter().map(|key| key.quota.count).collect();
         if used.iter().any(|count| *count >= ABSURD) {
             faults.push(format!("{used:?} credits are used"));
         }
@@ -137,7 +137,7 @@ async fn impossible_figures_of_an_account_take_no_key() {
 
 #[tokio::test]
 async fn mutations_of_hostile_providers_break_nothing() {
-    let rows = providers::table(ONE);
+    let rows = providers::table(FIRST_KEY);
     let texts: Vec<Vec<u8>> = rows.iter().map(|row| row.says.pieces.concat()).collect();
     let provider = Provider::start().await;
     let proxy = before(&provider, |config| {
@@ -188,7 +188,7 @@ async fn mutations_of_hostile_providers_break_nothing() {
             seeds.again(seed)
         );
     }
-    crate::support::wait_until(|| proxy.running.waiting() == 0).await;
+    crate::support::wait_until(|| proxy.app.waiting() == 0).await;
     let faults = check_books(proxy).await;
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use keychoir::config::{BaseUrl, ClientConfig, Config};
 use keychoir::policy::client::Rules;
-use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
-use keychoir::policy::frame::{Head, Opcode, mask};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
+use keychoir::policy::frame::{FrameHeader, Opcode, apply_mask};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use keychoir::tasks::Tasks;
@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use crate::support::websocket::{
     AGENT, Received, SCRIBE, STREAM_INPUT, WebSocketClient, handshake, open_session, within_timeout,
 };
-use crate::support::{CLIENT_TOKEN, ONE, TWO, TestProxy, start_proxy_with};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 
 const MASK: [u8; 4] = [1, 99, 200, 7];
 /// A small session buffer, so that floods end soon.
@@ -30,12 +30,13 @@ const BUFFER: usize = 64 * 1024;
 fn frame(first: u8, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let length = payload.len() as u64;
-    Head { is_final: true, reserved: 0, opcode: Opcode::Text, mask: masked, length }.write(&mut bytes);
+    FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask: masked, length }
+        .encode(&mut bytes);
     bytes[0] = first;
     let from = bytes.len();
     bytes.extend_from_slice(payload);
     if let Some(masked) = masked {
-        mask(&mut bytes[from..], masked, 0);
+        apply_mask(&mut bytes[from..], masked, 0);
     }
     bytes
 }
@@ -82,13 +83,13 @@ fn floods() -> Vec<(&'static str, Vec<u8>, u16)> {
 }
 
 fn two_keys() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// The client of the tests, with a token and these rules.
 fn with_rules(config: &mut Config, rules: Rules) {
     config.clients =
-        vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::of(CLIENT_TOKEN), rules }];
+        vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::new(CLIENT_TOKEN), rules }];
 }
 
 fn bounded(config: &mut Config) {
@@ -127,11 +128,11 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
     for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         session.push(&bytes).await;
-        let (messages, end) = session.rest().await;
+        let (messages, end) = session.receive_to_end().await;
         assert_eq!(messages, [] as [Value; 0], "{what}");
         closed_with(&end, code, what);
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
@@ -141,9 +142,9 @@ async fn a_client_violation_ends_the_session_before_a_useful_message() {
     let binary = ("no JSON", frame(BINARY, b"\x00", Some(MASK)), 1003);
     for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": " "})).await;
         session.push(&bytes).await;
-        let (messages, end) = session.rest().await;
+        let (messages, end) = session.receive_to_end().await;
         assert_eq!(messages, [] as [Value; 0], "{what}");
         closed_with(&end, code, what);
     }
@@ -153,20 +154,20 @@ async fn a_client_violation_ends_the_session_before_a_useful_message() {
 
 #[tokio::test]
 async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
-    let proxy = start_proxy_with(narrow(&[ONE]), bounded).await;
-    proxy.always(ONE, "slow_body=600000");
-    let _held = proxy.speak(200).await;
+    let proxy = start_proxy_with(narrow(&[FIRST_KEY]), bounded).await;
+    proxy.set_fault(FIRST_KEY, "slow_body=600000");
+    let _held = proxy.request_speech(200).await;
     let pings = frame(PING, b"", Some(MASK)).repeat(BUFFER / 3);
     let mut cases: Vec<_> = violations(Some(MASK)).into_iter().chain(floods()).collect();
     cases.push(("pings", pings, 1009));
     for (what, bytes, code) in cases {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": "Hello. "})).await;
-        crate::support::wait_until(|| proxy.running.waiting() == 1).await;
+        session.send_json(&json!({"text": "Hello. "})).await;
+        crate::support::wait_until(|| proxy.app.waiting() == 1).await;
         session.push(&bytes).await;
-        let (_, end) = session.rest().await;
+        let (_, end) = session.receive_to_end().await;
         closed_with(&end, code, what);
-        assert_eq!(proxy.running.waiting(), 0, "{what}: the waiting place is released before the answer");
+        assert_eq!(proxy.app.waiting(), 0, "{what}: the waiting place is released before the answer");
     }
 }
 
@@ -175,11 +176,11 @@ async fn a_client_violation_ends_a_served_session() {
     let proxy = start_proxy_with(two_keys(), bounded).await;
     for (what, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": " "})).await;
-        session.say(&json!({"text": "Hello there. ", "flush": true})).await;
-        assert!(session.message().await["audio"].is_string());
+        session.send_json(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
+        assert!(session.receive_json().await["audio"].is_string());
         session.push(&bytes).await;
-        let (_, end) = session.rest().await;
+        let (_, end) = session.receive_to_end().await;
         closed_with(&end, code, what);
     }
     within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
@@ -267,8 +268,8 @@ async fn a_violation_of_the_provider_ends_the_session() {
     for (what, bytes, code) in violations(None) {
         let (mut session, mut stream) = provider.dialled(&proxy, STREAM_INPUT).await;
         stream.write_all(&[frame(TEXT, SOUND, None), bytes].concat()).await.unwrap();
-        assert!(session.message().await["audio"].is_string(), "{what}");
-        closed_with(&session.hear().await, code, what);
+        assert!(session.receive_json().await["audio"].is_string(), "{what}");
+        closed_with(&session.receive().await, code, what);
         drop(session);
         ends(stream).await;
     }
@@ -301,13 +302,13 @@ async fn a_close_that_is_not_completed_ends_all_the_same() {
         // Both have closed, and the provider keeps its connection.
         let (mut session, mut stream) = provider.dialled(&proxy, path).await;
         stream.write_all(&[frame(TEXT, SOUND, None), close.clone()].concat()).await.unwrap();
-        assert!(session.message().await["audio"].is_string());
-        closed_with(&session.hear().await, 1000, path);
-        session.leave().await;
+        assert!(session.receive_json().await["audio"].is_string());
+        closed_with(&session.receive().await, 1000, path);
+        session.close().await;
         ends(stream).await;
         // The client has closed, and the provider does not reply.
         let (mut session, stream) = provider.dialled(&proxy, path).await;
-        session.leave().await;
+        session.close().await;
         ends(stream).await;
         // The provider has closed, and the client does not reply.
         let (session, mut stream) = provider.dialled(&proxy, path).await;
@@ -328,7 +329,7 @@ async fn bytes_after_the_clients_close_are_dropped() {
         let mut read = vec![0; close.len()];
         within_timeout(stream.read_exact(&mut read)).await.unwrap();
         stream.write_all(&frame(CLOSE, b"\x03\xe8", None)).await.unwrap();
-        closed_with(&session.rest().await.1, 1000, what);
+        closed_with(&session.receive_to_end().await.1, 1000, what);
         drop(session);
         assert_eq!((read, ends(stream).await), (close.clone(), Vec::new()), "{what}");
     }
@@ -361,7 +362,7 @@ async fn one_direction_that_floods_stops_neither_the_other_nor_the_timers() {
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if lifetime > 0 {
             let end = session.end().await;
-            assert!(matches!(end, Received::Close(1001, _) | Received::Gone), "{end:?}");
+            assert!(matches!(end, Received::Close(1001, _) | Received::Disconnected), "{end:?}");
             continue;
         }
         let (mut sink, mut stream) = futures_util::StreamExt::split(session.stream);
@@ -381,8 +382,8 @@ impl WebSocketClient {
     /// The end of the session, whatever messages precede it.
     async fn end(&mut self) -> Received {
         loop {
-            let heard = self.hear().await;
-            if matches!(heard, Received::Close(..) | Received::Gone) {
+            let heard = self.receive().await;
+            if matches!(heard, Received::Close(..) | Received::Disconnected) {
                 return heard;
             }
         }
@@ -403,13 +404,13 @@ const LEAVING: [Leaving; 3] = [Leaving::Drop, Leaving::Close, Leaving::CloseBehi
 
 async fn leave(mut session: WebSocketClient, leaving: Leaving) {
     if let Leaving::CloseBehind(bytes) = leaving {
-        session.say(&json!({"text": "x".repeat(bytes)})).await;
+        session.send_json(&json!({"text": "x".repeat(bytes)})).await;
     }
     match leaving {
         Leaving::Drop => drop(session),
         Leaving::Close | Leaving::CloseBehind(_) => {
             session.push(&frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
-            closed_with(&session.rest().await.1, 1000, "its close is answered");
+            closed_with(&session.receive_to_end().await.1, 1000, "its close is answered");
         }
     }
 }
@@ -420,14 +421,15 @@ async fn a_client_that_leaves_while_its_session_fails_over_is_noticed() {
         let mut provider = Provider::start().await;
         let proxy = provider.start_proxy(|_| {}).await;
         let (mut session, mut first) = provider.dialled(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": "Hello. "})).await;
+        session.send_json(&json!({"text": "Hello. "})).await;
         let refusal = frame(CLOSE, b"\x03\xf0This request exceeds your quota.", None);
         first.write_all(&refusal).await.unwrap();
         // The handshake with the second key is never answered.
         let (second, _) = provider.handshake().await;
         leave(session, leaving).await;
         ends(second).await;
-        let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+        let verdicts: Vec<String> =
+            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts, ["workspace_quota", "client_closed"], "{leaving:?}");
     }
 }
@@ -436,21 +438,21 @@ async fn a_client_that_leaves_while_its_session_fails_over_is_noticed() {
 async fn a_client_that_leaves_while_its_session_waits_is_noticed() {
     for is_failing_over in [false, true] {
         for leaving in LEAVING {
-            let plan = if is_failing_over { narrow(&[ONE, TWO]) } else { narrow(&[TWO]) };
+            let plan = if is_failing_over { narrow(&[FIRST_KEY, SECOND_KEY]) } else { narrow(&[SECOND_KEY]) };
             let proxy =
                 start_proxy_with(plan, |config| config.pool.queue_timeout = Duration::from_secs(3_600)).await;
             // The only slot of the second key is taken.
             if is_failing_over {
-                proxy.always(ONE, "forbidden");
+                proxy.set_fault(FIRST_KEY, "forbidden");
             }
-            proxy.always(TWO, "slow_body=600000");
-            let _held = proxy.speak(200).await;
-            proxy.always(ONE, "quota");
+            proxy.set_fault(SECOND_KEY, "slow_body=600000");
+            let _held = proxy.request_speech(200).await;
+            proxy.set_fault(FIRST_KEY, "quota");
             let mut session = open_session(&proxy, STREAM_INPUT).await;
-            session.say(&json!({"text": "Hello. "})).await;
-            crate::support::wait_until(|| proxy.running.waiting() == 1).await;
+            session.send_json(&json!({"text": "Hello. "})).await;
+            crate::support::wait_until(|| proxy.app.waiting() == 1).await;
             leave(session, leaving).await;
-            crate::support::wait_until(|| proxy.running.waiting() == 0).await;
+            crate::support::wait_until(|| proxy.app.waiting() == 0).await;
         }
     }
 }
@@ -461,11 +463,12 @@ async fn a_client_that_leaves_after_its_first_message_is_noticed() {
         let mut provider = Provider::start().await;
         let proxy = provider.start_proxy(|config| with_rules(config, Rules::default())).await;
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
-        session.say(&json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
+        session.send_json(&json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
         let (stream, _) = provider.handshake().await;
         leave(session, leaving).await;
         ends(stream).await;
-        let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+        let verdicts: Vec<String> =
+            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts, ["client_closed"], "{leaving:?}");
     }
 }
@@ -480,11 +483,11 @@ async fn a_client_that_leaves_before_its_socket_is_open_is_noticed() {
         (stream, _) = provider.handshake() => stream,
     };
     ends(stream).await;
-    assert_eq!(proxy.records().await[0].verdict, "client_closed");
+    assert_eq!(proxy.into_records().await[0].verdict, "client_closed");
 }
 
 fn credits(amount: u64) -> Rules {
-    let quota = ClientQuota { amount, measure: Measure::Credits, period: Period::Day };
+    let quota = ClientQuota { amount, unit: QuotaUnit::Credits, period: Period::Day };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
@@ -499,47 +502,48 @@ async fn a_quota_of_credits_ends_sessions_beyond_it() {
         })
         .await;
         let mut session = open_session(&proxy, path).await;
-        let first = session.message().await;
+        let first = session.receive_json().await;
         assert!(first.get("error").is_none(), "{first}");
         // Another request of the same client uses most of it.
-        assert_eq!(proxy.speak(spoken).await.status(), 200);
-        let (messages, end) = session.rest().await;
+        assert_eq!(proxy.request_speech(spoken).await.status(), 200);
+        let (messages, end) = session.receive_to_end().await;
         let last = messages.last().unwrap();
         assert_eq!((&last["error"], &last["code"]), (&json!("client_quota_exceeded"), &json!(1008)));
         closed_with(&end, 1008, path);
         drop(session);
-        let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+        let verdicts: Vec<String> =
+            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert!(verdicts.contains(&"client_quota_exceeded".to_owned()), "{verdicts:?}");
     }
 }
 
 #[tokio::test]
 async fn a_quota_of_requests_ends_no_session() {
-    let quota = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Day };
+    let quota = ClientQuota { amount: 2, unit: QuotaUnit::Requests, period: Period::Day };
     let proxy = start_proxy_with(two_keys(), |config| {
         with_rules(config, Rules { quota: Some(quota), ..Rules::default() });
         config.websocket.quota_check_interval = Duration::from_millis(1);
     })
     .await;
     let mut session = open_session(&proxy, AGENT).await;
-    assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
-    assert_eq!(proxy.speak(30).await.status(), 200);
-    assert_eq!(proxy.speak(30).await.status(), 402);
+    assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
+    assert_eq!(proxy.request_speech(30).await.status(), 200);
+    assert_eq!(proxy.request_speech(30).await.status(), 402);
     for _ in 0..20 {
-        session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-        while session.message().await["type"] != "agent_response" {}
+        session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+        while session.receive_json().await["type"] != "agent_response" {}
     }
-    session.leave().await;
-    proxy.abandon().await;
+    session.close().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn parallel_sessions_do_not_spend_the_same_credits() {
     let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(20))).await;
     // Nothing has been served when the second one speaks.
-    proxy.always(ONE, "stall=600000");
+    proxy.set_fault(FIRST_KEY, "stall=600000");
     let mut first = open_session(&proxy, STREAM_INPUT).await;
-    first.say(&json!({"text": "These are twenty. ok"})).await;
+    first.send_json(&json!({"text": "These are twenty. ok"})).await;
     let spoken = |ledger: &keychoir::simulator::Ledger| {
         ledger
             .requests
@@ -551,23 +555,23 @@ async fn parallel_sessions_do_not_spend_the_same_credits() {
     let refused = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
     assert_eq!(refused.err().unwrap().0, 402);
     drop(first);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn a_refused_request_does_not_count_against_a_quota() {
     let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
-    proxy.always(ONE, "invalid");
-    proxy.always(TWO, "invalid");
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.set_fault(SECOND_KEY, "invalid");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    let (_, end) = session.speak(&["This is more than twenty characters. "]).await;
+    let (_, end) = session.synthesize(&["This is more than twenty characters. "]).await;
     closed_with(&end, 1008, "no key is any good");
     drop(session);
-    proxy.simulator.always(ONE, None);
-    proxy.simulator.always(TWO, None);
+    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.always(SECOND_KEY, None);
     // The session refunds its reservation after its usage record is closed, a moment after its
     // close.
-    let given_back = async { while proxy.speak(5).await.status() == 402 {} };
+    let given_back = async { while proxy.request_speech(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), given_back).await.expect("all of the quota is left");
 }
 
@@ -577,15 +581,15 @@ async fn no_text_is_forwarded_uncounted() {
     for message in [Message::text(long.clone()), Message::binary(long.clone().into_bytes())] {
         let proxy = start_proxy_with(two_keys(), |config| with_rules(config, credits(40))).await;
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": " "})).await;
-        session.say(&json!({"text": "This is more than twenty characters. ", "flush": true})).await;
-        assert!(session.message().await["audio"].is_string());
+        session.send_json(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": "This is more than twenty characters. ", "flush": true})).await;
+        assert!(session.receive_json().await["audio"].is_string());
         session.send(message).await;
-        let (messages, end) = session.rest().await;
+        let (messages, end) = session.receive_to_end().await;
         closed_with(&end, 1008, "the quota is used");
         assert_eq!(messages.last().unwrap()["error"], "client_quota_exceeded");
         drop(session);
-        let records = proxy.records().await;
+        let records = proxy.into_records().await;
         assert_eq!(records[0].credits, "This is more than twenty characters. ".len() as i64);
     }
 }
@@ -598,13 +602,13 @@ async fn a_queued_session_is_not_idle() {
     let (mut session, mut stream) = provider.dialled(&proxy, AGENT).await;
     let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
     stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
-    assert_eq!(session.message().await["type"], "queue_status");
+    assert_eq!(session.receive_json().await["type"], "queue_status");
     // Another session is idle for the same time, and ends.
     let (mut idle, _idle) = provider.dialled(&proxy, AGENT).await;
-    closed_with(&idle.rest().await.1, 1001, "it is idle");
+    closed_with(&idle.receive_to_end().await.1, 1001, "it is idle");
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
     stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
-    assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
+    assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }
 
 #[tokio::test]
@@ -622,6 +626,6 @@ async fn a_queued_session_may_fail_over() {
     let mut second = provider.connection().await;
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
     second.write_all(&frame(TEXT, metadata, None)).await.unwrap();
-    assert_eq!(session.message().await["type"], "queue_status");
-    assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
+    assert_eq!(session.receive_json().await["type"], "queue_status");
+    assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }

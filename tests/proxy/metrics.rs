@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use crate::support::{CLIENT_TOKEN, ONE, SPEECH, TWO, TestProxy, start_proxy, start_proxy_with};
+use crate::support::{
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, start_proxy, start_proxy_with,
+};
 use keychoir::config::ClientConfig;
 use keychoir::policy::outcome::Outcome;
 use keychoir::secret::{Fingerprint, TokenFingerprint};
@@ -235,9 +237,9 @@ const DOCUMENT: &str = include_str!("../../docs/operations.md");
 
 #[tokio::test]
 async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
-    proxy.simulator.always_on(ONE, SPEECH, Some("quota_short".parse().unwrap()));
-    assert_eq!(proxy.speak(30).await.status(), 200);
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
+    assert_eq!(proxy.request_speech(30).await.status(), 200);
     let page = settled(&proxy, 1).await;
     let row = |line: &str| {
         let [_, name, kind, meaning, _] = line.split('|').collect::<Vec<_>>().try_into().ok()?;
@@ -261,7 +263,7 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
 fn the_document_lists_every_outcome() {
     let missing: Vec<&str> = Outcome::ALL
         .iter()
-        .map(|outcome| outcome.word())
+        .map(|outcome| outcome.as_str())
         .filter(|word| !DOCUMENT.contains(&format!("`{word}`")))
         .collect();
     assert!(missing.is_empty(), "not in docs/operations.md: {missing:?}");
@@ -269,8 +271,8 @@ fn the_document_lists_every_outcome() {
 
 #[tokio::test]
 async fn a_client_that_accepts_only_text_gets_the_same_metrics_in_prometheus_form() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000)])).await;
-    proxy.served("/v1/voices").await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
+    proxy.wait_until_served("/v1/voices").await;
     let open = settled(&proxy, 1).await;
     let accept = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
     let plain = Page::read(&text(&proxy, accept, LineFormat::Text).await, LineFormat::Text);
@@ -293,16 +295,16 @@ async fn a_client_that_accepts_only_text_gets_the_same_metrics_in_prometheus_for
 #[tokio::test]
 async fn a_key_with_a_name_has_it_as_a_label() {
     let folder = tempfile::tempdir().unwrap();
-    let plan = Plan::of([(ONE, 1_000), (TWO, 10_000)]);
+    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)]);
     let proxy = crate::support::start_proxy_in(folder, plan, |config| {
         config.keys[1].name = Some("studio".to_owned())
     })
     .await;
-    proxy.speak(2_000).await;
+    proxy.request_speech(2_000).await;
     let page = settled(&proxy, 1).await;
     assert_eq!(page.value("keychoir_workspace_credits_limit", &[("workspace", "studio")]), 10_000.0);
     assert_eq!(page.sums("keychoir_upstream_requests_total", "key"), BTreeMap::from([("studio", 1)]));
-    let hash = &Fingerprint::of(TWO).to_string()[..12];
+    let hash = &Fingerprint::new(SECOND_KEY).to_string()[..12];
     let labels =
         [("key", "studio"), ("short_key", "sk_key_numb...00002"), ("hash", hash), ("workspace", "studio")];
     assert_eq!(page.value("keychoir_key_info", &labels), 1.0);
@@ -311,12 +313,12 @@ async fn a_key_with_a_name_has_it_as_a_label() {
 
 #[tokio::test]
 async fn the_credits_of_a_workspace_are_counted_once_for_all_its_keys() {
-    let plan = Plan::parse(&format!("{ONE}=1000@ws_1,{TWO}=1000@ws_1")).unwrap();
+    let plan = Plan::parse(&format!("{FIRST_KEY}=1000@ws_1,{SECOND_KEY}=1000@ws_1")).unwrap();
     let name = |config: &mut keychoir::config::Config| {
         config.keys.iter_mut().for_each(|key| key.workspace = Some("shared".to_owned()));
     };
     let proxy = start_proxy_with(plan, name).await;
-    assert_eq!(proxy.speak(30).await.status(), 200);
+    assert_eq!(proxy.request_speech(30).await.status(), 200);
     let page = settled(&proxy, 1).await;
     for (name, credits) in [("used", 30), ("limit", 1_000), ("remaining", 970)] {
         let sums = page.sums(&format!("keychoir_workspace_credits_{name}"), "workspace");
@@ -328,13 +330,13 @@ async fn the_credits_of_a_workspace_are_counted_once_for_all_its_keys() {
 
 #[tokio::test]
 async fn keys_with_equal_short_forms_have_labels_of_their_own() {
-    let other = ONE.replace("one", "six");
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (&other, 1_000)])).await;
+    let other = FIRST_KEY.replace("one", "six");
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (&other, 1_000)])).await;
     // Two samples with the same labels would be no valid page.
     let page = page(&proxy).await;
     assert_eq!(page.sums("keychoir_key_info", "short_key"), BTreeMap::from([("sk_key_numb...00001", 2)]));
-    for key in [ONE, &other] {
-        let label = format!("sk_key_numb...00001#{}", &Fingerprint::of(key).to_string()[..12]);
+    for key in [FIRST_KEY, &other] {
+        let label = format!("sk_key_numb...00001#{}", &Fingerprint::new(key).to_string()[..12]);
         assert_eq!(page.value("keychoir_workspace_credits_limit", &[("workspace", &label)]), 1_000.0);
     }
     proxy.close().await;
@@ -343,7 +345,7 @@ async fn keys_with_equal_short_forms_have_labels_of_their_own() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_process_reports_its_memory_time_and_files() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
     let page = page(&proxy).await;
     let value = |name: &str| page.value(&format!("process_{name}"), &[]);
     assert!(value("resident_memory_bytes") > 1_000_000.0);
@@ -357,19 +359,19 @@ async fn the_process_reports_its_memory_time_and_files() {
 
 #[tokio::test]
 async fn the_values_equal_the_records_and_the_charges() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 10_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)])).await;
     for _ in 0..5 {
-        assert_eq!(proxy.speak(20).await.status(), 200);
+        assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
     // Polls are served, and contradict the 29 remaining credits of the refusal.
-    proxy.simulator.always_on(ONE, SPEECH, Some("quota_short".parse().unwrap()));
-    assert_eq!(proxy.speak(30).await.status(), 200);
-    proxy.always(TWO, "unprocessable");
-    assert_eq!(proxy.speak(40).await.status(), 422);
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
+    assert_eq!(proxy.request_speech(30).await.status(), 200);
+    proxy.set_fault(SECOND_KEY, "unprocessable");
+    assert_eq!(proxy.request_speech(40).await.status(), 422);
     assert_eq!(proxy.get("/v1/workspaces/api-keys").await.status(), 403);
-    proxy.always(TWO, "invalid");
-    assert_eq!(proxy.speak(10).await.status(), 401);
-    let polled = async { while proxy.statuses().await != ["active", "invalid"] {} };
+    proxy.set_fault(SECOND_KEY, "invalid");
+    assert_eq!(proxy.request_speech(10).await.status(), 401);
+    let polled = async { while proxy.key_statuses().await != ["active", "invalid"] {} };
     tokio::time::timeout(Duration::from_secs(20), polled).await.unwrap();
 
     let page = settled(&proxy, 9).await;
@@ -411,7 +413,7 @@ async fn the_values_equal_the_records_and_the_charges() {
         assert_eq!(page.value("keychoir_workspace_credits_used", &[("workspace", key)]), used);
     }
     assert_eq!(page.sums("keychoir_keys", "status"), BTreeMap::from([("active", 1), ("invalid", 1)]));
-    let hash = &Fingerprint::of(ONE).to_string()[..12];
+    let hash = &Fingerprint::new(FIRST_KEY).to_string()[..12];
     assert_eq!(page.value("keychoir_key_info", &[("hash", hash), ("key", "sk_key_numb...00001")]), 1.0);
     let workspace = [("workspace", "sk_key_numb...00001")];
     assert_eq!(page.value("keychoir_workspace_credits_remaining", &workspace), 900.0);
@@ -420,7 +422,7 @@ async fn the_values_equal_the_records_and_the_charges() {
         .map(|direction| page.value("keychoir_body_bytes_total", &[("direction", direction)]) as i64);
     let charged = proxy.simulator.ledger().totals.charged;
     assert_eq!(charged, 130);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     let sums = records
         .iter()
         .fold([0, 0], |[sent, got], record| [sent + record.request_bytes, got + record.response_bytes]);
@@ -429,9 +431,9 @@ async fn the_values_equal_the_records_and_the_charges() {
 
 #[tokio::test]
 async fn a_request_in_progress_is_counted_once() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000)])).await;
-    proxy.always(ONE, "stall=60s");
-    let asked = proxy.speak(10);
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
+    proxy.set_fault(FIRST_KEY, "stall=60s");
+    let asked = proxy.request_speech(10);
     tokio::pin!(asked);
     let looking = async {
         while page(&proxy).await.value("keychoir_key_requests_in_flight", &[]) < 1.0 {
@@ -449,20 +451,21 @@ async fn a_request_in_progress_is_counted_once() {
 async fn the_metrics_require_a_token_where_clients_have_one() {
     let client = ClientConfig {
         name: "ops".to_owned(),
-        token: TokenFingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::new(CLIENT_TOKEN),
         rules: Default::default(),
     };
-    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| config.clients = vec![client]).await;
+    let proxy =
+        start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| config.clients = vec![client]).await;
     assert_eq!(proxy.client.get(format!("{}/metrics", proxy.url)).send().await.unwrap().status(), 401);
     let request = proxy.client.get(format!("{}/metrics", proxy.url)).header("xi-api-key", CLIENT_TOKEN);
     assert_eq!(request.send().await.unwrap().status(), 200);
-    assert_eq!(proxy.hits(&[ONE]), [0], "it is no path of the provider");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "it is no path of the provider");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn nothing_that_a_client_sends_becomes_a_label() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000_000)])).await;
     let words = ["voices", "models", "user", "history", "music"];
     let mut paths: Vec<String> =
         (0..20).map(|number| format!("/v1/canary-{number}?canary={number}")).collect();

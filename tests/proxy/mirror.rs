@@ -4,16 +4,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::supabase::{Fault, SECRET_KEY, Supabase, foreign_token, token_of};
+use crate::support::supabase::{Fault, SECRET_KEY, Supabase, foreign_token, role_token};
 use crate::support::websocket::{AGENT, open_session};
-use crate::support::{CLIENT_TOKEN, ONE, THREE, TWO, TestProxy, start_proxy_in, wait_until};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, start_proxy_in, wait_until};
 use keychoir::config::Config;
 use keychoir::secret::{Fingerprint, ServiceKey, ServiceKeyForm};
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 const MOMENT: Duration = Duration::from_millis(10);
 
 fn plan() -> Plan {
@@ -62,7 +62,7 @@ fn events(supabase: &Supabase) -> usize {
 /// Sends a number of speech requests; all must be served.
 async fn speak(proxy: &TestProxy, times: usize) {
     for _ in 0..times {
-        assert_eq!(proxy.speak(10).await.status(), 200);
+        assert_eq!(proxy.request_speech(10).await.status(), 200);
     }
 }
 
@@ -126,11 +126,11 @@ fn compare(folder: &Path, supabase: &Supabase) {
 async fn the_queries_of_the_product_answer() {
     let supabase = Supabase::new().await;
     supabase.migrate();
-    let plan = Plan::of([(ONE, 100), (TWO, 1_000), (THREE, 100_000)]);
+    let plan = Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 1_000), (THIRD_KEY, 100_000)]);
     let proxy = start_proxy(plan, to(&supabase)).await;
     // The first key is exhausted, the second comes near its limit, the third is unused.
     for characters in [100, 850] {
-        assert_eq!(proxy.speak(characters).await.status(), 200);
+        assert_eq!(proxy.request_speech(characters).await.status(), 200);
     }
     let short = KEYS.map(|key| format!("{}...{}", &key[..11], &key[key.len() - 5..]));
     let folder = close_and_compare(proxy, &supabase).await;
@@ -155,7 +155,7 @@ async fn the_queries_of_the_product_answer() {
     assert_eq!(supabase.sql(theirs), resets, "moments are in UTC");
 
     // At most one row per key in a request, and no request contains a key.
-    for seen in supabase.gateway.seen() {
+    for seen in supabase.gateway.received_requests() {
         let rows: Vec<Value> = serde_json::from_str(&seen.body).unwrap();
         let mut hashes: Vec<&str> = rows
             .iter()
@@ -175,7 +175,7 @@ async fn the_queries_of_the_product_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
     let supabase = Supabase::new().await;
-    let old_key = token_of("service_role");
+    let old_key = role_token("service_role");
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
         config.supabase.key = Some(ServiceKey::new(&old_key, ServiceKeyForm::Token).unwrap());
@@ -183,7 +183,7 @@ async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
     let proxy = proxy.await;
     speak(&proxy, 1).await;
     close_and_compare(proxy, &supabase).await;
-    let first = supabase.gateway.seen().remove(0);
+    let first = supabase.gateway.received_requests().remove(0);
     assert_eq!(
         (first.api_key, first.authorization),
         (Some(old_key.clone()), Some(format!("Bearer {old_key}")))
@@ -195,7 +195,7 @@ async fn anonymous_roles_read_no_row_and_the_service_role_every_one() {
         for table in tables {
             let url = format!("{}/rest/v1/{table}", supabase.url());
             let asked = |request: reqwest::RequestBuilder| {
-                request.header("apikey", token_of(role)).bearer_auth(token_of(role)).send()
+                request.header("apikey", role_token(role)).bearer_auth(role_token(role)).send()
             };
             let read = asked(client.get(&url)).await.unwrap();
             let is_view = table == "elevenlabs_key_health";
@@ -251,7 +251,7 @@ async fn an_older_observation_never_overwrites_a_newer_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_an_outage_arrive_after_it() {
     let supabase = Supabase::new().await;
-    supabase.gateway.meet(Fault::Closed);
+    supabase.gateway.set_fault(Fault::Closed);
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
         config.supabase.max_batch_rows = 7;
@@ -262,10 +262,10 @@ async fn records_of_an_outage_arrive_after_it() {
     speak(&proxy, 10).await;
     assert_eq!(events(&supabase), 0);
     // Supabase fails and recovers, in every way.
-    let flapping = [Fault::None, Fault::Closed, Fault::Status(503), Fault::AnswerLost, Fault::Status(429)];
-    supabase.gateway.meet_first(&flapping.repeat(3));
-    wait_until(|| supabase.gateway.has_met_all()).await;
-    supabase.gateway.meet(Fault::None);
+    let flapping = [Fault::None, Fault::Closed, Fault::Status(503), Fault::ResponseLost, Fault::Status(429)];
+    supabase.gateway.queue_faults(&flapping.repeat(3));
+    wait_until(|| supabase.gateway.has_injected_all()).await;
+    supabase.gateway.set_fault(Fault::None);
     speak(&proxy, 1).await;
     wait_until(|| events(&supabase) >= 21).await;
     until_mirror(&proxy, "ok", 0).await;
@@ -277,15 +277,17 @@ async fn a_lost_response_doubles_no_row() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), to(&supabase)).await;
     speak(&proxy, 3).await;
-    supabase.gateway.meet_at("usage_events", Fault::AnswerLost);
+    supabase.gateway.set_path_fault("usage_events", Fault::ResponseLost);
     speak(&proxy, 3).await;
     wait_until(|| events(&supabase) == 6).await;
-    let sent = || supabase.gateway.seen().iter().filter(|seen| seen.path.contains("usage_events")).count();
+    let sent = || {
+        supabase.gateway.received_requests().iter().filter(|seen| seen.path.contains("usage_events")).count()
+    };
     let before = sent();
     // Their delivery was not acknowledged, so they are sent again and again.
     wait_until(|| sent() > before + 3).await;
     assert_eq!(mirror_state(&proxy).await.0, "failing");
-    supabase.gateway.meet(Fault::None);
+    supabase.gateway.set_fault(Fault::None);
     until_mirror(&proxy, "ok", 0).await;
     close_and_compare(proxy, &supabase).await;
 }
@@ -306,7 +308,7 @@ async fn a_wrong_supabase_key_pauses_the_mirror_until_a_restart_with_a_valid_one
     let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
     wait_until(|| events(&supabase) == 2).await;
     until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
@@ -364,7 +366,7 @@ fn make_older(folder: &Path, supabase: &Supabase) {
     let books = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
     books.execute_batch(EARLIER_ATTEMPTS).unwrap();
     for key in KEYS {
-        let (print, plain) = (Fingerprint::of(key), plain_digest(key));
+        let (print, plain) = (Fingerprint::new(key), plain_digest(key));
         for table in ["keys", "series", "hours", "outbox_keys"] {
             let sql = format!("UPDATE {table} SET key_hash = '{plain}' WHERE key_hash = '{print}'");
             books.execute_batch(&sql).unwrap();
@@ -390,25 +392,28 @@ async fn rows_of_an_earlier_version_lose_the_plain_digests_of_their_keys() {
     // Another machine has already reported the second key under its new name.
     supabase.sql(&format!(
         "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
-        Fingerprint::of(TWO)
+        Fingerprint::new(SECOND_KEY)
     ));
-    let seen_before = supabase.gateway.seen().len();
+    let seen_before = supabase.gateway.received_requests().len();
 
     // The third key is no longer configured.
-    let two = Plan::of([ONE, TWO].map(|key| (key, 100_000)));
+    let two = Plan::of([FIRST_KEY, SECOND_KEY].map(|key| (key, 100_000)));
     let house_after = start_proxy_in(folder, two, to(&supabase)).await;
     speak(&house_after, 1).await;
     wait_until(|| events(&supabase) == 3).await;
     until_mirror(&house_after, "ok", 0).await;
-    let folder = house_after.abandon().await;
+    let folder = house_after.close_unchecked().await;
 
     let theirs = |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
     let (keys, of_events) = (theirs("elevenlabs_key_usage"), theirs("elevenlabs_usage_events"));
     assert_eq!(keys.len(), 3, "one row a key: {keys:?}");
-    assert!([ONE, TWO].iter().all(|key| keys.contains(&Fingerprint::of(key).to_string())), "{keys:?}");
-    assert_eq!(of_events, [Fingerprint::of(ONE).to_string()]);
+    assert!(
+        [FIRST_KEY, SECOND_KEY].iter().all(|key| keys.contains(&Fingerprint::new(key).to_string())),
+        "{keys:?}"
+    );
+    assert_eq!(of_events, [Fingerprint::new(FIRST_KEY).to_string()]);
     assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
-    let sent: Vec<String> = supabase.gateway.seen()[seen_before..]
+    let sent: Vec<String> = supabase.gateway.received_requests()[seen_before..]
         .iter()
         .map(|seen| format!("{} {}", seen.path, seen.body))
         .collect();
@@ -429,9 +434,9 @@ async fn a_refused_row_is_isolated_and_the_others_arrive() {
     supabase.sql("ALTER TABLE elevenlabs_usage_events ADD CONSTRAINT odd CHECK (route <> '/v1/models')");
     supabase.sql(&format!(
         "ALTER TABLE elevenlabs_key_usage ADD CONSTRAINT odd CHECK (api_key_hash <> '{}')",
-        Fingerprint::of(TWO)
+        Fingerprint::new(SECOND_KEY)
     ));
-    supabase.gateway.meet(Fault::Closed);
+    supabase.gateway.set_fault(Fault::Closed);
     let proxy = start_proxy(plan(), to(&supabase)).await;
     for turn in 0..40 {
         match turn {
@@ -439,7 +444,7 @@ async fn a_refused_row_is_isolated_and_the_others_arrive() {
             _ => speak(&proxy, 1).await,
         }
     }
-    supabase.gateway.meet(Fault::None);
+    supabase.gateway.set_fault(Fault::None);
     wait_until(|| events(&supabase) == 38).await;
     until_mirror(&proxy, "ok", 3).await;
     assert_eq!(supabase.sql("SELECT count(*) FROM elevenlabs_key_usage"), ["2"]);
@@ -454,7 +459,7 @@ async fn a_refused_row_is_isolated_and_the_others_arrive() {
     let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
     wait_until(|| events(&supabase) == 41).await;
     until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
     assert_eq!(local(folder.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
 }
@@ -463,40 +468,40 @@ async fn a_refused_row_is_isolated_and_the_others_arrive() {
 async fn a_table_that_refuses_everything_costs_no_row() {
     let supabase = Supabase::new().await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events ADD COLUMN mine TEXT NOT NULL");
-    supabase.gateway.meet(Fault::Closed);
+    supabase.gateway.set_fault(Fault::Closed);
     let proxy = start_proxy(plan(), to(&supabase)).await;
     speak(&proxy, 5).await;
     let (_, folder) = proxy.close().await;
     // At the next start all of them are sent together. A single row may be at fault; if no row of
     // several is accepted, none of them is.
-    supabase.gateway.meet(Fault::None);
+    supabase.gateway.set_fault(Fault::None);
     let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
     until_mirror(&proxy, "paused", 0).await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events DROP COLUMN mine");
     wait_until(|| events(&supabase) == 5).await;
     until_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_supabase_delays_no_end_and_the_next_start_delivers() {
     let supabase = Supabase::new().await;
-    supabase.gateway.meet(Fault::Silent);
+    supabase.gateway.set_fault(Fault::NoResponse);
     let proxy = start_proxy(plan(), |config| {
         to(&supabase)(config);
         config.supabase.final_push_timeout = MOMENT;
     });
     let proxy = proxy.await;
-    wait_until(|| !supabase.gateway.seen().is_empty()).await;
+    wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
     speak(&proxy, 5).await;
     // The mirror waits up to 30 seconds for a response, and the shutdown does not.
     let (_, folder) = proxy.close().await;
     assert_eq!(events(&supabase), 0);
-    supabase.gateway.meet(Fault::None);
+    supabase.gateway.set_fault(Fault::None);
     let proxy = start_proxy_in(folder, plan(), to(&supabase)).await;
     wait_until(|| events(&supabase) == 5).await;
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     compare(folder.path(), &supabase);
 }
 
@@ -508,7 +513,7 @@ async fn the_end_sends_the_remaining_rows() {
         config.supabase.interval = Duration::from_secs(3_600);
     });
     let proxy = proxy.await;
-    wait_until(|| !supabase.gateway.seen().is_empty()).await;
+    wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
     speak(&proxy, 20).await;
     close_and_compare(proxy, &supabase).await;
 }
@@ -525,7 +530,13 @@ async fn without_events_only_keys_are_mirrored() {
     proxy.close().await;
     assert_eq!(supabase.sql("SELECT sum(character_count) FROM elevenlabs_key_usage"), ["20"]);
     assert_eq!(events(&supabase), 0);
-    assert!(supabase.gateway.seen().iter().all(|seen| seen.rows() > 0 && !seen.path.contains("events")));
+    assert!(
+        supabase
+            .gateway
+            .received_requests()
+            .iter()
+            .all(|seen| seen.rows() > 0 && !seen.path.contains("events"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -533,17 +544,21 @@ async fn the_cost_of_a_conversation_arrives_after_its_event() {
     let supabase = Supabase::new().await;
     let proxy = start_proxy(plan(), to(&supabase)).await;
     let mut session = open_session(&proxy, AGENT).await;
-    session.say(&json!({"type": "conversation_initiation_client_data"})).await;
-    session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-    while session.message().await["type"] != "agent_response" {}
-    session.leave().await;
+    session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
+    session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while session.receive_json().await["type"] != "agent_response" {}
+    session.close().await;
     drop(session);
     // The provider reports the price a second after the end at the earliest.
     let priced = "SELECT count(*) FROM elevenlabs_usage_events WHERE credits > 0 AND credits_from = 'answer'";
     wait_until(|| events(&supabase) == 1).await;
     wait_until(|| supabase.sql(priced) == ["1"]).await;
-    let sent: Vec<_> =
-        supabase.gateway.seen().into_iter().filter(|seen| seen.path.contains("usage_events")).collect();
+    let sent: Vec<_> = supabase
+        .gateway
+        .received_requests()
+        .into_iter()
+        .filter(|seen| seen.path.contains("usage_events"))
+        .collect();
     let source = |body: &str| serde_json::from_str::<Value>(body).unwrap()[0]["credits_from"].clone();
     let sources: Vec<Value> = sent.iter().map(|seen| source(&seen.body)).collect();
     assert_eq!(sources, ["unknown", "answer"]);

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::support::{CLIENT_TOKEN, SPEECH, TestProxy, join_all, start_proxy_with};
+use crate::support::{CLIENT_TOKEN, SPEECH_PATH, TestProxy, join_all, start_proxy_with};
 use keychoir::clock;
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
@@ -73,7 +73,7 @@ fn plan() -> Plan {
 fn settings(config: &mut Config) {
     let client = |(name, token, _): (&str, &str, _)| ClientConfig {
         name: name.to_owned(),
-        token: TokenFingerprint::of(token),
+        token: TokenFingerprint::new(token),
         rules: Rules::default(),
     };
     config.clients = CLIENTS.map(client).into();
@@ -112,8 +112,8 @@ fn ordinary(chance: &mut Chance) -> Wanted {
             let seconds = 0.5 + chance.below(2) as f64 / 4.0;
             ("/v1/sound-generation".to_owned(), Some(json!({"text": "rain", "duration_seconds": seconds})))
         }
-        2..5 => (format!("{SPEECH}/stream"), speech(&text, "eleven_flash_v2_5")),
-        _ => (SPEECH.to_owned(), speech(&text, "eleven_multilingual_v2")),
+        2..5 => (format!("{SPEECH_PATH}/stream"), speech(&text, "eleven_flash_v2_5")),
+        _ => (SPEECH_PATH.to_owned(), speech(&text, "eleven_multilingual_v2")),
     }
 }
 
@@ -123,9 +123,9 @@ fn demanding(chance: &mut Chance) -> Wanted {
     let multilingual = |text: &str| speech(text, "eleven_multilingual_v2");
     match chance.below(20) {
         0 | 1 => (format!("/v1/text-to-speech/{LIBRARY_VOICE}"), multilingual(&text)),
-        2 => (SPEECH.to_owned(), multilingual(&"a".repeat(2_501))),
-        3 | 4 => (format!("{SPEECH}?output_format=mp3_44100_192"), multilingual(&text)),
-        5 => (format!("{SPEECH}?output_format=pcm_44100"), multilingual(&text)),
+        2 => (SPEECH_PATH.to_owned(), multilingual(&"a".repeat(2_501))),
+        3 | 4 => (format!("{SPEECH_PATH}?output_format=mp3_44100_192"), multilingual(&text)),
+        5 => (format!("{SPEECH_PATH}?output_format=pcm_44100"), multilingual(&text)),
         _ => ordinary(chance),
     }
 }
@@ -185,13 +185,13 @@ async fn a_month_in_seconds() {
     traffic(&proxy, PART, 3, ordinary).await;
     // It is selected when the first is exhausted again.
     reset(&proxy, "ws_b").await;
-    proxy.always(REVOKED, "invalid");
+    proxy.set_fault(REVOKED, "invalid");
     // No poll finds that before a request does.
     proxy.simulator.always_on(REVOKED, POLL, Some("server_error".parse().unwrap()));
     traffic(&proxy, PART, 4, ordinary).await;
     proxy.simulator.always_on(REVOKED, POLL, None);
     for key in PAST_DUE {
-        proxy.always(key, "payment_issue");
+        proxy.set_fault(key, "payment_issue");
     }
     traffic(&proxy, PART, 5, ordinary).await;
     // Forty concurrent requests.
@@ -208,9 +208,9 @@ async fn a_month_in_seconds() {
     let after = charged(&proxy.simulator.ledger(), "ws_a");
     assert!(after > before, "credits that have come back are spent");
 
-    let stands = proxy.statuses().await;
+    let stands = proxy.key_statuses().await;
     assert_eq!(stands[2], "invalid");
-    assert_eq!(proxy.running.waiting(), 0);
+    assert_eq!(proxy.app.waiting(), 0);
     let (ledger, folder) = proxy.close().await;
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, places, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {

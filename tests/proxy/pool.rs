@@ -4,7 +4,8 @@ use keychoir::policy::strategy::STRATEGIES;
 use std::time::Duration;
 
 use crate::support::{
-    ONE, SPEECH, THREE, TWO, TestProxy, assert_ours, join_all, start_proxy, start_proxy_with, wait_until,
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, assert_proxy_error, join_all, start_proxy,
+    start_proxy_with, wait_until,
 };
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::json;
@@ -12,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 /// Workspaces with these credits, each modified, and a key in each.
 fn of_workspaces<const N: usize>(
@@ -35,17 +36,17 @@ fn three(credits: u64, places: u32) -> Plan {
 
 #[tokio::test]
 async fn a_key_without_enough_credits_is_not_used() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     for _ in 0..5 {
-        assert_eq!(proxy.speak(20).await.status(), 200);
+        assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 4], "no request was refused");
-    assert_eq!(proxy.statuses().await, ["active", "active"], "ten credits are left");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 4], "no request was refused");
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "ten credits are left");
     // The remaining credits suffice for a cheaper request.
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 4]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 4]);
     let (ledger, _) = proxy.close().await;
-    assert_eq!(ledger.key(ONE).unwrap().charged, 30);
+    assert_eq!(ledger.key(FIRST_KEY).unwrap().charged, 30);
 }
 
 #[tokio::test]
@@ -56,32 +57,36 @@ async fn two_requests_never_both_pass_a_nearly_empty_key() {
         ..workspace
     });
     let proxy = start_proxy(plan).await;
-    let answers = join_all((0..40).map(|_| proxy.speak(9))).await;
+    let answers = join_all((0..40).map(|_| proxy.request_speech(9))).await;
     assert!(answers.iter().all(|answer| answer.status() == 200));
     drop(answers);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [11, 29], "11 times 9 is 99, and no request was refused");
+    assert_eq!(
+        proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
+        [11, 29],
+        "11 times 9 is 99, and no request was refused"
+    );
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn the_price_follows_the_model() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
-    assert_eq!(proxy.post(SPEECH, &flash).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 0], "60 characters at half a credit");
+    assert_eq!(proxy.post(SPEECH_PATH, &flash).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 0], "60 characters at half a credit");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_request_beyond_all_credits_is_tried_once_and_its_refusal_recorded() {
-    let proxy = start_proxy(Plan::of([(ONE, 30), (TWO, 20)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 20)])).await;
     for _ in 0..3 {
-        assert_ours(&proxy.speak(50).await, 401, "all_keys_exhausted");
+        assert_proxy_error(&proxy.request_speech(50).await, 401, "all_keys_exhausted");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 1], "each has said no once");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1], "each has said no once");
     // Smaller requests are still served.
-    assert_eq!(proxy.speak(25).await.status(), 200);
-    assert_eq!(proxy.speak(20).await.status(), 200);
+    assert_eq!(proxy.request_speech(25).await.status(), 200);
+    assert_eq!(proxy.request_speech(20).await.status(), 200);
     proxy.close().await;
 }
 
@@ -97,14 +102,14 @@ async fn fifteen_requests_run_and_the_sixteenth_waits() {
     // Five is the limit of these workspaces' plan; no refusal is needed to find it.
     let proxy = start_proxy(three(100_000, 5)).await;
     for key in KEYS {
-        proxy.always(key, "slow_body=600000");
+        proxy.set_fault(key, "slow_body=600000");
     }
-    let mut answers = join_all((0..15).map(|_| proxy.speak(200))).await;
+    let mut answers = join_all((0..15).map(|_| proxy.request_speech(200))).await;
     running(&proxy, 15).await;
     let body = json!({"text": "a".repeat(200), "model_id": "eleven_multilingual_v2"});
     let mut sixteenth = JoinSet::new();
-    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH}", proxy.url)).json(&body).send());
-    wait_until(|| proxy.running.waiting() == 1).await;
+    sixteenth.spawn(proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).json(&body).send());
+    wait_until(|| proxy.app.waiting() == 1).await;
     drop(answers.pop());
     assert_eq!(sixteenth.join_next().await.unwrap().unwrap().unwrap().status(), 200);
     assert!(answers.iter().all(|answer| answer.status() == 200));
@@ -120,7 +125,7 @@ async fn a_concurrency_refusal_records_the_limit_and_waits() {
     let proxy =
         start_proxy_with(plan, |config| config.pool.concurrency_cooldown = Duration::from_millis(20)).await;
     let answers = join_all((0..12).map(|_| async {
-        let answer = proxy.speak(50).await;
+        let answer = proxy.request_speech(50).await;
         (answer.status(), answer.bytes().await.unwrap().len())
     }))
     .await;
@@ -135,14 +140,14 @@ async fn a_request_that_waits_too_long_gets_a_retry_after() {
         config.pool.queue_timeout = Duration::from_millis(50);
     })
     .await;
-    assert_eq!(proxy.speak(1).await.status(), 200);
-    proxy.always(ONE, "slow_body=600000");
-    let held = proxy.speak(500).await;
+    assert_eq!(proxy.request_speech(1).await.status(), 200);
+    proxy.set_fault(FIRST_KEY, "slow_body=600000");
+    let held = proxy.request_speech(500).await;
     assert_eq!(held.status(), 200);
-    let answer = proxy.speak(1).await;
-    assert_ours(&answer, 429, "all_keys_busy");
+    let answer = proxy.request_speech(1).await;
+    assert_proxy_error(&answer, 429, "all_keys_busy");
     assert_eq!(answer.headers()["retry-after"], "1");
-    assert_eq!(proxy.hits(&[ONE]), [2]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2]);
     drop(held);
 }
 
@@ -150,68 +155,68 @@ async fn a_request_that_waits_too_long_gets_a_retry_after() {
 async fn keys_of_one_workspace_are_found_by_themselves() {
     let plan = Plan {
         keys: vec![
-            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(ONE, 0) },
-            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(TWO, 0) },
-            KeyPlan::new(THREE, 1_000),
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) },
+            KeyPlan { workspace: Some("ws_1".to_owned()), ..KeyPlan::new(SECOND_KEY, 0) },
+            KeyPlan::new(THIRD_KEY, 1_000),
         ],
         ..Plan::default().with_workspace(WorkspacePlan::new("ws_1", 500))
     };
     let proxy = start_proxy(plan).await;
     let status = proxy.status().await;
     assert_eq!(status["totalRemainingCharacters"], 1_500, "{status}");
-    proxy.always(ONE, "quota");
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 1], "its sister is as empty");
-    assert_eq!(proxy.statuses().await, ["exhausted", "exhausted", "active"]);
+    proxy.set_fault(FIRST_KEY, "quota");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 1], "its sister is as empty");
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "exhausted", "active"]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_missing_permission_is_requested_once() {
-    let mut plan = Plan::of([(ONE, 1_000), (TWO, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
     let proxy = start_proxy(plan).await;
     for _ in 0..3 {
-        assert_eq!(proxy.speak(5).await.status(), 200);
+        assert_eq!(proxy.request_speech(5).await.status(), 200);
     }
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 3]);
-    assert_eq!(proxy.statuses().await, ["active", "active"]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 3]);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 3], "what it may, it does");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 3], "what it may, it does");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_abuse_refusal_is_not_tried_with_every_key() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000), (THREE, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)])).await;
     for key in KEYS {
-        proxy.always(key, "unusual_activity");
+        proxy.set_fault(key, "unusual_activity");
     }
-    assert_eq!(proxy.speak(5).await.status(), 401);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 0]);
-    assert_eq!(proxy.statuses().await, ["active"; 3], "both say the same of one request");
+    assert_eq!(proxy.request_speech(5).await.status(), 401);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0]);
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "both say the same of one request");
     // A refusal of one account while another serves is attributed to the account.
-    proxy.simulator.always(TWO, None);
+    proxy.simulator.always(SECOND_KEY, None);
     let other = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
-    assert_eq!(proxy.post(SPEECH, &other).await.status(), 200);
-    assert_eq!(proxy.statuses().await, ["exhausted", "active", "active"]);
+    assert_eq!(proxy.post(SPEECH_PATH, &other).await.status(), 200);
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active", "active"]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_refused_key_that_a_poll_confirms_is_usable_at_once() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
-    proxy.simulator.script(ONE, vec!["invalid".parse().unwrap()]);
-    assert_eq!(proxy.speak(5).await.status(), 200);
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    proxy.simulator.script(FIRST_KEY, vec!["invalid".parse().unwrap()]);
+    assert_eq!(proxy.request_speech(5).await.status(), 200);
     // It is polled on its own, and the poll succeeds.
     loop {
-        if proxy.statuses().await == ["active", "active"] {
+        if proxy.key_statuses().await == ["active", "active"] {
             break;
         }
         tokio::task::yield_now().await;
     }
-    assert_eq!(proxy.speak(5).await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [2, 1]);
+    assert_eq!(proxy.request_speech(5).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 1]);
     proxy.close().await;
 }
 
@@ -226,29 +231,32 @@ async fn every_strategy_distributes_requests_as_documented() {
     ];
     assert_eq!(cases.map(|(name, _)| name), STRATEGIES.each_ref().map(|strategy| strategy.name));
     for (strategy, expected) in cases {
-        let proxy = start_proxy_with(Plan::of([(ONE, 1_000), (TWO, 9_000), (THREE, 5_000)]), |config| {
-            config.pool.strategy = strategy.parse().unwrap();
-        })
+        let proxy = start_proxy_with(
+            Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 9_000), (THIRD_KEY, 5_000)]),
+            |config| {
+                config.pool.strategy = strategy.parse().unwrap();
+            },
+        )
         .await;
         for _ in 0..6 {
-            let answer = proxy.speak(5).await;
+            let answer = proxy.request_speech(5).await;
             assert_eq!(answer.status(), 200);
             answer.bytes().await.unwrap();
         }
-        assert_eq!(proxy.hits(&KEYS), expected, "{strategy}");
+        assert_eq!(proxy.request_counts(&KEYS), expected, "{strategy}");
         proxy.close().await;
     }
 }
 
 #[tokio::test]
 async fn a_slow_text_is_sent_without_an_estimate() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 1_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
         config.pool.cost_estimate_timeout = Duration::from_millis(1);
     })
     .await;
-    let mut client = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut client = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
     );
     // The proxy would wait for a short body of announced length.
     client.write_all(format!("{head}8\r\n{{\"text\":\r\n").as_bytes()).await.unwrap();
@@ -259,6 +267,6 @@ async fn a_slow_text_is_sent_without_an_estimate() {
     client.read_exact(&mut start).await.unwrap();
     assert_eq!(&start, b"HTTP/1.1 200");
     drop(client);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records[0].credits, 4);
 }

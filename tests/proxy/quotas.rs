@@ -2,12 +2,12 @@
 //! and after a restart.
 
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, TWO, TestProxy, VOICE, assert_ours, join_all, start_proxy_in,
-    start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, VOICE_ID, assert_proxy_error, join_all,
+    start_proxy_in, start_proxy_with, wait_until,
 };
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
-use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
@@ -18,13 +18,13 @@ const OTHER: &str = "other-token-canary-91d2";
 const USED: (u16, &str) = (402, "client_quota_exceeded");
 
 fn plan() -> Plan {
-    Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)])
+    Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)])
 }
 
 fn clients(rules: Rules) -> Vec<ClientConfig> {
     let client = |name: &str, token: &str, rules| ClientConfig {
         name: name.to_owned(),
-        token: TokenFingerprint::of(token),
+        token: TokenFingerprint::new(token),
         rules,
     };
     vec![client("app", CLIENT_TOKEN, rules), client("other", OTHER, Rules::default())]
@@ -35,13 +35,13 @@ fn with(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = clients(rules)
 }
 
-fn quota(amount: u64, measure: Measure) -> Rules {
-    let quota = ClientQuota { amount, measure, period: Period::Ever };
+fn quota(amount: u64, unit: QuotaUnit) -> Rules {
+    let quota = ClientQuota { amount, unit, period: Period::Total };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
 fn credits(amount: u64) -> Rules {
-    quota(amount, Measure::Credits)
+    quota(amount, QuotaUnit::Credits)
 }
 
 /// The status of a response and Keychoir's error code.
@@ -78,7 +78,7 @@ async fn until_used(proxy: &TestProxy, expected: (u64, u64)) {
 /// C1: 150 concurrent requests, with 1,000 credits.
 async fn check_at_once(characters: usize, expected: usize) {
     let proxy = start_proxy_with(plan(), with(credits(1_000))).await;
-    let answers = join_all((0..150).map(|_| proxy.speak(characters))).await;
+    let answers = join_all((0..150).map(|_| proxy.request_speech(characters))).await;
     let served = answers.iter().filter(|answer| answer.status() == 200).count();
     let refused = answers.iter().filter(|answer| told(answer) == (USED.0, USED.1.to_owned())).count();
     assert_eq!((served, refused), (expected, 150 - expected), "of {characters} characters");
@@ -98,16 +98,16 @@ async fn parallel_requests_spend_no_more_than_the_credits() {
 #[tokio::test]
 async fn a_request_that_needs_more_than_is_left_is_refused_and_a_smaller_one_served() {
     let proxy = start_proxy_with(plan(), with(credits(1_000))).await;
-    assert_eq!(proxy.speak(900).await.status(), 200);
-    let answer = proxy.speak(200).await;
+    assert_eq!(proxy.request_speech(900).await.status(), 200);
+    let answer = proxy.request_speech(200).await;
     assert_told(&answer, USED);
     let body: Value = answer.json().await.unwrap();
     assert_eq!(
         body["detail"]["message"],
         "This client has 100 of its quota of 1,000 credits left, and this request may need 200."
     );
-    assert_eq!(proxy.speak(100).await.status(), 200);
-    assert_told(&proxy.speak(1).await, USED);
+    assert_eq!(proxy.request_speech(100).await.status(), 200);
+    assert_told(&proxy.request_speech(1).await, USED);
     proxy.close().await;
 }
 
@@ -115,13 +115,13 @@ async fn a_request_that_needs_more_than_is_left_is_refused_and_a_smaller_one_ser
 async fn a_possibly_served_request_is_charged_by_its_estimate() {
     let proxy = start_proxy_with(plan(), with(credits(1_000))).await;
     // The connection breaks after the request was received.
-    proxy.simulator.script(ONE, vec!["close".parse().unwrap()]);
-    assert_ours(&proxy.speak(300).await, 502, "upstream_reset");
+    proxy.simulator.script(FIRST_KEY, vec!["close".parse().unwrap()]);
+    assert_proxy_error(&proxy.request_speech(300).await, 502, "upstream_reset");
     until_used(&proxy, (1, 300)).await;
     // The client disconnects while the provider works.
-    proxy.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
+    proxy.simulator.script(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
     {
-        let leaving = proxy.speak(200);
+        let leaving = proxy.request_speech(200);
         tokio::pin!(leaving);
         tokio::select! {
             _ = &mut leaving => panic!("it was answered"),
@@ -130,18 +130,18 @@ async fn a_possibly_served_request_is_charged_by_its_estimate() {
     }
     until_used(&proxy, (2, 500)).await;
     // A refusal costs nothing, nor does a failure of the provider.
-    assert_eq!(proxy.post(SPEECH, &json!({"texxt": "a"})).await.status(), 422);
-    for key in [ONE, TWO] {
+    assert_eq!(proxy.post(SPEECH_PATH, &json!({"texxt": "a"})).await.status(), 422);
+    for key in [FIRST_KEY, SECOND_KEY] {
         proxy.simulator.script(key, vec!["server_error".parse().unwrap()]);
     }
-    assert_eq!(proxy.speak(500).await.status(), 500);
+    assert_eq!(proxy.request_speech(500).await.status(), 500);
     assert_eq!(used(&proxy).await, (2, 500));
-    proxy.simulator.script(ONE, Vec::new());
-    proxy.simulator.script(TWO, Vec::new());
-    assert_eq!(proxy.speak(500).await.status(), 200);
-    assert_told(&proxy.speak(1).await, USED);
+    proxy.simulator.script(FIRST_KEY, Vec::new());
+    proxy.simulator.script(SECOND_KEY, Vec::new());
+    assert_eq!(proxy.request_speech(500).await.status(), 200);
+    assert_told(&proxy.request_speech(1).await, USED);
     let (requests, credits) = used(&proxy).await;
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     let again = start_proxy_in(folder, plan(), with(self::credits(1_000))).await;
     assert_eq!(used(&again).await, (requests, credits));
 }
@@ -155,32 +155,32 @@ async fn an_unsent_request_is_not_charged() {
         config.quota_polling.enabled = false;
     })
     .await;
-    assert_ours(&proxy.speak(900).await, 502, "upstream_unreachable");
+    assert_proxy_error(&proxy.request_speech(900).await, 502, "upstream_unreachable");
     until_used(&proxy, (0, 0)).await;
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// One account with this concurrency limit.
 fn narrow(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { concurrency_max: Some(concurrency), ..WorkspacePlan::new("narrow", 1_000_000) };
-    let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(ONE, 0) };
+    let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) };
     Plan::of([]).with_workspace(workspace).with_key(key)
 }
 
 /// A speech request of the other client.
 async fn speak_as_other(proxy: &TestProxy, characters: usize) -> reqwest::Response {
-    let request = proxy.client.post(format!("{}{SPEECH}", proxy.url)).header("xi-api-key", OTHER);
+    let request = proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).header("xi-api-key", OTHER);
     request.json(&json!({"text": "a".repeat(characters)})).send().await.unwrap()
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_while_it_waits_for_a_key_is_not_charged() {
-    for rules in [quota(1, Measure::Requests), credits(50)] {
+    for rules in [quota(1, QuotaUnit::Requests), credits(50)] {
         let proxy = start_proxy_with(narrow(1), with(rules)).await;
         // The concurrency limit is known from the first response.
         assert_eq!(speak_as_other(&proxy, 1).await.status(), 200);
-        proxy.always(ONE, "stall=3600s");
+        proxy.set_fault(FIRST_KEY, "stall=3600s");
         {
             let busy = speak_as_other(&proxy, 2);
             tokio::pin!(busy);
@@ -189,7 +189,7 @@ async fn a_client_that_leaves_while_it_waits_for_a_key_is_not_charged() {
                 () = wait_until(|| proxy.simulator.ledger().totals.in_flight == 1) => {}
             }
             {
-                let waiting = proxy.speak(50);
+                let waiting = proxy.request_speech(50);
                 let counted = async { while used(&proxy).await.0 != 1 {} };
                 tokio::pin!(waiting);
                 tokio::select! {
@@ -204,10 +204,10 @@ async fn a_client_that_leaves_while_it_waits_for_a_key_is_not_charged() {
             }
         }
         wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-        proxy.simulator.always(ONE, None);
-        assert_eq!(proxy.speak(50).await.status(), 200);
-        assert_told(&proxy.speak(50).await, USED);
-        proxy.abandon().await;
+        proxy.simulator.always(FIRST_KEY, None);
+        assert_eq!(proxy.request_speech(50).await.status(), 200);
+        assert_told(&proxy.request_speech(50).await, USED);
+        proxy.close_unchecked().await;
     }
 }
 
@@ -215,7 +215,7 @@ async fn a_client_that_leaves_while_it_waits_for_a_key_is_not_charged() {
 #[tokio::test]
 async fn a_spent_client_may_use_free_requests_only() {
     let proxy = start_proxy_with(plan(), with(credits(10))).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
     until_used(&proxy, (1, 10)).await;
     for (method, path) in [
         ("POST", "/v1/convai/twilio/outbound-call"),
@@ -252,7 +252,7 @@ async fn a_spent_client_may_use_free_requests_only() {
         ("GET", "/v1/voices".to_owned()),
         ("GET", "/v1/something/that/comes/next".to_owned()),
         ("POST", "/v1/voices/add".to_owned()),
-        ("POST", format!("/v1/voices/{VOICE}/edit")),
+        ("POST", format!("/v1/voices/{VOICE_ID}/edit")),
         ("POST", "/v1/convai/agents/create".to_owned()),
         ("POST", "/v1/history/download".to_owned()),
         ("DELETE", "/v1/voices/none".to_owned()),
@@ -269,7 +269,7 @@ async fn a_spent_client_may_use_free_requests_only() {
     .err()
     .expect("it is refused");
     assert_eq!(status, 402);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -280,23 +280,23 @@ async fn a_reported_price_is_charged_on_every_route() {
         ("POST", "/v1/convai/twilio/outbound-call", 2),
     ] {
         let proxy = start_proxy_with(plan(), with(credits(10_000))).await;
-        proxy.always(ONE, "answer=200[character-cost: 5000]/{}");
+        proxy.set_fault(FIRST_KEY, "answer=200[character-cost: 5000]/{}");
         for _ in 0..served {
             assert_eq!(ask(&proxy, CLIENT_TOKEN, method, path).await.status(), 200, "{method} {path}");
         }
         assert_told(&ask(&proxy, CLIENT_TOKEN, method, path).await, USED);
         assert_eq!(used(&proxy).await, (served, 10_000));
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
     // The same for a route known to be free: a price in its response makes it count.
     let proxy = start_proxy_with(plan(), with(credits(10_000))).await;
-    proxy.always(ONE, "answer=200[character-cost: 5000]/{}");
+    proxy.set_fault(FIRST_KEY, "answer=200[character-cost: 5000]/{}");
     for _ in 0..3 {
         assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     }
     assert_eq!(used(&proxy).await, (3, 15_000));
-    assert_told(&proxy.speak(1).await, USED);
-    proxy.abandon().await;
+    assert_told(&proxy.request_speech(1).await, USED);
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -307,16 +307,16 @@ async fn an_unpriced_request_reserves_the_configured_amount_one_at_a_time() {
     })
     .await;
     let path = "/v1/something/that/comes/next";
-    proxy.always(ONE, "answer=200/{}");
+    proxy.set_fault(FIRST_KEY, "answer=200/{}");
     for expected in [1_000, 2_000, 3_000] {
         assert_eq!(ask(&proxy, CLIENT_TOKEN, "POST", path).await.status(), 200);
         assert_eq!(used(&proxy).await.1, expected);
     }
     assert_told(&ask(&proxy, CLIENT_TOKEN, "POST", path).await, USED);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 
     let proxy = start_proxy_with(plan(), with(credits(1_000_000))).await;
-    proxy.always(ONE, "stall=3600s");
+    proxy.set_fault(FIRST_KEY, "stall=3600s");
     let first = ask(&proxy, CLIENT_TOKEN, "POST", path);
     tokio::pin!(first);
     tokio::select! {
@@ -324,15 +324,15 @@ async fn an_unpriced_request_reserves_the_configured_amount_one_at_a_time() {
         () = wait_until(|| proxy.simulator.ledger().totals.in_flight == 1) => {}
     }
     assert_told(&ask(&proxy, CLIENT_TOKEN, "POST", path).await, (429, "client_concurrency_exceeded"));
-    proxy.simulator.always(ONE, None);
-    assert_eq!(proxy.speak(5).await.status(), 200, "what has a price goes on");
+    proxy.simulator.always(FIRST_KEY, None);
+    assert_eq!(proxy.request_speech(5).await.status(), 200, "what has a price goes on");
 }
 
 #[tokio::test]
 async fn direct_access_needs_no_quota_or_a_permission() {
-    let may = Rules { may_take_tokens: true, ..quota(2, Measure::Requests) };
+    let may = Rules { may_request_tokens: true, ..quota(2, QuotaUnit::Requests) };
     for (rules, expected) in [
-        (quota(2, Measure::Requests), (403, "direct_access_not_allowed")),
+        (quota(2, QuotaUnit::Requests), (403, "direct_access_not_allowed")),
         (credits(100), (403, "direct_access_not_allowed")),
         (may, (200, "")),
         (Rules::default(), (200, "")),
@@ -356,7 +356,7 @@ async fn a_client_with_paths_sees_its_own_usage_only() {
         assert_told(&proxy.get(page).await, (403, "path_not_allowed"));
         assert_eq!(ask(&proxy, OTHER, "GET", page).await.status(), 200, "{page}");
     }
-    assert_eq!(proxy.speak(30).await.status(), 200);
+    assert_eq!(proxy.request_speech(30).await.status(), 200);
     until_used(&proxy, (1, 30)).await;
     let usage: Value = proxy.get("/api/keychoir-usage").await.json().await.unwrap();
     assert_eq!(usage["client"], "app");
@@ -379,8 +379,8 @@ async fn a_client_with_paths_sees_its_own_usage_only() {
 /// unknown outcome.
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {
-    for rules in [quota(5, Measure::Requests), credits(5_000)] {
-        let is_of_requests = rules.quota.is_some_and(|quota| quota.measure == Measure::Requests);
+    for rules in [quota(5, QuotaUnit::Requests), credits(5_000)] {
+        let is_of_requests = rules.quota.is_some_and(|quota| quota.unit == QuotaUnit::Requests);
         let first = start_proxy_with(plan(), with(rules.clone())).await;
         for fault in [
             "answer=422/{}",
@@ -391,32 +391,32 @@ async fn the_counts_are_the_same_after_a_restart() {
             "answer=200[character-cost: 7]/{}",
             "close",
         ] {
-            for key in [ONE, TWO] {
-                first.always(key, fault);
+            for key in [FIRST_KEY, SECOND_KEY] {
+                first.set_fault(key, fault);
             }
-            assert_ne!(first.speak(20).await.status(), 402);
+            assert_ne!(first.request_speech(20).await.status(), 402);
         }
         until_used(&first, (5, 47)).await;
         let before: Value = first.get("/api/keychoir-usage").await.json().await.unwrap();
-        let folder = first.abandon().await;
+        let folder = first.close_unchecked().await;
         let second = start_proxy_in(folder, plan(), with(rules)).await;
         let after: Value = second.get("/api/keychoir-usage").await.json().await.unwrap();
         assert_eq!(before, after);
-        assert_eq!(second.speak(20).await.status(), if is_of_requests { 402 } else { 200 });
-        second.abandon().await;
+        assert_eq!(second.request_speech(20).await.status(), if is_of_requests { 402 } else { 200 });
+        second.close_unchecked().await;
     }
 }
 
 /// A later price replaces the reservation, in memory and in the file.
 #[tokio::test]
 async fn a_conversation_is_charged_by_its_time_and_then_by_its_price() {
-    let first = start_proxy_with(Plan::of([(ONE, 1_000_000)]), with(credits(100_000))).await;
+    let first = start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), with(credits(100_000))).await;
     let mut session = crate::support::websocket::open_session(&first, crate::support::websocket::AGENT).await;
-    session.say(&json!({"type": "conversation_initiation_client_data"})).await;
-    assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
-    session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-    while session.message().await["type"] != "agent_response" {}
-    session.leave().await;
+    session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
+    assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
+    session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while session.receive_json().await["type"] != "agent_response" {}
+    session.close().await;
     drop(session);
     let priced = async {
         loop {
@@ -436,17 +436,17 @@ async fn a_conversation_is_charged_by_its_time_and_then_by_its_price() {
     };
     let price = tokio::time::timeout(std::time::Duration::from_secs(60), priced).await.unwrap();
     until_used(&first, (1, price)).await;
-    let folder = first.abandon().await;
-    let second = start_proxy_in(folder, Plan::of([(ONE, 1_000_000)]), with(credits(100_000))).await;
+    let folder = first.close_unchecked().await;
+    let second = start_proxy_in(folder, Plan::of([(FIRST_KEY, 1_000_000)]), with(credits(100_000))).await;
     assert_eq!(used(&second).await, (1, price));
-    second.abandon().await;
+    second.close_unchecked().await;
 }
 
 /// Sends the head of a speech request with a content length, and the first bytes of its body.
 async fn trickle(proxy: &TestProxy, token: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let head = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {token}\r\ncontent-type: application/json\r\n\
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {token}\r\ncontent-type: application/json\r\n\
          content-length: 100\r\n\r\n{{\"text\":"
     );
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -463,7 +463,7 @@ async fn clients_that_trickle_a_short_body_hold_no_slot() {
         config.pool.cost_estimate_timeout = std::time::Duration::ZERO;
     })
     .await;
-    assert_eq!(proxy.speak(1).await.status(), 200);
+    assert_eq!(proxy.request_speech(1).await.status(), 200);
     let mut trickling = Vec::new();
     for _ in 0..3 {
         trickling.push(trickle(&proxy, CLIENT_TOKEN).await);
@@ -495,7 +495,7 @@ async fn one_client_does_not_take_all_slots() {
     assert_told(&proxy.get("/v1/voices").await, (429, "client_concurrency_exceeded"));
     assert_eq!(ask(&proxy, OTHER, "GET", "/v1/voices").await.status(), 200);
     drop(trickling);
-    proxy.served("/v1/voices").await;
+    proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
 }
 
@@ -513,14 +513,14 @@ async fn parallel_sessions_speak_within_the_quota() {
         else {
             continue;
         };
-        session.say(&json!({"text": " "})).await;
-        session.say(&json!({"text": "a".repeat(39), "flush": true})).await;
-        if session.message().await.get("audio").is_some() {
+        session.send_json(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": "a".repeat(39), "flush": true})).await;
+        if session.receive_json().await.get("audio").is_some() {
             served += 1;
         }
         drop(session);
     }
     assert_eq!(served, 2);
     assert!(used(&proxy).await.1 <= 100);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }

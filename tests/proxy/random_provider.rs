@@ -116,7 +116,7 @@ impl Reply {
         // A response without an executed operation costs nothing.
         let mut headers = vec![("character-cost".to_owned(), "0".to_owned())];
         headers.extend(self.retry_after.map(|value| ("retry-after".to_owned(), value.to_owned())));
-        Fault::Answer { status: self.status, headers, body: body.into() }
+        Fault::Respond { status: self.status, headers, body: body.into() }
     }
 }
 
@@ -148,7 +148,7 @@ struct Script {
 /// Routes with separate responses.
 const KINDS: [Route; 5] =
     [Route::Speech, Route::SoundEffect, Route::Transcription, Route::Voices, Route::VoiceAddition];
-const SPEECH: usize = 0;
+const SPEECH_PATH: usize = 0;
 
 fn kind(route: Route) -> usize {
     let route = if route == Route::SpeechStream { Route::Speech } else { route };
@@ -173,7 +173,7 @@ fn account(is_speech_well: bool) -> impl Strategy<Value = Account> {
     (tier, credits, replies(), replies(), prop::array::uniform5(prop::bool::weighted(0.3))).prop_map(
         move |(tier, credits, mut replies, mut later, changes)| {
             if is_speech_well {
-                (replies[SPEECH], later[SPEECH]) = (None, None);
+                (replies[SPEECH_PATH], later[SPEECH_PATH]) = (None, None);
             }
             for (at, changes) in changes.into_iter().enumerate() {
                 later[at] = if changes { later[at] } else { replies[at] };
@@ -222,7 +222,7 @@ fn settings(config: &mut Config, strategy: &str) {
     config.pool.concurrency_cooldown = Duration::from_millis(5);
     let client = |(number, token): (usize, &&str)| ClientConfig {
         name: format!("client-{number}"),
-        token: TokenFingerprint::of(token),
+        token: TokenFingerprint::new(token),
         rules: Rules::default(),
     };
     config.clients = CLIENTS.iter().enumerate().map(client).collect();
@@ -255,7 +255,7 @@ impl Play<'_> {
         for account in 0..self.script.accounts.len() {
             for (at, route) in KINDS.into_iter().enumerate() {
                 let fault = self.reply(account, at).map(Reply::fault);
-                self.proxy.simulator.always_on(&key(account), route.bound(), fault);
+                self.proxy.simulator.always_on(&key(account), route.fault_route(), fault);
             }
         }
     }
@@ -287,7 +287,7 @@ impl Play<'_> {
         let able: Vec<usize> = (0..self.script.accounts.len())
             .filter(|account| self.could_serve(*account, asked, &before))
             .collect();
-        let answer = asked.route.ask(&self.proxy, CLIENTS[asked.client], asked.characters).await;
+        let answer = asked.route.send_request(&self.proxy, CLIENTS[asked.client], asked.characters).await;
         let got = Got {
             status: answer.status().as_u16(),
             is_ours: answer.headers().contains_key("x-keychoir-error"),
@@ -410,7 +410,7 @@ async fn play(script: &Script) -> Result<(), String> {
         play.ask(*asked).await.map_err(|fault| format!("request {number}: {fault}"))?;
     }
     let ledger = play.proxy.simulator.ledger();
-    play.proxy.abandon().await;
+    play.proxy.close_unchecked().await;
     if ledger.violations.is_empty() { Ok(()) } else { Err(format!("{:?}", ledger.violations)) }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use crate::support::{ONE, TWO, TestProxy, fixed_upstream, start_proxy, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, fixed_upstream, start_proxy, start_proxy_with};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use keychoir::config::Config;
@@ -15,7 +15,7 @@ const SHORT: &str = "sk_key_numb...00001";
 /// A proxy whose upstream sends `said` to every request, and leaves the connection open.
 async fn before(said: &[u8], change: impl FnOnce(&mut Config)) -> TestProxy {
     let url = fixed_upstream(said).await;
-    start_proxy_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
+    start_proxy_with(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
         config.upstream.base_url = url;
         config.quota_polling.enabled = false;
         change(config);
@@ -36,14 +36,14 @@ fn message(head: &str, body: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_key_that_is_echoed_becomes_its_short_form() {
-    let text = format!("{{\"used\":\"{ONE}\",\"other\":\"{TWO}\"}}");
-    let shown = text.replace(ONE, SHORT).replace(TWO, "sk_key_numb...00002");
+    let text = format!("{{\"used\":\"{FIRST_KEY}\",\"other\":\"{SECOND_KEY}\"}}");
+    let shown = text.replace(FIRST_KEY, SHORT).replace(SECOND_KEY, "sk_key_numb...00002");
     for (head, body) in [
         (
-            format!("200 OK\r\nx-key: Bearer {ONE}\r\ncontent-type: application/json"),
+            format!("200 OK\r\nx-key: Bearer {FIRST_KEY}\r\ncontent-type: application/json"),
             text.clone().into_bytes(),
         ),
-        (format!("200 {ONE}\r\ncontent-type: text/plain"), text.clone().into_bytes()),
+        (format!("200 {FIRST_KEY}\r\ncontent-type: text/plain"), text.clone().into_bytes()),
         ("422 Unprocessable".to_owned(), text.clone().into_bytes()),
         ("400 Bad Request\r\ncontent-encoding: gzip".to_owned(), gzip(&text)),
         ("404 Not Found\r\ncontent-encoding: gzip".to_owned(), gzip(&text)),
@@ -53,7 +53,7 @@ async fn a_key_that_is_echoed_becomes_its_short_form() {
         if head.contains("x-key") {
             assert_eq!(answer.headers()["x-key"], format!("Bearer {SHORT}"));
         }
-        assert!(!format!("{answer:?}").contains(ONE), "{answer:?}");
+        assert!(!format!("{answer:?}").contains(FIRST_KEY), "{answer:?}");
         let length = answer.content_length().unwrap();
         let heard = answer.text().await.unwrap();
         assert_eq!((heard.trim_end(), heard.len() as u64), (&*shown, length), "{head}");
@@ -63,7 +63,7 @@ async fn a_key_that_is_echoed_becomes_its_short_form() {
 
 #[tokio::test]
 async fn a_stream_is_searched_without_a_delay() {
-    let (start, end) = ONE.split_at(20);
+    let (start, end) = FIRST_KEY.split_at(20);
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let pieces = [chunk("data: one\n\n"), chunk(&format!("data: {start}")), chunk(&format!("{end}\n\n"))];
@@ -86,7 +86,7 @@ async fn a_stream_is_searched_without_a_delay() {
 
 #[tokio::test]
 async fn every_type_but_audio_images_and_archives_is_searched() {
-    let text = format!("key {ONE} .");
+    let text = format!("key {FIRST_KEY} .");
     for kind in [
         "message/http",
         "multipart/mixed; boundary=a",
@@ -100,7 +100,7 @@ async fn every_type_but_audio_images_and_archives_is_searched() {
             let said = message(&format!("{status}\r\ncontent-type: {kind}"), text.as_bytes());
             let proxy = before(&said, |config| config.retry.max_attempts = 1).await;
             let shown = proxy.get("/v1/voices").await.text().await.unwrap();
-            assert_eq!(shown.trim_end(), text.replace(ONE, SHORT), "{status} {kind}");
+            assert_eq!(shown.trim_end(), text.replace(FIRST_KEY, SHORT), "{status} {kind}");
             proxy.close().await;
         }
     }
@@ -114,7 +114,7 @@ async fn every_type_but_audio_images_and_archives_is_searched() {
 
 #[tokio::test]
 async fn a_key_is_found_in_escapes_and_in_utf_16() {
-    let escaped: String = ONE.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
+    let escaped: String = FIRST_KEY.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     let said =
         message("200 OK\r\ncontent-type: application/json", format!("{{\"k\":\"{escaped}\"}}").as_bytes());
     let proxy = before(&said, |_| {}).await;
@@ -123,7 +123,8 @@ async fn a_key_is_found_in_escapes_and_in_utf_16() {
     proxy.close().await;
     for order in [u16::to_le_bytes as fn(u16) -> [u8; 2], u16::to_be_bytes] {
         let wide = |text: &str| text.encode_utf16().flat_map(order).collect::<Vec<u8>>();
-        let said = message("200 OK\r\ncontent-type: text/plain; charset=utf-16", &wide(&format!("a{ONE}")));
+        let said =
+            message("200 OK\r\ncontent-type: text/plain; charset=utf-16", &wide(&format!("a{FIRST_KEY}")));
         let proxy = before(&said, |_| {}).await;
         let shown = proxy.get("/v1/voices").await.bytes().await.unwrap();
         assert!(shown.starts_with(&wide(&format!("a{SHORT}"))), "{shown:?}");
@@ -142,14 +143,14 @@ async fn a_compressed_response_is_searched_and_relayed_unchanged() {
     proxy.close().await;
 
     // A short document is forwarded with the key replaced.
-    let proxy = before(&message(head, &gzip(&format!("{{\"k\":\"{ONE}\"}}"))), |_| {}).await;
+    let proxy = before(&message(head, &gzip(&format!("{{\"k\":\"{FIRST_KEY}\"}}"))), |_| {}).await;
     let answer = proxy.get("/v1/voices").await;
     assert!(!answer.headers().contains_key("content-encoding"));
     assert_eq!(answer.json::<Value>().await.unwrap(), json!({"k": SHORT}));
     proxy.close().await;
 
     // A document of unknown length is streamed, and cut where the key would be.
-    let packed = gzip(&format!("{{\"k\":\"{ONE}\"}}"));
+    let packed = gzip(&format!("{{\"k\":\"{FIRST_KEY}\"}}"));
     let mut said = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n\
         transfer-encoding: chunked\r\n\r\n"
         .to_vec();
@@ -167,7 +168,7 @@ async fn a_compressed_response_is_searched_and_relayed_unchanged() {
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan::of([(ONE, 0), (TWO, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.with_workspace(WorkspacePlan { used: 5_420, ..WorkspacePlan::new("one", 100_000) })
 }
@@ -253,7 +254,7 @@ async fn redaction_can_be_switched_off() {
     let user: Value = proxy.get("/v1/user").await.json().await.unwrap();
     assert_eq!(user["first_name"], "Simulator");
     proxy.close().await;
-    let proxy = before(&message("200 OK", ONE.as_bytes()), |config| config.access.redact = false).await;
-    assert_eq!(proxy.get("/v1/voices").await.text().await.unwrap(), ONE);
+    let proxy = before(&message("200 OK", FIRST_KEY.as_bytes()), |config| config.access.redact = false).await;
+    assert_eq!(proxy.get("/v1/voices").await.text().await.unwrap(), FIRST_KEY);
     proxy.close().await;
 }

@@ -7,12 +7,12 @@
 use std::time::Duration;
 
 use crate::support::routes::{ROUTES, Route};
-use crate::support::{CLIENT_TOKEN, ONE, THREE, TWO, TestProxy, join_all, start_proxy_with};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, join_all, start_proxy_with};
 use keychoir::clock;
 use keychoir::config::Config;
 use keychoir::simulator::{Fault, KeyPlan, Ledger, Plan, WorkspacePlan};
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 /// The subject of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,10 +275,13 @@ fn plan() -> Plan {
         workspace: Some(workspace.to_owned()),
         ..KeyPlan::new(key, 0)
     };
-    Plan { keys: vec![key(ONE, "ws_1"), key(TWO, "ws_2"), key(THREE, "ws_3")], ..Plan::default() }
-        .with_workspace(workspace("ws_1", 20_000, 20))
-        .with_workspace(workspace("ws_2", 90_000, 25))
-        .with_workspace(workspace("ws_3", 50_000, 5))
+    Plan {
+        keys: vec![key(FIRST_KEY, "ws_1"), key(SECOND_KEY, "ws_2"), key(THIRD_KEY, "ws_3")],
+        ..Plan::default()
+    }
+    .with_workspace(workspace("ws_1", 20_000, 20))
+    .with_workspace(workspace("ws_2", 90_000, 25))
+    .with_workspace(workspace("ws_3", 50_000, 5))
 }
 
 fn settings(config: &mut Config, strategy: &str) {
@@ -297,12 +300,12 @@ fn polls(ledger: &Ledger, position: usize) -> usize {
 /// Polls until the keys have this status: a poll is applied a moment after its response.
 async fn until_stands(proxy: &TestProxy, expected: &Stands, case: &str) {
     let looking = async {
-        while !expected.is(&proxy.statuses().await) {
+        while !expected.is(&proxy.key_statuses().await) {
             tokio::task::yield_now().await;
         }
     };
     let stands = tokio::time::timeout(Duration::from_secs(20), looking).await;
-    assert!(stands.is_ok(), "{case}: {:?}, not {expected:?}", proxy.statuses().await);
+    assert!(stands.is_ok(), "{case}: {:?}, not {expected:?}", proxy.key_statuses().await);
 }
 
 /// A case of the table.
@@ -328,8 +331,8 @@ impl Case {
 
     fn set(&self, proxy: &TestProxy, fault: Option<Fault>) {
         match self.scope {
-            Scope::First => proxy.simulator.always_on(KEYS[self.order[0]], self.route.bound(), fault),
-            Scope::All => proxy.simulator.for_all_requests_on(self.route.bound(), fault),
+            Scope::First => proxy.simulator.always_on(KEYS[self.order[0]], self.route.fault_route(), fault),
+            Scope::All => proxy.simulator.for_all_requests_on(self.route.fault_route(), fault),
         }
     }
 
@@ -337,12 +340,12 @@ impl Case {
     async fn refuse(&self, proxy: &TestProxy, expected: &Expected) {
         let case = self.name();
         self.set(proxy, Some(format!("{}{}", self.stage, self.refusal).parse().unwrap()));
-        let answer = self.route.ask(proxy, CLIENT_TOKEN, self.characters).await;
+        let answer = self.route.send_request(proxy, CLIENT_TOKEN, self.characters).await;
         let status = answer.status().as_u16();
         assert!(answer.bytes().await.is_ok(), "{case}");
         self.set(proxy, None);
         assert_eq!(status, expected.status, "{case}");
-        let hits = proxy.hits(&KEYS);
+        let hits = proxy.request_counts(&KEYS);
         if let Some(attempts) = expected.attempts {
             assert_eq!(hits.iter().sum::<usize>(), attempts, "{case}: {hits:?}");
         }
@@ -355,7 +358,7 @@ impl Case {
 
     async fn speak(&self, proxy: &TestProxy, expected: &Expected) {
         let case = self.name();
-        let answer = proxy.speak(1).await;
+        let answer = proxy.request_speech(1).await;
         assert_eq!(answer.status(), expected.speech, "{case}: plain speech");
         answer.bytes().await.unwrap();
         until_stands(proxy, &expected.stands_after, &case).await;
@@ -365,7 +368,7 @@ impl Case {
     /// provider's ledger.
     async fn end(&self, proxy: TestProxy) {
         if self.route == Route::Dubbing {
-            proxy.abandon().await;
+            proxy.close_unchecked().await;
         } else {
             proxy.close().await;
         }
@@ -381,11 +384,11 @@ impl Case {
             self.end(proxy).await;
             return;
         }
-        let proxy = proxy.restarted().await;
+        let proxy = proxy.restart().await;
         until_stands(&proxy, &expected.stands_after, &self.name()).await;
         self.speak(&proxy, &expected).await;
         if expected.is_served_again {
-            let answer = route.ask(&proxy, CLIENT_TOKEN, self.characters).await;
+            let answer = route.send_request(&proxy, CLIENT_TOKEN, self.characters).await;
             assert_eq!(answer.status(), 200, "{}: the same again", self.name());
             answer.bytes().await.unwrap();
         }

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use crate::support::{
-    ONE, SPEECH, THREE, TWO, TestProxy, VOICE, assert_ours, join_all, start_proxy, start_proxy_in,
-    start_proxy_with, wait_until,
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, VOICE_ID, assert_proxy_error, join_all,
+    start_proxy, start_proxy_in, start_proxy_with, wait_until,
 };
 use keychoir::config::KeyConfig;
 use keychoir::secret::{ApiKey, Fingerprint};
-use keychoir::simulator::{Fault, KeyPlan, Plan, ShownLimit, Simulator, WorkspacePlan};
+use keychoir::simulator::{Fault, KeyPlan, Plan, ReportedLimit, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
@@ -33,14 +33,14 @@ fn fault(text: &str) -> Option<Fault> {
 
 /// Asserts that plain speech is served, every key is active, and the program is ready.
 async fn assert_unharmed(proxy: &TestProxy, case: &str) {
-    assert_eq!(proxy.speak(10).await.status(), 200, "{case}");
-    assert_eq!(proxy.statuses().await, vec!["active"; proxy.statuses().await.len()], "{case}");
+    assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
+    assert_eq!(proxy.key_statuses().await, vec!["active"; proxy.key_statuses().await.len()], "{case}");
     assert_eq!(proxy.get("/readyz").await.status(), 200, "{case}");
 }
 
 /// Restarts the program with the same database.
 async fn restarted(proxy: TestProxy, plan: Plan) -> TestProxy {
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     start_proxy_in(folder, plan, |_| {}).await
 }
 
@@ -78,7 +78,7 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
         let case = refusal.to_string();
         assert!(answer.status().is_client_error(), "{case}: {}", answer.status());
         // Some keys are being polled, and a request without a usable key waits for the result.
-        assert_eq!(proxy.speak(10).await.status(), 200, "{case}");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{case}");
         until_statuses(&proxy, &["active"; 3], &case).await;
         let proxy = restarted(proxy, rich()).await;
         assert_unharmed(&proxy, &case).await;
@@ -135,18 +135,18 @@ async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
     ];
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(rich()).await;
-        for key in [ONE, TWO] {
-            proxy.always(key, refusal);
+        for key in [FIRST_KEY, SECOND_KEY] {
+            proxy.set_fault(key, refusal);
         }
-        proxy.speak(10).await;
+        proxy.request_speech(10).await;
         for _ in 0..5 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        assert_eq!(proxy.hits(&[THREE]), [5], "{refusal}");
+        assert_eq!(proxy.request_counts(&[THIRD_KEY]), [5], "{refusal}");
         // A request that only they can serve is still sent to them.
-        proxy.simulator.always(ONE, None);
-        proxy.always(THREE, "quota_words");
-        assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+        proxy.simulator.always(FIRST_KEY, None);
+        proxy.set_fault(THIRD_KEY, "quota_words");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
     };
     join_all(refusals.into_iter().map(check)).await;
 }
@@ -164,12 +164,12 @@ async fn an_account_that_polls_contradict_is_not_retried_for_ever() {
     ];
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(rich()).await;
-        proxy.simulator.always_on(ONE, SPEECH, fault(refusal));
+        proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..4 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
             until_statuses(&proxy, &["active"; 3], refusal).await;
         }
-        assert_eq!(proxy.hits(&[ONE, TWO]), [2, 4], "{refusal}");
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 4], "{refusal}");
     };
     join_all(refusals.into_iter().map(check)).await;
 }
@@ -179,11 +179,11 @@ async fn an_account_that_polls_contradict_is_not_retried_for_ever() {
 async fn an_unreadable_refusal_is_replaced() {
     for refusal in ["garbled", "huge"] {
         let proxy = start_proxy(rich()).await;
-        proxy.always(ONE, refusal);
+        proxy.set_fault(FIRST_KEY, refusal);
         for _ in 0..3 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        assert_eq!(proxy.hits(&[ONE, TWO]), [1, 3], "{refusal}");
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 3], "{refusal}");
     }
 }
 
@@ -195,19 +195,19 @@ async fn a_burst_waits_for_the_try_of_one_and_is_served() {
     let proxy = start_proxy_with(rich(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
     proxy.simulator.for_all_requests_on(ODD, fault("rate_limit=86400"));
     assert_eq!(proxy.post(ODD, &json!({"text": "hello"})).await.status(), 429);
-    let answers = join_all((0..8).map(|_| proxy.speak(10))).await;
+    let answers = join_all((0..8).map(|_| proxy.request_speech(10))).await;
     assert_eq!(answers.iter().map(|answer| answer.status().as_u16()).collect::<Vec<_>>(), [200; 8]);
 }
 
 /// Polls until the keys have this status.
 async fn until_statuses(proxy: &TestProxy, expected: &[&str], case: &str) {
     let looking = async {
-        while proxy.statuses().await != expected {
+        while proxy.key_statuses().await != expected {
             tokio::task::yield_now().await;
         }
     };
     let stands = tokio::time::timeout(Duration::from_secs(20), looking).await;
-    assert!(stands.is_ok(), "{case}: {:?}", proxy.statuses().await);
+    assert!(stands.is_ok(), "{case}: {:?}", proxy.key_statuses().await);
 }
 
 /// The same for speech with one voice: speech with other voices is served at once.
@@ -241,10 +241,10 @@ async fn one_speech_that_every_account_refuses_takes_no_speech_from_others() {
         let answer = proxy.post(ODD, &json!({"text": "hello"})).await;
         assert_ne!(answer.status(), 200, "{refusal}");
         for _ in 0..3 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
         assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal}");
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     };
     join_all(refusals.into_iter().map(check)).await;
 }
@@ -268,35 +268,35 @@ async fn twelve_accounts_are_not_taken_by_one_client() {
 }
 
 fn hits(proxy: &TestProxy, keys: &[String]) -> usize {
-    proxy.hits(&keys.iter().map(String::as_str).collect::<Vec<_>>()).iter().sum()
+    proxy.request_counts(&keys.iter().map(String::as_str).collect::<Vec<_>>()).iter().sum()
 }
 
 #[tokio::test]
 async fn a_key_short_of_one_text_is_not_exhausted_before_and_after_a_restart() {
-    let plan = || Plan::of([(ONE, 9_000)]);
+    let plan = || Plan::of([(FIRST_KEY, 9_000)]);
     let proxy = start_proxy(plan()).await;
-    assert_eq!(proxy.speak(50).await.status(), 200);
-    let answer = proxy.speak(9_500).await;
+    assert_eq!(proxy.request_speech(50).await.status(), 200);
+    let answer = proxy.request_speech(9_500).await;
     assert_eq!(answer.status(), 401);
-    assert_eq!(proxy.speak(50).await.status(), 200);
+    assert_eq!(proxy.request_speech(50).await.status(), 200);
     let left = |status: &Value| status["keys"][0]["remainingCharacters"].clone();
     let status = proxy.status().await;
     assert_eq!((&status["activeKeys"], left(&status)), (&json!(1), json!(8_900)), "{status}");
     assert_eq!(status["totalRemainingCharacters"], 8_900);
     assert_eq!(proxy.get("/readyz").await.status(), 200);
     // The same text is not sent again.
-    let answer = proxy.speak(9_500).await;
-    assert_ours(&answer, 401, "all_keys_exhausted");
+    let answer = proxy.request_speech(9_500).await;
+    assert_proxy_error(&answer, 401, "all_keys_exhausted");
     let message = answer.json::<Value>().await.unwrap()["detail"]["message"].to_string();
     assert!(message.contains("has left are 8,900"), "{message}");
-    assert_eq!(proxy.hits(&[ONE]), [3]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [3]);
 
     let used = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };
     let plan = Plan::of([]).with_workspace(used);
-    let plan = plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(ONE, 0) });
+    let plan = plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) });
     let proxy = restarted(proxy, plan).await;
-    assert_eq!(proxy.speak(50).await.status(), 200);
-    assert_eq!(proxy.statuses().await, ["active"]);
+    assert_eq!(proxy.request_speech(50).await.status(), 200);
+    assert_eq!(proxy.key_statuses().await, ["active"]);
     assert_eq!(left(&proxy.status().await), json!(8_850));
 }
 
@@ -314,7 +314,7 @@ async fn a_rate_limit_concerns_only_the_limited_endpoint() {
         proxy.simulator.for_all_requests_on(path, fault(refusal));
         let answer = proxy.post(path, &json!({"text": "rain"})).await;
         assert_eq!(answer.status(), 429, "{refusal} {path}");
-        assert_eq!(proxy.speak(10).await.status(), 200, "{refusal} {path}");
+        assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}");
         assert_eq!(proxy.get("/v1/voices").await.status(), 200, "{refusal} {path}");
         assert_eq!(proxy.get("/readyz").await.status(), 200, "{refusal} {path}");
         // A similar request gets a final response within a bounded time.
@@ -330,11 +330,11 @@ async fn a_rate_limit_concerns_only_the_limited_endpoint() {
 #[tokio::test]
 async fn a_fresh_poll_with_credits_ends_a_cooldown_for_quota() {
     let proxy = start_proxy(rich()).await;
-    proxy.simulator.script(ONE, vec![fault("quota_words").unwrap()]);
-    assert_eq!(proxy.speak(10).await.status(), 200);
+    proxy.simulator.script(FIRST_KEY, vec![fault("quota_words").unwrap()]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
     until_statuses(&proxy, &["active"; 3], "the poll finds 100,000 credits").await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [2, 1, 0]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 1, 0]);
     proxy.close().await;
 }
 
@@ -344,11 +344,11 @@ async fn a_restriction_is_recorded_for_its_account_and_operation() {
         ["workspace_access_denied", "forbidden", "subscription_required", "unauthorized", "page=403"]
     {
         let proxy = start_proxy(rich()).await;
-        proxy.simulator.always_on(ONE, "/v1/text-to-speech", fault(refusal));
+        proxy.simulator.always_on(FIRST_KEY, "/v1/text-to-speech", fault(refusal));
         for _ in 0..30 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        assert_eq!(proxy.hits(&KEYS), [1, 30, 0], "{refusal}");
+        assert_eq!(proxy.request_counts(&KEYS), [1, 30, 0], "{refusal}");
         let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
         let cannot = details["keys"][0]["cannot"].as_array().unwrap();
         assert_eq!(cannot.len(), 1, "{refusal}: {details}");
@@ -369,12 +369,12 @@ async fn a_plan_feature_is_requested_of_accounts_that_may_have_it() {
     let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
     let speak = || proxy.post(&path, &body);
     assert_eq!(speak().await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 1], "one of each plan before a second of the same");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 1], "one of each plan before a second of the same");
     assert_eq!(speak().await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 2], "the second goes to the right one first");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 2], "the second goes to the right one first");
     // Free accounts speak with the voices that they have.
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [2, 0, 2]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 0, 2]);
     proxy.close().await;
 }
 
@@ -384,9 +384,9 @@ async fn an_output_format_is_requested_of_a_plan_that_has_it() {
     for (format, hits) in
         [("mp3_44100_192", [0, 1, 0]), ("pcm_44100", [0, 1, 1]), ("mp3_44100_128", [1, 1, 1])]
     {
-        let path = format!("{SPEECH}?output_format={format}");
+        let path = format!("{SPEECH_PATH}?output_format={format}");
         assert_eq!(proxy.post(&path, &json!({"text": "hello"})).await.status(), 200, "{format}");
-        assert_eq!(proxy.hits(&KEYS), hits, "{format}");
+        assert_eq!(proxy.request_counts(&KEYS), hits, "{format}");
     }
     proxy.close().await;
 }
@@ -395,14 +395,14 @@ async fn an_output_format_is_requested_of_a_plan_that_has_it() {
 async fn a_plans_refusal_is_replaced_in_every_form_it_has() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(of_plans(&["free", "free", "creator"], 100_000)).await;
-        proxy.always(ONE, refusal);
-        proxy.always(TWO, refusal);
+        proxy.set_fault(FIRST_KEY, refusal);
+        proxy.set_fault(SECOND_KEY, refusal);
         for _ in 0..3 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        let hits = proxy.hits(&KEYS);
+        let hits = proxy.request_counts(&KEYS);
         assert!(hits[0] == 1 && hits[1] <= 1 && hits[2] == 3, "{refusal}: {hits:?}");
-        assert_eq!(proxy.statuses().await, ["active"; 3], "{refusal}");
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{refusal}");
         proxy.close().await;
     };
     join_all(
@@ -440,7 +440,7 @@ async fn figures_that_a_poll_contradicts_take_no_account() {
                 let answer = proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await;
                 assert_eq!(answer.status(), 401, "{left} {keys}");
                 assert!(keys == 1 || !answer.headers().contains_key("x-keychoir-error"), "{left} {keys}");
-                assert_eq!(proxy.speak(1_000).await.status(), 200, "{left} {keys}");
+                assert_eq!(proxy.request_speech(1_000).await.status(), 200, "{left} {keys}");
             }
             assert_unharmed(&proxy, &format!("{left} {keys}")).await;
             proxy.close().await;
@@ -455,8 +455,8 @@ async fn a_cap_that_every_key_names_ends() {
     let proxy = start_proxy_with(rich(), |config| config.pool.probe_after = Duration::from_millis(1)).await;
     proxy.simulator.for_all_requests_on("/v1/sound-generation", fault(refusal));
     assert_eq!(proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await.status(), 401);
-    assert_eq!(proxy.speak(10).await.status(), 200, "the cap of the first key is tried");
-    assert_eq!(proxy.statuses().await[0], "active");
+    assert_eq!(proxy.request_speech(10).await.status(), 200, "the cap of the first key is tried");
+    assert_eq!(proxy.key_statuses().await[0], "active");
     assert_eq!(proxy.get("/readyz").await.status(), 200);
     proxy.close().await;
 }
@@ -469,29 +469,29 @@ async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
     let proxy = start_proxy(rich()).await;
     proxy.simulator.for_all_requests_on(ODD, fault("rate_limit"));
     assert_eq!(proxy.post(ODD, &json!({"text": "hello"})).await.status(), 429);
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.statuses().await, ["active"; 3]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.key_statuses().await, ["active"; 3]);
     proxy.close().await;
 }
 
 /// B2: a request that waits for a busy key goes to a key whose rate limit for it ends meanwhile.
 #[tokio::test]
 async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
-    let plan = [ONE, TWO].into_iter().fold(Plan::of([]), |plan, key| {
+    let plan = [FIRST_KEY, SECOND_KEY].into_iter().fold(Plan::of([]), |plan, key| {
         let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
         plan.with_workspace(workspace)
             .with_key(KeyPlan { workspace: Some(key.to_owned()), ..KeyPlan::new(key, 0) })
     });
     let proxy = start_proxy(plan).await;
     // The account's concurrency limit is known from its first response.
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    proxy.simulator.script(ONE, vec!["stall=3600s".parse().unwrap()]);
-    proxy.simulator.script(TWO, vec!["rate_limit=1".parse().unwrap()]);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    proxy.simulator.script(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
+    proxy.simulator.script(SECOND_KEY, vec!["rate_limit=1".parse().unwrap()]);
     let served = {
-        let busy = proxy.speak(10);
+        let busy = proxy.request_speech(10);
         let waiting = async {
             wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
-            proxy.speak(10).await
+            proxy.request_speech(10).await
         };
         tokio::select! {
             biased;
@@ -500,13 +500,14 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
         }
     };
     assert_eq!(served.status(), 200);
-    assert_eq!(proxy.hits(&[TWO]), [2]);
-    let folder = proxy.abandon().await;
+    assert_eq!(proxy.request_counts(&[SECOND_KEY]), [2]);
+    let folder = proxy.close_unchecked().await;
     let file = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
     let mut statement = file
         .prepare("SELECT started_at_ms, total_ms FROM attempts WHERE key_hash = ?1 ORDER BY number")
         .unwrap();
-    let rows = statement.query_map([Fingerprint::of(TWO).to_string()], |row| Ok((row.get(0)?, row.get(1)?)));
+    let rows =
+        statement.query_map([Fingerprint::new(SECOND_KEY).to_string()], |row| Ok((row.get(0)?, row.get(1)?)));
     let rows: Vec<(i64, i64)> = rows.unwrap().map(Result::unwrap).collect();
     let [(refused_at, refused_for), (served_at, _)] = rows[..] else { panic!("{rows:?}") };
     // The wait of a second is between the attempts, and no part of the first.
@@ -517,11 +518,11 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
 #[tokio::test]
 async fn a_refuted_refusal_does_not_come_back() {
     const ODD: &str = "/v1/text-to-speech/AVoiceThatIsRefused0";
-    let proxy = start_proxy(Plan::of([(ONE, 1_000_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000_000)])).await;
     proxy.simulator.for_all_requests_on(ODD, fault("unusual_activity"));
     for _ in 0..3 {
         assert_eq!(proxy.post(ODD, &json!({"text": "hello"})).await.status(), 401);
-        assert_eq!(proxy.speak(10).await.status(), 200);
+        assert_eq!(proxy.request_speech(10).await.status(), 200);
     }
     assert_eq!(proxy.post(ODD, &json!({"text": "hello"})).await.status(), 401);
     assert_unharmed(&proxy, "after the fourth").await;
@@ -539,9 +540,9 @@ async fn add_voice(proxy: &TestProxy) -> reqwest::Response {
 /// Adding a voice costs no credits, so an account without credits serves it.
 #[tokio::test]
 async fn a_free_request_is_served_without_credits() {
-    let proxy = start_proxy(Plan::of([(ONE, 10)])).await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_ours(&proxy.speak(10).await, 401, "all_keys_exhausted");
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 10)])).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_exhausted");
     assert_eq!(add_voice(&proxy).await.status(), 200);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     proxy.close().await;
@@ -553,7 +554,7 @@ async fn an_account_with_full_slots_is_skipped_for_a_free_one() {
     plan.workspaces[0].voice_limit = Some(0);
     let proxy = start_proxy(plan).await;
     assert_eq!(add_voice(&proxy).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [0, 1, 0], "its subscription says that it has no room");
+    assert_eq!(proxy.request_counts(&KEYS), [0, 1, 0], "its subscription says that it has no room");
     proxy.close().await;
 }
 
@@ -565,40 +566,42 @@ async fn keys_are_tried_while_the_refusal_is_about_a_permission() {
     }
     let proxy = start_proxy(plan).await;
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 2]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 2]);
     proxy.close().await;
 }
 
 /// Two keys, and a host that reports the first one as a key of another region.
 fn without_one() -> Plan {
-    let plan = Plan::of([(TWO, 100_000), (THREE, 100_000)]);
-    Plan { elsewhere: vec![ONE.to_owned()], ..plan }
+    let plan = Plan::of([(SECOND_KEY, 100_000), (THIRD_KEY, 100_000)]);
+    Plan { other_region_keys: vec![FIRST_KEY.to_owned()], ..plan }
 }
 
 #[tokio::test]
 async fn a_key_of_another_region_is_found_in_its_own() {
-    let region = Simulator::start(crate::support::loopback().await, Plan::of([(ONE, 1_000)])).await.unwrap();
+    let region = Simulator::start(crate::support::bind_loopback().await, Plan::of([(FIRST_KEY, 1_000)]))
+        .await
+        .unwrap();
     let url = region.base_url();
     let proxy = start_proxy_with(without_one(), |config| {
-        config.keys.insert(0, KeyConfig::from(ApiKey::new(ONE).unwrap()));
+        config.keys.insert(0, KeyConfig::from(ApiKey::new(FIRST_KEY).unwrap()));
         config.upstream.region_base_urls = vec![url];
     })
     .await;
-    assert_eq!(proxy.statuses().await, ["active"; 3], "the first poll has found it");
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(region.ledger().key(ONE).unwrap().charged, 10);
-    assert_eq!(proxy.hits(&KEYS), [0, 0, 0]);
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "the first poll has found it");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(region.ledger().key(FIRST_KEY).unwrap().charged, 10);
+    assert_eq!(proxy.request_counts(&KEYS), [0, 0, 0]);
 }
 
 #[tokio::test]
 async fn a_key_of_an_unknown_region_is_explained() {
     let proxy = start_proxy_with(without_one(), |config| {
-        config.keys.insert(0, KeyConfig::from(ApiKey::new(ONE).unwrap()));
+        config.keys.insert(0, KeyConfig::from(ApiKey::new(FIRST_KEY).unwrap()));
     })
     .await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
     assert_eq!(details["keys"][0]["reason"], "wrong_host", "{details}");
     let advice = details["keys"][0]["advice"].as_str().unwrap();
@@ -611,10 +614,10 @@ async fn a_missing_resource_is_requested_of_one_account_the_next_time() {
     let proxy = start_proxy(rich()).await;
     let path = "/v1/text-to-speech/AVoiceThatNobodyHas0";
     assert_eq!(proxy.post(path, &json!({"text": "hello"})).await.status(), 404);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 1]);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1]);
     for seen in 4..8 {
         assert_eq!(proxy.post(path, &json!({"text": "hello"})).await.status(), 404);
-        assert_eq!(proxy.hits(&KEYS).iter().sum::<usize>(), seen);
+        assert_eq!(proxy.request_counts(&KEYS).iter().sum::<usize>(), seen);
     }
     proxy.close().await;
 }
@@ -622,25 +625,26 @@ async fn a_missing_resource_is_requested_of_one_account_the_next_time() {
 #[tokio::test]
 async fn a_missing_path_is_requested_of_one_account() {
     let proxy = start_proxy(rich()).await;
-    proxy.simulator.for_all_requests_on(SPEECH, fault(r#"answer=404/{"detail":"Not Found"}"#));
+    proxy.simulator.for_all_requests_on(SPEECH_PATH, fault(r#"answer=404/{"detail":"Not Found"}"#));
     for seen in 1..4 {
-        assert_eq!(proxy.speak(10).await.status(), 404);
-        assert_eq!(proxy.hits(&KEYS).iter().sum::<usize>(), seen);
+        assert_eq!(proxy.request_speech(10).await.status(), 404);
+        assert_eq!(proxy.request_counts(&KEYS).iter().sum::<usize>(), seen);
     }
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_account_without_a_limit_is_never_spent() {
-    for shown_limit in [ShownLimit::Zero, ShownLimit::Absent] {
+    for reported_limit in [ReportedLimit::Zero, ReportedLimit::Absent] {
         let workspace =
-            WorkspacePlan { tier: "payg".to_owned(), shown_limit, ..WorkspacePlan::new("ws", 9_000) };
+            WorkspacePlan { tier: "payg".to_owned(), reported_limit, ..WorkspacePlan::new("ws", 9_000) };
         let plan = Plan::of([]).with_workspace(workspace);
-        let proxy =
-            start_proxy(plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(ONE, 0) }))
-                .await;
-        assert_eq!(proxy.speak(50).await.status(), 200);
-        assert_eq!(proxy.statuses().await, ["active"]);
+        let proxy = start_proxy(
+            plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) }),
+        )
+        .await;
+        assert_eq!(proxy.request_speech(50).await.status(), 200);
+        assert_eq!(proxy.key_statuses().await, ["active"]);
         assert_eq!(proxy.get("/readyz").await.status(), 200);
         proxy.close().await;
     }
@@ -648,18 +652,18 @@ async fn an_account_without_a_limit_is_never_spent() {
 
 #[tokio::test]
 async fn the_figures_of_a_refusal_end_with_its_cooldown() {
-    let mut plan = Plan::of([(ONE, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy_with(plan, |config| {
         config.pool.exhausted_cooldown = Duration::from_millis(50);
         config.pool.queue_timeout = Duration::from_millis(200);
     })
     .await;
-    proxy.simulator.script(ONE, vec![fault("quota").unwrap()]);
-    assert_eq!(proxy.speak(10).await.status(), 401);
-    let served = async { while proxy.speak(10).await.status() != 200 {} };
+    proxy.simulator.script(FIRST_KEY, vec![fault("quota").unwrap()]);
+    assert_eq!(proxy.request_speech(10).await.status(), 401);
+    let served = async { while proxy.request_speech(10).await.status() != 200 {} };
     tokio::time::timeout(Duration::from_secs(10), served).await.expect("it is asked again");
-    assert_eq!(proxy.hits(&[ONE]), [2], "once");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2], "once");
     proxy.close().await;
 }
 
@@ -669,15 +673,15 @@ async fn a_client_with_unknown_refusals_takes_no_key_from_others() {
         let proxy = start_proxy(rich()).await;
         proxy.simulator.for_all_requests_on("/v1/convai", fault(refusal));
         for _ in 0..5 {
-            let before: usize = proxy.hits(&KEYS).iter().sum();
+            let before: usize = proxy.request_counts(&KEYS).iter().sum();
             assert_eq!(proxy.get("/v1/convai/agents").await.status(), 401, "{refusal}");
             assert_eq!(
-                proxy.hits(&KEYS).iter().sum::<usize>() - before,
+                proxy.request_counts(&KEYS).iter().sum::<usize>() - before,
                 2,
                 "{refusal}: two accounts at most"
             );
             assert_unharmed(&proxy, refusal).await;
-            let spoken: usize = proxy.hits(&KEYS).iter().sum::<usize>() - before - 2;
+            let spoken: usize = proxy.request_counts(&KEYS).iter().sum::<usize>() - before - 2;
             assert_eq!(spoken, 1, "{refusal}");
         }
         proxy.close().await;
@@ -700,19 +704,19 @@ async fn a_client_with_unknown_refusals_takes_no_key_from_others() {
 async fn a_429_of_an_intermediary_is_attributed_by_contrast() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(rich()).await;
-        proxy.simulator.for_all_requests_on(SPEECH, fault(refusal));
-        assert_eq!(proxy.speak(10).await.status(), 429, "{refusal}");
-        assert_eq!(proxy.hits(&KEYS), [1, 1, 0], "{refusal}");
-        proxy.simulator.for_all_requests_on(SPEECH, None);
+        proxy.simulator.for_all_requests_on(SPEECH_PATH, fault(refusal));
+        assert_eq!(proxy.request_speech(10).await.status(), 429, "{refusal}");
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{refusal}");
+        proxy.simulator.for_all_requests_on(SPEECH_PATH, None);
         assert_unharmed(&proxy, refusal).await;
         proxy.close().await;
         // A single account refuses: the restriction is that account's, on that route.
         let proxy = crate::support::start_proxy(rich()).await;
-        proxy.simulator.always_on(ONE, SPEECH, fault(refusal));
+        proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..3 {
-            assert_eq!(proxy.speak(10).await.status(), 200, "{refusal}");
+            assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        let hits = proxy.hits(&KEYS);
+        let hits = proxy.request_counts(&KEYS);
         assert_eq!(hits, [1, 3, 0], "{refusal}");
         proxy.close().await;
     };
@@ -722,10 +726,10 @@ async fn a_429_of_an_intermediary_is_attributed_by_contrast() {
 #[tokio::test]
 async fn an_overloaded_account_is_replaced_by_another() {
     let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, "system_busy");
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 0]);
-    assert_eq!(proxy.statuses().await, ["active"; 3]);
+    proxy.set_fault(FIRST_KEY, "system_busy");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0]);
+    assert_eq!(proxy.key_statuses().await, ["active"; 3]);
     proxy.close().await;
 }
 
@@ -736,19 +740,19 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_free() {
     plan.workspaces[0] = one;
     let proxy =
         start_proxy_with(plan, |config| config.pool.rate_limited_cooldown = Duration::from_millis(100)).await;
-    proxy.always(ONE, "slow_body=600000");
-    let held = proxy.speak(500).await;
+    proxy.set_fault(FIRST_KEY, "slow_body=600000");
+    let held = proxy.request_speech(500).await;
     assert_eq!(held.status(), 200);
-    proxy.simulator.script(TWO, vec![fault("rate_limit").unwrap()]);
+    proxy.simulator.script(SECOND_KEY, vec![fault("rate_limit").unwrap()]);
     let fresh = async {
-        wait_until(|| proxy.hits(&[TWO]) == [1]).await;
-        let answer = tokio::time::timeout(Duration::from_secs(10), proxy.speak(10)).await;
+        wait_until(|| proxy.request_counts(&[SECOND_KEY]) == [1]).await;
+        let answer = tokio::time::timeout(Duration::from_secs(10), proxy.request_speech(10)).await;
         assert_eq!(answer.expect("the cooldown wakes it").status(), 200);
-        assert_eq!(proxy.hits(&[TWO]), [2]);
+        assert_eq!(proxy.request_counts(&[SECOND_KEY]), [2]);
         drop(held);
     };
     // The limited request waits for the other account.
-    let (limited, ()) = tokio::join!(proxy.speak(10), fresh);
+    let (limited, ()) = tokio::join!(proxy.request_speech(10), fresh);
     assert_eq!(limited.status(), 200);
 }
 
@@ -759,9 +763,9 @@ async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
     // The model list contains the limit of a free account; the free one is not tried.
     let text = "a".repeat(5_001);
     let body = json!({"text": text, "model_id": "eleven_multilingual_v2"});
-    let answer = proxy.post(&format!("/v1/text-to-speech/{VOICE}"), &body).await;
+    let answer = proxy.post(&format!("/v1/text-to-speech/{VOICE_ID}"), &body).await;
     assert_eq!(answer.status(), 200);
-    let hits = proxy.hits(&[ONE, TWO]);
+    let hits = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
     assert_eq!(hits[1], 1, "{hits:?}");
     answer.bytes().await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;

@@ -3,9 +3,10 @@
 
 use std::process::Output;
 
-use crate::support::program::{Program, keychoir, run, stderr};
+use crate::support::program::{Program, keychoir_command, run, stderr};
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, THREE, TWO, TestProxy, loopback, start_proxy, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, bind_loopback, start_proxy,
+    start_proxy_with, wait_until,
 };
 use keychoir::config::ClientConfig;
 use keychoir::policy::units::UnixMs;
@@ -21,7 +22,7 @@ const RESET: UnixMs = UnixMs(4_070_908_800_000);
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0), (THREE, 1_000)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.keys[2].permissions = Some(vec!["text_to_speech".to_owned()]);
@@ -30,7 +31,7 @@ fn plan() -> Plan {
 
 /// Runs the binary while the proxy serves.
 async fn read(arguments: &[&str]) -> Output {
-    let mut command = keychoir(arguments);
+    let mut command = keychoir_command(arguments);
     keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap()
 }
 
@@ -74,18 +75,18 @@ async fn the_status_as_json_is_the_document() {
 
 #[tokio::test]
 async fn a_check_has_an_exit_code() {
-    let proxy = start_proxy(Plan::of([(ONE, 1_000), (TWO, 1_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
     assert_eq!(status(&proxy, &["--check"]).await.status.code(), Some(0));
-    proxy.always(ONE, "quota");
-    proxy.speak(10).await;
+    proxy.set_fault(FIRST_KEY, "quota");
+    proxy.request_speech(10).await;
     let output = status(&proxy, &["--check"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
     let sums = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
     assert!(stdout(&output).contains(sums), "{}", stdout(&output));
     assert_eq!(status(&proxy, &[]).await.status.code(), Some(0), "only a check judges");
-    proxy.always(TWO, "invalid");
-    proxy.speak(10).await;
+    proxy.set_fault(SECOND_KEY, "invalid");
+    proxy.request_speech(10).await;
     assert_eq!(status(&proxy, &["--check", "--json"]).await.status.code(), Some(2));
     let url = proxy.url.clone();
     proxy.close().await;
@@ -121,8 +122,8 @@ async fn the_status_requires_a_token_where_clients_have_one() {
 #[tokio::test]
 async fn the_status_finds_the_address_in_the_configuration() {
     let proxy = start_proxy(plan()).await;
-    let address = proxy.running.address().to_string();
-    let mut command = keychoir(&["status"]);
+    let address = proxy.app.address().to_string();
+    let mut command = keychoir_command(&["status"]);
     command.env("KEYCHOIR_SERVER__LISTEN", address).env("HOME", "/nowhere");
     let output = keychoir::tasks::spawn_blocking(move || run(&mut command)).await.unwrap();
     assert!(stdout(&output).starts_with("#  key "), "{}", stderr(&output));
@@ -166,16 +167,16 @@ async fn spend(proxy: &TestProxy) {
         [(30, "eleven_multilingual_v2"), (20, "eleven_multilingual_v2"), (5, "eleven_v3")]
     {
         let body = json!({"text": "a".repeat(characters), "model_id": model});
-        assert_eq!(proxy.post(SPEECH, &body).await.status(), 200);
+        assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);
     }
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    proxy.always(ONE, "quota");
-    assert_eq!(proxy.speak(100).await.status(), 200);
+    proxy.set_fault(FIRST_KEY, "quota");
+    assert_eq!(proxy.request_speech(100).await.status(), 200);
     written(proxy, 6).await;
 }
 
 fn two_keys() -> Plan {
-    Plan::of([(ONE, 10_000), (TWO, 10_000)])
+    Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)])
 }
 
 #[tokio::test]
@@ -234,7 +235,7 @@ async fn usage_for_machines_has_every_sum() {
     let path = proxy.database();
     let recent = read(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
     assert_eq!(stdout(&recent), stdout(&usage(&proxy, &["--csv"]).await), "all of it is of the last days");
-    let (hash_one, hash_two) = (Fingerprint::new(ONE), Fingerprint::new(TWO));
+    let (hash_one, hash_two) = (Fingerprint::new(FIRST_KEY), Fingerprint::new(SECOND_KEY));
     let csv = stdout(&recent);
     let lines: Vec<&str> = csv.lines().collect();
     assert_eq!(
@@ -258,7 +259,7 @@ async fn usage_for_machines_has_every_sum() {
         ["attempts", "served", "characters", "credits", "unpriced"].map(|name| total[name].as_u64().unwrap());
     assert_eq!(sums, [6, 5, 155, 155, 0]);
     let sent: i64 =
-        proxy.records().await.iter().map(|record| record.request_bytes + record.response_bytes).sum();
+        proxy.into_records().await.iter().map(|record| record.request_bytes + record.response_bytes).sum();
     let bytes = ["requestBytes", "responseBytes"].map(|name| total[name].as_i64().unwrap());
     assert_eq!(bytes.iter().sum::<i64>(), sent);
 }
@@ -286,7 +287,7 @@ fn usage_that_cannot_be_read_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let file = path.to_str().unwrap();
-    let usage = || run(&mut keychoir(&["usage", "--file", file]));
+    let usage = || run(&mut keychoir_command(&["usage", "--file", file]));
     assert_refused(&usage(), 1, &[file, "no usage records", "keychoir serve"]);
     assert!(!path.exists(), "a look makes no file");
     std::fs::write(&path, "").unwrap();
@@ -300,11 +301,11 @@ fn usage_that_cannot_be_read_is_explained() {
     books.execute_batch("PRAGMA user_version = 1").unwrap();
     assert_refused(&usage(), 1, &[file, "older Keychoir"]);
     for since in ["7m", "yesterday", "2026-02-30"] {
-        let output = run(&mut keychoir(&["usage", "--file", file, "--since", since]));
+        let output = run(&mut keychoir_command(&["usage", "--file", file, "--since", since]));
         assert_refused(&output, 2, &[since, "7d", "2026-11-01"]);
     }
-    assert_refused(&run(&mut keychoir(&["usage", "--by", "voice"])), 2, &["voice", "model"]);
-    let mut ephemeral = keychoir(&["usage"]);
+    assert_refused(&run(&mut keychoir_command(&["usage", "--by", "voice"])), 2, &["voice", "model"]);
+    let mut ephemeral = keychoir_command(&["usage"]);
     assert_refused(&run(ephemeral.env("KEYCHOIR_STORAGE__EPHEMERAL", "true")), 1, &["in memory"]);
 }
 
@@ -319,8 +320,8 @@ async fn keys_are_listed_by_their_short_forms() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
     let toml = format!(
-        "[[keys]]\nkey = \"{ONE}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{TWO}\"\n\
-         [[keys]]\nkey = \"{THREE}\"\n"
+        "[[keys]]\nkey = \"{FIRST_KEY}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{SECOND_KEY}\"\n\
+         [[keys]]\nkey = \"{THIRD_KEY}\"\n"
     );
     std::fs::write(&file, toml).unwrap();
     let path = proxy.database();
@@ -353,7 +354,7 @@ fn keys_are_listed_without_a_database() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keychoir.db");
     let arguments = ["keys", "list", "--file", path.to_str().unwrap()];
-    let output = run(keychoir(&arguments).env("ELEVENLABS_API_KEYS", ONE));
+    let output = run(keychoir_command(&arguments).env("ELEVENLABS_API_KEYS", FIRST_KEY));
     assert_eq!(output.status.code(), Some(0));
     assert!(
         stdout(&output).ends_with("1  sk_key_numb...00001  -     -          -       unknown\n"),
@@ -366,9 +367,9 @@ fn keys_are_listed_without_a_database() {
 #[tokio::test]
 async fn a_database_in_memory_counts_and_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
-    let simulator = Simulator::start(loopback().await, two_keys()).await.unwrap();
+    let simulator = Simulator::start(bind_loopback().await, two_keys()).await.unwrap();
     for (arguments, variable) in [(&["--ephemeral"] as &[&str], "false"), (&[], "true")] {
-        let mut command = keychoir(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
+        let mut command = keychoir_command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
         command
             .current_dir(folder.path())
             .env("HOME", folder.path())
@@ -377,19 +378,22 @@ async fn a_database_in_memory_counts_and_leaves_no_file() {
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
             .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json")
-            .env("ELEVENLABS_API_KEYS", ONE);
+            .env("ELEVENLABS_API_KEYS", FIRST_KEY);
         let mut program = Program::start(&mut command);
-        let url = format!("http://{}", program.address());
+        let url = format!("http://{}", program.wait_for_address());
         let body = json!({"text": "a".repeat(30), "model_id": "eleven_v3"});
         let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-        assert_eq!(client.post(format!("{url}{SPEECH}")).json(&body).send().await.unwrap().status(), 200);
+        assert_eq!(
+            client.post(format!("{url}{SPEECH_PATH}")).json(&body).send().await.unwrap().status(),
+            200
+        );
         let document = stdout(&read(&["status", "--json", "--url", &url]).await);
         let document: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["keys"][0]["characterCount"], 30);
         let left: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
         assert_eq!(left, Vec::<std::path::PathBuf>::new());
-        assert_eq!(program.end().0, Some(0));
+        assert_eq!(program.terminate().0, Some(0));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
     simulator.stop().await;
@@ -400,36 +404,36 @@ async fn speak_elsewhere(simulator: &Simulator, key: &str, characters: usize) {
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
     let request =
-        client.post(format!("{}{SPEECH}", simulator.base_url())).header("xi-api-key", key).json(&body);
+        client.post(format!("{}{SPEECH_PATH}", simulator.base_url())).header("xi-api-key", key).json(&body);
     assert_eq!(request.send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
 async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
     let folder = tempfile::tempdir().unwrap();
-    let mut plan = Plan::of([(ONE, 0), (TWO, 0)]);
+    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 10_000) };
     let plan = plan.with_workspace(workspace("one", 100)).with_workspace(workspace("two", 200));
-    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_QUOTA_POLLING__INTERVAL", "1s")
         .env("KEYCHOIR_LOG__FORMAT", "json")
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"));
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"));
     let mut program = Program::start(&mut command);
-    let url = format!("http://{}", program.address());
+    let url = format!("http://{}", program.wait_for_address());
     let speech = json!({"text": "a".repeat(30), "model_id": "eleven_multilingual_v2"});
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    assert_eq!(client.post(format!("{url}{SPEECH}")).json(&speech).send().await.unwrap().status(), 200);
-    speak_elsewhere(&simulator, ONE, 40).await;
+    assert_eq!(client.post(format!("{url}{SPEECH_PATH}")).json(&speech).send().await.unwrap().status(), 200);
+    speak_elsewhere(&simulator, FIRST_KEY, 40).await;
 
     let (program, drift) = keychoir::tasks::spawn_blocking(move || {
-        let drift = program.event("quota_mismatch");
+        let drift = program.wait_for_event("quota_mismatch");
         (program, drift)
     })
     .await
@@ -451,8 +455,8 @@ async fn credits_spent_by_other_programs_are_counted_and_reported_once() {
     let before = asked();
     wait_until(|| asked() >= before + 6).await;
     let said = keychoir::tasks::spawn_blocking(move || {
-        program.signal("TERM");
-        program.ended().1
+        program.send_signal("TERM");
+        program.wait_for_exit().1
     })
     .await
     .unwrap();

@@ -2,13 +2,14 @@
 //! status of every key is the same.
 
 use crate::support::{
-    ONE, SPEECH, THREE, TWO, TestProxy, join_all, start_proxy, start_proxy_in, start_proxy_with, wait_until,
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, join_all, start_proxy, start_proxy_in,
+    start_proxy_with, wait_until,
 };
 use keychoir::simulator::{Fault, KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
 
 const FOUR: &str = "sk_key_number_four_00000000000000000000000000000004";
-const KEYS: [&str; 4] = [ONE, TWO, THREE, FOUR];
+const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOUR];
 
 const REGION_BLOCKED: &str =
     r#"answer=403/{"detail":{"status":"region_blocked","message":"Not available here."}}"#;
@@ -35,8 +36,8 @@ enum Request {
 impl Request {
     async fn status(self, proxy: &TestProxy) -> u16 {
         let answer = match self {
-            Self::Speech => proxy.speak(40).await,
-            Self::Wave => proxy.post(&format!("{SPEECH}?output_format=wav_16000"), &text()).await,
+            Self::Speech => proxy.request_speech(40).await,
+            Self::Wave => proxy.post(&format!("{SPEECH_PATH}?output_format=wav_16000"), &text()).await,
             Self::Voices => proxy.get("/v1/voices").await,
             Self::AddVoice => add_voice(proxy).await,
             Self::Sound => proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await,
@@ -81,9 +82,9 @@ async fn said(proxy: &TestProxy) -> Vec<Value> {
 
 /// The status of the response, and the attempts with each key.
 async fn asked(proxy: &TestProxy, request: Request) -> (u16, [usize; 4]) {
-    let before = proxy.hits(&KEYS);
+    let before = proxy.request_counts(&KEYS);
     let status = request.status(proxy).await;
-    let after = proxy.hits(&KEYS);
+    let after = proxy.request_counts(&KEYS);
     (status, std::array::from_fn(|at| after[at] - before[at]))
 }
 
@@ -104,14 +105,14 @@ async fn check(proxy: TestProxy, request: Request, case: &str) {
     let before = said(&proxy).await;
     assert!(before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {before:?}");
     assert_eq!(before[3]["cannot"], json!([]), "{case}: {before:?}");
-    let proxy = proxy.restarted().await;
+    let proxy = proxy.restart().await;
     assert_eq!(said(&proxy).await, before, "{case}");
     assert_eq!(asked(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after");
     // A second restart: reading the restrictions loses none of them.
-    let proxy = proxy.restarted().await;
+    let proxy = proxy.restart().await;
     assert_eq!(said(&proxy).await, before, "{case}");
     assert_eq!(asked(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after another");
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -167,7 +168,7 @@ async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
     let proxy =
         start_proxy_with(of_plans(["creator"; 4]), |config| config.quota_polling.enabled = false).await;
     for key in &KEYS[..3] {
-        proxy.always(key, "rate_limit=200");
+        proxy.set_fault(key, "rate_limit=200");
     }
     check(proxy, Request::Voices, "a rate limit").await;
 }
@@ -176,23 +177,23 @@ async fn a_rate_limit_of_an_endpoint_is_known_after_a_restart() {
 #[tokio::test]
 async fn a_refuted_restriction_stays_refuted() {
     let proxy = start_proxy(of_plans(["creator"; 4])).await;
-    proxy.simulator.always_on(ONE, SPEECH, Some("forbidden".parse().unwrap()));
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 1, 0, 0]));
     assert_ne!(said(&proxy).await[0]["cannot"], json!([]));
-    let proxy = proxy.restarted().await;
+    let proxy = proxy.restart().await;
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [0, 1, 0, 0]));
     // The others refuse it now, and the first one serves it.
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
-    proxy.simulator.always_on(ONE, SPEECH, None);
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
     until_asked(&proxy, Request::Speech, [1, 0, 0, 0]).await;
     assert_eq!(said(&proxy).await[0]["cannot"], json!([]));
     let before = said(&proxy).await;
-    let proxy = proxy.restarted().await;
+    let proxy = proxy.restart().await;
     assert_eq!(said(&proxy).await, before);
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 0, 0, 0]));
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// A refused plan applies to other accounts with it, also before the first poll.
@@ -201,25 +202,25 @@ async fn plans_are_known_after_a_restart() {
     let plan = || of_plans(["free", "free", "free", "creator"]);
     let refuse = |proxy: &TestProxy| {
         for key in &KEYS[..3] {
-            proxy.simulator.always_on(key, SPEECH, Some("paid_plan_required".parse().unwrap()));
+            proxy.simulator.always_on(key, SPEECH_PATH, Some("paid_plan_required".parse().unwrap()));
         }
     };
     let proxy = start_proxy(plan()).await;
     refuse(&proxy);
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 0, 0, 1]), "one of each plan");
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     let proxy = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
     refuse(&proxy);
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [0, 0, 0, 1]));
     assert_eq!(said(&proxy).await[1]["plan"], "free");
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// A killed program has written them, too.
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let proxy = start_proxy(of_plans(["creator"; 4])).await;
-    proxy.simulator.always_on(ONE, SPEECH, Some("forbidden".parse().unwrap()));
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
     let rows = || -> i64 {
         let file = rusqlite::Connection::open(proxy.database()).unwrap();
         file.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
@@ -227,11 +228,11 @@ async fn refusals_are_written_while_the_program_runs() {
     assert_eq!(asked(&proxy, Request::Speech).await, (200, [1, 1, 0, 0]));
     wait_until(|| rows() == 1).await;
     // The only account left serves it again.
-    proxy.simulator.always_on(ONE, SPEECH, None);
+    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
     until_asked(&proxy, Request::Speech, [1, 0, 0, 0]).await;
     wait_until(|| rows() == 3).await;
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }

@@ -1,13 +1,16 @@
 //! A refused key is replaced, in the right way for each kind of refusal, and a request that may
 //! have been charged is never sent twice.
 
-use crate::support::{ONE, SPEECH, THREE, TWO, assert_ours, join_all, start_proxy, start_proxy_with};
+use crate::support::{
+    FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, assert_proxy_error, join_all, start_proxy,
+    start_proxy_with,
+};
 use keychoir::config::KeyConfig;
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{KeyPlan, Plan, Simulator, WorkspacePlan};
 use serde_json::{Value, json};
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000)))
@@ -16,13 +19,13 @@ fn rich() -> Plan {
 /// Refuses the first key: the client must not notice, and that key must have `status` afterwards.
 async fn check_replaced(fault: &str, status: &str) {
     let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, fault);
-    let answer = proxy.speak(10).await;
+    proxy.set_fault(FIRST_KEY, fault);
+    let answer = proxy.request_speech(10).await;
     assert_eq!(answer.status(), 200, "{fault}");
     assert!(answer.bytes().await.unwrap().len() > 1_000, "{fault}");
-    assert_eq!(proxy.statuses().await, [status, "active", "active"], "{fault}");
-    assert_eq!(proxy.hits(&KEYS), [1, 1, 0], "{fault}");
-    let records = proxy.records().await;
+    assert_eq!(proxy.key_statuses().await, [status, "active", "active"], "{fault}");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+    let records = proxy.into_records().await;
     let verdicts: Vec<(i64, i64)> = records.iter().map(|record| (record.number, record.credits)).collect();
     assert_eq!(verdicts, [(1, 0), (2, 10)], "{fault}");
     assert_eq!(records[0].request_id, records[1].request_id);
@@ -68,15 +71,15 @@ async fn a_head_response_contains_no_key() {
         [("quota", 401), ("invalid", 401), ("insufficient_credits", 402), ("rate_limit", 429)]
     {
         let proxy = start_proxy(rich()).await;
-        proxy.always(ONE, fault);
-        proxy.always(TWO, fault);
+        proxy.set_fault(FIRST_KEY, fault);
+        proxy.set_fault(SECOND_KEY, fault);
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
         assert_eq!(head().await.unwrap().status(), status, "two say the same");
-        assert_eq!(proxy.hits(&KEYS), [1, 1, 0], "{fault}");
-        proxy.simulator.always(TWO, None);
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
+        proxy.simulator.always(SECOND_KEY, None);
         // The provider refuses HEAD, which is still its response.
         assert_eq!(head().await.unwrap().status(), 405, "{fault}");
-        assert_eq!(proxy.statuses().await, ["active"; 3], "{fault}");
+        assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
         proxy.close().await;
     }
 }
@@ -93,14 +96,14 @@ async fn a_compressed_or_early_refusal_is_classified() {
 async fn check_relayed(fault: &str, status: u16, hits: [usize; 3]) {
     let proxy = start_proxy(rich()).await;
     for key in KEYS {
-        proxy.always(key, fault);
+        proxy.set_fault(key, fault);
     }
-    let answer = proxy.speak(10).await;
+    let answer = proxy.request_speech(10).await;
     assert_eq!(answer.status(), status, "{fault}");
     assert!(!answer.headers().contains_key("x-keychoir-error"), "{fault}");
     answer.bytes().await.unwrap();
-    assert_eq!(proxy.hits(&KEYS), hits, "{fault}");
-    assert_eq!(proxy.statuses().await, ["active"; 3], "{fault}");
+    assert_eq!(proxy.request_counts(&KEYS), hits, "{fault}");
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
     proxy.close().await;
 }
 
@@ -158,45 +161,45 @@ async fn an_unreadable_refusal_is_unexplained() {
 async fn a_post_that_was_read_and_not_answered_is_not_sent_again() {
     let proxy = start_proxy(rich()).await;
     for key in KEYS {
-        proxy.always(key, "close");
+        proxy.set_fault(key, "close");
     }
-    assert_ours(&proxy.speak(10).await, 502, "upstream_reset");
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 0]);
-    let records = proxy.records().await;
+    assert_proxy_error(&proxy.request_speech(10).await, 502, "upstream_reset");
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 0]);
+    let records = proxy.into_records().await;
     assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "unknown"));
 }
 
 #[tokio::test]
 async fn an_unanswered_get_is_sent_once_more() {
     let proxy = start_proxy(rich()).await;
-    proxy.simulator.script(ONE, vec!["close".parse().unwrap()]);
+    proxy.simulator.script(FIRST_KEY, vec!["close".parse().unwrap()]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [2, 0, 0]);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 0, 0]);
     for key in KEYS {
-        proxy.always(key, "close");
+        proxy.set_fault(key, "close");
     }
-    assert_ours(&proxy.get("/v1/voices").await, 502, "upstream_reset");
+    assert_proxy_error(&proxy.get("/v1/voices").await, 502, "upstream_reset");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn keys_are_spent_in_order_and_the_records_equal_the_charges() {
-    let proxy = start_proxy(Plan::of([(ONE, 100), (TWO, 50), (THREE, 100_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 50), (THIRD_KEY, 100_000)])).await;
     for _ in 0..40 {
-        assert_eq!(proxy.speak(7).await.status(), 200);
+        assert_eq!(proxy.request_speech(7).await.status(), 200);
     }
     // Two credits and one are left: too few for seven characters, enough for one.
-    assert_eq!(proxy.statuses().await, ["active"; 3]);
-    assert_eq!(proxy.speak(2).await.status(), 200);
+    assert_eq!(proxy.key_statuses().await, ["active"; 3]);
+    assert_eq!(proxy.request_speech(2).await.status(), 200);
     let (ledger, _) = proxy.close().await;
     assert_eq!(ledger.totals.charged, 282);
-    assert_eq!(ledger.key(ONE).unwrap().charged, 100);
+    assert_eq!(ledger.key(FIRST_KEY).unwrap().charged, 100);
 }
 
 #[tokio::test]
 async fn many_requests_at_once_all_succeed_while_keys_run_out() {
-    let proxy = start_proxy(Plan::of([(ONE, 300), (TWO, 300), (THREE, 100_000)])).await;
-    let answers = (0..100).map(|_| proxy.speak(10));
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 300), (SECOND_KEY, 300), (THIRD_KEY, 100_000)])).await;
+    let answers = (0..100).map(|_| proxy.request_speech(10));
     for answer in join_all(answers).await {
         assert_eq!(answer.status(), 200);
         answer.bytes().await.unwrap();
@@ -207,9 +210,9 @@ async fn many_requests_at_once_all_succeed_while_keys_run_out() {
 
 #[tokio::test]
 async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
-    let proxy = start_proxy(Plan::of([(ONE, 5), (TWO, 5)])).await;
-    let answer = proxy.speak(10).await;
-    assert_ours(&answer, 401, "all_keys_exhausted");
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 5), (SECOND_KEY, 5)])).await;
+    let answer = proxy.request_speech(10).await;
+    assert_proxy_error(&answer, 401, "all_keys_exhausted");
     assert!(!answer.headers().contains_key("retry-after"));
     let body: Value = answer.json().await.unwrap();
     let message = body["detail"]["message"].as_str().unwrap();
@@ -219,21 +222,21 @@ async fn an_empty_pool_responds_like_the_provider_without_an_attempt() {
     );
     assert_eq!(body["detail"]["status"], "quota_exceeded");
     assert_eq!(body["error"], json!({"message": message, "code": 401}));
-    let hits = proxy.hits(&[ONE, TWO]);
+    let hits = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
     assert_eq!(hits, [1, 1]);
-    assert_ours(&proxy.speak(10).await, 401, "all_keys_exhausted");
-    assert_eq!(proxy.hits(&[ONE, TWO]), hits, "an empty pool sends nothing upstream");
+    assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_exhausted");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), hits, "an empty pool sends nothing upstream");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn the_response_names_the_end_of_the_cooldown_of_all_keys() {
     let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, "rate_limit=50");
-    proxy.always(TWO, "rate_limit=20");
-    proxy.always(THREE, "rate_limit");
-    let answer = proxy.speak(10).await;
-    assert_ours(&answer, 429, "all_keys_rate_limited");
+    proxy.set_fault(FIRST_KEY, "rate_limit=50");
+    proxy.set_fault(SECOND_KEY, "rate_limit=20");
+    proxy.set_fault(THIRD_KEY, "rate_limit");
+    let answer = proxy.request_speech(10).await;
+    assert_proxy_error(&answer, 429, "all_keys_rate_limited");
     let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((15..=20).contains(&seconds), "{seconds}");
     proxy.close().await;
@@ -243,14 +246,14 @@ async fn the_response_names_the_end_of_the_cooldown_of_all_keys() {
 async fn the_response_names_the_refusal_of_all_keys() {
     let proxy = start_proxy(rich()).await;
     for key in KEYS {
-        proxy.always(key, "invalid");
+        proxy.set_fault(key, "invalid");
     }
-    assert_ours(&proxy.speak(10).await, 401, "all_keys_invalid");
+    assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_invalid");
     // Each key was polled on its own, and is refused.
     while proxy.get("/readyz").await.status() != 503 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(proxy.statuses().await, ["invalid"; 3]);
+    assert_eq!(proxy.key_statuses().await, ["invalid"; 3]);
     proxy.close().await;
 }
 
@@ -258,9 +261,9 @@ async fn the_response_names_the_refusal_of_all_keys() {
 async fn a_second_key_of_an_empty_workspace_is_not_tried() {
     let plan = Plan {
         keys: vec![
-            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(ONE, 0) },
-            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(TWO, 0) },
-            KeyPlan::new(THREE, 1_000),
+            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) },
+            KeyPlan { workspace: Some("choir".to_owned()), ..KeyPlan::new(SECOND_KEY, 0) },
+            KeyPlan::new(THIRD_KEY, 1_000),
         ],
         ..Plan::default().with_workspace(WorkspacePlan::new("choir", 5))
     };
@@ -270,9 +273,9 @@ async fn a_second_key_of_an_empty_workspace_is_not_tried() {
         }
     })
     .await;
-    assert_eq!(proxy.speak(10).await.status(), 200);
-    assert_eq!(proxy.hits(&KEYS), [0, 0, 1], "five credits do not pay for ten characters");
-    assert_eq!(proxy.statuses().await, ["active"; 3], "five credits are left");
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&KEYS), [0, 0, 1], "five credits do not pay for ten characters");
+    assert_eq!(proxy.key_statuses().await, ["active"; 3], "five credits are left");
     proxy.close().await;
 }
 
@@ -283,29 +286,30 @@ async fn a_body_beyond_the_buffer_is_forwarded_without_a_replay() {
         config.retry.spill_size = 0;
     })
     .await;
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     let body = json!({"text": "a".repeat(200)});
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 401);
-    assert_eq!(proxy.hits(&KEYS), [1, 0, 0]);
-    assert_eq!(proxy.post(SPEECH, &body).await.status(), 200, "the key is parked all the same");
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 401);
+    assert_eq!(proxy.request_counts(&KEYS), [1, 0, 0]);
+    assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200, "the key is parked all the same");
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn a_key_of_another_region_is_sent_to_its_own_host_and_to_no_other() {
-    let elsewhere =
-        Simulator::start(crate::support::loopback().await, Plan::of([(TWO, 1_000)])).await.unwrap();
+    let elsewhere = Simulator::start(crate::support::bind_loopback().await, Plan::of([(SECOND_KEY, 1_000)]))
+        .await
+        .unwrap();
     let region = elsewhere.base_url();
     // Each simulator knows its own key only and would refuse the other one as invalid.
-    let proxy = start_proxy_with(Plan::of([(ONE, 5)]), |config| {
-        let key = ApiKey::new(TWO).unwrap();
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 5)]), |config| {
+        let key = ApiKey::new(SECOND_KEY).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });
     })
     .await;
     for _ in 0..3 {
-        assert_eq!(proxy.speak(10).await.status(), 200);
+        assert_eq!(proxy.request_speech(10).await.status(), 200);
     }
-    assert_eq!(proxy.statuses().await, ["active", "active"], "a foreign key would be invalid");
-    assert_eq!(proxy.hits(&[ONE]), [0]);
-    assert_eq!(elsewhere.ledger().key(TWO).unwrap().charged, 30);
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "a foreign key would be invalid");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
+    assert_eq!(elsewhere.ledger().key(SECOND_KEY).unwrap().charged, 30);
 }

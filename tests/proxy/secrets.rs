@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use crate::support::program::{Program, contents, keychoir, run, stderr};
-use crate::support::{CLIENT_TOKEN, VOICE, loopback};
+use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
+use crate::support::{CLIENT_TOKEN, VOICE_ID, bind_loopback};
 use futures_util::SinkExt;
 use keychoir::simulator::{Fault, Plan, Simulator};
 use keychoir::tasks::{AbortOnDrop, Tasks};
@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 
 /// Two keys as long as real ones. The characters between their ends are never shown.
-const ONE: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
-const TWO: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
+const FIRST_KEY: &str = "sk_canary000111122223333aaaabbbbccccddddeeeeffff0001";
+const SECOND_KEY: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
 /// Supabase's keys, the newer and the older kind; the older one is a token of the role
 /// service_role.
 const SUPABASE_KEYS: [&str; 2] =
@@ -26,11 +26,11 @@ const TEXT: &str = "the text of a private message, canary 9c41";
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
     // ElevenLabs signs its calls to a key owner's server with this digest.
-    let digest = Sha256::digest(ONE.as_bytes());
+    let digest = Sha256::digest(FIRST_KEY.as_bytes());
     let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     HashMap::from([
-        ("the middle of a key", ONE[11..ONE.len() - 5].into()),
-        ("the middle of another key", TWO[11..TWO.len() - 5].into()),
+        ("the middle of a key", FIRST_KEY[11..FIRST_KEY.len() - 5].into()),
+        ("the middle of another key", SECOND_KEY[11..SECOND_KEY.len() - 5].into()),
         ("the plain digest of a key", hex[..32].into()),
         ("the plain digest of a key in capitals", hex[..32].to_uppercase().into()),
         ("the plain digest of a key in bytes", digest.to_vec()),
@@ -96,20 +96,20 @@ async fn talk_secrets(address: SocketAddr, path: &str) -> bool {
     assert_clean("a header", format!("{:?}", session.headers).as_bytes());
     for message in [
         json!({"text": TEXT, "xi_api_key": CLIENT_TOKEN, "authorization": format!("Bearer {CLIENT_TOKEN}")}),
-        json!({"inputs": [{"text": TEXT, "voice_id": VOICE}], "voices": [VOICE], "xi-api-key": CLIENT_TOKEN}),
+        json!({"inputs": [{"text": TEXT, "voice_id": VOICE_ID}], "voices": [VOICE_ID], "xi-api-key": CLIENT_TOKEN}),
         json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA", "commit": true}),
         json!({"text": "", "close_socket": true}),
     ] {
         // The provider may have disconnected meanwhile.
         let _ = session.stream.send(Message::text(message.to_string())).await;
     }
-    session.leave().await;
+    session.close().await;
     true
 }
 
 /// A Supabase whose refusals contain the key in every part.
 async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serving = Tasks::new().spawn_guarded(async move {
         loop {
@@ -133,11 +133,11 @@ async fn indiscreet(key: &'static str) -> (String, AbortOnDrop) {
 async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     let (supabase, _serving) = indiscreet(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
-    let plan = Plan::of([(ONE, 1_000_000), (TWO, 1_000_000)]).forbidding(CLIENT_TOKEN);
-    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
-    let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]).forbidding(CLIENT_TOKEN);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
-        .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}"))
+        .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
         .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("SUPABASE_URL", supabase)
@@ -159,7 +159,7 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
         .env("KEYCHOIR_LOG__LEVEL", "trace")
         .env("KEYCHOIR_LOG__FORMAT", form);
     let mut program = Program::start(&mut command);
-    let url = program.line(|line| {
+    let url = program.wait_for_line(|line| {
         let (_, rest) = line.split_once("Server started at ")?;
         rest.split(['"', ' ']).next().map(str::to_owned)
     });
@@ -167,9 +167,9 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     let mut asked = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();
-        simulator.always(ONE, Some(fault.clone()));
-        simulator.always(TWO, Some(fault));
-        let speech = format!("{url}/v1/text-to-speech/{VOICE}?xi_api_key={CLIENT_TOKEN}&seed=1");
+        simulator.always(FIRST_KEY, Some(fault.clone()));
+        simulator.always(SECOND_KEY, Some(fault));
+        let speech = format!("{url}/v1/text-to-speech/{VOICE_ID}?xi_api_key={CLIENT_TOKEN}&seed=1");
         let body = json!({"text": TEXT, "model_id": "eleven_multilingual_v2"});
         let requests = [
             client.post(&speech).header("xi-api-key", CLIENT_TOKEN).json(&body),
@@ -202,7 +202,7 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
     let address = url.trim_start_matches("http://").parse().unwrap();
     let mut talked = 0;
     for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
-        for key in [ONE, TWO] {
+        for key in [FIRST_KEY, SECOND_KEY] {
             simulator.always(key, Some(fault.parse().unwrap()));
         }
         for path in [
@@ -218,20 +218,20 @@ async fn check_form(form: &str, supabase_key: &'static str, is_watched: bool) {
         }
     }
     assert!(is_watched || talked > FAULTS.len(), "sockets were really opened: {talked}");
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0));
     assert!(asked > FAULTS.len() * 4, "the paths were really taken: {asked}");
     assert!(said.lines().count() > FAULTS.len() * 5, "the log really tells of them");
     assert!(said.contains("Supabase refuses the key"), "the mirror has met its refusal");
     assert_clean("the log", said.as_bytes());
-    assert_clean("the books", &contents(folder.path()));
+    assert_clean("the books", &read_all_files(folder.path()));
     let books = folder.path().join("keychoir.db");
     for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
     {
-        let mut command = keychoir(command);
+        let mut command = keychoir_command(command);
         let output = run(command
             .env("KEYCHOIR_STORAGE__PATH", &books)
-            .env("ELEVENLABS_API_KEYS", format!("{ONE},{TWO}")));
+            .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}")));
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         assert_clean("what a command prints", &[output.stdout, output.stderr].concat());
     }
@@ -255,21 +255,21 @@ fn no_secret_comes_out_of_a_broken_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
     for toml in [
-        format!("[[keys]]\nkey = \"{ONE}\nname = \"x\""),
-        format!("[[keys]]\nkey = {ONE}"),
-        format!("[[keys]]\nkeyy = \"{ONE}\""),
-        format!("keys = \"{ONE}\""),
-        format!("[pool]\nkeys = [\"{ONE}\"]"),
+        format!("[[keys]]\nkey = \"{FIRST_KEY}\nname = \"x\""),
+        format!("[[keys]]\nkey = {FIRST_KEY}"),
+        format!("[[keys]]\nkeyy = \"{FIRST_KEY}\""),
+        format!("keys = \"{FIRST_KEY}\""),
+        format!("[pool]\nkeys = [\"{FIRST_KEY}\"]"),
         format!("[[clients]]\nname = \"x\"\ntoken = {CLIENT_TOKEN}"),
-        format!("[upstream]\nbase_url = \"https://{ONE}@api.elevenlabs.io\""),
-        ONE.to_owned(),
+        format!("[upstream]\nbase_url = \"https://{FIRST_KEY}@api.elevenlabs.io\""),
+        FIRST_KEY.to_owned(),
     ] {
         std::fs::write(&file, &toml).unwrap();
-        let mut command = keychoir(&["check", "--config", file.to_str().unwrap()]);
-        let output = run(command.env("ELEVENLABS_API_KEYS", TWO));
+        let mut command = keychoir_command(&["check", "--config", file.to_str().unwrap()]);
+        let output = run(command.env("ELEVENLABS_API_KEYS", SECOND_KEY));
         assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
         assert_clean("the complaint", &output.stderr);
     }
-    let output = run(keychoir(&["check"]).env("ELEVENLABS_API_KEYS", format!("{ONE}\u{1}")));
+    let output = run(keychoir_command(&["check"]).env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY}\u{1}")));
     assert_clean("the complaint", &output.stderr);
 }

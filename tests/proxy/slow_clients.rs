@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keychoir::app::{self, AppConfig, Drained, Running};
+use keychoir::app::{self, AppConfig, DrainOutcome, RunningApp};
 use keychoir::config::{BaseUrl, Config};
 use keychoir::policy::min_rate::MinRate;
 use keychoir::secret::ApiKey;
@@ -12,34 +12,35 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::websocket::{STREAM_INPUT, handshake_at, within_timeout};
-use crate::support::{ONE, SPEECH, join_all, loopback};
+use crate::support::{FIRST_KEY, SPEECH_PATH, bind_loopback, join_all};
 
 /// Ten minutes of audio: far more than the system buffers of a response.
 const CHARACTERS: usize = 9_000;
 
 /// One account with a concurrency limit of three. A client that reads less than a mebibyte per
 /// second is cut soon.
-async fn three_places(rate: u32) -> (Simulator, Running) {
+async fn three_places(rate: u32) -> (Simulator, RunningApp) {
     let workspace = WorkspacePlan { concurrency_max: Some(3), ..WorkspacePlan::new("narrow", 10_000_000) };
-    let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(ONE, 10_000_000) };
+    let key = KeyPlan { workspace: Some("narrow".to_owned()), ..KeyPlan::new(FIRST_KEY, 10_000_000) };
     let plan = Plan::of([]).with_workspace(workspace).with_key(key);
-    let simulator = Simulator::start(loopback().await, plan).await.unwrap();
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let base_url = simulator.base_url().parse::<BaseUrl>().unwrap();
-    let mut config = Config::with_defaults(vec![ApiKey::new(ONE).unwrap()], base_url);
+    let mut config = Config::with_defaults(vec![ApiKey::new(FIRST_KEY).unwrap()], base_url);
     config.server.drain_idle_timeout = Duration::ZERO;
-    let mut parts = AppConfig::of(config).unwrap();
+    let mut parts = AppConfig::from_config(config).unwrap();
     parts.server.min_response_rate = MinRate { bytes_per_second: rate };
     parts.server.response_grace = Duration::from_millis(200);
-    let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
-    assert!(running.first_round(Duration::from_secs(30)).await);
+    let mut running = app::start(parts, vec![bind_loopback().await.into()]).unwrap();
+    assert!(running.wait_for_first_poll(Duration::from_secs(30)).await);
     (simulator, running)
 }
 
 /// A client that has requested a long speech, and has received the head.
-async fn asked(running: &Running) -> TcpStream {
+async fn asked(running: &RunningApp) -> TcpStream {
     let mut stream = TcpStream::connect(running.address()).await.unwrap();
     let body = json!({"text": "a".repeat(CHARACTERS), "model_id": "eleven_multilingual_v2"}).to_string();
-    let head = format!("POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     let mut status = [0; 12];
     within_timeout(stream.read_exact(&mut status)).await.unwrap();
@@ -48,8 +49,8 @@ async fn asked(running: &Running) -> TcpStream {
 }
 
 /// The status of a short speech request.
-async fn spoken(running: &Running) -> u16 {
-    let url = format!("http://{}{SPEECH}", running.address());
+async fn spoken(running: &RunningApp) -> u16 {
+    let url = format!("http://{}{SPEECH_PATH}", running.address());
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
     let body = json!({"text": "Hello", "model_id": "eleven_multilingual_v2"});
     within_timeout(client.post(url).json(&body).send()).await.unwrap().status().as_u16()
@@ -73,7 +74,7 @@ async fn clients_that_do_not_read_or_trickle_hold_no_permit_for_long() {
     };
     assert_eq!(served, [200; 6]);
     drop(slow);
-    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
     simulator.stop().await;
 }
 
@@ -89,7 +90,7 @@ async fn a_client_that_reads_is_served_to_its_end() {
         bytes += read;
     }
     drop(slow);
-    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
     simulator.stop().await;
 }
 
@@ -98,7 +99,7 @@ async fn a_session_whose_client_does_not_read_ends() {
     let (simulator, running) = three_places(1024 * 1024).await;
     let mut session = handshake_at(running.address(), STREAM_INPUT, &[]).await.expect("an open socket");
     for _ in 0..20 {
-        session.say(&json!({"text": "a".repeat(500), "try_trigger_generation": true})).await;
+        session.send_json(&json!({"text": "a".repeat(500), "try_trigger_generation": true})).await;
     }
     let url = format!("http://{}/metrics", running.address());
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
@@ -113,6 +114,6 @@ async fn a_session_whose_client_does_not_read_ends() {
     };
     within_timeout(ended).await;
     drop(session);
-    assert_eq!(running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    assert_eq!(running.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
     simulator.stop().await;
 }

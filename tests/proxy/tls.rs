@@ -10,8 +10,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::program::{Program, keychoir, run, stderr};
-use crate::support::{ONE, TestProxy, join_all, start_proxy_with};
+use crate::support::program::{Program, keychoir_command, run, stderr};
+use crate::support::{FIRST_KEY, TestProxy, join_all, start_proxy_with};
 use keychoir::app::HttpsState;
 use keychoir::config::{Config, TlsConfig};
 use keychoir::simulator::Plan;
@@ -94,7 +94,7 @@ async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 /// A proxy with a CA in a folder of its own.
 async fn https_house(change: impl FnOnce(&mut Config)) -> (TestProxy, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
         config.server.tls_directory = Some(folder.path().join("tls"));
         change(config);
     })
@@ -110,7 +110,7 @@ fn ca(folder: &TempDir) -> PathBuf {
 async fn http_and_https_are_spoken_on_one_port_at_once() {
     let (proxy, folder) = https_house(|_| {}).await;
     let client = Client::trusting(Some(&ca(&folder)));
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     let both = |number: usize| {
         let client = &client;
         async move {
@@ -126,7 +126,7 @@ async fn http_and_https_are_spoken_on_one_port_at_once() {
     let body = |answer: &str| answer.split_once("\r\n\r\n").unwrap().1.to_owned();
     let all_same = answers.iter().all(|answer| body(answer) == body(&answers[0]));
     assert!(answers.iter().all(|answer| answer.starts_with("HTTP/1.1 200 ")) && all_same);
-    assert_eq!(proxy.hits(&[ONE]), [40]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [40]);
     proxy.close().await;
 }
 
@@ -136,7 +136,7 @@ async fn the_authority_certifies_every_name_of_this_machine() {
         https_house(|config| config.access.hosts = vec!["keys.localhost".into(), "keys.example".into()])
             .await;
     let client = Client::trusting(Some(&ca(&folder)));
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     for name in ["localhost", "127.0.0.1", "::1", "keys.localhost"] {
         client.connect(address, name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
     }
@@ -152,7 +152,7 @@ async fn the_authority_certifies_every_name_of_this_machine() {
 #[tokio::test]
 async fn only_http_1_1_is_agreed_on() {
     let (proxy, folder) = https_house(|_| {}).await;
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     let client = Client::trusting(Some(&ca(&folder))).offering(&["h2", "http/1.1"]);
     let stream = client.connect(address, "localhost").await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1" as &[u8]));
@@ -169,7 +169,7 @@ async fn a_reconnecting_client_resumes_its_tls_session() {
     for version in [&TLS12, &TLS13] {
         let client = Client::speaking(Some(&ca(&folder)), &[version]);
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
-            let mut stream = client.connect(proxy.running.address(), "localhost").await.unwrap();
+            let mut stream = client.connect(proxy.app.address(), "localhost").await.unwrap();
             assert!(ask(&mut stream, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
             let seen = (stream.get_ref().1.protocol_version(), stream.get_ref().1.handshake_kind());
             assert_eq!(seen, (Some(version.version), Some(expected)));
@@ -194,7 +194,7 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
         config.server.request_headers_timeout = Duration::from_secs(1);
     })
     .await;
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     let hello = client_hello();
     // No byte; the first byte; half of the first message; all of it; and a finished handshake
     // without a request.
@@ -211,7 +211,7 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
 #[tokio::test]
 async fn a_slow_client_delays_no_other_and_is_served() {
     let (proxy, folder) = https_house(|_| {}).await;
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     let mut plain = TcpStream::connect(address).await.unwrap();
     let slow = TcpStream::connect(address).await.unwrap();
     // Other connections are served meanwhile.
@@ -232,7 +232,7 @@ async fn a_slow_client_delays_no_other_and_is_served() {
 #[tokio::test]
 async fn garbage_ends_its_connection_and_nothing_else() {
     let (proxy, folder) = https_house(|_| {}).await;
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     for first in [0x00, 0x15, 0x17, 0x80, 0xff, b'\r'] {
         let answer = raw(address, &[first, 0x03, 0x01, b'\r', b'\n', b'\r', b'\n']).await;
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{first:#x}: {answer:?}");
@@ -245,7 +245,7 @@ async fn garbage_ends_its_connection_and_nothing_else() {
     }
     let client = Client::trusting(Some(&ca(&folder)));
     assert!(client.get(address, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
-    assert_eq!(proxy.hits(&[ONE]), [0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
     proxy.close().await;
 }
 
@@ -253,7 +253,7 @@ async fn garbage_ends_its_connection_and_nothing_else() {
 async fn an_open_connection_ends_with_a_close_notify() {
     let (proxy, folder) = https_house(|_| {}).await;
     let client = Client::trusting(Some(&ca(&folder)));
-    let address = proxy.running.address();
+    let address = proxy.app.address();
     let (mut asked, mut fresh) = (
         client.connect(address, "localhost").await.unwrap(),
         client.connect(address, "localhost").await.unwrap(),
@@ -273,8 +273,8 @@ async fn an_open_connection_ends_with_a_close_notify() {
 #[tokio::test]
 async fn a_tls_client_is_refused_where_tls_is_off() {
     let (proxy, folder) = https_house(|config| config.server.tls = TlsConfig::off()).await;
-    let address = proxy.running.address();
-    assert_eq!(proxy.running.https(&proxy.running.addresses()[0]), HttpsState::Off);
+    let address = proxy.app.address();
+    assert_eq!(proxy.app.https(&proxy.app.addresses()[0]), HttpsState::Off);
     assert_eq!(raw(address, &client_hello()).await, b"", "and not with words that it cannot read");
     assert!(proxy.get("/livez").await.status().is_success());
     assert!(!folder.path().join("tls").exists(), "nothing is made that is not needed");
@@ -301,9 +301,9 @@ impl Stage {
     }
 
     fn command(&self, books: &str) -> Command {
-        let mut command = keychoir(&["serve", "--listen", "127.0.0.1:0"]);
+        let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
         command
-            .env("ELEVENLABS_API_KEYS", ONE)
+            .env("ELEVENLABS_API_KEYS", FIRST_KEY)
             .env("KEYCHOIR_STORAGE__PATH", self.path(books))
             .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
             .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
@@ -331,7 +331,7 @@ impl Stage {
 
 fn start(command: &mut Command) -> (Program, SocketAddr) {
     let mut program = Program::start(command);
-    let address = program.address().parse().unwrap();
+    let address = program.wait_for_address().parse().unwrap();
     (program, address)
 }
 
@@ -355,14 +355,15 @@ async fn programs_that_start_together_share_one_authority() {
     };
     let mut programs = [start_as("one.db"), start_as("two.db"), start_as("three.db")];
     for program in &mut programs {
-        assert_https(program.address().parse().unwrap(), &stage.path("tls/ca.pem"), "localhost").await;
+        assert_https(program.wait_for_address().parse().unwrap(), &stage.path("tls/ca.pem"), "localhost")
+            .await;
     }
     let ca = fs::read(stage.path("tls/ca.pem")).unwrap();
     let mut later = start_as("four.db");
-    assert_https(later.address().parse().unwrap(), &stage.path("tls/ca.pem"), "127.0.0.1").await;
+    assert_https(later.wait_for_address().parse().unwrap(), &stage.path("tls/ca.pem"), "127.0.0.1").await;
     assert_eq!(fs::read(stage.path("tls/ca.pem")).unwrap(), ca);
     for program in programs.into_iter().chain([later]) {
-        assert_eq!(program.end().0, Some(0));
+        assert_eq!(program.terminate().0, Some(0));
     }
 }
 
@@ -370,7 +371,7 @@ async fn programs_that_start_together_share_one_authority() {
 async fn the_authority_is_beside_the_database_and_private() {
     let stage = Stage::new();
     let (mut program, address) = start(&mut stage.command("state/keychoir.db"));
-    let https = program.event("server_https");
+    let https = program.wait_for_event("server_https");
     assert!(https["message"].as_str().unwrap().contains("keychoir env"), "{https}");
     assert_https(address, &stage.path("state/tls/ca.pem"), "localhost").await;
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
@@ -383,7 +384,7 @@ async fn the_authority_is_beside_the_database_and_private() {
     }
     names.sort();
     assert_eq!(names, ["authority.pem", "ca.pem", "lock"], "no key of a server, and nothing half-written");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test]
@@ -393,9 +394,9 @@ async fn a_broken_authority_is_kept_and_reported() {
     fs::write(stage.path("tls/authority.pem"), "precious, perhaps").unwrap();
     let (program, address) = {
         let mut program = Program::start(&mut stage.command("keychoir.db"));
-        let told = program.event("ca_replaced");
+        let told = program.wait_for_event("ca_replaced");
         assert!(told["message"].as_str().unwrap().contains("authority.pem.broken-"), "{told}");
-        let address = program.address().parse().unwrap();
+        let address = program.wait_for_address().parse().unwrap();
         (program, address)
     };
     assert_https(address, &stage.path("tls/ca.pem"), "localhost").await;
@@ -404,7 +405,7 @@ async fn a_broken_authority_is_kept_and_reported() {
         .map(|entry| entry.unwrap().path())
         .find(|path| path.to_str().unwrap().contains("authority.pem.broken-"));
     assert_eq!(fs::read_to_string(kept.unwrap()).unwrap(), "precious, perhaps");
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test]
@@ -413,16 +414,16 @@ async fn a_folder_that_cannot_be_made_costs_https_and_not_the_start() {
     fs::write(stage.path("file"), "").unwrap();
     let mut command = stage.command("keychoir.db");
     let mut program = Program::start(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", stage.path("file/tls")));
-    let told = program.event("https_off");
+    let told = program.wait_for_event("https_off");
     for words in ["file/tls", "server.tls_directory", "server.tls = \"off\""] {
         assert!(told["message"].as_str().unwrap().contains(words), "{told}");
     }
-    let address = program.address().parse().unwrap();
+    let address = program.wait_for_address().parse().unwrap();
     assert_http(address).await;
     for _ in 0..3 {
         assert_eq!(raw(address, &client_hello()).await, b"");
     }
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0));
     assert_eq!(said.matches("https_off").count(), 1, "{said}");
     assert_eq!(
@@ -443,8 +444,8 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     fs::rename(stage.path("cert.pem"), stage.path("first.pem")).unwrap();
 
     let (second, key) = stage.certify("keys.example");
-    program.signal("HUP");
-    program.event("reloaded");
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
     assert_https(address, &stage.path("cert.pem"), "keys.example").await;
     let old = Client::trusting(Some(&stage.path("first.pem")));
     assert!(old.connect(address, "keys.example").await.is_err(), "the old one is shown no more");
@@ -452,18 +453,18 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     // A mistake changes nothing and is reported with its place.
     stage.write("key.pem", "no key at all");
     stage.write("good.pem", &second);
-    program.signal("HUP");
-    program.line(|line| line.contains("there is no private key in the file").then_some(()));
-    program.event("reload_failed");
+    program.send_signal("HUP");
+    program.wait_for_line(|line| line.contains("the file contains no private key").then_some(()));
+    program.wait_for_event("reload_failed");
     assert_https(address, &stage.path("good.pem"), "keys.example").await;
     stage.certify("other.example");
     stage.write("key.pem", &key);
-    program.signal("HUP");
-    program.line(|line| line.contains("belongs to another certificate").then_some(()));
-    program.event("reload_failed");
+    program.send_signal("HUP");
+    program.wait_for_line(|line| line.contains("belongs to another certificate").then_some(()));
+    program.wait_for_event("reload_failed");
     assert_https(address, &stage.path("good.pem"), "keys.example").await;
     assert_http(address).await;
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[tokio::test]
@@ -475,9 +476,9 @@ async fn a_certificate_that_changes_is_noticed_without_a_signal() {
     let (mut program, address) = start(stage.with_files(&mut command));
     assert_https(address, &stage.path("cert.pem"), "keys.example").await;
     stage.certify("next.example");
-    program.event("reloaded");
+    program.wait_for_event("reloaded");
     assert_https(address, &stage.path("cert.pem"), "next.example").await;
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }
 
 #[test]
@@ -511,15 +512,15 @@ async fn https_is_added_removed_and_changed_by_a_reload() {
         ("server.tls = \"auto\"", Some("tls/ca.pem"), "localhost"),
     ] {
         stage.write("keychoir.toml", toml);
-        program.signal("HUP");
-        program.event("reloaded");
+        program.send_signal("HUP");
+        program.wait_for_event("reloaded");
         match roots {
             Some(roots) => assert_https(address, &stage.path(roots), name).await,
             None => assert_eq!(raw(address, &client_hello()).await, b""),
         }
         assert_http(address).await;
     }
-    let (code, said) = program.end();
+    let (code, said) = program.terminate();
     assert_eq!(code, Some(0));
     assert!(!said.contains("Only a restart"), "{said}");
 }
@@ -540,9 +541,9 @@ async fn no_private_key_is_ever_logged() {
         assert_https(address, &stage.path(roots), "localhost").await;
         assert!(Client::trusting(None).connect(address, "localhost").await.is_err());
         raw(address, b"\x16\x03\x01\x00\x05hello").await;
-        program.signal("HUP");
-        program.event("reloaded");
-        let (code, said) = program.end();
+        program.send_signal("HUP");
+        program.wait_for_event("reloaded");
+        let (code, said) = program.terminate();
         assert_eq!(code, Some(0));
         assert!(said.contains("a connection ended before its first request"), "the log tells much: {said}");
         let text = fs::read_to_string(stage.path(secret)).unwrap();
@@ -555,7 +556,7 @@ async fn no_private_key_is_ever_logged() {
 
 /// `env` before a CA exists, with a home folder of its own.
 fn env(home: &Path, arguments: &[&str]) -> Command {
-    let mut command = keychoir(&[&["env"], arguments].concat());
+    let mut command = keychoir_command(&[&["env"], arguments].concat());
     command.env("HOME", home);
     command
 }
@@ -638,7 +639,10 @@ fn env_names_what_is_missing() {
     assert!(!home.exists(), "nothing is made that is not needed");
     let said = variables(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(said.contains("names no fixed port") && !said.contains("BASE_URL"), "{said}");
-    assert!(said.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"), "{said}");
+    assert!(
+        said.contains("# It was /corp.pem: to trust both, put them into one file.\nexport NODE"),
+        "{said}"
+    );
     // The other roots in the bundle are kept.
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     stage.write("roots.pem", root);
@@ -686,5 +690,5 @@ async fn the_authority_made_by_env_is_served() {
     let (program, address) = start(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", &folder));
     assert_https(address, &folder.join("ca.pem"), "localhost").await;
     assert_eq!(fs::read(folder.join("ca.pem")).unwrap(), ca);
-    assert_eq!(program.end().0, Some(0));
+    assert_eq!(program.terminate().0, Some(0));
 }

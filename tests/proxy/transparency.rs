@@ -1,7 +1,8 @@
 //! Forwarded data is forwarded byte for byte; data that must not leave the proxy does not.
 
 use crate::support::{
-    CLIENT_TOKEN, ONE, SPEECH, TWO, TestProxy, send_raw, start_proxy, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, send_raw, start_proxy, start_proxy_with,
+    wait_until,
 };
 use keychoir::config::ClientConfig;
 use keychoir::policy::client::Rules;
@@ -12,7 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 fn plan() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// The provider's view of a raw request with this line and these headers.
@@ -113,7 +114,7 @@ async fn headers_of_the_sdk_pass() {
 #[tokio::test]
 async fn the_response_headers_of_the_provider_are_relayed() {
     let proxy = start_proxy(plan()).await;
-    let answer = proxy.speak(12).await;
+    let answer = proxy.request_speech(12).await;
     let headers = answer.headers();
     for name in ["request-id", "history-item-id", "character-cost", "content-type", "x-request-id"] {
         assert!(headers.contains_key(name), "{name}");
@@ -128,7 +129,7 @@ async fn a_request_keeps_its_own_id() {
     let proxy = start_proxy(plan()).await;
     let request = proxy.client.get(format!("{}/v1/voices", proxy.url)).header("x-request-id", "mine-1");
     assert_eq!(request.send().await.unwrap().headers()["x-request-id"], "mine-1");
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records[0].request_id, "mine-1");
 }
 
@@ -136,8 +137,8 @@ async fn a_request_keeps_its_own_id() {
 async fn a_response_is_relayed_as_it_arrives() {
     let proxy = start_proxy(plan()).await;
     // The provider waits between two pieces for longer than this test runs.
-    proxy.always(ONE, "slow_body=3600s");
-    let mut answer = proxy.post(&format!("{SPEECH}/stream"), &json!({"text": "a".repeat(100)})).await;
+    proxy.set_fault(FIRST_KEY, "slow_body=3600s");
+    let mut answer = proxy.post(&format!("{SPEECH_PATH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(
         !answer.chunk().await.unwrap().unwrap().is_empty(),
         "the first piece does not wait for the second"
@@ -147,29 +148,29 @@ async fn a_response_is_relayed_as_it_arrives() {
 #[tokio::test]
 async fn a_broken_response_is_broken_for_the_client() {
     let proxy = start_proxy(plan()).await;
-    proxy.always(ONE, "cut=2000");
-    let answer = proxy.speak(100).await;
+    proxy.set_fault(FIRST_KEY, "cut=2000");
+    let answer = proxy.request_speech(100).await;
     assert_eq!(answer.status(), 200);
     assert!(answer.bytes().await.is_err(), "a broken answer must not look complete");
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!((&*records[0].verdict, records[0].credits), ("upstream_reset", 100));
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_takes_its_request_along() {
     let proxy = start_proxy(plan()).await;
-    proxy.always(ONE, "stall=3600s");
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    proxy.set_fault(FIRST_KEY, "stall=3600s");
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let body = r#"{"text":"hello"}"#;
     let request = format!(
-        "POST {SPEECH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST {SPEECH_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
     drop(stream);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!((records.len(), &*records[0].verdict, records[0].credits), (1, "client_closed", 0));
 }
 
@@ -181,7 +182,7 @@ async fn dangerous_paths_are_denied() {
         (answer.status().as_u16(), &answer.headers()["x-keychoir-error"]),
         (403, &"path_denied".parse().unwrap())
     );
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
 }
 
@@ -189,11 +190,11 @@ async fn dangerous_paths_are_denied() {
 async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
     let app = ClientConfig {
         name: "app".to_owned(),
-        token: TokenFingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::new(CLIENT_TOKEN),
         rules: Rules::default(),
     };
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![app]).await;
-    assert_eq!(proxy.speak(5).await.status(), 200);
+    assert_eq!(proxy.request_speech(5).await.status(), 200);
     for (request, code) in [
         (proxy.client.get(format!("{}/v1/voices", proxy.url)), "client_token_missing"),
         (
@@ -209,8 +210,8 @@ async fn a_client_with_a_token_is_known_by_its_name_and_others_stay_outside() {
         );
     }
     assert_eq!(proxy.get("/livez").await.status(), 200);
-    assert_eq!(proxy.hits(&[ONE, TWO]), [1, 0]);
-    let records = proxy.records().await;
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 0]);
+    let records = proxy.into_records().await;
     assert_eq!((records.len(), &*records[0].client), (1, "app"));
 }
 
@@ -222,12 +223,12 @@ async fn an_unreachable_upstream_is_reported() {
         config.upstream.base_url = format!("http://{free}").parse().unwrap();
     })
     .await;
-    let answer = proxy.speak(5).await;
+    let answer = proxy.request_speech(5).await;
     assert_eq!(
         (answer.status().as_u16(), answer.headers()["x-keychoir-error"].to_str().unwrap()),
         (502, "upstream_unreachable")
     );
-    assert_eq!(proxy.statuses().await, ["active", "active"], "no key is to blame");
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "no key is to blame");
     assert_eq!(proxy.get("/readyz").await.status(), 200);
     proxy.close().await;
 }

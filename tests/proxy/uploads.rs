@@ -1,14 +1,14 @@
 //! Bodies of any size and timing survive the refusal of a key at any moment before the response
 //! starts: the next key receives every byte, once.
 
-use crate::support::{ONE, THREE, TWO, TestProxy, join_all, start_proxy, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, join_all, start_proxy, start_proxy_with};
 use keychoir::simulator::{Ledger, Plan};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 
-const KEYS: [&str; 3] = [ONE, TWO, THREE];
+const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn rich() -> Plan {
     Plan::of(KEYS.map(|key| (key, 100_000_000)))
@@ -31,7 +31,7 @@ enum Framing {
 
 /// Sends `body` in pieces as fast as it is accepted; returns the status line of the response.
 async fn upload(proxy: &TestProxy, body: &[u8], framing: Framing, extra: &str) -> String {
-    let (read, mut write) = TcpStream::connect(proxy.running.address()).await.unwrap().into_split();
+    let (read, mut write) = TcpStream::connect(proxy.app.address()).await.unwrap().into_split();
     let length = match framing {
         Framing::Length => format!("content-length: {}", body.len()),
         Framing::Chunked => "transfer-encoding: chunked".to_owned(),
@@ -117,11 +117,11 @@ async fn an_upload_is_sent_again_after_a_refusal_that_puts_the_key_in_cooldown()
         ["quota", "early:quota", "insufficient_credits", "early:quota_403", "rate_limit", "early:concurrency"]
     {
         let proxy = start_proxy(rich()).await;
-        proxy.always(ONE, fault);
-        proxy.always(TWO, fault);
+        proxy.set_fault(FIRST_KEY, fault);
+        proxy.set_fault(SECOND_KEY, fault);
         let body = content(3_000_000);
         assert_eq!(upload(&proxy, &body, Framing::Chunked, "").await, "HTTP/1.1 200 OK", "{fault}");
-        assert_eq!(proxy.hits(&KEYS), [1, 1, 1], "{fault}");
+        assert_eq!(proxy.request_counts(&KEYS), [1, 1, 1], "{fault}");
         let (ledger, _) = proxy.close().await;
         assert_eq!(served(&ledger), [sha256(&body)], "{fault}");
     }
@@ -130,7 +130,7 @@ async fn an_upload_is_sent_again_after_a_refusal_that_puts_the_key_in_cooldown()
 #[tokio::test]
 async fn a_client_that_expects_100_gets_it() {
     let proxy = start_proxy(rich()).await;
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     let body = content(500_000);
     let answer = upload(&proxy, &body, Framing::Length, "expect: 100-continue\r\n").await;
     assert_eq!(answer, "HTTP/1.1 100 Continue");
@@ -147,9 +147,9 @@ async fn a_request_beyond_the_buffer_is_sent_and_its_refusal_is_relayed() {
     .await;
     let body = content(5_000_000);
     assert_eq!(upload(&proxy, &body, Framing::Chunked, "").await, "HTTP/1.1 200 OK");
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     assert_eq!(upload(&proxy, &body, Framing::Chunked, "").await, "HTTP/1.1 401 Unauthorized");
-    assert_eq!(proxy.hits(&KEYS), [2, 0, 0]);
+    assert_eq!(proxy.request_counts(&KEYS), [2, 0, 0]);
     proxy.close().await;
 }
 
@@ -169,7 +169,7 @@ async fn a_disk_that_cannot_be_written_costs_the_replay_and_not_the_request() {
 #[tokio::test]
 async fn uploads_at_once_do_not_mix() {
     let proxy = start_proxy_with(rich(), |config| config.retry.buffer_size = 10_000).await;
-    proxy.always(ONE, "early:missing_permissions");
+    proxy.set_fault(FIRST_KEY, "early:missing_permissions");
     let bodies: Vec<Vec<u8>> = (0..8).map(|n| content(1_000_000 + n)).collect();
     let uploads = bodies.iter().map(|body| upload(&proxy, body, Framing::Chunked, ""));
     for answer in join_all(uploads).await {

@@ -1,7 +1,7 @@
 //! Responses of an upstream, byte by byte: the client receives the whole response, or sees that it
 //! broke.
 
-use crate::support::{ONE, TWO, TestProxy, loopback, start_proxy_with};
+use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, bind_loopback, start_proxy_with};
 use keychoir::simulator::Plan;
 use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +22,7 @@ async fn before(said: Vec<u8>, end: End) -> TestProxy {
 /// The same, with the address of the upstream, which accepts one request after the other, each on a
 /// connection of its own.
 async fn before_at(said: Vec<u8>, end: End) -> (TestProxy, String) {
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     Tasks::new().spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -37,7 +37,7 @@ async fn before_at(said: Vec<u8>, end: End) -> (TestProxy, String) {
             }
         }
     });
-    let proxy = start_proxy_with(Plan::of([(ONE, 100), (TWO, 100)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.quota_polling.enabled = false;
     })
@@ -47,7 +47,7 @@ async fn before_at(said: Vec<u8>, end: End) -> (TestProxy, String) {
 
 /// All bytes that a client reads until the connection ends.
 async fn heard(proxy: &TestProxy, method: &str) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     let request = format!("{method} /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -60,7 +60,7 @@ async fn heard(proxy: &TestProxy, method: &str) -> String {
 async fn relayed(said: &str) -> (String, String) {
     let proxy = before(said.as_bytes().to_vec(), End::Close).await;
     let answer = heard(&proxy, "POST").await;
-    let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+    let verdicts: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
     assert_eq!(verdicts.len(), 1, "a POST is sent once");
     (answer, verdicts[0].clone())
 }
@@ -143,8 +143,8 @@ async fn an_invalid_response_is_a_502_without_a_cooldown() {
             let shown = &said[..said.len().min(60)];
             assert!(answer.starts_with("HTTP/1.1 502 "), "{shown}: {answer}");
             assert!(answer.contains("\"request_id\""), "{answer}");
-            assert_eq!(proxy.statuses().await, ["active", "active"], "{shown}");
-            let records = proxy.records().await;
+            assert_eq!(proxy.key_statuses().await, ["active", "active"], "{shown}");
+            let records = proxy.into_records().await;
             assert_eq!(records.len(), 1, "{shown}: a POST is sent once");
             assert_eq!((&*records[0].verdict, &*records[0].credits_from), ("no_response", "free"), "{shown}");
         }
@@ -156,7 +156,7 @@ async fn a_request_without_effect_is_sent_once_more() {
     let proxy = before(Vec::new(), End::Close).await;
     let answer = heard(&proxy, "GET").await;
     assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
-    assert_eq!(proxy.records().await.len(), 2);
+    assert_eq!(proxy.into_records().await.len(), 2);
 }
 
 /// Status, headers without those of the connection and the request id, and body.

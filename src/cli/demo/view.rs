@@ -59,7 +59,7 @@ impl View {
 
     /// A writer for the log, whose lines are printed above the bars.
     pub(super) fn log_writer(&self) -> impl Write + Send + 'static {
-        LogWriter(self.clone())
+        DemoLogWriter(self.clone())
     }
 
     pub(super) fn print_title(&self, url: &str) {
@@ -155,9 +155,9 @@ fn draw(state: &mut State, above: &str) -> io::Result<()> {
 }
 
 /// The writer of the log. It drops the lines of requests, because the view shows the requests.
-struct LogWriter(View);
+struct DemoLogWriter(View);
 
-impl Write for LogWriter {
+impl Write for DemoLogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         if !text.starts_with("   ") {

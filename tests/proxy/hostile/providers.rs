@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::wire::{self, Answer, Head, Requests};
 use super::{contains, shown};
-use crate::support::SPEECH;
+use crate::support::SPEECH_PATH;
 
 /// A provider, and the outcome that the client must observe.
 pub struct Row {
@@ -101,8 +101,8 @@ pub fn request(ask: Ask, query: &str) -> Vec<u8> {
     };
     let (method, path) = match ask {
         Ask::Voices => ("GET", "/v1/voices".to_owned()),
-        Ask::Speech => ("POST", SPEECH.to_owned()),
-        Ask::Socket => ("GET", format!("{SPEECH}/stream-input")),
+        Ask::Speech => ("POST", SPEECH_PATH.to_owned()),
+        Ask::Socket => ("GET", format!("{SPEECH_PATH}/stream-input")),
     };
     format!("{method} {path}?{query} HTTP/1.1\r\nhost: localhost\r\n{rest}").into_bytes()
 }

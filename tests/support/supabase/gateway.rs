@@ -1,5 +1,5 @@
-//! The gateway in front of PostgREST at Supabase: it checks the project's keys, replaces the new
-//! kind by a token, and strips `/rest/v1`. Here it also injects faults.
+//! A gateway in front of PostgREST that treats requests like Supabase's: it checks the API key, replaces a
+//! secret key by a token and strips `/rest/v1`. It records all requests and injects faults.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -16,24 +16,23 @@ use tokio::net::{TcpListener, UnixStream};
 
 use super::{Body, SECRET_KEY};
 
-/// The fault of a request.
+/// The fault with which the gateway treats a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No fault.
     None,
     /// The connection is closed before the request is executed.
     Closed,
     /// The request is executed, and the connection is closed without a response.
-    AnswerLost,
-    /// There is no response, and the request is not executed.
-    Silent,
-    /// This status, from an intermediary.
+    ResponseLost,
+    /// The request is not executed, and the connection stays open without a response.
+    NoResponse,
+    /// The request is not executed, and the response has this status, as from an intermediary.
     Status(u16),
 }
 
 /// A received request.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct ReceivedRequest {
     pub path: String,
     pub api_key: Option<String>,
     pub authorization: Option<String>,
@@ -41,75 +40,75 @@ pub struct Seen {
     pub body: String,
 }
 
-impl Seen {
-    /// The number of rows in it.
+impl ReceivedRequest {
+    /// Returns the number of rows in the body.
     pub fn rows(&self) -> usize {
         serde_json::from_str::<Vec<serde_json::Value>>(&self.body).unwrap().len()
     }
 }
 
-/// The gateway.
+/// A running gateway. It is stopped on drop.
 pub struct Gateway {
     address: std::net::SocketAddr,
     shared: Arc<Shared>,
-    _serving: AbortOnDrop,
+    _task: AbortOnDrop,
 }
 
 struct Shared {
-    api: PathBuf,
+    api_socket: PathBuf,
     service_token: String,
-    /// The faults of the next requests, and the fault of all later ones.
-    script: Mutex<VecDeque<Fault>>,
+    /// The faults of the next requests, whatever their path.
+    queued_faults: Mutex<VecDeque<Fault>>,
+    /// The fault of all later requests whose path contains `faulty_path`.
     fault: Mutex<Fault>,
-    /// Faults apply only to requests with this in their path.
-    place: Mutex<&'static str>,
-    seen: Mutex<Vec<Seen>>,
+    faulty_path: Mutex<&'static str>,
+    received: Mutex<Vec<ReceivedRequest>>,
 }
 
 impl Gateway {
-    pub(super) async fn start(api: PathBuf, service_token: String) -> Self {
+    pub(super) async fn start(api_socket: PathBuf, service_token: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            api,
+            api_socket,
             service_token,
-            script: Mutex::default(),
+            queued_faults: Mutex::default(),
             fault: Mutex::new(Fault::None),
-            place: Mutex::default(),
-            seen: Mutex::default(),
+            faulty_path: Mutex::default(),
+            received: Mutex::default(),
         });
-        let serving = Tasks::new().spawn_guarded(serve(listener, Arc::clone(&shared)));
-        Self { address, shared, _serving: serving }
+        let task = Tasks::new().spawn_guarded(serve(listener, Arc::clone(&shared)));
+        Self { address, shared, _task: task }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Sets the fault of all requests from now on.
-    pub fn meet(&self, fault: Fault) {
-        self.meet_at("", fault);
+    /// Sets the fault of all following requests.
+    pub fn set_fault(&self, fault: Fault) {
+        self.set_path_fault("", fault);
     }
 
-    /// Sets the fault of requests with `place` in their path; all others have none.
-    pub fn meet_at(&self, place: &'static str, fault: Fault) {
-        *self.shared.place.lock().unwrap() = place;
+    /// Sets the fault of all following requests whose path contains `path`. Other requests have no fault.
+    pub fn set_path_fault(&self, path: &'static str, fault: Fault) {
+        *self.shared.faulty_path.lock().unwrap() = path;
         *self.shared.fault.lock().unwrap() = fault;
     }
 
-    /// Sets the faults of the next requests, in order.
-    pub fn meet_first(&self, faults: &[Fault]) {
-        self.shared.script.lock().unwrap().extend(faults);
+    /// Queues the faults of the next requests, in this order.
+    pub fn queue_faults(&self, faults: &[Fault]) {
+        self.shared.queued_faults.lock().unwrap().extend(faults);
     }
 
-    /// Whether all of them have occurred.
-    pub fn has_met_all(&self) -> bool {
-        self.shared.script.lock().unwrap().is_empty()
+    /// Whether all queued faults have been injected.
+    pub fn has_injected_all(&self) -> bool {
+        self.shared.queued_faults.lock().unwrap().is_empty()
     }
 
-    /// The received requests, including those whose response was lost.
-    pub fn seen(&self) -> Vec<Seen> {
-        self.shared.seen.lock().unwrap().clone()
+    /// Returns the received requests, including those whose response was lost.
+    pub fn received_requests(&self) -> Vec<ReceivedRequest> {
+        self.shared.received.lock().unwrap().clone()
     }
 }
 
@@ -119,8 +118,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let (stream, _) = listener.accept().await.unwrap();
         let shared = Arc::clone(&shared);
         tasks.spawn(async move {
-            let service = service_fn(|request| answer(request, Arc::clone(&shared)));
-            // A connection closed by a fault is expected.
+            let service = service_fn(|request| respond(request, Arc::clone(&shared)));
+            // Faults close the connection.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -128,61 +127,64 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// The connection is to be closed without a response.
+/// Makes hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
-#[error("as the test wants it")]
-struct Wanted;
+#[error("the test closes the connection")]
+struct ConnectionClosed;
 
-async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>, Wanted> {
+async fn respond(
+    request: Request<Incoming>,
+    shared: Arc<Shared>,
+) -> Result<Response<Body>, ConnectionClosed> {
     let (mut head, body) = request.into_parts();
-    let body = body.collect().await.map_err(|_| Wanted)?.to_bytes();
-    let text = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    let seen = Seen {
+    let body = body.collect().await.map_err(|_| ConnectionClosed)?.to_bytes();
+    let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+    let received = ReceivedRequest {
         path: head.uri.to_string(),
-        api_key: text("apikey"),
-        authorization: text("authorization"),
-        prefer: text("prefer"),
+        api_key: header("apikey"),
+        authorization: header("authorization"),
+        prefer: header("prefer"),
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
-    shared.seen.lock().unwrap().push(seen.clone());
-    let scripted = shared.script.lock().unwrap().pop_front();
-    let is_there = seen.path.contains(*shared.place.lock().unwrap());
-    let usual = if is_there { *shared.fault.lock().unwrap() } else { Fault::None };
-    let fault = scripted.unwrap_or(usual);
+    shared.received.lock().unwrap().push(received.clone());
+    let queued_fault = shared.queued_faults.lock().unwrap().pop_front();
+    let is_faulty_path = received.path.contains(*shared.faulty_path.lock().unwrap());
+    let path_fault = if is_faulty_path { *shared.fault.lock().unwrap() } else { Fault::None };
+    let fault = queued_fault.unwrap_or(path_fault);
     match fault {
-        Fault::None | Fault::AnswerLost => {}
-        Fault::Closed => return Err(Wanted),
-        Fault::Silent => std::future::pending::<()>().await,
-        Fault::Status(status) => return Ok(status_only(status)),
+        Fault::None | Fault::ResponseLost => {}
+        Fault::Closed => return Err(ConnectionClosed),
+        Fault::NoResponse => std::future::pending::<()>().await,
+        Fault::Status(status) => return Ok(status_response(status)),
     }
-    let authorization = match (seen.api_key.as_deref(), &seen.authorization) {
+    let authorization = match (received.api_key.as_deref(), &received.authorization) {
         (Some(SECRET_KEY), None) => Some(format!("Bearer {}", shared.service_token)),
-        // It stands in the place of a token and is none.
+        // A secret key is not a token, so it must not be sent with an `authorization` header.
         (Some(SECRET_KEY), Some(_)) => None,
         (Some(key), Some(authorization)) if key.starts_with("eyJ") => Some(authorization.clone()),
         _ => None,
     };
-    let Some(authorization) = authorization else { return Ok(status_only(401)) };
+    let Some(authorization) = authorization else { return Ok(status_response(401)) };
     head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
     let path = head.uri.to_string();
-    let path = path.strip_prefix("/rest/v1").expect("the API is below /rest/v1").to_owned();
+    let path = path.strip_prefix("/rest/v1").expect("the path of the API starts with /rest/v1").to_owned();
     head.uri = path.parse().unwrap();
-    let stream = UnixStream::connect(&shared.api).await.unwrap();
+    let stream = UnixStream::connect(&shared.api_socket).await.unwrap();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(stream)).await.unwrap();
-    let _running = Tasks::new().spawn_guarded(async { drop(connection.await) });
+    let _connection_task = Tasks::new().spawn_guarded(async { drop(connection.await) });
     let (mut head, body) =
         sender.send_request(Request::from_parts(head, Full::new(body))).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    if fault == Fault::AnswerLost {
-        return Err(Wanted);
+    if fault == Fault::ResponseLost {
+        return Err(ConnectionClosed);
     }
     head.headers.remove("transfer-encoding");
     Ok(Response::from_parts(head, Full::new(body)))
 }
 
-fn status_only(status: u16) -> Response<Body> {
-    let mut answer = Response::new(Full::new(Bytes::from_static(b"{\"message\":\"no\"}")));
-    *answer.status_mut() = StatusCode::from_u16(status).unwrap();
-    answer
+fn status_response(status: u16) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from_static(b"{\"message\":\"no\"}")));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response
 }
