@@ -15,6 +15,7 @@ use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::key_state::{KeyOrigin, Pause};
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, Fingerprint, Redactor};
@@ -39,6 +40,10 @@ pub struct KeyEntry {
     pub weight: u32,
     /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
+    /// The pause that an operator ordered, if there is one. It may have ended.
+    pub pause: Option<Pause>,
+    /// Where the key is configured.
+    pub origin: KeyOrigin,
 }
 
 impl From<ApiKey> for KeyEntry {
@@ -51,6 +56,8 @@ impl From<ApiKey> for KeyEntry {
             detected_region: None,
             weight: 1,
             kept_credits: 0,
+            pause: None,
+            origin: KeyOrigin::default(),
         }
     }
 }
@@ -88,6 +95,7 @@ impl Roster {
             let before = self.find(entry.key.fingerprint());
             if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
                 unchanged.set_position(position);
+                unchanged.set_pause(entry.pause.clone());
                 keys.push(Arc::clone(unchanged));
                 continue;
             }
