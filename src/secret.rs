@@ -8,7 +8,7 @@ mod supabase_key;
 use std::fmt;
 use std::sync::Arc;
 
-pub use fingerprint::{Fingerprint, TokenFingerprint};
+pub use fingerprint::{AdminTokenFingerprint, Fingerprint, TokenFingerprint};
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use supabase_key::{InvalidServiceKey, ServiceKey, ServiceKeyForm};
 

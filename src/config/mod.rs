@@ -11,6 +11,7 @@ mod document;
 mod list_items;
 mod old_names;
 mod setting;
+mod setting_values;
 mod socket_base;
 mod value;
 mod variables;
@@ -43,6 +44,7 @@ mod source;
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use access::AccessConfig;
@@ -59,6 +61,7 @@ pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
     UpstreamConfig, WebsocketConfig,
 };
+pub use setting_values::SettingValue;
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsConfig, TlsMode};
 
@@ -167,6 +170,8 @@ pub struct Config {
     pub key_source: KeyListSource,
     /// The clients that may use the pool. If there are none, no token is required.
     pub clients: Vec<ClientConfig>,
+    /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
+    pub setting_sources: HashMap<&'static str, String>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
 }
