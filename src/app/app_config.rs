@@ -8,15 +8,19 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
+use crate::admin::control::ControlSender;
+use crate::admin::{PublicPages, SettingInForce};
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsMode};
+use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, SettingValue, TlsMode};
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
 use crate::policy::headers::ForwardedHeaders;
+use crate::policy::key_state::KeyOrigin;
 use crate::policy::min_rate::{self, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
+use crate::secret::AdminTokenFingerprint;
 use crate::{mirror, poller, pool, proxy, server, store, upstream};
 
 /// The settings of all modules, for [`start`](super::start).
@@ -56,6 +60,16 @@ pub struct AppConfig {
     pub store: store::Settings,
     /// The settings of the mirror in Supabase; `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
+    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    pub control: Option<ControlSender>,
+    /// The digest of the admin token; `None` disables the admin API.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// Which pages may be read without a token.
+    pub public_pages: PublicPages,
+    /// Maximum time of a key check.
+    pub key_check_timeout: Duration,
+    /// The settings with their sources, for operators.
+    pub setting_values: Vec<SettingInForce>,
 }
 
 impl AppConfig {
@@ -67,6 +81,10 @@ impl AppConfig {
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
+        let setting_values = config.setting_values().into_iter();
+        let setting_values = setting_values
+            .map(|SettingValue { name, value, source }| SettingInForce { name, value, source })
+            .collect();
         let Config {
             server,
             upstream,
@@ -102,6 +120,8 @@ impl AppConfig {
                 detected_region: None,
                 weight,
                 kept_credits,
+                pause: None,
+                origin: KeyOrigin::default(),
             })
         });
         let regions = upstream.regions();
@@ -225,6 +245,11 @@ impl AppConfig {
                 },
             },
             mirror,
+            control: None,
+            admin_token: None,
+            public_pages: PublicPages::default(),
+            key_check_timeout: quota_polling.timeout,
+            setting_values,
         })
     }
 }
