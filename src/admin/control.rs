@@ -213,7 +213,9 @@ pub enum ControlError {
         reason: String,
     },
     /// Without a state directory, changes cannot be saved.
-    #[error("changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)")]
+    #[error(
+        "changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)"
+    )]
     NoStateDirectory,
     /// The task that makes changes has ended or does not respond.
     #[error("the program is shutting down or does not respond: try again")]

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::documents;
 use super::error::ApiError;
-use super::fields::Fields;
+use super::json_members::JsonMembers;
 use super::router::{KeyAction, Resource};
 use super::{Admin, Answer};
 use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey};
@@ -37,40 +37,40 @@ const RULES: [&str; 9] = [
 pub(super) fn parse(
     resource: Resource<'_>,
     method: &Method,
-    fields: Fields,
+    members: JsonMembers,
     pool: &Pool,
     now: UnixMs,
 ) -> Result<Change, ApiError> {
     match resource {
-        Resource::Keys => add_key(&fields),
+        Resource::Keys => add_key(&members),
         Resource::Key(id) => {
-            fields.check(&[])?;
+            members.check(&[])?;
             Ok(Change::RemoveKey { key: known_key(pool, id)? })
         }
         Resource::KeyAction(id, KeyAction::Pause) => {
-            fields.check(&["until", "reason"])?;
-            let reason = fields.text("reason")?.filter(|reason| !reason.trim().is_empty());
+            members.check(&["until", "reason"])?;
+            let reason = members.text("reason")?.filter(|reason| !reason.trim().is_empty());
             if let Some(reason) = &reason {
                 check_reason(reason)?;
             }
-            let until = fields.future_time("until", now)?;
+            let until = members.future_time("until", now)?;
             Ok(Change::PauseKey { key: known_key(pool, id)?, until, reason })
         }
         Resource::KeyAction(id, KeyAction::Resume) => {
-            fields.check(&[])?;
+            members.check(&[])?;
             Ok(Change::ResumeKey { key: known_key(pool, id)? })
         }
         Resource::Clients => {
-            fields.check(&[&["name", "expires_at"], RULES.as_slice()].concat())?;
+            members.check(&[&["name", "expires_at"], RULES.as_slice()].concat())?;
             Ok(Change::AddClient {
-                name: fields.required_text("name")?,
-                rules: client_rules(&fields)?,
-                expires_at: fields.future_time("expires_at", now)?,
+                name: members.required_text("name")?,
+                rules: client_rules(&members)?,
+                expires_at: members.future_time("expires_at", now)?,
             })
         }
         Resource::Client(name) if *method == Method::PATCH => {
-            fields.check(&RULES)?;
-            let rules = client_rules(&fields)?;
+            members.check(&RULES)?;
+            let rules = client_rules(&members)?;
             if rules == ClientRules::default() {
                 let message = format!("The body changes nothing. It may have: {}.", RULES.join(", "));
                 return Err(ApiError::bad_request("missing_member", message));
@@ -78,19 +78,19 @@ pub(super) fn parse(
             Ok(Change::SetClient { name: name.to_owned(), rules })
         }
         Resource::Client(name) => {
-            fields.check(&[])?;
+            members.check(&[])?;
             Ok(Change::RevokeClient { name: name.to_owned() })
         }
         Resource::ClientRotation(name) => {
-            fields.check(&["grace", "expires_at"])?;
+            members.check(&["grace", "expires_at"])?;
             Ok(Change::RotateClient {
                 name: name.to_owned(),
-                grace: fields.duration("grace")?.unwrap_or_default(),
-                expires_at: fields.future_time("expires_at", now)?,
+                grace: members.duration("grace")?.unwrap_or_default(),
+                expires_at: members.future_time("expires_at", now)?,
             })
         }
         Resource::Reload => {
-            fields.check(&[])?;
+            members.check(&[])?;
             Ok(Change::Reload)
         }
         Resource::KeyAction(_, KeyAction::Check)
@@ -103,33 +103,33 @@ pub(super) fn parse(
     }
 }
 
-fn add_key(fields: &Fields) -> Result<Change, ApiError> {
-    fields.check(&["name", "key", "workspace", "base_url", "weight"])?;
-    let key = ApiKey::new(fields.required_text("key")?.trim()).map_err(|_| {
+fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
+    members.check(&["name", "key", "workspace", "base_url", "weight"])?;
+    let key = ApiKey::new(members.required_text("key")?.trim()).map_err(|_| {
         let message = "The member `key` is not an API key: it contains a space, a control character or a \
                        character outside ASCII.";
         ApiError::bad_request("malformed_key", message)
     })?;
     Ok(Change::AddKey(NewKey {
-        name: fields.required_text("name")?,
+        name: members.required_text("name")?,
         key,
-        workspace: fields.text("workspace")?.filter(|workspace| !workspace.is_empty()),
-        base_url: fields.text("base_url")?.filter(|url| !url.is_empty()),
-        weight: fields.number("weight")?,
+        workspace: members.text("workspace")?.filter(|workspace| !workspace.is_empty()),
+        base_url: members.text("base_url")?.filter(|url| !url.is_empty()),
+        weight: members.number("weight")?,
     }))
 }
 
-fn client_rules(fields: &Fields) -> Result<ClientRules, ApiError> {
+fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {
     Ok(ClientRules {
-        quota: fields.text("quota")?,
-        user_quota: fields.text("user_quota")?,
-        rate_limit: fields.text("rate_limit")?,
-        max_concurrent: fields.number("max_concurrent")?,
-        paths: fields.texts("paths")?,
-        keys: fields.texts("keys")?,
-        workspaces: fields.texts("workspaces")?,
-        bring_your_own_key: fields.boolean("bring_your_own_key")?,
-        provider_tokens: fields.boolean("provider_tokens")?,
+        quota: members.text("quota")?,
+        user_quota: members.text("user_quota")?,
+        rate_limit: members.text("rate_limit")?,
+        max_concurrent: members.number("max_concurrent")?,
+        paths: members.texts("paths")?,
+        keys: members.texts("keys")?,
+        workspaces: members.texts("workspaces")?,
+        bring_your_own_key: members.boolean("bring_your_own_key")?,
+        provider_tokens: members.boolean("provider_tokens")?,
     })
 }
 
@@ -147,7 +147,7 @@ fn check_reason(reason: &str) -> Result<(), ApiError> {
 /// The id of a key, which must be in the pool.
 fn known_key(pool: &Pool, id: &str) -> Result<String, ApiError> {
     let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
-    if is_known { Ok(id.to_owned()) } else { Err(ApiError::not_found("key_not_found", "key", id)) }
+    if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
 }
 
 impl Admin {

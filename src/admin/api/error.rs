@@ -52,10 +52,15 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "unknown_path", message)
     }
 
-    pub(super) fn not_found(code: &'static str, noun: &str, name: &str) -> Self {
-        let name: String = name.chars().filter(char::is_ascii_graphic).take(64).collect();
-        let message = format!("There is no {noun} `{name}`.");
-        Self::new(StatusCode::NOT_FOUND, "not_found", code, message)
+    /// No key has the id. It is not repeated, because it may be a key.
+    pub(super) fn key_not_found() -> Self {
+        let message = "No key of the pool has this id. GET keys lists the keys with their ids.";
+        Self::new(StatusCode::NOT_FOUND, "not_found", "key_not_found", message)
+    }
+
+    pub(super) fn client_not_found() -> Self {
+        let message = "No client has this name. GET clients lists the clients.";
+        Self::new(StatusCode::NOT_FOUND, "not_found", "client_not_found", message)
     }
 
     pub(super) fn method_not_allowed(allowed_methods: &'static [Method]) -> Self {

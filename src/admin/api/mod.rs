@@ -8,7 +8,7 @@ mod auth;
 mod changes;
 mod documents;
 mod error;
-mod fields;
+mod json_members;
 mod request;
 mod router;
 
@@ -139,13 +139,13 @@ impl Admin {
         }
         query.check(&[])?;
         let origin = changes::origin(peer);
-        let fields = request::read_fields(&head, body, self.request_body_timeout()).await?;
+        let members = request::read_members(&head, body, self.request_body_timeout()).await?;
         let now = clock::now();
         if let Resource::KeyAction(id, KeyAction::Check) = resource {
-            fields.check(&[])?;
+            members.check(&[])?;
             return self.check_key(id, now).await;
         }
-        let change = changes::parse(resource, &head.method, fields, &self.pool, now)?;
+        let change = changes::parse(resource, &head.method, members, &self.pool, now)?;
         let expected = request::expected_generation(&head.headers, self.generation())?;
         self.change(change, expected, origin).await
     }
@@ -182,7 +182,7 @@ impl Admin {
                 query.check(&[])?;
                 let config = self.config.load();
                 let known = config.clients.with_token().find(|client| client.name.as_str() == name);
-                let known = known.ok_or_else(|| ApiError::not_found("client_not_found", "client", name))?;
+                let known = known.ok_or_else(ApiError::client_not_found)?;
                 Ok(Answer::ok(&client(known, &config.client_usage.used(&known.name, now), now)))
             }
             Resource::Usage => usage(&self.history, &query, now).await.map(|document| Answer::ok(&document)),
@@ -218,7 +218,7 @@ impl Admin {
     /// The key whose fingerprint starts with these 12 digits.
     fn find_key(&self, id: &str, now: UnixMs) -> Result<KeySnapshot, ApiError> {
         let mut found = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
-        found.pop().ok_or_else(|| ApiError::not_found("key_not_found", "key", id))
+        found.pop().ok_or_else(ApiError::key_not_found)
     }
 
     /// The current generation; 0 if no task makes changes.
@@ -236,6 +236,3 @@ fn etag(generation: u64) -> HeaderValue {
     let text = format!("\"{generation}\"");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
 }
-
-#[cfg(test)]
-mod tests;

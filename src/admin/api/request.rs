@@ -10,7 +10,7 @@ use hyper::body::Body;
 
 use super::error::ApiError;
 use super::etag;
-use super::fields::{Fields, did_you_mean};
+use super::json_members::{JsonMembers, did_you_mean};
 use crate::policy::headers::decode_parameter;
 
 /// Maximum size of a body. The longest one has a key and a few names.
@@ -78,7 +78,7 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
 }
 
 /// Reads a JSON object from the body; an empty body is an empty object.
-pub(super) async fn read_fields<B>(head: &Parts, body: B, timeout: Duration) -> Result<Fields, ApiError>
+pub(super) async fn read_members<B>(head: &Parts, body: B, timeout: Duration) -> Result<JsonMembers, ApiError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -96,12 +96,12 @@ where
         Err(_) => return Err(ApiError::body_timeout()),
     };
     if body.is_empty() {
-        return Ok(Fields::default());
+        return Ok(JsonMembers::default());
     }
     let media_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::media_type());
     }
-    Fields::parse(&body)
+    JsonMembers::parse(&body)
 }

@@ -11,14 +11,14 @@ use crate::proxy::UsageTotals;
 pub(in crate::admin::api) struct ClientDocument {
     name: String,
     #[serde(flatten)]
-    limits: Limits,
+    limits: LimitsDocument,
     /// Names of the keys that may serve it; empty for all.
     keys: Vec<String>,
     workspaces: Vec<String>,
     bring_your_own_key: bool,
     provider_tokens: bool,
-    requests: PeriodTotals,
-    credits: PeriodTotals,
+    requests: UsageByPeriod,
+    credits: UsageByPeriod,
 }
 
 /// The client's own view. It says nothing about keys.
@@ -26,13 +26,13 @@ pub(in crate::admin::api) struct ClientDocument {
 pub(in crate::admin::api) struct OwnDocument {
     client: String,
     #[serde(flatten)]
-    limits: Limits,
-    requests: PeriodTotals,
-    credits: PeriodTotals,
+    limits: LimitsDocument,
+    requests: UsageByPeriod,
+    credits: UsageByPeriod,
 }
 
 #[derive(Serialize)]
-struct Limits {
+struct LimitsDocument {
     quota: Option<QuotaDocument>,
     rate_limit: Option<String>,
     max_concurrent: Option<u32>,
@@ -55,7 +55,7 @@ struct QuotaDocument {
 
 /// The current day and month, and all stored hours.
 #[derive(Serialize)]
-struct PeriodTotals {
+struct UsageByPeriod {
     day: u64,
     month: u64,
     total: u64,
@@ -86,8 +86,8 @@ pub(in crate::admin::api) fn me(client: &Client, used: &UsageTotals, now: UnixMs
     }
 }
 
-fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> Limits {
-    Limits {
+fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
+    LimitsDocument {
         quota: rules.quota.map(|limit| quota(limit, used, now)),
         rate_limit: rules.rate_limit.map(|limit| limit.to_string()),
         max_concurrent: rules.max_concurrent,
@@ -116,6 +116,6 @@ fn quota(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaDocument {
     }
 }
 
-fn totals([day, month, total]: [u64; 3]) -> PeriodTotals {
-    PeriodTotals { day, month, total }
+fn totals([day, month, total]: [u64; 3]) -> UsageByPeriod {
+    UsageByPeriod { day, month, total }
 }

@@ -8,9 +8,9 @@ use crate::policy::units::UnixMs;
 
 /// The members of a JSON object.
 #[derive(Default)]
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct JsonMembers(Map<String, Value>);
 
-impl Fields {
+impl JsonMembers {
     pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(members)) => Ok(Self(members)),
