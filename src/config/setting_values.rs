@@ -54,7 +54,7 @@ mod tests {
         let value = |name: &str| values.iter().find(|value| value.name == name).unwrap();
         assert_eq!(value("pool.max_queued").source, "KEYCHOIR_POOL__MAX_QUEUED");
         assert_eq!(value("log.level").source, "default");
-        assert_eq!(value("retry.timeout").value, "\"10m\"");
+        assert_eq!(value("retry.timeout").value, "\"2m\"");
     }
 
     #[test]

@@ -382,7 +382,10 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error
         key_names::retire_plain_digests(&transaction)?;
     }
     if old_version < VERSION {
-        migration::move_first_attempts(&transaction)?;
+        // A file of version 12 may have all its attempts in the new table already.
+        if migration::is_unfinished(&transaction)? {
+            migration::move_first_attempts(&transaction)?;
+        }
         transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     }
     transaction.commit()
