@@ -19,7 +19,7 @@ pub(super) const TABLE: &str = "
         actor TEXT NOT NULL,
         -- IP address of the client of the admin API; NULL for a Unix socket or the command line
         address TEXT,
-        -- such as key_added or client_rotated
+        -- such as add_key or rotate_client
         action TEXT NOT NULL,
         -- the short form or name of the key, or the name of the client
         target TEXT,
@@ -35,7 +35,7 @@ const MAX_CHANGES: u32 = 10_000;
 
 /// A change that an operator has made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChangeRecord {
+pub struct StoredChange {
     /// A UUID of version 7.
     pub id: String,
     /// When the change was made.
@@ -44,7 +44,7 @@ pub struct ChangeRecord {
     pub actor: String,
     /// The address of the client of the admin API; `None` for a Unix socket or the command line.
     pub address: Option<String>,
-    /// The kind of the change, such as `key_added`.
+    /// The kind of the change, such as `add_key`.
     pub action: String,
     /// The short form or name of the key, or the name of the client.
     pub target: Option<String>,
@@ -54,7 +54,7 @@ pub struct ChangeRecord {
     pub generation: u64,
 }
 
-impl ChangeRecord {
+impl StoredChange {
     /// Creates an id for a change at `now`. Later ids of this process are greater.
     #[must_use]
     pub fn new_id(now: UnixMs) -> String {
@@ -63,7 +63,7 @@ impl ChangeRecord {
 }
 
 /// Inserts a change, and deletes the oldest ones above the maximum.
-pub(super) fn insert(connection: &Connection, change: &ChangeRecord) -> Result<(), rusqlite::Error> {
+pub(super) fn insert(connection: &Connection, change: &StoredChange) -> Result<(), rusqlite::Error> {
     const INSERT: &str = "INSERT INTO changes (id, at_ms, actor, address, action, target, detail, generation)
         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
     const DELETE_OLDEST: &str = "DELETE FROM changes WHERE id <=
@@ -88,7 +88,7 @@ pub(super) fn read(
     connection: &Connection,
     before: Option<&str>,
     limit: usize,
-) -> Result<Vec<ChangeRecord>, rusqlite::Error> {
+) -> Result<Vec<StoredChange>, rusqlite::Error> {
     const READ: &str = "SELECT id, at_ms, actor, address, action, target, detail, generation FROM changes
         WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2";
     let mut statement = connection.prepare_cached(READ)?;
@@ -96,8 +96,8 @@ pub(super) fn read(
     rows.collect()
 }
 
-fn read_change(row: &Row<'_>) -> Result<ChangeRecord, rusqlite::Error> {
-    Ok(ChangeRecord {
+fn read_change(row: &Row<'_>) -> Result<StoredChange, rusqlite::Error> {
+    Ok(StoredChange {
         id: row.get(0)?,
         at: UnixMs(unsigned(row.get(1)?)),
         actor: row.get(2)?,

@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::changes::{self, ChangeRecord};
+use super::changes::{self, StoredChange};
 use super::{DatabaseLocation, schema};
 use crate::clock;
 use crate::tasks;
@@ -49,7 +49,7 @@ pub(super) enum HistoryCommand {
     /// Runs a read of an in-memory database.
     Read(Box<dyn FnOnce(&mut Connection) + Send>),
     /// Records a change, and confirms it after the commit.
-    Record(ChangeRecord, oneshot::Sender<()>),
+    Record(StoredChange, oneshot::Sender<()>),
 }
 
 /// Reads stored records and records changes. Cheap to clone.
@@ -100,7 +100,7 @@ impl History {
         &self,
         before: Option<String>,
         limit: usize,
-    ) -> Result<Vec<ChangeRecord>, HistoryError> {
+    ) -> Result<Vec<StoredChange>, HistoryError> {
         self.read(move |connection| changes::read(connection, before.as_deref(), limit)).await
     }
 
@@ -109,7 +109,7 @@ impl History {
     /// # Errors
     ///
     /// When the database cannot be written in time; the change may still be recorded then.
-    pub async fn record_change(&self, change: ChangeRecord) -> Result<(), HistoryError> {
+    pub async fn record_change(&self, change: StoredChange) -> Result<(), HistoryError> {
         let (confirm, confirmed) = oneshot::channel();
         let exchange = async {
             self.commands.send(HistoryCommand::Record(change, confirm)).await.ok()?;

@@ -46,7 +46,7 @@ use crate::proxy::{QueueDepth, UsageSink, UsageTotals};
 use crate::secret::ApiKey;
 use crate::tasks;
 
-pub use changes::ChangeRecord;
+pub use changes::StoredChange;
 use database::Database;
 pub use history::{
     AttemptFilter, AttemptPage, History, HistoryDimension, HistoryError, StoredAttempt, UsageFilter, UsageRow,
@@ -275,7 +275,7 @@ impl Store {
     /// # Errors
     ///
     /// When the database is not open or cannot be written.
-    pub fn record_change(&self, change: &ChangeRecord) -> Result<(), HistoryError> {
+    pub fn record_change(&self, change: &StoredChange) -> Result<(), HistoryError> {
         let database = self.database.as_ref().map_err(|_| HistoryError::Unavailable)?;
         changes::insert(&database.connection, change).map_err(|_| HistoryError::Unavailable)
     }

@@ -3,9 +3,9 @@
 use super::*;
 use crate::store::schema;
 
-fn change(action: &str, generation: u64) -> ChangeRecord {
-    ChangeRecord {
-        id: ChangeRecord::new_id(NOW),
+fn change(action: &str, generation: u64) -> StoredChange {
+    StoredChange {
+        id: StoredChange::new_id(NOW),
         at: NOW,
         actor: "admin_token".to_owned(),
         address: Some("127.0.0.1".to_owned()),
@@ -55,7 +55,7 @@ async fn a_recorded_change_is_read_at_once() {
     on_disk_and_in_memory(
         |_| Vec::new(),
         async |history: History| {
-            let records = [change("key_added", 1), change("key_paused", 2), change("key_resumed", 3)];
+            let records = [change("add_key", 1), change("pause_key", 2), change("resume_key", 3)];
             for record in &records {
                 history.record_change(record.clone()).await.unwrap();
             }
@@ -75,7 +75,7 @@ fn the_oldest_changes_are_deleted() {
     let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
         INSERT INTO changes SELECT printf('%08d', n), n, 'reload', NULL, 'reloaded', NULL, '{}', n FROM n";
     database.connection.execute_batch(fill).unwrap();
-    changes::insert(&database.connection, &change("key_added", 10_001)).unwrap();
+    changes::insert(&database.connection, &change("add_key", 10_001)).unwrap();
     let ends = "SELECT count(*) * 1000 + min(generation) FROM changes";
     assert_eq!(query_number(&database.connection, ends), 10_000_002);
 }
@@ -84,7 +84,7 @@ fn the_oldest_changes_are_deleted() {
 async fn a_change_without_a_writer_is_recorded_too() {
     let folder = tempfile::tempdir().unwrap();
     let (location, _) = location(folder.path());
-    let record = change("client_added", 7);
+    let record = change("add_client", 7);
     Store::open(&location, NOW).unwrap().record_change(&record).unwrap();
     with_writer(
         &location,
@@ -113,7 +113,7 @@ fn a_file_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
     let database = open_database(&location);
     assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 13);
     assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
-    changes::insert(&database.connection, &change("reloaded", 1)).unwrap();
+    changes::insert(&database.connection, &change("reload", 1)).unwrap();
 }
 
 #[tokio::test]

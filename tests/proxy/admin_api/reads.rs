@@ -82,12 +82,12 @@ async fn attempts_are_listed_and_summed() {
 async fn recorded_changes_are_listed() {
     let (proxy, _) = start_admin_proxy().await;
     let at = keychoir::policy::units::UnixMs(1_796_000_000_000);
-    let record = keychoir::store::ChangeRecord {
-        id: keychoir::store::ChangeRecord::new_id(at),
+    let record = keychoir::store::StoredChange {
+        id: keychoir::store::StoredChange::new_id(at),
         at,
         actor: "admin_token".to_owned(),
         address: Some("127.0.0.1".to_owned()),
-        action: "key_paused".to_owned(),
+        action: "pause_key".to_owned(),
         target: Some("sk_key_numb...00001".to_owned()),
         detail: r#"{"reason":"billing"}"#.to_owned(),
         generation: 7,
@@ -96,7 +96,7 @@ async fn recorded_changes_are_listed() {
     let changes = read(&proxy, "changes").await;
     let expected = json!({
         "id": record.id, "at": "2026-11-30T00:53:20.000Z", "actor": "admin_token", "address": "127.0.0.1",
-        "action": "key_paused", "target": "sk_key_numb...00001", "detail": {"reason": "billing"}, "generation": 7,
+        "action": "pause_key", "target": "sk_key_numb...00001", "detail": {"reason": "billing"}, "generation": 7,
     });
     assert_eq!(changes, json!({"changes": [expected], "next": null}));
     proxy.close().await;

@@ -9,7 +9,7 @@ use crate::admin::api::request::Query;
 use crate::policy::quantity::duration;
 use crate::policy::units::UnixMs;
 use crate::store::{
-    AttemptFilter, ChangeRecord, History, HistoryDimension, StoredAttempt, UsageFilter, UsageRow,
+    AttemptFilter, History, HistoryDimension, StoredAttempt, StoredChange, UsageFilter, UsageRow,
 };
 
 /// Rows of a page without `limit`.
@@ -137,7 +137,7 @@ pub(in crate::admin::api) async fn record(history: &History, query: &Query) -> R
     Ok(json!({"changes": changes, "next": next}))
 }
 
-fn change(change: &ChangeRecord) -> Value {
+fn change(change: &StoredChange) -> Value {
     let detail: Value = serde_json::from_str(&change.detail).unwrap_or(Value::Null);
     json!({
         "id": change.id,
