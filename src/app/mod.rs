@@ -6,6 +6,7 @@ mod dry_run;
 mod https;
 mod listen;
 mod mirroring;
+mod operator;
 mod router;
 
 use std::future::{Future, pending};
@@ -22,15 +23,13 @@ use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
 use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
-use crate::policy::key_state::Pause;
 use crate::poller::{self as quotas, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
-use crate::secret::Fingerprint;
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::{RequestMetrics, log_transitions};
+use crate::telemetry::RequestMetrics;
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, TlsError, Upstream};
 
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
@@ -292,18 +291,6 @@ impl RunningApp {
             config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
         names.sort_unstable();
         names
-    }
-
-    /// Reads stored records, and records changes.
-    #[must_use]
-    pub fn history(&self) -> store::History {
-        self.writing.history.clone()
-    }
-
-    /// Starts, changes or ends an operator's pause of a key at once. Returns whether the pool has the key.
-    pub fn set_pause(&self, fingerprint: Fingerprint, pause: Option<Pause>) -> bool {
-        let transitions = self.pool.set_pause(fingerprint, pause, clock::now());
-        transitions.as_deref().map(log_transitions).is_some()
     }
 
     /// A snapshot of the keys and their state.

@@ -129,7 +129,7 @@ impl Admin {
             router::check_method(Resource::Me, &head.method)?;
             return self.me(&head, clock::now());
         }
-        // Before the path and the method, which would otherwise tell strangers what exists.
+        // Before the path and the method, so that a request without the token does not find out which paths exist.
         self.authorize(&head, peer, clock::now())?;
         let resource = resource.ok_or_else(ApiError::unknown_path)?;
         router::check_method(resource, &head.method)?;
