@@ -169,8 +169,7 @@ impl Admin {
             Resource::Clients => {
                 query.check(&[])?;
                 let config = self.config.load();
-                let mut clients: Vec<_> = config.clients.with_token().collect();
-                clients.sort_by_key(|client| client.name.as_str());
+                let clients = documents::clients_by_name(&config.clients);
                 let usage = &config.client_usage;
                 let clients: Vec<_> = clients
                     .into_iter()

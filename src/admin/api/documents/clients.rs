@@ -1,8 +1,10 @@
 //! The document of a client, for operators and for the client itself.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use crate::policy::client::{Client, Rules};
+use crate::policy::client::{Client, Clients, Rules};
 use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::proxy::UsageTotals;
@@ -59,6 +61,14 @@ struct UsageByPeriod {
     day: u64,
     month: u64,
     total: u64,
+}
+
+/// The clients with a token, by name. A client with two tokens is listed once.
+pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&Arc<Client>> {
+    let mut listed: Vec<&Arc<Client>> = clients.with_token().collect();
+    listed.sort_by_key(|client| client.name.as_str());
+    listed.dedup_by_key(|client| client.name.as_str());
+    listed
 }
 
 /// The document of a client with this usage.

@@ -5,7 +5,7 @@ use std::ptr;
 
 use serde_json::{Value, json};
 
-use super::{exhausted_at, round};
+use super::{clients_by_name, exhausted_at, round};
 use crate::admin::{Admin, Readiness, SettingInForce};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
@@ -58,7 +58,7 @@ pub(in crate::admin::api) fn overview(admin: &Admin, now: UnixMs) -> Value {
             "queued": admin.pool.queued_requests(),
         },
         "connections": admin.connections.open(),
-        "clients": config.clients.with_token().count(),
+        "clients": clients_by_name(&config.clients).len(),
         "usage_store": {
             "state": readiness.store(),
             "unwritten_records": health.unwritten_records(),
