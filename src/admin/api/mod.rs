@@ -86,11 +86,16 @@ impl Admin {
     {
         let request_id = AttemptRecord::new_id(clock::now()).to_string();
         let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
-        let answer =
-            if is_foreign_page { Err(ApiError::foreign_page()) } else { self.answer(request, peer).await };
+        // Read before the document: a change in between makes the tag too old, which a later `If-Match` notices.
+        let generation = self.generation();
+        let answer = if is_foreign_page {
+            Err(ApiError::foreign_page())
+        } else {
+            self.answer(request, peer, generation).await
+        };
         let mut response = match answer {
             Ok(answer) => {
-                let tag = etag(answer.generation.unwrap_or_else(|| self.generation()));
+                let tag = etag(answer.generation.unwrap_or(generation));
                 let is_unchanged = answer.is_versioned
                     && if_none_match.is_some_and(|known| request::contains_tag(&known, &tag));
                 let (status, body) = if is_unchanged {
@@ -117,7 +122,12 @@ impl Admin {
         response
     }
 
-    async fn answer<B>(&self, request: Request<B>, peer: Option<IpAddr>) -> Result<Answer, ApiError>
+    async fn answer<B>(
+        &self,
+        request: Request<B>,
+        peer: Option<IpAddr>,
+        generation: u64,
+    ) -> Result<Answer, ApiError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -135,7 +145,7 @@ impl Admin {
         router::check_method(resource, &head.method)?;
         let query = Query::parse(head.uri.query());
         if head.method == Method::GET || head.method == Method::HEAD {
-            return self.read(resource, query, clock::now()).await;
+            return self.read(resource, query, generation, clock::now()).await;
         }
         query.check(&[])?;
         let origin = changes::origin(peer);
@@ -146,21 +156,27 @@ impl Admin {
             return self.check_key(id, now).await;
         }
         let change = changes::parse(resource, &head.method, members, &self.pool, now)?;
-        let expected = request::expected_generation(&head.headers, self.generation())?;
+        let expected = request::expected_generation(&head.headers, generation)?;
         self.change(change, expected, origin).await
     }
 
-    async fn read(&self, resource: Resource<'_>, query: Query, now: UnixMs) -> Result<Answer, ApiError> {
+    async fn read(
+        &self,
+        resource: Resource<'_>,
+        query: Query,
+        generation: u64,
+        now: UnixMs,
+    ) -> Result<Answer, ApiError> {
         match resource {
             Resource::Overview => {
                 query.check(&[])?;
-                Ok(Answer::ok(&overview(self, now)))
+                Ok(Answer::ok(&overview(self, generation, now)))
             }
             Resource::Keys => {
                 query.check(&[])?;
                 let keys: Vec<_> =
                     self.pool.snapshot(now).iter().map(|snapshot| key(&self.pool, snapshot, now)).collect();
-                Ok(Answer::ok(&serde_json::json!({"generation": self.generation(), "keys": keys})))
+                Ok(Answer::ok(&serde_json::json!({"generation": generation, "keys": keys})))
             }
             Resource::Key(id) => {
                 query.check(&[])?;
@@ -175,7 +191,7 @@ impl Admin {
                     .into_iter()
                     .map(|known| client(known, &usage.used(&known.name, now), now))
                     .collect();
-                Ok(Answer::ok(&serde_json::json!({"generation": self.generation(), "clients": clients})))
+                Ok(Answer::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
             Resource::Client(name) => {
                 query.check(&[])?;
@@ -191,7 +207,7 @@ impl Admin {
             }
             Resource::Config => {
                 query.check(&[])?;
-                Ok(Answer::ok(&config(&self.settings.load(), self.generation())).versioned())
+                Ok(Answer::ok(&config(&self.settings.load(), generation)).versioned())
             }
             Resource::Me | Resource::KeyAction(..) | Resource::ClientRotation(_) | Resource::Reload => {
                 Err(ApiError::unknown_path())

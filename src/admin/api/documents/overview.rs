@@ -12,7 +12,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
 
 /// `GET overview`.
-pub(in crate::admin::api) fn overview(admin: &Admin, now: UnixMs) -> Value {
+pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixMs) -> Value {
     let keys = admin.pool.snapshot(now);
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
     let with_status =
@@ -29,7 +29,7 @@ pub(in crate::admin::api) fn overview(admin: &Admin, now: UnixMs) -> Value {
     let readiness = Readiness::new(&keys, health, mirror, admin.reachability.get(), admin.draining.is_set());
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "generation": admin.generation(),
+        "generation": generation,
         "started_at": admin.started_at.rfc3339(),
         "now": now.rfc3339(),
         "state": readiness.status(),
