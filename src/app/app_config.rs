@@ -8,11 +8,12 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
-use crate::admin::PublicPages;
 use crate::admin::control::ControlSender;
+use crate::admin::{PublicPages, SettingInForce};
 use crate::body::budget::{BufferBudget, BufferLimits};
 use crate::config::{
-    BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ProxySetting, ServerConfig, TlsMode,
+    BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ProxySetting, ServerConfig, SettingValue,
+    TlsMode,
 };
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
@@ -67,6 +68,10 @@ pub struct AppConfig {
     pub admin_token: Option<AdminTokenFingerprint>,
     /// Which pages may be read without a token.
     pub public_pages: PublicPages,
+    /// Maximum time of a key check.
+    pub key_check_timeout: Duration,
+    /// The settings with their sources, for operators.
+    pub setting_values: Vec<SettingInForce>,
 }
 
 impl AppConfig {
@@ -79,6 +84,10 @@ impl AppConfig {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
         let routes = config.proxy_routes();
+        let setting_values = config.setting_values().into_iter();
+        let setting_values = setting_values
+            .map(|SettingValue { name, value, source }| SettingInForce { name, value, source })
+            .collect();
         let Config {
             server,
             upstream,
@@ -265,6 +274,8 @@ impl AppConfig {
                 status: admin.is_public("status"),
                 metrics: admin.is_public("metrics"),
             },
+            key_check_timeout: quota_polling.timeout,
+            setting_values,
         })
     }
 }

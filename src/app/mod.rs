@@ -6,6 +6,7 @@ mod dry_run;
 mod https;
 mod listen;
 mod mirror_task;
+mod operator;
 mod router;
 
 use std::future::{Future, pending};
@@ -18,11 +19,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, DrainFlag};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
 use crate::clock;
 use crate::mirror::MirrorStartError;
 use crate::policy::client::Clients;
-use crate::poller::{self, ConversationPoller, QuotaPoller};
+use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
@@ -89,6 +90,7 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
+    setting_values: SharedSettings,
     polling_settings: Option<watch::Sender<poller::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -166,6 +168,9 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
     }));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
+    let setting_values = Arc::new(ArcSwap::from_pointee(app_config.setting_values));
+    let key_checker =
+        KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -176,9 +181,13 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
-        control: settings.control,
-        admin_token: settings.admin_token,
-        public_pages: settings.public_pages,
+        control: app_config.control,
+        admin_token: app_config.admin_token,
+        public_pages: app_config.public_pages,
+        history: store_writer.history.clone(),
+        key_checker,
+        settings: Arc::clone(&setting_values),
+        auth_failures: AuthFailureTable::default(),
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -231,6 +240,7 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         reachability,
         pool,
         config,
+        setting_values,
         polling_settings,
         polling_rounds,
         certificates,
@@ -311,7 +321,7 @@ impl RunningApp {
     ///
     /// # Errors
     ///
-    /// When other machines could use the keys without a token.
+    /// Fails when other machines could use the keys without a token.
     pub fn check_reload(&self, app_config: &AppConfig) -> Result<(), UnprotectedListener> {
         check_exposure(&self.addresses, &app_config.clients)
     }
@@ -329,7 +339,8 @@ impl RunningApp {
         let previous = self.config.load();
         let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
         let limits = Limits { buffers, ..app_config.proxy };
-        let AppConfig { clients, access_rules, base_path, .. } = app_config;
+        let AppConfig { clients, access_rules, base_path, setting_values, .. } = app_config;
+        self.setting_values.store(Arc::new(setting_values));
         let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let summary = self.pool.reload(app_config.keys, app_config.pool);

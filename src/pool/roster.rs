@@ -99,6 +99,7 @@ impl Roster {
             let before = self.find(entry.key.fingerprint());
             if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
                 unchanged.set_position(position);
+                unchanged.set_pause(entry.pause.clone());
                 keys.push(Arc::clone(unchanged));
                 continue;
             }
