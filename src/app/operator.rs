@@ -1,4 +1,4 @@
-//! What the task that makes the changes of operators needs of the running program, beside its reload.
+//! The parts of the running program that changes of operators use: the stored records and the pause of a key.
 
 use super::RunningApp;
 use crate::clock;
@@ -11,10 +11,10 @@ impl RunningApp {
     /// Reads stored records, and records changes.
     #[must_use]
     pub fn history(&self) -> store::History {
-        self.writing.history.clone()
+        self.store_writer.history.clone()
     }
 
-    /// Starts, changes or ends an operator's pause of a key at once. Returns whether the pool has the key.
+    /// Starts, changes or ends an operator's pause of a key. Returns whether the pool has the key.
     pub fn set_pause(&self, fingerprint: Fingerprint, pause: Option<Pause>) -> bool {
         let transitions = self.pool.set_pause(fingerprint, pause, clock::now());
         transitions.as_deref().map(log_transitions).is_some()

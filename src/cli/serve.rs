@@ -113,6 +113,7 @@ async fn serve(
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    let config = &loaded.config;
     let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");

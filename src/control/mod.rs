@@ -159,11 +159,11 @@ impl Controller {
         let token = generate_token("kc_")
             .ok_or_else(|| ControlError::Invalid("the system provides no random numbers".to_owned()))?;
         let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
-        self.commit(edit, &lock, &directory, origin, app)
+        self.commit(edit, &lock, &directory, origin, app).await
     }
 
     /// Validates, saves, applies and records an edit of the overlay.
-    fn commit(
+    async fn commit(
         &mut self,
         edit: Edit,
         lock: &StateLock<'_>,
@@ -200,7 +200,6 @@ impl Controller {
         delete_unnamed_keys(lock, &overlay);
 
         let Outcome { action, target, detail, key_id, token, mut warnings } = outcome;
-        self.generation.store(generation, Ordering::Release);
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             reloader.apply(loaded, app_config, app);
             reloader.mark_as_loaded(directory.path());
@@ -211,7 +210,9 @@ impl Controller {
                 path.display()
             ));
         }
-        self.record(origin, action, Some(target), &detail, generation);
+        self.record(origin, action, Some(target), &detail, generation, app).await;
+        // Stored last, so that no reader gets the new generation with an earlier document.
+        self.generation.store(generation, Ordering::Release);
         Ok(ChangeReceipt { generation, key_id, token, warnings })
     }
 
@@ -238,12 +239,12 @@ impl Controller {
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             warnings.extend(reloader.apply(loaded, app_config, app));
         }
+        if is_changed || actor != Actor::Reload {
+            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation, app).await;
+        }
         self.generation.store(generation, Ordering::Release);
         if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
             self.save_generation(&directory, generation).await;
-        }
-        if is_changed || actor != Actor::Reload {
-            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation);
         }
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
@@ -320,13 +321,14 @@ impl Controller {
         }
     }
 
-    fn record(
+    async fn record(
         &self,
         origin: ChangeOrigin,
         action: &'static str,
         target: Option<String>,
         detail: &serde_json::Value,
         generation: u64,
+        app: Option<&RunningApp>,
     ) {
         let ChangeOrigin { actor, address } = origin;
         // A reload has a log line of its own.
@@ -334,15 +336,15 @@ impl Controller {
             let by = actor.as_str();
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
         }
-        (self.record)(ChangeRecord {
-            at: clock::now(),
-            actor,
-            address,
-            action,
-            target,
-            detail: detail.to_string(),
-            generation,
-        });
+        let at = clock::now();
+        let detail = detail.to_string();
+        let record = ChangeRecord { at, actor, address, action, target, detail, generation };
+        if let Some(app) = app
+            && let Err(error) = app.history().record_change(record.clone().into()).await
+        {
+            warn!(event = "change_not_recorded", action, generation, "The change is not recorded: {error}");
+        }
+        (self.record)(record);
     }
 
     /// Ends a change as a crash would, if the test wants it to end here.

@@ -62,7 +62,7 @@ pub use outbox::{
     RowVersion, StoreUnavailable,
 };
 pub use report::{
-    AttemptQuery, FailureCount, ReadError, StoredAttempt, StoredKey, UsageDimension, UsageGroup, UsageReader,
+    AttemptQuery, AttemptRow, FailureCount, ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader,
     UsageSums,
 };
 pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};

@@ -27,6 +27,7 @@ const CHANGES: [&str; schema::VERSION] = [
     "fingerprints of keys instead of plain digests",
     "refusals and plans of accounts",
     "one row per attempt; the rest of a large file is converted while Keychoir runs",
+    "a table for the changes of operators",
 ];
 
 /// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.

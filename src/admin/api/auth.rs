@@ -43,7 +43,7 @@ impl Admin {
             return Ok(());
         }
         let is_client = self.config.load().clients.require_token()
-            && self.authenticate_client(&head.uri, &head.headers).is_ok();
+            && self.authenticate_client(&head.uri, &head.headers, now).is_ok();
         if is_client {
             return Err(ApiError::client_token());
         }

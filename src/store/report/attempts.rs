@@ -27,7 +27,7 @@ pub struct AttemptQuery {
 
 /// A stored attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredAttempt {
+pub struct AttemptRow {
     /// Its id, a UUID that increases with the time of its start.
     pub id: String,
     /// The id of its request.
@@ -91,7 +91,7 @@ impl UsageReader {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub fn attempts(&self, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, ReadError> {
+    pub fn attempts(&self, query: &AttemptQuery) -> Result<Vec<AttemptRow>, ReadError> {
         self.select_attempts(query).map_err(|source| read_error(self.path.clone(), source))
     }
 
@@ -109,7 +109,7 @@ impl UsageReader {
         self.count_failures(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
-    fn select_attempts(&self, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, rusqlite::Error> {
+    fn select_attempts(&self, query: &AttemptQuery) -> Result<Vec<AttemptRow>, rusqlite::Error> {
         // The id is the primary key and begins with the time, so that only the selected part is read.
         let sql = "SELECT attempts.id, request_id, number, started_at_ms, client, attempts.key_hash, keys.short_key,
                 keys.name, attempts.workspace, method, route, model, attempts.status, verdict, request_bytes,
@@ -173,10 +173,10 @@ fn first_id(time: UnixMs) -> String {
     Uuid::from_bytes(id).to_string()
 }
 
-fn read_attempt(row: &Row<'_>) -> Result<StoredAttempt, rusqlite::Error> {
+fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, rusqlite::Error> {
     let amount = |index| row.get(index).map(unsigned);
     let optional_amount = |index| row.get::<_, Option<i64>>(index).map(|amount| amount.map(unsigned));
-    Ok(StoredAttempt {
+    Ok(AttemptRow {
         id: row.get(0)?,
         request_id: row.get(1)?,
         number: amount(2)?,
