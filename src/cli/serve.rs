@@ -24,9 +24,7 @@ use crate::app::{
 use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
-use crate::control::{
-    ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error,
-};
+use crate::control::{ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error};
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
@@ -84,20 +82,17 @@ fn line_format(format: LogFormat) -> LineFormat {
     }
 }
 
-/// Generates the admin token at the first start.
-fn generate_admin_token(loaded: &mut LoadedConfig) {
-    match ensure_admin_token(&mut loaded.config) {
-        Ok(false) => {}
-        Ok(true) => {
-            let directory = loaded.config.state_directory();
-            let path = directory.map(|directory| directory.admin_token_path()).unwrap_or_default();
+/// Saves the admin token that was generated at the first start.
+fn save_admin_token(new_token: NewAdminToken, reloader: &mut ConfigReloader) {
+    match new_token.save() {
+        Ok(path) => {
             // The new file is not a change to reload.
-            loaded.files = loaded.files.read_again_below(&path);
+            reloader.mark_as_loaded(&path);
             info!(event = "admin_token_generated", "Generated the admin token: {}", path.display());
         }
         Err(error) => warn!(
             event = "admin_token_not_generated",
-            "The admin token cannot be written, so the admin API is disabled: {error}"
+            "The admin token cannot be written, so the admin API cannot be used: {error}"
         ),
     }
 }
@@ -126,11 +121,10 @@ async fn serve(
     }
 
     delete_leftover_keys(&loaded.config);
-    generate_admin_token(&mut loaded);
+    let new_token = NewAdminToken::generate(&mut loaded.config);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
-    let reloader = ConfigReloader::new(Some(level), &loaded);
-    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
+    let mut reloader = ConfigReloader::new(Some(level), &loaded);
     let mut config = loaded.config;
     config.server.max_connections = max_connections;
 
@@ -149,6 +143,10 @@ async fn serve(
         .map_err(StartError::from)
         .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
+    if let Some(new_token) = new_token {
+        save_admin_token(new_token, &mut reloader);
+    }
+    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }
@@ -330,7 +328,7 @@ async fn run_until_stopped(
             None => tokio::select! {
                 event = signals.next() => event,
                 Some(request) = requests.recv() => {
-                    controller.handle(request, &app).await;
+                    Box::pin(controller.handle(request, &app)).await;
                     continue;
                 }
                 () = controller.wait_for_change() => SignalEvent::Reload,
@@ -341,7 +339,8 @@ async fn run_until_stopped(
             SignalEvent::Reload => {
                 notify::report_reloading();
                 let origin = ChangeOrigin { actor: Actor::Reload, address: None };
-                if let Err(error) = controller.make(Change::Reload, None, origin, Some(&app)).await {
+                let reload = controller.make(Change::Reload, None, origin, Some(&app));
+                if let Err(error) = Box::pin(reload).await {
                     log_reload_error(&error);
                 }
                 notify::report_ready(&status_line(&app));
