@@ -131,8 +131,8 @@ mutations:
 bench: bench-compare
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
-	cargo bench --locked --bench books
-	cargo bench --locked --bench line
+	cargo bench --locked --bench usage_records
+	cargo bench --locked --bench log_line
 	cargo bench --locked --bench sockets
 	cargo bench --locked --bench client_half
 
@@ -148,7 +148,7 @@ FUZZ_SECONDS ?= 60
 
 # Needs `cargo install cargo-fuzz`; the sanitizer needs a flag of the compiler that is not stable.
 fuzz:
-	for target in head answer tee classify blanking frames; do \
+	for target in head response replay classify blanking frames; do \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 

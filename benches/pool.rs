@@ -12,7 +12,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a measurement reads the clock, prints, and ends at its first surprise"
+    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
 )]
 
 use std::future::Future;
@@ -39,15 +39,15 @@ const SIZES: [usize; 4] = [1, 10, 100, 1_000];
 /// Each result is the median of this number of samples.
 const SAMPLES: usize = 15;
 /// Approximate duration of a sample, which determines its repetitions.
-const SAMPLE: Duration = Duration::from_millis(20);
+const SAMPLE_DURATION: Duration = Duration::from_millis(20);
 const HOUR: Duration = Duration::from_secs(3_600);
 
 fn main() {
-    println!("reserve + settle + give back, ns (median of {SAMPLES} samples of {SAMPLE:?})");
+    println!("reserve, charge and release, ns (median of {SAMPLES} samples of {SAMPLE_DURATION:?})");
     header();
     for strategy in &STRATEGIES {
         row(strategy.name, |count| {
-            let bench = Bench::of(count, strategy);
+            let bench = PoolBench::of(count, strategy);
             move || bench.serve()
         });
     }
@@ -55,24 +55,24 @@ fn main() {
     println!("\nfill-first, in other pools, ns");
     header();
     row("all of one workspace", |count| {
-        let bench = Bench::new(count, first, |_| Some("studio".to_owned()));
+        let bench = PoolBench::new(count, first, |_| Some("studio".to_owned()));
         move || bench.serve()
     });
     row("only the last has credits", |count| {
-        let bench = Bench::of(count, first);
+        let bench = PoolBench::of(count, first);
         bench.exhaust(count - 1);
         move || bench.serve()
     });
     row("all full: refused", |count| {
-        let bench = Bench::of(count, first);
-        let leases = bench.fill();
+        let bench = PoolBench::of(count, first);
+        let leases = bench.reserve_all_slots();
         move || {
             black_box(&leases);
             assert!(matches!(bench.reserve(), Err(Unavailable::Full { .. })));
         }
     });
     row("all exhausted: refused", |count| {
-        let bench = Bench::of(count, first);
+        let bench = PoolBench::of(count, first);
         bench.exhaust(count);
         move || assert!(matches!(bench.reserve(), Err(Unavailable::Exhausted { .. })))
     });
@@ -95,12 +95,12 @@ fn row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
 /// The duration of one call.
 fn nanoseconds(mut call: impl FnMut()) -> f64 {
     let mut timed = |repetitions: u32| {
-        let began = Instant::now();
+        let started_at = Instant::now();
         (0..repetitions).for_each(|_| call());
-        began.elapsed()
+        started_at.elapsed()
     };
     let mut repetitions = 1;
-    while timed(repetitions) < SAMPLE {
+    while timed(repetitions) < SAMPLE_DURATION {
         repetitions *= 2;
     }
     let mut samples: Vec<f64> =
@@ -109,12 +109,12 @@ fn nanoseconds(mut call: impl FnMut()) -> f64 {
     samples[SAMPLES / 2]
 }
 
-struct Bench {
+struct PoolBench {
     pool: Arc<Pool>,
-    ask: KeyRequest,
+    request: KeyRequest,
 }
 
-impl Bench {
+impl PoolBench {
     /// A pool of keys with a workspace each.
     fn of(count: usize, strategy: &'static Strategy) -> Self {
         Self::new(count, strategy, |_| None)
@@ -127,7 +127,7 @@ impl Bench {
         });
         let settings = Settings {
             strategy,
-            // No queue: a full pool refuses at once.
+            // No queue: a full pool rejects a request immediately.
             queue_timeout: Duration::ZERO,
             max_queued: 0,
             near_limit_ratio: 0.8,
@@ -166,20 +166,20 @@ impl Bench {
                 clock::now(),
             );
         }
-        let ask = KeyRequest::new(ClientName::new("app"), Some(200), Some(ConcurrencyGroup::SPEECH));
-        Self { pool, ask }
+        let request = KeyRequest::new(ClientName::new("app"), Some(200), Some(ConcurrencyGroup::SPEECH));
+        Self { pool, request }
     }
 
     /// One request's use of the pool, from the roster to the release.
     fn serve(&self) {
         let roster = self.pool.roster();
-        let Reserved { mut lease, transitions } = reserved(&self.pool, &roster, &self.ask).unwrap();
+        let Reserved { mut lease, transitions } = reserved(&self.pool, &roster, &self.request).unwrap();
         black_box(transitions);
         black_box(self.pool.charge(&roster, &mut lease, 150, clock::now()));
     }
 
     fn reserve(&self) -> Result<Reserved, Unavailable> {
-        reserved(&self.pool, &self.pool.roster(), &self.ask)
+        reserved(&self.pool, &self.pool.roster(), &self.request)
     }
 
     /// Exhausts the credits of the first `count` keys.
@@ -190,7 +190,7 @@ impl Bench {
                 Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
             let refused = RefusedAttempt {
                 verdict,
-                request: Some(&self.ask),
+                request: Some(&self.request),
                 is_repeated_elsewhere: false,
                 source: RefusalSource::default(),
             };
@@ -199,7 +199,7 @@ impl Bench {
     }
 
     /// Fills the concurrency limit of each workspace.
-    fn fill(&self) -> Vec<Lease> {
+    fn reserve_all_slots(&self) -> Vec<Lease> {
         let mut leases = Vec::new();
         while let Ok(Reserved { lease, .. }) = self.reserve() {
             lease.record_concurrency_limit(1);
@@ -210,9 +210,9 @@ impl Bench {
 }
 
 /// A free key is reserved without waiting, so the first poll completes.
-fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, ask: &KeyRequest) -> Result<Reserved, Unavailable> {
-    match pin!(pool.reserve(roster, ask)).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(given) => given,
-        Poll::Pending => panic!("it waits"),
+fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
+    match pin!(pool.reserve(roster, request)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => result,
+        Poll::Pending => panic!("the reservation waits"),
     }
 }

@@ -1,4 +1,4 @@
-//! The cost of the pure parts of a request's path, in nanoseconds of one thread.
+//! The time of each pure step of the request path, on one thread.
 //!
 //! ```text
 //! cargo bench --bench pure
@@ -7,7 +7,7 @@
 #![allow(
     clippy::disallowed_methods,
     missing_docs,
-    reason = "a measurement reads the clock, and its main comes from a macro"
+    reason = "a benchmark reads the clock, and a macro generates its main function"
 )]
 
 mod parts;
@@ -17,26 +17,26 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use parts::PARTS;
 
-/// Heads are prepared in batches of this size, so that they stay in the processor's caches, like
-/// data that was just read.
-const STACK: usize = 16;
+/// Heads are prepared in batches of this size, so that they stay in the caches of the processor, like data that was
+/// just read.
+const BATCH: usize = 16;
 
 fn pure(criterion: &mut Criterion) {
     for part in PARTS {
         let stage = (part.set_up)();
         criterion.bench_function(part.name, |bencher| {
             bencher.iter_custom(|iterations| {
-                let mut left = usize::try_from(iterations).unwrap_or(usize::MAX);
-                let mut spent = Duration::ZERO;
-                while left > 0 {
-                    let count = left.min(STACK);
+                let mut remaining = usize::try_from(iterations).unwrap_or(usize::MAX);
+                let mut elapsed = Duration::ZERO;
+                while remaining > 0 {
+                    let count = remaining.min(BATCH);
                     let measured = stage(count);
-                    let began = Instant::now();
+                    let started_at = Instant::now();
                     measured();
-                    spent += began.elapsed();
-                    left -= count;
+                    elapsed += started_at.elapsed();
+                    remaining -= count;
                 }
-                spent
+                elapsed
             });
         });
     }

@@ -25,10 +25,10 @@ use keychoir::upstream::{Connect, Settings, UpstreamRequestHead};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep_until};
 
-use crate::Upstreamed;
+use crate::UploadBody;
 
 /// The most that one read takes, as in `keychoir::upstream`.
-const READ_BYTES_MAX: usize = 128 * 1024;
+const MAX_READ_BYTES: usize = 128 * 1024;
 
 pub struct HyperHalf<C: Connect> {
     authority: Authority,
@@ -43,9 +43,9 @@ pub struct HyperHalf<C: Connect> {
 type Idle<S> = Vec<(Box<Open<S>>, Instant)>;
 
 struct Open<S: AsyncRead + AsyncWrite + Unpin> {
-    sender: SendRequest<AttemptBody<Upstreamed>>,
-    driver: http1::Connection<TokioIo<Marked<S>>, AttemptBody<Upstreamed>>,
-    has_begun: Arc<AtomicBool>,
+    sender: SendRequest<AttemptBody<UploadBody>>,
+    driver: http1::Connection<TokioIo<WriteDetector<S>>, AttemptBody<UploadBody>>,
+    has_written: Arc<AtomicBool>,
     opened_at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -60,11 +60,11 @@ impl<C: Connect> HyperHalf<C> {
 
     pub async fn send(
         self: &Arc<Self>,
-        outbound: &UpstreamRequestHead,
-        body: AttemptBody<Upstreamed>,
+        request_head: &UpstreamRequestHead,
+        body: AttemptBody<UploadBody>,
     ) -> Response<HyperBody<C>> {
         let upload = body.upload();
-        let request = self.request(outbound, body);
+        let request = self.request(request_head, body);
         let mut open = match self.take() {
             Some(open) => open,
             None => self.open().await,
@@ -72,7 +72,7 @@ impl<C: Connect> HyperHalf<C> {
         let mut response = pin!(open.sender.send_request(request));
         let found = poll_fn(|cx| {
             let driven = open.drive(cx);
-            if open.has_begun.load(Ordering::Relaxed) && !upload.has_started() {
+            if open.has_written.load(Ordering::Relaxed) && !upload.has_started() {
                 upload.mark_started();
             }
             // Only the driver completes the response, so its waker is never needed.
@@ -105,14 +105,14 @@ impl<C: Connect> HyperHalf<C> {
 
     fn request(
         &self,
-        outbound: &UpstreamRequestHead,
-        body: AttemptBody<Upstreamed>,
-    ) -> Request<AttemptBody<Upstreamed>> {
+        request_head: &UpstreamRequestHead,
+        body: AttemptBody<UploadBody>,
+    ) -> Request<AttemptBody<UploadBody>> {
         let is_empty = body.is_end_stream();
         let mut request = Request::new(body);
-        *request.method_mut() = outbound.method.clone();
-        *request.uri_mut() = outbound.target.clone();
-        let mut headers = outbound.headers.clone();
+        *request.method_mut() = request_head.method.clone();
+        *request.uri_mut() = request_head.target.clone();
+        let mut headers = request_head.headers.clone();
         if !is_empty {
             headers.remove(CONTENT_LENGTH);
         }
@@ -133,7 +133,7 @@ impl<C: Connect> HyperHalf<C> {
                 && now.saturating_duration_since(open.opened_at) < self.settings.max_connection_duration;
             let mut cx = Context::from_waker(Waker::noop());
             if is_fresh && open.drive(&mut cx).is_pending() && open.sender.is_ready() {
-                open.has_begun.store(false, Ordering::Relaxed);
+                open.has_written.store(false, Ordering::Relaxed);
                 return Some(open);
             }
         }
@@ -142,15 +142,15 @@ impl<C: Connect> HyperHalf<C> {
 
     async fn open(&self) -> Box<Open<C::Io>> {
         let stream = self.connector.connect(&self.authority).await.unwrap();
-        let has_begun = Arc::new(AtomicBool::new(false));
-        let marked = Marked { stream, has_begun: Arc::clone(&has_begun) };
+        let has_written = Arc::new(AtomicBool::new(false));
+        let marked = WriteDetector { stream, has_written: Arc::clone(&has_written) };
         let mut builder = http1::Builder::new();
-        builder.max_buf_size(READ_BYTES_MAX);
+        builder.max_buf_size(MAX_READ_BYTES);
         let (sender, driver) = builder.handshake(TokioIo::new(marked)).await.unwrap();
-        Box::new(Open { sender, driver, has_begun, opened_at: clock::instant(), timer: None })
+        Box::new(Open { sender, driver, has_written, opened_at: clock::instant(), timer: None })
     }
 
-    fn deadline(&self, upload: &UploadProgress<Upstreamed>) -> Instant {
+    fn deadline(&self, upload: &UploadProgress<UploadBody>) -> Instant {
         let span = match upload.waits_for() {
             UploadWait::ForResponse => self.settings.response_timeout,
             UploadWait::ForUpstream | UploadWait::ForClient | UploadWait::Failed => {
@@ -252,21 +252,21 @@ impl<C: Connect> Body for HyperBody<C> {
 }
 
 /// A stream that records whether it has accepted a byte.
-struct Marked<S> {
+struct WriteDetector<S> {
     stream: S,
-    has_begun: Arc<AtomicBool>,
+    has_written: Arc<AtomicBool>,
 }
 
-impl<S> Marked<S> {
+impl<S> WriteDetector<S> {
     fn mark(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
-            self.has_begun.store(true, Ordering::Relaxed);
+            self.has_written.store(true, Ordering::Relaxed);
         }
         written
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Marked<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteDetector<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -276,7 +276,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Marked<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Marked<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, from);
         self.mark(written)

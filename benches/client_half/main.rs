@@ -18,12 +18,12 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a measurement reads the clock, waits, prints, and ends at its first surprise"
+    reason = "a benchmark reads the clock, waits, prints its results, and ends at a failed expectation"
 )]
-#![allow(unreachable_pub, reason = "the parts of a measurement belong to it alone")]
+#![allow(unreachable_pub, reason = "the modules belong to this benchmark")]
 
-#[path = "../house/mod.rs"]
-mod house;
+#[path = "../harness/mod.rs"]
+mod harness;
 
 mod cases;
 mod hyper_half;
@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cases::{CASES, Case};
-use house::{middle, number};
+use harness::{env_number, median};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Either};
 use hyper::server::conn::http1;
@@ -64,7 +64,7 @@ use tokio::runtime::{Builder, Runtime};
 const ROUNDS: u32 = 41;
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 /// The pieces in which the body of a request comes, as a server reads them.
-const PIECE: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
+const UPLOAD_CHUNK: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 
 /// Valgrind counts each byte of `rep movsb` as an instruction; loops copy 32 bytes with one.
 const COPIED_BY_LOOPS: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824";
@@ -84,7 +84,7 @@ fn main() {
     let arguments: Vec<String> = env::args().collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--counted") {
         let [case, side, requests] = std::array::from_fn(|next| arguments[at + 1 + next].parse().unwrap());
-        return counted(&CASES[case], case, SIDES[side], requests);
+        return run_counted(&CASES[case], case, SIDES[side], requests);
     }
     println!(
         "| | instructions, ours | hyper | hyper / ours | pieces, ours | hyper |\n|---|---|---|---|---|---|"
@@ -96,7 +96,7 @@ fn main() {
     measure(address, false);
     measure(address, true);
     let cases = CASES.len() + CASES.iter().filter(|case| case.is_chunked()).count();
-    let connections = cases * SIDES.len() * number("BENCH_ROUNDS", ROUNDS) as usize;
+    let connections = cases * SIDES.len() * env_number("BENCH_ROUNDS", ROUNDS) as usize;
     assert_eq!(opened.load(Ordering::Relaxed), connections, "each side keeps its connection");
 }
 
@@ -109,30 +109,30 @@ enum Side {
 const SIDES: [Side; 2] = [Side::Ours, Side::Hyper];
 
 /// Both client halves over connections of `C`.
-struct Halves<C: Connect> {
+struct ClientHalves<C: Connect> {
     ours: Upstream<C>,
     hyper: Arc<HyperHalf<C>>,
     key: ApiKey,
-    nothing: BufferBudget,
+    no_buffers: BufferBudget,
 }
 
-impl<C: Connect + Clone> Halves<C> {
+impl<C: Connect + Clone> ClientHalves<C> {
     fn new(authority: Authority, connector: C) -> Self {
         Self {
             ours: Upstream::new(authority.clone(), connector.clone(), SETTINGS, Tasks::new(), None),
             hyper: HyperHalf::new(authority, connector, SETTINGS, KEY),
             key: ApiKey::new(KEY).unwrap(),
             // Bytes that are kept for a replay are no part of a client half.
-            nothing: BufferBudget::empty(),
+            no_buffers: BufferBudget::empty(),
         }
     }
 
     /// Serves these requests of a case; returns the pieces of their answers.
     async fn serve(&self, side: Side, case: &Case, at: usize, blocks: usize, requests: usize) -> usize {
         let head = case.request(at);
-        let mut pieces = 0;
+        let mut chunks = 0;
         for _ in 0..requests {
-            let body = Replay::new(Upstreamed(case.body_bytes), &self.nothing).start_attempt();
+            let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
             let (bytes, more) = match side {
                 Side::Ours => {
                     let sent = self.ours.send(None, &self.key, &head, body).await;
@@ -141,13 +141,13 @@ impl<C: Connect + Clone> Halves<C> {
                 Side::Hyper => read(self.hyper.send(&head, body).await.into_body()).await,
             };
             assert_eq!(bytes, case.answer_bytes(blocks), "{}", case.name);
-            pieces += more;
+            chunks += more;
         }
-        pieces
+        chunks
     }
 }
 
-impl Halves<TcpTlsConnector> {
+impl ClientHalves<TcpTlsConnector> {
     /// Relays the answers of a case through hyper's server, to a client on a thread of its own.
     async fn relay(&self, side: Side, case: &'static Case, at: usize) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -157,7 +157,7 @@ impl Halves<TcpTlsConnector> {
         stream.set_nodelay(true).unwrap();
         let head = case.request(at);
         let service = service_fn(|_| async {
-            let body = Replay::new(Upstreamed(case.body_bytes), &self.nothing).start_attempt();
+            let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
             Ok::<_, Infallible>(match side {
                 Side::Ours => self.ours.send(None, &self.key, &head, body).await.unwrap().map(Either::Left),
                 Side::Hyper => self.hyper.send(&head, body).await.map(Either::Right),
@@ -172,19 +172,19 @@ async fn read<B>(mut body: B) -> (usize, usize)
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug> + Unpin,
 {
-    let (mut bytes, mut pieces) = (0, 0);
+    let (mut bytes, mut chunks) = (0, 0);
     while let Some(frame) = body.frame().await {
         bytes += black_box(frame.unwrap().into_data().unwrap()).len();
-        pieces += 1;
+        chunks += 1;
     }
-    (bytes, pieces)
+    (bytes, chunks)
 }
 
 /// The body of a request: its bytes are there at once.
 #[derive(Debug)]
-pub struct Upstreamed(usize);
+pub struct UploadBody(usize);
 
-impl Body for Upstreamed {
+impl Body for UploadBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -192,9 +192,9 @@ impl Body for Upstreamed {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let bytes = self.0.min(PIECE.len());
+        let bytes = self.0.min(UPLOAD_CHUNK.len());
         self.0 -= bytes;
-        Poll::Ready((bytes > 0).then(|| Ok(Frame::data(PIECE.slice(..bytes)))))
+        Poll::Ready((bytes > 0).then(|| Ok(Frame::data(UPLOAD_CHUNK.slice(..bytes)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -211,27 +211,27 @@ fn runtime() -> Runtime {
 }
 
 /// The code under valgrind.
-fn counted(case: &'static Case, at: usize, side: Side, requests: usize) {
+fn run_counted(case: &'static Case, at: usize, side: Side, requests: usize) {
     let authority = Authority::new(Scheme::Http, "api.example", 80, "").unwrap();
-    let halves = Halves::new(authority, Memory::new(case));
-    let pieces = runtime().block_on(halves.serve(side, case, at, case.counted_blocks, requests));
-    println!("{}", pieces / requests);
+    let halves = ClientHalves::new(authority, Memory::new(case));
+    let chunks = runtime().block_on(halves.serve(side, case, at, case.counted_blocks, requests));
+    println!("{}", chunks / requests);
 }
 
 /// Prints the instructions of a request, and the pieces of its answer.
 fn count(at: usize, case: &Case) {
     let of = |side: usize| {
-        let (n, pieces) = collected(at, side, case.counted_requests);
-        let (double, _) = collected(at, side, 2 * case.counted_requests);
-        ((double - n) / case.counted_requests as u64, pieces)
+        let (n, chunks) = count_with_valgrind(at, side, case.counted_requests);
+        let (double, _) = count_with_valgrind(at, side, 2 * case.counted_requests);
+        ((double - n) / case.counted_requests as u64, chunks)
     };
     let ((ours, our_pieces), (hyper, hyper_pieces)) = (of(0), of(1));
     let ratio = hyper as f64 / ours as f64;
     println!("| {} | {ours} | {hyper} | {ratio:.2} | {our_pieces} | {hyper_pieces} |", case.name);
 }
 
-fn collected(case: usize, side: usize, requests: usize) -> (u64, String) {
-    let done = Command::new("valgrind")
+fn count_with_valgrind(case: usize, side: usize, requests: usize) -> (u64, String) {
+    let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .env("GLIBC_TUNABLES", COPIED_BY_LOOPS)
         .arg(env::current_exe().unwrap())
@@ -239,10 +239,10 @@ fn collected(case: usize, side: usize, requests: usize) -> (u64, String) {
         .args([case, side, requests].map(|number| number.to_string()))
         .output()
         .expect("instructions are counted by valgrind: apt-get install valgrind");
-    let report = String::from_utf8_lossy(&done.stderr).into_owned();
-    assert!(done.status.success(), "{report}");
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{report}");
     let line = report.lines().find_map(|line| line.split_once("Collected : ")).expect("a sum");
-    (line.1.trim().parse().unwrap(), String::from_utf8(done.stdout).unwrap().trim().to_owned())
+    (line.1.trim().parse().unwrap(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }
 
 /// Prints the time of a request, case by case: of the client half alone, or with a server that relays its answers.
@@ -252,7 +252,7 @@ fn measure(address: SocketAddr, is_relayed: bool) {
         "\n| {name} | processor time, ours (µs) | hyper | hyper / ours | time in all, ours (µs) | hyper | hyper / ours |"
     );
     println!("|---|---|---|---|---|---|---|");
-    let rounds = number("BENCH_ROUNDS", ROUNDS);
+    let rounds = env_number("BENCH_ROUNDS", ROUNDS);
     let authority = Authority::new(Scheme::Http, "127.0.0.1", address.port(), "").unwrap();
     let (runtime, connector) = (runtime(), TcpTlsConnector::new(None).unwrap());
     let cases = CASES.iter().enumerate().filter(|(_, case)| !is_relayed || case.is_chunked());
@@ -261,12 +261,12 @@ fn measure(address: SocketAddr, is_relayed: bool) {
             .map(|round| {
                 // A connection may be slow for as long as it exists, by its windows and by the cores that its two
                 // threads run on, so each round has its own.
-                let halves = Halves::new(authority.clone(), connector.clone());
+                let halves = ClientHalves::new(authority.clone(), connector.clone());
                 for side in SIDES {
                     runtime.block_on(halves.serve(side, &CASES[0], 0, 1, 1));
                 }
                 let turn = |side: Side| {
-                    let (began, before) = (Instant::now(), processor_time());
+                    let (started_at, before) = (Instant::now(), processor_time());
                     runtime.block_on(async {
                         match is_relayed {
                             true => halves.relay(side, case, at).await,
@@ -274,7 +274,7 @@ fn measure(address: SocketAddr, is_relayed: bool) {
                         }
                     });
                     let each = |span: Duration| span.as_secs_f64() * 1e6 / case.requests as f64;
-                    (each(processor_time() - before), each(began.elapsed()))
+                    (each(processor_time() - before), each(started_at.elapsed()))
                 };
                 // Each side begins every other round.
                 if round % 2 == 0 {
@@ -286,7 +286,7 @@ fn measure(address: SocketAddr, is_relayed: bool) {
             })
             .collect();
         let row = |of: fn(&(f64, f64)) -> f64| {
-            let side = |side: usize| middle(turns.iter().map(|turn| of(&turn[side])));
+            let side = |side: usize| median(turns.iter().map(|turn| of(&turn[side])));
             let ratios = turns.iter().map(|[ours, hyper]| of(hyper) / of(ours));
             format!("{:.1} | {:.1} | {}", side(0), side(1), quartiles(ratios))
         };
@@ -298,8 +298,8 @@ fn measure(address: SocketAddr, is_relayed: bool) {
 fn quartiles(values: impl Iterator<Item = f64>) -> String {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    let [first, middle, third] = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4]);
-    format!("{middle:.2} ({first:.2} to {third:.2})")
+    let [first, median, third] = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4]);
+    format!("{median:.2} ({first:.2} to {third:.2})")
 }
 
 /// Processor time of this thread.

@@ -1,21 +1,21 @@
-//! Whether the cost of a request grows with the number of keys, clients, connections or cores.
+//! The cost of a request with more keys, clients, connections or processors.
 
 use crate::machine;
-use crate::peers::{Peer, Scene};
+use crate::peers::{Peer, Setup};
 use crate::rounds::{Entry, Plan, measure};
-use crate::table::{self, Beside};
+use crate::table::{self, Reference};
 use crate::workload::Workload;
 
 /// Low enough for one connection with one request at a time.
 const RATE: u32 = 1_000;
-const ASKERS: u32 = 48;
+const LOAD_CLIENTS: u32 = 48;
 
-pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
+pub fn grow(plan: &Plan, peers: &[Peer], setup: &Setup) {
     let plan = Plan { is_saturated: false, ..plan.clone() };
     for peer in peers {
-        let growth = Growth { plan: &plan, peer, scene };
+        let growth = Growth { plan: &plan, peer, setup };
         let is_ours = matches!(peer, Peer::Keychoir(..));
-        // nginx shows the part of the kernel and the caches.
+        // nginx is the reference for the cost of the kernel and the caches.
         if is_ours || *peer == Peer::Nginx {
             growth.of_connections();
         }
@@ -30,24 +30,24 @@ pub fn grow(plan: &Plan, peers: &[Peer], scene: &Scene) {
 struct Growth<'a> {
     plan: &'a Plan,
     peer: &'a Peer,
-    scene: &'a Scene,
+    setup: &'a Setup,
 }
 
 impl Growth<'_> {
-    fn entry(&self, name: &str, scene: Scene) -> Entry {
-        Entry { name: name.to_owned(), rate: RATE, ..Entry::new(self.peer.clone(), scene, Workload::Get) }
+    fn entry(&self, name: &str, setup: Setup) -> Entry {
+        Entry { name: name.to_owned(), rate: RATE, ..Entry::new(self.peer.clone(), setup, Workload::Get) }
     }
 
     fn table(&self, title: &str, entries: &[Entry]) {
         let measured = measure(self.plan, entries, Workload::Get);
         let title = format!("growth of {}: {title}; get, {RATE} requests/s", self.peer.name());
-        let beside = Beside { name: "the first", place: Some(0), bound: None };
-        table::print(&title, entries, &measured, &beside);
+        let reference = Reference { name: "the first", index: Some(0), bound: None };
+        table::print(&title, entries, &measured, &reference);
     }
 
     fn of_keys(&self) {
         let keys = |keys: u32, strategy: &'static str| {
-            self.entry(&format!("{keys} {strategy}"), Scene { keys, strategy, ..self.scene.clone() })
+            self.entry(&format!("{keys} {strategy}"), Setup { keys, strategy, ..self.setup.clone() })
         };
         self.table(
             "keys and how one of them is chosen",
@@ -63,25 +63,26 @@ impl Growth<'_> {
 
     fn of_clients(&self) {
         let clients =
-            |clients: u32| self.entry(&clients.to_string(), Scene { clients, ..self.scene.clone() });
+            |clients: u32| self.entry(&clients.to_string(), Setup { clients, ..self.setup.clone() });
         self.table("clients that are known", &[clients(1), clients(100), clients(10_000)]);
     }
 
     fn of_connections(&self) {
-        let connections = |askers: u32, connections_each: u32| Entry {
-            askers,
-            connections_each,
-            ..self.entry(&(askers * connections_each).to_string(), self.scene.clone())
+        let connections = |load_clients: u32, connections_per_client: u32| Entry {
+            load_clients,
+            connections_per_client,
+            ..self.entry(&(load_clients * connections_per_client).to_string(), self.setup.clone())
         };
-        let mut entries = vec![connections(1, 1), connections(ASKERS, 1), connections(ASKERS, 20)];
-        if machine::open_files_max() > 10_500 {
-            entries.push(connections(ASKERS, 208));
+        let mut entries =
+            vec![connections(1, 1), connections(LOAD_CLIENTS, 1), connections(LOAD_CLIENTS, 20)];
+        if machine::raise_open_files_limit() > 10_500 {
+            entries.push(connections(LOAD_CLIENTS, 208));
         }
         self.table("connections, all of them used in turns", &entries);
     }
 
     fn of_processors(&self) {
-        let two = Scene { processors: "0,1", threads: 2, ..self.scene.clone() };
-        self.table("processors", &[self.entry("one", self.scene.clone()), self.entry("two", two)]);
+        let two = Setup { processors: "0,1", threads: 2, ..self.setup.clone() };
+        self.table("processors", &[self.entry("one", self.setup.clone()), self.entry("two", two)]);
     }
 }

@@ -1,33 +1,33 @@
-//! Load that is uneven on purpose: clients open connections evenly over two workers and keep them
-//! idle; then only connections of one worker become busy, or a few of all by chance. Compares the
-//! builds of Keychoir that `BENCH_KEYCHOIR` names with this one, in turns in every round. Two
-//! processors, which the proxy shares with both ends.
+//! Uneven load on idle connections: clients open connections that are spread evenly over two workers. Then either
+//! the connections of one worker or randomly chosen connections become busy. Compares this build of Keychoir with
+//! the builds in `BENCH_KEYCHOIR`, in turns in each round. The proxy shares two processors with its clients and
+//! its provider.
 
 use std::time::Duration;
 
-use crate::house::{middle, spread};
-use crate::load::{Asked, Load};
-use crate::peers::{Front, House, Peer, Scene};
-use crate::rounds::{Plan, here, quantile};
+use crate::harness::{format_median_and_range, median};
+use crate::load::{Load, RequestSpec};
+use crate::peers::{Peer, Setup, StartedPeer, Target};
+use crate::rounds::{Plan, current_thread_runtime, quantile};
 use crate::workload::{PACED_MS, Workload};
 
-/// Connections that are opened for each busy one, of which each worker has a half.
+/// The number of connections that are opened for each busy one. Each worker has half of them.
 const SPREAD: u32 = 3;
-/// Requests by which the processor time shows a connection's worker.
+/// The number of requests whose processor time identifies the worker of a connection.
 const LOOKS: u32 = 3;
-/// After that long without a request, a connection has released its buffers.
+/// The time without a request after which a connection has released its buffers.
 const REST: Duration = Duration::from_millis(1_600);
 
-/// The chance of many short rounds is less than that of a few long ones: each round of the plan is
-/// divided into this many.
+/// Each round of the plan is divided into this number of rounds, because many short rounds vary less than a few
+/// long ones.
 const PARTS: u32 = 8;
 
 /// Which connections become busy.
 #[derive(Clone, Copy, PartialEq)]
 enum Busy {
-    /// Those of one worker; of the other one in the next round.
+    /// The connections of one worker. The next round uses the other worker.
     OneWorkers,
-    /// Others in every round, whatever worker they have.
+    /// Other connections in each round, of any worker.
     ByChance,
 }
 
@@ -81,13 +81,13 @@ struct Turn {
     lesser: f64,
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
+pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     let plan = &Plan {
         seconds: plan.seconds / f64::from(PARTS),
         rounds: plan.rounds * PARTS as usize,
         ..plan.clone()
     };
-    let scene = Scene { processors: "0,1", threads: 2, ..scene.clone() };
+    let setup = Setup { processors: "0,1", threads: 2, ..setup.clone() };
     println!(
         "\nkept: requests on connections that were kept idle, of one worker or by chance, two \
          processors; {} rounds of {} s in turns; ratios to the first build, medians of the rounds",
@@ -95,16 +95,18 @@ pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
     );
     let peers: Vec<&Peer> = peers.iter().filter(|peer| matches!(peer, Peer::Keychoir(..))).collect();
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
-    let start = |peer: &&Peer| peer.start(&scene, &folder.path().join(peer.name())).unwrap();
-    let houses: Vec<House> = peers.iter().map(start).collect();
+    let start = |peer: &&Peer| peer.start(&setup, &folder.path().join(peer.name())).unwrap();
+    let started_peers: Vec<StartedPeer> = peers.iter().map(start).collect();
     let mut turns: Vec<Vec<Vec<Turn>>> =
         CASES.iter().map(|_| peers.iter().map(|_| Vec::new()).collect()).collect();
     for round in 0..plan.rounds {
-        here().block_on(async {
+        current_thread_runtime().block_on(async {
             let mut ready = Vec::new();
             for case in &CASES {
-                for house in &houses {
-                    ready.push(Ready::open(&scene.front(Some(house)), house, case, round).await);
+                for started_peer in &started_peers {
+                    ready.push(
+                        Ready::open(&setup.target(Some(started_peer)), started_peer, case, round).await,
+                    );
                 }
             }
             tokio::time::sleep(REST).await;
@@ -112,10 +114,10 @@ pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
             for (case, turns) in CASES.iter().zip(&mut turns) {
                 let mut ready: Vec<Option<Ready>> = ready.by_ref().take(peers.len()).map(Some).collect();
                 for turn in 0..peers.len() {
-                    let place = (round + turn) % peers.len();
-                    let own = ready[place].take().unwrap();
-                    turns[place].push(own.take_turn(plan, &scene, &houses[place], case).await);
-                    scene.upstream.was_respected(peers[place].name());
+                    let index = (round + turn) % peers.len();
+                    let own = ready[index].take().unwrap();
+                    turns[index].push(own.take_turn(plan, &setup, &started_peers[index], case).await);
+                    setup.upstream.assert_credentials_were_replaced(peers[index].name());
                 }
             }
         });
@@ -131,7 +133,7 @@ fn print(case: &Case, peers: &[&Peer], turns: &[Vec<Turn>]) {
         case.name, "per s", "p50, µs", "p99, µs", "CPU, µs", "lesser"
     );
     for (peer, own) in peers.iter().zip(turns) {
-        let result = |of: fn(&Turn) -> f64| middle(own.iter().map(of));
+        let result = |of: fn(&Turn) -> f64| median(own.iter().map(of));
         println!(
             "  {:<26}{:>12.0}{:>10.0}{:>10.0}{:>10.1}{:>7.0}%",
             peer.name(),
@@ -146,7 +148,7 @@ fn print(case: &Case, peers: &[&Peer], turns: &[Vec<Turn>]) {
         let ratio = |of: fn(&Turn) -> f64| {
             let ratios: Vec<f64> =
                 own.iter().zip(&turns[0]).map(|(own, first)| of(own) / of(first)).collect();
-            spread(ratios.into_iter(), 2)
+            format_median_and_range(ratios.into_iter(), 2)
         };
         println!(
             "  {}: throughput {}, p50 {}, p99 {}, CPU {}",
@@ -167,22 +169,22 @@ struct Ready {
 }
 
 impl Ready {
-    async fn open(front: &Front, house: &House, case: &Case, round: usize) -> Self {
+    async fn open(target: &Target, started_peer: &StartedPeer, case: &Case, round: usize) -> Self {
         let busy = case.connections + case.streams.1;
-        let (mut idle, workers) = open(front, house, busy * SPREAD).await;
+        let (mut idle, workers) = open(target, started_peer, busy * SPREAD).await;
         let chosen = choose(&workers, case.busy, busy as usize, round);
         let (streams, load) = chosen.split_at(case.streams.1 as usize);
         Self { load: idle.part(load), streams: idle.part(streams), _idle: idle }
     }
 
-    async fn take_turn(self, plan: &Plan, scene: &Scene, house: &House, case: &Case) -> Turn {
+    async fn take_turn(self, plan: &Plan, setup: &Setup, started_peer: &StartedPeer, case: &Case) -> Turn {
         let Self { mut load, mut streams, _idle } = self;
-        let (front, (long, count)) = (scene.front(Some(house)), case.streams);
+        let (target, (long, count)) = (setup.target(Some(started_peer)), case.streams);
         let (workload, pace) = case.requests;
-        let small = Asked::new(workload, front.key, 0.0);
+        let small = RequestSpec::new(workload, target.key, 0.0);
         // The streams begin before the requests and end after them.
         let seconds = if count == 0 { plan.seconds } else { plan.seconds + 0.3 };
-        let stream = Asked::new(long, front.key, seconds);
+        let stream = RequestSpec::new(long, target.key, seconds);
         let streaming = async {
             match long {
                 Workload::Paced => streams.once_each(&stream, Duration::from_millis(PACED_MS)).await,
@@ -200,21 +202,26 @@ impl Ready {
                 Pace::Rate(rate) => load.at_rate(&small, rate, plan.seconds).await,
             }
         };
-        let (used, by_worker) = (house.running.used(), house.running.workers());
-        let (streamed, mut heard) = tokio::join!(streaming, asking);
-        let used = house.running.used().since(&used);
-        let spent: Vec<f64> =
-            house.running.workers().iter().zip(&by_worker).map(|(after, before)| after - before).collect();
+        let (used, by_worker) = (started_peer.running.used(), started_peer.running.workers());
+        let (streamed, mut results) = tokio::join!(streaming, asking);
+        let used = started_peer.running.used().since(&used);
+        let spent: Vec<f64> = started_peer
+            .running
+            .workers()
+            .iter()
+            .zip(&by_worker)
+            .map(|(after, before)| after - before)
+            .collect();
         let (units, time) = if count > 0 && long == Workload::Stream {
-            let bytes = streamed.requests * stream.answer_bytes;
-            (bytes as f64 / 1024.0 / 1024.0, streamed.took)
+            let bytes = streamed.requests * stream.response_bytes;
+            (bytes as f64 / 1024.0 / 1024.0, streamed.elapsed)
         } else {
-            (heard.requests as f64, heard.took)
+            (results.requests as f64, results.elapsed)
         };
         Turn {
             throughput: units / time.as_secs_f64(),
-            p50: quantile(&mut heard.whole, 0.5),
-            p99: quantile(&mut heard.whole, 0.99),
+            p50: quantile(&mut results.total_times, 0.5),
+            p99: quantile(&mut results.total_times, 0.99),
             cost: used * 1e6 / units,
             lesser: spent.iter().fold(f64::INFINITY, |least, own| least.min(*own))
                 / spent.iter().sum::<f64>(),
@@ -223,18 +230,18 @@ impl Ready {
 }
 
 /// Connections with the worker of each.
-async fn open(front: &Front, house: &House, count: u32) -> (Load, Vec<usize>) {
-    let small = Asked::new(Workload::Get, front.key, 0.0);
-    let mut load = Load::open(front, 0, 1).await;
+async fn open(target: &Target, started_peer: &StartedPeer, count: u32) -> (Load, Vec<usize>) {
+    let small = RequestSpec::new(Workload::Get, target.key, 0.0);
+    let mut load = Load::open(target, 0, 1).await;
     for _ in 0..count {
-        // Each has sent a request before the next one comes, so they take turns among the workers.
-        let mut one = Load::open(front, 1, 1).await;
+        // Each connection sends a request before the next is opened, so that they alternate between the workers.
+        let mut one = Load::open(target, 1, 1).await;
         one.in_turns(&small, 1, |_| {}).await;
         load.join(one);
     }
-    let (mut workers, mut before) = (Vec::new(), house.running.workers());
+    let (mut workers, mut before) = (Vec::new(), started_peer.running.workers());
     load.in_turns(&small, LOOKS, |_| {
-        let after = house.running.workers();
+        let after = started_peer.running.workers();
         let spent: Vec<f64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
         workers.push((0..spent.len()).max_by(|a, b| spent[*a].total_cmp(&spent[*b])).unwrap());
         before = after;
@@ -243,16 +250,16 @@ async fn open(front: &Front, house: &House, count: u32) -> (Load, Vec<usize>) {
     (load, workers)
 }
 
-/// The places of `count` connections that become busy in this round.
+/// Returns the indices of `count` connections that become busy in this round.
 fn choose(workers: &[usize], busy: Busy, count: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..workers.len()).collect();
-    // The same order in every run and for every build: a generator of Lehmer's.
+    // A Lehmer generator gives the same order in each run and for each build.
     let mut state = round as u64 * 7_919 + 1;
-    for place in (1..order.len()).rev() {
+    for index in (1..order.len()).rev() {
         state = state * 48_271 % 2_147_483_647;
-        order.swap(place, (state % (place as u64 + 1)) as usize);
+        order.swap(index, (state % (index as u64 + 1)) as usize);
     }
-    order.retain(|place| busy == Busy::ByChance || workers[*place] == round % 2);
+    order.retain(|index| busy == Busy::ByChance || workers[*index] == round % 2);
     assert!(order.len() >= count, "a worker has {} of {} connections", order.len(), workers.len());
     order.truncate(count);
     order

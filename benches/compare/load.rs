@@ -1,6 +1,6 @@
-//! The load generator: requests at a fixed rate, each at its scheduled time whether the previous
-//! one was answered or not, so that a stalling proxy cannot hide it; or one after the other. Every
-//! response must be a success and complete.
+//! The load generator. It sends requests at a fixed rate, or in sequence. At a fixed rate, the time of a request
+//! counts from its scheduled time, so that a stalling proxy does not hide delays. Each response must be a complete
+//! success.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,29 +18,29 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use crate::peers::Front;
+use crate::peers::Target;
 use crate::upstream::{EPOCH, STAMP};
 use crate::wire;
 use crate::workload::{PACED_BYTES, Workload};
 
-/// Maximum bytes per read.
+/// The maximum number of bytes per read.
 const READ: usize = 256 * 1024;
 
 /// A request, and the length of its response's body.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct RequestSpec {
     pub request: Arc<[u8]>,
-    pub answer_bytes: u64,
+    pub response_bytes: u64,
     /// Whether pieces of the response contain the time at which they were sent.
     pub is_stamped: bool,
 }
 
-impl Asked {
-    /// A request with this key; a paced response takes `seconds`.
+impl RequestSpec {
+    /// Returns a request with this key. A paced response takes `seconds`.
     pub fn new(workload: Workload, key: &str, seconds: f64) -> Self {
         Self {
             request: workload.request(key, seconds),
-            answer_bytes: workload.answer_bytes(seconds),
+            response_bytes: workload.response_bytes(seconds),
             is_stamped: workload == Workload::Paced,
         }
     }
@@ -48,120 +48,130 @@ impl Asked {
 
 /// The results. Times in seconds from the scheduled time of the request.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct LoadResults {
     pub requests: u64,
     /// Times to the first byte of a response.
-    pub first: Vec<f64>,
-    /// Times to the last byte; for paced streams, of each piece from its sending.
-    pub whole: Vec<f64>,
-    pub took: Duration,
+    pub first_byte_times: Vec<f64>,
+    /// Times to the last byte. For paced streams, the time of each chunk since it was sent.
+    pub total_times: Vec<f64>,
+    pub elapsed: Duration,
 }
 
-impl Heard {
+impl LoadResults {
     fn add(&mut self, other: Self) {
         self.requests += other.requests;
-        self.first.extend(other.first);
-        self.whole.extend(other.whole);
+        self.first_byte_times.extend(other.first_byte_times);
+        self.total_times.extend(other.total_times);
     }
 }
 
 /// Connections that stay open between runs.
 pub struct Load {
-    askers: Vec<Asker>,
+    load_clients: Vec<LoadClient>,
 }
 
 impl Load {
-    /// Opens `askers` clients with one request at a time, each of which uses its connections in
+    /// Opens `load_clients` clients with one request at a time, each of which uses its connections in
     /// turns.
-    pub async fn open(front: &Front, askers: u32, connections_each: u32) -> Self {
-        let connector = front.tls.clone().map(TlsConnector::from);
-        let mut load = Self { askers: Vec::new() };
-        for _ in 0..askers {
+    pub async fn open(target: &Target, load_clients: u32, connections_per_client: u32) -> Self {
+        let connector = target.tls.clone().map(TlsConnector::from);
+        let mut load = Self { load_clients: Vec::new() };
+        for _ in 0..load_clients {
             let mut streams = Vec::new();
-            for _ in 0..connections_each {
-                streams.push(connect(front.address, connector.as_ref()).await);
+            for _ in 0..connections_per_client {
+                streams.push(connect(target.address, connector.as_ref()).await);
             }
-            load.askers.push(Asker::new(streams));
+            load.load_clients.push(LoadClient::new(streams));
         }
         load
     }
 
     /// Sends `rate` requests per second, by all clients together.
-    pub async fn at_rate(&mut self, asked: &Asked, rate: u32, seconds: f64) -> Heard {
-        let askers = u32::try_from(self.askers.len()).unwrap();
-        let interval = Duration::from_secs(1) * askers / rate;
-        let count = ((f64::from(rate) * seconds) as u32 / askers).max(1);
+    pub async fn at_rate(&mut self, request_spec: &RequestSpec, rate: u32, seconds: f64) -> LoadResults {
+        let load_clients = u32::try_from(self.load_clients.len()).unwrap();
+        let interval = Duration::from_secs(1) * load_clients / rate;
+        let count = ((f64::from(rate) * seconds) as u32 / load_clients).max(1);
         let begin = Instant::now() + Duration::from_millis(1);
-        self.run(|place, asker| {
-            asker.at_moments(asked.clone(), begin + interval / askers * place, interval, count)
+        self.run(|index, load_client| {
+            load_client.send_at_interval(
+                request_spec.clone(),
+                begin + interval / load_clients * index,
+                interval,
+                count,
+            )
         })
         .await
     }
 
     /// One request by each client, spread evenly over this time.
-    pub async fn once_each(&mut self, asked: &Asked, over: Duration) -> Heard {
-        let askers = u32::try_from(self.askers.len()).unwrap();
+    pub async fn once_each(&mut self, request_spec: &RequestSpec, over: Duration) -> LoadResults {
+        let load_clients = u32::try_from(self.load_clients.len()).unwrap();
         let begin = Instant::now() + Duration::from_millis(1);
-        self.run(|place, asker| asker.at_moments(asked.clone(), begin + over / askers * place, over, 1)).await
+        self.run(|index, load_client| {
+            load_client.send_at_interval(request_spec.clone(), begin + over / load_clients * index, over, 1)
+        })
+        .await
     }
 
     /// One request on each connection.
-    pub async fn everywhere(&mut self, asked: &Asked) -> Heard {
+    pub async fn once_per_connection(&mut self, request_spec: &RequestSpec) -> LoadResults {
         let now = Instant::now();
-        self.run(|_, asker| {
-            let count = u32::try_from(asker.streams.len()).unwrap();
-            asker.at_moments(asked.clone(), now, Duration::ZERO, count)
+        self.run(|_, load_client| {
+            let count = u32::try_from(load_client.streams.len()).unwrap();
+            load_client.send_at_interval(request_spec.clone(), now, Duration::ZERO, count)
         })
         .await
     }
 
     /// Sends `each` requests on each client's connection, one client after the other; `then` runs
     /// after each client.
-    pub async fn in_turns(&mut self, asked: &Asked, each: u32, mut then: impl FnMut(usize)) {
-        for (place, asker) in self.askers.iter_mut().enumerate() {
+    pub async fn in_turns(&mut self, request_spec: &RequestSpec, each: u32, mut then: impl FnMut(usize)) {
+        for (index, load_client) in self.load_clients.iter_mut().enumerate() {
             for _ in 0..each {
-                asker.ask(asked, Instant::now(), &mut Heard::default()).await;
+                load_client.request(request_spec, Instant::now(), &mut LoadResults::default()).await;
             }
-            then(place);
+            then(index);
         }
     }
 
     /// Adds the clients of another load.
     pub fn join(&mut self, other: Self) {
-        self.askers.extend(other.askers);
+        self.load_clients.extend(other.load_clients);
     }
 
-    /// Takes the clients at these places out, in this order; the others keep their places.
+    /// Takes the clients at these indices out, in this order. The other clients keep their indices.
     pub fn part(&mut self, places: &[usize]) -> Self {
         Self {
-            askers: places
+            load_clients: places
                 .iter()
-                .map(|place| std::mem::replace(&mut self.askers[*place], Asker::new(Vec::new())))
+                .map(|index| std::mem::replace(&mut self.load_clients[*index], LoadClient::new(Vec::new())))
                 .collect(),
         }
     }
 
     /// Sends the next request after each response, for `seconds`.
-    pub async fn saturating(&mut self, asked: &Asked, seconds: f64) -> Heard {
+    pub async fn saturating(&mut self, request_spec: &RequestSpec, seconds: f64) -> LoadResults {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
-        self.run(|_, asker| asker.until(asked.clone(), end)).await
+        self.run(|_, load_client| load_client.send_until(request_spec.clone(), end)).await
     }
 
-    async fn run<F>(&mut self, mut each: impl FnMut(u32, Asker) -> F) -> Heard
+    async fn run<F>(&mut self, mut each: impl FnMut(u32, LoadClient) -> F) -> LoadResults
     where
-        F: Future<Output = (Asker, Heard)> + Send + 'static,
+        F: Future<Output = (LoadClient, LoadResults)> + Send + 'static,
     {
-        let (tasks, began) = (Tasks::new(), Instant::now());
-        let running: Vec<_> =
-            (0..).zip(self.askers.drain(..)).map(|(place, own)| tasks.spawn(each(place, own))).collect();
-        let mut heard = Heard::default();
+        let (tasks, started_at) = (Tasks::new(), Instant::now());
+        let running: Vec<_> = (0..)
+            .zip(self.load_clients.drain(..))
+            .map(|(index, own)| tasks.spawn(each(index, own)))
+            .collect();
+        let mut results = LoadResults::default();
         for one in running {
-            let (asker, own) = one.await.unwrap();
-            self.askers.push(asker);
-            heard.add(own);
+            let (load_client, own) = one.await.unwrap();
+            self.load_clients.push(load_client);
+            results.add(own);
         }
-        heard.took = began.elapsed();
-        heard
+        results.elapsed = started_at.elapsed();
+        results
     }
 }
 
@@ -180,7 +190,7 @@ async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Stream {
 }
 
 /// A client with one request at a time.
-struct Asker {
+struct LoadClient {
     streams: Vec<Stream>,
     /// The index of the last used connection.
     turn: usize,
@@ -188,46 +198,45 @@ struct Asker {
     clock: AsyncFd<OwnedFd>,
 }
 
-impl Asker {
+impl LoadClient {
     fn new(streams: Vec<Stream>) -> Self {
-        // The runtime's timers have a resolution of milliseconds, many times the time that a proxy
-        // adds.
+        // The timers of tokio have a resolution of a millisecond, which is much more than the time that a proxy adds.
         let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
         #[expect(deprecated, reason = "an owned file is open as long as it is registered")]
         let clock = AsyncFd::new(clock).unwrap();
         Self { streams, turn: 0, buffer: Vec::with_capacity(READ), clock }
     }
 
-    /// Sends a request at each of these times, or at once if the previous one took longer.
-    async fn at_moments(
+    /// Sends a request at each of these times, or immediately if the previous request took longer.
+    async fn send_at_interval(
         mut self,
-        asked: Asked,
+        request_spec: RequestSpec,
         begin: Instant,
         interval: Duration,
         count: u32,
-    ) -> (Self, Heard) {
-        let mut heard = Heard::default();
+    ) -> (Self, LoadResults) {
+        let mut results = LoadResults::default();
         for number in 0..count {
-            let due = begin + interval * number;
-            self.wait(due).await;
-            self.ask(&asked, due, &mut heard).await;
+            let scheduled_at = begin + interval * number;
+            self.wait(scheduled_at).await;
+            self.request(&request_spec, scheduled_at, &mut results).await;
         }
-        (self, heard)
+        (self, results)
     }
 
-    async fn until(mut self, asked: Asked, end: Instant) -> (Self, Heard) {
-        let mut heard = Heard::default();
+    async fn send_until(mut self, request_spec: RequestSpec, end: Instant) -> (Self, LoadResults) {
+        let mut results = LoadResults::default();
         loop {
             let now = Instant::now();
             if now >= end {
-                return (self, heard);
+                return (self, results);
             }
-            self.ask(&asked, now, &mut heard).await;
+            self.request(&request_spec, now, &mut results).await;
         }
     }
 
-    async fn wait(&self, due: Instant) {
-        let left = due.saturating_duration_since(Instant::now());
+    async fn wait(&self, scheduled_at: Instant) {
+        let left = scheduled_at.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return;
         }
@@ -246,16 +255,21 @@ impl Asker {
     }
 
     /// Sends a request and reads the whole response.
-    async fn ask(&mut self, asked: &Asked, due: Instant, heard: &mut Heard) {
+    async fn request(
+        &mut self,
+        request_spec: &RequestSpec,
+        scheduled_at: Instant,
+        results: &mut LoadResults,
+    ) {
         self.turn = (self.turn + 1) % self.streams.len();
         let stream = &mut self.streams[self.turn];
-        stream.write_all(&asked.request).await.unwrap();
+        stream.write_all(&request_spec.request).await.unwrap();
         stream.flush().await.unwrap();
         let (buffer, mut first) = (&mut self.buffer, None);
         buffer.clear();
         let end = loop {
             read(stream, buffer).await;
-            first.get_or_insert_with(|| due.elapsed());
+            first.get_or_insert_with(|| scheduled_at.elapsed());
             if let Some(end) = wire::head_end(buffer) {
                 break end;
             }
@@ -263,20 +277,20 @@ impl Asker {
         let (head, behind) = buffer.split_at(end);
         assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
         let mut body = wire::body(head);
-        let mut payload = Payload { bytes: 0, stamp: asked.is_stamped.then(Vec::new), heard };
-        let taken = body.take(behind, &mut |piece| payload.take(piece));
-        assert_eq!(taken, behind.len(), "nothing follows an answer");
-        while !body.is_whole() {
+        let mut payload = Payload { bytes: 0, stamp: request_spec.is_stamped.then(Vec::new), results };
+        let taken = body.take(behind, &mut |chunk| payload.take(chunk));
+        assert_eq!(taken, behind.len(), "no bytes follow a response");
+        while !body.is_complete() {
             buffer.clear();
             read(stream, buffer).await;
-            let taken = body.take(buffer, &mut |piece| payload.take(piece));
-            assert_eq!(taken, buffer.len(), "nothing follows an answer");
+            let taken = body.take(buffer, &mut |chunk| payload.take(chunk));
+            assert_eq!(taken, buffer.len(), "no bytes follow a response");
         }
-        assert_eq!(payload.bytes, asked.answer_bytes, "the answer came whole");
-        heard.requests += 1;
-        heard.first.push(first.unwrap().as_secs_f64());
-        if !asked.is_stamped {
-            heard.whole.push(due.elapsed().as_secs_f64());
+        assert_eq!(payload.bytes, request_spec.response_bytes, "the response is complete");
+        results.requests += 1;
+        results.first_byte_times.push(first.unwrap().as_secs_f64());
+        if !request_spec.is_stamped {
+            results.total_times.push(scheduled_at.elapsed().as_secs_f64());
         }
     }
 }
@@ -290,30 +304,30 @@ struct Payload<'a> {
     bytes: u64,
     /// The digits of a piece's time received so far.
     stamp: Option<Vec<u8>>,
-    heard: &'a mut Heard,
+    results: &'a mut LoadResults,
 }
 
 impl Payload<'_> {
-    fn take(&mut self, mut piece: &[u8]) {
+    fn take(&mut self, mut chunk: &[u8]) {
         let Some(stamp) = &mut self.stamp else {
-            self.bytes += piece.len() as u64;
+            self.bytes += chunk.len() as u64;
             return;
         };
-        while !piece.is_empty() {
+        while !chunk.is_empty() {
             let at = usize::try_from(self.bytes % PACED_BYTES).unwrap();
             let own = if at < STAMP { STAMP - at } else { usize::try_from(PACED_BYTES).unwrap() - at };
-            let own = own.min(piece.len());
+            let own = own.min(chunk.len());
             if at < STAMP {
-                stamp.extend(&piece[..own]);
+                stamp.extend(&chunk[..own]);
                 if stamp.len() == STAMP {
                     let sent: u64 = std::str::from_utf8(stamp).unwrap().parse().unwrap();
                     let span = EPOCH.elapsed().saturating_sub(Duration::from_nanos(sent));
-                    self.heard.whole.push(span.as_secs_f64());
+                    self.results.total_times.push(span.as_secs_f64());
                     stamp.clear();
                 }
             }
             self.bytes += own as u64;
-            piece = &piece[own..];
+            chunk = &chunk[own..];
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Processor time and memory of programs and of the system, and processor affinity.
+//! Processor time, memory and processor affinity of programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,16 +12,15 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 const TICK: f64 = 0.01;
 
 /// Pins all threads of this process, including later ones, to this processor.
-pub fn stay_on(processor: &str) {
+pub fn pin_to_processor(processor: &str) {
     let own = std::process::id().to_string();
     let status =
         Command::new("taskset").args(["-a", "-p", "-c", processor, &own]).stdout(Stdio::null()).status();
     assert!(status.is_ok_and(|status| status.success()), "`taskset` keeps programs on their processors");
 }
 
-/// Raises the limit of open files of this program, and of those that it starts, as far as allowed;
-/// returns it.
-pub fn open_files_max() -> u64 {
+/// Raises the limit of open files of this program and its child processes to the hard limit. Returns the limit.
+pub fn raise_open_files_limit() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // If that fails, the old limit is returned.
@@ -31,14 +30,14 @@ pub fn open_files_max() -> u64 {
 
 /// A command pinned to these processors.
 pub fn program_on(processors: &str, program: &Path) -> Command {
-    // With an absolute path, so that it is found with an empty environment, too.
-    let mut command = Command::new(found("taskset").expect("`taskset`"));
+    // The absolute path is also valid with an empty environment.
+    let mut command = Command::new(find_program("taskset").expect("`taskset`"));
     command.args(["-c", processors]).arg(program).stdin(Stdio::null());
     command
 }
 
 /// The path of a program, searched like a shell does.
-pub fn found(program: &str) -> Option<PathBuf> {
+pub fn find_program(program: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH")?;
     std::env::split_paths(&paths).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
@@ -51,7 +50,7 @@ pub fn first_line(program: &Path, argument: &str) -> String {
 }
 
 /// The kernel and the processors.
-pub fn about() -> String {
+pub fn describe() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let names = processors();
     format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().map_or("unknown", |name| name))
@@ -82,14 +81,14 @@ fn ticks_of(stat: &str) -> f64 {
 }
 
 /// Measures the load of other programs.
-pub struct Others {
-    began: Instant,
+pub struct OtherLoad {
+    started_at: Instant,
     before: (f64, f64),
 }
 
-impl Others {
-    pub fn look() -> Self {
-        Self { began: Instant::now(), before: all_and_own() }
+impl OtherLoad {
+    pub fn start() -> Self {
+        Self { started_at: Instant::now(), before: all_and_own() }
     }
 
     /// The share of all processors that other programs have used since then, given the proxy's
@@ -97,17 +96,17 @@ impl Others {
     pub fn share(&self, proxy: f64) -> f64 {
         let (all, own) = all_and_own();
         let others = all - self.before.0 - (own - self.before.1) - proxy;
-        (others / self.began.elapsed().as_secs_f64() / processors().len() as f64).max(0.0)
+        (others / self.started_at.elapsed().as_secs_f64() / processors().len() as f64).max(0.0)
     }
 }
 
 /// A program with its child processes, until it is dropped.
 #[derive(Debug)]
-pub struct Running {
+pub struct PeerProcess {
     child: Child,
 }
 
-impl Running {
+impl PeerProcess {
     pub fn start(command: &mut Command) -> Self {
         Self { child: command.spawn().unwrap() }
     }
@@ -177,14 +176,14 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         // A killed nginx would leave its worker behind; Keychoir would drain its streams on a
         // graceful stop.
         let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let began = Instant::now();
+        let started_at = Instant::now();
         while self.is_alive() {
-            if began.elapsed() > Duration::from_millis(500) {
+            if started_at.elapsed() > Duration::from_millis(500) {
                 let _ = self.child.kill();
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -204,8 +203,8 @@ impl Used {
         let new = |(thread, seconds): (&PathBuf, &f64)| seconds - before.threads.get(thread).unwrap_or(&0.0);
         let fine: f64 = self.threads.iter().map(new).sum();
         let coarse = self.ticks - before.ticks;
-        // The fine sum lacks threads that have ended; a process with two counters is rounded twice
-        // at each end.
+        // The sum of the threads lacks those that have ended. The ticks of a process are the sum of two counters, which
+        // are both rounded at each end.
         let rounding = 4.0 * TICK;
         if coarse > fine + rounding { coarse } else { fine }
     }

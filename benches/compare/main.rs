@@ -1,17 +1,17 @@
-//! Keychoir beside other proxies: what a request costs the processor, how much later its answer comes,
-//! and how many go through one core, with each proxy doing the same job. Starts a stand-in for the
-//! provider, and every peer that is installed, and is the client of all of them in turns.
+//! Compares Keychoir with other proxies: the processor time of a request, its added latency, and the maximum rate
+//! on one core, with each proxy configured for the same work. Starts a simulated provider and each installed proxy,
+//! and sends requests to all of them in turns.
 //!
 //! ```text
 //! cargo bench --bench compare                    every workload
 //! cargo bench --bench compare -- get tts         some of them
 //! cargo bench --bench compare -- tls-upstream    with TLS to the provider; tls-both: on both sides
-//! cargo bench --bench compare -- memory          what idle proxies and idle clients take
+//! cargo bench --bench compare -- memory          memory of idle proxies and idle clients
 //! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores;
 //!                                                nginx with more connections
 //! cargo bench --bench compare -- uneven          small requests beside long streams
 //! cargo bench --bench compare -- kept            requests on idle connections of one worker
-//! cargo bench --bench compare -- slow            speeches beside clients that trickle or do not read
+//! cargo bench --bench compare -- slow            speech requests beside clients that trickle or do not read
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
 //! ```
@@ -26,11 +26,11 @@
     clippy::print_stdout,
     clippy::disallowed_methods,
     unreachable_pub,
-    reason = "a measurement reads the clock, prints, and ends at its first surprise"
+    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
 )]
 
-#[path = "../house/mod.rs"]
-mod house;
+#[path = "../harness/mod.rs"]
+mod harness;
 
 mod growth;
 mod kept;
@@ -49,10 +49,10 @@ mod workload;
 
 use std::path::PathBuf;
 
-use house::number;
-use peers::{Peer, Scene, Way};
+use harness::env_number;
+use peers::{Peer, Setup, TlsMode};
 use rounds::{Entry, Plan};
-use table::Beside;
+use table::Reference;
 use tls::Certificates;
 use upstream::Upstream;
 use workload::Workload;
@@ -60,84 +60,85 @@ use workload::Workload;
 fn main() {
     // `cargo bench` itself passes `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let asked = Asked::by(&words);
+    let selection = Selection::by(&words);
     let peers = chosen();
-    println!("{}", machine::about());
+    println!("{}", machine::describe());
     for peer in &peers {
         if let Some(version) = peer.version() {
             println!("{}: {version}", peer.name());
         }
     }
-    machine::stay_on("1");
-    machine::open_files_max();
+    machine::pin_to_processor("1");
+    machine::raise_open_files_limit();
     let plan = Plan {
-        seconds: f64::from(number("BENCH_SECONDS", 4)),
-        rounds: number("BENCH_ROUNDS", 5) as usize,
+        seconds: f64::from(env_number("BENCH_SECONDS", 4)),
+        rounds: env_number("BENCH_ROUNDS", 5) as usize,
         is_saturated: true,
         folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
     };
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
     let certificates = Certificates::make(folder.path());
-    let scene = Scene::new(Upstream::start(&certificates), certificates);
-    for way in asked.ways {
-        for workload in &asked.workloads {
-            compare(&plan, &peers, &Scene { way, ..scene.clone() }, *workload);
+    let setup = Setup::new(Upstream::start(&certificates), certificates);
+    for tls_mode in selection.tls_modes {
+        for workload in &selection.workloads {
+            compare(&plan, &peers, &Setup { tls_mode, ..setup.clone() }, *workload);
         }
     }
-    for study in asked.studies {
-        study(&plan, &peers, &scene);
+    for study in selection.studies {
+        study(&plan, &peers, &setup);
     }
 }
 
 /// The selection of the command line.
-struct Asked {
+struct Selection {
     workloads: Vec<Workload>,
-    ways: Vec<Way>,
-    studies: Vec<fn(&Plan, &[Peer], &Scene)>,
+    tls_modes: Vec<TlsMode>,
+    studies: Vec<fn(&Plan, &[Peer], &Setup)>,
 }
 
-impl Asked {
+impl Selection {
     fn by(words: &[String]) -> Self {
-        let mut asked = Self { workloads: Vec::new(), ways: Vec::new(), studies: Vec::new() };
+        let mut selection = Self { workloads: Vec::new(), tls_modes: Vec::new(), studies: Vec::new() };
         for word in words {
             match (&**word, Workload::ALL.into_iter().find(|workload| workload.name() == word)) {
-                (_, Some(workload)) => asked.workloads.push(workload),
-                ("plain", None) => asked.ways.push(Way::Plain),
-                ("tls-upstream", None) => asked.ways.push(Way::TlsBehind),
-                ("tls-both", None) => asked.ways.push(Way::TlsOnBothSides),
-                ("memory", None) => asked.studies.push(memory::measure),
-                ("growth", None) => asked.studies.push(growth::grow),
-                ("uneven", None) => asked.studies.push(uneven::measure),
-                ("kept", None) => asked.studies.push(kept::measure),
-                ("slow", None) => asked.studies.push(slow::measure),
-                (word, None) => panic!("`{word}` is nothing that can be measured here"),
+                (_, Some(workload)) => selection.workloads.push(workload),
+                ("plain", None) => selection.tls_modes.push(TlsMode::Plain),
+                ("tls-upstream", None) => selection.tls_modes.push(TlsMode::TlsToProvider),
+                ("tls-both", None) => selection.tls_modes.push(TlsMode::TlsOnBothSides),
+                ("memory", None) => selection.studies.push(memory::measure),
+                ("growth", None) => selection.studies.push(growth::grow),
+                ("uneven", None) => selection.studies.push(uneven::measure),
+                ("kept", None) => selection.studies.push(kept::measure),
+                ("slow", None) => selection.studies.push(slow::measure),
+                (word, None) => panic!("unknown measurement `{word}`"),
             }
         }
         // A study runs without the comparison, and a TLS setup without workloads runs all of them.
-        if asked.ways.is_empty() && (asked.studies.is_empty() || !asked.workloads.is_empty()) {
-            asked.ways.push(Way::Plain);
+        if selection.tls_modes.is_empty() && (selection.studies.is_empty() || !selection.workloads.is_empty())
+        {
+            selection.tls_modes.push(TlsMode::Plain);
         }
-        if asked.workloads.is_empty() {
-            asked.workloads.extend(Workload::ALL);
+        if selection.workloads.is_empty() {
+            selection.workloads.extend(Workload::ALL);
         }
-        asked
+        selection
     }
 }
 
 /// One workload with all peers.
-fn compare(plan: &Plan, peers: &[Peer], scene: &Scene, workload: Workload) {
-    let entry = |peer: &Peer| Entry::new(peer.clone(), scene.clone(), workload);
-    let entries: Vec<Entry> = peers.iter().filter(|peer| peer.goes(scene.way)).map(entry).collect();
+fn compare(plan: &Plan, peers: &[Peer], setup: &Setup, workload: Workload) {
+    let entry = |peer: &Peer| Entry::new(peer.clone(), setup.clone(), workload);
+    let entries: Vec<Entry> = peers.iter().filter(|peer| peer.supports(setup.tls_mode)).map(entry).collect();
     let measured = rounds::measure(plan, &entries, workload);
-    let way = match scene.way {
-        Way::Plain => "",
-        Way::TlsBehind => "TLS to the provider, ",
-        Way::TlsOnBothSides => "TLS on both sides, ",
+    let tls_mode = match setup.tls_mode {
+        TlsMode::Plain => "",
+        TlsMode::TlsToProvider => "TLS to the provider, ",
+        TlsMode::TlsOnBothSides => "TLS on both sides, ",
     };
-    let title = format!("{way}{}", table::about(plan, workload));
-    let place = entries.iter().position(|entry| entry.peer == Peer::Nginx);
+    let title = format!("{tls_mode}{}", table::describe(plan, workload));
+    let index = entries.iter().position(|entry| entry.peer == Peer::Nginx);
     let bound = Some(workload.bound());
-    table::print(&title, &entries, &measured, &Beside { name: "nginx", place, bound });
+    table::print(&title, &entries, &measured, &Reference { name: "nginx", index, bound });
 }
 
 /// The peers that `BENCH_PEERS` names, or all.

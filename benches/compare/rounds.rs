@@ -1,14 +1,14 @@
-//! The order of a measurement: in every round each proxy has one turn, and another one begins, so
-//! that other load on the machine affects all of them alike.
+//! The rounds of a comparison. In each round every proxy has one turn, and the first turn rotates, so that other
+//! load on the machine affects all proxies equally.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::load::{Asked, Heard, Load};
-use crate::machine::Others;
-use crate::peers::{House, Peer, Scene};
+use crate::load::{Load, LoadResults, RequestSpec};
+use crate::machine::OtherLoad;
+use crate::peers::{Peer, Setup, StartedPeer};
 use crate::workload::{PACED_MS, Workload};
 
 /// Unmeasured seconds before each turn.
@@ -27,22 +27,22 @@ pub struct Plan {
 pub struct Entry {
     pub name: String,
     pub peer: Peer,
-    pub scene: Scene,
+    pub setup: Setup,
     pub rate: u32,
     /// The number of clients, and of connections of each.
-    pub askers: u32,
-    pub connections_each: u32,
+    pub load_clients: u32,
+    pub connections_per_client: u32,
 }
 
 impl Entry {
-    pub fn new(peer: Peer, scene: Scene, workload: Workload) -> Self {
+    pub fn new(peer: Peer, setup: Setup, workload: Workload) -> Self {
         Self {
             name: peer.name().to_owned(),
             peer,
-            scene,
+            setup,
             rate: workload.rate(),
-            askers: workload.connections(),
-            connections_each: 1,
+            load_clients: workload.connections(),
+            connections_per_client: 1,
         }
     }
 }
@@ -67,112 +67,132 @@ pub struct Turn {
     pub others: f64,
     /// Whether the rate was reached.
     pub is_on_time: bool,
-    pub most: Option<Most>,
+    pub most: Option<Saturation>,
 }
 
 /// The maximum throughput.
 #[derive(Debug)]
-pub struct Most {
+pub struct Saturation {
     /// Requests per second.
     pub rate: f64,
     pub cost: f64,
-    /// The utilization of its processor: well below 1, something else was the bottleneck.
+    /// The utilization of the processor of the proxy. If it is well below 1, the proxy was not the bottleneck.
     pub busy: f64,
 }
 
 /// All rounds of one workload, with newly started proxies.
 pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measured> {
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
-    let start = |(place, entry): (usize, &Entry)| {
-        entry.peer.start(&entry.scene, &folder.path().join(format!("{place}-{}", entry.name)))
+    let start = |(index, entry): (usize, &Entry)| {
+        entry.peer.start(&entry.setup, &folder.path().join(format!("{index}-{}", entry.name)))
     };
-    let houses: Vec<Option<House>> = entries.iter().enumerate().map(start).collect();
+    let started_peers: Vec<Option<StartedPeer>> = entries.iter().enumerate().map(start).collect();
     let mut measured: Vec<Measured> = entries.iter().map(|_| Measured::default()).collect();
-    let mut asked = vec![0; houses.len()];
-    let upstream = &entries[0].scene.upstream;
-    let (runtime, seen) = (here(), upstream.requests());
+    let mut request_spec = vec![0; started_peers.len()];
+    let upstream = &entries[0].setup.upstream;
+    let (runtime, counters) = (current_thread_runtime(), upstream.requests());
     for round in 0..plan.rounds {
-        for turn in 0..houses.len() {
-            let place = (round + turn) % houses.len();
-            let turn = take_turn(plan, &entries[place], workload, houses[place].as_ref());
+        for turn in 0..started_peers.len() {
+            let index = (round + turn) % started_peers.len();
+            let turn = take_turn(plan, &entries[index], workload, started_peers[index].as_ref());
             let (turn, requests) = runtime.block_on(turn);
-            asked[place] += requests;
-            measured[place].turns.push(turn);
-            upstream.was_respected(&entries[place].name);
+            request_spec[index] += requests;
+            measured[index].turns.push(turn);
+            upstream.assert_credentials_were_replaced(&entries[index].name);
         }
     }
-    assert_eq!(upstream.requests() - seen, asked.iter().sum::<u64>(), "each request was sent on once");
-    for (place, house) in houses.iter().enumerate() {
-        if let Some(house) = house {
-            measured[place].memory = house.running.memory();
-            house.has_logged(&entries[place].name, asked[place]);
+    assert_eq!(
+        upstream.requests() - counters,
+        request_spec.iter().sum::<u64>(),
+        "each request is forwarded exactly once"
+    );
+    for (index, started_peer) in started_peers.iter().enumerate() {
+        if let Some(started_peer) = started_peer {
+            measured[index].memory = started_peer.running.memory();
+            started_peer.assert_requests_are_logged(&entries[index].name, request_spec[index]);
         }
     }
     measured
 }
 
-pub fn here() -> Runtime {
+pub fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// One turn of a proxy; returns its results and the number of requests.
-async fn take_turn(plan: &Plan, entry: &Entry, workload: Workload, house: Option<&House>) -> (Turn, u64) {
-    let front = entry.scene.front(house);
-    let asked = |seconds: f64| Asked::new(workload, front.key, seconds);
-    let mut load = Load::open(&front, entry.askers, entry.connections_each).await;
+async fn take_turn(
+    plan: &Plan,
+    entry: &Entry,
+    workload: Workload,
+    started_peer: Option<&StartedPeer>,
+) -> (Turn, u64) {
+    let target = entry.setup.target(started_peer);
+    let request_spec = |seconds: f64| RequestSpec::new(workload, target.key, seconds);
+    let mut load = Load::open(&target, entry.load_clients, entry.connections_per_client).await;
     // At least one request per connection: the first one of a connection costs more.
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.everywhere(&asked(WARM_SECONDS)).await.requests
+            load.once_per_connection(&request_spec(WARM_SECONDS)).await.requests
         }
     };
-    requests += drive(&mut load, entry, workload, &asked(WARM_SECONDS), WARM_SECONDS).await.requests;
-    let asked = asked(plan.seconds);
-    let others = Others::look();
-    let (mut heard, seconds) = costing(house, drive(&mut load, entry, workload, &asked, plan.seconds)).await;
+    requests += drive(&mut load, entry, workload, &request_spec(WARM_SECONDS), WARM_SECONDS).await.requests;
+    let request_spec = request_spec(plan.seconds);
+    let others = OtherLoad::start();
+    let (mut results, seconds) =
+        costing(started_peer, drive(&mut load, entry, workload, &request_spec, plan.seconds)).await;
     let others = others.share(seconds);
     drop(load);
-    requests += heard.requests;
+    requests += results.requests;
     let mut most = None;
     if let Some(connections) = workload.saturating().filter(|_| plan.is_saturated) {
-        let mut load = Load::open(&front, connections, 1).await;
-        requests += load.saturating(&asked, WARM_SECONDS / 2.0).await.requests;
-        let (heard, seconds) = costing(house, load.saturating(&asked, plan.seconds / 2.0)).await;
-        requests += heard.requests;
-        most = Some(Most {
-            rate: heard.requests as f64 / heard.took.as_secs_f64(),
-            cost: seconds * 1e6 / heard.requests as f64,
-            busy: seconds / heard.took.as_secs_f64(),
+        let mut load = Load::open(&target, connections, 1).await;
+        requests += load.saturating(&request_spec, WARM_SECONDS / 2.0).await.requests;
+        let (results, seconds) =
+            costing(started_peer, load.saturating(&request_spec, plan.seconds / 2.0)).await;
+        requests += results.requests;
+        most = Some(Saturation {
+            rate: results.requests as f64 / results.elapsed.as_secs_f64(),
+            cost: seconds * 1e6 / results.requests as f64,
+            busy: seconds / results.elapsed.as_secs_f64(),
         });
     }
     let turn = Turn {
-        // For paced streams, each piece has a time of its own.
-        cost: seconds * 1e6 / heard.whole.len() as f64,
-        first_p50: quantile(&mut heard.first, 0.5),
-        p50: quantile(&mut heard.whole, 0.5),
-        p99: quantile(&mut heard.whole, 0.99),
+        // Paced streams record a time per chunk.
+        cost: seconds * 1e6 / results.total_times.len() as f64,
+        first_p50: quantile(&mut results.first_byte_times, 0.5),
+        p50: quantile(&mut results.total_times, 0.5),
+        p99: quantile(&mut results.total_times, 0.99),
         others,
-        is_on_time: heard.took.as_secs_f64() < plan.seconds * 1.05 + 0.1,
+        is_on_time: results.elapsed.as_secs_f64() < plan.seconds * 1.05 + 0.1,
         most,
     };
     (turn, requests)
 }
 
 /// The responses of a run, and the processor time of the proxy in seconds.
-async fn costing(house: Option<&House>, driving: impl Future<Output = Heard>) -> (Heard, f64) {
-    let used = || house.map(|house| house.running.used());
+async fn costing(
+    started_peer: Option<&StartedPeer>,
+    driving: impl Future<Output = LoadResults>,
+) -> (LoadResults, f64) {
+    let used = || started_peer.map(|started_peer| started_peer.running.used());
     let before = used();
-    let heard = driving.await;
+    let results = driving.await;
     let seconds = used().zip(before).map_or(0.0, |(after, before)| after.since(&before));
-    (heard, seconds)
+    (results, seconds)
 }
 
-async fn drive(load: &mut Load, entry: &Entry, workload: Workload, asked: &Asked, seconds: f64) -> Heard {
+async fn drive(
+    load: &mut Load,
+    entry: &Entry,
+    workload: Workload,
+    request_spec: &RequestSpec,
+    seconds: f64,
+) -> LoadResults {
     match workload {
-        Workload::Paced => load.once_each(asked, Duration::from_millis(PACED_MS)).await,
+        Workload::Paced => load.once_each(request_spec, Duration::from_millis(PACED_MS)).await,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.at_rate(asked, entry.rate, seconds).await
+            load.at_rate(request_spec, entry.rate, seconds).await
         }
     }
 }

@@ -1,21 +1,21 @@
-//! Prints the results of a comparison.
+//! Prints the results of a comparison as a table.
 
-use crate::house::{middle, spread};
+use crate::harness::{format_median_and_range, median};
 use crate::peers::Peer;
 use crate::rounds::{Entry, Measured, Plan, Turn};
 use crate::workload::{PACED_BYTES, PACED_MS, Workload};
 
 /// The reference of the rows.
-pub struct Beside {
+pub struct Reference {
     pub name: &'static str,
     /// The index of its row.
-    pub place: Option<usize>,
+    pub index: Option<usize>,
     /// The maximum ratio for builds of Keychoir.
     pub bound: Option<f64>,
 }
 
 /// The heading: workload, rate and connections.
-pub fn about(plan: &Plan, workload: Workload) -> String {
+pub fn describe(plan: &Plan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
     let what = match workload {
         Workload::Paced => format!(
@@ -28,14 +28,14 @@ pub fn about(plan: &Plan, workload: Workload) -> String {
     format!("{}: {what}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
 }
 
-pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Beside) {
+pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &Reference) {
     let others = measured.iter().flat_map(|measured| &measured.turns).map(|turn| turn.others);
-    println!("\n{title}; others had {:.0}% of this machine", middle(others) * 100.0);
+    println!("\n{title}; others had {:.0}% of this machine", median(others) * 100.0);
     println!(
         "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>8}{:>7}{:>6}{:>7}",
         "",
         "processor, µs",
-        format!("beside {}", beside.name),
+        format!("beside {}", reference.name),
         "p50 +µs",
         "p99 +µs",
         "first +",
@@ -46,29 +46,29 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], beside: &Bes
         "MiB"
     );
     let direct = entries.iter().position(|entry| entry.peer == Peer::Direct);
-    let direct = direct.map(|place| &*measured[place].turns);
-    for (place, (entry, measured_here)) in entries.iter().zip(measured).enumerate() {
-        let reference = beside.place.map(|place| &*measured[place].turns);
-        let ratios: Vec<f64> = match reference {
-            Some(reference) if entry.peer != Peer::Direct && beside.place != Some(place) => {
-                measured_here.turns.iter().zip(reference).map(|(own, other)| own.cost / other.cost).collect()
+    let direct = direct.map(|index| &*measured[index].turns);
+    for (index, (entry, measured_here)) in entries.iter().zip(measured).enumerate() {
+        let reference_turns = reference.index.map(|index| &*measured[index].turns);
+        let ratios: Vec<f64> = match reference_turns {
+            Some(turns) if entry.peer != Peer::Direct && reference.index != Some(index) => {
+                measured_here.turns.iter().zip(turns).map(|(own, other)| own.cost / other.cost).collect()
             }
             _ => Vec::new(),
         };
-        let most_ratio = reference.filter(|_| !ratios.is_empty()).and_then(|reference| {
-            let pairs = measured_here.turns.iter().zip(reference);
+        let most_ratio = reference_turns.filter(|_| !ratios.is_empty()).and_then(|turns| {
+            let pairs = measured_here.turns.iter().zip(turns);
             let ratios =
                 pairs.filter_map(|(own, other)| Some(own.most.as_ref()?.cost / other.most.as_ref()?.cost));
             let ratios: Vec<f64> = ratios.collect();
-            (!ratios.is_empty()).then(|| middle(ratios.into_iter()))
+            (!ratios.is_empty()).then(|| median(ratios.into_iter()))
         });
         row(entry, measured_here, direct, &ratios, most_ratio);
-        if let (Peer::Keychoir(..), Some(bound), false) = (&entry.peer, beside.bound, ratios.is_empty()) {
-            let ratio = middle(ratios.iter().copied());
+        if let (Peer::Keychoir(..), Some(bound), false) = (&entry.peer, reference.bound, ratios.is_empty()) {
+            let ratio = median(ratios.iter().copied());
             if ratio > bound {
                 println!(
                     "    ABOVE ITS BOUND: {ratio:.2} beside {}, where {bound:.2} is the most",
-                    beside.name
+                    reference.name
                 );
             }
         }
@@ -79,24 +79,24 @@ fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f6
     let (turns, is_direct) = (&measured.turns, entry.peer == Peer::Direct);
     let blank = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
-    let places = if middle(costs.clone()) < 200.0 { 1 } else { 0 };
-    let cost = if is_direct { blank() } else { spread(costs, places) };
-    let ratio = if ratios.is_empty() { blank() } else { spread(ratios.iter().copied(), 2) };
+    let places = if median(costs.clone()) < 200.0 { 1 } else { 0 };
+    let cost = if is_direct { blank() } else { format_median_and_range(costs, places) };
+    let ratio = if ratios.is_empty() { blank() } else { format_median_and_range(ratios.iter().copied(), 2) };
     // The direct connection is the baseline of the others, and its own times are absolute.
     let added = |what: fn(&Turn) -> f64| match direct {
         Some(direct) if !is_direct => {
-            middle(turns.iter().zip(direct).map(|(own, direct)| what(own) - what(direct)))
+            median(turns.iter().zip(direct).map(|(own, direct)| what(own) - what(direct)))
         }
-        _ => middle(turns.iter().map(what)),
+        _ => median(turns.iter().map(what)),
     };
     let [p50, p99, first] = [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_p50)];
     let mut most = [blank(), blank(), most_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}")), blank()];
-    let found = || turns.iter().filter_map(|turn| turn.most.as_ref());
-    if found().next().is_some() {
-        most[0] = format!("{:.0}", middle(found().map(|most| most.rate)));
+    let find_program = || turns.iter().filter_map(|turn| turn.most.as_ref());
+    if find_program().next().is_some() {
+        most[0] = format!("{:.0}", median(find_program().map(|most| most.rate)));
         if !is_direct {
-            most[1] = format!("{:.1}", middle(found().map(|most| most.cost)));
-            most[3] = format!("{:.0}%", middle(found().map(|most| most.busy)) * 100.0);
+            most[1] = format!("{:.1}", median(find_program().map(|most| most.cost)));
+            most[3] = format!("{:.0}%", median(find_program().map(|most| most.busy)) * 100.0);
         }
     }
     let [rate, its, most_ratio, busy] = most;

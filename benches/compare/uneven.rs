@@ -1,20 +1,20 @@
-//! Whether small requests starve: long streams begin first, and then small requests come on other
-//! connections. Two processors, which the proxy shares with both ends.
+//! The delay of small requests while long streams run on other connections. The proxy shares two processors with its
+//! clients and its provider.
 
 use std::time::Duration;
 
-use crate::house::middle;
-use crate::load::{Asked, Load};
-use crate::peers::{House, Peer, Scene};
-use crate::rounds::{Plan, here, quantile};
+use crate::harness::median;
+use crate::load::{Load, RequestSpec};
+use crate::peers::{Peer, Setup, StartedPeer};
+use crate::rounds::{Plan, current_thread_runtime, quantile};
 use crate::workload::{PACED_MS, Workload};
 
 const RATE: u32 = 500;
-const ASKERS: u32 = 16;
+const LOAD_CLIENTS: u32 = 16;
 
 /// The concurrent load.
 #[derive(Clone, Copy)]
-enum Beside {
+enum BackgroundLoad {
     Nothing,
     /// A number of streams in real time.
     Paced(u32),
@@ -22,7 +22,7 @@ enum Beside {
     Fast(u32),
 }
 
-impl Beside {
+impl BackgroundLoad {
     const ALL: [Self; 4] = [Self::Nothing, Self::Paced(200), Self::Fast(2), Self::Fast(16)];
 
     fn name(self) -> String {
@@ -43,10 +43,10 @@ struct Turn {
     streamed: f64,
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
-    let scene = Scene { processors: "0,1", threads: 2, ..scene.clone() };
+pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
+    let setup = Setup { processors: "0,1", threads: 2, ..setup.clone() };
     println!(
-        "\nuneven: get, {RATE} requests/s over {ASKERS} connections beside long streams, two processors; \
+        "\nuneven: get, {RATE} requests/s over {LOAD_CLIENTS} connections beside long streams, two processors; \
          {} rounds of {} s in turns",
         plan.rounds, plan.seconds
     );
@@ -55,44 +55,49 @@ pub fn measure(plan: &Plan, peers: &[Peer], scene: &Scene) {
         "", "beside", "p50, µs", "p99, µs", "most, µs", "streams MiB/s"
     );
     let folder = tempfile::tempdir_in(&plan.folder).unwrap();
-    let houses: Vec<Option<House>> =
-        peers.iter().map(|peer| peer.start(&scene, &folder.path().join(peer.name()))).collect();
-    for beside in Beside::ALL {
+    let started_peers: Vec<Option<StartedPeer>> =
+        peers.iter().map(|peer| peer.start(&setup, &folder.path().join(peer.name()))).collect();
+    for background_load in BackgroundLoad::ALL {
         let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
         for round in 0..plan.rounds {
             for turn in 0..peers.len() {
-                let place = (round + turn) % peers.len();
-                let turn = take_turn(plan, &scene, houses[place].as_ref(), beside);
-                turns[place].push(here().block_on(turn));
-                scene.upstream.was_respected(peers[place].name());
+                let index = (round + turn) % peers.len();
+                let turn = take_turn(plan, &setup, started_peers[index].as_ref(), background_load);
+                turns[index].push(current_thread_runtime().block_on(turn));
+                setup.upstream.assert_credentials_were_replaced(peers[index].name());
             }
         }
         for (peer, turns) in peers.iter().zip(&turns) {
-            let told = |what: fn(&Turn) -> f64| middle(turns.iter().map(what));
+            let median_of = |what: fn(&Turn) -> f64| median(turns.iter().map(what));
             println!(
                 "{:<18}{:<12}{:>12.0}{:>12.0}{:>12.0}{:>14.1}",
                 peer.name(),
-                beside.name(),
-                told(|turn| turn.p50),
-                told(|turn| turn.p99),
-                told(|turn| turn.most),
-                told(|turn| turn.streamed)
+                background_load.name(),
+                median_of(|turn| turn.p50),
+                median_of(|turn| turn.p99),
+                median_of(|turn| turn.most),
+                median_of(|turn| turn.streamed)
             );
         }
     }
 }
 
-async fn take_turn(plan: &Plan, scene: &Scene, house: Option<&House>, beside: Beside) -> Turn {
-    let front = scene.front(house);
+async fn take_turn(
+    plan: &Plan,
+    setup: &Setup,
+    started_peer: Option<&StartedPeer>,
+    background_load: BackgroundLoad,
+) -> Turn {
+    let target = setup.target(started_peer);
     // The streams begin before the small requests and end after them.
     let seconds = plan.seconds + 0.5;
-    let (workload, count) = match beside {
-        Beside::Nothing | Beside::Paced(0) | Beside::Fast(0) => (Workload::Stream, 0),
-        Beside::Paced(count) => (Workload::Paced, count),
-        Beside::Fast(count) => (Workload::Stream, count),
+    let (workload, count) = match background_load {
+        BackgroundLoad::Nothing | BackgroundLoad::Paced(0) | BackgroundLoad::Fast(0) => (Workload::Stream, 0),
+        BackgroundLoad::Paced(count) => (Workload::Paced, count),
+        BackgroundLoad::Fast(count) => (Workload::Stream, count),
     };
-    let long = Asked::new(workload, front.key, seconds);
-    let mut streams = Load::open(&front, count, 1).await;
+    let long = RequestSpec::new(workload, target.key, seconds);
+    let mut streams = Load::open(&target, count, 1).await;
     let streaming = async {
         match workload {
             Workload::Paced => streams.once_each(&long, Duration::from_millis(PACED_MS)).await,
@@ -101,18 +106,18 @@ async fn take_turn(plan: &Plan, scene: &Scene, house: Option<&House>, beside: Be
             }
         }
     };
-    let small = Asked::new(Workload::Get, front.key, 0.0);
+    let small = RequestSpec::new(Workload::Get, target.key, 0.0);
     let asking = async {
         tokio::time::sleep(Duration::from_millis(250)).await;
-        let mut load = Load::open(&front, ASKERS, 1).await;
+        let mut load = Load::open(&target, LOAD_CLIENTS, 1).await;
         load.at_rate(&small, RATE, plan.seconds).await
     };
-    let (streamed, mut heard) = tokio::join!(streaming, asking);
-    let bytes = streamed.requests * long.answer_bytes;
+    let (streamed, mut results) = tokio::join!(streaming, asking);
+    let bytes = streamed.requests * long.response_bytes;
     Turn {
-        p50: quantile(&mut heard.whole, 0.5),
-        p99: quantile(&mut heard.whole, 0.99),
-        most: quantile(&mut heard.whole, 1.0),
+        p50: quantile(&mut results.total_times, 0.5),
+        p99: quantile(&mut results.total_times, 0.99),
+        most: quantile(&mut results.total_times, 1.0),
         streamed: bytes as f64 / 1024.0 / 1024.0 / seconds,
     }
 }

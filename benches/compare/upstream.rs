@@ -1,6 +1,5 @@
-//! A stand-in for the provider that costs much less than any proxy: prepared responses with new
-//! identifiers written into their heads. It checks that each proxy does its work: every request
-//! must have the pool's key and no credential of the client.
+//! A simulated provider that costs much less than any proxy. It sends prepared responses and writes new identifiers
+//! into their heads. It checks that each request has the key of the pool and no credential of the client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,13 +34,13 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// The address with TLS.
     pub tls_address: SocketAddr,
-    seen: Arc<Seen>,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Counters {
     requests: AtomicU64,
-    wrong: AtomicU64,
+    invalid_requests: AtomicU64,
 }
 
 impl Upstream {
@@ -49,19 +48,19 @@ impl Upstream {
     pub fn start(certificates: &Certificates) -> Self {
         LazyLock::force(&EPOCH);
         let (listener, tls_listener) = (listener(), listener());
-        let seen = Arc::new(Seen::default());
+        let counters = Arc::new(Counters::default());
         let upstream = Self {
             address: listener.local_addr().unwrap(),
             tls_address: tls_listener.local_addr().unwrap(),
-            seen: Arc::clone(&seen),
+            counters: Arc::clone(&counters),
         };
         let acceptor = TlsAcceptor::from(certificates.server());
         tasks::spawn_thread("upstream", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let answers = Arc::new(Answers::new());
+            let responses = Arc::new(PreparedResponses::new());
             runtime.block_on(async {
-                let plain = accept(listener, None, Arc::clone(&answers), Arc::clone(&seen));
-                tokio::join!(plain, accept(tls_listener, Some(acceptor), answers, seen));
+                let plain = accept(listener, None, Arc::clone(&responses), Arc::clone(&counters));
+                tokio::join!(plain, accept(tls_listener, Some(acceptor), responses, counters));
             });
         })
         .unwrap();
@@ -70,13 +69,16 @@ impl Upstream {
 
     /// Requests so far.
     pub fn requests(&self) -> u64 {
-        self.seen.requests.load(Relaxed)
+        self.counters.requests.load(Relaxed)
     }
 
     /// Panics if a request had the wrong credentials.
-    pub fn was_respected(&self, by: &str) {
-        let wrong = self.seen.wrong.load(Relaxed);
-        assert_eq!(wrong, 0, "{by}: {wrong} requests came without the key, with the client's, or in part");
+    pub fn assert_credentials_were_replaced(&self, by: &str) {
+        let invalid_requests = self.counters.invalid_requests.load(Relaxed);
+        assert_eq!(
+            invalid_requests, 0,
+            "{by}: {invalid_requests} requests came without the key, with the client's, or in part"
+        );
     }
 }
 
@@ -89,19 +91,19 @@ fn listener() -> std::net::TcpListener {
 async fn accept(
     listener: std::net::TcpListener,
     acceptor: Option<TlsAcceptor>,
-    answers: Arc<Answers>,
-    seen: Arc<Seen>,
+    responses: Arc<PreparedResponses>,
+    counters: Arc<Counters>,
 ) {
     let (listener, tasks) = (TcpListener::from_std(listener).unwrap(), Tasks::new());
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (answers, seen) = (Arc::clone(&answers), Arc::clone(&seen));
+        let (responses, counters) = (Arc::clone(&responses), Arc::clone(&counters));
         match &acceptor {
-            None => drop(tasks.spawn(serve(stream, answers, seen))),
+            None => drop(tasks.spawn(serve(stream, responses, counters))),
             Some(acceptor) => {
                 let accepting = acceptor.accept(stream);
-                tasks.spawn(async move { serve(accepting.await.ok()?, answers, seen).await });
+                tasks.spawn(async move { serve(accepting.await.ok()?, responses, counters).await });
             }
         }
     }
@@ -109,14 +111,14 @@ async fn accept(
 
 /// One prepared response: each connection copies its head, to write identifiers into it.
 #[derive(Clone)]
-struct Answer {
+struct PreparedResponse {
     begin: Vec<u8>,
     blanks: Vec<usize>,
     /// The part that is not copied.
     rest: Arc<[u8]>,
 }
 
-impl Answer {
+impl PreparedResponse {
     fn new(head: &str, body: &[u8]) -> Self {
         let own = body.len().min(2 * CHUNK);
         let begin = [head.as_bytes(), b"\r\n", &body[..own]].concat();
@@ -138,17 +140,17 @@ impl Answer {
 
 /// The prepared responses, by request.
 #[derive(Clone)]
-struct Answers {
-    get: Answer,
-    tts: Answer,
-    stream: Answer,
-    upload: Answer,
-    paced: Answer,
+struct PreparedResponses {
+    get: PreparedResponse,
+    tts: PreparedResponse,
+    stream: PreparedResponse,
+    upload: PreparedResponse,
+    paced: PreparedResponse,
 }
 
-impl Answers {
+impl PreparedResponses {
     fn new() -> Self {
-        let bytes = |workload: Workload| usize::try_from(workload.answer_bytes(0.0)).unwrap();
+        let bytes = |workload: Workload| usize::try_from(workload.response_bytes(0.0)).unwrap();
         let common = "HTTP/1.1 200 OK\r\ndate: Mon, 24 Nov 2025 10:00:00 GMT\r\nserver: uvicorn\r\n\
                       access-control-allow-origin: *\r\nstrict-transport-security: max-age=31536000\r\n\
                       x-trace-id: ################\r\nx-region: us-central1\r\nvia: 1.1 google\r\n\
@@ -168,11 +170,11 @@ impl Answers {
         let (upload, words) = json(bytes(Workload::Upload));
         let upload = upload + "character-cost: 90\r\nrequest-id: Rq################\r\n";
         Self {
-            get: Answer::new(&get, settings.as_bytes()),
-            tts: Answer::new(&speech, &chunked(bytes(Workload::Tts))),
-            stream: Answer::new(&speech, &chunked(bytes(Workload::Stream))),
-            upload: Answer::new(&upload, words.as_bytes()),
-            paced: Answer::new(&speech, &[]),
+            get: PreparedResponse::new(&get, settings.as_bytes()),
+            tts: PreparedResponse::new(&speech, &chunked(bytes(Workload::Tts))),
+            stream: PreparedResponse::new(&speech, &chunked(bytes(Workload::Stream))),
+            upload: PreparedResponse::new(&upload, words.as_bytes()),
+            paced: PreparedResponse::new(&speech, &[]),
         }
     }
 }
@@ -194,10 +196,10 @@ fn chunked(mut length: usize) -> Vec<u8> {
 /// Serves one connection until it ends.
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    answers: Arc<Answers>,
-    seen: Arc<Seen>,
+    responses: Arc<PreparedResponses>,
+    counters: Arc<Counters>,
 ) -> Option<()> {
-    let mut answers = Answers::clone(&answers);
+    let mut responses = PreparedResponses::clone(&responses);
     let mut buffer = Vec::with_capacity(READ);
     loop {
         buffer.clear();
@@ -208,27 +210,28 @@ async fn serve(
             }
         };
         let (head, behind) = buffer.split_at(end);
-        let number = seen.requests.fetch_add(1, Relaxed);
-        let (is_right, mut body, asked) = (is_right(head), wire::body(head), Asked::by(head));
+        let number = counters.requests.fetch_add(1, Relaxed);
+        let (has_only_the_pool_key, mut body, received_request) =
+            (has_only_the_pool_key(head), wire::body(head), ReceivedRequest::by(head));
         let (mut count, mut taken) = (behind.len(), 0);
-        let mut payload = |piece: &[u8]| taken += piece.len();
+        let mut payload = |chunk: &[u8]| taken += chunk.len();
         assert_eq!(body.take(behind, &mut payload), count, "nothing follows before the answer");
-        while !body.is_whole() {
+        while !body.is_complete() {
             buffer.clear();
             count = some(stream.read_buf(&mut buffer).await.ok()?)?;
             assert_eq!(body.take(&buffer, &mut payload), count, "nothing follows before the answer");
         }
-        if !is_right || taken != asked.body_bytes() {
-            seen.wrong.fetch_add(1, Relaxed);
+        if !has_only_the_pool_key || taken != received_request.body_bytes() {
+            counters.invalid_requests.fetch_add(1, Relaxed);
         }
-        match asked {
-            Asked::Get => answers.get.write(&mut stream, number).await?,
-            Asked::Tts => answers.tts.write(&mut stream, number).await?,
-            Asked::Stream => answers.stream.write(&mut stream, number).await?,
-            Asked::Upload => answers.upload.write(&mut stream, number).await?,
-            Asked::Paced(pieces) => {
-                answers.paced.write(&mut stream, number).await?;
-                pace(&mut stream, pieces).await?;
+        match received_request {
+            ReceivedRequest::Get => responses.get.write(&mut stream, number).await?,
+            ReceivedRequest::Tts => responses.tts.write(&mut stream, number).await?,
+            ReceivedRequest::Stream => responses.stream.write(&mut stream, number).await?,
+            ReceivedRequest::Upload => responses.upload.write(&mut stream, number).await?,
+            ReceivedRequest::Paced(chunks) => {
+                responses.paced.write(&mut stream, number).await?;
+                pace(&mut stream, chunks).await?;
             }
         }
     }
@@ -239,18 +242,18 @@ fn some(count: usize) -> Option<usize> {
     (count > 0).then_some(count)
 }
 
-/// Writes `pieces` pieces, each at its time and with that time in it.
-async fn pace(stream: &mut (impl AsyncWrite + Unpin), pieces: u32) -> Option<()> {
+/// Writes `chunks` pieces, each at its time and with that time in it.
+async fn pace(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()> {
     let begin = Instant::now();
-    let mut piece = format!("{PACED_BYTES:x}\r\n").into_bytes();
-    let stamp = piece.len();
-    piece.resize(stamp + usize::try_from(PACED_BYTES).unwrap(), 0xaa);
-    piece.extend(b"\r\n");
-    for number in 0..pieces {
+    let mut chunk = format!("{PACED_BYTES:x}\r\n").into_bytes();
+    let stamp = chunk.len();
+    chunk.resize(stamp + usize::try_from(PACED_BYTES).unwrap(), 0xaa);
+    chunk.extend(b"\r\n");
+    for number in 0..chunks {
         tokio::time::sleep_until((begin + Duration::from_millis(PACED_MS) * number).into()).await;
         let now = format!("{:016}", EPOCH.elapsed().as_nanos());
-        piece[stamp..stamp + STAMP].copy_from_slice(now.as_bytes());
-        stream.write_all(&piece).await.ok()?;
+        chunk[stamp..stamp + STAMP].copy_from_slice(now.as_bytes());
+        stream.write_all(&chunk).await.ok()?;
         stream.flush().await.ok()?;
     }
     stream.write_all(b"0\r\n\r\n").await.ok()?;
@@ -258,7 +261,7 @@ async fn pace(stream: &mut (impl AsyncWrite + Unpin), pieces: u32) -> Option<()>
 }
 
 /// Whether the head has the pool's key and no credential of the client.
-fn is_right(head: &[u8]) -> bool {
+fn has_only_the_pool_key(head: &[u8]) -> bool {
     let mut keys = 0;
     for (name, value) in wire::headers(head) {
         match name.len() {
@@ -274,7 +277,7 @@ fn is_right(head: &[u8]) -> bool {
 }
 
 #[derive(Clone, Copy)]
-enum Asked {
+enum ReceivedRequest {
     Get,
     Tts,
     Stream,
@@ -282,7 +285,7 @@ enum Asked {
     Paced(u32),
 }
 
-impl Asked {
+impl ReceivedRequest {
     fn body_bytes(self) -> usize {
         match self {
             Self::Get => 0,
@@ -294,9 +297,9 @@ impl Asked {
     fn by(head: &[u8]) -> Self {
         let line = std::str::from_utf8(&head[..memchr::memchr(b'\r', head).unwrap()]).unwrap();
         let target = line.split(' ').nth(1).unwrap();
-        let pieces = target.split_once("pieces=").map(|(_, pieces)| pieces.parse().unwrap());
-        match pieces {
-            Some(pieces) => Self::Paced(pieces),
+        let chunks = target.split_once("pieces=").map(|(_, chunks)| chunks.parse().unwrap());
+        match chunks {
+            Some(chunks) => Self::Paced(chunks),
             None if line.starts_with("GET ") => Self::Get,
             None if target.starts_with("/v1/speech-to-text") => Self::Upload,
             None if target.contains("/stream") => Self::Stream,

@@ -27,7 +27,7 @@ pub enum Chunk {
 
 impl Body {
     /// Whether the body is complete.
-    pub fn is_whole(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         matches!(self, Self::Length(0) | Self::Chunked(Chunk::Last(0)))
     }
 

@@ -1,4 +1,4 @@
-//! The workloads: five requests that are typical of apps, and their rates.
+//! The workloads: five typical requests of apps, with their rates.
 
 use std::sync::Arc;
 
@@ -82,7 +82,7 @@ impl Workload {
     }
 
     /// Bytes of the response's body; of a paced one, over `seconds`.
-    pub fn answer_bytes(self, seconds: f64) -> u64 {
+    pub fn response_bytes(self, seconds: f64) -> u64 {
         match self {
             Self::Get => 300,
             Self::Tts => 16 * 1024,
@@ -95,7 +95,7 @@ impl Workload {
     /// The whole request in the form of the provider's Python SDK, with this key.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
-        let pieces = self.answer_bytes(seconds) / PACED_BYTES;
+        let chunks = self.response_bytes(seconds) / PACED_BYTES;
         let (target, content, body) = match self {
             Self::Get => (format!("GET /v1/voices/{voice}/settings"), "", Vec::new()),
             Self::Tts => {
@@ -110,7 +110,7 @@ impl Workload {
                 ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", recording())
             }
             Self::Paced => {
-                let path = format!("POST /v1/text-to-speech/{voice}/stream?pieces={pieces}");
+                let path = format!("POST /v1/text-to-speech/{voice}/stream?pieces={chunks}");
                 (path, "application/json", text())
             }
         };

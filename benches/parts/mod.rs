@@ -67,105 +67,129 @@ pub type Stage = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 
 /// All parts, in the order of a request's path.
 pub const PARTS: &[Part] = &[
-    Part { name: "origin", set_up: || stage(|n| heads(n, What::Voices), |head| origin(&head)) },
-    Part { name: "identify, one of 10 clients", set_up: || identifying(10) },
-    Part { name: "identify, one of 10000 clients", set_up: || identifying(10_000) },
-    Part { name: "look up, GET", set_up: || looking_up(What::Voices) },
-    Part { name: "look up, TTS", set_up: || looking_up(What::Speech) },
-    Part { name: "look up, any", set_up: || looking_up(What::Anything) },
-    Part { name: "names, GET", set_up: || naming(What::Voices) },
-    Part { name: "names, TTS", set_up: || naming(What::Speech) },
-    Part { name: "names, any", set_up: || naming(What::Anything) },
-    Part { name: "account, TTS", set_up: || accounting() },
-    Part { name: "strip, GET", set_up: || stripping(What::Voices) },
-    Part { name: "strip, TTS", set_up: || stripping(What::Speech) },
-    Part { name: "estimate, TTS", set_up: || estimating() },
-    Part { name: "owner, 1000 keys", set_up: || owning(1_000) },
-    Part { name: "choose, 1 key", set_up: || choosing(1, Strategy::DEFAULT, Spread::Alone) },
-    Part { name: "choose, 100 keys", set_up: || choosing(100, Strategy::DEFAULT, Spread::Alone) },
-    Part { name: "choose, 1000 keys", set_up: || choosing(1_000, Strategy::DEFAULT, Spread::Alone) },
     Part {
-        name: "choose, 1000 keys of one workspace",
-        set_up: || choosing(1_000, Strategy::DEFAULT, Spread::Together),
+        name: "origin",
+        set_up: || stage(|n| heads(n, RequestKind::Voices), |head| check_request_origin(&head)),
+    },
+    Part { name: "authenticate, one of 10 clients", set_up: || stage_authentication(10) },
+    Part { name: "authenticate, one of 10000 clients", set_up: || stage_authentication(10_000) },
+    Part { name: "look up, GET", set_up: || stage_endpoint_lookup(RequestKind::Voices) },
+    Part { name: "look up, TTS", set_up: || stage_endpoint_lookup(RequestKind::Speech) },
+    Part { name: "look up, unknown path", set_up: || stage_endpoint_lookup(RequestKind::UnknownPath) },
+    Part { name: "identifiers, GET", set_up: || stage_identifiers(RequestKind::Voices) },
+    Part { name: "identifiers, TTS", set_up: || stage_identifiers(RequestKind::Speech) },
+    Part { name: "identifiers, unknown path", set_up: || stage_identifiers(RequestKind::UnknownPath) },
+    Part { name: "client quota, TTS", set_up: || stage_client_quota() },
+    Part { name: "sanitize, GET", set_up: || stage_request_sanitizing(RequestKind::Voices) },
+    Part { name: "sanitize, TTS", set_up: || stage_request_sanitizing(RequestKind::Speech) },
+    Part { name: "estimate, TTS", set_up: || stage_estimate() },
+    Part { name: "owner, 1000 keys", set_up: || stage_owner_lookup(1_000) },
+    Part {
+        name: "select, 1 key",
+        set_up: || stage_key_selection(1, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
     Part {
-        name: "choose, 1000 keys, only the last can pay",
-        set_up: || choosing(1_000, Strategy::DEFAULT, Spread::OnlyLast),
+        name: "select, 100 keys",
+        set_up: || stage_key_selection(100, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
     Part {
-        name: "choose, 1000 keys, round-robin",
-        set_up: || choosing(1_000, Strategy::by_name("round-robin").unwrap(), Spread::Alone),
+        name: "select, 1000 keys",
+        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
     Part {
-        name: "choose, 1000 keys, most-remaining",
-        set_up: || choosing(1_000, Strategy::by_name("most-remaining").unwrap(), Spread::Alone),
+        name: "select, 1000 keys of one workspace",
+        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::OneWorkspace),
     },
     Part {
-        name: "choose, 1000 keys, least-requests",
-        set_up: || choosing(1_000, Strategy::by_name("least-requests").unwrap(), Spread::Alone),
+        name: "select, 1000 keys, only the last has credits",
+        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::OnlyLastHasCredits),
     },
     Part {
-        name: "choose, 1000 keys, soonest-reset",
-        set_up: || choosing(1_000, Strategy::by_name("soonest-reset").unwrap(), Spread::Alone),
-    },
-    Part { name: "classify, served", set_up: || stage(answers, |head| classify_served(&head)) },
-    Part { name: "classify, refused", set_up: || stage(nothing, |()| classify_refused()) },
-    Part { name: "strip answer", set_up: || stripping_answers() },
-    Part { name: "tee up, 16 KiB", set_up: || teeing_up() },
-    Part { name: "tee down, 16 KiB of sound", set_up: || teeing_down(None) },
-    Part { name: "tee down, 16 KiB of text", set_up: || teeing_down(Some(redactor())) },
-    Part {
-        name: "tee down, 16 KiB of text, 1000 keys",
+        name: "select, 1000 keys, round-robin",
         set_up: || {
-            teeing_down(Some(Arc::new(Redactor::new((0..1_000).map(digits).collect::<Vec<_>>().iter()))))
+            stage_key_selection(1_000, Strategy::by_name("round-robin").unwrap(), Spread::WorkspacePerKey)
         },
     },
-    Part { name: "way, GET", set_up: || going(What::Voices) },
-    Part { name: "way, TTS", set_up: || going(What::Speech) },
+    Part {
+        name: "select, 1000 keys, most-remaining",
+        set_up: || {
+            stage_key_selection(1_000, Strategy::by_name("most-remaining").unwrap(), Spread::WorkspacePerKey)
+        },
+    },
+    Part {
+        name: "select, 1000 keys, least-requests",
+        set_up: || {
+            stage_key_selection(1_000, Strategy::by_name("least-requests").unwrap(), Spread::WorkspacePerKey)
+        },
+    },
+    Part {
+        name: "select, 1000 keys, soonest-reset",
+        set_up: || {
+            stage_key_selection(1_000, Strategy::by_name("soonest-reset").unwrap(), Spread::WorkspacePerKey)
+        },
+    },
+    Part { name: "classify, served", set_up: || stage(response_heads, |head| classify_served(&head)) },
+    Part { name: "classify, refused", set_up: || stage(no_items, |()| classify_refused()) },
+    Part { name: "sanitize response", set_up: || stage_response_sanitizing() },
+    Part { name: "buffer 16 KiB of an upload", set_up: || stage_upload() },
+    Part { name: "relay 16 KiB of audio", set_up: || stage_relay(None) },
+    Part { name: "relay 16 KiB of text", set_up: || stage_relay(Some(redactor())) },
+    Part {
+        name: "relay 16 KiB of text, 1000 keys",
+        set_up: || {
+            stage_relay(Some(Arc::new(Redactor::new(
+                (0..1_000).map(provider_key).collect::<Vec<_>>().iter(),
+            ))))
+        },
+    },
+    Part { name: "request path, GET", set_up: || stage_request_path(RequestKind::Voices) },
+    Part { name: "request path, TTS", set_up: || stage_request_path(RequestKind::Speech) },
 ];
 
 /// The kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum RequestKind {
     /// The list of voices.
     Voices,
     /// A sentence of speech.
     Speech,
     /// A path that is not in the provider's documents, with escapes.
-    Anything,
+    UnknownPath,
 }
 
 /// The distribution of keys and credits over workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
-    Alone,
-    Together,
-    OnlyLast,
+    WorkspacePerKey,
+    OneWorkspace,
+    OnlyLastHasCredits,
 }
 
 const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motion, and what follows is the rest of a sentence that is long enough to be one.","model_id":"eleven_multilingual_v2"}"#;
 const REFUSAL: &[u8] = br#"{"detail":{"status":"quota_exceeded","message":"This request exceeds your quota of 10000. You have 12 credits remaining, while 134 credits are required for this request."}}"#;
-const PIECE: usize = 16 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
 
-/// An operation on each of the prepared `items`.
-fn stage<T: 'static>(items: impl Fn(usize) -> Vec<T> + 'static, each: impl Fn(T) + 'static) -> Stage {
-    let each = Rc::new(each);
+/// Returns a stage that runs an operation on each prepared item.
+fn stage<T: 'static>(items: impl Fn(usize) -> Vec<T> + 'static, operation: impl Fn(T) + 'static) -> Stage {
+    let operation = Rc::new(operation);
     Box::new(move |count| {
-        let (items, each) = (items(count), Rc::clone(&each));
-        Box::new(move || items.into_iter().for_each(|item| each(item)))
+        let (items, operation) = (items(count), Rc::clone(&operation));
+        Box::new(move || items.into_iter().for_each(|item| operation(item)))
     })
 }
 
-fn nothing(count: usize) -> Vec<()> {
+fn no_items(count: usize) -> Vec<()> {
     vec![(); count]
 }
 
-/// The request head of the provider's Python SDK.
-fn head(what: What) -> Parts {
-    let (method, target) = match what {
-        What::Voices => (Method::GET, "/v1/voices"),
-        What::Speech => (Method::POST, "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128"),
-        What::Anything => (Method::GET, "/v1/what%20comes/next/12345678?page=3&q=a%20word"),
+/// Returns the request head of the provider's Python SDK.
+fn head(kind: RequestKind) -> Parts {
+    let (method, target) = match kind {
+        RequestKind::Voices => (Method::GET, "/v1/voices"),
+        RequestKind::Speech => {
+            (Method::POST, "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128")
+        }
+        RequestKind::UnknownPath => (Method::GET, "/v1/what%20comes/next/12345678?page=3&q=a%20word"),
     };
     let mut request = Request::builder()
         .method(method)
@@ -179,18 +203,18 @@ fn head(what: What) -> Parts {
         .header("x-fern-sdk-name", "elevenlabs")
         .header("x-fern-sdk-version", "2.78.0")
         .header("xi-api-key", "keychoir-token-number-3");
-    if what == What::Speech {
+    if kind == RequestKind::Speech {
         request = request.header("content-type", "application/json").header("content-length", TEXT.len());
     }
     request.body(()).unwrap().into_parts().0
 }
 
-fn heads(count: usize, what: What) -> Vec<Parts> {
-    (0..count).map(|_| head(what)).collect()
+fn heads(count: usize, kind: RequestKind) -> Vec<Parts> {
+    (0..count).map(|_| head(kind)).collect()
 }
 
-fn answers(count: usize) -> Vec<HeaderMap> {
-    let answer: HeaderMap = [
+fn response_heads(count: usize) -> Vec<HeaderMap> {
+    let response_headers: HeaderMap = [
         ("date", "Tue, 05 Aug 2026 10:00:00 GMT"),
         ("server", "uvicorn"),
         ("content-type", "audio/mpeg"),
@@ -207,7 +231,7 @@ fn answers(count: usize) -> Vec<HeaderMap> {
     .into_iter()
     .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
     .collect();
-    vec![answer; count]
+    vec![response_headers; count]
 }
 
 fn clients(count: usize) -> Clients {
@@ -219,16 +243,16 @@ fn clients(count: usize) -> Clients {
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }
 
-fn origin(head: &Parts) {
-    let doors = AccessRules::default();
+fn check_request_origin(head: &Parts) {
+    let access_rules = AccessRules::default();
     black_box(strip_base_path(&head.uri, ""));
-    black_box(check_origin(&doors, false, &head.method, &head.headers)).unwrap();
+    black_box(check_origin(&access_rules, false, &head.method, &head.headers)).unwrap();
 }
 
-fn identifying(count: usize) -> Stage {
+fn stage_authentication(count: usize) -> Stage {
     let clients = clients(count);
     stage(
-        move |n| heads(n, What::Voices),
+        move |n| heads(n, RequestKind::Voices),
         move |head| {
             black_box(authenticate(&clients, &head.headers, head.uri.query(), UnixMs(0))).unwrap();
             std::mem::forget(head);
@@ -236,9 +260,9 @@ fn identifying(count: usize) -> Stage {
     )
 }
 
-fn looking_up(what: What) -> Stage {
+fn stage_endpoint_lookup(kind: RequestKind) -> Stage {
     stage(
-        move |n| heads(n, what),
+        move |n| heads(n, kind),
         |mut head| {
             black_box(route(&mut head, true)).unwrap();
             std::mem::forget(head);
@@ -246,32 +270,32 @@ fn looking_up(what: What) -> Stage {
     )
 }
 
-fn naming(what: What) -> Stage {
+fn stage_identifiers(kind: RequestKind) -> Stage {
     let route_of = |head: &Parts| lookup(&head.method, head.uri.path()).unwrap().route;
     let with_routes = move |count| {
         let routed = |head: Parts| {
             let route = route_of(&head);
             (head, route)
         };
-        heads(count, what).into_iter().map(routed).collect::<Vec<_>>()
+        heads(count, kind).into_iter().map(routed).collect::<Vec<_>>()
     };
     stage(with_routes, |(head, route)| {
-        black_box(name(&head, &route));
+        black_box(identify_request(&head, &route));
         std::mem::forget(head);
     })
 }
 
 /// The account affinity of a request, as far as its head shows.
-fn name(head: &Parts, route: &Route) -> RequestIdentifiers {
+fn identify_request(head: &Parts, route: &Route) -> RequestIdentifiers {
     black_box(affinity::response_ownership(&head.method, route));
     black_box(affinity::is_speech(route));
     RequestIdentifiers::parse(head.uri.path(), head.uri.query())
 }
 
 /// Counts a request and its credits in the periods of its client.
-fn accounting() -> Stage {
+fn stage_client_quota() -> Stage {
     let tallies = Cell::new([Tally::default(); 6]);
-    stage(nothing, move |()| {
+    stage(no_items, move |()| {
         let (mut counted, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
         for (tally, period) in counted.iter_mut().zip(Period::ALL.into_iter().cycle()) {
             *tally = tally.add(1, period, now);
@@ -281,20 +305,25 @@ fn accounting() -> Stage {
     })
 }
 
-fn stripping(what: What) -> Stage {
+fn stage_request_sanitizing(kind: RequestKind) -> Stage {
     stage(
-        move |n| heads(n, what),
+        move |n| heads(n, kind),
         |head| {
             std::mem::forget(black_box(sanitize(head, None, &ForwardedHeaders::default())).unwrap());
         },
     )
 }
 
-fn estimating() -> Stage {
+fn stage_estimate() -> Stage {
     let models = Models::default();
-    stage(nothing, move |()| {
-        let asked = RequestBodyFeatures::parse(black_box(TEXT), true);
-        black_box(estimate_credits(black_box(Operation::Speech), &asked, Some(TEXT.len() as u64), &models));
+    stage(no_items, move |()| {
+        let features = RequestBodyFeatures::parse(black_box(TEXT), true);
+        black_box(estimate_credits(
+            black_box(Operation::Speech),
+            &features,
+            Some(TEXT.len() as u64),
+            &models,
+        ));
     })
 }
 
@@ -314,9 +343,9 @@ fn redactor() -> Arc<Redactor> {
     Arc::new(Redactor::new(keys.iter()))
 }
 
-fn stripping_answers() -> Stage {
+fn stage_response_sanitizing() -> Stage {
     let redactor = redactor();
-    stage(answers, move |mut headers| {
+    stage(response_heads, move |mut headers| {
         strip_response(&mut headers);
         redact_headers(&mut headers, &redactor);
         black_box(is_searched(&headers));
@@ -324,7 +353,7 @@ fn stripping_answers() -> Stage {
     })
 }
 
-fn budget() -> BufferBudget {
+fn buffer_budget() -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory: 1 << 20,
         max_total_memory: 1 << 40,
@@ -345,20 +374,20 @@ where
     }
 }
 
-fn piece(is_text: bool) -> Bytes {
-    let text = b"what is said in a document, \"and\" how: ";
-    (0..PIECE)
+fn chunk(is_text: bool) -> Bytes {
+    let text = b"the text of a document, \"quoted\" here: ";
+    (0..CHUNK_BYTES)
         .map(|at| if is_text { text[at % text.len()] } else { (at * 7) as u8 })
         .collect::<Vec<u8>>()
         .into()
 }
 
-fn teeing_up() -> Stage {
-    let (room, piece) = (budget(), piece(false));
-    stage(nothing, move |()| {
-        let replay = Replay::new(Full::new(piece.clone()), &room);
+fn stage_upload() -> Stage {
+    let (budget, chunk) = (buffer_budget(), chunk(false));
+    stage(no_items, move |()| {
+        let replay = Replay::new(Full::new(chunk.clone()), &budget);
         let mut attempt = replay.start_attempt();
-        assert_eq!(frame(&mut attempt).len(), PIECE);
+        assert_eq!(frame(&mut attempt).len(), CHUNK_BYTES);
         attempt.upload().release();
     })
 }
@@ -384,18 +413,18 @@ impl Body for Endless {
     }
 }
 
-fn teeing_down(redactor: Option<Arc<Redactor>>) -> Stage {
-    let heard: Inspect<Endless, NoInspector> =
-        Inspect::new(Endless(piece(redactor.is_some())), None, 0, BufferShare::default());
-    let relayed = RefCell::new(RedactedBody::new(heard, redactor));
-    stage(nothing, move |()| {
-        // A few bytes are held back until the next ones are known.
-        assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > PIECE / 2);
+fn stage_relay(redactor: Option<Arc<Redactor>>) -> Stage {
+    let inspected: Inspect<Endless, NoInspector> =
+        Inspect::new(Endless(chunk(redactor.is_some())), None, 0, BufferShare::default());
+    let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
+    stage(no_items, move |()| {
+        // The redactor holds back a few bytes until it has seen the following ones.
+        assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > CHUNK_BYTES / 2);
     })
 }
 
 /// A key in the provider's format.
-fn digits(number: u128) -> ApiKey {
+fn provider_key(number: u128) -> ApiKey {
     ApiKey::new(&format!("sk_{:048x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
         .unwrap()
 }
@@ -405,21 +434,21 @@ fn key(number: usize) -> ApiKey {
 }
 
 /// A pool with credits, and the needs of a speech request.
-pub struct Keys {
+pub struct PoolWithCredits {
     pub pool: Arc<Pool>,
     pub request: KeyRequest,
 }
 
-impl Keys {
+impl PoolWithCredits {
     pub fn new(count: usize, strategy: &'static Strategy, spread: Spread) -> Self {
         const HOUR: Duration = Duration::from_secs(3_600);
         let entries = (0..count).map(|number| KeyEntry {
-            workspace: (spread == Spread::Together).then(|| "studio".to_owned()),
+            workspace: (spread == Spread::OneWorkspace).then(|| "studio".to_owned()),
             ..KeyEntry::from(key(number))
         });
         let settings = Settings {
             strategy,
-            // No queue: a full pool refuses at once.
+            // No queue: a full pool rejects a request immediately.
             queue_timeout: Duration::ZERO,
             max_queued: 0,
             near_limit_ratio: 0.8,
@@ -440,16 +469,16 @@ impl Keys {
         let pool = Arc::new(Pool::new(entries.collect(), settings));
         let roster = pool.roster();
         for (number, key) in roster.keys().iter().enumerate() {
-            let can_pay = spread != Spread::OnlyLast || number + 1 == count;
+            let has_credits = spread != Spread::OnlyLastHasCredits || number + 1 == count;
             let quota = Quota {
                 count: 1_000,
-                limit: Some(if can_pay { 1_000_000_000_000 } else { 1_000 }),
+                limit: Some(if has_credits { 1_000_000_000_000 } else { 1_000 }),
                 extension: Extension::None,
                 resets_at: Some(clock::now().plus(HOUR)),
             };
             let capabilities = Capabilities::default();
-            let seen = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
-            pool.observe(&roster, key, seen, clock::now());
+            let observation = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
+            pool.observe(&roster, key, observation, clock::now());
         }
         let request = KeyRequest::new(ClientName::new("app"), Some(200), Some(ConcurrencyGroup::SPEECH));
         Self { pool, request }
@@ -473,55 +502,55 @@ impl Keys {
                 black_box(transitions);
                 lease
             }
-            other @ (Poll::Ready(Err(_)) | Poll::Pending) => panic!("no key: {other:?}"),
+            other @ (Poll::Ready(Err(_)) | Poll::Pending) => panic!("no key is available: {other:?}"),
         }
     }
 }
 
 /// Resolves the account of the identifiers in a request.
-fn owning(keys: usize) -> Stage {
-    let roster = Keys::new(keys, Strategy::DEFAULT, Spread::Alone).pool.roster();
+fn stage_owner_lookup(keys: usize) -> Stage {
+    let roster = PoolWithCredits::new(keys, Strategy::DEFAULT, Spread::WorkspacePerKey).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
-    stage(nothing, move |()| {
+    stage(no_items, move |()| {
         assert!(roster.has_several_workspaces());
         assert_eq!(roster.identity_of(black_box(&owner)), Some(&owner));
     })
 }
 
-fn choosing(keys: usize, strategy: &'static Strategy, spread: Spread) -> Stage {
-    let keys = Keys::new(keys, strategy, spread);
-    stage(nothing, move |()| keys.serve())
+fn stage_key_selection(keys: usize, strategy: &'static Strategy, spread: Spread) -> Stage {
+    let keys = PoolWithCredits::new(keys, strategy, spread);
+    stage(no_items, move |()| keys.serve())
 }
 
-/// All steps of a request between reading the client's head and writing the provider's, and the
-/// processing of its response; without its body, its usage record and its log line.
-struct Way {
+/// All steps between parsing the head of a client and writing the head to the provider, and the processing of the
+/// response head, without bodies, usage records and log lines.
+struct RequestPath {
     clients: Clients,
-    keys: Keys,
+    keys: PoolWithCredits,
     models: Models,
     redactor: Arc<Redactor>,
 }
 
-impl Way {
+impl RequestPath {
     fn new() -> Self {
-        let keys = Keys::new(10, Strategy::DEFAULT, Spread::Alone);
+        let keys = PoolWithCredits::new(10, Strategy::DEFAULT, Spread::WorkspacePerKey);
         Self { clients: clients(10), keys, models: Models::default(), redactor: redactor() }
     }
 
-    fn go(&self, (mut head, mut answer): (Parts, HeaderMap)) {
+    fn run(&self, (mut head, mut response_headers): (Parts, HeaderMap)) {
         let (pool, now) = (&self.keys.pool, clock::now());
-        origin(&head);
+        check_request_origin(&head);
         let caller = authenticate(&self.clients, &head.headers, head.uri.query(), UnixMs(0)).unwrap();
         let (endpoint, names, _) = route(&mut head, true).unwrap();
         black_box(affinity::response_ownership(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
         let outbound = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap();
-        let asked = if endpoint.operation.has_text() {
+        let features = if endpoint.operation.has_text() {
             RequestBodyFeatures::parse(TEXT, true)
         } else {
             RequestBodyFeatures::default()
         };
-        let credits = estimate_credits(endpoint.operation, &asked, None, &self.models);
+        let credits = estimate_credits(endpoint.operation, &features, None, &self.models);
         let group = ConcurrencyGroup::for_operation(endpoint.operation);
         let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
@@ -532,18 +561,18 @@ impl Way {
         let served =
             ServedAttempt { request: Some(&request), began_at: lease.reserved_at(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
-        let told = ReportedCost::from_headers(&answer);
-        lease.record_concurrency_limit(told.concurrency_max.unwrap());
-        black_box(pool.charge(&roster, &mut lease, told.credits.unwrap(), now));
-        strip_response(&mut answer);
-        redact_headers(&mut answer, &self.redactor);
-        black_box(is_searched(&answer));
-        black_box((names, outbound, answer));
+        let reported = ReportedCost::from_headers(&response_headers);
+        lease.record_concurrency_limit(reported.max_concurrent.unwrap());
+        black_box(pool.charge(&roster, &mut lease, reported.credits.unwrap(), now));
+        strip_response(&mut response_headers);
+        redact_headers(&mut response_headers, &self.redactor);
+        black_box(is_searched(&response_headers));
+        black_box((names, outbound, response_headers));
     }
 }
 
-fn going(what: What) -> Stage {
-    let way = Way::new();
-    let requests = move |count| heads(count, what).into_iter().zip(answers(count)).collect::<Vec<_>>();
-    stage(requests, move |request| way.go(request))
+fn stage_request_path(kind: RequestKind) -> Stage {
+    let request_path = RequestPath::new();
+    let requests = move |count| heads(count, kind).into_iter().zip(response_heads(count)).collect::<Vec<_>>();
+    stage(requests, move |request| request_path.run(request))
 }

@@ -1,6 +1,5 @@
-//! Whatever a client says on a socket, in whatever pieces: what goes on is as long, and of a JSON
-//! object nothing is missing but its credentials, of which nothing is left. Its text is counted as by
-//! reading the whole.
+//! Blanks the credentials in an arbitrary WebSocket message that is split at arbitrary positions. The output has the
+//! same length and lacks only the credentials. The character count must not depend on the split.
 
 #![no_main]
 
@@ -10,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
 
 const NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
-/// A credential; nothing else has it in it.
+/// The value of credentials. Other values do not contain it.
 const MARKER: &str = "sk_marker_5d41402abc4b2a76b9719d911017c592";
 
 #[derive(Arbitrary, Debug)]
@@ -25,12 +24,12 @@ enum Text {
     Object(Vec<Member>),
 }
 
-/// A member, as it may be written.
+/// A member of a JSON object, with its notation.
 #[derive(Arbitrary, Debug)]
 struct Member {
     name: Name,
     escapes: u16,
-    blanks: [Blanks; 4],
+    whitespace: [Whitespace; 4],
     value: Json,
 }
 
@@ -42,7 +41,7 @@ enum Name {
 }
 
 #[derive(Arbitrary, Debug)]
-struct Blanks(u8, u8);
+struct Whitespace(u8, u8);
 
 #[derive(Arbitrary, Debug)]
 enum Json {
@@ -55,7 +54,7 @@ enum Json {
 }
 
 impl Name {
-    fn plain(&self) -> String {
+    fn unescaped(&self) -> String {
         match self {
             Self::Credential { which, upper } => {
                 let name = NAMES[usize::from(*which) % NAMES.len()];
@@ -65,16 +64,16 @@ impl Name {
                     .collect()
             }
             Self::Text => "text".to_owned(),
-            Self::Other(name) => innocent(name),
+            Self::Other(name) => without_marker(name),
         }
     }
 
-    fn written(&self, escapes: u16) -> String {
+    fn to_json(&self, escapes: u16) -> String {
         if matches!(self, Self::Other(_)) {
-            return Value::from(self.plain()).to_string();
+            return Value::from(self.unescaped()).to_string();
         }
         let mut text = String::from('"');
-        for (at, c) in self.plain().chars().enumerate() {
+        for (at, c) in self.unescaped().chars().enumerate() {
             text += &if escapes >> (at % 16) & 1 == 1 {
                 format!("\\u{:04x}", u32::from(c))
             } else {
@@ -85,28 +84,28 @@ impl Name {
     }
 }
 
-impl Blanks {
-    fn written(&self) -> String {
-        // Some are more than what waits.
+impl Whitespace {
+    fn to_json(&self) -> String {
+        // Some exceed the buffer of the blanker.
         [" ", "\t", "\r\n", " \n "][usize::from(self.1) % 4].repeat(usize::from(self.0 % 120))
     }
 }
 
 impl Json {
-    /// Only what `is_secret` has the marker in it.
-    fn written(&self, is_secret: bool) -> String {
+    /// Only a value with `is_secret` contains the marker.
+    fn to_json(&self, is_secret: bool) -> String {
         match self {
             Self::Marker if is_secret => format!("\"{MARKER}\""),
             Self::Marker | Self::Null => "null".to_owned(),
             Self::Number(number) => number.to_string(),
-            Self::Text(text) => Value::from(innocent(text)).to_string(),
+            Self::Text(text) => Value::from(without_marker(text)).to_string(),
             Self::List(list) => {
-                let members: Vec<_> = list.iter().map(|value| value.written(is_secret)).collect();
+                let members: Vec<_> = list.iter().map(|value| value.to_json(is_secret)).collect();
                 format!("[{}]", members.join(","))
             }
             Self::Object(members) => {
                 let member = |(name, value): &(Name, Self)| {
-                    format!("{}:{}", name.written(0), value.written(is_secret))
+                    format!("{}:{}", name.to_json(0), value.to_json(is_secret))
                 };
                 format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
             }
@@ -114,8 +113,8 @@ impl Json {
     }
 }
 
-/// The fuzzer finds out what is looked for, and puts it where it may stand.
-fn innocent(text: &str) -> String {
+/// Removes the marker from a generated text, because the fuzzer may discover it.
+fn without_marker(text: &str) -> String {
     text.replace("marker", "-")
 }
 
@@ -123,69 +122,78 @@ fn is_credential(name: &str) -> bool {
     NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-fn written(members: &[Member]) -> String {
+fn to_json(members: &[Member]) -> String {
     let mut text = String::from("{");
-    for (at, Member { name, escapes, blanks, value }) in members.iter().enumerate() {
-        let [before, behind_name, behind_colon, behind] = blanks.each_ref().map(Blanks::written);
+    for (at, Member { name, escapes, whitespace, value }) in members.iter().enumerate() {
+        let [before, behind_name, behind_colon, following] = whitespace.each_ref().map(Whitespace::to_json);
         let comma = if at > 0 { "," } else { "" };
-        let value = value.written(is_credential(&name.plain()));
-        text +=
-            &format!("{comma}{before}{}{behind_name}:{behind_colon}{value}{behind}", name.written(*escapes));
+        let value = value.to_json(is_credential(&name.unescaped()));
+        text += &format!(
+            "{comma}{before}{}{behind_name}:{behind_colon}{value}{following}",
+            name.to_json(*escapes)
+        );
     }
     text + "}"
 }
 
-fn passed(text: &[u8], cuts: &[u8]) -> Vec<u8> {
-    let (mut blanking, mut out, mut rest) = (CredentialBlanker::default(), Vec::new(), text);
+fn blank_credentials(text: &[u8], cuts: &[u8]) -> Vec<u8> {
+    let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), text);
     for cut in cuts {
-        let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
-        blanking.process(piece, &mut out);
-        assert!(out.len() <= text.len() - behind.len(), "nothing goes on that has not come");
-        rest = behind;
+        let (piece, following) = rest.split_at(usize::from(*cut).min(rest.len()));
+        blanker.process(piece, &mut output);
+        assert!(output.len() <= text.len() - following.len(), "the output is not longer than the input");
+        rest = following;
     }
-    blanking.process(rest, &mut out);
-    blanking.finish(&mut out);
-    out
+    blanker.process(rest, &mut output);
+    blanker.finish(&mut output);
+    output
 }
 
-fn counted(text: &[u8], cuts: &[u8]) -> u64 {
+fn count_characters(text: &[u8], cuts: &[u8]) -> u64 {
     let (mut counter, mut rest) = (ContentCounter::default(), text);
     for cut in cuts {
-        let (piece, behind) = rest.split_at(usize::from(*cut).min(rest.len()));
+        let (piece, following) = rest.split_at(usize::from(*cut).min(rest.len()));
         counter.process(piece);
-        rest = behind;
+        rest = following;
     }
     counter.process(rest);
     counter.finish(Dialect::Speech).content.characters
 }
 
-/// What the outermost member `text` has to be spoken; lines of `inputs` are not written here.
-fn spoken(members: &Map<String, Value>) -> u64 {
+/// Returns the number of characters in the member `text`. Generated objects do not have `inputs`.
+fn expected_characters(members: &Map<String, Value>) -> u64 {
     let text = members.get("text").and_then(Value::as_str).unwrap_or_default();
     let is_blank = text.chars().all(|c| c.is_ascii_whitespace());
     if is_blank { 0 } else { text.chars().count() as u64 }
 }
 
 fuzz_target!(|case: Case| {
-    let (text, is_ours) = match &case.text {
+    let (text, is_generated_object) = match &case.text {
         Text::Any(text) => (text.clone(), false),
-        Text::Object(members) => (written(members).into_bytes(), true),
+        Text::Object(members) => (to_json(members).into_bytes(), true),
     };
-    let out = passed(&text, &case.cuts);
-    assert_eq!(out.len(), text.len());
-    assert_eq!(out, passed(&text, &[]), "the pieces do not matter");
-    assert_eq!(counted(&text, &case.cuts), counted(&text, &[]), "the pieces do not matter");
-    // Of what was written here, that is only what is nested too deeply for the reader.
+    let output = blank_credentials(&text, &case.cuts);
+    assert_eq!(output.len(), text.len());
+    assert_eq!(output, blank_credentials(&text, &[]), "the result does not depend on the split");
+    assert_eq!(
+        count_characters(&text, &case.cuts),
+        count_characters(&text, &[]),
+        "the result does not depend on the split"
+    );
+    // A generated object fails to parse only if it is nested too deeply.
     let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&text) else { return };
-    if is_ours && !expected.contains_key("inputs") {
-        assert_eq!(counted(&text, &case.cuts), spoken(&expected));
+    if is_generated_object && !expected.contains_key("inputs") {
+        assert_eq!(count_characters(&text, &case.cuts), expected_characters(&expected));
     }
     expected.retain(|name, _| !is_credential(name));
-    let found: Map<String, Value> = serde_json::from_slice(&out).expect("an object is still one");
-    assert_eq!(found, expected);
-    assert_eq!(credential_in_message(&out), None, "no credential is left");
-    if is_ours {
-        assert!(!out.windows(MARKER.len()).any(|some| some == MARKER.as_bytes()), "a credential goes on");
+    let blanked: Map<String, Value> = serde_json::from_slice(&output).expect("the output is a JSON object");
+    assert_eq!(blanked, expected);
+    assert_eq!(credential_in_message(&output), None, "the output contains no credential");
+    if is_generated_object {
+        assert!(
+            !output.windows(MARKER.len()).any(|some| some == MARKER.as_bytes()),
+            "the output contains no credential"
+        );
     }
-    assert_eq!(passed(&out, &case.cuts), out, "once is enough");
+    assert_eq!(blank_credentials(&output, &case.cuts), output, "blanking the output again changes nothing");
 });

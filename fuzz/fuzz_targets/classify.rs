@@ -1,4 +1,4 @@
-//! Whatever an error body says, it is judged without a panic, and what is no error is served.
+//! Classifies an arbitrary response. It must not panic, and only statuses other than errors are `Served`.
 
 #![no_main]
 
@@ -17,6 +17,7 @@ fuzz_target!(|input: (u16, Option<u32>, u8, Vec<u8>)| {
     let text = decode_body(&body, encoding, 64 * 1024);
     assert!(text.as_ref().is_none_or(|text| text.len() <= 64 * 1024));
     let error = text.as_deref().map(ErrorBody::parse);
-    let verdict = classify(status, error.as_ref(), retry_after.map(|span| Duration::from_secs(span.into())));
+    let verdict =
+        classify(status, error.as_ref(), retry_after.map(|seconds| Duration::from_secs(seconds.into())));
     assert_eq!(verdict == Verdict::Served, !status.is_client_error() && !status.is_server_error());
 });

@@ -10,25 +10,25 @@ pub struct ReportedCost {
     pub credits: Option<u64>,
     /// Maximum number of concurrent requests of this kind in the workspace, from
     /// `maximum-concurrent-requests`. Source: captured responses of August 2026.
-    pub concurrency_max: Option<u32>,
+    pub max_concurrent: Option<u32>,
 }
 
 impl ReportedCost {
-    /// Parses the headers of a response. It loops over them once instead of searching for each name,
+    /// Parses the headers of a response. Loops over the headers once instead of searching for each name,
     /// because most responses have none of the names.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Self {
-        let (mut charged, mut counted, mut concurrency_max) = (None, None, None);
+        let (mut cost, mut count, mut max_concurrent) = (None, None, None);
         for (name, value) in headers {
             let text = || value.to_str().unwrap_or_default().trim();
             match name.as_str() {
-                "character-cost" => charged = charged.or_else(|| parse_credits(text())),
-                "x-character-count" => counted = counted.or_else(|| parse_credits(text())),
-                "maximum-concurrent-requests" => concurrency_max = concurrency_max.or(text().parse().ok()),
+                "character-cost" => cost = cost.or_else(|| parse_credits(text())),
+                "x-character-count" => count = count.or_else(|| parse_credits(text())),
+                "maximum-concurrent-requests" => max_concurrent = max_concurrent.or(text().parse().ok()),
                 _ => {}
             }
         }
-        Self { credits: charged.or(counted), concurrency_max: concurrency_max.filter(|&max| max > 0) }
+        Self { credits: cost.or(count), max_concurrent: max_concurrent.filter(|&max| max > 0) }
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
                 "maximum-concurrent-requests".parse().unwrap(),
                 value.parse().unwrap(),
             )]);
-            assert_eq!(ReportedCost::from_headers(&headers).concurrency_max, expected);
+            assert_eq!(ReportedCost::from_headers(&headers).max_concurrent, expected);
         }
         assert_eq!(ReportedCost::from_headers(&HeaderMap::new()), ReportedCost::default());
     }

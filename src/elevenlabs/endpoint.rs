@@ -27,25 +27,25 @@ pub use route::Route;
 pub struct Endpoint {
     /// The path with every identifier replaced by `{id}`: `/v1/text-to-speech/{id}/stream`.
     pub route: Route,
-    /// Whether it changes or generates something.
+    /// Whether the request changes or generates something.
     pub effect: Effect,
-    /// Whether the provider charges for it, for the usage record.
+    /// Whether the provider charges for the request, for the usage record.
     pub metering: Metering,
-    /// Whether it costs credits, may cost credits or is free, for the client's quota.
+    /// Whether the request costs credits, may cost credits or is free, for the client's quota.
     pub billing: Billing,
-    /// Whether its response lets the client use the provider without the proxy.
+    /// Whether the response lets the client use the provider without the proxy.
     pub grants_direct_access: bool,
     /// The work of the request, which determines its price and concurrency group.
     pub operation: Operation,
     /// The permission that the key needs, if it is known.
     pub permission: Option<Permission>,
-    /// Whether a client of the pool may call it.
+    /// Whether a client of the pool may call the endpoint.
     pub access: Access,
-    /// Whether its response describes the owner of the key.
+    /// Whether the response describes the owner of the key.
     pub returns_owner_data: bool,
-    /// Whether its response contains the address of a WebSocket.
+    /// Whether the response contains the address of a WebSocket.
     pub returns_websocket_url: bool,
-    /// Whether it creates a voice that takes a slot of its workspace.
+    /// Whether the request creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
     /// The protocol of a request that opens a WebSocket.
     pub socket: Option<Dialect>,
@@ -54,9 +54,10 @@ pub struct Endpoint {
 /// Whether a request is known to cost credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metering {
-    /// It costs credits. The response reports them in `character-cost`, if the provider sends that header.
+    /// The request costs credits. The response reports the credits in `character-cost`, if the provider sends
+    /// that header.
     Credits,
-    /// It is not known to cost credits.
+    /// The request is not known to cost credits.
     Free,
 }
 
@@ -88,7 +89,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether its price follows from a text in its body.
+    /// Whether the price follows from the text in the request body.
     #[must_use]
     pub fn has_text(self) -> bool {
         match self {
@@ -108,9 +109,9 @@ impl Operation {
 /// Whether a client of the pool may call an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Clients may call it.
+    /// Clients may call the endpoint.
     Open,
-    /// Clients may not call it, for this reason, which is shown to them.
+    /// Clients may not call the endpoint, for this reason, which is shown to them.
     Denied(&'static str),
 }
 
@@ -130,7 +131,7 @@ pub fn websocket_dialect(path: &str) -> Option<Dialect> {
     Some(PathCodes::new(&Segments::new(&path)).dialect())
 }
 
-/// Whether paths of the API begin with this segment after the version. The segment must be in lower case.
+/// Whether paths of the API start with this segment after the version. The segment must be in lower case.
 pub(super) fn is_root(segment: &str) -> bool {
     Literal::find(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
 }

@@ -17,19 +17,19 @@ use crate::policy::verdict::{Subject, UnexplainedRefusal, Verdict};
 pub struct RequestFeatures {
     /// The route of the request.
     pub route: Route,
-    /// Whether it changes or generates something.
+    /// Whether the request changes or generates something.
     pub effect: Effect,
-    /// The hash of the voice that its path or body names.
+    /// The hash of the voice that the path or the body names.
     pub voice: Option<IdentifierHash>,
-    /// The model that its body names.
+    /// The model that the body names.
     pub model: Option<Arc<str>>,
-    /// The output format that its query names.
+    /// The output format that the query names.
     pub output_format: Option<Arc<str>>,
-    /// Number of characters of its text.
+    /// Number of characters of the text.
     pub characters: Option<u64>,
     /// The permission that the key needs, if it is known.
     pub permission: Option<Permission>,
-    /// Whether it creates a voice that takes a slot of its workspace.
+    /// Whether the request creates a voice that takes a slot of its workspace.
     pub adds_voice: bool,
 }
 
@@ -67,41 +67,43 @@ pub struct RequestShape {
 pub struct Limit {
     /// The limited feature.
     pub feature: Feature,
-    /// The smallest refused number of characters; 0 for a feature without a size.
+    /// The smallest refused number of characters, or 0 for a feature without a size.
     pub from_characters: u64,
 }
 
 /// The kind of restriction that a refusal causes, which determines its scope and duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestrictionKind {
-    /// For the key, because it lacks a permission, which may be granted later.
+    /// Restricts the key, because it lacks a permission, which may be granted later.
     Permission,
-    /// For the workspace, and for other workspaces with its plan.
+    /// Restricts the workspace, and other workspaces with the same plan.
     Plan,
-    /// For the workspace, until a slot becomes free.
+    /// Restricts the workspace until a slot becomes free.
     Slots,
-    /// For the workspace, because it may not use the endpoint.
+    /// Restricts the workspace, because it may not use the endpoint.
     Endpoint,
-    /// For the workspace, until a poll or another request decides.
+    /// Restricts the workspace until a poll or another request decides.
     Unproven,
-    /// For the workspace, as a rate limit with the time that the provider named. A rate limit of a
-    /// concurrency group is evidence about the workspace instead.
+    /// Restricts the workspace because of a rate limit, with the time that the provider reported. A rate
+    /// limit of a concurrency group is evidence about the workspace instead.
     RateLimit(Option<Duration>),
-    /// For the workspace, as a 429 response with an unknown message, with the time that the provider named.
+    /// Restricts the workspace because of a 429 response with an unknown message, with the time that the
+    /// provider reported.
     Throttle(Option<Duration>),
-    /// For the workspace, as too many concurrent requests. A limit of a concurrency group is evidence about
-    /// the workspace instead.
+    /// Restricts the workspace because of too many concurrent requests. A limit of a concurrency group is
+    /// evidence about the workspace instead.
     Concurrency,
 }
 
 impl RequestFeatures {
-    /// Returns the limit that a refusal of this request proves, and the kind of restriction that it causes.
-    /// Returns `None` for a verdict that is not about the capabilities of an account.
+    /// Returns the limit that a refusal of this request proves, and the kind of restriction that the refusal
+    /// causes. Returns `None` for a verdict that is not about the capabilities of an account.
     #[must_use]
     pub fn proven_limit(&self, verdict: Verdict) -> Option<(Limit, RestrictionKind)> {
         let (subject, kind) = match verdict {
-            Verdict::MissingPermission(named) => {
-                let needed = self.permission.filter(|needed| named.is_none_or(|named| named == *needed));
+            Verdict::MissingPermission(reported) => {
+                let needed =
+                    self.permission.filter(|needed| reported.is_none_or(|reported| reported == *needed));
                 if let Some(needed) = needed {
                     let limit = Limit { feature: Feature::Permission(needed), from_characters: 0 };
                     return Some((limit, RestrictionKind::Permission));

@@ -44,11 +44,11 @@ struct RatesDocument {
     cost_discount_multiplier: Option<f64>,
 }
 
-/// Maximum number of models; bounds the memory that a forged response could use.
+/// Maximum number of models, which bounds the memory that a forged response could use.
 const MAX_MODELS: usize = 1_000;
 
 impl Models {
-    /// Parses the body of a response to `GET /v1/models`, or `None` if it is not a list of models.
+    /// Parses the body of a response to `GET /v1/models`. Returns `None` if the body is not a list of models.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
         let mut documents: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
@@ -98,11 +98,12 @@ impl Models {
 
 impl RatesDocument {
     fn micro_credits(&self) -> Option<u64> {
-        let rate = self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
-        let micro_credits = (rate * MICRO_CREDITS as f64).round();
+        let credits_per_character =
+            self.character_cost_multiplier? * self.cost_discount_multiplier.unwrap_or(1.0);
+        let micro_credits = (credits_per_character * MICRO_CREDITS as f64).round();
         let is_plausible =
             micro_credits.is_finite() && (0.0..=1_000.0 * MICRO_CREDITS as f64).contains(&micro_credits);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within bounds")]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a plausible price fits")]
         is_plausible.then_some(micro_credits as u64)
     }
 }

@@ -1,16 +1,17 @@
-//! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, others one
-//! without. A path is corrected only if no correct base URL can lead to it. Its other bytes are unchanged.
+//! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, and others need
+//! one without `/v1`. A path is corrected only if no correct base URL can lead to it. All other bytes of the
+//! path are unchanged.
 
 use super::endpoint::is_root;
 
 /// The error of a base URL that was corrected in a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PathFix {
-    /// The base URL ends in a version, and the client adds another one: `/v1/v1/…`.
+    /// The base URL ends in a version, and the client adds a second version: `/v1/v1/…`.
     DoubledVersion,
     /// Neither the base URL nor the client adds a version: `/text-to-speech/…`.
     MissingVersion,
-    /// The base URL ends in a slash, and the client's path begins with one: `//v1/…`.
+    /// The base URL ends in a slash, and the client's path starts with a slash: `//v1/…`.
     DoubledSlash,
 }
 
@@ -29,9 +30,9 @@ impl PathFix {
 /// Returns the corrected path, if `path` can only result from a wrong base URL.
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
-    if let Some(path) = without_doubled_slash(path) {
+    if let Some(fixed_path) = without_doubled_slash(path) {
         // The version of such a base URL may be wrong, too.
-        return Some(fix_path(&path).unwrap_or((path, PathFix::DoubledSlash)));
+        return Some(fix_path(&fixed_path).unwrap_or((fixed_path, PathFix::DoubledSlash)));
     }
     let relative_path = path.strip_prefix('/')?;
     let (first_segment, after_first) = relative_path.split_once('/').unwrap_or((relative_path, ""));

@@ -1,6 +1,6 @@
-//! The names of the permissions that the provider gives to keys. A refusal names the missing permission;
-//! the key is then used last for requests that need it, and serves all others as before. The table of
-//! endpoints lists the permission that each request needs.
+//! The names of the permissions that the provider gives to keys. A refusal names the missing permission; the
+//! key is then used last for requests that need the permission, and serves all other requests as before. The
+//! table of endpoints lists the permission that each request needs.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 
@@ -20,7 +20,7 @@ const NAMES: [&str; 35] = [
 ];
 
 impl Permission {
-    /// Parses the name of a permission, or `None` for an unknown one.
+    /// Parses the name of a permission. Returns `None` if the name is unknown.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         NAMES.binary_search(&name).ok().and_then(|index| u8::try_from(index).ok()).map(Self::from_number)

@@ -8,7 +8,8 @@ use super::features::RequestFeatures;
 use super::models::Models;
 use crate::policy::verdict::{Subject, Verdict};
 
-/// The features of a workspace according to its subscription, or `None` if the subscription omits them.
+/// The features of a workspace according to its subscription. A feature is `None` if the subscription omits
+/// it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Whether voices may be cloned from recordings (`can_use_instant_voice_cloning`).

@@ -2,10 +2,10 @@
 //! at fault, and for which reason.
 //!
 //! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an
-//! unpaid bill, and 400, 402 and 403 are no clearer. The body decides. It has a `code`, `status`, `type` and
-//! message in one of several formats, and the most specific known one wins (`table`). If no code or message
-//! is known, the status is evidence about this request only. WebSocket errors are classified by the same
-//! table, with the status that a code has over HTTP (`codes`).
+//! unpaid bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It has a `code`,
+//! `status`, `type` and message in one of several formats, and the most specific known one wins (`table`). If
+//! no code or message is known, the status is evidence about this request only. WebSocket errors are
+//! classified by the same table, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
@@ -32,8 +32,8 @@ pub fn is_body_needed(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 402 | 403 | 404 | 429)
 }
 
-/// Classifies a response. `body` is `None` if it was not needed, or if the response has no body (to `HEAD`).
-/// `retry_after` comes from its headers.
+/// Classifies a response. `body` is `None` if it was not needed, or if the response has no body, as to a
+/// `HEAD` request. `retry_after` comes from the response headers.
 #[must_use]
 pub fn classify(status: StatusCode, body: Option<&ErrorBody>, retry_after: Option<Duration>) -> Verdict {
     if !status.is_client_error() && !status.is_server_error() {

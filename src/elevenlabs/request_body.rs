@@ -1,4 +1,4 @@
-//! Extracts from a request body what the pool and the usage records need: the model, the number of
+//! Extracts the features of a request body that the pool and the usage records need: the model, the number of
 //! characters of the text, and the length of the audio. The text is counted and never stored.
 
 use std::fmt;
@@ -29,11 +29,11 @@ pub struct RequestBodyFeatures {
 }
 
 impl RequestBodyFeatures {
-    /// Parses the start of a body. A JSON document is parsed only if it is complete (`is_whole`).
+    /// Parses the start of a body. A JSON document is parsed only if it is complete (`is_complete`).
     #[must_use]
-    pub fn parse(start: &[u8], is_whole: bool) -> Self {
+    pub fn parse(start: &[u8], is_complete: bool) -> Self {
         match start.iter().find(|byte| !byte.is_ascii_whitespace()) {
-            Some(b'{') if is_whole => serde_json::from_slice::<BodyDocument>(start)
+            Some(b'{') if is_complete => serde_json::from_slice::<BodyDocument>(start)
                 .map_or_else(|_| Self::default(), BodyDocument::into_features),
             Some(b'-') => {
                 let searched = &start[..start.len().min(MAX_SEARCHED_FORM_BYTES)];
@@ -84,8 +84,8 @@ fn model_in_form(form: &[u8]) -> Option<Arc<str>> {
     parse_model(std::str::from_utf8(&value[..find(value, b"\r\n")?]).ok()?)
 }
 
-/// Parses a name of the provider's models: a family, followed by lower-case letters, digits and `_-.`.
-/// Other texts of a client are rejected, so that they are not recorded.
+/// Parses a name of the provider's models: a family, followed by lower-case letters, digits and `_-.`. Any
+/// other value of a client is rejected, so that it is not recorded.
 #[must_use]
 pub fn parse_model(name: &str) -> Option<Arc<str>> {
     const FAMILIES: [&str; 4] = ["eleven_", "scribe_", "music_", "dubbing_"];
@@ -95,21 +95,21 @@ pub fn parse_model(name: &str) -> Option<Arc<str>> {
     (is_name && FAMILIES.iter().any(|family| name.starts_with(family))).then(|| name.into())
 }
 
-/// Deserializes the name of a model, or `None` for any other value.
+/// Deserializes the name of a model. Any other value becomes `None`.
 fn model_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<str>>, D::Error> {
     deserializer.deserialize_any(StringVisitor(parse_model))
 }
 
-/// Deserializes the number of characters of a string, or `None` for any other value.
+/// Deserializes a string as its number of characters. Any other value becomes `None`.
 fn character_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     deserializer.deserialize_any(StringVisitor(|text: &str| Some(text.chars().count() as u64)))
 }
 
-/// Deserializes a number of seconds, in milliseconds, or `None` for any other value.
+/// Deserializes a number of seconds as milliseconds. Any other value becomes `None`.
 fn milliseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let seconds = serde_json::Value::deserialize(deserializer)?.as_f64();
+    let number = serde_json::Value::deserialize(deserializer)?.as_f64();
     // No generated audio is longer than an hour.
-    let seconds = seconds.filter(|seconds| (0.0..=3_600.0).contains(seconds));
+    let seconds = number.filter(|seconds| (0.0..=3_600.0).contains(seconds));
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour")]
     Ok(seconds.map(|seconds| (seconds * 1_000.0).ceil() as u64))
 }
@@ -234,8 +234,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_input_panics(body: Vec<u8>, is_whole: bool) {
-            let _ = RequestBodyFeatures::parse(&body, is_whole);
+        fn no_input_panics(body: Vec<u8>, is_complete: bool) {
+            let _ = RequestBodyFeatures::parse(&body, is_complete);
         }
 
         #[test]

@@ -12,13 +12,13 @@ pub struct Segment<'a> {
     literal: Option<Literal>,
 }
 
-/// The segments of a path, without empty ones. They are stored inline unless the path is unusually long, so
-/// that splitting a path allocates no memory.
+/// The segments of a path, except empty ones. Segments are stored inline unless the path is unusually long,
+/// so that splitting a path allocates no memory.
 #[derive(Clone, Debug)]
 pub struct Segments<'a> {
     inline: [Segment<'a>; MAX_INLINE],
     count: usize,
-    /// All segments, when there are more than [`MAX_INLINE`].
+    /// All segments, if their number exceeds [`MAX_INLINE`].
     overflow: Vec<Segment<'a>>,
 }
 
@@ -31,7 +31,7 @@ impl<'a> Segment<'a> {
         self.text
     }
 
-    /// The literal of the API that it equals, if any.
+    /// The literal of the API that the segment equals, if any.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }

@@ -1,7 +1,7 @@
-//! The provider's WebSocket protocols: the messages of each, its price and its concurrency group.
+//! The provider's WebSocket protocols: the messages of each protocol, its price and its concurrency group.
 //!
-//! The provider accepts an upgrade with 101 even for a bad key, and reports the refusal in a message or a
-//! close frame (captured, September 2026).
+//! The provider accepts an upgrade with a 101 response even for a bad key, and reports the refusal in a
+//! message or a close frame (captured, September 2026).
 
 mod audio_format;
 mod content_counter;
@@ -43,12 +43,12 @@ pub enum Dialect {
 /// The time in which a session counts as one request of its concurrency group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConcurrencyCounting {
-    /// From its start to its end.
+    /// The session counts from its start to its end.
     WholeSession,
-    /// While the provider generates speech: an idle session does not count. Source: the provider's page on
-    /// models.
+    /// The session counts while the provider generates speech. An idle session does not count. Source: the
+    /// provider's page on models.
     WhileSpeaking,
-    /// Never, because no limit is known.
+    /// The session never counts, because no limit is known.
     Never,
 }
 
@@ -110,7 +110,7 @@ impl Dialect {
         self.concurrency_counting() == ConcurrencyCounting::WhileSpeaking
     }
 
-    /// Whether the proxy parses its messages. Compression must not be negotiated for such a session.
+    /// Whether the proxy parses the messages of a session. Compression must not be negotiated in that case.
     #[must_use]
     pub fn is_inspected(self) -> bool {
         self != Self::Foreign

@@ -1,5 +1,5 @@
-//! Parses what the poller requests about an account: the subscription (`GET /v1/user/subscription`) and
-//! the workspace of a key (`GET /v1/user`).
+//! Parses the responses that the poller requests about an account: the subscription (`GET
+//! /v1/user/subscription`) and the workspace of a key (`GET /v1/user`).
 //!
 //! Sources: `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document, and `User` of its
 //! Python SDK 2.78.
@@ -16,7 +16,7 @@ use crate::policy::units::UnixMs;
 pub struct Subscription {
     /// The used credits, their limit, the overage and the reset date.
     pub quota: Quota,
-    /// The plan's name, a free text of the provider.
+    /// The name of the plan, which the provider chooses freely.
     pub tier: Option<String>,
     /// Whether the latest invoice is paid, or `None` when the status does not determine it.
     pub is_paid: Option<bool>,
@@ -40,7 +40,7 @@ struct SubscriptionDocument {
 }
 
 impl Subscription {
-    /// Parses the body of a response, or `None` if it is not a subscription.
+    /// Parses the body of a response. Returns `None` if the body is not a subscription.
     #[must_use]
     pub fn parse(body: &[u8]) -> Option<Self> {
         let document: SubscriptionDocument = serde_json::from_slice(body).ok()?;
@@ -80,7 +80,7 @@ impl Subscription {
     }
 }
 
-/// Parses the workspace that a key belongs to, from the body of a response. Returns only a
+/// Parses the identifier of the workspace to which a key belongs, from the body of a response. Returns only a
 /// [valid identifier](is_valid_identifier).
 #[must_use]
 pub fn parse_workspace_id(body: &[u8]) -> Option<String> {

@@ -69,12 +69,12 @@ const MAX_WORD_BYTES: usize = 64;
 /// Maximum length of the message of a refusal. Longer messages are truncated.
 const MAX_MESSAGE_CHARS: usize = 500;
 
-/// Returns the document with only its listed fields, or `None` if it is not a JSON object. Responses with any
-/// status are redacted.
+/// Returns the document with only its listed fields, or `None` if the document is not a JSON object.
+/// Responses with any status are redacted.
 #[must_use]
 pub fn redact(document: &[u8]) -> Option<Vec<u8>> {
-    let document: Map<String, Value> = serde_json::from_slice(document).ok()?;
-    let redacted = redact_fields(document, |name, value| match name {
+    let fields: Map<String, Value> = serde_json::from_slice(document).ok()?;
+    let redacted = redact_fields(fields, |name, value| match name {
         "detail" => redact_refusal(value),
         name => redact_value(name, value, &[USER, SUBSCRIPTION]),
     });
@@ -104,7 +104,7 @@ fn redact_object(fields: Map<String, Value>, list: &[(&str, Redaction)]) -> Valu
     Value::Object(redact_fields(fields, |name, value| redact_value(name, value, &[list])))
 }
 
-/// Redacts the value of a field, or `None` for a field that is not in one of the lists.
+/// Redacts the value of a field. Returns `None` for a field that is not in one of the lists.
 fn redact_value(name: &str, value: Value, lists: &[&[(&str, Redaction)]]) -> Option<Value> {
     let (_, redaction) = lists.iter().copied().flatten().find(|(listed, _)| *listed == name)?;
     match (redaction, value) {
@@ -124,8 +124,8 @@ fn redact_refusal(detail: Value) -> Option<Value> {
     match detail {
         Value::Object(fields) => Some(redact_object(fields, REFUSAL)),
         Value::String(text) => Some(Value::String(redact_message(&text))),
-        Value::Array(list) => {
-            let objects = list.into_iter().filter(Value::is_object);
+        Value::Array(elements) => {
+            let objects = elements.into_iter().filter(Value::is_object);
             Some(objects.filter_map(redact_refusal).collect())
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
@@ -137,8 +137,8 @@ fn is_scalar(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => true,
         Value::String(text) => {
-            let is_of_word = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-            text.len() <= MAX_WORD_BYTES && text.bytes().all(is_of_word)
+            let is_word_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+            text.len() <= MAX_WORD_BYTES && text.bytes().all(is_word_byte)
         }
         Value::Array(_) | Value::Object(_) => false,
     }

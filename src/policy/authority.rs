@@ -27,7 +27,7 @@ impl Scheme {
         }
     }
 
-    /// The port of a URL without one.
+    /// The port of a URL that does not specify one.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {

@@ -57,7 +57,7 @@ impl Quota {
         match (self.limit, self.extension) {
             (None, _) | (_, Extension::Unlimited) => None,
             (Some(limit), Extension::None) => Some(limit),
-            (Some(limit), Extension::Credits(more)) => Some(limit.saturating_add(more)),
+            (Some(limit), Extension::Credits(extra)) => Some(limit.saturating_add(extra)),
         }
     }
 
@@ -96,9 +96,9 @@ impl Quota {
         self.limit.is_some() && self.usage_ratio() >= ratio
     }
 
-    /// Returns the quota at `now`, with a count of 0 if the reset date has passed.
+    /// Returns the quota at `now`. Its count is 0 if the reset date has passed.
     #[must_use]
-    pub fn at(self, now: UnixMs) -> Self {
+    pub fn reset_if_due(self, now: UnixMs) -> Self {
         match self.resets_at {
             Some(reset) if reset <= now => Self { count: 0, resets_at: None, ..self },
             Some(_) | None => self,
@@ -143,7 +143,7 @@ impl Quota {
         }
         match reported.count.checked_sub(self.count) {
             Some(0) => BillingDiscrepancy::WithinLag,
-            Some(more) => BillingDiscrepancy::ProviderHigher(more),
+            Some(excess) => BillingDiscrepancy::ProviderHigher(excess),
             None if idle < lag => BillingDiscrepancy::WithinLag,
             None => BillingDiscrepancy::ProviderLower(self.count - reported.count),
         }
@@ -160,7 +160,8 @@ impl Quota {
 /// The probable cause of a discrepancy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscrepancyCause {
-    /// Another key of the pool belongs to the same workspace, but is configured with another one.
+    /// Another key of the pool belongs to the same workspace, but the configuration assigns the key to a
+    /// different one.
     SharedWorkspace,
     /// Another program uses the workspace, or the cost of some requests is unknown.
     OtherProgram,
@@ -169,7 +170,7 @@ pub enum DiscrepancyCause {
 }
 
 impl DiscrepancyCause {
-    /// Determines the cause of a discrepancy, which is negative if the provider counts fewer credits.
+    /// Determines the cause of a discrepancy of `credits`, which is negative if the provider counts fewer.
     /// `has_equal_quota` says whether another workspace of the pool has the same quota.
     #[must_use]
     pub fn new(credits: i64, has_equal_quota: bool) -> Self {
@@ -236,8 +237,8 @@ mod tests {
 
     #[test]
     fn the_reset_date_starts_a_new_period() {
-        assert_eq!(used(100).at(UnixMs(1_999)), used(100));
-        let next = used(100).at(RESET);
+        assert_eq!(used(100).reset_if_due(UnixMs(1_999)), used(100));
+        let next = used(100).reset_if_due(RESET);
         assert_eq!((next.count, next.resets_at, next.limit), (0, None, Some(100)));
     }
 

@@ -84,8 +84,8 @@ impl ValidityPeriod {
         self.renewal(now, CA_RENEWAL_THRESHOLD)
     }
 
-    /// Whether a server certificate is renewed. One that is not valid yet is also replaced, because it was
-    /// issued with a wrong clock.
+    /// Whether a server certificate is renewed. A certificate that is not valid yet is also replaced, because
+    /// it was issued with a wrong clock.
     #[must_use]
     pub fn server_renewal(self, now: UnixMs) -> Renewal {
         match self.validity(now) {
@@ -103,7 +103,8 @@ fn backdated(now: UnixMs) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(BACKDATING.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// Whether the local CA may certify a name: `localhost` or a name below it, which always means this machine.
+/// Whether the local CA may certify a name: `localhost` and the names below it, which always resolve to this
+/// machine.
 #[must_use]
 pub fn may_certify(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")

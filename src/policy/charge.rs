@@ -18,7 +18,7 @@ pub enum ChargeOutcome {
     /// No byte of the request was sent.
     Unsent,
     /// The provider refused the request or failed. It does not charge for its failures (according to the
-    /// message of its status 500, captured in 2026).
+    /// message of a 500 response, captured in 2026).
     Refused,
     /// At least a part of the request was sent, and no complete response head was received. The provider may
     /// have served it.
@@ -30,14 +30,14 @@ pub enum ChargeOutcome {
 /// The amount by which a request counts against a quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Charge {
-    /// 0 or 1.
+    /// The number of requests: 0 or 1.
     pub requests: u64,
     /// The charged credits.
     pub credits: u64,
 }
 
-/// Computes the charge of a request. `reported` is the cost that its response reports. `reserved` is charged
-/// instead if the response reports none.
+/// Computes the charge of a request. `reported` is the cost that the response reports. If the response
+/// reports no cost, `reserved` is charged.
 ///
 /// A reported cost above 0 is charged for every endpoint and status. A request counts if it was served or may
 /// have been served, even if it costs 0 credits.

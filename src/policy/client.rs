@@ -27,7 +27,7 @@ impl ClientName {
         Self(name.into())
     }
 
-    /// The configured text.
+    /// The configured name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -43,7 +43,7 @@ pub struct Rules {
     pub rate_limit: Option<RateLimit>,
     /// Maximum number of concurrent requests.
     pub max_concurrent: Option<u32>,
-    /// Prefixes of the paths that the client may use. Empty allows all paths.
+    /// Prefixes of the paths that the client may use. An empty list allows all paths.
     pub paths: Vec<String>,
     /// The keys and workspaces that may serve the client.
     pub allowed_keys: AllowedKeys,
@@ -73,7 +73,7 @@ pub struct AllowedKeys {
 }
 
 impl AllowedKeys {
-    /// Whether a key with this name and workspace may serve.
+    /// Whether a key with this name and workspace may serve the client.
     #[must_use]
     pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
         let is_listed = |list: &[String], name: Option<&str>| {
@@ -174,8 +174,8 @@ impl Clients {
         !self.by_token.is_empty()
     }
 
-    /// Whether the caller presented a valid token, if tokens are configured. An anonymous client with its
-    /// own key did not.
+    /// Whether the caller presented a valid token, if tokens are configured. An anonymous client with its own
+    /// key has not presented one.
     #[must_use]
     pub fn is_authenticated(&self, caller: &Caller) -> bool {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
@@ -229,11 +229,11 @@ enum TokenMatch<'a> {
 pub struct Caller {
     /// The client with its limits.
     pub client: Arc<Client>,
-    /// The provider key that the client brought. `None` serves the request from the pool.
+    /// The provider key that the client brought. If `None`, a key of the pool serves the request.
     pub own_key: Option<ApiKey>,
 }
 
-/// Why a request is not authenticated.
+/// The reason why a request is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
     /// The request has no credential.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::tz::Offset;
 
-use super::units::{Grouped, UnixMs};
+use super::units::{Grouped, UnixMs, civil_date};
 
 /// The quota of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub enum Period {
 pub struct QuotaExceeded {
     /// The quota that is exceeded.
     pub quota: ClientQuota,
-    /// When the count is reset. `None` if it never is.
+    /// The time at which the count is reset, or `None` if it is never reset.
     pub resets_at: Option<UnixMs>,
     /// Set if some of the quota remains, but less than the request may cost.
     pub shortfall: Option<QuotaShortfall>,
@@ -134,7 +134,7 @@ impl Period {
         let today = now.0 / DAY_MS;
         let first_day = match self {
             Self::Day => today,
-            Self::Month => today - days_into_month(today),
+            Self::Month => first_day_of_month(today),
             Self::Total => 0,
         };
         // 16 bits suffice for days until the year 2149.
@@ -142,25 +142,18 @@ impl Period {
     }
 }
 
-/// Returns the number of days from the first of the month to `day`, which counts from 1970-01-01. This
-/// runs for every request, and a general calendar library takes ten times as long.
-fn days_into_month(day: u64) -> u64 {
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    // Years start in March here, so that a leap day is the last day of its year. The first year is 0.
-    let day = (day + 719_468) % DAYS_OF_400_YEARS;
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // Five months that start in March have 153 days.
-    let month = (5 * day + 2) / 153;
-    day - (153 * month + 2) / 5
+/// Returns the first day of the month of `day`. Both are counted from 1970-01-01.
+fn first_day_of_month(day: u64) -> u64 {
+    let (_, _, day_of_month) = civil_date(day);
+    day + 1 - day_of_month
 }
 
 /// Returns the midnight at which the month of `now` started, plus this number of months.
 fn start_of_month(now: UnixMs, months_later: i32) -> Option<UnixMs> {
-    let now = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
-    let first = Offset::UTC.to_datetime(now).date().first_of_month();
-    let first = first.checked_add(jiff::Span::new().try_months(months_later).ok()?).ok()?;
-    let start = Offset::UTC.to_timestamp(first.to_datetime(jiff::civil::Time::midnight())).ok()?;
+    let timestamp = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
+    let this_month = Offset::UTC.to_datetime(timestamp).date().first_of_month();
+    let month = this_month.checked_add(jiff::Span::new().try_months(months_later).ok()?).ok()?;
+    let start = Offset::UTC.to_timestamp(month.to_datetime(jiff::civil::Time::midnight())).ok()?;
     u64::try_from(start.as_millisecond()).ok().map(UnixMs)
 }
 
@@ -242,17 +235,17 @@ impl fmt::Display for RateLimit {
 
 impl RateLimit {
     /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
-    /// earlier requests have used the limit. Both are nanoseconds since the same time. Returns the new
-    /// `used_until`.
+    /// earlier requests have used the limit. Both are in nanoseconds since the same point in time. Returns
+    /// the new `used_until`.
     ///
     /// # Errors
     ///
     /// Fails if the limit is exceeded, with the time until the next request is admitted.
     pub fn admit(&self, used_until: u64, now: u64) -> Result<u64, Duration> {
-        let span = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
-        let next = used_until.max(now).saturating_add(span / u64::from(self.requests.max(1)));
-        match next.saturating_sub(now).checked_sub(span) {
-            None | Some(0) => Ok(next),
+        let span_ns = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
+        let new_used_until = used_until.max(now).saturating_add(span_ns / u64::from(self.requests.max(1)));
+        match new_used_until.saturating_sub(now).checked_sub(span_ns) {
+            None | Some(0) => Ok(new_used_until),
             Some(wait) => Err(Duration::from_nanos(wait)),
         }
     }
@@ -267,7 +260,7 @@ mod tests {
         for day in 0..=65_536 {
             let now = UnixMs(day * DAY_MS + 5);
             let first_day = Period::Month.start(now).0 / DAY_MS;
-            assert_eq!(day - days_into_month(day), first_day, "{day}");
+            assert_eq!(first_day_of_month(day), first_day, "{day}");
             assert_eq!(Period::Month.number(now), u16::try_from(first_day).unwrap());
         }
     }

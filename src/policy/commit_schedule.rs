@@ -4,25 +4,26 @@
 
 use std::time::Duration;
 
-/// The rate in records per second from which the interval has its maximum length.
-const FULL_RATE: u64 = 1_000;
+/// The lowest rate, in records per second, at which the interval has its maximum length.
+const MAX_INTERVAL_RATE: u64 = 1_000;
 /// At low rates, the maximum interval is divided by this number. A crash then loses few records, and commits
 /// are still rare.
 const MIN_INTERVAL_DIVISOR: u64 = 5;
 
-/// Returns the time between the starts of two commits if `records` arrived in the last `span`. It grows with
-/// the rate up to `max_interval`, so that commits take a small share of the time.
+/// Returns the time between the starts of two commits if `records` arrived in the last `span`. The interval
+/// grows with the rate up to `max_interval`, so that commits take a small share of the time.
 #[must_use]
 pub fn commit_interval(records: u64, span: Duration, max_interval: Duration) -> Duration {
-    // A longer span prevents that a few records that arrive together count as a high rate.
-    let span = span.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
-    let span_us = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
+    // A minimum span prevents a few records that arrive together from counting as a high rate.
+    let measured_span = span.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
+    let span_us = u64::try_from(measured_span.as_micros()).unwrap_or(u64::MAX).max(1);
     let rate = records.saturating_mul(1_000_000) / span_us;
-    let rate = u32::try_from(rate.clamp(FULL_RATE / MIN_INTERVAL_DIVISOR, FULL_RATE)).unwrap_or(u32::MAX);
-    max_interval.saturating_mul(rate) / FULL_RATE as u32
+    let capped_rate = u32::try_from(rate.clamp(MAX_INTERVAL_RATE / MIN_INTERVAL_DIVISOR, MAX_INTERVAL_RATE))
+        .unwrap_or(u32::MAX);
+    max_interval.saturating_mul(capped_rate) / MAX_INTERVAL_RATE as u32
 }
 
-/// Returns the delay until the next commit. `elapsed` is the time since the last one started. The delay is
+/// Returns the delay until the next commit. `elapsed` is the time since the last commit started. The delay is
 /// zero if the `queued` records fill a batch.
 #[must_use]
 pub fn next_commit_delay(elapsed: Duration, interval: Duration, queued: u64, batch_size: u64) -> Duration {
@@ -34,9 +35,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(elapsed: u64, interval: u64, queued: u64, expected: u64) {
-        let [elapsed, interval, expected] = [elapsed, interval, expected].map(Duration::from_millis);
-        assert_eq!(next_commit_delay(elapsed, interval, queued, 512), expected);
+    fn check(elapsed_ms: u64, interval_ms: u64, queued: u64, expected_ms: u64) {
+        const BATCH_SIZE: u64 = 512;
+        let [elapsed, interval, expected] = [elapsed_ms, interval_ms, expected_ms].map(Duration::from_millis);
+        assert_eq!(next_commit_delay(elapsed, interval, queued, BATCH_SIZE), expected);
     }
 
     #[test]

@@ -20,10 +20,10 @@ use super::verdict::{Shortfall, Verdict};
 pub enum ClaimedFault {
     /// The remaining credits do not suffice for the request.
     Credits {
-        /// The remaining and the required credits. `None` if the refusal did not report them.
-        figures: Option<(u64, u64)>,
+        /// The remaining and the required credits that the refusal reported, or `None` if it reported none.
+        reported: Option<(u64, u64)>,
         /// The remaining credits, scaled to Keychoir's cost estimates, which are upper bounds.
-        left_by_estimate: u64,
+        scaled_remaining: u64,
     },
     /// The concurrency group has sent too many requests in a span of time.
     RateLimited(ConcurrencyGroup),
@@ -70,18 +70,18 @@ impl ClaimedFault {
     }
 
     fn credits(shortfall: Shortfall, estimate: Option<u64>) -> Self {
-        let figures = shortfall.credits();
-        let left_by_estimate = match (figures, estimate) {
+        let reported = shortfall.credits();
+        let scaled_remaining = match (reported, estimate) {
             // On some plans, estimates exceed the provider's prices by a constant factor. An estimate of 0
             // is for a request that should be free, so it has no factor.
-            (Some((left, required)), Some(estimate)) if estimate > 0 => {
-                let scaled = u128::from(left) * u128::from(estimate) / u128::from(required.max(1));
+            (Some((remaining, required)), Some(estimate)) if estimate > 0 => {
+                let scaled = u128::from(remaining) * u128::from(estimate) / u128::from(required.max(1));
                 u64::try_from(scaled).unwrap_or(u64::MAX)
             }
-            (Some((left, _)), _) => left,
+            (Some((remaining, _)), _) => remaining,
             (None, _) => 0,
         };
-        Self::Credits { figures, left_by_estimate }
+        Self::Credits { reported, scaled_remaining }
     }
 
     /// Whether the claim is about the key and not about its workspace. `is_key_quota` says whether a claim
@@ -143,7 +143,7 @@ impl EvidenceStrength {
 pub struct Evidence {
     /// The claim of the refusal.
     pub claim: ClaimedFault,
-    /// When the refusal was received.
+    /// The time at which the refusal was received.
     pub at: UnixMs,
     /// The `Retry-After` of the refusal.
     pub retry_after: Option<Duration>,
@@ -171,7 +171,7 @@ impl Evidence {
     /// The strength of the evidence.
     #[must_use]
     pub fn strength(&self) -> EvidenceStrength {
-        let has_credits = matches!(self.claim, ClaimedFault::Credits { figures: Some(_), .. });
+        let has_credits = matches!(self.claim, ClaimedFault::Credits { reported: Some(_), .. });
         if has_credits || self.retry_after.is_some() {
             EvidenceStrength::Numbers
         } else {
@@ -183,7 +183,7 @@ impl Evidence {
 /// A quota poll with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Poll {
-    /// When the response was received.
+    /// The time at which the response was received.
     pub at: UnixMs,
     /// The result of the poll.
     pub result: PollResult,
@@ -195,7 +195,7 @@ pub enum PollResult {
     /// The quota of the workspace.
     Quota {
         /// Credits that may still be spent. `None` if the limit is unlimited or unknown.
-        left: Option<u64>,
+        spendable: Option<u64>,
         /// Whether the latest invoice is paid. `None` if the provider does not report it.
         is_paid: Option<bool>,
     },
@@ -208,19 +208,19 @@ pub enum PollResult {
 /// How long evidence is effective if neither a reported time nor a poll decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cooldowns {
-    /// For a refusal with only a message. A poll or a probe may end it earlier.
+    /// Applies to a refusal with only a message. A poll or a probe may end it earlier.
     pub unproven: Duration,
-    /// For a rate limit without a `Retry-After`.
+    /// Applies to a rate limit without a `Retry-After`.
     pub rate_limited: Duration,
     /// Upper bound of a `Retry-After`.
     pub max_retry_after: Duration,
-    /// For an exhausted account whose reset date is unknown.
+    /// Applies to an exhausted account whose reset date is unknown.
     pub exhausted: Duration,
-    /// For a locked account.
+    /// Applies to a locked account.
     pub billing: Duration,
-    /// For a key that was refused as invalid, until a poll confirms it.
+    /// Applies to a key that was refused as invalid, until a poll confirms that.
     pub invalid_confirm: Duration,
-    /// For a key that a poll confirmed to be invalid, or that belongs to another region.
+    /// Applies to a key that a poll confirmed to be invalid, or that belongs to another region.
     pub invalid: Duration,
     /// Maximum delay until a poll includes credits that were spent.
     pub quota_lag: Duration,
@@ -243,14 +243,14 @@ impl Cooldowns {
 /// The effect of evidence on a key or a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvidenceEffect {
-    /// None: the evidence has expired, or a poll has refuted it.
+    /// The evidence has no effect, because it has expired or a poll has refuted it.
     Nothing,
     /// The key or workspace is in cooldown.
     Cooldown {
         /// The reason and the end.
         cooldown: Cooldown,
-        /// Whether one request may probe the key before the end if no other key can serve, because the
-        /// claim is not proven.
+        /// Whether one request may probe the key before the end if no other key can serve, because the claim
+        /// is unproven.
         may_probe: bool,
     },
     /// The concurrency group is in cooldown.
@@ -263,9 +263,9 @@ pub enum EvidenceEffect {
         may_probe: bool,
     },
     /// Only requests whose estimated cost is within the limit may use the key.
-    Short {
-        /// The remaining credits, scaled to Keychoir's cost estimates.
-        left: u64,
+    CostLimit {
+        /// The maximum estimated cost: the remaining credits, scaled to Keychoir's cost estimates.
+        max_cost: u64,
         /// The end of the limit.
         until: UnixMs,
     },
@@ -296,13 +296,13 @@ pub fn evaluate(
             return EvidenceEffect::Nothing;
         }
         // Without a reset date, the end is only a guess, so one request may probe the key.
-        ClaimedFault::Credits { figures: Some((0, _)), .. } => {
+        ClaimedFault::Credits { reported: Some((0, _)), .. } => {
             cooldown(CooldownReason::Exhausted, exhausted_until(), resets_at.is_none())
         }
-        ClaimedFault::Credits { figures: Some(_), left_by_estimate } => {
-            EvidenceEffect::Short { left: left_by_estimate, until: exhausted_until() }
+        ClaimedFault::Credits { reported: Some(_), scaled_remaining } => {
+            EvidenceEffect::CostLimit { max_cost: scaled_remaining, until: exhausted_until() }
         }
-        ClaimedFault::Credits { figures: None, .. } => {
+        ClaimedFault::Credits { reported: None, .. } => {
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
@@ -337,7 +337,7 @@ pub fn evaluate(
     let until = match effect {
         EvidenceEffect::Nothing => now,
         EvidenceEffect::Cooldown { cooldown, .. } => cooldown.until,
-        EvidenceEffect::GroupCooldown { until, .. } | EvidenceEffect::Short { until, .. } => until,
+        EvidenceEffect::GroupCooldown { until, .. } | EvidenceEffect::CostLimit { until, .. } => until,
     };
     if until > now { effect } else { EvidenceEffect::Nothing }
 }
@@ -357,7 +357,7 @@ pub fn longest_cooldown(
             EvidenceEffect::GroupCooldown { until, .. } => {
                 Some(Cooldown { reason: CooldownReason::RateLimited, until })
             }
-            EvidenceEffect::Short { .. } | EvidenceEffect::Nothing => None,
+            EvidenceEffect::CostLimit { .. } | EvidenceEffect::Nothing => None,
         });
     active_cooldowns.reduce(Cooldown::latest)
 }
@@ -365,14 +365,14 @@ pub fn longest_cooldown(
 /// Whether a poll refutes a claim about credits. A poll with remaining credits refutes a refusal that
 /// reports none. It refutes reported credits only after the lag, because they are newer until then.
 fn refutes_credits(evidence: &Evidence, later_poll: Option<Poll>, cooldowns: &Cooldowns) -> bool {
-    let ClaimedFault::Credits { figures, .. } = evidence.claim else { return false };
-    let Some(Poll { at, result: PollResult::Quota { left, .. } }) = later_poll else { return false };
-    let has_credits = left != Some(0);
+    let ClaimedFault::Credits { reported, .. } = evidence.claim else { return false };
+    let Some(Poll { at, result: PollResult::Quota { spendable, .. } }) = later_poll else { return false };
+    let has_credits = spendable != Some(0);
     let is_after_lag = at.since(evidence.at) >= cooldowns.quota_lag;
-    match figures {
+    match reported {
         None => has_credits,
         Some((0, _)) => has_credits && is_after_lag,
-        // By then, the poll includes all spent credits.
+        // After the lag, the poll includes all spent credits.
         Some(_) => is_after_lag,
     }
 }
@@ -384,11 +384,11 @@ pub fn decisive_poll_at(evidence: &Evidence, poll: Option<Poll>, cooldowns: &Coo
     let was_polled = poll.is_some_and(|poll| poll.at > evidence.at);
     let immediately = (!was_polled).then_some(evidence.at);
     match evidence.claim {
-        ClaimedFault::Credits { figures: Some(_), .. } => {
+        ClaimedFault::Credits { reported: Some(_), .. } => {
             let lag_end = evidence.at.plus(cooldowns.quota_lag);
             poll.is_none_or(|poll| poll.at < lag_end).then_some(lag_end)
         }
-        ClaimedFault::Credits { figures: None, .. }
+        ClaimedFault::Credits { reported: None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::InvalidKey
         | ClaimedFault::WrongHost => immediately,
@@ -408,10 +408,10 @@ pub fn is_refuted_by_service(
     let is_later = started_at >= evidence.at;
     match evidence.claim {
         // The served request may have been cheap, so it refutes only the claim that no credits are left.
-        ClaimedFault::Credits { figures: Some((0, _)) | None, .. }
+        ClaimedFault::Credits { reported: Some((0, _)) | None, .. }
         | ClaimedFault::Locked
         | ClaimedFault::Suspected => is_later && is_charged,
-        ClaimedFault::Credits { figures: Some(_), .. } => false,
+        ClaimedFault::Credits { reported: Some(_), .. } => false,
         ClaimedFault::RateLimited(limited) => is_later && group == Some(limited),
         // The provider accepted the same key, even if the request started before the refusal.
         ClaimedFault::InvalidKey | ClaimedFault::WrongHost => true,

@@ -23,10 +23,10 @@ pub struct RequestedLimits {
 pub fn max_connections(file_limit: u64, requested: RequestedLimits) -> usize {
     let usable = file_limit - RESERVED_FILES.min(file_limit / 2);
     let idle = (requested.idle_connections as u64).min(usable / 4);
-    let usable = usable - idle;
-    // Every connection may need a second file for its request, unless the maximum number of requests limits
-    // those.
-    let max_clients = (usable / 2).max(usable.saturating_sub(requested.requests as u64)).max(1);
+    let usable_without_idle = usable - idle;
+    // Every connection may need a second file for its request, up to the maximum number of requests.
+    let max_clients =
+        (usable_without_idle / 2).max(usable_without_idle.saturating_sub(requested.requests as u64)).max(1);
     requested.connections.min(usize::try_from(max_clients).unwrap_or(usize::MAX))
 }
 

@@ -49,7 +49,7 @@ impl Opcode {
         }
     }
 
-    /// Whether it is a control frame, which may appear between the frames of a message.
+    /// Whether the frame is a control frame, which may appear between the frames of a message.
     #[must_use]
     pub fn is_control(self) -> bool {
         self.bits() >= 8
@@ -65,7 +65,7 @@ pub struct FrameHeader {
     pub reserved: u8,
     /// The type of the frame.
     pub opcode: Opcode,
-    /// The masking key of the payload. Frames of a client have one.
+    /// The masking key of the payload. Only frames of a client have one.
     pub mask: Option<[u8; 4]>,
     /// Length of the payload in bytes.
     pub length: u64,
@@ -74,7 +74,7 @@ pub struct FrameHeader {
 /// Length of the longest header in bytes.
 pub const MAX_HEADER_BYTES: usize = 14;
 
-/// Parses the header at the start of `bytes` and returns it with its length. Returns `None` if it is
+/// Parses the header at the start of `bytes` and returns it with its length. Returns `None` if the header is
 /// incomplete.
 #[must_use]
 pub fn parse_header(bytes: &[u8]) -> Option<(FrameHeader, usize)> {

@@ -38,16 +38,16 @@ pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token")
 /// `single_use_token` and `conversation_signature` are not listed, because they must be forwarded.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The WebSocket subprotocols. A browser can send a token only as a subprotocol `bearer.…`, which
-/// `@elevenlabs/client` does.
+/// The header that lists WebSocket subprotocols. A browser can send a token only as a subprotocol `bearer.…`,
+/// as `@elevenlabs/client` does.
 const SUBPROTOCOLS: HeaderName = header::SEC_WEBSOCKET_PROTOCOL;
 const BEARER: &str = "bearer.";
 
 /// Headers that a `Connection` header must not remove, because they frame the message or name its host.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
-/// Whether a request names exactly one host (RFC 9112, section 3.2): it has one `Host`, which an absolute
-/// target repeats. HTTP/1.0 requests may have none.
+/// Whether a request names exactly one host (RFC 9112, section 3.2): it has one `Host` header, and an
+/// absolute target names the same host. An HTTP/1.0 request may name none.
 #[must_use]
 pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -156,7 +156,7 @@ fn strip_connection_listed(headers: &mut HeaderMap, present: PresentHeaders) {
     }
 }
 
-/// Returns the headers that a `Connection` header lists, without the [`PROTECTED`] ones.
+/// Returns the headers that a `Connection` header lists, except the [`PROTECTED`] ones.
 fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
     list_elements(headers, header::CONNECTION)
         // `Keep-Alive` is always removed, so its element, the most common one, needs no parsing.
@@ -180,11 +180,11 @@ pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
 /// A credential that a client sent with a request, decoded and never empty.
 #[derive(Clone, PartialEq, Eq)]
 pub enum PresentedCredential<'a> {
-    /// From `x-keychoir-token`, which contains only Keychoir's own tokens.
+    /// A credential from `x-keychoir-token`, which contains only Keychoir's own tokens.
     Token(&'a str),
-    /// From `xi-api-key` in any spelling, where the provider's SDKs send a key.
+    /// A credential from `xi-api-key` in any spelling, where the provider's SDKs send a key.
     Key(Cow<'a, str>),
-    /// From any other header, parameter or subprotocol.
+    /// A credential from any other header, parameter or subprotocol.
     Other(Cow<'a, str>),
 }
 
@@ -193,8 +193,8 @@ impl PresentedCredential<'_> {
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Token(text) => text,
-            Self::Key(text) | Self::Other(text) => text,
+            Self::Token(value) => value,
+            Self::Key(value) | Self::Other(value) => value,
         }
     }
 }
@@ -221,23 +221,19 @@ pub fn presented_credentials<'a>(
     all.filter(|credential| !credential.as_str().is_empty())
 }
 
-/// Whether a key header has a value that is not visible ASCII. [`presented_credentials`] skips such a
-/// value.
+/// Whether a key header has a value that is not visible ASCII, which [`presented_credentials`] skips.
 pub(super) fn has_unreadable_key(headers: &HeaderMap) -> bool {
     let names = [KnownHeader::KEY, KnownHeader::KEY_UNDERSCORED].map(KnownHeader::name);
     names.iter().any(|name| headers.get_all(*name).iter().any(|value| value.to_str().is_err()))
 }
 
 fn credential_in_header(known: KnownHeader, value: &str) -> PresentedCredential<'_> {
-    match value.split_once(' ') {
-        Some((scheme, token))
-            if known == KnownHeader::AUTHORIZATION && scheme.eq_ignore_ascii_case("bearer") =>
-        {
-            PresentedCredential::Other(token.trim().into())
-        }
-        _ if known == KnownHeader::TOKEN => PresentedCredential::Token(value),
-        _ if known == KnownHeader::KEY || known == KnownHeader::KEY_UNDERSCORED => {
-            PresentedCredential::Key(value.into())
+    match known {
+        KnownHeader::TOKEN => PresentedCredential::Token(value),
+        KnownHeader::KEY | KnownHeader::KEY_UNDERSCORED => PresentedCredential::Key(value.into()),
+        KnownHeader::AUTHORIZATION => {
+            let bearer = value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+            PresentedCredential::Other(bearer.map_or(value, |(_, token)| token.trim()).into())
         }
         _ => PresentedCredential::Other(value.into()),
     }
@@ -256,7 +252,7 @@ fn credential_in_parameter<'a>(name: &'static str, value: &'a str) -> Option<Pre
 }
 
 /// Maximum number of parameters whose names are logged, and maximum length of a logged name. They bound the
-/// log line.
+/// length of the log line.
 const MAX_LOGGED_PARAMETERS: usize = 20;
 const MAX_LOGGED_NAME_LENGTH: usize = 40;
 
@@ -294,7 +290,8 @@ fn credential_parameter(name: &str) -> Option<&'static str> {
     CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
-/// Decodes percent escapes and `+` in a query parameter. Invalid escapes are kept, as most servers do.
+/// Decodes percent escapes and `+` in a query parameter. Like most servers, this function keeps invalid
+/// escapes.
 pub(crate) fn decode_parameter(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let Some(first_escape) = memchr::memchr2(b'%', b'+', bytes) else { return Cow::Borrowed(text) };

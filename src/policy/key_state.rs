@@ -55,7 +55,7 @@ impl KeyStatus {
         }
     }
 
-    /// Parses a [`word`](Self::as_str).
+    /// Parses an identifier of [`as_str`](Self::as_str).
     #[must_use]
     pub fn parse(identifier: &str) -> Option<Self> {
         [Self::Active, Self::Exhausted, Self::RateLimited, Self::Invalid]
@@ -64,10 +64,10 @@ impl KeyStatus {
     }
 }
 
-/// Why a key or a workspace is in cooldown.
+/// The reason why a key or a workspace is in cooldown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CooldownReason {
-    /// Too many requests in a span of time, or too many concurrent requests.
+    /// The provider received too many requests in a span of time, or too many concurrent requests.
     RateLimited,
     /// No credits are left.
     Exhausted,

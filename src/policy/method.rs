@@ -4,7 +4,7 @@
 use http::Method;
 
 /// Maximum length of a method in bytes. A longer one is rejected. The longest method registered with IANA has
-/// 17.
+/// 17 bytes.
 pub const MAX_METHOD_LENGTH: usize = 32;
 
 /// Whether a method is short enough to be forwarded.
@@ -13,8 +13,8 @@ pub fn has_allowed_length(method: &Method) -> bool {
     method.as_str().len() <= MAX_METHOD_LENGTH
 }
 
-/// Returns the method under which a request is recorded: its own if RFC 9110 or RFC 5789 defines it, else
-/// `other`.
+/// Returns the method under which a request is recorded: the method itself if RFC 9110 or RFC 5789 defines
+/// it, and `other` otherwise.
 #[must_use]
 pub fn recorded_method(method: &Method) -> Method {
     const KNOWN: [Method; 9] = [

@@ -16,7 +16,7 @@ pub struct MinRate {
 
 impl MinRate {
     /// Returns the time from the start of the transfer by which more than `bytes` must have arrived, or
-    /// `None` without a limit.
+    /// `None` if the limit is disabled.
     #[must_use]
     pub fn timeout_after(self, bytes: u64) -> Option<Duration> {
         let rate = u64::from(self.bytes_per_second);
@@ -59,7 +59,7 @@ impl ReadTimeBudget {
         is_too_long
     }
 
-    /// The remaining time, or `None` without a limit.
+    /// The remaining time, or `None` if the limit is disabled.
     #[must_use]
     pub fn remaining(&mut self) -> Option<Duration> {
         self.add_earned_time();

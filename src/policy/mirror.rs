@@ -11,7 +11,7 @@ pub struct MirrorResponse<'a> {
     pub status: u16,
     /// The `code` of an error: one of PostgREST (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
-    /// Whether the body is empty. The request asks for an empty body.
+    /// Whether the body is empty. The request demands an empty body.
     pub is_empty: bool,
 }
 
@@ -38,7 +38,7 @@ pub enum MirrorProblem {
     Forbidden,
     /// The table does not exist.
     Table,
-    /// The table lacks a column, or has one of another type.
+    /// The table lacks a column, or a column has a different type.
     Column,
     /// The address is not that of Supabase's API.
     Address,
@@ -65,19 +65,19 @@ impl MirrorProblem {
             }
             Self::Table => {
                 "a table is missing: run the output of `keychoir supabase migrate --print` in the SQL editor; if it \
-                 is there, check SUPABASE_URL"
+                 exists, check SUPABASE_URL"
             }
             Self::Column => {
                 "a table has other columns: run the output of `keychoir supabase migrate --print` in the SQL editor"
             }
             Self::Address => {
-                "the server at SUPABASE_URL is not Supabase's API: check the address, also http or https"
+                "the server at SUPABASE_URL is not Supabase's API: check the address and its scheme"
             }
             Self::Paused => "the project is paused: resume it in Supabase's dashboard",
             Self::EveryRow => {
-                "every row is refused for its content: look for a constraint or a trigger of your own on the table"
+                "every row is rejected for its content: check your own constraints and triggers on the table"
             }
-            Self::Unexplained => "Supabase refuses every row: look at its dashboard and logs",
+            Self::Unexplained => "Supabase refuses every row: check its dashboard and logs",
         }
     }
 }
@@ -130,7 +130,7 @@ pub fn retry_delay(
     (backoff / 2 + (backoff / 2).mul_f64(jitter)).max(retry_after.unwrap_or_default())
 }
 
-/// Splits rows, of which some are rejected, into two halves. Returns `None` for a single row.
+/// Splits rows, some of which are rejected, into two halves. Returns `None` for a single row.
 #[must_use]
 pub fn split_rows(rows: Range<usize>) -> Option<[Range<usize>; 2]> {
     let middle = rows.start + rows.len() / 2;

@@ -30,7 +30,7 @@ pub enum RequestOrigin {
     Preflight(HeaderValue),
 }
 
-/// Why a request is rejected.
+/// The reason why a request is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OriginRejected {
     /// The `Host` is not accepted.
@@ -53,33 +53,36 @@ pub fn check_origin(
     method: &Method,
     headers: &HeaderMap,
 ) -> Result<RequestOrigin, OriginRejected> {
-    let text = |name: HeaderName| headers.get(name).map(|value| lowercase(value.to_str().unwrap_or("")));
-    if !requires_token && !text(header::HOST).is_none_or(|host| is_accepted_host(rules, &host)) {
+    let lowercase_value =
+        |name: HeaderName| headers.get(name).map(|value| lowercase(value.to_str().unwrap_or("")));
+    if !requires_token && !lowercase_value(header::HOST).is_none_or(|host| is_accepted_host(rules, &host)) {
         return Err(OriginRejected::Host);
     }
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let origin = origins.next();
-    // A browser sends one `Origin`. This check and a later parser could choose different ones of two.
+    // A browser sends one `Origin`. If there are two, this check and a later parser could choose different
+    // ones.
     if origins.next().is_some() {
         return Err(OriginRejected::Origin);
     }
     let Some(origin) = origin else {
-        // A request for an image or a link has no `Origin`. `Sec-Fetch-Site` tells whether its page has
-        // another origin, and `Referer` may contain the URL of the page.
+        // A request for an image or from a link has no `Origin`. `Sec-Fetch-Site` indicates whether its page
+        // has another origin, and `Referer` may contain the URL of the page.
         let is_cross_origin =
-            text(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
-        let is_listed = || text(header::REFERER).is_some_and(|page| is_listed_page(&rules.origins, &page));
+            lowercase_value(SEC_FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none");
+        let is_listed =
+            || lowercase_value(header::REFERER).is_some_and(|page| is_listed_page(&rules.origins, &page));
         return if is_cross_origin && !is_listed() {
             Err(OriginRejected::Origin)
         } else {
             Ok(RequestOrigin::Direct)
         };
     };
-    let origin_text = text(header::ORIGIN).unwrap_or_default();
+    let origin_text = lowercase_value(header::ORIGIN).unwrap_or_default();
     let is_own = origin_text
         .strip_prefix("http://")
         .or_else(|| origin_text.strip_prefix("https://"))
-        .is_some_and(|host| Some(host) == text(header::HOST).as_deref());
+        .is_some_and(|host| Some(host) == lowercase_value(header::HOST).as_deref());
     if is_own {
         return Ok(RequestOrigin::Direct);
     }
@@ -128,8 +131,8 @@ fn is_accepted_host(rules: &AccessRules, host: &str) -> bool {
 const EXPOSED_HEADERS: &str =
     "request-id, history-item-id, song-id, character-cost, x-request-id, x-keychoir-error, retry-after";
 
-/// Maximum length of the exposed list. It exceeds any list of the provider, and keeps the search for
-/// duplicates fast.
+/// Maximum length of the exposed list in bytes. The limit exceeds any list of the provider, and keeps the
+/// search for duplicates fast.
 const MAX_EXPOSED_LENGTH: usize = 2 * 1024;
 
 /// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.

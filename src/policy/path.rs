@@ -21,35 +21,35 @@ use super::headers::hex_pair;
 #[derive(Clone, Debug)]
 pub struct Path<'a>(Cow<'a, str>);
 
-/// Why a path is ambiguous.
+/// The reason why a path is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AmbiguousPath {
     /// The path does not start with a slash.
-    #[error("it does not begin with a slash")]
+    #[error("the path does not start with a slash")]
     Relative,
     /// The path has two adjacent slashes.
-    #[error("it has an empty segment (two slashes together; does the base URL end in a slash?)")]
+    #[error("the path has an empty segment (two slashes together; does the base URL end in a slash?)")]
     EmptySegment,
     /// A segment is `.` or `..`, in any encoding.
-    #[error("it has a segment of dots")]
+    #[error("the path has a segment of dots")]
     Dots,
     /// A segment starts or ends with white space.
-    #[error("a segment begins or ends with white space")]
+    #[error("a segment starts or ends with white space")]
     Whitespace,
     /// A segment has a character that some servers treat as a separator.
-    #[error("it has a backslash, a semicolon, or an encoded slash, question mark or number sign")]
+    #[error("the path has a backslash, a semicolon, or an encoded slash, question mark or number sign")]
     Separator,
     /// The path has a control character.
-    #[error("it has a control character")]
+    #[error("the path has a control character")]
     Control,
     /// A percent escape is truncated, or has characters other than hexadecimal digits.
-    #[error("it has a malformed percent escape")]
+    #[error("the path has a malformed percent escape")]
     Escape,
     /// A percent escape decodes to a part of another one.
-    #[error("it is percent-encoded twice")]
+    #[error("the path is percent-encoded twice")]
     DoubleEscape,
     /// The path has bytes that are not UTF-8, or characters that must be percent-encoded.
-    #[error("it is not percent-encoded UTF-8")]
+    #[error("the path is not percent-encoded UTF-8")]
     Encoding,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Path<'a> {
     }
 }
 
-/// Returns the segments of a decoded path, without empty ones.
+/// Returns the segments of a decoded path, except empty ones.
 fn segments(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|segment| !segment.is_empty())
 }
@@ -102,13 +102,13 @@ pub fn strip_base_path(target: &Uri, base: &str) -> Option<Uri> {
     let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
     let ends_segment = rest.is_empty() || rest.starts_with(['/', '?']);
     let slash = if rest.starts_with('/') { "" } else { "/" };
-    let rest = ends_segment.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
+    let path_and_query = ends_segment.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
     let mut parts = target.clone().into_parts();
-    parts.path_and_query = Some(rest);
+    parts.path_and_query = Some(path_and_query);
     Uri::from_parts(parts).ok()
 }
 
-/// Whether a path has percent escapes. Fails if it has a byte that is not allowed.
+/// Whether a path has percent escapes. Fails if the path has a byte that is not allowed.
 fn has_escapes(path: &str) -> Result<bool, AmbiguousPath> {
     let classes = path.bytes().fold(0, |classes, byte| classes | BYTE_CLASSES[usize::from(byte)]);
     match classes {
@@ -140,7 +140,7 @@ const BYTE_CLASSES: [u8; 256] = {
     classes
 };
 
-/// Decodes the percent escapes of a path. Fails if one decodes to a character that is not allowed.
+/// Decodes the percent escapes of a path. Fails if an escape decodes to a character that is not allowed.
 fn decode(path: &str) -> Result<String, AmbiguousPath> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
@@ -175,7 +175,8 @@ fn decode(path: &str) -> Result<String, AmbiguousPath> {
     Ok(text)
 }
 
-/// Characters that a server maps to dots, slashes, semicolons or percent signs if it folds text to ASCII.
+/// Characters that a server maps to dots, slashes, semicolons or percent signs if the server folds text to
+/// ASCII.
 const LOOKALIKES: [char; 14] = [
     '\u{2024}', '\u{2025}', '\u{2044}', '\u{2215}', '\u{2216}', '\u{29f5}', '\u{fe52}', '\u{fe54}',
     '\u{fe68}', '\u{ff05}', '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff3c}',
@@ -185,8 +186,11 @@ const LOOKALIKES: [char; 14] = [
 /// `%u0041`, which some servers accept.
 fn has_escape_after_decoding(text: &str) -> bool {
     let is_escape = |offset: usize| {
-        let digits = text.as_bytes().get(offset + 1..).unwrap_or_default();
-        let digits = digits.strip_prefix(b"u").or_else(|| digits.strip_prefix(b"U")).unwrap_or(digits);
+        let after_percent = text.as_bytes().get(offset + 1..).unwrap_or_default();
+        let digits = after_percent
+            .strip_prefix(b"u")
+            .or_else(|| after_percent.strip_prefix(b"U"))
+            .unwrap_or(after_percent);
         digits.get(..2).is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit))
     };
     memchr::memchr_iter(b'%', text.as_bytes()).any(is_escape)

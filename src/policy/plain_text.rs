@@ -29,7 +29,7 @@ pub fn hide_tokens(text: &str) -> Cow<'_, str> {
     Cow::Owned(displayed)
 }
 
-/// Whether a text is printable ASCII without long words, so that it needs no replacement.
+/// Whether `text` is printable ASCII without long words and therefore needs no replacement.
 fn is_plain(text: &str) -> bool {
     let mut length = 0;
     text.bytes().all(|byte| {

@@ -26,7 +26,7 @@ pub struct PollState {
     pub state: KeyState,
     /// Whether the used credits are near the limit.
     pub is_near_limit: bool,
-    /// When the credits are reset.
+    /// The time at which the credits are reset.
     pub resets_at: Option<UnixMs>,
 }
 
@@ -73,8 +73,8 @@ mod tests {
     };
 
     #[track_caller]
-    fn check(poll: PollState, seconds: u64) {
-        assert_eq!(next_poll_delay(&poll, INTERVAL, 0.5, NOW), Duration::from_secs(seconds));
+    fn check(poll: PollState, expected_secs: u64) {
+        assert_eq!(next_poll_delay(&poll, INTERVAL, 0.5, NOW), Duration::from_secs(expected_secs));
     }
 
     #[test]

@@ -5,22 +5,22 @@
 pub mod duration;
 pub mod size;
 
-/// Why a text is not a quantity. Numbers are in the smallest unit: milliseconds or bytes.
+/// The reason why a value is not a quantity. Numbers are in the smallest unit: milliseconds or bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QuantityError {
-    /// It is a number without a unit.
+    /// The value is a number without a unit.
     NoUnit(u64),
-    /// It has a minus sign.
+    /// The value has a minus sign.
     Negative,
-    /// It is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
+    /// The value is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
     Fraction(Option<u64>),
-    /// It has this unknown unit.
+    /// The value has this unknown unit.
     UnknownUnit(String),
     /// A unit is repeated, or follows a smaller one.
     UnitOrder,
-    /// It exceeds 64 bits in the smallest unit.
+    /// The value exceeds 64 bits in the smallest unit.
     TooLarge,
-    /// It has another error.
+    /// The value has a different error.
     Malformed,
 }
 

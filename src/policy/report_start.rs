@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::quantity::duration;
 use super::units::UnixMs;
 
-/// Why a text is not a valid start time.
+/// The reason why a value is not a valid start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStartTime {
-    /// The text is not in an accepted format.
+    /// The value is not in an accepted format.
     #[error("write an age as 24h, 7d or 4w, a day as 2026-11-01 (UTC), or a time as 2026-11-01T12:00:00Z")]
     Malformed,
     /// The time is in the future.
@@ -20,7 +20,7 @@ pub enum InvalidStartTime {
 ///
 /// # Errors
 ///
-/// Fails if `text` is malformed, or is in the future.
+/// Fails if `text` is malformed, or the time is in the future.
 pub fn parse_report_start(text: &str, now: UnixMs) -> Result<UnixMs, InvalidStartTime> {
     if let Some(age) = parse_age(text) {
         return Ok(UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))));
@@ -48,8 +48,8 @@ mod tests {
     const HOUR: u64 = 3_600_000;
 
     #[track_caller]
-    fn check(text: &str, expected: Result<u64, InvalidStartTime>) {
-        assert_eq!(parse_report_start(text, NOW), expected.map(UnixMs), "{text}");
+    fn check(text: &str, expected_ms: Result<u64, InvalidStartTime>) {
+        assert_eq!(parse_report_start(text, NOW), expected_ms.map(UnixMs), "{text}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn start_of_hour(at: UnixMs) -> UnixMs {
     UnixMs(at.0 - at.0 % HOUR_MS)
 }
 
-/// Returns the time before which records are deleted, or `None` if all are kept. It is the start of an
+/// Returns the time before which records are deleted, or `None` if all are kept. The time is the start of an
 /// hour, so that the attempts of every remaining hour are complete.
 #[must_use]
 pub fn deletion_cutoff(retention: Option<Duration>, now: UnixMs) -> Option<UnixMs> {
@@ -66,9 +66,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(days: usize, now: u64, expected: Option<u64>) {
+    fn check(days: usize, now_ms: u64, expected_ms: Option<u64>) {
         let retention = Retention::from_days(days, 0);
-        assert_eq!(deletion_cutoff(retention.attempts, UnixMs(now)), expected.map(UnixMs));
+        assert_eq!(deletion_cutoff(retention.attempts, UnixMs(now_ms)), expected_ms.map(UnixMs));
         assert_eq!(retention.hours, None);
     }
 

@@ -56,9 +56,9 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_700_000_000_000);
 
     #[track_caller]
-    fn check(name: &'static str, value: &'static str, expected: Option<u64>) {
+    fn check(name: &'static str, value: &'static str, expected_secs: Option<u64>) {
         let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-        assert_eq!(parse_retry_after(&headers, NOW), expected.map(Duration::from_secs));
+        assert_eq!(parse_retry_after(&headers, NOW), expected_secs.map(Duration::from_secs));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The budget that each request adds, in thousandths of a retry.
 const EARNED_PER_REQUEST: u64 = 200;
-/// The budget that each second adds without regard to the traffic, so that a single request can be retried.
+/// The budget that each second adds regardless of the traffic, so that a single request can be retried.
 const EARNED_PER_SECOND: u64 = 10_000;
 /// Maximum budget, which ten seconds without a retry earn.
 const MAX_BALANCE: u64 = 100_000;
@@ -36,7 +36,7 @@ impl RetryBudget {
         Self { balance: self.balance.saturating_add(earned).min(MAX_BALANCE) }
     }
 
-    /// Returns the budget after a retry, or `None` if it does not suffice.
+    /// Returns the budget after a retry, or `None` if the budget does not suffice.
     #[must_use]
     pub fn spend(self) -> Option<Self> {
         self.balance.checked_sub(RETRY_COST).map(|balance| Self { balance })

@@ -20,9 +20,9 @@ pub struct Candidate {
     /// Whether the concurrency group of the request has capacity.
     pub concurrency: ConcurrencyState,
     /// Whether one request may probe the key during its cooldown if no other key can serve. This requires
-    /// that the reason of the cooldown is not proven and that the last probe was long enough ago.
+    /// that the reason of the cooldown is unproven and that the last probe was long enough ago.
     pub may_probe: bool,
-    /// When the key may be able to serve again, if it is in cooldown or saturated.
+    /// The time at which the key may be able to serve again, if it is in cooldown or saturated.
     pub retry_at: Option<UnixMs>,
     /// The inputs of the strategy.
     pub ranking: RankingInputs,
@@ -31,14 +31,14 @@ pub struct Candidate {
 /// Whether the credits of a key suffice for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Affordability {
-    /// They suffice, or are unknown.
+    /// The credits suffice, or are unknown.
     Enough,
-    /// The estimated cost, which is an upper bound, exceeds them.
+    /// The estimated cost, which is an upper bound, exceeds the credits.
     Short {
         /// Whether no request in flight has reserved any of the remaining credits.
         is_unreserved: bool,
     },
-    /// The provider refused a request because they do not suffice.
+    /// The provider refused a request because the credits do not suffice.
     Refused,
 }
 
@@ -49,7 +49,7 @@ pub enum ConcurrencyState {
     Free,
     /// The group is saturated until one of its requests ends.
     Full {
-        /// When a retry is worthwhile if no request ends earlier.
+        /// The time at which a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
     },
     /// The group is rate limited.
@@ -81,7 +81,7 @@ impl Choice {
     }
 }
 
-/// Why no key can serve a request.
+/// The reason why no key can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// Every key is exhausted, locked or invalid, or has fewer credits than this request needs.
@@ -93,7 +93,7 @@ pub enum Unavailable {
         left: Option<u64>,
     },
     /// At least one key is rate limited.
-    #[error("every key is exhausted or cools down")]
+    #[error("every key is exhausted or in cooldown")]
     Cooling {
         /// The end of the first cooldown.
         until: UnixMs,
@@ -101,7 +101,7 @@ pub enum Unavailable {
     /// Every key that could serve is at its concurrency limit, or its credits are reserved.
     #[error("every usable key is busy")]
     Full {
-        /// When a retry is worthwhile if no request ends earlier.
+        /// The time at which a retry is worthwhile if no request ends earlier.
         until: Option<UnixMs>,
     },
     /// The provider refuses every key as invalid.
@@ -113,7 +113,7 @@ pub enum Unavailable {
         /// The end of the first pause that ends by itself.
         until: Option<UnixMs>,
     },
-    /// This request has tried every usable key, or may not use it.
+    /// This request has tried every usable key, or may not use the others.
     #[error("every usable key was tried")]
     Tried,
     /// A reload replaced the keys while the request was queued. The request selects from the new roster.
@@ -121,15 +121,16 @@ pub enum Unavailable {
     Outdated,
 }
 
-/// Why no key can serve a request now.
+/// The failure to select a key for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SelectionFailure {
     /// The reason that is reported to the client.
     pub reason: Unavailable,
     /// The earliest time at which a cooldown, a saturation or the pause between two probes ends.
     pub retry_at: Option<UnixMs>,
-    /// Whether every more expensive request fails as well. It need not: it does not wait for a busy key
-    /// whose credits do not suffice for it, so it may probe or overcommit a key.
+    /// Whether every more expensive request fails as well. This need not be the case: a more expensive
+    /// request does not wait for a busy key whose credits do not suffice, so it may probe or overcommit a
+    /// key.
     pub blocks_costlier: bool,
 }
 

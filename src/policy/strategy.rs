@@ -8,12 +8,12 @@ use super::units::UnixMs;
 pub struct RankingInputs {
     /// Credits of the workspace that are neither spent nor reserved. `None` if the limit is unknown.
     pub remaining: Option<u64>,
-    /// When the credits are reset.
+    /// The time at which the credits are reset.
     pub resets_at: Option<UnixMs>,
     /// Requests in flight in the workspace.
     pub in_flight: u32,
-    /// Virtual time of the key's next turn. Every request that the key serves advances it by [`TURN`]
-    /// divided by the weight. It is never below the turn that was selected last.
+    /// Virtual time of the key's next turn. Every request that the key serves advances it by [`TURN`] divided
+    /// by the weight. The turn is never below the turn that was selected last.
     pub turn: u64,
     /// The share of requests relative to the weights of other keys; at least 1.
     pub weight: u32,

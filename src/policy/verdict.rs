@@ -1,4 +1,4 @@
-//! The classification of a provider's response. [`elevenlabs::refusal`](crate::elevenlabs::refusal) makes a
+//! The classification of a provider's response. [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a
 //! verdict from a response; decisions about retries, evidence and restrictions depend only on the verdict.
 
 use std::time::Duration;
@@ -30,9 +30,9 @@ pub enum Verdict {
     /// The workspace is suspected of abuse. The provider also rates client addresses, so other workspaces
     /// that are used from this address are at risk.
     Abuse,
-    /// Too many requests in a span of time. Contains the `Retry-After`, if any.
+    /// The provider received too many requests in a span of time. Contains the `Retry-After`, if any.
     RateLimited(Option<Duration>),
-    /// Too many concurrent requests in this workspace.
+    /// The workspace has too many concurrent requests.
     Concurrency {
         /// The maximum number of concurrent requests, if the message contains it.
         maximum: Option<u32>,
@@ -68,7 +68,7 @@ pub struct Shortfall {
 const UNOBSERVED_SPENDING_DIVISOR: u64 = 20;
 
 impl Shortfall {
-    /// Discards the credits if the message reports a different quota than that of the account, which has
+    /// Discards the credits if the message reports a quota that differs from that of the account, which has
     /// `limit` credits and an `extension`.
     #[must_use]
     pub fn if_quota_matches(self, limit: Option<u64>, extension: u64) -> Self {
@@ -106,7 +106,7 @@ impl Shortfall {
 /// The part of a request that a plan does not allow, according to the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Subject {
-    /// A voice of the library, or one that belongs to another account.
+    /// A voice of the library, or a voice that belongs to another account.
     Voice,
     /// The model.
     Model,
@@ -157,20 +157,21 @@ impl Subject {
 /// The status of a refusal whose reason is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnexplainedRefusal {
-    /// 401 without a known message.
+    /// A 401 response without a known message.
     Unauthorized,
-    /// 402 without a known message.
+    /// A 402 response without a known message.
     PaymentRequired,
-    /// 403 without a known message.
+    /// A 403 response without a known message.
     Forbidden,
-    /// 429 without a known message. Contains the `Retry-After`, if any.
+    /// A 429 response without a known message. Contains the `Retry-After`, if any.
     TooMany(Option<Duration>),
-    /// One of these statuses without a body, as in a response to `HEAD`. It permits no conclusion.
+    /// A response with one of these statuses and without a body, as to a `HEAD` request. It permits no
+    /// conclusion.
     Bodiless,
 }
 
-/// What a verdict is about: the key, its capabilities, the request or the provider. It decides whether the
-/// request is retried.
+/// What a verdict is about: the key, its capabilities, the request or the provider. The concern determines
+/// whether the request is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
     /// The request was served.

@@ -2,9 +2,8 @@
 //! backward would lengthen every cooldown, and quota periods and usage records use this clock as well.
 
 /// A backward correction subtracts at most the elapsed time divided by this number, 1 %. A cooldown of a
-/// minute then lasts at most 0.6 s longer, and a difference of an hour is corrected in four days. chrony
-/// slews by up to 8.3 %. The kernel's `adjtime` slews by 0.05 %, which would take three months for an
-/// hour.
+/// minute therefore lasts at most 0.6 s longer, and a difference of an hour is corrected in four days. chrony
+/// slews by up to 8.3 %. The kernel's `adjtime` slews by 0.05 %, which would take three months for an hour.
 const SLEW_DIVISOR: i64 = 100;
 
 /// Returns the number of microseconds to add to a clock that is `error` microseconds behind the wall

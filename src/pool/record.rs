@@ -261,7 +261,7 @@ impl Pool {
                 if capabilities.voices_left.is_some_and(|left| left > 0) {
                     self.restrictions.remove(workspace.identity(), Verdict::Slots);
                 }
-                let result = PollResult::Quota { left: quota.spendable(), is_paid };
+                let result = PollResult::Quota { spendable: quota.spendable(), is_paid };
                 workspace.evidence_cell.record_poll(Poll { at: now, result });
                 result
             }

@@ -1,5 +1,5 @@
-//! The access log: one event per request, written when the request ends, whatever its outcome. The guard
-//! holds only the request's summary, so the request's key and permits are released independently of the log.
+//! Writes the access log: one event per request when the request ends, whatever its outcome. The guard holds
+//! only the request's summary, so the request's key and permits are released independently of the log.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use crate::telemetry::{RequestLabels, RequestMetrics};
 /// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
-/// The guard of a running request. Dropping it writes the event and records the request in the metrics.
+/// The guard of a running request. Dropping the guard writes the event and records the request in the
+/// metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,

@@ -18,7 +18,7 @@ use super::upstream_response::UpstreamResponse;
 use super::usage::{OwnershipUpdate, UsagePermit};
 use crate::body::decode::decode_body;
 use crate::body::inspect::BodyInspector;
-use crate::body::replay::Replay;
+use crate::body::replay::{BodyStart, Replay};
 use crate::clock;
 use crate::elevenlabs::affinity::required_owner::{ConflictingOwners, required_owner};
 use crate::elevenlabs::affinity::{self, Identifier, RequestIdentifiers, ResourceKind, ResponseOwnership};
@@ -38,7 +38,7 @@ const BODY_READ_TIMEOUT: Duration = Duration::from_secs(2);
 enum Scope {
     /// Any account.
     Any,
-    /// The account that last served the client a list; any other account if that account cannot serve.
+    /// The account that last served the client a list, or any other account if that account cannot serve.
     Preferred(OwnerId),
     /// Only the owner of the named resource.
     Pinned(OwnerId, ResourceKind),
@@ -52,8 +52,8 @@ pub(super) struct AccountAffinity {
     path: Arc<str>,
     pub(super) identifiers: RequestIdentifiers,
     response_ownership: ResponseOwnership,
-    /// Whether another account may be tried after a 404 response, because a 404 response has no effect and no
-    /// cost.
+    /// Whether another account may be tried after a 404 response, because such a response has no effect and
+    /// no cost.
     may_try_other_accounts: bool,
     is_free: bool,
     has_json_body: bool,
@@ -104,10 +104,10 @@ impl AccountAffinity {
             return Ok(());
         }
         if self.has_json_body
-            && let (start, true) =
+            && let BodyStart { bytes, is_complete: true } =
                 body.peek_body(request_body::MAX_PARSED_BODY_BYTES, BODY_READ_TIMEOUT).await
         {
-            self.identifiers.add_body(&start);
+            self.identifiers.add_body(&bytes);
         }
         self.scope = match self.named_owner(roster, &proxy.owners)? {
             Some((kind, owner)) => Scope::Pinned(owner, kind),
@@ -149,15 +149,15 @@ impl AccountAffinity {
         owners: &OwnershipIndex,
     ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
         let now = clock::now();
-        let mut known = Vec::new();
+        let mut known_owners = Vec::new();
         for identifier in self.identifiers.all() {
             let Some(entry) = owners.find(identifier, now) else { continue };
             // An owner without a key in the pool counts as unknown.
             let Some(owner) = roster.identity_of(&entry.owner) else { continue };
-            known.push((identifier.kind, owner.clone()));
+            known_owners.push((identifier.kind, owner.clone()));
             self.updates.extend(entry.update.map(OwnershipUpdate::Recorded));
         }
-        required_owner(known)
+        required_owner(known_owners)
     }
 
     /// Records that the account of `key`, which serves a session, owns the resources that the session names
@@ -171,9 +171,9 @@ impl AccountAffinity {
         let (owner, now) = (key.workspace().identity().clone(), clock::now());
         proxy.not_found_cache.remove(&self.identifiers);
         let created = affinity::identifiers_in_first_message(first_message);
-        let proven = created.into_iter().chain(self.proven_identifiers());
-        let recorded = proven.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
-        self.updates.extend(recorded.map(OwnershipUpdate::Recorded));
+        let identifiers = created.into_iter().chain(self.proven_identifiers());
+        let updates = identifiers.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
+        self.updates.extend(updates.map(OwnershipUpdate::Recorded));
         mem::take(&mut self.updates)
     }
 
@@ -292,9 +292,9 @@ impl AccountAffinity {
         let is_served = *verdict == Verdict::Served && head.status.is_success();
         if is_served {
             proxy.not_found_cache.remove(&self.identifiers);
-            let proven =
+            let identifiers =
                 affinity::identifiers_in_headers(&head.headers).into_iter().chain(self.proven_identifiers());
-            let updates = proven.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
+            let updates = identifiers.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
             self.updates.extend(updates.map(OwnershipUpdate::Recorded));
             if self.prefers_account() && self.pinning_kind().is_none() {
                 proxy.list_affinity.record(&meta.client, &owner);
@@ -314,13 +314,14 @@ impl AccountAffinity {
         Some(OwnershipRecorder { owners, owner, method, route, path, encoding, max_bytes, updates, permit })
     }
 
-    /// The identifiers in the request that, by its success, belong to the serving account.
+    /// The identifiers in the request that belong to the serving account, as the success of the request
+    /// proves.
     fn proven_identifiers(&self) -> Vec<Identifier> {
         if self.method == Method::DELETE {
             return Vec::new();
         }
         if self.accounts_without_resource.is_empty() {
-            // Every account may have a shared resource, so its success proves nothing.
+            // Every account may have a shared resource, so the success of the request proves nothing.
             return self.identifiers.path.iter().filter(|named| !named.kind.is_shared()).copied().collect();
         }
         // Another account did not have the resource. If several identifiers are outside the path, it is
@@ -352,10 +353,10 @@ impl BodyInspector for OwnershipRecorder {
     fn inspect(mut self, body: &[u8]) {
         let Some(document) = decode_body(body, self.encoding.as_deref(), self.max_bytes) else { return };
         let now = clock::now();
-        let created = affinity::identifiers_in_response(&self.method, &self.route, &self.path, &document);
-        let proven =
-            created.into_iter().filter_map(|identifier| self.owners.record(identifier, &self.owner, now));
-        self.updates.extend(proven.map(OwnershipUpdate::Recorded));
+        let identifiers = affinity::identifiers_in_response(&self.method, &self.route, &self.path, &document);
+        let updates =
+            identifiers.into_iter().filter_map(|identifier| self.owners.record(identifier, &self.owner, now));
+        self.updates.extend(updates.map(OwnershipUpdate::Recorded));
     }
 }
 

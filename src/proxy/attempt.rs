@@ -36,6 +36,7 @@ use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt, Transition};
 use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, RequestMetrics, log_restriction, log_transitions};
 use crate::upstream::SendError;
+use charging::unknown_credits;
 
 /// The key of an attempt: leased from the pool, or sent by the client.
 #[derive(Debug)]
@@ -110,8 +111,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Starts an attempt with a key of the pool. Its outcome is `ClientClosed` until another is recorded,
-    /// because a disconnect of the client drops the attempt.
+    /// Starts an attempt with a key of the pool. The outcome is `ClientClosed` until a different outcome is
+    /// recorded, because a disconnect of the client drops the attempt.
     pub(super) fn with_pool_key<C>(
         proxy: &Proxy<C>,
         meta: &RequestMeta,
@@ -220,7 +221,7 @@ impl Attempt {
     ) -> Progress {
         let (now, elapsed) = (clock::now(), clock::elapsed_since(self.started_at));
         let progress = match result {
-            // Only its messages show whether a session is served or refused.
+            // Only the messages of a session show whether the session is served or refused.
             Ok(response) if response.is_switched() => {
                 self.record.status = Some(response.head.status.as_u16());
                 self.pending_charge = PendingCharge::Session { is_served: false };
@@ -236,12 +237,12 @@ impl Attempt {
                 self.update_key_state(verdict, response.message.as_deref(), retry, now);
                 let reported = ReportedCost::from_headers(&response.head.headers);
                 if let (Some(lease), Some(maximum), Verdict::Served) =
-                    (self.key_source.lease(), reported.concurrency_max, verdict)
+                    (self.key_source.lease(), reported.max_concurrent, verdict)
                 {
                     lease.record_concurrency_limit(maximum);
                 }
-                // The charge follows the update of the key's state: it frees reserved credits and wakes
-                // queued requests, which must not get a key that is in cooldown.
+                // The charge follows the update of the key's state, because the charge frees reserved credits
+                // and wakes queued requests. These must not get a key that is in cooldown.
                 self.charge(verdict, reported.credits, now);
                 Progress::Responded(verdict)
             }
@@ -277,7 +278,7 @@ impl Attempt {
     }
 
     /// Updates the state of the key in the pool. A success also updates the keys that refused the request
-    /// before.
+    /// earlier.
     fn update_key_state(
         &self,
         verdict: Verdict,
@@ -343,16 +344,10 @@ impl Attempt {
     fn record_body_features(&mut self, verdict: Verdict) {
         if verdict == Verdict::Served && self.metering == Metering::Credits {
             let body_features = self.body_features.take().unwrap_or_else(|| {
-                let (start, is_whole) = self.upload.buffered_start(request_body::MAX_PARSED_BODY_BYTES);
-                RequestBodyFeatures::parse(&start, is_whole)
+                let start = self.upload.buffered_start(request_body::MAX_PARSED_BODY_BYTES);
+                RequestBodyFeatures::parse(&start.bytes, start.is_complete)
             });
             (self.record.model, self.record.characters) = (body_features.model, body_features.characters);
-        }
-    }
-
-    fn charge_lease(&mut self, credits: u64, now: UnixMs) {
-        if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
-            log_transitions(&pool.charge(roster, lease, credits, now));
         }
     }
 
@@ -377,27 +372,21 @@ impl Attempt {
         self.record.outcome.as_str()
     }
 
-    /// The outcome if the connection was closed: by the client, or by the proxy at shutdown.
+    /// The outcome of an attempt whose client connection was closed, either by the client or by the proxy at
+    /// shutdown.
     fn disconnect_outcome(&self) -> Outcome {
         if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }
     }
 
     /// Records how the relay of the response ended, and the bytes that were relayed.
-    pub(super) fn record_relay_end(&mut self, ending: RelayEnd, bytes: u64) -> &AttemptRecord {
+    pub(super) fn record_relay_end(&mut self, relay_end: RelayEnd, bytes: u64) -> &AttemptRecord {
         self.record.response_bytes = bytes;
-        match ending {
+        match relay_end {
             RelayEnd::Complete => {}
             RelayEnd::ClientDisconnected => self.record.outcome = self.disconnect_outcome(),
             RelayEnd::UpstreamFailed => self.record.outcome = Outcome::UpstreamReset,
         }
         &self.record
-    }
-}
-
-fn unknown_credits(metering: Metering) -> CreditSource {
-    match metering {
-        Metering::Credits => CreditSource::Unknown,
-        Metering::Free => CreditSource::Free,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Logs advice about a client's wrong base URL, once per client and mistake, so that the log does not repeat
-//! it for every request.
+//! the advice for every request.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::elevenlabs::normalize_path::PathFix;
 use crate::policy::client::ClientName;
 
-/// The advice that was logged. Bounded by the number of clients and the number of path fixes.
+/// The advice that was logged. The set is bounded by the number of clients and the number of path fixes.
 #[derive(Debug, Default)]
 pub(super) struct BaseUrlHints(Mutex<HashSet<(ClientName, PathFix)>>);
 
@@ -17,8 +17,8 @@ impl BaseUrlHints {
     /// Logs the advice for `path_fix`, unless it was logged before.
     pub(super) fn log_once(&self, client: &ClientName, path_fix: Option<PathFix>) {
         let Some(path_fix) = path_fix else { return };
-        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if logged.insert((client.clone(), path_fix)) {
+        let mut logged_hints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged_hints.insert((client.clone(), path_fix)) {
             let (client, advice) = (client.as_str(), path_fix.advice());
             warn!("the client `{client}` uses a wrong base URL, and its paths are fixed: {advice}");
         }

@@ -78,7 +78,7 @@ impl ClientUsage {
     }
 
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
-    /// credits are reserved later, when its price is known, see [`ClientPermit::reserve`].
+    /// credits are reserved later, when its price is known; see [`ClientPermit::reserve`].
     pub(super) fn admit(
         &self,
         client: &Client,

@@ -43,7 +43,7 @@ pub struct Limits {
     pub blocks_admin_endpoints: bool,
     /// Maximum number of bytes of a response that are searched for new identifiers.
     pub max_response_scan_size: usize,
-    /// Time for which a 404 from all accounts for a resource is cached.
+    /// Time for which the proxy caches that all accounts returned a 404 response for a resource.
     pub not_found_ttl: Duration,
     /// Whether keys and the data of their owner are redacted from responses.
     pub redacts: bool,
@@ -51,7 +51,7 @@ pub struct Limits {
     pub forwarded_headers: ForwardedHeaders,
     /// The memory budget for the buffers of requests, responses and WebSocket sessions.
     pub buffers: BufferBudget,
-    /// The base URL that replaces the provider's in WebSocket URLs within responses.
+    /// The base URL that replaces the provider's base URL in WebSocket URLs within responses.
     pub socket_base: Option<Arc<str>>,
     /// Limits of WebSocket sessions.
     pub websocket: SocketLimits,
@@ -68,7 +68,7 @@ pub struct RuntimeConfig {
     pub limits: Limits,
     /// The host names of the proxy, and the web origins that may use it.
     pub access_rules: AccessRules,
-    /// The prefix of all paths at this proxy, without a trailing slash; empty for none.
+    /// The prefix of all paths at this proxy, without a trailing slash. An empty string means no prefix.
     pub base_path: String,
 }
 

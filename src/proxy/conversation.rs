@@ -35,7 +35,8 @@ impl EndedConversation {
         &self.key
     }
 
-    /// Charges the client the reported cost instead of the reservation, and returns the usage record with it.
+    /// Charges the client the reported cost instead of the reservation, and returns the usage record with
+    /// that cost.
     #[must_use]
     pub fn into_priced_record(self, credits: u64) -> AttemptRecord {
         let Self { record, price, .. } = self;

@@ -64,7 +64,7 @@ pub enum ProxyError {
     /// The method is longer than any registered method.
     #[error("the method is too long")]
     MethodTooLong,
-    /// The request has no `Host` header, several, or one that contradicts its target.
+    /// The request has no `Host` header, more than one, or one that contradicts its target.
     #[error("the Host header is missing, repeated or contradicts the target")]
     InvalidHost,
     /// A WebSocket handshake has a body.
@@ -87,7 +87,7 @@ pub enum ProxyError {
     OwnerUnavailable {
         /// The kind of the owned resource.
         kind: ResourceKind,
-        /// Why no key of the account is available.
+        /// The reason why no key of the account is available.
         unavailable: Unavailable,
     },
     /// The queue of usage records is full.
@@ -96,8 +96,8 @@ pub enum ProxyError {
     /// This proxy sent the request itself.
     #[error("this Keychoir sent the request itself")]
     LoopDetected,
-    /// The program shuts down.
-    #[error("Keychoir shuts down")]
+    /// The program is shutting down.
+    #[error("Keychoir is shutting down")]
     Draining,
     /// The response describes the owner of the key, in a form that cannot be redacted.
     #[error(transparent)]

@@ -26,7 +26,7 @@ use super::retry_state::RetryState;
 use super::socket::{FirstMessageAuth, Handshake};
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
-use crate::body::replay::{Replay, SlowUpload};
+use crate::body::replay::{Replay, SlowUploadError};
 use crate::clock;
 use crate::elevenlabs::request_body::MAX_PARSED_BODY_BYTES;
 use crate::policy::client::{self, Caller};
@@ -70,8 +70,8 @@ impl<C: Connect> Proxy<C> {
         }
     }
 
-    /// Strips the configured base path, rejects proxy loops and applies the access rules. Returns where the
-    /// request comes from.
+    /// Strips the configured base path, rejects proxy loops and applies the access rules. Returns the origin
+    /// of the request.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl<C: Connect> Proxy<C> {
         let (mut head, body) = request.into_parts();
         let config = self.config.load_full();
         let limits = &config.limits;
-        let permit = self.limiter.try_acquire(limits.max_requests)?;
+        let permit = self.request_limiter.try_acquire(limits.max_requests)?;
         // 1. Authenticate the client by its credentials.
         let Caller { client, own_key } =
             client::authenticate(&config.clients, &head.headers, head.uri.query(), clock::now())?;
@@ -134,7 +134,7 @@ impl<C: Connect> Proxy<C> {
                 .await;
         }
         // 5. Select a key that is usable, has enough credits and a free concurrency slot, and belongs to the
-        // account that owns the named resources. Credits and slot are reserved before the key is used.
+        // account that owns the named resources. The credits and the slot are reserved before the key is used.
         self.retry_budget.count_request();
         let roster = self.pool.roster();
         let redaction = ResponseRedaction::new(&mut upstream_head, &endpoint, roster.redactor(), limits);
@@ -151,8 +151,8 @@ impl<C: Connect> Proxy<C> {
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, &affinity.identifiers);
         let mut retry = RetryState::new(&self.pool, roster, client, features, key_request, affinity);
-        let reserved = summary.count_wait(self.reserve(&mut retry)).await;
-        let lease = reserved.map_err(|unavailable| retry.unavailable_error(unavailable))?;
+        let reserve_result = summary.count_wait(self.reserve(&mut retry)).await;
+        let lease = reserve_result.map_err(|unavailable| retry.unavailable_error(unavailable))?;
         let mut context =
             RequestContext { config: Arc::clone(&config), meta, retry, head: upstream_head, body };
         let (response, key, attempt) = self.send_with_pool(&mut context, lease, summary).await?;
@@ -174,7 +174,7 @@ impl<C: Connect> Proxy<C> {
         Ok(UpstreamReply::Response { response, attempt, ownership })
     }
 
-    /// Steps 6 to 8: sends the request with one key after another, starting with that of `lease`, until a
+    /// Steps 6 to 8: sends the request with one key after another, starting with the key of `lease`, until a
     /// response can be relayed or the retry policy gives up.
     ///
     /// # Errors
@@ -192,16 +192,16 @@ impl<C: Connect> Proxy<C> {
         loop {
             let usage_permit = summary.count_wait(self.usage.acquire_permit()).await?;
             // 6. Send: the only place where the key is added to the request.
-            let sending = body.start_attempt();
+            let attempt_body = body.start_attempt();
             let key = Arc::clone(lease.key());
-            let upload = sending.upload();
+            let upload = attempt_body.upload();
             let mut attempt = Attempt::with_pool_key(self, meta, retry, lease, usage_permit, upload);
-            let sent = self
+            let send_result = self
                 .upstream
-                .send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending)
+                .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
                 .await;
             // 7. Classify: determine which side failed, and how far the attempt got.
-            let result = UpstreamResponse::read(sent, &upstream_head.method, limits).await;
+            let result = UpstreamResponse::read(send_result, &upstream_head.method, limits).await;
             let progress = attempt.record_result(&result, Some(retry), summary);
             // 8. Retry with another key, relay the response, or give up.
             summary.replay_loss = body.loss();
@@ -216,9 +216,9 @@ impl<C: Connect> Proxy<C> {
             }
             attempt.release_key();
             match summary.count_wait(self.reserve(retry)).await {
-                Ok(next) => {
+                Ok(next_lease) => {
                     summary.retry_reasons.push(attempt.record_failover());
-                    lease = next;
+                    lease = next_lease;
                 }
                 Err(unavailable) => {
                     return Ok((retry.choose_last_response(result?, unavailable)?, key, attempt));
@@ -239,15 +239,17 @@ impl<C: Connect> Proxy<C> {
         summary: &mut RequestSummary,
     ) -> Result<UpstreamReply<C>, ProxyError> {
         let usage_permit = summary.count_wait(self.usage.acquire_permit()).await?;
-        let sending = body.start_attempt();
-        let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, sending.upload());
+        let attempt_body = body.start_attempt();
+        let mut attempt = Attempt::with_own_key(self, &meta, key, usage_permit, attempt_body.upload());
         // The request is never retried, so its body is not buffered.
         attempt.release_replay_buffer();
-        let sent =
-            self.upstream.send(Some(attempt.authority()), attempt.api_key(), upstream_head, sending).await;
-        let response = UpstreamResponse::read(sent, &upstream_head.method, &config.limits).await;
-        attempt.record_result(&response, None, summary);
-        let response = response?;
+        let send_result = self
+            .upstream
+            .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
+            .await;
+        let result = UpstreamResponse::read(send_result, &upstream_head.method, &config.limits).await;
+        attempt.record_result(&result, None, summary);
+        let response = result?;
         if response.is_switched() {
             return Handshake::with_own_key(self, config, &meta, *response, attempt)
                 .map(UpstreamReply::Handshake);
@@ -262,8 +264,8 @@ async fn await_short_body(body: &Replay<Incoming>, limits: &Limits) -> Result<()
     let (timeout, min_rate) = (limits.request_body_timeout, limits.min_request_body_rate);
     let kind = match body.wait_for_short_body(MAX_PARSED_BODY_BYTES, timeout, min_rate).await {
         Ok(()) => return Ok(()),
-        Err(SlowUpload::Stalled) => SendErrorKind::ClientStalled(timeout),
-        Err(SlowUpload::BelowMinRate) => SendErrorKind::ClientTooSlow(min_rate.bytes_per_second),
+        Err(SlowUploadError::Stalled) => SendErrorKind::ClientStalled(timeout),
+        Err(SlowUploadError::BelowMinRate) => SendErrorKind::ClientTooSlow(min_rate.bytes_per_second),
     };
     Err(SendError { progress: Progress::Unsent, kind })
 }

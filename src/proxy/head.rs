@@ -1,4 +1,4 @@
-//! The two steps that process a request head: routing looks up its endpoint, and sanitizing makes the head
+//! The two steps that process a request head: routing looks up its endpoint, and sanitizing prepares the head
 //! that is sent upstream.
 
 use std::borrow::Cow;
@@ -20,7 +20,7 @@ use crate::policy::path::Path;
 use crate::upstream::UpstreamRequestHead;
 
 /// Validates a request head and looks up its endpoint. If the client's base URL has a known mistake, the path
-/// is corrected first. Also returns the identifiers in path and query, and the correction.
+/// is corrected first. Also returns the identifiers in the path and the query, and the correction.
 ///
 /// # Errors
 ///
@@ -94,7 +94,7 @@ fn strip_host(target: Uri) -> Uri {
     Uri::from(path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
-/// Whether the headers announce a body. Servers could read the body of a WebSocket handshake as the first
+/// Whether the headers declare a body. Servers could read the body of a WebSocket handshake as the first
 /// message or as another request (request smuggling).
 fn has_body(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn trace_connect_and_long_methods_are_refused() {
+    fn trace_connect_and_long_methods_are_rejected() {
         for method in ["TRACE", "CONNECT"] {
             assert!(matches!(
                 route(&mut head(method, "/v1/voices"), true),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_with_a_body_is_refused() {
+    fn a_handshake_with_a_body_is_rejected() {
         for (name, value, is_refused) in [
             ("content-length", "5", true),
             ("transfer-encoding", "chunked", true),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ambiguous_path_is_refused() {
+    fn an_ambiguous_path_is_rejected() {
         for path in ["/v1/voices/..;/service-accounts", "/v1//x", "/v1/%2e%2e/x", "/x/v1%2fservice-accounts"]
         {
             assert!(

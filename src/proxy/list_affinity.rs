@@ -1,5 +1,6 @@
-//! Per client, the account that last served it a list. The client's next list is requested from that account
-//! first, so that the client sees the same voices again. The mapping is kept in memory only.
+//! Stores, for each client, the account that last served a list to the client. The client's next list is
+//! requested from that account first, so that the client sees the same voices again. The mapping is kept in
+//! memory only.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::policy::client::ClientName;
 use crate::pool::OwnerId;
 
-/// The preferred account of each client that has requested a list. Bounded by the number of clients.
+/// The preferred account of each client that has requested a list. The map is bounded by the number of
+/// clients.
 #[derive(Debug, Default)]
 pub(super) struct ListAffinity(Mutex<HashMap<ClientName, OwnerId>>);
 

@@ -1,4 +1,4 @@
-//! A cache of resources that no account has. The next request for one of them is sent to only one account.
+//! Caches the resources that no account has. The next request for one of them is sent to only one account.
 //! Otherwise every request with a misspelled voice would be sent to every account, with its whole body.
 
 use std::collections::HashMap;
@@ -16,27 +16,27 @@ const MAX_ENTRIES: usize = 4_096;
 #[derive(Debug, Default)]
 pub(super) struct NotFoundCache {
     /// The number of entries. Lookups read it without the lock while the cache is empty.
-    count: AtomicUsize,
+    entry_count: AtomicUsize,
     expiries: Mutex<HashMap<Vec<IdentifierHash>, UnixMs>>,
 }
 
 fn cache_key(identifiers: &RequestIdentifiers) -> Vec<IdentifierHash> {
-    let mut tags: Vec<IdentifierHash> = identifiers.all().map(|identifier| identifier.hash).collect();
-    tags.sort_unstable();
-    tags
+    let mut hashes: Vec<IdentifierHash> = identifiers.all().map(|identifier| identifier.hash).collect();
+    hashes.sort_unstable();
+    hashes
 }
 
 impl NotFoundCache {
     /// Whether exactly these identifiers are cached at `now`.
     pub(super) fn contains(&self, identifiers: &RequestIdentifiers, now: UnixMs) -> bool {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.entry_count.load(Ordering::Acquire) == 0 {
             return false;
         }
         self.lock().get(&cache_key(identifiers)).is_some_and(|expiry| *expiry > now)
     }
 
     /// Caches for `ttl` that no account has the resources. A full cache drops its expired entries, and
-    /// ignores the new entry if there are none.
+    /// ignores the new entry if no entry has expired.
     pub(super) fn insert(&self, identifiers: &RequestIdentifiers, ttl: Duration, now: UnixMs) {
         let mut expiries = self.lock();
         if expiries.len() >= MAX_ENTRIES {
@@ -45,15 +45,15 @@ impl NotFoundCache {
         if expiries.len() < MAX_ENTRIES {
             expiries.insert(cache_key(identifiers), now.plus(ttl));
         }
-        self.count.store(expiries.len(), Ordering::Release);
+        self.entry_count.store(expiries.len(), Ordering::Release);
     }
 
     /// Removes the entry of resources that an account has.
     pub(super) fn remove(&self, identifiers: &RequestIdentifiers) {
-        if self.count.load(Ordering::Acquire) > 0 {
+        if self.entry_count.load(Ordering::Acquire) > 0 {
             let mut expiries = self.lock();
             expiries.remove(&cache_key(identifiers));
-            self.count.store(expiries.len(), Ordering::Release);
+            self.entry_count.store(expiries.len(), Ordering::Release);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The refusals of one request, and the conclusions from them about keys and accounts.
 //!
 //! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that
-//! contains the account's credits, or whose message can only concern the account, is evidence about the
+//! contains the account's credits, or has a message that can only concern the account, is evidence about the
 //! account immediately. Any other refusal is evidence about the account until a second account refuses the
 //! same request in the same way, which shows that the refusal is about the request. If another account serves
 //! the request, the refusal was about the account.
@@ -105,15 +105,17 @@ impl Refusals {
     pub(super) fn record_success(&mut self, context: &RefusalContext<'_>) -> Conclusions {
         let mut conclusions = Conclusions::default();
         // If only one account reported credits that a poll contradicts, its credits are newer than the poll.
-        let is_single = self.0.iter().filter(|refusal| refusal.contradicted_verdict.is_some()).count() == 1;
+        let is_only_contradiction =
+            self.0.iter().filter(|refusal| refusal.contradicted_verdict.is_some()).count() == 1;
         for refusal in &mut self.0 {
             refusal.is_repeated_elsewhere = false;
-            if is_single && let Some(verdict) = refusal.contradicted_verdict.take() {
+            if is_only_contradiction && let Some(verdict) = refusal.contradicted_verdict.take() {
                 refusal.verdict = verdict;
                 refusal.is_recorded = false;
             }
             if refusal.verdict == Verdict::Unexplained(UnexplainedRefusal::Bodiless) {
-                // The response to a `HEAD` has no message, so the refusal may have been about the method.
+                // The response to a `HEAD` request has no message, so the refusal may have been about the
+                // method.
                 continue;
             }
             if matches!(refusal.verdict, Verdict::Unexplained(_)) {
@@ -191,7 +193,7 @@ fn count_workspaces<'a>(refusals: impl Iterator<Item = &'a RecordedRefusal>) -> 
 }
 
 impl RecordedRefusal {
-    /// Whether both refusals are the same apart from their numbers of credits and their times.
+    /// Whether the refusals differ only in their numbers of credits and their times.
     fn is_same_kind(&self, other: &Self) -> bool {
         let has_same_message = match (self.verdict, other.verdict) {
             (Verdict::Unexplained(this), Verdict::Unexplained(other)) => {
@@ -202,7 +204,7 @@ impl RecordedRefusal {
         has_same_message && discriminant(&self.verdict) == discriminant(&other.verdict)
     }
 
-    /// Whether another account gives the same refusal, without details that depend on one account.
+    /// Whether a different account gave the same refusal, which has no details that depend on one account.
     fn agrees_with(&self, other: &Self) -> bool {
         let is_other_workspace = !std::ptr::eq(self.key.workspace(), other.key.workspace());
         is_other_workspace && !self.verdict.is_conclusive() && self.is_same_kind(other)
@@ -223,7 +225,7 @@ impl RecordedRefusal {
         !self.verdict.is_conclusive() && pool.was_refuted(features, &self.key, self.verdict, *now)
     }
 
-    fn refused(&self) -> RefusedAttempt<'_> {
+    fn attempt(&self) -> RefusedAttempt<'_> {
         let Self { verdict, key_request, source, is_repeated_elsewhere, .. } = self;
         RefusedAttempt {
             verdict: *verdict,
@@ -240,11 +242,11 @@ impl RecordedRefusal {
             return;
         }
         let RefusalContext { pool, roster, now, .. } = context;
-        conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.refused(), *now));
+        conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.attempt(), *now));
         self.is_recorded = true;
         // Refusals about credits, bills and the key concern only their account, until a second account
         // refuses in the same way.
-        let is_of_account = matches!(
+        let concerns_account = matches!(
             self.verdict,
             Verdict::WorkspaceQuota(_)
                 | Verdict::Billing
@@ -254,20 +256,20 @@ impl RecordedRefusal {
         );
         // The restriction remains after a poll or a served request refutes it, so that the same refusal of a
         // similar request is recognized.
-        if !is_of_account || !self.verdict.is_conclusive() {
+        if !concerns_account || !self.verdict.is_conclusive() {
             context.restrict(self, conclusions);
         }
     }
 
     /// Records that a second account refuses in the same way. After a rate limit, one request may probe
-    /// whether the limit still holds. Any other refusal is then not about its account, and is withdrawn.
+    /// whether the limit still holds. Any other refusal is withdrawn, because it is not about its account.
     /// Similar requests are restricted for the account, so that they do not try all accounts again. If a poll
     /// can decide, one is requested.
     fn record_agreement(&mut self, context: &RefusalContext<'_>, conclusions: &mut Conclusions) {
         let RefusalContext { pool, roster, now, .. } = context;
-        let was_agreed = mem::replace(&mut self.is_repeated_elsewhere, true);
+        let was_repeated_elsewhere = mem::replace(&mut self.is_repeated_elsewhere, true);
         if matches!(self.verdict, Verdict::RateLimited(_)) {
-            if !was_agreed || !self.is_recorded {
+            if !was_repeated_elsewhere || !self.is_recorded {
                 self.record_evidence(context, conclusions);
             }
             return;
@@ -297,8 +299,8 @@ fn check_reported_credits(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict,
     let is_recent = workspace.polled_at().is_some_and(|at| now.since(at) <= MAX_POLL_AGE);
     let reported = Verdict::WorkspaceQuota(shortfall);
     match (quota.spendable(), quota.limit) {
-        (Some(left), Some(limit)) if is_recent => {
-            let verdict = Verdict::WorkspaceQuota(shortfall.unless_contradicted(left, limit));
+        (Some(remaining), Some(limit)) if is_recent => {
+            let verdict = Verdict::WorkspaceQuota(shortfall.unless_contradicted(remaining, limit));
             (verdict, (verdict != reported).then_some(reported))
         }
         _ => (reported, None),
@@ -308,7 +310,7 @@ fn check_reported_credits(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict,
 impl RefusalContext<'_> {
     fn restrict(&self, refusal: &RecordedRefusal, conclusions: &mut Conclusions) {
         let restriction =
-            self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.refused(), self.now);
+            self.pool.restrict(self.roster, &refusal.key, self.features, &refusal.attempt(), self.now);
         conclusions.restricted.extend(restriction.map(|restriction| (Arc::clone(&refusal.key), restriction)));
     }
 }

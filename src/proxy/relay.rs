@@ -35,7 +35,8 @@ pub enum ResponseBody {
     Relayed(Box<RelayedBody>),
 }
 
-/// The provider's body, searched for identifiers and keys. Its end completes the attempt and the access log.
+/// The provider's body, searched for identifiers and keys. The end of the body completes the attempt and the
+/// access log.
 type RelayedBody =
     Relay<RedactedBody<Inspect<PeekedBody<UpstreamBody<Incoming>>, OwnershipRecorder>>, RelayRecorder>;
 
@@ -47,8 +48,8 @@ pub struct RelayRecorder {
 }
 
 impl OnBodyEnd for RelayRecorder {
-    fn on_end(mut self, ending: RelayEnd, bytes: u64) {
-        let record = self.attempt.record_relay_end(ending, bytes);
+    fn on_end(mut self, relay_end: RelayEnd, bytes: u64) {
+        let record = self.attempt.record_relay_end(relay_end, bytes);
         self.log.summary.record_end(record);
     }
 }
@@ -75,8 +76,8 @@ pub(super) fn relay(
     }
     let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
     // Identifiers are read from the body as it arrived; keys are redacted afterwards.
-    let share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
-    let inspected = Inspect::new(body, ownership, max_bytes, share);
+    let buffer_share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
+    let inspected = Inspect::new(body, ownership, max_bytes, buffer_share);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = parse_codings(headers::content_encoding(&head.headers).as_deref());
     let relay = Relay::new(

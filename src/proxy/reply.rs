@@ -16,7 +16,7 @@ pub struct ProxyResponse<C> {
     pub socket: Option<Socket<C>>,
 }
 
-/// The provider's reply to a request: a response to relay, or an accepted socket handshake.
+/// The provider's reply to a request: a response to relay, or an accepted WebSocket handshake.
 pub(super) enum UpstreamReply<C> {
     Response {
         response: Box<UpstreamResponse>,
@@ -27,10 +27,10 @@ pub(super) enum UpstreamReply<C> {
     Handshake(Box<Handshake<C>>),
 }
 
-/// The WebSocket session that runs on a connection after its 101.
+/// The WebSocket session that runs on a connection after its 101 response.
 pub struct Socket<C>(pub(super) SocketStage<C>);
 
-/// The stage of a session when its 101 is sent.
+/// The stage of a session when its 101 response is sent.
 pub(super) enum SocketStage<C> {
     /// The provider has accepted the handshake.
     Open(Box<Session<C>>),

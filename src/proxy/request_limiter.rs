@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Debug, Default)]
 pub(super) struct RequestLimiter(Arc<AtomicUsize>);
 
-/// The maximum number of requests is in progress.
+/// The error for a request beyond the maximum number of requests in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the maximum number of requests is in progress")]
 pub struct Overloaded;

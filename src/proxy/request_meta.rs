@@ -71,7 +71,8 @@ impl RequestMeta {
         }
     }
 
-    /// Estimates the cost of a request from its parameters and its body. Returns its requirements for a key.
+    /// Estimates the cost of a request from its parameters and its body. Returns the requirements of the
+    /// request for a key.
     pub(super) async fn estimate_cost(
         &mut self,
         endpoint: &Endpoint,
@@ -83,17 +84,17 @@ impl RequestMeta {
         let timeout = self.estimate_timeout(limits.cost_estimate_timeout);
         let body_features = match endpoint.socket {
             Some(dialect) => {
-                let model = headers::query_parameter(upstream_head.target.query(), "model_id");
-                let model = model.as_deref().and_then(request_body::parse_model);
+                let parameter = headers::query_parameter(upstream_head.target.query(), "model_id");
+                let model = parameter.as_deref().and_then(request_body::parse_model);
                 RequestBodyFeatures {
                     model: model.or(dialect.default_model().map(Into::into)),
                     ..RequestBodyFeatures::default()
                 }
             }
             None if endpoint.operation.has_text() && !timeout.is_zero() => {
-                let (start, is_whole) = body.peek_body(request_body::MAX_PARSED_BODY_BYTES, timeout).await;
-                let body_features = RequestBodyFeatures::parse(&start, is_whole);
-                self.body_features = is_whole.then(|| body_features.clone());
+                let start = body.peek_body(request_body::MAX_PARSED_BODY_BYTES, timeout).await;
+                let body_features = RequestBodyFeatures::parse(&start.bytes, start.is_complete);
+                self.body_features = start.is_complete.then(|| body_features.clone());
                 body_features
             }
             None => RequestBodyFeatures::default(),

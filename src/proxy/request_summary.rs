@@ -1,4 +1,4 @@
-//! The data of a request for the access log and the request metrics. The steps of the request fill it in.
+//! The data of a request for the access log and the request metrics. The steps of the request set its fields.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -62,7 +62,7 @@ pub(super) struct RequestSummary {
     pub(super) credits: u64,
     /// Time from the start of the last attempt to the head of its response.
     pub(super) first_byte: Option<Duration>,
-    /// Why the body could not have been sent again, if the replay buffer was lost.
+    /// The reason why the replay buffer was lost, so that the body could not have been sent again.
     pub(super) replay_loss: Option<ReplayLoss>,
     /// Time spent on attempts at the provider.
     upstream_time: Duration,
@@ -101,7 +101,8 @@ impl RequestSummary {
         Arc::clone(&self.request_id)
     }
 
-    /// The short form of the last attempt's key, `own` for the client's own key, or `-` without an attempt.
+    /// The short form of the last attempt's key, `own` for the client's own key, or `-` if there was no
+    /// attempt.
     pub(super) fn key(&self) -> &str {
         match &self.key {
             LastKey::None => "-",
@@ -110,7 +111,7 @@ impl RequestSummary {
         }
     }
 
-    /// The `User-Agent` header; empty if it is missing or invalid.
+    /// The `User-Agent` header, or an empty string if the header is missing or invalid.
     pub(super) fn user_agent(&self) -> &str {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
@@ -190,7 +191,7 @@ impl RequestSummary {
         self.first_byte = record.first_byte;
     }
 
-    /// Replaces the outcome of the last attempt by that of the session.
+    /// Replaces the outcome of the last attempt with that of the session.
     pub(super) fn set_outcome(&mut self, outcome: Outcome) {
         self.verdict = outcome.as_str();
     }

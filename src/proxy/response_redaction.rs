@@ -29,7 +29,7 @@ pub(super) struct ResponseRedaction {
     /// `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,
     hides_owner: bool,
-    /// The base URL that replaces the provider's in a WebSocket URL.
+    /// The base URL that replaces the provider's base URL in a WebSocket URL.
     socket_base: Option<Arc<str>>,
 }
 
@@ -58,7 +58,7 @@ impl ResponseRedaction {
     }
 }
 
-/// Maximum size of a document that describes the owner; the provider's is about 2 KB.
+/// Maximum size of a document that describes the owner. The provider's document has about 2 KB.
 const MAX_OWNER_DOCUMENT_SIZE: usize = 1024 * 1024;
 
 /// Maximum size of a compressed document of known length that is read before it is relayed. The provider
@@ -87,8 +87,8 @@ impl UpstreamResponse {
         }
         let Some(redactor) = redactor else { return Ok(self) };
         redact_headers(&mut self.head.headers, redactor);
-        let reason = self.head.extensions.get::<ReasonPhrase>();
-        if reason.is_some_and(|reason| redactor.redact(reason.as_bytes()).is_some()) {
+        let reason_phrase = self.head.extensions.get::<ReasonPhrase>();
+        if reason_phrase.is_some_and(|reason| redactor.redact(reason.as_bytes()).is_some()) {
             self.head.extensions.remove::<ReasonPhrase>();
         }
         let (is_served, is_compressed) =
@@ -112,7 +112,7 @@ impl UpstreamResponse {
     }
 
     /// Maximum number of bytes of a compressed body that are read before it is relayed, so that keys in it
-    /// can be redacted. `None` for a body that is searched while it streams, or is not searched.
+    /// can be redacted. Returns `None` for a body that is searched while it streams, or is not searched.
     fn max_compressed_size(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.max_error_body_size);
@@ -125,11 +125,7 @@ impl UpstreamResponse {
     /// Reduces a document that describes the owner to the fields that a client may read, for any status.
     async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // An incomplete body cannot be redacted.
-        let Some(whole) = self
-            .body
-            .read_to_end(MAX_OWNER_DOCUMENT_SIZE, limits.error_body_timeout, Some(&limits.buffers))
-            .await
-        else {
+        let Some(whole) = self.read_body(MAX_OWNER_DOCUMENT_SIZE, limits).await else {
             let is_over_budget = self.body.is_over_budget();
             return Err(if is_over_budget { BuffersFull.into() } else { RedactionFailed.into() });
         };
@@ -149,15 +145,19 @@ impl UpstreamResponse {
         Ok(())
     }
 
-    /// Reads the whole body and decodes it, or `None` if it exceeds its maximum size or time.
+    /// Reads and decodes the whole body. Returns `None` if the body exceeds its maximum size or time, or
+    /// cannot be decoded.
     async fn decoded_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
-        let whole =
-            self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await?;
+        let whole = self.read_body(max_bytes, limits).await?;
         decode_body(&whole, content_encoding(&self.head.headers).as_deref(), max_bytes)
     }
 
+    async fn read_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
+        self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await
+    }
+
     async fn has_key_in_raw_body(&mut self, redactor: &Redactor, max_bytes: usize, limits: &Limits) -> bool {
-        let whole = self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await;
+        let whole = self.read_body(max_bytes, limits).await;
         whole.is_none_or(|whole| redactor.contains_key(&whole))
     }
 

@@ -12,11 +12,11 @@ use crate::policy::retry_budget::RetryBudget;
 #[derive(Debug)]
 pub(super) struct SharedRetryBudget {
     requests: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct BudgetState {
     budget: RetryBudget,
     updated_at: Instant,
     /// The request count at `updated_at`.
@@ -25,7 +25,7 @@ struct State {
 
 impl SharedRetryBudget {
     pub(super) fn new() -> Self {
-        let state = State { budget: RetryBudget::default(), updated_at: clock::instant(), requests: 0 };
+        let state = BudgetState { budget: RetryBudget::default(), updated_at: clock::instant(), requests: 0 };
         Self { requests: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
@@ -41,7 +41,7 @@ impl SharedRetryBudget {
         let elapsed = now.saturating_duration_since(state.updated_at);
         let budget = state.budget.replenish(elapsed, requests.saturating_sub(state.requests));
         let spent = budget.spend();
-        *state = State { budget: spent.unwrap_or(budget), updated_at: now, requests };
+        *state = BudgetState { budget: spent.unwrap_or(budget), updated_at: now, requests };
         spent.is_some()
     }
 }

@@ -1,7 +1,7 @@
 //! The state of a request across its attempts.
 //!
-//! It combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into two
-//! inputs: the key request for the next reservation, and the facts for the retry policy.
+//! The state combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into
+//! two inputs: the key request for the next reservation, and the facts for the retry policy.
 
 mod last_response;
 
@@ -103,14 +103,14 @@ impl RetryState {
             return;
         }
         let mut restricted = restrictions.restricted_keys(&self.features, &self.roster, clock::now());
-        let recorded = restricted.len();
+        let recorded_count = restricted.len();
         for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
             let workspace = key.workspace();
-            let tier = workspace.tier();
-            let tier = tier.as_ref().map(|tier| tier.as_str());
-            if plan::missing_feature(tier, workspace.capabilities(), &self.features, &models).is_some()
-                && restricted[..recorded]
-                    .binary_search_by_key(&position, |(restricted, _)| *restricted)
+            let stored_tier = workspace.tier();
+            let tier_name = stored_tier.as_ref().map(|tier| tier.as_str());
+            if plan::missing_feature(tier_name, workspace.capabilities(), &self.features, &models).is_some()
+                && restricted[..recorded_count]
+                    .binary_search_by_key(&position, |(restricted_position, _)| *restricted_position)
                     .is_err()
             {
                 restricted.push((position, RestrictionLevel::Inferred));
@@ -127,8 +127,9 @@ impl RetryState {
         let tried = self.key_request.tried.iter().filter_map(|position| former_roster.keys().get(*position));
         let fingerprints: Vec<_> = tried.map(|key| key.api_key().fingerprint()).collect();
         let is_tried = |key: &Key| fingerprints.contains(&key.api_key().fingerprint());
-        let all = self.roster.keys().iter().enumerate();
-        self.key_request.tried = all.filter(|(_, key)| is_tried(key)).map(|(position, _)| position).collect();
+        let current_keys = self.roster.keys().iter().enumerate();
+        self.key_request.tried =
+            current_keys.filter(|(_, key)| is_tried(key)).map(|(position, _)| position).collect();
         self.key_request.preferred.clear();
         self.update_restricted_keys(pool);
     }
@@ -197,8 +198,8 @@ impl RetryState {
             }
         }
         if let Some(preferred_account) = self.affinity.preferred_account() {
-            let of_account = keys().filter(|(_, key)| key.workspace().identity() == preferred_account);
-            key_request.preferred.extend(of_account.map(|(position, _)| position));
+            let account_keys = keys().filter(|(_, key)| key.workspace().identity() == preferred_account);
+            key_request.preferred.extend(account_keys.map(|(position, _)| position));
             key_request.preferred.sort_unstable();
         }
         if !preferred.is_empty() {
@@ -207,10 +208,10 @@ impl RetryState {
         Cow::Owned(key_request)
     }
 
-    /// Positions of the keys that are tried first, whatever the strategy; empty for no preference. After an
-    /// overload, a failure or a concurrency limit, these are the keys of other accounts, including keys that
-    /// may only be probed. After a refusal because of the account's plan, these are the keys of the cheapest
-    /// other plan.
+    /// Returns the positions of the keys that are tried first, whatever the strategy. An empty list means no
+    /// preference. After an overload, a failure or a concurrency limit, these are the keys of other accounts,
+    /// including keys that may only be probed. After a refusal because of the account's plan, these are the
+    /// keys of the cheapest other plan.
     fn preferred_positions(&self) -> Vec<usize> {
         let is_candidate = |position: &usize| {
             !self.key_request.tried.contains(position)
@@ -252,7 +253,8 @@ impl RetryState {
             key_request.tried.clear();
             key_request.preferred.clear();
             let positions = 0..self.roster.keys().len();
-            key_request.ineligible = positions.filter(|at| Some(*at) != session_position).collect();
+            key_request.ineligible =
+                positions.filter(|position| Some(*position) != session_position).collect();
         } else {
             key_request.preferred = session_position.into_iter().collect();
         }
@@ -309,13 +311,13 @@ impl RetryState {
     }
 
     /// Excludes `key` from further attempts, unless it is likely to recover while the request waits: it was
-    /// at its concurrency limit, or only this key is rate limited and the provider has named the end of the
-    /// limit. After a second refusal, a key is always excluded, because the refusal is about the request.
+    /// at its concurrency limit, or only this key is rate limited and the provider has reported the end of
+    /// the limit. After a second refusal, a key is always excluded, because the refusal is about the request.
     pub(super) fn exclude(&mut self, key: &Key) {
         let may_recover = match self.last_verdict {
             Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
-            Some(Verdict::RateLimited(Some(span))) => {
-                span <= self.roster.queue_timeout() && !self.refusals.is_repeated_elsewhere()
+            Some(Verdict::RateLimited(Some(retry_after))) => {
+                retry_after <= self.roster.queue_timeout() && !self.refusals.is_repeated_elsewhere()
             }
             _ => false,
         };
@@ -325,9 +327,10 @@ impl RetryState {
         // A rate limit that a second account reports is about the request, so the first key is excluded too.
         if matches!(self.last_verdict, Some(Verdict::RateLimited(_))) && self.refusals.is_repeated_elsewhere()
         {
-            let agreeing = self.refusals.agreeing_keys().filter_map(|key| self.roster.position_of(key));
+            let agreeing_positions =
+                self.refusals.agreeing_keys().filter_map(|key| self.roster.position_of(key));
             let untried: Vec<usize> =
-                agreeing.filter(|position| !self.key_request.tried.contains(position)).collect();
+                agreeing_positions.filter(|position| !self.key_request.tried.contains(position)).collect();
             self.key_request.tried.extend(untried);
         }
     }

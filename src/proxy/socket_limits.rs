@@ -5,9 +5,9 @@ use std::time::Duration;
 /// Limits of a WebSocket session.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketLimits {
-    /// Maximum time without data in either direction; zero for no limit.
+    /// Maximum time without data in either direction. Zero means no limit.
     pub idle_timeout: Duration,
-    /// Maximum duration of a session; zero for no limit.
+    /// Maximum duration of a session. Zero means no limit.
     pub max_session_duration: Duration,
     /// Maximum number of bytes of a client's opening messages that are kept for a failover to another key.
     pub replay_buffer: usize,
@@ -26,7 +26,7 @@ pub struct SocketLimits {
 }
 
 impl SocketLimits {
-    /// Maximum number of bytes of a frame that are buffered before it is forwarded in parts: at most a
+    /// Maximum number of bytes of a frame that are buffered before the frame is forwarded in parts: at most a
     /// quarter of the session's buffer.
     pub(super) fn max_frame_part(&self) -> usize {
         self.max_buffered_message_size.min(self.max_session_buffer / 4)

@@ -1,4 +1,4 @@
-//! The proxy: the state that the processing of all requests shares, with one connection pool per core.
+//! The proxy: the state that all requests share, with one connection pool per core.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::pool::{OwnershipIndex, Pool};
 use crate::telemetry::RequestMetrics;
 use crate::upstream::{Connect, TcpTlsConnector, Upstream};
 
-/// The state that requests are processed with. The connections to the provider belong to one core. All other
+/// The state with which requests are processed. The connections to the provider belong to one core. All other
 /// state is shared between cores, and by the clones of a proxy.
 #[derive(Clone, Debug)]
 pub struct Proxy<C = TcpTlsConnector> {
@@ -29,7 +29,7 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) usage: UsageSink,
     pub(super) retry_budget: Arc<SharedRetryBudget>,
     pub(super) base_url_hints: Arc<BaseUrlHints>,
-    pub(super) limiter: RequestLimiter,
+    pub(super) request_limiter: RequestLimiter,
     pub(super) metrics: RequestMetrics,
     pub(super) ended_conversations: ConversationSender,
     /// Cancelled when the drain timeout expires at shutdown, before connections are closed.
@@ -67,7 +67,7 @@ impl<C> Proxy<C> {
             usage,
             retry_budget: Arc::new(SharedRetryBudget::new()),
             base_url_hints: Arc::default(),
-            limiter: RequestLimiter::default(),
+            request_limiter: RequestLimiter::default(),
             metrics,
             ended_conversations,
             drain_expired,

@@ -1,5 +1,5 @@
-//! Classifies a response of the provider. The body of a refusal is read for that, up to a maximum size and
-//! time.
+//! Classifies a response of the provider. The body of a refusal is read for its classification, up to a
+//! maximum size and time.
 
 use std::sync::Arc;
 
@@ -37,11 +37,11 @@ impl UpstreamResponse {
     /// Classifies the response to a request with `method`. A body that exceeds its limits is classified by
     /// the status alone, and is relayed unread.
     pub(super) async fn read(
-        sent: Result<Response<UpstreamBody<Incoming>>, SendError>,
+        send_result: Result<Response<UpstreamBody<Incoming>>, SendError>,
         method: &Method,
         limits: &Limits,
     ) -> Result<Box<Self>, SendError> {
-        let (head, body) = sent?.into_parts();
+        let (head, body) = send_result?.into_parts();
         // A successful response has no meaningful `Retry-After`.
         let retry_after =
             (!head.status.is_success()).then(|| parse_retry_after(&head.headers, clock::now())).flatten();
@@ -50,11 +50,11 @@ impl UpstreamResponse {
             let body = PeekedBody::new(body);
             return Ok(Box::new(Self { head, body, verdict, message: None, redactor: None }));
         }
-        // Boxed, so that the future of a successful request does not reserve memory for this one.
+        // The future is boxed, so that the future of a successful request does not reserve memory for it.
         let max_bytes = limits.max_error_body_size;
-        let reading =
+        let read_body =
             Box::pin(PeekedBody::read(body, max_bytes, limits.error_body_timeout, Some(&limits.buffers)));
-        let (body, whole) = reading.await;
+        let (body, whole) = read_body.await;
         let encoding = content_encoding(&head.headers);
         let text = whole.and_then(|whole| decode_body(&whole, encoding.as_deref(), max_bytes));
         let error_body = text.map(|text| ErrorBody::parse(&text));

@@ -85,26 +85,26 @@ pub const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// The signals and task groups of a drain, in the order of its phases.
 ///
-/// 1. `draining`: every response closes its connection. A client learns of the drain only from such a
-///    response, and may send a request on an open connection at any moment. Open connections are therefore
+/// 1. `draining`: every response closes its connection. Only such a response informs a client of the drain,
+///    and the client may send a request on an open connection at any moment. Open connections are therefore
 ///    served until `close_idle`. New connections are accepted as well, because this phase may take seconds.
-/// 2. `stop_accepting`, when `kept_connections` have ended or their timeout has passed. A connection on which
-///    no request has arrived yet counts among `requests` for at most a second.
-/// 3. `close_idle`, when `requests` have ended.
-/// 4. `abort`, when the drain exceeds its timeout.
+/// 2. `stop_accepting` starts when `kept_connections` have ended or their timeout has passed. A connection on
+///    which no request has arrived yet counts among `requests` for at most a second.
+/// 3. `close_idle` starts when `requests` have ended.
+/// 4. `abort` starts when the drain exceeds its timeout.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// Every response closes its connection.
+    /// Once cancelled, every response closes its connection.
     pub draining: CancellationToken,
     /// The connections opened before `draining`, each counted until it is closed or upgraded.
     pub kept_connections: Tasks,
-    /// No more connections are accepted; requests in progress continue.
+    /// Once cancelled, no more connections are accepted. Requests in progress continue.
     pub stop_accepting: CancellationToken,
     /// The requests in progress, each counted until the end of its response.
     pub requests: Tasks,
-    /// Connections without a request are closed.
+    /// Once cancelled, connections without a request are closed.
     pub close_idle: CancellationToken,
-    /// Requests in progress are aborted.
+    /// Once cancelled, requests in progress are aborted.
     pub abort: CancellationToken,
 }
 

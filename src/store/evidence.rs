@@ -72,8 +72,8 @@ fn to_entry(evidence: &Evidence) -> Entry {
     let Evidence { claim, at, retry_after, is_repeated_elsewhere, source } = evidence;
     let (mut credits, mut left_by_estimate, mut group) = (None, None, None);
     match claim {
-        ClaimedFault::Credits { figures, left_by_estimate: estimate } => {
-            (credits, left_by_estimate) = (*figures, figures.map(|_| *estimate));
+        ClaimedFault::Credits { reported, scaled_remaining } => {
+            (credits, left_by_estimate) = (*reported, reported.map(|_| *scaled_remaining));
         }
         ClaimedFault::RateLimited(limited_group) => group = Some(limited_group.index()),
         ClaimedFault::Locked
@@ -98,8 +98,8 @@ fn from_entry(entry: Entry) -> Option<Evidence> {
     let group = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
         "credits" => ClaimedFault::Credits {
-            figures: entry.left.zip(entry.required),
-            left_by_estimate: entry.left_by_estimate.unwrap_or(0),
+            reported: entry.left.zip(entry.required),
+            scaled_remaining: entry.left_by_estimate.unwrap_or(0),
         },
         "rate_limited" => ClaimedFault::RateLimited(group()?),
         "locked" => ClaimedFault::Locked,
@@ -140,8 +140,8 @@ mod tests {
         let key_evidence = [
             ClaimedFault::InvalidKey,
             ClaimedFault::WrongHost,
-            ClaimedFault::Credits { figures: Some((3, 9)), left_by_estimate: 4 },
-            ClaimedFault::Credits { figures: None, left_by_estimate: 0 },
+            ClaimedFault::Credits { reported: Some((3, 9)), scaled_remaining: 4 },
+            ClaimedFault::Credits { reported: None, scaled_remaining: 0 },
         ]
         .map(evidence);
         let workspace_evidence = [

@@ -274,7 +274,7 @@ impl UsageReader {
             let Some(RestoredKey { quota, key_evidence, workspace_evidence, .. }) = read_key(row)? else {
                 return Ok(None);
             };
-            let quota = quota.at(now);
+            let quota = quota.reset_if_due(now);
             // The running program may have other cooldowns configured; its status pages show the exact state.
             let cooldown_of =
                 |evidence: &[Evidence]| longest_cooldown(evidence, quota.resets_at, &Cooldowns::DEFAULT, now);

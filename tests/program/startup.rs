@@ -150,7 +150,7 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
         .collect();
     let quarantined = names
         .iter()
-        .line_with(|name| name.starts_with("keychoir.db.broken-"))
+        .find(|name| name.starts_with("keychoir.db.broken-"))
         .expect("the broken database is kept");
     let quarantined_contents = fs::read_to_string(folder.path().join(quarantined)).unwrap();
     assert_eq!(quarantined_contents, "this file is not a database");
@@ -494,11 +494,7 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
     };
     let (program, lines) = start_lines(&mut command_with_clients(""));
     let line_with = |lines: &[String], part: &str| {
-        lines
-            .iter()
-            .line_with(|line| line.contains(part))
-            .unwrap_or_else(|| panic!("{part}: {lines:#?}"))
-            .clone()
+        lines.iter().find(|line| line.contains(part)).unwrap_or_else(|| panic!("{part}: {lines:#?}")).clone()
     };
     assert!(line_with(&lines, "studio").contains("sk_key_numb...00001"), "{lines:#?}");
     assert!(line_with(&lines, "key 2").contains("sk_key_numb...00002"), "{lines:#?}");

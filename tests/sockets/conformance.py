@@ -1,15 +1,14 @@
-"""The Autobahn cases (kosoku drives them) between two programs that talk directly, and between the
-same two through Keychoir: it must change no verdict.
+"""Runs the Autobahn WebSocket cases with kosoku, first directly between two programs and then through Keychoir.
+The verdicts must be equal.
 
-As a server, the cases are asked by an echo client, over ws and over wss; as a client, they ask an
-echo server. The cases' paths are none of the provider's, where frames are held to the rules: here a
-proxy passes on what is wrong as it is, so the verdicts are compared and not wished for, and a case that
-an echo does not pass directly need not pass through Keychoir either.
+An echo client connects to the server of the cases, over ws and over wss, and the client of the cases connects to an
+echo server. Keychoir validates frames only on the paths of the provider. On the paths of the cases it forwards invalid
+frames unchanged. Therefore the verdicts are compared, and a case that fails directly may also fail through Keychoir.
 
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
-Prints a row for each case that differs and ends with 1 when there is one. Without --all it leaves
-out what sends megabytes in small pieces: half a minute instead of twenty.
+Prints a row for each case that differs. The exit code is 1 if a case differs. Without --all, cases that send megabytes
+in small fragments are skipped, which takes half a minute instead of twenty minutes.
 """
 
 import asyncio
@@ -29,21 +28,21 @@ import kosoku
 from aiohttp import web
 
 KEY = "sk_of_the_sockets_tests"
-# What the client in front calls its key: the server behind must see the pool's instead.
+# The credential of the client. The server must receive the key of the pool instead.
 CLIENT_TOKEN = "anything-the-app-sends"
 
-# Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, sizes; of compression the smallest.
+# Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, sizes, and the smallest compression cases.
 QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.*", "9.2.*", "10.*"]
 QUICK += [f"{group}.{case}" for group in ("12.1", "12.2", "13.1", "13.3", "13.4", "13.7") for case in (1, 5)]
-# Cases at once. Each waits for its peer more than it computes.
-AT_ONCE = 4
-# More than the longest case: its peer hangs.
-CASE_S_MAX = 600
-START_S_MAX = 30
+# The number of concurrent cases. A case mostly waits for its peer.
+MAX_CONCURRENT_CASES = 4
+# Longer than the longest case, so that only a case whose peer hangs exceeds it.
+CASE_TIMEOUT_SECONDS = 600
+START_TIMEOUT_SECONDS = 30
 
 
-async def results(run):
-    """What became of each case, also when some did not pass."""
+async def all_results(run):
+    """Returns the results of all cases, including failed ones."""
     try:
         return await run
     except kosoku.FailureError as failure:
@@ -78,66 +77,66 @@ async def echo_server():
         await runner.cleanup()
 
 
-async def asked_by_an_echo_client(cases, through):
-    """The verdicts on an echo client; `through` yields, for the server's URL, where the client connects."""
+async def run_cases_against_echo_client(cases, through):
+    """Returns the verdicts on an echo client. `through` yields the URL to which the client connects."""
     async with kosoku.run_fuzzingserver(cases, host="127.0.0.1", port=0) as server:
         async with through(f"http://127.0.0.1:{server.port}") as (base, tls):
             async with aiohttp.ClientSession(headers={"xi-api-key": CLIENT_TOKEN}) as session:
                 connect = lambda path: session.ws_connect(f"{base}{path}", max_msg_size=0, compress=15, ssl=tls)
                 async with connect("/getCaseCount") as socket:
                     count = int((await socket.receive()).data)
-                turns = asyncio.Semaphore(AT_ONCE)
+                slots = asyncio.Semaphore(MAX_CONCURRENT_CASES)
 
-                async def ask(case):
-                    # What goes wrong here is the case's affair: the server has its verdict.
-                    async with turns:
+                async def run_case(case):
+                    # An error of the client is part of the case. The server records the verdict.
+                    async with slots:
                         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-                            async with asyncio.timeout(CASE_S_MAX), connect(f"/runCase?case={case}&agent=echo") as socket:
+                            async with asyncio.timeout(CASE_TIMEOUT_SECONDS), connect(f"/runCase?case={case}&agent=echo") as socket:
                                 await echo(socket)
 
-                await asyncio.gather(*map(ask, range(1, count + 1)))
+                await asyncio.gather(*map(run_case, range(1, count + 1)))
                 async with connect("/updateReports?agent=echo") as socket:
                     await socket.receive()
-                return await results(server.get_result())
+                return await all_results(server.get_result())
 
 
-async def asking_an_echo_server(cases, through):
-    """The verdicts on an echo server."""
+async def run_cases_against_echo_server(cases, through):
+    """Returns the verdicts on an echo server."""
     async with echo_server() as server, through(server) as (base, _):
-        # The root is Keychoir's own page: every other path goes to the server.
+        # Keychoir serves its own page at the root. Other paths are forwarded to the server.
         url = base.replace("http://", "ws://") + "/echo"
-        return await results(kosoku.run_fuzzingclient(url, cases, concurrency=AT_ONCE))
+        return await all_results(kosoku.run_fuzzingclient(url, cases, concurrency=MAX_CONCURRENT_CASES))
 
 
 @contextlib.asynccontextmanager
-async def directly(upstream):
+async def connect_directly(upstream):
     yield upstream, True
 
 
 def keychoir(binary, scheme):
-    """Through Keychoir, over http or https."""
+    """Returns a context manager that starts Keychoir in front of an upstream, for http or https clients."""
 
     @contextlib.asynccontextmanager
     async def through(upstream):
         with tempfile.TemporaryDirectory() as folder:
-            own = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
-            environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+            prefixes = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
+            environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
             environment |= {
                 "ELEVENLABS_API_KEYS": KEY,
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
                 "KEYCHOIR_STORAGE__PATH": str(pathlib.Path(folder, "keychoir.db")),
                 "KEYCHOIR_LOG__FORMAT": "json",
-                # The cases' server speaks nothing but sockets.
+                # The server of the cases does not implement the endpoints of the quota poller.
                 "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
             }
             log = pathlib.Path(folder, "log")
             with log.open("w") as stderr:
                 child = subprocess.Popen([binary, "serve", "--listen", "127.0.0.1:0"], env=environment, stderr=stderr)
             try:
-                port = await listening(child, log)
+                port = await wait_for_port(child, log)
                 printed = subprocess.run([binary, "env"], env=environment, capture_output=True, text=True, check=True)
-                authority = re.search(r"^export NODE_EXTRA_CA_CERTS=(.*)$", printed.stdout, re.M).group(1)
-                yield f"{scheme}://127.0.0.1:{port}", ssl.create_default_context(cafile=authority)
+                ca_file = re.search(r"^export NODE_EXTRA_CA_CERTS=(.*)$", printed.stdout, re.M).group(1)
+                yield f"{scheme}://127.0.0.1:{port}", ssl.create_default_context(cafile=ca_file)
             finally:
                 child.send_signal(signal.SIGTERM)
                 code = await asyncio.to_thread(child.wait, 60)
@@ -147,70 +146,70 @@ def keychoir(binary, scheme):
     return through
 
 
-async def listening(child, log):
-    """Its port, as soon as its log has it."""
-    began = time.monotonic()
-    while time.monotonic() - began < START_S_MAX and child.poll() is None:
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
-        if found:
-            return found.group(1)
+async def wait_for_port(child, log):
+    """Waits for the address in the log. Returns the port."""
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < START_TIMEOUT_SECONDS and child.poll() is None:
+        match = re.search(r"http://127\.0\.0\.1:(\d+)", log.read_text())
+        if match:
+            return match.group(1)
         await asyncio.sleep(0.01)
     raise SystemExit(f"keychoir did not start:\n{log.read_text()}")
 
 
 def verdict(result):
-    """What must be the same: whether the messages were right and the close, and the close that arrived."""
+    """Returns the compared values: the verdicts on messages and close, and the received close frame."""
     behavior, close = result.behavior.value, result.behavior_close.value
-    # Where any close will do, it may also be cut off, and is now and then between the two alone (7.1.6).
+    # If any close is allowed, the close frame may be missing, which also happens without Keychoir (7.1.6).
     if close == "INFORMATIONAL":
         return behavior, close, None, None
     return behavior, close, result.remote_close_code, result.remote_close_reason
 
 
-def told(verdict):
+def format_verdict(verdict):
     behavior, close, code, reason = verdict
     return f"{behavior}, close {close}" + (f" {code} {reason or ''}".rstrip() if code else "")
 
 
 def differences(title, direct, proxied):
-    """Prints the cases that differ; how many."""
+    """Prints the cases that differ. Returns their number."""
     before = {result.case_id: verdict(result) for result in direct}
     after = {result.case_id: verdict(result) for result in proxied}
     rows = [
-        (case, told(before[case]) if case in before else "absent", told(after[case]) if case in after else "absent")
+        (case, format_verdict(before[case]) if case in before else "absent", format_verdict(after[case]) if case in after else "absent")
         for case in sorted(before | after, key=lambda case: [int(part) for part in case.split(".")])
         if before.get(case) != after.get(case)
     ]
     passed = sum(result.passed for result in direct)
     print(f"{title}: {len(before)} cases, {passed} pass directly, {len(rows)} differ", flush=True)
-    for case, was, is_now in rows:
-        print(f"    {case:9}  directly: {was:40}  through keychoir: {is_now}")
+    for case, direct_verdict, proxied_verdict in rows:
+        print(f"    {case:9}  directly: {direct_verdict:40}  through keychoir: {proxied_verdict}")
     return len(rows)
 
 
-def foreign_agents(results):
-    """How many handshakes arrived without the pool's key, or with the client's."""
+def count_wrong_credentials(results):
+    """Returns the number of handshakes without the key of the pool, or with the credential of the client."""
     requests = [result.http_request.lower() for result in results]
     return sum(CLIENT_TOKEN in request or f"xi-api-key: {KEY}" not in request for request in requests)
 
 
 async def main(binary, cases):
-    began = time.monotonic()
-    plain, secret = keychoir(binary, "http"), keychoir(binary, "https")
-    direct = await asked_by_an_echo_client(cases, directly)
-    over_ws = await asked_by_an_echo_client(cases, plain)
+    started_at = time.monotonic()
+    through_http, through_https = keychoir(binary, "http"), keychoir(binary, "https")
+    direct = await run_cases_against_echo_client(cases, connect_directly)
+    over_ws = await run_cases_against_echo_client(cases, through_http)
     failures = differences("an echo client over ws", direct, over_ws)
-    over_wss = await asked_by_an_echo_client(cases, secret)
+    over_wss = await run_cases_against_echo_client(cases, through_https)
     failures += differences("an echo client over wss", direct, over_wss)
-    foreign = foreign_agents(over_ws) + foreign_agents(over_wss)
-    print(f"{foreign} handshakes arrived without the pool's key or with the client's")
-    direct = await asking_an_echo_server(cases, directly)
-    failures += differences("an echo server", direct, await asking_an_echo_server(cases, plain))
-    print(f"{failures} differences in {time.monotonic() - began:.0f} s")
-    return 1 if failures or foreign else 0
+    wrong_credentials = count_wrong_credentials(over_ws) + count_wrong_credentials(over_wss)
+    print(f"{wrong_credentials} handshakes arrived without the key of the pool or with the client credential")
+    direct = await run_cases_against_echo_server(cases, connect_directly)
+    failures += differences("an echo server", direct, await run_cases_against_echo_server(cases, through_http))
+    print(f"{failures} differences in {time.monotonic() - started_at:.0f} s")
+    return 1 if failures or wrong_credentials else 0
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    chosen = None if "--all" in arguments else QUICK
-    sys.exit(asyncio.run(main(next(argument for argument in arguments if argument != "--all"), chosen)))
+    cases = None if "--all" in arguments else QUICK
+    sys.exit(asyncio.run(main(next(argument for argument in arguments if argument != "--all"), cases)))

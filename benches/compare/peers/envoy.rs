@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Scene};
+use super::{Prepared, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
@@ -13,12 +13,12 @@ pub fn program() -> Option<PathBuf> {
     let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
     let pythons = fs::read_dir(lib).into_iter().flatten().map(|entry| entry.unwrap().path());
     let mut programs = pythons.map(|python| python.join("site-packages/envoy/_bin/envoy"));
-    programs.find(|path| path.is_file()).or_else(|| machine::found("envoy"))
+    programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 
-pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
-    let certificates = &scene.certificates;
-    let front = match scene.is_tls_in_front() {
+pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
+    let certificates = &setup.certificates;
+    let target = match setup.is_tls_to_client() {
         true => format!(
             "
       transport_socket:
@@ -35,7 +35,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
         ),
         false => String::new(),
     };
-    let behind = match scene.is_tls_behind() {
+    let upstream_tls = match setup.is_tls_to_provider() {
         true => format!(
             "
     transport_socket:
@@ -91,7 +91,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
               domains: [\"*\"]
               routes:
               - match: {{prefix: /}}
-                route: {{cluster: provider, timeout: 0s, host_rewrite_literal: api.elevenlabs.io}}{front}
+                route: {{cluster: provider, timeout: 0s, host_rewrite_literal: api.elevenlabs.io}}{target}
   clusters:
   - name: provider
     type: STATIC
@@ -105,18 +105,18 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
       - lb_endpoints:
         - endpoint:
             address:
-              socket_address: {{address: {upstream_host}, port_value: {upstream_port}}}{behind}
+              socket_address: {{address: {upstream_host}, port_value: {upstream_port}}}{upstream_tls}
 ",
         host = address.ip(),
         port = address.port(),
         log = log.display(),
-        upstream_host = scene.upstream().ip(),
-        upstream_port = scene.upstream().port(),
+        upstream_host = setup.upstream().ip(),
+        upstream_port = setup.upstream().port(),
     );
     let path = folder.join("envoy.yaml");
     fs::write(&path, config).unwrap();
-    let mut command = machine::program_on(scene.processors, &program().unwrap());
-    command.arg("-c").arg(path).args(["--concurrency", &scene.threads.to_string()]);
+    let mut command = machine::program_on(setup.processors, &program().unwrap());
+    command.arg("-c").arg(path).args(["--concurrency", &setup.threads.to_string()]);
     command.args(["--disable-hot-restart", "--log-level", "error", "--file-flush-interval-msec", "1000"]);
     command.stdout(File::create(folder.join("out.log")).unwrap());
     command.stderr(File::create(folder.join("err.log")).unwrap());

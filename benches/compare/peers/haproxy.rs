@@ -4,21 +4,21 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Scene};
+use super::{Prepared, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
 pub fn program() -> PathBuf {
-    machine::found("haproxy").unwrap()
+    machine::find_program("haproxy").unwrap()
 }
 
-pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
-    let certificates = &scene.certificates;
-    let front = match scene.is_tls_in_front() {
+pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
+    let certificates = &setup.certificates;
+    let target = match setup.is_tls_to_client() {
         true => format!(" ssl crt {}", certificates.pair.display()),
         false => String::new(),
     };
-    let behind = match scene.is_tls_behind() {
+    let upstream_tls = match setup.is_tls_to_provider() {
         true => format!(
             " ssl verify required ca-file {} sni str(localhost) verifyhost localhost",
             certificates.authority.display()
@@ -49,7 +49,7 @@ defaults
     timeout http-keep-alive 1h
 
 frontend clients
-    bind {address} backlog 4096{front}
+    bind {address} backlog 4096{target}
     http-request del-header authorization
     http-request del-header x-keychoir-token
     http-request set-header xi-api-key {KEY}
@@ -58,15 +58,15 @@ frontend clients
 
 backend provider
     # As many idle connections as there are: none is opened anew while it is measured.
-    server one {upstream} pool-max-conn -1 pool-purge-delay 1h{behind}
+    server one {upstream} pool-max-conn -1 pool-purge-delay 1h{upstream_tls}
 ",
-        threads = scene.threads,
-        upstream = scene.upstream(),
+        threads = setup.threads,
+        upstream = setup.upstream(),
     );
     let path = folder.join("haproxy.cfg");
     fs::write(&path, config).unwrap();
     let log = folder.join("access.log");
-    let mut command = machine::program_on(scene.processors, &program());
+    let mut command = machine::program_on(setup.processors, &program());
     // In the foreground, as one process.
     command.arg("-db").arg("-f").arg(path);
     command.stdout(File::create(&log).unwrap()).stderr(File::create(folder.join("err.log")).unwrap());

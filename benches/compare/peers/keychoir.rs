@@ -9,13 +9,13 @@ use std::process::Stdio;
 
 use sha2::{Digest, Sha256};
 
-use super::{Prepared, Scene};
+use super::{Prepared, Setup};
 use crate::machine;
 use crate::workload::{KEY, TOKEN};
 
-pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, program: &Path) -> Prepared {
-    let certificates = &scene.certificates;
-    let front = match scene.is_tls_in_front() {
+pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, program: &Path) -> Prepared {
+    let certificates = &setup.certificates;
+    let target = match setup.is_tls_to_client() {
         true => format!(
             "tls = {{ cert = \"{}\", key = \"{}\" }}",
             certificates.certificate.display(),
@@ -23,15 +23,15 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, program: &Path
         ),
         false => String::new(),
     };
-    let base_url = match scene.is_tls_behind() {
-        true => format!("https://localhost:{}", scene.upstream().port()),
-        false => format!("http://{}", scene.upstream()),
+    let base_url = match setup.is_tls_to_provider() {
+        true => format!("https://localhost:{}", setup.upstream().port()),
+        false => format!("http://{}", setup.upstream()),
     };
     let mut config = format!(
         "[server]
 listen = \"{address}\"
 max_connections = 20_000
-{front}
+{target}
 
 [upstream]
 base_url = \"{base_url}\"
@@ -52,18 +52,18 @@ format = \"json\"
 level = \"info\"
 ",
         authority = certificates.authority.display(),
-        strategy = scene.strategy,
+        strategy = setup.strategy,
     );
-    for key in 0..scene.keys {
+    for key in 0..setup.keys {
         // The stand-in accepts all of them as keys of the pool.
         write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", number(key)).unwrap();
     }
     // In a short form, because a configuration file is limited to 1 MiB.
-    config.insert_str(0, &clients(scene.clients));
+    config.insert_str(0, &clients(setup.clients));
     let path = folder.join("keychoir.toml");
     fs::write(&path, config).unwrap();
     let log = folder.join("keychoir.log");
-    let mut command = machine::program_on(scene.processors, program);
+    let mut command = machine::program_on(setup.processors, program);
     command.args(["serve", "--config"]).arg(path).env_clear().env("HOME", folder);
     command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
     Prepared { command, log }

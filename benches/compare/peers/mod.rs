@@ -1,6 +1,6 @@
-//! The compared proxies: each does the same job, in its own configuration. It replaces the client's
-//! credential by the pool's key, keeps connections alive on both sides, streams bodies both ways,
-//! logs one line per request, and uses one thread.
+//! The compared proxies. Each is configured for the same work: it replaces the credential of the client by the key
+//! of the pool, keeps connections alive on both sides, streams bodies in both directions, logs one line per request,
+//! and uses one thread.
 
 mod envoy;
 mod haproxy;
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use crate::machine::{self, Running};
+use crate::machine::{self, PeerProcess};
 use crate::tls::Certificates;
 use crate::upstream::Upstream;
 use crate::workload::{KEY, TOKEN};
@@ -43,10 +43,10 @@ pub enum Peer {
 
 /// The setup of a proxy.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub struct Setup {
     pub upstream: Upstream,
     pub certificates: Certificates,
-    pub way: Way,
+    pub tls_mode: TlsMode,
     /// The processors that the proxy is pinned to.
     pub processors: &'static str,
     pub threads: u32,
@@ -58,19 +58,19 @@ pub struct Scene {
 
 /// Which of a request's two connections use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum TlsMode {
     Plain,
-    TlsBehind,
+    TlsToProvider,
     TlsOnBothSides,
 }
 
-impl Scene {
+impl Setup {
     /// One core, one key, one client.
     pub fn new(upstream: Upstream, certificates: Certificates) -> Self {
         Self {
             upstream,
             certificates,
-            way: Way::Plain,
+            tls_mode: TlsMode::Plain,
             processors: "0",
             threads: 1,
             keys: 1,
@@ -79,33 +79,33 @@ impl Scene {
         }
     }
 
-    pub fn is_tls_in_front(&self) -> bool {
-        self.way == Way::TlsOnBothSides
+    pub fn is_tls_to_client(&self) -> bool {
+        self.tls_mode == TlsMode::TlsOnBothSides
     }
 
-    pub fn is_tls_behind(&self) -> bool {
-        self.way != Way::Plain
+    pub fn is_tls_to_provider(&self) -> bool {
+        self.tls_mode != TlsMode::Plain
     }
 
     /// The address of the provider.
     pub fn upstream(&self) -> SocketAddr {
-        if self.is_tls_behind() { self.upstream.tls_address } else { self.upstream.address }
+        if self.is_tls_to_provider() { self.upstream.tls_address } else { self.upstream.address }
     }
 
     /// The address, TLS setting and key for a client. Without a proxy, the client connects to the
     /// provider as a proxy would, with the provider's key.
-    pub fn front(&self, house: Option<&House>) -> Front {
-        let (address, is_tls, key) = match house {
-            Some(house) => (house.address, self.is_tls_in_front(), TOKEN),
-            None => (self.upstream(), self.is_tls_behind(), KEY),
+    pub fn target(&self, started_peer: Option<&StartedPeer>) -> Target {
+        let (address, is_tls, key) = match started_peer {
+            Some(started_peer) => (started_peer.address, self.is_tls_to_client(), TOKEN),
+            None => (self.upstream(), self.is_tls_to_provider(), KEY),
         };
-        Front { address, tls: is_tls.then(|| self.certificates.client()), key }
+        Target { address, tls: is_tls.then(|| self.certificates.client()), key }
     }
 }
 
 /// The connection data of a client.
 #[derive(Clone)]
-pub struct Front {
+pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<Arc<ClientConfig>>,
     pub key: &'static str,
@@ -113,9 +113,9 @@ pub struct Front {
 
 /// A proxy that is ready.
 #[derive(Debug)]
-pub struct House {
+pub struct StartedPeer {
     pub address: SocketAddr,
-    pub running: Running,
+    pub running: PeerProcess,
     /// Its log with one line per request.
     pub log: PathBuf,
     /// From its start to its first response.
@@ -127,11 +127,11 @@ impl Peer {
     pub fn all() -> (Vec<Self>, Vec<&'static str>) {
         let mut missing = Vec::new();
         let mut peers = vec![Self::Direct];
-        match machine::found("nginx") {
+        match machine::find_program("nginx") {
             Some(_) => peers.extend([Self::Nginx, Self::NginxTuned, Self::NginxBuffered]),
             None => missing.push("nginx"),
         }
-        match machine::found("haproxy") {
+        match machine::find_program("haproxy") {
             Some(_) => peers.push(Self::Haproxy),
             None => missing.push("haproxy"),
         }
@@ -168,8 +168,8 @@ impl Peer {
     }
 
     /// Whether it supports this setup.
-    pub fn goes(&self, way: Way) -> bool {
-        way == Way::Plain || *self != Self::Pingora
+    pub fn supports(&self, tls_mode: TlsMode) -> bool {
+        tls_mode == TlsMode::Plain || *self != Self::Pingora
     }
 
     /// Its version, as it prints it.
@@ -189,41 +189,41 @@ impl Peer {
     }
 
     /// Starts it and waits until it responds.
-    pub fn start(&self, scene: &Scene, folder: &Path) -> Option<House> {
+    pub fn start(&self, setup: &Setup, folder: &Path) -> Option<StartedPeer> {
         fs::create_dir_all(folder).unwrap();
         let address = free_port();
         let prepared = match self {
             Self::Direct => return None,
-            Self::Nginx => nginx::prepare(scene, address, folder, nginx::Bodies::Stream),
-            Self::NginxTuned => nginx::prepare(scene, address, folder, nginx::Bodies::StreamInLargePieces),
-            Self::NginxBuffered => nginx::prepare(scene, address, folder, nginx::Bodies::AreBuffered),
-            Self::Haproxy => haproxy::prepare(scene, address, folder),
-            Self::Envoy => envoy::prepare(scene, address, folder),
-            Self::Pingora => pingora::prepare(scene, address, folder),
-            Self::Keychoir(_, program) => keychoir::prepare(scene, address, folder, program),
+            Self::Nginx => nginx::prepare(setup, address, folder, nginx::Bodies::Stream),
+            Self::NginxTuned => nginx::prepare(setup, address, folder, nginx::Bodies::StreamInLargePieces),
+            Self::NginxBuffered => nginx::prepare(setup, address, folder, nginx::Bodies::AreBuffered),
+            Self::Haproxy => haproxy::prepare(setup, address, folder),
+            Self::Envoy => envoy::prepare(setup, address, folder),
+            Self::Pingora => pingora::prepare(setup, address, folder),
+            Self::Keychoir(_, program) => keychoir::prepare(setup, address, folder, program),
         };
-        Some(prepared.start(self.name(), scene, address, folder))
+        Some(prepared.start(self.name(), setup, address, folder))
     }
 }
 
-impl House {
+impl StartedPeer {
     /// Panics unless the log has one line per request, plus those of the readiness check.
-    pub fn has_logged(&self, name: &str, requests: u64) {
+    pub fn assert_requests_are_logged(&self, name: &str, requests: u64) {
         // Some proxies also log requests before they are ready.
         const BEFORE: u64 = 100;
-        let began = Instant::now();
+        let started_at = Instant::now();
         loop {
             let text = fs::read(&self.log).unwrap();
             let lines =
                 text.split(|byte| *byte == b'\n').filter(|line| memmem::find(line, b"/v1/").is_some());
             let lines = lines.count() as u64;
-            let told = format!("{name}: {lines} lines for {requests} requests");
-            assert!(lines <= requests + BEFORE, "{told}");
+            let median_of = format!("{name}: {lines} lines for {requests} requests");
+            assert!(lines <= requests + BEFORE, "{median_of}");
             if lines > requests {
                 return;
             }
             // Buffered log lines may be written a second later.
-            assert!(began.elapsed() < Duration::from_secs(5), "{told}");
+            assert!(started_at.elapsed() < Duration::from_secs(5), "{median_of}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -236,16 +236,16 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn start(mut self, name: &str, scene: &Scene, address: SocketAddr, folder: &Path) -> House {
-        let tls = scene.is_tls_in_front().then(|| scene.certificates.client());
-        let (began, mut running) = (Instant::now(), Running::start(&mut self.command));
-        while !answers(address, tls.as_ref()) {
-            if !running.is_alive() || began.elapsed() > Duration::from_secs(20) {
-                panic!("{name} does not answer:\n{}", said(folder));
+    fn start(mut self, name: &str, setup: &Setup, address: SocketAddr, folder: &Path) -> StartedPeer {
+        let tls = setup.is_tls_to_client().then(|| setup.certificates.client());
+        let (started_at, mut running) = (Instant::now(), PeerProcess::start(&mut self.command));
+        while !is_ready(address, tls.as_ref()) {
+            if !running.is_alive() || started_at.elapsed() > Duration::from_secs(20) {
+                panic!("{name} does not answer:\n{}", log_tail(folder));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        House { address, running, log: self.log, ready: began.elapsed() }
+        StartedPeer { address, running, log: self.log, ready: started_at.elapsed() }
     }
 }
 
@@ -255,7 +255,7 @@ fn free_port() -> SocketAddr {
 }
 
 /// Whether a request with every kind of client credential is served.
-fn answers(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
+fn is_ready(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
     let Ok(tcp) = TcpStream::connect(address) else { return false };
     tcp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     match tls {
@@ -268,26 +268,26 @@ fn answers(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
 }
 
 fn is_served(mut stream: impl Read + Write) -> bool {
-    let ask = format!(
+    let request = format!(
         "GET /v1/voices/a/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n\
          authorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
     );
-    let mut answer = Vec::new();
-    let asked = stream.write_all(ask.as_bytes()).and_then(|()| stream.read_to_end(&mut answer));
-    asked.is_ok() && answer.starts_with(b"HTTP/1.1 200")
+    let mut response = Vec::new();
+    let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut response));
+    sent.is_ok() && response.starts_with(b"HTTP/1.1 200")
 }
 
 /// The end of the log of a program that does not respond.
-fn said(folder: &Path) -> String {
+fn log_tail(folder: &Path) -> String {
     let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-    let mut said = String::new();
+    let mut log_tail = String::new();
     for log in logs {
         let text = fs::read_to_string(&log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         for line in &lines[lines.len().saturating_sub(3)..] {
-            said += &format!("{}: {line}\n", log.file_name().unwrap().display());
+            log_tail += &format!("{}: {line}\n", log.file_name().unwrap().display());
         }
     }
-    said
+    log_tail
 }

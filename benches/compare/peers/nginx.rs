@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Scene};
+use super::{Prepared, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
@@ -20,10 +20,10 @@ pub enum Bodies {
 }
 
 pub fn program() -> PathBuf {
-    machine::found("nginx").unwrap()
+    machine::find_program("nginx").unwrap()
 }
 
-pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, bodies: Bodies) -> Prepared {
     const OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
     let buffers = match bodies {
         Bodies::Stream => OFF.to_owned(),
@@ -33,8 +33,8 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies
         }
         Bodies::AreBuffered => "proxy_buffering on; proxy_request_buffering on;".to_owned(),
     };
-    let certificates = &scene.certificates;
-    let (listen, front) = match scene.is_tls_in_front() {
+    let certificates = &setup.certificates;
+    let (listen, target) = match setup.is_tls_to_client() {
         true => (
             format!("{address} ssl"),
             format!(
@@ -45,7 +45,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies
         ),
         false => (address.to_string(), String::new()),
     };
-    let (scheme, behind) = match scene.is_tls_behind() {
+    let (scheme, upstream_tls) = match setup.is_tls_to_provider() {
         true => (
             "https",
             format!(
@@ -59,7 +59,7 @@ pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path, bodies: Bodies
     // Its workers drop root's rights, and could not write into the folder.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     let folder_name = folder.display();
-    let (upstream, threads) = (scene.upstream(), scene.threads);
+    let (upstream, threads) = (setup.upstream(), setup.threads);
     let config = format!(
         "{user}
 worker_processes {threads};
@@ -92,10 +92,10 @@ http {{
     }}
     server {{
         listen {listen} backlog=4096;
-        {front}
+        {target}
         location / {{
             proxy_pass {scheme}://provider;
-            {behind}
+            {upstream_tls}
             proxy_http_version 1.1;
             proxy_set_header Connection \"\";
             proxy_set_header Host api.elevenlabs.io;
@@ -111,7 +111,7 @@ http {{
     );
     let path = folder.join("nginx.conf");
     fs::write(&path, config).unwrap();
-    let mut command = machine::program_on(scene.processors, &program());
+    let mut command = machine::program_on(setup.processors, &program());
     command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(path).arg("-p").arg(folder);
     command.stdout(File::create(folder.join("out.log")).unwrap());
     command.stderr(File::create(folder.join("err.log")).unwrap());

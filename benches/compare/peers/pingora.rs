@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Scene};
+use super::{Prepared, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
@@ -20,11 +20,11 @@ pub fn version() -> &'static str {
     rest.split('"').nth(1).unwrap()
 }
 
-pub fn prepare(scene: &Scene, address: SocketAddr, folder: &Path) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
     let log = folder.join("access.log");
-    let mut command = machine::program_on(scene.processors, &program().unwrap());
-    command.args([address.to_string(), scene.upstream().to_string(), KEY.to_owned()]);
-    command.arg(&log).arg(scene.threads.to_string());
+    let mut command = machine::program_on(setup.processors, &program().unwrap());
+    command.args([address.to_string(), setup.upstream().to_string(), KEY.to_owned()]);
+    command.arg(&log).arg(setup.threads.to_string());
     command.stdout(File::create(folder.join("out.log")).unwrap());
     command.stderr(File::create(folder.join("err.log")).unwrap());
     Prepared { command, log }

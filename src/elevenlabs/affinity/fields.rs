@@ -1,4 +1,4 @@
-//! Finds identifiers in a JSON document with a streaming parser. It builds no tree and keeps only the
+//! Finds identifiers in a JSON document with a streaming parser, which builds no tree and keeps only the
 //! hashes of the identifiers.
 
 use std::borrow::Cow;
@@ -29,8 +29,8 @@ const MAX_IDENTIFIERS: usize = 4_096;
 pub(super) struct Fields {
     /// Sorted by name; fields with the same name are in the order of the table.
     rules: Vec<FieldRule>,
-    /// A bit for the length of each name, the highest one for all longer names. It rules out most names
-    /// of a document without a search.
+    /// A bit for the length of each name. The highest bit covers all longer names. The bits rule out most
+    /// names of a document without a search.
     name_lengths: u64,
 }
 
@@ -69,9 +69,10 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-/// Returns the identifiers in these fields of a document, in document order. `identify` hashes a text of a
-/// kind, or rejects it. A truncated document yields the identifiers before the truncation. A document with
-/// more than [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers yields those before the limit.
+/// Returns the identifiers in these fields of a document, in document order. `identify` hashes an identifier
+/// of a kind, or returns `None` to exclude it. A truncated document yields the identifiers before the
+/// truncation. A document with more than [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers yields the
+/// identifiers before the limit.
 pub(super) fn find_identifiers(
     document: &[u8],
     fields: &Fields,

@@ -1,5 +1,5 @@
-//! An index of the table of resources. It finds the path patterns of a request by the first path segment,
-//! because most requests name no identifier and then need only this lookup.
+//! An index of the table of resources. The index finds the path patterns of a request by the first path
+//! segment, because most requests name no identifier and then need only this lookup.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -34,7 +34,8 @@ pub(super) struct Index {
     created: FieldsByRoute,
 }
 
-/// The segments of a path with an identifier. The pattern also matches longer paths that begin with them.
+/// The segments of a path with an identifier. The pattern also matches longer paths that start with these
+/// segments.
 type Pattern = Vec<PatternSegment>;
 
 #[derive(Clone, Copy, Debug)]
@@ -67,12 +68,12 @@ impl Index {
             // The first entry of the table takes precedence.
             parameters.entry(*name).or_insert(*kind);
         }
-        let header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
+        let parse_header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
         Self {
             patterns,
             parameters,
             body: Fields::new(rows().flat_map(|row| row.body).copied()),
-            headers: rows().flat_map(|row| row.headers).filter_map(header).collect(),
+            headers: rows().flat_map(|row| row.headers).filter_map(parse_header).collect(),
             cursors: Fields::new(CURSORS),
             account_reads: index_by_route(rows().flat_map(|row| row.lists).chain([&ACCOUNT_READS]), &CURSORS),
             created: index_by_route(rows().flat_map(|row| row.created), &[]),
@@ -147,7 +148,7 @@ impl PatternSegment {
     }
 }
 
-/// Whether `segments` begin with a match of the pattern. A literal of the API is not an identifier.
+/// Whether `segments` start with a match of the pattern. A literal of the API is not an identifier.
 fn is_match(pattern: &[PatternSegment], segments: &[Segment<'_>]) -> bool {
     let segment_matches = |(part, segment): (&PatternSegment, &Segment<'_>)| match part {
         PatternSegment::Literal(required) => {
@@ -174,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn every_path_and_route_of_the_table_begins_with_a_root_of_the_endpoints() {
+    fn every_path_and_route_of_the_table_starts_with_a_root_of_the_endpoints() {
         let routes = rows()
             .flat_map(|row| row.created.iter().chain(row.lists))
             .chain([&ACCOUNT_READS])
             .flat_map(|(routes, _)| *routes);
         for path in rows().flat_map(|row| row.paths).chain(routes.clone()) {
-            assert!(is_root(path.split('/').next().unwrap()), "{path} does not begin with a root");
+            assert!(is_root(path.split('/').next().unwrap()), "{path} does not start with a root");
         }
         for route in routes {
             assert_eq!(Route::parse(route).to_string(), format!("/{route}"));

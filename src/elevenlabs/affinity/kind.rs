@@ -28,9 +28,9 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// A voice: cloned, designed, or copied from the library. Every account has the premade ones.
+    /// A voice: cloned, designed, or copied from the library. Every account has the premade voices.
     Voice = "voice",
-    /// A recording that a voice was cloned from.
+    /// A recording from which a voice was cloned.
     Sample = "sample",
     /// A preview of a designed voice, or a remixing session.
     Preview = "voice preview",
@@ -78,7 +78,7 @@ kinds! {
     Secret = "secret",
     /// A variable of an environment.
     Variable = "variable",
-    /// A test of agents, or a run of it.
+    /// A test of agents, or a run of a test.
     Test = "test",
     /// A batch of calls.
     Batch = "batch call",
@@ -103,7 +103,7 @@ kinds! {
 const HOUR: Duration = Duration::from_secs(3_600);
 
 impl ResourceKind {
-    /// Parses a [`as_str`](Self::as_str).
+    /// Parses a name that [`as_str`](Self::as_str) returns.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == name)
@@ -116,8 +116,8 @@ impl ResourceKind {
         self == Self::Voice
     }
 
-    /// Upper bound of the time for which the provider accepts an identifier of this kind, or `None` for no
-    /// limit. Requests can be continued for two hours; tokens and signed URLs are valid for 15 minutes.
+    /// Upper bound of the time for which the provider accepts an identifier of this kind, or `None` if there
+    /// is no limit. Requests can be continued for two hours; tokens and signed URLs are valid for 15 minutes.
     #[must_use]
     pub fn lifetime(self) -> Option<Duration> {
         if self == Self::Request {
@@ -148,7 +148,7 @@ impl ResourceKind {
 pub enum StorageClass {
     /// Identifiers of resources that are created by hand and used for years, such as voices and agents.
     LongLived,
-    /// Identifiers of which each request creates one, valid for a long time.
+    /// Identifiers that requests create automatically, and that are valid for a long time.
     PerRequest,
     /// Identifiers that are valid for hours.
     ShortLived,
@@ -175,7 +175,7 @@ pub struct RetentionLimits {
     /// Maximum number of identifiers in all classes. Half of them are for
     /// [`LongLived`](StorageClass::LongLived).
     pub max_identifiers: usize,
-    /// Maximum time since the last use, or `None` for no limit.
+    /// Maximum time since the last use, or `None` if there is no limit.
     pub max_idle: Option<Duration>,
 }
 
@@ -189,7 +189,7 @@ impl RetentionLimits {
         }
     }
 
-    /// Maximum time since the last use of an identifier of a class, or `None` for no limit.
+    /// Maximum time since the last use of an identifier of a class, or `None` if there is no limit.
     #[must_use]
     pub fn max_idle(&self, class: StorageClass) -> Option<Duration> {
         match class {
@@ -210,7 +210,7 @@ impl RetentionLimits {
     }
 }
 
-/// The hash of an identifier: SHA-256 of kind and identifier, cut to 16 bytes.
+/// The hash of an identifier: the SHA-256 digest of the kind and the identifier, truncated to 16 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdentifierHash([u8; 16]);
 
@@ -250,9 +250,9 @@ impl fmt::Debug for IdentifierHash {
 /// An identifier in a request or a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identifier {
-    /// The kind of resource that it names.
+    /// The kind of resource that the identifier names.
     pub kind: ResourceKind,
-    /// The hash of its text.
+    /// The hash of the identifier.
     pub hash: IdentifierHash,
 }
 

@@ -1,5 +1,5 @@
 //! Finds the identifiers in requests and responses. Each identifier belongs to one account: a request that
-//! names one can be served only by the keys of that account.
+//! names an identifier can be served only by the keys of that account.
 //!
 //! `table` lists the resources and where their identifiers appear; the pool records the owning accounts.
 //! Identifiers leave this module only as hashes.
@@ -40,8 +40,8 @@ pub struct RequestIdentifiers {
 }
 
 impl RequestIdentifiers {
-    /// Finds the identifiers in the path and the query of a request; `path` is as received. The result for
-    /// an ambiguous path is empty, because such a request is refused.
+    /// Finds the identifiers in the path and the query of a request; `path` is as received. The result for an
+    /// ambiguous path is empty, because such a request is rejected.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Self {
         Path::parse(path).map(|path| Self::from_segments(&Segments::new(&path), query)).unwrap_or_default()
@@ -57,12 +57,12 @@ impl RequestIdentifiers {
             if value.is_empty() {
                 continue;
             }
-            let name = decode_parameter(name);
-            let name = name.trim_end_matches("[]");
+            let decoded_name = decode_parameter(name);
+            let name = decoded_name.trim_end_matches("[]");
             let Some(&kind) = index().parameters.get(name) else { continue };
-            let value = decode_parameter(value);
+            let decoded_value = decode_parameter(value);
             let is_list = name.ends_with("_ids");
-            let values = value.split(move |c| is_list && c == ',').map(str::trim);
+            let values = decoded_value.split(move |c| is_list && c == ',').map(str::trim);
             add_distinct(&mut others, values.map(|value| identifier_in(resource_path, kind, value)));
         }
         Self { path: index().path_identifiers(resource_path), others }
@@ -129,7 +129,7 @@ pub fn response_ownership(method: &Method, route: &Route) -> ResponseOwnership {
 }
 
 /// Whether a route generates speech with voices. The provider refuses a request with a missing voice as a
-/// whole: it generates and charges nothing.
+/// whole, and neither generates nor charges anything.
 #[must_use]
 pub fn is_speech(route: &Route) -> bool {
     const ROOTS: [&str; 4] = ["speech-to-speech", "text-to-dialogue", "text-to-speech", "voice-changer"];
@@ -172,16 +172,16 @@ fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) 
     if kind != ResourceKind::Cursor {
         return Identifier::new(kind, text);
     }
-    let list: Vec<&str> = resource_path.iter().map(Segment::text).collect();
-    Identifier::new(kind, &format!("{}\n{text}", list.join("/")))
+    let list_path: Vec<&str> = resource_path.iter().map(Segment::text).collect();
+    Identifier::new(kind, &format!("{}\n{text}", list_path.join("/")))
 }
 
 /// Maximum number of different identifiers in the path, or in the query and the body. Each new identifier
 /// is compared with all earlier ones. A request to the provider names a few dozen.
 const MAX_IDENTIFIERS: usize = 512;
 
-fn add_distinct(identifiers: &mut Vec<Identifier>, added: impl IntoIterator<Item = Identifier>) {
-    for identifier in added {
+fn add_distinct(identifiers: &mut Vec<Identifier>, new_identifiers: impl IntoIterator<Item = Identifier>) {
+    for identifier in new_identifiers {
         if identifiers.len() >= MAX_IDENTIFIERS {
             break;
         }

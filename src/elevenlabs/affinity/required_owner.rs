@@ -2,9 +2,10 @@
 
 use super::kind::ResourceKind;
 
-/// Two identifiers of a request belong to different accounts, so no key can reach both resources.
+/// The error for a request with two identifiers of different accounts, because no key can reach both
+/// resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it names a {} and a {} of different accounts", .0.as_str(), .1.as_str())]
+#[error("the request names a {} and a {} of different accounts", .0.as_str(), .1.as_str())]
 pub struct ConflictingOwners(pub ResourceKind, pub ResourceKind);
 
 /// Returns the account that must serve a request, with the kind of the first identifier that it owns.

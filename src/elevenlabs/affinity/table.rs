@@ -2,8 +2,8 @@
 //! the paths, parameters, fields and headers that contain identifiers of the resource.
 //!
 //! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment; a pattern also
-//! matches longer paths that begin with it. Identifiers in responses are listed by whole routes, in which
-//! every identifier is `{id}`.
+//! matches longer paths that start with the pattern. Identifiers in responses are listed by whole routes, in
+//! which every identifier is `{id}`.
 //!
 //! Source: the provider's OpenAPI document (August 2026) and its Python SDK 2.78.
 

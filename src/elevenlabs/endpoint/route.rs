@@ -1,5 +1,5 @@
 //! A route: the path of a request with every identifier replaced by `{id}`, as shown in logs, metrics and
-//! usage records. It takes a few bytes and is written out only when it is formatted.
+//! usage records. A route takes a few bytes, and its text is written only when the route is formatted.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::literals::Literal;
 use crate::elevenlabs::normalize_path::is_version;
 use crate::elevenlabs::segments::{Segment, Segments};
 
-/// Maximum number of segments. Longer paths are truncated, because a client chooses the path and a label
+/// Maximum number of segments. Longer paths are truncated, because a client chooses the path, and a label
 /// must stay short.
 const MAX_SEGMENTS: usize = 10;
 

@@ -25,7 +25,7 @@ pub(super) const EDIT: Methods = 1 << 3;
 const OTHER: Methods = 1 << 4;
 /// The handshake of a WebSocket.
 pub(super) const SOCKET: Methods = 1 << 5;
-/// All methods but those that only read.
+/// All methods except those that only read.
 pub(super) const WRITE: Methods = POST | EDIT | OTHER;
 /// All methods.
 pub(super) const ANY: Methods = READ | OPTIONS | WRITE;
@@ -60,17 +60,17 @@ pub(super) struct EndpointFacts {
     pub(super) socket: Option<Dialect>,
     /// The permissions that a key needs to read, and for any other request.
     pub(super) permissions: Option<[Permission; 2]>,
-    /// The reason why clients of the pool may not call it.
+    /// The reason why clients of the pool may not call the endpoint.
     pub(super) denied: Option<&'static str>,
     /// Whether a request that changes something is free (`true`) or may cost credits (`false`).
     pub(super) is_free: Option<bool>,
-    /// Whether its response lets the client use the provider without the proxy.
+    /// Whether the response lets the client use the provider without the proxy.
     pub(super) grants_direct_access: bool,
-    /// Whether its response contains the address of a WebSocket.
+    /// Whether the response contains the address of a WebSocket.
     pub(super) returns_websocket_url: bool,
-    /// Whether its response describes the owner of the key.
+    /// Whether the response describes the owner of the key.
     pub(super) returns_owner_data: bool,
-    /// Whether it creates a voice that takes a slot of its workspace.
+    /// Whether the request creates a voice that takes a slot of its workspace.
     pub(super) adds_voice: bool,
 }
 
@@ -165,7 +165,7 @@ impl EndpointFacts {
 #[derive(Debug)]
 struct Pattern {
     codes: Vec<u8>,
-    /// Whether it also matches longer paths that begin with it.
+    /// Whether the pattern also matches longer paths that start with the pattern.
     is_prefix: bool,
     methods: Methods,
     facts: &'static EndpointFacts,
@@ -196,8 +196,9 @@ static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
 
 impl Pattern {
     fn matches(&self, codes: &[u8], count: usize) -> bool {
-        let has_length = if self.is_prefix { count >= self.codes.len() } else { count == self.codes.len() };
-        has_length
+        let matches_length =
+            if self.is_prefix { count >= self.codes.len() } else { count == self.codes.len() };
+        matches_length
             && self
                 .codes
                 .iter()
@@ -219,7 +220,7 @@ pub(super) fn find_facts(methods: Methods, codes: &[u8], count: usize) -> Endpoi
     facts
 }
 
-/// Whether paths of the API begin with this literal, after the version.
+/// Whether paths of the API start with this literal, after the version.
 pub(super) fn is_root(literal: Literal) -> bool {
     INDEX.get(usize::from(literal.number())).is_some_and(|patterns| !patterns.is_empty())
 }

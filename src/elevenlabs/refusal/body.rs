@@ -107,7 +107,7 @@ impl ErrorBody {
         self.codes.iter().any(|code| predicate(code))
     }
 
-    /// Whether a message begins with `prefix`, which is lower case.
+    /// Whether a message starts with `prefix`, which is lower case.
     #[must_use]
     pub fn message_starts_with(&self, prefix: &str) -> bool {
         self.messages.iter().any(|message| message.starts_with(prefix))
@@ -124,16 +124,17 @@ impl ErrorBody {
     /// body has no codes and messages.
     #[must_use]
     pub fn summary(&self, max_chars: usize) -> String {
-        let code = self.codes.iter().max_by_key(|code| code.matches('_').count());
-        let message = self.messages.iter().find(|message| Some(*message) != code);
-        let message = message.map(|message| hide_tokens(message)).unwrap_or_default();
-        let message: String = message.chars().take(max_chars).collect();
-        let Some(code) = code else { return message };
-        let code: String = hide_tokens(code).chars().take(60).collect();
-        if message.is_empty() { code } else { format!("{code}: {message}") }
+        let main_code = self.codes.iter().max_by_key(|code| code.matches('_').count());
+        let first_message = self.messages.iter().find(|message| Some(*message) != main_code);
+        let safe_message = first_message.map(|message| hide_tokens(message)).unwrap_or_default();
+        let message: String = safe_message.chars().take(max_chars).collect();
+        let Some(code) = main_code else { return message };
+        let safe_code: String = hide_tokens(code).chars().take(60).collect();
+        if message.is_empty() { safe_code } else { format!("{safe_code}: {message}") }
     }
 
-    /// Parses the whole number between two lower-case texts in a message. Commas in the number are ignored.
+    /// Parses the whole number between `before` and `after`, which are lower case, in a message. Commas in
+    /// the number are ignored.
     #[must_use]
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let number = self.messages.iter().find_map(|message| {
@@ -144,7 +145,8 @@ impl ErrorBody {
         number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok()).flatten()
     }
 
-    /// Returns the word after a lower-case text in a message. The message may end after the word.
+    /// Returns the word after `before`, which is lower case, in a message. The message may end after the
+    /// word.
     #[must_use]
     pub fn word_after(&self, before: &str) -> Option<&str> {
         self.messages.iter().find_map(|message| message.split_once(before)?.1.split_whitespace().next())
@@ -154,10 +156,10 @@ impl ErrorBody {
 /// Maximum length of a code. The longest known code has 41 characters.
 const MAX_CODE_BYTES: usize = 64;
 
-/// Whether a text is a code and not a message: a single word of certain characters.
+/// Whether `text` is a code and not a message: a single word of certain characters.
 fn is_code(text: &str) -> bool {
-    let is_of_code = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
-    !text.is_empty() && text.len() <= MAX_CODE_BYTES && text.bytes().all(is_of_code)
+    let is_code_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+' | b'.');
+    !text.is_empty() && text.len() <= MAX_CODE_BYTES && text.bytes().all(is_code_byte)
 }
 
 /// Removes the prefix that the provider adds to a message when it passes on the reason of a close frame:

@@ -13,7 +13,7 @@ use super::ErrorBody;
 /// A status, with the error type and the codes that the provider sends with it.
 pub(in crate::elevenlabs) struct StatusRow {
     pub(in crate::elevenlabs) status: u16,
-    /// The `type` of the error; empty for older codes and codes of WebSockets.
+    /// The `type` of the error, or an empty string for older codes and codes of WebSockets.
     pub(in crate::elevenlabs) error_type: &'static str,
     pub(in crate::elevenlabs) codes: &'static [&'static str],
 }
@@ -63,7 +63,7 @@ pub(in crate::elevenlabs) const WEBSOCKET_CODES: &[StatusRow] = &[
     row(400, "", &["input_error", "commit_throttled", "session_time_limit_exceeded", "chunk_size_exceeded",
         "insufficient_audio_activity", "max_active_conversations", "input_timeout_exceeded"]),
     row(401, "", &["auth_error", "authentication_required"]),
-    // These codes do not say whether the account or the provider lacks a resource.
+    // These codes do not show whether the account or the provider lacks a resource.
     row(429, "", &["resource_exhausted", "queue_overflow", "rate_limited"]),
     row(500, "", &["transcriber_error", "something_went_wrong", "internal_server_error"]),
 ];

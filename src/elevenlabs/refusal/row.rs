@@ -29,9 +29,9 @@ pub(crate) struct RefusalRow {
 /// pattern is empty.
 #[derive(Debug)]
 pub(super) struct BodyPattern {
-    /// Codes: whole, or `prefix*`, or `*suffix`.
+    /// Codes: a whole code, `prefix*` or `*suffix`.
     pub(super) codes: &'static [&'static str],
-    /// Beginnings of messages.
+    /// Prefixes of messages.
     pub(super) message_prefixes: &'static [&'static str],
     /// Parts of messages.
     pub(super) message_parts: &'static [&'static str],
@@ -61,7 +61,7 @@ pub(crate) enum RefusalMeaning {
     InvalidKey,
     Abuse,
     Billing,
-    /// A feature of the plan: this one, or the feature that the message names.
+    /// A feature of the plan: the given feature, or the feature that the message names.
     PlanFeature(Option<Subject>),
     RequestError,
     NotFound,
@@ -69,10 +69,10 @@ pub(crate) enum RefusalMeaning {
 }
 
 /// A response with a refusal, as it was captured or is documented. The simulator, which sends it, replaces
-/// the braces in the message by facts of the request.
+/// the placeholders in the message with properties of the request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The name of the simulator's fault that sends it.
+    /// The name of the simulator's fault that sends the example.
     pub name: &'static str,
     /// The status over HTTP.
     pub status: u16,
@@ -225,7 +225,7 @@ impl RefusalMeaning {
             Self::InvalidKey => Verdict::InvalidKey,
             Self::Abuse => Verdict::Abuse,
             Self::Billing => Verdict::Billing,
-            Self::PlanFeature(named) => Verdict::PlanFeature(named.unwrap_or_else(|| find_subject(body))),
+            Self::PlanFeature(subject) => Verdict::PlanFeature(subject.unwrap_or_else(|| find_subject(body))),
             Self::RequestError => Verdict::RequestError,
             Self::NotFound => Verdict::NotFound,
             Self::Unauthorized => Verdict::Unexplained(UnexplainedRefusal::Unauthorized),
@@ -254,6 +254,6 @@ fn find_subject(body: &ErrorBody) -> Subject {
         ("voice", Subject::Voice),
         ("model", Subject::Model),
     ];
-    let has = |part: &str| body.message_contains(part) || body.any_code(|code| code.contains(part));
-    SUBJECTS.iter().find(|(part, _)| has(part)).map_or(Subject::Unnamed, |(_, subject)| *subject)
+    let contains = |part: &str| body.message_contains(part) || body.any_code(|code| code.contains(part));
+    SUBJECTS.iter().find(|(part, _)| contains(part)).map_or(Subject::Unnamed, |(_, subject)| *subject)
 }

@@ -69,7 +69,7 @@ const PLAN_WORDS: BodyPattern =
 
 #[rustfmt::skip] // one condition per line, two lines per example
 static ROWS: &[RefusalRow] = &[
-    // Credits of the key's own cap, or of the workspace.
+    // The credits of the key's own cap, or those of the workspace, do not suffice.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
@@ -87,12 +87,12 @@ static ROWS: &[RefusalRow] = &[
             example("quota_short", 401, BodyFormat::Typed(["invalid_request", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {short} credits remaining, while {more} credits are required for this request."),
             example("quota_words", 401, BodyFormat::Legacy("quota_exceeded"), "This request exceeds your quota."),
-            // Both numbers of credits with 402: Yaroslavlazarenko/elevenlabs-proxy.
+            // Source of both numbers of credits in a 402 response: Yaroslavlazarenko/elevenlabs-proxy.
             example("quota_402", 402, BodyFormat::Typed(["payment_required", "quota_exceeded", "quota_exceeded"]),
                 "This request exceeds your quota of {limit}. You have {remaining} credits remaining, while {needed} credits are required for this request."),
         ]),
 
-    // Too many concurrent requests, or too many in a span of time.
+    // The workspace has sent too many concurrent requests, or too many in a span of time.
     row(codes(&["too_many_concurrent_requests", "concurrent_limit_exceeded"])
             .or_message_prefixes(&["too many concurrent requests"]), RefusalMeaning::Concurrency)
         .examples(&[
@@ -111,8 +111,8 @@ static ROWS: &[RefusalRow] = &[
             example("rate_limit_words", 429, BodyFormat::Legacy("too_many_requests"), "Too many requests."),
         ]),
 
-    // The key. This message begins with "Invalid API key", but is about the host. The text:
-    // elevenlabs-mcp#72, and as the reason of a close dograh#269.
+    // The key is not accepted. This message starts with "Invalid API key", but is about the host. Sources:
+    // elevenlabs-mcp#72, and dograh#269 for the reason of a close frame.
     row(message_parts(&["data residency", "calling the correct api url"]), RefusalMeaning::WrongHost)
         .examples(&[
             example("wrong_host", 401, BodyFormat::Typed(["authentication_error", "unauthorized", "invalid_api_key"]),
@@ -129,8 +129,8 @@ static ROWS: &[RefusalRow] = &[
         .examples(&[
             example("invalid_words", 401, BodyFormat::Legacy("invalid_api_key"), "Invalid API key"),
         ]),
-    // The form of live transcription, captured with a bad key. The code alone is ambiguous, because a key
-    // without the permission gets it, too.
+    // The form of live transcription, captured with a bad key. The code alone is ambiguous, because the
+    // provider also sends it for a key without the permission.
     row(codes(&["auth_error"]), RefusalMeaning::InvalidKey)
         .and(message_prefixes(&[NOT_AUTHENTICATED_MESSAGE]))
         .examples(&[
@@ -138,7 +138,7 @@ static ROWS: &[RefusalRow] = &[
                 "You must be authenticated to use this endpoint."),
         ]),
 
-    // The account of the key: suspected of abuse, or unpaid.
+    // The account of the key is suspected of abuse, or unpaid.
     row(codes(&["detected_unusual_activity"])
             .or_message_prefixes(&["unusual activity detected"]), RefusalMeaning::Abuse)
         .examples(&[
@@ -152,7 +152,7 @@ static ROWS: &[RefusalRow] = &[
                 "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
         ]),
 
-    // A limit of the plan. `voice_limit_reached` with a 400: mulmocast-app#1466.
+    // A limit of the plan is reached. Source of `voice_limit_reached` in a 400 response: mulmocast-app#1466.
     row(codes(&["*_limit_reached"]), RefusalMeaning::Slots)
         .examples(&[
             example("voice_limit_reached", 400, BodyFormat::Legacy("voice_limit_reached"),
@@ -171,7 +171,7 @@ static ROWS: &[RefusalRow] = &[
             example("max_character_limit_exceeded", 400, BodyFormat::Legacy("max_character_limit_exceeded"),
                 "This request's text has {needed} characters and exceeds the character limit of {exceeded} characters for your subscription."),
         ]),
-    // elevenlabs-js#233.
+    // Source: elevenlabs-js#233.
     row(codes(&["workspace_access_denied", "invalid_workspace_type"])
             .or_message_prefixes(&["you do not have access to this workspace", "operation not supported on legacy workspace"]), RefusalMeaning::PlanFeature(Some(Subject::Endpoint)))
         .examples(&[
@@ -179,7 +179,7 @@ static ROWS: &[RefusalRow] = &[
                 "Operation not supported on legacy workspace"),
         ]),
 
-    // A feature that the plan lacks.
+    // The plan lacks a feature.
     row(codes(&["voice_access_denied"]), RefusalMeaning::PlanFeature(Some(Subject::Voice)))
         .examples(&[
             example("voice_access_denied", 403, BodyFormat::Typed(["authorization_error", "voice_access_denied", "voice_access_denied"]),
@@ -199,7 +199,7 @@ static ROWS: &[RefusalRow] = &[
     row(codes(&["paid_plan_required", "subscription_required", "feature_not_available", "free_users_not_allowed", "upgrade_required", "only_for_*", "can_not_use_*"]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404])
         .examples(&[
-            // The value of `status`: dograh#290 of May 2026.
+            // Source of the value of `status`: dograh#290 of May 2026.
             example("library_voice", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "payment_required"]), LIBRARY_VOICE_MESSAGE),
             example("free_users_not_allowed", 400, BodyFormat::Legacy("free_users_not_allowed"),
                 "You need to be on the creator tier or above to use this voice."),
@@ -211,7 +211,7 @@ static ROWS: &[RefusalRow] = &[
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
             example("cloning_not_allowed_402", 402, BodyFormat::Typed(["payment_required", "paid_plan_required", "can_not_use_instant_voice_cloning"]),
                 "Your subscription does not include instant voice cloning. Please upgrade your plan."),
-            // pipedream#10319.
+            // Source: pipedream#10319.
             example("cloning_not_allowed_old", 400, BodyFormat::Legacy("can_not_use_instant_voice_cloning"),
                 "Your subscription has no access to use instant voice cloning, please upgrade."),
             example("professional_cloning_not_allowed", 403, BodyFormat::Typed(["authorization_error", "subscription_required", "can_not_use_professional_voice_cloning"]),
@@ -223,7 +223,7 @@ static ROWS: &[RefusalRow] = &[
         .except_statuses(&[404, 429])
         .without(message_parts(&["credit", "quota", "too many"]))
         .examples(&[
-            // OWASP/Nest#3859.
+            // Source: OWASP/Nest#3859.
             example("payment_required_plan", 402, BodyFormat::Legacy("payment_required"), LIBRARY_VOICE_MESSAGE),
             example("plan_words", 403, BodyFormat::Bare, "This voice is not available on your plan."),
         ]),
@@ -252,13 +252,13 @@ static ROWS: &[RefusalRow] = &[
             example("pay_words", 402, BodyFormat::Bare, "Please pay."),
         ]),
 
-    // The request: it names a resource that does not exist, or it is invalid.
+    // The request names a resource that does not exist, or is invalid.
     row(codes(&["model_not_found", "model_does_not_exist"]), RefusalMeaning::RequestError)
         .examples(&[
             example("model_not_found_404", 404, BodyFormat::Typed(["not_found", "model_not_found", "model_not_found"]),
                 "A model with model ID '{model}' was not found."),
         ]),
-    // The older messages: groq-voice#1, elevenlabs-python#293 and #163.
+    // Sources of the older messages: groq-voice#1, elevenlabs-python#293 and #163.
     row(codes(&["*_not_found", "*_does_not_exist"]), RefusalMeaning::NotFound)
         .examples(&[
             example("voice_not_found_400", 400, BodyFormat::Legacy("voice_not_found"),
@@ -269,7 +269,7 @@ static ROWS: &[RefusalRow] = &[
                 "A dubbing with ID '{subject}' was not found."),
             example("project_not_found", 404, BodyFormat::Typed(["not_found", "project_not_found", "project_not_found"]),
                 "A project with ID '{subject}' was not found."),
-            // The audio of a dubbing (OpenAPI document).
+            // Source: the OpenAPI document, for the audio of a dubbing.
             example("dubbing_language_not_found", 404, BodyFormat::Unwrapped("dubbing_not_found"),
                 "There is no dubbing for language {subject}."),
         ]),
@@ -285,7 +285,8 @@ static ROWS: &[RefusalRow] = &[
         .examples(&[
             example("not_found_403", 403, BodyFormat::Legacy("not_found"), "Voice {subject} was not found."),
         ]),
-    // Documented with 400 and with 401. An error of the client is not evidence about a key.
+    // These codes are documented with the statuses 400 and 401. An error of the client is not evidence about
+    // a key.
     row(codes(&["validation_error", "invalid_parameters"]), RefusalMeaning::RequestError)
         .examples(&[
             example("invalid_parameters", 401, BodyFormat::Typed(["validation_error", "invalid_parameters", "invalid_parameters"]),

@@ -104,7 +104,7 @@ fn payment_required_is_a_quota_unless_the_message_names_the_plan() {
 }
 
 #[test]
-fn an_invalid_key_is_invalid_with_401_and_with_400() {
+fn an_invalid_key_is_recognized_with_status_401_and_400() {
     check(
         401,
         &detail("authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
@@ -164,7 +164,7 @@ fn a_quota_of_slots_is_not_a_quota_of_credits() {
 }
 
 #[test]
-fn older_refusals_of_a_plan_have_a_400() {
+fn older_refusals_of_a_plan_have_status_400() {
     let plan = Verdict::PlanFeature;
     for (code, message, expected) in [
         ("free_users_not_allowed", "Free users are not allowed to use this voice.", plan(Subject::Voice)),
@@ -249,7 +249,7 @@ fn a_locked_account_is_abuse_or_billing() {
 }
 
 #[test]
-fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
+fn a_403_response_is_about_a_plan_a_quota_or_ambiguous() {
     let plan = Verdict::PlanFeature(Subject::Unnamed);
     check(403, &detail("authorization_error", "subscription_required", "", ""), plan);
     check(403, &detail("authorization_error", "feature_not_available", "", ""), plan);
@@ -260,7 +260,7 @@ fn a_403_is_a_plan_feature_a_quota_or_ambiguous() {
 }
 
 #[test]
-fn a_429_is_concurrency_overload_or_a_rate() {
+fn a_429_response_is_about_concurrency_overload_or_a_rate_limit() {
     let concurrency = Verdict::Concurrency { maximum: Some(4) };
     check(
         429,
@@ -324,7 +324,7 @@ fn errors_of_the_client_are_request_errors() {
 }
 
 #[test]
-fn a_missing_resource_is_not_found_with_404_and_with_400() {
+fn a_missing_resource_is_not_found_with_status_404_and_400() {
     // A 404 response that names no resource is about the endpoint, which is the same for all accounts.
     for body in [
         r#"{"detail":"Not Found"}"#,

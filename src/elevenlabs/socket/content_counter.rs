@@ -1,8 +1,8 @@
-//! Counts the charged content of a client's message while it is forwarded: the characters of its texts, or
-//! the bytes of its audio. A message may have any length and arrive in any chunks; only the name of the
-//! current member is stored.
+//! Counts the charged content of a client's message while it is forwarded: the characters of its text, or the
+//! bytes of its audio. A message may have any length and arrive in any chunks; only the name of the current
+//! member is stored.
 //!
-//! Members are counted as the provider's JSON parser reads them: of two members with the same name the last
+//! Members are counted as the provider's JSON parser reads them: of two members with the same name, the last
 //! one counts, and a value of another type counts as 0. A more lenient parser may accept a message that is
 //! not valid JSON, so all bytes of such a message are counted, as an upper bound of its text.
 
@@ -29,7 +29,7 @@ pub struct MessageCount {
 /// A streaming counter for one message.
 #[derive(Clone, Debug, Default)]
 pub struct ContentCounter {
-    state: State,
+    phase: State,
     /// The enclosing objects and lists: bit 0 is the innermost one; 1 means an object, 0 a list.
     nesting: u128,
     /// Number of enclosing objects and lists.
@@ -54,19 +54,19 @@ pub struct ContentCounter {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Before the outermost object.
+    /// The parser is before the outermost object.
     #[default]
     Start,
-    /// Before a value; `true` where a list may end instead.
+    /// The parser is before a value; `true` if a list may end instead.
     Value(bool),
-    /// Before a name; `true` where an object may end instead.
+    /// The parser is before a name; `true` if an object may end instead.
     BeforeName(bool),
     Colon,
     AfterValue,
-    /// In a number or a literal.
+    /// The parser is in a number or a literal.
     Scalar,
     String(Escape),
-    /// After the outermost object.
+    /// The parser is after the outermost object.
     Complete,
     /// The message is not JSON.
     Invalid,
@@ -76,7 +76,7 @@ enum State {
 enum Escape {
     None,
     Backslash,
-    /// After `\u`, with the number of its digits so far, and their value.
+    /// The parser is after `\u`. Contains the number of digits so far, and their value.
     Unicode(u8, u16),
 }
 
@@ -94,7 +94,7 @@ enum CountedMember {
 struct StringState {
     role: StringRole,
     characters: u64,
-    /// Whether it has a character that is not white space.
+    /// Whether the string has a character that is not white space.
     has_visible: bool,
     /// Padding characters of base64.
     padding: u64,
@@ -128,11 +128,11 @@ impl ContentCounter {
         self.bytes += chunk.len() as u64;
         let mut rest = chunk;
         while let Some(&byte) = rest.first() {
-            let processed_bytes = match self.state {
+            let processed_bytes = match self.phase {
                 State::Invalid => return,
                 State::String(Escape::None) => self.process_string(rest),
                 State::String(escape) => {
-                    self.state = self.process_escape(escape, byte);
+                    self.phase = self.process_escape(escape, byte);
                     1
                 }
                 State::Start
@@ -142,7 +142,7 @@ impl ContentCounter {
                 | State::AfterValue
                 | State::Scalar
                 | State::Complete => {
-                    self.state = self.process_structure(byte);
+                    self.phase = self.process_structure(byte);
                     1
                 }
             };
@@ -154,7 +154,7 @@ impl ContentCounter {
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let counter = std::mem::take(self);
-        let is_object = counter.state == State::Complete;
+        let is_object = counter.phase == State::Complete;
         let (characters, base64_characters) = if is_object {
             (counter.text_characters + counter.input_characters, counter.base64_characters)
         } else {
@@ -175,16 +175,16 @@ impl ContentCounter {
     pub fn audio_bytes_so_far(&self) -> u64 {
         let is_in_audio = self.member == CountedMember::Audio && self.string.role == StringRole::Counted;
         let in_current_string = if is_in_audio { self.string.base64_characters() } else { 0 };
-        let is_invalid = self.state == State::Invalid;
+        let is_invalid = self.phase == State::Invalid;
         decoded_length(if is_invalid { self.bytes } else { self.base64_characters + in_current_string })
     }
 
     /// Processes a byte outside strings.
     fn process_structure(&mut self, byte: u8) -> State {
         let is_blank = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-        match (self.state, byte) {
+        match (self.phase, byte) {
             (State::Scalar, _) if is_blank => State::AfterValue,
-            (state, _) if is_blank => state,
+            (phase, _) if is_blank => phase,
             (State::Start | State::Value(_), b'{') => self.begin_container(true),
             (State::Value(_), b'[') => self.begin_container(false),
             (State::Value(_), b'"') => {
@@ -268,8 +268,8 @@ impl ContentCounter {
         }
         match rest.get(length) {
             None => return length,
-            Some(b'\\') => self.state = State::String(Escape::Backslash),
-            Some(_) => self.state = self.end_string(),
+            Some(b'\\') => self.phase = State::String(Escape::Backslash),
+            Some(_) => self.phase = self.end_string(),
         }
         length + 1
     }
@@ -313,15 +313,15 @@ impl ContentCounter {
     }
 
     fn end_string(&mut self) -> State {
-        // The provider does not speak a blank text, which opens a context.
-        let spoken = if self.string.has_visible { self.string.characters } else { 0 };
+        // The provider does not speak blank text, which opens a context.
+        let spoken_characters = if self.string.has_visible { self.string.characters } else { 0 };
         match (self.string.role, self.member) {
             (StringRole::Name, _) => {
                 self.begin_member();
                 return State::Colon;
             }
-            (StringRole::Counted, CountedMember::Text) => self.text_characters = spoken,
-            (StringRole::Counted, CountedMember::Inputs) => self.line_characters = spoken,
+            (StringRole::Counted, CountedMember::Text) => self.text_characters = spoken_characters,
+            (StringRole::Counted, CountedMember::Inputs) => self.line_characters = spoken_characters,
             (StringRole::Counted, CountedMember::Audio) => {
                 self.base64_characters = self.string.base64_characters();
             }

@@ -23,8 +23,8 @@ pub fn conversation_id(first_message: &[u8]) -> Option<String> {
     Some(message.conversation_initiation_metadata_event.conversation_id).filter(|id| is_valid_identifier(id))
 }
 
-/// Parses the cost of a conversation, in credits, or `None` while the conversation is not over or its cost is
-/// unknown.
+/// Parses the cost of a conversation in credits. Returns `None` while the conversation is not over, or if its
+/// cost is unknown.
 #[must_use]
 pub fn conversation_cost(response: &[u8]) -> Option<u64> {
     #[derive(Deserialize)]

@@ -1,10 +1,10 @@
-//! Credentials in the messages that a client sends: reads them, and blanks them before a message is
-//! forwarded.
+//! Reads the credentials in the messages that a client sends, and blanks them before a message is forwarded.
 //!
 //! The provider accepts a credential as a member of the outermost object, in the first message of a
-//! connection and of every context. The proxy blanks it in every message. It writes spaces, so the message
-//! keeps its length and its frames keep their headers; JSON ignores the spaces. A message is processed as it
-//! arrives, in chunks of any size. It is not stored, so it has no maximum length.
+//! connection and of every context. The proxy replaces the credential with spaces in every message, so the
+//! message keeps its length and its frames keep their headers. JSON ignores the spaces. A message is
+//! processed as it arrives, in chunks of any size. The proxy does not store the message, so it has no maximum
+//! length.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ const MAX_HELD_BLANKS: usize = 64;
 /// Blanks credentials in a message that arrives in chunks.
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
-    state: State,
+    phase: State,
     /// Bytes held back: a comma, white space, and a name that may be that of a credential.
     held_back: Vec<u8>,
     /// Whether a member of the outermost object was forwarded.
@@ -30,16 +30,16 @@ pub struct CredentialBlanker {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Before the first byte that is not white space.
+    /// The parser is before the first byte that is not white space.
     #[default]
     Start,
     /// The message is not an object. It is forwarded unchanged.
     NotObject,
-    /// Between members, after `{` or `,`.
+    /// The parser is between members, after `{` or `,`.
     BeforeName,
-    /// In a member's name; `true` after a backslash.
+    /// The parser is in the name of a member; `true` after a backslash.
     Name(bool),
-    /// In a member, up to the comma or the brace after it.
+    /// The parser is in a member, up to the comma or the brace after the member.
     Member(MemberPosition, MemberAction),
 }
 
@@ -48,7 +48,7 @@ enum State {
 struct MemberPosition {
     /// Number of enclosing lists and objects.
     depth: u32,
-    /// In a string; `true` after a backslash.
+    /// `Some` in a string: `true` after a backslash.
     string: Option<bool>,
 }
 
@@ -79,19 +79,19 @@ impl CredentialBlanker {
     /// Whether the rest of the message need not be processed, because the message is not an object.
     #[must_use]
     pub fn is_not_object(&self) -> bool {
-        self.state == State::NotObject
+        self.phase == State::NotObject
     }
 
     /// Processes at least one byte of `rest`, and returns the number of processed bytes.
     fn step(&mut self, rest: &[u8], output: &mut Vec<u8>) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
-        match self.state {
+        match self.phase {
             State::NotObject => {
                 output.extend_from_slice(rest);
                 return rest.len();
             }
             State::Start => {
-                self.state = match byte {
+                self.phase = match byte {
                     b'{' => State::BeforeName,
                     b' ' | b'\t' | b'\r' | b'\n' => State::Start,
                     _ => State::NotObject,
@@ -109,7 +109,7 @@ impl CredentialBlanker {
         match byte {
             b'"' => {
                 self.held_back.push(byte);
-                self.state = State::Name(false);
+                self.phase = State::Name(false);
             }
             b' ' | b'\t' | b'\r' | b'\n'
                 if self.held_back.len() <= MAX_HELD_BLANKS && !self.held_back.is_empty() =>
@@ -124,7 +124,7 @@ impl CredentialBlanker {
                     self.end_object();
                 } else {
                     // Invalid JSON, which the provider will refuse.
-                    self.state = State::NotObject;
+                    self.phase = State::NotObject;
                 }
             }
         }
@@ -135,7 +135,7 @@ impl CredentialBlanker {
         let quote = self.held_back.iter().position(|byte| *byte == b'"').unwrap_or_default();
         let name = self.held_back.get(quote + 1..).unwrap_or_default();
         match byte {
-            b'\\' if !is_escaped => self.state = State::Name(true),
+            b'\\' if !is_escaped => self.phase = State::Name(true),
             b'"' if !is_escaped => {
                 let is_credential = is_credential_name(name.strip_suffix(b"\"").unwrap_or_default());
                 let action = if is_credential { MemberAction::Blank } else { MemberAction::Forward };
@@ -143,7 +143,7 @@ impl CredentialBlanker {
             }
             // A pending escape sequence ends in the rest of the name, which is processed as a string.
             _ if name.len() > MAX_NAME_BYTES => self.begin_member(MemberAction::Forward, Some(false), output),
-            _ => self.state = State::Name(false),
+            _ => self.phase = State::Name(false),
         }
     }
 
@@ -161,7 +161,7 @@ impl CredentialBlanker {
             }
             MemberAction::Blank => output.extend(self.held_back.drain(..).map(|_| b' ')),
         }
-        self.state = State::Member(MemberPosition { depth: 0, string }, action);
+        self.phase = State::Member(MemberPosition { depth: 0, string }, action);
     }
 
     fn process_member(
@@ -202,12 +202,12 @@ impl CredentialBlanker {
         }
         match end {
             None => {
-                self.state = State::Member(position, action);
+                self.phase = State::Member(position, action);
                 return processed_bytes;
             }
             Some(b',') => {
                 self.held_back.push(b',');
-                self.state = State::BeforeName;
+                self.phase = State::BeforeName;
             }
             Some(_) => {
                 output.push(b'}');
@@ -217,16 +217,17 @@ impl CredentialBlanker {
         processed_bytes + 1
     }
 
-    /// Another object may follow, which no server would accept. It is processed like the first one.
+    /// Ends the object. A second object may follow, which no server would accept. It is processed like the
+    /// first object.
     fn end_object(&mut self) {
-        self.state = State::Start;
+        self.phase = State::Start;
         self.has_forwarded_member = false;
     }
 }
 
-/// Whether a name, as written between its quotes, is that of a credential.
-fn is_credential_name(written: &[u8]) -> bool {
-    let quoted = [b"\"".as_slice(), written, b"\""].concat();
+/// Whether a name, as encoded between its quotes, is that of a credential.
+fn is_credential_name(encoded_name: &[u8]) -> bool {
+    let quoted = [b"\"".as_slice(), encoded_name, b"\""].concat();
     serde_json::from_slice::<String>(&quoted)
         .is_ok_and(|name| CREDENTIAL_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }

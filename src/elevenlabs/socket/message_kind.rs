@@ -13,7 +13,7 @@ use crate::policy::verdict::{UnexplainedRefusal, Verdict};
 /// The meaning of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
-    /// The session is served: the message belongs to the client.
+    /// The session is served, and the message is for the client.
     Useful,
     /// The session is refused.
     Refused(Verdict),
@@ -97,8 +97,8 @@ pub fn classify_message(
     kind
 }
 
-/// Classifies a close frame, or `None` if it is not a refusal. `follows_error` means that an [unknown
-/// error](MessageKind::UnknownError) was received immediately before the frame.
+/// Classifies a close frame. Returns `None` if the frame is not a refusal. `follows_error` means that an
+/// [unknown error](MessageKind::UnknownError) was received immediately before the frame.
 #[must_use]
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::from_close_reason(reason);
@@ -129,8 +129,8 @@ fn known_verdict(body: &ErrorBody) -> Option<Verdict> {
 fn error_verdict(body: &ErrorBody) -> Verdict {
     // "We are sorry, something went wrong." (captured with close code 1008).
     let is_server_error = body.message_starts_with("we are sorry");
-    let unknown = if is_server_error { Verdict::ServerError } else { Verdict::RequestError };
-    known_verdict(body).unwrap_or(unknown)
+    let default_verdict = if is_server_error { Verdict::ServerError } else { Verdict::RequestError };
+    known_verdict(body).unwrap_or(default_verdict)
 }
 
 /// Returns the verdict of an unknown code or message that denies access, because a WebSocket error has no
@@ -138,25 +138,26 @@ fn error_verdict(body: &ErrorBody) -> Verdict {
 fn access_denied_verdict(body: &ErrorBody) -> Option<Verdict> {
     const KEY_WORDS: [&str; 4] = ["unauthorized", "unauthorised", "authentication", "api_key"];
     const ACCESS_WORDS: [&str; 4] = ["forbidden", "denied", "not_allowed", "subscription"];
-    let has_any = |words: [&str; 4]| {
+    let contains_any = |words: [&str; 4]| {
         words.iter().any(|word| {
             body.any_code(|code| code.contains(word))
                 || body.message_contains(word)
                 || body.message_contains(&word.replace('_', " "))
         })
     };
-    if has_any(KEY_WORDS) {
+    if contains_any(KEY_WORDS) {
         Some(Verdict::Unexplained(UnexplainedRefusal::Unauthorized))
     } else {
-        has_any(ACCESS_WORDS).then_some(Verdict::Unexplained(UnexplainedRefusal::Forbidden))
+        contains_any(ACCESS_WORDS).then_some(Verdict::Unexplained(UnexplainedRefusal::Forbidden))
     }
 }
 
 /// Recognizes the error formats of other protocols and of HTTP.
 fn foreign_format(members: &Map<String, Value>) -> MessageFormat {
-    let has = |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
+    let has_member =
+        |name: &str| members.get(name).is_some_and(|value| value.is_string() || value.is_object());
     let has_code = members.get("code").is_some_and(Value::is_number);
-    let is_error = has("error") || has("detail") || has_code && has("message");
+    let is_error = has_member("error") || has_member("detail") || has_code && has_member("message");
     if is_error { MessageFormat::ForeignError } else { MessageFormat::Other }
 }
 

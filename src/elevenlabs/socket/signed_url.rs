@@ -1,6 +1,6 @@
 //! Rewrites the signed WebSocket URL in a response. The URL names the provider's host, so a client that
-//! connects to it would bypass the proxy. If the proxy's public address is configured, it replaces the host;
-//! the signature is kept.
+//! connects to it would bypass the proxy. If the proxy's public address is configured, that address replaces
+//! the host. The signature is kept.
 
 use serde_json::{Map, Value};
 

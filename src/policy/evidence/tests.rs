@@ -23,11 +23,11 @@ fn evidence(claim: ClaimedFault) -> Evidence {
     }
 }
 
-fn credits(figures: Option<(u64, u64)>) -> Evidence {
+fn credits(reported: Option<(u64, u64)>) -> Evidence {
     evidence(ClaimedFault::credits(
         Shortfall {
-            remaining: figures.map(|(remaining, _)| remaining),
-            required: figures.map(|(_, required)| required),
+            remaining: reported.map(|(remaining, _)| remaining),
+            required: reported.map(|(_, required)| required),
             ..Shortfall::default()
         },
         None,
@@ -42,8 +42,8 @@ fn poll(seconds: u64, result: PollResult) -> Option<Poll> {
     Some(Poll { at: after(seconds), result })
 }
 
-fn left(credits: u64) -> PollResult {
-    PollResult::Quota { left: Some(credits), is_paid: None }
+fn remaining(credits: u64) -> PollResult {
+    PollResult::Quota { spendable: Some(credits), is_paid: None }
 }
 
 fn cooldown(reason: CooldownReason, until: UnixMs, may_probe: bool) -> EvidenceEffect {
@@ -66,25 +66,30 @@ fn evidence_has_the_effect_of_its_table_row() {
         may_probe,
     };
     let repeated = Evidence { is_repeated_elsewhere: true, ..limited.clone() };
-    let unpaid = PollResult::Quota { left: None, is_paid: Some(false) };
-    let paid = PollResult::Quota { left: None, is_paid: Some(true) };
+    let unpaid = PollResult::Quota { spendable: None, is_paid: Some(false) };
+    let paid = PollResult::Quota { spendable: None, is_paid: Some(true) };
     let rows: Vec<(&str, Evidence, Option<Poll>, EvidenceEffect)> = vec![
-        ("spent, by figures", credits(Some((0, 43))), None, exhausted(RESET, false)),
-        ("and a poll that may lag", credits(Some((0, 43))), poll(1, left(500)), exhausted(RESET, false)),
+        ("no credits, with numbers", credits(Some((0, 43))), None, exhausted(RESET, false)),
+        ("and a poll that may lag", credits(Some((0, 43))), poll(1, remaining(500)), exhausted(RESET, false)),
         (
             "short for its size",
             credits(Some((8_950, 9_500))),
             None,
-            EvidenceEffect::Short { left: 8_950, until: RESET },
+            EvidenceEffect::CostLimit { max_cost: 8_950, until: RESET },
         ),
-        ("figures that contradict it", credits(Some((20_000, 400))), None, exhausted(after(60), true)),
+        (
+            "numbers that contradict the refusal",
+            credits(Some((20_000, 400))),
+            None,
+            exhausted(after(60), true),
+        ),
         ("quota, message only", credits(None), None, exhausted(after(60), true)),
-        ("and credits in the poll", credits(None), poll(1, left(500)), EvidenceEffect::Nothing),
-        ("and none in the poll", credits(None), poll(1, left(0)), exhausted(after(60), true)),
+        ("and credits in the poll", credits(None), poll(1, remaining(500)), EvidenceEffect::Nothing),
+        ("and none in the poll", credits(None), poll(1, remaining(0)), exhausted(after(60), true)),
         (
             "and an account without a limit",
             credits(None),
-            poll(1, PollResult::Quota { left: None, is_paid: Some(true) }),
+            poll(1, PollResult::Quota { spendable: None, is_paid: Some(true) }),
             EvidenceEffect::Nothing,
         ),
         (
@@ -134,7 +139,12 @@ fn evidence_has_the_effect_of_its_table_row() {
             None,
             cooldown(CooldownReason::WrongHost, after(45), true),
         ),
-        ("accepted elsewhere", evidence(ClaimedFault::WrongHost), poll(1, left(5)), EvidenceEffect::Nothing),
+        (
+            "accepted elsewhere",
+            evidence(ClaimedFault::WrongHost),
+            poll(1, remaining(5)),
+            EvidenceEffect::Nothing,
+        ),
     ];
     for (name, evidence, poll, expected) in rows {
         assert_eq!(evaluate(&evidence, poll, Some(RESET), &COOLDOWNS, after(1)), expected, "{name}");
@@ -144,7 +154,7 @@ fn evidence_has_the_effect_of_its_table_row() {
 #[test]
 fn a_poll_overrides_the_credits_of_a_refusal_after_the_lag() {
     let effect_after = |evidence: &Evidence, seconds, credits| {
-        evaluate(evidence, poll(seconds, left(credits)), Some(RESET), &COOLDOWNS, after(seconds))
+        evaluate(evidence, poll(seconds, remaining(credits)), Some(RESET), &COOLDOWNS, after(seconds))
     };
     assert_ne!(effect_after(&credits(Some((0, 43))), 119, 500), EvidenceEffect::Nothing);
     assert_eq!(effect_after(&credits(Some((0, 43))), 120, 500), EvidenceEffect::Nothing);
@@ -187,8 +197,8 @@ fn remaining_credits_are_scaled_to_the_cost_estimate() {
             estimate,
         )
     };
-    for (estimate, left_by_estimate) in [(Some(20), 10), (Some(10), 5), (None, 5), (Some(0), 5)] {
-        assert_eq!(claim(estimate), ClaimedFault::Credits { figures: Some((5, 10)), left_by_estimate });
+    for (estimate, scaled_remaining) in [(Some(20), 10), (Some(10), 5), (None, 5), (Some(0), 5)] {
+        assert_eq!(claim(estimate), ClaimedFault::Credits { reported: Some((5, 10)), scaled_remaining });
     }
 }
 
@@ -196,12 +206,12 @@ fn remaining_credits_are_scaled_to_the_cost_estimate() {
 fn a_poll_is_requested_only_if_it_can_confirm_or_refute_evidence() {
     let decisive_at = |evidence: &Evidence, poll| decisive_poll_at(evidence, poll, &COOLDOWNS);
     assert_eq!(decisive_at(&credits(None), None), Some(AT));
-    assert_eq!(decisive_at(&credits(None), poll(1, left(0))), None);
+    assert_eq!(decisive_at(&credits(None), poll(1, remaining(0))), None);
     assert_eq!(decisive_at(&credits(Some((0, 1))), None), Some(after(120)));
-    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(1, left(7))), Some(after(120)));
-    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(120, left(7))), None);
+    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(1, remaining(7))), Some(after(120)));
+    assert_eq!(decisive_at(&credits(Some((0, 1))), poll(120, remaining(7))), None);
     assert_eq!(
-        decisive_at(&evidence(ClaimedFault::InvalidKey), poll(0, left(7))),
+        decisive_at(&evidence(ClaimedFault::InvalidKey), poll(0, remaining(7))),
         Some(AT),
         "that poll was not after the refusal"
     );

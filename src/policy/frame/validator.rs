@@ -52,7 +52,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The code and the reason of the close frame that reports it.
+    /// The code and the reason of the close frame that reports the violation.
     #[must_use]
     pub const fn close(self) -> (u16, &'static str) {
         match self {
@@ -80,11 +80,11 @@ impl Violation {
 pub struct ValidationResult {
     /// Number of valid bytes at the start of the chunk. The rest must be dropped.
     pub valid_length: usize,
-    /// Why the stream has ended, if it has.
+    /// The reason why the stream has ended, if it has.
     pub end: Option<StreamEnd>,
 }
 
-/// Why no more bytes of a stream are accepted.
+/// The reason why no more bytes of a stream are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
     /// The sender has sent a close frame. Bytes after it are dropped (section 5.5.1).
@@ -150,7 +150,7 @@ impl FrameValidator {
         }
     }
 
-    /// Why no more bytes are accepted, if the stream has ended.
+    /// The reason why no more bytes are accepted, if the stream has ended.
     #[must_use]
     pub const fn end(&self) -> Option<StreamEnd> {
         self.end
@@ -206,7 +206,7 @@ impl FrameValidator {
         match header.opcode {
             Opcode::Text => self.message = Some(MessageType::Text),
             Opcode::Binary => self.message = Some(MessageType::Binary),
-            _ => {}
+            Opcode::Continuation | Opcode::Close | Opcode::Ping | Opcode::Pong | Opcode::Reserved(_) => {}
         }
         self.record_progress(OpenFrame { header, processed: 0 })?;
         Ok(length - buffered)
@@ -274,7 +274,7 @@ impl FrameValidator {
         Ok(())
     }
 
-    /// Validates a part of a text, which may start and end within a character.
+    /// Validates a part of a text message, which may start and end within a character.
     fn validate_text(&mut self, mut text: &[u8]) -> Result<(), Violation> {
         while self.character_length > 0 {
             let Some((&byte, rest)) = text.split_first() else { return Ok(()) };

@@ -30,11 +30,11 @@ const TEXT_SUBTYPES: [&str; 3] = ["xml", "mpegurl", "scpls"];
 /// streams whose parts replace one another.
 const SCRIPTABLE_TYPES: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace"];
 
-/// The most common content types, which browsers do not execute. They skip the parsing.
+/// The most common content types, which browsers do not execute. They need no parsing.
 const COMMON_TYPES: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
 
-/// Whether a body with these headers is searched for keys. Known audio, images, video and archives are not.
-/// A body with no content type, or with two, is searched.
+/// Whether a body with these headers is searched for keys. Known audio, images, video and archives are not. A
+/// body with no content type, or with more than one, is searched.
 #[must_use]
 pub fn is_searched(headers: &HeaderMap) -> bool {
     let mut content_types = headers.get_all(header::CONTENT_TYPE).iter();
@@ -46,12 +46,12 @@ pub fn is_searched(headers: &HeaderMap) -> bool {
     if content_type.contains(&b',') {
         return true;
     }
-    let content_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
     let is_binary = BINARY_TYPES.iter().any(|binary| {
-        let start = if binary.ends_with('/') { content_type.get(..binary.len()) } else { Some(content_type) };
+        let start = if binary.ends_with('/') { essence.get(..binary.len()) } else { Some(essence) };
         start.is_some_and(|start| start.eq_ignore_ascii_case(binary.as_bytes()))
     });
-    !is_binary || TEXT_SUBTYPES.iter().any(|subtype| contains_ignoring_case(content_type, subtype))
+    !is_binary || TEXT_SUBTYPES.iter().any(|subtype| contains_ignoring_case(essence, subtype))
 }
 
 /// Prevents browsers from executing scripts in a document of the provider, which would run in Keychoir's

@@ -12,8 +12,8 @@ const SUPPORTED: [&str; 4] = ["gzip", "x-gzip", "deflate", "identity"];
 /// The encodings that replace `*`.
 const WILDCARD_REPLACEMENT: [&str; 2] = ["gzip", "deflate"];
 
-/// Common values and their replacements, so that most requests need no parsing: Python's `httpx` and
-/// `requests`, Node's `fetch`, browsers.
+/// Common values and their replacements, so that most requests need no parsing. Python's `httpx` and
+/// `requests`, Node's `fetch` and browsers send these values.
 const COMMON: [(&str, &str); 4] = [
     ("gzip, deflate", "gzip, deflate"),
     ("gzip, deflate, br", "gzip, deflate"),
@@ -35,49 +35,49 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
 /// `identity`, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request
 /// without the header is unchanged.
 pub(super) fn restrict_accept_encoding(headers: &mut HeaderMap) {
-    let mut values = headers.get_all(ACCEPT_ENCODING).iter();
-    if let (Some(only), None) = (values.next(), values.next())
-        && let Some((written, offered)) = COMMON.iter().find(|(written, _)| *only == *written)
+    let mut lines = headers.get_all(ACCEPT_ENCODING).iter();
+    if let (Some(only), None) = (lines.next(), lines.next())
+        && let Some((requested, offered)) = COMMON.iter().find(|(requested, _)| *only == *requested)
     {
-        if written != offered {
+        if requested != offered {
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(offered));
         }
         return;
     }
-    let texts = headers.get_all(ACCEPT_ENCODING).iter().map(|value| value.to_str().unwrap_or(""));
-    let written: Vec<&str> = texts.flat_map(|text| text.split(',')).map(str::trim).collect();
-    let Some(offered) = supported_elements(&written) else { return };
+    let values = headers.get_all(ACCEPT_ENCODING).iter().map(|value| value.to_str().unwrap_or(""));
+    let requested: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let Some(offered) = supported_elements(&requested) else { return };
     let value = HeaderValue::try_from(offered).unwrap_or(HeaderValue::from_static("identity"));
     headers.insert(ACCEPT_ENCODING, value);
 }
 
 /// Returns the supported elements of a list, or `None` if all of them are supported.
-fn supported_elements(written: &[&str]) -> Option<String> {
+fn supported_elements(requested: &[&str]) -> Option<String> {
     let is_supported = |element: &str| {
         SUPPORTED.iter().any(|supported| supported.eq_ignore_ascii_case(coding_name(element)))
     };
-    if written.iter().all(|element| is_supported(element)) {
+    if requested.iter().all(|element| is_supported(element)) {
         return None;
     }
     let mut offered: Vec<String> = Vec::new();
-    for element in written {
+    for element in requested {
         match coding_name(element) {
-            // `*;q=0` offers nothing, and excludes the codings that are not listed.
+            // `*;q=0` does not offer an encoding, but excludes the encodings that are not listed.
             "*" if is_excluded(element) => offered.push((*element).to_owned()),
             "*" => {
                 let is_named = |coding: &str| {
-                    written.iter().any(|element| coding_name(element).eq_ignore_ascii_case(coding))
+                    requested.iter().any(|element| coding_name(element).eq_ignore_ascii_case(coding))
                 };
                 let weight = element.get(1..).unwrap_or_default();
-                let others = WILDCARD_REPLACEMENT.iter().filter(|coding| !is_named(coding));
-                offered.extend(others.map(|coding| format!("{coding}{weight}")));
+                let replacements = WILDCARD_REPLACEMENT.iter().filter(|coding| !is_named(coding));
+                offered.extend(replacements.map(|coding| format!("{coding}{weight}")));
             }
             _ if is_supported(element) => offered.push((*element).to_owned()),
             _ => {}
         }
     }
-    let has_any = offered.iter().any(|element| !is_excluded(element));
-    Some(if has_any { offered.join(", ") } else { "identity".to_owned() })
+    let offers_any = offered.iter().any(|element| !is_excluded(element));
+    Some(if offers_any { offered.join(", ") } else { "identity".to_owned() })
 }
 
 fn coding_name(element: &str) -> &str {
@@ -98,13 +98,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(written: &[&'static str], offered: &[&str]) {
+    fn check(requested: &[&'static str], offered: &[&str]) {
         let mut headers = HeaderMap::new();
-        for value in written {
+        for value in requested {
             headers.append(ACCEPT_ENCODING, HeaderValue::from_static(value));
         }
         restrict_accept_encoding(&mut headers);
-        assert_eq!(headers.get_all(ACCEPT_ENCODING).iter().collect::<Vec<_>>(), offered, "{written:?}");
+        assert_eq!(headers.get_all(ACCEPT_ENCODING).iter().collect::<Vec<_>>(), offered, "{requested:?}");
     }
 
     #[test]
@@ -135,9 +135,10 @@ mod tests {
 
     #[test]
     fn a_list_without_supported_encodings_becomes_identity() {
-        for written in ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
+        for requested in
+            ["br", "zstd, br;q=0.5", "br, *;q=0", "br, gzip;q=0.000", "identity;q=0, br", "", ","]
         {
-            check(&[written], &["identity"]);
+            check(&[requested], &["identity"]);
         }
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_bytes(b"gzip, \xff").unwrap());

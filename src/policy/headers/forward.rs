@@ -37,7 +37,7 @@ impl ForwardedHeaders {
     }
 }
 
-/// Returns why `access.forward_headers` must not list a header, or `None` if it may.
+/// Returns the reason why `access.forward_headers` must not list a header, or `None` if it may list it.
 #[must_use]
 pub fn unforwardable_reason(name: &HeaderName) -> Option<&'static str> {
     let row = KnownHeader::find(name.as_str())?.row();

@@ -79,13 +79,13 @@ impl KnownHeader {
 }
 
 impl PresentHeaders {
-    /// Removed from requests even if `access.forward_headers` lists them.
+    /// The rows that are removed from requests even if `access.forward_headers` lists them.
     pub(super) const NEVER_SENT: Self = Self(
         with_rule(Rule::HopByHop).0 | with_rule(Rule::Credential).0 | KnownHeader::from_name("host").bit(),
     );
-    /// Removed from requests unless listed in `access.forward_headers`.
+    /// The rows that are removed from requests unless they are listed in `access.forward_headers`.
     pub(super) const SENT_BY_PROXIES: Self = with_rule(Rule::Request);
-    /// Removed from responses.
+    /// The rows that are removed from responses.
     pub(super) const SENT_BY_ORIGIN: Self = Self(with_rule(Rule::HopByHop).0 | with_rule(Rule::Response).0);
 
     pub(super) fn in_headers(headers: &HeaderMap) -> Self {
@@ -195,7 +195,7 @@ static PREFIX_FILTER: [bool; 1021] = {
     filter
 };
 
-/// The first three characters of a name as a index. Every prefix has at least three.
+/// The first three characters of a name as an index. Every prefix has at least three.
 const fn first_three(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
@@ -222,17 +222,11 @@ const fn first_slot(name: &[u8]) -> usize {
 
 /// Compares byte strings in constant functions, where `==` is not available.
 const fn are_equal(left: &[u8], right: &[u8]) -> bool {
-    if left.len() != right.len() {
-        return false;
-    }
     let mut index = 0;
-    while index < left.len() {
-        if left[index] != right[index] {
-            return false;
-        }
+    while index < left.len() && index < right.len() && left[index] == right[index] {
         index += 1;
     }
-    true
+    index == left.len() && index == right.len()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub(super) struct HeaderRow {
     /// The name in lower case. A trailing `*` covers every name with this prefix.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
-    /// Why the header is not forwarded, with its source in parentheses.
+    /// The reason why the header is not forwarded, with the source in parentheses.
     pub(super) reason: &'static str,
 }
 
@@ -133,22 +133,22 @@ table! {
         "x-scheme": "the client's scheme (ingress-nginx)",
         "x-url-scheme": "the client's scheme",
         "front-end-https": "the client's scheme (Microsoft)",
-        "x-host": "another host than Host",
-        "x-original-host": "another host than Host",
-        "x-http-host-override": "another host than Host",
-        "x-original-url": "another path than the one that was checked (IIS, Symfony)",
-        "x-original-uri": "another path than the one that was checked (nginx)",
-        "x-rewrite-url": "another path than the one that was checked (IIS, Symfony)",
-        "x-original-method": "another method than the one that was checked",
-        "x-http-method": "another method than the one that was checked (Microsoft)",
-        "x-http-method-override": "another method than the one that was checked (Google)",
-        "x-method-override": "another method than the one that was checked (IBM)",
+        "x-host": "a host that may differ from Host",
+        "x-original-host": "a host that may differ from Host",
+        "x-http-host-override": "a host that may differ from Host",
+        "x-original-url": "a path that may differ from the checked one (IIS, Symfony)",
+        "x-original-uri": "a path that may differ from the checked one (nginx)",
+        "x-rewrite-url": "a path that may differ from the checked one (IIS, Symfony)",
+        "x-original-method": "a method that may differ from the checked one",
+        "x-http-method": "a method that may differ from the checked one (Microsoft)",
+        "x-http-method-override": "a method that may differ from the checked one (Google)",
+        "x-method-override": "a method that may differ from the checked one (IBM)",
         "proxy": "becomes the variable HTTP_PROXY of a CGI program (httpoxy)",
     }
     // Headers about the provider's origin. A browser would apply them to Keychoir's origin.
     Response {
         "alt-svc": "would send later requests to another host (RFC 7838)",
-        "strict-transport-security": "would pin every port of this host to https (RFC 6797)",
+        "strict-transport-security": "would pin every port of this host to HTTPS (RFC 6797)",
         "set-cookie": "one account's cookie would reach the clients of others (RFC 6265)",
         "set-cookie2": "one account's cookie would reach the clients of others (RFC 2965)",
         "public-key-pins": "would pin this host to the provider's certificates (RFC 7469)",

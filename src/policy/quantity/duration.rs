@@ -39,7 +39,8 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     }
     let mut rest = text;
     let mut milliseconds: u64 = 0;
-    let mut remaining_units = &UNITS[..];
+    // The index of the largest unit that may follow.
+    let mut next_unit = 0;
     while !rest.is_empty() || rest.len() == text.len() {
         let (digits, after_digits) = split_where(rest, |character| !character.is_ascii_digit());
         if digits.is_empty() {
@@ -58,10 +59,10 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
                 (true, _) => QuantityError::Malformed,
             });
         };
-        let Some(position) = remaining_units.iter().position(|(name, _)| *name == unit) else {
+        if unit_index < next_unit {
             return Err(QuantityError::UnitOrder);
-        };
-        remaining_units = remaining_units.get(position + 1..).unwrap_or_default();
+        }
+        next_unit = unit_index + 1;
         let count: u64 = digits.parse().map_err(|_| QuantityError::TooLarge)?;
         let part = count.checked_mul(UNITS[unit_index].1);
         milliseconds = part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
@@ -70,7 +71,7 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     Ok(Duration::from_millis(milliseconds))
 }
 
-/// Guesses the duration that a text in another notation means, such as `5 min` or `2 Hours`.
+/// Guesses the duration that a value in another notation means, such as `5 min` or `2 Hours`.
 #[must_use]
 pub fn guess(text: &str) -> Option<Duration> {
     let mut rewritten = String::new();
@@ -80,8 +81,9 @@ pub fn guess(text: &str) -> Option<Duration> {
         let (digits, after_digits) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
         let (unit_name, next) =
             split_where(after_digits.trim_start(), |character| !character.is_alphabetic());
-        let long = LONG_NAMES.iter().find(|(_, names)| names.contains(&unit_name)).map(|(unit, _)| *unit);
-        let unit = long.unwrap_or(unit_name);
+        let short_name =
+            LONG_NAMES.iter().find(|(_, names)| names.contains(&unit_name)).map(|(unit, _)| *unit);
+        let unit = short_name.unwrap_or(unit_name);
         if digits.is_empty() || unit.is_empty() {
             return None;
         }
@@ -91,8 +93,8 @@ pub fn guess(text: &str) -> Option<Duration> {
     parse(&rewritten).ok()
 }
 
-/// Displays a duration in the notation of [`parse`], to the millisecond: with one unit if that is short,
-/// as in `75s`, else with several, as in `1h1m1s`.
+/// Displays a duration in the notation of [`parse`], to the millisecond: with one unit if the result is
+/// short, as in `75s`, and otherwise with several, as in `1h1m1s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DisplayDuration(pub Duration);
 

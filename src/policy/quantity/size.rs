@@ -50,7 +50,7 @@ pub fn parse(text: &str) -> Result<u64, QuantityError> {
     digits.parse::<u64>().ok().and_then(|count| count.checked_mul(*factor)).ok_or(QuantityError::TooLarge)
 }
 
-/// Guesses the size that a text in another notation means, such as `64k`, `1 MiB` or `10gb`.
+/// Guesses the size that a value in another notation means, such as `64k`, `1 MiB` or `10gb`.
 #[must_use]
 pub fn guess(text: &str) -> Option<u64> {
     let text = text.trim().trim_matches(['"', '\'']);

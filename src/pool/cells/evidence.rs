@@ -42,7 +42,7 @@ impl EvidenceSummary {
             EvidenceEffect::GroupCooldown { group, until, may_probe } => {
                 self.rate_limits[group.index()] = Some((until, may_probe));
             }
-            EvidenceEffect::Short { left, until } => self.remaining = Some((left, until)),
+            EvidenceEffect::CostLimit { max_cost, until } => self.remaining = Some((max_cost, until)),
         }
     }
 }

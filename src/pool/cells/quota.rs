@@ -75,7 +75,7 @@ impl QuotaCell {
             self.replace_count(|_| 0);
             self.reported_remaining.clear();
         }
-        self.stored().at(now)
+        self.stored().reset_if_due(now)
     }
 
     /// Credits that requests in flight may still spend.

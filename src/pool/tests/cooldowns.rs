@@ -254,8 +254,8 @@ fn restored_evidence_takes_effect_again() {
             source: RefusalSource::default(),
         }]
     };
-    let proven = ClaimedFault::Credits { figures: Some((0, 7)), left_by_estimate: 0 };
-    let unproven = ClaimedFault::Credits { figures: None, left_by_estimate: 0 };
+    let proven = ClaimedFault::Credits { reported: Some((0, 7)), scaled_remaining: 0 };
+    let unproven = ClaimedFault::Credits { reported: None, scaled_remaining: 0 };
     let restored = |fingerprint, workspace_evidence| RestoredKey {
         fingerprint,
         quota,

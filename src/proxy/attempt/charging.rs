@@ -1,21 +1,23 @@
 //! Charges an attempt to the client's quota and to the credits of the workspace. The response determines the
 //! charge; without a response, it depends on whether a byte was sent.
 
-use super::{Attempt, PendingCharge, unknown_credits};
+use super::{Attempt, KeySource, PendingCharge};
 use crate::clock;
+use crate::elevenlabs::endpoint::Metering;
 use crate::policy::charge::ChargeOutcome;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::proxy::usage::CreditSource;
+use crate::telemetry::log_transitions;
 
 impl Attempt {
     /// Charges the cost of a response when its head arrives. The provider reports the cost there, so a
-    /// response whose body breaks off was probably charged too.
+    /// response whose body is interrupted was probably charged too.
     pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
-        let expected = self.key_source.reserved_credits();
+        let reserved_credits = self.key_source.reserved_credits();
         let (credits, source) = match (reported, verdict) {
             (Some(reported), _) => (reported, CreditSource::Reported),
-            (None, Verdict::Served) if expected > 0 => (expected, CreditSource::Estimate),
+            (None, Verdict::Served) if reserved_credits > 0 => (reserved_credits, CreditSource::Estimate),
             (None, Verdict::Served | Verdict::ServerError) => (0, unknown_credits(self.metering)),
             (None, _) => (0, CreditSource::Free),
         };
@@ -40,8 +42,8 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Makes the pending charge at the end of the attempt: the client disconnected before the response head
-    /// arrived, or a session ended.
+    /// Makes the pending charge at the end of the attempt, because the client disconnected before the
+    /// response head arrived, or a session ended.
     pub(super) fn charge_pending(&mut self) {
         let now = clock::now();
         match self.pending_charge {
@@ -56,5 +58,20 @@ impl Attempt {
             PendingCharge::Session { is_served } => self.charge_session(is_served, now),
             PendingCharge::Nothing => {}
         }
+    }
+
+    /// Charges the lease of the key, if the key is from the pool.
+    pub(super) fn charge_lease(&mut self, credits: u64, now: UnixMs) {
+        if let KeySource::Pool { pool, roster, lease } = &mut self.key_source {
+            log_transitions(&pool.charge(roster, lease, credits, now));
+        }
+    }
+}
+
+/// The source of credits that neither the response nor an estimate gives.
+pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
+    match metering {
+        Metering::Credits => CreditSource::Unknown,
+        Metering::Free => CreditSource::Free,
     }
 }

@@ -68,12 +68,12 @@ impl Attempt {
     /// were reserved in the client's quota before the text was sent.
     pub(in crate::proxy) fn record_speech(&mut self, characters: u64, credits: u64) {
         let now = clock::now();
-        let more = credits.saturating_sub(self.record.credits);
+        let additional_credits = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
         let charged = self.permits.client.charge_up_to(credits, now);
         self.record.quota.add(charged);
-        self.charge_lease(more, now);
+        self.charge_lease(additional_credits, now);
     }
 
     /// Sets the estimated credits of all text that was sent since the start of the session. The provider may
@@ -95,7 +95,7 @@ impl Attempt {
             }
             (true, _) => (ChargeOutcome::Served, None),
             (false, 0) => (ChargeOutcome::Unsent, None),
-            (false, sent) => (ChargeOutcome::Unknown, Some(sent)),
+            (false, text_credits) => (ChargeOutcome::Unknown, Some(text_credits)),
         };
         self.charge_quota(outcome, price, now);
         self.pending_charge = PendingCharge::Nothing;
@@ -112,14 +112,15 @@ impl Attempt {
     }
 
     fn charge_elapsed_time(&mut self, now: UnixMs) {
-        let Some(rate) = self.credits_per_minute else { return };
-        let ms = u64::try_from(clock::elapsed_since(self.started_at).as_millis()).unwrap_or(u64::MAX);
-        let charged = self.permits.client.charge_up_to(rate.saturating_mul(ms).div_ceil(60_000), now);
+        let Some(credits_per_minute) = self.credits_per_minute else { return };
+        let elapsed_ms = u64::try_from(clock::elapsed_since(self.started_at).as_millis()).unwrap_or(u64::MAX);
+        let credits = credits_per_minute.saturating_mul(elapsed_ms).div_ceil(60_000);
+        let charged = self.permits.client.charge_up_to(credits, now);
         self.record.quota.add(charged);
     }
 
-    /// Returns the ended conversation `id`, whose cost is to be polled from the provider. `None` if the cost
-    /// is known, or if the client's own key was used.
+    /// Returns the ended conversation `id`, whose cost is to be polled from the provider. Returns `None` if
+    /// the cost is known, or if the client's own key was used.
     pub(in crate::proxy) fn ended_conversation(&self, id: Arc<str>) -> Option<EndedConversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
         let (record, price) = (self.record.clone(), self.permits.client.late_price());
@@ -159,12 +160,12 @@ impl Attempt {
         self.key_source.lease().map(Lease::key)
     }
 
-    /// Continues with another lease of the same key, and releases the credits that the former lease reserved.
-    pub(in crate::proxy) fn replace_lease(&mut self, mut renewed: Lease) {
+    /// Continues with a new lease of the same key, and releases the credits that the former lease reserved.
+    pub(in crate::proxy) fn replace_lease(&mut self, mut new_lease: Lease) {
         self.charge_lease(0, clock::now());
-        renewed.mark_sent();
+        new_lease.mark_sent();
         if let Some(lease) = self.key_source.lease_mut() {
-            *lease = renewed;
+            *lease = new_lease;
         }
     }
 

@@ -1,5 +1,5 @@
 //! The data of an admission under a client's limits: the client's counters, the properties of the request,
-//! and the limit for which it is refused.
+//! and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
 pub(in crate::proxy) struct ClientCounters {
     pub(super) requests: Tallies,
     pub(super) credits: Tallies,
-    /// The time up to which the rate limit is used, see [`Rate`](crate::policy::client_quota::Rate).
+    /// The time up to which the rate limit is used; see
+    /// [`RateLimit`](crate::policy::client_quota::RateLimit).
     pub(super) rate_used_until: AtomicU64,
     pub(super) in_progress: AtomicU32,
     /// The requests in progress whose price is unknown until their response.

@@ -13,7 +13,7 @@ use crate::policy::units::UnixMs;
 /// A client's request in progress.
 ///
 /// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
-/// not charged. They are charged before, with [`charge`](Self::charge) or the methods for sessions.
+/// not charged. [`charge`](Self::charge) and the methods for sessions charge the amounts beforehand.
 #[derive(Debug)]
 pub(in crate::proxy) struct ClientPermit {
     pub(super) counters: Arc<ClientCounters>,

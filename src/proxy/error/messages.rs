@@ -164,7 +164,7 @@ fn quota_message(QuotaExceeded { quota, resets_at, shortfall }: QuotaExceeded) -
     }
 }
 
-/// A sentence about the earliest reset; empty if no reset is known.
+/// Returns a sentence about the earliest reset, or an empty string if no reset is known.
 fn next_reset(resets_at: Option<UnixMs>) -> String {
     resets_at.map(|at| format!(" Next reset: {}.", at.rfc3339_seconds())).unwrap_or_default()
 }

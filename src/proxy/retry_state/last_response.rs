@@ -1,5 +1,5 @@
-//! Chooses what the client receives when no key is left to try: the provider's last response, or an error of
-//! the proxy.
+//! Chooses the response to the client when no key is left to try: the provider's last response, or an error
+//! of the proxy.
 
 use super::RetryState;
 use crate::clock;

@@ -1,6 +1,6 @@
-//! The buffers of a session: per direction, one for bytes that were read and not processed yet, and one for
-//! bytes to send. Frames are validated when they are read, so that a close frame or a protocol violation is
-//! detected even while no frames are processed.
+//! The buffers of a session. Each direction has one buffer for bytes that were read and not processed yet,
+//! and one for bytes to send. Frames are validated when they are read, so that a close frame or a protocol
+//! violation is detected even while no frames are processed.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,7 +18,7 @@ use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
 /// Maximum number of bytes of one read.
 pub(super) const MAX_READ_SIZE: usize = 16 * 1024;
 
-/// Bytes that were read from one end and not yet processed.
+/// Bytes that were read from one side and not yet processed.
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffer {
     pub(super) bytes: BytesMut,
@@ -42,9 +42,9 @@ pub(super) const FREE_SESSION_BYTES: usize = 4 * MAX_READ_SIZE;
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadResult {
-    /// There are new bytes to process.
+    /// The buffer has new bytes to process.
     Bytes,
-    /// All bytes followed a close frame or a violation, and were dropped.
+    /// All bytes were dropped, because they followed a close frame or a violation.
     Dropped,
     /// The connection has ended.
     Disconnected,
@@ -72,7 +72,7 @@ impl ReadBuffer {
         self.validator.as_ref().and_then(|validator| validator.end())
     }
 
-    /// The protocol violation, if there is one.
+    /// The protocol violation, if one was detected.
     pub(super) fn violation(&self) -> Option<Violation> {
         match self.stream_end() {
             Some(StreamEnd::Violated(violation)) => Some(violation),
@@ -104,8 +104,8 @@ impl ReadBuffer {
         Poll::Ready(if self.bytes.len() > former_length { ReadResult::Bytes } else { ReadResult::Dropped })
     }
 
-    /// Reads ahead while the session waits. Ready when the wait must be cancelled: the client has
-    /// disconnected, has sent a close frame, violates the protocol, or exceeds `limits`.
+    /// Reads ahead while the session waits. Returns `Ready` once the wait must be cancelled, because the
+    /// client has disconnected, has sent a close frame, violates the protocol, or exceeds `limits`.
     pub(super) fn poll_read_ahead<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -143,13 +143,13 @@ impl ReadBuffer {
     /// Validates the bytes from `start` on, and drops the bytes that must not be processed.
     fn validate_from(&mut self, start: usize) {
         if let Some(validator) = &mut self.validator {
-            let validated = validator.validate(self.bytes.get(start..).unwrap_or_default());
-            self.bytes.truncate(start + validated.valid_length);
+            let result = validator.validate(self.bytes.get(start..).unwrap_or_default());
+            self.bytes.truncate(start + result.valid_length);
         }
     }
 }
 
-/// Bytes to send to one end.
+/// Bytes to send to one side.
 #[derive(Debug, Default)]
 pub(super) struct SendBuffer {
     pub(super) bytes: BytesMut,
@@ -157,8 +157,8 @@ pub(super) struct SendBuffer {
 }
 
 impl SendBuffer {
-    /// Sends all bytes. The session does not read from the other side until this is ready, so that a slow
-    /// receiver slows down the sender.
+    /// Sends all bytes. The session does not read from the other side until all bytes are sent, so that a
+    /// slow receiver slows down the sender.
     pub(super) fn poll_send<W>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
@@ -195,8 +195,8 @@ impl SendBuffer {
     }
 }
 
-/// Reads and drops the rest of a client's bytes. Closing a connection with unread bytes resets it, and the
-/// client could lose the close frame that was sent to it.
+/// Reads and drops the rest of a client's bytes. Closing a connection with unread bytes resets the
+/// connection, and the client could lose the close frame that was sent to it.
 pub(super) async fn drain_client<R: AsyncRead + Unpin>(client: &mut R) {
     let mut discarded = BytesMut::with_capacity(MAX_READ_SIZE);
     while let Ok(1..) = poll_fn(|cx| poll_read_buf(Pin::new(&mut *client), cx, &mut discarded)).await {

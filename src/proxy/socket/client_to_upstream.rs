@@ -146,7 +146,9 @@ impl ClientToUpstream {
             };
             let is_parsed = self.message.is_some_and(|message| !message.is_opaque);
             let has_progress = if frame.header.opcode.is_control() {
-                self.forward_control_frame(&mut frame, input, output)
+                // A control frame may be between the frames of a message.
+                self.has_closed |= frame.header.opcode == Opcode::Close;
+                forward_unchanged(&mut frame, input, output)
             } else if frame.is_opaque || !is_parsed {
                 forward_unchanged(&mut frame, input, output)
             } else {
@@ -205,31 +207,18 @@ impl ClientToUpstream {
         if self.holds_messages() && declared.saturating_add(self.staged.len()) > self.max_message_size {
             return Err(Violation::TooLarge);
         }
-        let remaining = header.length;
         Ok(Some(ClientFrame {
             header,
             pending_header,
-            remaining,
+            remaining: header.length,
             forwarded: 0,
             is_opaque,
             is_partial: false,
         }))
     }
 
-    /// Forwards a control frame, which may be between the frames of a message. Returns whether bytes were
-    /// forwarded.
-    fn forward_control_frame(
-        &mut self,
-        frame: &mut ClientFrame,
-        input: &mut BytesMut,
-        output: &mut BytesMut,
-    ) -> bool {
-        self.has_closed |= frame.header.opcode == Opcode::Close;
-        forward_unchanged(frame, input, output)
-    }
-
-    /// Processes the payload of a frame: all of it, or at least `max_frame_part`. Returns whether there was
-    /// enough.
+    /// Processes the payload of a frame: all of it, or at least `max_frame_part`. Returns whether enough
+    /// bytes were available.
     fn process_payload(
         &mut self,
         frame: &mut ClientFrame,
@@ -303,7 +292,7 @@ fn header_for_remaining(frame: &ClientFrame, mut mask: [u8; 4], message: Pending
     encoded
 }
 
-/// Forwards the available bytes of a frame unchanged. Returns whether there were any.
+/// Forwards the available bytes of a frame unchanged. Returns whether any bytes were available.
 fn forward_unchanged(frame: &mut ClientFrame, input: &mut BytesMut, output: &mut BytesMut) -> bool {
     let available = available_bytes(frame.remaining, input);
     let has_progress = available > 0 || !frame.pending_header.is_empty();
@@ -322,7 +311,7 @@ fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
 }
 
 /// Maximum number of bytes at the start of a message that are searched for its first character, each time
-/// that bytes arrive.
+/// bytes arrive.
 const MAX_FIRST_CHARACTER_SCAN: usize = 64;
 
 /// Whether the start of a message shows that it is not a JSON object.

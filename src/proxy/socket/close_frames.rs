@@ -33,19 +33,19 @@ pub(super) fn put_refusal(output: &mut BytesMut, dialect: Dialect, code: &str, m
 }
 
 /// Appends a close frame. The frame has no payload for code 1005, which means that no code was sent.
-pub(super) fn put_close(output: &mut BytesMut, (code, reason): (u16, &str), masked: Option<[u8; 4]>) {
+pub(super) fn put_close(output: &mut BytesMut, (code, reason): (u16, &str), mask: Option<[u8; 4]>) {
     const NO_CODE: u16 = 1005;
     let payload = if code == NO_CODE { Vec::new() } else { close_payload(code, reason) };
-    put_frame(output, Opcode::Close, &payload, masked);
+    put_frame(output, Opcode::Close, &payload, mask);
 }
 
 /// Appends a complete frame.
-pub(super) fn put_frame(output: &mut BytesMut, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) {
+pub(super) fn put_frame(output: &mut BytesMut, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) {
     let length = payload.len() as u64;
-    FrameHeader { is_final: true, reserved: 0, opcode, mask: masked, length }.encode(output);
+    FrameHeader { is_final: true, reserved: 0, opcode, mask, length }.encode(output);
     let payload_start = output.len();
     output.extend_from_slice(payload);
-    if let Some(masked) = masked {
-        apply_mask(&mut output[payload_start..], masked, 0);
+    if let Some(mask) = mask {
+        apply_mask(&mut output[payload_start..], mask, 0);
     }
 }

@@ -20,15 +20,15 @@ pub(super) const LAST_FRAMES_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<C: Connect> Session<C> {
     /// Ends the session: writes the usage record and the access log, and sends close frames to both sides.
-    pub(super) async fn end<S>(mut self: Box<Self>, end: SessionEnd, mut client: S)
+    pub(super) async fn finish<S>(mut self: Box<Self>, reason: SessionEnd, mut client: S)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         // After a close frame of either side, a disconnect before the close frame of the other side is a
         // normal end.
-        let is_disconnect = matches!(end, SessionEnd::ClientDisconnected | SessionEnd::UpstreamReset);
+        let is_disconnect = matches!(reason, SessionEnd::ClientDisconnected | SessionEnd::UpstreamReset);
         let was_closed = self.client_to_upstream.has_closed || self.upstream_to_client.has_closed;
-        let end = if is_disconnect && was_closed { SessionEnd::Closed } else { end };
+        let end = if is_disconnect && was_closed { SessionEnd::Closed } else { reason };
         let outcome = match (self.refusal, end) {
             (Some(verdict), _) => verdict.outcome(),
             (None, SessionEnd::UpstreamReset) if !self.upstream_to_client.is_served => Outcome::NoResponse,
@@ -60,8 +60,8 @@ impl<C: Connect> Session<C> {
         }
         if let Some([client_close, upstream_close]) = end.close_frames() {
             let mut stream = UpstreamStream { upstream_to_client, from_upstream, to_client };
-            let finishing = poll_fn(|cx| stream.poll_finish_frame(cx, &mut upstream, &mut client));
-            let is_frame_complete = timeout(LAST_FRAMES_TIMEOUT, finishing).await.unwrap_or(false);
+            let finish_frame = poll_fn(|cx| stream.poll_finish_frame(cx, &mut upstream, &mut client));
+            let is_frame_complete = timeout(LAST_FRAMES_TIMEOUT, finish_frame).await.unwrap_or(false);
             UpstreamStream { upstream_to_client, to_client, .. } = stream;
             match client_close {
                 _ if !is_frame_complete => {}
@@ -76,10 +76,10 @@ impl<C: Connect> Session<C> {
                 put_close(&mut to_upstream.bytes, upstream_close, Some(CLOSE_FRAME_MASK));
             }
         }
-        let closing = poll_fn(|cx| to_upstream.poll_close(cx, &mut upstream));
+        let close_upstream = poll_fn(|cx| to_upstream.poll_close(cx, &mut upstream));
         let (_, _) = tokio::join!(
             send_last_frames(&mut to_client, &mut client),
-            timeout(LAST_FRAMES_TIMEOUT, closing)
+            timeout(LAST_FRAMES_TIMEOUT, close_upstream)
         );
     }
 }
@@ -106,12 +106,12 @@ impl UpstreamStream {
     {
         let Self { upstream_to_client, from_upstream, to_client } = self;
         loop {
-            let missing = usize::try_from(upstream_to_client.frame_remaining()).unwrap_or(usize::MAX);
-            if missing == 0 {
+            let frame_remaining = usize::try_from(upstream_to_client.frame_remaining()).unwrap_or(usize::MAX);
+            if frame_remaining == 0 {
                 return Poll::Ready(true);
             }
             let frame_bytes = &mut from_upstream.bytes;
-            let following_bytes = frame_bytes.split_off(missing.min(frame_bytes.len()));
+            let following_bytes = frame_bytes.split_off(frame_remaining.min(frame_bytes.len()));
             let former_length = frame_bytes.len();
             let _ = upstream_to_client.process(frame_bytes, &mut to_client.bytes);
             let has_progress = frame_bytes.len() < former_length;
@@ -126,16 +126,16 @@ impl UpstreamStream {
     }
 }
 
-/// Sends the last frames to the client, and waits until it closes its connection.
+/// Sends the last frames to the client, and waits until the client closes its connection.
 pub(super) async fn send_last_frames<S: AsyncRead + AsyncWrite + Unpin>(
     to_client: &mut SendBuffer,
     client: &mut S,
 ) {
-    let sending = async {
+    let send_and_drain = async {
         if poll_fn(|cx| to_client.poll_close(cx, client)).await.is_ok() {
             drain_client(client).await;
         }
     };
     // After the timeout, the connection is closed with or without the client.
-    let _ = timeout(LAST_FRAMES_TIMEOUT, sending).await;
+    let _ = timeout(LAST_FRAMES_TIMEOUT, send_and_drain).await;
 }

@@ -46,7 +46,7 @@ impl<C: Connect> Session<C> {
         self.is_between_keys = true;
         let limits = &context.config.limits;
         let failover_started_at = *self.failover_started_at.get_or_insert_with(clock::instant);
-        let facts = context.retry.retry_facts(progress, &context.body, &key, limits);
+        let request_facts = context.retry.retry_facts(progress, &context.body, &key, limits);
         let facts = AttemptFacts {
             body: if self.opening_messages.is_some() {
                 ReplayableBody::Complete
@@ -58,7 +58,7 @@ impl<C: Connect> Session<C> {
             is_past_deadline: clock::elapsed_since(failover_started_at) >= limits.retry_timeout,
             // The provider may have generated and charged speech for the text that was sent.
             effect: if self.speech.forwarded_characters > 0 { Effect::Some } else { Effect::None },
-            ..facts
+            ..request_facts
         };
         match decide(&facts) {
             Decision::NextKey => context.retry.exclude(&key),
@@ -102,12 +102,12 @@ impl<C: Connect> Session<C> {
         let Self { pooled: Some(PooledSession { context, .. }), proxy, log, .. } = self else {
             return false;
         };
-        // The retry timeout of the new handshake must not include earlier time, because the client may have
-        // been silent for minutes. The caller has checked the deadline of the failover.
+        // The retry timeout of the new handshake must not include the time before the handshake, because the
+        // client may have been silent for minutes. The caller has checked the deadline of the failover.
         context.body = Replay::empty();
         let retry_timeout = context.config.limits.retry_timeout;
-        // Boxed, so that the many sessions that never fail over do not reserve the memory of this future.
-        let connecting = Box::pin(async {
+        // The future is boxed, so that the many sessions that never fail over do not reserve its memory.
+        let connect = Box::pin(async {
             let (response, _, attempt) = proxy.send_with_pool(context, lease, &mut log.summary).await.ok()?;
             if !response.is_switched() {
                 return None;
@@ -115,7 +115,7 @@ impl<C: Connect> Session<C> {
             let (_, upgraded) = into_upgraded(*response).ok()?;
             Some((attempt, upgraded))
         });
-        let Ok(Some((attempt, upgraded))) = timeout(retry_timeout, connecting).await else { return false };
+        let Ok(Some((attempt, upgraded))) = timeout(retry_timeout, connect).await else { return false };
         self.log.summary.retry_reasons.push(self.attempt.record_failover());
         self.attempt = attempt;
         self.attempt.set_text_credits(self.text_price(self.speech.forwarded_characters));

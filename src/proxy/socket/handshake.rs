@@ -59,9 +59,8 @@ impl<C> Handshake<C> {
         let has_token = TOKEN_PARAMETERS.iter().any(|name| headers::query_parameter(query, name).is_some());
         let audio_format = headers::query_parameter(query, "audio_format");
         let pooled = Some(PooledSession { context, ownership_permit });
-        let proxy = Arc::clone(proxy);
         let start = SessionStart {
-            proxy,
+            proxy: Arc::clone(proxy),
             config,
             dialect,
             has_token,
@@ -126,6 +125,6 @@ const TOKEN_PARAMETERS: [&str; 3] = ["token", "single_use_token", "conversation_
 /// Splits a 101 response into its head and its upgraded stream.
 pub(super) fn into_upgraded(response: UpstreamResponse) -> Result<(Parts, UpgradedConnection), ProxyError> {
     let broken = |error| SendError { progress: Progress::NoResponse, kind: SendErrorKind::Broken(error) };
-    let switched = response.body.into_inner().into_upgraded().map_err(broken)?;
-    Ok((response.head, switched))
+    let upgraded = response.body.into_inner().into_upgraded().map_err(broken)?;
+    Ok((response.head, upgraded))
 }

@@ -34,7 +34,7 @@ impl PollOrder {
         is_turn_over
     }
 
-    /// Returns the order for the next poll, which starts with the direction that was last.
+    /// Returns the order for the next poll, which is the reverse of the previous order.
     pub(super) fn next_order(&mut self) -> [Direction; 2] {
         self.was_to_client_first = !self.was_to_client_first;
         if self.was_to_client_first {

@@ -18,9 +18,10 @@ use crate::policy::frame::{StreamEnd, Violation};
 use crate::proxy::socket_limits::SocketLimits;
 use crate::upstream::Connect;
 
-/// Maximum reads of one direction before the other is polled: 128 KiB.
+/// Maximum number of reads of one direction before the other direction is polled. The reads return up to 128
+/// KiB.
 const READS_PER_TURN: u32 = 8;
-/// Maximum number of bytes that are read from the client while the provider accepts none, so that a
+/// Maximum number of bytes that are read from the client while the provider accepts no bytes, so that a
 /// disconnect is detected.
 const MAX_READ_AHEAD: usize = 64 * 1024;
 
@@ -62,8 +63,8 @@ impl<C: Connect> Session<C> {
         Poll::Pending
     }
 
-    /// Polls the direction from the client to the provider for one turn. Ready with `None` if more bytes may
-    /// be ready.
+    /// Polls the direction from the client to the provider for one turn. Returns `Ready(None)` if more bytes
+    /// may be available.
     fn poll_to_upstream<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -77,12 +78,12 @@ impl<C: Connect> Session<C> {
                 .map(|end| Some(SessionEvent::End(end)));
         }
         for _ in 0..READS_PER_TURN {
-            let sent = if self.is_upload_closed {
+            let send_poll = if self.is_upload_closed {
                 Poll::Pending
             } else {
                 self.to_upstream.poll_send(cx, &mut self.upstream)
             };
-            match sent {
+            match send_poll {
                 Poll::Ready(Ok(())) => {
                     if let Some(event) = self.process_client_bytes() {
                         return Poll::Ready(Some(event));
@@ -95,12 +96,13 @@ impl<C: Connect> Session<C> {
                 Poll::Pending => {}
             }
             if self.is_upload_closed {
-                // The provider's last messages may explain why. The client's bytes are dropped.
+                // The provider's last messages may explain why the upload was closed. The client's bytes are
+                // dropped.
                 (self.to_upstream.bytes, self.from_client.bytes) = Default::default();
                 if let Some(end) = self.from_client.client_end() {
                     return end_session(end);
                 }
-            } else if sent.is_pending() {
+            } else if send_poll.is_pending() {
                 // The frames before the violation cannot be forwarded.
                 if let Some(violation) = self.from_client.violation() {
                     return Poll::Ready(Some(client_violation(violation)));
@@ -166,8 +168,8 @@ impl<C: Connect> Session<C> {
         })
     }
 
-    /// Polls the direction from the provider to the client for one turn. Ready with `None` if more bytes may
-    /// be ready.
+    /// Polls the direction from the provider to the client for one turn. Returns `Ready(None)` if more bytes
+    /// may be available.
     fn poll_to_client<S>(&mut self, cx: &mut Context<'_>, client: &mut S) -> Poll<Option<SessionEvent>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -218,16 +220,17 @@ impl<C: Connect> Session<C> {
                 self.quota_check_at = Some(now + limits.quota_check_interval);
             }
             let deadlines = self.deadlines(&limits, now);
-            let next = deadlines.iter().filter_map(|(at, _)| *at).chain(self.quota_check_at).min();
+            let next_deadline = deadlines.iter().filter_map(|(at, _)| *at).chain(self.quota_check_at).min();
             if let Some((_, event)) = deadlines.into_iter().find(|(at, _)| at.is_some_and(|at| at <= now)) {
                 return Poll::Ready(event);
             }
-            let Some(next) = next else { return Poll::Pending };
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
+            let Some(next_deadline) = next_deadline else { return Poll::Pending };
+            let timer =
+                self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next_deadline.into())));
             // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is
             // reset now.
-            if timer.is_elapsed() || timer.deadline() > next.into() {
-                timer.as_mut().reset(next.into());
+            if timer.is_elapsed() || timer.deadline() > next_deadline.into() {
+                timer.as_mut().reset(next_deadline.into());
             }
             ready!(timer.as_mut().poll(cx));
         }

@@ -18,14 +18,14 @@ use crate::policy::verdict::Verdict;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
-    /// Runs the session with `client`, which has already sent `early`, to its end.
-    pub(super) async fn run<S>(mut self: Box<Self>, mut client: S, early: Bytes)
+    /// Runs the session with `client`, which has already sent `early_bytes`, until the session ends.
+    pub(super) async fn run<S>(mut self: Box<Self>, mut client: S, early_bytes: Bytes)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        self.from_client.extend(&early);
-        // Even if `early` is empty, it retains the buffer into which the handshake was read.
-        drop(early);
+        self.from_client.extend(&early_bytes);
+        // Even if `early_bytes` is empty, it retains the buffer into which the handshake was read.
+        drop(early_bytes);
         if self.dialect == Dialect::Foreign {
             self.mark_served();
         }
@@ -52,7 +52,7 @@ impl<C: Connect> Session<C> {
                 break end;
             }
         };
-        self.end(end, client).await;
+        self.finish(end, client).await;
     }
 
     /// Handles an event. Returns the reason if the session ends.
@@ -137,14 +137,15 @@ impl<C: Connect> Session<C> {
         self.upstream_to_client.open(&mut self.to_client.bytes);
     }
 
-    /// Appends the bytes to forward from `start` on to the opening messages, while a failover is possible.
+    /// Appends the bytes to forward, starting at `start`, to the opening messages, while a failover is
+    /// possible.
     pub(super) fn extend_opening_messages(&mut self, start: usize) {
-        let added = self.to_upstream.bytes.get(start..).unwrap_or_default();
+        let new_bytes = self.to_upstream.bytes.get(start..).unwrap_or_default();
         let max_size = self.limits().replay_buffer;
         self.opening_messages =
-            self.opening_messages.take().filter(|messages| messages.len() + added.len() <= max_size);
+            self.opening_messages.take().filter(|messages| messages.len() + new_bytes.len() <= max_size);
         if let Some(messages) = &mut self.opening_messages {
-            messages.extend_from_slice(added);
+            messages.extend_from_slice(new_bytes);
         }
     }
 }

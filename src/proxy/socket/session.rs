@@ -72,7 +72,7 @@ pub(in crate::proxy) struct Session<C> {
     /// longer fail over.
     pub(super) opening_messages: Option<Vec<u8>>,
     pub(super) speech: SpeechPermit,
-    /// When the current failover started.
+    /// The time at which the current failover started.
     pub(super) failover_started_at: Option<Instant>,
     /// Whether the attempt has ended and the next one has not started.
     pub(super) is_between_keys: bool,
@@ -80,16 +80,16 @@ pub(in crate::proxy) struct Session<C> {
     pub(super) refusal: Option<Verdict>,
     /// The provider's ID of a conversation with an agent.
     pub(super) conversation_id: Option<Arc<str>>,
-    /// Whether the provider accepts no more bytes. Its last messages may still explain why.
+    /// Whether the provider accepts no more bytes. Its last messages may still explain the reason.
     pub(super) is_upload_closed: bool,
     /// Whether the provider has reported that the client waits for a busy agent.
     pub(super) is_queued: bool,
     pub(super) poll_order: PollOrder,
     pub(super) started_at: Instant,
     pub(super) last_activity: Instant,
-    /// When both sides had sent a close frame.
+    /// The time at which the second side sent its close frame.
     pub(super) closed_at: Option<Instant>,
-    /// When the client's credit quota is checked next, or `None` if it is not checked.
+    /// The time at which the client's credit quota is checked next, or `None` if it is not checked.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
     /// The share of the buffer budget for the session's buffers.
@@ -112,8 +112,8 @@ pub(super) enum SessionEvent {
     End(SessionEnd),
 }
 
-/// Whether the client's credit quota is checked while a session runs. Text-to-speech sessions check it for
-/// each text before forwarding instead.
+/// Whether the client's credit quota is checked while a session runs. Text-to-speech sessions instead check
+/// the quota before each text is forwarded.
 fn needs_quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
     let quota = pooled.and_then(|pooled| pooled.context.retry.client.rules.quota);
     let has_quota = quota.is_some_and(|quota| quota.unit == QuotaUnit::Credits);
@@ -194,11 +194,11 @@ impl<C> Session<C> {
             + self.upstream_to_client.capacity()
     }
 
-    /// Reserves the memory of the session's buffers and `more` bytes in the budget. Returns whether it was
-    /// available.
-    pub(super) fn reserve_memory(&mut self, more: usize) -> bool {
+    /// Reserves the memory of the session's buffers and `additional_bytes` in the budget. Returns whether the
+    /// memory was available.
+    pub(super) fn reserve_memory(&mut self, additional_bytes: usize) -> bool {
         let bytes = self.from_client.bytes.capacity() + self.other_capacity();
-        self.share.cover(bytes + more)
+        self.share.cover(bytes + additional_bytes)
     }
 
     /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is used up, frees the opening

@@ -1,4 +1,5 @@
-//! Why a session ends. The reason determines the close frame for each side and the outcome in the access log.
+//! The reasons for the end of a session. The reason determines the close frame for each side and the outcome
+//! in the access log.
 
 use super::close_frames::POLICY_VIOLATION;
 use crate::policy::frame::Violation;
@@ -13,7 +14,7 @@ pub(super) enum SessionEnd {
     ClientDisconnected,
     /// The provider has disconnected without a close frame.
     UpstreamReset,
-    /// The program shuts down, and the drain timeout has expired.
+    /// The program is shutting down, and the drain timeout has expired.
     Shutdown,
     /// No data was received for the idle timeout.
     Idle,
@@ -25,7 +26,7 @@ pub(super) enum SessionEnd {
     BuffersFull,
     /// The client has sent a close frame while the session was waiting.
     ClientClosed {
-        /// The close code; 1005 if the close frame has none.
+        /// The close code, or 1005 if the close frame has none.
         code: u16,
     },
     /// A side has sent an invalid frame or message.

@@ -48,16 +48,16 @@ impl<C: Connect> Session<C> {
         };
         // A served session remains with its account.
         if !is_open && self.dialect.generates_speech() {
-            let named = context.retry.add_message_identifiers(
+            let may_serve = context.retry.add_message_identifiers(
                 &self.client_to_upstream.message_start,
                 &self.proxy,
                 &key,
             );
-            if named == Ok(false) && characters == 0 {
+            if may_serve == Ok(false) && characters == 0 {
                 return self.select_owner_key().await;
             }
             // If the resources belong to two accounts, no key can use both, and the provider reports the
-            // missing one.
+            // missing resource.
         }
         if characters == 0 {
             return self.forward_held_message();
@@ -67,7 +67,7 @@ impl<C: Connect> Session<C> {
             return self.forward_held_message();
         }
         if !is_open {
-            // From now on, every key for this session needs these credits and a concurrency slot.
+            // Every later key for this session needs these credits and a concurrency slot.
             context.retry.set_speech_requirements(credits, context.meta.speech_group);
         }
         let additional_credits = credits.saturating_sub(self.attempt.charged_credits());
@@ -82,8 +82,8 @@ impl<C: Connect> Session<C> {
     pub(super) async fn apply_reservation(&mut self, result: ReservationResult) {
         if let Ok(Reserved { lease, transitions }) = result {
             log_transitions(&transitions);
-            let is_same = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
-            if is_same {
+            let is_same_key = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
+            if is_same_key {
                 self.attempt.replace_lease(lease);
             } else if !self.upstream_to_client.is_open {
                 // No billable text was sent with the former key.

@@ -21,7 +21,8 @@ pub(super) struct SpeechPermit {
     pub(super) requested_characters: u64,
     /// Bytes per second of the audio to transcribe.
     audio_bytes_per_second: u64,
-    /// When text was last sent or data was last received from the provider, or `None` before the first text.
+    /// The time at which text was last sent or data was last received from the provider, or `None` before the
+    /// first text.
     pub(super) last_activity: Option<Instant>,
     /// The reservation for the held message.
     pub(super) reservation: Option<Pin<Box<dyn Future<Output = ReservationResult> + Send>>>,

@@ -23,30 +23,29 @@ fn client_to_upstream(dialect: Dialect) -> ClientToUpstream {
 }
 
 /// Encodes a frame, with an optional mask.
-fn encode_frame(is_final: bool, opcode: Opcode, payload: &[u8], masked: Option<[u8; 4]>) -> Vec<u8> {
+fn encode_frame(is_final: bool, opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    FrameHeader { is_final, reserved: 0, opcode, mask: masked, length: payload.len() as u64 }
-        .encode(&mut bytes);
+    FrameHeader { is_final, reserved: 0, opcode, mask, length: payload.len() as u64 }.encode(&mut bytes);
     let payload_start = bytes.len();
     bytes.extend_from_slice(payload);
-    if let Some(masked) = masked {
-        frame::apply_mask(&mut bytes[payload_start..], masked, 0);
+    if let Some(mask) = mask {
+        frame::apply_mask(&mut bytes[payload_start..], mask, 0);
     }
     bytes
 }
 
 /// Encodes a text message as fragments with the lengths in `cuts`, and a last fragment with the rest.
-fn fragments(text: &[u8], cuts: &[usize], masked: Option<[u8; 4]>) -> Vec<u8> {
+fn fragments(text: &[u8], cuts: &[usize], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;
     for (index, cut) in cuts.iter().enumerate() {
         let (chunk, after) = rest.split_at((*cut).min(rest.len()));
         let opcode = if index == 0 { Opcode::Text } else { Opcode::Continuation };
-        bytes.extend(encode_frame(false, opcode, chunk, masked));
+        bytes.extend(encode_frame(false, opcode, chunk, mask));
         rest = after;
     }
     let opcode = if cuts.is_empty() { Opcode::Text } else { Opcode::Continuation };
-    bytes.extend(encode_frame(true, opcode, rest, masked));
+    bytes.extend(encode_frame(true, opcode, rest, mask));
     bytes
 }
 
@@ -56,8 +55,8 @@ fn parse_messages(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     while let Some((head, length)) = frame::parse_header(bytes) {
         let end = length + usize::try_from(head.length).unwrap();
         let mut payload = bytes[length..end].to_vec();
-        if let Some(masked) = head.mask {
-            frame::apply_mask(&mut payload, masked, 0);
+        if let Some(mask) = head.mask {
+            frame::apply_mask(&mut payload, mask, 0);
         }
         bytes = &bytes[end..];
         if head.opcode.is_control() {

@@ -21,23 +21,23 @@ use crate::proxy::reply::{Socket, SocketStage, UpstreamReply};
 use crate::upstream::Connect;
 
 impl<C: Connect> Socket<C> {
-    /// Runs the session with `client`, which has already sent `early`, to its end.
+    /// Runs the session with `client`, which has already sent `early_bytes`, until the session ends.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future closes both connections, and writes the usage record.
-    pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early: Bytes) {
-        let (session, client, early) = match self.0 {
-            SocketStage::Open(session) => (session, client, early),
-            // Boxed, so that its memory is freed before the session runs.
+    pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(self, client: S, early_bytes: Bytes) {
+        let (session, client, early_bytes) = match self.0 {
+            SocketStage::Open(session) => (session, client, early_bytes),
+            // The future is boxed, so that its memory is freed before the session runs.
             SocketStage::Unauthenticated(session) => {
-                match Box::pin(session.authenticate(client, early)).await {
+                match Box::pin(session.authenticate(client, early_bytes)).await {
                     Some(authenticated) => authenticated,
                     None => return,
                 }
             }
         };
-        session.run(client, early).await;
+        session.run(client, early_bytes).await;
     }
 }
 
@@ -47,7 +47,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     ///
     /// A disconnect, a close frame or a protocol violation of the client cancels the processing of the
     /// request.
-    async fn authenticate<S>(self, mut client: S, early: Bytes) -> Option<(Box<Session<C>>, S, Bytes)>
+    async fn authenticate<S>(self, mut client: S, early_bytes: Bytes) -> Option<(Box<Session<C>>, S, Bytes)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -55,33 +55,33 @@ impl<C: Connect> UnauthenticatedSession<C> {
         let limits = config.limits.websocket;
         let mut share = config.limits.buffers.share(buffers::FREE_SESSION_BYTES);
         let mut from_client =
-            ReadBuffer::new(Sender::Client, dialect.is_inspected(), BytesMut::from(&early[..]));
-        drop(early);
-        let reading = read_token(&mut client, &mut from_client, dialect, &limits);
-        let token = tokio::select! {
+            ReadBuffer::new(Sender::Client, dialect.is_inspected(), BytesMut::from(&early_bytes[..]));
+        drop(early_bytes);
+        let read_token = read_token(&mut client, &mut from_client, dialect, &limits);
+        let token_result = tokio::select! {
             biased;
             () = proxy.drain_expired.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
             // A client that sends no message in time has no token.
-            token = timeout(limits.auth_message_timeout, reading) => {
-                token.unwrap_or(Ok(None)).map_err(AuthFailure::SessionEnded)
+            result = timeout(limits.auth_message_timeout, read_token) => {
+                result.unwrap_or(Ok(None)).map_err(AuthFailure::SessionEnded)
             }
         };
-        let result = match token {
+        let result = match token_result {
             Err(failure) => Err(failure),
             Ok(token) => {
-                let processing = async {
-                    let token = token.and_then(|token| HeaderValue::try_from(token).ok());
-                    let token = token.ok_or(Unauthenticated::MissingToken)?;
-                    request.headers_mut().insert(headers::TOKEN_HEADER, token);
+                let forward_request = async {
+                    let value = token.and_then(|token| HeaderValue::try_from(token).ok());
+                    let token_header = value.ok_or(Unauthenticated::MissingToken)?;
+                    request.headers_mut().insert(headers::TOKEN_HEADER, token_header);
                     proxy.forward_request(request, &mut log.summary).await
                 };
                 let max_bytes = limits.max_session_buffer;
-                let limits = ReadAheadLimits { max_bytes, share: &mut share, other_bytes: 0 };
+                let read_ahead = ReadAheadLimits { max_bytes, share: &mut share, other_bytes: 0 };
                 tokio::select! {
                     biased;
                     () = proxy.drain_expired.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),
-                    result = processing => result.map_err(AuthFailure::Refused),
-                    end = from_client.read_ahead(&mut client, limits) => Err(AuthFailure::SessionEnded(end)),
+                    result = forward_request => result.map_err(AuthFailure::Refused),
+                    end = from_client.read_ahead(&mut client, read_ahead) => Err(AuthFailure::SessionEnded(end)),
                 }
             }
         };
@@ -114,7 +114,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     }
 }
 
-/// Why authentication by the first message does not lead to a session.
+/// The reason why authentication by the first message does not lead to a session.
 enum AuthFailure {
     /// The request is refused.
     Refused(ProxyError),

@@ -36,7 +36,8 @@ pub(super) struct UpstreamToClient {
     text: Option<Vec<u8>>,
     /// The end of the forwarded part of the current message, if a key may start in it.
     partial_key: Vec<u8>,
-    /// Whether an unknown error was received. The following close frame decides whether it is a refusal.
+    /// Whether an unknown error was received. The following close frame decides whether the error is a
+    /// refusal.
     has_unknown_error: bool,
     /// Whether the provider has sent a close frame.
     pub(super) has_closed: bool,
@@ -101,7 +102,7 @@ impl UpstreamToClient {
         self.open(output);
     }
 
-    /// Resets the state for another upstream connection, and drops the held frames.
+    /// Resets the state for a new upstream connection, and drops the held frames.
     pub(super) fn reset(&mut self) {
         self.held = BytesMut::new();
         (self.frame, self.is_in_message, self.has_closed) = (None, false, false);
@@ -170,7 +171,7 @@ impl UpstreamToClient {
             }
             self.emit(frame.header.opcode, &chunk, output);
             let remaining = frame.remaining - length as u64;
-            let event = match remaining {
+            let frame_event = match remaining {
                 0 if frame.header.is_final && !is_control => self.classify_message(),
                 0 => None,
                 _ => {
@@ -179,7 +180,7 @@ impl UpstreamToClient {
                 }
             };
             let is_useful = self.is_too_long_for_refusal(!is_control && remaining > 0);
-            let event = match event {
+            let event = match frame_event {
                 None | Some(UpstreamEvent::Message(MessageKind::KeepAlive | MessageKind::UnknownError))
                     if is_useful =>
                 {
@@ -195,9 +196,9 @@ impl UpstreamToClient {
 
     fn read_frame_header(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Option<UpstreamFrame> {
         let (header, length) = frame::parse_header(input)?;
-        let raw = input.split_to(length);
+        let header_bytes = input.split_to(length);
         if !header.opcode.is_control() || header.length > MAX_CONTROL_PAYLOAD {
-            self.emit(header.opcode, &raw, output);
+            self.emit(header.opcode, &header_bytes, output);
         }
         if !header.opcode.is_control() {
             self.is_in_message = !header.is_final;
@@ -243,9 +244,9 @@ impl UpstreamToClient {
         output: &mut BytesMut,
     ) -> UpstreamEvent {
         if let Some(redactor) = &self.redactor {
-            let open = redactor.mask_keys(&mut payload);
-            let from = payload.len() - open;
-            redactor.mask_partial_key(&mut payload[from..]);
+            let partial_length = redactor.mask_keys(&mut payload);
+            let partial_start = payload.len() - partial_length;
+            redactor.mask_partial_key(&mut payload[partial_start..]);
         }
         self.has_closed = true;
         let (code, reason) = frame::parse_close(&payload);
@@ -279,35 +280,35 @@ impl UpstreamToClient {
         if header.reserved != 0 || header.mask.is_some() {
             return available;
         }
-        let mut before = Vec::new();
+        let mut preceding = Vec::new();
         if !header.opcode.is_control() {
-            std::mem::swap(&mut before, &mut self.partial_key);
+            std::mem::swap(&mut preceding, &mut self.partial_key);
         }
         let chunk = &mut input[..available];
-        let open = if before.is_empty() {
+        let partial_length = if preceding.is_empty() {
             redactor.mask_keys(chunk)
         } else {
-            let mut text = [&before, &*chunk].concat();
-            let open = redactor.mask_keys(&mut text);
-            chunk.copy_from_slice(text.get(before.len()..).unwrap_or_default());
-            open
+            let mut joined = [&preceding, &*chunk].concat();
+            let partial_length = redactor.mask_keys(&mut joined);
+            chunk.copy_from_slice(joined.get(preceding.len()..).unwrap_or_default());
+            partial_length
         };
         // The possible start of a key consists of a part in this chunk, and a part that was already
         // forwarded.
-        let (in_chunk, forwarded) = (open.min(available), open.saturating_sub(available));
-        let mut end = before.split_off(before.len() - forwarded);
+        let (in_chunk, forwarded) = (partial_length.min(available), partial_length.saturating_sub(available));
+        let mut partial_key = preceding.split_off(preceding.len() - forwarded);
         if !is_whole {
             if !header.opcode.is_control() {
-                self.partial_key = end;
+                self.partial_key = partial_key;
             }
             return available - in_chunk;
         }
-        end.extend_from_slice(chunk.get(available - in_chunk..).unwrap_or_default());
-        let mut redacted = end.clone();
+        partial_key.extend_from_slice(chunk.get(available - in_chunk..).unwrap_or_default());
+        let mut redacted = partial_key.clone();
         redactor.mask_partial_key(&mut redacted);
         chunk[available - in_chunk..].copy_from_slice(&redacted[forwarded..]);
         if !header.opcode.is_control() && !header.is_final {
-            self.partial_key = end;
+            self.partial_key = partial_key;
         }
         available
     }
@@ -343,7 +344,7 @@ impl UpstreamToClient {
     }
 }
 
-/// Whether a message may be a refusal. Every refusal contains this word, and few other messages do.
+/// Whether a message may be a refusal. Every refusal contains the word `error`, and few other messages do.
 fn may_refuse(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"error").is_some()
 }

@@ -1,4 +1,4 @@
-//! A batch of entries of the usage queue, which is what the writer of the usage store takes from it.
+//! The batch of queue entries that the writer of the usage store takes at a time.
 
 use super::record::{AttemptRecord, OwnershipUpdate};
 

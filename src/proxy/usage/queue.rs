@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use super::batch::UsageBatch;
 use super::record::{AttemptRecord, OwnershipUpdate};
 
-/// The number of records that are queued, or taken by the writer and not written yet. Clones share it.
+/// The number of records that are queued, or taken by the writer and not written yet. Clones share the
+/// counts.
 #[derive(Clone, Debug, Default)]
 pub struct QueueDepth(Arc<Counts>);
 
@@ -40,7 +41,7 @@ impl QueueDepth {
         self.0.queued.load(Ordering::SeqCst)
     }
 
-    /// Counts `entries` as added to the queue, and returns its new length.
+    /// Counts `entries` as added to the queue, and returns the new length of the queue.
     pub fn record_sent(&self, entries: u64) -> u64 {
         self.0.queued.fetch_add(entries, Ordering::SeqCst) + entries
     }
@@ -59,7 +60,7 @@ impl QueueDepth {
     }
 }
 
-/// Number of batches that are filled in parallel. Up to this number, threads do not contend.
+/// Number of batches that are filled in parallel. Up to this number of threads do not contend.
 const SHARDS: usize = 16;
 
 /// A batch that threads fill, aligned to its own cache line to avoid false sharing.
@@ -84,8 +85,8 @@ fn shard_index() -> usize {
     INDEX.try_with(|index| *index).unwrap_or(0)
 }
 
-/// The value of `wake_threshold` while the writer is working. It needs no wakeup then, because it checks the
-/// queue before it waits.
+/// The value of `wake_threshold` while the writer is working. The writer then needs no wakeup, because it
+/// checks the queue before it waits.
 const NEVER: u64 = u64::MAX;
 
 /// The state that the senders and the writer share.
@@ -138,12 +139,12 @@ impl Drop for Senders {
 pub struct UsageSink(Arc<Senders>);
 
 /// The right to add one entry to the queue. It is acquired before a request is sent, so that a charged
-/// attempt can always be recorded. It uses no capacity until it is used: the queue bounds only the records
-/// that wait to be written, because `server.max_requests` bounds the requests in progress.
+/// attempt can always be recorded. A permit needs no capacity until the entry is added: the queue bounds only
+/// the records that wait to be written, because `server.max_requests` bounds the requests in progress.
 #[derive(Debug)]
 pub struct UsagePermit(UsageSink);
 
-/// The queue remained full, or its receiving half was dropped.
+/// The error for a queue that remained full, or whose receiving half was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue of usage records is full")]
 pub struct QueueFull;
@@ -224,12 +225,12 @@ impl UsageSink {
     }
 
     /// Adds one entry to the batch of this thread.
-    fn send(&self, add: impl FnOnce(&mut UsageBatch)) {
+    fn send(&self, add_entry: impl FnOnce(&mut UsageBatch)) {
         let state = self.state();
         let queued = {
             let mut batch = state.shards[shard_index()].lock();
             batch.entries += 1;
-            add(&mut batch);
+            add_entry(&mut batch);
             // The entry is counted under the lock, so that the writer never takes an uncounted entry. If the
             // receiving half was dropped, the entry remains in the queue and counts as lost at the end.
             state.depth.record_sent(1)
@@ -305,8 +306,8 @@ impl UsageQueue {
         let records: usize = batches.iter().map(|batch| batch.attempts.len()).sum();
         // The locks are released, so senders do not wait for these copies.
         batches.into_iter().for_each(|batch| taken.append(batch));
-        let before = state.depth.record_taken(entries, records as u64);
-        if before >= state.max_entries {
+        let former_length = state.depth.record_taken(entries, records as u64);
+        if former_length >= state.max_entries {
             state.capacity_available.notify_waiters();
         }
         are_keys_changed
@@ -324,8 +325,8 @@ impl UsageQueue {
         self.0.is_ended.load(Ordering::SeqCst)
     }
 
-    /// Waits until the queue contains a batch or all senders were dropped. May also return early. Fewer
-    /// entries than a batch do not wake the writer.
+    /// Waits until the queue contains a batch or all senders were dropped. The future may also complete
+    /// early. Fewer entries than a batch do not wake the writer.
     ///
     /// # Cancel safety
     ///

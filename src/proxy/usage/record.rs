@@ -29,8 +29,8 @@ impl OwnershipUpdate {
     #[must_use]
     pub fn identifier(&self) -> &Identifier {
         match self {
-            Self::Recorded(owner) => &owner.identifier,
-            Self::Removed(named) => named,
+            Self::Recorded(entry) => &entry.identifier,
+            Self::Removed(identifier) => identifier,
         }
     }
 }
@@ -44,7 +44,7 @@ pub struct AttemptRecord {
     pub request_id: Arc<str>,
     /// Number of the attempt within the request, from 1.
     pub number: u32,
-    /// When the attempt started.
+    /// The time at which the attempt started.
     pub started_at: UnixMs,
     /// Name of the client that sent the request.
     pub client: ClientName,
@@ -64,15 +64,15 @@ pub struct AttemptRecord {
     pub response_bytes: u64,
     /// The provider's model ID, if the request named a model and was served.
     pub model: Option<Arc<str>>,
-    /// Characters of text to speak, if the request was served and they could be counted.
+    /// Characters of text to speak, if the request was served and the characters could be counted.
     pub characters: Option<u64>,
     /// Duration of the audio that was sent for transcription in a WebSocket session.
     pub audio: Option<Duration>,
     /// Credits reserved in the workspace before the request was sent.
     pub credits_reserved: Option<u64>,
-    /// Credits charged by the provider, or their estimate; 0 if unknown.
+    /// Credits charged by the provider, or their estimate, or 0 if both are unknown.
     pub credits: u64,
-    /// Where `credits` comes from.
+    /// The source of `credits`.
     pub credits_from: CreditSource,
     /// The charge of the attempt to the client's quota.
     pub quota: QuotaCharge,
@@ -134,7 +134,7 @@ impl QuotaCharge {
 pub enum CreditSource {
     /// The provider reported the credits.
     Reported,
-    /// The provider did not report the credits; they are the estimate that was reserved.
+    /// The provider did not report the credits. The value is the estimate that was reserved.
     Estimate,
     /// The attempt cost nothing.
     Free,

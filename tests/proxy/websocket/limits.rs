@@ -77,7 +77,7 @@ async fn a_session_that_waits_at_the_drain_timeout_receives_a_close_frame() {
     let _open_response = busy_proxy.request_speech(200).await;
     let mut waiting = open_session(&busy_proxy, STREAM_INPUT).await;
     waiting.send_json(&json!({"text": "Hello. ", "flush": true})).await;
-    wait_until(|| busy_proxy.app.waiting() == 1).await;
+    wait_until(|| busy_proxy.app.queued_requests() == 1).await;
     for (proxy, mut session, code) in
         [(unauthenticated_proxy, unauthenticated, 1008), (busy_proxy, waiting, 1012)]
     {

@@ -59,6 +59,8 @@ const FINAL_CONTINUATION: u8 = 0x80;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
+/// The first of the three reserved bits.
+const RESERVED_BIT: u8 = 0x40;
 
 #[test]
 fn allowed_frames_are_accepted() {
@@ -72,9 +74,9 @@ fn allowed_frames_are_accepted() {
 #[test]
 fn a_forbidden_frame_is_reported_by_its_violation() {
     for (stream, violation) in [
-        (vec![frame(0xc1, b"x")], Violation::ReservedBits),
-        (vec![frame(0xa1, b"x")], Violation::ReservedBits),
-        (vec![frame(0x91, b"x")], Violation::ReservedBits),
+        (vec![frame(TEXT | RESERVED_BIT, b"x")], Violation::ReservedBits),
+        (vec![frame(TEXT | RESERVED_BIT >> 1, b"x")], Violation::ReservedBits),
+        (vec![frame(TEXT | RESERVED_BIT >> 2, b"x")], Violation::ReservedBits),
         (vec![frame(0xc9, b"x")], Violation::ReservedBits),
         (vec![frame(0x83, b"x")], Violation::ReservedOpcode),
         (vec![frame(0x8b, b"x")], Violation::ReservedOpcode),
@@ -122,7 +124,7 @@ fn only_close_codes_that_may_be_sent_are_accepted() {
 #[test]
 fn bytes_after_a_close_are_dropped() {
     let close = frame(CLOSE, b"\x03\xe8bye");
-    let stream = [close.clone(), frame(TEXT, b"more"), frame(0xf3, b"junk")].concat();
+    let stream = [close.clone(), frame(TEXT, b"more"), frame(PING | RESERVED_BIT, b"junk")].concat();
     let closed = ValidationResult { valid_length: close.len(), end: Some(StreamEnd::Closed { code: 1000 }) };
     for size in [1, 3, close.len(), stream.len()] {
         assert_eq!(validate(Sender::Client, &stream, &vec![size; stream.len()]), closed);
@@ -131,7 +133,8 @@ fn bytes_after_a_close_are_dropped() {
 
 #[test]
 fn an_invalid_close_of_the_server_is_not_a_violation() {
-    let close = [0x88, 3, 0x03, 0xf0, 0xff];
+    // The code is 1008, and the reason is not UTF-8.
+    let close = [CLOSE, 3, 0x03, 0xf0, 0xff];
     let closed = Some(StreamEnd::Closed { code: 1008 });
     assert_eq!(validate(Sender::Server, &close, &[]).end, closed);
 }
@@ -139,7 +142,7 @@ fn an_invalid_close_of_the_server_is_not_a_violation() {
 #[test]
 fn bytes_before_a_violation_are_valid() {
     let valid = frame(TEXT, b"good");
-    let stream = [valid.clone(), frame(0xc1, b"bad")].concat();
+    let stream = [valid.clone(), frame(TEXT | RESERVED_BIT, b"bad")].concat();
     let result = validate(Sender::Client, &stream, &[]);
     assert_eq!(
         result,

@@ -1,5 +1,5 @@
-//! Any chunking, any bounds, any number of attempts given up at any moment: what the last attempt
-//! sends is what the client sent.
+//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. The
+//! last attempt must send the bytes of the client.
 
 #![no_main]
 
@@ -70,7 +70,7 @@ fuzz_target!(|case: Case| {
                 return;
             }
         }
-        let arrived = replay.start_attempt().collect().await.expect("it is whole").to_bytes();
+        let arrived = replay.start_attempt().collect().await.expect("the body is complete").to_bytes();
         assert_eq!(arrived, sent);
         drop(replay);
         assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));

@@ -1,0 +1,325 @@
+//! The processor time that usage records add to a request, in the writer thread and on the request path.
+//!
+//! Starts the simulator and two proxies, one with a database file and one with `--ephemeral`. Sends requests
+//! through them in turns at a fixed rate, and reads the processor time of the proxy and of its thread
+//! `usage-store` from /proc. The cost on the request path is measured separately.
+//!
+//! ```text
+//! cargo bench --bench usage_records
+//! ```
+//!
+//! The variables are `BENCH_RATE` (requests per second), `BENCH_SECONDS` (of a round), `BENCH_ROUNDS` and
+//! `BENCH_INTERVAL_MS` (`storage.commit_interval`).
+//! Linux only.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
+)]
+
+mod harness;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use keychoir::elevenlabs::endpoint::Route;
+use keychoir::policy::client::ClientName;
+use keychoir::policy::outcome::Outcome;
+use keychoir::policy::strategy::Strategy;
+use keychoir::policy::units::UnixMs;
+use keychoir::pool::{self, Pool};
+use keychoir::proxy::{AttemptRecord, CreditSource, QueueDepth, QuotaCharge, UsageBatch, UsageSink};
+use keychoir::secret::ApiKey;
+use keychoir::tasks::Tasks;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use harness::{
+    RunningProgram, env_number, format_median_and_range, keychoir_command, median, start_proxy,
+    start_simulator,
+};
+
+const CONNECTIONS: u32 = 48;
+const KEYS: usize = 3;
+/// The minimum ratio of the measured to the requested rate. A round below it is reported.
+const MIN_DRIVEN_RATIO: f64 = 0.97;
+
+/// The settings of a pool that receives no requests.
+const IDLE_POOL_SETTINGS: pool::Settings = pool::Settings {
+    strategy: Strategy::DEFAULT,
+    queue_timeout: Duration::ZERO,
+    max_queued: 0,
+    near_limit_ratio: 0.8,
+    rate_limited_cooldown: Duration::ZERO,
+    concurrency_cooldown: Duration::ZERO,
+    exhausted_cooldown: Duration::ZERO,
+    billing_cooldown: Duration::ZERO,
+    invalid_confirm_cooldown: Duration::ZERO,
+    invalid_cooldown: Duration::ZERO,
+    permission_cooldown: Duration::ZERO,
+    feature_cooldown: Duration::ZERO,
+    endpoint_cooldown: Duration::ZERO,
+    unproven_cooldown: Duration::ZERO,
+    max_retry_after: Duration::ZERO,
+    probe_after: Duration::ZERO,
+    quota_lag: Duration::ZERO,
+};
+
+fn main() {
+    let rate = env_number("BENCH_RATE", 3_000);
+    let seconds = env_number("BENCH_SECONDS", 8);
+    let rounds = env_number("BENCH_ROUNDS", 7);
+    let interval_ms = env_number("BENCH_INTERVAL_MS", 500);
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let keys: Vec<String> = (0..KEYS).map(|key| format!("sk_bench_key_number_{key}")).collect();
+    let simulator = start_simulator(&keys);
+    let start_proxy_with = |arguments: &[&str]| {
+        start_proxy(
+            keychoir_command("serve")
+                .args(arguments)
+                .env("ELEVENLABS_API_KEYS", keys.join(","))
+                .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
+                .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+                .env("KEYCHOIR_STORAGE__COMMIT_INTERVAL", format!("{interval_ms}ms")),
+        )
+    };
+    let proxies = [("file", start_proxy_with(&[])), ("ephemeral", start_proxy_with(&["--ephemeral"]))];
+
+    println!(
+        "{rate} requests/s over {CONNECTIONS} connections, {rounds} rounds of {seconds} s each in turns;"
+    );
+    println!("processor time of the proxy in µs a request: median (lowest to highest)");
+    let request_path_cost = request_path_micros();
+    println!("on the request path (permit, record, queue): {request_path_cost:.2}");
+    println!(
+        "{:<8}{:<11}{:>9}{:>24}{:>24}{:>9}{:>9}{:>9}",
+        "request",
+        "records in",
+        "driven/s",
+        "all threads",
+        "thread `usage-store`",
+        "share",
+        "wakes/s",
+        "p99 ms"
+    );
+    for (name, request) in [("GET", get()), ("TTS", speech())] {
+        // The first requests open connections and files.
+        for (_, proxy) in &proxies {
+            let _ = drive(proxy, &request, rate, 1);
+        }
+        let mut measured = [const { Vec::new() }; 2];
+        for _ in 0..rounds {
+            for ((_, proxy), rounds) in proxies.iter().zip(&mut measured) {
+                rounds.push(drive(proxy, &request, rate, seconds));
+            }
+        }
+        for ((storage, _), rounds) in proxies.iter().zip(&measured) {
+            report(name, storage, rounds, request_path_cost);
+        }
+        let [file, memory] = measured.map(|rounds| median(rounds.iter().map(|round| round.all_threads)));
+        println!("{name:<8}file / ephemeral, all threads: {:.3}", file / memory);
+    }
+    println!("`share`: the cost of usage records, relative to all other costs of a request");
+}
+
+fn report(request: &str, storage: &str, rounds: &[Round], request_path_cost: f64) {
+    let median_of = |field: &dyn Fn(&Round) -> f64| median(rounds.iter().map(field));
+    let range_of = |field: fn(&Round) -> f64| format_median_and_range(rounds.iter().map(field), 1);
+    println!(
+        "{request:<8}{storage:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
+        median_of(&|round| round.driven),
+        range_of(|round| round.all_threads),
+        range_of(|round| round.writer_thread),
+        median_of(&|round| (round.writer_thread + request_path_cost)
+            / (round.all_threads - round.writer_thread - request_path_cost)
+            * 100.0),
+        median_of(&|round| round.wakes),
+        median_of(&|round| round.p99_ms),
+    );
+    if rounds.iter().any(|round| !round.is_on_time) {
+        println!("        not every round reached the rate: set a lower BENCH_RATE");
+    }
+}
+
+/// Measures the recording of a request on its path, in µs: acquiring a permit, creating the record and queueing
+/// it. The writer thread is measured separately.
+fn request_path_micros() -> f64 {
+    const RECORDS: usize = 100;
+    const ROUNDS: usize = 2_000;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (sink, mut queue) = UsageSink::new(1_000, 512, QueueDepth::default());
+    let key = ApiKey::new("sk_bench_key_number_0").unwrap();
+    let roster = Pool::new(vec![key.into()], IDLE_POOL_SETTINGS).roster();
+    let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
+    let route = Route::parse("/v1/models");
+    let client = ClientName::new("local");
+    let mut elapsed = Duration::ZERO;
+    runtime.block_on(async {
+        for _ in 0..ROUNDS {
+            let started_at = Instant::now();
+            for _ in 0..RECORDS {
+                let permit = sink.acquire_permit().await.unwrap();
+                let started_at = UnixMs(1_796_000_000_000);
+                permit.write(AttemptRecord {
+                    id: AttemptRecord::new_id(started_at),
+                    request_id: Arc::clone(&request_id),
+                    number: 1,
+                    started_at,
+                    client: client.clone(),
+                    key: Some(Arc::clone(&roster.keys()[0])),
+                    method: Method::GET,
+                    route,
+                    status: Some(200),
+                    outcome: Outcome::Served,
+                    request_bytes: 0,
+                    response_bytes: 2,
+                    model: None,
+                    characters: None,
+                    audio: None,
+                    credits_reserved: None,
+                    credits: 0,
+                    credits_from: CreditSource::Free,
+                    quota: QuotaCharge::default(),
+                    first_byte: Some(Duration::from_millis(1)),
+                    total: Duration::from_millis(1),
+                    is_price: false,
+                });
+            }
+            elapsed += started_at.elapsed();
+            let mut batch = UsageBatch::default();
+            queue.take(&mut batch);
+            assert_eq!(batch.attempts.len(), RECORDS);
+        }
+    });
+    elapsed.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
+}
+
+/// Returns a request to which the simulator sends a response of two bytes.
+fn get() -> Vec<u8> {
+    b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
+}
+
+/// Returns a speech request with a body of 200 bytes. Its text is short, because the response would otherwise be
+/// most of the work.
+fn speech() -> Vec<u8> {
+    let json = r#"{"text":"Hi","model_id":"eleven_flash_v2_5","voice_settings":{}"#;
+    let body = format!("{json}{}}}", " ".repeat(199 - json.len()));
+    let path = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_22050_32";
+    let head = "host: localhost\r\ncontent-type: application/json";
+    format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// The results of a round. Times are in µs per request.
+struct Round {
+    driven: f64,
+    is_on_time: bool,
+    all_threads: f64,
+    writer_thread: f64,
+    /// The number of times per second that the writer thread went to sleep.
+    wakes: f64,
+    p99_ms: f64,
+}
+
+/// Sends each request at its scheduled time, and waits until all are recorded.
+fn drive(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Round {
+    proxy.wait_until_records_are_written();
+    let before = ProcessorTime::read(proxy);
+    let started_at = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (tasks, each) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
+    let interval = Duration::from_secs_f64(f64::from(CONNECTIONS) / f64::from(rate));
+    let mut durations = runtime.block_on(async {
+        let clients: Vec<_> = (0..CONNECTIONS)
+            .map(|client| {
+                let first_at = started_at + interval / CONNECTIONS * client;
+                tasks.spawn(send_requests(proxy.address, request.to_vec(), first_at, interval, each))
+            })
+            .collect();
+        let mut durations = Vec::new();
+        for client in clients {
+            durations.extend(client.await.unwrap());
+        }
+        durations
+    });
+    let elapsed = started_at.elapsed().as_secs_f64();
+    proxy.wait_until_records_are_written();
+    let after = ProcessorTime::read(proxy);
+    durations.sort();
+    let count = durations.len() as f64;
+    let micros = |seconds: f64| seconds * 1e6 / count;
+    Round {
+        driven: count / elapsed,
+        is_on_time: count / elapsed >= MIN_DRIVEN_RATIO * f64::from(rate),
+        all_threads: micros(after.all_threads - before.all_threads),
+        writer_thread: micros(after.writer_thread - before.writer_thread),
+        wakes: (after.sleeps - before.sleeps) / elapsed,
+        p99_ms: durations[durations.len() * 99 / 100].as_secs_f64() * 1e3,
+    }
+}
+
+/// Sends the requests of one connection. Returns the duration of each. A late request is sent immediately.
+async fn send_requests(
+    address: SocketAddr,
+    request: Vec<u8>,
+    first_at: Instant,
+    interval: Duration,
+    count: u32,
+) -> Vec<Duration> {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut durations, mut buffer) = (Vec::new(), Vec::with_capacity(64 * 1024));
+    for number in 0..count {
+        tokio::time::sleep_until((first_at + interval * number).into()).await;
+        let sent_at = Instant::now();
+        stream.write_all(&request).await.unwrap();
+        buffer.clear();
+        while !is_complete(&buffer) {
+            assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "the connection was closed");
+        }
+        durations.push(sent_at.elapsed());
+    }
+    durations
+}
+
+/// Whether the response is complete. Panics if it is not a success.
+fn is_complete(response: &[u8]) -> bool {
+    let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = std::str::from_utf8(&response[..end]).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    match head.split("content-length: ").nth(1) {
+        Some(value) => response.len() == end + 4 + value.lines().next().unwrap().parse::<usize>().unwrap(),
+        None => response.ends_with(b"\r\n0\r\n\r\n"),
+    }
+}
+
+/// The processor time since the start of the program, in seconds.
+struct ProcessorTime {
+    all_threads: f64,
+    writer_thread: f64,
+    sleeps: f64,
+}
+
+impl ProcessorTime {
+    fn read(proxy: &RunningProgram) -> Self {
+        let writer_thread = fs::read_dir(format!("{}/task", proxy.proc_folder()))
+            .unwrap()
+            .map(|task| task.unwrap().path())
+            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "usage-store"))
+            .expect("the usage store has a thread");
+        // `schedstat` is in nanoseconds, while the time of the process is in ticks.
+        let schedule = fs::read_to_string(writer_thread.join("schedstat")).unwrap();
+        let status = fs::read_to_string(writer_thread.join("status")).unwrap();
+        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        Self {
+            all_threads: proxy.processor_seconds(),
+            writer_thread: schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9,
+            sleeps: sleeps.unwrap().trim().parse().unwrap(),
+        }
+    }
+}
