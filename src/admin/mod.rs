@@ -3,6 +3,7 @@
 
 pub mod control;
 
+mod api;
 mod details;
 mod health;
 mod metrics;
@@ -11,6 +12,7 @@ mod usage;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
@@ -23,14 +25,16 @@ use control::ControlSender;
 use crate::mirror;
 use crate::policy::client::{Client, Unauthenticated, authenticate};
 use crate::policy::units::UnixMs;
+use crate::poller::KeyChecker;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
 use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
-use crate::upstream::ReachabilityCell;
+use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
+pub use api::AuthFailureTable;
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;
@@ -63,6 +67,14 @@ pub struct Admin {
     pub admin_token: Option<AdminTokenFingerprint>,
     /// Which of the pages may be read without a token.
     pub public_pages: PublicPages,
+    /// Reads stored records.
+    pub history: store::History,
+    /// Checks keys at the provider.
+    pub key_checker: KeyChecker<TcpTlsConnector>,
+    /// The settings in force. A reload replaces them.
+    pub settings: SharedSettings,
+    /// Wrong admin tokens, by address.
+    pub auth_failures: AuthFailureTable,
 }
 
 /// The pages that may be read without a token on every address.
@@ -73,6 +85,20 @@ pub struct PublicPages {
     /// The metrics.
     pub metrics: bool,
 }
+
+/// A setting, for operators. Secrets are masked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SettingInForce {
+    /// `section.name`, as in the configuration file.
+    pub name: &'static str,
+    /// The value in TOML notation.
+    pub value: String,
+    /// The flag, the variable, or the file with line and column that sets it; `default` if none does.
+    pub source: String,
+}
+
+/// The settings in force, shared with the task that reloads them.
+pub type SharedSettings = Arc<ArcSwap<Vec<SettingInForce>>>;
 
 const FRONT_PAGE: &str = include_str!("front_page.html");
 
@@ -113,9 +139,13 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return Some(refusal);
         }
-        // If clients have tokens, these pages require one.
-        let needs_client = ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
-        if needs_client {
+        // If clients have tokens, these pages require one, or the admin token.
+        let needs_token = match uri.path() {
+            "/api/elevenlabs-status" | "/api/keychoir-keys" => !self.public_pages.status,
+            "/metrics" => !self.public_pages.metrics,
+            _ => false,
+        };
+        if needs_token && !self.has_admin_token(headers) {
             let refusal = match self.authenticate_client(uri, headers, now) {
                 // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,

@@ -8,10 +8,12 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
-use crate::admin::PublicPages;
 use crate::admin::control::ControlSender;
+use crate::admin::{PublicPages, SettingInForce};
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ServerConfig, TlsMode};
+use crate::config::{
+    BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ServerConfig, SettingValue, TlsMode,
+};
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::policy::client::{AnonymousAccess, Client, ClientName, ClientTokens, Clients, IssuedToken};
@@ -65,6 +67,10 @@ pub struct AppConfig {
     pub admin_token: Option<AdminTokenFingerprint>,
     /// Which pages may be read without a token.
     pub public_pages: PublicPages,
+    /// Maximum time of a key check.
+    pub key_check_timeout: Duration,
+    /// The settings with their sources, for operators.
+    pub setting_values: Vec<SettingInForce>,
 }
 
 impl AppConfig {
@@ -76,6 +82,10 @@ impl AppConfig {
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
+        let setting_values = config.setting_values().into_iter();
+        let setting_values = setting_values
+            .map(|SettingValue { name, value, source }| SettingInForce { name, value, source })
+            .collect();
         let Config {
             server,
             upstream,
@@ -250,6 +260,8 @@ impl AppConfig {
                 status: admin.is_public("status"),
                 metrics: admin.is_public("metrics"),
             },
+            key_check_timeout: quota_polling.timeout,
+            setting_values,
         })
     }
 }

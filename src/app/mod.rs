@@ -18,17 +18,19 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, DrainFlag};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
 use crate::clock;
 use crate::mirror;
 use crate::policy::client::Clients;
-use crate::poller::{self as quotas, ConversationPoller, QuotaPoller};
+use crate::policy::key_state::Pause;
+use crate::poller::{self as quotas, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
+use crate::secret::Fingerprint;
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{self, OpenError, Store};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::RequestMetrics;
+use crate::telemetry::{RequestMetrics, log_transitions};
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, TlsError, Upstream};
 
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
@@ -89,6 +91,7 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
+    setting_values: SharedSettings,
     polling_settings: Option<watch::Sender<quotas::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -167,6 +170,9 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
     let mirror_health = mirroring.as_ref().map(|mirroring| mirroring.health.clone());
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(settings.server.max_connections));
+    let setting_values = Arc::new(ArcSwap::from_pointee(settings.setting_values));
+    let key_checker =
+        KeyChecker::new(Arc::clone(&pool), upstream.clone(), store.clone(), settings.key_check_timeout);
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -180,6 +186,10 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         control: settings.control,
         admin_token: settings.admin_token,
         public_pages: settings.public_pages,
+        history: writing.history.clone(),
+        key_checker,
+        settings: Arc::clone(&setting_values),
+        auth_failures: AuthFailureTable::default(),
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -232,6 +242,7 @@ pub fn start(settings: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp
         reachability,
         pool,
         config,
+        setting_values,
         polling_settings,
         polling_rounds,
         certificates,
@@ -283,6 +294,18 @@ impl RunningApp {
         names
     }
 
+    /// Reads stored records, and records changes.
+    #[must_use]
+    pub fn history(&self) -> store::History {
+        self.writing.history.clone()
+    }
+
+    /// Starts, changes or ends an operator's pause of a key at once. Returns whether the pool has the key.
+    pub fn set_pause(&self, fingerprint: Fingerprint, pause: Option<Pause>) -> bool {
+        let transitions = self.pool.set_pause(fingerprint, pause, clock::now());
+        transitions.as_deref().map(log_transitions).is_some()
+    }
+
     /// A snapshot of the keys and their state.
     #[must_use]
     pub fn keys(&self) -> Vec<KeySnapshot> {
@@ -329,7 +352,8 @@ impl RunningApp {
         let previous = self.config.load();
         let buffers = settings.proxy.buffers.with_counters_of(&previous.limits.buffers);
         let limits = Limits { buffers, ..settings.proxy };
-        let AppConfig { clients, access_rules, base_path, .. } = settings;
+        let AppConfig { clients, access_rules, base_path, setting_values, .. } = settings;
+        self.setting_values.store(Arc::new(setting_values));
         let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let reloaded = self.pool.reload(settings.keys, settings.pool);

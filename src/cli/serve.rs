@@ -4,6 +4,7 @@
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -23,9 +24,10 @@ use crate::app::{
 };
 use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
 use crate::control::{
-    ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error,
+    ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error, record_in,
 };
 use crate::policy::files::{self, RequestedLimits};
+use crate::store::History;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
@@ -68,10 +70,11 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
     let reloader = ConfigReloader::new(Some(level), &loaded);
-    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
+    let history = Arc::new(OnceLock::new());
+    let controller = Controller::new(overrides, reloader, generation, record_in(Arc::clone(&history)));
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, controller, (sender, requests)) => result,
+            result = serve(loaded, sockets, controller, (sender, requests), history) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -107,6 +110,7 @@ async fn serve(
     sockets: InheritedSockets,
     controller: Controller,
     (sender, requests): (ControlSender, Receiver<ControlRequest>),
+    history: Arc<OnceLock<History>>,
 ) -> CommandResult {
     let files = describe_files(&loaded);
     let LoadedConfig { mut config, warnings, .. } = loaded;
@@ -137,6 +141,8 @@ async fn serve(
         .map_err(StartError::from)
         .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
+    // Set once, because the program starts once.
+    let _ = history.set(app.history());
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }

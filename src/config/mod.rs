@@ -11,6 +11,7 @@ mod document;
 mod list_items;
 mod old_names;
 mod setting;
+mod setting_values;
 mod socket_base;
 mod value;
 mod variables;
@@ -44,6 +45,7 @@ mod source;
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use access::AccessConfig;
@@ -64,6 +66,7 @@ pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
     UpstreamConfig, WebsocketConfig,
 };
+pub use setting_values::SettingValue;
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsConfig, TlsMode};
 
@@ -199,6 +202,8 @@ pub struct Config {
     pub generation: u64,
     /// The digest of the admin token; `None` if there is none.
     pub admin_token: Option<AdminTokenFingerprint>,
+    /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
+    pub setting_sources: HashMap<&'static str, String>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
 }

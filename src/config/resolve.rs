@@ -114,6 +114,8 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_upstream();
     draft.check_loop();
     draft.config.supabase.find_target(sources, &draft.spans, &mut draft.report);
+    draft.config.setting_sources =
+        draft.spans.iter().map(|(path, span)| (*path, span.origin.to_string())).collect();
     for document in [&document, &overlay].into_iter().flatten() {
         draft.report.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }

@@ -8,6 +8,7 @@
 
 mod admin_token;
 mod edit;
+mod recorder;
 mod reload;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::ensure_admin_token;
+pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, Outcome};
@@ -36,9 +38,6 @@ use crate::config::{
     self, Config, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides, StateDirectory,
     StateLock,
 };
-
-/// Receives each change that was made, for the record of changes.
-pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) + Send>;
 
 /// The action of a reload in the record of changes.
 const RELOADED: &str = "reloaded";
@@ -159,11 +158,11 @@ impl Controller {
         let token = generate_token("kc_")
             .ok_or_else(|| ControlError::Invalid("the system provides no random numbers".to_owned()))?;
         let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
-        self.commit(edit, &lock, &directory, origin, app)
+        self.commit(edit, &lock, &directory, origin, app).await
     }
 
     /// Validates, saves, applies and records an edit of the overlay.
-    fn commit(
+    async fn commit(
         &mut self,
         edit: Edit,
         lock: &StateLock<'_>,
@@ -211,7 +210,7 @@ impl Controller {
                 path.display()
             ));
         }
-        self.record(origin, action, Some(target), &detail, generation);
+        self.record(origin, action, Some(target), &detail, generation).await;
         Ok(ChangeReceipt { generation, key_id, token, warnings })
     }
 
@@ -243,7 +242,7 @@ impl Controller {
             self.save_generation(&directory, generation).await;
         }
         if is_changed || actor != Actor::Reload {
-            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation);
+            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation).await;
         }
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
@@ -320,7 +319,7 @@ impl Controller {
         }
     }
 
-    fn record(
+    async fn record(
         &self,
         origin: ChangeOrigin,
         action: &'static str,
@@ -342,7 +341,8 @@ impl Controller {
             target,
             detail: detail.to_string(),
             generation,
-        });
+        })
+        .await;
     }
 
     /// Ends a change as a crash would, if the test wants it to end here.

@@ -181,6 +181,11 @@ impl Clients {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
     }
 
+    /// The clients that have a token.
+    pub fn with_token(&self) -> impl Iterator<Item = &Arc<Client>> {
+        self.by_token.values().flatten().map(|(client, _)| client)
+    }
+
     /// The names of the clients that have a token.
     pub fn names_with_token(&self) -> impl Iterator<Item = &ClientName> {
         self.with_token.iter().map(|client| &client.name)

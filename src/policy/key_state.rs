@@ -1,5 +1,5 @@
-//! The state of a key: usable, or in cooldown with a reason and an end. Also maps states to the four statuses
-//! of the status document.
+//! The state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also maps states
+//! to the four statuses of the status document.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub enum KeyStatus {
 impl KeyStatus {
     /// The identifier in the status document, in usage records and in the mirror.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Exhausted => "exhausted",
@@ -161,6 +161,13 @@ pub enum KeyState {
         /// The end, if it is known.
         until: Option<UnixMs>,
     },
+    /// An operator has paused the key.
+    Paused {
+        /// The end of the pause; `None` if only an operator ends it.
+        until: Option<UnixMs>,
+        /// The status that the key would have without the pause.
+        status: KeyStatus,
+    },
 }
 
 impl KeyState {
@@ -196,14 +203,23 @@ impl KeyState {
                     | CooldownReason::Invalid
                     | CooldownReason::WrongHost,
                 ..
-            } => false,
+            }
+            | Self::Paused { .. } => false,
         }
     }
 
-    /// The status in the status document.
+    /// Whether an operator has paused the key.
+    #[must_use]
+    pub fn is_paused(self) -> bool {
+        matches!(self, Self::Paused { .. })
+    }
+
+    /// The status in the status document, which has no status for a paused key: it reports the status that the
+    /// key would have without the pause.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
+            Self::Paused { status, .. } => status,
             Self::Usable => KeyStatus::Active,
             Self::CoolingDown { reason, .. } => reason.status(),
         }
@@ -240,6 +256,13 @@ pub enum StateChange {
     },
     /// The cooldown has ended.
     CooldownEnded,
+    /// An operator has paused the key.
+    Paused {
+        /// The end; `None` if only an operator ends the pause.
+        until: Option<UnixMs>,
+    },
+    /// The pause has ended.
+    Resumed,
     /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests do.
     Skipped {
         /// The remaining credits.
@@ -323,6 +346,20 @@ mod tests {
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Invalid, 1_500)),
         );
+    }
+
+    #[test]
+    fn a_pause_ends_at_its_time_or_never() {
+        let pause = |until| Pause { since: UnixMs(0), until, reason: None };
+        assert!(pause(Some(UnixMs(1_001))).is_active(NOW));
+        assert!(!pause(Some(NOW)).is_active(NOW));
+        assert!(pause(None).is_active(UnixMs(u64::MAX)));
+    }
+
+    #[test]
+    fn a_paused_key_keeps_its_status_and_serves_nothing() {
+        let paused = KeyState::Paused { until: None, status: KeyStatus::Exhausted };
+        assert_eq!((paused.status(), paused.can_serve()), (KeyStatus::Exhausted, false));
     }
 
     #[test]

@@ -145,6 +145,7 @@ pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> Resp
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
         | Unavailable::Invalid
+        | Unavailable::Paused { .. }
             if verdict.concern() == Concern::Key =>
         {
             ResponseSource::Proxy
@@ -154,7 +155,8 @@ pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> Resp
         | Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
-        | Unavailable::Invalid => ResponseSource::Upstream,
+        | Unavailable::Invalid
+        | Unavailable::Paused { .. } => ResponseSource::Upstream,
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod conversations;
+mod key_check;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::telemetry::{log_discrepancy, log_transitions};
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
 pub use conversations::ConversationPoller;
+pub use key_check::{CheckInProgress, CheckOutcome, KeyCheck, KeyChecker};
 
 /// The settings of the poller.
 #[derive(Clone, Debug)]

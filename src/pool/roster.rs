@@ -40,7 +40,7 @@ pub struct KeyEntry {
     pub weight: u32,
     /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
-    /// The pause that an operator ordered, if there is one.
+    /// The pause that an operator ordered, if there is one. It may have ended.
     pub pause: Option<Pause>,
     /// Where the key is configured.
     pub origin: KeyOrigin,
@@ -95,6 +95,7 @@ impl Roster {
             let before = self.find(entry.key.fingerprint());
             if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
                 unchanged.set_position(position);
+                unchanged.set_pause(entry.pause.clone());
                 keys.push(Arc::clone(unchanged));
                 continue;
             }

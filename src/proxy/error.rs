@@ -353,6 +353,14 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_pool_says_when_its_first_pause_ends() {
+        for (until, seconds) in [(None, "60"), (Some(NOW.plus(Duration::from_millis(1_500))), "2")] {
+            let response = ProxyError::Unavailable(Unavailable::Paused { until }).response("r", NOW);
+            assert_eq!(response.headers()["retry-after"], seconds);
+        }
+    }
+
+    #[test]
     fn an_exhausted_client_quota_names_its_reset() {
         let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
         let exceeded =
@@ -434,6 +442,7 @@ mod tests {
             (ProxyError::BuffersFull(BuffersFull), 503, "buffers_full"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
+            (ProxyError::Unavailable(Unavailable::Paused { until: None }), 503, "all_keys_paused"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),

@@ -17,6 +17,7 @@ mod write;
 mod transaction;
 
 mod attempts;
+mod changes;
 mod columns;
 mod evidence;
 mod outbox;
@@ -25,6 +26,8 @@ mod refusals;
 mod source;
 
 mod maintenance;
+
+mod history;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -43,7 +46,11 @@ use crate::proxy::{QueueDepth, UsageSink, UsageTotals};
 use crate::secret::ApiKey;
 use crate::tasks;
 
+pub use changes::StoredChange;
 use database::Database;
+pub use history::{
+    AttemptFilter, AttemptPage, History, HistoryDimension, HistoryError, StoredAttempt, UsageFilter, UsageRow,
+};
 use lock::{Lock, LockError};
 use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, check_location};
@@ -177,6 +184,8 @@ pub struct WriterHandle {
     pub health: Health,
     /// The outbox, if rows are mirrored. The database stays open until it is dropped.
     pub outbox: Option<Outbox>,
+    /// Reads stored records, and records changes.
+    pub history: History,
     all_written: oneshot::Receiver<()>,
     closed: oneshot::Receiver<()>,
 }
@@ -262,6 +271,16 @@ impl Store {
         self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| read(&database.connection))
     }
 
+    /// Records a change while no writer thread runs.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not open or cannot be written.
+    pub fn record_change(&self, change: &StoredChange) -> Result<(), HistoryError> {
+        let database = self.database.as_ref().map_err(|_| HistoryError::Unavailable)?;
+        changes::insert(&database.connection, change).map_err(|_| HistoryError::Unavailable)
+    }
+
     /// Starts the writer thread, which stores the records sent to the returned sink, and the state of the
     /// keys in `pool`.
     ///
@@ -280,16 +299,22 @@ impl Store {
         let (usage, queue) =
             UsageSink::new(settings.max_queued_records, early_commit_size, health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
+        let (history, history_commands) = History::new(&writer.location.location);
         let (outbox, commands) = Outbox::new();
         let outbox = (settings.mirror_scope != MirrorScope::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::spawn_thread("usage-store", move || {
-            let channels = WriterChannels { queue, commands, all_written: all_written_sender };
+            let channels = WriterChannels {
+                queue,
+                commands,
+                history: history_commands,
+                all_written: all_written_sender,
+            };
             runtime.block_on(writer.run(channels));
             // The receiver may have been dropped.
             let _ = closed_sender.send(());
         })?;
-        Ok((usage, WriterHandle { health, outbox, all_written, closed }))
+        Ok((usage, WriterHandle { health, outbox, history, all_written, closed }))
     }
 
     fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {

@@ -2,6 +2,7 @@
 
 mod attempts;
 mod faults;
+mod history;
 mod migration;
 mod old_names;
 mod outbox;
@@ -109,6 +110,11 @@ fn ownership_batch(owners: Vec<OwnershipUpdate>) -> UsageBatch {
 /// Writes the records in one transaction.
 fn write(database: &mut Database, records: &[AttemptRecord], mirror_scope: MirrorScope) {
     transaction::commit(database, &attempt_batch(records), &[], mirror_scope, NOW).unwrap();
+}
+
+/// A channel whose sender was dropped.
+fn no_history_commands() -> tokio::sync::mpsc::Receiver<crate::store::history::HistoryCommand> {
+    tokio::sync::mpsc::channel(1).1
 }
 
 fn open_database(location: &DatabaseLocation) -> Database {

@@ -32,6 +32,8 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Maximum `Retry-After` while all concurrency slots are in use. A slot may become free long before the next
 /// known event, such as a credit reset next month.
 const MAX_BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// `Retry-After` while all keys are paused until an operator resumes one.
+const PAUSED_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) fn error(
     http: StatusCode,
@@ -96,6 +98,10 @@ pub(super) fn owner_unavailable_response(
             );
             ("owner_busy", message)
         }
+        Unavailable::Paused { .. } => (
+            "owner_paused",
+            format!("{account} is paused by the operator of Keychoir, and no other account has it."),
+        ),
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => {
             ("owner_invalid", format!("{account} refuses all of its API keys that Keychoir has."))
         }
@@ -193,6 +199,15 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
                  {seconds} s."
             );
             too_many_requests("too_many_concurrent_requests", "all_keys_busy", message, seconds)
+        }
+        Unavailable::Paused { until } => {
+            let wait = until.map_or(PAUSED_RETRY_AFTER, |until| until.since(now));
+            let message =
+                "The operator of Keychoir has paused all ElevenLabs API keys that could serve this request.";
+            ErrorResponse {
+                retry_after_s: Some(whole_seconds(wait)),
+                ..error(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "all_keys_paused", message)
+            }
         }
         // If no key could be tried, the response is the same as if all keys were refused.
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => error(
