@@ -19,8 +19,8 @@ fn key(name: &str) -> ManagedKey {
 }
 
 fn time() -> impl Strategy<Value = UnixMs> {
-    // Up to the year 9999, which is the last one in the notation of the file.
-    (0..253_402_300_799_000_u64).prop_map(UnixMs)
+    // Up to the last day of the year 9999, where the calendar of the library ends.
+    (0..253_402_207_200_000_u64).prop_map(UnixMs)
 }
 
 prop_compose! {
