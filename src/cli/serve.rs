@@ -66,7 +66,7 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         ExitCode::from(EX_CONFIG)
     })?;
     delete_leftover_keys(&loaded.config);
-    generate_admin_token(&mut loaded.config);
+    generate_admin_token(&mut loaded);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
     let reloader = ConfigReloader::new(Some(level), &loaded);
@@ -90,12 +90,14 @@ fn line_format(format: LogFormat) -> LineFormat {
 }
 
 /// Generates the admin token at the first start.
-fn generate_admin_token(config: &mut Config) {
-    match ensure_admin_token(config) {
+fn generate_admin_token(loaded: &mut LoadedConfig) {
+    match ensure_admin_token(&mut loaded.config) {
         Ok(false) => {}
         Ok(true) => {
-            let path = config.state_directory().map(|directory| directory.admin_token_path());
-            let path = path.unwrap_or_default();
+            let directory = loaded.config.state_directory();
+            let path = directory.map(|directory| directory.admin_token_path()).unwrap_or_default();
+            // The new file is not a change to reload.
+            loaded.files = loaded.files.read_again_below(&path);
             info!(event = "admin_token_generated", "Generated the admin token: {}", path.display());
         }
         Err(error) => warn!(
