@@ -12,6 +12,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod control;
 mod demo;
 mod lifecycle;
 mod log;
