@@ -4,7 +4,6 @@
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -27,8 +26,7 @@ use crate::control::{
     ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error, record_in,
 };
 use crate::policy::files::{self, RequestedLimits};
-use crate::store::History;
-use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
+use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -56,7 +54,7 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         has_passed_sockets: sockets.count() > 0,
         ..sources.into_overrides(KeyRequirement::Required)
     };
-    let mut loaded = load(&overrides)?;
+    let loaded = load(&overrides)?;
     let format = line_format(loaded.config.log.format);
     let sink = LogSink::stderr(format).map_err(fail)?;
     // Dropped last, so that log lines during the shutdown of the runtime are written.
@@ -65,16 +63,9 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         print_error(&error);
         ExitCode::from(EX_CONFIG)
     })?;
-    delete_leftover_keys(&loaded.config);
-    generate_admin_token(&mut loaded);
-    let (sender, requests, generation) = ControlSender::channel();
-    generation.store(loaded.config.generation, Ordering::Release);
-    let reloader = ConfigReloader::new(Some(level), &loaded);
-    let history = Arc::new(OnceLock::new());
-    let controller = Controller::new(overrides, reloader, generation, record_in(Arc::clone(&history)));
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, controller, (sender, requests), history) => result,
+            result = serve(loaded, sockets, overrides, level) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -108,18 +99,17 @@ fn generate_admin_token(loaded: &mut LoadedConfig) {
 }
 
 async fn serve(
-    loaded: LoadedConfig,
+    mut loaded: LoadedConfig,
     sockets: InheritedSockets,
-    controller: Controller,
-    (sender, requests): (ControlSender, Receiver<ControlRequest>),
-    history: Arc<OnceLock<History>>,
+    overrides: Overrides,
+    level: LogLevelHandle,
 ) -> CommandResult {
     let files = describe_files(&loaded);
-    let LoadedConfig { mut config, warnings, .. } = loaded;
-    config.server.max_connections = max_connections(&config);
-    for warning in &warnings {
+    let max_connections = max_connections(&loaded.config);
+    for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    let config = &loaded.config;
     let text = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{text}");
     info!(event = "configuration_read", "{files}");
@@ -127,6 +117,14 @@ async fn serve(
         let count = sockets.count();
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
+
+    delete_leftover_keys(&loaded.config);
+    generate_admin_token(&mut loaded);
+    let (sender, requests, generation) = ControlSender::channel();
+    generation.store(loaded.config.generation, Ordering::Release);
+    let reloader = ConfigReloader::new(Some(level), &loaded);
+    let mut config = loaded.config;
+    config.server.max_connections = max_connections;
 
     // Signals are handled from here on.
     let signals = Signals::new().map_err(fail)?;
@@ -143,8 +141,7 @@ async fn serve(
         .map_err(StartError::from)
         .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
-    // Set once, because the program starts once.
-    let _ = history.set(app.history());
+    let controller = Controller::new(overrides, reloader, generation, record_in(app.history()));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }

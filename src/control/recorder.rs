@@ -2,7 +2,6 @@
 //! if no program runs.
 
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
 
 use tracing::warn;
 
@@ -16,13 +15,12 @@ pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) -> Recording + Send>;
 /// A change that is being recorded.
 pub type Recording = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Records changes in the database of the program that `history` belongs to, from its start on.
+/// Records changes in the database of the running program.
 #[must_use]
-pub fn record_in(history: Arc<OnceLock<History>>) -> ChangeRecorder {
+pub fn record_in(history: History) -> ChangeRecorder {
     Box::new(move |change| {
-        let history = history.get().cloned();
+        let history = history.clone();
         Box::pin(async move {
-            let Some(history) = history else { return };
             if let Err(error) = history.record_change(stored(change)).await {
                 warn!(
                     event = "change_not_recorded",
