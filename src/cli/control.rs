@@ -150,7 +150,8 @@ impl Offline {
     async fn make(self, change: Change) -> Result<Receipt, ExitCode> {
         let mut controller = Controller::offline(self.overrides, record_offline(&self.config));
         let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
-        let receipt = controller.make(change, None, origin, None).await.map_err(report_error)?;
+        let making = Box::pin(controller.make(change, None, origin, None));
+        let receipt = making.await.map_err(report_error)?;
         Ok(Receipt {
             generation: receipt.generation,
             token: receipt.token.map(|token| token.expose().to_owned()),

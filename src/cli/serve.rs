@@ -307,7 +307,7 @@ async fn run_until_stopped(
             None => tokio::select! {
                 event = signals.next() => event,
                 Some(request) = requests.recv() => {
-                    controller.handle(request, &app).await;
+                    Box::pin(controller.handle(request, &app)).await;
                     continue;
                 }
                 () = controller.wait_for_change() => SignalEvent::Reload,
@@ -318,7 +318,8 @@ async fn run_until_stopped(
             SignalEvent::Reload => {
                 notify::report_reloading();
                 let origin = ChangeOrigin { actor: Actor::Reload, address: None };
-                if let Err(error) = controller.make(Change::Reload, None, origin, Some(&app)).await {
+                let reload = controller.make(Change::Reload, None, origin, Some(&app));
+                if let Err(error) = Box::pin(reload).await {
                     log_reload_error(&error);
                 }
                 notify::report_ready(&status_line(&app));

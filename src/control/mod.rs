@@ -52,7 +52,7 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 pub struct Controller {
     overrides: Overrides,
     /// Applies configurations to the running program; `None` without one.
-    reloader: Option<ConfigReloader>,
+    reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     record: ChangeRecorder,
@@ -87,7 +87,7 @@ impl Controller {
     ) -> Self {
         Self {
             overrides,
-            reloader: Some(reloader),
+            reloader: Some(Box::new(reloader)),
             generation,
             record,
             #[cfg(test)]
@@ -123,13 +123,13 @@ impl Controller {
     /// The timeout for running requests to finish at shutdown.
     #[must_use]
     pub fn drain_timeout(&self) -> Duration {
-        self.reloader.as_ref().map_or(Duration::ZERO, ConfigReloader::drain_timeout)
+        self.reloader.as_ref().map_or(Duration::ZERO, |reloader| reloader.drain_timeout())
     }
 
     /// Makes the change of a request and responds to it.
     pub async fn handle(&mut self, request: ControlRequest, app: &RunningApp) {
         let ControlRequest { change, expected_generation, origin, respond } = request;
-        let result = self.make(change, expected_generation, origin, Some(app)).await;
+        let result = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
         // Fails if the caller has stopped waiting, which does not undo the change.
         let _ = respond.send(result);
     }
