@@ -23,7 +23,7 @@ use crate::app::{
 };
 use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
 use crate::control::{
-    ConfigReloader, Controller, delete_leftover_keys, ensure_admin_token, log_reload_error, record_in,
+    ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error, record_in,
 };
 use crate::policy::files::{self, RequestedLimits};
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
@@ -80,20 +80,17 @@ fn line_format(format: LogFormat) -> LineFormat {
     }
 }
 
-/// Generates the admin token at the first start.
-fn generate_admin_token(loaded: &mut LoadedConfig) {
-    match ensure_admin_token(&mut loaded.config) {
-        Ok(false) => {}
-        Ok(true) => {
-            let directory = loaded.config.state_directory();
-            let path = directory.map(|directory| directory.admin_token_path()).unwrap_or_default();
+/// Saves the admin token that was generated at the first start.
+fn save_admin_token(new_token: NewAdminToken, reloader: &mut ConfigReloader) {
+    match new_token.save() {
+        Ok(path) => {
             // The new file is not a change to reload.
-            loaded.files = loaded.files.read_again_below(&path);
+            reloader.mark_as_loaded(&path);
             info!(event = "admin_token_generated", "Generated the admin token: {}", path.display());
         }
         Err(error) => warn!(
             event = "admin_token_not_generated",
-            "The admin token cannot be written, so the admin API is disabled: {error}"
+            "The admin token cannot be written, so the admin API cannot be used: {error}"
         ),
     }
 }
@@ -119,10 +116,10 @@ async fn serve(
     }
 
     delete_leftover_keys(&loaded.config);
-    generate_admin_token(&mut loaded);
+    let new_token = NewAdminToken::generate(&mut loaded.config);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
-    let reloader = ConfigReloader::new(Some(level), &loaded);
+    let mut reloader = ConfigReloader::new(Some(level), &loaded);
     let mut config = loaded.config;
     config.server.max_connections = max_connections;
 
@@ -141,6 +138,9 @@ async fn serve(
         .map_err(StartError::from)
         .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
+    if let Some(new_token) = new_token {
+        save_admin_token(new_token, &mut reloader);
+    }
     let controller = Controller::new(overrides, reloader, generation, record_in(app.history()));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await

@@ -1,5 +1,6 @@
 //! The settings of the admin API, and the admin token, which opens it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::StateDirectory;
@@ -64,7 +65,7 @@ impl AdminConfig {
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));
             match (sources.read_file)(&path) {
                 Ok(text) => return parse_token(&text, &span, report),
-                Err(ReadFileError::Missing) => {}
+                Err(ReadFileError::Missing | ReadFileError::Other(ErrorKind::NotADirectory)) => {}
                 Err(reason) => {
                     let message =
                         format!("the admin token cannot be read: {reason}; the admin API is disabled");

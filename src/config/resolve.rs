@@ -3,6 +3,7 @@
 //! overrides it.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::document::{Contents, Document, OverlayContents, TableEntry};
@@ -207,7 +208,8 @@ impl ConfigDraft {
         let path = directory.overlay_path();
         match (sources.read_file)(&path) {
             Ok(text) => Some((path, text)),
-            Err(ReadFileError::Missing) => None,
+            // Opening the database reports a path through a file.
+            Err(ReadFileError::Missing | ReadFileError::Other(ErrorKind::NotADirectory)) => None,
             Err(reason) => {
                 let span = SourceSpan::new(ValueOrigin::File(path));
                 self.report.problems.push(span.problem(unreadable_file_error("the file", &reason)));

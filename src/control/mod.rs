@@ -23,7 +23,7 @@ use rustls::crypto::ring::default_provider;
 use serde_json::json;
 use tracing::{info, warn};
 
-pub use admin_token::ensure_admin_token;
+pub use admin_token::NewAdminToken;
 pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 

@@ -81,7 +81,7 @@ impl ConfigReloader {
     }
 
     /// Records the metadata of the files below `folder`, which were written after the configuration was loaded.
-    pub(super) fn mark_as_loaded(&mut self, folder: &Path) {
+    pub fn mark_as_loaded(&mut self, folder: &Path) {
         self.loaded_files = self.loaded_files.read_again_below(folder);
         self.checked_files = self.loaded_files.clone();
     }

@@ -42,12 +42,12 @@ fn a_missing_key_file_is_an_error_with_its_position() {
     FakeMachine::with_key()
         .file(OVERLAY, "[[keys]]\nname = \"spare\"\nkey_file = \"keys/spare\"\n")
         .check_problems(&format!(
-            r#"
+            "
 {OVERLAY}:3:12: the file cannot be read: it does not exist
-  3 | key_file = "keys/spare"
-    |            ^^^^^^^^^^^^
+  3 | key_file = ***
+    |            ^^^
     = a relative path starts at the folder of the configuration file
-    = restore the file, or delete this entry"#
+    = restore the file, or delete this entry"
         ));
 }
 
