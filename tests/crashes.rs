@@ -165,7 +165,11 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
         committed_names = found_names;
     }
     // In short runs, most records may follow the last commit. The first commit after the start is immediate.
-    assert!(committed_names.len() > kills / 2, "only {} of {total_count} requests are recorded", committed_names.len());
+    assert!(
+        committed_names.len() > kills / 2,
+        "only {} of {total_count} requests are recorded",
+        committed_names.len()
+    );
     println!(
         "{kills} kills: {total_count} requests were served, {lost_count} of them are not recorded; the oldest of these \
          was served {max_loss_age:?} before its kill"

@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
-use crate::store::StoredChange;
 
 /// A change of the keys, the clients or the configuration.
 #[derive(Debug)]
@@ -241,22 +240,6 @@ pub struct ChangeRecord {
     pub detail: String,
     /// The generation after the change.
     pub generation: u64,
-}
-
-impl From<ChangeRecord> for StoredChange {
-    fn from(record: ChangeRecord) -> Self {
-        let ChangeRecord { at, actor, address, action, target, detail, generation } = record;
-        Self {
-            id: Self::new_id(at),
-            at,
-            actor: actor.as_str().to_owned(),
-            address: address.map(|address| address.to_string()),
-            action: action.to_owned(),
-            target,
-            detail,
-            generation,
-        }
-    }
 }
 
 /// A change on its way to the task that makes it.

@@ -17,7 +17,7 @@ use super::{
 use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, ControlError, NewKey};
 use crate::clock;
 use crate::config::{Config, KeyRequirement, Overrides};
-use crate::control::Controller;
+use crate::control::{Controller, record_offline};
 use crate::policy::quantity::duration::{self, DisplayDuration};
 use crate::policy::units::UnixMs;
 
@@ -148,7 +148,7 @@ impl ControlOptions {
 
 impl Offline {
     async fn make(self, change: Change) -> Result<Receipt, ExitCode> {
-        let mut controller = Controller::offline(self.overrides, Box::new(drop));
+        let mut controller = Controller::offline(self.overrides, record_offline(&self.config));
         let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
         let making = Box::pin(controller.make(change, None, origin, None));
         let receipt = making.await.map_err(report_error)?;

@@ -24,11 +24,13 @@ use crate::app::{
 use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
-use crate::control::{ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error};
+use crate::control::{
+    ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error, record_in,
+};
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
-use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::store::OpenError;
+use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -146,7 +148,7 @@ async fn serve(
     if let Some(new_token) = new_token {
         save_admin_token(new_token, &mut reloader);
     }
-    let controller = Controller::new(overrides, reloader, generation, Box::new(drop));
+    let controller = Controller::new(overrides, reloader, generation, record_in(app.history()));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }

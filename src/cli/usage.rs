@@ -178,8 +178,9 @@ impl Usage {
 
     fn format_csv(&self) -> String {
         let group_columns = csv_titles(self.dimension_name);
-        let mut csv =
-            format!("{group_columns},attempts,served,characters,credits,unpriced,request_bytes,response_bytes");
+        let mut csv = format!(
+            "{group_columns},attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
+        );
         for (group, sums) in &self.rows {
             let group_cells = group_csv(group);
             let UsageSums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
@@ -280,7 +281,8 @@ mod tests {
             name: Some("n".repeat(64)),
         };
         let rows = vec![(key, sums), (UsageGroup::Name(Some("/v1".repeat(100))), sums)];
-        let usage = Usage { since: UnixMs(0), until: Some(UnixMs(1)), dimension_name: "route", rows, total: sums };
+        let usage =
+            Usage { since: UnixMs(0), until: Some(UnixMs(1)), dimension_name: "route", rows, total: sums };
         let table = usage.format_table();
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }

@@ -8,6 +8,7 @@
 
 mod admin_token;
 mod edit;
+mod recorder;
 mod reload;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::NewAdminToken;
+pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, Outcome};
@@ -36,9 +38,6 @@ use crate::config::{
     self, Config, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides, StateDirectory,
     StateLock,
 };
-
-/// Receives each change that was made, for the record of changes.
-pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) + Send>;
 
 /// The action of a reload in the record of changes.
 const RELOADED: &str = "reloaded";
@@ -210,7 +209,7 @@ impl Controller {
                 path.display()
             ));
         }
-        self.record(origin, action, Some(target), &detail, generation, app).await;
+        self.record(origin, action, Some(target), &detail, generation).await;
         // Stored last, so that no reader gets the new generation with an earlier document.
         self.generation.store(generation, Ordering::Release);
         Ok(ChangeReceipt { generation, key_id, token, warnings })
@@ -240,7 +239,7 @@ impl Controller {
             warnings.extend(reloader.apply(loaded, app_config, app));
         }
         if is_changed || actor != Actor::Reload {
-            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation, app).await;
+            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation).await;
         }
         self.generation.store(generation, Ordering::Release);
         if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
@@ -328,7 +327,6 @@ impl Controller {
         target: Option<String>,
         detail: &serde_json::Value,
         generation: u64,
-        app: Option<&RunningApp>,
     ) {
         let ChangeOrigin { actor, address } = origin;
         // A reload has a log line of its own.
@@ -336,15 +334,16 @@ impl Controller {
             let by = actor.as_str();
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
         }
-        let at = clock::now();
-        let detail = detail.to_string();
-        let record = ChangeRecord { at, actor, address, action, target, detail, generation };
-        if let Some(app) = app
-            && let Err(error) = app.history().record_change(record.clone().into()).await
-        {
-            warn!(event = "change_not_recorded", action, generation, "The change is not recorded: {error}");
-        }
-        (self.record)(record);
+        (self.record)(ChangeRecord {
+            at: clock::now(),
+            actor,
+            address,
+            action,
+            target,
+            detail: detail.to_string(),
+            generation,
+        })
+        .await;
     }
 
     /// Ends a change as a crash would, if the test wants it to end here.

@@ -58,7 +58,10 @@ impl Machine {
 
     fn controller(&self) -> (Controller, Receiver<ChangeRecord>) {
         let (sender, records) = mpsc::channel();
-        let record = move |record| sender.send(record).unwrap();
+        let record = move |record| -> Recording {
+            sender.send(record).unwrap();
+            Box::pin(std::future::ready(()))
+        };
         (Controller::offline(self.overrides(), Box::new(record)), records)
     }
 
@@ -294,7 +297,7 @@ async fn two_controllers_lose_no_change_of_each_other() {
 async fn without_a_state_directory_no_change_is_made() {
     let machine = Machine::new();
     let overrides = Overrides { is_ephemeral: true, ..machine.overrides() };
-    let mut controller = Controller::offline(overrides, Box::new(drop));
+    let mut controller = Controller::offline(overrides, record_offline(&machine.config()));
     let error = controller.make(pause("first"), None, ORIGIN, None).await.unwrap_err();
     assert_eq!(error, ControlError::NoStateDirectory);
 }
@@ -319,7 +322,10 @@ async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<ChangeRec
     let loaded = config::load(&machine.overrides()).unwrap();
     let (sender, records) = mpsc::channel();
     let generation = Arc::new(AtomicU64::new(loaded.config.generation));
-    let record = move |record| sender.send(record).unwrap();
+    let record = move |record| -> Recording {
+        sender.send(record).unwrap();
+        Box::pin(std::future::ready(()))
+    };
     let reloader = ConfigReloader::new(None, &loaded);
     let controller = Controller::new(machine.overrides(), reloader, generation, Box::new(record));
     let listener = Listener::Tcp(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());

@@ -183,7 +183,7 @@ impl Clients {
 
     /// The clients that have a token.
     pub fn with_token(&self) -> impl Iterator<Item = &Arc<Client>> {
-        self.by_token.values().flatten().map(|(client, _)| client)
+        self.with_token.iter()
     }
 
     /// The names of the clients that have a token.

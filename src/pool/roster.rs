@@ -43,7 +43,7 @@ pub struct KeyEntry {
     pub weight: u32,
     /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
-    /// The pause that an operator ordered, if there is one.
+    /// The pause that an operator ordered, if there is one. It may have ended.
     pub pause: Option<Pause>,
     /// Where the key is configured.
     pub origin: KeyOrigin,

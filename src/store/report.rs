@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
 
-pub use attempts::{AttemptQuery, FailureCount, AttemptRow};
+pub use attempts::{AttemptQuery, AttemptRow, FailureCount};
 
 use super::columns::{timestamp, unsigned};
 use super::open::is_corruption;

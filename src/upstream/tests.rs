@@ -372,7 +372,7 @@ async fn a_timeout_of_a_tunnel_names_the_proxy() {
 
 #[tokio::test(start_paused = true)]
 async fn idle_connections_are_kept_per_proxy() {
-    let (upstream, mut provider) = network();
+    let (upstream, mut provider) = connect_provider();
     let proxied = || {
         let proxy = ForwardProxy::new(ProxyScheme::Http, "proxy.corp", 3128, None);
         Arc::new(authority().through(Some(Arc::new(proxy))))

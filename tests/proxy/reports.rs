@@ -148,8 +148,7 @@ async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database_path();
     wait_until(|| {
         let all_time = UnixMs(0)..UnixMs(u64::MAX);
-        let rows =
-            UsageReader::open(&path).and_then(|reader| reader.usage(all_time, UsageDimension::Client));
+        let rows = UsageReader::open(&path).and_then(|reader| reader.usage(all_time, UsageDimension::Client));
         rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
     })
     .await;

@@ -218,7 +218,8 @@ impl Admin {
     /// The usage and the limits of the client that sent the request, also when they are used up.
     fn me(&self, head: &http::request::Parts, now: UnixMs) -> Result<Answer, ApiError> {
         Query::parse(head.uri.query()).check(&["xi-api-key", "xi_api_key", "authorization"])?;
-        let known = self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
+        let known =
+            self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
         let config = self.config.load();
         Ok(Answer::ok(&me(&known, &config.client_usage.used(&known.name, now), now)))
     }

@@ -83,11 +83,7 @@ async fn the_status_and_the_metrics_open_with_the_admin_token_too() {
 
 #[tokio::test]
 async fn public_pages_need_no_token() {
-    let client = ClientConfig {
-        name: "app".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+    let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
         Plan::of([(FIRST_KEY, 10)]),

@@ -21,7 +21,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
         json!([key["state"], key["paused"], key["reason"], key["since"], key["until"]]),
         json!(["paused", true, "billing dispute", "2023-11-14T22:13:20.000Z", null])
     );
-    let status = proxy.status().await;
+    let status = proxy.status_document().await;
     assert_eq!((&status["activeKeys"], &status["totalRemainingCharacters"]), (&json!(1), &json!(990)));
     assert_eq!(proxy.key_statuses().await, ["active", "active"], "the document has no other status");
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();

@@ -85,11 +85,7 @@ async fn start_admin_proxy() -> (TestProxy, ReceivedChanges) {
 
 async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy, ReceivedChanges) {
     let (control, received) = start_control();
-    let client = ClientConfig {
-        name: "app".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+    let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),

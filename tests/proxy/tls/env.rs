@@ -99,7 +99,9 @@ fn env_explains_missing_settings() {
         print_env(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(output.contains("names no fixed port") && !output.contains("BASE_URL"), "{output}");
     assert!(
-        output.contains("# The variable named /corp.pem before: to trust both files, join them in one file.\nexport NODE"),
+        output.contains(
+            "# The variable named /corp.pem before: to trust both files, join them in one file.\nexport NODE"
+        ),
         "{output}"
     );
     // The bundle contains the other roots, so both variables may name it.
