@@ -19,7 +19,8 @@ use super::replay_buffer::{ReplayBuffer, ReplayLoss};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
 use crate::policy::replay::ReplayableBody;
-pub use read_ahead::SlowUploadError;
+use read_ahead::buffered_start;
+pub use read_ahead::{BodyStart, SlowUploadError};
 pub use upload_wait::UploadWait;
 
 /// A request body and its replay buffer.
@@ -41,15 +42,6 @@ pub struct AttemptBody<B> {
 #[derive(Debug)]
 pub struct UploadProgress<B> {
     shared: Arc<Mutex<Shared<B>>>,
-}
-
-/// The buffered start of a request body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BodyStart {
-    /// The first bytes of the body.
-    pub bytes: Bytes,
-    /// Whether `bytes` is the complete body.
-    pub is_complete: bool,
 }
 
 /// The reason why the body of an attempt ended early.
@@ -257,14 +249,6 @@ impl<B> UploadProgress<B> {
     pub fn last_sent_at(&self) -> Instant {
         lock(&self.shared).last_sent_at
     }
-}
-
-fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> BodyStart {
-    let bytes = shared.buffer.start(max_bytes);
-    let is_complete = shared.source_state == SourceState::Complete
-        && shared.buffer.loss().is_none()
-        && shared.buffer.bytes() == bytes.len() as u64;
-    BodyStart { bytes, is_complete }
 }
 
 impl<B> Shared<B>

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::disconnect::{Peek, Phase, SendingHalf};
+use super::disconnect::{ConnectionPhase, Peek, SendingHalf};
 
 /// The counters of a stream. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct IoCounters(Arc<StreamCounts>);
 struct StreamCounts {
     bytes: AtomicU64,
     is_write_blocked: AtomicBool,
-    phase: Phase,
+    phase: ConnectionPhase,
 }
 
 impl IoCounters {
@@ -37,7 +37,7 @@ impl IoCounters {
     }
 
     /// The phase of the current request.
-    pub(super) fn phase(&self) -> &Phase {
+    pub(super) fn phase(&self) -> &ConnectionPhase {
         &self.0.phase
     }
 

@@ -111,7 +111,7 @@ impl Peek for tokio::io::DuplexStream {
 
 /// The phase of a connection, which determines the meaning of the end of the client's stream.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub(super) struct ConnectionPhase(Arc<AtomicU8>);
 
 /// No request is in progress: the end of the stream is the end of the connection.
 const IDLE: u8 = 0;
@@ -122,7 +122,7 @@ const REQUEST_BEFORE_1_1: u8 = 2;
 /// A response is being sent.
 const RESPONSE: u8 = 3;
 
-impl Phase {
+impl ConnectionPhase {
     pub(super) fn begin_request(&self, is_http_11: bool) {
         self.set(if is_http_11 { REQUEST } else { REQUEST_BEFORE_1_1 });
     }
@@ -167,7 +167,7 @@ impl SendingHalf {
         &mut self,
         mut stream: Pin<&mut S>,
         cx: &mut Context<'_>,
-        phase: &Phase,
+        phase: &ConnectionPhase,
     ) -> io::Result<()> {
         loop {
             match self {

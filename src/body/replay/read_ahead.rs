@@ -8,10 +8,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 
-use super::{BodyStart, Replay, SourceState, buffered_start, lock};
+use super::{Replay, Shared, SourceState, lock};
 use crate::body::replay_buffer::join_chunks;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
+
+/// The buffered start of a request body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BodyStart {
+    /// The first bytes of the body.
+    pub bytes: Bytes,
+    /// Whether `bytes` is the complete body.
+    pub is_complete: bool,
+}
 
 /// The reason why the proxy stops waiting for a short body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,4 +113,13 @@ where
             }
         }
     }
+}
+
+/// Returns up to `max_bytes` of the start of the body from the replay buffer.
+pub(super) fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> BodyStart {
+    let bytes = shared.buffer.start(max_bytes);
+    let is_complete = shared.source_state == SourceState::Complete
+        && shared.buffer.loss().is_none()
+        && shared.buffer.bytes() == bytes.len() as u64;
+    BodyStart { bytes, is_complete }
 }

@@ -100,7 +100,7 @@ async fn a_key_with_too_few_credits_for_one_text_stays_active_over_a_restart() {
     let response = proxy.request_speech(9_500).await;
     assert_proxy_error(&response, 401, "all_keys_exhausted");
     let message = response.json::<Value>().await.unwrap()["detail"]["message"].to_string();
-    assert!(message.contains("has left are 8,900"), "{message}");
+    assert!(message.contains("At most 8,900 credits are left on one key"), "{message}");
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [3]);
 
     let workspace = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };

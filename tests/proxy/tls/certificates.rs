@@ -90,7 +90,7 @@ async fn an_uncreatable_tls_directory_disables_https_but_not_the_proxy() {
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
     assert_eq!(log.matches("https_off").count(), 1, "{log}");
-    assert_eq!(log.matches("a client connected with https, but there is no certificate").count(), 1, "{log}");
+    assert_eq!(log.matches("a client connected over HTTPS, but there is no certificate").count(), 1, "{log}");
     assert!(!log.contains("server_https"), "{log}");
 }
 

@@ -138,7 +138,7 @@ fn env_reports_a_malformed_local_ca() {
     let mut command = env_command(&directory.path("home"), &[]);
     let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", directory.folder.path()));
     assert_eq!(output.status.code(), Some(0));
-    assert!(stderr(&output).contains("was malformed. It is kept as"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is malformed. Its file is kept as"), "{}", stderr(&output));
 }
 
 #[tokio::test]

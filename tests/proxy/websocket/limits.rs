@@ -60,7 +60,7 @@ async fn open_sessions_are_closed_at_the_drain_timeout() {
     within_timeout(session.stream.next()).await.unwrap().unwrap();
     let TestProxy { simulator, app, .. } = proxy;
     let (drained, end) = tokio::join!(app.drain(Duration::from_millis(100)), session.receive());
-    assert_eq!(end, Received::Close(1012, "Keychoir restarts. Connect again.".to_owned()));
+    assert_eq!(end, Received::Close(1012, "Keychoir is restarting. Connect again.".to_owned()));
     assert_eq!(drained, DrainOutcome::Aborted);
     let ledger = within_timeout(simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
     let socket = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
