@@ -52,11 +52,13 @@ const FLAGS: &[(&[&str], &[&str])] = &[
 
 /// Adds a suggestion to the error of the command line `arguments`, if clap has found none.
 pub(super) fn add_to<'a>(error: Error, command: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {
-    match error.kind() {
-        ErrorKind::InvalidSubcommand => add_command(error, command, arguments),
-        ErrorKind::UnknownArgument => add_flag(error, command, arguments),
-        _ => error,
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        return add_command(error, command, arguments);
     }
+    if error.kind() == ErrorKind::UnknownArgument {
+        return add_flag(error, command, arguments);
+    }
+    error
 }
 
 fn add_command<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {

@@ -395,7 +395,7 @@ async fn idle_connections_are_kept_per_proxy() {
         };
         join(exchange, serve).await;
     }
-    assert_eq!(provider.opened.load(Ordering::SeqCst), 2);
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -77,7 +77,7 @@ fn usage_is_summed_by_hour_and_day_in_their_order() {
         let rows = reader.usage(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
         let name = |group| match group {
             UsageGroup::Name(Some(name)) => name,
-            other => panic!("{other:?}"),
+            group @ (UsageGroup::Name(None) | UsageGroup::Key { .. }) => panic!("{group:?}"),
         };
         rows.into_iter().map(|(group, sums)| (name(group), sums.credits)).collect()
     };
