@@ -65,7 +65,7 @@ impl<B: Body> RedactedBody<B> {
 
     /// Wraps a body with `codings`, in the order in which they were applied. `None` means that the codings
     /// cannot be decoded. In that case, the encoded bytes are searched and redacted. The buffers of a
-    /// [`CompressedSearch`] count against `budget`.
+    /// `CompressedSearch` count against `budget`.
     pub fn with_codings(
         body: B,
         redactor: Option<Arc<Redactor>>,

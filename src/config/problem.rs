@@ -41,7 +41,7 @@ impl fmt::Display for ValueOrigin {
     }
 }
 
-/// The error in a value, with advice. It contains no possible secret. [`SourceSpan::problem`] adds
+/// The error in a value, with advice. It contains no possible secret. `SourceSpan::problem` adds
 /// the source of the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueError {

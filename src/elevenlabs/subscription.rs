@@ -81,7 +81,7 @@ impl Subscription {
 }
 
 /// Parses the identifier of the workspace to which a key belongs, from the body of a response. Returns only a
-/// [valid identifier](is_valid_identifier).
+/// valid identifier.
 #[must_use]
 pub fn parse_workspace_id(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]

@@ -2,24 +2,26 @@
 //! while more records arrive. Records that cannot be written are kept and retried. Between commits the
 //! thread serves the mirror and runs maintenance.
 
+mod failure;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::ErrorCode;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::database::Database;
 use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
-use super::open::{IntegrityCheck, OpenError, is_corruption};
+use super::open::{IntegrityCheck, OpenError};
 use super::outbox::{self, Command};
 use super::{Health, LockedLocation, Settings, attempts, changes, owners, transaction};
 use crate::clock;
 use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
 use crate::proxy::{UsageBatch, UsageQueue};
+use failure::WriteError;
 
 /// A commit starts early when the queue has this fraction (1/2) of its maximum length.
 const EARLY_COMMIT_DIVISOR: usize = 2;
@@ -34,17 +36,6 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
 const MAX_OWNER_CHANGES: usize = 20_000;
 /// Maximum number of attempts in an in-memory database. They are deleted together; the hourly sums are kept.
 const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
-
-/// The reason that a write failed.
-#[derive(Debug, thiserror::Error)]
-enum WriteError {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-    #[error("the database file was removed again after it was created")]
-    FileReplaced,
-}
 
 /// The channels between the writer thread and the rest of the program.
 pub(super) struct WriterChannels {
@@ -364,52 +355,6 @@ impl Writer {
                 // An in-memory database fails only when memory is exhausted.
                 let _ = attempts::delete_all(&database.connection);
             }
-        }
-    }
-
-    /// Records a failed write, and logs it once per outage.
-    fn record_failure(&mut self, error: &WriteError) {
-        if let WriteError::Sqlite(error) = error {
-            self.choose_next_check(error);
-        }
-        self.health.count_error();
-        // A write without content would not prove recovery, so the next one writes the keys.
-        self.are_keys_stale = true;
-        self.retry_at = clock::instant() + RETRY_INTERVAL;
-        self.log_failing(error);
-        self.drop_excess_records();
-    }
-
-    /// Logs once per outage that usage records cannot be written.
-    pub(super) fn log_failing(&mut self, error: &dyn std::error::Error) {
-        if !self.health.set_failing(true) {
-            self.lost_before_outage = self.health.lost_records();
-            warn!(
-                event = "usage_store_failing",
-                "The database cannot be written: {error}; requests continue, and usage records are kept and written \
-                 later"
-            );
-        }
-    }
-
-    /// Chooses the check of the file when it is opened next: a full check if it was reported as corrupt, and
-    /// quarantine if it is reported again. Closes the connection after errors from which it may not recover,
-    /// such as I/O errors.
-    fn choose_next_check(&mut self, error: &rusqlite::Error) {
-        if is_corruption(error) {
-            self.next_check = match self.next_check {
-                IntegrityCheck::Skip => IntegrityCheck::Full,
-                IntegrityCheck::Quick | IntegrityCheck::Full | IntegrityCheck::Quarantine => {
-                    IntegrityCheck::Quarantine
-                }
-            };
-        }
-        let is_connection_usable = match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
-            Some(_) | None => self.location.is_memory(),
-        };
-        if !is_connection_usable {
-            self.close();
         }
     }
 

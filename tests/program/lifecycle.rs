@@ -112,7 +112,7 @@ fn a_second_signal_exits_immediately_after_the_usage_records_are_written() {
     program.send_signal("INT");
     let (code, stderr) = program.wait_for_exit();
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("requests that still ran were cut"), "{stderr}");
+    assert!(stderr.contains("running requests were aborted"), "{stderr}");
     assert_eq!(recorded_verdicts(&environment), ["shutdown"]);
 }
 
@@ -128,7 +128,7 @@ fn the_drain_timeout_closes_connections() {
     assert_head_contains(&read_head(&mut streaming.0), &["http/1.1 200"]);
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("requests that still ran were cut"), "{stderr}");
+    assert!(stderr.contains("running requests were aborted"), "{stderr}");
 }
 
 fn request_livez(path: &Path) -> String {
@@ -214,7 +214,7 @@ fn idle_connections_delay_the_exit_only_until_the_drain_idle_timeout() {
     assert_head_contains(&idle_connection.request("/livez").0, &["http/1.1 200"]);
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains(r#""message":"Ended""#), "no request was cut: {stderr}");
+    assert!(stderr.contains(r#""message":"Ended""#), "no request is aborted: {stderr}");
     idle_connection.assert_closed();
 }
 

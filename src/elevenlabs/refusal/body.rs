@@ -139,10 +139,14 @@ impl ErrorBody {
     pub fn number_between(&self, before: &str, after: &str) -> Option<u64> {
         let number = self.messages.iter().find_map(|message| {
             let (_, rest) = message.split_once(before)?;
-            rest.split_once(after).map(|(number, _)| number.trim().replace(',', ""))
+            rest.split_once(after).map(|(number, _)| number.trim())
         })?;
-        // `parse` accepts a sign.
-        number.bytes().all(|byte| byte.is_ascii_digit()).then(|| number.parse().ok()).flatten()
+        let mut digits = number.bytes().filter(|byte| *byte != b',').peekable();
+        digits.peek()?;
+        digits.try_fold(0_u64, |value, byte| {
+            let digit = char::from(byte).to_digit(10)?;
+            value.checked_mul(10)?.checked_add(digit.into())
+        })
     }
 
     /// Returns the word after `before`, which is lower case, in a message. The message may end after the

@@ -1,0 +1,68 @@
+//! Handles failed writes of the writer thread: logs an outage once, and decides whether the database is reopened
+//! and how it is checked.
+
+use rusqlite::ErrorCode;
+use tracing::warn;
+
+use super::{RETRY_INTERVAL, Writer};
+use crate::clock;
+use crate::store::open::{IntegrityCheck, OpenError, is_corruption};
+
+/// The reason that a write failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the database file was removed again after it was created")]
+    FileReplaced,
+}
+
+impl Writer {
+    /// Records a failed write, and logs it once per outage.
+    pub(super) fn record_failure(&mut self, error: &WriteError) {
+        if let WriteError::Sqlite(error) = error {
+            self.choose_next_check(error);
+        }
+        self.health.count_error();
+        // A write without content would not prove recovery, so the next one writes the keys.
+        self.are_keys_stale = true;
+        self.retry_at = clock::instant() + RETRY_INTERVAL;
+        self.log_failing(error);
+        self.drop_excess_records();
+    }
+
+    /// Logs once per outage that usage records cannot be written.
+    pub(in crate::store) fn log_failing(&mut self, error: &dyn std::error::Error) {
+        if !self.health.set_failing(true) {
+            self.lost_before_outage = self.health.lost_records();
+            warn!(
+                event = "usage_store_failing",
+                "The database cannot be written: {error}; requests continue, and usage records are kept and written \
+                 later"
+            );
+        }
+    }
+
+    /// Chooses the check of the file when it is opened next: a full check if it was reported as corrupt, and
+    /// quarantine if it is reported again. Closes the connection after errors from which it may not recover,
+    /// such as I/O errors.
+    fn choose_next_check(&mut self, error: &rusqlite::Error) {
+        if is_corruption(error) {
+            self.next_check = match self.next_check {
+                IntegrityCheck::Skip => IntegrityCheck::Full,
+                IntegrityCheck::Quick | IntegrityCheck::Full | IntegrityCheck::Quarantine => {
+                    IntegrityCheck::Quarantine
+                }
+            };
+        }
+        let is_connection_usable = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => true,
+            Some(_) | None => self.location.is_memory(),
+        };
+        if !is_connection_usable {
+            self.close();
+        }
+    }
+}
