@@ -34,6 +34,8 @@ use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message};
 
 const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+/// A key in ElevenLabs' format, without which the program would not start.
+const HEX_KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 const USER: &str = "aliceaccount";
 const PASSWORD: &str = "hunter2password";
@@ -475,5 +477,60 @@ async fn the_client_of_the_mirror_uses_the_proxy() {
         };
         assert_eq!(send(&forward.url).await.unwrap(), 204);
         assert_ne!(send(&forward.url_with_wrong_password()).await.ok(), Some(204));
+    }
+}
+
+/// Runs the program with these variables until the log contains `end`, after a request if the server started.
+/// Returns the log.
+async fn run_program(variables: &[(&str, &str)], end: &str) -> String {
+    let mut child = spawn_program(variables);
+    let mut lines = child.stderr.take().map(std::io::BufReader::new).unwrap();
+    let (end, (sender, receiver)) = (end.to_owned(), tokio::sync::oneshot::channel::<u16>());
+    let read = keychoir::tasks::spawn_thread("standard error", move || {
+        let (mut log, mut sender) = (String::new(), Some(sender));
+        while !log.contains(&end) && std::io::BufRead::read_line(&mut lines, &mut log).unwrap() > 0 {
+            let port = log
+                .split_once("Server started at http://127.0.0.1:")
+                .and_then(|(_, rest)| rest.split(|character: char| !character.is_ascii_digit()).next());
+            if let Some((port, sender)) = port.zip(sender.take_if(|_| port.is_some())) {
+                let _ = sender.send(port.parse().unwrap());
+            }
+        }
+        log
+    });
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    if let Ok(Ok(port)) = tokio::time::timeout(STEP_TIMEOUT, receiver).await {
+        let request = client.get(format!("http://127.0.0.1:{port}/v1/voices")).send();
+        within_timeout(request).await.unwrap();
+    }
+    let log = read.unwrap().join().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    log
+}
+
+fn spawn_program(variables: &[(&str, &str)]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
+    command.args(["serve", "--ephemeral", "--listen", "127.0.0.1:0"]).env_clear();
+    command.envs([("ELEVENLABS_API_KEYS", HEX_KEY), ("KEYCHOIR_LOG__LEVEL", "trace")]);
+    command.envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[tokio::test]
+async fn the_log_names_the_proxy_and_its_refusal_without_credentials() {
+    let refusal = b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n";
+    let forward = start_fake_proxy(refusal, None).await;
+    let address = forward.url.rsplit('@').next().unwrap();
+    for variable in ["KEYCHOIR_UPSTREAM__PROXY", "HTTPS_PROXY", "all_proxy"] {
+        let log = run_program(&[(variable, &forward.url)], "\"request_ended\"").await;
+        let start = format!("Connections to api.elevenlabs.io use the proxy http://{address}");
+        assert!(log.contains(&start), "{log}");
+        assert!(log.contains(&format!("the proxy http://{address} refuses the configured user")), "{log}");
+        assert!(log.contains("proxy_authentication_failed"), "{log}");
+        // The last word is the start of the credentials in base64.
+        for secret in [USER, PASSWORD, HEX_KEY, "YWxpY2Vh"] {
+            assert!(!log.contains(secret), "{secret}: {log}");
+        }
     }
 }

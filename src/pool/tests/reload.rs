@@ -1,6 +1,8 @@
 //! Tests of the roster: the state of keys and workspaces after a reload and after a reported identifier.
 
 use super::*;
+use crate::policy::authority::{Authority, Scheme};
+use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme};
 
 /// A pool of three keys, whose state a reload must keep. The last two keys share a workspace.
 fn pool_with_history() -> Arc<Pool> {
@@ -172,4 +174,28 @@ fn an_identified_workspace_takes_its_configured_name() {
     assert_eq!(named.keys()[0].workspace().membership().name(), Some("studio"));
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
     assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "the key is unchanged");
+}
+
+#[test]
+fn a_key_with_its_own_proxy_reaches_every_host_through_it() {
+    let authority = |host: &str, proxy: Option<&str>| {
+        let proxy = proxy.map(|host| Arc::new(ForwardProxy::new(ProxyScheme::Http, host, 3128, None)));
+        Arc::new(Authority::new(Scheme::Https, host, 443, "").unwrap().through(proxy))
+    };
+    let own_route = authority("api.example", Some("own"));
+    let with_own_proxy = KeyEntry { default_route: Some(Arc::clone(&own_route)), ..entry(0, None, None) };
+    let pool = Pool::new(vec![with_own_proxy, entry(1, None, None)], SETTINGS);
+    let (region, roster) = (authority("eu.example", Some("common")), pool.roster());
+    let [own, common] = roster.keys() else { panic!("{roster:?}") };
+    // The host of a key is part of its workspace's identity, and its proxy is not.
+    assert_eq!((own.authority(), own.destination()), (None, Some(&own_route)));
+    assert_eq!(common.destination(), None);
+    assert_eq!(own.route_to(&region), authority("eu.example", Some("own")));
+    assert_eq!(common.route_to(&region), region);
+    pool.record_region(own, &own.route_to(&region));
+    assert_eq!(pool.roster().keys()[0].destination(), Some(&authority("eu.example", Some("own"))));
+    // Another proxy replaces the key's route.
+    let changed = KeyEntry { default_route: Some(authority("api.example", None)), ..entry(1, None, None) };
+    pool.reload(vec![entry(0, None, None), changed], SETTINGS);
+    assert_eq!(pool.roster().keys()[1].destination(), Some(&authority("api.example", None)));
 }
