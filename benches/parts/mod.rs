@@ -375,7 +375,7 @@ where
 }
 
 fn chunk(is_text: bool) -> Bytes {
-    let text = b"the text of a document, \"quoted\" here: ";
+    let text = b"what is said in a document, \"and\" how: ";
     (0..CHUNK_BYTES)
         .map(|at| if is_text { text[at % text.len()] } else { (at * 7) as u8 })
         .collect::<Vec<u8>>()

@@ -1,7 +1,6 @@
 //! An index of the table of resources. The index finds the path patterns of a request by the first path
 //! segment, because most requests name no identifier and then need only this lookup.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use http::{HeaderName, Method};
@@ -20,8 +19,8 @@ static INDEX: LazyLock<Index> = LazyLock::new(Index::new);
 pub(super) struct Index {
     /// Path patterns, by the number of their first segment.
     patterns: Vec<Vec<Pattern>>,
-    /// The kinds of identifiers in query parameters, by name.
-    pub(super) parameters: HashMap<&'static str, ResourceKind>,
+    /// The query parameters that contain identifiers, sorted by name.
+    parameters: Vec<Field>,
     /// Fields of request bodies.
     pub(super) body: Fields,
     /// Headers of responses.
@@ -46,8 +45,9 @@ enum PatternSegment {
     Identifier(ResourceKind),
 }
 
-/// The fields of the responses of each route, by the codes of the route after its version.
-type FieldsByRoute = HashMap<Vec<u8>, Fields>;
+/// The fields of the responses of each route, by the number of the route's root. Few routes share a root, so
+/// comparing them is cheaper than hashing the route.
+type FieldsByRoute = Vec<Vec<(Route, Fields)>>;
 
 /// Returns the index, which is built on the first call.
 pub(super) fn index() -> &'static Index {
@@ -63,11 +63,10 @@ impl Index {
                 patterns[usize::from(first.number())].push(pattern);
             }
         }
-        let mut parameters = HashMap::new();
-        for (name, kind) in rows().flat_map(|row| row.query) {
-            // The first entry of the table takes precedence.
-            parameters.entry(*name).or_insert(*kind);
-        }
+        let mut parameters: Vec<Field> = rows().flat_map(|row| row.query).copied().collect();
+        // The sort is stable, so the first entry of the table takes precedence.
+        parameters.sort_by_key(|(name, _)| *name);
+        parameters.dedup_by_key(|(name, _)| *name);
         let parse_header = |(name, kind): &Field| Some((HeaderName::try_from(*name).ok()?, *kind));
         Self {
             patterns,
@@ -78,6 +77,12 @@ impl Index {
             account_reads: index_by_route(rows().flat_map(|row| row.lists).chain([&ACCOUNT_READS]), &CURSORS),
             created: index_by_route(rows().flat_map(|row| row.created), &[]),
         }
+    }
+
+    /// Returns the kind of the identifiers in a query parameter, or `None` if it contains none.
+    pub(super) fn parameter_kind(&self, name: &str) -> Option<ResourceKind> {
+        let position = self.parameters.binary_search_by_key(&name, |(known, _)| known).ok()?;
+        self.parameters.get(position).map(|(_, kind)| *kind)
     }
 
     /// Returns the identifiers in a path, from its segments after the version.
@@ -124,19 +129,29 @@ fn index_by_route(
     rows: impl Iterator<Item = &'static RouteFields>,
     common_fields: &[Field],
 ) -> FieldsByRoute {
-    let mut by_route: HashMap<Vec<u8>, Vec<Field>> = HashMap::new();
+    let mut by_root: Vec<Vec<(Route, Vec<Field>)>> = vec![Vec::new(); Literal::COUNT];
     for (routes, fields) in rows {
-        for codes in routes.iter().filter_map(|route| Some(Route::parse(route).after_version()?.to_vec())) {
-            by_route.entry(codes).or_default().extend_from_slice(fields);
+        for route in routes.iter().map(|route| Route::parse(route)) {
+            let Some(root) = route.root() else { continue };
+            let same_root = &mut by_root[usize::from(root.number())];
+            match same_root.iter_mut().find(|(known, _)| *known == route) {
+                Some((_, known_fields)) => known_fields.extend_from_slice(fields),
+                None => same_root.push((route, fields.to_vec())),
+            }
         }
     }
     let with_common =
         |fields: Vec<Field>| Fields::new(fields.into_iter().chain(common_fields.iter().copied()));
-    by_route.into_iter().map(|(codes, fields)| (codes, with_common(fields))).collect()
+    let prepare = |same_root: Vec<(Route, Vec<Field>)>| {
+        same_root.into_iter().map(|(route, fields)| (route, with_common(fields))).collect()
+    };
+    by_root.into_iter().map(prepare).collect()
 }
 
 fn find_fields<'a>(by_route: &'a FieldsByRoute, route: &Route) -> Option<&'a Fields> {
-    by_route.get(route.after_version()?)
+    let (root, required) = (route.root()?, route.after_version()?);
+    let mut same_root = by_route[usize::from(root.number())].iter();
+    same_root.find(|(known, _)| known.after_version() == Some(required)).map(|(_, fields)| fields)
 }
 
 impl PatternSegment {

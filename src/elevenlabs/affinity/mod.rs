@@ -59,7 +59,7 @@ impl RequestIdentifiers {
             }
             let decoded_name = decode_parameter(name);
             let name = decoded_name.trim_end_matches("[]");
-            let Some(&kind) = index().parameters.get(name) else { continue };
+            let Some(kind) = index().parameter_kind(name) else { continue };
             let decoded_value = decode_parameter(value);
             let is_list = name.ends_with("_ids");
             let values = decoded_value.split(move |c| is_list && c == ',').map(str::trim);
