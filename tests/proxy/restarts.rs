@@ -3,8 +3,8 @@
 
 use crate::support::routes::Route;
 use crate::support::{
-    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, join_all, start_proxy,
-    start_proxy_in, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, THIRD_KEY, TestProxy, join_all, read_usage_records,
+    start_proxy, start_proxy_in, start_proxy_with, wait_until,
 };
 use keychoir::simulator::{Fault, KeyPlan, Plan, WorkspacePlan};
 use serde_json::{Value, json};
@@ -243,4 +243,26 @@ async fn refusals_are_written_while_the_program_runs() {
     wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
     wait_until(|| rows() == 3).await;
     proxy.close_unchecked().await;
+}
+
+/// A poll contradicts the reported credits until another account serves the request. The weaker evidence is
+/// already stored at that time, and no later poll writes the state of the keys.
+#[tokio::test]
+async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
+    const POLL_PATH: &str = "/v1/user/subscription";
+    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let set_fault = |key, path, fault: &str| proxy.simulator.always_on(key, path, fault.parse().ok());
+    set_fault(FIRST_KEY, "/v1/text-to-speech", "quota");
+    set_fault(SECOND_KEY, "/v1/text-to-speech", "slow_head=2000");
+    set_fault(FIRST_KEY, POLL_PATH, "slow_head=60000");
+    let path = proxy.database_path();
+    let is_first_attempt_stored = || read_usage_records(&path).len() == 1;
+    let (response, ()) = tokio::join!(proxy.request_speech(40), wait_until(is_first_attempt_stored));
+    assert_eq!(response.status(), 200);
+    response.bytes().await.unwrap();
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"]);
+    proxy.simulator.always_on(FIRST_KEY, POLL_PATH, None);
+    let proxy = proxy.restart().await;
+    assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the status after the restart");
+    proxy.close().await;
 }
