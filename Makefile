@@ -1,5 +1,6 @@
 # Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs, voice frameworks, Autobahn's cases and PostgREST, into folders that git ignores. PostgreSQL comes with the system.
+# the official SDKs, voice frameworks, Autobahn's cases and PostgREST, into folders that git ignores. PostgreSQL and
+# the forward proxies tinyproxy and microsocks come with the system.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv

@@ -6,6 +6,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod control;
 
 pub mod admin;
 pub mod mirror;

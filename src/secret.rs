@@ -3,13 +3,15 @@
 //! review.
 
 mod fingerprint;
+mod proxy_credentials;
 mod redactor;
 mod supabase_key;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use fingerprint::{Fingerprint, TokenFingerprint};
+pub use fingerprint::{AdminTokenFingerprint, Fingerprint, TokenFingerprint};
+pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 

@@ -94,11 +94,8 @@ async fn check(
     let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
         config.quota_polling.enabled = false;
-        config.clients = vec![ClientConfig {
-            name: "app".to_owned(),
-            token: TokenFingerprint::new(CLIENT_TOKEN),
-            rules: Rules::default(),
-        }];
+        config.clients =
+            vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Rules::default())];
     })
     .await;
     let address = proxy.app.address();

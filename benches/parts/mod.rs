@@ -238,7 +238,7 @@ fn clients(count: usize) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
-        (Client { name, rules: Rules::default() }, token)
+        (Client { name, rules: Rules::default() }, token.into())
     };
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }
@@ -254,7 +254,7 @@ fn stage_authentication(count: usize) -> Stage {
     stage(
         move |n| heads(n, RequestKind::Voices),
         move |head| {
-            black_box(authenticate(&clients, &head.headers, head.uri.query())).unwrap();
+            black_box(authenticate(&clients, &head.headers, head.uri.query(), UnixMs(0))).unwrap();
             std::mem::forget(head);
         },
     )
@@ -540,7 +540,7 @@ impl RequestPath {
     fn run(&self, (mut head, mut response_headers): (Parts, HeaderMap)) {
         let (pool, now) = (&self.keys.pool, clock::now());
         check_request_origin(&head);
-        let caller = authenticate(&self.clients, &head.headers, head.uri.query()).unwrap();
+        let caller = authenticate(&self.clients, &head.headers, head.uri.query(), UnixMs(0)).unwrap();
         let (endpoint, names, _) = route(&mut head, true).unwrap();
         black_box(affinity::response_ownership(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));

@@ -29,11 +29,13 @@ struct KeyDetail {
     workspace: Option<String>,
     /// The provider's name of the plan.
     plan: Option<String>,
-    /// The status of the status document, extended by `near_limit`.
+    /// The status of the status document, extended by `near_limit` and `paused`.
     state: &'static str,
+    /// Whether an operator has paused the key.
+    paused: bool,
     /// Why the key is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or
-    /// `wrong_host`.
-    reason: Option<&'static str>,
+    /// `wrong_host`; of a paused key, the operator's reason.
+    reason: Option<String>,
     /// Advice for the operator.
     advice: Option<&'static str>,
     /// When this state started.
@@ -90,25 +92,32 @@ impl KeyDetails {
     pub fn new(pool: &Pool, now: UnixMs) -> Self {
         let detail = |snapshot: &KeySnapshot| {
             let workspace = snapshot.key.workspace();
-            let (reason, until) = match snapshot.state {
-                KeyState::Usable => (None, None),
+            let (reason, until) = match snapshot.unpaused_state {
+                KeyState::Usable | KeyState::Paused { .. } => (None, None),
                 KeyState::CoolingDown { reason, until } => (Some(reason), until),
             };
             let evidence: Vec<&Evidence> =
                 snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence).collect();
             let since = evidence.iter().map(|evidence| evidence.at).min().filter(|_| reason.is_some());
             let cannot = pool.restrictions().for_key(&snapshot.key, now);
+            let pause = snapshot.pause.as_deref();
             KeyDetail {
-                state: if reason.is_none() && snapshot.is_near_limit {
+                paused: pause.is_some(),
+                state: if pause.is_some() {
+                    "paused"
+                } else if reason.is_none() && snapshot.is_near_limit {
                     "near_limit"
                 } else {
                     snapshot.state.status().as_str()
                 },
-                reason: reason.map(CooldownReason::as_str),
+                reason: match pause {
+                    Some(pause) => pause.reason.as_deref().map(str::to_owned),
+                    None => reason.map(|reason| reason.as_str().to_owned()),
+                },
                 advice: reason.and_then(advice),
-                since: since.map(UnixMs::rfc3339),
-                until: until.map(UnixMs::rfc3339),
-                possible: possible_operations(reason, &cannot),
+                since: pause.map(|pause| pause.since).or(since).map(UnixMs::rfc3339),
+                until: pause.map_or(until, |pause| pause.until).map(UnixMs::rfc3339),
+                possible: if pause.is_some() { "nothing" } else { possible_operations(reason, &cannot) },
                 evidence: evidence.into_iter().map(EvidenceDetail::new).collect(),
                 cannot: cannot.iter().map(RestrictionDetail::new).collect(),
                 short_key: snapshot.key.api_key().short().to_string(),
@@ -161,7 +170,7 @@ impl RestrictionDetail {
 }
 
 /// Advice for the operator about a key that needs attention.
-fn advice(reason: CooldownReason) -> Option<&'static str> {
+pub(super) fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,
         CooldownReason::Billing => {

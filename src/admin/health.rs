@@ -95,6 +95,26 @@ impl Readiness {
         }
     }
 
+    /// `ready`, `degraded` or `unready`.
+    pub(super) fn status(&self) -> &'static str {
+        self.status
+    }
+
+    /// The state of the usage store, as in the document.
+    pub(super) fn store(&self) -> &'static str {
+        self.store
+    }
+
+    /// Whether the provider can be reached, as in the document.
+    pub(super) fn upstream(&self) -> &'static str {
+        self.upstream
+    }
+
+    /// The state of the mirror, as in the document.
+    pub(super) fn mirror(&self) -> &'static str {
+        self.mirror
+    }
+
     /// Whether requests should be sent to this process; also true when degraded, because requests are still
     /// served.
     #[must_use]

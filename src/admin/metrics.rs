@@ -18,8 +18,20 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, GaugeSamples, key_label};
 
-const STATUSES: [KeyStatus; 4] =
-    [KeyStatus::Active, KeyStatus::Exhausted, KeyStatus::RateLimited, KeyStatus::Invalid];
+/// The statuses of the status document, and `paused`.
+const STATUSES: [&str; 5] = [
+    KeyStatus::Active.as_str(),
+    KeyStatus::Exhausted.as_str(),
+    KeyStatus::RateLimited.as_str(),
+    KeyStatus::Invalid.as_str(),
+    PAUSED,
+];
+
+const PAUSED: &str = "paused";
+
+fn status(snapshot: &KeySnapshot) -> &'static str {
+    if snapshot.state.is_paused() { PAUSED } else { snapshot.state.status().as_str() }
+}
 
 /// Digits of a key's fingerprint in labels, enough to distinguish keys with equal short forms.
 const HASH_DIGITS: usize = 12;
@@ -112,14 +124,14 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     let labels = unique_labels(&snapshots, |snapshot| key_label(&snapshot.key).to_owned());
     let labelled_keys = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
     let counts = STATUSES.map(|status| {
-        let count = keys.iter().filter(|key| key.state.status() == status).count();
-        ([("status", status.as_str().to_owned())], count as u64)
+        let count = keys.iter().filter(|key| self::status(key) == status).count();
+        ([("status", status.to_owned())], count as u64)
     });
     registry.register("keys", "Keys of the pool, by status", GaugeSamples(counts.into()));
     let statuses = labelled_keys().flat_map(|(key, snapshot)| {
         STATUSES.map(|status| {
-            let has = snapshot.state.status() == status;
-            ([key.clone(), ("status", status.as_str().to_owned())], u64::from(has))
+            let has = self::status(snapshot) == status;
+            ([key.clone(), ("status", status.to_owned())], u64::from(has))
         })
     });
     let help = "1 for the status that a key has, 0 for the others";

@@ -1,6 +1,9 @@
 //! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
 //! read snapshots and never block a proxied request.
 
+pub mod control;
+
+mod api;
 mod details;
 mod health;
 mod metrics;
@@ -9,6 +12,7 @@ mod usage;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
@@ -16,16 +20,21 @@ use http::header::{
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
 
+use control::ControlSender;
+
 use crate::mirror;
 use crate::policy::client::{Client, Unauthenticated, authenticate};
 use crate::policy::units::UnixMs;
+use crate::poller::KeyChecker;
 use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
+use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
 use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
-use crate::upstream::ReachabilityCell;
+use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
+pub use api::AuthFailureTable;
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;
@@ -52,7 +61,44 @@ pub struct Admin {
     pub reachability: ReachabilityCell,
     /// When the program was started.
     pub started_at: UnixMs,
+    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    pub control: Option<ControlSender>,
+    /// The digest of the admin token; `None` if there is no token, which disables the admin API.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// Which of the pages may be read without a token.
+    pub public_pages: PublicPages,
+    /// Reads stored records.
+    pub history: store::History,
+    /// Checks keys at the provider.
+    pub key_checker: KeyChecker<TcpTlsConnector>,
+    /// The settings in force. A reload replaces them.
+    pub settings: SharedSettings,
+    /// Wrong admin tokens, by address.
+    pub auth_failures: AuthFailureTable,
 }
+
+/// The pages that may be read without a token on every address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PublicPages {
+    /// The status documents.
+    pub status: bool,
+    /// The metrics.
+    pub metrics: bool,
+}
+
+/// A setting, for operators. Secrets are masked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SettingInForce {
+    /// `section.name`, as in the configuration file.
+    pub name: &'static str,
+    /// The value in TOML notation.
+    pub value: String,
+    /// The flag, the variable, or the file with line and column that sets it; `default` if none does.
+    pub source: String,
+}
+
+/// The settings in force, shared with the task that reloads them.
+pub type SharedSettings = Arc<ArcSwap<Vec<SettingInForce>>>;
 
 const FRONT_PAGE: &str = include_str!("front_page.html");
 
@@ -93,10 +139,14 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return Some(refusal);
         }
-        // If clients have tokens, these pages require one.
-        let needs_client = ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"].contains(&uri.path());
-        if needs_client {
-            let refusal = match self.authenticate_client(uri, headers) {
+        // If clients have tokens, these pages require one, or the admin token.
+        let needs_token = match uri.path() {
+            "/api/elevenlabs-status" | "/api/keychoir-keys" => !self.public_pages.status,
+            "/metrics" => !self.public_pages.metrics,
+            _ => false,
+        };
+        if needs_token && !self.has_admin_token(headers) {
+            let refusal = match self.authenticate_client(uri, headers, now) {
                 // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,
                 Ok(_) => Some(ProxyError::PathNotAllowed),
@@ -110,9 +160,14 @@ impl Admin {
     }
 
     /// Authenticates the client, which must be a configured one.
-    fn authenticate_client(&self, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Client>, Unauthenticated> {
+    fn authenticate_client(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        now: UnixMs,
+    ) -> Result<Arc<Client>, Unauthenticated> {
         let clients = &self.config.load().clients;
-        let caller = authenticate(clients, headers, uri.query())?;
+        let caller = authenticate(clients, headers, uri.query(), now)?;
         if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
@@ -121,7 +176,7 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return refusal;
         }
-        match self.authenticate_client(uri, headers) {
+        match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
                 let used = self.config.load().client_usage.used(&client.name, now);
                 json(StatusCode::OK, &ClientUsageReport::new(&client, &used, now))

@@ -14,11 +14,12 @@ use crate::pool::KeySnapshot;
 #[serde(rename_all = "camelCase")]
 pub struct StatusDocument {
     total_keys: usize,
+    /// Without the keys that an operator has paused; their status is the one below the pause.
     active_keys: usize,
     exhausted_keys: usize,
     /// Keys near the limit and not yet over it.
     near_limit_keys: usize,
-    /// Summed over the workspaces that have a key which is active or rate limited.
+    /// Summed over the workspaces that have a key which is active or rate limited, and not paused.
     total_remaining_characters: u64,
     keys: Vec<KeyStatusEntry>,
 }
@@ -43,9 +44,11 @@ impl StatusDocument {
     #[must_use]
     pub fn new(keys: &[KeySnapshot]) -> Self {
         let count_with_status = |status| keys.iter().filter(|key| key.state.status() == status).count();
+        let is_active =
+            |key: &&KeySnapshot| key.state.status() == KeyStatus::Active && !key.state.is_paused();
         Self {
             total_keys: keys.len(),
-            active_keys: count_with_status(KeyStatus::Active),
+            active_keys: keys.iter().filter(is_active).count(),
             exhausted_keys: count_with_status(KeyStatus::Exhausted),
             near_limit_keys: keys
                 .iter()
@@ -60,6 +63,7 @@ impl StatusDocument {
 fn total_remaining(keys: &[KeySnapshot]) -> u64 {
     let mut counted_workspaces = HashSet::new();
     keys.iter()
+        .filter(|key| !key.state.is_paused())
         .filter(|key| matches!(key.state.status(), KeyStatus::Active | KeyStatus::RateLimited))
         .filter(|key| counted_workspaces.insert(ptr::from_ref(key.key.workspace())))
         .fold(0, |total: u64, key| total.saturating_add(key.quota.remaining()))

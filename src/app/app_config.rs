@@ -8,15 +8,21 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
+use crate::admin::control::ControlSender;
+use crate::admin::{PublicPages, SettingInForce};
 use crate::body::budget::{BufferBudget, BufferLimits};
-use crate::config::{BaseUrl, ClientConfig, Config, KeyConfig, ServerConfig, TlsMode};
+use crate::config::{
+    BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ProxySetting, ServerConfig, SettingValue,
+    TlsMode,
+};
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
-use crate::policy::client::{AnonymousAccess, Client, ClientName, Clients};
+use crate::policy::client::{AnonymousAccess, Client, ClientName, ClientTokens, Clients, IssuedToken};
 use crate::policy::headers::ForwardedHeaders;
 use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
+use crate::secret::AdminTokenFingerprint;
 use crate::{mirror, poller, pool, proxy, server, store, upstream};
 
 /// The settings of all modules, for [`start`](super::start).
@@ -56,6 +62,16 @@ pub struct AppConfig {
     pub store: store::Settings,
     /// The settings of the mirror in Supabase, or `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
+    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    pub control: Option<ControlSender>,
+    /// The digest of the admin token; `None` disables the admin API.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// Which pages may be read without a token.
+    pub public_pages: PublicPages,
+    /// Maximum time of a key check.
+    pub key_check_timeout: Duration,
+    /// The settings with their sources, for operators.
+    pub setting_values: Vec<SettingInForce>,
 }
 
 impl AppConfig {
@@ -67,6 +83,11 @@ impl AppConfig {
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
         let https = https_source(&config);
         let mirror = mirror_settings(&config);
+        let routes = config.proxy_routes();
+        let setting_values = config.setting_values().into_iter();
+        let setting_values = setting_values
+            .map(|SettingValue { name, value, source }| SettingInForce { name, value, source })
+            .collect();
         let Config {
             server,
             upstream,
@@ -80,32 +101,55 @@ impl AppConfig {
             access,
             keys,
             clients,
+            paused_keys,
+            admin,
+            admin_token,
             ..
         } = config;
         let max_requests_per_client = max_requests_per_client(&server, clients.len());
         let min_rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
         let body_min_rate = min_rate(server.min_request_body_rate);
-        let client_tokens = clients.into_iter().map(|ClientConfig { name, token, rules }| {
-            (Client { name: ClientName::new(&name), rules }, token)
+        let client_tokens = clients.into_iter().map(|client| {
+            let ClientConfig { name, token, expires_at, previous_token, rules, origin: _ } = client;
+            let current = IssuedToken { fingerprint: token, expires_at };
+            let previous = previous_token
+                .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
+            (Client { name: ClientName::new(&name), rules }, ClientTokens { current, previous })
         });
         let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
         let key_entries = keys.into_iter().map(|key| {
-            let KeyConfig { key, name, workspace, base_url, weight, reserve_credits } = key;
-            let authority = base_url.as_ref().map(to_authority).transpose()?.map(Arc::new);
+            let KeyConfig { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = key;
+            let pause = paused_keys.iter().find(|paused| paused.fingerprint == key.fingerprint());
+            let to_key_authority = |url: &BaseUrl| {
+                to_authority(url)
+                    .map(|authority| Arc::new(authority.through(routes.for_upstream(url, &proxy))))
+            };
+            let authority = base_url.as_ref().map(to_key_authority).transpose()?;
+            let default_route = match proxy {
+                ProxySetting::Inherited => None,
+                ProxySetting::Direct | ProxySetting::Proxy(_) => Some(to_key_authority(&upstream.base_url)?),
+            };
             let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
             Ok(pool::KeyEntry {
                 key,
                 name,
                 workspace,
                 authority,
+                default_route,
                 detected_region: None,
                 weight,
                 kept_credits,
+                pause: pause.map(PausedKeyConfig::pause),
+                origin,
             })
         });
+        let to_routed = |url: &BaseUrl| {
+            let proxy = routes.for_upstream(url, &ProxySetting::Inherited);
+            to_authority(url).map(|authority| authority.through(proxy))
+        };
         let regions: Arc<[Arc<Authority>]> =
-            upstream.regions().iter().map(|url| to_authority(url).map(Arc::new)).collect::<Result<_, _>>()?;
+            upstream.regions().iter().map(|url| to_routed(url).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Self {
             clients: Clients::new(client_tokens.collect(), anonymous),
             base_path: server.base_path.to_string(),
@@ -131,7 +175,7 @@ impl AppConfig {
                 quota_lag: quota_polling.quota_lag,
             },
             ca_file: upstream.ca_file,
-            authority: to_authority(&upstream.base_url)?,
+            authority: to_routed(&upstream.base_url)?,
             upstream: upstream::Settings {
                 connect_timeout: upstream.connect_timeout,
                 response_timeout: upstream.response_timeout,
@@ -224,6 +268,14 @@ impl AppConfig {
                 },
             },
             mirror,
+            control: None,
+            admin_token,
+            public_pages: PublicPages {
+                status: admin.is_public("status"),
+                metrics: admin.is_public("metrics"),
+            },
+            key_check_timeout: quota_polling.timeout,
+            setting_values,
         })
     }
 }
@@ -249,6 +301,8 @@ fn mirror_settings(config: &Config) -> Option<mirror::Settings> {
     let (url, key) = supabase.target()?;
     Some(mirror::Settings {
         base_url: url.to_string(),
+        proxy: config.proxy_routes().for_mirror(url, &supabase.proxy),
+        ca_file: config.upstream.ca_file.clone(),
         key: key.clone(),
         interval: supabase.interval,
         max_batch_rows: supabase.max_batch_rows,

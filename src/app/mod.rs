@@ -6,10 +6,11 @@ mod dry_run;
 mod https;
 mod listen;
 mod mirror_task;
+mod operator;
 mod router;
+mod start_error;
 
 use std::future::{Future, pending};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,69 +19,28 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, DrainFlag};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
 use crate::clock;
-use crate::mirror::MirrorStartError;
-use crate::policy::client::Clients;
-use crate::poller::{self, ConversationPoller, QuotaPoller};
+use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{OpenError, Store, WriterHandle};
+use crate::store::{Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::RequestMetrics;
-use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, TlsError, Upstream};
+use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
 
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
 pub use app_config::AppConfig;
 pub use dry_run::{StartProblem, dry_run};
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
+pub use start_error::{StartError, UnprotectedListener};
 
 use https::Certificates;
 use mirror_task::MirrorTask;
 use router::Router;
-
-/// The reason why the program cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The usage database cannot be opened.
-    #[error(transparent)]
-    Database(#[from] OpenError),
-    /// The usage records cannot be read.
-    #[error("the usage records cannot be read: {0}")]
-    UnreadableRecords(#[from] rusqlite::Error),
-    /// The mirror cannot be started.
-    #[error(transparent)]
-    Mirror(#[from] MirrorStartError),
-    /// TLS for upstream connections cannot be configured.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// TLS for client connections cannot be configured.
-    #[error("HTTPS cannot be configured: {0}")]
-    Https(#[from] rustls::Error),
-    /// The upstream address is not valid in a request head.
-    #[error("the upstream address cannot be used: {0}")]
-    Upstream(#[from] http::Error),
-    /// Other machines could use the keys without a token.
-    #[error(transparent)]
-    UnprotectedListener(#[from] UnprotectedListener),
-    /// The operating system reported an error.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// A listener that other machines can connect to without a client token.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is open to other machines, and no client token is required")]
-pub struct UnprotectedListener(pub Address);
-
-fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), UnprotectedListener> {
-    match addresses.iter().find(|address| !address.is_local()) {
-        Some(exposed) if !clients.require_token() => Err(UnprotectedListener(exposed.clone())),
-        Some(_) | None => Ok(()),
-    }
-}
+use start_error::check_exposure;
 
 /// The running program.
 #[derive(Debug)]
@@ -89,6 +49,7 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
+    setting_values: SharedSettings,
     polling_settings: Option<watch::Sender<poller::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -166,6 +127,9 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
     }));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
+    let setting_values = Arc::new(ArcSwap::from_pointee(app_config.setting_values));
+    let key_checker =
+        KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -176,6 +140,13 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
+        control: app_config.control,
+        admin_token: app_config.admin_token,
+        public_pages: app_config.public_pages,
+        history: store_writer.history.clone(),
+        key_checker,
+        settings: Arc::clone(&setting_values),
+        auth_failures: AuthFailureTable::default(),
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -228,6 +199,7 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         reachability,
         pool,
         config,
+        setting_values,
         polling_settings,
         polling_rounds,
         certificates,
@@ -304,6 +276,15 @@ impl RunningApp {
         matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
     }
 
+    /// Checks that [`reload`](Self::reload) would accept these settings.
+    ///
+    /// # Errors
+    ///
+    /// Fails when other machines could use the keys without a token.
+    pub fn check_reload(&self, app_config: &AppConfig) -> Result<(), UnprotectedListener> {
+        check_exposure(&self.addresses, &app_config.clients)
+    }
+
     /// Applies the keys, clients and limits of `app_config` to new requests, and the certificates to new
     /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
     /// and remaining keys keep their state.
@@ -317,7 +298,8 @@ impl RunningApp {
         let previous = self.config.load();
         let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
         let limits = Limits { buffers, ..app_config.proxy };
-        let AppConfig { clients, access_rules, base_path, .. } = app_config;
+        let AppConfig { clients, access_rules, base_path, setting_values, .. } = app_config;
+        self.setting_values.store(Arc::new(setting_values));
         let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let summary = self.pool.reload(app_config.keys, app_config.pool);

@@ -46,6 +46,12 @@ impl Service for Router {
             Ok(origin) => origin,
             Err(refusal) => return (*refusal).into(),
         };
+        if Admin::is_api_path(request.uri().path()) {
+            // Pages of other origins may send requests to the provider, and never read or change the pool.
+            let is_foreign_page = origin != RequestOrigin::Direct;
+            let response = Box::pin(admin.api(request, peer, is_foreign_page)).await;
+            return response.map(|body| ResponseBody::Generated(Full::new(body))).into();
+        }
         if let RequestOrigin::Preflight(origin) = &origin {
             let mut response = Response::new(ResponseBody::Generated(Full::default()));
             (*response.status_mut(), *response.headers_mut()) =

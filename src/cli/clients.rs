@@ -1,19 +1,18 @@
-//! `keychoir clients`: adds, lists and removes clients in the configuration file. A running
-//! Keychoir applies the change when it reloads the file.
+//! `keychoir clients`: adds, lists, changes and revokes clients and their tokens.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use rustls::crypto::ring::default_provider;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::{CommandResult, EX_CONFIG, fail, fail_with, load, print, print_error};
-use crate::config::{
-    ClientConfig, EditError, KeyRequirement, NewClient, Overrides, add_client, remove_client,
-};
+use super::control::{ControlOptions, Target, parse_duration, parse_end};
+use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
+use crate::admin::control::{Change, ClientRules};
+use crate::config::{ClientConfig, ClientOrigin};
 use crate::policy::client::Rules;
-use crate::secret::TokenFingerprint;
+use crate::policy::units::UnixMs;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -24,40 +23,67 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Add a client and print its token, which cannot be shown again.
-    Add(NewClientArguments),
+    Add {
+        /// The client's name: 1 to 64 of a-z, 0-9, - and _.
+        name: String,
+        #[command(flatten)]
+        rules: RuleArguments,
+        /// When its token expires: a duration such as 30d, or a time.
+        #[arg(long, value_name = "TIME", value_parser = parse_end)]
+        expires: Option<UnixMs>,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
     /// List the clients with their rules and limits.
-    List(ClientsFile),
-    /// Remove a client, so that its token becomes invalid.
+    List(ControlOptions),
+    /// Show one client.
+    Show {
+        /// The client's name.
+        name: String,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+    /// Give a client a new token and print it. The previous token stays valid during the grace period.
+    Rotate {
+        /// The client's name.
+        name: String,
+        /// How long the previous token stays valid, such as 1h.
+        #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
+        grace: Duration,
+        /// When the new token expires: a duration such as 30d, or a time.
+        #[arg(long, value_name = "TIME", value_parser = parse_end)]
+        expires: Option<UnixMs>,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+    /// Change the rules of a client. An empty text or 0 removes a rule.
+    Set {
+        /// The client's name.
+        name: String,
+        #[command(flatten)]
+        rules: RuleArguments,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+    /// Make the token of a client invalid.
     Revoke {
         /// The client's name.
         name: String,
         #[command(flatten)]
-        file: ClientsFile,
+        options: ControlOptions,
     },
 }
 
 #[derive(Debug, Args)]
-struct ClientsFile {
-    /// The configuration file, if KEYCHOIR_CONFIG does not name it.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
-struct NewClientArguments {
-    /// The client's name: 1 to 64 of a-z, 0-9, - and _.
-    name: String,
+struct RuleArguments {
     /// Its `quota`: "3 requests", "50 requests per day" or "10_000 credits per month".
-    #[arg(long = "allowance", value_name = "TEXT")]
+    #[arg(long, visible_alias = "allowance", value_name = "TEXT")]
     quota: Option<String>,
     /// Its `rate_limit`: "60 per minute" or "5 per second".
-    #[arg(long = "rate", value_name = "TEXT")]
+    #[arg(long, visible_alias = "rate", value_name = "TEXT")]
     rate_limit: Option<String>,
     /// Its `max_concurrent`, the maximum of concurrent requests.
-    #[arg(long = "concurrency", value_name = "COUNT")]
+    #[arg(long, visible_alias = "concurrency", value_name = "COUNT")]
     max_concurrent: Option<u32>,
     /// A path below which it may send requests, such as /v1/text-to-speech. May be repeated.
     #[arg(long = "path", value_name = "PATH")]
@@ -69,82 +95,142 @@ struct NewClientArguments {
     #[arg(long = "workspace", value_name = "NAME")]
     workspaces: Vec<String>,
     /// Allow the client to send its own key.
-    #[arg(long)]
-    bring_your_own_key: bool,
-    #[command(flatten)]
-    file: ClientsFile,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    bring_your_own_key: Option<bool>,
 }
 
-impl ClientsFile {
-    fn overrides(&self) -> Overrides {
-        // These commands need neither keys nor the usage database.
-        Overrides {
-            config_file: self.config.clone(),
-            is_ephemeral: true,
-            key_requirement: KeyRequirement::Optional,
-            ..Overrides::default()
+impl RuleArguments {
+    fn into_rules(self) -> ClientRules {
+        // An empty text removes a list: `--path ""`.
+        let list = |items: Vec<String>| {
+            (!items.is_empty()).then(|| items.into_iter().filter(|item| !item.is_empty()).collect())
+        };
+        ClientRules {
+            quota: self.quota,
+            user_quota: None,
+            rate_limit: self.rate_limit,
+            max_concurrent: self.max_concurrent,
+            paths: list(self.paths),
+            keys: list(self.keys),
+            workspaces: list(self.workspaces),
+            bring_your_own_key: self.bring_your_own_key,
+            provider_tokens: None,
         }
     }
 }
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
-        Command::Add(arguments) => add(arguments),
-        Command::List(file) => list(&file),
-        Command::Revoke { name, file } => revoke(&name, &file),
+        Command::Add { name, rules, expires, options } => {
+            let message = format!("Added the client `{name}`. Its token is shown only now:");
+            options.run(Change::AddClient { name, rules: rules.into_rules(), expires_at: expires }, &message)
+        }
+        Command::List(options) => list(&options),
+        Command::Show { name, options } => show(&name, &options),
+        Command::Rotate { name, grace, expires, options } => {
+            let message = format!("The client `{name}` has a new token, which is shown only now:");
+            options.run(Change::RotateClient { name, grace, expires_at: expires }, &message)
+        }
+        Command::Set { name, rules, options } => {
+            let message = format!("Changed the client `{name}`.");
+            options.run(Change::SetClient { name, rules: rules.into_rules() }, &message)
+        }
+        Command::Revoke { name, options } => {
+            let message = format!("Revoked the token of the client `{name}`.");
+            options.run(Change::RevokeClient { name }, &message)
+        }
     }
 }
 
-fn add(arguments: NewClientArguments) -> CommandResult {
-    let client = NewClient {
-        name: arguments.name,
-        quota: arguments.quota,
-        rate_limit: arguments.rate_limit,
-        max_concurrent: arguments.max_concurrent,
-        paths: arguments.paths,
-        keys: arguments.keys,
-        workspaces: arguments.workspaces,
-        may_bring_key: arguments.bring_your_own_key,
-    };
-    let file = arguments.file;
-    let token = generate_token().ok_or_else(|| fail("the system provides no random numbers"))?;
-    let (path, _) =
-        add_client(&file.overrides(), &client, &TokenFingerprint::new(&token)).map_err(report_edit_error)?;
-    let name = &client.name;
-    print_error(&format_args!(
-        "Added the client `{name}` to {}. Its token is shown only now:",
-        path.display()
-    ));
-    if file.json {
-        print(&json!({"name": name, "token": token}));
-    } else {
-        print(&token);
-    }
-    Ok(())
+/// A client as the admin API describes it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct ListedClient {
+    name: String,
+    source: String,
+    #[serde(deserialize_with = "read_quota")]
+    quota: Option<String>,
+    rate_limit: Option<String>,
+    max_concurrent: Option<u32>,
+    paths: Vec<String>,
+    keys: Vec<String>,
+    workspaces: Vec<String>,
+    bring_your_own_key: bool,
+    provider_tokens: bool,
+    expires_at: Option<String>,
+    previous_token_expires_at: Option<String>,
 }
 
-fn revoke(name: &str, file: &ClientsFile) -> CommandResult {
-    let (path, loaded) = remove_client(&file.overrides(), name).map_err(report_edit_error)?;
-    print_error(&format_args!("Removed the client `{name}` from {}.", path.display()));
-    let remaining_clients = loaded.config.clients.len();
-    if remaining_clients == 0 {
-        print_error(&"No clients are left: apps on this machine need no token.");
-    }
-    if file.json {
-        print(&json!({"name": name, "clientsLeft": remaining_clients}));
-    }
-    Ok(())
+/// Reads a quota, which the admin API describes as an object with its notation in `limit`.
+fn read_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let quota = Value::deserialize(deserializer)?;
+    Ok(quota.as_str().or_else(|| quota["limit"].as_str()).map(str::to_owned))
 }
 
-fn list(file: &ClientsFile) -> CommandResult {
-    let clients = load(&file.overrides())?.config.clients;
-    if file.json {
-        print(&Value::from(clients.iter().map(client_json).collect::<Vec<_>>()));
+impl From<&ClientConfig> for ListedClient {
+    fn from(client: &ClientConfig) -> Self {
+        let ClientConfig { name, token: _, expires_at, previous_token, origin, rules } = client;
+        let Rules {
+            quota,
+            rate_limit,
+            max_concurrent,
+            paths,
+            allowed_keys,
+            may_bring_key,
+            may_request_tokens,
+        } = rules;
+        let source = match origin {
+            ClientOrigin::File => "file",
+            ClientOrigin::Managed => "managed",
+        };
+        Self {
+            name: name.clone(),
+            source: source.to_owned(),
+            quota: quota.map(|quota| quota.to_string()),
+            rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
+            max_concurrent: *max_concurrent,
+            paths: paths.clone(),
+            keys: allowed_keys.keys.clone(),
+            workspaces: allowed_keys.workspaces.clone(),
+            bring_your_own_key: *may_bring_key,
+            provider_tokens: *may_request_tokens,
+            expires_at: expires_at.map(UnixMs::rfc3339),
+            previous_token_expires_at: previous_token.map(|(_, expires_at)| expires_at.rfc3339()),
+        }
+    }
+}
+
+/// Reads the documents of the clients from the running server, or else from the configuration.
+fn read_clients(options: &ControlOptions) -> Result<Vec<Value>, ExitCode> {
+    build_runtime()?.block_on(async {
+        match options.connect().await? {
+            Target::Server(client) => {
+                let mut document = client.get("/clients").await?;
+                Ok(document["clients"].as_array_mut().map(std::mem::take).unwrap_or_default())
+            }
+            Target::Offline(offline) => {
+                let clients = offline.config.clients.iter();
+                Ok(clients.map(|client| json!(ListedClient::from(client))).collect())
+            }
+        }
+    })
+}
+
+fn parse_client(document: &Value) -> Result<ListedClient, ExitCode> {
+    ListedClient::deserialize(document)
+        .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
+}
+
+fn list(options: &ControlOptions) -> CommandResult {
+    let documents = read_clients(options)?;
+    if options.json {
+        print(&json!({"clients": documents}));
         return Ok(());
     }
+    let clients = documents.iter().map(parse_client).collect::<Result<Vec<_>, _>>()?;
     let width = clients.iter().map(|client| client.name.len()).max().unwrap_or(0);
-    for ClientConfig { name, rules, .. } in &clients {
-        print(&format_args!("{name:width$}  {}", format_rules(rules)));
+    for client in &clients {
+        print(&format_args!("{:width$}  {}", client.name, format_rules(client)));
     }
     if clients.is_empty() {
         print_error(&"No clients are configured: apps on this machine need no token.");
@@ -152,59 +238,45 @@ fn list(file: &ClientsFile) -> CommandResult {
     Ok(())
 }
 
-fn client_json(client: &ClientConfig) -> Value {
-    let Rules { quota, rate_limit, max_concurrent, paths, allowed_keys, may_bring_key, may_request_tokens } =
-        &client.rules;
-    json!({
-        "name": client.name,
-        "quota": quota.map(|quota| quota.to_string()),
-        "rateLimit": rate_limit.map(|rate| rate.to_string()),
-        "maxConcurrent": max_concurrent,
-        "paths": paths,
-        "keys": allowed_keys.keys,
-        "workspaces": allowed_keys.workspaces,
-        "bringYourOwnKey": may_bring_key,
-        "providerTokens": may_request_tokens,
-    })
+fn show(name: &str, options: &ControlOptions) -> CommandResult {
+    let documents = read_clients(options)?;
+    let Some(document) = documents.iter().find(|document| document["name"] == name) else {
+        let message = "no client has this name: `keychoir clients list` lists them";
+        return Err(fail_with(EX_CONFIG, message));
+    };
+    if options.json {
+        print(document);
+        return Ok(());
+    }
+    let client = parse_client(document)?;
+    print(&format_args!("{}  {}", client.name, format_rules(&client)));
+    let lines = [
+        ("configured in", Some(client.source.as_str())),
+        ("token expires", client.expires_at.as_deref()),
+        ("previous token expires", client.previous_token_expires_at.as_deref()),
+    ];
+    for (label, value) in lines {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            print(&format_args!("  {label}: {value}"));
+        }
+    }
+    Ok(())
 }
 
 /// Formats the client's rules in one line.
-fn format_rules(rules: &Rules) -> String {
-    let Rules { quota, rate_limit, max_concurrent, paths, allowed_keys, may_bring_key, may_request_tokens } =
-        rules;
+fn format_rules(client: &ListedClient) -> String {
     let mut parts: Vec<String> = Vec::new();
-    parts.extend(quota.map(|quota| quota.to_string()));
-    parts.extend(rate_limit.map(|rate| rate.to_string()));
-    parts.extend(max_concurrent.map(|count| format!("{count} concurrent requests")));
+    parts.extend(client.quota.clone());
+    parts.extend(client.rate_limit.clone());
+    parts.extend(client.max_concurrent.map(|count| format!("{count} concurrent requests")));
     for (label, list) in
-        [("below", paths), ("keys", &allowed_keys.keys), ("workspaces", &allowed_keys.workspaces)]
+        [("below", &client.paths), ("keys", &client.keys), ("workspaces", &client.workspaces)]
     {
         if !list.is_empty() {
             parts.push(format!("{label} {}", list.join(" ")));
         }
     }
-    parts.extend(may_bring_key.then(|| "may bring its own key".to_owned()));
-    parts.extend(may_request_tokens.then(|| "may request tokens of the provider".to_owned()));
+    parts.extend(client.bring_your_own_key.then(|| "may bring its own key".to_owned()));
+    parts.extend(client.provider_tokens.then(|| "may request tokens of the provider".to_owned()));
     if parts.is_empty() { "without limits".to_owned() } else { parts.join(", ") }
-}
-
-/// Prints the error of an edit, and returns the exit code.
-fn report_edit_error(error: EditError) -> ExitCode {
-    match error {
-        EditError::Unwritable { .. } | EditError::ConcurrentChange => fail(error),
-        EditError::NoFile
-        | EditError::Unreadable { .. }
-        | EditError::ClientExists(_)
-        | EditError::UnknownClient(_)
-        | EditError::UnsupportedNotation
-        | EditError::InvalidConfig(_) => fail_with(EX_CONFIG, error),
-    }
-}
-
-/// Generates a token of 192 random bits, with a prefix by which operators and secret scanners recognize it.
-fn generate_token() -> Option<String> {
-    let mut bytes = [0_u8; 24];
-    default_provider().secure_random.fill(&mut bytes).ok()?;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("kc_{digits}"))
 }

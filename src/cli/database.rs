@@ -1,7 +1,7 @@
 //! Opens the usage database for the commands that read usage records. The database is opened read-only, so
 //! that it can be read while the service is running.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -15,7 +15,7 @@ use crate::store::{ReadError, UsageReader};
 pub(super) struct DatabaseOptions {
     #[command(flatten)]
     pub(super) sources: ConfigSources,
-    /// Read this file instead of the configured one.
+    /// Use this database instead of the configured one.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -69,6 +69,15 @@ impl DatabaseOptions {
             Some(file) => Ok(UsageReader::open(file)?),
             None => Err(DatabaseError::Ephemeral),
         }
+    }
+
+    /// The path of the database. If there is none, prints the error and returns the exit code.
+    pub(super) fn path(&self) -> Result<PathBuf, ExitCode> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let config = self.load_config()?;
+        config.storage.file().map(Path::to_owned).ok_or_else(|| fail(DatabaseError::Ephemeral))
     }
 
     /// Whether the database is the configured one.

@@ -1,15 +1,24 @@
-//! `keychoir keys list`: prints the short forms of the configured keys and their states. The states come
-//! from the running Keychoir, as in `keychoir status`, or else from the database.
+//! `keychoir keys`: lists, adds, removes, pauses and resumes the keys of the pool. `list` prints the short forms
+//! of the keys and their states, which come from the running Keychoir, as in `keychoir status`, or else from the
+//! database.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::control::{ControlOptions, parse_end};
 use super::database::{DatabaseError, DatabaseOptions};
 use super::status::{self, format_status};
 use super::table::{Alignment, Table, abbreviate, truncate};
-use super::{CommandResult, build_runtime, fail, print, print_error};
+use super::{CommandResult, EX_USAGE, build_runtime, fail, fail_with, print, print_error};
+use crate::admin::control::{Change, NewKey};
 use crate::clock;
 use crate::config::{Config, KeyConfig};
+use crate::policy::units::UnixMs;
+use crate::secret::ApiKey;
 use crate::store::{ReadError, StoredKey};
 
 #[derive(Debug, Args)]
@@ -22,6 +31,62 @@ pub(super) struct Arguments {
 enum Command {
     /// List the keys of the pool in their order.
     List(ListArguments),
+    /// Add a key, which is read from standard input or a file.
+    Add(AddArguments),
+    /// Remove a key that was added with `keys add`.
+    Remove {
+        #[command(flatten)]
+        key: KeyArgument,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+    /// Let a key finish its requests and assign no new ones to it.
+    Pause {
+        #[command(flatten)]
+        key: KeyArgument,
+        /// When the key is resumed: a duration such as 2h, or a time. By default, `keys resume` resumes it.
+        #[arg(long, value_name = "TIME", value_parser = parse_end)]
+        until: Option<UnixMs>,
+        /// The reason, which the status shows.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+    /// End the pause of a key.
+    Resume {
+        #[command(flatten)]
+        key: KeyArgument,
+        #[command(flatten)]
+        options: ControlOptions,
+    },
+}
+
+#[derive(Debug, Args)]
+struct KeyArgument {
+    /// The name, the id or the short form of the key, never the key itself.
+    #[arg(value_name = "NAME")]
+    key: String,
+}
+
+#[derive(Debug, Args)]
+struct AddArguments {
+    /// The name of the key: 1 to 64 of a-z, 0-9, - and _.
+    name: String,
+    /// The workspace of the key. Keys of one workspace share its credits.
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
+    /// The base URL at which the key is valid, if it is not upstream.base_url.
+    #[arg(long, value_name = "URL")]
+    base_url: Option<String>,
+    /// Its share of the requests under the strategies `round-robin` and `least-requests`.
+    #[arg(long, value_name = "NUMBER")]
+    weight: Option<u32>,
+    /// Read the key from this file instead of standard input.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    options: ControlOptions,
 }
 
 #[derive(Debug, Args)]
@@ -76,7 +141,45 @@ impl ReportedKeyState {
 }
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
-    let Command::List(ListArguments { database, json }) = arguments.command;
+    match arguments.command {
+        Command::List(arguments) => list(&arguments),
+        Command::Add(arguments) => add(arguments),
+        Command::Remove { key: KeyArgument { key }, options } => {
+            options.run(Change::RemoveKey { key }, "Removed the key.")
+        }
+        Command::Pause { key: KeyArgument { key }, until, reason, options } => {
+            options.run(Change::PauseKey { key, until, reason }, "Paused the key.")
+        }
+        Command::Resume { key: KeyArgument { key }, options } => {
+            options.run(Change::ResumeKey { key }, "Resumed the key.")
+        }
+    }
+}
+
+/// Maximum bytes of a key and the spaces around it.
+const MAX_KEY_BYTES: u64 = 4096;
+
+fn add(arguments: AddArguments) -> CommandResult {
+    let AddArguments { name, workspace, base_url, weight, key_file, options } = arguments;
+    let mut text = String::new();
+    let read = match &key_file {
+        Some(path) => File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut text)),
+        None => {
+            if io::stdin().is_terminal() {
+                print_error(&"Paste the key, and press Enter and Ctrl-D:");
+            }
+            io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut text)
+        }
+    };
+    read.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
+    let key = ApiKey::new(text.trim()).map_err(|error| fail_with(EX_USAGE, error))?;
+    let message = format!("Added the key `{name}` ({}).", key.short());
+    options.run(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)
+}
+
+fn list(arguments: &ListArguments) -> CommandResult {
+    let ListArguments { database, json } = arguments;
+    let json = *json;
     let config = database.load_config()?;
     if let Some(keys) = database.uses_configured_file().then(|| fetch_running_keys(&config)).flatten() {
         print_keys(&keys, json);

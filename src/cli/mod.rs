@@ -3,23 +3,29 @@
 
 mod serve;
 
+mod attempts;
 mod check;
 mod clients;
+mod completions;
+mod db;
 mod demo;
 mod env;
 mod keys;
+mod man;
 mod simulate;
 mod status;
 mod supabase;
 mod usage;
 
+mod control;
 mod database;
+mod help;
 mod key_table;
 mod server;
+mod suggestions;
 mod table;
 
 mod notify;
-mod reload;
 mod signals;
 
 use std::fmt::Display;
@@ -27,7 +33,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{self, KeyRequirement, LoadedConfig, Overrides};
@@ -54,11 +60,13 @@ enum Command {
     Check(ConfigSources),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
-    /// Show the recorded usage by key, client, model or route.
+    /// Show the recorded usage by key, client, model, route, hour or day.
     Usage(usage::Arguments),
-    /// List the keys of the pool by their short forms.
+    /// Show single attempts to serve requests, the latest last.
+    Attempts(attempts::Arguments),
+    /// List, add, remove, pause and resume the keys of the pool.
     Keys(keys::Arguments),
-    /// Add, list and revoke clients and their tokens.
+    /// Add, list, change and revoke clients and their tokens.
     Clients(clients::Arguments),
     /// Print the environment variables with which apps find Keychoir and trust its certificate.
     Env(ConfigSources),
@@ -68,6 +76,12 @@ enum Command {
     Simulate(simulate::Arguments),
     /// Print the SQL that creates the tables of the mirror in Supabase.
     Supabase(supabase::Arguments),
+    /// Back up the usage database, or upgrade it to this version.
+    Db(db::Arguments),
+    /// Print the completion script of a shell.
+    Completions(completions::Arguments),
+    /// Write the manual pages, one for each command.
+    Man(man::Arguments),
 }
 
 /// The sources of the configuration.
@@ -119,23 +133,42 @@ const EX_IOERR: u8 = 74;
 /// Runs the program with its command line arguments.
 #[must_use]
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = parse_arguments();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
         Command::Status(arguments) => status::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
+        Command::Attempts(arguments) => attempts::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),
         Command::Clients(arguments) => clients::run(arguments),
         Command::Env(sources) => env::run(sources),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Simulate(arguments) => simulate::run(arguments),
         Command::Supabase(arguments) => supabase::run(&arguments),
+        Command::Db(arguments) => db::run(arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(code) => code,
     }
+}
+
+/// The command line interface.
+fn command() -> clap::Command {
+    help::add_to(Arguments::command())
+}
+
+/// Parses the arguments of the process. Prints help and errors, and ends the process after them.
+fn parse_arguments() -> Arguments {
+    let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        let words: Vec<String> =
+            std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
+        suggestions::add_to(error, &command(), words.iter().map(String::as_str)).exit()
+    })
 }
 
 /// The result of a command. On failure, the command has printed a message.
@@ -152,6 +185,14 @@ fn print_error(message: &dyn Display) {
 /// Prints data to standard output. A closed pipe is not an error.
 fn print(data: &dyn Display) {
     let _ = writeln!(io::stdout(), "{data}");
+}
+
+/// Writes a generated file to standard output. A closed pipe is not an error.
+fn print_bytes(bytes: &[u8]) -> io::Result<()> {
+    match io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Prints the error of a failed command, and returns its exit code.

@@ -3,26 +3,34 @@
 
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
+use tokio::sync::mpsc::Receiver;
 use tracing::{debug, error, info, warn};
 
 use super::key_table;
-use super::reload::ConfigReloader;
 use super::signals::{SignalEvent, Signals};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, EX_IOERR, build_runtime, describe_bind_error, describe_files,
     fail, fail_with, load, locale, notify, print_error,
 };
+use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
     self, Address, AppConfig, DrainOutcome, HttpsState, InheritedSockets, ListenError, RunningApp,
     ShutdownReport, StartError,
 };
-use crate::config::{Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides};
+use crate::config::{
+    Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
+};
+use crate::control::{
+    ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error, record_in,
+};
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
-use crate::telemetry::{self, FlushOnDrop, LineFormat, LogSink, keys_loaded_message};
+use crate::store::OpenError;
+use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
 /// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
@@ -59,10 +67,9 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         print_error(&error);
         ExitCode::from(EX_CONFIG)
     })?;
-    let reloader = ConfigReloader::new(overrides, level, &loaded);
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, reloader) => result,
+            result = serve(loaded, sockets, overrides, level) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -77,22 +84,53 @@ fn line_format(format: LogFormat) -> LineFormat {
     }
 }
 
-async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: ConfigReloader) -> CommandResult {
+/// Saves the admin token that was generated at the first start.
+fn save_admin_token(new_token: NewAdminToken, reloader: &mut ConfigReloader) {
+    match new_token.save() {
+        Ok(path) => {
+            // The new file is not a change to reload.
+            reloader.mark_as_loaded(&path);
+            info!(event = "admin_token_generated", "Generated the admin token: {}", path.display());
+        }
+        Err(error) => warn!(
+            event = "admin_token_not_generated",
+            "The admin token cannot be written, so the admin API cannot be used: {error}"
+        ),
+    }
+}
+
+async fn serve(
+    mut loaded: LoadedConfig,
+    sockets: InheritedSockets,
+    overrides: Overrides,
+    level: LogLevelHandle,
+) -> CommandResult {
     let files = describe_files(&loaded);
-    let LoadedConfig { mut config, warnings, .. } = loaded;
-    config.server.max_connections = max_connections(&config);
-    for warning in &warnings {
+    let max_connections = max_connections(&loaded.config);
+    for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    let config = &loaded.config;
     let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
     info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");
+    if let Some(text) = proxy_message(config) {
+        info!(event = "upstream_proxy", "{text}");
+    }
     if sockets.count() > 0 && !config.server.listen.iter().any(|listen| *listen == ListenAddress::Systemd) {
         let count = sockets.count();
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
-    // Signals that arrive during the following steps are handled.
+    delete_leftover_keys(&loaded.config);
+    let new_token = NewAdminToken::generate(&mut loaded.config);
+    let (sender, requests, generation) = ControlSender::channel();
+    generation.store(loaded.config.generation, Ordering::Release);
+    let mut reloader = ConfigReloader::new(Some(level), &loaded);
+    let mut config = loaded.config;
+    config.server.max_connections = max_connections;
+
+    // Signals are handled from here on.
     let signals = Signals::new().map_err(fail)?;
     let listeners = match app::listen(&config.server.listen, config.server.unix_mode, sockets).await {
         Ok(listeners) => listeners,
@@ -105,10 +143,26 @@ async fn serve(loaded: LoadedConfig, sockets: InheritedSockets, reloader: Config
     };
     let app = AppConfig::from_config(config)
         .map_err(StartError::from)
-        .and_then(|app_config| app::start(app_config, listeners))
+        .and_then(|app_config| app::start(AppConfig { control: Some(sender), ..app_config }, listeners))
         .map_err(report_start_error)?;
+    if let Some(new_token) = new_token {
+        save_admin_token(new_token, &mut reloader);
+    }
+    let controller = Controller::new(overrides, reloader, generation, record_in(app.history()));
     notify::report_ready(&status_line(&app));
-    run_until_stopped(app, signals, reloader).await
+    run_until_stopped(app, signals, controller, requests).await
+}
+
+/// Describes the route to the provider, if a setting or the environment is about a forward proxy.
+fn proxy_message(config: &Config) -> Option<String> {
+    let text = config.proxy_routes().describe(&config.upstream.base_url);
+    let own_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
+    let own = match own_count {
+        0 => return text,
+        1 => "1 key has its own proxy setting".to_owned(),
+        count => format!("{count} keys have their own proxy settings"),
+    };
+    Some(text.map_or_else(|| own.clone(), |text| format!("{text}; {own}")))
 }
 
 /// Returns the maximum number of client connections, which is less than the configured number if the system
@@ -145,6 +199,8 @@ fn status_line(running: &RunningApp) -> String {
 /// Prints the error of a failed start, with advice, and returns the exit code.
 fn report_start_error(error: StartError) -> ExitCode {
     let (code, advice) = match &error {
+        // The message says what to do.
+        StartError::Database(OpenError::CannotCopy { .. }) => (EX_CONFIG, None),
         StartError::Database(_) | StartError::UnreadableRecords(_) => (
             EX_CONFIG,
             Some(
@@ -264,7 +320,8 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
 async fn run_until_stopped(
     mut app: RunningApp,
     mut signals: Signals,
-    mut reloader: ConfigReloader,
+    mut controller: Controller,
+    mut requests: Receiver<ControlRequest>,
 ) -> CommandResult {
     let mut pending_event = welcome_until_signal(&mut app, &mut signals).await;
     loop {
@@ -272,19 +329,29 @@ async fn run_until_stopped(
             Some(event) => event,
             None => tokio::select! {
                 event = signals.next() => event,
-                () = reloader.wait_for_change() => SignalEvent::Reload,
+                Some(request) = requests.recv() => {
+                    Box::pin(controller.handle(request, &app)).await;
+                    continue;
+                }
+                () = controller.wait_for_change() => SignalEvent::Reload,
             },
         };
         match event {
             SignalEvent::Stop => break,
             SignalEvent::Reload => {
                 notify::report_reloading();
-                reloader.reload(&app);
+                let origin = ChangeOrigin { actor: Actor::Reload, address: None };
+                let reload = controller.make(Change::Reload, None, origin, Some(&app));
+                if let Err(error) = Box::pin(reload).await {
+                    log_reload_error(&error);
+                }
                 notify::report_ready(&status_line(&app));
             }
         }
     }
-    let drain_timeout = reloader.drain_timeout();
+    // Callers that wait for a change get an error at once.
+    drop(requests);
+    let drain_timeout = controller.drain_timeout();
     notify::report_stopping(drain_timeout + app.max_duration_after_drain() + STOP_MARGIN);
     info!(
         event = "server_ending",

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use http::Method;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::{ConfigSources, load};
 use crate::config::{Config, HostPort, KeyRequirement, ListenAddress};
@@ -28,7 +30,7 @@ pub(super) struct ServerOptions {
 
 /// The address of a running Keychoir.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum ServerAddress {
+pub(super) enum ServerAddress {
     /// A base URL without a trailing slash.
     Url(String),
     Unix(PathBuf),
@@ -75,6 +77,9 @@ pub(super) enum ServerRequestError {
 /// respond hangs.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Timeout of a change. The server waits at most 10 s for it.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
+
 impl ServerOptions {
     /// Creates the client. If the configuration is invalid, prints its mistakes and returns the exit code as
     /// the outer error.
@@ -91,7 +96,7 @@ impl ServerOptions {
 }
 
 impl ServerAddress {
-    fn parse(text: &str) -> Result<Self, ServerRequestError> {
+    pub(super) fn parse(text: &str) -> Result<Self, ServerRequestError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
@@ -108,7 +113,7 @@ impl ServerAddress {
     }
 
     /// Returns the first configured TCP address with a fixed port, or else the first Unix socket.
-    fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
+    pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
         let listen = &config.server.listen;
         let unix_socket = || {
             listen.iter().find_map(|listen| match listen {
@@ -137,7 +142,10 @@ pub(super) fn base_url(listen: &HostPort) -> String {
 }
 
 impl StatusClient {
-    fn new(address: ServerAddress, token_file: Option<PathBuf>) -> Result<Self, ServerRequestError> {
+    pub(super) fn new(
+        address: ServerAddress,
+        token_file: Option<PathBuf>,
+    ) -> Result<Self, ServerRequestError> {
         let token = token_file.map(read_token).transpose()?;
         let builder = http_client()?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
@@ -160,18 +168,58 @@ impl StatusClient {
         }
     }
 
+    fn base(&self) -> &str {
+        match &self.address {
+            ServerAddress::Url(url) => url,
+            // The host is ignored on a Unix socket.
+            ServerAddress::Unix(_) => "http://localhost",
+        }
+    }
+
+    /// Sends a request of the admin API with the admin token. Returns the status and the JSON body.
+    pub(super) async fn call_admin(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        body: Option<Value>,
+    ) -> Result<(u16, Value), ServerRequestError> {
+        let mut request = self
+            .client
+            .request(method, format!("{}{path}", self.base()))
+            .bearer_auth(token)
+            .timeout(CHANGE_TIMEOUT);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
+            address: self.address_text(),
+            reason: root_cause(&error),
+        };
+        let response = request.send().await.map_err(no_response)?;
+        let status = response.status().as_u16();
+        let text = response.text().await.map_err(no_response)?;
+        let document = serde_json::from_str(&text).map_err(|_| ServerRequestError::NotKeychoir {
+            address: self.address_text(),
+            reason: format!("status {status}"),
+        })?;
+        Ok((status, document))
+    }
+
+    /// Whether a Keychoir responds at the address.
+    pub(super) async fn is_keychoir(&self) -> bool {
+        let page = self.get::<serde_json::Map<String, Value>>("/readyz").await;
+        // Another program does not send a document with these members.
+        page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
+    }
+
     /// Requests `path` and returns the body as text and parsed as `T`. Keychoir responds with 503 when
     /// it is not ready. Any status other than 200 and 503 is an error.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         path: &str,
     ) -> Result<(String, T), ServerRequestError> {
-        let base = match &self.address {
-            ServerAddress::Url(url) => url,
-            // The host of the URL is not used on a Unix socket.
-            ServerAddress::Unix(_) => "http://localhost",
-        };
-        let mut request = self.client.get(format!("{base}{path}"));
+        let mut request = self.client.get(format!("{}{path}", self.base()));
         if let Some(token) = &self.token {
             request = request.header("xi-api-key", token);
         }
@@ -202,9 +250,7 @@ pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
         ListenAddress::Systemd => return false,
     };
     let Ok(client) = StatusClient::new(address, None) else { return false };
-    let page = client.get::<serde_json::Map<String, serde_json::Value>>("/readyz").await;
-    // A different program does not send a document with these members.
-    page.is_ok_and(|(_, page)| ["keys", "store", "draining"].iter().all(|name| page.contains_key(*name)))
+    client.is_keychoir().await
 }
 
 /// Returns the innermost source of the error, which is the most specific one.

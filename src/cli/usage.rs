@@ -1,4 +1,9 @@
-//! `keychoir usage`: prints the recorded usage by key, client, model or route, as a table, CSV or JSON.
+//! `keychoir usage`: prints the recorded usage by key, client, model, route, hour or day, as a table, CSV or
+//! JSON, or the failures among the attempts.
+
+mod failures;
+
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -11,6 +16,7 @@ use crate::policy::report_start::parse_report_start;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::store::{UsageDimension, UsageGroup, UsageSums};
+use failures::Failures;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -20,9 +26,16 @@ pub(super) struct Arguments {
     /// a timestamp.
     #[arg(long, value_name = "TIME", default_value = "7d")]
     since: String,
-    /// Group the usage by this dimension.
+    /// The end of the period in the same notation, rounded down to the hour. That hour is excluded.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Group the usage by this dimension. Hours and days are in UTC.
     #[arg(long, value_enum, default_value_t = GroupBy::Key)]
     by: GroupBy,
+    /// Count the attempts that were not served, by outcome and status. Attempts are kept for
+    /// storage.attempts_retention.
+    #[arg(long)]
+    failures: bool,
     /// Print comma-separated values with a header line.
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -37,6 +50,8 @@ enum GroupBy {
     Client,
     Model,
     Route,
+    Hour,
+    Day,
 }
 
 impl GroupBy {
@@ -47,6 +62,8 @@ impl GroupBy {
             Self::Client => (UsageDimension::Client, "client"),
             Self::Model => (UsageDimension::Model, "model"),
             Self::Route => (UsageDimension::Route, "route"),
+            Self::Hour => (UsageDimension::Hour, "hour"),
+            Self::Day => (UsageDimension::Day, "day"),
         }
     }
 }
@@ -54,22 +71,38 @@ impl GroupBy {
 /// The usage in a period.
 struct Usage {
     since: UnixMs,
+    until: Option<UnixMs>,
     dimension_name: &'static str,
     rows: Vec<(UsageGroup, UsageSums)>,
     total: UsageSums,
 }
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
-    let Arguments { database, since: since_text, by, csv, json } = arguments;
-    let report_start = parse_report_start(&since_text, clock::now()).map_err(|error| {
-        fail_with(EX_USAGE, format_args!("--since {}: {error}", truncate(&since_text, 40)))
-    })?;
-    let since = start_of_hour(report_start);
+    let Arguments { database, since, until, by, failures, csv, json } = arguments;
+    let since = parse_hour("--since", &since)?;
+    let until = until.map(|until| parse_hour("--until", &until)).transpose()?;
+    if until.is_some_and(|until| until <= since) {
+        return Err(fail_with(EX_USAGE, "--until must be at least an hour after --since"));
+    }
+    let period = since..until.unwrap_or(UnixMs(u64::MAX));
     let (dimension, dimension_name) = by.dimension();
-    let rows = database.open()?.usage(since, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
+    let reader = database.open()?;
+    if failures {
+        let counts = reader.failures(period, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
+        let failures = Failures { since, until, dimension_name, counts };
+        if json {
+            print(&failures.format_json());
+        } else if csv {
+            print(&failures.format_csv());
+        } else {
+            print(&failures.format_table());
+        }
+        return Ok(());
+    }
+    let rows = reader.usage(period, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
     let mut total = UsageSums::default();
     rows.iter().for_each(|(_, sums)| total += *sums);
-    let usage = Usage { since, dimension_name, rows, total };
+    let usage = Usage { since, until, dimension_name, rows, total };
     if json {
         print(&usage.format_json());
     } else if csv {
@@ -80,14 +113,27 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     Ok(())
 }
 
+/// Parses a time and rounds it down to the hour.
+fn parse_hour(option: &str, text: &str) -> Result<UnixMs, ExitCode> {
+    let time = parse_report_start(text, clock::now())
+        .map_err(|error| fail_with(EX_USAGE, format_args!("{option} {}: {error}", truncate(text, 40))))?;
+    Ok(start_of_hour(time))
+}
+
+/// Formats the period, to follow "since".
+fn format_period(since: UnixMs, until: Option<UnixMs>) -> String {
+    let until = until.map(|until| format!(" until {}", until.date_and_minute())).unwrap_or_default();
+    format!("{}{until}", since.date_and_minute())
+}
+
 /// The label of an unknown value.
 const UNKNOWN_LABEL: &str = "-";
 
 impl Usage {
     fn format_table(&self) -> String {
-        let since = self.since.date_and_minute();
+        let period = format_period(self.since, self.until);
         if self.rows.is_empty() {
-            return format!("No requests since {since}.");
+            return format!("No requests since {period}.");
         }
         let mut table = Table::new([
             (self.dimension_name, Alignment::Left),
@@ -108,7 +154,7 @@ impl Usage {
                 abbreviate(sums.unpriced),
             ]);
         }
-        format!("Since {since}\n\n{}", table.format())
+        format!("Since {period}\n\n{}", table.format())
     }
 
     fn format_json(&self) -> Value {
@@ -116,40 +162,27 @@ impl Usage {
             .rows
             .iter()
             .map(|(group, sums)| {
-                let mut row = Map::new();
-                match group {
-                    UsageGroup::Key { hash, short, name } => {
-                        row.insert("key".to_owned(), json!(short));
-                        row.insert("keyHash".to_owned(), json!(hash));
-                        row.insert("name".to_owned(), json!(name));
-                    }
-                    UsageGroup::Name(name) => {
-                        row.insert(self.dimension_name.to_owned(), json!(name));
-                    }
-                }
+                let mut row = group_json(group, self.dimension_name);
                 row.extend(sums_json(sums));
                 Value::Object(row)
             })
             .collect();
-        let total = sums_json(&self.total);
-        json!({"since": self.since.rfc3339(), "by": self.dimension_name, "rows": rows, "total": total})
+        json!({
+            "since": self.since.rfc3339(),
+            "until": self.until.map(UnixMs::rfc3339),
+            "by": self.dimension_name,
+            "rows": rows,
+            "total": sums_json(&self.total),
+        })
     }
 
     fn format_csv(&self) -> String {
-        let group_columns =
-            if self.dimension_name == "key" { "key,key_hash,name" } else { self.dimension_name };
+        let group_columns = csv_titles(self.dimension_name);
         let mut csv = format!(
             "{group_columns},attempts,served,characters,credits,unpriced,request_bytes,response_bytes"
         );
         for (group, sums) in &self.rows {
-            let group_cells = match group {
-                UsageGroup::Key { hash, short, name } => {
-                    let [short, name] =
-                        [short, name].map(|value| quote_csv(value.as_deref().unwrap_or_default()));
-                    format!("{short},{hash},{name}")
-                }
-                UsageGroup::Name(name) => quote_csv(name.as_deref().unwrap_or_default()),
-            };
+            let group_cells = group_csv(group);
             let UsageSums { attempts, served, request_bytes, response_bytes, characters, credits, unpriced } =
                 sums;
             csv.push_str(&format!(
@@ -157,6 +190,38 @@ impl Usage {
             ));
         }
         csv
+    }
+}
+
+/// The members of a JSON row that name its group.
+fn group_json(group: &UsageGroup, by: &str) -> Map<String, Value> {
+    let mut row = Map::new();
+    match group {
+        UsageGroup::Key { hash, short, name } => {
+            row.insert("key".to_owned(), json!(short));
+            row.insert("keyHash".to_owned(), json!(hash));
+            row.insert("name".to_owned(), json!(name));
+        }
+        UsageGroup::Name(name) => {
+            row.insert(by.to_owned(), json!(name));
+        }
+    }
+    row
+}
+
+/// The titles of the CSV columns that name a group.
+fn csv_titles(by: &str) -> &str {
+    if by == "key" { "key,key_hash,name" } else { by }
+}
+
+/// The CSV fields that name a group.
+fn group_csv(group: &UsageGroup) -> String {
+    match group {
+        UsageGroup::Key { hash, short, name } => {
+            let [short, name] = [short, name].map(|text| quote_csv(text.as_deref().unwrap_or_default()));
+            format!("{short},{hash},{name}")
+        }
+        UsageGroup::Name(name) => quote_csv(name.as_deref().unwrap_or_default()),
     }
 }
 
@@ -216,7 +281,8 @@ mod tests {
             name: Some("n".repeat(64)),
         };
         let rows = vec![(key, sums), (UsageGroup::Name(Some("/v1".repeat(100))), sums)];
-        let usage = Usage { since: UnixMs(0), dimension_name: "route", rows, total: sums };
+        let usage =
+            Usage { since: UnixMs(0), until: Some(UnixMs(1)), dimension_name: "route", rows, total: sums };
         let table = usage.format_table();
         assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
     }

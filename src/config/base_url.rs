@@ -158,7 +158,7 @@ fn split_scheme(text: &str) -> Result<(Scheme, &str), ValueError> {
     }
 }
 
-fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), ValueError> {
+pub(super) fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16>), ValueError> {
     let after_brackets = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     let Some(colon) = authority[after_brackets..].find(':').map(|index| after_brackets + index) else {
         return Ok((authority, None));
@@ -171,7 +171,7 @@ fn split_port<'a>(authority: &'a str, text: &str) -> Result<(&'a str, Option<u16
     }
 }
 
-fn parse_host(host: &str) -> Result<String, ValueError> {
+pub(super) fn parse_host(host: &str) -> Result<String, ValueError> {
     if let Some(inner) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return match inner.parse::<Ipv6Addr>() {
             Ok(address) => Ok(address.to_string()),

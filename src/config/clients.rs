@@ -10,6 +10,7 @@ use super::rules;
 use super::source::ValueSources;
 use super::value::BaseFolders;
 use crate::policy::client::Rules;
+use crate::policy::units::UnixMs;
 use crate::secret::TokenFingerprint;
 
 /// Minimum recommended characters of a token. A shorter token could be guessed.
@@ -22,8 +23,31 @@ pub struct ClientConfig {
     pub name: String,
     /// The SHA-256 of its token.
     pub token: TokenFingerprint,
+    /// When this token expires; `None` for never.
+    pub expires_at: Option<UnixMs>,
+    /// The token before the last rotation, and when it expires.
+    pub previous_token: Option<(TokenFingerprint, UnixMs)>,
+    /// Where the client is configured.
+    pub origin: ClientOrigin,
     /// Its access rules and limits.
     pub rules: Rules,
+}
+
+impl ClientConfig {
+    /// A client of the configuration file with a token that does not expire.
+    #[must_use]
+    pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
+        Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
+    }
+}
+
+/// Where a client is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientOrigin {
+    /// The configuration file. The overlay may have changed the client.
+    File,
+    /// The overlay only.
+    Managed,
 }
 
 /// Parses the `[[clients]]` entries. Pinned keys and workspaces must be in `pool`.
@@ -76,7 +100,7 @@ pub(super) fn parse(
             problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
         }
         if let Some((_, name, _)) = name {
-            clients.push(ClientConfig { name: name.to_owned(), token, rules });
+            clients.push(ClientConfig::new(name.to_owned(), token, rules));
         }
     }
     clients
@@ -89,7 +113,7 @@ const RESERVED_NAMES: [(&str, &str); 3] = [
     ("other", "clients beyond the maximum number of names"),
 ];
 
-fn check_client_name(name: &str) -> Result<(), ValueError> {
+pub(super) fn check_client_name(name: &str) -> Result<(), ValueError> {
     check_name(name)?;
     match RESERVED_NAMES.iter().find(|(reserved_name, _)| *reserved_name == name) {
         Some((_, purpose)) => {
@@ -114,7 +138,7 @@ fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
 }
 
 /// The error for an invalid fingerprint. It does not contain the text, which may be the token.
-fn invalid_fingerprint_error(text: &str) -> ValueError {
+pub(super) fn invalid_fingerprint_error(text: &str) -> ValueError {
     let message = match text.chars().count() {
         64 => "this contains characters other than hexadecimal digits".to_owned(),
         count => format!("this has {count} characters, but a SHA-256 has 64"),

@@ -10,10 +10,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask::quote_masked;
-use super::old_names;
 use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin, find_similar};
 use super::setting::{self, Setting};
 use super::value::{self, RawValue};
+use super::{old_names, overlay};
+use crate::policy::units::UnixMs;
 
 /// A parsed file. After a syntax error, it contains the parts that could be parsed.
 pub(super) struct Document<'a> {
@@ -39,7 +40,16 @@ pub(super) struct Contents<'a> {
     pub(super) clients: Vec<TableEntry<'a>>,
 }
 
-/// One `[[keys]]` or `[[clients]]` entry.
+/// The entries of the overlay.
+#[derive(Default)]
+pub(super) struct OverlayContents<'a> {
+    pub(super) generation: u64,
+    pub(super) keys: Vec<TableEntry<'a>>,
+    pub(super) paused_keys: Vec<TableEntry<'a>>,
+    pub(super) clients: Vec<TableEntry<'a>>,
+}
+
+/// One `[[keys]]`, `[[paused_keys]]` or `[[clients]]` entry.
 pub(super) struct TableEntry<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
@@ -102,6 +112,33 @@ impl<'a> Document<'a> {
                         problems.push(self.span_of(name.span()).problem(error));
                     }
                 },
+            }
+        }
+        contents
+    }
+
+    /// Collects the entries of the overlay.
+    pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
+        const KNOWN: [&str; 4] = ["generation", "keys", "paused_keys", "clients"];
+        let mut contents = OverlayContents::default();
+        for (name, value) in &self.root {
+            match name.get_ref().as_ref() {
+                "generation" => match overlay::parse_generation(RawValue::Toml(value.get_ref())) {
+                    Ok(generation) => contents.generation = generation,
+                    Err(error) => problems.push(self.span_of(value.span()).problem(error)),
+                },
+                "keys" => contents.keys = self.collect_entries("keys", "key_file", value, problems),
+                "paused_keys" => {
+                    contents.paused_keys = self.collect_entries("paused_keys", "fingerprint", value, problems)
+                }
+                "clients" => {
+                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                }
+                unknown => {
+                    let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
+                        .suggest(find_similar(unknown, KNOWN));
+                    problems.push(self.span_of(name.span()).problem(error));
+                }
             }
         }
         contents
@@ -175,7 +212,23 @@ impl<'a> Document<'a> {
 impl<'a> TableEntry<'a> {
     /// Whether the entry contains a key or a token, not only a file name or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
-        ["key", "token"].iter().any(|name| self.table.contains_key(*name))
+        ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
+    }
+
+    /// Whether the entry has this field.
+    pub(super) fn has_field(&self, name: &str) -> bool {
+        self.table.contains_key(name)
+    }
+
+    /// Parses the time in a field. Returns `None` if the field is missing or invalid.
+    pub(super) fn parse_time(&self, name: &str, problems: &mut Vec<Problem>) -> Option<UnixMs> {
+        self.parse_with(name, problems, |raw| {
+            let error = || {
+                ValueError::new("this is not a time")
+                    .advise("write a time in UTC, for example \"2026-11-29T12:00:00Z\"")
+            };
+            UnixMs::parse(value::parse_string(raw)?).ok_or_else(error)
+        })
     }
 
     /// Reports every field whose name is not in `known`.

@@ -10,9 +10,11 @@ use super::document::TableEntry;
 use super::key_format::KeyProvider;
 use super::key_list::{self, KeyListFormat};
 use super::mask::{looks_like_secret, quote_masked};
-use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::problem::{Problem, Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::{self, ProxySetting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
+use crate::policy::key_state::KeyOrigin;
 use crate::secret::ApiKey;
 
 const LIST: &str = "ELEVENLABS_API_KEYS";
@@ -37,15 +39,48 @@ pub struct KeyConfig {
     /// The provider's URL for this key, if it differs from `upstream.base_url`. A key of a region is
     /// valid only at the host of its region.
     pub base_url: Option<BaseUrl>,
+    /// The forward proxy for this key, if it is not that of `upstream.proxy`.
+    pub proxy: ProxySetting,
     /// Its weight relative to other keys, at least 1.
     pub weight: u32,
     /// Credits of its workspace that the key does not use, or `None` for `pool.reserve_credits`.
     pub reserve_credits: Option<u64>,
+    /// Where the key is configured.
+    pub origin: KeyOrigin,
+}
+
+impl KeyConfig {
+    fn new(key: ApiKey, origin: KeyOrigin) -> Self {
+        Self {
+            key,
+            name: None,
+            workspace: None,
+            base_url: None,
+            proxy: ProxySetting::default(),
+            weight: 1,
+            reserve_credits: None,
+            origin,
+        }
+    }
+
+    /// Whether `other` is the same key with the same settings.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let Self { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = self;
+        key.fingerprint() == other.key.fingerprint()
+            && *name == other.name
+            && *workspace == other.workspace
+            && *base_url == other.base_url
+            && *proxy == other.proxy
+            && *weight == other.weight
+            && *reserve_credits == other.reserve_credits
+            && *origin == other.origin
+    }
 }
 
 impl From<ApiKey> for KeyConfig {
     fn from(key: ApiKey) -> Self {
-        Self { key, name: None, workspace: None, base_url: None, weight: 1, reserve_credits: None }
+        Self::new(key, KeyOrigin::Environment)
     }
 }
 
@@ -63,6 +98,8 @@ pub enum KeyListSource {
     Credential(PathBuf),
     /// The `[[keys]]` entries of the configuration file.
     ConfigFile(PathBuf),
+    /// The overlay, if no other source has keys.
+    Managed(PathBuf),
     /// The caller passed the keys, as the demo and tests do.
     Caller,
 }
@@ -72,7 +109,7 @@ impl fmt::Display for KeyListSource {
         match self {
             Self::Absent => f.write_str("nowhere"),
             Self::Variable => f.write_str(LIST),
-            Self::ListFile(path) | Self::Credential(path) | Self::ConfigFile(path) => {
+            Self::ListFile(path) | Self::Credential(path) | Self::ConfigFile(path) | Self::Managed(path) => {
                 write!(f, "{}", path.display())
             }
             Self::Caller => f.write_str("memory"),
@@ -84,6 +121,12 @@ impl fmt::Display for KeyListSource {
 pub(super) struct FoundKeys {
     pub(super) keys: Vec<KeyConfig>,
     pub(super) source: KeyListSource,
+}
+
+impl Default for FoundKeys {
+    fn default() -> Self {
+        Self { keys: Vec::new(), source: KeyListSource::Absent }
+    }
 }
 
 /// Searches the sources in order: the variable, the file that a variable names, the service's
@@ -98,12 +141,11 @@ pub(super) fn find_keys(
     report: &mut Report,
 ) -> FoundKeys {
     let provider = KeyProvider::for_host(base_url.host());
-    let found = FoundKeys { keys: Vec::new(), source: KeyListSource::Absent };
-    let mut search = KeySearch { sources, folders, provider, report, found };
+    let mut search = KeySearch { sources, folders, provider, report, found: FoundKeys::default() };
     if let Some(text) = sources.environment.value(LIST) {
         let span = SourceSpan::new(ValueOrigin::Variable(LIST.to_owned()));
         search.select(KeyListSource::Variable, &span);
-        search.add_list(text, KeyListFormat::Variable, &span);
+        search.add_list(text, KeyListFormat::Variable, KeyOrigin::Environment, &span);
     }
     if let Some(path) = sources.environment.value(LIST_FILE) {
         let span = SourceSpan::new(ValueOrigin::Variable(LIST_FILE.to_owned()));
@@ -119,7 +161,7 @@ pub(super) fn find_keys(
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));
             if search.select(KeyListSource::Credential(path), &span) {
                 match content {
-                    Ok(text) => search.add_list(&text, KeyListFormat::File, &span),
+                    Ok(text) => search.add_list(&text, KeyListFormat::File, KeyOrigin::File, &span),
                     Err(reason) => search.report_problem(&span, unreadable_file_error("the file", &reason)),
                 }
             }
@@ -127,20 +169,20 @@ pub(super) fn find_keys(
     }
     if let (Some(config_file), Some(first)) = (config_file, entries.first()) {
         let is_selected = search.select(KeyListSource::ConfigFile(config_file), &first.span);
-        search.add_entries(entries, is_selected);
+        search.add_entries(entries, KeyOrigin::File, is_selected);
     }
     search.found
 }
 
 /// A search for keys in the sources in order of precedence.
-struct KeySearch<'a> {
-    sources: &'a ValueSources<'a>,
-    /// The base folders of the paths in the configuration file.
-    folders: BaseFolders<'a>,
+pub(super) struct KeySearch<'a> {
+    pub(super) sources: &'a ValueSources<'a>,
+    /// The base folders of the paths in the file that is read.
+    pub(super) folders: BaseFolders<'a>,
     /// The provider of the keys without a base URL.
-    provider: KeyProvider,
-    report: &'a mut Report,
-    found: FoundKeys,
+    pub(super) provider: KeyProvider,
+    pub(super) report: &'a mut Report,
+    pub(super) found: FoundKeys,
 }
 
 impl KeySearch<'_> {
@@ -160,7 +202,12 @@ impl KeySearch<'_> {
         self.report.problems.push(span.problem(error));
     }
 
-    fn add_list(&mut self, text: &str, format: KeyListFormat, span: &SourceSpan) {
+    /// Appends the keys of the overlay's entries.
+    pub(super) fn add_managed_entries(&mut self, entries: &[TableEntry<'_>]) {
+        self.add_entries(entries, KeyOrigin::Managed, true);
+    }
+
+    fn add_list(&mut self, text: &str, format: KeyListFormat, origin: KeyOrigin, span: &SourceSpan) {
         let notation = match format {
             KeyListFormat::Variable => {
                 "write only keys, separated by commas: ELEVENLABS_API_KEYS=sk_first,sk_second"
@@ -172,7 +219,7 @@ impl KeySearch<'_> {
             self.report_problem(span, error.advise(notation));
         }
         self.report.warnings.extend(list.corrections.into_iter().map(|message| span.warning(message)));
-        self.found.keys.extend(list.keys.into_iter().map(KeyConfig::from));
+        self.found.keys.extend(list.keys.into_iter().map(|key| KeyConfig::new(key, origin)));
     }
 
     /// Adds the keys of the file `path`, which the variable at `span` names.
@@ -184,7 +231,8 @@ impl KeySearch<'_> {
         };
         match (self.sources.read_file)(&path) {
             Ok(text) => {
-                self.add_list(&text, KeyListFormat::File, &SourceSpan::new(ValueOrigin::File(path)));
+                let span = SourceSpan::new(ValueOrigin::File(path));
+                self.add_list(&text, KeyListFormat::File, KeyOrigin::File, &span);
             }
             Err(reason) => {
                 let path = path.to_string_lossy();
@@ -197,13 +245,27 @@ impl KeySearch<'_> {
 
     /// Validates the entries, and adds their keys if this source is selected. Otherwise, their key
     /// files are not read.
-    fn add_entries(&mut self, entries: &[TableEntry<'_>], is_selected: bool) {
-        let mut names: HashMap<String, usize> = HashMap::new();
-        let mut keys = HashMap::new();
+    fn add_entries(&mut self, entries: &[TableEntry<'_>], origin: KeyOrigin, is_selected: bool) {
+        let found_keys = self.found.keys.iter().enumerate();
+        let mut names: HashMap<String, usize> =
+            found_keys.clone().filter_map(|(index, key)| Some((key.name.clone()?, index))).collect();
+        let mut keys: HashMap<_, _> = found_keys.map(|(index, key)| (key.key.fingerprint(), index)).collect();
+        let offset = self.found.keys.len();
         for (index, entry) in entries.iter().enumerate() {
+            let index = offset + index;
             let problems = &mut self.report.problems;
             entry.check_names(
-                &["key", "key_file", "name", "workspace", "base_url", "weight", "reserve_credits"],
+                &[
+                    "key",
+                    "key_file",
+                    "name",
+                    "workspace",
+                    "base_url",
+                    "proxy",
+                    "proxy_file",
+                    "weight",
+                    "reserve_credits",
+                ],
                 problems,
             );
             let weight = entry.parse_count("weight", 1..=MAX_WEIGHT, problems);
@@ -220,6 +282,7 @@ impl KeySearch<'_> {
                 problems.push(span.problem(ValueError::new(message).advise("give each key its own name")));
             }
             let base_url: Option<BaseUrl> = entry.parse("base_url", problems);
+            let proxy = read_entry_proxy(entry, self.sources, self.folders, problems);
             let Some((field, text, span)) = entry.require_one_of(&["key", "key_file"], problems) else {
                 continue;
             };
@@ -228,6 +291,10 @@ impl KeySearch<'_> {
             let parsed = match field {
                 "key_file" if !is_selected => continue,
                 "key_file" => read_secret_file(self.sources, self.folders, text)
+                    .map_err(|error| match origin {
+                        KeyOrigin::Managed => error.advise("restore the file, or delete this entry"),
+                        KeyOrigin::File | KeyOrigin::Environment => error,
+                    })
                     .and_then(|text| parse_single_key(&text, provider)),
                 _ => parse_single_key(text, provider),
             };
@@ -243,14 +310,18 @@ impl KeySearch<'_> {
             }
             let warnings = &mut self.report.warnings;
             warnings.extend(corrections.into_iter().map(|message| span.warning(message)));
-            match keys.insert(key.fingerprint(), index) {
+            // The first entry of a key keeps it.
+            let earlier = *keys.entry(key.fingerprint()).or_insert(index);
+            match Some(earlier).filter(|earlier| *earlier != index) {
                 None => self.found.keys.push(KeyConfig {
                     key,
                     name: name.map(|(name, _)| name.to_owned()),
                     workspace: workspace.map(|(workspace, _)| workspace.to_owned()),
                     base_url,
+                    proxy,
                     weight: weight.unwrap_or(1),
                     reserve_credits: reserve_credits.map(u64::from),
+                    origin,
                 }),
                 Some(first) => {
                     let message =
@@ -260,6 +331,24 @@ impl KeySearch<'_> {
             }
         }
     }
+}
+
+/// Parses the `proxy` of an entry, or the content of its `proxy_file`.
+fn read_entry_proxy(
+    entry: &TableEntry<'_>,
+    sources: &ValueSources<'_>,
+    folders: BaseFolders<'_>,
+    problems: &mut Vec<Problem>,
+) -> ProxySetting {
+    let proxy: Option<ProxySetting> = entry.parse("proxy", problems);
+    let Some((path, span)) = entry.parse_string("proxy_file", problems) else {
+        return proxy.unwrap_or_default();
+    };
+    if proxy.is_some() {
+        problems.push(span.problem(proxy::both_error("proxy", "proxy_file")));
+    }
+    let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
+    parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
 }
 
 /// Parses the only key in `text`. Returns it with the corrections.

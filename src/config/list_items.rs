@@ -2,6 +2,7 @@
 
 use http::HeaderName;
 
+use super::admin::PUBLIC_PAGES;
 use super::base_url::BaseUrl;
 use super::mask::quote_masked;
 use super::problem::ValueError;
@@ -32,6 +33,15 @@ pub(super) fn parse_origin(text: &str) -> Result<String, ValueError> {
     }
     Err(ValueError::new(format!("{} is not a valid origin", quote_masked(text)))
         .advise("write the scheme and host without a path, for example https://app.example.com"))
+}
+
+/// Parses the name of a page that can be public.
+pub(super) fn parse_public_page(text: &str) -> Result<String, ValueError> {
+    let name = text.trim();
+    if PUBLIC_PAGES.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(ValueError::unknown_name("page", name, &PUBLIC_PAGES))
 }
 
 /// Parses a base URL of the provider.

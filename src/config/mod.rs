@@ -11,6 +11,7 @@ mod document;
 mod list_items;
 mod old_names;
 mod setting;
+mod setting_values;
 mod socket_base;
 mod value;
 mod variables;
@@ -22,10 +23,12 @@ mod keys;
 mod rules;
 
 mod access;
+mod admin;
 mod base_url;
 mod host_port;
 mod listen;
 mod log;
+mod proxy;
 mod sections;
 mod strategy;
 mod supabase;
@@ -34,7 +37,7 @@ mod tls;
 mod mask;
 mod problem;
 
-mod edit;
+mod overlay;
 mod permissions;
 mod reload;
 mod source;
@@ -43,28 +46,35 @@ mod source;
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use access::AccessConfig;
+pub use admin::AdminConfig;
 pub use base_url::BaseUrl;
-pub use clients::ClientConfig;
-pub use edit::{EditError, NewClient, add_client, remove_client};
+pub use clients::{ClientConfig, ClientOrigin};
 pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};
 pub use log::{LogFilter, LogFormat};
+pub use overlay::{
+    FileError, KEYS_FOLDER, LockError, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
+    PausedKeyConfig, StateDirectory, StateLock,
+};
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
+pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
 pub use reload::FileStamps;
 pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
     UpstreamConfig, WebsocketConfig,
 };
+pub use setting_values::SettingValue;
 pub use supabase::{SupabaseConfig, SupabaseUrl};
 pub use tls::{TlsConfig, TlsMode};
 
 use crate::certificate::{self, Certificate};
 use crate::clock;
-use crate::secret::ApiKey;
+use crate::secret::{AdminTokenFingerprint, ApiKey};
 
 /// The settings from the command line, which override all other sources.
 #[derive(Clone, Debug, Default)]
@@ -80,6 +90,9 @@ pub struct Overrides {
     pub has_passed_sockets: bool,
     /// Whether the command requires keys.
     pub key_requirement: KeyRequirement,
+    /// Whether an address that other machines can reach may have no client tokens. A command that adds the
+    /// first client loads the configuration without it.
+    pub allows_exposure: bool,
 }
 
 /// Whether a command requires keys.
@@ -114,11 +127,27 @@ pub struct LoadedConfig {
 ///
 /// Fails when the configuration has mistakes. The error contains all of them.
 pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
+    load_with_files(overrides, &[])
+}
+
+/// Loads the configuration as if each of these files had this content, to validate a change before its files
+/// are written.
+///
+/// # Errors
+///
+/// When the configuration has mistakes. The error contains all of them.
+pub fn load_with_files(
+    overrides: &Overrides,
+    replaced_files: &[(PathBuf, String)],
+) -> Result<LoadedConfig, Problems> {
     let environment = source::Environment::capture();
     let files = RefCell::new(FileStamps::default());
     let read_file = |path: &Path| {
         files.borrow_mut().record(path);
-        source::read_file(path)
+        match replaced_files.iter().find(|(replaced_path, _)| replaced_path == path) {
+            Some((_, text)) => Ok(text.clone()),
+            None => source::read_file(path),
+        }
     };
     let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
     let mut loaded = resolve::resolve(overrides, &sources)?;
@@ -167,8 +196,20 @@ pub struct Config {
     pub key_source: KeyListSource,
     /// The clients that may use the pool. If there are none, no token is required.
     pub clients: Vec<ClientConfig>,
+    /// The access to the admin API.
+    pub admin: AdminConfig,
+    /// The keys that operators paused. Some may not be in the pool.
+    pub paused_keys: Vec<PausedKeyConfig>,
+    /// The number of changes at runtime so far.
+    pub generation: u64,
+    /// The digest of the admin token; `None` if there is none.
+    pub admin_token: Option<AdminTokenFingerprint>,
+    /// The source of each setting that a flag, a variable or the file sets, by the path of the setting.
+    pub setting_sources: HashMap<&'static str, String>,
     /// The certificate in the files that `server.tls` names.
     pub certificate: Option<Certificate>,
+    /// The proxies of the environment, which are used where no setting names one.
+    pub environment_proxies: EnvironmentProxies,
 }
 
 impl Config {
@@ -184,6 +225,19 @@ impl Config {
         config.upstream.base_url = base_url;
         config.storage.ephemeral = true;
         config
+    }
+
+    /// The folder of the usage database, in which changes at runtime are saved; `None` if usage records are
+    /// kept only in memory.
+    #[must_use]
+    pub fn state_directory(&self) -> Option<StateDirectory> {
+        self.storage.file()?.parent().map(|folder| StateDirectory::new(folder.to_owned()))
+    }
+
+    /// The forward proxies for connections to the provider and to Supabase.
+    #[must_use]
+    pub fn proxy_routes(&self) -> ProxyRoutes {
+        ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
     /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.

@@ -35,6 +35,15 @@ impl FileStamps {
             .map(|(_, path)| path)
     }
 
+    /// Reads the current metadata of the files below `folder`, which the caller has just written.
+    #[must_use]
+    pub fn read_again_below(&self, folder: &Path) -> Self {
+        let read = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
+            (path.clone(), if path.starts_with(folder) { FileStamp::read(path) } else { *stamp })
+        };
+        Self(self.0.iter().map(read).collect())
+    }
+
     /// Reads the current metadata of the same files.
     #[must_use]
     pub fn read_again(&self) -> Self {
@@ -80,9 +89,25 @@ impl Config {
         SETTINGS
             .iter()
             .filter(|setting| !is_reloaded(setting))
-            .filter(|setting| setting.format_value(&mut old) != setting.format_value(&mut new))
+            .filter(|setting| setting.differs(&mut old, &mut new))
             .map(|setting| setting.path)
             .collect()
+    }
+}
+
+impl Config {
+    /// Whether all settings, keys and clients are the same as in `other`. The generation is not compared.
+    #[must_use]
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let (mut first, mut second) = (self.clone(), other.clone());
+        let are_keys_same = self.keys.len() == other.keys.len()
+            && self.keys.iter().zip(&other.keys).all(|(first, second)| first.is_same_as(second));
+        are_keys_same
+            && self.clients == other.clients
+            && self.paused_keys == other.paused_keys
+            && SETTINGS
+                .iter()
+                .all(|setting| setting.format_value(&mut first) == setting.format_value(&mut second))
     }
 }
 
@@ -114,6 +139,15 @@ mod tests {
         next.storage.path = "elsewhere.db".into();
         next.server.max_connections = 1;
         assert_eq!(running.settings_needing_restart(&next), ["server.max_connections", "storage.path"]);
+    }
+
+    #[test]
+    fn another_password_of_a_proxy_is_a_change() {
+        let (mut running, mut next) = (Config::default(), Config::default());
+        running.upstream.proxy = "http://alice:hunter2@proxy".parse().unwrap();
+        next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
+        assert_eq!(running.settings_needing_restart(&next), ["upstream.proxy"]);
+        assert_eq!(running.settings_needing_restart(&running), [""; 0]);
     }
 
     #[test]

@@ -2,22 +2,24 @@
 //! earlier one. Every layer is validated, so that a mistake is reported even if a later layer
 //! overrides it.
 
+mod checks;
+
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::document::{Contents, Document, TableEntry};
-use super::keys::{FoundKeys, KeyListSource, find_keys, unreadable_file_error};
+use super::document::{Contents, Document, OverlayContents, TableEntry};
+use super::key_format::KeyProvider;
+use super::keys::{FoundKeys, KeySearch, find_keys, unreadable_file_error};
 use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::{self, EnvironmentProxies, ProxySetting};
 use super::reload::FileStamps;
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
-use super::tls::TlsMode;
 use super::value::{BaseFolders, RawValue};
-use super::{Config, KeyRequirement, LoadedConfig, Overrides, clients, variables};
-use crate::policy::authority::Scheme;
-use crate::policy::quantity::size::DisplaySize;
+use super::{Config, LoadedConfig, Overrides, StateDirectory, clients, overlay, variables};
 
 /// Resolves the layers in `sources` and `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Result<LoadedConfig, Problems> {
@@ -57,19 +59,54 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         draft.config.server.listen = ListenAddresses::systemd();
     }
 
+    draft.read_proxy_files(sources);
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
     let base_url = &draft.config.upstream.base_url;
     let FoundKeys { keys, source } =
         find_keys(sources, path.clone(), &contents.keys, folders, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
-    draft.config.clients =
+    // The overlay names runtime keys and clients, which apply after those of all other sources.
+    let directory = draft.config.state_directory();
+    let overlay_file = directory.as_ref().and_then(|directory| draft.read_overlay(directory, sources));
+    let overlay =
+        overlay_file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));
+    let managed = match &overlay {
+        Some(document) => document.collect_overlay(&mut draft.report.problems),
+        None => OverlayContents::default(),
+    };
+    if let Some(directory) = &directory {
+        let found = FoundKeys {
+            keys: std::mem::take(&mut draft.config.keys),
+            source: std::mem::take(&mut draft.config.key_source),
+        };
+        let search = KeySearch {
+            sources,
+            folders: BaseFolders { base: Some(directory.path()), home },
+            provider: KeyProvider::for_host(draft.config.upstream.base_url.host()),
+            report: &mut draft.report,
+            found,
+        };
+        let FoundKeys { keys, source } = overlay::add_keys(search, &managed.keys, directory);
+        (draft.config.keys, draft.config.key_source) = (keys, source);
+    }
+    let mut configured_clients =
         clients::parse(sources, &contents.clients, folders, &draft.config.keys, &mut draft.report);
+    // An entry with a mistake is a client, too.
+    let has_invalid_clients = configured_clients.len() < contents.clients.len();
+    overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
+    draft.config.clients = configured_clients;
+    draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
+    draft.config.generation = managed.generation;
+    let token_span = draft.find_span(&["admin.token_file"]);
+    draft.config.admin_token =
+        draft.config.admin.find_token(directory.as_ref(), sources, &token_span, &mut draft.report);
 
     // A setting counts as missing only if the whole file was parsed.
     let is_complete = selected_file.is_none() || document.as_ref().is_some_and(Document::is_fully_parsed);
     if is_complete {
         draft.check_keys(overrides.key_requirement, sources);
-        draft.check_exposure(!contents.clients.is_empty());
+        let has_clients = has_invalid_clients || !draft.config.clients.is_empty();
+        draft.check_exposure(has_clients || overrides.allows_exposure);
     }
     if default_database.is_none() {
         draft.check_storage();
@@ -77,15 +114,23 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_tls(sources, is_complete);
     draft.check_retry();
     draft.check_upstream();
-    draft.check_loop();
     draft.config.supabase.find_target(sources, &draft.spans, &mut draft.report);
-    if let Some(document) = &document {
+    draft.read_environment_proxies(sources);
+    draft.check_loop();
+    draft.config.setting_sources =
+        draft.spans.iter().map(|(path, span)| (*path, span.origin.to_string())).collect();
+    for document in [&document, &overlay].into_iter().flatten() {
         draft.report.problems.retain(|problem| !document.is_affected_by_syntax_error(problem));
     }
     let file_contains_secrets =
-        contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets);
+        contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets)
+            || draft.file_contains_proxy_credentials();
     draft.finish(path, file_contains_secrets)
 }
+
+/// The settings of proxies, each with the setting that names a file instead.
+const PROXY_SETTINGS: [[&str; 2]; 2] =
+    [["upstream.proxy", "upstream.proxy_file"], ["supabase.proxy", "supabase.proxy_file"]];
 
 /// The partly resolved configuration.
 #[derive(Default)]
@@ -161,6 +206,25 @@ impl ConfigDraft {
         None
     }
 
+    /// Reads the overlay. Returns `None` if it is missing or cannot be read.
+    fn read_overlay(
+        &mut self,
+        directory: &StateDirectory,
+        sources: &ValueSources<'_>,
+    ) -> Option<(PathBuf, String)> {
+        let path = directory.overlay_path();
+        match (sources.read_file)(&path) {
+            Ok(text) => Some((path, text)),
+            // Opening the database reports a path through a file.
+            Err(ReadFileError::Missing | ReadFileError::Other(ErrorKind::NotADirectory)) => None,
+            Err(reason) => {
+                let span = SourceSpan::new(ValueOrigin::File(path));
+                self.report.problems.push(span.problem(unreadable_file_error("the file", &reason)));
+                None
+            }
+        }
+    }
+
     fn set(
         &mut self,
         setting: &'static Setting,
@@ -183,136 +247,51 @@ impl ConfigDraft {
             .unwrap_or_else(|| SourceSpan::new(ValueOrigin::Absent))
     }
 
-    fn check_keys(&mut self, requirement: KeyRequirement, sources: &ValueSources<'_>) {
-        let has_keys = self.config.key_source != KeyListSource::Absent
-            || sources.environment.non_utf8_names.iter().any(|name| name.starts_with("ELEVENLABS_API_KEYS"));
-        if has_keys || requirement == KeyRequirement::Optional {
-            return;
-        }
-        // The provider's own libraries read this variable.
-        let suggestion = sources.environment.value("ELEVENLABS_API_KEY").map(|_| "ELEVENLABS_API_KEYS");
-        let error = ValueError::new("no ElevenLabs API keys are configured")
-            .suggest(suggestion)
-            .advise("set ELEVENLABS_API_KEYS=sk_first,sk_second")
-            .advise("or put them in a file, one per line, and set ELEVENLABS_API_KEYS_FILE to its path")
-            .advise(
-                "or write a [[keys]] entry with `key` or `key_file` for each key in the configuration file",
-            )
-            .advise("to try Keychoir without a key, run: keychoir demo");
-        self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
-    }
-
-    fn check_exposure(&mut self, has_clients: bool) {
-        let Some(listen) = self.config.server.listen.exposed_address().filter(|_| !has_clients) else {
-            return;
-        };
-        let error =
-            ValueError::new(format!("{listen} is open to other machines, and no client token is required"))
-                .advise("write a [[clients]] entry with `name` and `token_sha256` in the configuration file")
-                .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
-        self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
-    }
-
-    fn check_storage(&mut self) {
-        if self.config.storage.ephemeral || self.spans.contains_key("storage.path") {
-            return;
-        }
-        let error = ValueError::new("the usage database has no default folder, because HOME is not set")
-            .advise("set KEYCHOIR_STORAGE__PATH to a file")
-            .advise(
-                "or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only",
-            );
-        self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
-    }
-
-    fn check_tls(&mut self, sources: &ValueSources<'_>, is_complete: bool) {
-        const KEYWORD: &str = "server.tls";
-        const FILES: [&str; 2] = ["server.tls.cert", "server.tls.key"];
-        let is_variable = |span: &&SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
-        let variable = |path: &str| self.spans.get(path).filter(is_variable);
-        if let (Some(keyword_span), Some(_)) =
-            (variable(KEYWORD), FILES.iter().find_map(|path| variable(path)))
-        {
-            let error = ValueError::new("environment variables set both server.tls and its files");
-            self.report.problems.push(keyword_span.problem(
-                error.advise("remove this one to use the files, or KEYCHOIR_SERVER__TLS__CERT and __KEY"),
-            ));
-            return;
-        }
-        let tls = self.config.server.tls.clone();
-        if tls.mode() != TlsMode::Files {
-            return;
-        }
-        for (is_missing, [present, missing], message) in [
-            (tls.key.is_none(), FILES, "the certificate has no private key"),
-            (tls.cert.is_none(), [FILES[1], FILES[0]], "the private key has no certificate"),
+    /// Reads the proxies in the files that settings name.
+    fn read_proxy_files(&mut self, sources: &ValueSources<'_>) {
+        let Config { upstream, supabase, .. } = &mut self.config;
+        for (setting, path, [name, file_name]) in [
+            (&mut upstream.proxy, &upstream.proxy_file, PROXY_SETTINGS[0]),
+            (&mut supabase.proxy, &supabase.proxy_file, PROXY_SETTINGS[1]),
         ] {
-            // A setting with an invalid value is also missing, and its own problem is reported.
-            let origin = self.spans.get(missing).map(|span| &span.origin);
-            let is_reported = self.report.problems.iter().any(|problem| Some(problem.origin()) == origin);
-            if is_missing && is_complete && !is_reported {
-                let name = missing.rsplit('.').next().unwrap_or_default();
-                let span = self.find_span(&[present]);
-                let advice = match span.origin {
-                    ValueOrigin::Variable(_) => {
-                        format!("set KEYCHOIR_SERVER__TLS__{}=FILE", name.to_uppercase())
-                    }
-                    ValueOrigin::Flag(_)
-                    | ValueOrigin::Line { .. }
-                    | ValueOrigin::File(_)
-                    | ValueOrigin::Absent => {
-                        format!("add {name} = \"FILE\"")
-                    }
-                };
-                self.report.problems.push(span.problem(ValueError::new(message).advise(advice)));
+            let Some(path) = path else { continue };
+            let span = self.spans.get(file_name).cloned();
+            let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
+            let parsed = (sources.read_file)(path)
+                .map_err(|reason| unreadable_file_error("the file", &reason))
+                .and_then(|text| text.parse());
+            match parsed {
+                Ok(_) if *setting != ProxySetting::Inherited => {
+                    self.report.problems.push(span.problem(proxy::both_error(name, file_name)));
+                }
+                Ok(parsed) => *setting = parsed,
+                Err(error) => self.report.problems.push(span.problem(error)),
             }
         }
-        let (cert, key) = (self.find_span(&FILES[..1]), self.find_span(&FILES[1..]));
-        self.config.certificate = tls.read_certificate(sources, [&cert, &key], &mut self.report);
     }
 
-    fn check_retry(&mut self) {
-        let retry = &self.config.retry;
-        let (max_per_request, max_total) = (retry.buffer_size, retry.max_total_buffer_size);
-        if max_per_request > max_total {
-            let (max_per_request, max_total) =
-                (DisplaySize(max_per_request as u64), DisplaySize(max_total as u64));
-            let message = format!(
-                "one request may buffer {max_per_request} (`retry.buffer_size`), but all requests together only {max_total}"
-            );
-            let span = self.find_span(&["retry.max_total_buffer_size", "retry.buffer_size"]);
-            self.report
-                .problems
-                .push(span.problem(ValueError::new(message).advise("raise `retry.max_total_buffer_size`")));
-        }
+    /// Reads the proxies of the environment, which are used if no setting names one and a host is on another
+    /// machine.
+    fn read_environment_proxies(&mut self, sources: &ValueSources<'_>) {
+        let Config { upstream, supabase, keys, .. } = &self.config;
+        let key_urls = keys.iter().filter_map(|key| key.base_url.as_ref());
+        let mirror_url = supabase.target().map(|(url, _)| url);
+        let mut urls = std::iter::once(&upstream.base_url).chain(key_urls).chain(mirror_url);
+        let is_used = upstream.proxy == ProxySetting::Inherited && urls.any(|url| !url.is_loopback());
+        self.config.environment_proxies =
+            EnvironmentProxies::read(&sources.environment, is_used, &mut self.report);
     }
 
-    /// Rejects provider URLs whose host and port are a listener of this proxy. Host names are not
-    /// looked up.
-    fn check_loop(&mut self) {
-        let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
-        let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
-        let listen = &self.config.server.listen;
-        let own_address = urls.find_map(|url| {
-            listen.tcp_addresses().find(|address| address.is_reached_by(url.host(), url.port()))
-        });
-        let Some(address) = own_address else { return };
-        let message = format!(
-            "{address} is an address on which Keychoir itself listens, so it would send requests to itself"
-        );
-        let error = ValueError::new(message)
-            .advise("set the base URL to that of ElevenLabs, of a gateway in front of it, or of a simulator")
-            .advise("or listen on another address (`server.listen`)");
-        self.report.problems.push(self.find_span(&["upstream.base_url", "server.listen"]).problem(error));
-    }
-
-    fn check_upstream(&mut self) {
-        let url = &self.config.upstream.base_url;
-        if url.scheme() == Scheme::Http && !url.is_loopback() {
-            let message =
-                "the keys are sent over the network in clear text: use https:// if the host supports it";
-            self.report.warnings.push(self.find_span(&["upstream.base_url"]).warning(message));
-        }
+    /// Whether the configuration file contains the password of a proxy.
+    fn file_contains_proxy_credentials(&self) -> bool {
+        let Config { upstream, supabase, .. } = &self.config;
+        [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])].iter().any(
+            |(setting, [name, _])| {
+                let span =
+                    self.spans.get(name).filter(|span| matches!(span.origin, ValueOrigin::Line { .. }));
+                setting.has_credentials() && span.is_some()
+            },
+        )
     }
 
     fn finish(

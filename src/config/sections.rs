@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::base_url::{BasePath, BaseUrl};
 use super::listen::{ListenAddresses, UnixMode};
 use super::log::{LogFilter, LogFormat};
+use super::proxy::ProxySetting;
 use super::socket_base::SocketBase;
 use super::strategy::StrategyChoice;
 use super::tls::TlsConfig;
@@ -96,6 +97,10 @@ pub struct UpstreamConfig {
     pub base_url: BaseUrl,
     /// A PEM file with certificates of additional trusted CAs.
     pub ca_file: Option<PathBuf>,
+    /// The forward proxy for connections to the provider.
+    pub proxy: ProxySetting,
+    /// A file with the value of `proxy`.
+    pub proxy_file: Option<PathBuf>,
     /// Timeout for DNS, TCP and TLS together.
     pub connect_timeout: Duration,
     /// Timeout from the end of a request to the head of its response.
@@ -140,6 +145,8 @@ impl Default for UpstreamConfig {
         Self {
             base_url: BaseUrl::default(),
             ca_file: None,
+            proxy: ProxySetting::default(),
+            proxy_file: None,
             connect_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(300),
             stream_idle_timeout: Duration::from_secs(300),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::Config;
 use super::listen::ListenAddresses;
 use super::problem::ValueError;
+use super::proxy::ProxySetting;
 use super::tls::{self, TlsConfig};
 use super::value::{
     BaseFolders, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio, parse_size,
@@ -40,6 +41,8 @@ enum ValueKind {
     /// A value that is parsed from a string.
     Text(fn(&mut Config) -> &mut dyn TextValue),
     Listen(fn(&mut Config) -> &mut ListenAddresses),
+    /// The URL of a forward proxy, whose credentials are not printed.
+    Proxy(fn(&mut Config) -> &mut ProxySetting),
     /// A string, or a table whose members are settings.
     Tls(fn(&mut Config) -> &mut TlsConfig),
     /// A list of strings, each parsed by the function.
@@ -107,6 +110,7 @@ impl Setting {
     ) -> Result<(), ValueError> {
         match &self.kind {
             ValueKind::Text(field) => field(config).set(parse_string(raw)?)?,
+            ValueKind::Proxy(field) => *field(config) = parse_string(raw)?.parse()?,
             ValueKind::Tls(field) => match raw {
                 RawValue::Toml(value) if !value.is_str() => {
                     let suggestion = value.as_bool().map(|is_on| if is_on { "\"auto\"" } else { "\"off\"" });
@@ -146,7 +150,26 @@ impl Setting {
         Ok(())
     }
 
-    /// Formats the value in `config` in TOML notation.
+    /// Whether the values in two configurations differ, also in a part that is not printed.
+    pub(super) fn differs(&self, first: &mut Config, second: &mut Config) -> bool {
+        match &self.kind {
+            ValueKind::Proxy(field) => field(first) != field(second),
+            ValueKind::Text(_)
+            | ValueKind::Listen(_)
+            | ValueKind::Tls(_)
+            | ValueKind::Strings(..)
+            | ValueKind::Duration(..)
+            | ValueKind::Retention(_)
+            | ValueKind::Size(..)
+            | ValueKind::Count(..)
+            | ValueKind::Ratio(_)
+            | ValueKind::Bool(_)
+            | ValueKind::File(_)
+            | ValueKind::OptionalFile(_) => self.format_value(first) != self.format_value(second),
+        }
+    }
+
+    /// Formats the value in `config` in TOML notation. Credentials are masked.
     pub(super) fn format_value(&self, config: &mut Config) -> String {
         match &self.kind {
             ValueKind::Strings(_, field) => {
@@ -154,6 +177,7 @@ impl Setting {
                 format!("[{}]", items.join(", "))
             }
             ValueKind::Text(field) => format!("\"{}\"", field(config)),
+            ValueKind::Proxy(field) => format!("\"{}\"", field(config)),
             ValueKind::Tls(field) => format!("\"{}\"", field(config)),
             ValueKind::Listen(field) => field(config).to_string(),
             ValueKind::Duration(_, field) | ValueKind::Retention(field) => {
@@ -279,7 +303,8 @@ mod tests {
     #[test]
     fn each_setting_changes_one_field() {
         // For each type of setting, at least one valid value that is not the default.
-        const SAMPLES: [&str; 17] = [
+        const SAMPLES: [&str; 18] = [
+            "status",
             "/below",
             "999",
             "99",

@@ -12,6 +12,7 @@ use super::base_url::BaseUrl;
 use super::keys::{CREDENTIALS, unreadable_file_error};
 use super::mask::quote_masked;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::proxy::ProxySetting;
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
 use crate::policy::authority::Scheme;
@@ -35,6 +36,10 @@ pub struct SupabaseConfig {
     pub secret_key_file: Option<PathBuf>,
     /// The key, if one was found.
     pub key: Option<SupabaseKey>,
+    /// The forward proxy for connections to Supabase, if it is not that of the provider.
+    pub proxy: ProxySetting,
+    /// A file with the value of `proxy`.
+    pub proxy_file: Option<PathBuf>,
     /// Whether a row for each attempt is sent, in addition to the rows of the keys.
     pub events: bool,
     /// Interval between two pushes.
@@ -60,6 +65,8 @@ impl Default for SupabaseConfig {
             url: SupabaseUrl::default(),
             secret_key_file: None,
             key: None,
+            proxy: ProxySetting::default(),
+            proxy_file: None,
             events: false,
             interval: Duration::from_secs(10),
             max_batch_rows: 500,

@@ -6,6 +6,8 @@ mod document;
 mod keys;
 mod layers;
 mod old_names;
+mod overlay;
+mod proxy;
 mod reference;
 mod supabase;
 mod tls;
@@ -87,6 +89,7 @@ impl<'a> FakeMachine<'a> {
             is_ephemeral: self.is_ephemeral,
             has_passed_sockets: self.has_passed_sockets,
             key_requirement: self.key_requirement,
+            allows_exposure: false,
         };
         resolve::resolve(&overrides, &ValueSources { environment, read_file: &read_file, now: NOW })
     }

@@ -10,6 +10,9 @@ use super::source::Environment;
 /// The variable that names the configuration file.
 pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
 
+/// The variable with the admin token.
+pub(super) const ADMIN_TOKEN: &str = "KEYCHOIR_ADMIN_TOKEN";
+
 const PREFIX: &str = "KEYCHOIR_";
 
 /// Returns the settings in the environment, each with its text and source.
@@ -22,7 +25,8 @@ pub(super) fn find_settings<'e>(
         problems.push(SourceSpan::new(ValueOrigin::Variable(name.clone())).problem(error));
     }
     let mut settings = Vec::new();
-    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX) && *name != CONFIG) {
+    let is_setting = |name: &str| name.starts_with(PREFIX) && ![CONFIG, ADMIN_TOKEN].contains(&name);
+    for (name, value) in environment.iter().filter(|(name, _)| is_setting(name)) {
         let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
         match setting::SETTINGS.iter().find(|setting| setting.variable_name() == name) {
             Some(setting) => settings.push((setting, value, span)),
@@ -58,7 +62,9 @@ fn unknown_variable_error(name: &str) -> ValueError {
     }
     // A name without its section, such as `KEYCHOIR_LISTEN`.
     let by_name = setting::find_by_name(&name_without_prefix.to_lowercase()).map(Setting::variable_name);
-    let names = || setting::SETTINGS.iter().map(Setting::variable_name).chain([CONFIG.to_owned()]);
+    let names = || {
+        setting::SETTINGS.iter().map(Setting::variable_name).chain([CONFIG, ADMIN_TOKEN].map(str::to_owned))
+    };
     let suggestion = by_name.or_else(|| find_similar(&upper, names()));
     match suggestion {
         Some(suggestion) => error.suggest(Some(suggestion)),

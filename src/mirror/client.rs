@@ -17,7 +17,7 @@ use crate::policy::mirror::{DeliveryResult, MirrorResponse, classify};
 use crate::policy::retry_after::parse_retry_after;
 use crate::secret::{SupabaseKey, SupabaseKeyForm};
 use crate::store::KeyRename;
-use crate::upstream::http_client;
+use crate::upstream::http_client_through;
 
 /// Maximum number of response bytes to read. An error is one line of JSON. A longer body is a web page,
 /// whose start suffices to classify it.
@@ -36,6 +36,8 @@ pub(super) struct SupabaseClient {
     client: reqwest::Client,
     base_url: String,
     headers: HeaderMap,
+    /// The forward proxy without its credentials, for errors.
+    proxy: Option<String>,
 }
 
 /// The result of a request.
@@ -86,13 +88,14 @@ struct SupabaseError {
 
 impl SupabaseClient {
     pub(super) fn new(settings: &Settings) -> Result<Self, MirrorStartError> {
-        let client = http_client()?
+        let client = http_client_through(settings.proxy.as_deref(), settings.ca_file.as_deref())?
             .connect_timeout(settings.connect_timeout)
             .timeout(settings.response_timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .build()?;
         let base_url = format!("{}/rest/v1", settings.base_url);
-        Ok(Self { client, base_url, headers: auth_headers(&settings.key)? })
+        let proxy = settings.proxy.as_ref().map(ToString::to_string);
+        Ok(Self { client, base_url, headers: auth_headers(&settings.key)?, proxy })
     }
 
     /// Inserts or updates rows of one table. Each row must be contained once, because the database
@@ -125,7 +128,11 @@ impl SupabaseClient {
             .header(CONTENT_TYPE, "application/json")
             .body(body);
         self.receive(request).await.unwrap_or_else(|error| {
-            let reason = FailureReason::NoResponse(with_causes(&error.without_url()));
+            let mut message = with_causes(&error.without_url());
+            if let Some(proxy) = &self.proxy {
+                message = format!("{message} (through the proxy {proxy})");
+            }
+            let reason = FailureReason::NoResponse(message);
             SendOutcome { verdict: DeliveryResult::Retry, reason, retry_after: None }
         })
     }

@@ -8,16 +8,19 @@ mod health;
 mod push;
 mod rows;
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::clock;
+use crate::policy::forward_proxy::ForwardProxy;
 use crate::policy::mirror::{MirrorProblem, retry_delay};
 use crate::secret::SupabaseKey;
 use crate::store::{DeliveryReport, Outbox, OutboxBatch, RefusedRow, StoreUnavailable};
-use crate::upstream::TlsError;
+use crate::upstream::HttpClientError;
 
 pub use health::{MirrorHealth, MirrorState};
 
@@ -31,6 +34,10 @@ pub struct Settings {
     pub base_url: String,
     /// A Supabase key with write access.
     pub key: SupabaseKey,
+    /// The forward proxy for connections to Supabase; `None` for direct connections.
+    pub proxy: Option<Arc<ForwardProxy>>,
+    /// A file of certificate authorities that are trusted in addition to the web's.
+    pub ca_file: Option<PathBuf>,
     /// Time between two pushes.
     pub interval: Duration,
     /// Maximum number of rows per request.
@@ -50,9 +57,9 @@ pub struct Settings {
 /// The errors that prevent the mirror from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorStartError {
-    /// The TLS configuration is invalid.
+    /// TLS or the proxy of the HTTP client cannot be configured.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Configuration(#[from] HttpClientError),
     /// The HTTP client cannot be created.
     #[error("the HTTP client for Supabase cannot be created: {0}")]
     Client(#[from] reqwest::Error),

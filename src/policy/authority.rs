@@ -1,8 +1,12 @@
-//! The upstream authority: the only scheme, host and port to which API keys are sent.
+//! The upstream authority: the only scheme, host and port to which API keys are sent, and the forward proxy
+//! through which they are reached.
 
 use std::fmt;
+use std::sync::Arc;
 
 use http::header::HeaderValue;
+
+use super::forward_proxy::ForwardProxy;
 
 /// The protocol of an authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +37,8 @@ impl Scheme {
     }
 }
 
-/// A scheme, host and port with an optional path prefix.
+/// A scheme, host and port with an optional path prefix, and the way to it: direct or through a forward proxy.
+/// Two authorities with different proxies differ, so they have separate idle connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     scheme: Scheme,
@@ -41,10 +46,11 @@ pub struct Authority {
     port: u16,
     prefix: String,
     host_header: HeaderValue,
+    proxy: Option<Arc<ForwardProxy>>,
 }
 
 impl Authority {
-    /// Creates an authority. `host` is a name or an address, without the brackets of an IPv6 address.
+    /// Creates an authority with direct connections. `host` is a name or an address, without the brackets of an IPv6 address.
     /// `prefix` is empty, or starts with a slash and does not end with one.
     ///
     /// # Errors
@@ -60,7 +66,20 @@ impl Authority {
             port,
             prefix: prefix.to_owned(),
             host_header: HeaderValue::from_str(&host_header)?,
+            proxy: None,
         })
+    }
+
+    /// The same authority, with connections through `proxy`, or direct ones without it.
+    #[must_use]
+    pub fn through(self, proxy: Option<Arc<ForwardProxy>>) -> Self {
+        Self { proxy, ..self }
+    }
+
+    /// The forward proxy through which connections are opened; `None` for direct connections.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Arc<ForwardProxy>> {
+        self.proxy.as_ref()
     }
 
     /// The scheme of all upstream requests.
@@ -113,6 +132,7 @@ impl fmt::Display for Authority {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::forward_proxy::ProxyScheme;
 
     #[track_caller]
     fn check(authority: (Scheme, &str, u16, &str), displayed: &str) {
@@ -127,6 +147,19 @@ mod tests {
         check((Scheme::Https, "api.elevenlabs.io", 443, ""), "https://api.elevenlabs.io");
         check((Scheme::Http, "127.0.0.1", 8080, ""), "http://127.0.0.1:8080");
         check((Scheme::Https, "::1", 8443, ""), "https://[::1]:8443");
+    }
+
+    #[test]
+    fn authorities_with_different_proxies_differ() {
+        let authority = || Authority::new(Scheme::Http, "gate", 80, "").unwrap();
+        let through = |port| {
+            let proxy = ForwardProxy::new(ProxyScheme::Http, "proxy", port, None);
+            authority().through(Some(Arc::new(proxy)))
+        };
+        assert_eq!(through(1), through(1));
+        assert_ne!(through(1), through(2));
+        assert_ne!(through(1), authority());
+        assert_eq!(through(1).through(None), authority());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use http::HeaderMap;
 use super::client_quota::{ClientQuota, RateLimit};
 use super::headers::{PresentedCredential, has_unreadable_key, presented_credentials};
 use super::path::Path;
+use super::units::UnixMs;
 use crate::secret::{ApiKey, TokenFingerprint};
 
 /// The name of a client in usage records and logs.
@@ -93,6 +94,39 @@ pub struct Client {
     pub rules: Rules,
 }
 
+/// The tokens of a client. During the grace period of a rotation, a client has two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientTokens {
+    /// The current token.
+    pub current: IssuedToken,
+    /// The token before the last rotation.
+    pub previous: Option<IssuedToken>,
+}
+
+impl From<TokenFingerprint> for ClientTokens {
+    /// One token that does not expire.
+    fn from(fingerprint: TokenFingerprint) -> Self {
+        Self { current: IssuedToken { fingerprint, expires_at: None }, previous: None }
+    }
+}
+
+/// A token of a client, and when it expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IssuedToken {
+    /// The digest of the token.
+    pub fingerprint: TokenFingerprint,
+    /// From when on the token is refused; `None` for never.
+    pub expires_at: Option<UnixMs>,
+}
+
+impl IssuedToken {
+    /// Whether the token is refused at `now`.
+    #[must_use]
+    pub fn is_expired(&self, now: UnixMs) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+}
+
 /// Whether a client without a token may bring its own provider key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AnonymousAccess {
@@ -108,7 +142,9 @@ pub enum AnonymousAccess {
 pub struct Clients {
     /// Clients with a token, by [`TokenFingerprint::index`]. The fingerprint is a hash, so the duration of a
     /// lookup does not reveal how much of a guessed token is correct.
-    by_token: HashMap<u64, Vec<(Arc<Client>, TokenFingerprint)>>,
+    by_token: HashMap<u64, Vec<(Arc<Client>, IssuedToken)>>,
+    /// All clients with a token.
+    with_token: Vec<Arc<Client>>,
     /// Represents requests without a token.
     anonymous_client: Arc<Client>,
     anonymous_access: AnonymousAccess,
@@ -117,14 +153,19 @@ pub struct Clients {
 impl Clients {
     /// Indexes the clients by token. An empty list accepts every request.
     #[must_use]
-    pub fn new(clients: Vec<(Client, TokenFingerprint)>, anonymous_access: AnonymousAccess) -> Self {
+    pub fn new(clients: Vec<(Client, ClientTokens)>, anonymous_access: AnonymousAccess) -> Self {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let anonymous_client = Arc::new(Client { name, rules: Rules::default() });
         let mut by_token: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
-        for (client, fingerprint) in clients {
-            by_token.entry(fingerprint.index()).or_default().push((Arc::new(client), fingerprint));
+        let mut with_token = Vec::with_capacity(clients.len());
+        for (client, tokens) in clients {
+            let client = Arc::new(client);
+            for token in [Some(tokens.current), tokens.previous].into_iter().flatten() {
+                by_token.entry(token.fingerprint.index()).or_default().push((Arc::clone(&client), token));
+            }
+            with_token.push(client);
         }
-        Self { by_token, anonymous_client, anonymous_access }
+        Self { by_token, with_token, anonymous_client, anonymous_access }
     }
 
     /// Whether tokens are configured.
@@ -140,26 +181,47 @@ impl Clients {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
     }
 
+    /// The clients that have a token.
+    pub fn with_token(&self) -> impl Iterator<Item = &Arc<Client>> {
+        self.with_token.iter()
+    }
+
     /// The names of the clients that have a token.
     pub fn names_with_token(&self) -> impl Iterator<Item = &ClientName> {
-        self.by_token.values().flatten().map(|(client, _)| &client.name)
+        self.with_token.iter().map(|client| &client.name)
     }
 
     /// The names of all clients.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
-        let with_token = self.by_token.values().flatten().map(|(client, _)| client);
-        with_token.chain([&self.anonymous_client]).map(|client| &client.name)
+        self.with_token.iter().chain([&self.anonymous_client]).map(|client| &client.name)
     }
 
-    fn find_by_token(&self, token: &str) -> Option<&Arc<Client>> {
+    fn find_by_token(&self, token: &str, now: UnixMs) -> TokenMatch<'_> {
         // Hashing is skipped when no token can match.
-        if self.require_token() { self.find_by_fingerprint(&TokenFingerprint::new(token)) } else { None }
+        if !self.require_token() {
+            return TokenMatch::Unknown;
+        }
+        self.find_by_fingerprint(&TokenFingerprint::new(token), now)
     }
 
-    fn find_by_fingerprint(&self, fingerprint: &TokenFingerprint) -> Option<&Arc<Client>> {
-        let candidates = self.by_token.get(&fingerprint.index())?;
-        candidates.iter().find(|(_, expected)| expected == fingerprint).map(|(client, _)| client)
+    fn find_by_fingerprint(&self, fingerprint: &TokenFingerprint, now: UnixMs) -> TokenMatch<'_> {
+        let mut candidates = self.by_token.get(&fingerprint.index()).into_iter().flatten();
+        match candidates.find(|(_, token)| token.fingerprint == *fingerprint) {
+            None => TokenMatch::Unknown,
+            Some((_, token)) if token.is_expired(now) => TokenMatch::Expired,
+            Some((client, _)) => TokenMatch::Valid(client),
+        }
     }
+}
+
+/// The result of looking up a token.
+enum TokenMatch<'a> {
+    /// The token of this client.
+    Valid(&'a Arc<Client>),
+    /// A token that was valid until it expired.
+    Expired,
+    /// Not a token of a client.
+    Unknown,
 }
 
 /// The authenticated client of a request.
@@ -180,6 +242,9 @@ pub enum Unauthenticated {
     /// The request has a credential that is not the token of a configured client.
     #[error("the client presents an unknown token")]
     UnknownToken,
+    /// The token of a configured client has expired.
+    #[error("the client presents an expired token")]
+    ExpiredToken,
     /// The client may bring its own key, and the key is not a valid header value.
     #[error("the client's own key is malformed")]
     MalformedKey,
@@ -195,6 +260,7 @@ pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
     query: Option<&str>,
+    now: UnixMs,
 ) -> Result<Caller, Unauthenticated> {
     let credentials = || presented_credentials(headers, query);
     // A key credential that is not a token is the provider key with which the SDK was configured.
@@ -204,7 +270,8 @@ pub fn authenticate(
             PresentedCredential::Token(_) | PresentedCredential::Other(_) => None,
         });
         let mut is_malformed = has_unreadable_key(headers);
-        for key in keys.filter(|key| clients.find_by_token(key).is_none()) {
+        // An expired token is not sent to the provider as a key.
+        for key in keys.filter(|key| matches!(clients.find_by_token(key, now), TokenMatch::Unknown)) {
             match ApiKey::new(&key) {
                 Ok(key) => return Ok(Some(key)),
                 Err(_) => is_malformed = true,
@@ -212,9 +279,19 @@ pub fn authenticate(
         }
         if is_malformed { Err(Unauthenticated::MalformedKey) } else { Ok(None) }
     };
-    if let Some(client) = credentials().find_map(|credential| clients.find_by_token(credential.as_str())) {
-        let own_key = if client.rules.may_bring_key { own_key()? } else { None };
-        return Ok(Caller { client: Arc::clone(client), own_key });
+    let mut has_expired_token = false;
+    for credential in credentials() {
+        match clients.find_by_token(credential.as_str(), now) {
+            TokenMatch::Valid(client) => {
+                let own_key = if client.rules.may_bring_key { own_key()? } else { None };
+                return Ok(Caller { client: Arc::clone(client), own_key });
+            }
+            TokenMatch::Expired => has_expired_token = true,
+            TokenMatch::Unknown => {}
+        }
+    }
+    if has_expired_token {
+        return Err(Unauthenticated::ExpiredToken);
     }
     // A value in `x-keychoir-token` is always a token, so an unknown one must not count as anonymous.
     let has_token = credentials().any(|credential| matches!(credential, PresentedCredential::Token(_)));
@@ -236,14 +313,16 @@ pub fn authenticate(
 mod tests {
     use super::*;
 
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
     fn client(name: &str, may_bring_key: bool) -> Client {
         Client { name: ClientName::new(name), rules: Rules { may_bring_key, ..Rules::default() } }
     }
 
     fn configured_clients(anonymous_access: AnonymousAccess) -> Clients {
         let clients = vec![
-            (client("app", false), TokenFingerprint::new("token-of-app")),
-            (client("ops", true), TokenFingerprint::new("token-of-ops")),
+            (client("app", false), TokenFingerprint::new("token-of-app").into()),
+            (client("ops", true), TokenFingerprint::new("token-of-ops").into()),
         ];
         Clients::new(clients, anonymous_access)
     }
@@ -259,7 +338,7 @@ mod tests {
         expected: Result<&str, Unauthenticated>,
     ) {
         let headers = headers(header.as_slice());
-        let caller = authenticate(&configured_clients(AnonymousAccess::Refused), &headers, query);
+        let caller = authenticate(&configured_clients(AnonymousAccess::Refused), &headers, query, NOW);
         assert_eq!(caller.as_ref().map(|caller| caller.client.name.as_str()), expected.as_ref().copied());
         assert!(caller.is_ok_and(|caller| caller.own_key.is_none()) || expected.is_err());
     }
@@ -292,10 +371,15 @@ mod tests {
     #[test]
     fn fingerprints_with_the_same_index_are_distinguished() {
         let fingerprint = |last: char| TokenFingerprint::parse(&format!("{}{last}", "0".repeat(63))).unwrap();
-        let clients =
-            vec![(client("one", false), fingerprint('1')), (client("two", false), fingerprint('2'))];
+        let clients = vec![
+            (client("one", false), fingerprint('1').into()),
+            (client("two", false), fingerprint('2').into()),
+        ];
         let clients = Clients::new(clients, AnonymousAccess::Refused);
-        let name = |fingerprint| clients.find_by_fingerprint(&fingerprint).map(|client| client.name.as_str());
+        let name = |fingerprint| match clients.find_by_fingerprint(&fingerprint, NOW) {
+            TokenMatch::Valid(client) => Some(client.name.as_str()),
+            TokenMatch::Expired | TokenMatch::Unknown => None,
+        };
         assert_eq!(
             [name(fingerprint('1')), name(fingerprint('2')), name(fingerprint('3'))],
             [Some("one"), Some("two"), None]
@@ -305,7 +389,7 @@ mod tests {
     #[test]
     fn without_configured_clients_every_request_is_accepted_as_local() {
         let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
-        let caller = authenticate(&clients, &headers(&[("xi-api-key", "anything")]), None).unwrap();
+        let caller = authenticate(&clients, &headers(&[("xi-api-key", "anything")]), None, NOW).unwrap();
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
@@ -317,7 +401,7 @@ mod tests {
         query: Option<&str>,
         expected: Result<(&str, Option<&str>), Unauthenticated>,
     ) {
-        let caller = authenticate(clients, &headers(credentials), query);
+        let caller = authenticate(clients, &headers(credentials), query, NOW);
         let authenticated = caller
             .as_ref()
             .map(|caller| (caller.client.name.as_str(), caller.own_key.as_ref().map(ApiKey::fingerprint)));
@@ -364,6 +448,32 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_valid_until_it_expires_and_the_previous_one_during_its_grace() {
+        let token = |text, expires_at| IssuedToken { fingerprint: TokenFingerprint::new(text), expires_at };
+        let tokens = ClientTokens {
+            current: token("new-token", Some(UnixMs(3_000))),
+            previous: Some(token("old-token", Some(UnixMs(2_000)))),
+        };
+        let clients = Clients::new(vec![(client("app", true), tokens)], AnonymousAccess::BringKeys);
+        assert_eq!(clients.names_with_token().count(), 1);
+        let check = |presented: &'static str, now, expected: Result<&str, Unauthenticated>| {
+            let caller = authenticate(&clients, &headers(&[("xi-api-key", presented)]), None, UnixMs(now));
+            let name = caller.as_ref().map(|caller| caller.client.name.as_str());
+            assert_eq!(name, expected.as_ref().copied(), "{presented} at {now}");
+        };
+        check("old-token", 1_999, Ok("app"));
+        check("new-token", 1_999, Ok("app"));
+        check("old-token", 2_000, Err(Unauthenticated::ExpiredToken));
+        check("new-token", 2_999, Ok("app"));
+        check("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
+        // An unknown token is the client's own key here, and an expired one is never sent to the provider.
+        check("some-key", 3_000, Ok("own"));
+        let both = [("x-keychoir-token", "new-token"), ("xi-api-key", "old-token")];
+        let caller = authenticate(&clients, &headers(&both), None, UnixMs(2_500)).unwrap();
+        assert!(caller.own_key.is_none());
+    }
+
+    #[test]
     fn anonymous_clients_may_send_keys_only_when_permitted() {
         let own = [("xi-api-key", "sk_own")];
         check_own_key(
@@ -389,7 +499,7 @@ mod tests {
         );
         check_own_key(&clients, &[], None, Err(Unauthenticated::MissingToken));
         let is_authenticated = |credentials| {
-            clients.is_authenticated(&authenticate(&clients, &headers(credentials), None).unwrap())
+            clients.is_authenticated(&authenticate(&clients, &headers(credentials), None, NOW).unwrap())
         };
         assert!(is_authenticated(&[("xi-api-key", "token-of-app")]) && !is_authenticated(&own));
         let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);

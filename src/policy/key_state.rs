@@ -1,8 +1,34 @@
-//! The state of a key: usable, or in cooldown with a reason and an end. Also maps states to the four statuses
-//! of the status document.
+//! The state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also maps states
+//! to the four statuses of the status document.
+
+use std::sync::Arc;
 
 use super::budget::Quota;
 use super::units::UnixMs;
+
+/// Where a key is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyOrigin {
+    /// An environment variable.
+    #[default]
+    Environment,
+    /// A file of the operator: the configuration file, a list of keys or a credential of systemd.
+    File,
+    /// The state directory: the key was added at runtime, and only such a key can be removed at runtime.
+    Managed,
+}
+
+impl KeyOrigin {
+    /// The identifier in documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Managed => "managed",
+        }
+    }
+}
 
 /// The status of a key in the status document, whose format permits these four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +46,7 @@ pub enum KeyStatus {
 impl KeyStatus {
     /// The identifier in the status document, in usage records and in the mirror.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
             Self::Exhausted => "exhausted",
@@ -104,6 +130,25 @@ impl Cooldown {
     }
 }
 
+/// An operator's pause of a key: its requests are completed, and new ones use other keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// The start of the pause.
+    pub since: UnixMs,
+    /// The end of the pause; `None` if only an operator ends it.
+    pub until: Option<UnixMs>,
+    /// The operator's reason.
+    pub reason: Option<Arc<str>>,
+}
+
+impl Pause {
+    /// Whether the pause has not ended at `now`.
+    #[must_use]
+    pub fn is_active(&self, now: UnixMs) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
 /// Whether a key may be used now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
@@ -115,6 +160,13 @@ pub enum KeyState {
         reason: CooldownReason,
         /// The end, if it is known.
         until: Option<UnixMs>,
+    },
+    /// An operator has paused the key.
+    Paused {
+        /// The end of the pause; `None` if only an operator ends it.
+        until: Option<UnixMs>,
+        /// The status that the key would have without the pause.
+        status: KeyStatus,
     },
 }
 
@@ -151,14 +203,23 @@ impl KeyState {
                     | CooldownReason::Invalid
                     | CooldownReason::WrongHost,
                 ..
-            } => false,
+            }
+            | Self::Paused { .. } => false,
         }
     }
 
-    /// The status in the status document.
+    /// Whether an operator has paused the key.
+    #[must_use]
+    pub fn is_paused(self) -> bool {
+        matches!(self, Self::Paused { .. })
+    }
+
+    /// The status in the status document, which has no status for a paused key: it reports the status that the
+    /// key would have without the pause.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
+            Self::Paused { status, .. } => status,
             Self::Usable => KeyStatus::Active,
             Self::CoolingDown { reason, .. } => reason.status(),
         }
@@ -195,6 +256,13 @@ pub enum StateChange {
     },
     /// The cooldown has ended.
     CooldownEnded,
+    /// An operator has paused the key.
+    Paused {
+        /// The end; `None` if only an operator ends the pause.
+        until: Option<UnixMs>,
+    },
+    /// The pause has ended.
+    Resumed,
     /// A request costs more than the remaining credits, so it did not use the key. Cheaper requests do.
     Skipped {
         /// The remaining credits.
@@ -278,6 +346,20 @@ mod tests {
             Quota { count: 10, ..FULL },
             Some((CooldownReason::Invalid, 1_500)),
         );
+    }
+
+    #[test]
+    fn a_pause_ends_at_its_time_or_never() {
+        let pause = |until| Pause { since: UnixMs(0), until, reason: None };
+        assert!(pause(Some(UnixMs(1_001))).is_active(NOW));
+        assert!(!pause(Some(NOW)).is_active(NOW));
+        assert!(pause(None).is_active(UnixMs(u64::MAX)));
+    }
+
+    #[test]
+    fn a_paused_key_keeps_its_status_and_serves_nothing() {
+        let paused = KeyState::Paused { until: None, status: KeyStatus::Exhausted };
+        assert_eq!((paused.status(), paused.can_serve()), (KeyStatus::Exhausted, false));
     }
 
     #[test]

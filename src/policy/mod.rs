@@ -5,10 +5,12 @@
 //! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They
 //! return a decision with its reason; the caller acts on it and logs it.
 
+pub mod auth_failures;
 pub mod authority;
 pub mod certificate;
 pub mod client;
 pub mod client_quota;
+pub mod forward_proxy;
 pub mod headers;
 pub mod method;
 pub mod origin;

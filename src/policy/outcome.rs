@@ -49,6 +49,7 @@ outcomes! {
     ServerError "server_error" "The provider failed."
     Unreadable "unreadable" "A refusal whose body could not be read."
     ConnectFailed "connect_failed" "The connection failed, and no byte was sent."
+    ProxyAuthenticationFailed "proxy_authentication_failed" "The forward proxy refused Keychoir's credentials, and no byte was sent."
     NoResponse "no_response" "At least one byte was sent, and no response was received."
     UpstreamReset "upstream_reset" "The connection to the provider failed during a response or session."
     UpstreamProtocolError "upstream_protocol_error" "The provider violated the WebSocket protocol."

@@ -51,7 +51,9 @@ pub fn next_poll_delay(poll: &PollState, interval: Duration, jitter: f64, now: U
         (PollOutcome::Quota, KeyState::CoolingDown { reason: CooldownReason::Invalid, .. }) => {
             interval / FREQUENT_DIVISOR
         }
-        (PollOutcome::Quota, KeyState::Usable | KeyState::CoolingDown { .. }) => interval,
+        (PollOutcome::Quota, KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. }) => {
+            interval
+        }
     };
     let reset_delay = poll.resets_at.filter(|&at| at > now).map(|at| at.since(now) + RESET_DELAY);
     spread(reset_delay.map_or(regular_delay, |delay| regular_delay.min(delay)))

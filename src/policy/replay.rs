@@ -13,11 +13,25 @@ use super::verdict::{Concern, Verdict};
 pub enum Progress {
     /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
+    /// No byte was written, because the forward proxy refused Keychoir's credentials. It would refuse them for
+    /// every key and every retry, until an operator corrects them.
+    ProxyAuthenticationFailed,
     /// Some bytes were written and no complete response head was received. The provider may have processed
     /// the request.
     NoResponse,
     /// A complete response head was received and classified.
     Responded(Verdict),
+}
+
+impl Progress {
+    /// Whether the provider may have received a part of the request.
+    #[must_use]
+    pub fn is_sent(self) -> bool {
+        match self {
+            Self::Unsent | Self::ProxyAuthenticationFailed => false,
+            Self::NoResponse | Self::Responded(_) => true,
+        }
+    }
 }
 
 /// Whether the method of a request has a side effect that sending it twice would repeat.
@@ -101,6 +115,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
     };
     match attempt.progress {
         Progress::Unsent => retry_if(may_retry_same_key, Duration::ZERO, Decision::Fail),
+        Progress::ProxyAuthenticationFailed => Decision::Fail,
         // A second attempt could charge two keys for one response.
         Progress::NoResponse => {
             retry_if(may_retry_same_key && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
@@ -145,6 +160,7 @@ pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> Resp
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
         | Unavailable::Invalid
+        | Unavailable::Paused { .. }
             if verdict.concern() == Concern::Key =>
         {
             ResponseSource::Proxy
@@ -154,7 +170,8 @@ pub fn final_response_source(verdict: Verdict, unavailable: Unavailable) -> Resp
         | Unavailable::Exhausted { .. }
         | Unavailable::Cooling { .. }
         | Unavailable::Full { .. }
-        | Unavailable::Invalid => ResponseSource::Upstream,
+        | Unavailable::Invalid
+        | Unavailable::Paused { .. } => ResponseSource::Upstream,
     }
 }
 
@@ -214,6 +231,15 @@ mod tests {
         check(FIRST_ATTEMPT, IMMEDIATE_RETRY);
         check(AttemptFacts { effect: Effect::None, ..FIRST_ATTEMPT }, IMMEDIATE_RETRY);
         check(AttemptFacts { non_key_retries: 1, ..FIRST_ATTEMPT }, Decision::Fail);
+    }
+
+    #[test]
+    fn no_key_is_tried_again_at_a_proxy_that_refuses_the_credentials() {
+        let refused = AttemptFacts { progress: Progress::ProxyAuthenticationFailed, ..FIRST_ATTEMPT };
+        check(refused, Decision::Fail);
+        check(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
+        assert!(!Progress::ProxyAuthenticationFailed.is_sent() && !Progress::Unsent.is_sent());
+        assert!(Progress::NoResponse.is_sent());
     }
 
     #[test]

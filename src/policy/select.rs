@@ -107,6 +107,12 @@ pub enum Unavailable {
     /// The provider refuses every key as invalid.
     #[error("every key is invalid")]
     Invalid,
+    /// An operator has paused every key that the provider does not refuse as invalid.
+    #[error("every key is paused")]
+    Paused {
+        /// The end of the first pause that ends by itself.
+        until: Option<UnixMs>,
+    },
     /// This request has tried every usable key, or may not use the others.
     #[error("every usable key was tried")]
     Tried,
@@ -150,6 +156,7 @@ impl SelectionFailure {
             Unavailable::Cooling { .. }
             | Unavailable::Exhausted { .. }
             | Unavailable::Invalid
+            | Unavailable::Paused { .. }
             | Unavailable::Tried => is_soon(),
             Unavailable::Outdated => false,
         }
@@ -257,8 +264,13 @@ fn earliest(first: Option<UnixMs>, second: Option<UnixMs>) -> Option<UnixMs> {
 fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooldown_end, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
     let mut left = None;
+    let (mut has_paused, mut pause_end) = (false, None);
     for key in candidates {
         match (key.state, key.concurrency) {
+            (KeyState::Paused { until, .. }, _) => {
+                has_paused = true;
+                pause_end = earliest(pause_end, until);
+            }
             (KeyState::Usable, ConcurrencyState::Cooling { until }) => {
                 cooldown_end = earliest(cooldown_end, Some(until))
             }
@@ -289,6 +301,7 @@ fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
         _ if has_usable => Unavailable::Tried,
         Some(until) => Unavailable::Cooling { until },
         None if has_exhausted => Unavailable::Exhausted { resets_at, left },
+        None if has_paused => Unavailable::Paused { until: pause_end },
         None => Unavailable::Invalid,
     }
 }
@@ -296,6 +309,7 @@ fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::key_state::KeyStatus;
 
     const USABLE: Candidate = Candidate {
         state: KeyState::Usable,
@@ -466,6 +480,45 @@ mod tests {
             &[too_expensive, unknown],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(3)), left: None }),
         );
+    }
+
+    fn paused(until: Option<u64>) -> Candidate {
+        let until = until.map(UnixMs);
+        let state = KeyState::Paused { until, status: KeyStatus::Active };
+        Candidate { state, retry_at: until, ..USABLE }
+    }
+
+    #[test]
+    fn a_paused_key_serves_no_request() {
+        check(&[paused(None), USABLE], Ok(Choice::Use(1)));
+        check(&[paused(None), FULL], Err(Unavailable::Full { until: None }));
+        check(
+            &[Candidate { affordability: SHORT, ..paused(None) }],
+            Err(Unavailable::Paused { until: None }),
+        );
+    }
+
+    #[test]
+    fn a_paused_pool_reports_the_first_end_of_a_pause() {
+        let until = |ms| Err(Unavailable::Paused { until: Some(UnixMs(ms)) });
+        check(&[paused(Some(9)), paused(None), paused(Some(7))], until(7));
+        check(&[cooling_down(CooldownReason::Invalid, 1), paused(Some(7))], until(7));
+        // The other reasons end by themselves.
+        check(
+            &[paused(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
+            Err(Unavailable::Exhausted { resets_at: Some(UnixMs(9)), left: None }),
+        );
+    }
+
+    #[test]
+    fn a_request_waits_for_a_pause_that_ends_soon() {
+        let is_worth_waiting = |until| {
+            select(Strategy::DEFAULT, [paused(until)].into_iter())
+                .unwrap_err()
+                .is_worth_waiting(UnixMs(1_000))
+        };
+        assert!(is_worth_waiting(Some(3_000)));
+        assert!(!is_worth_waiting(Some(3_001)) && !is_worth_waiting(None));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::Empty;
 
 use crate::body::decode::decode_body;
@@ -34,20 +34,90 @@ pub(super) struct ProviderClient<'a, C> {
 impl<C: Connect> ProviderClient<'_, C> {
     /// Requests the quota of the key's workspace. `None` after an error that does not concern the key.
     pub(super) async fn quota(&self, key: &Key) -> Option<Observation> {
-        self.quota_at(key.authority(), key).await
+        self.quota_at(key.destination(), key).await
     }
 
     /// Requests the quota from a host of the provider; `None` is the default host.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
-        let (verdict, text) = self.send(host, key, Uri::from_static("/v1/user/subscription")).await?;
-        match verdict {
-            Verdict::Served => Subscription::parse(&text).map(|subscription| Observation::Quota {
+        self.subscription_at(host, key).await?.observation()
+    }
+
+    /// Requests the subscription of the key's workspace. `None` without a response before the timeout.
+    pub(super) async fn subscription(&self, key: &Key) -> Option<ProviderResponse> {
+        self.subscription_at(key.destination(), key).await
+    }
+
+    async fn subscription_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<ProviderResponse> {
+        self.send(host, key, Uri::from_static("/v1/user/subscription")).await
+    }
+
+    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to read it.
+    pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
+        parse_workspace_id(&self.fetch(key, Uri::from_static("/v1/user")).await?)
+    }
+
+    /// Requests the provider's models. `None` if the key lacks the permission to read them.
+    pub(super) async fn models(&self, key: &Key) -> Option<Models> {
+        Models::parse(&self.fetch(key, Uri::from_static("/v1/models")).await?)
+    }
+
+    /// Requests the cost of a conversation in credits. `None` until the provider has published it.
+    pub(super) async fn conversation_cost(&self, key: &Key, conversation: &str) -> Option<u64> {
+        let path = format!("/v1/convai/conversations/{conversation}");
+        conversation_cost(&self.fetch(key, Uri::try_from(path).ok()?).await?)
+    }
+
+    /// Sends a request to the host of the key. Returns the body of a successful response.
+    async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
+        let response = self.send(key.destination(), key, target).await?;
+        (response.verdict == Verdict::Served).then_some(response.body)
+    }
+
+    /// Requests the models with a key, to find out whether it may read them.
+    pub(super) async fn models_response(&self, key: &Key) -> Option<ProviderResponse> {
+        self.send(key.destination(), key, Uri::from_static("/v1/models")).await
+    }
+
+    /// Sends a request. `None` if the response does not arrive before the timeout or its body cannot be
+    /// decoded.
+    async fn send(&self, host: Option<&Arc<Authority>>, key: &Key, target: Uri) -> Option<ProviderResponse> {
+        let exchange = async {
+            let head = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
+            let body = Replay::<Empty<Bytes>>::empty().start_attempt();
+            let response = self.upstream.send(host, key.api_key(), &head, body).await.ok()?;
+            let (response_head, body) = response.into_parts();
+            let (_, bytes) = PeekedBody::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
+            let encoding =
+                response_head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
+            let body = decode_body(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
+            let verdict = classify(response_head.status, Some(&ErrorBody::parse(&body)), None);
+            Some(ProviderResponse { status: response_head.status, verdict, body })
+        };
+        tokio::time::timeout(self.response_timeout, exchange).await.ok()?
+    }
+}
+
+/// A response of the provider.
+pub(super) struct ProviderResponse {
+    pub(super) status: StatusCode,
+    /// What the status and the body mean.
+    pub(super) verdict: Verdict,
+    /// The decoded body.
+    body: Vec<u8>,
+}
+
+impl ProviderResponse {
+    /// What a response to a request for the subscription proves about the key. `None` for an error that does
+    /// not concern the key.
+    pub(super) fn observation(&self) -> Option<Observation> {
+        match self.verdict {
+            Verdict::Served => Subscription::parse(&self.body).map(|subscription| Observation::Quota {
                 quota: subscription.quota,
                 tier: subscription.tier,
                 is_paid: subscription.is_paid,
                 capabilities: subscription.capabilities,
             }),
-            Verdict::InvalidKey | Verdict::WrongHost => {
+            verdict @ (Verdict::InvalidKey | Verdict::WrongHost) => {
                 let source = RefusalSource {
                     message: verdict.as_str().into(),
                     route: "/v1/user/subscription".into(),
@@ -72,50 +142,5 @@ impl<C: Connect> ProviderClient<'_, C> {
             | Verdict::ServerError
             | Verdict::Unreadable => None,
         }
-    }
-
-    /// Requests the identifier of the key's workspace. `None` if the key lacks the permission to read it.
-    pub(super) async fn workspace(&self, key: &Key) -> Option<String> {
-        parse_workspace_id(&self.fetch(key, Uri::from_static("/v1/user")).await?)
-    }
-
-    /// Requests the provider's models. `None` if the key lacks the permission to read them.
-    pub(super) async fn models(&self, key: &Key) -> Option<Models> {
-        Models::parse(&self.fetch(key, Uri::from_static("/v1/models")).await?)
-    }
-
-    /// Requests the cost of a conversation in credits. `None` until the provider has published it.
-    pub(super) async fn conversation_cost(&self, key: &Key, conversation: &str) -> Option<u64> {
-        let path = format!("/v1/convai/conversations/{conversation}");
-        conversation_cost(&self.fetch(key, Uri::try_from(path).ok()?).await?)
-    }
-
-    /// Sends a request to the host of the key. Returns the body of a successful response.
-    async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
-        let (verdict, body) = self.send(key.authority(), key, target).await?;
-        (verdict == Verdict::Served).then_some(body)
-    }
-
-    /// Sends a request. Returns the verdict on the response and the decoded body, or `None` if the response
-    /// does not arrive before the timeout or its body cannot be decoded.
-    async fn send(
-        &self,
-        host: Option<&Arc<Authority>>,
-        key: &Key,
-        target: Uri,
-    ) -> Option<(Verdict, Vec<u8>)> {
-        let exchange = async {
-            let head = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
-            let body = Replay::<Empty<Bytes>>::empty().start_attempt();
-            let response = self.upstream.send(host, key.api_key(), &head, body).await.ok()?;
-            let (response_head, body) = response.into_parts();
-            let (_, bytes) = PeekedBody::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
-            let encoding =
-                response_head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-            let text = decode_body(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
-            let verdict = classify(response_head.status, Some(&ErrorBody::parse(&text)), None);
-            Some((verdict, text))
-        };
-        tokio::time::timeout(self.response_timeout, exchange).await.ok()?
     }
 }

@@ -6,6 +6,7 @@
 
 mod client;
 mod conversations;
+mod key_check;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::telemetry::{log_discrepancy, log_transitions};
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
 pub use conversations::ConversationPoller;
+pub use key_check::{CheckInProgress, CheckOutcome, KeyCheck, KeyChecker};
 
 /// The settings of the poller.
 #[derive(Clone, Debug)]
@@ -213,12 +215,15 @@ impl<C: Connect> QuotaPoller<C> {
     /// requests with the key are sent to the first host that accepts it.
     async fn find_region(&self, client: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
         let name = key.api_key().short().as_str();
-        for region in regions.iter().filter(|region| Some(*region) != key.authority()) {
-            let observation = client.quota_at(Some(region), key).await;
+        for region in regions.iter().map(|region| key.route_to(region)) {
+            if Some(&region) == key.authority() {
+                continue;
+            }
+            let observation = client.quota_at(Some(&region), key).await;
             let is_accepted =
                 matches!(observation, Some(Observation::Quota { .. } | Observation::Unreadable));
             let Some(observation) = observation.filter(|_| is_accepted) else { continue };
-            self.pool.record_region(key, region);
+            self.pool.record_region(key, &region);
             let roster = self.pool.roster();
             if let Some(regional_key) = roster.find(key.api_key().fingerprint()) {
                 log_transitions(&self.pool.observe(&roster, regional_key, observation, clock::now()));

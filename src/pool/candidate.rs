@@ -46,7 +46,7 @@ pub(super) fn evaluate_key(
         {
             KeyState::Usable
         }
-        state @ (KeyState::Usable | KeyState::CoolingDown { .. }) => state,
+        state @ (KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. }) => state,
     };
     let state = match ignore_exhaustion(key.selection_state(&quota, now)) {
         // A key that may not serve this request is treated like an invalid key.
@@ -54,7 +54,7 @@ pub(super) fn evaluate_key(
         KeyState::Usable if let Some(RestrictionLevel::Until(until)) = level => {
             KeyState::CoolingDown { reason: CooldownReason::RateLimited, until: Some(until) }
         }
-        state @ (KeyState::Usable | KeyState::CoolingDown { .. }) => state,
+        state @ (KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. }) => state,
     };
     let concurrency =
         request.group.map_or(ConcurrencyState::Free, |group| workspace.limiter(group).state(now));
@@ -123,7 +123,8 @@ impl BlockedKey<'_> {
     }
 
     fn may_be_probed(&self, now: UnixMs) -> bool {
-        if !(self.is_cooling_down() || self.is_group_cooling_down()) || self.is_excluded {
+        let is_cooling_down = self.is_cooling_down() || self.is_group_cooling_down();
+        if !is_cooling_down || self.is_excluded || self.state.is_paused() {
             return false;
         }
         let mut probes = self.probes().peekable();
@@ -141,11 +142,11 @@ impl BlockedKey<'_> {
         };
         let ends_at = match self.state {
             KeyState::Usable => group_ends_at,
-            KeyState::CoolingDown { until, .. } => {
+            KeyState::CoolingDown { until, .. } | KeyState::Paused { until, .. } => {
                 until.map(|until| until.max(group_ends_at.unwrap_or(until)))
             }
         };
-        if self.is_excluded {
+        if self.is_excluded || self.state.is_paused() {
             return ends_at;
         }
         let probes: Option<Vec<UnixMs>> = self.probes().map(|probe| probe.retry_at(now)).collect();
@@ -208,7 +209,8 @@ pub(super) fn is_unavailable(
         KeyState::CoolingDown {
             reason: CooldownReason::RateLimited | CooldownReason::Invalid | CooldownReason::WrongHost,
             ..
-        } => true,
+        }
+        | KeyState::Paused { .. } => true,
         KeyState::CoolingDown { reason: CooldownReason::Billing | CooldownReason::Exhausted, .. } => {
             !round.allow_exhausted
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Settings;
-use super::cells::{CooldownCell, EvidenceCell, LastReportedState, ProbeCell, ReportedRemaining};
+use super::cells::{CooldownCell, EvidenceCell, LastReportedState, PauseCell, ProbeCell, ReportedRemaining};
 use super::membership::WorkspaceMembership;
 use super::roster::KeyEntry;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
-use crate::policy::key_state::{Cooldown, CooldownReason, KeyState};
+use crate::policy::key_state::{Cooldown, CooldownReason, KeyOrigin, KeyState, Pause};
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
@@ -26,14 +26,17 @@ pub struct Key {
     position: AtomicUsize,
     api_key: ApiKey,
     name: Option<String>,
+    origin: KeyOrigin,
     pub(super) workspace: Arc<Workspace>,
     authority: Option<Arc<Authority>>,
+    default_route: Option<Arc<Authority>>,
     pub(super) weight: u32,
     pub(super) kept_credits: u64,
     /// Evidence about the key itself. The next three fields are computed from it: the cooldown, the
     /// probe before its end, and the remaining credits of the key's own cap.
     pub(super) evidence_cell: EvidenceCell,
     cooldown: CooldownCell,
+    pause: PauseCell,
     pub(super) probe: ProbeCell,
     pub(super) reported_remaining: ReportedRemaining,
     in_flight: AtomicU32,
@@ -51,12 +54,15 @@ impl Key {
             position: AtomicUsize::new(position),
             api_key: entry.key,
             name: entry.name,
+            origin: entry.origin,
             workspace,
             authority: entry.authority.or(entry.detected_region),
+            default_route: entry.default_route,
             weight: entry.weight.max(1),
             kept_credits: entry.kept_credits,
             evidence_cell: EvidenceCell::default(),
             cooldown: CooldownCell::default(),
+            pause: PauseCell::new(entry.pause),
             probe: ProbeCell::default(),
             reported_remaining: ReportedRemaining::default(),
             in_flight: AtomicU32::new(0),
@@ -69,7 +75,9 @@ impl Key {
     /// Whether the key has the configuration of `entry` and this membership.
     pub(super) fn matches(&self, entry: &KeyEntry, membership: &WorkspaceMembership) -> bool {
         self.name == entry.name
+            && self.origin == entry.origin
             && self.authority.as_ref() == entry.authority.as_ref().or(entry.detected_region.as_ref())
+            && self.default_route == entry.default_route
             && self.weight == entry.weight.max(1)
             && self.kept_credits == entry.kept_credits
             && self.workspace.membership().is_same(membership)
@@ -98,10 +106,38 @@ impl Key {
         self.name.as_deref()
     }
 
+    /// Where the key is configured.
+    #[must_use]
+    pub fn origin(&self) -> KeyOrigin {
+        self.origin
+    }
+
+    /// Its share of the requests relative to other keys, at least 1.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
     /// The provider's host and port for this key, or `None` for the default host.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
+    }
+
+    /// Where requests with the key are sent: its own host, or the default host through the key's own proxy.
+    /// `None` for the default host and the default proxy.
+    #[must_use]
+    pub fn destination(&self) -> Option<&Arc<Authority>> {
+        self.authority.as_ref().or(self.default_route.as_ref())
+    }
+
+    /// A host of the provider, reached like the default host: through the key's own proxy, if it has one.
+    #[must_use]
+    pub fn route_to(&self, host: &Arc<Authority>) -> Arc<Authority> {
+        match &self.default_route {
+            Some(route) => Arc::new((**host).clone().through(route.proxy().cloned())),
+            None => Arc::clone(host),
+        }
     }
 
     /// The workspace that the key belongs to.
@@ -120,21 +156,46 @@ impl Key {
     /// reported as rate limited.
     #[must_use]
     pub fn state(&self, now: UnixMs) -> KeyState {
-        match self.selection_state(&self.workspace.quota(now), now) {
-            KeyState::Usable => match self.workspace.speech_limited_until(now) {
-                Some(until) => {
-                    KeyState::CoolingDown { reason: CooldownReason::RateLimited, until: Some(until) }
-                }
-                None => KeyState::Usable,
-            },
-            resting @ KeyState::CoolingDown { .. } => resting,
+        self.with_pause(self.unpaused_state(now), now)
+    }
+
+    /// The state at `now` that the key has, or would have without its pause.
+    #[must_use]
+    pub fn unpaused_state(&self, now: UnixMs) -> KeyState {
+        let state =
+            KeyState::new(self.cooldown.load(), self.workspace.cooldown(), &self.workspace.quota(now), now);
+        match (state, self.workspace.speech_limited_until(now)) {
+            (KeyState::Usable, Some(until)) => {
+                KeyState::CoolingDown { reason: CooldownReason::RateLimited, until: Some(until) }
+            }
+            (state, _) => state,
         }
     }
 
     /// The state for selection. It ignores rate limits of concurrency groups, which selection checks
     /// separately.
     pub(super) fn selection_state(&self, quota: &Quota, now: UnixMs) -> KeyState {
-        KeyState::new(self.cooldown.load(), self.workspace.cooldown(), quota, now)
+        self.with_pause(KeyState::new(self.cooldown.load(), self.workspace.cooldown(), quota, now), now)
+    }
+
+    fn with_pause(&self, state: KeyState, now: UnixMs) -> KeyState {
+        match self.pause.active_until(now) {
+            Some(until) => KeyState::Paused { until, status: state.status() },
+            None => state,
+        }
+    }
+
+    /// The operator's pause, unless it has ended at `now`.
+    #[must_use]
+    pub fn pause(&self, now: UnixMs) -> Option<Arc<Pause>> {
+        self.pause.load(now)
+    }
+
+    /// Starts, changes or ends the operator's pause.
+    pub(super) fn set_pause(&self, pause: Option<Pause>) {
+        if self.pause.store(pause) {
+            self.workspace.state_change_cache.invalidate();
+        }
     }
 
     /// Current refusals of the key itself.
@@ -198,7 +259,9 @@ impl Key {
 
     /// The next time at which the key's state changes without an event.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
-        self.cooldown.load().filter(|cooldown| cooldown.is_active(now)).map(|cooldown| cooldown.until)
+        let cooldown = self.cooldown.load().filter(|cooldown| cooldown.is_active(now));
+        let pause_end = self.pause.active_until(now).flatten();
+        cooldown.map(|cooldown| cooldown.until).into_iter().chain(pause_end).min()
     }
 
     pub(super) fn add_in_flight(&self) {

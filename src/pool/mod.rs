@@ -32,7 +32,7 @@ use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::forecast::{Forecast, forecast_remaining};
-use crate::policy::key_state::KeyState;
+use crate::policy::key_state::{KeyState, Pause};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 use sync::{AtomicU64, AtomicUsize};
@@ -48,6 +48,7 @@ pub use restrictions::{MAX_RESTRICTIONS, Restriction, RestrictionLevel, Restrict
 pub use roster::{KeyEntry, Roster};
 pub use settings::Settings;
 pub use transitions::Transition;
+use transitions::workspace_transitions;
 pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
@@ -72,8 +73,12 @@ pub struct RestoredKey {
 pub struct KeySnapshot {
     /// The key. It is shared with the roster.
     pub key: Arc<Key>,
-    /// Usable, or the current cooldown.
+    /// Usable, the current cooldown, or paused.
     pub state: KeyState,
+    /// Usable or the current cooldown, below a pause.
+    pub unpaused_state: KeyState,
+    /// The operator's pause.
+    pub pause: Option<Arc<Pause>>,
     /// The quota of its workspace.
     pub quota: Quota,
     /// Whether the spent credits of the workspace are near its limit.
@@ -260,6 +265,30 @@ impl Pool {
         self.queue.outdate_all();
     }
 
+    /// Starts, changes or ends an operator's pause of the key with this fingerprint. The requests and sessions
+    /// of the key are completed; new requests use other keys, and queued ones are evaluated again. Returns the
+    /// state changes, or `None` if the pool has no such key.
+    pub fn set_pause(
+        self: &Arc<Self>,
+        fingerprint: Fingerprint,
+        pause: Option<Pause>,
+        now: UnixMs,
+    ) -> Option<Vec<Transition>> {
+        let roster = {
+            let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = self.roster();
+            let mut entries = before.entries.clone();
+            entries.iter_mut().find(|entry| entry.key.fingerprint() == fingerprint)?.pause = pause;
+            // The key itself is shared by all rosters, so requests that use an earlier one see the pause, too.
+            let next = Arc::new(before.next(entries, before.settings, before.reported_ids.clone()));
+            self.roster.store(Arc::clone(&next));
+            next
+        };
+        self.dispatch_waiters(now);
+        let key = roster.find(fingerprint)?;
+        Some(workspace_transitions(&roster, key.workspace(), now))
+    }
+
     /// Restores the key state of the previous run. Cooldowns are computed again from the evidence, until
     /// the first poll confirms or refutes them.
     pub fn restore(&self, restored: &[RestoredKey], now: UnixMs) {
@@ -311,6 +340,8 @@ impl Pool {
             let quota = key.workspace().quota(now);
             KeySnapshot {
                 state: key.state(now),
+                unpaused_state: key.unpaused_state(now),
+                pause: key.pause(now),
                 is_near_limit: roster.is_near_limit(&quota),
                 forecast: key.workspace().forecast(now),
                 quota,

@@ -15,6 +15,7 @@ use super::workspace::Workspace;
 use crate::policy::authority::Authority;
 use crate::policy::budget::Quota;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::key_state::{KeyOrigin, Pause};
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, Fingerprint, Redactor};
@@ -32,6 +33,9 @@ pub struct KeyEntry {
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
+    /// The default host through the key's own proxy, or directly, if the connections of this key differ from
+    /// those of the others. Ignored for a key with an `authority`, which includes its proxy.
+    pub default_route: Option<Arc<Authority>>,
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
     pub detected_region: Option<Arc<Authority>>,
@@ -39,6 +43,10 @@ pub struct KeyEntry {
     pub weight: u32,
     /// Credits of its workspace that this key leaves unspent.
     pub kept_credits: u64,
+    /// The pause that an operator ordered, if there is one. It may have ended.
+    pub pause: Option<Pause>,
+    /// Where the key is configured.
+    pub origin: KeyOrigin,
 }
 
 impl From<ApiKey> for KeyEntry {
@@ -48,9 +56,12 @@ impl From<ApiKey> for KeyEntry {
             name: None,
             workspace: None,
             authority: None,
+            default_route: None,
             detected_region: None,
             weight: 1,
             kept_credits: 0,
+            pause: None,
+            origin: KeyOrigin::default(),
         }
     }
 }
@@ -88,6 +99,7 @@ impl Roster {
             let before = self.find(entry.key.fingerprint());
             if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
                 unchanged.set_position(position);
+                unchanged.set_pause(entry.pause.clone());
                 keys.push(Arc::clone(unchanged));
                 continue;
             }

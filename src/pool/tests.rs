@@ -3,6 +3,7 @@
 mod cooldowns;
 mod histories;
 mod leases;
+mod pause;
 mod reload;
 mod wait_queue;
 

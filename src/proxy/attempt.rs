@@ -149,7 +149,7 @@ impl Attempt {
     ) -> Box<Self> {
         let started_at = clock::now();
         let key = key_source.lease().map(Lease::key);
-        let key_authority = key.and_then(|key| key.authority());
+        let key_authority = key.and_then(|key| key.destination());
         let authority = Arc::clone(key_authority.unwrap_or(proxy.upstream.authority()));
         let record = AttemptRecord {
             id: AttemptRecord::new_id(started_at),
@@ -252,11 +252,15 @@ impl Attempt {
                         self.charge_lease(0, now);
                         (Outcome::ConnectFailed, CreditSource::Free)
                     }
+                    Progress::ProxyAuthenticationFailed => {
+                        self.charge_lease(0, now);
+                        (Outcome::ProxyAuthenticationFailed, CreditSource::Free)
+                    }
                     Progress::NoResponse | Progress::Responded(_) => {
                         (Outcome::NoResponse, unknown_credits(self.metering))
                     }
                 };
-                self.charge_without_response(error.progress != Progress::Unsent, now);
+                self.charge_without_response(error.progress.is_sent(), now);
                 error.progress
             }
         };

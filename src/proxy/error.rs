@@ -176,6 +176,10 @@ impl ProxyError {
                 "client_token_wrong",
                 "This client token is unknown. Ask the operator of Keychoir for a valid one.",
             ),
+            Self::Unauthenticated(Unauthenticated::ExpiredToken) => unauthorized(
+                "client_token_expired",
+                "This client token has expired. Ask the operator of Keychoir for a new one.",
+            ),
             Self::Unauthenticated(Unauthenticated::MalformedKey) => error(
                 StatusCode::BAD_REQUEST,
                 "invalid_api_key",
@@ -349,6 +353,14 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_pool_says_when_its_first_pause_ends() {
+        for (until, seconds) in [(None, "60"), (Some(NOW.plus(Duration::from_millis(1_500))), "2")] {
+            let response = ProxyError::Unavailable(Unavailable::Paused { until }).response("r", NOW);
+            assert_eq!(response.headers()["retry-after"], seconds);
+        }
+    }
+
+    #[test]
     fn an_exhausted_client_quota_names_its_reset() {
         let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
         let exceeded =
@@ -394,6 +406,7 @@ mod tests {
         for (error, http, code) in [
             (ProxyError::Unauthenticated(Unauthenticated::MissingToken), 401, "client_token_missing"),
             (ProxyError::Unauthenticated(Unauthenticated::UnknownToken), 401, "client_token_wrong"),
+            (ProxyError::Unauthenticated(Unauthenticated::ExpiredToken), 401, "client_token_expired"),
             (ProxyError::Unauthenticated(Unauthenticated::MalformedKey), 400, "malformed_own_key"),
             (ProxyError::OriginRejected(OriginRejected::Host), 421, "host_not_allowed"),
             (ProxyError::OriginRejected(OriginRejected::Origin), 403, "origin_not_allowed"),
@@ -429,7 +442,16 @@ mod tests {
             (ProxyError::BuffersFull(BuffersFull), 503, "buffers_full"),
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
+            (ProxyError::Unavailable(Unavailable::Paused { until: None }), 503, "all_keys_paused"),
             (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
+            (
+                upstream(
+                    Progress::Unsent,
+                    SendErrorKind::TunnelTimeout { proxy: "http://p:1".to_owned(), timeout: span },
+                ),
+                504,
+                "upstream_timeout",
+            ),
             (upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
             (upstream(Progress::NoResponse, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),

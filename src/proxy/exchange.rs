@@ -27,6 +27,7 @@ use super::socket::{FirstMessageAuth, Handshake};
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use crate::body::replay::{Replay, SlowUploadError};
+use crate::clock;
 use crate::elevenlabs::request_body::MAX_PARSED_BODY_BYTES;
 use crate::policy::client::{self, Caller};
 use crate::policy::origin::{RequestOrigin, check_origin};
@@ -113,7 +114,7 @@ impl<C: Connect> Proxy<C> {
         let permit = self.request_limiter.try_acquire(limits.max_requests)?;
         // 1. Authenticate the client by its credentials.
         let Caller { client, own_key } =
-            client::authenticate(&config.clients, &head.headers, head.uri.query())?;
+            client::authenticate(&config.clients, &head.headers, head.uri.query(), clock::now())?;
         // 2. Route: look up the endpoint, and check that the client may use it and is within its limits.
         let (endpoint, identifiers, path_fix) =
             head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;

@@ -291,7 +291,7 @@ impl RetryState {
     ) -> AttemptFacts {
         self.last_verdict = match progress {
             Progress::Responded(verdict) => Some(verdict),
-            Progress::Unsent | Progress::NoResponse => None,
+            Progress::Unsent | Progress::ProxyAuthenticationFailed | Progress::NoResponse => None,
         };
         let is_missing = progress == Progress::Responded(Verdict::NotFound);
         let may_be_elsewhere = is_missing && self.affinity.record_not_found(key, &self.roster);

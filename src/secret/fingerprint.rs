@@ -135,6 +135,32 @@ impl fmt::Debug for TokenFingerprint {
     }
 }
 
+/// Identifies the admin token: its SHA-256. It has a type of its own, so that a client token never opens the
+/// admin API.
+#[derive(Clone, Copy, Eq)]
+pub struct AdminTokenFingerprint(Digest);
+
+/// Compares in constant time, so that the duration does not reveal how much of a token is correct.
+impl PartialEq for AdminTokenFingerprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.0.ct_eq(&other.0.0).into()
+    }
+}
+
+impl AdminTokenFingerprint {
+    /// Computes the fingerprint of an admin token.
+    #[must_use]
+    pub fn new(token: &str) -> Self {
+        Self(Digest::new(&[token.as_bytes()]))
+    }
+}
+
+impl fmt::Debug for AdminTokenFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +175,12 @@ mod tests {
         assert_eq!(Fingerprint::new("abc").to_string(), KEY_FINGERPRINT);
         assert_eq!(TokenFingerprint::new("abc").to_string(), PLAIN);
         assert_eq!(format!("{:?}", Fingerprint::new("abc")), KEY_FINGERPRINT);
+    }
+
+    #[test]
+    fn only_the_same_admin_token_is_equal() {
+        assert_eq!(AdminTokenFingerprint::new("abc"), AdminTokenFingerprint::new("abc"));
+        assert_ne!(AdminTokenFingerprint::new("abc"), AdminTokenFingerprint::new("abd"));
     }
 
     #[test]

@@ -26,14 +26,14 @@ pub(super) struct Lock {
 
 /// The reason that the lock was not acquired.
 #[derive(Debug)]
-pub(super) enum LockError {
+pub(super) enum DatabaseLockError {
     /// Another process has the lock; contains its process id if the lock file does.
     Held(Option<u32>),
     /// The lock file cannot be created or written.
     System(io::Error),
 }
 
-impl From<io::Error> for LockError {
+impl From<io::Error> for DatabaseLockError {
     fn from(error: io::Error) -> Self {
         Self::System(error)
     }
@@ -41,14 +41,14 @@ impl From<io::Error> for LockError {
 
 impl Lock {
     /// Locks the database at `path`, whose folder must exist, without waiting.
-    pub(super) fn acquire(path: &Path) -> Result<Self, LockError> {
+    pub(super) fn acquire(path: &Path) -> Result<Self, DatabaseLockError> {
         let mut options = OpenOptions::new();
         options.create(true).read(true).write(true).truncate(false).mode(0o600);
         let mut file = options.open(lock_path(path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockError::Held(read_pid(&mut file))),
-            Err(error) => return Err(LockError::System(error.into())),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(DatabaseLockError::Held(read_pid(&mut file))),
+            Err(error) => return Err(DatabaseLockError::System(error.into())),
         }
         file.set_len(0)?;
         file.rewind()?;
@@ -95,7 +95,10 @@ mod tests {
         assert!(has_lock_file(&path) && has_lock_file(&link));
         for path in [&path, &link] {
             let held = Lock::acquire(path).unwrap_err();
-            assert!(matches!(held, LockError::Held(Some(pid)) if pid == std::process::id()), "{held:?}");
+            assert!(
+                matches!(held, DatabaseLockError::Held(Some(pid)) if pid == std::process::id()),
+                "{held:?}"
+            );
         }
         drop(lock);
         assert!(has_lock_file(&path), "the lock file must remain");
@@ -115,6 +118,6 @@ mod tests {
     #[test]
     fn an_unwritable_path_is_not_reported_as_a_held_lock() {
         let missing = Path::new("/no/such/folder/keychoir.db");
-        assert!(matches!(Lock::acquire(missing).unwrap_err(), LockError::System(_)));
+        assert!(matches!(Lock::acquire(missing).unwrap_err(), DatabaseLockError::System(_)));
     }
 }

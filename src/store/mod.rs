@@ -7,6 +7,8 @@ mod origin;
 
 mod open;
 mod schema;
+mod snapshot;
+mod upgrade;
 
 mod database;
 mod key_names;
@@ -17,6 +19,7 @@ mod write;
 mod transaction;
 
 mod attempts;
+mod changes;
 mod columns;
 mod evidence;
 mod outbox;
@@ -25,6 +28,8 @@ mod refusals;
 mod source;
 
 mod maintenance;
+
+mod history;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -43,8 +48,12 @@ use crate::proxy::{QueueDepth, UsageSink, UsageTotals};
 use crate::secret::ApiKey;
 use crate::tasks;
 
+pub use changes::StoredChange;
 use database::Database;
-use lock::{Lock, LockError};
+pub use history::{
+    AttemptFilter, AttemptPage, History, HistoryDimension, HistoryError, StoredAttempt, UsageFilter, UsageRow,
+};
+use lock::{DatabaseLockError, Lock};
 use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, check_location};
 use origin::Origin;
@@ -52,7 +61,12 @@ pub use outbox::{
     AttemptEvent, DeliveryReport, KeyRename, MirrorScope, MirroredKeyState, Outbox, OutboxBatch, RefusedRow,
     RowVersion, StoreUnavailable,
 };
-pub use report::{ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader, UsageSums};
+pub use report::{
+    AttemptQuery, AttemptRow, FailureCount, ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader,
+    UsageSums,
+};
+pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};
+pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, migrate, try_migration};
 use write::{Writer, WriterChannels};
 
 /// Where the database is stored.
@@ -177,6 +191,8 @@ pub struct WriterHandle {
     pub health: Health,
     /// The outbox, if rows are mirrored. The database stays open until it is dropped.
     pub outbox: Option<Outbox>,
+    /// Reads stored records, and records changes.
+    pub history: History,
     all_written: oneshot::Receiver<()>,
     closed: oneshot::Receiver<()>,
 }
@@ -262,6 +278,16 @@ impl Store {
         self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| read(&database.connection))
     }
 
+    /// Records a change while no writer thread runs.
+    ///
+    /// # Errors
+    ///
+    /// When the database is not open or cannot be written.
+    pub fn record_change(&self, change: &StoredChange) -> Result<(), HistoryError> {
+        let database = self.database.as_ref().map_err(|_| HistoryError::Unavailable)?;
+        changes::insert(&database.connection, change).map_err(|_| HistoryError::Unavailable)
+    }
+
     /// Starts the writer thread, which stores the records sent to the returned sink, and the state of the
     /// keys in `pool`.
     ///
@@ -280,16 +306,22 @@ impl Store {
         let (usage, queue) =
             UsageSink::new(settings.max_queued_records, early_commit_size, health.depth.clone());
         let writer = self.writer(pool, settings, health.clone());
+        let (history, history_commands) = History::new(&writer.location.location);
         let (outbox, commands) = Outbox::new();
         let outbox = (settings.mirror_scope != MirrorScope::Nothing).then_some(outbox);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         tasks::spawn_thread("usage-store", move || {
-            let channels = WriterChannels { queue, commands, all_written: all_written_sender };
+            let channels = WriterChannels {
+                queue,
+                commands,
+                history: history_commands,
+                all_written: all_written_sender,
+            };
             runtime.block_on(writer.run(channels));
             // The receiver may have been dropped.
             let _ = closed_sender.send(());
         })?;
-        Ok((usage, WriterHandle { health, outbox, all_written, closed }))
+        Ok((usage, WriterHandle { health, outbox, history, all_written, closed }))
     }
 
     fn writer(self, pool: Arc<Pool>, settings: Settings, health: Health) -> Writer {
@@ -365,8 +397,8 @@ impl LockedLocation {
         }
         open::create_private_file(path).map_err(unwritable)?;
         self.lock = Some(Lock::acquire(path).map_err(|error| match error {
-            LockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
-            LockError::System(source) => unwritable(source),
+            DatabaseLockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
+            DatabaseLockError::System(source) => unwritable(source),
         })?);
         Ok(())
     }

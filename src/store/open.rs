@@ -1,6 +1,6 @@
 //! Opens the database file: creates it with private permissions, checks its origin and integrity, and
 //! migrates it. A corrupt file is renamed and replaced by an empty one; a file of another program or of a
-//! newer version is refused. No file is ever deleted.
+//! newer version is refused. No database is ever deleted; see `upgrade` for the copies of earlier versions.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -13,7 +13,8 @@ use rustix::fs::{Access, access};
 
 use super::database::Database;
 use super::origin::{self, Origin};
-use super::{DatabaseLocation, key_names, schema};
+use super::snapshot::SnapshotError;
+use super::{DatabaseLocation, key_names, schema, upgrade};
 use crate::policy::units::UnixMs;
 
 /// The reason that the database cannot be opened.
@@ -59,6 +60,19 @@ pub enum OpenError {
         /// What the file is instead.
         content: &'static str,
     },
+    /// The database is of an earlier version, and the copy that precedes its upgrade cannot be written. The
+    /// database is unchanged.
+    #[error(
+        "the upgrade of {} needs a copy of it: {source}. Nothing was changed; free space on this disk, or move the \
+         database to another one (storage.path)",
+        .path.display()
+    )]
+    CannotCopy {
+        /// The database.
+        path: PathBuf,
+        /// The reason.
+        source: SnapshotError,
+    },
     /// A corrupt file could not be renamed.
     #[error("{} is corrupt and cannot be renamed: {source}", .path.display())]
     CannotQuarantine {
@@ -88,7 +102,7 @@ impl OpenError {
                         | ErrorCode::DatabaseLocked
                 )
             ),
-            Self::Newer { .. } | Self::InUse { .. } | Self::Foreign { .. } => false,
+            Self::Newer { .. } | Self::InUse { .. } | Self::Foreign { .. } | Self::CannotCopy { .. } => false,
         }
     }
 }
@@ -209,8 +223,15 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    match Connection::open_with_flags(path, flags).and_then(|connection| schema::version(&connection)) {
-        Ok(version) if version > schema::VERSION => Err(OpenError::Newer { path: path.clone(), version }),
+    let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
+        let version = schema::version(&connection)?;
+        Ok((connection, version))
+    });
+    match opened {
+        Ok((_, version)) if version > schema::VERSION => {
+            Err(OpenError::Newer { path: path.clone(), version })
+        }
+        Ok((connection, 1..schema::VERSION)) => upgrade::check_space(&connection, path),
         Ok(_) => Ok(()),
         Err(error) if is_corruption(&error) => Ok(()),
         Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
@@ -235,7 +256,7 @@ pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
 }
 
 /// Opens and configures a connection to a file whose origin was checked.
-fn connect(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
+pub(super) fn connect(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(path)?;
     // If the file proves to be corrupt, closing the connection must not merge its write-ahead log into it.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -261,7 +282,7 @@ fn connect(path: &Path, check: IntegrityCheck) -> Result<Connection, rusqlite::E
 }
 
 /// Migrates the file of an open connection, unless a newer version has written it.
-fn migrate(
+pub(super) fn migrate(
     mut connection: Connection,
     path: &Path,
     quarantined_path: Option<PathBuf>,
@@ -272,8 +293,10 @@ fn migrate(
     if version > schema::VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), version });
     }
-    schema::write_application_id(&connection).map_err(unusable)?;
-    migrate_schema(&mut connection, version).map_err(unusable)?;
+    upgrade::upgrade(&mut connection, path, version, |connection, version| {
+        schema::write_application_id(connection)?;
+        migrate_schema(connection, version)
+    })?;
     connection.busy_timeout(WRITE_BUSY_TIMEOUT).map_err(unusable)?;
     let database = Database::in_file(connection, path)
         .map_err(|source| OpenError::Unwritable { path: path.to_owned(), source })?;
@@ -282,7 +305,7 @@ fn migrate(
 
 /// Migrates a file of schema version `version` to the current one. Data of the old schema, above all plain
 /// digests of keys, is overwritten in the pages, the free pages and the write-ahead log.
-fn migrate_schema(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
+pub(super) fn migrate_schema(connection: &mut Connection, version: usize) -> Result<(), rusqlite::Error> {
     if version < schema::VERSION {
         // Deleted data is overwritten, and temporary data is not written to a file.
         connection.execute_batch("PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY")?;

@@ -1,12 +1,17 @@
 //! Reads usage and key states for the commands `usage` and `keys`, through a read-only connection to a file
 //! that another process may be writing. Separate from `read`, which the writing process uses at its start.
 
+mod attempts;
+
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Row, params};
+
+pub use attempts::{AttemptQuery, AttemptRow, FailureCount};
 
 use super::columns::{timestamp, unsigned};
 use super::open::is_corruption;
@@ -77,6 +82,42 @@ pub enum UsageDimension {
     Model,
     /// One sum per route.
     Route,
+    /// One sum per hour (UTC).
+    Hour,
+    /// One sum per day (UTC).
+    Day,
+}
+
+impl UsageDimension {
+    /// The SQL expression of the group; `time` is the column with the time.
+    fn expression(self, time: &str) -> String {
+        match self {
+            Self::Key => "key_hash".to_owned(),
+            Self::Client => "client".to_owned(),
+            Self::Model => "model".to_owned(),
+            Self::Route => "route".to_owned(),
+            Self::Hour => format!("strftime('%Y-%m-%dT%H:00Z', {time} / 1000, 'unixepoch')"),
+            Self::Day => format!("strftime('%Y-%m-%d', {time} / 1000, 'unixepoch')"),
+        }
+    }
+
+    /// Whether the groups are times, in whose order they are listed.
+    fn is_time(self) -> bool {
+        match self {
+            Self::Hour | Self::Day => true,
+            Self::Key | Self::Client | Self::Model | Self::Route => false,
+        }
+    }
+
+    /// The group with this value of the expression, and the key that has it as its fingerprint.
+    fn group(self, value: String, short: Option<String>, name: Option<String>) -> UsageGroup {
+        match self {
+            Self::Key => UsageGroup::Key { hash: value, short, name },
+            Self::Client | Self::Model | Self::Route | Self::Hour | Self::Day => {
+                UsageGroup::Name((!value.is_empty()).then_some(value))
+            }
+        }
+    }
 }
 
 /// The group that a sum belongs to.
@@ -172,17 +213,18 @@ impl UsageReader {
         }
     }
 
-    /// Returns the sums from the hour that contains `since`, the most expensive first.
+    /// Returns the sums of the hours in `period`, from the hour that contains its start, and without the hour
+    /// that contains its end. Groups of time are in their order, others the most expensive first.
     ///
     /// # Errors
     ///
     /// Fails when the file cannot be read.
     pub fn usage(
         &self,
-        since: UnixMs,
+        period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, ReadError> {
-        self.sums(since, dimension).map_err(|source| read_error(self.path.clone(), source))
+        self.sums(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
     /// Returns every stored key with its state at `now`, in the last order of the pool.
@@ -196,15 +238,11 @@ impl UsageReader {
 
     fn sums(
         &self,
-        since: UnixMs,
+        period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, rusqlite::Error> {
-        let column = match dimension {
-            UsageDimension::Key => "key_hash",
-            UsageDimension::Client => "client",
-            UsageDimension::Model => "model",
-            UsageDimension::Route => "route",
-        };
+        let column = dimension.expression("hour_ms");
+        let order = if dimension.is_time() { "1" } else { "7 DESC, 2 DESC, 1" };
         // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
         let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
         let sums =
@@ -213,20 +251,15 @@ impl UsageReader {
                 .join(", ");
         let sql = format!(
             "SELECT sums.*, keys.short_key, keys.name
-             FROM (SELECT {column} AS group_name, {sums} FROM hours WHERE hour_ms >= ?1 GROUP BY {column}) AS sums
+             FROM (SELECT {column} AS group_name, {sums} FROM hours
+                WHERE hour_ms >= ?1 AND hour_ms < ?2 GROUP BY 1) AS sums
              LEFT JOIN keys ON keys.key_hash = sums.group_name
-             ORDER BY 7 DESC, 2 DESC, 1"
+             ORDER BY {order}"
         );
         let mut statement = self.connection.prepare(&sql)?;
-        let rows = statement.query_map(params![timestamp(start_of_hour(since))], |row| {
-            let name: String = row.get(0)?;
-            let group = match dimension {
-                UsageDimension::Key => UsageGroup::Key { hash: name, short: row.get(8)?, name: row.get(9)? },
-                UsageDimension::Client | UsageDimension::Model | UsageDimension::Route => {
-                    UsageGroup::Name((!name.is_empty()).then_some(name))
-                }
-            };
-            Ok((group, read_sums(row)?))
+        let hours = [period.start, period.end].map(|time| timestamp(start_of_hour(time)));
+        let rows = statement.query_map(params![hours[0], hours[1]], |row| {
+            Ok((dimension.group(row.get(0)?, row.get(8)?, row.get(9)?), read_sums(row)?))
         })?;
         rows.collect()
     }

@@ -3,10 +3,10 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::attempts::migration;
-use super::{key_names, owners, refusals};
+use super::{changes, key_names, owners, refusals};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 12] = [
+const MIGRATIONS: [&str; 13] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -348,6 +348,7 @@ const MIGRATIONS: [&str; 12] = [
     ",
     refusals::TABLE,
     migration::TABLE,
+    changes::TABLE,
 ];
 
 /// The version from which the log of owners has one row per commit.
@@ -381,7 +382,10 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), rusqlite::Error
         key_names::retire_plain_digests(&transaction)?;
     }
     if old_version < VERSION {
-        migration::move_first_attempts(&transaction)?;
+        // A file of version 12 may have all its attempts in the new table already.
+        if migration::is_unfinished(&transaction)? {
+            migration::move_first_attempts(&transaction)?;
+        }
         transaction.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     }
     transaction.commit()

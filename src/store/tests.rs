@@ -1,7 +1,9 @@
 //! Tests of opening, writing and closing a store, and the records and databases that all store tests use.
 
+mod attempt_list;
 mod attempts;
 mod faults;
+mod history;
 mod migration;
 mod old_names;
 mod outbox;
@@ -9,6 +11,7 @@ mod pace;
 mod power;
 mod stored_owners;
 mod sums;
+mod upgrade;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -109,6 +112,11 @@ fn ownership_batch(owners: Vec<OwnershipUpdate>) -> UsageBatch {
 /// Writes the records in one transaction.
 fn write(database: &mut Database, records: &[AttemptRecord], mirror_scope: MirrorScope) {
     transaction::commit(database, &attempt_batch(records), &[], mirror_scope, NOW).unwrap();
+}
+
+/// A channel whose sender was dropped.
+fn no_history_commands() -> tokio::sync::mpsc::Receiver<crate::store::history::HistoryCommand> {
+    tokio::sync::mpsc::channel(1).1
 }
 
 fn open_database(location: &DatabaseLocation) -> Database {

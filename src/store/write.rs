@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
 use super::database::Database;
+use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
 use super::open::{IntegrityCheck, OpenError};
 use super::outbox::{self, Command};
-use super::{Health, LockedLocation, Settings, attempts, owners, transaction};
+use super::{Health, LockedLocation, Settings, attempts, changes, owners, transaction};
 use crate::clock;
 use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
@@ -41,13 +42,15 @@ pub(super) struct WriterChannels {
     pub(super) queue: UsageQueue,
     /// Commands of the mirror.
     pub(super) commands: mpsc::Receiver<Command>,
+    /// Commands of the admin API.
+    pub(super) history: mpsc::Receiver<HistoryCommand>,
     /// Signals that the queue has ended and its records are written or lost.
     pub(super) all_written: oneshot::Sender<()>,
 }
 
 pub(super) struct Writer {
     pub(super) database: Option<Database>,
-    location: LockedLocation,
+    pub(super) location: LockedLocation,
     settings: Settings,
     pool: Arc<Pool>,
     health: Health,
@@ -104,7 +107,7 @@ impl Writer {
     /// Writes records until the last sender is dropped and every record is written or lost. Then serves the
     /// mirror until its handle is dropped.
     pub(super) async fn run(mut self, channels: WriterChannels) {
-        let WriterChannels { mut queue, mut commands, all_written } = channels;
+        let WriterChannels { mut queue, mut commands, mut history, all_written } = channels;
         let mut last_commit_started = clock::instant();
         loop {
             let now = clock::instant();
@@ -116,6 +119,10 @@ impl Writer {
                 is_filled = queue.wait_for_entries() => Some(is_filled),
                 Some(received) = commands.recv() => {
                     command = Some(received);
+                    None
+                }
+                Some(received) = history.recv() => {
+                    self.run_history_command(received);
                     None
                 }
                 () = tokio::time::sleep_until(wake_at.into()) => None,
@@ -137,7 +144,7 @@ impl Writer {
                 self.run_command(command);
             }
             if is_filled.is_some() {
-                self.wait_for_next_commit(started, &queue, &mut commands).await;
+                self.wait_for_next_commit(started, &queue, &mut commands, &mut history).await;
             }
         }
         self.write_last_records().await;
@@ -155,6 +162,7 @@ impl Writer {
         last_commit_started: Instant,
         queue: &UsageQueue,
         commands: &mut mpsc::Receiver<Command>,
+        history: &mut mpsc::Receiver<HistoryCommand>,
     ) {
         let early_commit_size = early_commit_size(&self.settings) as u64;
         loop {
@@ -172,6 +180,7 @@ impl Writer {
             tokio::select! {
                 biased;
                 Some(command) = commands.recv() => self.run_command(command),
+                Some(command) = history.recv() => self.run_history_command(command),
                 () = std::future::ready(()), if self.is_maintenance_due(now) => self.run_maintenance_step(now),
                 () = queue.wait_for_batch() => {}
                 () = tokio::time::sleep(pause) => return,
@@ -188,6 +197,22 @@ impl Writer {
         let Some(database) = database else { return };
         if let Err(error) = outbox::run_command(&mut database.connection, command, &keys, now) {
             self.record_failure(&error.into());
+        }
+    }
+
+    /// Runs a command of the admin API. If the database cannot be used, the command is dropped, which its sender
+    /// notices.
+    fn run_history_command(&mut self, command: HistoryCommand) {
+        let Some(database) = self.database.as_mut() else { return };
+        match command {
+            HistoryCommand::Read(read) => read(&mut database.connection),
+            HistoryCommand::Record(change, confirm) => {
+                match changes::insert(&database.connection, &change) {
+                    // The receiver is dropped if the change was not confirmed in time.
+                    Ok(()) => drop(confirm.send(())),
+                    Err(error) => self.record_failure(&error.into()),
+                }
+            }
         }
     }
 

@@ -105,6 +105,11 @@ pub fn transition_messages(
                 Grouped(needed)
             ),
         )],
+        StateChange::Paused { until } => vec![(
+            "key_paused",
+            format!("Key {short} is paused - new requests use other keys{}", format_time("until", until)),
+        )],
+        StateChange::Resumed => vec![("key_resumed", format!("Key {short} is no longer paused"))],
         StateChange::CooldownEnded => vec![("key_returned", format!("Key {short} is usable again"))],
     }
 }
@@ -123,7 +128,8 @@ pub fn log_transitions(transitions: &[Transition]) {
         let (name, number) = (transition.key.name(), key_number(&transition.key));
         for (event, text) in transition_messages(transition, forecast, resets_at) {
             match event {
-                "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" => {
+                "key_in_use" | "key_rotated" | "key_returned" | "key_passed_over" | "key_paused"
+                | "key_resumed" => {
                     info!(event, key, name, number, "{text}")
                 }
                 _ => warn!(event, key, name, number, "{text}"),

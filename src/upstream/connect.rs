@@ -1,5 +1,6 @@
 //! Opens connections to the provider: resolves the name, races its addresses over TCP and performs the TLS
-//! handshake.
+//! handshake. With a forward proxy, it does the same for the proxy, and then performs the TLS handshake with the
+//! provider in a tunnel.
 
 use std::future::Future;
 use std::io;
@@ -18,7 +19,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 use super::connection::ByteStream;
+use super::tunnel::{self, ForwardProxyError, ForwardProxyErrorKind};
 use crate::policy::authority::{Authority, Scheme};
+use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme};
 
 /// Opens streams to an authority. Tests implement it without a network.
 pub trait Connect: Send + Sync + 'static {
@@ -44,6 +47,9 @@ pub enum ConnectError {
     /// The host is not a valid name in a certificate.
     #[error("the name of the upstream is not valid in a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
+    /// The forward proxy opened no tunnel.
+    #[error("{0}")]
+    Proxy(#[from] ForwardProxyError),
     /// The connection was closed before it accepted a byte of the request.
     #[error("the upstream closed a new connection before it accepted the request")]
     ClosedBeforeRequest,
@@ -113,17 +119,65 @@ impl std::fmt::Debug for TcpTlsConnector {
 }
 
 impl Connect for TcpTlsConnector {
-    type Io = Either<TcpStream, TlsStream<TcpStream>>;
+    type Io = Either<TcpOrTls, TlsStream<TcpOrTls>>;
 
     async fn connect(&self, authority: &Authority) -> Result<Self::Io, ConnectError> {
-        let tcp = connect_tcp(authority).await?;
-        Ok(match authority.scheme() {
+        if let Some(proxy) = authority.proxy() {
+            let tunnel = self
+                .open_tunnel(proxy, authority)
+                .await
+                .map_err(|kind| ConnectError::Proxy(ForwardProxyError::new(proxy, kind)))?;
+            return Ok(match authority.scheme() {
+                Scheme::Http => Either::Left(tunnel),
+                Scheme::Https => Either::Right(self.handshake(authority, tunnel).await?),
+            });
+        }
+        let tcp = match connect_tcp(authority.host(), authority.port()).await {
+            Ok(tcp) => tcp,
+            Err(TcpError::Name(error)) => return Err(ConnectError::Name(error)),
+            Err(TcpError::Connect(error)) => return Err(ConnectError::Tcp(error)),
+        };
+        Ok(Either::Left(match authority.scheme() {
             Scheme::Http => Either::Left(tcp),
-            Scheme::Https => {
-                let name = ServerName::try_from(authority.host().to_owned())?;
-                Either::Right(self.tls.connect(name, tcp).await.map_err(ConnectError::Tls)?)
+            Scheme::Https => Either::Right(self.handshake(authority, tcp).await?),
+        }))
+    }
+}
+
+/// A connection to the provider or to a forward proxy.
+type TcpOrTls = Either<TcpStream, TlsStream<TcpStream>>;
+
+impl TcpTlsConnector {
+    /// Performs the TLS handshake with the provider.
+    async fn handshake<S: ByteStream>(
+        &self,
+        authority: &Authority,
+        stream: S,
+    ) -> Result<TlsStream<S>, ConnectError> {
+        let name = ServerName::try_from(authority.host().to_owned())?;
+        self.tls.connect(name, stream).await.map_err(ConnectError::Tls)
+    }
+
+    /// Connects to the proxy and opens a tunnel to `authority`.
+    async fn open_tunnel(
+        &self,
+        proxy: &ForwardProxy,
+        authority: &Authority,
+    ) -> Result<TcpOrTls, ForwardProxyErrorKind> {
+        let tcp = match connect_tcp(proxy.host(), proxy.port()).await {
+            Ok(tcp) => tcp,
+            Err(TcpError::Name(error)) => return Err(ForwardProxyErrorKind::Name(error)),
+            Err(TcpError::Connect(error)) => return Err(ForwardProxyErrorKind::Tcp(error)),
+        };
+        match proxy.scheme() {
+            ProxyScheme::Http => tunnel::connect(Either::Left(tcp), proxy, authority).await,
+            ProxyScheme::Https => {
+                let name = ServerName::try_from(proxy.host().to_owned())?;
+                let tls = self.tls.connect(name, tcp).await.map_err(ForwardProxyErrorKind::Tls)?;
+                tunnel::connect(Either::Right(tls), proxy, authority).await
             }
-        })
+            ProxyScheme::Socks5 => tunnel::connect_socks(Either::Left(tcp), proxy, authority).await,
+        }
     }
 }
 
@@ -140,11 +194,19 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 /// Delay after which the next address is tried in parallel (RFC 8305, section 5).
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to the first address of the name that accepts the connection (RFC 8305). An address that drops
-/// packets delays the next address only by [`CONNECTION_ATTEMPT_DELAY`].
-async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
-    let resolved =
-        tokio::net::lookup_host((authority.host(), authority.port())).await.map_err(ConnectError::Name)?;
+/// The reason why a name accepts no TCP connection.
+#[derive(Debug)]
+enum TcpError {
+    /// The name has no address.
+    Name(io::Error),
+    /// No address accepts a connection.
+    Connect(io::Error),
+}
+
+/// Connects to the first address of the name that accepts (RFC 8305). An address that drops packets delays
+/// the next one only by [`CONNECTION_ATTEMPT_DELAY`].
+async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
+    let resolved = tokio::net::lookup_host((host, port)).await.map_err(TcpError::Name)?;
     let mut addresses = interleave_families(resolved.collect()).into_iter();
     let mut attempts = JoinSet::new();
     let mut last_error = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
@@ -161,12 +223,12 @@ async fn connect_tcp(authority: &Authority) -> Result<TcpStream, ConnectError> {
             Ok(Some(Ok(Ok(tcp)))) => {
                 // Small writes are sent immediately, because a first chunk must not wait for an
                 // acknowledgement.
-                tcp.set_nodelay(true).map_err(ConnectError::Tcp)?;
+                tcp.set_nodelay(true).map_err(TcpError::Connect)?;
                 return Ok(tcp);
             }
             Ok(Some(Ok(Err(error)))) => last_error = error,
             Ok(Some(Err(error))) => last_error = io::Error::other(error),
-            Ok(None) if !has_started_attempt => return Err(ConnectError::Tcp(last_error)),
+            Ok(None) if !has_started_attempt => return Err(TcpError::Connect(last_error)),
             Ok(None) | Err(_) => {}
         }
     }
@@ -210,14 +272,13 @@ mod tests {
         // `localhost` may resolve to ::1 and 127.0.0.1. Only 127.0.0.1 has a listener.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let authority = Authority::new(Scheme::Http, "localhost", port, "").unwrap();
-        assert!(connect_tcp(&authority).await.is_ok());
+        assert!(connect_tcp("localhost", port).await.is_ok());
     }
 
     #[tokio::test]
     async fn a_port_without_a_listener_is_an_error() {
-        let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let authority = Authority::new(Scheme::Http, "127.0.0.1", closed_address.port(), "").unwrap();
-        assert!(matches!(connect_tcp(&authority).await, Err(ConnectError::Tcp(_))));
+        let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let connected = connect_tcp("127.0.0.1", closed_port.port()).await;
+        assert!(matches!(connected, Err(TcpError::Connect(_))));
     }
 }

@@ -2,10 +2,13 @@
 //! and the tests to Keychoir. The client uses the TLS configuration of the upstream connector, because the
 //! process has no default TLS provider.
 
-use reqwest::ClientBuilder;
+use std::path::Path;
+
 use reqwest::redirect::Policy;
+use reqwest::{ClientBuilder, Proxy};
 
 use super::connect::{TlsError, client_tls_config};
+use crate::policy::forward_proxy::ForwardProxy;
 
 /// Returns a builder of a client without redirects and proxies, so that credentials are sent only to the host
 /// of the request.
@@ -13,8 +16,40 @@ use super::connect::{TlsError, client_tls_config};
 /// # Errors
 ///
 /// Fails when the TLS library supports no protocol version.
-#[expect(clippy::disallowed_methods, reason = "the lint names this function as the replacement")]
 pub fn http_client() -> Result<ClientBuilder, TlsError> {
-    let tls = client_tls_config(None)?;
+    client_with_roots(None)
+}
+
+/// Returns a builder like [`http_client`], of a client that opens its connections through `proxy` and trusts the
+/// certificate authorities in `ca_file`, which may be those of the proxy.
+///
+/// # Errors
+///
+/// Fails when the file cannot be used, the TLS library supports no protocol version, or the HTTP library rejects
+/// the proxy.
+pub fn http_client_through(
+    proxy: Option<&ForwardProxy>,
+    ca_file: Option<&Path>,
+) -> Result<ClientBuilder, HttpClientError> {
+    let Some(proxy) = proxy else { return Ok(client_with_roots(None)?) };
+    // The error of the library may quote the URL, which contains the password.
+    let parsed = Proxy::all(proxy.expose_url()).map_err(|_| HttpClientError::Proxy(proxy.to_string()))?;
+    Ok(client_with_roots(ca_file)?.proxy(parsed))
+}
+
+/// The reason why a client cannot be configured.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpClientError {
+    /// TLS cannot be configured.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The HTTP library rejects the proxy.
+    #[error("the proxy {0} cannot be used")]
+    Proxy(String),
+}
+
+#[expect(clippy::disallowed_methods, reason = "the lint names `http_client` as the replacement")]
+fn client_with_roots(ca_file: Option<&Path>) -> Result<ClientBuilder, TlsError> {
+    let tls = client_tls_config(ca_file)?;
     Ok(reqwest::Client::builder().tls_backend_preconfigured(tls).redirect(Policy::none()).no_proxy())
 }

@@ -16,6 +16,7 @@ mod request_head;
 mod request_writer;
 mod response_body;
 mod send_error;
+mod tunnel;
 
 pub mod chunk_decoder;
 pub mod head;
@@ -42,7 +43,7 @@ pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
 use connection::Connection;
 pub use connection::{BoxedStream, ByteStream};
 use head::{RequestFraming, ResponseHead};
-pub use http_client::http_client;
+pub use http_client::{HttpClientError, http_client, http_client_through};
 use idle_pool::IdlePool;
 use loop_marker::LoopMarker;
 pub use reachability::{Reachability, ReachabilityCell};
@@ -50,11 +51,12 @@ pub use request_head::UpstreamRequestHead;
 use request_writer::{RequestWriteError, RequestWriter};
 pub use response_body::{ConnectionError, UpgradedConnection, UpstreamBody, UpstreamBodyError};
 pub use send_error::{SendError, SendErrorKind};
+pub use tunnel::{ForwardProxyError, ForwardProxyErrorKind};
 
 /// Timeouts and limits of upstream connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Timeout of name resolution, TCP connection and TLS handshake together.
+    /// Timeout of name resolution, TCP connection, tunnel through a forward proxy and TLS handshake together.
     pub connect_timeout: Duration,
     /// Timeout from the last byte of the request to the head of the response.
     pub response_timeout: Duration,
@@ -273,8 +275,14 @@ impl<C: Connect> Upstream<C> {
                 let share = share.unwrap_or_default();
                 Ok(Box::new(Connection::new(Box::new(stream), share)))
             }
-            Ok(Err(error)) => Err(SendError::unsent(error.into())),
-            Err(_) => Err(SendError::unsent(SendErrorKind::ConnectTimeout(settings.connect_timeout))),
+            Ok(Err(error)) => Err(SendError::connect(error)),
+            Err(_) => {
+                let timeout = settings.connect_timeout;
+                Err(SendError::unsent(match authority.proxy() {
+                    Some(proxy) => SendErrorKind::TunnelTimeout { proxy: proxy.to_string(), timeout },
+                    None => SendErrorKind::ConnectTimeout(timeout),
+                }))
+            }
         }
     }
 

@@ -23,6 +23,22 @@ impl SendError {
         Self { progress: Progress::Unsent, kind }
     }
 
+    /// The error of a connection that could not be opened.
+    pub(super) fn connect(error: ConnectError) -> Self {
+        let progress = match &error {
+            ConnectError::Proxy(proxy) if proxy.is_authentication_failure() => {
+                Progress::ProxyAuthenticationFailed
+            }
+            ConnectError::Proxy(_)
+            | ConnectError::Name(_)
+            | ConnectError::Tcp(_)
+            | ConnectError::Tls(_)
+            | ConnectError::ServerName(_)
+            | ConnectError::ClosedBeforeRequest => Progress::Unsent,
+        };
+        Self { progress, kind: error.into() }
+    }
+
     pub(super) fn no_response(kind: SendErrorKind) -> Self {
         Self { progress: Progress::NoResponse, kind }
     }
@@ -37,6 +53,14 @@ pub enum SendErrorKind {
     /// No connection was opened in time.
     #[error("no connection within {} ms", .0.as_millis())]
     ConnectTimeout(Duration),
+    /// No connection through the forward proxy was opened in time.
+    #[error("no connection through the proxy {proxy} within {} ms", .timeout.as_millis())]
+    TunnelTimeout {
+        /// The proxy without its credentials.
+        proxy: String,
+        /// The timeout.
+        timeout: Duration,
+    },
     /// The connection broke before the response head was complete.
     #[error("the connection broke before a response: {0}")]
     Broken(#[source] ConnectionError),

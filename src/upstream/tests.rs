@@ -17,8 +17,10 @@ use super::*;
 use crate::body::budget::BufferBudget;
 use crate::body::replay::Replay;
 use crate::policy::authority::Scheme;
+use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme};
 use crate::policy::min_rate::MinRate;
 use crate::policy::replay::Progress;
+use crate::secret::ProxyCredentials;
 
 /// A connector of in-memory pipes, which sends the provider's end of each connection to a channel.
 struct PipeConnector {
@@ -354,6 +356,46 @@ async fn an_attempt_without_a_connection_is_unsent() {
         Upstream::new(authority(), StalledConnector, SETTINGS, Tasks::new(), None);
     let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()).await;
     check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_of_a_tunnel_names_the_proxy() {
+    let credentials = Some(ProxyCredentials::new("alice", "hunter2"));
+    let proxy = ForwardProxy::new(ProxyScheme::Http, "proxy.corp", 3128, credentials);
+    let authority = authority().through(Some(Arc::new(proxy)));
+    let upstream: Upstream<StalledConnector> =
+        Upstream::new(authority, StalledConnector, SETTINGS, Tasks::new(), None);
+    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()).await;
+    let message = "no connection through the proxy http://proxy.corp:3128 within 10000 ms";
+    check_failed(sent, Progress::Unsent, message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_kept_per_proxy() {
+    let (upstream, mut provider) = connect_provider();
+    let proxied = || {
+        let proxy = ForwardProxy::new(ProxyScheme::Http, "proxy.corp", 3128, None);
+        Arc::new(authority().through(Some(Arc::new(proxy))))
+    };
+    let mut connections = Vec::new();
+    for (destination, is_new) in
+        [(None, true), (Some(proxied()), true), (None, false), (Some(proxied()), false)]
+    {
+        let exchange = async {
+            let sent = upstream.send(destination.as_ref(), &key(), &head(Method::GET), empty_body()).await;
+            sent.unwrap().into_body().collect().await.unwrap();
+        };
+        let serve = async {
+            if is_new {
+                connections.push(provider.accept().await);
+            }
+            let connection = &mut connections[usize::from(destination.is_some())];
+            read_until(connection, "\r\n\r\n").await;
+            connection.write_all(OK).await.unwrap();
+        };
+        join(exchange, serve).await;
+    }
+    assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]

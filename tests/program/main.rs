@@ -14,9 +14,13 @@ mod support;
 
 mod environment;
 
+mod control;
+mod database;
 mod demo;
 mod lifecycle;
 mod log;
+mod reading;
 mod reload;
+mod shell;
 mod startup;
 mod systemd;

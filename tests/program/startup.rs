@@ -244,19 +244,19 @@ fn check_in(home: &Path) -> std::process::Command {
 }
 
 #[test]
-fn adding_the_first_client_creates_a_configuration_file_that_is_read() {
+fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let home = tempfile::tempdir().unwrap();
     let output = run(&mut check_in(home.path()));
     assert_output(&output, 0, &[]);
     assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
 
     let output = run(keychoir_command(&["clients", "add", "app"]).env("HOME", home.path()));
-    let file = home.path().join(".config/keychoir/keychoir.toml");
+    let file = home.path().join(".local/state/keychoir/managed.toml");
     assert_output(&output, 0, &[file.to_str().unwrap()]);
     let token = stdout(&output).trim().to_owned();
     assert!(token.starts_with("kc_"), "{token}");
     let output = run(&mut check_in(home.path()));
-    assert!(stdout(&output).contains(&format!("Read {}", file.display())), "{}", stdout(&output));
+    assert!(stdout(&output).contains(&format!("; read {}", file.display())), "{}", stdout(&output));
     let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
 
@@ -271,7 +271,8 @@ fn adding_the_first_client_creates_a_configuration_file_that_is_read() {
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
     let read = program.wait_for_event("configuration_read");
-    assert_eq!(read["message"], format!("Read {}", file.display()));
+    let message = read["message"].as_str().unwrap();
+    assert!(message.contains(&format!("No configuration file; read {}", file.display())), "{message}");
     let address = program.wait_for_address();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
         .args(["status", "--url", &format!("http://{address}")])
@@ -283,7 +284,66 @@ fn adding_the_first_client_creates_a_configuration_file_that_is_read() {
 }
 
 #[test]
-fn a_configuration_file_that_is_not_read_is_reported() {
+fn keys_are_added_paused_and_removed_without_a_running_program() {
+    let home = tempfile::tempdir().unwrap();
+    let key = "sk_00001111222233334444555566667777888899990000aaaa";
+    fs::write(home.path().join("key"), format!("{key}\n")).unwrap();
+    let keys = |arguments: &[&str]| {
+        let arguments = [&["keys"], arguments].concat();
+        run(keychoir_command(&arguments).env("HOME", home.path()))
+    };
+    let key_file = home.path().join("key");
+    let output = keys(&["add", "spare", "--workspace", "team", "--key-file", key_file.to_str().unwrap()]);
+    assert_output(&output, 0, &["Added the key `spare`", "applies at the next start"]);
+    assert!(!stderr(&output).contains(key));
+    let state = home.path().join(".local/state/keychoir");
+    assert_eq!(fs::read_to_string(state.join("keys/spare")).unwrap(), format!("{key}\n"));
+    // No configuration file and no variable has a key, and the check passes with this one.
+    let mut check = keychoir_command(&["check"]);
+    check.env("HOME", home.path()).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
+    let output = run(&mut check);
+    assert_output(&output, 0, &[]);
+    assert!(stdout(&output).contains("spare"), "{}", stdout(&output));
+
+    let output = keys(&["pause", "spare", "--until", "2h", "--reason", "billing", "--json"]);
+    assert_output(&output, 0, &["Paused the key"]);
+    let receipt: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(receipt["generation"], 2);
+    assert!(fs::read_to_string(state.join("managed.toml")).unwrap().contains("reason = \"billing\""));
+    assert_output(&keys(&["resume", "spare"]), 0, &["Resumed the key"]);
+    assert_output(&keys(&["resume", "spare"]), 78, &["is not paused"]);
+    assert_output(&keys(&["pause", "spare", "--until", "soon"]), 2, &["write a duration"]);
+    assert_output(&keys(&["remove", "spare"]), 0, &["Removed the key"]);
+    assert!(!state.join("keys/spare").exists());
+    assert_output(&keys(&["remove", "spare"]), 78, &["the pool has no key"]);
+}
+
+#[test]
+fn a_token_is_rotated_with_a_grace_and_the_rules_are_changed() {
+    let home = tempfile::tempdir().unwrap();
+    let clients = |arguments: &[&str]| {
+        let arguments = [&["clients"], arguments].concat();
+        run(keychoir_command(&arguments).env("HOME", home.path()))
+    };
+    let first = clients(&["add", "app", "--quota", "3 requests", "--expires", "30d"]);
+    assert_output(&first, 0, &["Added the client `app`"]);
+    let second = clients(&["rotate", "app", "--grace", "1h"]);
+    assert_output(&second, 0, &["has a new token"]);
+    assert_ne!(stdout(&first), stdout(&second));
+    let shown = clients(&["show", "app", "--json"]);
+    let client: serde_json::Value = serde_json::from_str(&stdout(&shown)).unwrap();
+    assert_eq!(client["quota"], "3 requests");
+    assert_eq!(client["source"], "managed");
+    assert!(client["expires_at"].is_null() && client["previous_token_expires_at"].is_string(), "{client}");
+    assert_output(&clients(&["set", "app", "--quota", "", "--max-concurrent", "4"]), 0, &[]);
+    assert_eq!(stdout(&clients(&["list"])), "app  4 concurrent requests\n");
+    assert_output(&clients(&["set", "app"]), 78, &["names no rule"]);
+    assert_output(&clients(&["show", "none"]), 78, &["no client has this name"]);
+    assert_output(&clients(&["revoke", "app"]), 0, &["no clients are left"]);
+}
+
+#[test]
+fn an_unused_file_is_reported() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("keychoir.toml"), "").unwrap();
     assert_output(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);

@@ -271,7 +271,9 @@ async fn clients_without_a_token_are_served_with_their_own_keys() {
 /// output and the standard error.
 fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let arguments = [&["clients"], arguments, &["--config", file.to_str().unwrap()]].concat();
-    let output = run(keychoir_command(&arguments).env("HOME", file.parent().unwrap()));
+    let folder = file.parent().unwrap();
+    let mut command = keychoir_command(&arguments);
+    let output = run(command.env("KEYCHOIR_STORAGE__PATH", folder.join("keychoir.db")));
     let messages = stderr(&output);
     (output.status.code(), String::from_utf8(output.stdout).unwrap(), messages)
 }
@@ -281,7 +283,8 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let simulator = Simulator::start(bind_loopback().await, plan()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("keychoir.toml");
-    std::fs::write(&file, "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n").unwrap();
+    let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
+    std::fs::write(&file, text).unwrap();
     let (code, token, messages) =
         run_clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
     let token = token.trim();
@@ -295,7 +298,10 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     assert_eq!(list, "app  1 request, 4 concurrent requests\n");
     let (_, list, _) = run_clients(&["list", "--json"], &file);
     let list: Value = serde_json::from_str(&list).unwrap();
-    assert_eq!((&list[0]["name"], &list[0]["maxConcurrent"]), (&json!("app"), &json!(4)));
+    assert_eq!(
+        (&list["clients"][0]["name"], &list["clients"][0]["max_concurrent"]),
+        (&json!("app"), &json!(4))
+    );
 
     let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);
     command
@@ -338,5 +344,5 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
         assert!(!is_in_file, "the files contain no secret");
     }
-    assert!(std::fs::read_to_string(&file).unwrap().starts_with("# mine\n[server]\n"));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
 }

@@ -86,7 +86,7 @@ async fn the_key_details_have_a_separate_page() {
     let details = proxy.get("/api/keychoir-keys").await.json::<Value>().await.unwrap();
     let key = |short: &str, state: &str| {
         json!({"shortKey": short, "name": null, "workspace": null, "plan": "creator", "drift": 0,
-        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null, "state": state, "reason": null,
+        "inFlight": 0, "reserved": 0, "spentPerDay": 0, "spentBy": null, "state": state, "paused": false, "reason": null,
         "advice": null, "since": null, "until": null, "possible": "everything", "evidence": [], "cannot": []})
     };
     let keys = [key("sk_key_numb...00001", "active"), key("sk_key_numb...00002", "near_limit")];

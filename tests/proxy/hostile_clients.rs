@@ -36,7 +36,7 @@ async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
         config.server.request_headers_timeout = CLIENT_TIMEOUT;
         config.server.request_body_timeout = CLIENT_TIMEOUT;
         let (name, token) = ("app".to_owned(), TokenFingerprint::new(TOKEN));
-        let client = ClientConfig { name, token, rules: Rules::default() };
+        let client = ClientConfig::new(name, token, Rules::default());
         config.clients = (!needs_no_token).then_some(client).into_iter().collect();
     })
     .await;

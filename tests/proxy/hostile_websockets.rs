@@ -95,8 +95,7 @@ fn two_keys() -> Plan {
 
 /// Configures the client of the tests with these rules.
 fn configure_client(config: &mut Config, rules: Rules) {
-    config.clients =
-        vec![ClientConfig { name: "app".to_owned(), token: TokenFingerprint::new(CLIENT_TOKEN), rules }];
+    config.clients = vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), rules)];
 }
 
 fn limit_session_buffer(config: &mut Config) {

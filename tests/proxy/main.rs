@@ -16,6 +16,7 @@ mod support;
 mod hostile;
 
 mod access;
+mod admin_api;
 mod affinity;
 mod buffers;
 mod clients;

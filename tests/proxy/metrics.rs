@@ -464,11 +464,7 @@ async fn a_request_in_progress_is_counted_once() {
 
 #[tokio::test]
 async fn the_metrics_require_a_token_if_clients_are_configured() {
-    let client = ClientConfig {
-        name: "ops".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+    let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy =
         start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| config.clients = vec![client]).await;
     assert_eq!(proxy.client.get(format!("{}/metrics", proxy.url)).send().await.unwrap().status(), 401);

@@ -71,10 +71,8 @@ fn plan() -> Plan {
 }
 
 fn configure(config: &mut Config) {
-    let client = |(name, token, _): (&str, &str, _)| ClientConfig {
-        name: name.to_owned(),
-        token: TokenFingerprint::new(token),
-        rules: Rules::default(),
+    let client = |(name, token, _): (&str, &str, _)| {
+        ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), Rules::default())
     };
     config.clients = CLIENTS.map(client).into();
     // A second stands for a week.

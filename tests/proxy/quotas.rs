@@ -27,10 +27,8 @@ fn plan() -> Plan {
 
 /// Configures the client of the tests with these rules, and another client without rules.
 fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
-    let client = |name: &str, token: &str, rules| ClientConfig {
-        name: name.to_owned(),
-        token: TokenFingerprint::new(token),
-        rules,
+    let client = |name: &str, token: &str, rules| {
+        ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), rules)
     };
     let clients = vec![client("app", CLIENT_TOKEN, rules), client("other", OTHER_TOKEN, Rules::default())];
     |config| config.clients = clients

@@ -232,10 +232,8 @@ fn configure(config: &mut Config, strategy: &str) {
     // Unproven refusals and concurrency refusals are retried after 5 ms.
     config.pool.probe_after = Duration::from_millis(5);
     config.pool.concurrency_cooldown = Duration::from_millis(5);
-    let client = |(number, token): (usize, &&str)| ClientConfig {
-        name: format!("client-{number}"),
-        token: TokenFingerprint::new(token),
-        rules: Rules::default(),
+    let client = |(number, token): (usize, &&str)| {
+        ClientConfig::new(format!("client-{number}"), TokenFingerprint::new(token), Rules::default())
     };
     config.clients = CLIENTS.iter().enumerate().map(client).collect();
 }

@@ -101,11 +101,7 @@ async fn a_status_check_sets_the_exit_code() {
 
 #[tokio::test]
 async fn the_status_requires_a_token_if_clients_are_configured() {
-    let client = ClientConfig {
-        name: "ops".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Default::default(),
-    };
+    let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
     let output = status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(1));
@@ -151,8 +147,8 @@ async fn a_server_that_is_not_keychoir_is_reported() {
 async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
     let path = proxy.database_path();
     wait_until(|| {
-        let rows =
-            UsageReader::open(&path).and_then(|database| database.usage(UnixMs(0), UsageDimension::Client));
+        let all_time = UnixMs(0)..UnixMs(u64::MAX);
+        let rows = UsageReader::open(&path).and_then(|reader| reader.usage(all_time, UsageDimension::Client));
         rows.is_ok_and(|rows| rows.iter().map(|(_, sums)| sums.attempts).sum::<u64>() == attempts)
     })
     .await;

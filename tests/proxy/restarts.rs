@@ -139,7 +139,7 @@ async fn restrictions_are_restored_after_a_restart() {
         for key in &KEYS[..3] {
             proxy.simulator.always_on(key, request.path(), Some(fault.clone()));
         }
-        check(proxy, request, &format!("{refusal} of {request:?}")).await;
+        Box::pin(check(proxy, request, &format!("{refusal} of {request:?}"))).await;
     };
     join_all(cases.into_iter().map(check)).await;
 }
@@ -150,7 +150,7 @@ async fn missing_permissions_are_restored_after_a_restart() {
     for key in &mut plan.keys[..3] {
         key.permissions = Some(vec!["text_to_speech".to_owned(), "user_read".to_owned()]);
     }
-    check(start_proxy(plan).await, TestRequest::Voices, "permissions").await;
+    Box::pin(check(start_proxy(plan).await, TestRequest::Voices, "permissions")).await;
 }
 
 /// The keys may not read their subscriptions, so polls do not report voice slots.
@@ -161,7 +161,7 @@ async fn full_voice_slots_are_restored_after_a_restart() {
         key.permissions = Some(vec!["create_instant_voice_clone".to_owned(), "text_to_speech".to_owned()]);
     }
     plan.workspaces[..3].iter_mut().for_each(|workspace| workspace.voice_limit = Some(0));
-    check(start_proxy(plan).await, TestRequest::VoiceAddition, "slots").await;
+    Box::pin(check(start_proxy(plan).await, TestRequest::VoiceAddition, "slots")).await;
 }
 
 /// The endpoint has no concurrency group, and polling is disabled.
@@ -173,7 +173,7 @@ async fn a_rate_limit_of_an_endpoint_is_restored_after_a_restart() {
     for key in &KEYS[..3] {
         proxy.set_fault(key, "rate_limit=200");
     }
-    check(proxy, TestRequest::Voices, "a rate limit").await;
+    Box::pin(check(proxy, TestRequest::Voices, "a rate limit")).await;
 }
 
 /// A served request refutes the restriction.

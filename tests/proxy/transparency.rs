@@ -194,11 +194,7 @@ async fn admin_endpoints_are_blocked() {
 
 #[tokio::test]
 async fn only_clients_with_a_valid_token_are_served() {
-    let app = ClientConfig {
-        name: "app".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Rules::default(),
-    };
+    let app = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Rules::default());
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![app]).await;
     assert_eq!(proxy.request_speech(5).await.status(), 200);
     for (request, code) in [

@@ -188,11 +188,8 @@ async fn origin_and_subprotocols_are_forwarded_without_a_token() {
 
 /// Configures the client of the tests as `app`, and so requires its token.
 fn require_token(config: &mut Config) {
-    config.clients = vec![ClientConfig {
-        name: "app".to_owned(),
-        token: TokenFingerprint::new(CLIENT_TOKEN),
-        rules: Rules::default(),
-    }];
+    config.clients =
+        vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Rules::default())];
 }
 
 #[tokio::test]

@@ -58,6 +58,16 @@ pub async fn start_proxy_with(plan: Plan, change: impl FnOnce(&mut Config)) -> T
 
 /// Like [`start_proxy_with`], with the database in `folder`, which may already exist.
 pub async fn start_proxy_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
+    start_proxy_with_app(folder, plan, change, |_| {}).await
+}
+
+/// Like [`start_proxy_in`], with settings of the program changed by `change_app` that no configuration file has.
+pub async fn start_proxy_with_app(
+    folder: TempDir,
+    plan: Plan,
+    change: impl FnOnce(&mut Config),
+    change_app: impl FnOnce(&mut AppConfig),
+) -> TestProxy {
     let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
     let simulator = Simulator::start(bind_loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
@@ -68,12 +78,13 @@ pub async fn start_proxy_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mu
     // The disk of the machine that runs the tests may be nearly full.
     config.retry.min_disk_free_percent = 0;
     change(&mut config);
-    let (app, url) = start_app(&config).await;
+    let (app, url) = start_app(&config, change_app).await;
     TestProxy { simulator, app, url, client: http_client(), config, folder }
 }
 
-async fn start_app(config: &Config) -> (RunningApp, String) {
-    let app_config = AppConfig::from_config(config.clone()).unwrap();
+async fn start_app(config: &Config, change_app: impl FnOnce(&mut AppConfig)) -> (RunningApp, String) {
+    let mut app_config = AppConfig::from_config(config.clone()).unwrap();
+    change_app(&mut app_config);
     let mut app = app::start(app_config, vec![bind_loopback().await.into()]).unwrap();
     if config.quota_polling.enabled {
         // The faults of a test must not affect the poll at the start.
@@ -86,7 +97,7 @@ async fn start_app(config: &Config) -> (RunningApp, String) {
 
 /// Returns the configuration of a client.
 pub fn client_config(name: &str, token: &str, rules: Rules) -> ClientConfig {
-    ClientConfig { name: name.to_owned(), token: TokenFingerprint::new(token), rules }
+    ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), rules)
 }
 
 /// Returns a listener on a free port of the loopback interface.
@@ -218,7 +229,7 @@ impl TestProxy {
     /// Stops the proxy and starts it again with the same database and the same provider.
     pub async fn restart(self) -> Self {
         assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
-        let (app, url) = start_app(&self.config).await;
+        let (app, url) = start_app(&self.config, |_| {}).await;
         Self { app, url, ..self }
     }
 

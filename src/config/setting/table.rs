@@ -62,6 +62,8 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("server.min_request_body_rate", ValueKind::Size(0..=MEBI, field!(server.min_request_body_rate))),
     entry("upstream.base_url", ValueKind::Text(field!(upstream.base_url))),
     entry("upstream.ca_file", ValueKind::OptionalFile(field!(upstream.ca_file))),
+    entry("upstream.proxy", ValueKind::Proxy(field!(upstream.proxy))),
+    entry("upstream.proxy_file", ValueKind::OptionalFile(field!(upstream.proxy_file))),
     entry(
         "upstream.connect_timeout",
         ValueKind::Duration(MS..=TEN_MINUTES, field!(upstream.connect_timeout)),
@@ -136,6 +138,8 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("supabase.enabled", ValueKind::Bool(field!(supabase.enabled))),
     entry("supabase.url", ValueKind::Text(field!(supabase.url))),
     entry("supabase.secret_key_file", ValueKind::OptionalFile(field!(supabase.secret_key_file))),
+    entry("supabase.proxy", ValueKind::Proxy(field!(supabase.proxy))),
+    entry("supabase.proxy_file", ValueKind::OptionalFile(field!(supabase.proxy_file))),
     entry("supabase.events", ValueKind::Bool(field!(supabase.events))),
     entry(
         "supabase.interval",
@@ -194,6 +198,8 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("websocket.signed_url_base", ValueKind::Text(field!(websocket.signed_url_base))),
     entry("log.format", ValueKind::Text(field!(log.format))),
     entry("log.level", ValueKind::Text(field!(log.level))),
+    entry("admin.token_file", ValueKind::OptionalFile(field!(admin.token_file))),
+    entry("admin.public", ValueKind::Strings(list_items::parse_public_page, field!(admin.public))),
     entry("access.block_admin_endpoints", ValueKind::Bool(field!(access.block_admin_endpoints))),
     entry("access.redact", ValueKind::Bool(field!(access.redact))),
     entry("access.unpriced_credits", ValueKind::Count(0..=1_000_000_000, field!(access.unpriced_credits))),

@@ -4,7 +4,7 @@ use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::KeyRequirement;
 
 /// All printed forms of the result.
-fn all_output(machine: &FakeMachine<'_>) -> String {
+pub(super) fn all_output(machine: &FakeMachine<'_>) -> String {
     match machine.resolve() {
         Ok(loaded) => {
             let warnings: String = loaded.warnings.iter().map(ToString::to_string).collect();

@@ -136,7 +136,7 @@ fn a_listener_beyond_loopback_requires_a_client_token() {
     exposed_machine.check_problems(
         "
 --listen: 0.0.0.0:80 is open to other machines, and no client token is required
-    = write a [[clients]] entry with `name` and `token_sha256` in the configuration file
+    = add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`
     = or listen on 127.0.0.1:80
 ",
     );

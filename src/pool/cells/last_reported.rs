@@ -6,11 +6,13 @@ use super::cooldown::reason_code;
 use crate::policy::budget::Quota;
 use crate::policy::key_state::{KeyState, StateChange};
 
-/// The code of the cooldown reason, or 0 for a usable key, and [`NEAR_LIMIT`].
+/// The code of the cooldown reason, 0 for a usable key, or [`PAUSED`]; and [`NEAR_LIMIT`].
 #[derive(Debug, Default)]
 pub(in crate::pool) struct LastReportedState(AtomicU8);
 
 const NEAR_LIMIT: u8 = 0x80;
+/// The code of a paused key. Changes below the pause are not reported.
+const PAUSED: u8 = 0x40;
 
 impl LastReportedState {
     /// Records the state. Returns its change since the previous call, if it is to be reported.
@@ -23,6 +25,7 @@ impl LastReportedState {
         let code = match state {
             KeyState::Usable => 0,
             KeyState::CoolingDown { reason, .. } => reason_code(reason),
+            KeyState::Paused { .. } => PAUSED,
         };
         let new = code | if is_near_limit { NEAR_LIMIT } else { 0 };
         // The state is usually unchanged, and a write would invalidate the cache line of all cores.
@@ -32,6 +35,10 @@ impl LastReportedState {
         let before = self.0.swap(new, Ordering::AcqRel);
         let code_before = before & !NEAR_LIMIT;
         match state {
+            KeyState::Paused { until, .. } if code_before != code => Some(StateChange::Paused { until }),
+            KeyState::Usable | KeyState::CoolingDown { .. } if code_before == PAUSED => {
+                Some(StateChange::Resumed)
+            }
             KeyState::CoolingDown { reason, until } if code_before != code => {
                 Some(StateChange::CooldownStarted { reason, until })
             }
@@ -39,7 +46,7 @@ impl LastReportedState {
             KeyState::Usable if is_near_limit && before & NEAR_LIMIT == 0 => {
                 Some(StateChange::NearLimit(quota))
             }
-            KeyState::Usable | KeyState::CoolingDown { .. } => None,
+            KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. } => None,
         }
     }
 }
@@ -47,7 +54,7 @@ impl LastReportedState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::key_state::CooldownReason;
+    use crate::policy::key_state::{CooldownReason, KeyStatus};
 
     #[test]
     fn every_change_is_reported_once() {
@@ -63,5 +70,18 @@ mod tests {
         );
         assert_eq!(last_reported.update(resting, quota, true), None);
         assert_eq!(last_reported.update(KeyState::Usable, quota, false), Some(StateChange::CooldownEnded));
+    }
+
+    #[test]
+    fn a_pause_and_its_end_are_reported_once() {
+        let last_reported = LastReportedState::default();
+        let quota = Quota::default();
+        let paused = |status| KeyState::Paused { until: None, status };
+        let update = |state| last_reported.update(state, quota, false);
+        assert_eq!(update(paused(KeyStatus::Active)), Some(StateChange::Paused { until: None }));
+        assert_eq!(update(paused(KeyStatus::Exhausted)), None);
+        let resting = KeyState::CoolingDown { reason: CooldownReason::Exhausted, until: None };
+        assert_eq!(update(resting), Some(StateChange::Resumed));
+        assert_eq!(update(resting), None);
     }
 }

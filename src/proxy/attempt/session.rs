@@ -50,12 +50,13 @@ impl Attempt {
     pub(in crate::proxy) fn abandon(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
         self.charge_lease(0, now);
-        if may_be_charged && progress != Progress::Unsent {
+        if may_be_charged && progress.is_sent() {
             self.charge_quota(ChargeOutcome::Unknown, Some(self.text_credits), now);
         }
         self.pending_charge = PendingCharge::Nothing;
         (self.record.outcome, self.record.credits_from) = match progress {
             Progress::Unsent => (Outcome::ConnectFailed, CreditSource::Free),
+            Progress::ProxyAuthenticationFailed => (Outcome::ProxyAuthenticationFailed, CreditSource::Free),
             Progress::NoResponse | Progress::Responded(_) if may_be_charged => {
                 (Outcome::NoResponse, unknown_credits(self.metering))
             }

@@ -29,7 +29,7 @@ fn app() -> ClientName {
 fn clients(names: &[&str]) -> Clients {
     let client = |name: &&str| {
         let client = Client { name: ClientName::new(name), rules: Rules::default() };
-        (client, TokenFingerprint::new(name))
+        (client, TokenFingerprint::new(name).into())
     };
     Clients::new(names.iter().map(client).collect(), AnonymousAccess::Refused)
 }

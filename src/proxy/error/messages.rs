@@ -32,6 +32,8 @@ const BUSY_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Maximum `Retry-After` while all concurrency slots are in use. A slot may become free long before the next
 /// known event, such as a credit reset next month.
 const MAX_BUSY_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// `Retry-After` while all keys are paused until an operator resumes one.
+const PAUSED_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) fn error(
     http: StatusCode,
@@ -96,6 +98,10 @@ pub(super) fn owner_unavailable_response(
             );
             ("owner_busy", message)
         }
+        Unavailable::Paused { .. } => (
+            "owner_paused",
+            format!("{account} is paused by the operator of Keychoir, and no other account has it."),
+        ),
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => {
             ("owner_invalid", format!("{account} refuses all of its API keys that Keychoir has."))
         }
@@ -194,6 +200,15 @@ pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> Err
             );
             too_many_requests("too_many_concurrent_requests", "all_keys_busy", message, seconds)
         }
+        Unavailable::Paused { until } => {
+            let wait = until.map_or(PAUSED_RETRY_AFTER, |until| until.since(now));
+            let message =
+                "The operator of Keychoir has paused all ElevenLabs API keys that could serve this request.";
+            ErrorResponse {
+                retry_after_s: Some(whole_seconds(wait)),
+                ..error(StatusCode::SERVICE_UNAVAILABLE, "service_unavailable", "all_keys_paused", message)
+            }
+        }
         // If no key could be tried, the response is the same as if all keys were refused.
         Unavailable::Invalid | Unavailable::Tried | Unavailable::Outdated => error(
             StatusCode::UNAUTHORIZED,
@@ -222,9 +237,16 @@ pub(super) fn upstream_error_response(failure: &SendError) -> ErrorResponse {
             "request_body_timeout",
             "The request body did not arrive in time.",
         ),
-        SendErrorKind::ConnectTimeout(_) => gateway_timeout("ElevenLabs could not be reached in time."),
+        SendErrorKind::ConnectTimeout(_) | SendErrorKind::TunnelTimeout { .. } => {
+            gateway_timeout("ElevenLabs could not be reached in time.")
+        }
         SendErrorKind::ResponseTimeout(_) | SendErrorKind::UploadStalled(_) => gateway_timeout(
             "ElevenLabs did not respond in time. The request may have been charged and was not sent again.",
+        ),
+        SendErrorKind::Connect(_) if failure.progress == Progress::ProxyAuthenticationFailed => bad_gateway(
+            "proxy_authentication_failed",
+            "The proxy between Keychoir and ElevenLabs refuses Keychoir's credentials. The operator of Keychoir \
+             must correct them.",
         ),
         SendErrorKind::Connect(_) => unreachable(),
         SendErrorKind::Broken(_) if failure.progress == Progress::Unsent => unreachable(),

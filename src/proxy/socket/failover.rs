@@ -39,7 +39,7 @@ impl<C: Connect> Session<C> {
         };
         match progress {
             Progress::Responded(verdict) => self.attempt.record_verdict(verdict, Some(&mut context.retry)),
-            Progress::Unsent | Progress::NoResponse => {
+            Progress::Unsent | Progress::ProxyAuthenticationFailed | Progress::NoResponse => {
                 self.attempt.abandon(progress, self.speech.forwarded_characters > 0);
             }
         }

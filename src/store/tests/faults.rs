@@ -114,7 +114,7 @@ async fn unwritten_records_at_the_end_are_counted() {
     drop(usage);
     let (_, commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    writer.run(WriterChannels { queue, commands, all_written }).await;
+    writer.run(WriterChannels { queue, commands, history: no_history_commands(), all_written }).await;
     assert_health(&health, true, 0, 500);
 }
 

@@ -23,7 +23,7 @@ async fn with_running_writer<F: Future>(
     let (usage, queue) = UsageSink::new(MAX_QUEUED, MAX_QUEUED, health.depth.clone());
     let (outbox, commands) = Outbox::new();
     let (all_written, _) = oneshot::channel();
-    let writing = writer.run(WriterChannels { queue, commands, all_written });
+    let writing = writer.run(WriterChannels { queue, commands, history: no_history_commands(), all_written });
     let (_, output) = tokio::join!(writing, test(RunningWriter { usage, health, outbox }));
     output
 }

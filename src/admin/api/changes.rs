@@ -1,0 +1,183 @@
+//! Changes: parses the bodies of requests, sends the changes to their task, and answers with the result.
+
+use std::net::IpAddr;
+
+use http::{Method, StatusCode};
+use serde_json::json;
+
+use super::documents;
+use super::error::ApiError;
+use super::json_members::JsonMembers;
+use super::router::{KeyAction, Resource};
+use super::{Admin, Answer};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey};
+use crate::policy::units::UnixMs;
+use crate::pool::Pool;
+use crate::secret::ApiKey;
+
+/// The origin of the changes of a client of the API.
+pub(super) fn origin(peer: Option<IpAddr>) -> ChangeOrigin {
+    ChangeOrigin { actor: Actor::AdminToken, address: peer }
+}
+
+/// The members of a client's rules.
+const RULES: [&str; 9] = [
+    "quota",
+    "user_quota",
+    "rate_limit",
+    "max_concurrent",
+    "paths",
+    "keys",
+    "workspaces",
+    "bring_your_own_key",
+    "provider_tokens",
+];
+
+/// Parses the change that a request orders.
+pub(super) fn parse(
+    resource: Resource<'_>,
+    method: &Method,
+    members: JsonMembers,
+    pool: &Pool,
+    now: UnixMs,
+) -> Result<Change, ApiError> {
+    match resource {
+        Resource::Keys => add_key(&members),
+        Resource::Key(id) => {
+            members.check(&[])?;
+            Ok(Change::RemoveKey { key: known_key(pool, id)? })
+        }
+        Resource::KeyAction(id, KeyAction::Pause) => {
+            members.check(&["until", "reason"])?;
+            let reason = members.text("reason")?.filter(|reason| !reason.trim().is_empty());
+            if let Some(reason) = &reason {
+                check_reason(reason)?;
+            }
+            let until = members.future_time("until", now)?;
+            Ok(Change::PauseKey { key: known_key(pool, id)?, until, reason })
+        }
+        Resource::KeyAction(id, KeyAction::Resume) => {
+            members.check(&[])?;
+            Ok(Change::ResumeKey { key: known_key(pool, id)? })
+        }
+        Resource::Clients => {
+            members.check(&[&["name", "expires_at"], RULES.as_slice()].concat())?;
+            Ok(Change::AddClient {
+                name: members.required_text("name")?,
+                rules: client_rules(&members)?,
+                expires_at: members.future_time("expires_at", now)?,
+            })
+        }
+        Resource::Client(name) if *method == Method::PATCH => {
+            members.check(&RULES)?;
+            let rules = client_rules(&members)?;
+            if rules == ClientRules::default() {
+                let message = format!("The body changes nothing. It may have: {}.", RULES.join(", "));
+                return Err(ApiError::bad_request("missing_member", message));
+            }
+            Ok(Change::SetClient { name: name.to_owned(), rules })
+        }
+        Resource::Client(name) => {
+            members.check(&[])?;
+            Ok(Change::RevokeClient { name: name.to_owned() })
+        }
+        Resource::ClientRotation(name) => {
+            members.check(&["grace", "expires_at"])?;
+            Ok(Change::RotateClient {
+                name: name.to_owned(),
+                grace: members.duration("grace")?.unwrap_or_default(),
+                expires_at: members.future_time("expires_at", now)?,
+            })
+        }
+        Resource::Reload => {
+            members.check(&[])?;
+            Ok(Change::Reload)
+        }
+        Resource::KeyAction(_, KeyAction::Check)
+        | Resource::Overview
+        | Resource::Usage
+        | Resource::Attempts
+        | Resource::Config
+        | Resource::Changes
+        | Resource::Me => Err(ApiError::unknown_path()),
+    }
+}
+
+fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
+    members.check(&["name", "key", "workspace", "base_url", "weight"])?;
+    let key = ApiKey::new(members.required_text("key")?.trim()).map_err(|_| {
+        let message = "The member `key` is not an API key: it contains a space, a control character or a \
+                       character outside ASCII.";
+        ApiError::bad_request("malformed_key", message)
+    })?;
+    Ok(Change::AddKey(NewKey {
+        name: members.required_text("name")?,
+        key,
+        workspace: members.text("workspace")?.filter(|workspace| !workspace.is_empty()),
+        base_url: members.text("base_url")?.filter(|url| !url.is_empty()),
+        weight: members.number("weight")?,
+    }))
+}
+
+fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {
+    Ok(ClientRules {
+        quota: members.text("quota")?,
+        user_quota: members.text("user_quota")?,
+        rate_limit: members.text("rate_limit")?,
+        max_concurrent: members.number("max_concurrent")?,
+        paths: members.texts("paths")?,
+        keys: members.texts("keys")?,
+        workspaces: members.texts("workspaces")?,
+        bring_your_own_key: members.boolean("bring_your_own_key")?,
+        provider_tokens: members.boolean("provider_tokens")?,
+    })
+}
+
+fn check_reason(reason: &str) -> Result<(), ApiError> {
+    if reason.chars().count() <= MAX_REASON_CHARS && !reason.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let message = format!(
+        "The member `reason` may have at most {MAX_REASON_CHARS} characters, and no line break or other \
+         control character."
+    );
+    Err(ApiError::bad_request("invalid_member", message))
+}
+
+/// The id of a key, which must be in the pool.
+fn known_key(pool: &Pool, id: &str) -> Result<String, ApiError> {
+    let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
+    if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
+}
+
+impl Admin {
+    /// Makes a change. Answers with the generation, and with the key or the new token.
+    pub(super) async fn change(
+        &self,
+        change: Change,
+        expected_generation: Option<u64>,
+        origin: ChangeOrigin,
+    ) -> Result<Answer, ApiError> {
+        let control = self.control.as_ref().ok_or_else(ApiError::no_control)?;
+        let (status, client) = match &change {
+            Change::AddKey(_) => (StatusCode::CREATED, None),
+            Change::AddClient { name, .. } => (StatusCode::CREATED, Some(name.clone())),
+            Change::SetClient { name, .. }
+            | Change::RotateClient { name, .. }
+            | Change::RevokeClient { name } => (StatusCode::OK, Some(name.clone())),
+            Change::RemoveKey { .. }
+            | Change::PauseKey { .. }
+            | Change::ResumeKey { .. }
+            | Change::Reload => (StatusCode::OK, None),
+        };
+        let receipt = control.make(change, expected_generation, origin).await?;
+        let mut document = json!({"generation": receipt.generation, "warnings": receipt.warnings});
+        if let Some(members) = document.as_object_mut() {
+            members.extend(receipt.key_id.map(|id| ("key_id".to_owned(), json!(id))));
+            members.extend(client.map(|name| ("client".to_owned(), json!(name))));
+            // The only response that has the token, and it has it once.
+            members.extend(receipt.token.map(|token| ("token".to_owned(), json!(token.expose()))));
+        }
+        Ok(Answer { generation: Some(receipt.generation), ..Answer::new(status, &document) })
+    }
+}

@@ -1,0 +1,131 @@
+//! The document of a client, for operators and for the client itself.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::policy::client::{Client, Clients, Rules};
+use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
+use crate::policy::units::UnixMs;
+use crate::proxy::UsageTotals;
+
+#[derive(Serialize)]
+pub(in crate::admin::api) struct ClientDocument {
+    name: String,
+    #[serde(flatten)]
+    limits: LimitsDocument,
+    /// Names of the keys that may serve it; empty for all.
+    keys: Vec<String>,
+    workspaces: Vec<String>,
+    bring_your_own_key: bool,
+    provider_tokens: bool,
+    requests: UsageByPeriod,
+    credits: UsageByPeriod,
+}
+
+/// The client's own view. It says nothing about keys.
+#[derive(Serialize)]
+pub(in crate::admin::api) struct OwnDocument {
+    client: String,
+    #[serde(flatten)]
+    limits: LimitsDocument,
+    requests: UsageByPeriod,
+    credits: UsageByPeriod,
+}
+
+#[derive(Serialize)]
+struct LimitsDocument {
+    quota: Option<QuotaDocument>,
+    rate_limit: Option<String>,
+    max_concurrent: Option<u32>,
+    /// Prefixes of the paths that it may use; empty for all.
+    paths: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct QuotaDocument {
+    /// In the notation of the configuration.
+    limit: String,
+    amount: u64,
+    unit: &'static str,
+    period: &'static str,
+    /// With the reservations of requests in progress.
+    used: u64,
+    remaining: u64,
+    resets_at: Option<String>,
+}
+
+/// The current day and month, and all stored hours.
+#[derive(Serialize)]
+struct UsageByPeriod {
+    day: u64,
+    month: u64,
+    total: u64,
+}
+
+/// The clients with a token, by name. A client with two tokens is listed once.
+pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&Arc<Client>> {
+    let mut listed: Vec<&Arc<Client>> = clients.with_token().collect();
+    listed.sort_by_key(|client| client.name.as_str());
+    listed.dedup_by_key(|client| client.name.as_str());
+    listed
+}
+
+/// The document of a client with this usage.
+pub(in crate::admin::api) fn client(client: &Client, used: &UsageTotals, now: UnixMs) -> ClientDocument {
+    let rules = &client.rules;
+    ClientDocument {
+        name: client.name.as_str().to_owned(),
+        limits: limits(rules, used, now),
+        keys: rules.allowed_keys.keys.clone(),
+        workspaces: rules.allowed_keys.workspaces.clone(),
+        bring_your_own_key: rules.may_bring_key,
+        provider_tokens: rules.may_request_tokens,
+        requests: totals(used.requests),
+        credits: totals(used.credits),
+    }
+}
+
+/// The document that a client reads about itself.
+pub(in crate::admin::api) fn me(client: &Client, used: &UsageTotals, now: UnixMs) -> OwnDocument {
+    OwnDocument {
+        client: client.name.as_str().to_owned(),
+        limits: limits(&client.rules, used, now),
+        requests: totals(used.requests),
+        credits: totals(used.credits),
+    }
+}
+
+fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
+    LimitsDocument {
+        quota: rules.quota.map(|limit| quota(limit, used, now)),
+        rate_limit: rules.rate_limit.map(|limit| limit.to_string()),
+        max_concurrent: rules.max_concurrent,
+        paths: rules.paths.clone(),
+    }
+}
+
+fn quota(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaDocument {
+    let (unit, [day, month, total]) = match quota.unit {
+        QuotaUnit::Requests => ("requests", used.requests),
+        QuotaUnit::Credits => ("credits", used.credits),
+    };
+    let (period, used) = match quota.period {
+        Period::Day => ("day", day),
+        Period::Month => ("month", month),
+        Period::Total => ("total", total),
+    };
+    QuotaDocument {
+        limit: quota.to_string(),
+        amount: quota.amount,
+        unit,
+        period,
+        used,
+        remaining: quota.amount.saturating_sub(used),
+        resets_at: quota.period.end(now).map(UnixMs::rfc3339),
+    }
+}
+
+fn totals([day, month, total]: [u64; 3]) -> UsageByPeriod {
+    UsageByPeriod { day, month, total }
+}

@@ -1,0 +1,176 @@
+//! The documents about the past: sums, attempts and changes from the usage database.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::admin::api::error::ApiError;
+use crate::admin::api::request::Query;
+use crate::policy::quantity::duration;
+use crate::policy::units::UnixMs;
+use crate::store::{
+    AttemptFilter, History, HistoryDimension, StoredAttempt, StoredChange, UsageFilter, UsageRow,
+};
+
+/// Rows of a page without `limit`.
+const DEFAULT_LIMIT: usize = 100;
+/// Maximum rows of a page.
+const MAX_LIMIT: usize = 1_000;
+/// Maximum rows of usage sums: more than the hours of a month.
+const MAX_USAGE_ROWS: usize = 1_000;
+/// The start of usage sums without `since`.
+const DEFAULT_USAGE_SPAN: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// `GET usage`.
+pub(in crate::admin::api) async fn usage(
+    history: &History,
+    query: &Query,
+    now: UnixMs,
+) -> Result<Value, ApiError> {
+    query.check(&["since", "until", "by", "client"])?;
+    let by = query.value("by").unwrap_or("day");
+    let dimension = HistoryDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
+    let dimension = dimension.ok_or_else(|| {
+        let names = HistoryDimension::ALL.map(HistoryDimension::as_str).join(", ");
+        ApiError::bad_request("invalid_parameter", format!("The parameter `by` must be one of: {names}."))
+    })?;
+    let filter = UsageFilter {
+        since: time(query, "since", now)?.unwrap_or(UnixMs(now.0.saturating_sub(millis(DEFAULT_USAGE_SPAN)))),
+        until: time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
+        dimension,
+        client: query.value("client").map(str::to_owned),
+        limit: MAX_USAGE_ROWS,
+    };
+    let (since, until) = (filter.since.rfc3339(), filter.until.rfc3339());
+    let rows = history.usage(filter).await?;
+    let rows: Vec<Value> = rows.iter().map(|row| usage_row(row, dimension)).collect();
+    Ok(json!({"since": since, "until": until, "by": by, "usage": rows}))
+}
+
+fn usage_row(row: &UsageRow, dimension: HistoryDimension) -> Value {
+    let sums = row.sums;
+    let group = if row.group.is_empty() { Value::Null } else { json!(row.group) };
+    let mut document = json!({
+        "attempts": sums.attempts,
+        "served": sums.served,
+        "failed": sums.attempts.saturating_sub(sums.served),
+        "credits": sums.credits,
+        "characters": sums.characters,
+        "request_bytes": sums.request_bytes,
+        "response_bytes": sums.response_bytes,
+        "unpriced": sums.unpriced,
+    });
+    if let Some(members) = document.as_object_mut() {
+        if dimension == HistoryDimension::Key {
+            members.insert("key_id".to_owned(), key_id(&row.group));
+            members.insert("short_key".to_owned(), json!(row.short_key));
+            members.insert("name".to_owned(), json!(row.key_name));
+        } else {
+            members.insert(dimension.as_str().to_owned(), group);
+        }
+    }
+    document
+}
+
+/// `GET attempts`.
+pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) -> Result<Value, ApiError> {
+    query.check(&["limit", "before", "request_id", "failed"])?;
+    let is_failed_only = match query.value("failed") {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => {
+            let message = "The parameter `failed` must be true or false.";
+            return Err(ApiError::bad_request("invalid_parameter", message));
+        }
+    };
+    let page = history
+        .attempts(AttemptFilter {
+            limit: limit(query)?,
+            before: query.value("before").map(str::to_owned),
+            request_id: query.value("request_id").map(str::to_owned),
+            is_failed_only,
+        })
+        .await?;
+    let attempts: Vec<Value> = page.attempts.iter().map(attempt).collect();
+    Ok(json!({"attempts": attempts, "next": page.next}))
+}
+
+fn attempt(attempt: &StoredAttempt) -> Value {
+    json!({
+        "id": attempt.id,
+        "request_id": attempt.request_id,
+        "number": attempt.number,
+        "started_at": attempt.started_at.rfc3339(),
+        "client": attempt.client,
+        "key_id": key_id(&attempt.key_hash),
+        "short_key": attempt.short_key,
+        "key_name": attempt.key_name,
+        "method": attempt.method,
+        "route": attempt.route,
+        "model": attempt.model,
+        "status": attempt.status,
+        "outcome": attempt.outcome,
+        "request_bytes": attempt.request_bytes,
+        "response_bytes": attempt.response_bytes,
+        "characters": attempt.characters,
+        "credits": attempt.credits,
+        "credits_from": attempt.credits_from,
+        "first_byte_ms": attempt.first_byte_ms,
+        "total_ms": attempt.total_ms,
+    })
+}
+
+/// The id of the key with this fingerprint; `null` for a client's own key.
+fn key_id(hash: &str) -> Value {
+    hash.get(..12).map_or(Value::Null, |id| json!(id))
+}
+
+/// `GET changes`.
+pub(in crate::admin::api) async fn record(history: &History, query: &Query) -> Result<Value, ApiError> {
+    query.check(&["limit", "before"])?;
+    let limit = limit(query)?;
+    let mut changes = history.changes(query.value("before").map(str::to_owned), limit + 1).await?;
+    let has_more = changes.len() > limit;
+    changes.truncate(limit);
+    let next = changes.last().filter(|_| has_more).map(|change| change.id.clone());
+    let changes: Vec<Value> = changes.iter().map(change).collect();
+    Ok(json!({"changes": changes, "next": next}))
+}
+
+fn change(change: &StoredChange) -> Value {
+    let detail: Value = serde_json::from_str(&change.detail).unwrap_or(Value::Null);
+    json!({
+        "id": change.id,
+        "at": change.at.rfc3339(),
+        "actor": change.actor,
+        "address": change.address,
+        "action": change.action,
+        "target": change.target,
+        "detail": if detail.is_object() { detail } else { json!({}) },
+        "generation": change.generation,
+    })
+}
+
+fn limit(query: &Query) -> Result<usize, ApiError> {
+    let Some(text) = query.value("limit") else { return Ok(DEFAULT_LIMIT) };
+    text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(|| {
+        let message = format!("The parameter `limit` must be a whole number from 1 to {MAX_LIMIT}.");
+        ApiError::bad_request("invalid_parameter", message)
+    })
+}
+
+/// A time in the past: a timestamp, or a duration before `now`.
+fn time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
+    let Some(text) = query.value(name) else { return Ok(None) };
+    let ago = || duration::parse(text).ok().map(|span| UnixMs(now.0.saturating_sub(millis(span))));
+    UnixMs::parse(text).or_else(ago).map(Some).ok_or_else(|| {
+        let message = format!(
+            "The parameter `{name}` must be a time such as 2026-12-01T00:00:00Z, or a duration such as 7d."
+        );
+        ApiError::bad_request("invalid_parameter", message)
+    })
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,233 @@
+//! The document of a key, and the result of its check.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{exhausted_at, round};
+use crate::admin::details::advice;
+use crate::policy::budget::Quota;
+use crate::policy::evidence::Evidence;
+use crate::policy::key_state::{CooldownReason, KeyOrigin, KeyState};
+use crate::policy::units::UnixMs;
+use crate::policy::verdict::Verdict;
+use crate::poller::{CheckOutcome, KeyCheck};
+use crate::pool::{Key, KeySnapshot, Pool, Restriction};
+
+/// Digits of the fingerprint in the id of a key.
+const ID_DIGITS: usize = 12;
+
+/// The id of a key: the first digits of its fingerprint.
+pub(in crate::admin::api) fn key_id(key: &Key) -> String {
+    key.api_key().fingerprint().to_string().chars().take(ID_DIGITS).collect()
+}
+
+#[derive(Serialize)]
+pub(in crate::admin::api) struct KeyDocument {
+    id: String,
+    name: Option<String>,
+    short_key: String,
+    workspace: Option<String>,
+    plan: Option<String>,
+    /// `active`, `near_limit`, `rate_limited`, `exhausted`, `invalid` or `paused`.
+    state: &'static str,
+    paused: bool,
+    /// The operator's reason of a pause, or the reason of a cooldown.
+    reason: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    source: &'static str,
+    removable: bool,
+    base_url: Option<String>,
+    weight: u32,
+    credits_used: u64,
+    credits_limit: Option<u64>,
+    credits_remaining: Option<u64>,
+    resets_at: Option<String>,
+    in_flight: u32,
+    reserved: u64,
+    credits_per_day: u64,
+    exhausted_at: Option<String>,
+    evidence: Vec<Value>,
+    restrictions: Vec<Value>,
+    advice: Option<&'static str>,
+}
+
+/// The document of a key at `now`.
+pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
+    let KeySnapshot { key, quota, .. } = snapshot;
+    let workspace = key.workspace();
+    let (cooldown, cooldown_end) = match snapshot.unpaused_state {
+        KeyState::Usable | KeyState::Paused { .. } => (None, None),
+        KeyState::CoolingDown { reason, until } => (Some(reason), until),
+    };
+    let pause = snapshot.pause.as_deref();
+    let evidence: Vec<&Evidence> = snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence).collect();
+    let cooldown_start = evidence.iter().map(|evidence| evidence.at).min().filter(|_| cooldown.is_some());
+    let (state, reason, since, until) = match (pause, cooldown) {
+        (Some(pause), _) => {
+            ("paused", pause.reason.as_deref().map(str::to_owned), Some(pause.since), pause.until)
+        }
+        (None, Some(cooldown)) => {
+            let reason = Some(cooldown.as_str().to_owned());
+            (snapshot.state.status().as_str(), reason, cooldown_start, cooldown_end)
+        }
+        (None, None) if snapshot.is_near_limit => ("near_limit", None, None, None),
+        (None, None) => (snapshot.state.status().as_str(), None, None, None),
+    };
+    let restrictions = pool.restrictions().for_key(key, now);
+    KeyDocument {
+        id: key_id(key),
+        name: key.name().map(str::to_owned),
+        short_key: key.api_key().short().to_string(),
+        workspace: workspace.membership().name().map(str::to_owned),
+        plan: workspace.tier().map(|tier| tier.to_string()),
+        state,
+        paused: pause.is_some(),
+        reason,
+        since: since.map(UnixMs::rfc3339),
+        until: until.map(UnixMs::rfc3339),
+        source: key.origin().as_str(),
+        removable: key.origin() == KeyOrigin::Managed,
+        base_url: key.authority().map(|authority| authority.to_string()),
+        weight: key.weight(),
+        credits_used: quota.count,
+        credits_limit: quota.limit,
+        credits_remaining: remaining(quota),
+        resets_at: quota.resets_at.map(UnixMs::rfc3339),
+        in_flight: key.in_flight(),
+        reserved: workspace.reserved(),
+        credits_per_day: round(workspace.spent_per_day(now)),
+        exhausted_at: exhausted_at(snapshot.forecast),
+        evidence: evidence.into_iter().map(evidence_document).collect(),
+        restrictions: restrictions.iter().map(restriction_document).collect(),
+        advice: cooldown.and_then(advice),
+    }
+}
+
+/// A refusal of the key or of its workspace. Its message is the provider's, without secrets.
+fn evidence_document(evidence: &Evidence) -> Value {
+    let source = &evidence.source;
+    json!({
+        "claim": evidence.claim.as_str(),
+        "strength": evidence.strength().as_str(),
+        "at": evidence.at.rfc3339(),
+        "status": source.status,
+        "message": &*source.message,
+        "route": &*source.route,
+        "request_id": &*source.request_id,
+    })
+}
+
+/// An operation that the provider refused for the key or its plan.
+fn restriction_document(restriction: &Restriction) -> Value {
+    let source = &restriction.record.source;
+    json!({
+        "limit": restriction.limit.to_string(),
+        "verdict": restriction.verdict,
+        "status": source.status,
+        "message": &*source.message,
+        "request_id": &*source.request_id,
+        "since": restriction.first_refused_at.rfc3339(),
+        "until": restriction.until.rfc3339(),
+    })
+}
+
+/// Credits that are left; `None` if the limit is unknown.
+fn remaining(quota: &Quota) -> Option<u64> {
+    quota.limit.map(|_| quota.remaining())
+}
+
+#[derive(Serialize)]
+pub(in crate::admin::api) struct CheckDocument {
+    id: String,
+    name: Option<String>,
+    short_key: String,
+    /// `valid`, `quota_unreadable`, `refused` or `no_response`.
+    outcome: &'static str,
+    plan: Option<String>,
+    is_paid: Option<bool>,
+    credits_used: Option<u64>,
+    credits_limit: Option<u64>,
+    credits_remaining: Option<u64>,
+    resets_at: Option<String>,
+    permissions: Permissions,
+    /// Maximum concurrent speech requests.
+    max_concurrent_speech: Option<u32>,
+    latency_ms: u64,
+    refusal: Option<Refusal>,
+}
+
+/// Permissions that the check has tried.
+#[derive(Serialize)]
+struct Permissions {
+    user_read: Option<bool>,
+    models_read: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Refusal {
+    status: u16,
+    code: &'static str,
+    meaning: &'static str,
+}
+
+/// The result of a check.
+pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocument {
+    let mut document = CheckDocument {
+        id: key_id(key),
+        name: key.name().map(str::to_owned),
+        short_key: key.api_key().short().to_string(),
+        outcome: "no_response",
+        plan: None,
+        is_paid: None,
+        credits_used: None,
+        credits_limit: None,
+        credits_remaining: None,
+        resets_at: None,
+        permissions: Permissions { user_read: result.may_read_user, models_read: result.may_read_models },
+        max_concurrent_speech: result.max_concurrent_speech,
+        latency_ms: u64::try_from(result.latency.as_millis()).unwrap_or(u64::MAX),
+        refusal: None,
+    };
+    match &result.outcome {
+        CheckOutcome::Valid { plan, quota, is_paid } => {
+            document.outcome = "valid";
+            (document.plan, document.is_paid) = (plan.clone(), *is_paid);
+            document.credits_used = Some(quota.count);
+            (document.credits_limit, document.credits_remaining) = (quota.limit, remaining(quota));
+            document.resets_at = quota.resets_at.map(UnixMs::rfc3339);
+        }
+        CheckOutcome::QuotaUnreadable => document.outcome = "quota_unreadable",
+        CheckOutcome::Refused { status, verdict } => {
+            document.outcome = "refused";
+            document.refusal =
+                Some(Refusal { status: *status, code: verdict.as_str(), meaning: meaning(*verdict) });
+        }
+        CheckOutcome::NoResponse => {}
+    }
+    document
+}
+
+/// What a refusal means for the operator.
+fn meaning(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::InvalidKey => {
+            advice(CooldownReason::Invalid).unwrap_or("ElevenLabs does not know this key.")
+        }
+        Verdict::WrongHost => advice(CooldownReason::WrongHost).unwrap_or("This key is for another region."),
+        Verdict::Billing | Verdict::Abuse => {
+            advice(CooldownReason::Billing).unwrap_or("The account is unpaid or locked.")
+        }
+        Verdict::WorkspaceQuota(_) | Verdict::KeyQuota(_) => "No credits are left.",
+        Verdict::RateLimited(_) | Verdict::Concurrency { .. } => "Too many requests: check again later.",
+        Verdict::Busy | Verdict::ServerError => "ElevenLabs has a problem of its own: check again later.",
+        Verdict::MissingPermission(_) => "The key lacks a permission.",
+        Verdict::Served
+        | Verdict::PlanFeature(_)
+        | Verdict::Slots
+        | Verdict::Unexplained(_)
+        | Verdict::NotFound
+        | Verdict::RequestError
+        | Verdict::Unreadable => "ElevenLabs refused the request without a known reason.",
+    }
+}

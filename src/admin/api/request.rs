@@ -1,0 +1,107 @@
+//! Reads the parts of a request: the query, the conditions and the body.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH};
+use http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body;
+
+use super::error::ApiError;
+use super::etag;
+use super::json_members::{JsonMembers, did_you_mean};
+use crate::policy::headers::decode_parameter;
+
+/// Maximum size of a body. The longest one has a key and a few names.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The parameters of a query.
+pub(super) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(super) fn parse(query: Option<&str>) -> Self {
+        let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
+        let decode = |parameter: &str| {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            (decode_parameter(name).into_owned(), decode_parameter(value).into_owned())
+        };
+        Self(parameters.map(decode).collect())
+    }
+
+    /// Refuses parameters that are not in `names`, and repeated ones.
+    pub(super) fn check(&self, names: &[&str]) -> Result<(), ApiError> {
+        for (index, (name, _)) in self.0.iter().enumerate() {
+            if !names.contains(&name.as_str()) {
+                let message = format!("The query has an unknown parameter.{}", did_you_mean(name, names));
+                return Err(ApiError::bad_request("unknown_parameter", message));
+            }
+            if self.0[..index].iter().any(|(earlier, _)| earlier == name) {
+                let message = format!("The query has `{name}` more than once.");
+                return Err(ApiError::bad_request("repeated_parameter", message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of a parameter, unless it is empty.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        let parameter = self.0.iter().find(|(known, _)| known == name);
+        parameter.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+    }
+}
+
+/// Whether a list of entity tags contains `tag`, or is `*`.
+pub(super) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
+    let Ok(list) = list.to_str() else { return false };
+    list.split(',')
+        .map(str::trim)
+        .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known).as_bytes() == tag.as_bytes())
+}
+
+/// The generation that `If-Match` demands, if it demands one.
+pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<Option<u64>, ApiError> {
+    let Some(condition) = headers.get(IF_MATCH) else { return Ok(None) };
+    let malformed = || {
+        let message = "If-Match must be the ETag of an earlier response, such as \"12\".";
+        ApiError::bad_request("malformed_if_match", message)
+    };
+    let text = condition.to_str().map_err(|_| malformed())?.trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    if contains_tag(condition, &etag(current)) {
+        return Ok(Some(current));
+    }
+    let digits = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).ok_or_else(malformed)?;
+    digits.parse().map(Some).map_err(|_| malformed())
+}
+
+/// Reads a JSON object from the body; an empty body is an empty object.
+pub(super) async fn read_members<B>(head: &Parts, body: B, timeout: Duration) -> Result<JsonMembers, ApiError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let collecting = Limited::new(body, MAX_BODY_BYTES).collect();
+    let body = match tokio::time::timeout(timeout, collecting).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            return Err(ApiError::body_too_large(MAX_BODY_BYTES));
+        }
+        Ok(Err(_)) => {
+            let message = "The request body ended early or was malformed.";
+            return Err(ApiError::bad_request("request_body_broken", message));
+        }
+        Err(_) => return Err(ApiError::body_timeout()),
+    };
+    if body.is_empty() {
+        return Ok(JsonMembers::default());
+    }
+    let media_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::media_type());
+    }
+    JsonMembers::parse(&body)
+}

@@ -1,0 +1,313 @@
+//! The changes that operators make at runtime, and the channel to the task that makes them.
+//!
+//! The admin API and the command line send the same changes. One task makes them one after the other, so that
+//! two operators cannot overwrite each other's change: it writes the overlay, applies the new configuration to
+//! the running program, and records the change in the usage database.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::policy::units::UnixMs;
+use crate::secret::ApiKey;
+
+/// A change of the keys, the clients or the configuration.
+#[derive(Debug)]
+pub enum Change {
+    /// Adds a key to the pool.
+    AddKey(NewKey),
+    /// Removes a key that was added at runtime.
+    RemoveKey {
+        /// The id, the name or the short form of the key.
+        key: String,
+    },
+    /// Lets a key finish its requests and assigns no new ones to it.
+    PauseKey {
+        /// The id, the name or the short form of the key.
+        key: String,
+        /// When the key is resumed; `None` for until an operator resumes it.
+        until: Option<UnixMs>,
+        /// The operator's reason, at most [`MAX_REASON_CHARS`] characters.
+        reason: Option<String>,
+    },
+    /// Ends the pause of a key.
+    ResumeKey {
+        /// The id, the name or the short form of the key.
+        key: String,
+    },
+    /// Adds a client with a new token.
+    AddClient {
+        /// The name of the client.
+        name: String,
+        /// Its rules.
+        rules: ClientRules,
+        /// When its token expires; `None` for never.
+        expires_at: Option<UnixMs>,
+    },
+    /// Replaces the rules of a client that `rules` sets.
+    SetClient {
+        /// The name of the client.
+        name: String,
+        /// The rules to replace.
+        rules: ClientRules,
+    },
+    /// Gives a client a new token.
+    RotateClient {
+        /// The name of the client.
+        name: String,
+        /// How long the previous token stays valid.
+        grace: Duration,
+        /// When the new token expires; `None` for never.
+        expires_at: Option<UnixMs>,
+    },
+    /// Makes the token of a client invalid.
+    RevokeClient {
+        /// The name of the client.
+        name: String,
+    },
+    /// Reads the configuration files again.
+    Reload,
+}
+
+/// Maximum characters of the reason for a pause.
+pub const MAX_REASON_CHARS: usize = 200;
+
+/// A key to be added.
+#[derive(Debug)]
+pub struct NewKey {
+    /// Its name, unique in the pool.
+    pub name: String,
+    /// The key.
+    pub key: ApiKey,
+    /// Its workspace, if it shares one with other keys.
+    pub workspace: Option<String>,
+    /// The base URL of its host, if it is not `upstream.base_url`.
+    pub base_url: Option<String>,
+    /// Its share of the requests in weighted strategies.
+    pub weight: Option<u32>,
+}
+
+/// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is; an empty text or
+/// list removes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientRules {
+    /// Its quota, such as `50 requests per day`.
+    pub quota: Option<String>,
+    /// The quota of each end user below the client, such as `3 requests`.
+    pub user_quota: Option<String>,
+    /// Its rate limit, such as `60 per minute`.
+    pub rate_limit: Option<String>,
+    /// Its maximum of concurrent requests; 0 removes the limit.
+    pub max_concurrent: Option<u32>,
+    /// Prefixes of the paths that it may use.
+    pub paths: Option<Vec<String>>,
+    /// Names of the keys that serve it.
+    pub keys: Option<Vec<String>>,
+    /// Names of the workspaces that serve it.
+    pub workspaces: Option<Vec<String>>,
+    /// Whether it may bring its own key.
+    pub bring_your_own_key: Option<bool>,
+    /// Whether it may request tokens of the provider although it has a quota.
+    pub provider_tokens: Option<bool>,
+}
+
+/// Who made a change, for the record of changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeOrigin {
+    /// The credential or program.
+    pub actor: Actor,
+    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    pub address: Option<IpAddr>,
+}
+
+/// The credential or program of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A request with the admin token.
+    AdminToken,
+    /// A command without a running server.
+    CommandLine,
+    /// A change of the configuration files, or a signal to reload them.
+    Reload,
+}
+
+impl Actor {
+    /// The identifier in the record of changes.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AdminToken => "admin_token",
+            Self::CommandLine => "command_line",
+            Self::Reload => "reload",
+        }
+    }
+}
+
+/// The result of a change.
+#[derive(Debug)]
+pub struct ChangeReceipt {
+    /// The generation after the change.
+    pub generation: u64,
+    /// The id of the key that was changed.
+    pub key_id: Option<String>,
+    /// The new token of a client, which is shown only once.
+    pub token: Option<ClientToken>,
+    /// Advice for the operator, such as a setting that needs a restart.
+    pub warnings: Vec<String>,
+}
+
+/// A new token of a client. It cannot be printed by mistake.
+pub struct ClientToken(String);
+
+impl ClientToken {
+    /// Wraps a generated token.
+    #[must_use]
+    pub fn new(token: String) -> Self {
+        Self(token)
+    }
+
+    /// The token, to be shown once to the operator who asked for it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ClientToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientToken(…)")
+    }
+}
+
+/// Why a change was not made. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// Another change was made since the caller read the state.
+    #[error("the generation is {current}: read the state again and repeat the change")]
+    Stale {
+        /// The current generation.
+        current: u64,
+    },
+    /// The key or client does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// A key or client of that name exists, or the key is in the pool already.
+    #[error("{0}")]
+    Conflict(String),
+    /// A value of the change is invalid, or the configuration would be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The key or client is configured elsewhere and cannot be changed here.
+    #[error("{0}")]
+    NotManaged(String),
+    /// The overlay cannot be written.
+    #[error("the change cannot be saved in {directory}: {reason}")]
+    Unwritable {
+        /// The state directory.
+        directory: String,
+        /// The error of the file system.
+        reason: String,
+    },
+    /// Without a state directory, changes cannot be saved.
+    #[error(
+        "changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)"
+    )]
+    NoStateDirectory,
+    /// The task that makes changes has ended or does not respond.
+    #[error("the program is shutting down or does not respond: try again")]
+    Unavailable,
+}
+
+/// A row of the record of changes. It contains no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeRecord {
+    /// When the change was made.
+    pub at: UnixMs,
+    /// Who made it.
+    pub actor: Actor,
+    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    pub address: Option<IpAddr>,
+    /// The kind of the change: `key_added`, `key_removed`, `key_paused`, `key_resumed`, `client_added`,
+    /// `client_changed`, `client_rotated`, `client_revoked` or `reloaded`.
+    pub action: &'static str,
+    /// The name or short form of the key, or the name of the client; `None` for a reload.
+    pub target: Option<String>,
+    /// Further values of the change, as a JSON object.
+    pub detail: String,
+    /// The generation after the change.
+    pub generation: u64,
+}
+
+/// A change on its way to the task that makes it.
+#[derive(Debug)]
+pub struct ControlRequest {
+    /// The change.
+    pub change: Change,
+    /// The generation that the caller has read; the change is refused when another one is current.
+    pub expected_generation: Option<u64>,
+    /// Who makes the change.
+    pub origin: ChangeOrigin,
+    /// Receives the result.
+    pub respond: oneshot::Sender<Result<ChangeReceipt, ControlError>>,
+}
+
+/// Sends changes to the task that makes them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ControlSender {
+    requests: mpsc::Sender<ControlRequest>,
+    generation: Arc<AtomicU64>,
+}
+
+/// Maximum changes that wait for the task.
+const MAX_QUEUED_CHANGES: usize = 16;
+
+/// Maximum time for a change, which writes a few small files.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl ControlSender {
+    /// Creates the channel. The receiving task stores the current generation in the returned counter.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<ControlRequest>, Arc<AtomicU64>) {
+        let (requests, receiver) = mpsc::channel(MAX_QUEUED_CHANGES);
+        let generation = Arc::new(AtomicU64::new(0));
+        (Self { requests, generation: Arc::clone(&generation) }, receiver, generation)
+    }
+
+    /// The current generation.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Makes a change and returns its result.
+    ///
+    /// # Errors
+    ///
+    /// When the change is not made; nothing has changed then, except after [`ControlError::Unavailable`], which
+    /// leaves it open.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future does not cancel a change that the task has received.
+    pub async fn make(
+        &self,
+        change: Change,
+        expected_generation: Option<u64>,
+        origin: ChangeOrigin,
+    ) -> Result<ChangeReceipt, ControlError> {
+        let (respond, receipt) = oneshot::channel();
+        let request = ControlRequest { change, expected_generation, origin, respond };
+        let exchange = async {
+            self.requests.send(request).await.ok()?;
+            receipt.await.ok()
+        };
+        match tokio::time::timeout(CHANGE_TIMEOUT, exchange).await {
+            Ok(Some(result)) => result,
+            Ok(None) | Err(_) => Err(ControlError::Unavailable),
+        }
+    }
+}

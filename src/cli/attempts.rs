@@ -1,0 +1,311 @@
+//! `keychoir attempts`: prints single attempts from the usage database, the latest last, and new ones as they
+//! are recorded.
+
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::database::{DatabaseError, DatabaseOptions};
+use super::signals::Signals;
+use super::table::{Alignment, Table, abbreviate, truncate};
+use super::{CommandResult, build_runtime, fail, print, print_error};
+use crate::clock;
+use crate::policy::units::UnixMs;
+use crate::store::{AttemptQuery, AttemptRow, UsageReader};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    database: DatabaseOptions,
+    /// Only the attempts of this request, given by its id from the log or from x-request-id, with all
+    /// details.
+    #[arg(long, value_name = "ID")]
+    request: Option<String>,
+    /// Only attempts that were not served.
+    #[arg(long)]
+    failed: bool,
+    /// Maximum attempts; the latest ones are printed.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// Print new attempts as they are recorded, until an interrupt.
+    #[arg(long)]
+    follow: bool,
+    /// Print JSON; with --follow, one object per line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Interval between two reads of `--follow`.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// An attempt is recorded this long after its end at the latest, as long as the database can be written.
+const COMMIT_DELAY: Duration = Duration::from_secs(30);
+/// Attempts are read in the order of their starts. Each read covers the attempts that started within this time,
+/// and each [`FULL_READ`]th one covers the longest WebSocket session.
+const RECENT: Duration = Duration::from_secs(600);
+const FULL_READ: u64 = 30;
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
+/// Maximum attempts that one read of `--follow` prints.
+const MAX_NEW_ATTEMPTS: usize = 100_000;
+
+pub(super) fn run(arguments: Arguments) -> CommandResult {
+    let Arguments { database, request, failed, limit, follow, json } = arguments;
+    let reader = database.open()?;
+    let query = AttemptQuery {
+        request_id: request,
+        only_failed: failed,
+        limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        ..AttemptQuery::default()
+    };
+    let started_at = clock::now();
+    let attempts = read(&reader, &query)?;
+    match (json, follow) {
+        (true, false) => {
+            print(&json!({"attempts": attempts.iter().map(attempt_json).collect::<Vec<_>>()}));
+        }
+        (true, true) => attempts.iter().for_each(|attempt| print(&attempt_json(attempt))),
+        (false, _) if query.request_id.is_some() => {
+            attempts.iter().for_each(|attempt| print(&format_details(attempt)));
+        }
+        (false, true) => {
+            print(&format_titles());
+            attempts.iter().for_each(|attempt| print(&format_line(attempt)));
+        }
+        (false, false) if attempts.is_empty() => {}
+        (false, false) => print(&format_table(&attempts)),
+    }
+    if attempts.is_empty() && !json && !follow {
+        print_error(&"No attempts are recorded that match.");
+    }
+    if follow {
+        let mut printed = Printed::default();
+        printed.retain_new(attempts, started_at);
+        build_runtime()?.block_on(follow_attempts(&reader, query, printed, json))?;
+    }
+    Ok(())
+}
+
+fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<AttemptRow>, std::process::ExitCode> {
+    reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
+}
+
+/// The attempts that were printed and may be read again.
+#[derive(Debug, Default)]
+struct Printed {
+    ends: HashMap<String, UnixMs>,
+}
+
+impl Printed {
+    /// Returns the attempts that were not printed, and forgets those that ended before `ended_since`, which are
+    /// not read again.
+    fn retain_new(&mut self, attempts: Vec<AttemptRow>, ended_since: UnixMs) -> Vec<AttemptRow> {
+        self.ends.retain(|_, end| *end >= ended_since);
+        let is_new = |attempt: &AttemptRow| {
+            let end = attempt.started_at.plus(Duration::from_millis(attempt.total_ms));
+            self.ends.insert(attempt.id.clone(), end).is_none()
+        };
+        attempts.into_iter().filter(is_new).collect()
+    }
+}
+
+/// Prints new attempts until an interrupt, or until standard output is closed.
+async fn follow_attempts(
+    reader: &UsageReader,
+    query: AttemptQuery,
+    mut printed: Printed,
+    json: bool,
+) -> CommandResult {
+    let mut signals = Signals::new().map_err(fail)?;
+    let mut interval = tokio::time::interval(POLL_INTERVAL);
+    let started_at = clock::now();
+    for read_number in 1_u64.. {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = signals.wait_for_stop() => break,
+        }
+        let now = clock::now();
+        let age = if read_number.is_multiple_of(FULL_READ) { LONGEST_ATTEMPT } else { RECENT };
+        let before =
+            |age: Duration| UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        // Attempts that ended before the command began were printed, or left out by `--limit`.
+        let ended_since = before(COMMIT_DELAY + POLL_INTERVAL * 30).max(started_at);
+        let new_query = AttemptQuery {
+            started_since: before(age),
+            ended_since,
+            limit: MAX_NEW_ATTEMPTS,
+            ..query.clone()
+        };
+        let attempts = printed.retain_new(read(reader, &new_query)?, ended_since);
+        for attempt in &attempts {
+            let line = if json { attempt_json(attempt).to_string() } else { format_line(attempt) };
+            if writeln!(io::stdout(), "{line}").is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+const WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
+const TITLES: [&str; 6] = ["started", "key", "status", "outcome", "credits", "route"];
+
+fn cells(attempt: &AttemptRow) -> [String; 6] {
+    let started_at = attempt.started_at.rfc3339_seconds();
+    let started_at = started_at.get(5..19).unwrap_or(&started_at).replace('T', " ");
+    let key = match (&attempt.key_name, &attempt.short_key) {
+        (Some(name), _) => name.as_str(),
+        (None, Some(short_key)) => short_key.rsplit("...").next().unwrap_or(short_key),
+        (None, None) => attempt.key_hash.as_str(),
+    };
+    let status = attempt.status.map_or_else(|| "-".to_owned(), |status| status.to_string());
+    let route = attempt.route.strip_prefix("/v1/").unwrap_or(&attempt.route);
+    [
+        started_at,
+        truncate(key, WIDTHS[1]),
+        status,
+        truncate(&attempt.verdict.replace('_', " "), WIDTHS[3]),
+        abbreviate(attempt.credits),
+        truncate(route, WIDTHS[5]),
+    ]
+}
+
+fn format_table(attempts: &[AttemptRow]) -> String {
+    let alignments = [
+        Alignment::Left,
+        Alignment::Left,
+        Alignment::Left,
+        Alignment::Left,
+        Alignment::Right,
+        Alignment::Left,
+    ];
+    let mut columns = TITLES.map(|title| (title, Alignment::Left));
+    columns.iter_mut().zip(alignments).for_each(|(column, alignment)| column.1 = alignment);
+    let mut table = Table::new(columns);
+    attempts.iter().for_each(|attempt| table.add_row(cells(attempt)));
+    table.format()
+}
+
+fn format_titles() -> String {
+    format_columns(&TITLES.map(str::to_owned))
+}
+
+/// Formats one attempt in columns of fixed widths.
+fn format_line(attempt: &AttemptRow) -> String {
+    format_columns(&cells(attempt))
+}
+
+fn format_columns([started_at, key, status, outcome, credits, route]: &[String; 6]) -> String {
+    let [first, second, third, fourth, fifth, _] = WIDTHS;
+    format!(
+        "{started_at:<first$}  {key:<second$}  {status:<third$}  {outcome:<fourth$}  {credits:>fifth$}  {route}"
+    )
+}
+
+fn format_details(attempt: &AttemptRow) -> String {
+    let status = attempt.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
+    let key = attempt.short_key.as_deref().unwrap_or(&attempt.key_hash);
+    let name = attempt.key_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let model = attempt.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
+    let first_byte =
+        attempt.first_byte_ms.map(|ms| format!(", first byte after {ms} ms")).unwrap_or_default();
+    format!(
+        "attempt {}  {}  {}\n  request   {}\n  client    {}\n  key       {key}{name}\n  sent      {} {}{model}, {} bytes\n  \
+         received  {status} {}, {} bytes{first_byte}, {} ms in total\n  credits   {} ({})",
+        attempt.number,
+        attempt.started_at.rfc3339(),
+        attempt.id,
+        attempt.request_id,
+        attempt.client,
+        attempt.method,
+        attempt.route,
+        attempt.request_bytes,
+        attempt.verdict,
+        attempt.response_bytes,
+        attempt.total_ms,
+        attempt.credits,
+        attempt.credits_from,
+    )
+}
+
+fn attempt_json(attempt: &AttemptRow) -> Value {
+    json!({
+        "id": attempt.id,
+        "request_id": attempt.request_id,
+        "number": attempt.number,
+        "started_at": attempt.started_at.rfc3339(),
+        "client": attempt.client,
+        "key_hash": attempt.key_hash,
+        "short_key": attempt.short_key,
+        "key_name": attempt.key_name,
+        "workspace": attempt.workspace,
+        "method": attempt.method,
+        "route": attempt.route,
+        "model": attempt.model,
+        "status": attempt.status,
+        "outcome": attempt.verdict,
+        "request_bytes": attempt.request_bytes,
+        "response_bytes": attempt.response_bytes,
+        "characters": attempt.characters,
+        "credits": attempt.credits,
+        "credits_from": attempt.credits_from,
+        "first_byte_ms": attempt.first_byte_ms,
+        "total_ms": attempt.total_ms,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt(id: &str, started_at: u64, total_ms: u64) -> AttemptRow {
+        AttemptRow {
+            id: id.to_owned(),
+            request_id: "r".to_owned(),
+            number: 1,
+            started_at: UnixMs(started_at),
+            client: "local".to_owned(),
+            key_hash: "f".repeat(64),
+            short_key: Some("sk_6c036526...d452b".to_owned()),
+            key_name: None,
+            workspace: None,
+            method: "POST".to_owned(),
+            route: "/v1/text-to-speech/{id}/stream/with-timestamps".to_owned(),
+            model: None,
+            status: Some(200),
+            verdict: "upstream_protocol_error".to_owned(),
+            request_bytes: 1,
+            response_bytes: u64::MAX,
+            characters: None,
+            credits: u64::MAX,
+            credits_from: "answer".to_owned(),
+            first_byte_ms: None,
+            total_ms,
+        }
+    }
+
+    #[test]
+    fn a_line_has_at_most_80_columns_and_the_titles_fit_it() {
+        let attempt = AttemptRow { key_name: Some("n".repeat(64)), ..attempt("a", 1_795_955_073_908, 1) };
+        for text in [format_line(&attempt), format_titles(), format_table(&[attempt])] {
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        }
+        let line = format_line(&self::attempt("a", 1_795_955_073_908, 1));
+        assert!(line.starts_with("11-29 12:24:33  d452b         200     upstream prot..."), "{line}");
+    }
+
+    #[test]
+    fn an_attempt_is_printed_once_and_also_when_it_started_long_ago() {
+        let mut printed = Printed::default();
+        let ids = |attempts: Vec<AttemptRow>| -> Vec<String> {
+            attempts.into_iter().map(|attempt| attempt.id).collect()
+        };
+        let first = vec![attempt("b", 200, 10), attempt("c", 300, 10)];
+        assert_eq!(ids(printed.retain_new(first.clone(), UnixMs(0))), ["b", "c"]);
+        let later = [vec![attempt("a", 100, 500)], first].concat();
+        assert_eq!(ids(printed.retain_new(later, UnixMs(0))), ["a"]);
+        assert_eq!(ids(printed.retain_new(Vec::new(), UnixMs(400))), [""; 0]);
+        assert_eq!(printed.ends.keys().collect::<Vec<_>>(), ["a"]);
+    }
+}

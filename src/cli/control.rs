@@ -1,0 +1,331 @@
+//! Makes changes of keys and clients for the commands: through the admin API of the running server, or without
+//! one by editing the overlay, so that the change applies at the next start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use http::Method;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::server::{ServerAddress, ServerRequestError, StatusClient};
+use super::{
+    CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
+};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, ControlError, NewKey};
+use crate::clock;
+use crate::config::{Config, KeyRequirement, Overrides};
+use crate::control::{Controller, record_offline};
+use crate::policy::quantity::duration::{self, DisplayDuration};
+use crate::policy::units::UnixMs;
+
+/// The options of commands that change keys or clients.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ControlOptions {
+    #[command(flatten)]
+    sources: ConfigSources,
+    /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the folder of the
+    /// usage database.
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Where a command makes its change.
+pub(super) enum Target {
+    /// In the running server.
+    Server(AdminClient),
+    /// In the overlay, because no server answers at this address.
+    Offline(Box<Offline>),
+}
+
+/// The configuration of a command without a running server.
+pub(super) struct Offline {
+    overrides: Overrides,
+    pub(super) config: Config,
+}
+
+/// A client of the admin API.
+pub(super) struct AdminClient {
+    client: StatusClient,
+    token: Option<String>,
+}
+
+/// The result of a change, from the controller or from the admin API.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Receipt {
+    pub(super) generation: u64,
+    pub(super) token: Option<String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The folder of the admin API.
+const API: &str = "/api/keychoir/v1";
+
+/// The variable with the admin token.
+const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
+
+impl ControlOptions {
+    /// Finds the running server. Without `--url`, a server that does not answer is not an error.
+    pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
+        let overrides = self.sources.clone().into_overrides(KeyRequirement::Optional);
+        // The change may add the first client.
+        let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
+        if let Some(url) = &self.url {
+            let address = ServerAddress::parse(url).map_err(fail)?;
+            let config = crate::config::load(&lenient).ok().map(|loaded| loaded.config);
+            return Ok(Target::Server(self.client(address, config.as_ref())?));
+        }
+        let config = load(&lenient)?.config;
+        if let Ok(address) = ServerAddress::from_config(&config) {
+            let admin = self.client(address, Some(&config))?;
+            if admin.client.is_keychoir().await {
+                return Ok(Target::Server(admin));
+            }
+        }
+        Ok(Target::Offline(Box::new(Offline { overrides, config })))
+    }
+
+    fn client(&self, address: ServerAddress, config: Option<&Config>) -> Result<AdminClient, ExitCode> {
+        let client = StatusClient::new(address, None).map_err(fail)?;
+        let token = self.read_token(config)?;
+        Ok(AdminClient { client, token })
+    }
+
+    /// Reads the admin token. A missing default file is not an error, because a server may be reached without
+    /// a token for other reasons than a change.
+    fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
+        let read = |path: &Path| {
+            fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
+                fail(format_args!("the admin token cannot be read from {}: {error}", path.display()))
+            })
+        };
+        if let Some(path) = &self.admin_token_file {
+            return read(path).map(Some);
+        }
+        if let Ok(token) = std::env::var(TOKEN_VARIABLE) {
+            return Ok(Some(token.trim().to_owned()));
+        }
+        let Some(config) = config else { return Ok(None) };
+        let generated = config.state_directory().map(|directory| directory.admin_token_path());
+        let path = config.admin.token_file.clone().or(generated).filter(|path| path.exists());
+        path.as_deref().map(read).transpose()
+    }
+
+    /// Makes a change and prints `message` about it, and the token that it generated.
+    pub(super) fn run(&self, change: Change, message: &str) -> CommandResult {
+        let receipt = build_runtime()?.block_on(async {
+            match self.connect().await? {
+                Target::Server(client) => client.make(&change).await,
+                Target::Offline(offline) => offline.make(change).await,
+            }
+        })?;
+        let Receipt { generation, token, warnings } = &receipt;
+        print_error(&message);
+        for warning in warnings {
+            print_error(&format_args!("note: {warning}"));
+        }
+        if self.json {
+            let mut document = json!({"generation": generation, "warnings": warnings});
+            if let (Some(token), Some(document)) = (token, document.as_object_mut()) {
+                document.insert("token".to_owned(), token.as_str().into());
+            }
+            print(&document);
+        } else if let Some(token) = token {
+            print(token);
+        }
+        Ok(())
+    }
+}
+
+impl Offline {
+    async fn make(self, change: Change) -> Result<Receipt, ExitCode> {
+        let mut controller = Controller::offline(self.overrides, record_offline(&self.config));
+        let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
+        let making = Box::pin(controller.make(change, None, origin, None));
+        let receipt = making.await.map_err(report_error)?;
+        Ok(Receipt {
+            generation: receipt.generation,
+            token: receipt.token.map(|token| token.expose().to_owned()),
+            warnings: receipt.warnings,
+        })
+    }
+}
+
+impl AdminClient {
+    /// Requests a document of the admin API.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ExitCode> {
+        self.call(&Method::GET, path, None).await
+    }
+
+    async fn make(&self, change: &Change) -> Result<Receipt, ExitCode> {
+        let call = ApiCall::new(change);
+        let path = match call.key {
+            Some(key) => format!("/keys/{}{}", self.find_key_id(key).await?, call.path),
+            None => call.path,
+        };
+        let document = self.call(&call.method, &path, call.body).await?;
+        serde_json::from_value(document)
+            .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
+    }
+
+    /// Finds the id of a key by its id, name or short form.
+    async fn find_key_id(&self, text: &str) -> Result<String, ExitCode> {
+        let document = self.get("/keys").await?;
+        let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
+        let matches = |member: &str| keys.iter().find(|key| key[member] == text);
+        let key = matches("name").or_else(|| matches("id")).or_else(|| matches("short_key"));
+        match key.and_then(|key| key["id"].as_str()) {
+            Some(id) => Ok(id.to_owned()),
+            None => Err(fail_with(
+                EX_CONFIG,
+                "the pool has no key with this id, name or short form: `keychoir keys list` lists them",
+            )),
+        }
+    }
+
+    async fn call(&self, method: &Method, path: &str, body: Option<Value>) -> Result<Value, ExitCode> {
+        let Some(token) = &self.token else {
+            return Err(fail(
+                "the server requires the admin token: use --admin-token-file or KEYCHOIR_ADMIN_TOKEN",
+            ));
+        };
+        let path = format!("{API}{path}");
+        let (status, document) =
+            self.client.call_admin(method.clone(), &path, token, body).await.map_err(report_request_error)?;
+        match status {
+            200..300 => Ok(document),
+            _ => {
+                let message =
+                    document["detail"]["message"].as_str().unwrap_or("the server refuses the request");
+                let code = if matches!(status, 400 | 404 | 409 | 422) { EX_CONFIG } else { 1 };
+                Err(fail_with(code, format_args!("{message} (HTTP {status})")))
+            }
+        }
+    }
+}
+
+/// A request of the admin API for a change.
+struct ApiCall<'a> {
+    method: Method,
+    /// The path below the API, or below the key.
+    path: String,
+    /// The text that identifies the key, if the change is of a key.
+    key: Option<&'a str>,
+    body: Option<Value>,
+}
+
+impl<'a> ApiCall<'a> {
+    fn new(change: &'a Change) -> Self {
+        let call = |method, path: String, key, body| Self { method, path, key, body };
+        match change {
+            Change::AddKey(NewKey { name, key, workspace, base_url, weight }) => {
+                let body = json!({
+                    "name": name,
+                    "key": key.expose(),
+                    "workspace": workspace,
+                    "base_url": base_url,
+                    "weight": weight,
+                });
+                call(Method::POST, "/keys".to_owned(), None, Some(without_nulls(body)))
+            }
+            Change::RemoveKey { key } => call(Method::DELETE, String::new(), Some(key), None),
+            Change::PauseKey { key, until, reason } => {
+                let body = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
+                call(Method::POST, "/pause".to_owned(), Some(key), Some(without_nulls(body)))
+            }
+            Change::ResumeKey { key } => call(Method::POST, "/resume".to_owned(), Some(key), Some(json!({}))),
+            Change::AddClient { name, rules, expires_at } => {
+                let mut body = rules_json(rules);
+                body.insert("name".to_owned(), name.as_str().into());
+                body.insert("expires_at".to_owned(), expires_at.map(UnixMs::rfc3339).into());
+                call(Method::POST, "/clients".to_owned(), None, Some(without_nulls(body.into())))
+            }
+            Change::SetClient { name, rules } => {
+                let body = without_nulls(rules_json(rules).into());
+                call(Method::PATCH, format!("/clients/{name}"), None, Some(body))
+            }
+            Change::RotateClient { name, grace, expires_at } => {
+                let body = json!({
+                    "grace": DisplayDuration(*grace).to_string(),
+                    "expires_at": expires_at.map(UnixMs::rfc3339),
+                });
+                call(Method::POST, format!("/clients/{name}/rotate"), None, Some(without_nulls(body)))
+            }
+            Change::RevokeClient { name } => call(Method::DELETE, format!("/clients/{name}"), None, None),
+            Change::Reload => call(Method::POST, "/reload".to_owned(), None, Some(json!({}))),
+        }
+    }
+}
+
+fn rules_json(rules: &ClientRules) -> Map<String, Value> {
+    let ClientRules {
+        quota,
+        user_quota,
+        rate_limit,
+        max_concurrent,
+        paths,
+        keys,
+        workspaces,
+        bring_your_own_key,
+        provider_tokens,
+    } = rules;
+    let members = [
+        ("quota", json!(quota)),
+        ("user_quota", json!(user_quota)),
+        ("rate_limit", json!(rate_limit)),
+        ("max_concurrent", json!(max_concurrent)),
+        ("paths", json!(paths)),
+        ("keys", json!(keys)),
+        ("workspaces", json!(workspaces)),
+        ("bring_your_own_key", json!(bring_your_own_key)),
+        ("provider_tokens", json!(provider_tokens)),
+    ];
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn without_nulls(mut document: Value) -> Value {
+    if let Some(members) = document.as_object_mut() {
+        members.retain(|_, value| !value.is_null());
+    }
+    document
+}
+
+/// Prints the error of a change, and returns the exit code.
+fn report_error(error: ControlError) -> ExitCode {
+    match error {
+        ControlError::Stale { .. } | ControlError::Unwritable { .. } | ControlError::Unavailable => {
+            fail(error)
+        }
+        ControlError::NotFound(_)
+        | ControlError::Conflict(_)
+        | ControlError::Invalid(_)
+        | ControlError::NotManaged(_)
+        | ControlError::NoStateDirectory => fail_with(EX_CONFIG, error),
+    }
+}
+
+fn report_request_error(error: ServerRequestError) -> ExitCode {
+    fail(error)
+}
+
+/// Parses the duration of an option, such as `2h`.
+pub(super) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    duration::parse(text).map_err(|_| "write a duration, for example 30m, 2h or 30d".to_owned())
+}
+
+/// Parses the end of a pause or of a token: a duration from now on, or an RFC 3339 time.
+pub(super) fn parse_end(text: &str) -> Result<UnixMs, String> {
+    let from_now = duration::parse(text).ok().map(|duration| clock::now().plus(duration));
+    from_now.or_else(|| UnixMs::parse(text)).ok_or_else(|| {
+        "write a duration, for example 2h or 30d, or a time such as 2026-12-01T00:00:00Z".to_owned()
+    })
+}

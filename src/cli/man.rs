@@ -1,0 +1,169 @@
+//! `keychoir man`: writes the manual pages, one for each command.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Command};
+use clap_mangen::Man;
+use clap_mangen::roff::{Inline, Roff, bold, roman};
+
+use super::help::{self, CommandHelp};
+use super::{CommandResult, command, fail, print};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The folder for the pages, which is created if it is missing, such as
+    /// /usr/local/share/man/man1.
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+}
+
+/// The files of the pages, for the page `keychoir(1)`.
+const FILES: &[(&str, &str)] = &[
+    (
+        "/etc/keychoir/keychoir.toml, $XDG_CONFIG_HOME/keychoir/keychoir.toml",
+        "The configuration. The file config/keychoir.toml of the source code describes every setting.",
+    ),
+    ("$XDG_STATE_HOME/keychoir/keychoir.db, /var/lib/keychoir/keychoir.db", "The usage database."),
+];
+
+pub(super) fn run(arguments: &Arguments) -> CommandResult {
+    let folder = &arguments.folder;
+    let pages = pages().and_then(|pages| {
+        fs::create_dir_all(folder)?;
+        for (name, page) in &pages {
+            fs::write(folder.join(name), page)?;
+        }
+        Ok(pages)
+    });
+    let pages = pages.map_err(|error| {
+        fail(format_args!("the pages cannot be written to {}: {error}", folder.display()))
+    })?;
+    print(&format_args!("Wrote {} pages to {}", pages.len(), folder.display()));
+    print(&format_args!("Read the first one with: man {}", first_page(folder).display()));
+    Ok(())
+}
+
+/// The path of `keychoir.1` in a form that `man` takes for a file.
+fn first_page(folder: &Path) -> PathBuf {
+    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).join("keychoir.1")
+}
+
+/// The names and contents of all pages.
+fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut root = command().disable_help_subcommand(true);
+    root.build();
+    let mut pages = Vec::new();
+    add_pages(&root, "", &mut pages)?;
+    Ok(pages)
+}
+
+fn add_pages(command: &Command, path: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+    let name = format!("keychoir {path}").trim_end().replace(' ', "-");
+    pages.push((format!("{name}.1"), page(command, &name, path)?));
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        add_pages(subcommand, format!("{path} {}", subcommand.get_name()).trim_start(), pages)?;
+    }
+    Ok(())
+}
+
+/// The page of the command with the names `path` after `keychoir`.
+fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone());
+    // The crate omits an empty date, so that the fields after it would be misread.
+    let (title, version) = (name.to_uppercase(), env!("CARGO_PKG_VERSION"));
+    let mut page = format!(".TH {title} 1 \"\" \"keychoir {version}\" \"Keychoir Manual\"\n").into_bytes();
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    let mut roff = Roff::new();
+    if let Some(help) = help::find(path) {
+        add_help(&mut roff, help);
+    }
+    if path.is_empty() {
+        roff.control("SH", ["FILES"]);
+        for (file, meaning) in FILES {
+            add_definition(&mut roff, file, meaning);
+        }
+    } else {
+        roff.control("SH", ["SEE ALSO"]);
+        roff.text([bold("keychoir"), roman("(1)")]);
+    }
+    roff.to_writer(&mut page)?;
+    Ok(remove_redundant_breaks(&page))
+}
+
+/// Removes line breaks beside an empty line, which breaks the line anyway. The crate writes them before the
+/// possible values of an option, and mandoc warns about them.
+fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
+    let lines: Vec<&[u8]> = page.split(|byte| *byte == b'\n').collect();
+    let is_empty =
+        |index: Option<usize>| index.and_then(|index| lines.get(index)).is_some_and(|line| line.is_empty());
+    let is_redundant = |index: usize, line: &[u8]| {
+        line == b".br" && (is_empty(index.checked_sub(1)) || is_empty(index.checked_add(1)))
+    };
+    let kept = lines.iter().enumerate().filter(|(index, line)| !is_redundant(*index, line));
+    kept.map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n')
+}
+
+fn add_help(roff: &mut Roff, help: &CommandHelp) {
+    roff.control("SH", ["EXAMPLES"]);
+    for (line, effect) in help.examples {
+        add_definition(roff, line, effect);
+    }
+    roff.control("SH", ["EXIT STATUS"]);
+    for (code, meaning) in help.exit_codes {
+        add_definition(roff, &code.to_string(), meaning);
+    }
+}
+
+fn add_definition(roff: &mut Roff, term: &str, meaning: &str) {
+    roff.control("TP", []);
+    roff.text([bold(term)]);
+    roff.text([Inline::from(meaning)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The text of a page without the escapes of roff.
+    fn plain(page: &[u8]) -> String {
+        let text = std::str::from_utf8(page).unwrap();
+        text.replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")
+    }
+
+    fn check_page(command: &Command, path: &str, pages: &[(String, Vec<u8>)]) {
+        let name = format!("keychoir {path}").trim_end().replace(' ', "-");
+        let (_, page) = pages.iter().find(|(file, _)| *file == format!("{name}.1")).expect(&name);
+        let page = plain(page);
+        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+            let name = match (argument.get_long(), argument.get_value_names()) {
+                (Some(long), _) => format!("--{long}"),
+                (None, Some([value, ..])) => value.to_string(),
+                (None, _) => continue,
+            };
+            assert!(page.contains(&name), "{path}: {name} is missing:\n{page}");
+        }
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "\"EXIT STATUS\""] {
+            assert!(page.contains(&format!(".SH {section}\n")), "{path}: {section} is missing:\n{page}");
+        }
+        for subcommand in command.get_subcommands() {
+            assert!(page.contains(subcommand.get_name()), "{path}: {}", subcommand.get_name());
+            check_page(subcommand, format!("{path} {}", subcommand.get_name()).trim_start(), pages);
+        }
+    }
+
+    #[test]
+    fn every_command_and_every_flag_is_in_the_pages() {
+        let pages = pages().unwrap();
+        let mut root = command().disable_help_subcommand(true);
+        root.build();
+        check_page(&root, "", &pages);
+    }
+}

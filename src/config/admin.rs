@@ -1,0 +1,90 @@
+//! The settings of the admin API, and the admin token, which opens it.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::StateDirectory;
+use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::source::{ReadFileError, ValueSources};
+use super::variables;
+use crate::secret::AdminTokenFingerprint;
+
+/// The access to the admin API and to the pages of the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// The file of the admin token; `None` for the generated one in the folder of the usage database.
+    pub token_file: Option<PathBuf>,
+    /// The pages that may be read without a token: `status` or `metrics`.
+    pub public: Vec<String>,
+}
+
+/// The names of the pages that can be public.
+pub(super) const PUBLIC_PAGES: [&str; 2] = ["status", "metrics"];
+
+/// The name of the service's credential with the admin token.
+const CREDENTIAL: &str = "admin_token";
+
+/// Minimum characters of an admin token. A shorter token could be guessed.
+const MIN_TOKEN_LENGTH: usize = 16;
+
+impl AdminConfig {
+    /// Whether this page may be read without a token.
+    #[must_use]
+    pub fn is_public(&self, page: &str) -> bool {
+        self.public.iter().any(|name| name == page)
+    }
+
+    /// Finds the admin token: in the environment, in the file that the setting at `span` names, in the service's
+    /// credential, or else in the state directory, where the first start generates it.
+    pub(super) fn find_token(
+        &self,
+        directory: Option<&StateDirectory>,
+        sources: &ValueSources<'_>,
+        span: &SourceSpan,
+        report: &mut Report,
+    ) -> Option<AdminTokenFingerprint> {
+        let environment = &sources.environment;
+        if let Some(text) = environment.value(variables::ADMIN_TOKEN) {
+            let span = SourceSpan::new(ValueOrigin::Variable(variables::ADMIN_TOKEN.to_owned()));
+            return parse_token(text, &span, report);
+        }
+        if let Some(path) = &self.token_file {
+            return match (sources.read_file)(path) {
+                Ok(text) => parse_token(&text, span, report),
+                Err(reason) => {
+                    let error = unreadable_file_error("the file of the admin token", &reason);
+                    report.problems.push(span.problem(error));
+                    None
+                }
+            };
+        }
+        let credential = environment.value(CREDENTIALS).map(|folder| Path::new(folder).join(CREDENTIAL));
+        let generated = directory.map(StateDirectory::admin_token_path);
+        for path in [credential, generated].into_iter().flatten() {
+            let span = SourceSpan::new(ValueOrigin::File(path.clone()));
+            match (sources.read_file)(&path) {
+                Ok(text) => return parse_token(&text, &span, report),
+                Err(ReadFileError::Missing | ReadFileError::Other(ErrorKind::NotADirectory)) => {}
+                Err(reason) => {
+                    let message =
+                        format!("the admin token cannot be read: {reason}; the admin API is disabled");
+                    report.warnings.push(span.warning(message));
+                    return None;
+                }
+            }
+        }
+        None
+    }
+}
+
+fn parse_token(text: &str, span: &SourceSpan, report: &mut Report) -> Option<AdminTokenFingerprint> {
+    let token = text.trim();
+    if token.len() >= MIN_TOKEN_LENGTH && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some(AdminTokenFingerprint::new(token));
+    }
+    let error = ValueError::new("this is not a valid admin token")
+        .advise(format!("use at least {MIN_TOKEN_LENGTH} random letters and digits"));
+    report.problems.push(span.problem(error));
+    None
+}

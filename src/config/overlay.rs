@@ -1,0 +1,195 @@
+//! The overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
+//!
+//! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
+//! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
+//! readers validate them. Runtime keys are in files of their own, `keys/NAME`, so that the overlay contains
+//! no secret.
+
+mod directory;
+mod reader;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use directory::{FileError, KEYS_FOLDER, LockError, StateDirectory, StateLock};
+pub use reader::PausedKeyConfig;
+pub(super) use reader::{add_keys, apply_clients, parse_generation, parse_paused_keys};
+
+use crate::policy::units::UnixMs;
+
+/// The contents of the overlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Overlay {
+    /// The number of changes so far, by which clients of the admin API detect concurrent changes.
+    pub generation: u64,
+    /// Keys that are added to the configured keys.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<ManagedKey>,
+    /// Keys that serve no new requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paused_keys: Vec<PausedKey>,
+    /// Clients that are added, and changes of configured clients.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clients: Vec<ManagedClient>,
+}
+
+/// A key that was added at runtime.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManagedKey {
+    /// Its name, which is also the name of its file.
+    pub name: String,
+    /// The path of its file, relative to the state directory.
+    pub key_file: String,
+    /// Its workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    /// The base URL of its host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    /// Its share of the requests in weighted strategies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+/// A key that serves no new requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PausedKey {
+    /// The fingerprint of the key, 64 hexadecimal digits.
+    pub fingerprint: String,
+    /// The short form of the key, for readers of the file.
+    pub short_key: String,
+    /// When the key was paused.
+    #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
+    pub since: UnixMs,
+    /// When the key is resumed; `None` for until an operator resumes it.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_optional_time",
+        deserialize_with = "read_optional_time"
+    )]
+    pub until: Option<UnixMs>,
+    /// The operator's reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A client that was added or changed at runtime. Without any rule, a client of the configuration file with
+/// this name keeps its rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManagedClient {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_sha256: Option<String>,
+    /// When the token expires.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_optional_time",
+        deserialize_with = "read_optional_time"
+    )]
+    pub expires_at: Option<UnixMs>,
+    /// SHA-256 of the token before the last rotation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_token_sha256: Option<String>,
+    /// When the previous token expires.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "write_optional_time",
+        deserialize_with = "read_optional_time"
+    )]
+    pub previous_token_expires_at: Option<UnixMs>,
+    /// Whether the client of the configuration file was revoked.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub revoked: bool,
+    /// The rules.
+    #[serde(flatten)]
+    pub rules: ManagedRules,
+}
+
+/// The rules of a client in the notation of `[[clients]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManagedRules {
+    /// Its quota, such as `50 requests per day`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<String>,
+    /// The quota of each end user below the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_quota: Option<String>,
+    /// Its rate limit, such as `60 per minute`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<String>,
+    /// Its maximum of concurrent requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent: Option<u32>,
+    /// Prefixes of the paths that it may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Names of the keys that serve it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
+    /// Names of the workspaces that serve it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workspaces: Vec<String>,
+    /// Whether it may bring its own key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bring_your_own_key: Option<bool>,
+    /// Whether it may request tokens of the provider although it has a quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider_tokens: Option<bool>,
+}
+
+/// The first line of the overlay.
+const FIRST_LINE: &str = "# Written by Keychoir (`keychoir keys`, `keychoir clients` and the admin API). Do not edit it while \
+     Keychoir runs.\n";
+
+impl Overlay {
+    /// Parses the overlay. Loading the configuration validates its values and reports mistakes with their
+    /// positions.
+    ///
+    /// # Errors
+    ///
+    /// When the text is not an overlay. The message contains the line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// Formats the overlay in TOML.
+    ///
+    /// # Errors
+    ///
+    /// When a number does not fit into TOML.
+    pub fn format(&self) -> Result<String, String> {
+        let text = toml::to_string(self).map_err(|error| error.to_string())?;
+        Ok(format!("{FIRST_LINE}{text}"))
+    }
+}
+
+fn write_time<S: Serializer>(time: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time.rfc3339())
+}
+
+fn read_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UnixMs, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    UnixMs::parse(&text).ok_or_else(|| de::Error::custom("this is not an RFC 3339 time"))
+}
+
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+fn write_optional_time<S: Serializer>(time: &Option<UnixMs>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => write_time(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn read_optional_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UnixMs>, D::Error> {
+    read_time(deserializer).map(Some)
+}

@@ -1,0 +1,203 @@
+//! The files of the overlay in the state directory. Each file is replaced atomically, and only while the lock
+//! is held, so that two processes cannot overwrite each other's change.
+//!
+//! A key file is written before the overlay that names it, and deleted after the overlay that no longer names
+//! it. A crash in between leaves an unnamed key file, which [`StateLock::delete_unnamed_keys`] deletes.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::Overlay;
+use crate::secret::ApiKey;
+
+/// The folder of key files, in the state directory.
+pub const KEYS_FOLDER: &str = "keys";
+
+const OVERLAY_FILE: &str = "managed.toml";
+const LOCK_FILE: &str = "managed.lock";
+const ADMIN_TOKEN_FILE: &str = "admin_token";
+
+/// The error of an operation on a file of the state directory.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", .path.display())]
+pub struct FileError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// The error of the file system.
+    pub source: io::Error,
+}
+
+/// Why the lock was not acquired.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process holds the lock.
+    #[error("another process is changing the keys or clients")]
+    Held,
+    /// The lock file cannot be created or locked.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The folder of the usage database, with the overlay and the runtime keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateDirectory {
+    path: PathBuf,
+}
+
+impl StateDirectory {
+    /// The state directory at this path, which may be missing.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        // The path of a database without a folder, such as `keychoir.db`.
+        let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path };
+        Self { path }
+    }
+
+    /// The path of the folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of the overlay.
+    #[must_use]
+    pub fn overlay_path(&self) -> PathBuf {
+        self.path.join(OVERLAY_FILE)
+    }
+
+    /// The path of the generated admin token.
+    #[must_use]
+    pub fn admin_token_path(&self) -> PathBuf {
+        self.path.join(ADMIN_TOKEN_FILE)
+    }
+
+    /// The path of the key with this name.
+    #[must_use]
+    pub fn key_path(&self, name: &str) -> PathBuf {
+        self.path.join(KEYS_FOLDER).join(name)
+    }
+
+    /// Locks the overlay for changes. Creates the folder if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// When another process holds the lock, or the folder cannot be written.
+    pub fn try_lock(&self) -> Result<StateLock<'_>, LockError> {
+        create_folder(&self.path)?;
+        let path = self.path.join(LOCK_FILE);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.map_err(|source| FileError { path: path.clone(), source })?;
+        match file.try_lock() {
+            Ok(()) => Ok(StateLock { directory: self, _file: file }),
+            Err(TryLockError::WouldBlock) => Err(LockError::Held),
+            Err(TryLockError::Error(source)) => Err(LockError::File(FileError { path, source })),
+        }
+    }
+}
+
+/// The right to change the files of the overlay, until it is dropped.
+#[derive(Debug)]
+pub struct StateLock<'a> {
+    directory: &'a StateDirectory,
+    _file: File,
+}
+
+impl StateLock<'_> {
+    /// Reads the overlay. A missing file is an empty overlay.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or is not an overlay.
+    pub fn read(&self) -> Result<Overlay, FileError> {
+        let path = self.directory.overlay_path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Overlay::default()),
+            Err(source) => return Err(FileError { path, source }),
+        };
+        Overlay::parse(&text).map_err(|message| FileError { path, source: io::Error::other(message) })
+    }
+
+    /// Replaces the overlay by `text`.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be replaced. The previous overlay remains then.
+    pub fn save(&self, text: &str) -> Result<(), FileError> {
+        replace_file(&self.directory.path, OVERLAY_FILE, text)
+    }
+
+    /// Writes the file of a key.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write_key(&self, name: &str, key: &ApiKey) -> Result<(), FileError> {
+        let folder = self.directory.path.join(KEYS_FOLDER);
+        create_folder(&folder)?;
+        replace_file(&folder, name, &format!("{}\n", key.expose()))
+    }
+
+    /// Writes the admin token.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn write_admin_token(&self, token: &str) -> Result<(), FileError> {
+        replace_file(&self.directory.path, ADMIN_TOKEN_FILE, &format!("{token}\n"))
+    }
+
+    /// Deletes the key files that `overlay` does not name, and the temporary files of an interrupted write.
+    /// Returns the number of deleted files.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be deleted. The others are deleted then.
+    pub fn delete_unnamed_keys(&self, overlay: &Overlay) -> Result<usize, FileError> {
+        let folder = self.directory.path.join(KEYS_FOLDER);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(source) => return Err(FileError { path: folder, source }),
+        };
+        let is_named = |path: &Path| {
+            overlay.keys.iter().any(|key| self.directory.path.join(&key.key_file).as_path() == path)
+        };
+        let unnamed = entries.flatten().map(|entry| entry.path()).filter(|path| !is_named(path));
+        let mut result = Ok(());
+        let mut count = 0;
+        for path in unnamed {
+            match fs::remove_file(&path) {
+                Ok(()) => count += 1,
+                Err(source) => result = Err(FileError { path, source }),
+            }
+        }
+        result.map(|()| count)
+    }
+}
+
+/// Creates a folder that only its owner can open, unless it exists.
+fn create_folder(path: &Path) -> Result<(), FileError> {
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    created.map_err(|source| FileError { path: path.to_owned(), source })
+}
+
+/// Replaces the file `name` in `folder` atomically. Only its owner can read it.
+fn replace_file(folder: &Path, name: &str, text: &str) -> Result<(), FileError> {
+    let path = folder.join(name);
+    let replace = || {
+        // `tempfile` creates the file with mode 0600.
+        let mut file = tempfile::Builder::new().prefix(".keychoir-").tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    replace().map_err(|source| FileError { path: path.clone(), source })?;
+    // The file is replaced. If the folder cannot be synchronized, the change is lost only if the machine loses
+    // power before the file system writes the folder by itself.
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    Ok(())
+}

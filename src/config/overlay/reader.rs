@@ -1,0 +1,156 @@
+//! Reads the overlay into the configuration: appends its keys, applies its clients by name, and collects the
+//! paused keys. Mistakes are reported like those of the operator's file.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::super::clients::{self, ClientConfig, ClientOrigin};
+use super::super::document::TableEntry;
+use super::super::keys::{FoundKeys, KeyConfig, KeyListSource, KeySearch};
+use super::super::problem::{Problem, Report, ValueError};
+use super::super::rules;
+use super::super::value::{self, RawValue};
+use super::StateDirectory;
+use crate::policy::key_state::Pause;
+use crate::policy::units::UnixMs;
+use crate::secret::{Fingerprint, TokenFingerprint};
+
+/// A key that an operator paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PausedKeyConfig {
+    /// The fingerprint of the key.
+    pub fingerprint: Fingerprint,
+    /// When the key was paused.
+    pub since: UnixMs,
+    /// When the key is resumed; `None` for until an operator resumes it.
+    pub until: Option<UnixMs>,
+    /// The operator's reason.
+    pub reason: Option<Arc<str>>,
+}
+
+impl PausedKeyConfig {
+    /// The pause without the key.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        Pause { since: self.since, until: self.until, reason: self.reason.clone() }
+    }
+}
+
+/// Parses the generation of the overlay.
+pub(in crate::config) fn parse_generation(raw: RawValue<'_>) -> Result<u64, ValueError> {
+    value::parse_integer(raw)
+}
+
+/// Appends the keys of the overlay to the found keys. They are used in addition to those of every source.
+pub(in crate::config) fn add_keys(
+    mut search: KeySearch<'_>,
+    entries: &[TableEntry<'_>],
+    directory: &StateDirectory,
+) -> FoundKeys {
+    if !entries.is_empty() {
+        if search.found.source == KeyListSource::Absent {
+            search.found.source = KeyListSource::Managed(directory.overlay_path());
+        }
+        search.add_managed_entries(entries);
+    }
+    search.found
+}
+
+/// The fields of a `[[clients]]` entry beside its rules.
+const CLIENT_FIELDS: [&str; 6] =
+    ["name", "token_sha256", "expires_at", "previous_token_sha256", "previous_token_expires_at", "revoked"];
+
+/// Adds, changes or removes clients by name.
+pub(in crate::config) fn apply_clients(
+    clients: &mut Vec<ClientConfig>,
+    entries: &[TableEntry<'_>],
+    pool: &[KeyConfig],
+    report: &mut Report,
+) {
+    let Report { problems, warnings } = report;
+    let mut names = HashSet::new();
+    for entry in entries {
+        let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(rules::FIELDS).collect();
+        entry.check_names(&known_names, problems);
+        let rules = rules::parse(entry, pool, problems);
+        let has_rules = rules::FIELDS.iter().any(|name| entry.has_field(name));
+        let token = parse_fingerprint(entry, "token_sha256", problems);
+        let previous_token = parse_fingerprint(entry, "previous_token_sha256", problems);
+        let expires_at = entry.parse_time("expires_at", problems);
+        let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
+        let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
+        let Some((_, name, span)) = entry.require_one_of(&["name"], problems) else { continue };
+        problems.extend(clients::check_client_name(name).err().map(|error| span.problem(error)));
+        if !names.insert(name) {
+            problems.push(span.problem(ValueError::new("an earlier entry has the same name")));
+            continue;
+        }
+        if is_revoked {
+            clients.retain(|client| client.name != name);
+            continue;
+        }
+        if let Some(token) = token
+            && let Some(other) = clients.iter().find(|client| client.name != name && client.token == token)
+        {
+            let message = format!("this client has the same token as the client `{}`", other.name);
+            problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
+            continue;
+        }
+        let previous_token = previous_token.zip(previous_token_expires_at);
+        match (clients.iter_mut().find(|client| client.name == name), token) {
+            (Some(client), token) => {
+                if has_rules {
+                    client.rules = rules;
+                }
+                if let Some(token) = token {
+                    (client.token, client.expires_at, client.previous_token) =
+                        (token, expires_at, previous_token);
+                }
+            }
+            (None, Some(token)) => clients.push(ClientConfig {
+                name: name.to_owned(),
+                token,
+                expires_at,
+                previous_token,
+                origin: ClientOrigin::Managed,
+                rules,
+            }),
+            (None, None) => warnings.push(span.warning(format!(
+                "the client `{name}` is not in the configuration file anymore, so that this change of it has no effect"
+            ))),
+        }
+    }
+}
+
+/// Parses the `[[paused_keys]]` entries.
+pub(in crate::config) fn parse_paused_keys(
+    entries: &[TableEntry<'_>],
+    problems: &mut Vec<Problem>,
+) -> Vec<PausedKeyConfig> {
+    let mut paused_keys = Vec::new();
+    for entry in entries {
+        entry.check_names(&["fingerprint", "short_key", "since", "until", "reason"], problems);
+        let since = entry.parse_time("since", problems).unwrap_or(UnixMs(0));
+        let until = entry.parse_time("until", problems);
+        let reason = entry.parse_string("reason", problems).map(|(reason, _)| Arc::from(reason));
+        let Some((_, text, span)) = entry.require_one_of(&["fingerprint"], problems) else { continue };
+        match Fingerprint::parse(text) {
+            Some(fingerprint) => paused_keys.push(PausedKeyConfig { fingerprint, since, until, reason }),
+            None => problems.push(span.problem(ValueError::new("this is not a fingerprint of a key"))),
+        }
+    }
+    paused_keys
+}
+
+fn parse_fingerprint(
+    entry: &TableEntry<'_>,
+    name: &str,
+    problems: &mut Vec<Problem>,
+) -> Option<TokenFingerprint> {
+    let (text, span) = entry.parse_string(name, problems)?;
+    let fingerprint = TokenFingerprint::parse(text);
+    if fingerprint.is_none() {
+        problems.push(span.problem(clients::invalid_fingerprint_error(text)));
+    }
+    fingerprint
+}

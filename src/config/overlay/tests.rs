@@ -1,0 +1,146 @@
+//! Tests of the overlay's format and files.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::secret::ApiKey;
+
+fn key(name: &str) -> ManagedKey {
+    ManagedKey {
+        name: name.to_owned(),
+        key_file: format!("keys/{name}"),
+        workspace: None,
+        base_url: None,
+        weight: None,
+    }
+}
+
+fn time() -> impl Strategy<Value = UnixMs> {
+    // Up to the last day of the year 9999, where the calendar of the library ends.
+    (0..253_402_207_200_000_u64).prop_map(UnixMs)
+}
+
+prop_compose! {
+    fn managed_key()(
+        name in ".*",
+        workspace in proptest::option::of(".*"),
+        base_url in proptest::option::of(".*"),
+        weight in proptest::option::of(any::<u32>()),
+    ) -> ManagedKey {
+        ManagedKey { key_file: format!("keys/{name}"), name, workspace, base_url, weight }
+    }
+}
+
+prop_compose! {
+    fn paused_key()(
+        fingerprint in ".*",
+        short_key in ".*",
+        since in time(),
+        until in proptest::option::of(time()),
+        reason in proptest::option::of(".*"),
+    ) -> PausedKey {
+        PausedKey { fingerprint, short_key, since, until, reason }
+    }
+}
+
+prop_compose! {
+    fn managed_client()(
+        name in ".*",
+        token_sha256 in proptest::option::of("[0-9a-f]{64}"),
+        expires_at in proptest::option::of(time()),
+        previous_token_expires_at in proptest::option::of(time()),
+        revoked in any::<bool>(),
+        quota in proptest::option::of(".*"),
+        max_concurrent in proptest::option::of(any::<u32>()),
+        paths in proptest::collection::vec(".*", 0..3),
+        bring_your_own_key in proptest::option::of(any::<bool>()),
+    ) -> ManagedClient {
+        let previous_token_sha256 = token_sha256.clone();
+        let rules =
+            ManagedRules { quota, max_concurrent, paths, bring_your_own_key, ..ManagedRules::default() };
+        ManagedClient {
+            name, token_sha256, expires_at, previous_token_sha256, previous_token_expires_at, revoked, rules,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_overlay_is_read_as_it_was_written(
+        generation in 0..i64::MAX.unsigned_abs(),
+        keys in proptest::collection::vec(managed_key(), 0..3),
+        paused_keys in proptest::collection::vec(paused_key(), 0..3),
+        clients in proptest::collection::vec(managed_client(), 0..3),
+    ) {
+        let overlay = Overlay { generation, keys, paused_keys, clients };
+        let text = overlay.format().unwrap();
+        prop_assert_eq!(Overlay::parse(&text).unwrap(), overlay, "{}", text);
+    }
+}
+
+#[test]
+fn another_document_is_refused() {
+    for text in ["[server]\n", "generation = \"1\"\n", "[[keys]]\nname = \"a\"\n", "x"] {
+        assert!(Overlay::parse(text).is_err(), "{text}");
+    }
+    assert_eq!(Overlay::parse("").unwrap(), Overlay::default());
+}
+
+#[test]
+fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(folder.path().join("state"));
+    let lock = directory.try_lock().unwrap();
+    lock.save("generation = 1\n").unwrap();
+    lock.write_key("spare", &ApiKey::new("sk_spare").unwrap()).unwrap();
+    lock.write_admin_token("kca_token").unwrap();
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(directory.path()), 0o700);
+    assert_eq!(mode(&directory.path().join("keys")), 0o700);
+    for path in [directory.overlay_path(), directory.key_path("spare"), directory.admin_token_path()] {
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+    }
+    assert_eq!(fs::read_to_string(directory.key_path("spare")).unwrap(), "sk_spare\n");
+    assert_eq!(fs::read_dir(directory.path().join("keys")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
+    assert_eq!(lock.read().unwrap().generation, 1);
+}
+
+#[test]
+fn two_processes_do_not_hold_the_lock_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(folder.path().to_owned());
+    let first = directory.try_lock().unwrap();
+    assert!(matches!(directory.try_lock(), Err(LockError::Held)));
+    drop(first);
+    assert!(directory.try_lock().is_ok());
+}
+
+#[test]
+fn key_files_that_no_entry_names_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(folder.path().to_owned());
+    let lock = directory.try_lock().unwrap();
+    assert_eq!(lock.delete_unnamed_keys(&Overlay::default()).unwrap(), 0);
+    for name in ["kept", "left"] {
+        lock.write_key(name, &ApiKey::new("sk_x").unwrap()).unwrap();
+    }
+    let overlay = Overlay { keys: vec![key("kept")], ..Overlay::default() };
+    assert_eq!(lock.delete_unnamed_keys(&overlay).unwrap(), 1);
+    assert!(directory.key_path("kept").exists() && !directory.key_path("left").exists());
+}
+
+#[test]
+fn a_file_that_cannot_be_replaced_keeps_its_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(folder.path().to_owned());
+    let lock = directory.try_lock().unwrap();
+    lock.save("generation = 1\n").unwrap();
+    // A folder in place of the keys' folder fails for every user, unlike a mode.
+    fs::write(folder.path().join("keys"), "").unwrap();
+    assert!(lock.write_key("spare", &ApiKey::new("sk_x").unwrap()).is_err());
+    assert_eq!(lock.read().unwrap().generation, 1);
+}

@@ -1,0 +1,161 @@
+//! The rules over several settings, which are checked after all layers are merged.
+
+use super::ConfigDraft;
+use crate::config::KeyRequirement;
+use crate::config::keys::KeyListSource;
+use crate::config::problem::{SourceSpan, ValueError, ValueOrigin};
+use crate::config::proxy::ProxySetting;
+use crate::config::source::ValueSources;
+use crate::config::tls::TlsMode;
+use crate::policy::authority::Scheme;
+use crate::policy::quantity::size::DisplaySize;
+
+impl ConfigDraft {
+    pub(super) fn check_keys(&mut self, requirement: KeyRequirement, sources: &ValueSources<'_>) {
+        let has_keys = self.config.key_source != KeyListSource::Absent
+            || sources.environment.non_utf8_names.iter().any(|name| name.starts_with("ELEVENLABS_API_KEYS"));
+        if has_keys || requirement == KeyRequirement::Optional {
+            return;
+        }
+        // The provider's own libraries read this variable.
+        let suggestion = sources.environment.value("ELEVENLABS_API_KEY").map(|_| "ELEVENLABS_API_KEYS");
+        let error = ValueError::new("no ElevenLabs API keys are configured")
+            .suggest(suggestion)
+            .advise("set ELEVENLABS_API_KEYS=sk_first,sk_second")
+            .advise("or put them in a file, one per line, and set ELEVENLABS_API_KEYS_FILE to its path")
+            .advise(
+                "or write a [[keys]] entry with `key` or `key_file` for each key in the configuration file",
+            )
+            .advise("to try Keychoir without a key, run: keychoir demo");
+        self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
+    }
+
+    pub(super) fn check_exposure(&mut self, has_clients: bool) {
+        let Some(listen) = self.config.server.listen.exposed_address().filter(|_| !has_clients) else {
+            return;
+        };
+        let error =
+            ValueError::new(format!("{listen} is open to other machines, and no client token is required"))
+                .advise("add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`")
+                .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
+        self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
+    }
+
+    pub(super) fn check_storage(&mut self) {
+        if self.config.storage.ephemeral || self.spans.contains_key("storage.path") {
+            return;
+        }
+        let error = ValueError::new("the usage database has no default folder, because HOME is not set")
+            .advise("set KEYCHOIR_STORAGE__PATH to a file")
+            .advise(
+                "or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only",
+            );
+        self.report.problems.push(SourceSpan::new(ValueOrigin::Absent).problem(error));
+    }
+
+    pub(super) fn check_tls(&mut self, sources: &ValueSources<'_>, is_complete: bool) {
+        const KEYWORD: &str = "server.tls";
+        const FILES: [&str; 2] = ["server.tls.cert", "server.tls.key"];
+        let is_variable = |span: &&SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
+        let variable = |path: &str| self.spans.get(path).filter(is_variable);
+        if let (Some(keyword_span), Some(_)) =
+            (variable(KEYWORD), FILES.iter().find_map(|path| variable(path)))
+        {
+            let error = ValueError::new("environment variables set both server.tls and its files");
+            self.report.problems.push(keyword_span.problem(
+                error.advise("remove this one to use the files, or KEYCHOIR_SERVER__TLS__CERT and __KEY"),
+            ));
+            return;
+        }
+        let tls = self.config.server.tls.clone();
+        if tls.mode() != TlsMode::Files {
+            return;
+        }
+        for (is_missing, [present, missing], message) in [
+            (tls.key.is_none(), FILES, "the certificate has no private key"),
+            (tls.cert.is_none(), [FILES[1], FILES[0]], "the private key has no certificate"),
+        ] {
+            // A setting with an invalid value is also missing, and its own problem is reported.
+            let origin = self.spans.get(missing).map(|span| &span.origin);
+            let is_reported = self.report.problems.iter().any(|problem| Some(problem.origin()) == origin);
+            if is_missing && is_complete && !is_reported {
+                let name = missing.rsplit('.').next().unwrap_or_default();
+                let span = self.find_span(&[present]);
+                let advice = match span.origin {
+                    ValueOrigin::Variable(_) => {
+                        format!("set KEYCHOIR_SERVER__TLS__{}=FILE", name.to_uppercase())
+                    }
+                    ValueOrigin::Flag(_)
+                    | ValueOrigin::Line { .. }
+                    | ValueOrigin::File(_)
+                    | ValueOrigin::Absent => {
+                        format!("add {name} = \"FILE\"")
+                    }
+                };
+                self.report.problems.push(span.problem(ValueError::new(message).advise(advice)));
+            }
+        }
+        let (cert, key) = (self.find_span(&FILES[..1]), self.find_span(&FILES[1..]));
+        self.config.certificate = tls.read_certificate(sources, [&cert, &key], &mut self.report);
+    }
+
+    pub(super) fn check_retry(&mut self) {
+        let retry = &self.config.retry;
+        let (max_per_request, max_total) = (retry.buffer_size, retry.max_total_buffer_size);
+        if max_per_request > max_total {
+            let (max_per_request, max_total) =
+                (DisplaySize(max_per_request as u64), DisplaySize(max_total as u64));
+            let message = format!(
+                "one request may buffer {max_per_request} (`retry.buffer_size`), but all requests together only {max_total}"
+            );
+            let span = self.find_span(&["retry.max_total_buffer_size", "retry.buffer_size"]);
+            self.report
+                .problems
+                .push(span.problem(ValueError::new(message).advise("raise `retry.max_total_buffer_size`")));
+        }
+    }
+
+    /// Rejects provider URLs and forward proxies whose host and port are a listener of this program. Host
+    /// names are not looked up.
+    pub(super) fn check_loop(&mut self) {
+        let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
+        let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
+        let listen = &self.config.server.listen;
+        let find_own =
+            |host: &str, port| listen.tcp_addresses().find(|address| address.is_reached_by(host, port));
+        let own_address = urls.find_map(|url| find_own(url.host(), url.port()));
+        let routes = self.config.proxy_routes();
+        let default_url = &self.config.upstream.base_url;
+        let key_proxies =
+            self.config.keys.iter().filter_map(|key| {
+                routes.for_upstream(key.base_url.as_ref().unwrap_or(default_url), &key.proxy)
+            });
+        let mut proxies =
+            routes.for_upstream(default_url, &ProxySetting::Inherited).into_iter().chain(key_proxies);
+        if let Some(address) = proxies.find_map(|proxy| find_own(proxy.host(), proxy.port())) {
+            let message =
+                format!("{address} is an address on which Keychoir itself listens, and not a forward proxy");
+            let error = ValueError::new(message)
+                .advise("set the proxy to one that leads to ElevenLabs, or to \"direct\"");
+            let span = self.find_span(&["upstream.proxy", "upstream.proxy_file", "server.listen"]);
+            self.report.problems.push(span.problem(error));
+        }
+        let Some(address) = own_address else { return };
+        let message = format!(
+            "{address} is an address on which Keychoir itself listens, so it would send requests to itself"
+        );
+        let error = ValueError::new(message)
+            .advise("set the base URL to that of ElevenLabs, of a gateway in front of it, or of a simulator")
+            .advise("or listen on another address (`server.listen`)");
+        self.report.problems.push(self.find_span(&["upstream.base_url", "server.listen"]).problem(error));
+    }
+
+    pub(super) fn check_upstream(&mut self) {
+        let url = &self.config.upstream.base_url;
+        if url.scheme() == Scheme::Http && !url.is_loopback() {
+            let message =
+                "the keys are sent over the network in clear text: use https:// if the host supports it";
+            self.report.warnings.push(self.find_span(&["upstream.base_url"]).warning(message));
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! Makes the changes of operators: of keys, of clients and of the configuration.
+//!
+//! [`Controller`] is the only owner of the overlay and of the running configuration. `serve` runs it in its main
+//! loop, and the command line runs it without a running program. Each change is made in this order: lock the
+//! overlay, compare the generation, edit the overlay, load the whole configuration as it would be, write the
+//! files, apply the configuration to the running program, and record the change. A failure before the files are
+//! written changes nothing.
+
+mod admin_token;
+mod edit;
+mod recorder;
+mod reload;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustls::crypto::ring::default_provider;
+use serde_json::json;
+use tracing::{info, warn};
+
+pub use admin_token::NewAdminToken;
+pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
+pub use reload::{ConfigReloader, log_reload_error};
+
+use edit::{Edit, Outcome};
+
+use crate::admin::control::{
+    Actor, Change, ChangeOrigin, ChangeReceipt, ChangeRecord, ControlError, ControlRequest,
+};
+use crate::app::{AppConfig, RunningApp};
+use crate::clock;
+use crate::config::{
+    self, Config, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides, StateDirectory,
+    StateLock,
+};
+
+/// The action of a reload in the record of changes.
+const RELOADED: &str = "reloaded";
+
+/// Maximum wait for another process that is changing the overlay, which takes milliseconds.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Interval between two attempts to lock the overlay.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Makes the changes of operators.
+pub struct Controller {
+    overrides: Overrides,
+    /// Applies configurations to the running program; `None` without one.
+    reloader: Option<Box<ConfigReloader>>,
+    /// The current generation, which the admin API reads.
+    generation: Arc<AtomicU64>,
+    record: ChangeRecorder,
+    /// The step after which a test stops a change, as a crash would.
+    #[cfg(test)]
+    stop_after: Option<Step>,
+}
+
+/// The steps of a change that write files.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    KeyWritten,
+    OverlaySaved,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+impl Controller {
+    /// Creates the controller of the running program, whose configuration `reloader` applies. `generation` is
+    /// that of the loaded configuration.
+    #[must_use]
+    pub fn new(
+        overrides: Overrides,
+        reloader: ConfigReloader,
+        generation: Arc<AtomicU64>,
+        record: ChangeRecorder,
+    ) -> Self {
+        Self {
+            overrides,
+            reloader: Some(Box::new(reloader)),
+            generation,
+            record,
+            #[cfg(test)]
+            stop_after: None,
+        }
+    }
+
+    /// Creates a controller without a running program. Its changes apply at the next start.
+    #[must_use]
+    pub fn offline(overrides: Overrides, record: ChangeRecorder) -> Self {
+        Self {
+            overrides,
+            reloader: None,
+            generation: Arc::default(),
+            record,
+            #[cfg(test)]
+            stop_after: None,
+        }
+    }
+
+    /// Waits until a configuration file has changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future only delays the next check.
+    pub async fn wait_for_change(&mut self) {
+        match &mut self.reloader {
+            Some(reloader) => reloader.wait_for_change().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The timeout for running requests to finish at shutdown.
+    #[must_use]
+    pub fn drain_timeout(&self) -> Duration {
+        self.reloader.as_ref().map_or(Duration::ZERO, |reloader| reloader.drain_timeout())
+    }
+
+    /// Makes the change of a request and responds to it.
+    pub async fn handle(&mut self, request: ControlRequest, app: &RunningApp) {
+        let ControlRequest { change, expected_generation, origin, respond } = request;
+        let result = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
+        // Fails if the caller has stopped waiting, which does not undo the change.
+        let _ = respond.send(result);
+    }
+
+    /// Makes a change and applies it to `app`, or only saves it without a running program.
+    ///
+    /// # Errors
+    ///
+    /// When the change is not made. Nothing has changed then.
+    pub async fn make(
+        &mut self,
+        change: Change,
+        expected_generation: Option<u64>,
+        origin: ChangeOrigin,
+        app: Option<&RunningApp>,
+    ) -> Result<ChangeReceipt, ControlError> {
+        if let Change::Reload = change {
+            return self.reload(expected_generation, origin, app).await;
+        }
+        let directory = self.load()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
+        let lock = self.lock(&directory).await?;
+        // Loaded again, because another process may have changed the overlay before the lock was acquired.
+        let current = self.load()?.config;
+        let overlay = read(&lock, &directory)?;
+        self.check_generation(overlay.generation, expected_generation)?;
+        let token = generate_token("kc_")
+            .ok_or_else(|| ControlError::Invalid("the system provides no random numbers".to_owned()))?;
+        let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
+        self.commit(edit, &lock, &directory, origin, app).await
+    }
+
+    /// Validates, saves, applies and records an edit of the overlay.
+    async fn commit(
+        &mut self,
+        edit: Edit,
+        lock: &StateLock<'_>,
+        directory: &StateDirectory,
+        origin: ChangeOrigin,
+        app: Option<&RunningApp>,
+    ) -> Result<ChangeReceipt, ControlError> {
+        let Edit { mut overlay, new_key, outcome } = edit;
+        overlay.generation = overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
+        let generation = overlay.generation;
+        let text = overlay.format().map_err(ControlError::Invalid)?;
+        let mut files = vec![(directory.overlay_path(), text.clone())];
+        files.extend(new_key.iter().map(|(name, key)| (directory.key_path(name), key.expose().to_owned())));
+        let (loaded, app_config) = self.try_load(&files, app)?;
+
+        let unwritable = |error: config::FileError| ControlError::Unwritable {
+            directory: directory.path().display().to_string(),
+            reason: error.source.to_string(),
+        };
+        if let Some((name, key)) = &new_key {
+            lock.write_key(name, key).map_err(unwritable)?;
+            #[cfg(test)]
+            self.check_stop(Step::KeyWritten)?;
+        }
+        if let Err(error) = lock.save(&text) {
+            // The overlay does not name the new key file. If it cannot be deleted, the next change does it.
+            if let Ok(previous) = lock.read() {
+                let _ = lock.delete_unnamed_keys(&previous);
+            }
+            return Err(unwritable(error));
+        }
+        #[cfg(test)]
+        self.check_stop(Step::OverlaySaved)?;
+        delete_unnamed_keys(lock, &overlay);
+
+        let Outcome { action, target, detail, key_id, token, mut warnings } = outcome;
+        if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
+            reloader.apply(loaded, app_config, app);
+            reloader.mark_as_loaded(directory.path());
+        } else {
+            let path = directory.overlay_path();
+            warnings.push(format!(
+                "no server answers: the change is in {} and applies at the next start",
+                path.display()
+            ));
+        }
+        self.record(origin, action, Some(target), &detail, generation).await;
+        // Stored last, so that no reader gets the new generation with an earlier document.
+        self.generation.store(generation, Ordering::Release);
+        Ok(ChangeReceipt { generation, key_id, token, warnings })
+    }
+
+    /// Reads the configuration files again and applies them.
+    async fn reload(
+        &mut self,
+        expected_generation: Option<u64>,
+        origin: ChangeOrigin,
+        app: Option<&RunningApp>,
+    ) -> Result<ChangeReceipt, ControlError> {
+        let actor = origin.actor;
+        if let Some(reloader) = &mut self.reloader {
+            reloader.mark_as_checked();
+        }
+        let (loaded, app_config) = self.try_load(&[], app)?;
+        let saved = loaded.config.generation;
+        let known = self.generation.load(Ordering::Acquire);
+        self.check_generation(saved, expected_generation)?;
+        let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
+        // Another process has counted its own change already.
+        let generation = if is_changed && saved <= known { known + 1 } else { saved.max(known) };
+        let directory = loaded.config.state_directory();
+        let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
+            warnings.extend(reloader.apply(loaded, app_config, app));
+        }
+        if is_changed || actor != Actor::Reload {
+            self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation).await;
+        }
+        self.generation.store(generation, Ordering::Release);
+        if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
+            self.save_generation(&directory, generation).await;
+        }
+        Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
+    }
+
+    /// Saves the generation of a reload. It stays in memory only if the overlay cannot be written.
+    async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
+        let save = async {
+            let lock = self.lock(directory).await?;
+            let mut overlay = read(&lock, directory)?;
+            overlay.generation = overlay.generation.max(generation);
+            let text = overlay.format().map_err(ControlError::Invalid)?;
+            lock.save(&text).map_err(|error| ControlError::Invalid(error.to_string()))
+        };
+        if let Err(error) = save.await {
+            warn!(event = "generation_not_saved", "The generation {generation} cannot be saved: {error}");
+        }
+        if let Some(reloader) = &mut self.reloader {
+            reloader.mark_as_loaded(directory.path());
+        }
+    }
+
+    /// Loads the configuration before the change, which may be the first key or client.
+    fn load(&self) -> Result<LoadedConfig, ControlError> {
+        let overrides = Overrides {
+            key_requirement: KeyRequirement::Optional,
+            allows_exposure: true,
+            ..self.overrides.clone()
+        };
+        config::load(&overrides).map_err(|problems| ControlError::Invalid(problems.to_string()))
+    }
+
+    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`.
+    fn try_load(
+        &self,
+        files: &[(PathBuf, String)],
+        app: Option<&RunningApp>,
+    ) -> Result<(LoadedConfig, AppConfig), ControlError> {
+        let invalid = |error: &dyn std::fmt::Display| ControlError::Invalid(error.to_string());
+        let loaded = config::load_with_files(&self.overrides, files).map_err(|error| invalid(&error))?;
+        let app_config = AppConfig::from_config(loaded.config.clone()).map_err(|error| invalid(&error))?;
+        if let Some(app) = app {
+            app.check_reload(&app_config).map_err(|error| invalid(&error))?;
+        }
+        Ok((loaded, app_config))
+    }
+
+    /// Compares the generation that the caller has read with the current one.
+    fn check_generation(&self, saved: u64, expected: Option<u64>) -> Result<(), ControlError> {
+        let current = saved.max(self.generation.load(Ordering::Acquire));
+        match expected {
+            Some(expected) if expected != current => Err(ControlError::Stale { current }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Locks the overlay. Waits for another process that is changing it.
+    async fn lock<'a>(&self, directory: &'a StateDirectory) -> Result<StateLock<'a>, ControlError> {
+        let unwritable = |reason: String| ControlError::Unwritable {
+            directory: directory.path().display().to_string(),
+            reason,
+        };
+        let locking = async {
+            loop {
+                match directory.try_lock() {
+                    Ok(lock) => return Ok(lock),
+                    Err(LockError::Held) => tokio::time::sleep(LOCK_RETRY_INTERVAL).await,
+                    Err(LockError::File(error)) => return Err(unwritable(error.source.to_string())),
+                }
+            }
+        };
+        match tokio::time::timeout(LOCK_TIMEOUT, locking).await {
+            Ok(result) => result,
+            Err(_) => Err(unwritable(LockError::Held.to_string())),
+        }
+    }
+
+    async fn record(
+        &self,
+        origin: ChangeOrigin,
+        action: &'static str,
+        target: Option<String>,
+        detail: &serde_json::Value,
+        generation: u64,
+    ) {
+        let ChangeOrigin { actor, address } = origin;
+        // A reload has a log line of its own.
+        if let Some(target) = &target {
+            let by = actor.as_str();
+            info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
+        }
+        (self.record)(ChangeRecord {
+            at: clock::now(),
+            actor,
+            address,
+            action,
+            target,
+            detail: detail.to_string(),
+            generation,
+        })
+        .await;
+    }
+
+    /// Ends a change as a crash would, if the test wants it to end here.
+    #[cfg(test)]
+    fn check_stop(&self, step: Step) -> Result<(), ControlError> {
+        if self.stop_after == Some(step) { Err(ControlError::Unavailable) } else { Ok(()) }
+    }
+}
+
+/// Deletes the key files that an interrupted change left in the state directory. Called at the start.
+pub fn delete_leftover_keys(config: &Config) {
+    let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_FOLDER).exists();
+    let Some(directory) = config.state_directory().filter(has_keys) else { return };
+    // If another process holds the lock, its change deletes them.
+    if let Ok(lock) = directory.try_lock()
+        && let Ok(overlay) = lock.read()
+    {
+        delete_unnamed_keys(&lock, &overlay);
+    }
+}
+
+fn delete_unnamed_keys(lock: &StateLock<'_>, overlay: &Overlay) {
+    if let Err(error) = lock.delete_unnamed_keys(overlay) {
+        warn!(event = "key_file_not_deleted", "The file of a removed key cannot be deleted: {error}");
+    }
+}
+
+fn read(lock: &StateLock<'_>, directory: &StateDirectory) -> Result<Overlay, ControlError> {
+    lock.read().map_err(|error| {
+        ControlError::Invalid(format!("{}: {}", directory.overlay_path().display(), error.source))
+    })
+}
+
+/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it. Returns
+/// `None` if the system provides no random numbers.
+fn generate_token(prefix: &str) -> Option<String> {
+    let mut bytes = [0_u8; 24];
+    default_provider().secure_random.fill(&mut bytes).ok()?;
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("{prefix}{digits}"))
+}

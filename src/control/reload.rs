@@ -1,0 +1,164 @@
+//! Detects changes of the configuration files, and applies a loaded configuration to the running program.
+
+use std::future::pending;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use crate::admin::control::ControlError;
+use crate::app::{AppConfig, RunningApp};
+use crate::config::{Config, FileStamps, LoadedConfig};
+use crate::telemetry::{LogLevelHandle, keys_loaded_message};
+
+/// Detects changes of the configuration files and applies them.
+#[derive(Debug)]
+pub struct ConfigReloader {
+    /// Sets the level of the log; `None` if the caller did not start the log.
+    level: Option<LogLevelHandle>,
+    /// The configuration at the start. Settings that need a restart keep its values.
+    start_config: Config,
+    /// The configuration that was applied last.
+    applied_config: Config,
+    /// The metadata of the files at the last load.
+    loaded_files: FileStamps,
+    /// The metadata of the files at the last check.
+    checked_files: FileStamps,
+    interval: Duration,
+    drain_timeout: Duration,
+}
+
+impl ConfigReloader {
+    /// Creates the reloader of a program that was started with this configuration.
+    #[must_use]
+    pub fn new(level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
+        let LoadedConfig { config, files, .. } = loaded;
+        Self {
+            level,
+            start_config: config.clone(),
+            applied_config: config.clone(),
+            loaded_files: files.clone(),
+            checked_files: files.clone(),
+            interval: config.server.reload_interval,
+            drain_timeout: config.server.drain_timeout,
+        }
+    }
+
+    /// The timeout for running requests to finish at shutdown.
+    pub(super) fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+
+    /// Waits until a file has changed and then stayed unchanged between two checks, so that a
+    /// half-written file is not read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future only delays the next check.
+    pub(super) async fn wait_for_change(&mut self) {
+        if self.interval.is_zero() {
+            return pending().await;
+        }
+        loop {
+            tokio::time::sleep(self.interval).await;
+            let files = self.checked_files.read_again();
+            if files == self.checked_files && files != self.loaded_files {
+                return;
+            }
+            self.checked_files = files;
+        }
+    }
+
+    /// Whether this configuration has the same settings, keys and clients as the applied one.
+    pub(super) fn is_applied(&self, config: &Config) -> bool {
+        self.applied_config.is_same_as(config)
+    }
+
+    /// Records the metadata of the files before they are read, so that a change during the read is detected.
+    pub(super) fn mark_as_checked(&mut self) {
+        self.loaded_files = self.checked_files.read_again();
+        self.checked_files = self.loaded_files.clone();
+    }
+
+    /// Records the metadata of the files below `folder`, which were written after the configuration was loaded.
+    pub fn mark_as_loaded(&mut self, folder: &Path) {
+        self.loaded_files = self.loaded_files.read_again_below(folder);
+        self.checked_files = self.loaded_files.clone();
+    }
+
+    /// Applies a configuration that [`RunningApp::check_reload`] has accepted. Returns warnings about it.
+    pub(super) fn apply(
+        &mut self,
+        loaded: LoadedConfig,
+        app_config: AppConfig,
+        app: &RunningApp,
+    ) -> Vec<String> {
+        let LoadedConfig { config, warnings, files, .. } = loaded;
+        (self.loaded_files, self.checked_files) = (files.clone(), files);
+        for warning in &warnings {
+            warn!("{warning}");
+        }
+        let summary = match app.reload(app_config) {
+            Ok(summary) => summary,
+            Err(error) => {
+                log_failure(&error);
+                return vec![error.to_string()];
+            }
+        };
+        (self.interval, self.drain_timeout) = (config.server.reload_interval, config.server.drain_timeout);
+        if let Some(level) = &self.level
+            && let Err(error) = level.set(&config.log.level.to_string())
+        {
+            warn!("{error}");
+        }
+        let restart_settings = self.start_config.settings_needing_restart(&config);
+        let mut advice = Vec::new();
+        if !restart_settings.is_empty() {
+            let names = restart_settings.join(", ");
+            let message = format!("These settings change only with a restart: {names}");
+            warn!(event = "reload_incomplete", settings = names, "{message}");
+            advice.push(message);
+        }
+        let clients = config.clients.len();
+        let (count, added, removed) = (summary.keys, summary.added, summary.removed);
+        let text = keys_loaded_message(count, &config.key_source.to_string());
+        info!(
+            event = "reloaded",
+            keys = count,
+            added,
+            removed,
+            clients,
+            "Reloaded: {text}, {added} added, {removed} removed; {clients} client tokens"
+        );
+        self.applied_config = config;
+        advice
+    }
+}
+
+/// Logs why a configuration is not applied, with each mistake on a line.
+pub fn log_reload_error(error: &ControlError) {
+    match error {
+        // Mistakes of the configuration, each with its position.
+        ControlError::Invalid(problems) if problems.ends_with(" in the configuration") => {
+            for line in problems.lines() {
+                warn!(event = "reload_problem", "{line}");
+            }
+            log_failure(&"it has mistakes");
+        }
+        ControlError::Stale { .. }
+        | ControlError::Invalid(_)
+        | ControlError::NotFound(_)
+        | ControlError::Conflict(_)
+        | ControlError::NotManaged(_)
+        | ControlError::Unwritable { .. }
+        | ControlError::NoStateDirectory
+        | ControlError::Unavailable => log_failure(error),
+    }
+}
+
+fn log_failure(reason: &dyn std::fmt::Display) {
+    error!(
+        event = "reload_failed",
+        "The configuration is not reloaded and the previous one stays in use: {reason}"
+    );
+}

@@ -1,0 +1,379 @@
+//! Tests of changes, with real files and, where noted, the running program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver};
+
+use super::*;
+use crate::admin::control::{ClientRules, NewKey};
+use crate::app::{self, Listener};
+use crate::policy::key_state::KeyOrigin;
+use crate::secret::{ApiKey, TokenFingerprint};
+
+const FIRST: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
+const SPARE: &str = "sk_fedcba9876543210fedcba9876543210fedcba9876543210";
+
+const ORIGIN: ChangeOrigin = ChangeOrigin { actor: Actor::CommandLine, address: None };
+
+/// A machine with a configuration file with one key and the client `app`.
+struct Machine {
+    folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        machine.configure("");
+        machine
+    }
+
+    /// Writes the configuration file, which ends with `text`.
+    fn configure(&self, text: &str) {
+        let database = self.state().join("keychoir.db");
+        let token = TokenFingerprint::new("token-of-app");
+        let file = format!(
+            "[storage]\npath = \"{}\"\n[quota_polling]\nenabled = false\n[upstream]\nbase_url = \"http://127.0.0.1:9\"\n\
+             [[keys]]\nname = \"first\"\nkey = \"{FIRST}\"\n\
+             [[clients]]\nname = \"app\"\ntoken_sha256 = \"{token}\"\nquota = \"3 requests\"\n{text}",
+            database.display()
+        );
+        fs::write(self.file(), file).unwrap();
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("keychoir.toml")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            config_file: Some(self.file()),
+            listen: vec!["127.0.0.1:0".to_owned()],
+            ..Overrides::default()
+        }
+    }
+
+    fn controller(&self) -> (Controller, Receiver<ChangeRecord>) {
+        let (sender, records) = mpsc::channel();
+        let record = move |record| -> Recording {
+            sender.send(record).unwrap();
+            Box::pin(std::future::ready(()))
+        };
+        (Controller::offline(self.overrides(), Box::new(record)), records)
+    }
+
+    async fn make(&self, change: Change) -> Result<ChangeReceipt, ControlError> {
+        self.controller().0.make(change, None, ORIGIN, None).await
+    }
+
+    fn config(&self) -> Config {
+        config::load(&self.overrides()).unwrap().config
+    }
+
+    /// All files of the state folder and their content.
+    fn contents(&self) -> Vec<(PathBuf, String)> {
+        fn collect(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
+            for entry in fs::read_dir(folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    collect(&path, files);
+                } else if path.file_name().unwrap() != "managed.lock" {
+                    files.push((path.clone(), fs::read_to_string(&path).unwrap()));
+                }
+            }
+        }
+        let mut files = Vec::new();
+        collect(&self.state(), &mut files);
+        files.sort();
+        files
+    }
+}
+
+fn new_key() -> NewKey {
+    NewKey {
+        name: "spare".to_owned(),
+        key: ApiKey::new(SPARE).unwrap(),
+        workspace: None,
+        base_url: None,
+        weight: None,
+    }
+}
+
+fn pause(key: &str) -> Change {
+    Change::PauseKey { key: key.to_owned(), until: None, reason: Some("billing".to_owned()) }
+}
+
+fn quota(quota: &str) -> ClientRules {
+    ClientRules { quota: Some(quota.to_owned()), ..ClientRules::default() }
+}
+
+#[tokio::test]
+async fn a_key_is_added_paused_resumed_and_removed() {
+    let machine = Machine::new();
+    let (mut controller, records) = machine.controller();
+    let receipt = controller.make(Change::AddKey(new_key()), Some(0), ORIGIN, None).await.unwrap();
+    assert_eq!(receipt.generation, 1);
+    let config = machine.config();
+    assert_eq!((config.keys.len(), config.keys[1].origin), (2, KeyOrigin::Managed));
+    let id = receipt.key_id.unwrap();
+    assert_eq!(id, config.keys[1].key.fingerprint().to_string()[..12]);
+
+    // By its id, name and short form.
+    controller.make(pause(&id), None, ORIGIN, None).await.unwrap();
+    let config = machine.config();
+    assert_eq!(config.paused_keys[0].reason.as_deref(), Some("billing"));
+    let short = config.keys[1].key.short().to_string();
+    controller.make(Change::ResumeKey { key: short }, None, ORIGIN, None).await.unwrap();
+    assert!(machine.config().paused_keys.is_empty());
+    controller.make(pause("spare"), None, ORIGIN, None).await.unwrap();
+    controller.make(Change::RemoveKey { key: "spare".to_owned() }, None, ORIGIN, None).await.unwrap();
+    let config = machine.config();
+    assert_eq!((config.keys.len(), config.paused_keys.len(), config.generation), (1, 0, 5));
+    assert!(!machine.state().join("keys/spare").exists());
+
+    let records: Vec<_> = records.try_iter().collect();
+    let actions: Vec<_> = records.iter().map(|record| (record.action, record.target.as_deref())).collect();
+    let expected = ["key_added", "key_paused", "key_resumed", "key_paused", "key_removed"];
+    assert_eq!(actions, expected.map(|action| (action, Some("spare"))));
+    assert!(records.iter().all(|record| !format!("{record:?}").contains(SPARE)));
+}
+
+#[tokio::test]
+async fn a_key_that_the_file_has_as_well_is_removed_from_the_overlay_only() {
+    let machine = Machine::new();
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+    machine.configure(&format!("[[keys]]\nkey = \"{SPARE}\"\n"));
+    let config = machine.config();
+    assert_eq!((config.keys.len(), config.keys[1].origin), (2, KeyOrigin::File));
+    machine.make(Change::RemoveKey { key: "spare".to_owned() }).await.unwrap();
+    assert_eq!(machine.config().keys.len(), 2);
+    assert!(!machine.state().join("keys/spare").exists());
+}
+
+#[tokio::test]
+async fn a_client_of_the_file_is_rotated_changed_and_revoked_without_touching_the_file() {
+    let machine = Machine::new();
+    let file = fs::read_to_string(machine.file()).unwrap();
+    let name = || "app".to_owned();
+    let grace = Duration::from_secs(3_600);
+    let receipt = machine.make(Change::RotateClient { name: name(), grace, expires_at: None }).await.unwrap();
+    let token = TokenFingerprint::new(receipt.token.unwrap().expose());
+    let client = machine.config().clients.remove(0);
+    assert_eq!(client.token, token);
+    assert_eq!(client.previous_token.map(|(token, _)| token), Some(TokenFingerprint::new("token-of-app")));
+    assert!(client.rules.quota.is_some());
+
+    machine.make(Change::SetClient { name: name(), rules: quota("") }).await.unwrap();
+    let client = machine.config().clients.remove(0);
+    assert_eq!((client.rules.quota, client.token), (None, token), "the rule of the file is removed");
+    let rules = ClientRules { max_concurrent: Some(4), ..ClientRules::default() };
+    machine.make(Change::SetClient { name: name(), rules }).await.unwrap();
+    machine.make(Change::SetClient { name: name(), rules: quota("5 requests") }).await.unwrap();
+    let client = machine.config().clients.remove(0);
+    assert_eq!(client.rules.max_concurrent, Some(4));
+    assert_eq!(client.rules.quota.unwrap().to_string(), "5 requests");
+
+    let receipt = machine.make(Change::RevokeClient { name: name() }).await.unwrap();
+    assert!(receipt.warnings[0].contains("no clients are left"), "{:?}", receipt.warnings);
+    assert!(machine.config().clients.is_empty());
+    // The client that is added again does not inherit the rules of the file.
+    let change = Change::AddClient { name: name(), rules: ClientRules::default(), expires_at: None };
+    machine.make(change).await.unwrap();
+    assert_eq!(machine.config().clients[0].rules.quota, None);
+    assert_eq!(fs::read_to_string(machine.file()).unwrap(), file);
+}
+
+#[tokio::test]
+async fn an_invalid_change_changes_no_file() {
+    let machine = Machine::new();
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+    let before = machine.contents();
+    let with_name =
+        |name: &str, key: &str| NewKey { name: name.to_owned(), key: ApiKey::new(key).unwrap(), ..new_key() };
+    let client = |name: &str, rules| Change::AddClient { name: name.to_owned(), rules, expires_at: None };
+    let other = "sk_aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd";
+    let expired = Change::PauseKey {
+        key: "first".to_owned(),
+        until: Some(crate::policy::units::UnixMs(1)),
+        reason: None,
+    };
+    let long = Change::PauseKey { key: "first".to_owned(), until: None, reason: Some("x".repeat(201)) };
+    for (change, expected) in [
+        (Change::AddKey(with_name("spare", other)), "already exists"),
+        (Change::AddKey(with_name("other", FIRST)), "has this key already: first"),
+        (Change::AddKey(with_name("../other", other)), "this name is invalid"),
+        (Change::RemoveKey { key: "first".to_owned() }, "configured in a file"),
+        (Change::RemoveKey { key: "none".to_owned() }, "has no key with this"),
+        (Change::ResumeKey { key: "first".to_owned() }, "is not paused"),
+        (expired, "not in the future"),
+        (long, "at most 200 characters"),
+        (client("app", quota("1 request")), "already exists"),
+        (client("web", quota("much")), "is not a quota"),
+        (client("own", quota("1 request")), "is reserved"),
+        (Change::SetClient { name: "app".to_owned(), rules: ClientRules::default() }, "names no rule"),
+        (Change::RevokeClient { name: "none".to_owned() }, "no client has this name"),
+    ] {
+        let error = machine.make(change).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(machine.contents(), before, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_stale_generation_is_refused_with_the_current_one() {
+    let machine = Machine::new();
+    let (mut controller, _records) = machine.controller();
+    controller.make(pause("first"), Some(0), ORIGIN, None).await.unwrap();
+    let resume = || Change::ResumeKey { key: "first".to_owned() };
+    let error = controller.make(resume(), Some(0), ORIGIN, None).await.unwrap_err();
+    assert_eq!(error, ControlError::Stale { current: 1 });
+    assert_eq!(machine.config().paused_keys.len(), 1);
+    controller.make(resume(), Some(1), ORIGIN, None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change() {
+    for (step, keys) in [(Step::KeyWritten, 1), (Step::OverlaySaved, 2)] {
+        let machine = Machine::new();
+        let (mut controller, records) = machine.controller();
+        controller.stop_after = Some(step);
+        let stopped = controller.make(Change::AddKey(new_key()), None, ORIGIN, None).await;
+        assert_eq!(stopped.unwrap_err(), ControlError::Unavailable);
+        assert!(records.try_recv().is_err());
+        assert!(machine.state().join("keys/spare").exists());
+        assert_eq!(machine.config().keys.len(), keys);
+        // The next start deletes what no entry names.
+        delete_leftover_keys(&machine.config());
+        assert_eq!(machine.state().join("keys/spare").exists(), keys == 2);
+    }
+    // Removing a key saves the overlay first.
+    let machine = Machine::new();
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+    let (mut controller, _records) = machine.controller();
+    controller.stop_after = Some(Step::OverlaySaved);
+    let remove = Change::RemoveKey { key: "spare".to_owned() };
+    assert!(controller.make(remove, None, ORIGIN, None).await.is_err());
+    assert_eq!(machine.config().keys.len(), 1);
+    assert!(machine.state().join("keys/spare").exists());
+    delete_leftover_keys(&machine.config());
+    assert!(!machine.state().join("keys/spare").exists());
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_written_changes_nothing() {
+    let machine = Machine::new();
+    machine.make(pause("first")).await.unwrap();
+    // A file in place of the folder of keys fails for every user, as a full disk would.
+    fs::write(machine.state().join("keys"), "").unwrap();
+    let before = machine.contents();
+    let error = machine.make(Change::AddKey(new_key())).await.unwrap_err();
+    assert!(matches!(error, ControlError::Unwritable { .. }), "{error}");
+    assert_eq!(machine.contents(), before);
+    fs::remove_file(machine.state().join("keys")).unwrap();
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_controllers_lose_no_change_of_each_other() {
+    let machine = Machine::new();
+    let (mut first, _first_records) = machine.controller();
+    let (mut second, _second_records) = machine.controller();
+    let add = |name: String| Change::AddClient { name, rules: ClientRules::default(), expires_at: None };
+    let add_all = async |controller: &mut Controller, side: &str| {
+        for number in 0..5 {
+            controller.make(add(format!("{side}-{number}")), None, ORIGIN, None).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(add_all(&mut first, "left"), add_all(&mut second, "right"));
+    let config = machine.config();
+    assert_eq!((config.clients.len(), config.generation), (11, 10));
+}
+
+#[tokio::test]
+async fn without_a_state_directory_no_change_is_made() {
+    let machine = Machine::new();
+    let overrides = Overrides { is_ephemeral: true, ..machine.overrides() };
+    let mut controller = Controller::offline(overrides, record_offline(&machine.config()));
+    let error = controller.make(pause("first"), None, ORIGIN, None).await.unwrap_err();
+    assert_eq!(error, ControlError::NoStateDirectory);
+}
+
+#[test]
+fn the_admin_token_is_generated_once() {
+    let machine = Machine::new();
+    let mut config = machine.config();
+    assert!(config.admin_token.is_none());
+    let generated = NewAdminToken::generate(&mut config).unwrap();
+    assert!(!machine.state().exists(), "a start that fails leaves no file");
+    generated.save().unwrap();
+    let text = fs::read_to_string(machine.state().join("admin_token")).unwrap();
+    assert!(text.starts_with("kca_") && text.trim().len() == 52, "{}", text.len());
+    let mut reloaded = machine.config();
+    assert_eq!(reloaded.admin_token, config.admin_token);
+    assert!(NewAdminToken::generate(&mut reloaded).is_none());
+}
+
+/// Starts the program of the machine with a controller.
+async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<ChangeRecord>) {
+    let loaded = config::load(&machine.overrides()).unwrap();
+    let (sender, records) = mpsc::channel();
+    let generation = Arc::new(AtomicU64::new(loaded.config.generation));
+    let record = move |record| -> Recording {
+        sender.send(record).unwrap();
+        Box::pin(std::future::ready(()))
+    };
+    let reloader = ConfigReloader::new(None, &loaded);
+    let controller = Controller::new(machine.overrides(), reloader, generation, Box::new(record));
+    let listener = Listener::Tcp(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let app = app::start(AppConfig::from_config(loaded.config).unwrap(), vec![listener]).unwrap();
+    (app, controller, records)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_in_force_in_the_running_program_when_it_is_confirmed() {
+    let machine = Machine::new();
+    let (app, mut controller, records) = start(&machine).await;
+    let count = || (app.keys().len(), app.client_names());
+    controller.make(Change::AddKey(new_key()), None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!(count(), (2, vec!["app".to_owned()]));
+    let add = Change::AddClient { name: "web".to_owned(), rules: quota("1 request"), expires_at: None };
+    controller.make(add, None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!(count(), (2, vec!["app".to_owned(), "web".to_owned()]));
+    controller
+        .make(Change::RemoveKey { key: "spare".to_owned() }, Some(2), ORIGIN, Some(&app))
+        .await
+        .unwrap();
+    assert_eq!(count().0, 1);
+    // Without its last key, the program could not start again.
+    machine.configure("");
+    assert_eq!(records.try_iter().count(), 3);
+    app.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_counts_as_a_change_only_if_it_changed_something() {
+    let machine = Machine::new();
+    let (app, mut controller, records) = start(&machine).await;
+    let reload = ChangeOrigin { actor: Actor::Reload, address: None };
+    let receipt = controller.make(Change::Reload, None, reload.clone(), Some(&app)).await.unwrap();
+    assert_eq!(receipt.generation, 0);
+    let token = TokenFingerprint::new("token-of-web");
+    machine.configure(&format!("[[clients]]\nname = \"web\"\ntoken_sha256 = \"{token}\"\n"));
+    let receipt = controller.make(Change::Reload, Some(0), reload.clone(), Some(&app)).await.unwrap();
+    assert_eq!((receipt.generation, machine.config().generation), (1, 1));
+    assert_eq!(app.client_names().len(), 2);
+    // Another process counts its own change.
+    machine.make(pause("first")).await.unwrap();
+    let receipt = controller.make(Change::Reload, None, reload.clone(), Some(&app)).await.unwrap();
+    assert_eq!(receipt.generation, 2);
+    // A mistake is reported, and the previous configuration stays in use.
+    machine.configure("[serverr]\n");
+    let error = controller.make(Change::Reload, None, reload, Some(&app)).await.unwrap_err();
+    assert!(error.to_string().contains("unknown section `serverr`"), "{error}");
+    assert_eq!((app.client_names().len(), records.try_iter().count()), (2, 2));
+    app.drain(Duration::ZERO).await;
+}

@@ -1,0 +1,127 @@
+//! Limits the wrong credentials that one address may present, so that the admin token cannot be guessed and other
+//! addresses are not affected.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use super::units::UnixMs;
+
+/// Maximum wrong credentials of an address in [`WINDOW`].
+pub const MAX_FAILURES: usize = 10;
+/// The time in which the failures of an address are counted.
+pub const WINDOW: Duration = Duration::from_secs(60);
+/// Maximum addresses in the table; about 200 kilobytes.
+const MAX_ADDRESSES: usize = 1_024;
+
+/// The recent failures, by address.
+#[derive(Clone, Debug, Default)]
+pub struct AuthFailures {
+    /// The times of the last failures, oldest first. `None` stands for all clients of a Unix socket.
+    by_address: HashMap<Option<IpAddr>, VecDeque<UnixMs>>,
+}
+
+impl AuthFailures {
+    /// How long requests from `address` are refused from `now` on; `None` if they are not.
+    #[must_use]
+    pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
+        let failures = self.by_address.get(&network(address))?;
+        let oldest = failures.front().filter(|_| failures.len() >= MAX_FAILURES)?;
+        let remaining = oldest.plus(WINDOW).since(now);
+        (!remaining.is_zero()).then_some(remaining)
+    }
+
+    /// Records a wrong credential from `address` at `now`.
+    pub fn record(&mut self, address: Option<IpAddr>, now: UnixMs) {
+        let address = network(address);
+        if !self.by_address.contains_key(&address) && self.by_address.len() >= MAX_ADDRESSES {
+            self.remove_least_recent();
+        }
+        let failures = self.by_address.entry(address).or_default();
+        if failures.len() >= MAX_FAILURES {
+            failures.pop_front();
+        }
+        failures.push_back(now);
+    }
+
+    fn remove_least_recent(&mut self) {
+        let least_recent = self.by_address.iter().min_by_key(|(_, failures)| failures.back().copied());
+        if let Some(address) = least_recent.map(|(address, _)| *address) {
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+/// The network whose failures are counted together: an IPv4 address, or the 64-bit prefix of an IPv6 address,
+/// because a host usually has all addresses of its prefix.
+fn network(address: Option<IpAddr>) -> Option<IpAddr> {
+    match address?.to_canonical() {
+        IpAddr::V4(address) => Some(IpAddr::V4(address)),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Some(IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixMs = UnixMs(1_000_000);
+
+    fn address(text: &str) -> Option<IpAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    fn after(ms: u64) -> UnixMs {
+        UnixMs(NOW.0 + ms)
+    }
+
+    #[test]
+    fn ten_failures_in_a_minute_refuse_the_address_until_the_first_is_a_minute_old() {
+        let mut failures = AuthFailures::default();
+        for number in 0..10 {
+            assert_eq!(failures.refused_for(address("10.0.0.1"), after(number)), None);
+            failures.record(address("10.0.0.1"), after(number));
+        }
+        assert_eq!(failures.refused_for(address("10.0.0.1"), after(9)), Some(Duration::from_millis(59_991)));
+        assert_eq!(failures.refused_for(address("10.0.0.1"), after(59_999)), Some(Duration::from_millis(1)));
+        assert_eq!(failures.refused_for(address("10.0.0.1"), after(60_000)), None);
+        failures.record(address("10.0.0.1"), after(60_000));
+        assert!(
+            failures.refused_for(address("10.0.0.1"), after(60_000)).is_some(),
+            "the second counts still"
+        );
+    }
+
+    #[test]
+    fn other_addresses_are_not_affected() {
+        let mut failures = AuthFailures::default();
+        for _ in 0..10 {
+            failures.record(address("2001:db8::1"), NOW);
+            failures.record(address("::ffff:10.0.0.1"), NOW);
+        }
+        for (text, is_refused) in
+            [("2001:db8::2", true), ("2001:db8:0:1::1", false), ("10.0.0.1", true), ("10.0.0.2", false)]
+        {
+            assert_eq!(failures.refused_for(address(text), NOW).is_some(), is_refused, "{text}");
+        }
+        assert_eq!(failures.refused_for(None, NOW), None);
+    }
+
+    #[test]
+    fn a_full_table_forgets_the_address_that_failed_longest_ago() {
+        let mut failures = AuthFailures::default();
+        for _ in 0..10 {
+            failures.record(address("10.0.0.1"), NOW);
+        }
+        for number in 0..1_023_u32 {
+            failures.record(Some(IpAddr::from(number.to_be_bytes())), after(1));
+        }
+        assert!(failures.refused_for(address("10.0.0.1"), after(2)).is_some());
+        failures.record(address("11.0.0.1"), after(2));
+        assert_eq!(failures.refused_for(address("10.0.0.1"), after(2)), None);
+        assert_eq!(failures.by_address.len(), 1_024);
+    }
+}

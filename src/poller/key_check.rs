@@ -1,0 +1,158 @@
+//! Checks a key when an operator asks for it: requests its subscription and the models, which is free, and reports
+//! what the provider answered. The result also updates the state of the key, like every poll.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::client::ProviderClient;
+use crate::clock;
+use crate::policy::budget::Quota;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::verdict::Verdict;
+use crate::pool::{Key, Observation, Pool};
+use crate::proxy::UsageSink;
+use crate::secret::Fingerprint;
+use crate::telemetry::log_transitions;
+use crate::upstream::{Connect, Upstream};
+
+/// Checks keys, at most one check per key at a time. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct KeyChecker<C> {
+    pool: Arc<Pool>,
+    upstream: Upstream<C>,
+    usage: UsageSink,
+    timeout: Duration,
+    running: Arc<Mutex<HashSet<Fingerprint>>>,
+}
+
+/// The result of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyCheck {
+    /// What the provider answered.
+    pub outcome: CheckOutcome,
+    /// From the start of the request for the subscription to the end of its response.
+    pub latency: Duration,
+    /// Whether the key may read its account (`user_read`), if the response tells.
+    pub may_read_user: Option<bool>,
+    /// Whether the key may read the models (`models_read`), if the response tells.
+    pub may_read_models: Option<bool>,
+    /// The maximum concurrent speech requests of the workspace, if it is known.
+    pub max_concurrent_speech: Option<u32>,
+}
+
+/// What the provider answered to a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckOutcome {
+    /// The key is valid, and this is the subscription of its workspace.
+    Valid {
+        /// The provider's name of the plan.
+        plan: Option<String>,
+        /// The credits of the workspace.
+        quota: Quota,
+        /// Whether the latest invoice is paid, if the response tells.
+        is_paid: Option<bool>,
+    },
+    /// The key is valid, and may not read the subscription.
+    QuotaUnreadable,
+    /// The provider refused the request.
+    Refused {
+        /// The status of the response.
+        status: u16,
+        /// What the response means.
+        verdict: Verdict,
+    },
+    /// No readable response arrived before the timeout.
+    NoResponse,
+}
+
+/// Another check of the key is running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("another check of this key is running")]
+pub struct CheckInProgress;
+
+/// Removes a key from the running checks on drop.
+struct RunningCheck<'a> {
+    running: &'a Mutex<HashSet<Fingerprint>>,
+    fingerprint: Fingerprint,
+}
+
+impl Drop for RunningCheck<'_> {
+    fn drop(&mut self) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.fingerprint);
+    }
+}
+
+impl<C: Connect> KeyChecker<C> {
+    /// Creates a checker whose checks take at most `timeout`.
+    pub fn new(pool: Arc<Pool>, upstream: Upstream<C>, usage: UsageSink, timeout: Duration) -> Self {
+        Self { pool, upstream, usage, timeout, running: Arc::default() }
+    }
+
+    /// Checks `key` at the provider.
+    ///
+    /// # Errors
+    ///
+    /// When another check of the key is running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future aborts the check.
+    pub async fn check(&self, key: &Arc<Key>) -> Result<KeyCheck, CheckInProgress> {
+        let fingerprint = key.api_key().fingerprint();
+        if !self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(fingerprint) {
+            return Err(CheckInProgress);
+        }
+        let _running = RunningCheck { running: &self.running, fingerprint };
+        let started = clock::instant();
+        let client = ProviderClient { upstream: &self.upstream, response_timeout: self.timeout };
+        let subscription = client.subscription(key).await;
+        let latency = clock::elapsed_since(started);
+        let observation = subscription.as_ref().and_then(|response| response.observation());
+        let outcome = match (&subscription, &observation) {
+            (None, _) => CheckOutcome::NoResponse,
+            (Some(_), Some(Observation::Quota { quota, tier, is_paid, .. })) => {
+                CheckOutcome::Valid { plan: tier.clone(), quota: *quota, is_paid: *is_paid }
+            }
+            (Some(_), Some(Observation::Unreadable)) => CheckOutcome::QuotaUnreadable,
+            // A served response that is no subscription was not sent by the provider.
+            (Some(response), None) if response.verdict == Verdict::Served => CheckOutcome::NoResponse,
+            (Some(response), Some(Observation::Invalid { .. }) | None) => {
+                CheckOutcome::Refused { status: response.status.as_u16(), verdict: response.verdict }
+            }
+        };
+        if let Some(observation) = observation {
+            log_transitions(&self.pool.observe(&self.pool.roster(), key, observation, clock::now()));
+            self.usage.request_key_state_write();
+        }
+        let remaining = self.timeout.saturating_sub(clock::elapsed_since(started));
+        let models = match outcome {
+            CheckOutcome::Valid { .. } | CheckOutcome::QuotaUnreadable if !remaining.is_zero() => {
+                let client = ProviderClient { upstream: &self.upstream, response_timeout: remaining };
+                client.models_response(key).await.map(|response| response.verdict)
+            }
+            CheckOutcome::Valid { .. }
+            | CheckOutcome::QuotaUnreadable
+            | CheckOutcome::Refused { .. }
+            | CheckOutcome::NoResponse => None,
+        };
+        let subscription = subscription.map(|response| response.verdict);
+        let (_, max_concurrent_speech) = key.workspace().concurrency(ConcurrencyGroup::SPEECH);
+        Ok(KeyCheck {
+            outcome,
+            latency,
+            may_read_user: subscription.and_then(permission),
+            may_read_models: models.and_then(permission),
+            max_concurrent_speech,
+        })
+    }
+}
+
+/// Whether a key has the permission for a request, by the verdict on its response. `None` after a refusal for
+/// another reason.
+fn permission(verdict: Verdict) -> Option<bool> {
+    if verdict == Verdict::Served {
+        return Some(true);
+    }
+    matches!(verdict, Verdict::MissingPermission(_)).then_some(false)
+}

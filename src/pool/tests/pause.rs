@@ -1,0 +1,133 @@
+//! Tests of the pauses that operators set.
+
+use super::*;
+use crate::policy::key_state::Pause;
+
+fn pause_until(until: Option<UnixMs>) -> Option<Pause> {
+    Some(Pause { since: NOW, until, reason: Some("billing dispute".into()) })
+}
+
+fn set_pause(pool: &Arc<Pool>, position: usize, pause: Option<Pause>, now: UnixMs) -> Vec<Transition> {
+    let fingerprint = pool.roster().keys()[position].api_key().fingerprint();
+    pool.set_pause(fingerprint, pause, now).expect("the pool has this key")
+}
+
+#[test]
+fn a_paused_key_gets_no_new_request_and_completes_its_own() {
+    let pool = separate_keys(2);
+    let before = pool.roster();
+    let lease = pool.try_lease(&speech_request(1, &[]), NOW).unwrap().lease;
+    let transitions = set_pause(&pool, 0, pause_until(None), NOW);
+    assert_eq!(changes(&transitions), [(0, StateChange::Paused { until: None })]);
+    assert_eq!(changes(&set_pause(&pool, 0, pause_until(None), NOW)), []);
+    assert_eq!(pool.select(&[], NOW), Ok(1));
+    // A request that has loaded the earlier roster does not use the key either.
+    let reserved = pool.try_reserve(&before, &speech_request(1, &[]), NOW).unwrap();
+    assert_eq!(reserved.lease.key().position(), 1);
+    assert_eq!(lease.key().in_flight(), 1);
+    drop(lease);
+    assert_eq!(pool.roster().keys()[0].in_flight(), 0);
+    assert_eq!(changes(&set_pause(&pool, 0, None, NOW)), [(0, StateChange::Resumed)]);
+    assert_eq!(pool.select(&[], NOW), Ok(0));
+}
+
+#[test]
+fn a_pause_ends_at_its_time_by_itself() {
+    let pool = separate_keys(1);
+    set_pause(&pool, 0, pause_until(Some(later(5))), NOW);
+    let just_before = UnixMs(later(5).0 - 1);
+    assert_eq!(pool.select(&[], just_before), Err(Unavailable::Paused { until: Some(later(5)) }));
+    assert!(pool.snapshot(just_before)[0].pause.is_some());
+    assert_eq!(pool.select(&[], later(5)), Ok(0));
+    assert!(pool.snapshot(later(5))[0].pause.is_none());
+    // The request at that time has reported the end.
+    assert_eq!(changes(&pool.report_quota(0, 1, 100, later(6))), []);
+}
+
+#[test]
+fn the_end_of_a_pause_is_reported_by_the_next_charge() {
+    let pool = separate_keys(1);
+    let mut lease = pool.try_lease(&speech_request(1, &[]), NOW).unwrap().lease;
+    set_pause(&pool, 0, pause_until(Some(later(5))), NOW);
+    let roster = pool.roster();
+    assert_eq!(changes(&pool.charge(&roster, &mut lease, 1, later(4))), []);
+    assert_eq!(changes(&pool.charge(&roster, &mut lease, 1, later(5))), [(0, StateChange::Resumed)]);
+}
+
+#[test]
+fn a_paused_key_in_cooldown_is_not_probed() {
+    let pool = separate_keys(1);
+    pool.record_verdict(0, Verdict::Unexplained(UnexplainedRefusal::PaymentRequired), NOW);
+    set_pause(&pool, 0, pause_until(None), NOW);
+    assert_eq!(pool.select(&[], later(40)), Err(Unavailable::Paused { until: None }));
+    set_pause(&pool, 0, None, later(40));
+    assert_eq!(pool.select(&[], later(40)), Ok(0), "without the pause, the key is probed");
+}
+
+#[test]
+fn a_paused_key_keeps_the_status_of_its_credits() {
+    let pool = separate_keys(1);
+    pool.record_verdict(0, quota_refusal(), NOW);
+    set_pause(&pool, 0, pause_until(None), NOW);
+    let snapshot = &pool.snapshot(NOW)[0];
+    assert!(snapshot.state.is_paused() && !snapshot.unpaused_state.is_paused());
+    assert_eq!(snapshot.state.status().as_str(), "exhausted");
+}
+
+#[test]
+fn a_pause_outlasts_a_poll_and_ends_with_a_reload_without_it() {
+    let pool = separate_keys(2);
+    set_pause(&pool, 0, pause_until(None), NOW);
+    pool.report_quota(0, 1, 100, NOW);
+    pool.record_workspace(&pool.roster().keys()[0], "ws_1");
+    assert_eq!(pool.select(&[], NOW), Ok(1));
+    let paused = KeyEntry { pause: pause_until(None), ..entry(1, None, None) };
+    pool.reload(vec![entry(0, None, None), paused], SETTINGS);
+    assert_eq!(pool.select(&[], NOW), Ok(0));
+    assert_eq!(pool.select(&[0], NOW), Err(Unavailable::Tried));
+    assert!(pool.set_pause(entry(7, None, None).key.fingerprint(), None, NOW).is_none());
+}
+
+#[tokio::test]
+async fn a_queued_request_gets_a_key_that_is_resumed() {
+    let pool = separate_keys(2);
+    let roster = pool.roster();
+    roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
+    set_pause(&pool, 1, pause_until(None), NOW);
+    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
+    let request = speech_request(1, &[]);
+    let mut queued = Box::pin(pool.reserve(&roster, &request));
+    assert!(poll_once(&mut queued).is_none());
+    set_pause(&pool, 1, None, NOW);
+    let reserved = poll_once(&mut queued).expect("the request is dispatched").unwrap();
+    assert_eq!(reserved.lease.key().position(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_request_gets_a_key_whose_pause_ends() {
+    let pool = separate_keys(2);
+    let roster = pool.roster();
+    roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
+    let now = crate::clock::now();
+    let until = now.plus(Duration::from_secs(30));
+    set_pause(&pool, 1, pause_until(Some(until)), now);
+    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), now).unwrap();
+    let reserved = pool.reserve(&roster, &speech_request(1, &[])).await.unwrap();
+    assert_eq!(reserved.lease.key().position(), 1);
+    let delay = crate::clock::now().since(until);
+    assert!(crate::clock::now() >= until && delay <= MAX_TIMER_DELAY, "{delay:?}");
+}
+
+#[tokio::test]
+async fn a_queued_request_fails_when_the_last_usable_key_is_paused() {
+    let pool = separate_keys(1);
+    let roster = pool.roster();
+    roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
+    let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
+    let request = speech_request(1, &[]);
+    let mut queued = Box::pin(pool.reserve(&roster, &request));
+    assert!(poll_once(&mut queued).is_none());
+    set_pause(&pool, 0, pause_until(None), NOW);
+    let failed = poll_once(&mut queued).expect("the request is evaluated again");
+    assert_eq!(failed.unwrap_err(), Unavailable::Paused { until: None });
+}

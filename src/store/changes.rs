@@ -1,0 +1,110 @@
+//! The record of the changes that operators make: one row per change, without secrets. It is written by the
+//! writer thread, in a transaction of its own, so that a change that was answered is in the file.
+
+use rusqlite::{Connection, Row, params};
+
+use super::columns::{integer, timestamp, unsigned};
+use crate::policy::units::UnixMs;
+use crate::proxy::AttemptRecord;
+
+/// The migration that adds the table.
+pub(super) const TABLE: &str = "
+    -- Changes of keys, clients and the configuration by operators.
+    CREATE TABLE changes (
+        -- UUID of version 7, so ids are in the order of time
+        id TEXT PRIMARY KEY,
+        -- Unix milliseconds
+        at_ms INTEGER NOT NULL,
+        -- credential or program: admin_token, command_line or reload
+        actor TEXT NOT NULL,
+        -- IP address of the client of the admin API; NULL for a Unix socket or the command line
+        address TEXT,
+        -- such as add_key or rotate_client
+        action TEXT NOT NULL,
+        -- the short form or name of the key, or the name of the client
+        target TEXT,
+        -- JSON without secrets
+        detail TEXT NOT NULL,
+        -- the generation after the change
+        generation INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ";
+
+/// Maximum stored changes; the oldest are deleted first.
+const MAX_CHANGES: u32 = 10_000;
+
+/// A change that an operator has made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredChange {
+    /// A UUID of version 7.
+    pub id: String,
+    /// When the change was made.
+    pub at: UnixMs,
+    /// The credential or program that made it.
+    pub actor: String,
+    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    pub address: Option<String>,
+    /// The kind of the change, such as `add_key`.
+    pub action: String,
+    /// The short form or name of the key, or the name of the client.
+    pub target: Option<String>,
+    /// A JSON object without secrets.
+    pub detail: String,
+    /// The generation after the change.
+    pub generation: u64,
+}
+
+impl StoredChange {
+    /// Creates an id for a change at `now`. Later ids of this process are greater.
+    #[must_use]
+    pub fn new_id(now: UnixMs) -> String {
+        AttemptRecord::new_id(now).to_string()
+    }
+}
+
+/// Inserts a change, and deletes the oldest ones above the maximum.
+pub(super) fn insert(connection: &Connection, change: &StoredChange) -> Result<(), rusqlite::Error> {
+    const INSERT: &str = "INSERT INTO changes (id, at_ms, actor, address, action, target, detail, generation)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    const DELETE_OLDEST: &str = "DELETE FROM changes WHERE id <=
+        (SELECT id FROM changes ORDER BY id DESC LIMIT 1 OFFSET ?1)";
+    let transaction = connection.unchecked_transaction()?;
+    transaction.prepare_cached(INSERT)?.execute(params![
+        change.id,
+        timestamp(change.at),
+        change.actor,
+        change.address,
+        change.action,
+        change.target,
+        change.detail,
+        integer(change.generation),
+    ])?;
+    transaction.prepare_cached(DELETE_OLDEST)?.execute([MAX_CHANGES])?;
+    transaction.commit()
+}
+
+/// Reads at most `limit` changes with ids below `before`, the latest first.
+pub(super) fn read(
+    connection: &Connection,
+    before: Option<&str>,
+    limit: usize,
+) -> Result<Vec<StoredChange>, rusqlite::Error> {
+    const READ: &str = "SELECT id, at_ms, actor, address, action, target, detail, generation FROM changes
+        WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2";
+    let mut statement = connection.prepare_cached(READ)?;
+    let rows = statement.query_map(params![before, integer(limit as u64)], read_change)?;
+    rows.collect()
+}
+
+fn read_change(row: &Row<'_>) -> Result<StoredChange, rusqlite::Error> {
+    Ok(StoredChange {
+        id: row.get(0)?,
+        at: UnixMs(unsigned(row.get(1)?)),
+        actor: row.get(2)?,
+        address: row.get(3)?,
+        action: row.get(4)?,
+        target: row.get(5)?,
+        detail: row.get(6)?,
+        generation: unsigned(row.get(7)?),
+    })
+}

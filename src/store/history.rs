@@ -1,0 +1,198 @@
+//! Reads attempts, hourly sums and changes for the admin API, and records changes. Separate from `report`, whose
+//! connection belongs to a command: here every read has a time limit, and none runs on a worker thread.
+//!
+//! A database file is read by read-only connections on blocking threads. Only the writer thread has an
+//! in-memory database, so it runs these reads itself.
+
+mod queries;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::changes::{self, StoredChange};
+use super::{DatabaseLocation, schema};
+use crate::clock;
+use crate::tasks;
+
+pub use queries::{AttemptFilter, AttemptPage, HistoryDimension, StoredAttempt, UsageFilter, UsageRow};
+
+/// Maximum time that SQLite works on a read.
+const READ_TIMEOUT: Duration = Duration::from_millis(200);
+/// Maximum wait for the result of a read or for the commit of a change, including the wait for other reads and
+/// for the lock of a migration.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum reads at the same time. More would compete with the writer for the disk.
+const MAX_CONCURRENT_READS: usize = 2;
+/// Maximum commands that wait for the writer thread.
+const MAX_QUEUED_COMMANDS: usize = 16;
+/// Virtual-machine instructions between two checks of the time limit; about 20 microseconds.
+const CHECK_INTERVAL: i32 = 1_000;
+
+/// The reason that stored records cannot be read or a change cannot be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// The read needs more than its time limit.
+    #[error("the usage database has too many records to answer this in time")]
+    TooSlow,
+    /// The database is not open, or cannot be read or written.
+    #[error("the usage database cannot be used now")]
+    Unavailable,
+}
+
+/// A command for the writer thread.
+pub(super) enum HistoryCommand {
+    /// Runs a read of an in-memory database.
+    Read(Box<dyn FnOnce(&mut Connection) + Send>),
+    /// Records a change, and confirms it after the commit.
+    Record(StoredChange, oneshot::Sender<()>),
+}
+
+/// Reads stored records and records changes. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// The database file; `None` for an in-memory database.
+    path: Option<Arc<PathBuf>>,
+    commands: mpsc::Sender<HistoryCommand>,
+    read_permits: Arc<Semaphore>,
+}
+
+impl History {
+    /// Creates the channel to the writer thread.
+    pub(super) fn new(location: &DatabaseLocation) -> (Self, mpsc::Receiver<HistoryCommand>) {
+        let path = match location {
+            DatabaseLocation::File(path) => Some(Arc::new(path.clone())),
+            DatabaseLocation::Memory => None,
+        };
+        let (commands, receiver) = mpsc::channel(MAX_QUEUED_COMMANDS);
+        let read_permits = Arc::new(Semaphore::new(MAX_CONCURRENT_READS));
+        (Self { path, commands, read_permits }, receiver)
+    }
+
+    /// Reads attempts, the latest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn attempts(&self, filter: AttemptFilter) -> Result<AttemptPage, HistoryError> {
+        self.read(move |connection| queries::attempts(connection, &filter)).await
+    }
+
+    /// Reads the sums of attempts by one dimension.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read in time.
+    pub async fn usage(&self, filter: UsageFilter) -> Result<Vec<UsageRow>, HistoryError> {
+        self.read(move |connection| queries::usage(connection, &filter)).await
+    }
+
+    /// Reads at most `limit` changes with ids below `before`, the latest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn changes(
+        &self,
+        before: Option<String>,
+        limit: usize,
+    ) -> Result<Vec<StoredChange>, HistoryError> {
+        self.read(move |connection| changes::read(connection, before.as_deref(), limit)).await
+    }
+
+    /// Records a change. It is in the database when the future completes.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be written in time; the change may still be recorded then.
+    pub async fn record_change(&self, change: StoredChange) -> Result<(), HistoryError> {
+        let (confirm, confirmed) = oneshot::channel();
+        let exchange = async {
+            self.commands.send(HistoryCommand::Record(change, confirm)).await.ok()?;
+            confirmed.await.ok()
+        };
+        timeout(RESPONSE_TIMEOUT, exchange).await.ok().flatten().ok_or(HistoryError::Unavailable)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Result<T, HistoryError> {
+        let exchange = async {
+            let permit = Arc::clone(&self.read_permits).acquire_owned().await.ok()?;
+            match self.path.clone() {
+                Some(path) => {
+                    let work = move || {
+                        // The permit is held until the read has ended, also when the client has disconnected.
+                        let _permit = permit;
+                        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+                        let mut connection = Connection::open_with_flags(&*path, flags)?;
+                        connection.busy_timeout(READ_TIMEOUT)?;
+                        if schema::version(&connection)? != schema::VERSION {
+                            return Err(rusqlite::Error::InvalidQuery);
+                        }
+                        read_in_time(&mut connection, read)
+                    };
+                    tasks::spawn_blocking(work).await.ok()
+                }
+                None => {
+                    let (respond, result) = oneshot::channel();
+                    let work = Box::new(move |connection: &mut Connection| {
+                        // The receiver is dropped if the client has disconnected.
+                        let _ = respond.send(read_in_time(connection, read));
+                    });
+                    self.commands.send(HistoryCommand::Read(work)).await.ok()?;
+                    result.await.ok()
+                }
+            }
+        };
+        match timeout(RESPONSE_TIMEOUT, exchange).await {
+            Ok(Some(Ok(result))) => Ok(result),
+            Ok(Some(Err(error))) if is_interrupted(&error) => Err(HistoryError::TooSlow),
+            Ok(Some(Err(error))) => {
+                tracing::warn!(event = "usage_store_unreadable", "Stored records cannot be read: {error}");
+                Err(HistoryError::Unavailable)
+            }
+            Ok(None) | Err(_) => Err(HistoryError::Unavailable),
+        }
+    }
+}
+
+/// Runs a read, and interrupts it at the time limit.
+fn read_in_time<T>(
+    connection: &mut Connection,
+    read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
+) -> Result<T, rusqlite::Error> {
+    let started = clock::instant();
+    connection
+        .progress_handler(CHECK_INTERVAL, Some(move || clock::elapsed_since(started) > READ_TIMEOUT))?;
+    let result = read(connection);
+    connection.progress_handler(0, None::<fn() -> bool>)?;
+    result
+}
+
+/// Whether a read was interrupted at its time limit.
+fn is_interrupted(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_read_is_interrupted() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        let endless =
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n";
+        let read = |connection: &Connection| connection.query_row(endless, [], |row| row.get::<_, i64>(0));
+        assert!(is_interrupted(&read_in_time(&mut connection, read).unwrap_err()));
+        let short =
+            |connection: &Connection| connection.query_row("SELECT 7", [], |row| row.get::<_, i64>(0));
+        assert_eq!(read_in_time(&mut connection, short), Ok(7), "the limit ends with its read");
+    }
+}

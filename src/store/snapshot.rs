@@ -1,0 +1,262 @@
+//! Copies the database into another file while it is used: before a migration, and for `keychoir db backup`.
+//!
+//! `VACUUM INTO` reads in one transaction, so the copy is the state at one moment, and writers are not blocked.
+//! It leaves out free pages, which may contain deleted data. The copy gets its name only when it is complete
+//! and on the disk, so a crash leaves the earlier file, or none.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::open::{companion, is_corruption};
+use super::origin::{self, Origin};
+use super::schema;
+use crate::clock;
+
+/// The reason that a database cannot be copied. No file was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The database does not exist.
+    #[error("there is no database at {}", .0.display())]
+    NoFile(PathBuf),
+    /// The file is not a database of Keychoir.
+    #[error("{} is not a Keychoir database ({content})", .path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What the file is instead.
+        content: &'static str,
+    },
+    /// A file exists at the path of the copy.
+    #[error("{} exists already", .0.display())]
+    Exists(PathBuf),
+    /// The copy would replace the database.
+    #[error("{} is the database itself", .0.display())]
+    Itself(PathBuf),
+    /// The disk has too little space for the copy.
+    #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), mebibytes(*.available), mebibytes(*.needed) + 1)]
+    NoSpace {
+        /// The path of the copy.
+        path: PathBuf,
+        /// The needed bytes.
+        needed: u64,
+        /// The available bytes.
+        available: u64,
+    },
+    /// The file system denies reading.
+    #[error("{} cannot be read: {source}", .path.display())]
+    NoAccess {
+        /// The database.
+        path: PathBuf,
+        /// The error of the file system.
+        source: io::Error,
+    },
+    /// SQLite cannot read the database.
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// The copy cannot be written.
+    #[error("{} cannot be written: {source}", .path.display())]
+    Unwritable {
+        /// The copy or its folder.
+        path: PathBuf,
+        /// The error of the file system.
+        source: io::Error,
+    },
+    /// SQLite has found mistakes in the copy, so the database is corrupt.
+    #[error("{} is corrupt: {report}", .path.display())]
+    Corrupt {
+        /// The database.
+        path: PathBuf,
+        /// The first mistake that SQLite has found.
+        report: String,
+    },
+}
+
+fn mebibytes(bytes: u64) -> u64 {
+    bytes / (1024 * 1024)
+}
+
+/// A complete copy of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its schema version.
+    pub version: usize,
+    /// The attempts in it.
+    pub attempts: u64,
+    /// How long the copy and its check took.
+    pub duration: Duration,
+}
+
+/// What happens to a file at the path of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExistingFile {
+    /// It is kept, and the copy fails.
+    Keep,
+    /// The copy replaces it.
+    Replace,
+}
+
+/// Maximum wait for a lock. Only a start that migrates the database locks out readers.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Copies the database at `path` to `target` and checks the copy. Another process may be writing the database.
+///
+/// # Errors
+///
+/// When the database cannot be read, or the copy cannot be written or is corrupt. A file at `target` is then
+/// unchanged.
+pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Backup, SnapshotError> {
+    let started_at = clock::instant();
+    let unreadable = |source| SnapshotError::Unreadable { path: path.to_owned(), source };
+    if let (Ok(file), Ok(target_file)) = (fs::metadata(path), fs::metadata(target)) {
+        if (file.dev(), file.ino()) == (target_file.dev(), target_file.ino()) {
+            return Err(SnapshotError::Itself(target.to_owned()));
+        }
+        if existing == ExistingFile::Keep {
+            return Err(SnapshotError::Exists(target.to_owned()));
+        }
+    }
+    let connection = open_for_reading(path)?;
+    check_space(target, database_size(&connection).map_err(unreadable)?)?;
+    let partial = companion(target, ".partial");
+    let copied = copy(&connection, path, &partial).and_then(|()| {
+        let checked = examine(&partial, path)?;
+        publish(&partial, target, existing)?;
+        Ok(checked)
+    });
+    if copied.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    let (version, attempts) = copied?;
+    let bytes = fs::metadata(target).map(|file| file.len()).unwrap_or_default();
+    Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
+}
+
+/// Opens a database of Keychoir of any version, without changing it.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError> {
+    let unreadable = |source| SnapshotError::Unreadable { path: path.to_owned(), source };
+    match fs::metadata(path) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(SnapshotError::NoFile(path.to_owned()));
+        }
+        Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
+    }
+    let foreign = |content| SnapshotError::Foreign { path: path.to_owned(), content };
+    match origin::detect(path) {
+        Ok(Origin::Ours) => {}
+        Ok(Origin::OursNotADatabase) => return Err(foreign("it is not an SQLite file")),
+        Ok(Origin::Foreign(content)) => return Err(foreign(content)),
+        Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(unreadable)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(unreadable)?;
+    Ok(connection)
+}
+
+/// Copies an open database to the file `partial`, which is replaced. The copy is on the disk when it returns.
+pub(super) fn copy(connection: &Connection, path: &Path, partial: &Path) -> Result<(), SnapshotError> {
+    let unwritable = |source| SnapshotError::Unwritable { path: partial.to_owned(), source };
+    let absolute = std::path::absolute(partial).map_err(unwritable)?;
+    let Some(name) = absolute.to_str() else {
+        return Err(unwritable(io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8")));
+    };
+    // SQLite writes only into an empty file, and would create one that others may read.
+    match fs::remove_file(partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
+        Ok(()) | Err(_) => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(unwritable)?;
+    connection.execute("VACUUM INTO ?1", [name]).map_err(|source| match source.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => unwritable(io::ErrorKind::StorageFull.into()),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => unwritable(io::Error::other(source)),
+        Some(_) | None if is_corruption(&source) => {
+            SnapshotError::Corrupt { path: path.to_owned(), report: source.to_string() }
+        }
+        Some(_) | None => SnapshotError::Unreadable { path: path.to_owned(), source },
+    })?;
+    File::open(partial).and_then(|file| file.sync_all()).map_err(unwritable)
+}
+
+/// Gives a complete copy its name, durably.
+pub(super) fn publish(partial: &Path, target: &Path, existing: ExistingFile) -> Result<(), SnapshotError> {
+    let unwritable = |source| SnapshotError::Unwritable { path: target.to_owned(), source };
+    match existing {
+        // Unlike a rename, a link does not replace a file that was created meanwhile.
+        ExistingFile::Keep => match fs::hard_link(partial, target).and_then(|()| fs::remove_file(partial)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(SnapshotError::Exists(target.to_owned()));
+            }
+            // Some file systems have no links.
+            Err(_) => fs::rename(partial, target).map_err(unwritable)?,
+        },
+        ExistingFile::Replace => fs::rename(partial, target).map_err(unwritable)?,
+    }
+    File::open(folder_of(target)).and_then(|folder| folder.sync_all()).map_err(unwritable)
+}
+
+/// Checks a copy as a whole, and returns its schema version and the number of its attempts.
+pub(super) fn examine(copy: &Path, path: &Path) -> Result<(usize, u64), SnapshotError> {
+    let examined =
+        Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
+            let report: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            Ok((report, schema::version(&connection)?, count_attempts(&connection)))
+        });
+    match examined {
+        Ok((report, version, attempts)) if report == "ok" => Ok((version, attempts.unwrap_or_default())),
+        Ok((report, ..)) => Err(SnapshotError::Corrupt { path: path.to_owned(), report }),
+        Err(source) => Err(SnapshotError::Unreadable { path: copy.to_owned(), source }),
+    }
+}
+
+/// The attempts in a database of any version, also those that are not converted yet; `None` if it has none of
+/// the tables, or if one of them is corrupt.
+pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
+    let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
+    let converted = count("SELECT count(*) FROM attempts")?;
+    // Before version 12, `attempts` is a view of these tables.
+    let is_view = count("SELECT count(*) FROM sqlite_schema WHERE type = 'view' AND name = 'attempts'")? > 0;
+    let earlier = if is_view {
+        0
+    } else {
+        count("SELECT count(*) FROM attempt_rows").unwrap_or(0)
+            + count("SELECT coalesce(sum(attempts), 0) FROM attempt_sheets").unwrap_or(0)
+    };
+    u64::try_from(converted + earlier).ok()
+}
+
+/// The size of the database in bytes, with the transactions in its write-ahead log.
+pub(super) fn database_size(connection: &Connection) -> Result<u64, rusqlite::Error> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
+/// Checks that the disk of `target` has `needed` bytes left.
+pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotError> {
+    let folder = folder_of(target);
+    let disk = rustix::fs::statvfs(folder)
+        .map_err(|error| SnapshotError::Unwritable { path: folder.to_owned(), source: error.into() })?;
+    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if available < needed {
+        return Err(SnapshotError::NoSpace { path: target.to_owned(), needed, available });
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

@@ -1,0 +1,211 @@
+//! Tests of the reads of the admin API and of the record of changes.
+
+use super::*;
+use crate::store::schema;
+
+fn change(action: &str, generation: u64) -> StoredChange {
+    StoredChange {
+        id: StoredChange::new_id(NOW),
+        at: NOW,
+        actor: "admin_token".to_owned(),
+        address: Some("127.0.0.1".to_owned()),
+        action: action.to_owned(),
+        target: Some("studio".to_owned()),
+        detail: "{}".to_owned(),
+        generation,
+    }
+}
+
+/// Starts a writer, lets `test` use it, and ends it.
+async fn with_writer<F: Future<Output = ()>>(
+    location: &DatabaseLocation,
+    records: impl FnOnce(&Pool) -> Vec<AttemptRecord>,
+    test: impl FnOnce(History) -> F,
+) {
+    let pool = pool();
+    let records = records(&pool);
+    let (usage, writer_handle) =
+        Store::open(location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(128)).unwrap();
+    let (count, health) = (records.len() as u64, writer_handle.health.clone());
+    for record in records {
+        usage.acquire_permit().await.unwrap().write(record);
+    }
+    let written = async {
+        while health.written_records() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WAIT_TIMEOUT, written).await.expect("the records are written");
+    test(writer_handle.history.clone()).await;
+    drop(usage);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
+}
+
+async fn on_disk_and_in_memory<F: Future<Output = ()>>(
+    records: impl Fn(&Pool) -> Vec<AttemptRecord>,
+    test: impl Fn(History) -> F,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    with_writer(&location(folder.path()).0, &records, &test).await;
+    with_writer(&DatabaseLocation::Memory, &records, &test).await;
+}
+
+#[tokio::test]
+async fn a_recorded_change_is_read_at_once() {
+    on_disk_and_in_memory(
+        |_| Vec::new(),
+        async |history: History| {
+            let records = [change("add_key", 1), change("pause_key", 2), change("resume_key", 3)];
+            for record in &records {
+                history.record_change(record.clone()).await.unwrap();
+            }
+            let [first, second, third] = records;
+            let latest = history.changes(None, 2).await.unwrap();
+            assert_eq!(latest, [third, second.clone()]);
+            assert_eq!(history.changes(Some(second.id), 9).await.unwrap(), [first]);
+        },
+    )
+    .await;
+}
+
+#[test]
+fn the_oldest_changes_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = open_database(&location(folder.path()).0);
+    let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
+        INSERT INTO changes SELECT printf('%08d', n), n, 'reload', NULL, 'reloaded', NULL, '{}', n FROM n";
+    database.connection.execute_batch(fill).unwrap();
+    changes::insert(&database.connection, &change("add_key", 10_001)).unwrap();
+    let ends = "SELECT count(*) * 1000 + min(generation) FROM changes";
+    assert_eq!(query_number(&database.connection, ends), 10_000_002);
+}
+
+#[tokio::test]
+async fn a_change_without_a_writer_is_recorded_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, _) = location(folder.path());
+    let record = change("add_client", 7);
+    Store::open(&location, NOW).unwrap().record_change(&record).unwrap();
+    with_writer(
+        &location,
+        |_| Vec::new(),
+        async |history: History| {
+            assert_eq!(history.changes(None, 9).await.unwrap(), [record]);
+        },
+    )
+    .await;
+}
+
+#[test]
+fn a_file_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(12))).unwrap();
+    old.execute_batch(
+        "INSERT INTO attempts VALUES ('01a22743-a374-77d9-bd8c-e92cd127fc02', 'r', 1, 1795955073908, 'local',
+            'own', NULL, 'GET', '/v1/models', NULL, 200, 'served', 0, 1, NULL, NULL, NULL, 7, 'answer', NULL, 2);
+         DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series",
+    )
+    .unwrap();
+    drop(old);
+    let database = open_database(&location);
+    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 13);
+    assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
+    changes::insert(&database.connection, &change("reload", 1)).unwrap();
+}
+
+#[tokio::test]
+async fn attempts_are_read_in_pages_and_filtered() {
+    let failed = |pool: &Pool, request: &str, number| AttemptRecord {
+        request_id: request.into(),
+        number,
+        status: Some(401),
+        outcome: Outcome::Shutdown,
+        ..record(pool, 0)
+    };
+    on_disk_and_in_memory(
+        |pool| vec![record(pool, 1), failed(pool, "moved", 1), record(pool, 3), record(pool, 4)],
+        async |history: History| {
+            let filter = AttemptFilter { limit: 2, ..AttemptFilter::default() };
+            let page = history.attempts(filter.clone()).await.unwrap();
+            let credits = |page: &AttemptPage| -> Vec<u64> {
+                page.attempts.iter().map(|attempt| attempt.credits).collect()
+            };
+            assert_eq!(credits(&page), [4, 3]);
+            assert_eq!(page.attempts[0].short_key.as_deref(), Some("sk_canary_o...00001"));
+            let rest = history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
+            assert_eq!((credits(&rest), rest.next), (vec![0, 1], None));
+            let failed = history.attempts(AttemptFilter { is_failed_only: true, ..filter.clone() }).await;
+            assert_eq!(failed.unwrap().attempts[0].request_id, "moved");
+            let of_request = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
+            assert_eq!(history.attempts(of_request).await.unwrap().attempts.len(), 1);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn the_attempts_of_an_id_with_a_time_are_found_near_that_time() {
+    let day = Duration::from_secs(24 * 3_600);
+    let id = AttemptRecord::new_id(NOW).to_string();
+    let started_at = |pool: &Pool, at: UnixMs| AttemptRecord {
+        request_id: id.as_str().into(),
+        ..record_started_at(pool, at, 1)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    with_writer(
+        &location(folder.path()).0,
+        |pool| vec![started_at(pool, NOW), started_at(pool, NOW.plus(day * 2))],
+        async |history: History| {
+            let filter = AttemptFilter { limit: 9, request_id: Some(id.clone()), ..AttemptFilter::default() };
+            let page = history.attempts(filter).await.unwrap();
+            assert_eq!(page.attempts.iter().map(|attempt| attempt.started_at).collect::<Vec<_>>(), [NOW]);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn usage_is_summed_by_every_dimension() {
+    let hour = Duration::from_secs(3_600);
+    on_disk_and_in_memory(
+        |pool| {
+            vec![record_started_at(pool, NOW, 5), record_started_at(pool, NOW.plus(hour), 7), record(pool, 1)]
+        },
+        async |history: History| {
+            let filter = |dimension| UsageFilter {
+                since: NOW,
+                until: NOW.plus(hour * 24),
+                dimension,
+                client: None,
+                limit: 10,
+            };
+            let sums = async |filter| -> Vec<(String, u64, u64)> {
+                let rows = history.usage(filter).await.unwrap();
+                rows.into_iter().map(|row| (row.group, row.sums.credits, row.sums.attempts)).collect()
+            };
+            let row = |group: &str, credits, attempts| (group.to_owned(), credits, attempts);
+            assert_eq!(
+                sums(filter(HistoryDimension::Hour)).await,
+                [row("2026-11-30T01:00:00Z", 7, 1), row("2026-11-30T00:00:00Z", 6, 2)]
+            );
+            assert_eq!(sums(filter(HistoryDimension::Day)).await, [row("2026-11-30T00:00:00Z", 13, 3)]);
+            for (dimension, group) in [
+                (HistoryDimension::Client, "local"),
+                (HistoryDimension::Model, "eleven_v3"),
+                (HistoryDimension::Route, "/v1/text-to-speech/{id}"),
+            ] {
+                assert_eq!(sums(filter(dimension)).await, [row(group, 13, 3)]);
+            }
+            let keys = history.usage(filter(HistoryDimension::Key)).await.unwrap();
+            assert_eq!(keys[0].short_key.as_deref(), Some("sk_canary_o...00001"));
+            let until = UsageFilter { until: NOW.plus(hour), ..filter(HistoryDimension::Client) };
+            assert_eq!(sums(UsageFilter { until: NOW, ..until.clone() }).await.len(), 1);
+            let other = UsageFilter { client: Some("other".to_owned()), ..until };
+            assert_eq!(sums(other).await, []);
+        },
+    )
+    .await;
+}

@@ -1,0 +1,211 @@
+//! Tests of copies of the database: before a migration, in a dry run, and as a backup under load.
+
+use super::*;
+use crate::store::lock::Lock;
+use crate::store::snapshot::{self, ExistingFile, SnapshotError};
+use crate::store::{MigrationOutcome, back_up, migrate, schema, try_migration, upgrade};
+
+/// Creates a file of version 9 with two attempts.
+fn create_version_9_file(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let old = Connection::open(path).unwrap();
+    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(9))).unwrap();
+    old.execute_batch(
+        "INSERT INTO series VALUES
+            (1, 'local', '54ae788b', NULL, 'GET', '/v1/models', NULL, 200, 'served', 'free', 1795953600000);
+         INSERT INTO attempt_rows VALUES
+            (x'01a22743a37477d9bd8ce92cd127fc02', 'r1', 1, 1, 1795955073908, 0, 5364, NULL, NULL, 0, 1, 2, NULL),
+            (x'01a22743a5c577d9bd8cea44d127fc02', 'r2', 1, 1, 1795955074501, 1, 2, 3, 4, 5, 6, 7, 8)",
+    )
+    .unwrap();
+}
+
+fn version_of(path: &Path) -> usize {
+    schema::version(&Connection::open(path).unwrap()).unwrap()
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        names.filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_upgrade_keeps_a_copy_of_the_earlier_version() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    create_version_9_file(&path);
+    drop(Store::open(&location, NOW).unwrap());
+    let copy = open::companion(&path, ".before-9");
+    assert_eq!((version_of(&path), version_of(&copy)), (schema::VERSION, 9));
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+    let connection = Connection::open(&copy).unwrap();
+    assert_eq!(query_number(&connection, "SELECT count(*) FROM attempts"), 2);
+    assert_eq!(snapshot::count_attempts(&connection), Some(2));
+    drop(connection);
+    // The next start upgrades nothing and copies nothing.
+    fs::remove_file(&copy).unwrap();
+    drop(Store::open(&location, NOW).unwrap());
+    assert!(!copy.exists());
+}
+
+#[test]
+fn a_new_database_is_not_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
+    assert_eq!(names_in(path.parent().unwrap()), ["keychoir.db", "keychoir.db.lock"]);
+}
+
+#[test]
+fn only_the_two_latest_copies_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    create_version_9_file(&path);
+    for version in [3, 7, 8] {
+        fs::write(open::companion(&path, &format!(".before-{version}")), "earlier").unwrap();
+    }
+    drop(Store::open(&location, NOW).unwrap());
+    assert_eq!(
+        names_in(path.parent().unwrap()),
+        ["keychoir.db", "keychoir.db.before-8", "keychoir.db.before-9", "keychoir.db.lock"]
+    );
+}
+
+#[test]
+fn without_a_copy_nothing_is_upgraded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    create_version_9_file(&path);
+    let obstacle = open::companion(&path, ".before-9.partial");
+    fs::create_dir(&obstacle).unwrap();
+    let error = Store::open(&location, NOW).unwrap_err();
+    assert!(matches!(&error, OpenError::CannotCopy { .. }) && !error.is_temporary(), "{error}");
+    assert!(error.to_string().contains("Nothing was changed"), "{error}");
+    assert_eq!(version_of(&path), 9);
+    assert_eq!(query_number(&Connection::open(&path).unwrap(), "SELECT count(*) FROM attempt_rows"), 2);
+    fs::remove_dir(&obstacle).unwrap();
+    drop(Store::open(&location, NOW).unwrap());
+    assert_eq!(version_of(&path), schema::VERSION);
+}
+
+#[test]
+fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("copy.db");
+    snapshot::check_space(&target, 1).unwrap();
+    let error = snapshot::check_space(&target, u64::MAX).unwrap_err();
+    let SnapshotError::NoSpace { needed: u64::MAX, available, .. } = error else { panic!("{error}") };
+    assert!(available > 0 && error.to_string().contains("MiB are needed"), "{error}");
+    // `check` and `serve` refuse alike.
+    let (_, path) = location(folder.path());
+    create_version_9_file(&path);
+    upgrade::check_space(&Connection::open(&path).unwrap(), &path).unwrap();
+}
+
+#[test]
+fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, path) = location(folder.path());
+    create_version_9_file(&path);
+    let before = names_in(path.parent().unwrap());
+    let MigrationOutcome::Migrated(report) = try_migration(&path).unwrap() else {
+        panic!("it is not current")
+    };
+    assert_eq!((report.from, report.to, report.attempts), (9, schema::VERSION, [Some(2), Some(2)]));
+    assert_eq!(report.changes.len(), schema::VERSION - 9);
+    assert_eq!((report.copy, version_of(&path)), (None, 9));
+    assert_eq!(names_in(path.parent().unwrap()), before);
+
+    let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else { panic!("it is not current") };
+    assert_eq!((report.from, report.attempts), (9, [Some(2), Some(2)]));
+    assert_eq!(version_of(&report.copy.unwrap()), 9);
+    let current = MigrationOutcome::Current(schema::VERSION);
+    assert_eq!([try_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);
+}
+
+#[test]
+fn a_migration_refuses_files_that_it_cannot_upgrade() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.db");
+    assert!(migrate(&missing).unwrap_err().to_string().contains("there is no database"));
+    assert!(!missing.exists(), "it must not be created");
+    let (_, path) = location(folder.path());
+    create_version_9_file(&path);
+    let lock = Lock::acquire(&path).unwrap();
+    assert!(migrate(&path).unwrap_err().to_string().contains("in use by another Keychoir"));
+    drop(lock);
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    for error in [migrate(&path).unwrap_err(), try_migration(&path).unwrap_err()] {
+        assert!(error.to_string().contains("newer Keychoir"), "{error}");
+    }
+    let letter = folder.path().join("letter.db");
+    fs::write(&letter, "dear reader").unwrap();
+    for error in [migrate(&letter).unwrap_err(), try_migration(&letter).unwrap_err()] {
+        assert!(error.to_string().contains("is not a Keychoir database"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_backup_has_the_records_that_are_still_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    let pool = pool();
+    let (usage, writer_handle) =
+        Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();
+    for credits in 1..=5 {
+        usage.acquire_permit().await.unwrap().write(record(&pool, credits));
+    }
+    while writer_handle.health.written_records() < 5 {
+        tokio::task::yield_now().await;
+    }
+    let target = folder.path().join("copy.db");
+    let backup = back_up(&path, &target, ExistingFile::Keep).unwrap();
+    assert_eq!((backup.attempts, backup.version), (5, schema::VERSION));
+    assert_eq!(read_attempts(&target), read_attempts(&path));
+    drop(usage);
+    assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
+    // The copy is a database that a start can use.
+    assert_eq!(Store::open(&DatabaseLocation::File(target), NOW).unwrap().quarantined_path(), None);
+}
+
+#[test]
+fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
+    let target = folder.path().join("copy.db");
+    fs::write(&target, "important").unwrap();
+    let error = back_up(&path, &target, ExistingFile::Keep).unwrap_err();
+    assert!(matches!(error, SnapshotError::Exists(_)), "{error}");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "important");
+    back_up(&path, &target, ExistingFile::Replace).unwrap();
+    assert_eq!(version_of(&target), schema::VERSION);
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for target in [&path, &link] {
+        let error = back_up(&path, target, ExistingFile::Replace).unwrap_err();
+        assert!(matches!(error, SnapshotError::Itself(_)), "{error}");
+    }
+    let error = back_up(&path, &folder.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
+    assert!(matches!(error, SnapshotError::Unwritable { .. }), "{error}");
+    assert_eq!(names_in(folder.path()), ["copy.db", "link.db", "state"]);
+}
+
+#[test]
+fn a_backup_of_a_corrupt_database_fails_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
+    let mut bytes = fs::read(&path).unwrap();
+    for byte in &mut bytes[4_096..] {
+        *byte = 0x5a;
+    }
+    fs::write(&path, &bytes).unwrap();
+    let target = folder.path().join("copy.db");
+    back_up(&path, &target, ExistingFile::Keep).unwrap_err();
+    assert_eq!(names_in(folder.path()), ["state"]);
+}

@@ -1,0 +1,266 @@
+//! Upgrades a database of an earlier version: copies it first, migrates it, and reports both. Also runs the
+//! migration on a temporary copy, for `keychoir db migrate --dry-run`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::attempts::migration;
+use super::open::{self, IntegrityCheck, companion};
+use super::snapshot::{self, ExistingFile, SnapshotError};
+use super::{DatabaseLocation, LockedLocation, OpenError, schema};
+use crate::clock;
+
+/// What each migration changes, for operators. The first one creates the tables of a new file.
+const CHANGES: [&str; schema::VERSION] = [
+    "tables for keys and attempts",
+    "hourly sums, and the model, characters and reserved credits of attempts",
+    "the outbox of the mirror",
+    "owners of identifiers",
+    "attempts share rows, and owners have logs",
+    "one row of the log of owners per commit, and audio of attempts",
+    "changed rows are sent to the mirror again",
+    "evidence of keys instead of conclusions",
+    "usage of clients' quotas",
+    "fingerprints of keys instead of plain digests",
+    "refusals and plans of accounts",
+    "one row per attempt; the rest of a large file is converted while Keychoir runs",
+    "a table for the changes of operators",
+];
+
+/// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.
+const MAX_KEPT_COPIES: usize = 2;
+
+/// The free space that an upgrade needs, as a multiple of the size of the database: one for the copy, one for
+/// the write-ahead log of the migration.
+const SPACE_FACTOR: u64 = 2;
+
+/// A finished migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// The schema version before.
+    pub from: usize,
+    /// The schema version after.
+    pub to: usize,
+    /// What changed, the earliest version first.
+    pub changes: &'static [&'static str],
+    /// The copy of the database before the migration; `None` after a dry run.
+    pub copy: Option<PathBuf>,
+    /// Attempts before and after, as far as they could be counted.
+    pub attempts: [Option<u64>; 2],
+    /// The size of the database before, in bytes.
+    pub bytes: u64,
+    /// How long the copy and the migration took.
+    pub duration: Duration,
+}
+
+/// The result of a request to migrate a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MigrationOutcome {
+    /// The database has this version already.
+    Current(usize),
+    /// The database, or its temporary copy, was migrated.
+    Migrated(MigrationReport),
+}
+
+/// The reason that a migration failed. The database has its earlier version, and all data.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The database cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The database cannot be copied.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The database is corrupt or cannot be written.
+    #[error("the migration of {} failed: {source}", .path.display())]
+    Failed {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// The migration has lost attempts, which only a dry run reports.
+    #[error("the migration would change the number of attempts from {before} to {after}")]
+    AttemptsLost {
+        /// The attempts before.
+        before: u64,
+        /// The attempts after.
+        after: u64,
+    },
+}
+
+/// The changes of the migrations after this version.
+fn changes_after(version: usize) -> &'static [&'static str] {
+    CHANGES.get(version..).unwrap_or_default()
+}
+
+/// Checks that an upgrade of the open database at `path` has enough disk space.
+pub(super) fn check_space(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let size = snapshot::database_size(connection)
+        .map_err(|source| OpenError::Unusable { path: path.to_owned(), source })?;
+    snapshot::check_space(path, size.saturating_mul(SPACE_FACTOR))
+        .map_err(|source| OpenError::CannotCopy { path: path.to_owned(), source })
+}
+
+/// Copies the open database at `path`, which has an earlier version, runs `migrate`, and logs both. A new file
+/// of version 0 is not copied.
+pub(super) fn upgrade(
+    connection: &mut Connection,
+    path: &Path,
+    version: usize,
+    migrate: impl FnOnce(&mut Connection, usize) -> Result<(), rusqlite::Error>,
+) -> Result<(), OpenError> {
+    let unusable = |source| OpenError::Unusable { path: path.to_owned(), source };
+    if version == 0 || version >= schema::VERSION {
+        return migrate(connection, version).map_err(unusable);
+    }
+    let started_at = clock::instant();
+    let (from, to, changes) = (version, schema::VERSION, changes_after(version).join("; "));
+    check_space(connection, path)?;
+    let copy = copy_path(path, version);
+    tracing::info!(
+        event = "database_migrating",
+        from,
+        to,
+        copy = %copy.display(),
+        "Upgrading the database from schema {from} to {to} after a copy to {}: {changes}",
+        copy.display()
+    );
+    let partial = companion(&copy, ".partial");
+    let copied = snapshot::copy(connection, path, &partial)
+        .and_then(|()| snapshot::publish(&partial, &copy, ExistingFile::Replace));
+    if let Err(source) = copied {
+        let _ = fs::remove_file(&partial);
+        return Err(OpenError::CannotCopy { path: path.to_owned(), source });
+    }
+    migrate(connection, version).map_err(unusable)?;
+    let took = clock::elapsed_since(started_at);
+    tracing::info!(
+        event = "database_migrated",
+        from,
+        to,
+        duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        "Upgraded the database from schema {from} to {to} in {} ms",
+        took.as_millis()
+    );
+    remove_old_copies(path);
+    Ok(())
+}
+
+/// The path of the copy before a migration from this version.
+fn copy_path(path: &Path, version: usize) -> PathBuf {
+    companion(path, &format!(".before-{version}"))
+}
+
+/// Removes the copies of the lowest versions, and keeps [`MAX_KEPT_COPIES`].
+fn remove_old_copies(path: &Path) {
+    let copies = (1..schema::VERSION).rev().map(|version| copy_path(path, version));
+    for copy in copies.filter(|copy| copy.exists()).skip(MAX_KEPT_COPIES) {
+        match fs::remove_file(&copy) {
+            Ok(()) => tracing::info!("Removed {}, an earlier copy of the database", copy.display()),
+            Err(error) => tracing::warn!("{} cannot be removed: {error}", copy.display()),
+        }
+    }
+}
+
+/// Migrates the database at `path` completely, unless it has the current version. No process may have it open.
+///
+/// # Errors
+///
+/// When the database is missing, in use, corrupt, of another program or of a newer version, or when the disk
+/// is full.
+pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
+    let started_at = clock::instant();
+    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let before = inspect(path)?;
+    if before.version == schema::VERSION && !before.is_unfinished {
+        return Ok(MigrationOutcome::Current(before.version));
+    }
+    let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
+    location.lock()?;
+    // Unlike at a start, a corrupt file stays in its place.
+    let connection = open::connect(path, IntegrityCheck::Full).map_err(failed)?;
+    let database = open::migrate(connection, path, None)?.database;
+    while migration::move_next_attempts(&database.connection).map_err(failed)? {}
+    if before.version == schema::VERSION {
+        return Ok(MigrationOutcome::Current(before.version));
+    }
+    Ok(MigrationOutcome::Migrated(MigrationReport {
+        from: before.version,
+        to: schema::VERSION,
+        changes: changes_after(before.version),
+        copy: Some(copy_path(path, before.version)),
+        attempts: [before.attempts, snapshot::count_attempts(&database.connection)],
+        bytes: before.bytes,
+        duration: clock::elapsed_since(started_at),
+    }))
+}
+
+/// Migrates a temporary copy of the database at `path`, checks it, and removes it. Keychoir may be using the
+/// database, which stays unchanged.
+///
+/// # Errors
+///
+/// When [`migrate`] would fail, except that the database may be in use.
+pub fn try_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
+    let started_at = clock::instant();
+    let before = inspect(path)?;
+    if before.version == schema::VERSION {
+        return Ok(MigrationOutcome::Current(before.version));
+    }
+    // The copy and what its migration writes are on the disk at the same time.
+    snapshot::check_space(path, before.bytes.saturating_mul(SPACE_FACTOR))?;
+    let folder = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
+    let folder = folder.unwrap_or_else(|| PathBuf::from("."));
+    let temporary = tempfile::Builder::new()
+        .prefix(".keychoir-dry-run-")
+        .tempdir_in(&folder)
+        .map_err(|source| SnapshotError::Unwritable { path: folder, source })?;
+    let copy = temporary.path().join("keychoir.db");
+    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
+    let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(failed)?;
+    open::migrate_schema(&mut connection, before.version).map_err(failed)?;
+    while migration::move_next_attempts(&connection).map_err(failed)? {}
+    let after = snapshot::count_attempts(&connection);
+    drop(connection);
+    snapshot::examine(&copy, path)?;
+    if let (Some(before), Some(after)) = (before.attempts, after)
+        && before != after
+    {
+        return Err(MigrateError::AttemptsLost { before, after });
+    }
+    Ok(MigrationOutcome::Migrated(MigrationReport {
+        from: before.version,
+        to: schema::VERSION,
+        changes: changes_after(before.version),
+        copy: None,
+        attempts: [before.attempts, after],
+        bytes: before.bytes,
+        duration: clock::elapsed_since(started_at),
+    }))
+}
+
+/// A database before its migration.
+struct DatabaseBefore {
+    version: usize,
+    bytes: u64,
+    attempts: Option<u64>,
+    /// Whether attempts remain to be converted by maintenance.
+    is_unfinished: bool,
+}
+
+fn inspect(path: &Path) -> Result<DatabaseBefore, MigrateError> {
+    let connection = snapshot::open_for_reading(path)?;
+    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let version = schema::version(&connection).map_err(failed)?;
+    if version > schema::VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), version }.into());
+    }
+    let bytes = snapshot::database_size(&connection).map_err(failed)?;
+    let is_unfinished = migration::is_unfinished(&connection).map_err(failed)?;
+    Ok(DatabaseBefore { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
+}

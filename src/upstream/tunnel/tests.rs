@@ -1,0 +1,263 @@
+use std::time::Duration;
+
+use tokio::io::DuplexStream;
+
+use super::*;
+use crate::policy::authority::Scheme;
+use crate::policy::forward_proxy::ProxyScheme;
+use crate::policy::replay::Progress;
+use crate::secret::ProxyCredentials;
+use crate::upstream::{ConnectError, SendError};
+
+fn proxy(credentials: Option<(&str, &str)>) -> ForwardProxy {
+    let credentials = credentials.map(|(user, password)| ProxyCredentials::new(user, password));
+    ForwardProxy::new(ProxyScheme::Http, "proxy.corp", 3128, credentials)
+}
+
+fn authority() -> Authority {
+    Authority::new(Scheme::Https, "api.example", 443, "").unwrap()
+}
+
+/// Far above the duration of a test, so that only one that hangs exceeds it.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+
+const ALICE: Option<(&str, &str)> = Some(("alice", "hunter2"));
+
+/// Opens a tunnel through a proxy that reads the request and writes the chunks. Returns the request with the
+/// stream or the error.
+async fn open(
+    proxy: &ForwardProxy,
+    authority: &Authority,
+    chunks: &[&[u8]],
+) -> (String, Result<DuplexStream, ForwardProxyErrorKind>) {
+    let (near, mut far) = tokio::io::duplex(1024);
+    let respond = async move {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(far.read_u8().await.unwrap());
+        }
+        for chunk in chunks {
+            // The tunnel may give up before the end of the response.
+            let _ = far.write_all(chunk).await;
+        }
+        String::from_utf8(request).unwrap()
+    };
+    let tunnel = async { tokio::join!(connect(near, proxy, authority), respond) };
+    let (opened, request) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
+    (request, opened)
+}
+
+#[tokio::test]
+async fn the_request_names_the_host_and_has_the_credentials() {
+    let ok: &[&[u8]] = &[b"HTTP/1.1 200 Connection established\r\n\r\n"];
+    let (request, opened) = open(&proxy(None), &authority(), ok).await;
+    assert!(opened.is_ok());
+    assert_eq!(request, "CONNECT api.example:443 HTTP/1.1\r\nhost: api.example:443\r\n\r\n");
+    let gate = Authority::new(Scheme::Http, "::1", 8080, "/x").unwrap();
+    let (request, opened) = open(&proxy(ALICE), &gate, ok).await;
+    assert!(opened.is_ok());
+    assert_eq!(
+        request,
+        "CONNECT [::1]:8080 HTTP/1.1\r\nhost: [::1]:8080\r\n\
+         proxy-authorization: Basic YWxpY2U6aHVudGVyMg==\r\n\r\n"
+    );
+}
+
+#[tokio::test]
+async fn a_tunnel_is_open_after_any_successful_response() {
+    for chunks in [
+        &[&b"HTTP/1.1 200 OK\r\n\r\n"[..]] as &[&[u8]],
+        &[b"HTTP/1.0 200 Connection established\r\nvia: 1.0 proxy\r\n\r\n"],
+        &[b"HTTP/1.1 204 No Content\r\ncontent-length: 100\r\n\r\n"],
+        &[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"],
+        &[b"HTTP/1.1 103 Wait\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
+        &[b"HT", b"TP/1.1 2", b"00 OK\r\nx: y\r", b"\n\r", b"\n"],
+    ] {
+        let (_, opened) = open(&proxy(None), &authority(), chunks).await;
+        assert!(opened.is_ok(), "{opened:?}");
+    }
+}
+
+#[track_caller]
+fn check_message(
+    proxy: &ForwardProxy,
+    opened: Result<DuplexStream, ForwardProxyErrorKind>,
+    progress: Progress,
+    expected: &str,
+) {
+    let error = SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, opened.unwrap_err())));
+    assert_eq!((error.progress, error.to_string().as_str()), (progress, expected));
+    let printed = format!("{error:?}{error:#?}{error}");
+    assert!(!printed.contains("alice") && !printed.contains("hunter2") && !printed.contains("YWxpY2U6"));
+}
+
+#[tokio::test]
+async fn a_407_names_what_is_missing() {
+    let challenge = |scheme: &str| {
+        format!("HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: {scheme}\r\n\r\nbody")
+    };
+    for (credentials, scheme, expected) in [
+        (
+            None,
+            "Basic realm=\"corp\"",
+            "the proxy http://proxy.corp:3128 requires a user and a password (407): add them to `proxy`, as in \
+             http://USER:PASSWORD@HOST:PORT",
+        ),
+        (
+            ALICE,
+            "basic realm=\"corp\"",
+            "the proxy http://proxy.corp:3128 refuses the configured user and password (407): correct them in \
+             `proxy` or `proxy_file`",
+        ),
+        (
+            ALICE,
+            "NTLM",
+            "the proxy http://proxy.corp:3128 requires a method of authentication other than Basic (407): run a \
+             local proxy that has it, such as Px or Cntlm, and set `proxy` to that",
+        ),
+    ] {
+        let proxy = proxy(credentials);
+        let (_, opened) = open(&proxy, &authority(), &[challenge(scheme).as_bytes()]).await;
+        check_message(&proxy, opened, Progress::ProxyAuthenticationFailed, expected);
+    }
+    let proxy_with_credentials = proxy(ALICE);
+    let (_, opened) =
+        open(&proxy_with_credentials, &authority(), &[b"HTTP/1.0 401 Unauthorized\r\n\r\n"]).await;
+    check_message(
+        &proxy_with_credentials,
+        opened,
+        Progress::ProxyAuthenticationFailed,
+        "the proxy http://proxy.corp:3128 refuses the configured user and password (401): correct them in \
+         `proxy` or `proxy_file`",
+    );
+    // One of several challenges in one header.
+    let (_, opened) = open(&proxy(None), &authority(), &[challenge("NTLM, Basic realm=x").as_bytes()]).await;
+    assert!(matches!(opened, Err(ForwardProxyErrorKind::CredentialsMissing(_))), "{opened:?}");
+}
+
+#[tokio::test]
+async fn every_other_response_is_a_failed_connection() {
+    let endless_header = [b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'y'; MAX_HEAD_BYTES]].concat();
+    let many_headers = ["HTTP/1.1 200 OK\r\n", &"x: y\r\n".repeat(MAX_HEADERS + 1), "\r\n"].concat();
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(3);
+    for (response, expected) in [
+        (
+            &b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\nbody"[..],
+            "refused a connection to \
+         api.example:443 with status 502 Bad Gateway",
+        ),
+        (
+            b"HTTP/1.1 403 Filtered\r\n\r\n",
+            "refused a connection to api.example:443 with status 403 Forbidden",
+        ),
+        (
+            b"HTTP/1.1 302 Found\r\nlocation: http://x/\r\n\r\n",
+            "refused a connection to api.example:443 with \
+         status 302 Found",
+        ),
+        (b"", "closed the connection before it responded to CONNECT"),
+        (b"HTTP/1.1 200 OK\r\n", "closed the connection before it responded to CONNECT"),
+        (&interim, "closed the connection before it responded to CONNECT"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "sent a malformed response to CONNECT"),
+        (b"\x05\x00\x00\x01", "sent a malformed response to CONNECT"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "sent a malformed response to CONNECT"),
+        (b"HTTP/1.1 099 Low\r\n\r\n", "sent a malformed response to CONNECT"),
+        (&endless_header, "responded to CONNECT with more than 16384 bytes or 64 headers"),
+        (many_headers.as_bytes(), "responded to CONNECT with more than 16384 bytes or 64 headers"),
+        (
+            b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+            "sent data after its response to CONNECT, before \
+         the provider could",
+        ),
+    ] {
+        let proxy = proxy(ALICE);
+        let chunks: Vec<&[u8]> = response.chunks(1000).collect();
+        let (_, opened) = open(&proxy, &authority(), &chunks).await;
+        check_message(
+            &proxy,
+            opened,
+            Progress::Unsent,
+            &format!("the proxy http://proxy.corp:3128 {expected}"),
+        );
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_response_causes_a_panic(
+        start in proptest::option::of("HTTP/1\\.[01] (1|2|4)[0-9]{2} .{0,9}\r\n"),
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+    ) {
+        let response = [start.unwrap_or_default().into_bytes(), bytes].concat();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (proxy, authority) = (proxy(None), authority());
+        let _ = runtime.block_on(open(&proxy, &authority, &[&response]));
+        let mut socks = readable_stream(&response);
+        let _ = runtime.block_on(async { connect_socks(&mut socks, &proxy, &authority).await.map(drop) });
+    }
+}
+
+/// A stream from which `response` is read, and to which anything can be written.
+fn readable_stream(response: &[u8]) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+    tokio::io::join(std::io::Cursor::new(response.to_vec()), tokio::io::sink())
+}
+
+/// Opens a tunnel by SOCKS5 through a proxy that answers each message with the next of `responses`.
+async fn open_socks(
+    proxy: &ForwardProxy,
+    responses: &[&[u8]],
+) -> (Vec<u8>, Result<DuplexStream, ForwardProxyErrorKind>) {
+    let (near, mut far) = tokio::io::duplex(1024);
+    let respond = async move {
+        let mut received = Vec::new();
+        for response in responses {
+            far.read_buf(&mut received).await.unwrap();
+            let _ = far.write_all(response).await;
+        }
+        received
+    };
+    let authority = authority();
+    let tunnel = async { tokio::join!(connect_socks(near, proxy, &authority), respond) };
+    let (opened, received) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
+    (received, opened)
+}
+
+#[tokio::test]
+async fn socks_lets_the_proxy_resolve_the_name() {
+    const OPEN: &[u8] = &[5, 0, 0, 1, 127, 0, 0, 1, 0x1f, 0x90];
+    let (received, opened) = open_socks(&proxy(None), &[&[5, 0], OPEN]).await;
+    assert!(opened.is_ok(), "{opened:?}");
+    assert!(received.windows(14).any(|window| window == b"\x03\x0bapi.example\x01"), "{received:?}");
+    let (received, opened) = open_socks(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
+    assert!(opened.is_ok(), "{opened:?}");
+    assert!(received.windows(15).any(|window| window == b"\x01\x05alice\x07hunter2"), "{received:?}");
+}
+
+#[tokio::test]
+async fn socks_without_valid_credentials_is_a_failed_authentication() {
+    const PREFIX: &str = "the proxy http://proxy.corp:3128 ";
+    for (credentials, responses, progress, expected) in [
+        (
+            None,
+            &[&[5_u8, 0xff][..]] as &[&[u8]],
+            Progress::ProxyAuthenticationFailed,
+            "requires a user and a password (SOCKS5): add them to `proxy`, as in http://USER:PASSWORD@HOST:PORT",
+        ),
+        (
+            ALICE,
+            &[&[5, 2], &[1, 1]],
+            Progress::ProxyAuthenticationFailed,
+            "refuses the configured user and password (SOCKS5): correct them in `proxy` or `proxy_file`",
+        ),
+        (
+            None,
+            &[&[5, 0], &[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]],
+            Progress::Unsent,
+            "opened no connection by SOCKS5: Host unreachable",
+        ),
+    ] {
+        let proxy = proxy(credentials);
+        let (_, opened) = open_socks(&proxy, responses).await;
+        check_message(&proxy, opened, progress, &format!("{PREFIX}{expected}"));
+    }
+}

@@ -1,0 +1,479 @@
+//! Requests, uploads, streams and WebSocket sessions through forward proxies: real ones of the packages `tinyproxy`
+//! and `microsocks`, with and without credentials, and one in this process for responses that those never send.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed assumption fails the test"
+)]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use keychoir::app::{self, AppConfig, RunningApp};
+use keychoir::config::{Config, KeyConfig};
+use keychoir::policy::key_state::KeyState;
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{Fault, Plan, Simulator};
+use keychoir::tasks::{AbortOnDrop, Tasks};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio_tungstenite::client_async;
+use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Message};
+
+const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+const USER: &str = "aliceaccount";
+const PASSWORD: &str = "hunter2password";
+/// Far above the duration of any step, so that only a step that hangs exceeds it.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+
+async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step completes within its timeout")
+}
+
+/// A forward proxy in a process of its own. It is killed on drop.
+struct ProxyProcess {
+    child: Child,
+    url: String,
+    log: PathBuf,
+    _folder: TempDir,
+}
+
+impl Drop for ProxyProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl ProxyProcess {
+    /// Starts `tinyproxy`, a proxy by CONNECT.
+    async fn start_tinyproxy(requires_credentials: bool) -> Self {
+        Self::start("tinyproxy", "http", requires_credentials, |folder, port| {
+            let auth =
+                if requires_credentials { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
+            let (log, config) = (folder.join("log"), folder.join("tinyproxy.conf"));
+            let text = format!(
+                "Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 100\nLogLevel Info\n\
+                 LogFile \"{}\"\n{auth}",
+                log.display()
+            );
+            std::fs::write(&config, text).unwrap();
+            vec!["-d".to_owned(), "-c".to_owned(), config.display().to_string()]
+        })
+        .await
+    }
+
+    /// Starts `microsocks`, a proxy by SOCKS5.
+    async fn start_microsocks(requires_credentials: bool) -> Self {
+        Self::start("microsocks", "socks5h", requires_credentials, |_, port| {
+            let auth = if requires_credentials { vec!["-u", USER, "-P", PASSWORD] } else { Vec::new() };
+            let arguments = ["-i", "127.0.0.1", "-p"].map(str::to_owned).into_iter();
+            arguments.chain([port.to_string()]).chain(auth.into_iter().map(str::to_owned)).collect()
+        })
+        .await
+    }
+
+    async fn start(
+        program: &str,
+        scheme: &str,
+        requires_credentials: bool,
+        arguments: impl FnOnce(&std::path::Path, u16) -> Vec<String>,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // These programs cannot report a port that the system has chosen.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let log = folder.path().join("log");
+        let output = std::fs::File::create(folder.path().join("output")).unwrap();
+        let child = Command::new(program)
+            .args(arguments(folder.path(), port))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output)
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("{program} cannot be started (apt-get install {program}): {error}")
+            });
+        let started = async {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        within_timeout(started).await;
+        let userinfo = if requires_credentials { format!("{USER}:{PASSWORD}@") } else { String::new() };
+        Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _folder: folder }
+    }
+
+    /// The URL with another password.
+    fn url_with_wrong_password(&self) -> String {
+        self.url.replace(PASSWORD, "wrong")
+    }
+
+    fn url_without_credentials(&self) -> String {
+        self.url.replace(&format!("{USER}:{PASSWORD}@"), "")
+    }
+}
+
+/// Keychoir with two keys, in front of a simulator.
+struct TestProxy {
+    app: RunningApp,
+    simulator: Simulator,
+    url: String,
+    client: reqwest::Client,
+    _folder: TempDir,
+}
+
+async fn bind_loopback() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+fn start_app(config: Config) -> (RunningApp, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let app = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
+    let url = format!("http://{}", app.address());
+    (app, url)
+}
+
+/// Starts Keychoir with `upstream.proxy = proxy`, and changes its configuration by `change`.
+async fn start_proxy(proxy: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
+    let plan = Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let keys = [FIRST_KEY, SECOND_KEY].map(|key| ApiKey::new(key).unwrap());
+    let mut config = Config::with_defaults(keys.to_vec(), simulator.base_url().parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    config.retry.spill_directory = folder.path().to_owned();
+    config.retry.min_disk_free_percent = 0;
+    config.server.drain_idle_timeout = Duration::ZERO;
+    config.quota_polling.enabled = false;
+    config.upstream.proxy = proxy.parse().unwrap();
+    change(&mut config);
+    let (app, url) = start_app(config);
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    TestProxy { app, simulator, url, client, _folder: folder }
+}
+
+impl TestProxy {
+    async fn post(&self, path: &str, body: Vec<u8>) -> reqwest::Response {
+        let request = self.client.post(format!("{}{path}", self.url)).header("xi-api-key", "any");
+        within_timeout(request.header("content-type", "application/json").body(body).send()).await.unwrap()
+    }
+
+    async fn request_speech(&self, path: &str) -> reqwest::Response {
+        let body = json!({"text": "Hello there.", "model_id": "eleven_multilingual_v2"});
+        self.post(path, body.to_string().into_bytes()).await
+    }
+
+    /// The keys of the requests that the provider received, in order.
+    fn request_keys(&self) -> Vec<String> {
+        self.simulator.ledger().requests.into_iter().filter_map(|request| request.key).collect()
+    }
+
+    async fn stop(self) {
+        self.app.drain(Duration::from_secs(10)).await;
+        assert_eq!(self.simulator.ledger().violations, Vec::<String>::new());
+        self.simulator.stop().await;
+    }
+}
+
+/// Runs a text-to-speech session, and returns its messages.
+async fn synthesize(address: SocketAddr) -> Vec<Value> {
+    let uri = format!("ws://{address}{SPEECH_PATH}/stream-input");
+    let request = ClientRequestBuilder::new(uri.parse().unwrap()).with_header("xi-api-key", "any");
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut session, _) = within_timeout(client_async(request, stream)).await.unwrap();
+    for text in [" ", "Hello there. ", ""] {
+        let message = Message::text(json!({"text": text}).to_string());
+        within_timeout(session.send(message)).await.unwrap();
+    }
+    let mut messages = Vec::new();
+    while let Some(Ok(message)) = within_timeout(session.next()).await {
+        if let Message::Text(text) = message {
+            messages.push(serde_json::from_str(&text).unwrap());
+        }
+    }
+    messages
+}
+
+/// A request, a stream, an upload that a second key gets after a refusal, and a WebSocket session.
+async fn check_all_kinds(proxy: TestProxy) {
+    let speech = proxy.request_speech(SPEECH_PATH).await;
+    assert_eq!(speech.status(), 200);
+    assert!(!speech.bytes().await.unwrap().is_empty());
+    let stream = proxy.request_speech(&format!("{SPEECH_PATH}/stream")).await;
+    assert_eq!(stream.status(), 200);
+    assert!(!stream.bytes().await.unwrap().is_empty());
+
+    proxy.simulator.always(FIRST_KEY, Some("quota".parse::<Fault>().unwrap()));
+    let body: Vec<u8> = (0..3_000_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
+    let upload = proxy.post("/v1/simulator/echo", body.clone()).await;
+    assert_eq!(upload.status(), 200, "{}", upload.text().await.unwrap());
+    proxy.simulator.always(FIRST_KEY, None);
+    let requests = proxy.simulator.ledger().requests;
+    let [.., refused, served] = requests.as_slice() else { panic!("{requests:?}") };
+    assert_eq!([&refused.key, &served.key].map(|key| key.as_deref()), [Some(FIRST_KEY), Some(SECOND_KEY)]);
+    assert_eq!(served.body_bytes, body.len() as u64);
+
+    let messages = synthesize(proxy.app.address()).await;
+    assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
+    assert_eq!(messages.last().unwrap()["isFinal"], true);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn everything_passes_through_a_proxy_by_connect() {
+    for requires_credentials in [false, true] {
+        let forward = ProxyProcess::start_tinyproxy(requires_credentials).await;
+        let proxy = start_proxy(&forward.url, |_| {}).await;
+        let target = proxy.simulator.base_url().replace("http://", "CONNECT ");
+        check_all_kinds(proxy).await;
+        let log = std::fs::read_to_string(&forward.log).unwrap();
+        assert!(log.contains(&target), "{log}");
+        assert!(!log.contains(FIRST_KEY) && !log.contains(SECOND_KEY));
+    }
+}
+
+#[tokio::test]
+async fn everything_passes_through_a_proxy_by_socks() {
+    for requires_credentials in [false, true] {
+        let forward = ProxyProcess::start_microsocks(requires_credentials).await;
+        check_all_kinds(start_proxy(&forward.url, |_| {}).await).await;
+    }
+}
+
+/// Checks that a request is refused with 502 and this code, without a request to the provider and without a
+/// change of a key's state.
+async fn check_refused(url: &str, code: &str) {
+    let proxy = start_proxy(url, |_| {}).await;
+    let response = proxy.request_speech(SPEECH_PATH).await;
+    assert_eq!(response.status(), 502, "{url}");
+    assert_eq!(response.headers()["x-keychoir-error"], code, "{url}");
+    let body = response.text().await.unwrap();
+    assert!(!body.contains(USER) && !body.contains(PASSWORD) && !body.contains("127.0.0.1"), "{body}");
+    assert_eq!(proxy.request_keys(), [""; 0]);
+    assert!(proxy.app.keys().iter().all(|key| key.state == KeyState::Usable));
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn missing_or_wrong_credentials_are_reported_as_such() {
+    for forward in [ProxyProcess::start_tinyproxy(true).await, ProxyProcess::start_microsocks(true).await] {
+        check_refused(&forward.url_with_wrong_password(), "proxy_authentication_failed").await;
+        check_refused(&forward.url_without_credentials(), "proxy_authentication_failed").await;
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_cannot_be_reached_is_a_failed_connection() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for scheme in ["http", "https", "socks5h"] {
+        check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed}"), "upstream_unreachable").await;
+    }
+}
+
+/// A proxy in this process that answers each CONNECT with `response`, and then connects to `target`, whatever
+/// host the request names.
+struct FakeProxy {
+    url: String,
+    connections: Arc<AtomicUsize>,
+    _task: AbortOnDrop,
+}
+
+async fn start_fake_proxy(response: &'static [u8], target: Option<SocketAddr>) -> FakeProxy {
+    let listener = bind_loopback().await;
+    let url = format!("http://{USER}:{PASSWORD}@{}", listener.local_addr().unwrap());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    let task = Tasks::new().spawn_guarded(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            Tasks::new().spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let _ = stream.write_all(response).await;
+                if let Some(target) = target {
+                    let mut provider = TcpStream::connect(target).await.unwrap();
+                    let _ = copy_bidirectional(&mut stream, &mut provider).await;
+                }
+            });
+        }
+    });
+    FakeProxy { url, connections, _task: task }
+}
+
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
+
+#[tokio::test]
+async fn a_name_that_only_the_proxy_knows_is_reached() {
+    let plan = Plan::of([(FIRST_KEY, 100_000)]);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let forward = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
+    let proxy = start_proxy(&forward.url, |config| {
+        config.upstream.base_url = "http://provider.invalid".parse().unwrap();
+    })
+    .await;
+    for _ in 0..3 {
+        let response = proxy.request_speech(SPEECH_PATH).await;
+        assert_eq!(response.status(), 200);
+        response.bytes().await.unwrap();
+    }
+    assert_eq!(simulator.ledger().requests.len(), 3);
+    assert!(forward.connections.load(Ordering::SeqCst) < 3, "the tunnel is used again");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_proxy_is_tried_once_and_not_with_every_key() {
+    for (response, code, attempts) in [
+        (
+            &b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n"[..],
+            "proxy_authentication_failed",
+            1,
+        ),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "upstream_unreachable", 2),
+        (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", "upstream_unreachable", 2),
+        (b"garbage\r\n\r\n", "upstream_unreachable", 2),
+    ] {
+        let forward = start_fake_proxy(response, None).await;
+        check_refused(&forward.url, code).await;
+        assert_eq!(forward.connections.load(Ordering::SeqCst), attempts);
+    }
+}
+
+#[tokio::test]
+async fn keys_may_have_their_own_proxies() {
+    let plan = Plan::of([(FIRST_KEY, 100_000)]);
+    let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+    let own = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
+    let unused = start_fake_proxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", None).await;
+    let key = KeyConfig { proxy: own.url.parse().unwrap(), ..ApiKey::new(FIRST_KEY).unwrap().into() };
+    let proxy = start_proxy(&unused.url, |config| config.keys = vec![key]).await;
+    assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
+    assert_eq!((own.connections.load(Ordering::SeqCst), unused.connections.load(Ordering::SeqCst)), (1, 0));
+    let direct = KeyConfig { proxy: "direct".parse().unwrap(), ..ApiKey::new(FIRST_KEY).unwrap().into() };
+    let proxy = start_proxy(&unused.url, |config| config.keys = vec![direct]).await;
+    assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
+    assert_eq!(unused.connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn the_quota_poller_uses_the_proxy() {
+    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let mut proxy = start_proxy(&forward.url, |config| config.quota_polling.enabled = true).await;
+    assert!(proxy.app.wait_for_first_poll(STEP_TIMEOUT).await);
+    assert!(std::fs::read_to_string(&forward.log).unwrap().contains("CONNECT 127.0.0.1:"));
+    assert!(!proxy.request_keys().is_empty());
+    proxy.stop().await;
+}
+
+/// A TLS acceptor for `localhost`, with its certificate in a file.
+fn tls_acceptor(folder: &TempDir) -> (TlsAcceptor, PathBuf) {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let ca_file = folder.path().join("ca.pem");
+    std::fs::write(&ca_file, certified.cert.pem()).unwrap();
+    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key.into())
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), ca_file)
+}
+
+/// Accepts TLS on a port of its own and relays the plain bytes to `target`.
+async fn terminate_tls(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, AbortOnDrop) {
+    let listener = bind_loopback().await;
+    let port = listener.local_addr().unwrap().port();
+    let task = Tasks::new().spawn_guarded(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            Tasks::new().spawn(async move {
+                let Ok(mut stream) = acceptor.accept(tcp).await else { return };
+                let mut plain = TcpStream::connect(target).await.unwrap();
+                let _ = copy_bidirectional(&mut stream, &mut plain).await;
+            });
+        }
+    });
+    (port, task)
+}
+
+#[tokio::test]
+async fn tls_with_the_provider_passes_through_http_and_https_proxies() {
+    let folder = tempfile::tempdir().unwrap();
+    let (acceptor, ca_file) = tls_acceptor(&folder);
+    let simulator = Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 100_000)])).await.unwrap();
+    let (provider_port, _provider) = terminate_tls(acceptor.clone(), simulator.address()).await;
+    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let proxy_port: u16 = forward.url.rsplit(':').next().unwrap().parse().unwrap();
+    let (tls_proxy_port, _tls_proxy) =
+        terminate_tls(acceptor, SocketAddr::from(([127, 0, 0, 1], proxy_port))).await;
+    let over_tls = format!("https://{USER}:{PASSWORD}@localhost:{tls_proxy_port}");
+    for url in [forward.url.as_str(), &over_tls] {
+        let proxy = start_proxy(url, |config| {
+            config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
+            config.upstream.ca_file = Some(ca_file.clone());
+        })
+        .await;
+        assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
+        let messages = synthesize(proxy.app.address()).await;
+        assert_eq!(messages.last().unwrap()["isFinal"], true);
+        // The proxy's own certificate is checked, too.
+        let untrusted = start_proxy(url, |config| {
+            config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
+        })
+        .await;
+        assert_eq!(untrusted.request_speech(SPEECH_PATH).await.status(), 502);
+    }
+    let log = std::fs::read_to_string(&forward.log).unwrap();
+    assert!(log.contains(&format!("CONNECT localhost:{provider_port}")), "{log}");
+}
+
+#[tokio::test]
+async fn the_client_of_the_mirror_uses_the_proxy() {
+    let listener = bind_loopback().await;
+    let target = listener.local_addr().unwrap();
+    let _server = Tasks::new().spawn_guarded(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let Ok(byte) = stream.read_u8().await else { break };
+                head.push(byte);
+            }
+            let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await;
+        }
+    });
+    for forward in [ProxyProcess::start_tinyproxy(true).await, ProxyProcess::start_microsocks(true).await] {
+        let routes = |url: &str| {
+            let mut config = Config::default();
+            config.supabase.proxy = url.parse().unwrap();
+            let supabase = "https://p.supabase.co".parse().unwrap();
+            config.proxy_routes().for_mirror(&supabase, &config.supabase.proxy).unwrap()
+        };
+        let send = async |url: &str| {
+            let client = keychoir::upstream::http_client_through(Some(&routes(url)), None).unwrap();
+            let request = client.build().unwrap().get(format!("http://{target}/")).send();
+            within_timeout(request).await.map(|response| response.status().as_u16())
+        };
+        assert_eq!(send(&forward.url).await.unwrap(), 204);
+        assert_ne!(send(&forward.url_with_wrong_password()).await.ok(), Some(204));
+    }
+}

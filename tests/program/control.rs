@@ -1,0 +1,133 @@
+//! Changes of keys and clients by the commands, while the program serves.
+
+use std::fs;
+use std::process::Output;
+
+use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
+use keychoir::secret::ApiKey;
+use keychoir::simulator::{Plan, Simulator};
+use serde_json::{Value, json};
+
+const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+
+/// The running program and its folder.
+struct Running {
+    folder: tempfile::TempDir,
+    address: String,
+    client: reqwest::Client,
+}
+
+impl Running {
+    /// Runs a command, which finds the server by `--url` and the admin token in the state folder.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let url = format!("http://{}", self.address);
+        let arguments = [arguments, &["--url", &url]].concat();
+        let mut command = keychoir_command(&arguments);
+        run(command.env("KEYCHOIR_STORAGE__PATH", self.folder.path().join("keychoir.db")))
+    }
+
+    /// Runs a command that must succeed. Returns its standard output.
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The status of a speech request with this token.
+    async fn speak(&self, token: &str) -> u16 {
+        let url = format!("http://{}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM", self.address);
+        let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
+        let request = self.client.post(url).header("xi-api-key", token).json(&body);
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        response.bytes().await.unwrap();
+        status
+    }
+}
+
+fn hits(simulator: &Simulator, key: &str) -> usize {
+    let ledger = simulator.ledger();
+    ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_change_the_running_program_at_once_and_every_change_is_recorded() {
+    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, plan).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let address = program.wait_for_address();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let running = Running { folder, address, client };
+
+    let key_file = running.folder.path().join("spare.key");
+    fs::write(&key_file, SECOND_KEY).unwrap();
+    running.succeed(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
+    fs::remove_file(&key_file).unwrap();
+    let first = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
+    running.succeed(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
+    assert_eq!(running.speak("any").await, 200);
+    assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (0, 1));
+    running.succeed(&["keys", "resume", &first]);
+    let refused = running.run(&["keys", "remove", &first]);
+    assert_ne!(refused.status.code(), Some(0));
+    assert!(stderr(&refused).contains("can only be paused"), "{}", stderr(&refused));
+    running.succeed(&["keys", "remove", "spare"]);
+    assert_eq!(running.speak("any").await, 200);
+    assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (1, 1));
+
+    let old_token = running.succeed(&["clients", "add", "app", "--quota", "100 requests"]);
+    assert_eq!((running.speak("any").await, running.speak(&old_token).await), (401, 200));
+    let new_token = running.succeed(&["clients", "rotate", "app", "--grace", "1h"]);
+    assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (200, 200));
+    running.succeed(&["clients", "set", "app", "--max-concurrent", "3"]);
+    let list = running.succeed(&["clients", "list"]);
+    assert_eq!(list, "app  100 requests, 3 concurrent requests");
+    running.succeed(&["clients", "rotate", "app"]);
+    assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (401, 401));
+
+    let admin_token = fs::read_to_string(running.folder.path().join("admin_token")).unwrap();
+    let url = format!("http://{}/api/keychoir/v1/changes", running.address);
+    let request = running.client.get(url).bearer_auth(admin_token.trim());
+    let document: Value = request.send().await.unwrap().json().await.unwrap();
+    let mut actions: Vec<&str> = document["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["action"].as_str().unwrap())
+        .collect();
+    actions.reverse();
+    let expected = [
+        "key_added",
+        "key_paused",
+        "key_resumed",
+        "key_removed",
+        "client_added",
+        "client_rotated",
+        "client_changed",
+        "client_rotated",
+    ];
+    assert_eq!(actions, expected);
+
+    let (code, log) = program.terminate();
+    assert_eq!(code, Some(0));
+    let files = read_all_files(running.folder.path());
+    for secret in [FIRST_KEY, SECOND_KEY, &old_token, &new_token] {
+        assert!(!log.contains(secret), "the log contains no secret");
+        let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+        assert!(!is_in_file, "the files contain no secret");
+    }
+    assert!(!log.contains(admin_token.trim()));
+}

@@ -1,0 +1,194 @@
+//! Copies of the usage database: a backup under load and its restore, and upgrades of an earlier version.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use keychoir::simulator::{Plan, Simulator};
+use serde_json::Value;
+
+use crate::support::program::{Program, keychoir_command, run, stderr};
+
+const KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+
+fn serve_command(database: &Path, upstream: &str) -> Command {
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", KEY)
+        .env("KEYCHOIR_STORAGE__PATH", database)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", upstream)
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    command
+}
+
+fn db(database: &Path, arguments: &[&str]) -> Output {
+    run(keychoir_command(&[&["db"], arguments].concat()).env("KEYCHOIR_STORAGE__PATH", database))
+}
+
+#[track_caller]
+fn json_of(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The sums of `keychoir usage`.
+fn usage(database: &Path) -> Value {
+    let output = run(keychoir_command(&["usage", "--json"]).env("KEYCHOIR_STORAGE__PATH", database));
+    json_of(&output)["total"].clone()
+}
+
+/// The ids and credits of all attempts.
+fn attempts(database: &Path) -> Vec<(String, i64)> {
+    let connection = rusqlite::Connection::open(database).unwrap();
+    let mut statement = connection.prepare("SELECT id, credits FROM attempts ORDER BY id").unwrap();
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+async fn speak(client: &reqwest::Client, address: &str) {
+    let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
+    let response = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.bytes().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_under_load_is_restored_with_all_its_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, copy) = (folder.path().join("keychoir.db"), folder.path().join("backup.db"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, Plan::of([(KEY, 10_000_000)])).await.unwrap();
+    let upstream = simulator.base_url();
+    let mut program = Program::start(&mut serve_command(&database, &upstream));
+    let address = program.wait_for_address();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let traffic = keychoir::tasks::Tasks::new().spawn({
+        let (stop, served, client) = (Arc::clone(&stop), Arc::clone(&served), client.clone());
+        async move {
+            while !stop.load(Ordering::Acquire) {
+                speak(&client, &address).await;
+                served.fetch_add(1, Ordering::Release);
+            }
+        }
+    });
+    // The first copies may precede the first records.
+    let backup = loop {
+        let (database, copy) = (database.clone(), copy.clone());
+        let arguments = ["backup", copy.to_str().unwrap(), "--force", "--json"];
+        let backup = tokio::task::block_in_place(|| json_of(&db(&database, &arguments)));
+        if backup["attempts"].as_u64().unwrap() > 20 {
+            break backup;
+        }
+    };
+    let at_backup = served.load(Ordering::Acquire);
+    while served.load(Ordering::Acquire) < at_backup + 20 {
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::Release);
+    traffic.await.unwrap();
+    assert_eq!(program.terminate().0, Some(0));
+
+    let (final_attempts, copied) = (attempts(&database), attempts(&copy));
+    assert_eq!(copied.len() as u64, backup["attempts"]);
+    assert!(copied.len() < final_attempts.len());
+    assert!(copied.iter().all(|attempt| final_attempts.contains(attempt)), "the copy has only real records");
+    let sums = usage(&copy);
+    assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts are of the same moment");
+
+    // The restore of docs/operations.md.
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(folder.path().join(format!("keychoir.db{suffix}")));
+    }
+    fs::copy(&copy, &database).unwrap();
+    let mut program = Program::start(&mut serve_command(&database, &upstream));
+    let address = program.wait_for_address();
+    assert_eq!((attempts(&database), usage(&database)), (copied.clone(), sums));
+    speak(&client, &address).await;
+    assert_eq!(program.terminate().0, Some(0));
+    assert_eq!(attempts(&database).len(), copied.len() + 1);
+    simulator.stop().await;
+}
+
+#[test]
+fn a_backup_refuses_to_replace_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, copy) = (folder.path().join("keychoir.db"), folder.path().join("backup.db"));
+    let output = db(&database, &["backup", copy.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there is no database at"), "{}", stderr(&output));
+    create_version_1_file(&database);
+    fs::write(&copy, "important").unwrap();
+    let output = db(&database, &["backup", copy.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
+    let output = db(&database, &["backup", "--force", copy.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("1 attempts"));
+}
+
+/// Creates a database as the first version of Keychoir did, with one attempt.
+fn create_version_1_file(path: &Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE keys (key_hash TEXT PRIMARY KEY, short_key TEXT NOT NULL, name TEXT, workspace TEXT,
+                position INTEGER NOT NULL, status TEXT NOT NULL, character_count INTEGER NOT NULL,
+                character_limit INTEGER, extension INTEGER, resets_at_ms INTEGER, park_reason TEXT,
+                park_until_ms INTEGER, workspace_park_reason TEXT, workspace_park_until_ms INTEGER,
+                updated_at_ms INTEGER NOT NULL) STRICT;
+             CREATE TABLE attempts (id TEXT PRIMARY KEY, request_id TEXT NOT NULL, number INTEGER NOT NULL,
+                started_at_ms INTEGER NOT NULL, client TEXT NOT NULL, key_hash TEXT NOT NULL, workspace TEXT,
+                method TEXT NOT NULL, route TEXT NOT NULL, status INTEGER, verdict TEXT NOT NULL,
+                request_bytes INTEGER NOT NULL, response_bytes INTEGER NOT NULL, credits INTEGER NOT NULL,
+                credits_from TEXT NOT NULL, first_byte_ms INTEGER, total_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+             CREATE INDEX attempts_by_time ON attempts (started_at_ms);
+             INSERT INTO attempts VALUES ('a1', 'r1', 1, 1795955073908, 'local', 'own', NULL, 'GET', '/v1/models', 200,
+                'served', 0, 5, 7, 'answer', 1, 2);
+             PRAGMA user_version = 1",
+        )
+        .unwrap();
+}
+
+#[test]
+fn a_start_upgrades_a_copied_database_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("keychoir.db");
+    create_version_1_file(&database);
+    let dry_run = json_of(&db(&database, &["migrate", "--dry-run", "--json"]));
+    assert_eq!((&dry_run["from"], &dry_run["attempts_after"]), (&1.into(), &1.into()));
+    let mut program = Program::start(&mut serve_command(&database, "http://127.0.0.1:9"));
+    let copy = program.wait_for_event("database_migrating")["copy"].as_str().unwrap().to_owned();
+    assert_eq!(copy, format!("{}.before-1", database.display()));
+    let migrated = program.wait_for_event("database_migrated");
+    assert_eq!((&migrated["from"], &migrated["to"]), (&dry_run["from"], &dry_run["to"]));
+    program.wait_for_address();
+    let output = db(&database, &["migrate"]);
+    assert_eq!(output.status.code(), Some(0), "nothing is left to do: {}", stderr(&output));
+    assert_eq!(program.terminate().0, Some(0));
+    assert_eq!(attempts(&database), [("a1".to_owned(), 7)]);
+    assert_eq!(attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
+    // The copy can be upgraded in turn.
+    let output = run(&mut keychoir_command(&["db", "migrate", "--file", &copy]));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("from schema 1 to") && text.contains("Attempts before 1, after 1"), "{text}");
+}
+
+#[test]
+fn an_upgrade_without_its_copy_is_refused_with_advice() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("keychoir.db");
+    create_version_1_file(&database);
+    fs::create_dir(folder.path().join("keychoir.db.before-1.partial")).unwrap();
+    let (code, text) = Program::start(&mut serve_command(&database, "http://127.0.0.1:9")).wait_for_exit();
+    assert_eq!(code, Some(78), "{text}");
+    assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");
+    assert!(!text.contains("storage.ephemeral"), "{text}");
+    assert_eq!(attempts(&database), [("a1".to_owned(), 7)]);
+}

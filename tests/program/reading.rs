@@ -1,0 +1,122 @@
+//! The commands that read the usage database while Keychoir writes it.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use keychoir::simulator::{Plan, Simulator};
+use serde_json::Value;
+
+use crate::support::program::{Program, keychoir_command, run, stderr};
+
+const EMPTY_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
+const FULL_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
+const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+
+fn reading(database: &Path, arguments: &[&str]) -> Command {
+    let mut command = keychoir_command(arguments);
+    command.env("KEYCHOIR_STORAGE__PATH", database);
+    command
+}
+
+#[track_caller]
+fn json_of(output: &Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+async fn speak(client: &reqwest::Client, address: &str, request_id: &str) {
+    let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
+    let request = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body);
+    let response = request.header("x-request-id", request_id).send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.bytes().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attempts_are_listed_followed_and_summed() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("keychoir.db");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let plan = Plan::of([(EMPTY_KEY, 0), (FULL_KEY, 1_000_000)]);
+    let simulator = Simulator::start(listener, plan).await.unwrap();
+    let mut serve = reading(&database, &["serve", "--listen", "127.0.0.1:0"]);
+    serve
+        .env("ELEVENLABS_API_KEYS", format!("{EMPTY_KEY},{FULL_KEY}"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut serve);
+    let address = program.wait_for_address();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+
+    let mut follow = reading(&database, &["attempts", "--follow", "--json"]);
+    let mut follower = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    speak(&client, &address, "request-one").await;
+    let mut followed = Vec::new();
+    tokio::task::block_in_place(|| {
+        while followed.len() < 2 {
+            followed.push(serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap());
+        }
+    });
+    let outcomes: Vec<&str> = followed.iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["workspace_quota", "served"]);
+    assert!(followed.iter().all(|attempt| attempt["request_id"] == "request-one"));
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+
+    let list = |arguments: &[&str]| {
+        let output = run(&mut reading(&database, &[&["attempts", "--json"], arguments].concat()));
+        json_of(&output)["attempts"].as_array().unwrap().clone()
+    };
+    assert_eq!(list(&[]), followed);
+    assert_eq!(list(&["--failed"]), followed[..1]);
+    assert_eq!(list(&["--limit", "1"]), followed[1..]);
+    assert_eq!(list(&["--request", "request-one"]), followed);
+    assert_eq!(list(&["--request", "another"]), [Value::Null; 0]);
+
+    let table = run(&mut reading(&database, &["attempts"]));
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.contains("workspace quota") && table.lines().all(|line| line.chars().count() <= 80),
+        "{table}"
+    );
+    let details = run(&mut reading(&database, &["attempts", "--request", "request-one"]));
+    let details = String::from_utf8(details.stdout).unwrap();
+    for part in ["attempt 1 ", "attempt 2 ", "received  401 workspace_quota", "client    local"] {
+        assert!(details.contains(part), "{part}: {details}");
+    }
+
+    let usage = |arguments: &[&str]| run(&mut reading(&database, &[&["usage"], arguments].concat()));
+    for by in ["day", "hour", "key", "client", "model", "route"] {
+        let report = json_of(&usage(&["--json", "--by", by, "--since", "1d"]));
+        assert_eq!(report["total"]["attempts"], 2, "{by}: {report}");
+    }
+    let report = json_of(&usage(&["--json", "--since", "2w", "--until", "1w"]));
+    assert_eq!(report["total"]["attempts"], 0);
+    let report = json_of(&usage(&["--json", "--failures"]));
+    assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(
+        (&report["failures"][0]["outcome"], &report["failures"][0]["status"]),
+        (&"workspace_quota".into(), &401.into())
+    );
+    let csv = String::from_utf8(usage(&["--csv", "--failures", "--by", "client"]).stdout).unwrap();
+    assert_eq!(csv, "client,outcome,status,attempts\nlocal,workspace_quota,401,1\n");
+    let wrong = usage(&["--since", "1d", "--until", "2d"]);
+    assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
+
+    for output in [&table, &details, &csv] {
+        assert!(!output.contains("key_number"), "no key is printed: {output}");
+    }
+    assert_eq!(program.terminate().0, Some(0));
+    simulator.stop().await;
+}
+
+#[test]
+fn attempts_without_a_database_are_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = run(&mut reading(&folder.path().join("none.db"), &["attempts"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there are no usage records at"), "{}", stderr(&output));
+}

@@ -1,0 +1,143 @@
+//! Who may use the API, and what a response never contains.
+
+use super::*;
+use crate::support::start_proxy_with;
+use http::header::{AUTHORIZATION, ORIGIN};
+
+#[tokio::test]
+async fn only_the_admin_token_opens_the_api() {
+    let (proxy, _) = start_admin_proxy().await;
+    let get = |token: &str| request(&proxy, Method::GET, "overview").bearer_auth(token).send();
+    assert_eq!(get(ADMIN_TOKEN).await.unwrap().status(), 200);
+    let missing = request(&proxy, Method::GET, "overview").send().await.unwrap();
+    assert_eq!(missing.headers()["www-authenticate"], "Bearer realm=\"keychoir-admin\"");
+    assert_error(missing, 401, "admin_token_missing").await;
+    assert_error(get("kca_wrong").await.unwrap(), 401, "admin_token_wrong").await;
+    assert_error(get(CLIENT_TOKEN).await.unwrap(), 403, "client_token").await;
+    // Where an SDK sends its key, the admin token does not count either.
+    let by_key = request(&proxy, Method::GET, "overview").header("xi-api-key", ADMIN_TOKEN);
+    assert_error(by_key.send().await.unwrap(), 401, "admin_token_missing").await;
+    let lower_case = format!("bearer  {ADMIN_TOKEN}");
+    let lower_case = request(&proxy, Method::GET, "overview").header(AUTHORIZATION, lower_case);
+    assert_eq!(lower_case.send().await.unwrap().status(), 200);
+    // Without a token, nobody finds out which paths exist.
+    let unknown = request(&proxy, Method::GET, "unknown").send().await.unwrap();
+    assert_error(unknown, 401, "admin_token_missing").await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
+    let (proxy, _) = start_admin_proxy().await;
+    let get = |token: &str| request(&proxy, Method::GET, "keys").bearer_auth(token).send();
+    for number in 0..10 {
+        assert_error(get(&format!("kca_{number}")).await.unwrap(), 401, "admin_token_wrong").await;
+    }
+    let refused = get(ADMIN_TOKEN).await.unwrap();
+    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+    assert_error(refused, 429, "too_many_failures").await;
+    assert_eq!(proxy.get("/api/keychoir/v1/me").await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn without_an_admin_token_the_api_is_off() {
+    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10)]), |_| {}).await;
+    for path in ["overview", "unknown"] {
+        let response = send(&proxy, Method::GET, path, None).await;
+        let message = assert_error(response, 404, "admin_api_disabled").await;
+        assert!(message.contains("admin.token_file"), "{message}");
+    }
+    assert_eq!(read(&proxy, "me").await["client"], "local");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn web_pages_of_other_origins_are_refused() {
+    let allowed = "https://app.example";
+    let (proxy, _) = start_admin_proxy_with(|config| config.access.origins = vec![allowed.to_owned()]).await;
+    let from = |origin: &str| {
+        let request = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN);
+        request.header(ORIGIN, origin).send()
+    };
+    // This origin may send requests to the provider.
+    assert_error(from(allowed).await.unwrap(), 403, "origin_not_allowed").await;
+    assert_error(from("https://other.example").await.unwrap(), 403, "origin_not_allowed").await;
+    assert_eq!(from(&proxy.url).await.unwrap().status(), 200);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn the_status_and_the_metrics_open_with_the_admin_token_too() {
+    let (proxy, _) = start_admin_proxy().await;
+    for path in ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics"] {
+        let get = || proxy.client.get(format!("{}{path}", proxy.url));
+        assert_eq!(get().send().await.unwrap().status(), 401, "{path}");
+        assert_eq!(get().bearer_auth(ADMIN_TOKEN).send().await.unwrap().status(), 200, "{path}");
+        assert_eq!(proxy.get(path).await.status(), 200, "{path}");
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn public_pages_need_no_token() {
+    let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
+    let proxy = start_proxy_with_app(
+        tempfile::tempdir().unwrap(),
+        Plan::of([(FIRST_KEY, 10)]),
+        |config| config.clients = vec![client],
+        |app| app.public_pages = keychoir::admin::PublicPages { status: false, metrics: true },
+    )
+    .await;
+    for (path, status) in [("/metrics", 200), ("/api/elevenlabs-status", 401), ("/api/keychoir-keys", 401)] {
+        let response = proxy.client.get(format!("{}{path}", proxy.url)).send().await.unwrap();
+        assert_eq!(response.status(), status, "{path}");
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn no_response_contains_a_key_or_a_token() {
+    const NEW_KEY: &str = "sk_canary_of_a_new_key_000000000000000000000000000009";
+    let (proxy, received) = start_admin_proxy().await;
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.request_speech(10).await;
+    let id = key_id(FIRST_KEY);
+    let mut seen = Vec::new();
+    let mut add = async |response: Response| {
+        seen.push(format!("{:?}", response.headers()));
+        seen.push(response.text().await.unwrap());
+    };
+    for path in ["overview", "keys", &format!("keys/{id}"), "clients", "usage?by=key", "attempts", "config"] {
+        add(send(&proxy, Method::GET, path, None).await).await;
+    }
+    for path in
+        ["changes", "unknown", CLIENT_TOKEN, &format!("keys/{NEW_KEY}"), &format!("usage?{NEW_KEY}=1")]
+    {
+        add(send(&proxy, Method::GET, path, None).await).await;
+    }
+    for body in [
+        serde_json::json!({"name": "new", "key": NEW_KEY}),
+        serde_json::json!({"name": NEW_KEY}),
+        serde_json::json!({NEW_KEY: 1}),
+        serde_json::json!({"name": "new", "key": format!("{NEW_KEY} and more")}),
+        serde_json::json!({"name": "new", "key": NEW_KEY, "weight": NEW_KEY}),
+    ] {
+        add(send(&proxy, Method::POST, "keys", Some(&body)).await).await;
+    }
+    let garbled = request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
+    let garbled = garbled.header("content-type", "application/json").body(format!("{{\"key\": {NEW_KEY}"));
+    add(garbled.send().await.unwrap()).await;
+    add(send(&proxy, Method::POST, &format!("keys/{id}/check"), None).await).await;
+    add(request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap()).await;
+    add(proxy.get("/api/keychoir/v1/me").await).await;
+    seen.extend(received.take());
+    for secret in [ADMIN_TOKEN, CLIENT_TOKEN, &FIRST_KEY[11..46], &SECOND_KEY[11..46], &NEW_KEY[11..46]] {
+        for text in &seen {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+    }
+    proxy.close().await;
+}

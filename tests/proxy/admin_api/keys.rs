@@ -1,0 +1,98 @@
+//! Paused keys, and keys that are checked at the provider.
+
+use super::*;
+use keychoir::policy::key_state::Pause;
+use keychoir::policy::units::UnixMs;
+use serde_json::json;
+
+fn set_pause(proxy: &TestProxy, key: &str, until: Option<UnixMs>) {
+    let pause = Pause { since: UnixMs(1_700_000_000_000), until, reason: Some("billing dispute".into()) };
+    assert!(proxy.app.set_pause(Fingerprint::new(key), Some(pause)));
+}
+
+#[tokio::test]
+async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
+    let (proxy, _) = start_admin_proxy().await;
+    set_pause(&proxy, FIRST_KEY, None);
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
+    let key = read(&proxy, &format!("keys/{}", key_id(FIRST_KEY))).await;
+    assert_eq!(
+        json!([key["state"], key["paused"], key["reason"], key["since"], key["until"]]),
+        json!(["paused", true, "billing dispute", "2023-11-14T22:13:20.000Z", null])
+    );
+    let status = proxy.status_document().await;
+    assert_eq!((&status["activeKeys"], &status["totalRemainingCharacters"]), (&json!(1), &json!(990)));
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "the document has no other status");
+    let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
+    assert_eq!(
+        (&details["keys"][0]["state"], &details["keys"][0]["paused"]),
+        (&json!("paused"), &json!(true))
+    );
+    let metrics = proxy.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("keychoir_keys{status=\"paused\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("keychoir_keys{status=\"active\"} 1\n"), "{metrics}");
+    assert_eq!(read(&proxy, "overview").await["keys"]["paused"], 1);
+    assert!(proxy.app.set_pause(Fingerprint::new(FIRST_KEY), None));
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn while_every_key_is_paused_requests_are_told_when_to_come_back() {
+    let (proxy, _) = start_admin_proxy().await;
+    for key in [FIRST_KEY, SECOND_KEY] {
+        set_pause(&proxy, key, None);
+    }
+    let refused = proxy.request_speech(10).await;
+    assert_eq!(refused.headers()["retry-after"], "60");
+    crate::support::assert_proxy_error(&refused, 503, "all_keys_paused");
+    assert_eq!(proxy.get("/readyz").await.status(), 503);
+    assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_key_is_checked_at_the_provider_now() {
+    let (proxy, _) = start_admin_proxy().await;
+    let path = format!("keys/{}/check", key_id(FIRST_KEY));
+    let check = async || -> Value { send(&proxy, Method::POST, &path, None).await.json().await.unwrap() };
+    let valid = check().await;
+    assert_eq!(
+        json!([valid["outcome"], valid["credits_limit"], valid["permissions"], valid["refusal"]]),
+        json!(["valid", 1_000, {"user_read": true, "models_read": true}, null])
+    );
+    assert!(valid["latency_ms"].is_u64());
+    proxy.set_fault(FIRST_KEY, "invalid");
+    let refused = check().await;
+    assert_eq!((&refused["outcome"], &refused["refusal"]["status"]), (&json!("refused"), &json!(401)));
+    assert!(refused["refusal"]["meaning"].as_str().unwrap().contains("Replace or remove this key"));
+    // The check also updates the state of the key.
+    assert_eq!(proxy.key_statuses().await, ["invalid", "active"]);
+    proxy.set_fault(FIRST_KEY, "missing_permissions");
+    let restricted = check().await;
+    assert_eq!(
+        (&restricted["outcome"], &restricted["permissions"]["user_read"]),
+        (&json!("quota_unreadable"), &json!(false))
+    );
+    assert_error(send(&proxy, Method::POST, "keys/000000000000/check", None).await, 404, "key_not_found")
+        .await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_check_ends_at_its_timeout_and_is_the_only_one_of_its_key() {
+    let (proxy, _) =
+        start_admin_proxy_with(|config| config.quota_polling.timeout = std::time::Duration::from_secs(2))
+            .await;
+    proxy.set_fault(FIRST_KEY, "slow_head=60000");
+    let path = format!("keys/{}/check", key_id(FIRST_KEY));
+    let checks = (0..2).map(|_| send(&proxy, Method::POST, &path, None));
+    let mut checks = crate::support::join_all(checks).await;
+    let (last, first) = (checks.pop().unwrap(), checks.pop().unwrap());
+    assert_error(first, 409, "check_in_progress").await;
+    let result: Value = last.json().await.unwrap();
+    assert_eq!(result["outcome"], "no_response");
+    proxy.close().await;
+}

@@ -1,0 +1,117 @@
+//! Compares `docs/openapi.json` with the program: every path and method exists, no others do, and each response
+//! has a documented status and matches its schema.
+
+use super::*;
+use serde_json::json;
+
+fn document() -> Value {
+    serde_json::from_str(include_str!("../../../docs/openapi.json")).unwrap()
+}
+
+/// Follows a reference within the document.
+fn resolve<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
+    match value.get("$ref").and_then(Value::as_str) {
+        Some(reference) => document.pointer(reference.trim_start_matches('#')).expect("the reference exists"),
+        None => value,
+    }
+}
+
+/// Asserts that a response is documented for its operation, and that its body matches the schema.
+async fn check_response(document: &Value, operation: &Value, place: &str, response: Response) {
+    let status = response.status().as_u16().to_string();
+    let documented = operation["responses"].get(&status);
+    let documented =
+        resolve(document, documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")));
+    let body: Value = response.json().await.unwrap();
+    let schema = &documented["content"]["application/json"]["schema"];
+    let schema = json!({"allOf": [schema], "components": document["components"]});
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{place} {status}: {errors:?}\n{body:#}");
+}
+
+/// A body that an operation accepts.
+fn body(path: &str, method: &str) -> Option<Value> {
+    match (path, method) {
+        ("/keys", "post") => Some(json!({"name": "spare", "key": "sk_spare_00000000000000000000000001"})),
+        ("/keys/{id}/pause", "post") => Some(json!({"until": "2h", "reason": "billing"})),
+        ("/clients", "post") => Some(json!({"name": "phone", "quota": "5 requests"})),
+        ("/clients/{name}", "patch") => Some(json!({"quota": ""})),
+        ("/clients/{name}/rotate", "post") => Some(json!({"grace": "1h"})),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn the_documented_paths_are_those_of_the_program() {
+    let document = document();
+    let (proxy, _) = start_admin_proxy_with(|config| {
+        config.clients[0].rules.quota = Some("10 requests per day".parse().unwrap());
+    })
+    .await;
+    proxy.set_fault(SECOND_KEY, "missing_permissions");
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.request_speech(10).await;
+    let id = key_id(FIRST_KEY);
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let target = path.trim_start_matches('/').replace("{id}", &id).replace("{name}", "app");
+        let documented: Vec<String> =
+            item.as_object().unwrap().keys().filter(|name| *name != "parameters").cloned().collect();
+        for method in ["get", "post", "put", "patch", "delete"] {
+            let place = format!("{method} {path}");
+            let http_method = method.to_uppercase().parse().unwrap();
+            let token = if path == "/me" { CLIENT_TOKEN } else { ADMIN_TOKEN };
+            let request = request(&proxy, http_method, &target).bearer_auth(token);
+            let request = match body(path, method) {
+                Some(body) => request.json(&body),
+                None => request,
+            };
+            let response = request.send().await.unwrap();
+            if documented.iter().any(|name| name == method) {
+                assert_ne!(response.status(), 405, "{place}");
+                check_response(&document, &item[method], &place, response).await;
+            } else {
+                assert_eq!(response.status(), 405, "{place}");
+                let allowed = response.headers()["allow"].to_str().unwrap().to_lowercase();
+                let mut allowed: Vec<&str> = allowed.split(", ").filter(|name| *name != "head").collect();
+                allowed.sort_unstable();
+                let mut expected: Vec<&str> = documented.iter().map(String::as_str).collect();
+                expected.sort_unstable();
+                assert_eq!(allowed, expected, "{place}");
+            }
+        }
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn errors_and_filled_documents_match_their_schemas() {
+    let document = document();
+    let (proxy, _) = start_admin_proxy().await;
+    proxy.request_speech(10).await;
+    let pause = keychoir::policy::key_state::Pause {
+        since: keychoir::policy::units::UnixMs(1),
+        until: None,
+        reason: None,
+    };
+    assert!(proxy.app.set_pause(Fingerprint::new(SECOND_KEY), Some(pause)));
+    let operation = |path: &str, method: &str| document["paths"][path][method].clone();
+    for (path, target) in [
+        ("/keys", "keys".to_owned()),
+        ("/keys/{id}", format!("keys/{}", key_id(SECOND_KEY))),
+        ("/keys/{id}", "keys/000000000000".to_owned()),
+        ("/usage", "usage?by=key".to_owned()),
+        ("/usage", "usage?by=hour".to_owned()),
+        ("/usage", "usage?by=model".to_owned()),
+        ("/usage", "usage?by=nothing".to_owned()),
+        ("/attempts", "attempts?failed=false".to_owned()),
+    ] {
+        let response = send(&proxy, Method::GET, &target, None).await;
+        check_response(&document, &operation(path, "get"), &target, response).await;
+    }
+    let unauthorized = request(&proxy, Method::GET, "keys").send().await.unwrap();
+    check_response(&document, &operation("/keys", "get"), "without a token", unauthorized).await;
+    let invalid = send(&proxy, Method::POST, "keys", Some(&json!({}))).await;
+    check_response(&document, &operation("/keys", "post"), "without members", invalid).await;
+    proxy.close().await;
+}

@@ -1,0 +1,185 @@
+//! What an operator reads.
+
+use super::*;
+use http::header::{IF_NONE_MATCH, RANGE};
+use keychoir::policy::client::Rules;
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
+use serde_json::json;
+
+/// Waits until the usage records are written, which happens shortly after the responses.
+async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
+    let reading = async {
+        loop {
+            let page = read(proxy, "attempts").await;
+            if page["attempts"].as_array().unwrap().len() >= count {
+                return page;
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), reading).await.expect("the records are written")
+}
+
+#[tokio::test]
+async fn every_response_has_the_generation_and_is_not_stored() {
+    let (proxy, _) = start_admin_proxy().await;
+    for path in ["overview", "keys", "clients", "usage", "attempts", "config", "changes"] {
+        let response = send(&proxy, Method::GET, path, None).await;
+        assert_eq!(response.headers()["etag"], "\"7\"", "{path}");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff");
+        let head = send(&proxy, Method::HEAD, path, None).await;
+        assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
+    }
+    let known = |path: &'static str, tag: &'static str| {
+        request(&proxy, Method::GET, path).bearer_auth(ADMIN_TOKEN).header(IF_NONE_MATCH, tag).send()
+    };
+    for path in ["config", "changes"] {
+        let unchanged = known(path, "\"6\", W/\"7\"").await.unwrap();
+        assert_eq!(
+            (unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()),
+            (304, "\"7\"")
+        );
+        assert_eq!(known(path, "\"6\"").await.unwrap().status(), 200);
+    }
+    // The state of a key changes without a change of an operator.
+    assert_eq!(known("keys", "\"7\"").await.unwrap().status(), 200);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn attempts_are_listed_and_summed() {
+    let (proxy, _) = start_admin_proxy().await;
+    proxy.set_fault(FIRST_KEY, "invalid");
+    proxy.request_speech(10).await;
+    let page = wait_for_attempts(&proxy, 2).await;
+    let [second, first] = page["attempts"].as_array().unwrap().as_slice() else { panic!("{page}") };
+    assert_eq!(
+        (&first["status"], &first["number"], &second["credits"]),
+        (&json!(401), &json!(1), &json!(10))
+    );
+    assert_eq!((&second["client"], &second["short_key"]), (&json!("app"), &json!("sk_key_numb...00002")));
+    assert_eq!(second["key_id"], key_id(SECOND_KEY));
+    let failed = read(&proxy, "attempts?failed=true").await;
+    assert_eq!(failed["attempts"].as_array().unwrap(), std::slice::from_ref(first));
+    let id = first["request_id"].as_str().unwrap();
+    let of_request = read(&proxy, &format!("attempts?request_id={id}")).await;
+    assert_eq!(of_request["attempts"].as_array().unwrap().len(), 2);
+    let latest = read(&proxy, "attempts?limit=1").await;
+    assert_eq!(&latest["attempts"][0], second);
+    let next = latest["next"].as_str().unwrap();
+    assert_eq!(&read(&proxy, &format!("attempts?before={next}")).await["attempts"][0], first);
+
+    let by_client = read(&proxy, "usage?by=client").await;
+    let sums = &by_client["usage"][0];
+    assert_eq!((&sums["client"], &sums["attempts"], &sums["failed"]), (&json!("app"), &json!(2), &json!(1)));
+    let by_key = read(&proxy, "usage?by=key&client=app&since=1h").await;
+    assert_eq!(by_key["usage"][0]["key_id"], key_id(SECOND_KEY));
+    assert_eq!(read(&proxy, "usage?client=other").await["usage"], json!([]));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn recorded_changes_are_listed() {
+    let (proxy, _) = start_admin_proxy().await;
+    let at = keychoir::policy::units::UnixMs(1_796_000_000_000);
+    let record = keychoir::store::StoredChange {
+        id: keychoir::store::StoredChange::new_id(at),
+        at,
+        actor: "admin_token".to_owned(),
+        address: Some("127.0.0.1".to_owned()),
+        action: "pause_key".to_owned(),
+        target: Some("sk_key_numb...00001".to_owned()),
+        detail: r#"{"reason":"billing"}"#.to_owned(),
+        generation: 7,
+    };
+    proxy.app.history().record_change(record.clone()).await.unwrap();
+    let changes = read(&proxy, "changes").await;
+    let expected = json!({
+        "id": record.id, "at": "2026-11-30T00:53:20.000Z", "actor": "admin_token", "address": "127.0.0.1",
+        "action": "pause_key", "target": "sk_key_numb...00001", "detail": {"reason": "billing"}, "generation": 7,
+    });
+    assert_eq!(changes, json!({"changes": [expected], "next": null}));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn wrong_parameters_are_refused_with_advice() {
+    let (proxy, _) = start_admin_proxy().await;
+    for (path, code, hint) in [
+        ("attempts?limt=5", "unknown_parameter", "`limit`"),
+        ("attempts?limit=0", "invalid_parameter", "1 to 1000"),
+        ("attempts?limit=1001", "invalid_parameter", "1 to 1000"),
+        ("attempts?limit=1&limit=2", "repeated_parameter", "`limit`"),
+        ("attempts?failed=maybe", "invalid_parameter", "true or false"),
+        ("usage?by=user", "invalid_parameter", "day, hour, key, client, model, route"),
+        ("usage?since=soon", "invalid_parameter", "7d"),
+        ("overview?x=1", "unknown_parameter", "None is allowed"),
+    ] {
+        let message = assert_error(send(&proxy, Method::GET, path, None).await, 400, code).await;
+        assert!(message.contains(hint), "{path}: {message}");
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn clients_and_settings_are_listed() {
+    let (proxy, _) = start_admin_proxy_with(|config| {
+        config.clients[0].rules.max_concurrent = Some(3);
+        config.pool.max_queued = 17;
+    })
+    .await;
+    let clients = read(&proxy, "clients").await;
+    assert_eq!(
+        (&clients["clients"][0]["name"], &clients["clients"][0]["max_concurrent"]),
+        (&json!("app"), &json!(3))
+    );
+    assert_eq!(read(&proxy, "clients/app").await, clients["clients"][0]);
+    assert_error(send(&proxy, Method::GET, "clients/nobody", None).await, 404, "client_not_found").await;
+    let settings = read(&proxy, "config").await;
+    let settings = settings["settings"].as_array().unwrap();
+    let setting = settings.iter().find(|setting| setting["name"] == "pool.max_queued").unwrap();
+    assert_eq!(*setting, json!({"name": "pool.max_queued", "value": "17", "source": "default"}));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_client_reads_its_own_usage_when_its_quota_is_spent() {
+    let quota = ClientQuota { amount: 1, unit: QuotaUnit::Requests, period: Period::Total };
+    let rules =
+        Rules { quota: Some(quota), paths: vec!["/v1/text-to-speech".to_owned()], ..Rules::default() };
+    let (proxy, _) = start_admin_proxy_with(|config| config.clients[0].rules = rules).await;
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    assert_eq!(proxy.request_speech(10).await.status(), 402);
+    let me: Value = proxy.get("/api/keychoir/v1/me").await.json().await.unwrap();
+    let quota = json!({
+        "limit": "1 request", "amount": 1, "unit": "requests", "period": "total", "used": 1, "remaining": 0,
+        "resets_at": null,
+    });
+    assert_eq!((&me["client"], &me["quota"]), (&json!("app"), &quota));
+    assert_eq!(me["credits"]["total"], 10);
+    let unknown = request(&proxy, Method::GET, "me").header("xi-api-key", "x").send().await.unwrap();
+    assert_error(unknown, 401, "client_token_wrong").await;
+    let admin = request(&proxy, Method::GET, "me").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+    assert_error(admin, 401, "client_token_wrong").await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn records_in_memory_are_read_too() {
+    let (proxy, _) = start_admin_proxy_with(|config| config.storage.ephemeral = true).await;
+    proxy.request_speech(10).await;
+    let page = wait_for_attempts(&proxy, 1).await;
+    assert_eq!(page["attempts"][0]["credits"], 10);
+    assert_eq!(read(&proxy, "changes").await["changes"], json!([]));
+    proxy.close_unchecked().await;
+}
+
+#[tokio::test]
+async fn a_request_for_a_part_of_a_document_gets_all_of_it() {
+    let (proxy, _) = start_admin_proxy().await;
+    let part = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
+    assert_eq!(part.send().await.unwrap().status(), 200);
+    let overview = read(&proxy, "overview").await;
+    assert_eq!((&overview["keys"]["active"], &overview["credits"]["remaining"]), (&json!(2), &json!(2_000)));
+    proxy.close().await;
+}
