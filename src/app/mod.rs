@@ -11,6 +11,7 @@ mod router;
 mod start_error;
 
 use std::future::{Future, pending};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
