@@ -2,6 +2,7 @@
 //! in the pool, charges the client, and writes one usage record.
 
 mod charging;
+mod key_state;
 mod session;
 
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use super::permits::RequestPermits;
-use super::refusals::Conclusions;
 use super::request_meta::RequestMeta;
 use super::request_summary::RequestSummary;
 use super::retry_state::RetryState;
@@ -27,14 +27,13 @@ use crate::elevenlabs::plan;
 use crate::elevenlabs::request_body::{self, RequestBodyFeatures};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::RefusalSource;
 use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
-use crate::pool::{Key, Lease, Pool, Roster, ServedAttempt};
+use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
-use crate::telemetry::{AttemptUsage, RequestMetrics, log_restriction, log_transitions};
+use crate::telemetry::{AttemptUsage, RequestMetrics};
 use crate::upstream::SendError;
 use charging::unknown_credits;
 
@@ -275,69 +274,6 @@ impl Attempt {
         };
         let tier = lease.key().workspace().tier();
         plan::correct_verdict_by_plan(verdict, tier.as_ref().map(|tier| tier.as_str()))
-    }
-
-    /// Updates the state of the key in the pool. A success also updates the keys that refused the request
-    /// earlier.
-    fn update_key_state(
-        &self,
-        verdict: Verdict,
-        message: Option<&str>,
-        retry: Option<&mut RetryState>,
-        now: UnixMs,
-    ) {
-        let (KeySource::Pool { pool, roster, lease }, Some(retry)) = (&self.key_source, retry) else {
-            return;
-        };
-        let key = lease.key();
-        let is_charged = self.metering == Metering::Credits;
-        let conclusions = if verdict == Verdict::Served {
-            let served = ServedAttempt {
-                request: Some(&retry.key_request),
-                began_at: lease.reserved_at(),
-                is_charged,
-            };
-            let transitions = pool.record_service(roster, key, served, now);
-            let mut conclusions = retry.record_success(pool, key);
-            conclusions.transitions.splice(0..0, transitions);
-            conclusions
-        } else {
-            let mut key_request = retry.key_request.clone();
-            // A session that is refused before it generates speech is refused for the concurrency group of
-            // that speech.
-            key_request.group = key_request.group.or(self.speech_group);
-            let source = self.refusal_source(roster, message, verdict);
-            retry.record_refusal(pool, key, verdict, &key_request, source)
-        };
-        self.log_conclusions(key, &conclusions);
-    }
-
-    /// Logs conclusions. The usage record of the attempt also writes the state of `key`'s workspace; the
-    /// state of other workspaces is written only on request.
-    fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
-        let is_other = |changed: &Arc<Key>| !std::ptr::eq(changed.workspace(), key.workspace());
-        let transitions = conclusions.transitions.iter().map(|transition| &transition.key);
-        if let Some(permit) = &self.usage_permit
-            && transitions.chain(&conclusions.evidence_changes).any(is_other)
-        {
-            permit.request_key_state_write();
-        }
-        log_transitions(&conclusions.transitions);
-        for (key, restriction) in &conclusions.restricted {
-            log_restriction(key, restriction);
-        }
-    }
-
-    /// Describes a refusal for the key's history. The provider's message may repeat a key, so it is redacted.
-    fn refusal_source(&self, roster: &Roster, message: Option<&str>, verdict: Verdict) -> RefusalSource {
-        let message = message.unwrap_or(verdict.as_str()).as_bytes();
-        let redacted = roster.redactor().redact(message);
-        RefusalSource {
-            status: self.record.status,
-            message: String::from_utf8_lossy(redacted.as_deref().unwrap_or(message)).into(),
-            route: self.record.route.to_string().into(),
-            request_id: Arc::clone(&self.record.request_id),
-        }
     }
 
     /// Records the model and the text length after the provider has accepted the request. The values of a
