@@ -29,7 +29,6 @@ use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::outcome::Outcome;
 use crate::policy::replay::Progress;
-use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Lease, Pool, Roster};
 use crate::secret::ApiKey;
