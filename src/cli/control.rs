@@ -177,8 +177,15 @@ impl AdminClient {
             .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
     }
 
+    /// Returns the ids of all keys of the pool, in their order.
+    pub(super) async fn key_ids(&self) -> Result<Vec<String>, ExitCode> {
+        let document = self.get("/keys").await?;
+        let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
+        Ok(keys.iter().filter_map(|key| key["id"].as_str()).map(str::to_owned).collect())
+    }
+
     /// Finds the id of a key by its id, name or short form.
-    async fn find_key_id(&self, text: &str) -> Result<String, ExitCode> {
+    pub(super) async fn find_key_id(&self, text: &str) -> Result<String, ExitCode> {
         let document = self.get("/keys").await?;
         let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
         let matches = |member: &str| keys.iter().find(|key| key[member] == text);
@@ -192,7 +199,13 @@ impl AdminClient {
         }
     }
 
-    async fn call(&self, method: &Method, path: &str, body: Option<Value>) -> Result<Value, ExitCode> {
+    /// Calls the admin API. Returns the document of a successful response, and prints the error of another.
+    pub(super) async fn call(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Value, ExitCode> {
         let Some(token) = &self.token else {
             return Err(fail(
                 "the server requires the admin token: use --admin-token-file or KEYCHOIR_ADMIN_TOKEN",

@@ -107,6 +107,45 @@ const HELP: &[CommandHelp] = &[
         exit_codes: CONFIG_CODES,
     },
     CommandHelp {
+        command: "keys add",
+        examples: &[
+            ("keychoir keys add spare < spare.key", "add a key that is in a file"),
+            ("keychoir keys add spare --workspace team --key-file spare.key", "add a key of a workspace"),
+        ],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys remove",
+        examples: &[("keychoir keys remove spare", "remove a key that was added with `keys add`")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys pause",
+        examples: &[
+            ("keychoir keys pause spare --until 2h", "use the key again in two hours"),
+            ("keychoir keys pause spare --reason \"billing dispute\"", "show a reason in the status"),
+        ],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys resume",
+        examples: &[("keychoir keys resume spare", "use the key again")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys check",
+        examples: &[
+            ("keychoir keys check", "check all keys"),
+            ("keychoir keys check spare --json", "check one key"),
+        ],
+        exit_codes: &[
+            (0, "all checked keys are valid"),
+            (1, "a key is not valid, or Keychoir does not respond"),
+            USAGE,
+            CONFIG,
+        ],
+    },
+    CommandHelp {
         command: "clients",
         examples: &[("keychoir clients list", "list the clients with their limits")],
         exit_codes: CONFIG_CODES,
@@ -119,6 +158,27 @@ const HELP: &[CommandHelp] = &[
     CommandHelp {
         command: "clients list",
         examples: &[("keychoir clients list --json", "list the clients as JSON")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients show",
+        examples: &[("keychoir clients show app", "show the limits of a client and the ends of its tokens")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients rotate",
+        examples: &[(
+            "keychoir clients rotate app --grace 1h",
+            "print a new token; the old one stays valid for an hour",
+        )],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients set",
+        examples: &[(
+            "keychoir clients set app --quota \"1000 requests per day\"",
+            "change the quota of a client",
+        )],
         exit_codes: CONFIG_CODES,
     },
     CommandHelp {

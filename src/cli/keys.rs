@@ -1,6 +1,8 @@
-//! `keychoir keys`: lists, adds, removes, pauses and resumes the keys of the pool. `list` prints the short forms
+//! `keychoir keys`: lists, adds, removes, pauses, resumes and checks the keys of the pool. `list` prints the short forms
 //! of the keys and their states, which come from the running Keychoir, as in `keychoir status`, or else from the
 //! database.
+
+mod check;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -53,6 +55,8 @@ enum Command {
         #[command(flatten)]
         options: ControlOptions,
     },
+    /// Ask the provider about keys: their plan, credits, permissions and latency.
+    Check(check::CheckArguments),
     /// End the pause of a key.
     Resume {
         #[command(flatten)]
@@ -144,6 +148,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
         Command::List(arguments) => list(&arguments),
         Command::Add(arguments) => add(arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Remove { key: KeyArgument { key }, options } => {
             options.run(Change::RemoveKey { key }, "Removed the key.")
         }

@@ -160,12 +160,12 @@ ROUTES_WITHOUT_REPORTED_COST = ("/v1/speech-to-text/realtime", "/v1/convai/conve
 
 
 class ProxyEnvironment:
-    """Keychoir in front of a simulator with these keys."""
+    """Keychoir with these keys in front of a simulator, which also knows the spare keys."""
 
-    def __init__(self, keys, folder, **settings):
-        self.keys = keys
+    def __init__(self, keys, folder, spare_keys=None, **settings):
+        self.keys = {**keys, **(spare_keys or {})}
         self._folder = folder
-        self.simulator = Simulator(keys)
+        self.simulator = Simulator(self.keys)
         self.keychoir = Keychoir(keys, self.simulator.url, folder, **settings)
         self.url = self.keychoir.url
 
