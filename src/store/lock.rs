@@ -21,7 +21,15 @@ const MAX_SIZE: u64 = 64;
 /// could hold the lock of the removed file while another one locks a new file.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Unlocks the file. Closing it is not enough: a child process that was forked at this moment has a copy of
+    /// the descriptor until it runs its program.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// The reason that the lock was not acquired.
@@ -53,7 +61,7 @@ impl Lock {
         file.set_len(0)?;
         file.rewind()?;
         writeln!(file, "{} {SIGNATURE}", std::process::id())?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -103,6 +111,17 @@ mod tests {
         drop(lock);
         assert!(has_lock_file(&path), "the lock file must remain");
         Lock::acquire(&link).unwrap();
+    }
+
+    #[test]
+    fn a_dropped_lock_is_free_even_if_a_forked_process_has_its_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keychoir.db");
+        let lock = Lock::acquire(&path).unwrap();
+        let inherited = lock.file.try_clone().unwrap();
+        drop(lock);
+        Lock::acquire(&path).unwrap();
+        drop(inherited);
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl StateDirectory {
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let file = file.map_err(|source| FileError { path: path.clone(), source })?;
         match file.try_lock() {
-            Ok(()) => Ok(StateLock { directory: self, _file: file }),
+            Ok(()) => Ok(StateLock { directory: self, file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held),
             Err(TryLockError::Error(source)) => Err(LockError::File(FileError { path, source })),
         }
@@ -101,7 +101,15 @@ impl StateDirectory {
 #[derive(Debug)]
 pub struct StateLock<'a> {
     directory: &'a StateDirectory,
-    _file: File,
+    file: File,
+}
+
+impl Drop for StateLock<'_> {
+    /// Unlocks the file. Closing it is not enough: a child process that was forked at this moment has a copy of
+    /// the descriptor until it runs its program.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 impl StateLock<'_> {
