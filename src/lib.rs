@@ -25,6 +25,7 @@ pub mod elevenlabs;
 pub mod policy;
 
 pub mod clock;
+pub mod private_file;
 pub mod secret;
 pub mod tasks;
 

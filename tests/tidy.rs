@@ -27,11 +27,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("pool", &["clock", "elevenlabs", "policy", "secret"]),
     ("body", &["clock", "policy", "secret", "tasks"]),
     ("certificate", &["policy", "tasks"]),
+    ("private_file", &[]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "elevenlabs", "policy", "pool", "tasks"]),
     ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
-    ("store", &["clock", "elevenlabs", "policy", "pool", "proxy", "secret", "tasks"]),
+    ("store", &["clock", "elevenlabs", "policy", "pool", "private_file", "proxy", "secret", "tasks"]),
     (
         "poller",
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
@@ -53,7 +54,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("config", &["certificate", "clock", "policy", "secret"]),
+    ("config", &["certificate", "clock", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
         "app",

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::policy::units::UnixMs;
@@ -93,7 +94,7 @@ pub struct NewKey {
 
 /// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is; an empty text or
 /// list removes it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClientRules {
     /// Its quota, such as `50 requests per day`.
     pub quota: Option<String>,
@@ -115,7 +116,19 @@ pub struct ClientRules {
     pub provider_tokens: Option<bool>,
 }
 
-/// Who made a change, for the record of changes.
+impl ClientRules {
+    /// Returns the rules that are set, in the notation of the admin API.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut document = serde_json::to_value(self).unwrap_or_default();
+        if let Some(members) = document.as_object_mut() {
+            members.retain(|_, rule| !rule.is_null());
+        }
+        document
+    }
+}
+
+/// The credential and the address from which a change was made, for the record of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangeOrigin {
     /// The credential or program.
@@ -183,7 +196,8 @@ impl fmt::Debug for ClientToken {
     }
 }
 
-/// Why a change was not made. Nothing has changed then.
+/// The reason for a refused change. It has no effect, except that [`ControlError::Unavailable`] leaves the effect
+/// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Another change was made since the caller read the state.
@@ -197,13 +211,39 @@ pub enum ControlError {
     NotFound(String),
     /// A key or client of that name exists, or the key is in the pool already.
     #[error("{0}")]
-    Conflict(String),
+    AlreadyExists(String),
+    /// Without its only client, Keychoir would serve every request without a token.
+    #[error(
+        "this is the only client, and without clients every request is served without a token: give it a new token \
+         with `keychoir clients rotate`, or add another client first"
+    )]
+    LastClient,
+    /// A second rotation would end the grace period that the first one has promised.
+    #[error(
+        "the grace period of the last rotation has not ended: wait, or rotate without a grace period, which makes both \
+         earlier tokens invalid"
+    )]
+    GraceNotEnded,
     /// A value of the change is invalid, or the configuration would be.
     #[error("{0}")]
     Invalid(String),
     /// The key or client is configured elsewhere and cannot be changed here.
     #[error("{0}")]
     NotManaged(String),
+    /// The key is not paused.
+    #[error("{0}")]
+    NotPaused(String),
+    /// The system provides no random numbers for a token.
+    #[error("the system provides no random numbers")]
+    NoRandomNumbers,
+    /// The overlay cannot be read.
+    #[error("{path} cannot be read: {reason}")]
+    UnreadableOverlay {
+        /// The file.
+        path: String,
+        /// The error of the file system, or the mistake in the file.
+        reason: String,
+    },
     /// The overlay cannot be written.
     #[error("the change cannot be saved in {directory}: {reason}")]
     Unwritable {
@@ -249,7 +289,7 @@ pub struct ControlRequest {
     pub change: Change,
     /// The generation that the caller has read; the change is refused when another one is current.
     pub expected_generation: Option<u64>,
-    /// Who makes the change.
+    /// The origin of the change.
     pub origin: ChangeOrigin,
     /// Receives the result.
     pub respond: oneshot::Sender<Result<ChangeReceipt, ControlError>>,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::control::{ControlOptions, Target, parse_duration, parse_end};
 use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
 use crate::admin::control::{Change, ClientRules};
-use crate::config::{ClientConfig, ClientOrigin};
+use crate::config::{self, ClientConfig, ClientOrigin};
 use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
 
@@ -25,6 +25,7 @@ enum Command {
     /// Add a client and print its token, which cannot be shown again.
     Add {
         /// The client's name: 1 to 64 of a-z, 0-9, - and _.
+        #[arg(value_parser = config::parse_client_name)]
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
@@ -39,6 +40,7 @@ enum Command {
     /// Show one client.
     Show {
         /// The client's name.
+        #[arg(value_parser = config::parse_client_name)]
         name: String,
         #[command(flatten)]
         options: ControlOptions,
@@ -46,6 +48,7 @@ enum Command {
     /// Give a client a new token and print it. The previous token stays valid during the grace period.
     Rotate {
         /// The client's name.
+        #[arg(value_parser = config::parse_client_name)]
         name: String,
         /// How long the previous token stays valid, such as 1h.
         #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = parse_duration)]
@@ -59,6 +62,7 @@ enum Command {
     /// Change the rules of a client. An empty text or 0 removes a rule.
     Set {
         /// The client's name.
+        #[arg(value_parser = config::parse_client_name)]
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
@@ -68,6 +72,7 @@ enum Command {
     /// Make the token of a client invalid.
     Revoke {
         /// The client's name.
+        #[arg(value_parser = config::parse_client_name)]
         name: String,
         #[command(flatten)]
         options: ControlOptions,
@@ -77,13 +82,13 @@ enum Command {
 #[derive(Debug, Args)]
 struct RuleArguments {
     /// Its `quota`: "3 requests", "50 requests per day" or "10_000 credits per month".
-    #[arg(long, visible_alias = "allowance", value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT")]
     quota: Option<String>,
     /// Its `rate_limit`: "60 per minute" or "5 per second".
-    #[arg(long, visible_alias = "rate", value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT")]
     rate_limit: Option<String>,
     /// Its `max_concurrent`, the maximum of concurrent requests.
-    #[arg(long, visible_alias = "concurrency", value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT")]
     max_concurrent: Option<u32>,
     /// A path below which it may send requests, such as /v1/text-to-speech. May be repeated.
     #[arg(long = "path", value_name = "PATH")]
@@ -205,8 +210,8 @@ fn read_clients(options: &ControlOptions) -> Result<Vec<Value>, ExitCode> {
     build_runtime()?.block_on(async {
         match options.connect().await? {
             Target::Server(client) => {
-                let mut document = client.get("/clients").await?;
-                Ok(document["clients"].as_array_mut().map(std::mem::take).unwrap_or_default())
+                let document = client.get("/clients").await?;
+                Ok(document["clients"].as_array().cloned().unwrap_or_default())
             }
             Target::Offline(offline) => {
                 let clients = offline.config.clients.iter();

@@ -8,18 +8,19 @@ use std::process::ExitCode;
 use clap::Args;
 use http::Method;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::server::{ServerAddress, ServerRequestError, StatusClient};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
 };
-use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, ControlError, NewKey};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ControlError, NewKey};
 use crate::clock;
 use crate::config::{Config, KeyRequirement, Overrides};
 use crate::control::{Controller, record_offline};
 use crate::policy::quantity::duration::{self, DisplayDuration};
 use crate::policy::units::UnixMs;
+use crate::store::{OfflineChanges, OpenError};
 
 /// The options of commands that change keys or clients.
 #[derive(Clone, Debug, Args)]
@@ -38,7 +39,7 @@ pub(super) struct ControlOptions {
     pub(super) json: bool,
 }
 
-/// Where a command makes its change.
+/// The target of a change: the running server or the overlay.
 pub(super) enum Target {
     /// In the running server.
     Server(AdminClient),
@@ -58,8 +59,9 @@ pub(super) struct AdminClient {
     token: Option<String>,
 }
 
-/// The result of a change, from the controller or from the admin API.
-#[derive(Debug, Default, Deserialize)]
+/// The result of a change, from the controller or from the admin API. It is not `Debug`, because it contains the
+/// new token.
+#[derive(Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Receipt {
     pub(super) generation: u64,
@@ -67,7 +69,7 @@ pub(super) struct Receipt {
     pub(super) warnings: Vec<String>,
 }
 
-/// The folder of the admin API.
+/// The path prefix of the admin API.
 const API: &str = "/api/keychoir/v1";
 
 /// The variable with the admin token.
@@ -81,7 +83,9 @@ impl ControlOptions {
         let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
             let address = ServerAddress::parse(url).map_err(fail)?;
-            let config = crate::config::load(&lenient).ok().map(|loaded| loaded.config);
+            // The token of this machine's state directory is not sent to other machines.
+            let config = if address.is_local() { crate::config::load(&lenient).ok() } else { None };
+            let config = config.map(|loaded| loaded.config);
             return Ok(Target::Server(self.client(address, config.as_ref())?));
         }
         let config = load(&lenient)?.config;
@@ -111,8 +115,9 @@ impl ControlOptions {
         if let Some(path) = &self.admin_token_file {
             return read(path).map(Some);
         }
-        if let Ok(token) = std::env::var(TOKEN_VARIABLE) {
-            return Ok(Some(token.trim().to_owned()));
+        let variable = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
+        if !variable.trim().is_empty() {
+            return Ok(Some(variable.trim().to_owned()));
         }
         let Some(config) = config else { return Ok(None) };
         let generated = config.state_directory().map(|directory| directory.admin_token_path());
@@ -148,7 +153,15 @@ impl ControlOptions {
 
 impl Offline {
     async fn make(self, change: Change) -> Result<Receipt, ExitCode> {
-        let mut controller = Controller::offline(self.overrides, record_offline(&self.config));
+        let file = self.config.storage.file().ok_or_else(|| report_error(ControlError::NoStateDirectory))?;
+        let changes = OfflineChanges::open(file, clock::now()).map_err(|error| {
+            if matches!(error, OpenError::InUse { .. }) {
+                let advice = "It does not respond at the configured address: name its address with --url";
+                return fail(format_args!("{error}. {advice}"));
+            }
+            fail(error)
+        })?;
+        let mut controller = Controller::offline(self.overrides, record_offline(changes));
         let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
         let making = Box::pin(controller.make(change, None, origin, None));
         let receipt = making.await.map_err(report_error)?;
@@ -188,10 +201,11 @@ impl AdminClient {
     pub(super) async fn find_key_id(&self, text: &str) -> Result<String, ExitCode> {
         let document = self.get("/keys").await?;
         let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
-        let matches = |member: &str| keys.iter().find(|key| key[member] == text);
-        let key = matches("name").or_else(|| matches("id")).or_else(|| matches("short_key"));
-        match key.and_then(|key| key["id"].as_str()) {
-            Some(id) => Ok(id.to_owned()),
+        let matches = |member: &str| keys.iter().filter(|key| key[member] == text).collect::<Vec<_>>();
+        let found = ["id", "name", "short_key"].map(matches).into_iter().find(|found| !found.is_empty());
+        match found.as_deref() {
+            Some([key]) => Ok(key["id"].as_str().unwrap_or_default().to_owned()),
+            Some(_) => Err(fail_with(EX_CONFIG, "several keys have this short form: use the id of the key")),
             None => Err(fail_with(
                 EX_CONFIG,
                 "the pool has no key with this id, name or short form: `keychoir keys list` lists them",
@@ -257,14 +271,13 @@ impl<'a> ApiCall<'a> {
             }
             Change::ResumeKey { key } => call(Method::POST, "/resume".to_owned(), Some(key), Some(json!({}))),
             Change::AddClient { name, rules, expires_at } => {
-                let mut body = rules_json(rules);
-                body.insert("name".to_owned(), name.as_str().into());
-                body.insert("expires_at".to_owned(), expires_at.map(UnixMs::rfc3339).into());
-                call(Method::POST, "/clients".to_owned(), None, Some(without_nulls(body.into())))
+                let mut body = rules.to_json();
+                body["name"] = name.as_str().into();
+                body["expires_at"] = expires_at.map(UnixMs::rfc3339).into();
+                call(Method::POST, "/clients".to_owned(), None, Some(without_nulls(body)))
             }
             Change::SetClient { name, rules } => {
-                let body = without_nulls(rules_json(rules).into());
-                call(Method::PATCH, format!("/clients/{name}"), None, Some(body))
+                call(Method::PATCH, format!("/clients/{name}"), None, Some(rules.to_json()))
             }
             Change::RotateClient { name, grace, expires_at } => {
                 let body = json!({
@@ -279,32 +292,6 @@ impl<'a> ApiCall<'a> {
     }
 }
 
-fn rules_json(rules: &ClientRules) -> Map<String, Value> {
-    let ClientRules {
-        quota,
-        user_quota,
-        rate_limit,
-        max_concurrent,
-        paths,
-        keys,
-        workspaces,
-        bring_your_own_key,
-        provider_tokens,
-    } = rules;
-    let members = [
-        ("quota", json!(quota)),
-        ("user_quota", json!(user_quota)),
-        ("rate_limit", json!(rate_limit)),
-        ("max_concurrent", json!(max_concurrent)),
-        ("paths", json!(paths)),
-        ("keys", json!(keys)),
-        ("workspaces", json!(workspaces)),
-        ("bring_your_own_key", json!(bring_your_own_key)),
-        ("provider_tokens", json!(provider_tokens)),
-    ];
-    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
 fn without_nulls(mut document: Value) -> Value {
     if let Some(members) = document.as_object_mut() {
         members.retain(|_, value| !value.is_null());
@@ -315,11 +302,16 @@ fn without_nulls(mut document: Value) -> Value {
 /// Prints the error of a change, and returns the exit code.
 fn report_error(error: ControlError) -> ExitCode {
     match error {
-        ControlError::Stale { .. } | ControlError::Unwritable { .. } | ControlError::Unavailable => {
-            fail(error)
-        }
+        ControlError::Stale { .. }
+        | ControlError::Unwritable { .. }
+        | ControlError::UnreadableOverlay { .. }
+        | ControlError::NoRandomNumbers
+        | ControlError::Unavailable => fail(error),
         ControlError::NotFound(_)
-        | ControlError::Conflict(_)
+        | ControlError::AlreadyExists(_)
+        | ControlError::LastClient
+        | ControlError::GraceNotEnded
+        | ControlError::NotPaused(_)
         | ControlError::Invalid(_)
         | ControlError::NotManaged(_)
         | ControlError::NoStateDirectory => fail_with(EX_CONFIG, error),

@@ -319,13 +319,25 @@ mod tests {
         let mut checked = 0;
         for (line, _) in HELP.iter().flat_map(|help| help.examples) {
             let Some(start) = line.find("keychoir ").filter(|_| !line.starts_with("man ")) else { continue };
-            let line = line[start..].split(['>', '|', ')']).next().unwrap();
-            let words: Vec<&str> = line.split_whitespace().collect();
+            let line = line[start..].split(['<', '>', '|', ')']).next().unwrap();
+            let words: Vec<String> = split_words(line);
             let parsed = command().try_get_matches_from(&words);
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
             checked += 1;
         }
         assert!(checked >= HELP.len() - 1, "{checked}");
+    }
+
+    /// Splits a command line like a shell; quotation marks join words.
+    fn split_words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (index, part) in line.split('"').enumerate() {
+            match index % 2 {
+                0 => words.extend(part.split_whitespace().map(str::to_owned)),
+                _ => words.push(part.to_owned()),
+            }
+        }
+        words
     }
 
     #[test]

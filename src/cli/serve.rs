@@ -25,7 +25,7 @@ use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
 use crate::control::{
-    ConfigReloader, Controller, NewAdminToken, delete_leftover_keys, log_reload_error, record_in,
+    ConfigReloader, Controller, NewAdminToken, delete_leftover_key_files, log_reload_error, record_in,
 };
 use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
@@ -122,7 +122,7 @@ async fn serve(
         warn!("systemd passes {count} sockets that are not used: add \"systemd\" to server.listen");
     }
 
-    delete_leftover_keys(&loaded.config);
+    delete_leftover_key_files(&loaded.config);
     let new_token = NewAdminToken::generate(&mut loaded.config);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
@@ -317,6 +317,27 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
 
 /// Serves and reloads until a signal to stop, and then shuts down gracefully. A second signal to stop
 /// aborts the running requests.
+/// Makes the change of a request. A change may wait for another process, which must not delay a stop: returns the
+/// stop at once, and a reload after the change.
+async fn handle_request(
+    controller: &mut Controller,
+    request: ControlRequest,
+    app: &RunningApp,
+    signals: &mut Signals,
+) -> Option<SignalEvent> {
+    let mut reload = None;
+    let mut handling = Box::pin(controller.handle(request, app));
+    loop {
+        tokio::select! {
+            () = &mut handling => return reload,
+            event = signals.next() => match event {
+                SignalEvent::Stop => return Some(event),
+                SignalEvent::Reload => reload = Some(event),
+            },
+        }
+    }
+}
+
 async fn run_until_stopped(
     mut app: RunningApp,
     mut signals: Signals,
@@ -330,8 +351,10 @@ async fn run_until_stopped(
             None => tokio::select! {
                 event = signals.next() => event,
                 Some(request) = requests.recv() => {
-                    Box::pin(controller.handle(request, &app)).await;
-                    continue;
+                    match handle_request(&mut controller, request, &app, &mut signals).await {
+                        Some(event) => event,
+                        None => continue,
+                    }
                 }
                 () = controller.wait_for_change() => SignalEvent::Reload,
             },

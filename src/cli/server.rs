@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{ConfigSources, load};
-use crate::config::{Config, HostPort, KeyRequirement, ListenAddress};
+use crate::config::{BaseUrl, Config, HostPort, KeyRequirement, ListenAddress};
 use crate::upstream::{TlsError, http_client};
 
 /// The options with the address of a running Keychoir.
@@ -110,6 +110,14 @@ impl ServerAddress {
             return Err(ServerRequestError::InvalidUrl(text.to_owned()));
         }
         Ok(Self::Url(url.trim_end_matches('/').to_owned()))
+    }
+
+    /// Returns whether the address is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Url(url) => url.parse::<BaseUrl>().is_ok_and(|url| url.is_loopback()),
+        }
     }
 
     /// Returns the first configured TCP address with a fixed port, or else the first Unix socket.

@@ -124,6 +124,15 @@ pub(super) fn check_client_name(name: &str) -> Result<(), ValueError> {
     }
 }
 
+/// Parses the name of a client that a command names.
+///
+/// # Errors
+///
+/// A message about the name if it is not valid.
+pub fn parse_client_name(name: &str) -> Result<String, String> {
+    check_client_name(name).map(|()| name.to_owned()).map_err(|error| error.to_string())
+}
+
 /// Hashes a token, which must be valid in a header.
 fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
     if text.is_empty() {

@@ -52,7 +52,7 @@ use std::path::{Path, PathBuf};
 pub use access::AccessConfig;
 pub use admin::AdminConfig;
 pub use base_url::BaseUrl;
-pub use clients::{ClientConfig, ClientOrigin};
+pub use clients::{ClientConfig, ClientOrigin, parse_client_name};
 pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};
@@ -63,7 +63,8 @@ pub use overlay::{
 };
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
 pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
-pub use reload::FileStamps;
+use reload::FileContent;
+pub use reload::{FileContents, FileStamps};
 pub use sections::{
     AffinityConfig, LogConfig, PoolConfig, QuotaPollingConfig, RetryConfig, ServerConfig, StorageConfig,
     UpstreamConfig, WebsocketConfig,
@@ -118,6 +119,8 @@ pub struct LoadedConfig {
     pub file_contains_secrets: bool,
     /// The metadata of every file that was read or searched.
     pub files: FileStamps,
+    /// The content of these files.
+    pub contents: FileContents,
 }
 
 /// Loads the configuration from the environment, the configuration file, and the files that they
@@ -127,32 +130,39 @@ pub struct LoadedConfig {
 ///
 /// Fails when the configuration has mistakes. The error contains all of them.
 pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
-    load_with_files(overrides, &[])
+    load_with_files(overrides, &[], &FileContents::default())
 }
 
-/// Loads the configuration as if each of these files had this content, to validate a change before its files
-/// are written.
+/// Loads the configuration as if each of the `replaced` files had this content, to validate a change before its
+/// files are written. Files in `kept` are not read again, so that a change does not apply what an operator is
+/// writing to another file at this moment.
 ///
 /// # Errors
 ///
 /// When the configuration has mistakes. The error contains all of them.
 pub fn load_with_files(
     overrides: &Overrides,
-    replaced_files: &[(PathBuf, String)],
+    replaced: &[(PathBuf, String)],
+    kept: &FileContents,
 ) -> Result<LoadedConfig, Problems> {
     let environment = source::Environment::capture();
-    let files = RefCell::new(FileStamps::default());
+    let read_files = RefCell::new((FileStamps::default(), FileContents::default()));
     let read_file = |path: &Path| {
-        files.borrow_mut().record(path);
-        match replaced_files.iter().find(|(replaced_path, _)| replaced_path == path) {
-            Some((_, text)) => Ok(text.clone()),
-            None => source::read_file(path),
-        }
+        let content = match (replaced.iter().find(|(replaced_path, _)| replaced_path == path), kept.get(path))
+        {
+            (Some((_, text)), _) => FileContent::replaced(path, text),
+            (None, Some(content)) => content.clone(),
+            (None, None) => FileContent::read(path),
+        };
+        let (stamps, contents) = &mut *read_files.borrow_mut();
+        stamps.record(path, &content);
+        contents.insert(path, content.clone());
+        content.text
     };
     let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
     let mut loaded = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
-    loaded.files = files.into_inner();
+    (loaded.files, loaded.contents) = read_files.into_inner();
     loaded.warnings.extend(permissions::check(&loaded, credentials.as_deref()));
     if loaded.file.is_none() && Path::new(FILE_NAME).exists() {
         let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));

@@ -2,7 +2,7 @@
 //!
 //! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
 //! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
-//! readers validate them. Runtime keys are in files of their own, `keys/NAME`, so that the overlay contains
+//! readers validate them. Runtime keys are in files of their own, `managed_keys/NAME`, so that the overlay contains
 //! no secret.
 
 mod directory;
@@ -106,6 +106,10 @@ pub struct ManagedClient {
         deserialize_with = "read_optional_time"
     )]
     pub previous_token_expires_at: Option<UnixMs>,
+    /// SHA-256 of the token in the configuration file that the rotation or revocation replaced. A different token
+    /// in the file was written later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced_token_sha256: Option<String>,
     /// Whether the client of the configuration file was revoked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,

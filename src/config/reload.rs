@@ -1,15 +1,65 @@
 //! Detects changes of the configuration files, and lists the changed settings that need a restart.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Config;
 use super::setting::{SETTINGS, Setting};
+use super::source::{MAX_FILE_BYTES, ReadFileError, read_file};
 
 /// The metadata of files at one time. If a file changes, a later value differs from an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileStamps(Vec<(PathBuf, Option<FileStamp>)>);
+
+/// The content of files at the time of their last load. The content may be secret, so it cannot be printed.
+#[derive(Clone, Default)]
+pub struct FileContents(HashMap<PathBuf, FileContent>);
+
+/// The content of a file, or the reason why it could not be read, and the metadata from before the read.
+#[derive(Clone)]
+pub(super) struct FileContent {
+    stamp: Option<FileStamp>,
+    pub(super) text: Result<String, ReadFileError>,
+}
+
+impl fmt::Debug for FileContents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl FileContents {
+    pub(super) fn get(&self, path: &Path) -> Option<&FileContent> {
+        self.0.get(path)
+    }
+
+    pub(super) fn insert(&mut self, path: &Path, content: FileContent) {
+        self.0.insert(path.to_owned(), content);
+    }
+
+    /// Removes the files below `directory`, so that the next load reads them again.
+    pub fn forget_below(&mut self, directory: &Path) {
+        self.0.retain(|path, _| !path.starts_with(directory));
+    }
+}
+
+impl FileContent {
+    /// Reads a file. The metadata is read before the content, so that a change during the read is detected.
+    pub(super) fn read(path: &Path) -> Self {
+        let stamp = FileStamp::read(path);
+        Self { stamp, text: read_file(path) }
+    }
+
+    /// Replaces the content of the file at `path` by `text`, which is not written yet.
+    pub(super) fn replaced(path: &Path, text: &str) -> Self {
+        let is_too_large = u64::try_from(text.len()).map_or(true, |length| length > MAX_FILE_BYTES);
+        let text = if is_too_large { Err(ReadFileError::TooLarge) } else { Ok(text.to_owned()) };
+        Self { stamp: FileStamp::read(path), text }
+    }
+}
 
 /// File metadata that changes when the file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +70,9 @@ struct FileStamp {
 }
 
 impl FileStamps {
-    /// Records the metadata of a file. It must be called before the file is read, so that a change
-    /// during the read is detected.
-    pub(super) fn record(&mut self, path: &Path) {
-        self.0.push((path.to_owned(), FileStamp::read(path)));
+    /// Records the metadata of a file that was read.
+    pub(super) fn record(&mut self, path: &Path, content: &FileContent) {
+        self.0.push((path.to_owned(), content.stamp));
     }
 
     /// The files that existed, without duplicates.
@@ -155,7 +204,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k.toml");
         let mut files = FileStamps::default();
-        files.record(&path);
+        files.record(&path, &FileContent::read(&path));
         assert_eq!(files, files.read_again());
         std::fs::write(&path, "1").unwrap();
         let written = files.read_again();

@@ -15,7 +15,7 @@ use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
 use super::proxy::{self, EnvironmentProxies, ProxySetting};
-use super::reload::FileStamps;
+use super::reload::{FileContents, FileStamps};
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseFolders, RawValue};
@@ -305,7 +305,8 @@ impl ConfigDraft {
             Some(problems) => Err(problems),
             None => {
                 let (config, files) = (self.config, FileStamps::default());
-                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files })
+                let contents = FileContents::default();
+                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files, contents })
             }
         }
     }

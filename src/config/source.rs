@@ -11,7 +11,7 @@ use crate::policy::units::UnixMs;
 
 /// Maximum number of bytes of a file. A configuration or key file has a few kilobytes. A larger file is the
 /// wrong one, or a device.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
+pub(super) const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The environment, a function that reads files, and the time.
 pub(super) struct ValueSources<'a> {

@@ -24,11 +24,11 @@ pub(super) struct Edit {
     pub(super) overlay: Overlay,
     /// The name of a new key, which is also that of its file.
     pub(super) new_key: Option<(String, ApiKey)>,
-    pub(super) outcome: Outcome,
+    pub(super) summary: EditSummary,
 }
 
 /// The parts of a record and of a receipt that depend on the change.
-pub(super) struct Outcome {
+pub(super) struct EditSummary {
     pub(super) action: &'static str,
     pub(super) target: String,
     pub(super) detail: Value,
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
     pub(super) warnings: Vec<String>,
 }
 
-impl Outcome {
+impl EditSummary {
     fn for_key(action: &'static str, key: &ApiKey, name: Option<&str>, detail: Value) -> Self {
         let target = name.unwrap_or(key.short().as_str()).to_owned();
         Self { action, target, detail, key_id: Some(key_id(key)), token: None, warnings: Vec::new() }
@@ -59,7 +59,7 @@ pub(super) fn edit(
     // Pauses that have ended are not kept.
     overlay.paused_keys.retain(|paused| paused.until.is_none_or(|until| until > now));
     let mut new_key = None;
-    let outcome = match change {
+    let summary = match change {
         Change::AddKey(key) => add_key(key, &mut overlay, &mut new_key, config)?,
         Change::RemoveKey { key } => remove_key(&key, &mut overlay, config)?,
         Change::PauseKey { key, until, reason } => pause_key(&key, until, reason, &mut overlay, config, now)?,
@@ -74,7 +74,7 @@ pub(super) fn edit(
         Change::RevokeClient { name } => revoke_client(&name, &mut overlay, config)?,
         Change::Reload => return Err(ControlError::Invalid("a reload edits nothing".to_owned())),
     };
-    Ok(Edit { overlay, new_key, outcome })
+    Ok(Edit { overlay, new_key, summary })
 }
 
 fn key_id(key: &ApiKey) -> String {
@@ -90,9 +90,9 @@ fn label(key: &KeyConfig) -> &str {
 
 /// Finds a key by its id, name or short form.
 fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, ControlError> {
-    let named = config.keys.iter().find(|key| key.name.as_deref() == Some(text));
-    let by_id = || config.keys.iter().find(|key| key_id(&key.key) == text);
-    if let Some(key) = named.or_else(by_id) {
+    let by_id = config.keys.iter().find(|key| key_id(&key.key) == text);
+    let by_name = || config.keys.iter().find(|key| key.name.as_deref() == Some(text));
+    if let Some(key) = by_id.or_else(by_name) {
         return Ok(key);
     }
     let mut by_short_form = config.keys.iter().filter(|key| key.key.short().as_str() == text);
@@ -114,24 +114,33 @@ fn add_key(
     overlay: &mut Overlay,
     new_key: &mut Option<(String, ApiKey)>,
     config: &Config,
-) -> Result<Outcome, ControlError> {
+) -> Result<EditSummary, ControlError> {
     let NewKey { name, key, workspace, base_url, weight } = key;
     if let Some(same) = config.keys.iter().find(|other| other.key.fingerprint() == key.fingerprint()) {
-        return Err(ControlError::Conflict(format!("the pool has this key already: {}", label(same))));
+        return Err(ControlError::AlreadyExists(format!("the pool has this key already: {}", label(same))));
+    }
+    if name.len() == KEY_ID_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let message = format!("a name of {KEY_ID_DIGITS} hexadecimal digits could be the id of another key");
+        return Err(ControlError::Invalid(message));
     }
     let has_name = config.keys.iter().any(|other| other.name.as_deref() == Some(&*name));
     if has_name || overlay.keys.iter().any(|other| other.name == name) {
-        return Err(ControlError::Conflict(format!("a key named `{name}` already exists")));
+        return Err(ControlError::AlreadyExists(format!("a key named `{name}` already exists")));
     }
-    let detail = json!({"short_key": key.short().as_str(), "workspace": workspace, "weight": weight});
-    let outcome = Outcome::for_key("key_added", &key, Some(&name), detail);
+    let detail = json!({
+        "short_key": key.short().as_str(),
+        "workspace": workspace,
+        "base_url": base_url,
+        "weight": weight,
+    });
+    let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
     let key_file = format!("{KEYS_FOLDER}/{name}");
     overlay.keys.push(ManagedKey { name: name.clone(), key_file, workspace, base_url, weight });
     *new_key = Some((name, key));
-    Ok(outcome)
+    Ok(summary)
 }
 
-fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
+fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
     let is_used = |key: &KeyConfig| key.origin == KeyOrigin::Managed && key.name.as_deref() == Some(text);
     if let Some(index) = overlay.keys.iter().position(|managed| managed.name == text)
         && !config.keys.iter().any(is_used)
@@ -140,17 +149,17 @@ fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outc
         let ManagedKey { name, .. } = overlay.keys.remove(index);
         let detail = json!({});
         let (action, target) = ("key_removed", name);
-        return Ok(Outcome { action, target, detail, key_id: None, token: None, warnings: Vec::new() });
+        return Ok(EditSummary { action, target, detail, key_id: None, token: None, warnings: Vec::new() });
     }
     let key = find_key(text, config)?;
-    let place = match key.origin {
+    let configured_in = match key.origin {
         KeyOrigin::Managed => None,
         KeyOrigin::Environment => Some("the environment"),
         KeyOrigin::File => Some("a file of the configuration"),
     };
-    if let Some(place) = place {
+    if let Some(configured_in) = configured_in {
         return Err(ControlError::NotManaged(format!(
-            "the key {} is configured in {place}: remove it there; here it can only be paused",
+            "the key {} is configured in {configured_in}: remove it there; here it can only be paused",
             label(key)
         )));
     }
@@ -158,7 +167,7 @@ fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outc
     overlay.keys.retain(|managed| Some(&managed.name) != key.name.as_ref());
     overlay.paused_keys.retain(|paused| paused.fingerprint != fingerprint);
     let detail = json!({"short_key": key.key.short().as_str()});
-    Ok(Outcome::for_key("key_removed", &key.key, key.name.as_deref(), detail))
+    Ok(EditSummary::for_key("key_removed", &key.key, key.name.as_deref(), detail))
 }
 
 fn pause_key(
@@ -168,7 +177,7 @@ fn pause_key(
     overlay: &mut Overlay,
     config: &Config,
     now: UnixMs,
-) -> Result<Outcome, ControlError> {
+) -> Result<EditSummary, ControlError> {
     let key = find_key(text, config)?;
     check_future(until, now, "the end of the pause")?;
     let reason = reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
@@ -184,17 +193,17 @@ fn pause_key(
     let detail = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
     let short_key = key.key.short().to_string();
     overlay.paused_keys.push(PausedKey { fingerprint, short_key, since, until, reason });
-    Ok(Outcome::for_key("key_paused", &key.key, key.name.as_deref(), detail))
+    Ok(EditSummary::for_key("key_paused", &key.key, key.name.as_deref(), detail))
 }
 
-fn resume_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
+fn resume_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
     let key = find_key(text, config)?;
     let fingerprint = key.key.fingerprint().to_string();
     let Some(index) = overlay.paused_keys.iter().position(|paused| paused.fingerprint == fingerprint) else {
-        return Err(ControlError::Conflict(format!("the key {} is not paused", label(key))));
+        return Err(ControlError::NotPaused(format!("the key {} is not paused", label(key))));
     };
     overlay.paused_keys.remove(index);
-    Ok(Outcome::for_key("key_resumed", &key.key, key.name.as_deref(), json!({})))
+    Ok(EditSummary::for_key("key_resumed", &key.key, key.name.as_deref(), json!({})))
 }
 
 fn add_client(
@@ -205,28 +214,29 @@ fn add_client(
     overlay: &mut Overlay,
     config: &Config,
     now: UnixMs,
-) -> Result<Outcome, ControlError> {
+) -> Result<EditSummary, ControlError> {
     if config.clients.iter().any(|client| client.name == name) {
-        return Err(ControlError::Conflict(format!("a client named `{name}` already exists")));
+        return Err(ControlError::AlreadyExists(format!("a client named `{name}` already exists")));
     }
     check_future(expires_at, now, "the end of the token")?;
-    let is_revoked = |client: &ManagedClient| client.name == name;
     let mut new_rules = apply_rules(rules, ManagedRules::default());
-    if overlay.clients.iter().any(is_revoked) {
+    let revoked = overlay.clients.iter().position(|client| client.name == name);
+    let revoked = revoked.map(|index| overlay.clients.remove(index));
+    if revoked.is_some() {
         // The entry replaces the rules of the revoked client in the configuration file.
         keep_explicit(&mut new_rules);
     }
-    overlay.clients.retain(|client| !is_revoked(client));
     overlay.clients.push(ManagedClient {
         name: name.to_owned(),
         token_sha256: Some(TokenFingerprint::new(&token).to_string()),
         expires_at,
+        replaced_token_sha256: revoked.and_then(|client| client.replaced_token_sha256),
         rules: new_rules,
         ..ManagedClient::default()
     });
-    let detail = json!({"expires_at": expires_at.map(UnixMs::rfc3339)});
+    let detail = json!({"expires_at": expires_at.map(UnixMs::rfc3339), "rules": rules.to_json()});
     let token = Some(ClientToken::new(token));
-    Ok(Outcome { token, ..Outcome::for_client("client_added", name, detail) })
+    Ok(EditSummary { token, ..EditSummary::for_client("client_added", name, detail) })
 }
 
 fn set_client(
@@ -234,7 +244,7 @@ fn set_client(
     rules: &ClientRules,
     overlay: &mut Overlay,
     config: &Config,
-) -> Result<Outcome, ControlError> {
+) -> Result<EditSummary, ControlError> {
     let client = find_client(name, config)?;
     if *rules == ClientRules::default() {
         return Err(ControlError::Invalid("the change names no rule".to_owned()));
@@ -245,7 +255,7 @@ fn set_client(
         keep_explicit(&mut next);
     }
     entry.rules = next;
-    Ok(Outcome::for_client("client_changed", name, json!({})))
+    Ok(EditSummary::for_client("client_changed", name, json!({"rules": rules.to_json()})))
 }
 
 fn rotate_client(
@@ -256,14 +266,21 @@ fn rotate_client(
     overlay: &mut Overlay,
     config: &Config,
     now: UnixMs,
-) -> Result<Outcome, ControlError> {
+) -> Result<EditSummary, ControlError> {
     let client = find_client(name, config)?;
+    // A token that was to expire is not replaced by one that never expires.
+    let expires_at = expires_at.or(client.expires_at);
     check_future(expires_at, now, "the end of the token")?;
+    let has_valid_previous = client.previous_token.is_some_and(|(_, end)| end > now);
+    if has_valid_previous && !grace.is_zero() {
+        return Err(ControlError::GraceNotEnded);
+    }
     let grace_end = now.plus(grace);
     // The grace does not prolong the life of the previous token.
     let previous_end = client.expires_at.map_or(grace_end, |end| end.min(grace_end));
     let previous = (previous_end > now).then_some(client.token);
     let entry = client_entry(client, overlay);
+    entry.replaced_token_sha256.get_or_insert_with(|| client.token.to_string());
     entry.token_sha256 = Some(TokenFingerprint::new(&token).to_string());
     entry.expires_at = expires_at;
     entry.previous_token_sha256 = previous.map(|previous| previous.to_string());
@@ -273,21 +290,26 @@ fn rotate_client(
         "expires_at": expires_at.map(UnixMs::rfc3339),
     });
     let token = Some(ClientToken::new(token));
-    Ok(Outcome { token, ..Outcome::for_client("client_rotated", name, detail) })
+    Ok(EditSummary { token, ..EditSummary::for_client("client_rotated", name, detail) })
 }
 
-fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
+fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
     let client = find_client(name, config)?;
-    overlay.clients.retain(|entry| entry.name != name);
-    if client.origin == ClientOrigin::File {
-        let revoked = ManagedClient { name: name.to_owned(), revoked: true, ..ManagedClient::default() };
-        overlay.clients.push(revoked);
-    }
-    let mut outcome = Outcome::for_client("client_revoked", name, json!({}));
     if config.clients.len() == 1 {
-        outcome.warnings.push("no clients are left: apps on this machine need no token".to_owned());
+        return Err(ControlError::LastClient);
     }
-    Ok(outcome)
+    let earlier = overlay.clients.iter().position(|entry| entry.name == name);
+    let earlier = earlier.map(|index| overlay.clients.remove(index));
+    if client.origin == ClientOrigin::File {
+        let replaced = earlier.and_then(|entry| entry.replaced_token_sha256);
+        overlay.clients.push(ManagedClient {
+            name: name.to_owned(),
+            replaced_token_sha256: Some(replaced.unwrap_or_else(|| client.token.to_string())),
+            revoked: true,
+            ..ManagedClient::default()
+        });
+    }
+    Ok(EditSummary::for_client("client_revoked", name, json!({})))
 }
 
 fn find_client<'a>(name: &str, config: &'a Config) -> Result<&'a ClientConfig, ControlError> {

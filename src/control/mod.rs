@@ -27,7 +27,7 @@ pub use admin_token::NewAdminToken;
 pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 
-use edit::{Edit, Outcome};
+use edit::{Edit, EditSummary};
 
 use crate::admin::control::{
     Actor, Change, ChangeOrigin, ChangeReceipt, ChangeRecord, ControlError, ControlRequest,
@@ -35,8 +35,8 @@ use crate::admin::control::{
 use crate::app::{AppConfig, RunningApp};
 use crate::clock;
 use crate::config::{
-    self, Config, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides, StateDirectory,
-    StateLock,
+    self, Config, FileContents, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides,
+    StateDirectory, StateLock,
 };
 
 /// The action of a reload in the record of changes.
@@ -126,9 +126,18 @@ impl Controller {
         self.reloader.as_ref().map_or(Duration::ZERO, |reloader| reloader.drain_timeout())
     }
 
-    /// Makes the change of a request and responds to it.
+    /// Makes the change of a request and responds to it. A change whose caller has stopped waiting is not made:
+    /// its new token would be lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before the files are written cancels the change. Afterwards it only drops the response,
+    /// and possibly the record of the change.
     pub async fn handle(&mut self, request: ControlRequest, app: &RunningApp) {
         let ControlRequest { change, expected_generation, origin, respond } = request;
+        if respond.is_closed() {
+            return;
+        }
         let result = Box::pin(self.make(change, expected_generation, origin, Some(app))).await;
         // Fails if the caller has stopped waiting, which does not undo the change.
         let _ = respond.send(result);
@@ -155,8 +164,7 @@ impl Controller {
         let current = self.load()?.config;
         let overlay = read(&lock, &directory)?;
         self.check_generation(overlay.generation, expected_generation)?;
-        let token = generate_token("kc_")
-            .ok_or_else(|| ControlError::Invalid("the system provides no random numbers".to_owned()))?;
+        let token = generate_token("kc_").ok_or(ControlError::NoRandomNumbers)?;
         let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
         self.commit(edit, &lock, &directory, origin, app).await
     }
@@ -170,18 +178,15 @@ impl Controller {
         origin: ChangeOrigin,
         app: Option<&RunningApp>,
     ) -> Result<ChangeReceipt, ControlError> {
-        let Edit { mut overlay, new_key, outcome } = edit;
+        let Edit { mut overlay, new_key, summary } = edit;
         overlay.generation = overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
         let generation = overlay.generation;
         let text = overlay.format().map_err(ControlError::Invalid)?;
         let mut files = vec![(directory.overlay_path(), text.clone())];
         files.extend(new_key.iter().map(|(name, key)| (directory.key_path(name), key.expose().to_owned())));
-        let (loaded, app_config) = self.try_load(&files, app)?;
+        let (loaded, app_config) = self.try_load(&files, &self.kept_contents(directory), app)?;
 
-        let unwritable = |error: config::FileError| ControlError::Unwritable {
-            directory: directory.path().display().to_string(),
-            reason: error.source.to_string(),
-        };
+        let unwritable = |error: config::FileError| unwritable(directory, error.source.to_string());
         if let Some((name, key)) = &new_key {
             lock.write_key(name, key).map_err(unwritable)?;
             #[cfg(test)]
@@ -190,15 +195,15 @@ impl Controller {
         if let Err(error) = lock.save(&text) {
             // The overlay does not name the new key file. If it cannot be deleted, the next change does it.
             if let Ok(previous) = lock.read() {
-                let _ = lock.delete_unnamed_keys(&previous);
+                let _ = lock.delete_orphaned_key_files(&previous);
             }
             return Err(unwritable(error));
         }
         #[cfg(test)]
         self.check_stop(Step::OverlaySaved)?;
-        delete_unnamed_keys(lock, &overlay);
+        delete_orphaned_key_files(lock, &overlay);
 
-        let Outcome { action, target, detail, key_id, token, mut warnings } = outcome;
+        let EditSummary { action, target, detail, key_id, token, mut warnings } = summary;
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             reloader.apply(loaded, app_config, app);
             reloader.mark_as_loaded(directory.path());
@@ -209,9 +214,10 @@ impl Controller {
                 path.display()
             ));
         }
-        self.record(origin, action, Some(target), &detail, generation).await;
-        // Stored last, so that no reader gets the new generation with an earlier document.
+        // Stored after the configuration is applied, so that no reader gets the new generation with an earlier
+        // configuration.
         self.generation.store(generation, Ordering::Release);
+        self.record(origin, action, Some(target), &detail, generation).await;
         Ok(ChangeReceipt { generation, key_id, token, warnings })
     }
 
@@ -226,7 +232,7 @@ impl Controller {
         if let Some(reloader) = &mut self.reloader {
             reloader.mark_as_checked();
         }
-        let (loaded, app_config) = self.try_load(&[], app)?;
+        let (loaded, app_config) = self.try_load(&[], &FileContents::default(), app)?;
         let saved = loaded.config.generation;
         let known = self.generation.load(Ordering::Acquire);
         self.check_generation(saved, expected_generation)?;
@@ -238,10 +244,10 @@ impl Controller {
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             warnings.extend(reloader.apply(loaded, app_config, app));
         }
+        self.generation.store(generation, Ordering::Release);
         if is_changed || actor != Actor::Reload {
             self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation).await;
         }
-        self.generation.store(generation, Ordering::Release);
         if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
             self.save_generation(&directory, generation).await;
         }
@@ -255,7 +261,7 @@ impl Controller {
             let mut overlay = read(&lock, directory)?;
             overlay.generation = overlay.generation.max(generation);
             let text = overlay.format().map_err(ControlError::Invalid)?;
-            lock.save(&text).map_err(|error| ControlError::Invalid(error.to_string()))
+            lock.save(&text).map_err(|error| unwritable(directory, error.source.to_string()))
         };
         if let Err(error) = save.await {
             warn!(event = "generation_not_saved", "The generation {generation} cannot be saved: {error}");
@@ -265,6 +271,15 @@ impl Controller {
         }
     }
 
+    /// The files outside of the state directory as they were when the running configuration was loaded. A change
+    /// applies only itself: what an operator writes to another file applies with the next reload.
+    fn kept_contents(&self, directory: &StateDirectory) -> FileContents {
+        let mut contents =
+            self.reloader.as_ref().map(|reloader| reloader.contents().clone()).unwrap_or_default();
+        contents.forget_below(directory.path());
+        contents
+    }
+
     /// Loads the configuration before the change, which may be the first key or client.
     fn load(&self) -> Result<LoadedConfig, ControlError> {
         let overrides = Overrides {
@@ -272,17 +287,23 @@ impl Controller {
             allows_exposure: true,
             ..self.overrides.clone()
         };
-        config::load(&overrides).map_err(|problems| ControlError::Invalid(problems.to_string()))
+        let directory = self.reloader.as_ref().and_then(|reloader| reloader.state_directory());
+        let kept = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
+        config::load_with_files(&overrides, &[], &kept)
+            .map_err(|problems| ControlError::Invalid(problems.to_string()))
     }
 
-    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`.
+    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`. Files
+    /// in `kept` are not read again.
     fn try_load(
         &self,
         files: &[(PathBuf, String)],
+        kept: &FileContents,
         app: Option<&RunningApp>,
     ) -> Result<(LoadedConfig, AppConfig), ControlError> {
         let invalid = |error: &dyn std::fmt::Display| ControlError::Invalid(error.to_string());
-        let loaded = config::load_with_files(&self.overrides, files).map_err(|error| invalid(&error))?;
+        let loaded =
+            config::load_with_files(&self.overrides, files, kept).map_err(|error| invalid(&error))?;
         let app_config = AppConfig::from_config(loaded.config.clone()).map_err(|error| invalid(&error))?;
         if let Some(app) = app {
             app.check_reload(&app_config).map_err(|error| invalid(&error))?;
@@ -301,22 +322,20 @@ impl Controller {
 
     /// Locks the overlay. Waits for another process that is changing it.
     async fn lock<'a>(&self, directory: &'a StateDirectory) -> Result<StateLock<'a>, ControlError> {
-        let unwritable = |reason: String| ControlError::Unwritable {
-            directory: directory.path().display().to_string(),
-            reason,
-        };
         let locking = async {
             loop {
                 match directory.try_lock() {
                     Ok(lock) => return Ok(lock),
                     Err(LockError::Held) => tokio::time::sleep(LOCK_RETRY_INTERVAL).await,
-                    Err(LockError::File(error)) => return Err(unwritable(error.source.to_string())),
+                    Err(LockError::File(error)) => {
+                        return Err(unwritable(directory, error.source.to_string()));
+                    }
                 }
             }
         };
         match tokio::time::timeout(LOCK_TIMEOUT, locking).await {
             Ok(result) => result,
-            Err(_) => Err(unwritable(LockError::Held.to_string())),
+            Err(_) => Err(unwritable(directory, LockError::Held.to_string())),
         }
     }
 
@@ -353,27 +372,32 @@ impl Controller {
     }
 }
 
+fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
+    ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
+}
+
 /// Deletes the key files that an interrupted change left in the state directory. Called at the start.
-pub fn delete_leftover_keys(config: &Config) {
+pub fn delete_leftover_key_files(config: &Config) {
     let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_FOLDER).exists();
     let Some(directory) = config.state_directory().filter(has_keys) else { return };
     // If another process holds the lock, its change deletes them.
     if let Ok(lock) = directory.try_lock()
         && let Ok(overlay) = lock.read()
     {
-        delete_unnamed_keys(&lock, &overlay);
+        delete_orphaned_key_files(&lock, &overlay);
     }
 }
 
-fn delete_unnamed_keys(lock: &StateLock<'_>, overlay: &Overlay) {
-    if let Err(error) = lock.delete_unnamed_keys(overlay) {
+fn delete_orphaned_key_files(lock: &StateLock<'_>, overlay: &Overlay) {
+    if let Err(error) = lock.delete_orphaned_key_files(overlay) {
         warn!(event = "key_file_not_deleted", "The file of a removed key cannot be deleted: {error}");
     }
 }
 
 fn read(lock: &StateLock<'_>, directory: &StateDirectory) -> Result<Overlay, ControlError> {
-    lock.read().map_err(|error| {
-        ControlError::Invalid(format!("{}: {}", directory.overlay_path().display(), error.source))
+    lock.read().map_err(|error| ControlError::UnreadableOverlay {
+        path: directory.overlay_path().display().to_string(),
+        reason: error.source.to_string(),
     })
 }
 

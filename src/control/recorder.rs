@@ -6,8 +6,7 @@ use std::pin::Pin;
 use tracing::warn;
 
 use crate::admin::control::ChangeRecord;
-use crate::config::Config;
-use crate::store::{DatabaseLocation, History, Store, StoredChange};
+use crate::store::{History, OfflineChanges, StoredChange};
 
 /// Records a change that was made. The future completes when the record can be read.
 pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) -> Recording + Send>;
@@ -24,24 +23,23 @@ pub fn record_in(history: History) -> ChangeRecorder {
             if let Err(error) = history.record_change(stored(change)).await {
                 warn!(
                     event = "change_not_recorded",
-                    "The change is in force, but it is not recorded: {error}"
+                    "The change is in force, and it is recorded when the database can be written: {error}"
                 );
             }
         })
     })
 }
 
-/// Records changes in the database of `config`, if it exists and no program uses it.
+/// Records changes in a database that no program uses.
 #[must_use]
-pub fn record_offline(config: &Config) -> ChangeRecorder {
-    let path = config.storage.file().map(ToOwned::to_owned);
+pub fn record_offline(changes: OfflineChanges) -> ChangeRecorder {
     Box::new(move |change| {
-        if let Some(path) = path.clone().filter(|path| path.exists()) {
-            let now = change.at;
-            if let Ok(store) = Store::open(&DatabaseLocation::File(path), now) {
-                // The change is saved, and a record that is missing does not undo it.
-                let _ = store.record_change(&stored(change));
-            }
+        if !changes.record(&stored(change)) {
+            warn!(
+                event = "change_not_recorded",
+                "The change is saved, but it is not recorded: the database cannot be written, or another version of \
+                 Keychoir has written it"
+            );
         }
         Box::pin(std::future::ready(()))
     })

@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::control::ControlError;
 use crate::app::{AppConfig, RunningApp};
-use crate::config::{Config, FileStamps, LoadedConfig};
+use crate::config::{Config, FileContents, FileStamps, LoadedConfig, StateDirectory};
 use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 
 /// Detects changes of the configuration files and applies them.
@@ -20,6 +20,8 @@ pub struct ConfigReloader {
     start_config: Config,
     /// The configuration that was applied last.
     applied_config: Config,
+    /// The content of the files at the last load.
+    contents: FileContents,
     /// The metadata of the files at the last load.
     loaded_files: FileStamps,
     /// The metadata of the files at the last check.
@@ -32,9 +34,10 @@ impl ConfigReloader {
     /// Creates the reloader of a program that was started with this configuration.
     #[must_use]
     pub fn new(level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
-        let LoadedConfig { config, files, .. } = loaded;
+        let LoadedConfig { config, files, contents, .. } = loaded;
         Self {
             level,
+            contents: contents.clone(),
             start_config: config.clone(),
             applied_config: config.clone(),
             loaded_files: files.clone(),
@@ -42,6 +45,16 @@ impl ConfigReloader {
             interval: config.server.reload_interval,
             drain_timeout: config.server.drain_timeout,
         }
+    }
+
+    /// The content of the files from which the running configuration was loaded.
+    pub(super) fn contents(&self) -> &FileContents {
+        &self.contents
+    }
+
+    /// The state directory of the running configuration.
+    pub(super) fn state_directory(&self) -> Option<StateDirectory> {
+        self.applied_config.state_directory()
     }
 
     /// The timeout for running requests to finish at shutdown.
@@ -93,8 +106,9 @@ impl ConfigReloader {
         app_config: AppConfig,
         app: &RunningApp,
     ) -> Vec<String> {
-        let LoadedConfig { config, warnings, files, .. } = loaded;
+        let LoadedConfig { config, warnings, files, contents, .. } = loaded;
         (self.loaded_files, self.checked_files) = (files.clone(), files);
+        self.contents = contents;
         for warning in &warnings {
             warn!("{warning}");
         }
@@ -148,7 +162,12 @@ pub fn log_reload_error(error: &ControlError) {
         ControlError::Stale { .. }
         | ControlError::Invalid(_)
         | ControlError::NotFound(_)
-        | ControlError::Conflict(_)
+        | ControlError::AlreadyExists(_)
+        | ControlError::LastClient
+        | ControlError::GraceNotEnded
+        | ControlError::NotPaused(_)
+        | ControlError::NoRandomNumbers
+        | ControlError::UnreadableOverlay { .. }
         | ControlError::NotManaged(_)
         | ControlError::Unwritable { .. }
         | ControlError::NoStateDirectory

@@ -8,10 +8,14 @@ use super::*;
 use crate::admin::control::{ClientRules, NewKey};
 use crate::app::{self, Listener};
 use crate::policy::key_state::KeyOrigin;
+use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, TokenFingerprint};
 
 const FIRST: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
 const SPARE: &str = "sk_fedcba9876543210fedcba9876543210fedcba9876543210";
+
+/// The file of the key that [`new_key`] adds.
+const KEY_FILE: &str = "managed_keys/spare";
 
 const ORIGIN: ChangeOrigin = ChangeOrigin { actor: Actor::CommandLine, address: None };
 
@@ -132,7 +136,7 @@ async fn a_key_is_added_paused_resumed_and_removed() {
     controller.make(Change::RemoveKey { key: "spare".to_owned() }, None, ORIGIN, None).await.unwrap();
     let config = machine.config();
     assert_eq!((config.keys.len(), config.paused_keys.len(), config.generation), (1, 0, 5));
-    assert!(!machine.state().join("keys/spare").exists());
+    assert!(!machine.state().join(KEY_FILE).exists());
 
     let records: Vec<_> = records.try_iter().collect();
     let actions: Vec<_> = records.iter().map(|record| (record.action, record.target.as_deref())).collect();
@@ -150,7 +154,7 @@ async fn a_key_that_the_file_has_as_well_is_removed_from_the_overlay_only() {
     assert_eq!((config.keys.len(), config.keys[1].origin), (2, KeyOrigin::File));
     machine.make(Change::RemoveKey { key: "spare".to_owned() }).await.unwrap();
     assert_eq!(machine.config().keys.len(), 2);
-    assert!(!machine.state().join("keys/spare").exists());
+    assert!(!machine.state().join(KEY_FILE).exists());
 }
 
 #[tokio::test]
@@ -176,13 +180,14 @@ async fn a_client_of_the_file_is_rotated_changed_and_revoked_without_touching_th
     assert_eq!(client.rules.max_concurrent, Some(4));
     assert_eq!(client.rules.quota.unwrap().to_string(), "5 requests");
 
-    let receipt = machine.make(Change::RevokeClient { name: name() }).await.unwrap();
-    assert!(receipt.warnings[0].contains("no clients are left"), "{:?}", receipt.warnings);
-    assert!(machine.config().clients.is_empty());
+    let add = |name| Change::AddClient { name, rules: ClientRules::default(), expires_at: None };
+    machine.make(add("web".to_owned())).await.unwrap();
+    machine.make(Change::RevokeClient { name: name() }).await.unwrap();
+    assert_eq!(machine.config().clients.len(), 1);
     // The client that is added again does not inherit the rules of the file.
-    let change = Change::AddClient { name: name(), rules: ClientRules::default(), expires_at: None };
-    machine.make(change).await.unwrap();
-    assert_eq!(machine.config().clients[0].rules.quota, None);
+    machine.make(add(name())).await.unwrap();
+    let client = machine.config().clients.into_iter().find(|client| client.name == name()).unwrap();
+    assert_eq!(client.rules.quota, None);
     assert_eq!(fs::read_to_string(machine.file()).unwrap(), file);
 }
 
@@ -243,11 +248,11 @@ async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change()
         let stopped = controller.make(Change::AddKey(new_key()), None, ORIGIN, None).await;
         assert_eq!(stopped.unwrap_err(), ControlError::Unavailable);
         assert!(records.try_recv().is_err());
-        assert!(machine.state().join("keys/spare").exists());
+        assert!(machine.state().join(KEY_FILE).exists());
         assert_eq!(machine.config().keys.len(), keys);
         // The next start deletes what no entry names.
-        delete_leftover_keys(&machine.config());
-        assert_eq!(machine.state().join("keys/spare").exists(), keys == 2);
+        delete_leftover_key_files(&machine.config());
+        assert_eq!(machine.state().join(KEY_FILE).exists(), keys == 2);
     }
     // Removing a key saves the overlay first.
     let machine = Machine::new();
@@ -257,9 +262,9 @@ async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change()
     let remove = Change::RemoveKey { key: "spare".to_owned() };
     assert!(controller.make(remove, None, ORIGIN, None).await.is_err());
     assert_eq!(machine.config().keys.len(), 1);
-    assert!(machine.state().join("keys/spare").exists());
-    delete_leftover_keys(&machine.config());
-    assert!(!machine.state().join("keys/spare").exists());
+    assert!(machine.state().join(KEY_FILE).exists());
+    delete_leftover_key_files(&machine.config());
+    assert!(!machine.state().join(KEY_FILE).exists());
 }
 
 #[tokio::test]
@@ -267,12 +272,12 @@ async fn a_change_that_cannot_be_written_changes_nothing() {
     let machine = Machine::new();
     machine.make(pause("first")).await.unwrap();
     // A file in place of the folder of keys fails for every user, as a full disk would.
-    fs::write(machine.state().join("keys"), "").unwrap();
+    fs::write(machine.state().join(KEYS_FOLDER), "").unwrap();
     let before = machine.contents();
     let error = machine.make(Change::AddKey(new_key())).await.unwrap_err();
     assert!(matches!(error, ControlError::Unwritable { .. }), "{error}");
     assert_eq!(machine.contents(), before);
-    fs::remove_file(machine.state().join("keys")).unwrap();
+    fs::remove_file(machine.state().join(KEYS_FOLDER)).unwrap();
     machine.make(Change::AddKey(new_key())).await.unwrap();
 }
 
@@ -297,7 +302,8 @@ async fn two_controllers_lose_no_change_of_each_other() {
 async fn without_a_state_directory_no_change_is_made() {
     let machine = Machine::new();
     let overrides = Overrides { is_ephemeral: true, ..machine.overrides() };
-    let mut controller = Controller::offline(overrides, record_offline(&machine.config()));
+    let record = |_| -> Recording { Box::pin(std::future::ready(())) };
+    let mut controller = Controller::offline(overrides, Box::new(record));
     let error = controller.make(pause("first"), None, ORIGIN, None).await.unwrap_err();
     assert_eq!(error, ControlError::NoStateDirectory);
 }
@@ -375,5 +381,144 @@ async fn a_reload_counts_as_a_change_only_if_it_changed_something() {
     let error = controller.make(Change::Reload, None, reload, Some(&app)).await.unwrap_err();
     assert!(error.to_string().contains("unknown section `serverr`"), "{error}");
     assert_eq!((app.client_names().len(), records.try_iter().count()), (2, 2));
+    app.drain(Duration::ZERO).await;
+}
+
+/// Returns a change that rotates the token of `app`.
+fn rotate(grace: Duration, expires_at: Option<UnixMs>) -> Change {
+    Change::RotateClient { name: "app".to_owned(), grace, expires_at }
+}
+
+#[tokio::test]
+async fn files_that_keychoir_did_not_write_are_not_deleted() {
+    let machine = Machine::new();
+    let foreign = machine.state().join("keys/main");
+    fs::create_dir_all(foreign.parent().unwrap()).unwrap();
+    fs::write(&foreign, FIRST).unwrap();
+    delete_leftover_key_files(&machine.config());
+    machine.make(Change::AddKey(new_key())).await.unwrap();
+    machine.make(Change::RemoveKey { key: "spare".to_owned() }).await.unwrap();
+    delete_leftover_key_files(&machine.config());
+    assert_eq!(fs::read_to_string(foreign).unwrap(), FIRST);
+    assert!(!machine.state().join(KEY_FILE).exists());
+}
+
+#[tokio::test]
+async fn the_last_client_is_not_revoked_because_requests_would_need_no_token() {
+    let machine = Machine::new();
+    let revoke = || Change::RevokeClient { name: "app".to_owned() };
+    assert_eq!(machine.make(revoke()).await.unwrap_err(), ControlError::LastClient);
+    let add = Change::AddClient { name: "web".to_owned(), rules: quota("1 request"), expires_at: None };
+    machine.make(add).await.unwrap();
+    machine.make(revoke()).await.unwrap();
+    let names: Vec<String> = machine.config().clients.into_iter().map(|client| client.name).collect();
+    assert_eq!(names, ["web"]);
+}
+
+#[tokio::test]
+async fn a_rotation_keeps_a_promised_grace_period_and_the_end_of_the_token() {
+    let machine = Machine::new();
+    let expires_at = clock::now().plus(Duration::from_secs(86_400));
+    machine.make(rotate(Duration::from_secs(3_600), Some(expires_at))).await.unwrap();
+    let client = machine.config().clients.remove(0);
+    let (previous, _) = client.previous_token.unwrap();
+    assert_eq!((previous, client.expires_at), (TokenFingerprint::new("token-of-app"), Some(expires_at)));
+
+    let refused = machine.make(rotate(Duration::from_secs(1), None)).await.unwrap_err();
+    assert_eq!(refused, ControlError::GraceNotEnded);
+    machine.make(rotate(Duration::ZERO, None)).await.unwrap();
+    let client = machine.config().clients.remove(0);
+    assert_eq!((client.previous_token, client.expires_at), (None, Some(expires_at)));
+}
+
+#[tokio::test]
+async fn a_token_that_is_edited_after_its_rotation_is_reported() {
+    let machine = Machine::new();
+    machine.make(rotate(Duration::ZERO, None)).await.unwrap();
+    machine.make(rotate(Duration::ZERO, None)).await.unwrap();
+    let warnings = || {
+        let loaded = config::load(&machine.overrides()).unwrap();
+        loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(!warnings().iter().any(|warning| warning.contains("has no effect")), "{:?}", warnings());
+    let text = fs::read_to_string(machine.file()).unwrap();
+    let edited = text.replace(
+        &TokenFingerprint::new("token-of-app").to_string(),
+        &TokenFingerprint::new("edited").to_string(),
+    );
+    fs::write(machine.file(), edited).unwrap();
+    assert!(warnings().iter().any(|warning| warning.contains("`app`") && warning.contains("has no effect")));
+}
+
+#[tokio::test]
+async fn an_overlay_that_could_not_be_read_again_is_not_written() {
+    let machine = Machine::new();
+    machine.make(pause("first")).await.unwrap();
+    let before = machine.contents();
+    let paths = (0..60_000).map(|number| format!("/v1/path-{number:08}")).collect();
+    let rules = ClientRules { paths: Some(paths), ..ClientRules::default() };
+    let add = Change::AddClient { name: "large".to_owned(), rules, expires_at: None };
+    let error = machine.make(add).await.unwrap_err();
+    assert!(error.to_string().contains("larger than"), "{error}");
+    assert_eq!(machine.contents(), before);
+}
+
+#[tokio::test]
+async fn an_id_is_never_the_name_of_another_key() {
+    let machine = Machine::new();
+    let id = &ApiKey::new(FIRST).unwrap().fingerprint().to_string()[..12];
+    let key = NewKey { name: id.to_owned(), ..new_key() };
+    let error = machine.make(Change::AddKey(key)).await.unwrap_err();
+    assert!(matches!(error, ControlError::Invalid(_)), "{error}");
+    // A name in the configuration file is not restricted, so the id has precedence.
+    machine.configure(&format!("[[keys]]\nname = \"{id}\"\nkey = \"{SPARE}\"\n"));
+    machine.make(pause(id)).await.unwrap();
+    assert_eq!(machine.config().paused_keys[0].fingerprint, ApiKey::new(FIRST).unwrap().fingerprint());
+}
+
+#[tokio::test]
+async fn a_change_records_the_rules_and_the_host_that_it_sets() {
+    let machine = Machine::new();
+    let (mut controller, records) = machine.controller();
+    let key = NewKey { base_url: Some("http://127.0.0.1:10".to_owned()), ..new_key() };
+    controller.make(Change::AddKey(key), None, ORIGIN, None).await.unwrap();
+    let set = Change::SetClient { name: "app".to_owned(), rules: quota("9 requests") };
+    controller.make(set, None, ORIGIN, None).await.unwrap();
+    let details: Vec<String> = records.try_iter().map(|record| record.detail).collect();
+    assert!(details[0].contains("http://127.0.0.1:10"), "{details:?}");
+    assert_eq!(details[1], r#"{"rules":{"quota":"9 requests"}}"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_applies_nothing_that_an_operator_is_writing_to_the_configuration_file() {
+    let machine = Machine::new();
+    let (app, mut controller, _records) = start(&machine).await;
+    let text = fs::read_to_string(machine.file()).unwrap();
+    // The clients are not written yet, so that this file would serve requests without a token.
+    fs::write(machine.file(), text.split("[[clients]]").next().unwrap()).unwrap();
+    controller.make(pause("first"), None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!(app.client_names(), ["app"]);
+    // A mistake in the file does not prevent a change.
+    machine.configure("[serverr]\n");
+    let resume = Change::ResumeKey { key: "first".to_owned() };
+    controller.make(resume, None, ORIGIN, Some(&app)).await.unwrap();
+    // The next reload reads the file.
+    let token = TokenFingerprint::new("token-of-web");
+    machine.configure(&format!("[[clients]]\nname = \"web\"\ntoken_sha256 = \"{token}\"\n"));
+    controller.make(Change::Reload, None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!(app.client_names(), ["app", "web"]);
+    app.drain(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_caller_has_gone_is_not_made() {
+    let machine = Machine::new();
+    let (app, mut controller, records) = start(&machine).await;
+    let (respond, response) = tokio::sync::oneshot::channel();
+    drop(response);
+    let change = rotate(Duration::ZERO, None);
+    let request = ControlRequest { change, expected_generation: None, origin: ORIGIN, respond };
+    controller.handle(request, &app).await;
+    assert_eq!((records.try_iter().count(), machine.config().generation), (0, 0));
     app.drain(Duration::ZERO).await;
 }

@@ -1,9 +1,13 @@
 //! The record of the changes that operators make: one row per change, without secrets. It is written by the
 //! writer thread, in a transaction of its own, so that a change that was answered is in the file.
 
-use rusqlite::{Connection, Row, params};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, Row, params};
 
 use super::columns::{integer, timestamp, unsigned};
+use super::open::IntegrityCheck;
+use super::{DatabaseLocation, LockedLocation, OpenError, schema};
 use crate::policy::units::UnixMs;
 use crate::proxy::AttemptRecord;
 
@@ -19,7 +23,7 @@ pub(super) const TABLE: &str = "
         actor TEXT NOT NULL,
         -- IP address of the client of the admin API; NULL for a Unix socket or the command line
         address TEXT,
-        -- such as add_key or rotate_client
+        -- such as key_added or client_rotated
         action TEXT NOT NULL,
         -- the short form or name of the key, or the name of the client
         target TEXT,
@@ -44,7 +48,7 @@ pub struct StoredChange {
     pub actor: String,
     /// The address of the client of the admin API; `None` for a Unix socket or the command line.
     pub address: Option<String>,
-    /// The kind of the change, such as `add_key`.
+    /// The kind of the change, such as `key_added`.
     pub action: String,
     /// The short form or name of the key, or the name of the client.
     pub target: Option<String>,
@@ -59,6 +63,45 @@ impl StoredChange {
     #[must_use]
     pub fn new_id(now: UnixMs) -> String {
         AttemptRecord::new_id(now).to_string()
+    }
+}
+
+/// The record of changes while no Keychoir runs. It holds the lock of the database, so that none starts until the
+/// change is made.
+#[derive(Debug)]
+pub struct OfflineChanges {
+    _location: LockedLocation,
+    /// `None` if the database is of another version or cannot be read.
+    connection: Option<Connection>,
+}
+
+impl OfflineChanges {
+    /// Locks the database. Creates it if it is missing, and does not upgrade it.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::InUse`] when a Keychoir runs with this database, and another error when it cannot be locked.
+    pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
+        let file = DatabaseLocation::File(path.to_owned());
+        let is_new = path.metadata().map_or(true, |metadata| metadata.len() == 0);
+        let mut location = LockedLocation::from(file);
+        if is_new {
+            let connection = location.open(now, IntegrityCheck::Skip)?.database.connection;
+            return Ok(Self { _location: location, connection: Some(connection) });
+        }
+        location.lock()?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).ok();
+        let is_current = |connection: &Connection| {
+            schema::version(connection).is_ok_and(|version| version == schema::VERSION)
+        };
+        Ok(Self { _location: location, connection: connection.filter(is_current) })
+    }
+
+    /// Records a change. Returns whether it is recorded, which a database of another version does not allow.
+    #[must_use]
+    pub fn record(&self, change: &StoredChange) -> bool {
+        self.connection.as_ref().is_some_and(|connection| insert(connection, change).is_ok())
     }
 }
 

@@ -2,14 +2,14 @@
 //! releases the lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a
 //! start.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::open::companion;
+use crate::private_file;
 
 /// The text after the process id by which Keychoir recognizes its own lock files.
 const SIGNATURE: &str = "keychoir";
@@ -50,9 +50,7 @@ impl From<io::Error> for DatabaseLockError {
 impl Lock {
     /// Locks the database at `path`, whose folder must exist, without waiting.
     pub(super) fn acquire(path: &Path) -> Result<Self, DatabaseLockError> {
-        let mut options = OpenOptions::new();
-        options.create(true).read(true).write(true).truncate(false).mode(0o600);
-        let mut file = options.open(lock_path(path))?;
+        let mut file = private_file::open_or_create(&lock_path(path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(DatabaseLockError::Held(read_pid(&mut file))),

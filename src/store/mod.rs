@@ -48,7 +48,7 @@ use crate::proxy::{QueueDepth, UsageSink, UsageTotals};
 use crate::secret::ApiKey;
 use crate::tasks;
 
-pub use changes::StoredChange;
+pub use changes::{OfflineChanges, StoredChange};
 use database::Database;
 pub use history::{
     AttemptFilter, AttemptPage, History, HistoryDimension, HistoryError, StoredAttempt, UsageFilter, UsageRow,
@@ -276,16 +276,6 @@ impl Store {
         read: impl FnOnce(&Connection) -> Result<Vec<T>, rusqlite::Error>,
     ) -> Result<Vec<T>, rusqlite::Error> {
         self.database.as_ref().map_or_else(|_| Ok(Vec::new()), |database| read(&database.connection))
-    }
-
-    /// Records a change while no writer thread runs.
-    ///
-    /// # Errors
-    ///
-    /// When the database is not open or cannot be written.
-    pub fn record_change(&self, change: &StoredChange) -> Result<(), HistoryError> {
-        let database = self.database.as_ref().map_err(|_| HistoryError::Unavailable)?;
-        changes::insert(&database.connection, change).map_err(|_| HistoryError::Unavailable)
     }
 
     /// Starts the writer thread, which stores the records sent to the returned sink, and the state of the

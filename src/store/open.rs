@@ -16,6 +16,7 @@ use super::origin::{self, Origin};
 use super::snapshot::SnapshotError;
 use super::{DatabaseLocation, key_names, schema, upgrade};
 use crate::policy::units::UnixMs;
+use crate::private_file;
 
 /// The reason that the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -245,14 +246,12 @@ pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Creates the folder (0700) and the file (0600) if they are missing, and checks that the file can be
-/// written.
+/// Creates the directory and the file if they are missing, and checks that the file can be written.
 pub(super) fn create_private_file(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        private_file::create_directory(directory)?;
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+    private_file::open_or_create(path).map(drop)
 }
 
 /// Opens and configures a connection to a file whose origin was checked.

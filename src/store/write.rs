@@ -3,6 +3,7 @@
 //! thread serves the mirror and runs maintenance.
 
 mod failure;
+mod history;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
 use super::open::{IntegrityCheck, OpenError};
 use super::outbox::{self, Command};
-use super::{Health, LockedLocation, Settings, attempts, changes, owners, transaction};
+use super::{Health, LockedLocation, Settings, attempts, owners, transaction};
 use crate::clock;
 use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
@@ -56,6 +57,8 @@ pub(super) struct Writer {
     health: Health,
     /// Records taken from the queue and not yet written.
     unwritten: UsageBatch,
+    /// Changes of operators that are not written yet, each with its caller.
+    unwritten_changes: Vec<history::UnwrittenChange>,
     /// Time from the start of one commit to the start of the next.
     commit_interval: Duration,
     /// Owner changes written after the last maintenance.
@@ -93,6 +96,7 @@ impl Writer {
             pool,
             health,
             unwritten: UsageBatch::default(),
+            unwritten_changes: Vec::new(),
             commit_interval: commit_schedule::commit_interval(0, Duration::ZERO, settings.commit_interval),
             owner_changes: 0,
             are_keys_stale: true,
@@ -200,22 +204,6 @@ impl Writer {
         }
     }
 
-    /// Runs a command of the admin API. If the database cannot be used, the command is dropped, which its sender
-    /// notices.
-    fn run_history_command(&mut self, command: HistoryCommand) {
-        let Some(database) = self.database.as_mut() else { return };
-        match command {
-            HistoryCommand::Read(read) => read(&mut database.connection),
-            HistoryCommand::Record(change, confirm) => {
-                match changes::insert(&database.connection, &change) {
-                    // The receiver is dropped if the change was not confirmed in time.
-                    Ok(()) => drop(confirm.send(())),
-                    Err(error) => self.record_failure(&error.into()),
-                }
-            }
-        }
-    }
-
     /// Writes pending records and runs due maintenance. Failed writes are retried once per
     /// [`RETRY_INTERVAL`], regardless of the rate of new records.
     pub(super) fn run_due_work(&mut self, now: Instant) {
@@ -270,7 +258,8 @@ impl Writer {
 
     pub(super) fn flush(&mut self) {
         let is_stale = self.are_keys_stale || self.are_refusals_stale();
-        if self.unwritten.is_empty() && !is_stale && !self.health.is_failing() {
+        let has_records = !self.unwritten.is_empty() || !self.unwritten_changes.is_empty();
+        if !has_records && !is_stale && !self.health.is_failing() {
             return;
         }
         match self.write() {
@@ -302,6 +291,7 @@ impl Writer {
             let is_charged = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
             let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_charged(key.workspace()));
             database.refusals.prepare(self.pool.restrictions(), now);
+            history::write_changes(&database.connection, &mut self.unwritten_changes)?;
             let committed =
                 transaction::commit(database, &self.unwritten, &keys, self.settings.mirror_scope, now);
             if !database.is_gone() {

@@ -297,7 +297,7 @@ fn keys_are_added_paused_and_removed_without_a_running_program() {
     assert_output(&output, 0, &["Added the key `spare`", "applies at the next start"]);
     assert!(!stderr(&output).contains(key));
     let state = home.path().join(".local/state/keychoir");
-    assert_eq!(fs::read_to_string(state.join("keys/spare")).unwrap(), format!("{key}\n"));
+    assert_eq!(fs::read_to_string(state.join("managed_keys/spare")).unwrap(), format!("{key}\n"));
     // No configuration file and no variable has a key, and the check passes with this one.
     let mut check = keychoir_command(&["check"]);
     check.env("HOME", home.path()).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
@@ -314,7 +314,7 @@ fn keys_are_added_paused_and_removed_without_a_running_program() {
     assert_output(&keys(&["resume", "spare"]), 78, &["is not paused"]);
     assert_output(&keys(&["pause", "spare", "--until", "soon"]), 2, &["write a duration"]);
     assert_output(&keys(&["remove", "spare"]), 0, &["Removed the key"]);
-    assert!(!state.join("keys/spare").exists());
+    assert!(!state.join("managed_keys/spare").exists());
     assert_output(&keys(&["remove", "spare"]), 78, &["the pool has no key"]);
 }
 

@@ -183,13 +183,18 @@ impl From<ControlError> for ApiError {
                 Self { generation: Some(current), ..error }
             }
             ControlError::NotFound(_) => Self::new(StatusCode::NOT_FOUND, "not_found", "not_found", message),
-            ControlError::Conflict(_) => conflict("already_exists", message),
+            ControlError::AlreadyExists(_) => conflict("already_exists", message),
+            ControlError::LastClient => conflict("last_client", message),
+            ControlError::GraceNotEnded => conflict("grace_not_ended", message),
+            ControlError::NotPaused(_) => conflict("not_paused", message),
             ControlError::Invalid(_) => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", "invalid_change", message)
             }
             ControlError::NotManaged(_) => conflict("not_managed", message),
             ControlError::NoStateDirectory => conflict("no_state_directory", message),
             ControlError::Unwritable { .. } => Self::unavailable("state_unwritable", message),
+            ControlError::UnreadableOverlay { .. } => Self::unavailable("state_unreadable", message),
+            ControlError::NoRandomNumbers => Self::unavailable("no_random_numbers", message),
             ControlError::Unavailable => Self::unavailable("control_unavailable", message),
         }
     }

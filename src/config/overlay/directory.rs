@@ -2,18 +2,19 @@
 //! is held, so that two processes cannot overwrite each other's change.
 //!
 //! A key file is written before the overlay that names it, and deleted after the overlay that no longer names
-//! it. A crash in between leaves an unnamed key file, which [`StateLock::delete_unnamed_keys`] deletes.
+//! it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Overlay;
+use crate::private_file;
 use crate::secret::ApiKey;
 
-/// The folder of key files, in the state directory.
-pub const KEYS_FOLDER: &str = "keys";
+/// The folder of key files in the state directory. Only Keychoir writes files there, because it deletes those that
+/// the overlay does not name.
+pub const KEYS_FOLDER: &str = "managed_keys";
 
 const OVERLAY_FILE: &str = "managed.toml";
 const LOCK_FILE: &str = "managed.lock";
@@ -29,7 +30,7 @@ pub struct FileError {
     pub source: io::Error,
 }
 
-/// Why the lock was not acquired.
+/// The reason that the lock was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds the lock.
@@ -85,9 +86,9 @@ impl StateDirectory {
     ///
     /// When another process holds the lock, or the folder cannot be written.
     pub fn try_lock(&self) -> Result<StateLock<'_>, LockError> {
-        create_folder(&self.path)?;
+        create_directory(&self.path)?;
         let path = self.path.join(LOCK_FILE);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = private_file::open_or_create(&path);
         let file = file.map_err(|source| FileError { path: path.clone(), source })?;
         match file.try_lock() {
             Ok(()) => Ok(StateLock { directory: self, file }),
@@ -134,7 +135,7 @@ impl StateLock<'_> {
     ///
     /// When the file cannot be replaced. The previous overlay remains then.
     pub fn save(&self, text: &str) -> Result<(), FileError> {
-        replace_file(&self.directory.path, OVERLAY_FILE, text)
+        replace_file(self.directory.overlay_path(), text)
     }
 
     /// Writes the file of a key.
@@ -143,9 +144,8 @@ impl StateLock<'_> {
     ///
     /// When the file cannot be written.
     pub fn write_key(&self, name: &str, key: &ApiKey) -> Result<(), FileError> {
-        let folder = self.directory.path.join(KEYS_FOLDER);
-        create_folder(&folder)?;
-        replace_file(&folder, name, &format!("{}\n", key.expose()))
+        create_directory(&self.directory.path.join(KEYS_FOLDER))?;
+        replace_file(self.directory.key_path(name), &format!("{}\n", key.expose()))
     }
 
     /// Writes the admin token.
@@ -154,7 +154,7 @@ impl StateLock<'_> {
     ///
     /// When the file cannot be written.
     pub fn write_admin_token(&self, token: &str) -> Result<(), FileError> {
-        replace_file(&self.directory.path, ADMIN_TOKEN_FILE, &format!("{token}\n"))
+        replace_file(self.directory.admin_token_path(), &format!("{token}\n"))
     }
 
     /// Deletes the key files that `overlay` does not name, and the temporary files of an interrupted write.
@@ -163,7 +163,7 @@ impl StateLock<'_> {
     /// # Errors
     ///
     /// When a file cannot be deleted. The others are deleted then.
-    pub fn delete_unnamed_keys(&self, overlay: &Overlay) -> Result<usize, FileError> {
+    pub fn delete_orphaned_key_files(&self, overlay: &Overlay) -> Result<usize, FileError> {
         let folder = self.directory.path.join(KEYS_FOLDER);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -173,10 +173,10 @@ impl StateLock<'_> {
         let is_named = |path: &Path| {
             overlay.keys.iter().any(|key| self.directory.path.join(&key.key_file).as_path() == path)
         };
-        let unnamed = entries.flatten().map(|entry| entry.path()).filter(|path| !is_named(path));
+        let orphaned = entries.flatten().map(|entry| entry.path()).filter(|path| !is_named(path));
         let mut result = Ok(());
         let mut count = 0;
-        for path in unnamed {
+        for path in orphaned {
             match fs::remove_file(&path) {
                 Ok(()) => count += 1,
                 Err(source) => result = Err(FileError { path, source }),
@@ -186,26 +186,10 @@ impl StateLock<'_> {
     }
 }
 
-/// Creates a folder that only its owner can open, unless it exists.
-fn create_folder(path: &Path) -> Result<(), FileError> {
-    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(|source| FileError { path: path.to_owned(), source })
+fn create_directory(path: &Path) -> Result<(), FileError> {
+    private_file::create_directory(path).map_err(|source| FileError { path: path.to_owned(), source })
 }
 
-/// Replaces the file `name` in `folder` atomically. Only its owner can read it.
-fn replace_file(folder: &Path, name: &str, text: &str) -> Result<(), FileError> {
-    let path = folder.join(name);
-    let replace = || {
-        // `tempfile` creates the file with mode 0600.
-        let mut file = tempfile::Builder::new().prefix(".keychoir-").tempfile_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    replace().map_err(|source| FileError { path: path.clone(), source })?;
-    // The file is replaced. If the folder cannot be synchronized, the change is lost only if the machine loses
-    // power before the file system writes the folder by itself.
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    Ok(())
+fn replace_file(path: PathBuf, text: &str) -> Result<(), FileError> {
+    private_file::replace(&path, text.as_bytes()).map_err(|source| FileError { path, source })
 }

@@ -1,7 +1,7 @@
 //! Reads the overlay into the configuration: appends its keys, applies its clients by name, and collects the
 //! paused keys. Mistakes are reported like those of the operator's file.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::super::clients::{self, ClientConfig, ClientOrigin};
@@ -57,8 +57,15 @@ pub(in crate::config) fn add_keys(
 }
 
 /// The fields of a `[[clients]]` entry beside its rules.
-const CLIENT_FIELDS: [&str; 6] =
-    ["name", "token_sha256", "expires_at", "previous_token_sha256", "previous_token_expires_at", "revoked"];
+const CLIENT_FIELDS: [&str; 7] = [
+    "name",
+    "token_sha256",
+    "expires_at",
+    "previous_token_sha256",
+    "previous_token_expires_at",
+    "replaced_token_sha256",
+    "revoked",
+];
 
 /// Adds, changes or removes clients by name.
 pub(in crate::config) fn apply_clients(
@@ -68,7 +75,12 @@ pub(in crate::config) fn apply_clients(
     report: &mut Report,
 ) {
     let Report { problems, warnings } = report;
-    let mut names = HashSet::new();
+    // An overlay may have thousands of clients, so none of them is searched for in a list.
+    let positions: HashMap<String, usize> =
+        clients.iter().enumerate().map(|(position, client)| (client.name.clone(), position)).collect();
+    let mut names_by_token: HashMap<String, String> =
+        clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
+    let (mut names, mut revoked) = (HashSet::new(), HashSet::new());
     for entry in entries {
         let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(rules::FIELDS).collect();
         entry.check_names(&known_names, problems);
@@ -76,6 +88,7 @@ pub(in crate::config) fn apply_clients(
         let has_rules = rules::FIELDS.iter().any(|name| entry.has_field(name));
         let token = parse_fingerprint(entry, "token_sha256", problems);
         let previous_token = parse_fingerprint(entry, "previous_token_sha256", problems);
+        let replaced_token = parse_fingerprint(entry, "replaced_token_sha256", problems);
         let expires_at = entry.parse_time("expires_at", problems);
         let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
         let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
@@ -85,41 +98,62 @@ pub(in crate::config) fn apply_clients(
             problems.push(span.problem(ValueError::new("an earlier entry has the same name")));
             continue;
         }
+        let configured = positions.get(name).and_then(|position| clients.get_mut(*position));
+        // The token in the configuration file was changed after the rotation or revocation.
+        if let (Some(client), Some(replaced)) = (&configured, replaced_token)
+            && client.token != replaced
+        {
+            let effect =
+                if is_revoked { "the client stays revoked" } else { "the token of the rotation applies" };
+            warnings.push(span.warning(format!(
+                "the token of the client `{name}` in the configuration file has no effect: {effect}; rotate it, or \
+                 delete this entry while Keychoir does not run"
+            )));
+        }
         if is_revoked {
-            clients.retain(|client| client.name != name);
+            if let Some(client) = configured {
+                names_by_token.remove(&client.token.to_string());
+            }
+            revoked.insert(name);
             continue;
         }
         if let Some(token) = token
-            && let Some(other) = clients.iter().find(|client| client.name != name && client.token == token)
+            && let Some(other) = names_by_token.get(&token.to_string()).filter(|other| *other != name)
         {
-            let message = format!("this client has the same token as the client `{}`", other.name);
+            let message = format!("this client has the same token as the client `{other}`");
             problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
             continue;
         }
         let previous_token = previous_token.zip(previous_token_expires_at);
-        match (clients.iter_mut().find(|client| client.name == name), token) {
+        match (configured, token) {
             (Some(client), token) => {
                 if has_rules {
                     client.rules = rules;
                 }
                 if let Some(token) = token {
+                    names_by_token.remove(&client.token.to_string());
+                    names_by_token.insert(token.to_string(), name.to_owned());
                     (client.token, client.expires_at, client.previous_token) =
                         (token, expires_at, previous_token);
                 }
             }
-            (None, Some(token)) => clients.push(ClientConfig {
-                name: name.to_owned(),
-                token,
-                expires_at,
-                previous_token,
-                origin: ClientOrigin::Managed,
-                rules,
-            }),
+            (None, Some(token)) => {
+                names_by_token.insert(token.to_string(), name.to_owned());
+                clients.push(ClientConfig {
+                    name: name.to_owned(),
+                    token,
+                    expires_at,
+                    previous_token,
+                    origin: ClientOrigin::Managed,
+                    rules,
+                });
+            }
             (None, None) => warnings.push(span.warning(format!(
                 "the client `{name}` is not in the configuration file anymore, so that this change of it has no effect"
             ))),
         }
     }
+    clients.retain(|client| !revoked.contains(client.name.as_str()));
 }
 
 /// Parses the `[[paused_keys]]` entries.

@@ -11,7 +11,7 @@ use crate::secret::ApiKey;
 fn key(name: &str) -> ManagedKey {
     ManagedKey {
         name: name.to_owned(),
-        key_file: format!("keys/{name}"),
+        key_file: format!("{KEYS_FOLDER}/{name}"),
         workspace: None,
         base_url: None,
         weight: None,
@@ -58,11 +58,12 @@ prop_compose! {
         paths in proptest::collection::vec(".*", 0..3),
         bring_your_own_key in proptest::option::of(any::<bool>()),
     ) -> ManagedClient {
-        let previous_token_sha256 = token_sha256.clone();
+        let (previous_token_sha256, replaced_token_sha256) = (token_sha256.clone(), token_sha256.clone());
         let rules =
             ManagedRules { quota, max_concurrent, paths, bring_your_own_key, ..ManagedRules::default() };
         ManagedClient {
-            name, token_sha256, expires_at, previous_token_sha256, previous_token_expires_at, revoked, rules,
+            name, token_sha256, expires_at, previous_token_sha256, previous_token_expires_at, replaced_token_sha256,
+            revoked, rules,
         }
     }
 }
@@ -99,12 +100,12 @@ fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
     lock.write_admin_token("kca_token").unwrap();
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(directory.path()), 0o700);
-    assert_eq!(mode(&directory.path().join("keys")), 0o700);
+    assert_eq!(mode(&directory.path().join(KEYS_FOLDER)), 0o700);
     for path in [directory.overlay_path(), directory.key_path("spare"), directory.admin_token_path()] {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
     assert_eq!(fs::read_to_string(directory.key_path("spare")).unwrap(), "sk_spare\n");
-    assert_eq!(fs::read_dir(directory.path().join("keys")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(directory.path().join(KEYS_FOLDER)).unwrap().count(), 1);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
     assert_eq!(lock.read().unwrap().generation, 1);
 }
@@ -124,12 +125,12 @@ fn key_files_that_no_entry_names_are_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let directory = StateDirectory::new(folder.path().to_owned());
     let lock = directory.try_lock().unwrap();
-    assert_eq!(lock.delete_unnamed_keys(&Overlay::default()).unwrap(), 0);
+    assert_eq!(lock.delete_orphaned_key_files(&Overlay::default()).unwrap(), 0);
     for name in ["kept", "left"] {
         lock.write_key(name, &ApiKey::new("sk_x").unwrap()).unwrap();
     }
     let overlay = Overlay { keys: vec![key("kept")], ..Overlay::default() };
-    assert_eq!(lock.delete_unnamed_keys(&overlay).unwrap(), 1);
+    assert_eq!(lock.delete_orphaned_key_files(&overlay).unwrap(), 1);
     assert!(directory.key_path("kept").exists() && !directory.key_path("left").exists());
 }
 
@@ -140,7 +141,7 @@ fn a_file_that_cannot_be_replaced_keeps_its_content() {
     let lock = directory.try_lock().unwrap();
     lock.save("generation = 1\n").unwrap();
     // A folder in place of the keys' folder fails for every user, unlike a mode.
-    fs::write(folder.path().join("keys"), "").unwrap();
+    fs::write(folder.path().join(KEYS_FOLDER), "").unwrap();
     assert!(lock.write_key("spare", &ApiKey::new("sk_x").unwrap()).is_err());
     assert_eq!(lock.read().unwrap().generation, 1);
 }

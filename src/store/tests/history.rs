@@ -83,17 +83,36 @@ fn the_oldest_changes_are_deleted() {
 #[tokio::test]
 async fn a_change_without_a_writer_is_recorded_too() {
     let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
-    let record = change("add_client", 7);
-    Store::open(&location, NOW).unwrap().record_change(&record).unwrap();
+    let (location, path) = location(folder.path());
+    let records = [change("client_added", 7), change("client_revoked", 8)];
+    // The first record creates the database.
+    for record in &records {
+        assert!(OfflineChanges::open(&path, NOW).unwrap().record(record));
+    }
     with_writer(
         &location,
         |_| Vec::new(),
         async |history: History| {
-            assert_eq!(history.changes(None, 9).await.unwrap(), [record]);
+            let changes = history.changes(None, 9).await.unwrap();
+            assert_eq!(changes, records.into_iter().rev().collect::<Vec<_>>());
+            let error = OfflineChanges::open(&path, NOW).unwrap_err();
+            assert!(matches!(error, OpenError::InUse { pid: Some(_), .. }), "{error}");
         },
     )
     .await;
+}
+
+#[test]
+fn a_change_does_not_upgrade_a_database_of_an_earlier_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let (location, path) = location(folder.path());
+    drop(Store::open(&location, NOW).unwrap());
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("DROP TABLE changes; PRAGMA user_version = 12").unwrap();
+    drop(connection);
+    assert!(!OfflineChanges::open(&path, NOW).unwrap().record(&change("client_added", 7)));
+    assert_eq!(schema::version(&Connection::open(&path).unwrap()).unwrap(), 12);
+    assert!(!folder.path().join("keychoir.db.before-12").exists());
 }
 
 #[test]

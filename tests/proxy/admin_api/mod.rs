@@ -64,7 +64,7 @@ fn respond(
         }
         Change::PauseKey { key, .. } | Change::ResumeKey { key } => key_id = Some(key.clone()),
         Change::AddClient { name, .. } if name == "app" => {
-            return Err(ControlError::Conflict("a client of that name exists".to_owned()));
+            return Err(ControlError::AlreadyExists("a client of that name exists".to_owned()));
         }
         Change::AddClient { .. } | Change::RotateClient { .. } => {
             token = Some(ClientToken::new("a-new-token".to_owned()));

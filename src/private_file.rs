@@ -1,0 +1,172 @@
+//! Creates and replaces files that only their owner may read: keys, tokens, the database and lock files.
+//!
+//! A command that an administrator runs as root writes into the directory of the service. New files and
+//! directories therefore get the owner of the directory that contains them. Otherwise the service could not open
+//! them at its next start.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::path::Path;
+
+use rustix::process::geteuid;
+
+/// Creates the directory at `path` and its missing parents with mode 0700.
+///
+/// # Errors
+///
+/// When a directory cannot be created.
+pub fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = directory_of(path);
+    if parent != path {
+        create_directory(parent)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => adopt_owner(&File::open(path)?, parent),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens the file at `path` for reading and writing. Creates it with mode 0600 if it is missing.
+///
+/// # Errors
+///
+/// When the file cannot be opened or created.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    // Only a file that this call has created changes its owner: a link at `path` may lead to any file.
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            adopt_owner(&file, directory_of(path))?;
+            Ok(file)
+        }
+        // Another process has just created the file, or a link leads to a missing file.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            options.create(true).truncate(false).open(path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces the file at `path` atomically with a file of mode 0600 that contains `content`, and syncs it to the
+/// disk.
+///
+/// # Errors
+///
+/// When the file cannot be written. The previous file remains in that case.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = directory_of(path);
+    // `tempfile` creates the file with mode 0600.
+    let mut file = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(directory)?;
+    adopt_owner(file.as_file(), directory)?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    // The file is replaced. If its directory cannot be synced, the change is lost only if the machine loses
+    // power before the file system writes the directory by itself.
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    Ok(())
+}
+
+/// The start of the names of files that [`replace`] has not finished writing.
+pub const TEMPORARY_PREFIX: &str = ".keychoir-";
+
+/// Returns the directory that contains the file at `path`.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => path,
+    }
+}
+
+/// Gives `file` the owner of `directory`, which only root may do.
+fn adopt_owner(file: &File, directory: &Path) -> io::Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = directory.metadata()?;
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    /// Returns a directory that belongs to another user if the tests run as root.
+    fn foreign_directory() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        if geteuid().is_root() {
+            chown(directory.path(), Some(12_345), Some(12_346)).unwrap();
+        }
+        directory
+    }
+
+    #[track_caller]
+    fn check_owner_and_mode(path: &Path, directory: &Path, mode: u32) {
+        let (file, directory) = (path.metadata().unwrap(), directory.metadata().unwrap());
+        assert_eq!((file.uid(), file.gid()), (directory.uid(), directory.gid()), "{}", path.display());
+        assert_eq!(file.permissions().mode() & 0o777, mode, "{}", path.display());
+    }
+
+    #[test]
+    fn new_files_belong_to_the_owner_of_their_directory() {
+        let directory = foreign_directory();
+        let nested = directory.path().join("a/b");
+        create_directory(&nested).unwrap();
+        check_owner_and_mode(&directory.path().join("a"), directory.path(), 0o700);
+        check_owner_and_mode(&nested, directory.path(), 0o700);
+        let lock = nested.join("lock");
+        open_or_create(&lock).unwrap();
+        check_owner_and_mode(&lock, directory.path(), 0o600);
+        let file = nested.join("file");
+        for content in ["first", "second"] {
+            replace(&file, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), content);
+            check_owner_and_mode(&file, directory.path(), 0o600);
+        }
+        let names = fs::read_dir(&nested).unwrap().count();
+        assert_eq!(names, 2, "no temporary file must remain");
+    }
+
+    #[test]
+    fn a_linked_file_keeps_its_owner_and_content() {
+        let (directory, other) = (foreign_directory(), tempfile::tempdir().unwrap());
+        let target = other.path().join("target");
+        fs::write(&target, "content").unwrap();
+        let owner = target.metadata().unwrap().uid();
+        let link = directory.path().join("link");
+        symlink(&target, &link).unwrap();
+        open_or_create(&link).unwrap();
+        assert_eq!(target.metadata().unwrap().uid(), owner);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "content");
+        let missing = other.path().join("missing");
+        let dangling_link = directory.path().join("dangling");
+        symlink(&missing, &dangling_link).unwrap();
+        open_or_create(&dangling_link).unwrap();
+        assert_eq!(missing.metadata().unwrap().uid(), owner);
+    }
+
+    #[test]
+    fn a_failed_replacement_keeps_the_previous_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("content"), "").unwrap();
+        assert!(replace(&path, b"new").is_err());
+        assert!(path.join("content").exists());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
