@@ -18,7 +18,7 @@ use super::refusal::{RefusalKind, UnknownRefusal};
 /// the same as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No fault: the request is served normally. It fills a gap in a script.
+    /// No fault: the request is served normally. `Pass` fills a gap in a queue of faults.
     Pass,
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
     /// session, in its own format: before the server's first message, or after the client's first.
@@ -33,9 +33,9 @@ pub enum Fault {
         /// The refusal.
         refusal: RefusalKind,
     },
-    /// As `Refuse`, with the body gzip-encoded.
+    /// Refuses like `Refuse`, with a gzip-encoded body.
     Gzip(RefusalKind),
-    /// As `Refuse`, with the body encoded by each of `encodings` in turn.
+    /// Refuses like `Refuse`, with a body that is encoded with each of `encodings` in turn.
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,

@@ -1,14 +1,14 @@
-//! A snapshot of the simulator's requests and charges for assertions of tests. It is serialized as
-//! JSON for tests in another process.
+//! A snapshot of the simulator's requests and charges, for assertions in tests. Tests in another process
+//! receive the snapshot as JSON.
 
 use serde::{Deserialize, Serialize};
 
-/// A snapshot. All counts start with the simulator.
+/// A snapshot. All counts begin at the start of the simulator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// In the order of the plan.
+    /// The keys in the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// The workspaces of the plan, then the workspaces that only keys name.
+    /// The workspaces that the plan describes, then the workspaces that only keys name.
     pub workspaces: Vec<WorkspaceEntry>,
     /// The sums over all requests, including those without a known key.
     pub totals: Totals,
@@ -86,7 +86,7 @@ pub struct RequestSummary {
     pub method: String,
     /// The path and query as received; `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured; `unknown` if it is not in the plan, or `None` without a key.
+    /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request has no key.
     pub key: Option<String>,
     /// The status of the response, or `None` without a response.
     pub status: Option<u16>,
@@ -143,26 +143,26 @@ pub struct SocketSummary {
 /// The content of a close frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketClose {
-    /// The code; 1005 for a close without one.
+    /// The close code, or 1005 if the frame has no code.
     pub code: u16,
     /// The reason, possibly empty.
     pub reason: String,
 }
 
 impl Ledger {
-    /// The entry of a key.
+    /// Returns the entry of a key.
     #[must_use]
     pub fn key(&self, key: &str) -> Option<&KeyEntry> {
         self.keys.iter().find(|entry| entry.key == key)
     }
 
-    /// The entry of a workspace.
+    /// Returns the entry of a workspace.
     #[must_use]
     pub fn workspace(&self, name: &str) -> Option<&WorkspaceEntry> {
         self.workspaces.iter().find(|entry| entry.name == name)
     }
 
-    /// The recorded requests whose path begins with `path`.
+    /// Returns the recorded requests whose path begins with `path`.
     pub fn requests_to<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a RequestSummary> {
         self.requests.iter().filter(move |request| request.path_and_query.starts_with(path))
     }

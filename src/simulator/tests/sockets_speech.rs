@@ -44,8 +44,7 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
-/// Whether a new session speaks this message immediately. The text that remains for a flush shows
-/// it.
+/// Returns whether a new session speaks this message immediately, by the text that remains for a flush.
 async fn speaks_immediately(sim: &Simulator, query: &str, message: Value) -> bool {
     let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
@@ -231,7 +230,7 @@ async fn five_contexts_may_be_open_and_no_sixth() {
 #[tokio::test]
 async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
@@ -243,7 +242,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     two.send_json(flushed("two")).await;
     two.receive_json().await;
 
-    sim.script("sk", vec![Fault::SlowBody { ms: 600_000 }]);
+    sim.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
     let mut slow = connect(&sim, &path, "sk").await;
     slow.send_json(flushed(&"x".repeat(51))).await;
     slow.receive_json().await;
@@ -266,7 +265,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
