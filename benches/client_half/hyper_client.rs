@@ -30,7 +30,7 @@ use crate::UploadBody;
 /// Maximum number of bytes per read, as in `keychoir::upstream`.
 const MAX_READ_BYTES: usize = 128 * 1024;
 
-pub struct HyperHalf<C: Connect> {
+pub struct HyperClient<C: Connect> {
     authority: Authority,
     connector: C,
     settings: Settings,
@@ -50,7 +50,7 @@ struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<C: Connect> HyperHalf<C> {
+impl<C: Connect> HyperClient<C> {
     pub fn new(authority: Authority, connector: C, settings: Settings, key: &str) -> Arc<Self> {
         let mut key = HeaderValue::try_from(key).unwrap();
         key.set_sensitive(true);
@@ -190,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 pub struct HyperBody<C: Connect> {
     incoming: Incoming,
     connection: Option<Box<Connection<C::Io>>>,
-    client: Arc<HyperHalf<C>>,
+    client: Arc<HyperClient<C>>,
     idle_timeout: Duration,
     last_frame_at: Instant,
     has_received: bool,

@@ -1,5 +1,5 @@
-//! Compares the HTTP/1.1 client `keychoir::upstream` with one on top of `hyper::client::conn::http1` (`hyper_half.rs`),
-//! which is also driven by the task of the request and also reads up to 128 KiB.
+//! Compares the HTTP/1.1 client `keychoir::upstream` with a client on top of `hyper::client::conn::http1`
+//! (`hyper_client.rs`), which is also driven by the task of the request and also reads up to 128 KiB.
 //!
 //! ```text
 //! cargo bench --bench client_half
@@ -29,7 +29,7 @@
 mod harness;
 
 mod cases;
-mod hyper_half;
+mod hyper_client;
 mod provider;
 
 use std::convert::Infallible;
@@ -50,7 +50,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Either};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_half::HyperHalf;
+use hyper_client::HyperClient;
 use hyper_util::rt::TokioIo;
 use keychoir::body::budget::BufferBudget;
 use keychoir::body::replay::Replay;
@@ -120,7 +120,7 @@ const CLIENTS: [ClientKind; 2] = [ClientKind::Ours, ClientKind::Hyper];
 /// Both clients, with connections of `C`.
 struct Clients<C: Connect> {
     ours: Upstream<C>,
-    hyper: Arc<HyperHalf<C>>,
+    hyper: Arc<HyperClient<C>>,
     key: ApiKey,
     no_buffers: BufferBudget,
 }
@@ -129,7 +129,7 @@ impl<C: Connect + Clone> Clients<C> {
     fn new(authority: Authority, connector: C) -> Self {
         Self {
             ours: Upstream::new(authority.clone(), connector.clone(), SETTINGS, Tasks::new(), None),
-            hyper: HyperHalf::new(authority, connector, SETTINGS, KEY),
+            hyper: HyperClient::new(authority, connector, SETTINGS, KEY),
             key: ApiKey::new(KEY).unwrap(),
             // The client under test does not include the replay buffer.
             no_buffers: BufferBudget::empty(),

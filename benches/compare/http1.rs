@@ -15,15 +15,15 @@ pub enum Body {
 /// The parser state in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkState {
-    /// In the digits of a size, with the value parsed so far.
+    /// The parser is in the digits of a size. Contains the value of the previous digits.
     Size(u64),
-    /// After the digits of a size, before the end of the line.
+    /// The parser is behind the digits of a size and before the end of the line. Contains the size.
     SizeLine(u64),
-    /// In the data, with the number of missing bytes.
+    /// The parser is in the data. Contains the number of missing bytes.
     Data(u64),
-    /// Between a chunk's data and the next size.
+    /// The parser is between the data of a chunk and the next size.
     DataLine,
-    /// After the size line of the last chunk, with the number of missing line feeds.
+    /// The parser is behind the size line of the last chunk. Contains the number of missing line feeds.
     Last(u8),
 }
 

@@ -18,8 +18,8 @@ const PROBE_REQUESTS: u32 = 3;
 /// The time without a request after which a connection has released its buffers.
 const IDLE_TIME: Duration = Duration::from_millis(1_600);
 
-/// Each round of the plan is divided into this number of rounds, because many short rounds vary less than a few
-/// long ones.
+/// Each round of the plan is divided into this number of rounds, because the results of many short rounds vary less
+/// than those of a few long rounds.
 const ROUND_DIVISOR: u32 = 8;
 
 /// Which connections become busy.

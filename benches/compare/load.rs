@@ -217,7 +217,7 @@ impl LoadClient {
         Self { streams, last_stream: 0, buffer: Vec::with_capacity(MAX_READ_BYTES), timer }
     }
 
-    /// Sends a request at each of these times, or immediately if the previous request took longer.
+    /// Sends `count` requests at their scheduled times, or immediately if the previous request took longer.
     async fn send_at_interval(
         mut self,
         request_spec: RequestSpec,

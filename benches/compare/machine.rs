@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// The unit of processor time in /proc, in seconds.
 const TICK_SECONDS: f64 = 0.01;
 
-/// Pins all threads of this process, including later ones, to this processor.
+/// Pins all threads of this process to this processor. Later threads inherit the affinity.
 pub fn pin_to_processor(processor: &str) {
     let own = std::process::id().to_string();
     let status =

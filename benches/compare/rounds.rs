@@ -11,7 +11,7 @@ use crate::machine::OtherLoad;
 use crate::peers::{Peer, Setup, StartedPeer};
 use crate::workload::{PACED_MS, Workload};
 
-/// Unmeasured seconds before each turn.
+/// Seconds of unmeasured load before each turn.
 const WARM_UP_SECONDS: f64 = 0.5;
 
 /// The extent of a comparison.

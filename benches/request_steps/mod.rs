@@ -429,7 +429,7 @@ fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
         Inspect::new(Endless(chunk(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
     prepare(no_items, move |()| {
-        // The redactor holds back a few bytes until it has seen the following ones.
+        // The redactor holds back a few bytes until it has seen the following bytes.
         assert!(black_box(next_frame(&mut *relayed.borrow_mut())).len() > CHUNK_BYTES / 2);
     })
 }

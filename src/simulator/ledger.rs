@@ -84,7 +84,7 @@ pub struct Totals {
 pub struct RequestSummary {
     /// The method as sent.
     pub method: String,
-    /// The path and query as received; `withheld` for a violation, which may contain a credential.
+    /// The path and query as received, or `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
     /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request has no key.
     pub key: Option<String>,
@@ -92,9 +92,9 @@ pub struct RequestSummary {
     pub status: Option<u16>,
     /// Bytes of the body that were read before the response.
     pub body_bytes: u64,
-    /// SHA-256 of those bytes, in hexadecimal digits.
+    /// SHA-256 of the read bytes, in hexadecimal digits.
     pub body_sha256: String,
-    /// Whether those bytes are the whole body.
+    /// Whether the read bytes are the whole body.
     pub body_complete: bool,
     /// Credits charged for this request.
     pub charged: u64,
@@ -125,8 +125,8 @@ pub struct SocketSummary {
     pub binary_messages: u64,
     /// Bytes of all received messages.
     pub message_bytes: u64,
-    /// The first text messages as received, up to a limit; `withheld` for a message with a
-    /// credential.
+    /// The first text messages as received, up to a limit. A message with a credential is replaced by
+    /// `withheld`.
     pub messages: Vec<String>,
     /// Messages sent, without close and pong frames.
     pub messages_sent: u64,

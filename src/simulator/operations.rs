@@ -64,9 +64,9 @@ enum Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AudioTransfer {
-    /// With a content length.
+    /// The body has a content length.
     Whole,
-    /// In chunks.
+    /// The body is chunked.
     Streamed,
 }
 
@@ -82,7 +82,7 @@ const fn operation(
 }
 
 /// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
-/// documentation); the costs of the others are converted from the price lists.
+/// documentation). The costs of the other operations are converted from the price lists.
 #[rustfmt::skip] // a table with one operation per line
 const OPERATIONS: &[Operation] = {
     use AudioTransfer::{Streamed, Whole};

@@ -8,7 +8,7 @@ use crate::secret::{ApiKey, InvalidApiKey};
 
 use super::fault::Fault;
 
-/// The voice of the library, unless a plan lists others.
+/// The default voice of the library.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 /// The default region of the responses (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
@@ -50,7 +50,7 @@ pub struct WorkspacePlan {
     pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum custom voices, without professional ones, or `None` for the limit of its plan.
+    /// Maximum number of custom voices without professional voices, or `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
@@ -63,9 +63,9 @@ pub struct WorkspacePlan {
     /// Maximum number of concurrent requests, or `None` for no limit.
     pub max_concurrent: Option<u32>,
     /// Whether a caller of an agent waits in a queue when the concurrency limit is reached. The
-    /// caller then receives `queue_status` events; otherwise the call is refused.
+    /// caller then receives `queue_status` events. Otherwise the call is refused.
     pub queues_callers: bool,
-    /// Its own voices, in addition to the public ones.
+    /// The custom voices of the workspace, in addition to the public voices.
     pub voices: Vec<String>,
     /// Its agents. An agent of no workspace is public: its caller pays, or the first key of the
     /// plan if the caller has no key.
@@ -93,7 +93,7 @@ pub enum ReportedLimit {
     /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
     /// has no reset date.
     Zero,
-    /// `character_limit` is missing; the other fields are the same.
+    /// `character_limit` is missing. The other fields are the same as for `Zero`.
     Absent,
 }
 

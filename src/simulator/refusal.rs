@@ -24,7 +24,7 @@ pub(super) use self::render::violation;
 pub enum RefusalKind {
     /// 401: the workspace has fewer credits left than the request costs.
     Quota,
-    /// 401: the key's cap is reached; the workspace may have credits left.
+    /// 401: the key's cap is reached. The workspace may have credits left.
     KeyCap,
     /// 401: the key does not exist.
     InvalidKey,
@@ -141,7 +141,7 @@ impl RefusalValues {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HttpRefusal {
     pub(super) status: StatusCode,
-    /// Headers in addition to the common ones.
+    /// Headers in addition to the common headers.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
 }

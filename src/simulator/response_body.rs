@@ -20,7 +20,7 @@ pub(super) struct ResponseBody {
     remaining: Option<u64>,
     delay: Option<ChunkDelay>,
     cut: Option<Cut>,
-    /// Released when the last chunk is generated, not when it is sent. Otherwise a client could
+    /// The slot is released when the last chunk is generated, not when it is sent. Otherwise a client could
     /// receive the whole response while its operation still counts as running.
     slot: Option<ConcurrencySlot>,
 }

@@ -125,7 +125,7 @@ pub struct StartedPeer {
 }
 
 impl Peer {
-    /// Returns the installed peers. Prints the names of the others.
+    /// Returns the installed peers. Prints the names of the missing peers.
     pub fn find_installed() -> Vec<Self> {
         let mut peers = vec![Self::Direct];
         let candidates: [(&str, Option<PathBuf>, &[Self]); 4] = [

@@ -29,7 +29,7 @@ const DEFAULT_MODEL: &str = "eleven_v3";
 /// The model for a single voice. It has the price of the default model.
 const CONVERSATIONAL_MODEL: &str = "eleven_v3_conversational";
 
-/// Collected lines of one context.
+/// The collected lines of a context.
 struct Context {
     voices: Vec<String>,
     text: String,

@@ -109,7 +109,7 @@ fn speech_or_dialogue(error: &str, message: &str, param: Option<Option<&str>>) -
 }
 
 /// Creates a refusal of a conversation: 1002 for errors that end the session, 1011 for errors of
-/// the provider, 1008 for errors of the client (the documentation; the quota is captured, 2026).
+/// the provider, 1008 for errors of the client (documentation, and a captured quota refusal of 2026).
 fn agent(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     if RefusalFamily::of(kind) == RefusalFamily::Quota {
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    /// On every WebSocket with a specific text for a refusal, the verdict is the same as over HTTP.
+    /// The test compares the verdicts on every WebSocket that has a specific text for a refusal.
     #[test]
     fn a_refusal_has_the_same_verdict_over_http_and_on_websockets() {
         let values = RefusalValues {

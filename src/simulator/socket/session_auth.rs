@@ -84,7 +84,7 @@ impl SessionAuth {
 
     /// Returns the key whose workspace pays. It must have the permission, and its bill must be
     /// paid. A token is consumed. `first_message` is absent on WebSockets where the server sends
-    /// first. A scripted refusal takes precedence over all others, as over HTTP.
+    /// first. A scripted refusal takes precedence over all other refusals, as over HTTP.
     ///
     /// # Errors
     ///

@@ -51,7 +51,7 @@ impl AudioOutput<'_> {
     }
 }
 
-/// Collected text of one context.
+/// The collected text of a context.
 struct Context {
     text: String,
     /// Characters to collect before each audio. The last number repeats.

@@ -1,4 +1,4 @@
-//! Tests of the generated audio. An independent decoder decodes MP3; samples are compared with the
+//! Tests the generated audio. An independent decoder decodes MP3, and samples are compared with the
 //! tables of the standard.
 
 use symphonia::core::codecs::audio::AudioDecoderOptions;

@@ -1,4 +1,4 @@
-//! Tests of scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
+//! Tests scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
 
 use std::io::Read;
 

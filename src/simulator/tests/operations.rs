@@ -1,4 +1,4 @@
-//! Tests of the provider's other operations: their cost, response and owner.
+//! Tests the provider's other operations: their cost, response and owner.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};

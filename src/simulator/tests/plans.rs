@@ -1,4 +1,4 @@
-//! Tests of features that depend on the plan of a workspace: voices of the library, formats,
+//! Tests features that depend on the plan of a workspace: voices of the library, formats,
 //! models, clones, and how the subscription reports its credits.
 
 use super::sockets::{SPEECH, connect};

@@ -1,4 +1,4 @@
-//! Tests of the refusals over HTTP: their order, and their exact status and body.
+//! Tests the refusals over HTTP: their order, and their exact status and body.
 
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};

@@ -1,4 +1,4 @@
-//! Tests of the common operations: audio, cost, headers, the history and the subscription.
+//! Tests the common operations: audio, cost, headers, the history and the subscription.
 
 use super::*;
 use crate::policy::units::UnixMs;

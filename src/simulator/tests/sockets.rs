@@ -1,4 +1,4 @@
-//! A WebSocket client for tests, and tests of all WebSockets: the handshake, the echo, and the
+//! A WebSocket client for tests, and tests that apply to all WebSockets: the handshake, the echo, and the
 //! records and violations of a session in the ledger.
 
 use futures_util::{SinkExt, StreamExt};

@@ -1,4 +1,4 @@
-//! Tests of conversations with agents: the payer, the cost, signed URLs and the queue of callers.
+//! Tests conversations with agents: the payer, the cost, signed URLs and the queue of callers.
 
 use super::sockets::*;
 use super::*;
@@ -62,7 +62,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let running = read("a").await.json();
     assert_eq!((&running["status"], &running["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
-    // The first audio is too short; the second is long enough and interrupts the previous reply.
+    // The first audio is too short. The second audio is long enough and interrupts the previous reply.
     client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
     assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;

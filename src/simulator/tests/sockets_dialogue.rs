@@ -1,4 +1,4 @@
-//! Tests of dialogue sessions: turns, buffered lines, contexts and refusals.
+//! Tests dialogue sessions: turns, buffered lines, contexts and refusals.
 
 use super::sockets::*;
 use super::*;

@@ -1,4 +1,4 @@
-//! Tests of scripted faults in sessions.
+//! Tests scripted faults in sessions.
 
 use std::io::Read;
 

@@ -1,4 +1,4 @@
-//! Tests of refused sessions and the texts of the refusals.
+//! Tests refused sessions and the texts of the refusals.
 
 use super::sockets::*;
 use super::*;
@@ -153,7 +153,7 @@ async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
         assert_eq!(socket.messages, ["withheld", r#"{"flush":true,"text":"a"}"#]);
     }
     assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
-    // From the first message on, the script of its key applies.
+    // The script of the key in the first message applies after this message.
     sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
@@ -181,7 +181,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
     client.send_json(json!({ "text": "a", "flush": true })).await;
     assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 
-    // A token in the first message is valid, too; a token of another type is not.
+    // A token in the first message is valid. A token of a different type is invalid.
     let token = mint("tts_websocket").await;
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": "a", "flush": true, "single_use_token": token })).await;

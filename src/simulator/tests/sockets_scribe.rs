@@ -1,4 +1,4 @@
-//! Tests of transcription sessions: transcripts, commits, cost and slots.
+//! Tests transcription sessions: transcripts, commits, cost and slots.
 
 use super::sockets::*;
 use super::*;

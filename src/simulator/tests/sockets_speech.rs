@@ -1,4 +1,4 @@
-//! Tests of speech sessions: buffered text, cost, contexts, timeouts and slots.
+//! Tests speech sessions: buffered text, cost, contexts, timeouts and slots.
 
 use super::sockets::*;
 use super::*;
@@ -148,7 +148,7 @@ async fn an_idle_session_ends_after_its_timeout() {
         let refusal = client.receive_json().await;
         assert_eq!(refusal, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
         let (code, reason) = client.receive_close().await;
-        // Close reasons are truncated like the captured ones.
+        // Close reasons are truncated like the captured close reasons.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
         assert_eq!(ended(&sim).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
     }
@@ -195,7 +195,7 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
         (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("a"), "one ".to_owned())
     );
-    // Collected text of a closed context is not spoken.
+    // The collected text of a closed context is not spoken.
     client.send_json(json!({ "text": "lost ", "context_id": "a" })).await;
     client.send_json(json!({ "context_id": "a", "close_context": true })).await;
     let last = r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null,"contextId":"a"}"#;
