@@ -48,6 +48,7 @@ def main(binary, max_size):
         # Refused keys are usable again after a millisecond, so that every upload uses them.
         "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN": "1ms",
         "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN": "1ms",
+        "KEYCHOIR_POOL__UNPROVEN_COOLDOWN": "1ms",
     }
     with start_proxy(binary, **settings) as (keychoir, port, upstream):
         failures = run_uploads(keychoir, port, upstream, [size for size in SIZES if size <= max_size])
