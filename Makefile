@@ -1,6 +1,8 @@
-# Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs, voice frameworks, Autobahn's cases and PostgREST, into folders that git ignores. PostgreSQL and
-# the forward proxies tinyproxy and microsocks come with the system.
+# Checks, tests, benchmarks and fuzzing. `make check test` runs what a pull request must pass.
+#
+# The targets install the packages that they need into directories that git ignores: the official SDKs, voice
+# frameworks, the Autobahn cases, PostgREST, and the proxies of the comparison. PostgreSQL and the forward proxies
+# tinyproxy and microsocks must be installed by the system's package manager.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
@@ -10,7 +12,7 @@ PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
 
-# A virtual environment with the packages of the file beside it.
+# Creates the virtual environment of the target with the packages of its requirements file.
 define packages
 	$(PYTHON) -m venv $(dir $@)
 	$(dir $@)bin/python -m pip install --quiet --disable-pip-version-check -r $<
@@ -30,36 +32,37 @@ test: test-rust test-model test-cost test-sdk test-frameworks test-sockets
 test-rust: postgrest
 	cargo test --locked
 
-# The pool's state under every order in which threads may meet.
+# Checks the concurrent state of the pool under all thread interleavings.
 test-model:
 	RUSTFLAGS="--cfg keychoir_model" CARGO_TARGET_DIR=target/model cargo test --locked --lib pool::model
 
-# Instructions of the pure parts of a request's way, counted by valgrind, against benches/cost/bounds.txt.
+# Counts the instructions of each pure step of the request path with valgrind, and compares them with
+# benches/cost/bounds.txt.
 test-cost:
 	@command -v valgrind >/dev/null || { echo "test-cost needs valgrind: apt-get install valgrind"; exit 1; }
 	cargo bench --locked --profile cost --bench cost
 
-# What they take now becomes what they may take.
+# Records the measured counts as the new bounds.
 record-cost:
 	cargo bench --locked --profile cost --bench cost -- --record
 
-# What the tests of the mirror write through.
+# Installs PostgREST, through which the tests of the Supabase mirror write.
 postgrest: $(SUPABASE)/node_modules/.installed
 
-# The systemd units in systemd's own judgement; needs the package `systemd`.
+# Verifies the systemd units with `systemd-analyze`, which needs the package `systemd`.
 units:
 	cargo test --locked --test units
 
-# The real clients against the real binary.
+# Runs the official Python and JavaScript SDKs against the binary.
 test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed
 	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(VENV)/bin/python -m pytest tests/sdk/python -q
 	cd $(NODE) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
 
-# LiveKit's and Pipecat's clients.
+# Runs the ElevenLabs clients of LiveKit and Pipecat against the binary.
 test-frameworks: build $(FRAMEWORKS)/.installed
 	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(FRAMEWORKS)/bin/python -m pytest tests/sdk/frameworks -q
 
-# Autobahn's cases through Keychoir and past it; `make faults` has all of them.
+# Compares the results of the quick Autobahn cases with and without Keychoir. `make faults` runs all cases.
 test-sockets: build $(SOCKETS)/.installed
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
 
@@ -75,7 +78,8 @@ $(SOCKETS)/.installed: tests/sockets/requirements.txt
 $(PEERS)/.installed: benches/compare/requirements.txt
 	$(packages)
 
-# These name every package that is imported, and leave hundreds of megabytes of others out.
+# The requirements file names every imported package. `--no-deps` avoids hundreds of megabytes of packages that are
+# not imported.
 $(FRAMEWORKS)/.installed: tests/sdk/frameworks/requirements.txt
 	$(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
@@ -92,15 +96,14 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 demo:
 	cargo run --locked --release -- demo
 
-# Licences, sources and duplicates; needs `cargo install cargo-deny`.
+# Checks licences, sources and duplicate crates. It needs `cargo install cargo-deny`.
 deny:
 	cargo deny check bans licenses sources
 
-# Faults that take longer than a test may: every case of Autobahn; uploads up to 1 GB, refused at
-# every moment; floods of clients, of connections and of failures; sessions that go wrong in every
-# way; disks that fail, for which it mounts a tmpfs and runs strace where it can; a hundred kills
-# under load. Last come mutations of hostile clients and providers, until one is a fault or it is
-# interrupted; FAULTS_ROUNDS=1 ends it after a thousand of each.
+# Runs the fault tests that take too long for `make test`: all Autobahn cases; overload by clients, connections and
+# upstream failures; misbehaving WebSocket sessions; a full, read-only or failing disk (with a tmpfs and `strace`, if
+# available); 100 kills under load; uploads of up to 1 GB that are refused before, during and after the body. Finally
+# it runs mutations of hostile clients and providers until one fails. FAULTS_ROUNDS=1 stops after one round.
 FAULTS_LARGEST_MB ?= 1000
 FAULTS_KILLS ?= 100
 
@@ -114,11 +117,11 @@ faults: $(SOCKETS)/.installed
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 
-# Rounds of mutations; empty for rounds without end.
+# Number of rounds of mutations, or empty for no limit, and mutations per round.
 FAULTS_ROUNDS ?=
 FAULTS_MUTATIONS ?= 1000
 
-# Each round begins at a new seed, which a failure prints with how to run it again.
+# Each round uses a new seed. A failure prints the seed and the command that reproduces it.
 mutations:
 	cargo test --locked --no-run --test proxy
 	round=0; while [ "$$round" != "$(FAULTS_ROUNDS)" ]; do \
@@ -126,8 +129,8 @@ mutations:
 		round=$$((round + 1)); \
 	done
 
-# The cost of the pure parts of a request, of the selection of a key, of usage records, of a log line and of a
-# WebSocket session; the client half of HTTP/1.1 beside hyper's; and Keychoir beside other proxies.
+# Measures the pure steps of a request, key selection, usage records, log lines, WebSocket sessions, the HTTP/1.1
+# client compared with hyper's, and Keychoir compared with other proxies.
 bench: bench-compare
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
@@ -136,17 +139,17 @@ bench: bench-compare
 	cargo bench --locked --bench sockets
 	cargo bench --locked --bench client_half
 
-# nginx and HAProxy come with the system; peers that are not there are left out, and so is Pingora when
-# it cannot be built.
+# nginx and HAProxy must be installed by the system's package manager. Proxies that are not installed are skipped, and
+# so is Pingora if it cannot be built.
 bench-compare: $(PEERS)/.installed
 	-PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" cargo build --locked --release \
 		--manifest-path benches/compare/pingora/Cargo.toml --target-dir target/pingora
 	cargo bench --locked --bench compare
 
-# Seconds for each fuzz target.
+# Duration of each fuzz target in seconds.
 FUZZ_SECONDS ?= 60
 
-# Needs `cargo install cargo-fuzz`; the sanitizer needs a flag of the compiler that is not stable.
+# It needs `cargo install cargo-fuzz`. RUSTC_BOOTSTRAP allows the unstable compiler flag of the sanitizer.
 fuzz:
 	for target in head response replay classify blanking frames; do \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \

@@ -1,5 +1,5 @@
-//! The cost of the log line of a request, in the thread that logs it and in the writer thread. The lines are
-//! logged in bursts, like those of a busy proxy, into a pipe that is read.
+//! Measures the cost of the log line of a request, in the thread that logs it and in the writer thread. The lines are
+//! logged in bursts, like those of a busy proxy, into a pipe that another thread reads.
 //!
 //! ```text
 //! cargo bench --bench log_line
@@ -56,7 +56,7 @@ fn main() {
     });
     telemetry::start(format, "info", LogSink::queued(writer, format).unwrap()).unwrap();
 
-    // The thread has its name after its first write.
+    // The writer thread sets its name before its first write, so the name can be found afterwards.
     info!(event = "begin", "begin");
     telemetry::flush();
 
@@ -64,7 +64,7 @@ fn main() {
     let lines_per_burst = rate / BURSTS_PER_SECOND;
     let mut nanos_per_line = Vec::new();
     let started_at = Instant::now();
-    let before = writer_thread_nanos();
+    let nanos_before = writer_thread_nanos();
     for burst in 0..BURSTS_PER_SECOND * seconds {
         let burst_started_at = Instant::now();
         for number in 0..lines_per_burst {
@@ -75,19 +75,19 @@ fn main() {
             (Duration::from_secs(1) / BURSTS_PER_SECOND * burst).saturating_sub(started_at.elapsed()),
         );
     }
-    let after = writer_thread_nanos();
+    let writer_nanos = writer_thread_nanos() - nanos_before;
     let lines = f64::from(BURSTS_PER_SECOND * seconds * lines_per_burst);
     println!("{format:?}, {lines_per_burst} lines at once, {BURSTS_PER_SECOND} times a second:");
     println!(
         "the logging thread, ns a line (median of the bursts): {:.0}",
         median(nanos_per_line.into_iter())
     );
-    println!("the thread `log`, ns a line: {:.0}", (after - before) / lines);
+    println!("the thread `log`, ns a line: {:.0}", writer_nanos / lines);
     info!(event = "end", "{LAST_MESSAGE}");
     println!("bytes a line: {:.0}", reader_thread.unwrap().join().unwrap() as f64 / lines);
 }
 
-/// Logs the event of a request like the proxy.
+/// Logs the event of a request as the proxy does.
 fn log_request(request_id: &str, total_ms: u64) {
     let route = Route::parse("/v1/text-to-speech/{voice_id}/stream");
     info!(
@@ -115,7 +115,9 @@ fn log_request(request_id: &str, total_ms: u64) {
 fn writer_thread_nanos() -> f64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let text = |task: &Path, file: &str| fs::read_to_string(task.join(file)).unwrap();
-    let log =
-        tasks.into_iter().find(|task| text(task, "comm").trim() == "log").expect("the log has a thread");
-    text(&log, "schedstat").split_whitespace().next().unwrap().parse().unwrap()
+    let writer_thread = tasks
+        .into_iter()
+        .find(|task| text(task, "comm").trim() == "log")
+        .expect("the log must have a writer thread");
+    text(&writer_thread, "schedstat").split_whitespace().next().unwrap().parse().unwrap()
 }

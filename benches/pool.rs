@@ -1,6 +1,5 @@
-//! The cost of a key selection: reserve, charge and release, by strategy and number of keys, in
-//! nanoseconds of one thread. No network, no runtime, no waiting: the path of a request that finds
-//! a free key.
+//! Measures the pool's work for a request: reserve, charge and release, by strategy and number of keys, in nanoseconds
+//! on one thread. There is no network, runtime or queue: every request finds a free key or is rejected immediately.
 //!
 //! ```text
 //! cargo bench --bench pool
@@ -44,47 +43,47 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 fn main() {
     println!("reserve, charge and release, ns (median of {SAMPLES} samples of {SAMPLE_DURATION:?})");
-    header();
+    print_header();
     for strategy in &STRATEGIES {
-        row(strategy.name, |count| {
-            let bench = PoolBench::of(count, strategy);
+        print_row(strategy.name, |count| {
+            let bench = PoolBench::with_separate_workspaces(count, strategy);
             move || bench.serve()
         });
     }
     let first = Strategy::DEFAULT;
     println!("\nfill-first, in other pools, ns");
-    header();
-    row("all of one workspace", |count| {
+    print_header();
+    print_row("all of one workspace", |count| {
         let bench = PoolBench::new(count, first, |_| Some("studio".to_owned()));
         move || bench.serve()
     });
-    row("only the last has credits", |count| {
-        let bench = PoolBench::of(count, first);
+    print_row("only the last has credits", |count| {
+        let bench = PoolBench::with_separate_workspaces(count, first);
         bench.exhaust(count - 1);
         move || bench.serve()
     });
-    row("all full: refused", |count| {
-        let bench = PoolBench::of(count, first);
+    print_row("all full: refused", |count| {
+        let bench = PoolBench::with_separate_workspaces(count, first);
         let leases = bench.reserve_all_slots();
         move || {
             black_box(&leases);
             assert!(matches!(bench.reserve(), Err(Unavailable::Full { .. })));
         }
     });
-    row("all exhausted: refused", |count| {
-        let bench = PoolBench::of(count, first);
+    print_row("all exhausted: refused", |count| {
+        let bench = PoolBench::with_separate_workspaces(count, first);
         bench.exhaust(count);
         move || assert!(matches!(bench.reserve(), Err(Unavailable::Exhausted { .. })))
     });
 }
 
-fn header() {
+fn print_header() {
     print!("{:<28}", "keys");
     SIZES.iter().for_each(|size| print!("{size:>10}"));
     println!();
 }
 
-fn row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
+fn print_row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
     print!("{name:<28}");
     for size in SIZES {
         print!("{:>10.0}", nanoseconds(make(size)));
@@ -92,7 +91,7 @@ fn row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
     println!();
 }
 
-/// The duration of one call.
+/// Returns the median duration of a call, in nanoseconds.
 fn nanoseconds(mut call: impl FnMut()) -> f64 {
     let mut timed = |repetitions: u32| {
         let started_at = Instant::now();
@@ -115,8 +114,8 @@ struct PoolBench {
 }
 
 impl PoolBench {
-    /// A pool of keys with a workspace each.
-    fn of(count: usize, strategy: &'static Strategy) -> Self {
+    /// Creates a pool of keys, each in a separate workspace.
+    fn with_separate_workspaces(count: usize, strategy: &'static Strategy) -> Self {
         Self::new(count, strategy, |_| None)
     }
 
@@ -170,16 +169,16 @@ impl PoolBench {
         Self { pool, request }
     }
 
-    /// One request's use of the pool, from the roster to the release.
+    /// Runs the pool operations of a served request, from loading the roster to the release.
     fn serve(&self) {
         let roster = self.pool.roster();
-        let Reserved { mut lease, transitions } = reserved(&self.pool, &roster, &self.request).unwrap();
+        let Reserved { mut lease, transitions } = reserve(&self.pool, &roster, &self.request).unwrap();
         black_box(transitions);
         black_box(self.pool.charge(&roster, &mut lease, 150, clock::now()));
     }
 
     fn reserve(&self) -> Result<Reserved, Unavailable> {
-        reserved(&self.pool, &self.pool.roster(), &self.request)
+        reserve(&self.pool, &self.pool.roster(), &self.request)
     }
 
     /// Exhausts the credits of the first `count` keys.
@@ -209,10 +208,10 @@ impl PoolBench {
     }
 }
 
-/// A free key is reserved without waiting, so the first poll completes.
-fn reserved(pool: &Arc<Pool>, roster: &Arc<Roster>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
+/// Reserves a key. A free key is reserved without waiting, so the first poll completes.
+fn reserve(pool: &Arc<Pool>, roster: &Arc<Roster>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
     match pin!(pool.reserve(roster, request)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => result,
-        Poll::Pending => panic!("the reservation waits"),
+        Poll::Pending => panic!("the reservation must not wait"),
     }
 }

@@ -1,4 +1,4 @@
-//! The time of each pure step of the request path, on one thread.
+//! Measures the time of each pure step of the request path, on one thread.
 //!
 //! ```text
 //! cargo bench --bench pure
@@ -10,29 +10,29 @@
     reason = "a benchmark reads the clock, and a macro generates its main function"
 )]
 
-mod parts;
+mod request_steps;
 
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use parts::PARTS;
+use request_steps::STEPS;
 
-/// Heads are prepared in batches of this size, so that they stay in the caches of the processor, like data that was
+/// Inputs are prepared in batches of this size, so that they stay in the caches of the processor, like data that was
 /// just read.
-const BATCH: usize = 16;
+const BATCH_SIZE: usize = 16;
 
-fn pure(criterion: &mut Criterion) {
-    for part in PARTS {
-        let stage = (part.set_up)();
-        criterion.bench_function(part.name, |bencher| {
+fn measure_steps(criterion: &mut Criterion) {
+    for step in STEPS {
+        let prepare = (step.set_up)();
+        criterion.bench_function(step.name, |bencher| {
             bencher.iter_custom(|iterations| {
                 let mut remaining = usize::try_from(iterations).unwrap_or(usize::MAX);
                 let mut elapsed = Duration::ZERO;
                 while remaining > 0 {
-                    let count = remaining.min(BATCH);
-                    let measured = stage(count);
+                    let count = remaining.min(BATCH_SIZE);
+                    let run = prepare(count);
                     let started_at = Instant::now();
-                    measured();
+                    run();
                     elapsed += started_at.elapsed();
                     remaining -= count;
                 }
@@ -45,6 +45,6 @@ fn pure(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().without_plots().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
-    targets = pure
+    targets = measure_steps
 }
 criterion_main!(benches);

@@ -1,5 +1,5 @@
-//! The cost of a WebSocket session: the memory of an idle session, and the time per message of a busy one. Starts the
-//! simulator and a proxy in front of it, and opens sessions to both in turns.
+//! Measures the cost of WebSocket sessions: the memory of an idle session, and the time that the proxy adds to a message
+//! of a busy session. The benchmark starts the simulator and a proxy in front of it, and opens sessions to both in turns.
 //!
 //! ```text
 //! cargo bench --bench sockets
@@ -48,10 +48,10 @@ const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input?
 const ECHO_PATH: &str = "/v1/something/new";
 /// Maximum memory of a session besides the buffers of its two connections.
 const MAX_SESSION_BYTES: f64 = 20.0 * 1024.0;
-/// Maximum time added to a message at the 99th percentile.
+/// Maximum latency that the proxy adds at the 99th percentile.
 const MAX_ADDED_MS: f64 = 1.0;
-/// Minimum ratio of the driven to the requested messages for a round to count.
-const MIN_DRIVEN_RATIO: f64 = 0.97;
+/// Minimum ratio of the sent to the requested messages. A round below it is reported.
+const MIN_SENT_RATIO: f64 = 0.97;
 
 fn main() {
     let sessions = env_number("BENCH_SESSIONS", 1_000);
@@ -66,47 +66,46 @@ fn main() {
     });
 }
 
-/// The programs and their certificates.
+/// The simulator, with and without TLS, and the settings for a proxy.
 struct BenchmarkSetup {
-    folder: TempDir,
+    directory: TempDir,
     keys: Vec<String>,
     simulator: RunningProgram,
-    /// The address with TLS, and the certificate.
-    tls: (SocketAddr, PathBuf),
+    tls_terminator: TlsTerminator,
 }
 
 impl BenchmarkSetup {
     fn new() -> Self {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let keys: Vec<String> = (0..3).map(|key| format!("sk_bench_key_number_{key}")).collect();
         let simulator = start_simulator(&keys);
-        let tls = start_tls_terminator(simulator.address, folder.path());
-        Self { folder, keys, simulator, tls }
+        let tls_terminator = start_tls_terminator(simulator.address, directory.path());
+        Self { directory, keys, simulator, tls_terminator }
     }
 
-    fn proxy(&self, tls_mode: TlsMode) -> RunningProgram {
-        let (tls, ca_file) = &self.tls;
+    fn start_proxy(&self, tls_mode: TlsMode) -> RunningProgram {
         let upstream = match tls_mode {
             TlsMode::Ws | TlsMode::Wss => format!("http://{}", self.simulator.address),
-            TlsMode::WsToWss => format!("https://localhost:{}", tls.port()),
+            TlsMode::WsToWss => format!("https://localhost:{}", self.tls_terminator.address.port()),
         };
         start_proxy(
             keychoir_command("serve")
                 .env("ELEVENLABS_API_KEYS", self.keys.join(","))
                 .env("KEYCHOIR_UPSTREAM__BASE_URL", upstream)
-                .env("KEYCHOIR_UPSTREAM__CA_FILE", ca_file)
-                .env("KEYCHOIR_STORAGE__PATH", self.folder.path().join("keychoir.db")),
+                .env("KEYCHOIR_UPSTREAM__CA_FILE", &self.tls_terminator.ca_file)
+                .env("KEYCHOIR_STORAGE__PATH", self.directory.path().join("keychoir.db")),
         )
     }
 
-    /// The connector of a client: with TLS, it trusts the proxy's own CA.
-    fn connector(&self, tls_mode: TlsMode) -> Option<TlsConnector> {
+    /// Returns the TLS connector of a client, which trusts the proxy's own CA. Returns `None` if the client uses no TLS.
+    fn client_connector(&self, tls_mode: TlsMode) -> Option<TlsConnector> {
         if !matches!(tls_mode, TlsMode::Wss) {
             return None;
         }
         let mut roots = RootCertStore::empty();
-        for authority in CertificateDer::pem_file_iter(self.folder.path().join("tls/ca.pem")).unwrap() {
-            roots.add(authority.unwrap()).unwrap();
+        for ca_certificate in CertificateDer::pem_file_iter(self.directory.path().join("tls/ca.pem")).unwrap()
+        {
+            roots.add(ca_certificate.unwrap()).unwrap();
         }
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -137,12 +136,17 @@ impl TlsMode {
     }
 }
 
-/// Terminates TLS in front of the simulator, like the provider; returns the address, and the file
-/// of its certificate.
-fn start_tls_terminator(simulator: SocketAddr, folder: &Path) -> (SocketAddr, PathBuf) {
+/// A server that terminates TLS in front of the simulator.
+struct TlsTerminator {
+    address: SocketAddr,
+    /// The file with its self-signed certificate.
+    ca_file: PathBuf,
+}
+
+fn start_tls_terminator(simulator: SocketAddr, directory: &Path) -> TlsTerminator {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let file = folder.join("upstream.pem");
-    std::fs::write(&file, certificate.cert.pem()).unwrap();
+    let ca_file = directory.join("upstream.pem");
+    std::fs::write(&ca_file, certificate.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -153,10 +157,10 @@ fn start_tls_terminator(simulator: SocketAddr, folder: &Path) -> (SocketAddr, Pa
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    let relaying = relay_tls(listener, TlsAcceptor::from(Arc::new(config)), simulator);
-    // On a thread of its own, because the measuring thread blocks at times.
-    keychoir::tasks::spawn_thread("tls", move || current_thread_runtime().block_on(relaying)).unwrap();
-    (address, file)
+    let relay = relay_tls(listener, TlsAcceptor::from(Arc::new(config)), simulator);
+    // The relay has a separate thread, because the measuring thread sometimes blocks.
+    keychoir::tasks::spawn_thread("tls", move || current_thread_runtime().block_on(relay)).unwrap();
+    TlsTerminator { address, ca_file }
 }
 
 async fn relay_tls(listener: std::net::TcpListener, acceptor: TlsAcceptor, simulator: SocketAddr) {
@@ -169,18 +173,17 @@ async fn relay_tls(listener: std::net::TcpListener, acceptor: TlsAcceptor, simul
             let Ok(mut stream) = acceptor.accept(tcp).await else { return };
             let mut upstream = TcpStream::connect(simulator).await.unwrap();
             upstream.set_nodelay(true).unwrap();
-            // Either end may disconnect.
+            // An error means that one of the peers disconnected.
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
         });
     }
 }
 
-/// A runtime on this thread.
 fn current_thread_runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Measures the memory of an idle session.
+/// Prints the memory of an idle session, for each TLS mode and each message before.
 async fn measure_idle_sessions(setup: &BenchmarkSetup, sessions: u32, rounds: u32) {
     println!("{sessions} idle sessions, {rounds} rounds in turns, each with a new proxy;");
     println!("memory of the proxy in KiB per session (PSS): median (lowest to highest)");
@@ -195,25 +198,24 @@ async fn measure_idle_sessions(setup: &BenchmarkSetup, sessions: u32, rounds: u3
         .collect();
     for _ in 0..rounds {
         for (tls_mode, (_, path, message), rounds) in &mut measured {
-            let proxy_program = setup.proxy(*tls_mode);
-            rounds.push(memory_of_a_session(setup, &proxy_program, *tls_mode, path, message, sessions).await);
+            let proxy = setup.start_proxy(*tls_mode);
+            rounds.push(memory_per_session(setup, &proxy, *tls_mode, path, message, sessions).await);
         }
     }
     let kib = |rounds: &[f64]| format_median_and_range(rounds.iter().map(|bytes| bytes / 1024.0), 1);
     for (tls_mode, (label, ..), rounds) in &measured {
         println!("{:<10}{label:<26}{:>26}", tls_mode.label(), kib(rounds));
     }
-    let most = measured.iter().filter(|(tls_mode, ..)| matches!(tls_mode, TlsMode::Ws));
-    let most = most.map(|(.., rounds)| median(rounds.iter().copied())).fold(0.0, f64::max);
+    let without_tls = measured.iter().filter(|(tls_mode, ..)| matches!(tls_mode, TlsMode::Ws));
+    let max_bytes = without_tls.map(|(.., rounds)| median(rounds.iter().copied())).fold(0.0, f64::max);
     print_verdict(
         "a session without TLS uses at most 20 KiB besides its connections",
-        most <= MAX_SESSION_BYTES,
+        max_bytes <= MAX_SESSION_BYTES,
     );
 }
 
-/// Returns the memory per session after each of `sessions` sessions has sent `message`, has received its echo and is
-/// idle.
-async fn memory_of_a_session(
+/// Returns the memory per session of `sessions` idle sessions. Each has sent `message` and received its echo before.
+async fn memory_per_session(
     setup: &BenchmarkSetup,
     proxy_program: &RunningProgram,
     tls_mode: TlsMode,
@@ -221,10 +223,10 @@ async fn memory_of_a_session(
     message: &str,
     sessions: u32,
 ) -> f64 {
-    let connector = setup.connector(tls_mode);
+    let connector = setup.client_connector(tls_mode);
     let frame = encode_frame(message);
-    let open = async |count: u32| {
-        let mut open = Vec::new();
+    let open_sessions = async |count: u32| {
+        let mut sessions = Vec::new();
         for _ in 0..count {
             let mut session = Session::open(proxy_program.address, connector.as_ref(), path).await;
             session.stream.write_all(&frame).await.unwrap();
@@ -232,18 +234,18 @@ async fn memory_of_a_session(
             if path == ECHO_PATH {
                 session.receive_message(message.len()).await;
             }
-            open.push(session);
+            sessions.push(session);
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
-        open
+        sessions
     };
-    // Allocates the memory that does not depend on the number of sessions.
-    drop(open(20).await);
+    // The first sessions allocate the memory that does not depend on the number of sessions.
+    drop(open_sessions(20).await);
     wait_until_sessions_are_closed(proxy_program);
     let before = proxy_program.memory();
-    let open = open(sessions).await;
+    let idle_sessions = open_sessions(sessions).await;
     let after = proxy_program.memory();
-    drop(open);
+    drop(idle_sessions);
     (after - before) / f64::from(sessions)
 }
 
@@ -254,20 +256,20 @@ fn wait_until_sessions_are_closed(proxy_program: &RunningProgram) {
     }
 }
 
-fn print_verdict(what: &str, holds: bool) {
-    println!("{what}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
+fn print_verdict(statement: &str, holds: bool) {
+    println!("{statement}: {}", if holds { "holds" } else { "DOES NOT HOLD" });
 }
 
 /// The results of a round.
 struct Round {
-    driven: f64,
+    messages_per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
-    /// Processor time of the proxy.
-    micros: f64,
+    /// Processor time of the proxy per message.
+    proxy_micros: f64,
 }
 
-/// Measures the time of a message on many busy sessions.
+/// Prints the round-trip times of messages on many busy sessions, directly to the simulator and through the proxy.
 async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, seconds: u32, rounds: u32) {
     println!(
         "{busy} busy sessions with {rate} messages per second each, {rounds} rounds of {seconds} s in turns;"
@@ -277,8 +279,8 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
         "{:<10}{:<10}{:>24}{:>24}{:>12}{:>14}",
         "message", "", "p50", "p99", "driven/s", "proxy µs each"
     );
-    let proxy_program = setup.proxy(TlsMode::Ws);
-    let mut is_fast = true;
+    let proxy_program = setup.start_proxy(TlsMode::Ws);
+    let mut is_within_limit = true;
     for (name, bytes) in [("200 B", 200), ("16 KiB", 16 * 1024)] {
         let message = audio_message(bytes);
         for address in [setup.simulator.address, proxy_program.address] {
@@ -292,32 +294,34 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
             through
                 .push(run_round(&proxy_program, proxy_program.address, &message, busy, rate, seconds).await);
         }
-        let of = |rounds: &[Round], what: fn(&Round) -> f64| rounds.iter().map(what).collect::<Vec<_>>();
+        let values_of =
+            |rounds: &[Round], field: fn(&Round) -> f64| rounds.iter().map(field).collect::<Vec<_>>();
         let format_values = |values: Vec<f64>| format_median_and_range(values.iter().copied(), 3);
-        for (tls_mode, rounds) in [("direct", &direct), ("through", &through)] {
+        for (target, rounds) in [("direct", &direct), ("through", &through)] {
             println!(
-                "{name:<10}{tls_mode:<10}{:>24}{:>24}{:>12.0}{:>14.1}",
-                format_values(of(rounds, |round| round.p50_ms)),
-                format_values(of(rounds, |round| round.p99_ms)),
-                median(rounds.iter().map(|round| round.driven)),
-                median(rounds.iter().map(|round| round.micros)),
+                "{name:<10}{target:<10}{:>24}{:>24}{:>12.0}{:>14.1}",
+                format_values(values_of(rounds, |round| round.p50_ms)),
+                format_values(values_of(rounds, |round| round.p99_ms)),
+                median(rounds.iter().map(|round| round.messages_per_second)),
+                median(rounds.iter().map(|round| round.proxy_micros)),
             );
-            if rounds.iter().any(|round| round.driven < MIN_DRIVEN_RATIO * f64::from(busy * rate)) {
+            if rounds.iter().any(|round| round.messages_per_second < MIN_SENT_RATIO * f64::from(busy * rate))
+            {
                 println!("          not every round reached the rate: set a lower BENCH_RATE");
             }
         }
-        let added = |what: fn(&Round) -> f64| -> Vec<f64> {
-            through.iter().zip(&direct).map(|(through, direct)| what(through) - what(direct)).collect()
+        let added = |field: fn(&Round) -> f64| -> Vec<f64> {
+            through.iter().zip(&direct).map(|(through, direct)| field(through) - field(direct)).collect()
         };
         let (p50, p99) = (added(|round| round.p50_ms), added(|round| round.p99_ms));
-        is_fast &= median(p99.iter().copied()) < MAX_ADDED_MS;
+        is_within_limit &= median(p99.iter().copied()) < MAX_ADDED_MS;
         println!("{name:<10}{:<10}{:>24}{:>24}", "added", format_values(p50), format_values(p99));
     }
     println!("Each message passes the proxy twice, as a message and as its echo.");
-    print_verdict("the added p99 is below 1 ms", is_fast);
+    print_verdict("the added p99 is below 1 ms", is_within_limit);
 }
 
-/// Runs sessions that send messages at their scheduled times and wait for each echo.
+/// Runs a round. The sessions send messages at their scheduled times and wait for each echo.
 async fn run_round(
     proxy_program: &RunningProgram,
     address: SocketAddr,
@@ -326,58 +330,63 @@ async fn run_round(
     rate: u32,
     seconds: u32,
 ) -> Round {
-    let mut open = Vec::new();
+    let mut sessions = Vec::new();
     for _ in 0..busy {
-        open.push(Session::open(address, None, ECHO_PATH).await);
+        sessions.push(Session::open(address, None, ECHO_PATH).await);
     }
     let (tasks, interval) = (Tasks::new(), Duration::from_secs(1) / rate);
     let frame: Arc<[u8]> = encode_frame(message).into();
-    let used = proxy_program.processor_seconds();
+    let seconds_before = proxy_program.processor_seconds();
     let started_at = Instant::now();
-    let measure_busy_sessions: Vec<_> = (0..busy)
-        .zip(open)
+    let session_tasks: Vec<_> = (0..busy)
+        .zip(sessions)
         .map(|(number, session)| {
-            let begin = started_at + interval * number / busy;
+            let first_at = started_at + interval * number / busy;
             tasks.spawn(session.send_repeatedly(
                 Arc::clone(&frame),
                 message.len(),
-                begin,
+                first_at,
                 interval,
                 rate * seconds,
             ))
         })
         .collect();
     let (mut round_trips, mut sessions) = (Vec::new(), Vec::new());
-    for measure_busy_sessions in measure_busy_sessions {
-        let (session, each) = measure_busy_sessions.await.unwrap();
+    for session_task in session_tasks {
+        let (session, session_round_trips) = session_task.await.unwrap();
         sessions.push(session);
-        round_trips.extend(each);
+        round_trips.extend(session_round_trips);
     }
-    let took = started_at.elapsed().as_secs_f64();
-    let used = proxy_program.processor_seconds() - used;
+    let elapsed = started_at.elapsed().as_secs_f64();
+    let proxy_seconds = proxy_program.processor_seconds() - seconds_before;
     drop(sessions);
     round_trips.sort();
-    let at = |part: usize| round_trips[round_trips.len() * part / 100].as_secs_f64() * 1e3;
+    let percentile_ms = |percent: usize| round_trips[round_trips.len() * percent / 100].as_secs_f64() * 1e3;
     let count = round_trips.len() as f64;
-    Round { driven: count / took, p50_ms: at(50), p99_ms: at(99), micros: used * 1e6 / count }
+    Round {
+        messages_per_second: count / elapsed,
+        p50_ms: percentile_ms(50),
+        p99_ms: percentile_ms(99),
+        proxy_micros: proxy_seconds * 1e6 / count,
+    }
 }
 
-/// A message with audio of `bytes` bytes.
+/// Returns an audio message of `bytes` bytes.
 fn audio_message(bytes: usize) -> String {
     let (before, after) = (r#"{"message_type":"input_audio_chunk","audio_base_64":""#, r#""}"#);
     format!("{before}{}{after}", "A".repeat(bytes - before.len() - after.len()))
 }
 
-/// A message as a masked frame of a client.
+/// Encodes a text message as a masked client frame.
 fn encode_frame(message: &str) -> Vec<u8> {
     const MASK: [u8; 4] = [0x6d, 0x61, 0x73, 0x6b];
     let length = message.len() as u64;
     let mut bytes = Vec::new();
     FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask: Some(MASK), length }
         .encode(&mut bytes);
-    let from = bytes.len();
+    let payload_start = bytes.len();
     bytes.extend_from_slice(message.as_bytes());
-    apply_mask(&mut bytes[from..], MASK, 0);
+    apply_mask(&mut bytes[payload_start..], MASK, 0);
     bytes
 }
 
@@ -407,44 +416,48 @@ impl Session {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             // The server sends nothing before the first message.
-            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "it was closed");
+            assert_ne!(stream.read_buf(&mut head).await.unwrap(), 0, "the connection must stay open");
         }
         assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Receives one message of this length.
+    /// Receives one text message, which must have this length.
     async fn receive_message(&mut self, length: usize) {
         self.buffer.clear();
         loop {
-            if let Some((head, from)) = frame::parse_header(&self.buffer) {
-                assert_eq!((head.opcode, head.length), (Opcode::Text, length as u64));
-                if self.buffer.len() >= from + length {
+            if let Some((header, header_length)) = frame::parse_header(&self.buffer) {
+                assert_eq!((header.opcode, header.length), (Opcode::Text, length as u64));
+                if self.buffer.len() >= header_length + length {
                     return;
                 }
             }
-            assert_ne!(self.stream.read_buf(&mut self.buffer).await.unwrap(), 0, "it was closed");
+            assert_ne!(
+                self.stream.read_buf(&mut self.buffer).await.unwrap(),
+                0,
+                "the connection must stay open"
+            );
         }
     }
 
-    /// Sends a message repeatedly, each at its scheduled time, or at once if that has passed;
-    /// returns the round-trip times.
+    /// Sends a message repeatedly, each time at its scheduled time, or immediately if that time has passed. Returns the
+    /// round-trip times.
     async fn send_repeatedly(
         mut self,
         frame: Arc<[u8]>,
         length: usize,
-        begin: Instant,
+        first_at: Instant,
         interval: Duration,
         count: u32,
     ) -> (Self, Vec<Duration>) {
         self.buffer.reserve(length + 64);
         let mut round_trips = Vec::new();
         for number in 0..count {
-            tokio::time::sleep_until((begin + interval * number).into()).await;
-            let sent = Instant::now();
+            tokio::time::sleep_until((first_at + interval * number).into()).await;
+            let sent_at = Instant::now();
             self.stream.write_all(&frame).await.unwrap();
             self.receive_message(length).await;
-            round_trips.push(sent.elapsed());
+            round_trips.push(sent_at.elapsed());
         }
         (self, round_trips)
     }

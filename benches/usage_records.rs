@@ -1,8 +1,8 @@
-//! The processor time that usage records add to a request, in the writer thread and on the request path.
+//! Measures the processor time that usage records add to a request, in the writer thread and on the request path.
 //!
-//! Starts the simulator and two proxies, one with a database file and one with `--ephemeral`. Sends requests
-//! through them in turns at a fixed rate, and reads the processor time of the proxy and of its thread
-//! `usage-store` from /proc. The cost on the request path is measured separately.
+//! The benchmark starts the simulator and two proxies, one with a database file and one with `--ephemeral`. It sends
+//! requests through them in turns at a fixed rate, and reads the processor time of the proxy and of its thread
+//! `usage-store` from /proc. The cost on the request path is measured separately, without a proxy.
 //!
 //! ```text
 //! cargo bench --bench usage_records
@@ -48,7 +48,7 @@ use harness::{
 const CONNECTIONS: u32 = 48;
 const KEYS: usize = 3;
 /// The minimum ratio of the measured to the requested rate. A round below it is reported.
-const MIN_DRIVEN_RATIO: f64 = 0.97;
+const MIN_RATE_RATIO: f64 = 0.97;
 
 /// The settings of a pool that receives no requests.
 const IDLE_POOL_SETTINGS: pool::Settings = pool::Settings {
@@ -76,7 +76,7 @@ fn main() {
     let seconds = env_number("BENCH_SECONDS", 8);
     let rounds = env_number("BENCH_ROUNDS", 7);
     let interval_ms = env_number("BENCH_INTERVAL_MS", 500);
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let keys: Vec<String> = (0..KEYS).map(|key| format!("sk_bench_key_number_{key}")).collect();
     let simulator = start_simulator(&keys);
     let start_proxy_with = |arguments: &[&str]| {
@@ -85,7 +85,7 @@ fn main() {
                 .args(arguments)
                 .env("ELEVENLABS_API_KEYS", keys.join(","))
                 .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{}", simulator.address))
-                .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+                .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
                 .env("KEYCHOIR_STORAGE__COMMIT_INTERVAL", format!("{interval_ms}ms")),
         )
     };
@@ -108,19 +108,19 @@ fn main() {
         "wakes/s",
         "p99 ms"
     );
-    for (name, request) in [("GET", get()), ("TTS", speech())] {
+    for (name, request) in [("GET", get_request()), ("TTS", speech_request())] {
         // The first requests open connections and files.
         for (_, proxy) in &proxies {
-            let _ = drive(proxy, &request, rate, 1);
+            let _ = run_round(proxy, &request, rate, 1);
         }
         let mut measured = [const { Vec::new() }; 2];
         for _ in 0..rounds {
             for ((_, proxy), rounds) in proxies.iter().zip(&mut measured) {
-                rounds.push(drive(proxy, &request, rate, seconds));
+                rounds.push(run_round(proxy, &request, rate, seconds));
             }
         }
         for ((storage, _), rounds) in proxies.iter().zip(&measured) {
-            report(name, storage, rounds, request_path_cost);
+            print_rounds(name, storage, rounds, request_path_cost);
         }
         let [file, memory] = measured.map(|rounds| median(rounds.iter().map(|round| round.all_threads)));
         println!("{name:<8}file / ephemeral, all threads: {:.3}", file / memory);
@@ -128,12 +128,12 @@ fn main() {
     println!("`share`: the cost of usage records, relative to all other costs of a request");
 }
 
-fn report(request: &str, storage: &str, rounds: &[Round], request_path_cost: f64) {
+fn print_rounds(request: &str, storage: &str, rounds: &[Round], request_path_cost: f64) {
     let median_of = |field: &dyn Fn(&Round) -> f64| median(rounds.iter().map(field));
     let range_of = |field: fn(&Round) -> f64| format_median_and_range(rounds.iter().map(field), 1);
     println!(
         "{request:<8}{storage:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
-        median_of(&|round| round.driven),
+        median_of(&|round| round.requests_per_second),
         range_of(|round| round.all_threads),
         range_of(|round| round.writer_thread),
         median_of(&|round| (round.writer_thread + request_path_cost)
@@ -142,13 +142,13 @@ fn report(request: &str, storage: &str, rounds: &[Round], request_path_cost: f64
         median_of(&|round| round.wakes),
         median_of(&|round| round.p99_ms),
     );
-    if rounds.iter().any(|round| !round.is_on_time) {
+    if rounds.iter().any(|round| !round.has_reached_rate) {
         println!("        not every round reached the rate: set a lower BENCH_RATE");
     }
 }
 
-/// Measures the recording of a request on its path, in µs: acquiring a permit, creating the record and queueing
-/// it. The writer thread is measured separately.
+/// Measures the cost of a usage record on the request path, in µs: acquiring a permit, creating the record and queueing
+/// it.
 fn request_path_micros() -> f64 {
     const RECORDS: usize = 100;
     const ROUNDS: usize = 2_000;
@@ -201,13 +201,13 @@ fn request_path_micros() -> f64 {
 }
 
 /// Returns a request to which the simulator sends a response of two bytes.
-fn get() -> Vec<u8> {
+fn get_request() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
 }
 
 /// Returns a speech request with a body of 200 bytes. Its text is short, because the response would otherwise be
 /// most of the work.
-fn speech() -> Vec<u8> {
+fn speech_request() -> Vec<u8> {
     let json = r#"{"text":"Hi","model_id":"eleven_flash_v2_5","voice_settings":{}"#;
     let body = format!("{json}{}}}", " ".repeat(199 - json.len()));
     let path = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_22050_32";
@@ -217,8 +217,8 @@ fn speech() -> Vec<u8> {
 
 /// The results of a round. Times are in µs per request.
 struct Round {
-    driven: f64,
-    is_on_time: bool,
+    requests_per_second: f64,
+    has_reached_rate: bool,
     all_threads: f64,
     writer_thread: f64,
     /// The number of times per second that the writer thread went to sleep.
@@ -226,19 +226,25 @@ struct Round {
     p99_ms: f64,
 }
 
-/// Sends each request at its scheduled time, and waits until all are recorded.
-fn drive(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Round {
+/// Runs a round: sends each request at its scheduled time, and waits until all requests are recorded.
+fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Round {
     proxy.wait_until_records_are_written();
     let before = ProcessorTime::read(proxy);
     let started_at = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (tasks, each) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
+    let (tasks, requests_per_client) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
     let interval = Duration::from_secs_f64(f64::from(CONNECTIONS) / f64::from(rate));
     let mut durations = runtime.block_on(async {
         let clients: Vec<_> = (0..CONNECTIONS)
             .map(|client| {
                 let first_at = started_at + interval / CONNECTIONS * client;
-                tasks.spawn(send_requests(proxy.address, request.to_vec(), first_at, interval, each))
+                tasks.spawn(send_requests(
+                    proxy.address,
+                    request.to_vec(),
+                    first_at,
+                    interval,
+                    requests_per_client,
+                ))
             })
             .collect();
         let mut durations = Vec::new();
@@ -254,8 +260,8 @@ fn drive(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Rou
     let count = durations.len() as f64;
     let micros = |seconds: f64| seconds * 1e6 / count;
     Round {
-        driven: count / elapsed,
-        is_on_time: count / elapsed >= MIN_DRIVEN_RATIO * f64::from(rate),
+        requests_per_second: count / elapsed,
+        has_reached_rate: count / elapsed >= MIN_RATE_RATIO * f64::from(rate),
         all_threads: micros(after.all_threads - before.all_threads),
         writer_thread: micros(after.writer_thread - before.writer_thread),
         wakes: (after.sleeps - before.sleeps) / elapsed,
@@ -263,7 +269,7 @@ fn drive(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Rou
     }
 }
 
-/// Sends the requests of one connection. Returns the duration of each. A late request is sent immediately.
+/// Sends the requests of one connection. Returns the duration of each request. A late request is sent immediately.
 async fn send_requests(
     address: SocketAddr,
     request: Vec<u8>,
@@ -280,14 +286,14 @@ async fn send_requests(
         stream.write_all(&request).await.unwrap();
         buffer.clear();
         while !is_complete(&buffer) {
-            assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "the connection was closed");
+            assert_ne!(stream.read_buf(&mut buffer).await.unwrap(), 0, "the connection must stay open");
         }
         durations.push(sent_at.elapsed());
     }
     durations
 }
 
-/// Whether the response is complete. Panics if it is not a success.
+/// Returns whether the response is complete. Panics if its status is not 200.
 fn is_complete(response: &[u8]) -> bool {
     let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let head = std::str::from_utf8(&response[..end]).unwrap().to_ascii_lowercase();
@@ -307,11 +313,11 @@ struct ProcessorTime {
 
 impl ProcessorTime {
     fn read(proxy: &RunningProgram) -> Self {
-        let writer_thread = fs::read_dir(format!("{}/task", proxy.proc_folder()))
+        let writer_thread = fs::read_dir(format!("{}/task", proxy.proc_directory()))
             .unwrap()
             .map(|task| task.unwrap().path())
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "usage-store"))
-            .expect("the usage store has a thread");
+            .expect("the usage store must have a thread");
         // `schedstat` is in nanoseconds, while the time of the process is in ticks.
         let schedule = fs::read_to_string(writer_thread.join("schedstat")).unwrap();
         let status = fs::read_to_string(writer_thread.join("status")).unwrap();

@@ -1,12 +1,12 @@
-//! The number of allocations of each pure step of the request path, with a maximum for each step.
+//! Checks that no pure step of the request path (`benches/request_steps`) exceeds its maximum number of allocations.
 
-#[path = "../benches/parts/mod.rs"]
-mod parts;
+#[path = "../benches/request_steps/mod.rs"]
+mod request_steps;
 
 mod counting;
 
 use counting::allocations_of_one_call;
-use parts::PARTS;
+use request_steps::STEPS;
 
 /// The maximum number of allocations per call of each step.
 const MAX_ALLOCATIONS: &[(&str, u64)] = &[
@@ -47,11 +47,11 @@ const MAX_ALLOCATIONS: &[(&str, u64)] = &[
 #[test]
 fn no_step_exceeds_its_maximum_number_of_allocations() {
     let mut violations = Vec::new();
-    for part in PARTS {
-        let allocations = allocations_of_one_call((part.set_up)());
-        let max = MAX_ALLOCATIONS.iter().find(|(name, _)| *name == part.name).map(|(_, max)| *max);
+    for step in STEPS {
+        let allocations = allocations_of_one_call((step.set_up)());
+        let max = MAX_ALLOCATIONS.iter().find(|(name, _)| *name == step.name).map(|(_, max)| *max);
         if max.is_none_or(|max| allocations.count > max) {
-            let (name, count, bytes) = (part.name, allocations.count, allocations.bytes);
+            let (name, count, bytes) = (step.name, allocations.count, allocations.bytes);
             violations.push(format!("{name}: {count} ({bytes} bytes), at most {max:?}"));
         }
     }

@@ -1,9 +1,9 @@
-//! The usage records of the binary when it is killed under load or the disk is full. The database stays intact,
-//! committed records are kept, and no record is written twice. A kill loses only the records since the last
+//! Kills the binary under load, or lets its disk run full, and checks the usage records. The database must stay intact,
+//! committed records must be kept, and no record may be written twice. A kill may lose only the records since the last
 //! commit, whose interval is `storage.commit_interval`.
 //!
-//! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The number and age
-//! of lost records are printed.
+//! `KEYCHOIR_KILLS` is the number of kills (5 by default, 100 in `make faults`). The test prints the number and the age
+//! of lost records.
 
 #![allow(
     clippy::unwrap_used,
@@ -44,20 +44,20 @@ fn configure_command(mut command: Command, simulator: &Simulator, database: &Pat
     command
 }
 
-async fn simulator() -> Simulator {
+async fn start_simulator() -> Simulator {
     Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 1 << 40), (SECOND_KEY, 1 << 40)]))
         .await
         .unwrap()
 }
 
-fn client() -> reqwest::Client {
+fn http_client() -> reqwest::Client {
     keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
 /// Sends a request for speech with this ID. Returns whether the response was complete.
-async fn request_speech(client: &reqwest::Client, url: &str, name: &str) -> bool {
+async fn request_speech(client: &reqwest::Client, url: &str, request_id: &str) -> bool {
     let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
-    let request = client.post(format!("{url}{SPEECH_PATH}")).header("x-request-id", name).json(&body);
+    let request = client.post(format!("{url}{SPEECH_PATH}")).header("x-request-id", request_id).json(&body);
     match request.send().await {
         Ok(response) => response.status() == 200 && response.bytes().await.is_ok(),
         Err(_) => false,
@@ -66,30 +66,34 @@ async fn request_speech(client: &reqwest::Client, url: &str, name: &str) -> bool
 
 /// Sends requests in sequence until one fails. Returns the IDs of the successful requests with the times of
 /// their ends.
-async fn send_until_failure(url: &str, name: String, response_count: &AtomicUsize) -> Vec<(String, Instant)> {
-    let client = client();
+async fn send_until_failure(
+    url: &str,
+    id_prefix: String,
+    response_count: &AtomicUsize,
+) -> Vec<(String, Instant)> {
+    let client = http_client();
     let mut completed = Vec::new();
     loop {
-        let name = format!("{name}-{}", completed.len());
-        if !request_speech(&client, url, &name).await {
+        let request_id = format!("{id_prefix}-{}", completed.len());
+        if !request_speech(&client, url, &request_id).await {
             return completed;
         }
-        completed.push((name, clock::instant()));
+        completed.push((request_id, clock::instant()));
         response_count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Returns the recorded request IDs. They are read from a copy, because only the program may recover the
-/// database.
-fn recorded_names(database: &Path) -> HashSet<String> {
-    let folder = tempfile::tempdir().unwrap();
+/// Returns the recorded request IDs. The function reads a copy of the database, because only the program may recover
+/// the original.
+fn recorded_ids(database: &Path) -> HashSet<String> {
+    let directory = tempfile::tempdir().unwrap();
     for suffix in ["", "-wal"] {
         let source = format!("{}{suffix}", database.display());
         if Path::new(&source).exists() {
-            fs::copy(source, folder.path().join(format!("copy.db{suffix}"))).unwrap();
+            fs::copy(source, directory.path().join(format!("copy.db{suffix}"))).unwrap();
         }
     }
-    let connection = Connection::open(folder.path().join("copy.db")).unwrap();
+    let connection = Connection::open(directory.path().join("copy.db")).unwrap();
     let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(integrity, "ok");
     let count_and_sum = |sql: &str| -> (i64, i64) {
@@ -99,22 +103,22 @@ fn recorded_names(database: &Path) -> HashSet<String> {
     assert_eq!(
         count_and_sum("SELECT coalesce(sum(attempts), 0), coalesce(sum(credits), 0) FROM hours"),
         attempts,
-        "the hourly sums are committed together with the attempts"
+        "the hourly sums must be committed together with the attempts"
     );
     let mut statement = connection.prepare("SELECT request_id FROM attempts").unwrap();
-    let names: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    let unique_names: HashSet<String> = names.iter().cloned().collect();
-    assert_eq!(unique_names.len(), names.len(), "no request is recorded twice");
-    unique_names
+    let ids: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let unique_ids: HashSet<String> = ids.iter().cloned().collect();
+    assert_eq!(unique_ids.len(), ids.len(), "no request must be recorded twice");
+    unique_ids
 }
 
 #[tokio::test]
 async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     let kills: usize = std::env::var("KEYCHOIR_KILLS").map_or(5, |count| count.parse().unwrap());
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
-    let simulator = simulator().await;
-    let mut committed_names = HashSet::new();
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
+    let simulator = start_simulator().await;
+    let mut committed_ids = HashSet::new();
     let (mut total_count, mut lost_count, mut max_loss_age) = (0, 0, Duration::ZERO);
     for round in 0..kills {
         let mut program = Program::start(&mut configure_command(
@@ -140,35 +144,32 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
             .unwrap()
         };
         let (completed, killed_at) = tokio::join!(sending, killing);
-        assert_eq!(program.wait_for_exit().0, None, "the program was killed by a signal");
+        assert_eq!(program.wait_for_exit().0, None, "the program must be killed by the signal");
 
-        let found_names = recorded_names(&database);
-        assert!(found_names.is_superset(&committed_names), "committed records are kept");
-        let was_sent = |name: &String| name.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
-        assert!(found_names.iter().all(was_sent), "each record belongs to a request that was sent");
-        for client in &completed {
+        let found_ids = recorded_ids(&database);
+        assert!(found_ids.is_superset(&committed_ids), "committed records must be kept");
+        let was_sent = |id: &String| id.split('-').next().unwrap().parse::<usize>().unwrap() <= round;
+        assert!(found_ids.iter().all(was_sent), "each record must belong to a sent request");
+        for client_requests in &completed {
             // A client sends its requests in order, and the record of a request is queued before the client
             // receives the end of the response.
-            let first_lost =
-                client.iter().position(|(name, _)| !found_names.contains(name)).unwrap_or(client.len());
-            let (_, missing) = client.split_at(first_lost);
-            assert!(
-                missing.iter().all(|(name, _)| !found_names.contains(name)),
-                "only the last records of a client are lost"
-            );
-            total_count += client.len();
-            lost_count += missing.len();
-            for (_, at) in missing {
-                max_loss_age = max_loss_age.max(killed_at.saturating_duration_since(*at));
+            let is_lost = |(id, _): &(String, Instant)| !found_ids.contains(id);
+            let first_lost = client_requests.iter().position(is_lost).unwrap_or(client_requests.len());
+            let lost = &client_requests[first_lost..];
+            assert!(lost.iter().all(is_lost), "only the last records of a client may be lost");
+            total_count += client_requests.len();
+            lost_count += lost.len();
+            for (_, completed_at) in lost {
+                max_loss_age = max_loss_age.max(killed_at.saturating_duration_since(*completed_at));
             }
         }
-        committed_names = found_names;
+        committed_ids = found_ids;
     }
     // In short runs, most records may follow the last commit. The first commit after the start is immediate.
     assert!(
-        committed_names.len() > kills / 2,
-        "only {} of {total_count} requests are recorded",
-        committed_names.len()
+        committed_ids.len() > kills / 2,
+        "a request per two kills must be recorded: {} of {total_count}",
+        committed_ids.len()
     );
     println!(
         "{kills} kills: {total_count} requests were served, {lost_count} of them are not recorded; the oldest of these \
@@ -181,13 +182,13 @@ async fn readiness(client: &reqwest::Client, url: &str) -> Value {
     client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
 }
 
-/// A limit on the size of files replaces the full disk, because a test must not fill the disk of its machine. Each
-/// write beyond the limit fails. `make faults` fills a file system of its own.
+/// The test limits the size of files instead of filling the disk of its machine. Each write beyond the limit fails.
+/// `make faults` fills a separate file system.
 #[tokio::test]
 async fn a_full_disk_loses_neither_requests_nor_records() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
-    let simulator = simulator().await;
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
+    let simulator = start_simulator().await;
     let script = "trap '' XFSZ; exec prlimit --fsize=262144:unlimited \"$0\" serve --listen 127.0.0.1:0";
     let mut limited_command = Command::new("sh");
     limited_command
@@ -196,13 +197,13 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         .env("PATH", "/usr/bin:/bin");
     let mut program = Program::start(&mut configure_command(limited_command, &simulator, &database));
     let url = format!("http://{}", program.wait_for_address());
-    let client = client();
+    let client = http_client();
     let mut sent_count = 0;
     let failing_readiness = loop {
         for _ in 0..20 {
             assert!(
                 request_speech(&client, &url, &format!("0-{sent_count}")).await,
-                "requests are served while the database cannot be written"
+                "requests must be served while the database cannot be written"
             );
             sent_count += 1;
         }
@@ -210,13 +211,13 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
         if readiness["store"] == "failing" {
             break readiness;
         }
-        assert!(sent_count < 5_000, "the database exceeds the file size limit");
+        assert!(sent_count < 5_000, "the database must exceed the file size limit");
     };
     assert_eq!(
         (&failing_readiness["status"], &failing_readiness["recordsLost"]),
         (&json!("degraded"), &json!(0))
     );
-    assert!(recorded_names(&database).len() < sent_count);
+    assert!(recorded_ids(&database).len() < sent_count);
     program.wait_for_event("usage_store_failing");
 
     assert!(program.set_limit("--fsize=unlimited"));
@@ -227,10 +228,10 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
     };
     tokio::time::timeout(Duration::from_secs(30), recovery)
         .await
-        .expect("the usage store recovers without a restart");
+        .expect("the usage store must recover without a restart");
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("usage_store_recovered"), "{stderr}");
-    assert_eq!(recorded_names(&database).len(), sent_count);
+    assert_eq!(recorded_ids(&database).len(), sent_count);
     simulator.stop().await;
 }

@@ -218,11 +218,11 @@ async fn check_all_kinds(proxy: TestProxy) {
     assert_eq!(stream.status(), 200);
     assert!(!stream.bytes().await.unwrap().is_empty());
 
-    proxy.simulator.always(FIRST_KEY, Some("quota".parse::<Fault>().unwrap()));
+    proxy.simulator.set_fault(FIRST_KEY, Some("quota".parse::<Fault>().unwrap()));
     let body: Vec<u8> = (0..3_000_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
     let upload = proxy.post("/v1/simulator/echo", body.clone()).await;
     assert_eq!(upload.status(), 200, "{}", upload.text().await.unwrap());
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     let requests = proxy.simulator.ledger().requests;
     let [.., refused, served] = requests.as_slice() else { panic!("{requests:?}") };
     assert_eq!([&refused.key, &served.key].map(|key| key.as_deref()), [Some(FIRST_KEY), Some(SECOND_KEY)]);

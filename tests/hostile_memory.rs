@@ -1,9 +1,9 @@
-//! The memory of the binary after attacks by clients and by its provider, with the allocator settings of
-//! `systemd/keychoir.service`. Within ten seconds it returns to at most 20 MiB above its value before the
-//! attacks.
+//! Checks that the binary releases its memory after attacks by clients and by its provider, with the allocator settings
+//! of `systemd/keychoir.service`. Within ten seconds after the attacks, the memory must be at most 20 MiB above its
+//! value before them.
 //!
-//! Without these settings, the thresholds of glibc grow with the first large buffers that are freed, and the
-//! process retains 20 to 60 MiB. Further attacks do not increase this.
+//! Without the allocator settings, the thresholds of glibc grow when the first large buffers are freed, and the process
+//! retains 20 to 60 MiB. Further attacks do not increase the retained memory.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,7 +43,7 @@ fn memory_bytes(program: &Program, field: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-async fn check_valid_requests_are_served(address: SocketAddr) {
+async fn assert_valid_requests_are_served(address: SocketAddr) {
     for request_kind in [RequestKind::Voices, RequestKind::Speech] {
         let received =
             exchange(address, &[request(request_kind, VALID_REQUEST_MARK)], AfterSending::ReadToEnd)
@@ -57,7 +57,7 @@ async fn check_valid_requests_are_served(address: SocketAddr) {
 async fn open_connections(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<TcpStream> {
     let connecting = (0..count).map(|_| async move {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        // The proxy may stop reading, so the write is not awaited for longer.
+        // The proxy may stop reading, so the write has a timeout.
         let _ = timeout(Duration::from_secs(1), stream.write_all(bytes)).await;
         stream
     });
@@ -119,22 +119,22 @@ async fn attack_as_provider(address: SocketAddr, provider: &Provider) {
 
 #[tokio::test]
 async fn memory_is_released_after_attacks() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let provider = Provider::start().await;
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", &provider.url)
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json")
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .envs(allocator_settings())
-        // Refused keys return after a millisecond, so that every attack uses them.
+        // Refused keys are usable again after a millisecond, so that every attack uses them.
         .envs(COOLDOWNS.map(|name| (format!("KEYCHOIR_POOL__{name}"), "1ms")))
         .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"));
     let mut program = Program::start(&mut command);
     let address = program.wait_for_address().parse().unwrap();
-    check_valid_requests_are_served(address).await;
+    assert_valid_requests_are_served(address).await;
     let idle_bytes = memory_bytes(&program, "VmRSS");
 
     attack_as_clients(address, &provider).await;
@@ -142,7 +142,7 @@ async fn memory_is_released_after_attacks() {
     let attacked_bytes = memory_bytes(&program, "VmRSS");
     let recovered = timeout(RECOVERY_TIMEOUT, async {
         while memory_bytes(&program, "VmRSS") > idle_bytes + MAX_RETAINED_BYTES {
-            check_valid_requests_are_served(address).await;
+            assert_valid_requests_are_served(address).await;
         }
     });
     let is_recovered = recovered.await.is_ok();
@@ -154,10 +154,10 @@ async fn memory_is_released_after_attacks() {
     );
     assert!(
         is_recovered,
-        "the process retains {final_mib} MiB of {peak_mib} MiB; before the attacks it used {idle_mib} MiB"
+        "the memory must be released: {final_mib} MiB at the end, {peak_mib} MiB at the peak, {idle_mib} MiB idle"
     );
-    assert!(peak_bytes > idle_bytes, "the attacks increase the memory of the process");
-    check_valid_requests_are_served(address).await;
+    assert!(peak_bytes > idle_bytes, "the attacks must increase the memory of the process");
+    assert_valid_requests_are_served(address).await;
     assert_eq!(program.terminate().0, Some(0));
 }
 

@@ -1,6 +1,6 @@
-//! The allocations of a complete request on all threads, from the head of the client to the last byte of the
-//! response, with a client token, the pool, usage records and a log. The client and the provider of this test do
-//! not allocate while requests are counted.
+//! Checks the number of allocations of a complete request on all threads, from the request head to the last byte of the
+//! response, with a client token, the pool, usage records and the access log. The client and the provider of the test
+//! do not allocate while allocations are counted.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,11 +28,11 @@ use support::{CLIENT_TOKEN, FIRST_KEY, SPEECH_PATH, VOICE_ID, start_proxy_with};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// The number of requests before the count. They grow buffers to their size and fill tables.
+/// The number of requests before the count, in which buffers and tables grow to their final size.
 const WARM_UP_REQUESTS: usize = 2_000;
 const COUNTED_REQUESTS: usize = 2_000;
 
-/// Reads a response of known length.
+/// Reads a response of `bytes` bytes.
 fn read_response(stream: &mut TcpStream, bytes: usize) {
     let mut buffer = [0; 32 * 1024];
     stream.read_exact(&mut buffer[..bytes]).unwrap();
@@ -60,18 +60,18 @@ fn start_provider(request_end: &'static [u8], response: Vec<u8>) -> SocketAddr {
     address
 }
 
-/// Reads the first response. Returns the length of its head and body.
+/// Reads the first response. Returns its total length.
 fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     let (mut buffer, mut filled) = ([0; 32 * 1024], 0);
     loop {
         filled += stream.read(&mut buffer[filled..]).unwrap();
-        if let Some(head) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n")
-            && filled >= head + 4 + body_bytes
+        if let Some(head_end) = buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n")
+            && filled >= head_end + 4 + body_bytes
         {
             assert!(
                 buffer.starts_with(b"HTTP/1.1 200 OK\r\n"),
                 "{}",
-                String::from_utf8_lossy(&buffer[..head])
+                String::from_utf8_lossy(&buffer[..head_end])
             );
             return filled;
         }
@@ -99,7 +99,7 @@ async fn check(
     })
     .await;
     let address = proxy.app.address();
-    let counting = tasks::spawn_blocking(move || {
+    let client_task = tasks::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
@@ -116,13 +116,13 @@ async fn check(
         let change = region.change();
         (change.allocations + change.reallocations).div_ceil(COUNTED_REQUESTS)
     });
-    let allocations = counting.await.unwrap();
+    let allocations = client_task.await.unwrap();
     println!("{allocations} allocations per request");
     assert!(
         allocations <= max_allocations,
-        "{allocations} allocations per request exceed the maximum of {max_allocations}"
+        "a request must have at most {max_allocations} allocations: {allocations}"
     );
-    // This provider has no ledger to compare the records with.
+    // The usage records are not checked, because this provider has no ledger.
     drop(proxy);
 }
 

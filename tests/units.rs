@@ -1,4 +1,4 @@
-//! Checks the systemd units with `systemd-analyze`, without starting them.
+//! Verifies the systemd units with `systemd-analyze`, without starting them. `make units` runs these tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ fn analyze(arguments: &[&str]) -> Output {
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
         .output()
-        .expect("`systemd-analyze` is required: install the package `systemd`")
+        .expect("`systemd-analyze` must be installed: apt-get install systemd")
 }
 
 fn unit_path(name: &str) -> PathBuf {
@@ -35,14 +35,14 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn systemd_verifies_the_units_without_warnings() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for name in ["keychoir.service", "keychoir.socket"] {
         // The path of the program in the unit does not exist on this machine.
         let unit = fs::read_to_string(unit_path(name)).unwrap();
         let unit = unit.replace("/usr/local/bin/keychoir", env!("CARGO_BIN_EXE_keychoir"));
-        fs::write(folder.path().join(name), unit).unwrap();
+        fs::write(directory.path().join(name), unit).unwrap();
     }
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let output = analyze(&["verify", "--man=no", &path("keychoir.service"), &path("keychoir.socket")]);
     let version = text(&analyze(&["--version"]).stdout);
     let version: u32 = version.split_whitespace().nth(1).unwrap().parse().unwrap();
@@ -65,7 +65,7 @@ fn the_service_has_a_low_exposure_level() {
     let report = text(&output.stdout);
     let (_, level) = report
         .split_once("Overall exposure level for keychoir.service: ")
-        .expect("the report contains the exposure level");
+        .expect("the report must contain the exposure level");
     let level: f64 = level.split_whitespace().next().unwrap().parse().unwrap();
     assert!(level <= MAX_EXPOSURE, "{report}");
 }

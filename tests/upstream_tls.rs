@@ -1,4 +1,4 @@
-//! TLS connections to the provider: untrusted certificates are rejected, and a response that ends with the
+//! Tests TLS connections to the provider: untrusted certificates must be rejected, and a response that ends with the
 //! connection is complete only after a `close_notify`.
 
 #![allow(
@@ -27,9 +27,9 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 /// How a provider ends its connection.
 #[derive(Clone, Copy)]
 enum ConnectionEnd {
-    /// With a TLS `close_notify`.
+    /// The provider sends a TLS `close_notify`.
     CloseNotify,
-    /// With a TCP FIN only, which any intermediary can send.
+    /// The provider sends only a TCP FIN, which any intermediary could send.
     Fin,
 }
 
@@ -40,13 +40,13 @@ struct Provider {
     /// The heads of the requests that were received over TLS.
     heads: mpsc::UnboundedReceiver<String>,
     _server: AbortOnDrop,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 async fn start_provider(connection_end: ConnectionEnd) -> Provider {
     let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let ca_file = folder.path().join("ca.pem");
+    let directory = tempfile::tempdir().unwrap();
+    let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, certificate.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der());
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
@@ -80,7 +80,7 @@ async fn start_provider(connection_end: ConnectionEnd) -> Provider {
             }
         }
     });
-    Provider { url, ca_file, heads, _server: server, _folder: folder }
+    Provider { url, ca_file, heads, _server: server, _directory: directory }
 }
 
 async fn start_proxy(provider: &Provider, trusts_certificate: bool) -> (RunningApp, String) {
@@ -117,7 +117,7 @@ async fn a_provider_with_an_untrusted_certificate_receives_no_request() {
         (response.status().as_u16(), &response.headers()["x-keychoir-error"]),
         (502, &"upstream_unreachable".parse().unwrap())
     );
-    assert!(provider.heads.try_recv().is_err(), "the provider receives no request, not even in plain text");
+    assert!(provider.heads.try_recv().is_err(), "the provider must receive no request");
     assert_eq!(app.keys()[0].state, keychoir::policy::key_state::KeyState::Usable);
     app.drain(Duration::from_secs(10)).await;
 }
@@ -128,16 +128,19 @@ async fn a_response_without_a_close_notify_is_truncated() {
     let (app, url) = start_proxy(&provider, true).await;
     let response = get(url).await;
     assert_eq!(response.status(), 200);
-    assert!(response.bytes().await.is_err(), "an intermediary could have truncated the response");
+    assert!(
+        response.bytes().await.is_err(),
+        "a response that an intermediary could have truncated must not look complete"
+    );
     app.drain(Duration::from_secs(10)).await;
 }
 
 #[tokio::test]
 async fn a_file_without_a_ca_certificate_is_reported() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("ca.pem");
-    let connector_error = |text: Option<&str>| {
-        let _ = text.map(|text| std::fs::write(&file, text).unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    let connector_error = |content: Option<&str>| {
+        let _ = content.map(|content| std::fs::write(&file, content).unwrap());
         keychoir::upstream::TcpTlsConnector::new(Some(&file)).unwrap_err().to_string()
     };
     assert!(connector_error(None).contains("ca.pem cannot be read"));

@@ -1,5 +1,5 @@
-//! Connections on several worker threads: their distribution, their drain, and the isolation of a request that
-//! panics.
+//! Tests a server with several worker threads: the distribution of connections, the drain, and the isolation of a
+//! request that panics.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,8 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Poll;
@@ -46,12 +45,12 @@ const LIMITS: ConnectionLimits = ConnectionLimits {
 
 /// Responds with the name of its thread. A request to `/hold` waits until the test releases it.
 #[derive(Clone, Debug)]
-struct ThreadName {
+struct ThreadNameService {
     held_requests: Arc<Semaphore>,
     release: Arc<Semaphore>,
 }
 
-impl Service for ThreadName {
+impl Service for ThreadNameService {
     type Body = Full<Bytes>;
 
     async fn respond(&self, request: Request<Incoming>, _: Option<IpAddr>) -> Reply<Full<Bytes>> {
@@ -69,21 +68,22 @@ impl Service for ThreadName {
 }
 
 struct TestServer {
-    server: Arc<Server<ThreadName>>,
+    server: Arc<Server<ThreadNameService>>,
     workers: WorkerThreads,
     held_requests: Arc<Semaphore>,
     release: Arc<Semaphore>,
 }
 
 impl TestServer {
-    fn start(count: usize) -> Self {
-        Self::start_with(count, LIMITS)
+    fn start(worker_count: usize) -> Self {
+        Self::start_with(worker_count, LIMITS)
     }
 
-    fn start_with(count: usize, limits: ConnectionLimits) -> Self {
+    fn start_with(worker_count: usize, limits: ConnectionLimits) -> Self {
         let (held_requests, release) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
-        let service = ThreadName { held_requests: Arc::clone(&held_requests), release: Arc::clone(&release) };
-        let workers = WorkerThreads::start(count).unwrap();
+        let service =
+            ThreadNameService { held_requests: Arc::clone(&held_requests), release: Arc::clone(&release) };
+        let workers = WorkerThreads::start(worker_count).unwrap();
         let drain = Drain::default();
         let server = Arc::new(Server {
             worker_pool: workers.create_pool(&drain, || service.clone()),
@@ -98,7 +98,9 @@ impl TestServer {
 
     fn listen_on_port(&self) -> SocketAddr {
         let listener = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let keychoir::server::Address::Tcp(address) = listener.address().unwrap() else { panic!("no port") };
+        let keychoir::server::Address::Tcp(address) = listener.address().unwrap() else {
+            panic!("the listener must have a TCP address")
+        };
         self.server.listen(listener, Tls::new().unwrap()).unwrap();
         address
     }
@@ -107,7 +109,7 @@ impl TestServer {
         self.server.listen(Listener::unix(path, 0o600).unwrap(), Tls::new().unwrap()).unwrap();
     }
 
-    /// Waits until this number of further requests are held.
+    /// Waits until `count` more requests are held.
     async fn wait_for_held_requests(&self, count: u32) {
         self.held_requests.acquire_many(count).await.unwrap().forget();
     }
@@ -139,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             assert_ne!(
                 self.0.read_available(&mut response).await,
                 0,
-                "the connection is closed: {response:?}"
+                "the response must be complete: {response:?}"
             );
         }
     }
@@ -151,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     async fn assert_closed(&mut self) {
         // A reset also ends the connection.
-        assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "the connection is still open");
+        assert_eq!(self.0.read(&mut [0; 256]).await.unwrap_or(0), 0, "the connection must be closed");
     }
 }
 
@@ -181,22 +183,22 @@ async fn connections_are_spread_evenly() {
     assert_eq!(workers, BTreeSet::from([0, 1, 2, 3]));
     for client in &mut clients {
         let worker = client.get().await;
-        assert_eq!(client.get().await, worker, "a connection stays on a worker that has no other requests");
+        assert_eq!(client.get().await, worker, "a connection must stay on a worker without other requests");
     }
 }
 
 #[tokio::test]
 async fn connections_of_a_unix_socket_are_spread_evenly() {
     let test = TestServer::start(2);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("k.sock");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("k.sock");
     test.listen_on_unix_socket(&path);
     let mut first = Client(UnixStream::connect(&path).await.unwrap());
     let mut second = Client(UnixStream::connect(&path).await.unwrap());
     assert_eq!(BTreeSet::from([first.get().await, second.get().await]), BTreeSet::from([0, 1]));
     test.server.drain.stop_accepting.cancel();
     test.server.accept_tasks.wait_until_ended().await;
-    assert!(!path.exists(), "the socket file is removed when its acceptor stops");
+    assert!(!path.exists(), "the socket file must be removed when its acceptor stops");
 }
 
 #[tokio::test]
@@ -214,7 +216,7 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
         client.get().await;
     }
     test.server.accept_tasks.wait_until_ended().await;
-    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+    assert!(TcpStream::connect(address).await.is_err(), "the port must be closed");
 }
 
 #[tokio::test]
@@ -245,13 +247,13 @@ async fn new_connections_go_to_the_worker_without_requests() {
     let mut new_clients = Vec::new();
     for _ in 0..3 {
         let mut second = connect(address).await;
-        assert_ne!(second.get().await, worker, "the other worker has no active request");
+        assert_ne!(second.get().await, worker, "the connection must go to the worker without a request");
         new_clients.push(second);
     }
     test.release.add_permits(1);
     assert_eq!(busy.responding_worker().await, worker);
     let mut new_client = connect(address).await;
-    assert_eq!(new_client.get().await, worker, "this worker now has fewer connections");
+    assert_eq!(new_client.get().await, worker, "the connection must go to the worker with fewer connections");
 }
 
 #[tokio::test]
@@ -260,17 +262,16 @@ async fn a_connection_without_a_request_counts_as_an_expected_request() {
     let address = test.listen_on_port();
     let mut first = connect(address).await;
     let worker = first.get().await;
-    // Four concurrent connections are spread over the workers before any of them has sent a
-    // request.
+    // Four connections are opened before any of them sends a request.
     let mut new_clients = Vec::new();
     for _ in 0..4 {
         new_clients.push(connect(address).await);
     }
-    let mut on_first_worker = 0;
+    let mut count_on_first_worker = 0;
     for client in &mut new_clients {
-        on_first_worker += usize::from(client.get().await == worker);
+        count_on_first_worker += usize::from(client.get().await == worker);
     }
-    assert_eq!(on_first_worker, 2);
+    assert_eq!(count_on_first_worker, 2);
 }
 
 #[tokio::test]
@@ -292,14 +293,18 @@ async fn an_idle_connection_moves_to_the_worker_with_fewer_requests() {
     let wait_for_move = async { while second.get().await == worker {} };
     tokio::time::timeout(Duration::from_secs(30), wait_for_move)
         .await
-        .expect("the connection moves to the other worker within the timeout");
-    assert_eq!(test.server.connection_limiter.open(), 3, "the connection keeps its permit");
+        .expect("the connection must move to the other worker");
+    assert_eq!(test.server.connection_limiter.open(), 3, "the moved connection must keep its permit");
     test.release.add_permits(1);
     busy.responding_worker().await;
-    // Requests of the connection count for its new worker.
+    // The requests of the moved connection count for its new worker.
     second.send("/hold").await;
     test.wait_for_held_requests(1).await;
-    assert_eq!(connect(address).await.get().await, worker, "the other worker has an active request");
+    assert_eq!(
+        connect(address).await.get().await,
+        worker,
+        "the connection must go to the worker without a request"
+    );
     test.release.add_permits(1);
     second.responding_worker().await;
 }
@@ -328,19 +333,19 @@ async fn a_drain_waits_for_the_requests_of_all_workers() {
     test.wait_for_held_requests(2).await;
     test.server.drain.stop_accepting.cancel();
     test.server.accept_tasks.wait_until_ended().await;
-    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+    assert!(TcpStream::connect(address).await.is_err(), "the port must be closed");
     {
-        let mut ended = std::pin::pin!(test.server.worker_pool.wait_until_requests_ended());
+        let mut requests_ended = std::pin::pin!(test.server.worker_pool.wait_until_requests_ended());
         test.release.add_permits(1);
         let remaining = tokio::select! {
             _ = first.responding_worker() => &mut second,
             _ = second.responding_worker() => &mut first,
         };
-        let is_pending = poll_fn(|cx| Poll::Ready(ended.as_mut().poll(cx).is_pending())).await;
-        assert!(is_pending, "one request is still active");
+        let is_pending = poll_fn(|cx| Poll::Ready(requests_ended.as_mut().poll(cx).is_pending())).await;
+        assert!(is_pending, "the drain must wait for the second request");
         test.release.add_permits(1);
         remaining.responding_worker().await;
-        ended.await;
+        requests_ended.await;
     }
     test.server.drain.close_idle.cancel();
     test.server.connection_tasks.wait_until_ended().await;
@@ -377,7 +382,11 @@ async fn a_panic_closes_only_its_connection() {
     broken.assert_closed().await;
     assert_eq!(steady.get().await, 0);
     assert_eq!(connect(address).await.get().await, 0);
-    assert_eq!(test.server.connection_limiter.open(), 2, "the connection with the panic releases its permit");
+    assert_eq!(
+        test.server.connection_limiter.open(),
+        2,
+        "the connection with the panic must release its permit"
+    );
 }
 
 #[tokio::test]

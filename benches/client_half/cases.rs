@@ -1,4 +1,4 @@
-//! The requests that are measured.
+//! The measured cases: requests with the framing and the size of their bodies and responses.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -10,15 +10,17 @@ pub struct Case {
     pub name: &'static str,
     method: Method,
     pub body_bytes: usize,
-    /// The sizes of the chunks of one block; without any, the answer is a small one of known length.
+    /// The sizes of the chunks of one block. If it is empty, the response is small and has a `content-length`.
     chunks: &'static [usize],
+    /// Number of blocks in the response when time is measured.
     pub blocks: usize,
-    /// Blocks where instructions are counted.
+    /// Number of blocks in the response when instructions are counted.
     pub counted_blocks: usize,
     /// The pause before each block.
     pub pause: Option<Duration>,
-    /// Requests in one round, and where instructions are counted.
+    /// Number of requests per round when time is measured.
     pub requests: usize,
+    /// Number of requests when instructions are counted.
     pub counted_requests: usize,
 }
 
@@ -95,8 +97,8 @@ pub const CASES: [Case; 7] = [
 const SMALL_BYTES: usize = 120;
 
 impl Case {
-    /// The head of its answer, with what the provider's heads have.
-    pub fn head(&self) -> String {
+    /// Returns the response head, with the headers of the provider's responses.
+    pub fn response_head(&self) -> String {
         let mut head =
             "HTTP/1.1 200 OK\r\ndate: Sun, 29 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\n".to_owned();
         let framing = match self.chunks {
@@ -120,8 +122,8 @@ impl Case {
         head + "\r\n"
     }
 
-    /// A block of its body.
-    pub fn block(&self) -> Vec<u8> {
+    /// Returns one block of the response body.
+    pub fn response_block(&self) -> Vec<u8> {
         let mut block = match self.chunks {
             [] => vec![b'x'; SMALL_BYTES],
             _ => Vec::new(),
@@ -138,19 +140,19 @@ impl Case {
         !self.chunks.is_empty()
     }
 
-    /// The end of its body.
-    pub fn tail(&self) -> &'static [u8] {
+    /// Returns the bytes that end the response body.
+    pub fn response_end(&self) -> &'static [u8] {
         if self.is_chunked() { b"0\r\n\r\n" } else { b"" }
     }
 
-    /// The bytes of its body in these blocks.
-    pub fn answer_bytes(&self, blocks: usize) -> usize {
+    /// Returns the number of body bytes in this number of blocks.
+    pub fn response_bytes(&self, blocks: usize) -> usize {
         let block = if self.chunks.is_empty() { SMALL_BYTES } else { self.chunks.iter().sum() };
         block * blocks
     }
 
-    /// Its request, as the proxy strips it.
-    pub fn request(&self, number: usize) -> UpstreamRequestHead {
+    /// Returns the request head as the proxy sends it. The path is the index of the case, which selects the response.
+    pub fn request_head(&self, index: usize) -> UpstreamRequestHead {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("accept", "*/*"),
@@ -169,7 +171,7 @@ impl Case {
         }
         UpstreamRequestHead {
             method: self.method.clone(),
-            target: format!("/{number}").parse().unwrap(),
+            target: format!("/{index}").parse().unwrap(),
             headers,
         }
     }

@@ -1,16 +1,19 @@
-//! The client half of HTTP/1.1: `keychoir::upstream` beside `hyper::client::conn::http1`, which is driven by the
-//! task of the request as ours is and reads up to 128 KiB as ours does (`hyper_half.rs`).
+//! Compares the HTTP/1.1 client `keychoir::upstream` with a client on top of `hyper::client::conn::http1`
+//! (`hyper_client.rs`), which is also driven by the task of the request and also reads up to 128 KiB.
 //!
 //! ```text
 //! cargo bench --bench client_half
 //! ```
 //!
-//! Time is measured over TCP on this machine, with the provider on threads of its own: processor time of the
-//! client's thread and time in all, in rounds in which both take turns; medians, of the ratios with the quartiles.
-//! The second table of times is with hyper's server, which relays the answers on the same thread to a client: there
-//! each piece of an answer costs, too.
-//! Instructions are counted by valgrind over a stream in memory that always does the same: those of 2 N requests
-//! without those of N. `BENCH_ROUNDS` changes the number of rounds. Linux only.
+//! The first table compares instructions per request. Valgrind counts them for N and for 2 N requests over a
+//! deterministic stream in memory, and the difference divided by N is the cost of a request.
+//!
+//! The second table compares times over TCP on this machine, with the provider on separate threads: the processor time
+//! of the client's thread, and the elapsed time. Both clients take turns in each round. The values are medians, and the
+//! ratios also have quartiles. In the third table hyper's server relays the responses to a client on the same thread,
+//! which adds a cost per body frame.
+//!
+//! `BENCH_ROUNDS` is the number of rounds. Linux only.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +29,7 @@
 mod harness;
 
 mod cases;
-mod hyper_half;
+mod hyper_client;
 mod provider;
 
 use std::convert::Infallible;
@@ -47,7 +50,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Either};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_half::HyperHalf;
+use hyper_client::HyperClient;
 use hyper_util::rt::TokioIo;
 use keychoir::body::budget::BufferBudget;
 use keychoir::body::replay::Replay;
@@ -56,18 +59,19 @@ use keychoir::policy::min_rate::MinRate;
 use keychoir::secret::ApiKey;
 use keychoir::tasks::Tasks;
 use keychoir::upstream::{Connect, Settings, TcpTlsConnector, Upstream};
-use provider::Memory;
+use provider::MemoryConnector;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
 const ROUNDS: u32 = 41;
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
-/// The pieces in which the body of a request comes, as a server reads them.
+/// A frame of a request body, with the size of a server's reads.
 const UPLOAD_CHUNK: Bytes = Bytes::from_static(&[b'x'; 64 * 1024]);
 
-/// Valgrind counts each byte of `rep movsb` as an instruction; loops copy 32 bytes with one.
-const COPIED_BY_LOOPS: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824";
+/// Disables `rep movsb` in glibc. Valgrind counts each byte of it as an instruction, whereas a loop copies 32 bytes per
+/// instruction.
+const GLIBC_COPY_SETTING: &str = "glibc.cpu.x86_rep_movsb_threshold=1073741824";
 
 const SETTINGS: Settings = Settings {
     connect_timeout: Duration::from_secs(10),
@@ -83,104 +87,124 @@ const SETTINGS: Settings = Settings {
 fn main() {
     let arguments: Vec<String> = env::args().collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--counted") {
-        let [case, side, requests] = std::array::from_fn(|next| arguments[at + 1 + next].parse().unwrap());
-        return run_counted(&CASES[case], case, SIDES[side], requests);
+        let [case, client, requests] =
+            std::array::from_fn(|offset| arguments[at + 1 + offset].parse().unwrap());
+        return run_counted(&CASES[case], case, CLIENTS[client], requests);
     }
     println!(
         "| | instructions, ours | hyper | hyper / ours | pieces, ours | hyper |\n|---|---|---|---|---|---|"
     );
-    for (at, case) in CASES.iter().enumerate() {
-        count(at, case);
+    for (index, case) in CASES.iter().enumerate() {
+        print_instructions(index, case);
     }
-    let (address, opened) = provider::start();
-    measure(address, false);
-    measure(address, true);
+    let (address, opened_connections) = provider::start();
+    print_times(address, false);
+    print_times(address, true);
     let cases = CASES.len() + CASES.iter().filter(|case| case.is_chunked()).count();
-    let connections = cases * SIDES.len() * env_number("BENCH_ROUNDS", ROUNDS) as usize;
-    assert_eq!(opened.load(Ordering::Relaxed), connections, "each side keeps its connection");
+    let connections = cases * CLIENTS.len() * env_number("BENCH_ROUNDS", ROUNDS) as usize;
+    assert_eq!(
+        opened_connections.load(Ordering::Relaxed),
+        connections,
+        "each client must reuse its connection"
+    );
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum ClientKind {
     Ours,
     Hyper,
 }
 
-const SIDES: [Side; 2] = [Side::Ours, Side::Hyper];
+const CLIENTS: [ClientKind; 2] = [ClientKind::Ours, ClientKind::Hyper];
 
-/// Both client halves over connections of `C`.
-struct ClientHalves<C: Connect> {
+/// Both clients, with connections of `C`.
+struct Clients<C: Connect> {
     ours: Upstream<C>,
-    hyper: Arc<HyperHalf<C>>,
+    hyper: Arc<HyperClient<C>>,
     key: ApiKey,
     no_buffers: BufferBudget,
 }
 
-impl<C: Connect + Clone> ClientHalves<C> {
+impl<C: Connect + Clone> Clients<C> {
     fn new(authority: Authority, connector: C) -> Self {
         Self {
             ours: Upstream::new(authority.clone(), connector.clone(), SETTINGS, Tasks::new(), None),
-            hyper: HyperHalf::new(authority, connector, SETTINGS, KEY),
+            hyper: HyperClient::new(authority, connector, SETTINGS, KEY),
             key: ApiKey::new(KEY).unwrap(),
-            // Bytes that are kept for a replay are no part of a client half.
+            // The client under test does not include the replay buffer.
             no_buffers: BufferBudget::empty(),
         }
     }
 
-    /// Serves these requests of a case; returns the pieces of their answers.
-    async fn serve(&self, side: Side, case: &Case, at: usize, blocks: usize, requests: usize) -> usize {
-        let head = case.request(at);
-        let mut chunks = 0;
+    /// Sends the requests of a case. Returns the number of frames in their response bodies.
+    async fn send(
+        &self,
+        client: ClientKind,
+        case: &Case,
+        index: usize,
+        blocks: usize,
+        requests: usize,
+    ) -> usize {
+        let head = case.request_head(index);
+        let mut frames = 0;
         for _ in 0..requests {
             let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
-            let (bytes, more) = match side {
-                Side::Ours => {
-                    let sent = self.ours.send(None, &self.key, &head, body).await;
-                    read(sent.unwrap().into_body()).await
+            let body = match client {
+                ClientKind::Ours => {
+                    let response = self.ours.send(None, &self.key, &head, body).await;
+                    read_body(response.unwrap().into_body()).await
                 }
-                Side::Hyper => read(self.hyper.send(&head, body).await.into_body()).await,
+                ClientKind::Hyper => read_body(self.hyper.send(&head, body).await.into_body()).await,
             };
-            assert_eq!(bytes, case.answer_bytes(blocks), "{}", case.name);
-            chunks += more;
+            assert_eq!(body.bytes, case.response_bytes(blocks), "{}", case.name);
+            frames += body.frames;
         }
-        chunks
+        frames
     }
 }
 
-impl ClientHalves<TcpTlsConnector> {
-    /// Relays the answers of a case through hyper's server, to a client on a thread of its own.
-    async fn relay(&self, side: Side, case: &'static Case, at: usize) {
+impl Clients<TcpTlsConnector> {
+    /// Relays the responses of a case through hyper's server to a client on a separate thread.
+    async fn relay(&self, client: ClientKind, case: &'static Case, index: usize) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        keychoir::tasks::spawn_thread("client", move || provider::ask(address, case.requests)).unwrap();
+        keychoir::tasks::spawn_thread("client", move || provider::send_requests(address, case.requests))
+            .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let head = case.request(at);
+        let head = case.request_head(index);
         let service = service_fn(|_| async {
             let body = Replay::new(UploadBody(case.body_bytes), &self.no_buffers).start_attempt();
-            Ok::<_, Infallible>(match side {
-                Side::Ours => self.ours.send(None, &self.key, &head, body).await.unwrap().map(Either::Left),
-                Side::Hyper => self.hyper.send(&head, body).await.map(Either::Right),
+            Ok::<_, Infallible>(match client {
+                ClientKind::Ours => {
+                    self.ours.send(None, &self.key, &head, body).await.unwrap().map(Either::Left)
+                }
+                ClientKind::Hyper => self.hyper.send(&head, body).await.map(Either::Right),
             })
         });
         http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.unwrap();
     }
 }
 
-/// The bytes of a body, and the pieces in which they came.
-async fn read<B>(mut body: B) -> (usize, usize)
+#[derive(Default)]
+struct ReceivedBody {
+    bytes: usize,
+    frames: usize,
+}
+
+async fn read_body<B>(mut body: B) -> ReceivedBody
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug> + Unpin,
 {
-    let (mut bytes, mut chunks) = (0, 0);
+    let mut received = ReceivedBody::default();
     while let Some(frame) = body.frame().await {
-        bytes += black_box(frame.unwrap().into_data().unwrap()).len();
-        chunks += 1;
+        received.bytes += black_box(frame.unwrap().into_data().unwrap()).len();
+        received.frames += 1;
     }
-    (bytes, chunks)
+    received
 }
 
-/// The body of a request: its bytes are there at once.
+/// A request body of this length whose bytes are available immediately.
 #[derive(Debug)]
 pub struct UploadBody(usize);
 
@@ -210,43 +234,47 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// The code under valgrind.
-fn run_counted(case: &'static Case, at: usize, side: Side, requests: usize) {
+/// Runs in a child process under valgrind. Prints the number of frames per response.
+fn run_counted(case: &'static Case, index: usize, client: ClientKind, requests: usize) {
     let authority = Authority::new(Scheme::Http, "api.example", 80, "").unwrap();
-    let halves = ClientHalves::new(authority, Memory::new(case));
-    let chunks = runtime().block_on(halves.serve(side, case, at, case.counted_blocks, requests));
-    println!("{}", chunks / requests);
+    let clients = Clients::new(authority, MemoryConnector::new(case));
+    let frames = runtime().block_on(clients.send(client, case, index, case.counted_blocks, requests));
+    println!("{}", frames / requests);
 }
 
-/// Prints the instructions of a request, and the pieces of its answer.
-fn count(at: usize, case: &Case) {
-    let of = |side: usize| {
-        let (n, chunks) = count_with_valgrind(at, side, case.counted_requests);
-        let (double, _) = count_with_valgrind(at, side, 2 * case.counted_requests);
-        ((double - n) / case.counted_requests as u64, chunks)
+/// Prints the number of instructions per request, and the number of frames per response.
+fn print_instructions(index: usize, case: &Case) {
+    let count_for = |client: usize| {
+        let (single, frames) = count_with_valgrind(index, client, case.counted_requests);
+        let (double, _) = count_with_valgrind(index, client, 2 * case.counted_requests);
+        ((double - single) / case.counted_requests as u64, frames)
     };
-    let ((ours, our_pieces), (hyper, hyper_pieces)) = (of(0), of(1));
+    let ((ours, our_frames), (hyper, hyper_frames)) = (count_for(0), count_for(1));
     let ratio = hyper as f64 / ours as f64;
-    println!("| {} | {ours} | {hyper} | {ratio:.2} | {our_pieces} | {hyper_pieces} |", case.name);
+    println!("| {} | {ours} | {hyper} | {ratio:.2} | {our_frames} | {hyper_frames} |", case.name);
 }
 
-fn count_with_valgrind(case: usize, side: usize, requests: usize) -> (u64, String) {
+/// Returns the number of instructions of `requests` requests, and the output of the child process.
+fn count_with_valgrind(case: usize, client: usize, requests: usize) -> (u64, String) {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .env("GLIBC_TUNABLES", COPIED_BY_LOOPS)
+        .env("GLIBC_TUNABLES", GLIBC_COPY_SETTING)
         .arg(env::current_exe().unwrap())
         .arg("--counted")
-        .args([case, side, requests].map(|number| number.to_string()))
+        .args([case, client, requests].map(|number| number.to_string()))
         .output()
-        .expect("instructions are counted by valgrind: apt-get install valgrind");
+        .expect("valgrind must be installed: apt-get install valgrind");
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{report}");
-    let line = report.lines().find_map(|line| line.split_once("Collected : ")).expect("a sum");
-    (line.1.trim().parse().unwrap(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    let (_, sum) = report
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .expect("the report must contain the sum");
+    (sum.trim().parse().unwrap(), String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }
 
-/// Prints the time of a request, case by case: of the client half alone, or with a server that relays its answers.
-fn measure(address: SocketAddr, is_relayed: bool) {
+/// Prints the times per request of each case, for the clients alone or with a server that relays their responses.
+fn print_times(address: SocketAddr, is_relayed: bool) {
     let name = if is_relayed { "relayed" } else { "alone" };
     println!(
         "\n| {name} | processor time, ours (µs) | hyper | hyper / ours | time in all, ours (µs) | hyper | hyper / ours |"
@@ -256,53 +284,55 @@ fn measure(address: SocketAddr, is_relayed: bool) {
     let authority = Authority::new(Scheme::Http, "127.0.0.1", address.port(), "").unwrap();
     let (runtime, connector) = (runtime(), TcpTlsConnector::new(None).unwrap());
     let cases = CASES.iter().enumerate().filter(|(_, case)| !is_relayed || case.is_chunked());
-    for (at, case) in cases {
+    for (index, case) in cases {
         let turns: Vec<_> = (0..rounds)
             .map(|round| {
-                // A connection may be slow for as long as it exists, by its windows and by the cores that its two
-                // threads run on, so each round has its own.
-                let halves = ClientHalves::new(authority.clone(), connector.clone());
-                for side in SIDES {
-                    runtime.block_on(halves.serve(side, &CASES[0], 0, 1, 1));
+                // A connection may be slow during its whole life, depending on its TCP windows and on the cores of its
+                // two threads, so each round opens new connections.
+                let clients = Clients::new(authority.clone(), connector.clone());
+                for client in CLIENTS {
+                    runtime.block_on(clients.send(client, &CASES[0], 0, 1, 1));
                 }
-                let turn = |side: Side| {
+                let turn = |client: ClientKind| {
                     let (started_at, before) = (Instant::now(), processor_time());
                     runtime.block_on(async {
-                        match is_relayed {
-                            true => halves.relay(side, case, at).await,
-                            false => drop(halves.serve(side, case, at, case.blocks, case.requests).await),
+                        if is_relayed {
+                            clients.relay(client, case, index).await;
+                        } else {
+                            clients.send(client, case, index, case.blocks, case.requests).await;
                         }
                     });
-                    let each = |span: Duration| span.as_secs_f64() * 1e6 / case.requests as f64;
-                    (each(processor_time() - before), each(started_at.elapsed()))
+                    let micros_per_request =
+                        |duration: Duration| duration.as_secs_f64() * 1e6 / case.requests as f64;
+                    (micros_per_request(processor_time() - before), micros_per_request(started_at.elapsed()))
                 };
-                // Each side begins every other round.
+                // The clients alternate in taking the first turn.
                 if round % 2 == 0 {
-                    SIDES.map(turn)
+                    CLIENTS.map(turn)
                 } else {
-                    let (hyper, ours) = (turn(Side::Hyper), turn(Side::Ours));
+                    let (hyper, ours) = (turn(ClientKind::Hyper), turn(ClientKind::Ours));
                     [ours, hyper]
                 }
             })
             .collect();
-        let row = |of: fn(&(f64, f64)) -> f64| {
-            let side = |side: usize| median(turns.iter().map(|turn| of(&turn[side])));
-            let ratios = turns.iter().map(|[ours, hyper]| of(hyper) / of(ours));
-            format!("{:.1} | {:.1} | {}", side(0), side(1), quartiles(ratios))
+        let columns = |time: fn(&(f64, f64)) -> f64| {
+            let median_of = |client: usize| median(turns.iter().map(|turn| time(&turn[client])));
+            let ratios = turns.iter().map(|[ours, hyper]| time(hyper) / time(ours));
+            format!("{:.1} | {:.1} | {}", median_of(0), median_of(1), format_quartiles(ratios))
         };
-        println!("| {} | {} | {} |", case.name, row(|turn| turn.0), row(|turn| turn.1));
+        println!("| {} | {} | {} |", case.name, columns(|times| times.0), columns(|times| times.1));
     }
 }
 
-/// The median, and the quartiles.
-fn quartiles(values: impl Iterator<Item = f64>) -> String {
+/// Formats the median, with the first and the third quartile in parentheses.
+fn format_quartiles(values: impl Iterator<Item = f64>) -> String {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let [first, median, third] = [1, 2, 3].map(|quarter| values[values.len() * quarter / 4]);
     format!("{median:.2} ({first:.2} to {third:.2})")
 }
 
-/// Processor time of this thread.
+/// Returns the processor time of this thread.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap())

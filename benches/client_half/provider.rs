@@ -1,5 +1,5 @@
-//! The other end of the connections: a thread for each TCP connection where time is measured, and a stream in
-//! memory that always does the same where instructions are counted.
+//! The provider at the other end of the connections: a thread per TCP connection when time is measured, and a
+//! deterministic stream in memory when instructions are counted.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,28 +15,28 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::cases::{CASES, Case};
 
-/// The end of a chunked body, behind a chunk.
+/// The end of the data of a chunk, and the last chunk.
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// Answers requests on a port of its own, and counts the connections.
+/// Starts a provider on a free port. Returns its address and the counter of its connections.
 pub fn start() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let opened = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&opened);
+    let opened_connections = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&opened_connections);
     keychoir::tasks::spawn_thread("provider", move || {
         for connection in listener.incoming() {
-            count.fetch_add(1, Ordering::Relaxed);
-            keychoir::tasks::spawn_thread("connection", move || answer(connection.unwrap())).unwrap();
+            counter.fetch_add(1, Ordering::Relaxed);
+            keychoir::tasks::spawn_thread("connection", move || serve(connection.unwrap())).unwrap();
         }
     })
     .unwrap();
-    (address, opened)
+    (address, opened_connections)
 }
 
-/// Answers the requests of a connection, by the case whose number is the path.
-fn answer(mut connection: TcpStream) {
+/// Serves the requests of a connection. The path of a request is the index of its case.
+fn serve(mut connection: TcpStream) {
     connection.set_nodelay(true).unwrap();
     let (mut read, mut buffer) = (Vec::new(), vec![0; 256 * 1024]);
     loop {
@@ -51,13 +51,13 @@ fn answer(mut connection: TcpStream) {
         let head = String::from_utf8_lossy(&read[..end]).into_owned();
         let path = head.split(' ').nth(1).unwrap().trim_start_matches('/');
         let case = &CASES[path.parse::<usize>().unwrap()];
-        let mut left = case.body_bytes - (read.len() - end);
-        while left > 0 {
+        let mut remaining = case.body_bytes - (read.len() - end);
+        while remaining > 0 {
             let Ok(bytes @ 1..) = connection.read(&mut buffer) else { return };
-            left -= bytes;
+            remaining -= bytes;
         }
-        let block = case.block();
-        let mut first = case.head().into_bytes();
+        let block = case.response_block();
+        let mut first = case.response_head().into_bytes();
         if case.pause.is_none() {
             first.extend_from_slice(&block);
         }
@@ -68,12 +68,12 @@ fn answer(mut connection: TcpStream) {
             }
             connection.write_all(&block).unwrap();
         }
-        connection.write_all(case.tail()).unwrap();
+        connection.write_all(case.response_end()).unwrap();
     }
 }
 
-/// A client that sends this number of requests and reads their chunked answers.
-pub fn ask(address: SocketAddr, requests: usize) {
+/// Sends this number of requests as a client, and reads their chunked responses.
+pub fn send_requests(address: SocketAddr, requests: usize) {
     let mut connection = TcpStream::connect(address).unwrap();
     connection.set_nodelay(true).unwrap();
     let mut buffer = vec![0; 256 * 1024];
@@ -82,7 +82,7 @@ pub fn ask(address: SocketAddr, requests: usize) {
         let mut end = Vec::new();
         while !end.ends_with(LAST_CHUNK) {
             let bytes = connection.read(&mut buffer).unwrap();
-            assert_ne!(bytes, 0, "the answer is complete");
+            assert_ne!(bytes, 0, "the response must be complete");
             end.extend_from_slice(&buffer[bytes.saturating_sub(LAST_CHUNK.len())..bytes]);
             end.drain(..end.len().saturating_sub(LAST_CHUNK.len()));
         }
@@ -93,70 +93,69 @@ fn find_end(read: &[u8]) -> Option<usize> {
     memchr::memmem::find(read, END_OF_HEAD).map(|at| at + END_OF_HEAD.len())
 }
 
-/// Opens streams in memory that answer by one case.
+/// Opens streams in memory that respond to the requests of one case.
 #[derive(Clone)]
-pub struct Memory {
+pub struct MemoryConnector {
     pub case: &'static Case,
-    answer: Bytes,
+    response: Bytes,
 }
 
-impl Memory {
+impl MemoryConnector {
     pub fn new(case: &'static Case) -> Self {
-        let mut answer = case.head().into_bytes();
+        let mut response = case.response_head().into_bytes();
         for _ in 0..case.counted_blocks {
-            answer.extend_from_slice(&case.block());
+            response.extend_from_slice(&case.response_block());
         }
-        answer.extend_from_slice(case.tail());
-        Self { case, answer: answer.into() }
+        response.extend_from_slice(case.response_end());
+        Self { case, response: response.into() }
     }
 }
 
-impl Connect for Memory {
-    type Io = Pipe;
+impl Connect for MemoryConnector {
+    type Io = MemoryStream;
 
-    async fn connect(&self, _: &Authority) -> Result<Pipe, ConnectError> {
-        let arrives = match self.case.pause {
-            Some(_) => self.case.block().len(),
+    async fn connect(&self, _: &Authority) -> Result<MemoryStream, ConnectError> {
+        let burst_bytes = match self.case.pause {
+            Some(_) => self.case.response_block().len(),
             None => 256 * 1024,
         };
-        let answer = self.answer.clone();
-        Ok(Pipe {
+        Ok(MemoryStream {
             body_bytes: self.case.body_bytes,
-            arrives,
-            answer,
-            rest: None,
-            left: Bytes::new(),
-            arrived: 0,
+            burst_bytes,
+            response: self.response.clone(),
+            remaining_request: None,
+            remaining_response: Bytes::new(),
+            readable_bytes: 0,
             reader: None,
         })
     }
 }
 
-/// A stream in memory.
-pub struct Pipe {
+/// A stream in memory that sends the response once it has received the complete request.
+pub struct MemoryStream {
     body_bytes: usize,
-    /// Bytes that arrive at once.
-    arrives: usize,
-    answer: Bytes,
-    /// Bytes of the request that are still to come, once its head is complete.
-    rest: Option<usize>,
-    /// What is left of the answer, and how much of it has arrived.
-    left: Bytes,
-    arrived: usize,
-    /// The task that waits for the answer.
+    /// Number of response bytes that become readable at once.
+    burst_bytes: usize,
+    response: Bytes,
+    /// Number of missing bytes of the request body, or `None` before the request head.
+    remaining_request: Option<usize>,
+    remaining_response: Bytes,
+    /// Number of readable bytes of `remaining_response`.
+    readable_bytes: usize,
+    /// The task that waits for the response.
     reader: Option<Waker>,
 }
 
-impl Pipe {
-    fn take(&mut self, bytes: &[u8]) {
-        let body = match self.rest {
-            None => bytes.len() - find_end(bytes).expect("a head comes in one piece"),
+impl MemoryStream {
+    fn receive(&mut self, bytes: &[u8]) {
+        let body = match self.remaining_request {
+            None => bytes.len() - find_end(bytes).expect("the head must be written at once"),
             Some(_) => bytes.len(),
         };
-        let rest = self.rest.unwrap_or(self.body_bytes) - body;
-        self.rest = Some(rest);
-        if rest == 0 {
-            (self.rest, self.left, self.arrived) = (None, self.answer.clone(), 0);
+        let remaining = self.remaining_request.unwrap_or(self.body_bytes) - body;
+        self.remaining_request = (remaining > 0).then_some(remaining);
+        if remaining == 0 {
+            (self.remaining_response, self.readable_bytes) = (self.response.clone(), 0);
             if let Some(reader) = self.reader.take() {
                 reader.wake();
             }
@@ -164,32 +163,32 @@ impl Pipe {
     }
 }
 
-impl AsyncRead for Pipe {
+impl AsyncRead for MemoryStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         to: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.left.is_empty() {
+        if self.remaining_response.is_empty() {
             self.reader = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        if self.arrived == 0 {
-            self.arrived = self.arrives.min(self.left.len());
+        if self.readable_bytes == 0 {
+            self.readable_bytes = self.burst_bytes.min(self.remaining_response.len());
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let bytes = self.arrived.min(to.remaining());
-        to.put_slice(&self.left[..bytes]);
-        self.left.advance(bytes);
-        self.arrived -= bytes;
+        let bytes = self.readable_bytes.min(to.remaining());
+        to.put_slice(&self.remaining_response[..bytes]);
+        self.remaining_response.advance(bytes);
+        self.readable_bytes -= bytes;
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Pipe {
+impl AsyncWrite for MemoryStream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.take(from);
+        self.receive(from);
         Poll::Ready(Ok(from.len()))
     }
 
@@ -199,7 +198,7 @@ impl AsyncWrite for Pipe {
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let filled = from.iter().filter(|slice| !slice.is_empty());
-        Poll::Ready(Ok(filled.map(|slice| (self.take(slice), slice.len()).1).sum()))
+        Poll::Ready(Ok(filled.map(|slice| (self.receive(slice), slice.len()).1).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,6 +1,6 @@
-//! The load generator. It sends requests at a fixed rate, or in sequence. At a fixed rate, the time of a request
-//! counts from its scheduled time, so that a stalling proxy does not hide delays. Each response must be a complete
-//! success.
+//! The load generator. It sends requests at a fixed rate, or each request after the previous response. At a fixed rate,
+//! latencies are measured from the scheduled time of a request, so that a stalled proxy does not hide delays. It panics
+//! unless each response is complete and has status 200.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,25 +18,25 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
+use crate::http1;
 use crate::peers::Target;
-use crate::upstream::{EPOCH, STAMP};
-use crate::wire;
+use crate::upstream::{EPOCH, STAMP_DIGITS};
 use crate::workload::{PACED_BYTES, Workload};
 
 /// The maximum number of bytes per read.
-const READ: usize = 256 * 1024;
+const MAX_READ_BYTES: usize = 256 * 1024;
 
 /// A request, and the length of its response's body.
 #[derive(Clone, Debug)]
 pub struct RequestSpec {
     pub request: Arc<[u8]>,
     pub response_bytes: u64,
-    /// Whether pieces of the response contain the time at which they were sent.
+    /// Whether each piece of the response contains the time at which it was sent.
     pub is_stamped: bool,
 }
 
 impl RequestSpec {
-    /// Returns a request with this key. A paced response takes `seconds`.
+    /// Returns a request with this key. The response to a paced request takes `seconds`.
     pub fn new(workload: Workload, key: &str, seconds: f64) -> Self {
         Self {
             request: workload.request(key, seconds),
@@ -46,13 +46,13 @@ impl RequestSpec {
     }
 }
 
-/// The results. Times in seconds from the scheduled time of the request.
+/// The results of a run. Times are in seconds from the scheduled time of the request.
 #[derive(Debug, Default)]
 pub struct LoadResults {
     pub requests: u64,
     /// Times to the first byte of a response.
     pub first_byte_times: Vec<f64>,
-    /// Times to the last byte. For paced streams, the time of each chunk since it was sent.
+    /// Times to the last byte. For paced streams, the time from sending to receiving each piece.
     pub total_times: Vec<f64>,
     pub elapsed: Duration,
 }
@@ -65,14 +65,13 @@ impl LoadResults {
     }
 }
 
-/// Connections that stay open between runs.
+/// Clients whose connections stay open between runs.
 pub struct Load {
     load_clients: Vec<LoadClient>,
 }
 
 impl Load {
-    /// Opens `load_clients` clients with one request at a time, each of which uses its connections in
-    /// turns.
+    /// Opens clients with one request at a time. Each client uses its connections in turns.
     pub async fn open(target: &Target, load_clients: u32, connections_per_client: u32) -> Self {
         let connector = target.tls.clone().map(TlsConnector::from);
         let mut load = Self { load_clients: Vec::new() };
@@ -86,7 +85,7 @@ impl Load {
         load
     }
 
-    /// Sends `rate` requests per second, by all clients together.
+    /// Sends `rate` requests per second, distributed over all clients.
     pub async fn at_rate(&mut self, request_spec: &RequestSpec, rate: u32, seconds: f64) -> LoadResults {
         let load_clients = u32::try_from(self.load_clients.len()).unwrap();
         let interval = Duration::from_secs(1) * load_clients / rate;
@@ -103,17 +102,22 @@ impl Load {
         .await
     }
 
-    /// One request by each client, spread evenly over this time.
-    pub async fn once_each(&mut self, request_spec: &RequestSpec, over: Duration) -> LoadResults {
+    /// Sends one request per client. Their start times are spread evenly over `interval`.
+    pub async fn once_each(&mut self, request_spec: &RequestSpec, interval: Duration) -> LoadResults {
         let load_clients = u32::try_from(self.load_clients.len()).unwrap();
         let begin = Instant::now() + Duration::from_millis(1);
         self.run(|index, load_client| {
-            load_client.send_at_interval(request_spec.clone(), begin + over / load_clients * index, over, 1)
+            load_client.send_at_interval(
+                request_spec.clone(),
+                begin + interval / load_clients * index,
+                interval,
+                1,
+            )
         })
         .await
     }
 
-    /// One request on each connection.
+    /// Sends one request on each connection.
     pub async fn once_per_connection(&mut self, request_spec: &RequestSpec) -> LoadResults {
         let now = Instant::now();
         self.run(|_, load_client| {
@@ -123,52 +127,58 @@ impl Load {
         .await
     }
 
-    /// Sends `each` requests on each client's connection, one client after the other; `then` runs
-    /// after each client.
-    pub async fn in_turns(&mut self, request_spec: &RequestSpec, each: u32, mut then: impl FnMut(usize)) {
+    /// Sends `count` requests per client, one client after the other. Calls `after_client` with the index of each
+    /// client after its requests.
+    pub async fn in_turns(
+        &mut self,
+        request_spec: &RequestSpec,
+        count: u32,
+        mut after_client: impl FnMut(usize),
+    ) {
         for (index, load_client) in self.load_clients.iter_mut().enumerate() {
-            for _ in 0..each {
+            for _ in 0..count {
                 load_client.request(request_spec, Instant::now(), &mut LoadResults::default()).await;
             }
-            then(index);
+            after_client(index);
         }
     }
 
     /// Adds the clients of another load.
-    pub fn join(&mut self, other: Self) {
+    pub fn append(&mut self, other: Self) {
         self.load_clients.extend(other.load_clients);
     }
 
-    /// Takes the clients at these indices out, in this order. The other clients keep their indices.
-    pub fn part(&mut self, places: &[usize]) -> Self {
+    /// Takes out the clients at these indices, in this order. The other clients keep their indices.
+    pub fn take_clients(&mut self, indices: &[usize]) -> Self {
         Self {
-            load_clients: places
+            load_clients: indices
                 .iter()
                 .map(|index| std::mem::replace(&mut self.load_clients[*index], LoadClient::new(Vec::new())))
                 .collect(),
         }
     }
 
-    /// Sends the next request after each response, for `seconds`.
+    /// Sends the next request of each client after each response, for `seconds`.
     pub async fn saturating(&mut self, request_spec: &RequestSpec, seconds: f64) -> LoadResults {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         self.run(|_, load_client| load_client.send_until(request_spec.clone(), end)).await
     }
 
-    async fn run<F>(&mut self, mut each: impl FnMut(u32, LoadClient) -> F) -> LoadResults
+    /// Runs `start` for each client in a separate task.
+    async fn run<F>(&mut self, mut start: impl FnMut(u32, LoadClient) -> F) -> LoadResults
     where
         F: Future<Output = (LoadClient, LoadResults)> + Send + 'static,
     {
         let (tasks, started_at) = (Tasks::new(), Instant::now());
-        let running: Vec<_> = (0..)
+        let client_tasks: Vec<_> = (0..)
             .zip(self.load_clients.drain(..))
-            .map(|(index, own)| tasks.spawn(each(index, own)))
+            .map(|(index, load_client)| tasks.spawn(start(index, load_client)))
             .collect();
         let mut results = LoadResults::default();
-        for one in running {
-            let (load_client, own) = one.await.unwrap();
+        for client_task in client_tasks {
+            let (load_client, client_results) = client_task.await.unwrap();
             self.load_clients.push(load_client);
-            results.add(own);
+            results.add(client_results);
         }
         results.elapsed = started_at.elapsed();
         results
@@ -193,21 +203,21 @@ async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Stream {
 struct LoadClient {
     streams: Vec<Stream>,
     /// The index of the last used connection.
-    turn: usize,
+    last_stream: usize,
     buffer: Vec<u8>,
-    clock: AsyncFd<OwnedFd>,
+    timer: AsyncFd<OwnedFd>,
 }
 
 impl LoadClient {
     fn new(streams: Vec<Stream>) -> Self {
         // The timers of tokio have a resolution of a millisecond, which is much more than the time that a proxy adds.
-        let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
-        #[expect(deprecated, reason = "an owned file is open as long as it is registered")]
-        let clock = AsyncFd::new(clock).unwrap();
-        Self { streams, turn: 0, buffer: Vec::with_capacity(READ), clock }
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK).unwrap();
+        #[expect(deprecated, reason = "an owned file descriptor stays open while it is registered")]
+        let timer = AsyncFd::new(timer).unwrap();
+        Self { streams, last_stream: 0, buffer: Vec::with_capacity(MAX_READ_BYTES), timer }
     }
 
-    /// Sends a request at each of these times, or immediately if the previous request took longer.
+    /// Sends `count` requests at their scheduled times, or immediately if the previous request took longer.
     async fn send_at_interval(
         mut self,
         request_spec: RequestSpec,
@@ -244,10 +254,10 @@ impl LoadClient {
             it_interval: Timespec::default(),
             it_value: Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) },
         };
-        timerfd_settime(&self.clock, TimerfdTimerFlags::empty(), &once).unwrap();
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).unwrap();
         loop {
-            let mut ready = self.clock.readable().await.unwrap();
-            let read = ready.try_io(|clock| Ok(rustix::io::read(clock, &mut [0_u8; 8])?));
+            let mut ready = self.timer.readable().await.unwrap();
+            let read = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0_u8; 8])?));
             if read.is_ok() {
                 return;
             }
@@ -261,34 +271,34 @@ impl LoadClient {
         scheduled_at: Instant,
         results: &mut LoadResults,
     ) {
-        self.turn = (self.turn + 1) % self.streams.len();
-        let stream = &mut self.streams[self.turn];
+        self.last_stream = (self.last_stream + 1) % self.streams.len();
+        let stream = &mut self.streams[self.last_stream];
         stream.write_all(&request_spec.request).await.unwrap();
         stream.flush().await.unwrap();
-        let (buffer, mut first) = (&mut self.buffer, None);
+        let (buffer, mut first_byte_time) = (&mut self.buffer, None);
         buffer.clear();
         let end = loop {
             read(stream, buffer).await;
-            first.get_or_insert_with(|| scheduled_at.elapsed());
-            if let Some(end) = wire::head_end(buffer) {
+            first_byte_time.get_or_insert_with(|| scheduled_at.elapsed());
+            if let Some(end) = http1::head_length(buffer) {
                 break end;
             }
         };
-        let (head, behind) = buffer.split_at(end);
+        let (head, first_bytes) = buffer.split_at(end);
         assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
-        let mut body = wire::body(head);
+        let mut body = http1::parse_body_framing(head);
         let mut payload = Payload { bytes: 0, stamp: request_spec.is_stamped.then(Vec::new), results };
-        let taken = body.take(behind, &mut |chunk| payload.take(chunk));
-        assert_eq!(taken, behind.len(), "no bytes follow a response");
+        let consumed = body.consume(first_bytes, &mut |chunk| payload.record(chunk));
+        assert_eq!(consumed, first_bytes.len(), "no bytes must follow the response");
         while !body.is_complete() {
             buffer.clear();
             read(stream, buffer).await;
-            let taken = body.take(buffer, &mut |chunk| payload.take(chunk));
-            assert_eq!(taken, buffer.len(), "no bytes follow a response");
+            let consumed = body.consume(buffer, &mut |chunk| payload.record(chunk));
+            assert_eq!(consumed, buffer.len(), "no bytes must follow the response");
         }
-        assert_eq!(payload.bytes, request_spec.response_bytes, "the response is complete");
+        assert_eq!(payload.bytes, request_spec.response_bytes, "the response must be complete");
         results.requests += 1;
-        results.first_byte_times.push(first.unwrap().as_secs_f64());
+        results.first_byte_times.push(first_byte_time.unwrap().as_secs_f64());
         if !request_spec.is_stamped {
             results.total_times.push(scheduled_at.elapsed().as_secs_f64());
         }
@@ -296,38 +306,39 @@ impl LoadClient {
 }
 
 async fn read(stream: &mut Stream, buffer: &mut Vec<u8>) {
-    assert_ne!(stream.read_buf(buffer).await.unwrap(), 0, "the connection was closed");
+    assert_ne!(stream.read_buf(buffer).await.unwrap(), 0, "the connection must stay open");
 }
 
-/// Counts the payload of a response, and parses the times in it.
+/// Counts the payload bytes of a response, and records the delay of each stamped piece.
 struct Payload<'a> {
     bytes: u64,
-    /// The digits of a piece's time received so far.
+    /// The received digits of the current piece's stamp.
     stamp: Option<Vec<u8>>,
     results: &'a mut LoadResults,
 }
 
 impl Payload<'_> {
-    fn take(&mut self, mut chunk: &[u8]) {
+    fn record(&mut self, mut chunk: &[u8]) {
         let Some(stamp) = &mut self.stamp else {
             self.bytes += chunk.len() as u64;
             return;
         };
         while !chunk.is_empty() {
-            let at = usize::try_from(self.bytes % PACED_BYTES).unwrap();
-            let own = if at < STAMP { STAMP - at } else { usize::try_from(PACED_BYTES).unwrap() - at };
-            let own = own.min(chunk.len());
-            if at < STAMP {
-                stamp.extend(&chunk[..own]);
-                if stamp.len() == STAMP {
-                    let sent: u64 = std::str::from_utf8(stamp).unwrap().parse().unwrap();
-                    let span = EPOCH.elapsed().saturating_sub(Duration::from_nanos(sent));
-                    self.results.total_times.push(span.as_secs_f64());
+            let offset = usize::try_from(self.bytes % PACED_BYTES).unwrap();
+            let is_in_stamp = offset < STAMP_DIGITS;
+            let end = if is_in_stamp { STAMP_DIGITS } else { usize::try_from(PACED_BYTES).unwrap() };
+            let length = (end - offset).min(chunk.len());
+            if is_in_stamp {
+                stamp.extend(&chunk[..length]);
+                if stamp.len() == STAMP_DIGITS {
+                    let sent_nanos: u64 = std::str::from_utf8(stamp).unwrap().parse().unwrap();
+                    let delay = EPOCH.elapsed().saturating_sub(Duration::from_nanos(sent_nanos));
+                    self.results.total_times.push(delay.as_secs_f64());
                     stamp.clear();
                 }
             }
-            self.bytes += own as u64;
-            chunk = &chunk[own..];
+            self.bytes += length as u64;
+            chunk = &chunk[length..];
         }
     }
 }

@@ -1,23 +1,24 @@
-//! Compares Keychoir with other proxies: the processor time of a request, its added latency, and the maximum rate
-//! on one core, with each proxy configured for the same work. Starts a simulated provider and each installed proxy,
-//! and sends requests to all of them in turns.
+//! Compares Keychoir with other proxies: the processor time per request, the added latency, and the maximum rate on one
+//! core, with each proxy configured for the same work. The benchmark starts a simulated provider and each installed
+//! proxy, and sends requests to all of them in turns.
 //!
 //! ```text
-//! cargo bench --bench compare                    every workload
-//! cargo bench --bench compare -- get tts         some of them
-//! cargo bench --bench compare -- tls-upstream    with TLS to the provider; tls-both: on both sides
-//! cargo bench --bench compare -- memory          memory of idle proxies and idle clients
-//! cargo bench --bench compare -- growth          Keychoir with more keys, clients, connections, cores;
-//!                                                nginx with more connections
-//! cargo bench --bench compare -- uneven          small requests beside long streams
-//! cargo bench --bench compare -- kept            requests on idle connections of one worker
-//! cargo bench --bench compare -- slow            speech requests beside clients that trickle or do not read
+//! cargo bench --bench compare                    all workloads
+//! cargo bench --bench compare -- get tts         some workloads
+//! cargo bench --bench compare -- tls-upstream    all workloads with TLS to the provider
+//! cargo bench --bench compare -- tls-both        all workloads with TLS on both sides
+//! cargo bench --bench compare -- memory          memory of idle proxies and of idle clients
+//! cargo bench --bench compare -- growth          cost per request with more keys, clients, connections
+//!                                                and cores; nginx with more connections
+//! cargo bench --bench compare -- uneven          latency of small requests during long streams
+//! cargo bench --bench compare -- kept            requests on kept-alive connections of one worker
+//! cargo bench --bench compare -- slow            latency of speech requests during slow clients
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
 //! ```
 //!
-//! `BENCH_SECONDS` (of a round) and `BENCH_ROUNDS` change how long it takes. Proxies run on the first
-//! processor, this program on the second. Linux only.
+//! The variables are `BENCH_SECONDS` (of a round), `BENCH_ROUNDS`, `BENCH_PEERS` (the compared proxies) and
+//! `BENCH_KEYCHOIR` (other builds to compare). Proxies run on the first processor, this program on the second. Linux only.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +34,8 @@
 mod harness;
 
 mod growth;
-mod kept;
+mod http1;
+mod idle_connections;
 mod load;
 mod machine;
 mod memory;
@@ -44,7 +46,6 @@ mod table;
 mod tls;
 mod uneven;
 mod upstream;
-mod wire;
 mod workload;
 
 use std::path::PathBuf;
@@ -58,10 +59,10 @@ use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
-    // `cargo bench` itself passes `--bench`.
+    // `cargo bench` also passes `--bench`.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let selection = Selection::by(&words);
-    let peers = chosen();
+    let selection = Selection::parse(&words);
+    let peers = selected_peers();
     println!("{}", machine::describe());
     for peer in &peers {
         if let Some(version) = peer.version() {
@@ -73,11 +74,11 @@ fn main() {
     let plan = Plan {
         seconds: f64::from(env_number("BENCH_SECONDS", 4)),
         rounds: env_number("BENCH_ROUNDS", 5) as usize,
-        is_saturated: true,
-        folder: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
+        measures_max_rate: true,
+        directory: PathBuf::from(env!("CARGO_TARGET_TMPDIR")),
     };
-    let folder = tempfile::tempdir_in(&plan.folder).unwrap();
-    let certificates = Certificates::make(folder.path());
+    let directory = tempfile::tempdir_in(&plan.directory).unwrap();
+    let certificates = Certificates::create(directory.path());
     let setup = Setup::new(Upstream::start(&certificates), certificates);
     for tls_mode in selection.tls_modes {
         for workload in &selection.workloads {
@@ -89,7 +90,7 @@ fn main() {
     }
 }
 
-/// The selection of the command line.
+/// The measurements that the command line selects.
 struct Selection {
     workloads: Vec<Workload>,
     tls_modes: Vec<TlsMode>,
@@ -97,7 +98,7 @@ struct Selection {
 }
 
 impl Selection {
-    fn by(words: &[String]) -> Self {
+    fn parse(words: &[String]) -> Self {
         let mut selection = Self { workloads: Vec::new(), tls_modes: Vec::new(), studies: Vec::new() };
         for word in words {
             match (&**word, Workload::ALL.into_iter().find(|workload| workload.name() == word)) {
@@ -106,9 +107,9 @@ impl Selection {
                 ("tls-upstream", None) => selection.tls_modes.push(TlsMode::TlsToProvider),
                 ("tls-both", None) => selection.tls_modes.push(TlsMode::TlsOnBothSides),
                 ("memory", None) => selection.studies.push(memory::measure),
-                ("growth", None) => selection.studies.push(growth::grow),
+                ("growth", None) => selection.studies.push(growth::measure),
                 ("uneven", None) => selection.studies.push(uneven::measure),
-                ("kept", None) => selection.studies.push(kept::measure),
+                ("kept", None) => selection.studies.push(idle_connections::measure),
                 ("slow", None) => selection.studies.push(slow::measure),
                 (word, None) => panic!("unknown measurement `{word}`"),
             }
@@ -125,7 +126,7 @@ impl Selection {
     }
 }
 
-/// One workload with all peers.
+/// Measures one workload with all peers, and prints the results.
 fn compare(plan: &Plan, peers: &[Peer], setup: &Setup, workload: Workload) {
     let entry = |peer: &Peer| Entry::new(peer.clone(), setup.clone(), workload);
     let entries: Vec<Entry> = peers.iter().filter(|peer| peer.supports(setup.tls_mode)).map(entry).collect();
@@ -137,16 +138,13 @@ fn compare(plan: &Plan, peers: &[Peer], setup: &Setup, workload: Workload) {
     };
     let title = format!("{tls_mode}{}", table::describe(plan, workload));
     let index = entries.iter().position(|entry| entry.peer == Peer::Nginx);
-    let bound = Some(workload.bound());
-    table::print(&title, &entries, &measured, &Reference { name: "nginx", index, bound });
+    let max_ratio = Some(workload.max_ratio());
+    table::print(&title, &entries, &measured, &Reference { name: "nginx", index, max_ratio });
 }
 
-/// The peers that `BENCH_PEERS` names, or all.
-fn chosen() -> Vec<Peer> {
-    let (mut peers, missing) = Peer::all();
-    for name in missing {
-        println!("{name} is not installed here and is left out");
-    }
+/// Returns the installed peers that `BENCH_PEERS` names, or all installed peers.
+fn selected_peers() -> Vec<Peer> {
+    let mut peers = Peer::find_installed();
     if let Ok(names) = std::env::var("BENCH_PEERS") {
         let names: Vec<&str> = names.split(',').collect();
         peers.retain(|peer| *peer == Peer::Direct || names.contains(&peer.name()));

@@ -1,5 +1,5 @@
-//! The rounds of a comparison. In each round every proxy has one turn, and the first turn rotates, so that other
-//! load on the machine affects all proxies equally.
+//! Runs the rounds of a comparison. In each round every proxy has one turn, and each round starts with a different proxy,
+//! so that other load on the machine affects all proxies equally.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,25 +11,28 @@ use crate::machine::OtherLoad;
 use crate::peers::{Peer, Setup, StartedPeer};
 use crate::workload::{PACED_MS, Workload};
 
-/// Unmeasured seconds before each turn.
-const WARM_SECONDS: f64 = 0.5;
+/// Seconds of unmeasured load before each turn.
+const WARM_UP_SECONDS: f64 = 0.5;
 
+/// The extent of a comparison.
 #[derive(Clone)]
 pub struct Plan {
+    /// Seconds per turn.
     pub seconds: f64,
     pub rounds: usize,
-    /// Whether the maximum throughput is measured as well.
-    pub is_saturated: bool,
-    pub folder: PathBuf,
+    /// Whether the maximum rate is measured as well.
+    pub measures_max_rate: bool,
+    /// The parent of temporary directories.
+    pub directory: PathBuf,
 }
 
-/// A proxy of the comparison.
+/// A proxy with its setup and its load.
 pub struct Entry {
     pub name: String,
     pub peer: Peer,
     pub setup: Setup,
     pub rate: u32,
-    /// The number of clients, and of connections of each.
+    /// The number of clients, each with one request at a time.
     pub load_clients: u32,
     pub connections_per_client: u32,
 }
@@ -52,64 +55,63 @@ impl Entry {
 pub struct Measured {
     pub turns: Vec<Turn>,
     /// Memory in MiB at the end.
-    pub memory: f64,
+    pub memory_mib: f64,
 }
 
-/// The results of a turn. Times in µs.
+/// The results of a turn. Times are in µs.
 #[derive(Debug)]
 pub struct Turn {
-    /// Processor time per request; per piece for paced streams.
+    /// Processor time per request, or per piece of a paced stream.
     pub cost: f64,
-    pub first_p50: f64,
+    pub first_byte_p50: f64,
     pub p50: f64,
     pub p99: f64,
-    /// The share of the machine that other programs used meanwhile.
-    pub others: f64,
-    /// Whether the rate was reached.
-    pub is_on_time: bool,
-    pub most: Option<Saturation>,
+    /// The share of all processors that other programs used during the turn.
+    pub other_load: f64,
+    pub has_reached_rate: bool,
+    pub max_rate: Option<MaxRate>,
 }
 
-/// The maximum throughput.
+/// The results at the maximum rate.
 #[derive(Debug)]
-pub struct Saturation {
-    /// Requests per second.
-    pub rate: f64,
+pub struct MaxRate {
+    pub requests_per_second: f64,
+    /// Processor time per request in µs.
     pub cost: f64,
-    /// The utilization of the processor of the proxy. If it is well below 1, the proxy was not the bottleneck.
-    pub busy: f64,
+    /// The utilization of the proxy's processor. If it is well below 1, the proxy was not the bottleneck.
+    pub utilization: f64,
 }
 
-/// All rounds of one workload, with newly started proxies.
+/// Starts the proxies and runs all rounds of one workload.
 pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measured> {
-    let folder = tempfile::tempdir_in(&plan.folder).unwrap();
+    let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let start = |(index, entry): (usize, &Entry)| {
-        entry.peer.start(&entry.setup, &folder.path().join(format!("{index}-{}", entry.name)))
+        entry.peer.start(&entry.setup, &directory.path().join(format!("{index}-{}", entry.name)))
     };
     let started_peers: Vec<Option<StartedPeer>> = entries.iter().enumerate().map(start).collect();
     let mut measured: Vec<Measured> = entries.iter().map(|_| Measured::default()).collect();
-    let mut request_spec = vec![0; started_peers.len()];
+    let mut request_counts = vec![0; started_peers.len()];
     let upstream = &entries[0].setup.upstream;
-    let (runtime, counters) = (current_thread_runtime(), upstream.requests());
+    let (runtime, requests_before) = (current_thread_runtime(), upstream.request_count());
     for round in 0..plan.rounds {
         for turn in 0..started_peers.len() {
             let index = (round + turn) % started_peers.len();
             let turn = take_turn(plan, &entries[index], workload, started_peers[index].as_ref());
             let (turn, requests) = runtime.block_on(turn);
-            request_spec[index] += requests;
+            request_counts[index] += requests;
             measured[index].turns.push(turn);
             upstream.assert_credentials_were_replaced(&entries[index].name);
         }
     }
     assert_eq!(
-        upstream.requests() - counters,
-        request_spec.iter().sum::<u64>(),
-        "each request is forwarded exactly once"
+        upstream.request_count() - requests_before,
+        request_counts.iter().sum::<u64>(),
+        "each request must be forwarded exactly once"
     );
     for (index, started_peer) in started_peers.iter().enumerate() {
         if let Some(started_peer) = started_peer {
-            measured[index].memory = started_peer.running.memory();
-            started_peer.assert_requests_are_logged(&entries[index].name, request_spec[index]);
+            measured[index].memory_mib = started_peer.running.memory();
+            started_peer.assert_requests_are_logged(&entries[index].name, request_counts[index]);
         }
     }
     measured
@@ -119,7 +121,7 @@ pub fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One turn of a proxy; returns its results and the number of requests.
+/// Runs one turn of a proxy. Returns its results and the number of sent requests.
 async fn take_turn(
     plan: &Plan,
     entry: &Entry,
@@ -129,60 +131,65 @@ async fn take_turn(
     let target = entry.setup.target(started_peer);
     let request_spec = |seconds: f64| RequestSpec::new(workload, target.key, seconds);
     let mut load = Load::open(&target, entry.load_clients, entry.connections_per_client).await;
-    // At least one request per connection: the first one of a connection costs more.
+    // The first request of a connection costs more, so each connection sends at least one request before the measurement.
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.once_per_connection(&request_spec(WARM_SECONDS)).await.requests
+            load.once_per_connection(&request_spec(WARM_UP_SECONDS)).await.requests
         }
     };
-    requests += drive(&mut load, entry, workload, &request_spec(WARM_SECONDS), WARM_SECONDS).await.requests;
+    requests +=
+        run_load(&mut load, entry, workload, &request_spec(WARM_UP_SECONDS), WARM_UP_SECONDS).await.requests;
     let request_spec = request_spec(plan.seconds);
-    let others = OtherLoad::start();
-    let (mut results, seconds) =
-        costing(started_peer, drive(&mut load, entry, workload, &request_spec, plan.seconds)).await;
-    let others = others.share(seconds);
+    let other_load = OtherLoad::start();
+    let (mut results, seconds) = measure_processor_time(
+        started_peer,
+        run_load(&mut load, entry, workload, &request_spec, plan.seconds),
+    )
+    .await;
+    let other_load = other_load.share(seconds);
     drop(load);
     requests += results.requests;
-    let mut most = None;
-    if let Some(connections) = workload.saturating().filter(|_| plan.is_saturated) {
+    let mut max_rate = None;
+    if let Some(connections) = workload.saturating_connections().filter(|_| plan.measures_max_rate) {
         let mut load = Load::open(&target, connections, 1).await;
-        requests += load.saturating(&request_spec, WARM_SECONDS / 2.0).await.requests;
+        requests += load.saturating(&request_spec, WARM_UP_SECONDS / 2.0).await.requests;
         let (results, seconds) =
-            costing(started_peer, load.saturating(&request_spec, plan.seconds / 2.0)).await;
+            measure_processor_time(started_peer, load.saturating(&request_spec, plan.seconds / 2.0)).await;
         requests += results.requests;
-        most = Some(Saturation {
-            rate: results.requests as f64 / results.elapsed.as_secs_f64(),
+        max_rate = Some(MaxRate {
+            requests_per_second: results.requests as f64 / results.elapsed.as_secs_f64(),
             cost: seconds * 1e6 / results.requests as f64,
-            busy: seconds / results.elapsed.as_secs_f64(),
+            utilization: seconds / results.elapsed.as_secs_f64(),
         });
     }
     let turn = Turn {
-        // Paced streams record a time per chunk.
+        // Paced streams record one time per piece.
         cost: seconds * 1e6 / results.total_times.len() as f64,
-        first_p50: quantile(&mut results.first_byte_times, 0.5),
+        first_byte_p50: quantile(&mut results.first_byte_times, 0.5),
         p50: quantile(&mut results.total_times, 0.5),
         p99: quantile(&mut results.total_times, 0.99),
-        others,
-        is_on_time: results.elapsed.as_secs_f64() < plan.seconds * 1.05 + 0.1,
-        most,
+        other_load,
+        has_reached_rate: results.elapsed.as_secs_f64() < plan.seconds * 1.05 + 0.1,
+        max_rate,
     };
     (turn, requests)
 }
 
-/// The responses of a run, and the processor time of the proxy in seconds.
-async fn costing(
+/// Runs a load. Returns its results and the processor time of the proxy during the run in seconds.
+async fn measure_processor_time(
     started_peer: Option<&StartedPeer>,
-    driving: impl Future<Output = LoadResults>,
+    run: impl Future<Output = LoadResults>,
 ) -> (LoadResults, f64) {
-    let used = || started_peer.map(|started_peer| started_peer.running.used());
-    let before = used();
-    let results = driving.await;
-    let seconds = used().zip(before).map_or(0.0, |(after, before)| after.since(&before));
+    let processor_time = || started_peer.map(|started_peer| started_peer.running.processor_time());
+    let before = processor_time();
+    let results = run.await;
+    let seconds = processor_time().zip(before).map_or(0.0, |(after, before)| after.since(&before));
     (results, seconds)
 }
 
-async fn drive(
+/// Runs the workload at its rate for `seconds`.
+async fn run_load(
     load: &mut Load,
     entry: &Entry,
     workload: Workload,
@@ -197,8 +204,8 @@ async fn drive(
     }
 }
 
-/// A quantile, converted from seconds to µs.
-pub fn quantile(seconds: &mut [f64], part: f64) -> f64 {
+/// Returns a quantile of times in seconds, converted to µs. Sorts the times.
+pub fn quantile(seconds: &mut [f64], fraction: f64) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    seconds[((seconds.len() as f64 * part) as usize).min(seconds.len() - 1)] * 1e6
+    seconds[((seconds.len() as f64 * fraction) as usize).min(seconds.len() - 1)] * 1e6
 }

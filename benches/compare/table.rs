@@ -5,32 +5,32 @@ use crate::peers::Peer;
 use crate::rounds::{Entry, Measured, Plan, Turn};
 use crate::workload::{PACED_BYTES, PACED_MS, Workload};
 
-/// The reference of the rows.
+/// The row that other rows are compared with.
 pub struct Reference {
     pub name: &'static str,
-    /// The index of its row.
+    /// The index of the row, or `None` if it was not measured.
     pub index: Option<usize>,
-    /// The maximum ratio for builds of Keychoir.
-    pub bound: Option<f64>,
+    /// The maximum ratio of Keychoir's cost to the cost of the reference.
+    pub max_ratio: Option<f64>,
 }
 
-/// The heading: workload, rate and connections.
+/// Returns the heading: workload, rate, connections and rounds.
 pub fn describe(plan: &Plan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
-    let what = match workload {
-        Workload::Paced => format!(
-            "{rate} streams at once, {PACED_BYTES} B every {PACED_MS} ms; of each piece and not of a request"
-        ),
+    let load = match workload {
+        Workload::Paced => {
+            format!("{rate} concurrent streams, {PACED_BYTES} B every {PACED_MS} ms; values are per piece")
+        }
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
             format!("{rate} requests/s over {connections} connections")
         }
     };
-    format!("{}: {what}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
+    format!("{}: {load}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
 }
 
 pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &Reference) {
-    let others = measured.iter().flat_map(|measured| &measured.turns).map(|turn| turn.others);
-    println!("\n{title}; others had {:.0}% of this machine", median(others) * 100.0);
+    let other_loads = measured.iter().flat_map(|measured| &measured.turns).map(|turn| turn.other_load);
+    println!("\n{title}; others had {:.0}% of this machine", median(other_loads) * 100.0);
     println!(
         "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>8}{:>7}{:>6}{:>7}",
         "",
@@ -45,29 +45,31 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &
         "busy",
         "MiB"
     );
-    let direct = entries.iter().position(|entry| entry.peer == Peer::Direct);
-    let direct = direct.map(|index| &*measured[index].turns);
-    for (index, (entry, measured_here)) in entries.iter().zip(measured).enumerate() {
+    let direct_index = entries.iter().position(|entry| entry.peer == Peer::Direct);
+    let direct_turns = direct_index.map(|index| &*measured[index].turns);
+    for (index, (entry, row_results)) in entries.iter().zip(measured).enumerate() {
         let reference_turns = reference.index.map(|index| &*measured[index].turns);
         let ratios: Vec<f64> = match reference_turns {
             Some(turns) if entry.peer != Peer::Direct && reference.index != Some(index) => {
-                measured_here.turns.iter().zip(turns).map(|(own, other)| own.cost / other.cost).collect()
+                row_results.turns.iter().zip(turns).map(|(own, other)| own.cost / other.cost).collect()
             }
             _ => Vec::new(),
         };
-        let most_ratio = reference_turns.filter(|_| !ratios.is_empty()).and_then(|turns| {
-            let pairs = measured_here.turns.iter().zip(turns);
-            let ratios =
-                pairs.filter_map(|(own, other)| Some(own.most.as_ref()?.cost / other.most.as_ref()?.cost));
+        let max_rate_ratio = reference_turns.filter(|_| !ratios.is_empty()).and_then(|turns| {
+            let pairs = row_results.turns.iter().zip(turns);
+            let ratios = pairs
+                .filter_map(|(own, other)| Some(own.max_rate.as_ref()?.cost / other.max_rate.as_ref()?.cost));
             let ratios: Vec<f64> = ratios.collect();
             (!ratios.is_empty()).then(|| median(ratios.into_iter()))
         });
-        row(entry, measured_here, direct, &ratios, most_ratio);
-        if let (Peer::Keychoir(..), Some(bound), false) = (&entry.peer, reference.bound, ratios.is_empty()) {
+        print_row(entry, row_results, direct_turns, &ratios, max_rate_ratio);
+        if let (Peer::Keychoir(..), Some(max_ratio), false) =
+            (&entry.peer, reference.max_ratio, ratios.is_empty())
+        {
             let ratio = median(ratios.iter().copied());
-            if ratio > bound {
+            if ratio > max_ratio {
                 println!(
-                    "    ABOVE ITS BOUND: {ratio:.2} beside {}, where {bound:.2} is the most",
+                    "    ABOVE ITS BOUND: {ratio:.2} beside {}, more than {max_ratio:.2}",
                     reference.name
                 );
             }
@@ -75,37 +77,44 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &
     }
 }
 
-fn row(entry: &Entry, measured: &Measured, direct: Option<&[Turn]>, ratios: &[f64], most_ratio: Option<f64>) {
+fn print_row(
+    entry: &Entry,
+    measured: &Measured,
+    direct_turns: Option<&[Turn]>,
+    ratios: &[f64],
+    max_rate_ratio: Option<f64>,
+) {
     let (turns, is_direct) = (&measured.turns, entry.peer == Peer::Direct);
     let blank = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
-    let places = if median(costs.clone()) < 200.0 { 1 } else { 0 };
-    let cost = if is_direct { blank() } else { format_median_and_range(costs, places) };
+    let decimals = if median(costs.clone()) < 200.0 { 1 } else { 0 };
+    let cost = if is_direct { blank() } else { format_median_and_range(costs, decimals) };
     let ratio = if ratios.is_empty() { blank() } else { format_median_and_range(ratios.iter().copied(), 2) };
-    // The direct connection is the baseline of the others, and its own times are absolute.
-    let added = |what: fn(&Turn) -> f64| match direct {
-        Some(direct) if !is_direct => {
-            median(turns.iter().zip(direct).map(|(own, direct)| what(own) - what(direct)))
+    // Times are relative to the direct connection. The times of the direct connection itself are absolute.
+    let added = |field: fn(&Turn) -> f64| match direct_turns {
+        Some(direct_turns) if !is_direct => {
+            median(turns.iter().zip(direct_turns).map(|(own, direct)| field(own) - field(direct)))
         }
-        _ => median(turns.iter().map(what)),
+        _ => median(turns.iter().map(field)),
     };
-    let [p50, p99, first] = [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_p50)];
-    let mut most = [blank(), blank(), most_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}")), blank()];
-    let find_program = || turns.iter().filter_map(|turn| turn.most.as_ref());
-    if find_program().next().is_some() {
-        most[0] = format!("{:.0}", median(find_program().map(|most| most.rate)));
+    let [p50, p99, first] =
+        [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_byte_p50)];
+    let max_rate_ratio = max_rate_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}"));
+    let (mut rate, mut rate_cost, mut utilization) = (blank(), blank(), blank());
+    let max_rates = || turns.iter().filter_map(|turn| turn.max_rate.as_ref());
+    if max_rates().next().is_some() {
+        rate = format!("{:.0}", median(max_rates().map(|max_rate| max_rate.requests_per_second)));
         if !is_direct {
-            most[1] = format!("{:.1}", median(find_program().map(|most| most.cost)));
-            most[3] = format!("{:.0}%", median(find_program().map(|most| most.busy)) * 100.0);
+            rate_cost = format!("{:.1}", median(max_rates().map(|max_rate| max_rate.cost)));
+            utilization = format!("{:.0}%", median(max_rates().map(|max_rate| max_rate.utilization)) * 100.0);
         }
     }
-    let [rate, its, most_ratio, busy] = most;
-    let memory = if is_direct { blank() } else { format!("{:.1}", measured.memory) };
+    let memory = if is_direct { blank() } else { format!("{:.1}", measured.memory_mib) };
     println!(
-        "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{its:>8}{most_ratio:>7}{busy:>6}{memory:>7}",
+        "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{rate_cost:>8}{max_rate_ratio:>7}{utilization:>6}{memory:>7}",
         entry.name
     );
-    if turns.iter().any(|turn| !turn.is_on_time) {
-        println!("    not every round could be driven at that rate");
+    if turns.iter().any(|turn| !turn.has_reached_rate) {
+        println!("    not every round reached the rate");
     }
 }

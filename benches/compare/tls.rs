@@ -1,5 +1,5 @@
-//! The CA of this measurement, and the TLS settings of servers and clients. All ends use one cipher
-//! suite, so that no library gains from its own preference.
+//! Creates the CA and the certificates of the comparison, and the TLS settings of servers and clients. All connections
+//! use the same cipher suite, so that the preferences of TLS libraries do not affect the results.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,47 +14,46 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 /// The paths of the certificates.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The certificate of the CA.
-    pub authority: PathBuf,
-    /// The certificate of servers on this machine.
+    pub ca_certificate: PathBuf,
+    /// The certificate of `localhost`, for the proxies and the provider.
     pub certificate: PathBuf,
     pub key: PathBuf,
-    /// Certificate and key in one file, as HAProxy requires.
+    /// The certificate and its key in one file, as HAProxy requires.
     pub pair: PathBuf,
 }
 
 impl Certificates {
-    /// Creates them in this folder.
-    pub fn make(folder: &Path) -> Self {
+    /// Creates the files in this directory.
+    pub fn create(directory: &Path) -> Self {
         let mut params = CertificateParams::default();
-        // With the same name as the CA, the certificate would look self-signed.
-        params.distinguished_name.push(DnType::CommonName, "authority of a comparison");
+        // If both had the same name, the server certificate would look self-signed.
+        params.distinguished_name.push(DnType::CommonName, "Keychoir benchmark CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority_key = KeyPair::generate().unwrap();
-        let authority = params.self_signed(&authority_key).unwrap();
-        let issuer = Issuer::new(params, authority_key);
+        let ca_key = KeyPair::generate().unwrap();
+        let ca_certificate = params.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(params, ca_key);
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
         let write = |name: &str, text: String| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::write(&path, text).unwrap();
             path
         };
         Self {
-            authority: write("authority.pem", authority.pem()),
+            ca_certificate: write("ca.pem", ca_certificate.pem()),
             certificate: write("certificate.pem", certificate.pem()),
             key: write("key.pem", key.serialize_pem()),
             pair: write("pair.pem", certificate.pem() + &key.serialize_pem()),
         }
     }
 
-    /// The settings of a server.
-    pub fn server(&self) -> Arc<ServerConfig> {
+    /// Returns the TLS settings of the provider.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
         let chain = CertificateDer::pem_file_iter(&self.certificate).unwrap();
         let chain = chain.map(|certificate| certificate.unwrap()).collect();
         let key = PrivateKeyDer::from_pem_file(&self.key).unwrap();
-        let config = ServerConfig::builder_with_provider(one_suite())
+        let config = ServerConfig::builder_with_provider(single_suite_provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
@@ -63,13 +62,13 @@ impl Certificates {
         Arc::new(config)
     }
 
-    /// The settings of a client that trusts the CA.
-    pub fn client(&self) -> Arc<ClientConfig> {
+    /// Returns the TLS settings of a client that trusts the CA.
+    pub fn client_config(&self) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
-        for authority in CertificateDer::pem_file_iter(&self.authority).unwrap() {
-            roots.add(authority.unwrap()).unwrap();
+        for ca_certificate in CertificateDer::pem_file_iter(&self.ca_certificate).unwrap() {
+            roots.add(ca_certificate.unwrap()).unwrap();
         }
-        let config = ClientConfig::builder_with_provider(one_suite())
+        let config = ClientConfig::builder_with_provider(single_suite_provider())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
@@ -78,9 +77,9 @@ impl Certificates {
     }
 }
 
-fn one_suite() -> Arc<CryptoProvider> {
+fn single_suite_provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
-    // The first suite that OpenSSL and rustls offer; the provider's front end supports it, too.
+    // OpenSSL and rustls both prefer this suite, and ElevenLabs supports it.
     provider.cipher_suites = vec![ring::cipher_suite::TLS13_AES_256_GCM_SHA384];
     Arc::new(provider)
 }

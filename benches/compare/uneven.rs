@@ -1,5 +1,5 @@
-//! The delay of small requests while long streams run on other connections. The proxy shares two processors with its
-//! clients and its provider.
+//! Measures the latency of small requests while long streams run on other connections. The proxy shares two processors
+//! with its clients and its provider.
 
 use std::time::Duration;
 
@@ -9,16 +9,17 @@ use crate::peers::{Peer, Setup, StartedPeer};
 use crate::rounds::{Plan, current_thread_runtime, quantile};
 use crate::workload::{PACED_MS, Workload};
 
+/// Small requests per second.
 const RATE: u32 = 500;
 const LOAD_CLIENTS: u32 = 16;
 
-/// The concurrent load.
+/// The concurrent streams.
 #[derive(Clone, Copy)]
 enum BackgroundLoad {
     Nothing,
-    /// A number of streams in real time.
+    /// A number of paced streams.
     Paced(u32),
-    /// A number of streams as fast as possible, in sequence.
+    /// A number of connections that each send the next stream request after each response.
     Fast(u32),
 }
 
@@ -34,13 +35,13 @@ impl BackgroundLoad {
     }
 }
 
-/// The results. Times of small requests in µs.
+/// The results of a turn. Times of small requests are in µs.
 struct Turn {
     p50: f64,
     p99: f64,
-    most: f64,
+    max: f64,
     /// The throughput of the streams in MiB per second.
-    streamed: f64,
+    stream_throughput: f64,
 }
 
 pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
@@ -54,9 +55,9 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
         "{:<18}{:<12}{:>12}{:>12}{:>12}{:>14}",
         "", "beside", "p50, µs", "p99, µs", "most, µs", "streams MiB/s"
     );
-    let folder = tempfile::tempdir_in(&plan.folder).unwrap();
+    let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let started_peers: Vec<Option<StartedPeer>> =
-        peers.iter().map(|peer| peer.start(&setup, &folder.path().join(peer.name()))).collect();
+        peers.iter().map(|peer| peer.start(&setup, &directory.path().join(peer.name()))).collect();
     for background_load in BackgroundLoad::ALL {
         let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
         for round in 0..plan.rounds {
@@ -68,15 +69,15 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
             }
         }
         for (peer, turns) in peers.iter().zip(&turns) {
-            let median_of = |what: fn(&Turn) -> f64| median(turns.iter().map(what));
+            let median_of = |field: fn(&Turn) -> f64| median(turns.iter().map(field));
             println!(
                 "{:<18}{:<12}{:>12.0}{:>12.0}{:>12.0}{:>14.1}",
                 peer.name(),
                 background_load.name(),
                 median_of(|turn| turn.p50),
                 median_of(|turn| turn.p99),
-                median_of(|turn| turn.most),
-                median_of(|turn| turn.streamed)
+                median_of(|turn| turn.max),
+                median_of(|turn| turn.stream_throughput)
             );
         }
     }
@@ -96,28 +97,28 @@ async fn take_turn(
         BackgroundLoad::Paced(count) => (Workload::Paced, count),
         BackgroundLoad::Fast(count) => (Workload::Stream, count),
     };
-    let long = RequestSpec::new(workload, target.key, seconds);
+    let stream_spec = RequestSpec::new(workload, target.key, seconds);
     let mut streams = Load::open(&target, count, 1).await;
-    let streaming = async {
+    let stream_load = async {
         match workload {
-            Workload::Paced => streams.once_each(&long, Duration::from_millis(PACED_MS)).await,
+            Workload::Paced => streams.once_each(&stream_spec, Duration::from_millis(PACED_MS)).await,
             Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-                streams.saturating(&long, seconds).await
+                streams.saturating(&stream_spec, seconds).await
             }
         }
     };
-    let small = RequestSpec::new(Workload::Get, target.key, 0.0);
-    let asking = async {
+    let request_spec = RequestSpec::new(Workload::Get, target.key, 0.0);
+    let request_load = async {
         tokio::time::sleep(Duration::from_millis(250)).await;
         let mut load = Load::open(&target, LOAD_CLIENTS, 1).await;
-        load.at_rate(&small, RATE, plan.seconds).await
+        load.at_rate(&request_spec, RATE, plan.seconds).await
     };
-    let (streamed, mut results) = tokio::join!(streaming, asking);
-    let bytes = streamed.requests * long.response_bytes;
+    let (stream_results, mut results) = tokio::join!(stream_load, request_load);
+    let bytes = stream_results.requests * stream_spec.response_bytes;
     Turn {
         p50: quantile(&mut results.total_times, 0.5),
         p99: quantile(&mut results.total_times, 0.99),
-        most: quantile(&mut results.total_times, 1.0),
-        streamed: bytes as f64 / 1024.0 / 1024.0 / seconds,
+        max: quantile(&mut results.total_times, 1.0),
+        stream_throughput: bytes as f64 / 1024.0 / 1024.0 / seconds,
     }
 }

@@ -1,5 +1,5 @@
-//! A simulated provider that costs much less than any proxy. It sends prepared responses and writes new identifiers
-//! into their heads. It checks that each request has the key of the pool and no credential of the client.
+//! A simulated provider that uses much less processor time than any proxy. It sends prepared responses with new
+//! identifiers in their heads, and checks that each request has the key of the pool and no credential of the client.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,23 +12,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::http1;
 use crate::tls::Certificates;
-use crate::wire;
 use crate::workload::{KEY, PACED_BYTES, PACED_MS, TEXT_BYTES, UPLOAD_BYTES, Workload};
 
-/// The time base of paced streams: both ends are in this process.
+/// The time base of the stamps in paced streams. The provider and the clients are in the same process.
 pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-/// Digits of a piece's time, in nanoseconds since then.
-pub const STAMP: usize = 16;
+/// The number of digits of a stamp, which is the time of a piece in nanoseconds since `EPOCH`.
+pub const STAMP_DIGITS: usize = 16;
 
-/// Bytes of a chunk, similar to the provider's writes.
-const CHUNK: usize = 8 * 1024;
-/// Maximum bytes per read: most of the input are uploads.
-const READ: usize = 256 * 1024;
+/// Bytes per chunk, similar to the chunks of the provider.
+const CHUNK_BYTES: usize = 8 * 1024;
+/// Maximum bytes per read. It is large, because most of the input are uploads.
+const MAX_READ_BYTES: usize = 256 * 1024;
 /// The placeholder for the digits of an identifier.
-const BLANK: &[u8] = b"################";
+const PLACEHOLDER: &[u8] = b"################";
 
-/// Its addresses and counters.
+/// The addresses and counters of the simulated provider.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     pub address: SocketAddr,
@@ -44,7 +44,7 @@ struct Counters {
 }
 
 impl Upstream {
-    /// Listens on a thread of its own until the program ends.
+    /// Starts the provider on a separate thread. It runs until the program ends.
     pub fn start(certificates: &Certificates) -> Self {
         LazyLock::force(&EPOCH);
         let (listener, tls_listener) = (listener(), listener());
@@ -54,7 +54,7 @@ impl Upstream {
             tls_address: tls_listener.local_addr().unwrap(),
             counters: Arc::clone(&counters),
         };
-        let acceptor = TlsAcceptor::from(certificates.server());
+        let acceptor = TlsAcceptor::from(certificates.server_config());
         tasks::spawn_thread("upstream", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let responses = Arc::new(PreparedResponses::new());
@@ -67,17 +67,17 @@ impl Upstream {
         upstream
     }
 
-    /// Requests so far.
-    pub fn requests(&self) -> u64 {
+    /// Returns the number of requests since the start.
+    pub fn request_count(&self) -> u64 {
         self.counters.requests.load(Relaxed)
     }
 
-    /// Panics if a request had the wrong credentials.
-    pub fn assert_credentials_were_replaced(&self, by: &str) {
+    /// Panics if a request had wrong credentials or an incomplete body.
+    pub fn assert_credentials_were_replaced(&self, peer_name: &str) {
         let invalid_requests = self.counters.invalid_requests.load(Relaxed);
         assert_eq!(
             invalid_requests, 0,
-            "{by}: {invalid_requests} requests came without the key, with the client's, or in part"
+            "{peer_name} must replace the credentials and forward complete bodies"
         );
     }
 }
@@ -102,35 +102,38 @@ async fn accept(
         match &acceptor {
             None => drop(tasks.spawn(serve(stream, responses, counters))),
             Some(acceptor) => {
-                let accepting = acceptor.accept(stream);
-                tasks.spawn(async move { serve(accepting.await.ok()?, responses, counters).await });
+                let handshake = acceptor.accept(stream);
+                tasks.spawn(async move { serve(handshake.await.ok()?, responses, counters).await });
             }
         }
     }
 }
 
-/// One prepared response: each connection copies its head, to write identifiers into it.
+/// A prepared response. Each connection has a copy of its start, to write identifiers into the head.
 #[derive(Clone)]
 struct PreparedResponse {
-    begin: Vec<u8>,
-    blanks: Vec<usize>,
-    /// The part that is not copied.
+    /// The head and the first bytes of the body.
+    start: Vec<u8>,
+    /// The indices of the placeholders in `start`.
+    placeholders: Vec<usize>,
+    /// The remaining body, which all connections share.
     rest: Arc<[u8]>,
 }
 
 impl PreparedResponse {
     fn new(head: &str, body: &[u8]) -> Self {
-        let own = body.len().min(2 * CHUNK);
-        let begin = [head.as_bytes(), b"\r\n", &body[..own]].concat();
-        let blanks = memmem::find_iter(&begin, BLANK).collect();
-        Self { begin, blanks, rest: body[own..].into() }
+        let (body_start, rest) = body.split_at(body.len().min(2 * CHUNK_BYTES));
+        let start = [head.as_bytes(), b"\r\n", body_start].concat();
+        let placeholders = memmem::find_iter(&start, PLACEHOLDER).collect();
+        Self { start, placeholders, rest: rest.into() }
     }
 
     async fn write(&mut self, stream: &mut (impl AsyncWrite + Unpin), number: u64) -> Option<()> {
-        for at in &self.blanks {
-            self.begin[*at..*at + BLANK.len()].copy_from_slice(format!("{number:016}").as_bytes());
+        for index in &self.placeholders {
+            self.start[*index..*index + PLACEHOLDER.len()]
+                .copy_from_slice(format!("{number:016}").as_bytes());
         }
-        stream.write_all(&self.begin).await.ok()?;
+        stream.write_all(&self.start).await.ok()?;
         if !self.rest.is_empty() {
             stream.write_all(&self.rest).await.ok()?;
         }
@@ -138,7 +141,7 @@ impl PreparedResponse {
     }
 }
 
-/// The prepared responses, by request.
+/// The prepared responses, by workload.
 #[derive(Clone)]
 struct PreparedResponses {
     get: PreparedResponse,
@@ -171,57 +174,59 @@ impl PreparedResponses {
         let upload = upload + "character-cost: 90\r\nrequest-id: Rq################\r\n";
         Self {
             get: PreparedResponse::new(&get, settings.as_bytes()),
-            tts: PreparedResponse::new(&speech, &chunked(bytes(Workload::Tts))),
-            stream: PreparedResponse::new(&speech, &chunked(bytes(Workload::Stream))),
+            tts: PreparedResponse::new(&speech, &chunked_audio(bytes(Workload::Tts))),
+            stream: PreparedResponse::new(&speech, &chunked_audio(bytes(Workload::Stream))),
             upload: PreparedResponse::new(&upload, words.as_bytes()),
             paced: PreparedResponse::new(&speech, &[]),
         }
     }
 }
 
-/// Audio of this length in chunks, including the last chunk.
-fn chunked(mut length: usize) -> Vec<u8> {
+/// Encodes audio of this length in chunks, including the last chunk.
+fn chunked_audio(mut length: usize) -> Vec<u8> {
     let mut body = Vec::new();
     while length > 0 {
-        let own = length.min(CHUNK);
-        body.extend(format!("{own:x}\r\n").as_bytes());
-        body.resize(body.len() + own, 0xaa);
+        let chunk_length = length.min(CHUNK_BYTES);
+        body.extend(format!("{chunk_length:x}\r\n").as_bytes());
+        body.resize(body.len() + chunk_length, 0xaa);
         body.extend(b"\r\n");
-        length -= own;
+        length -= chunk_length;
     }
     body.extend(b"0\r\n\r\n");
     body
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends. Returns `None` at its end.
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     responses: Arc<PreparedResponses>,
     counters: Arc<Counters>,
 ) -> Option<()> {
     let mut responses = PreparedResponses::clone(&responses);
-    let mut buffer = Vec::with_capacity(READ);
+    let mut buffer = Vec::with_capacity(MAX_READ_BYTES);
     loop {
         buffer.clear();
         let end = loop {
-            some(stream.read_buf(&mut buffer).await.ok()?)?;
-            if let Some(end) = wire::head_end(&buffer) {
+            read_some(&mut stream, &mut buffer).await?;
+            if let Some(end) = http1::head_length(&buffer) {
                 break end;
             }
         };
-        let (head, behind) = buffer.split_at(end);
+        let (head, first_bytes) = buffer.split_at(end);
         let number = counters.requests.fetch_add(1, Relaxed);
         let (has_only_the_pool_key, mut body, received_request) =
-            (has_only_the_pool_key(head), wire::body(head), ReceivedRequest::by(head));
-        let (mut count, mut taken) = (behind.len(), 0);
-        let mut payload = |chunk: &[u8]| taken += chunk.len();
-        assert_eq!(body.take(behind, &mut payload), count, "nothing follows before the answer");
+            (has_only_the_pool_key(head), http1::parse_body_framing(head), ReceivedRequest::parse(head));
+        let mut body_bytes = 0;
+        let mut payload = |chunk: &[u8]| body_bytes += chunk.len();
+        let consumed = body.consume(first_bytes, &mut payload);
+        assert_eq!(consumed, first_bytes.len(), "requests must not be pipelined");
         while !body.is_complete() {
             buffer.clear();
-            count = some(stream.read_buf(&mut buffer).await.ok()?)?;
-            assert_eq!(body.take(&buffer, &mut payload), count, "nothing follows before the answer");
+            read_some(&mut stream, &mut buffer).await?;
+            let consumed = body.consume(&buffer, &mut payload);
+            assert_eq!(consumed, buffer.len(), "requests must not be pipelined");
         }
-        if !has_only_the_pool_key || taken != received_request.body_bytes() {
+        if !has_only_the_pool_key || body_bytes != received_request.body_bytes() {
             counters.invalid_requests.fetch_add(1, Relaxed);
         }
         match received_request {
@@ -231,19 +236,19 @@ async fn serve(
             ReceivedRequest::Upload => responses.upload.write(&mut stream, number).await?,
             ReceivedRequest::Paced(chunks) => {
                 responses.paced.write(&mut stream, number).await?;
-                pace(&mut stream, chunks).await?;
+                write_paced_chunks(&mut stream, chunks).await?;
             }
         }
     }
 }
 
-/// `None` at the end of a connection.
-fn some(count: usize) -> Option<usize> {
-    (count > 0).then_some(count)
+/// Reads at least one byte. Returns `None` at the end of the connection.
+async fn read_some(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<()> {
+    (stream.read_buf(buffer).await.ok()? > 0).then_some(())
 }
 
-/// Writes `chunks` pieces, each at its time and with that time in it.
-async fn pace(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()> {
+/// Writes `chunks` pieces, each at its scheduled time and with a stamp of its actual time.
+async fn write_paced_chunks(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()> {
     let begin = Instant::now();
     let mut chunk = format!("{PACED_BYTES:x}\r\n").into_bytes();
     let stamp = chunk.len();
@@ -252,7 +257,7 @@ async fn pace(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()>
     for number in 0..chunks {
         tokio::time::sleep_until((begin + Duration::from_millis(PACED_MS) * number).into()).await;
         let now = format!("{:016}", EPOCH.elapsed().as_nanos());
-        chunk[stamp..stamp + STAMP].copy_from_slice(now.as_bytes());
+        chunk[stamp..stamp + STAMP_DIGITS].copy_from_slice(now.as_bytes());
         stream.write_all(&chunk).await.ok()?;
         stream.flush().await.ok()?;
     }
@@ -260,13 +265,16 @@ async fn pace(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()>
     stream.flush().await.ok()
 }
 
-/// Whether the head has the pool's key and no credential of the client.
+/// Returns whether the head has the key of the pool and no credential of the client.
 fn has_only_the_pool_key(head: &[u8]) -> bool {
     let mut keys = 0;
-    for (name, value) in wire::headers(head) {
+    for (name, value) in http1::headers(head) {
         match name.len() {
             10 if name.eq_ignore_ascii_case(b"xi-api-key") => {
-                keys += if value.starts_with(KEY.as_bytes()) { 1 } else { 100 };
+                if !value.starts_with(KEY.as_bytes()) {
+                    return false;
+                }
+                keys += 1;
             }
             13 if name.eq_ignore_ascii_case(b"authorization") => return false,
             16 if name.eq_ignore_ascii_case(b"x-keychoir-token") => return false,
@@ -294,7 +302,7 @@ impl ReceivedRequest {
         }
     }
 
-    fn by(head: &[u8]) -> Self {
+    fn parse(head: &[u8]) -> Self {
         let line = std::str::from_utf8(&head[..memchr::memchr(b'\r', head).unwrap()]).unwrap();
         let target = line.split(' ').nth(1).unwrap();
         let chunks = target.split_once("pieces=").map(|(_, chunks)| chunks.parse().unwrap());

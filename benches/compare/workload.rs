@@ -1,30 +1,32 @@
-//! The workloads: five typical requests of apps, with their rates.
+//! The workloads: five typical requests of apps, with their rates and the number of their connections.
 
 use std::sync::Arc;
 
-/// The prefix of the pool's keys, which no client knows; the first key has no suffix.
+/// The prefix of the pool's keys, and the first key, which has no suffix.
 pub const KEY: &str = "sk_bench_key_of_the_pool";
-/// The client's token, which the SDK sends in place of its key.
+/// The prefix of the client tokens, and the first token. Clients send it as their key.
 pub const TOKEN: &str = "a-token-of-the-client-0123456789";
-/// Bytes of one piece of a paced stream, and the interval of pieces.
+/// The size of the pieces of a paced stream.
 pub const PACED_BYTES: u64 = 1024;
+/// The interval between the pieces of a paced stream.
 pub const PACED_MS: u64 = 20;
 
-/// Bytes of the body of a speech request, and of an upload.
+/// The body length of a speech request.
 pub const TEXT_BYTES: usize = 200;
+/// The body length of an upload.
 pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
-    /// A small document.
+    /// A small JSON document.
     Get,
     /// A short speech, as one response.
     Tts,
-    /// A long speech, as fast as possible.
+    /// A long speech, streamed as fast as possible.
     Stream,
     /// An upload to be transcribed.
     Upload,
-    /// Speech streams in real time.
+    /// Long speech, streamed in real time.
     Paced,
 }
 
@@ -41,8 +43,8 @@ impl Workload {
         }
     }
 
-    /// The maximum ratio of Keychoir's cost to nginx's.
-    pub fn bound(self) -> f64 {
+    /// Returns the maximum ratio of Keychoir's cost to nginx's cost.
+    pub fn max_ratio(self) -> f64 {
         match self {
             Self::Get | Self::Tts => 1.0,
             Self::Stream | Self::Paced => 0.95,
@@ -50,8 +52,8 @@ impl Workload {
         }
     }
 
-    /// Requests per second, well below the maximum of the slowest peer on one core; for paced
-    /// streams, the number of concurrent ones.
+    /// Returns the number of requests per second, which is well below the maximum of the slowest peer on one core. For
+    /// paced streams, returns the number of concurrent streams.
     pub fn rate(self) -> u32 {
         match self {
             Self::Get => 3_000,
@@ -62,7 +64,7 @@ impl Workload {
         }
     }
 
-    /// Connections used at that rate.
+    /// Returns the number of connections at this rate.
     pub fn connections(self) -> u32 {
         match self {
             Self::Get | Self::Tts => 48,
@@ -71,8 +73,8 @@ impl Workload {
         }
     }
 
-    /// Connections that send the next request after each response; `None` for paced streams.
-    pub fn saturating(self) -> Option<u32> {
+    /// Returns the number of connections with which the maximum rate is measured. Returns `None` for paced streams.
+    pub fn saturating_connections(self) -> Option<u32> {
         match self {
             Self::Get | Self::Tts => Some(32),
             Self::Stream => Some(8),
@@ -81,7 +83,7 @@ impl Workload {
         }
     }
 
-    /// Bytes of the response's body; of a paced one, over `seconds`.
+    /// Returns the length of the response body. A paced response takes `seconds`.
     pub fn response_bytes(self, seconds: f64) -> u64 {
         match self {
             Self::Get => 300,
@@ -92,7 +94,7 @@ impl Workload {
         }
     }
 
-    /// The whole request in the form of the provider's Python SDK, with this key.
+    /// Returns the complete request of the provider's Python SDK with this key.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
         let chunks = self.response_bytes(seconds) / PACED_BYTES;
@@ -100,18 +102,18 @@ impl Workload {
             Self::Get => (format!("GET /v1/voices/{voice}/settings"), "", Vec::new()),
             Self::Tts => {
                 let path = format!("POST /v1/text-to-speech/{voice}?output_format=mp3_44100_128");
-                (path, "application/json", text())
+                (path, "application/json", speech_body())
             }
             Self::Stream => {
                 let path = format!("POST /v1/text-to-speech/{voice}/stream?output_format=mp3_44100_128");
-                (path, "application/json", text())
+                (path, "application/json", speech_body())
             }
             Self::Upload => {
-                ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", recording())
+                ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", upload_body())
             }
             Self::Paced => {
                 let path = format!("POST /v1/text-to-speech/{voice}/stream?pieces={chunks}");
-                (path, "application/json", text())
+                (path, "application/json", speech_body())
             }
         };
         let mut request = format!(
@@ -129,15 +131,15 @@ impl Workload {
     }
 }
 
-/// The body of a speech request.
-fn text() -> Vec<u8> {
+/// Returns the body of a speech request.
+fn speech_body() -> Vec<u8> {
     let plain =
         r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;
     format!("{plain}{}}}", " ".repeat(TEXT_BYTES - 1 - plain.len())).into_bytes()
 }
 
-/// A form with a file.
-fn recording() -> Vec<u8> {
+/// Returns a form with an audio file.
+fn upload_body() -> Vec<u8> {
     let mut form = b"--b0b0b0\r\ncontent-disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v1\r\n\
         --b0b0b0\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\
         content-type: audio/mpeg\r\n\r\n"

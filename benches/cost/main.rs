@@ -1,17 +1,17 @@
-//! The number of instructions of each pure step of the request path, compared with the limits in `bounds.txt`.
+//! Counts the instructions of each pure step of the request path, and compares the counts with the limits in
+//! `bounds.txt`.
 //!
-//! Time is noisy on a shared machine; a count of instructions is not. Valgrind counts those of N
-//! calls and of 2 N calls: the difference divided by N is the cost of a call, without the setup
-//! before and the cleanup after them. The median of several such differences counts, because the
-//! allocator sometimes consolidates its memory.
+//! Times vary on a shared machine, but instruction counts do not. Valgrind counts the instructions of N calls and of
+//! 2 N calls. The difference divided by N is the cost of a call without setup and cleanup. The result is the median of
+//! several differences, because the allocator sometimes consolidates its memory.
 //!
 //! ```text
 //! make test-cost      # compares
 //! make record-cost    # records the measured values as the new bounds
 //! ```
 //!
-//! Valgrind's processor has no SHA-256 instructions, so the parts that hash (`authenticate`, `names`)
-//! cost several thousand here and a hundred nanoseconds on real processors.
+//! Valgrind's virtual processor has no SHA-256 instructions, so steps that hash (`authenticate`, `identifiers`) take
+//! several thousand instructions here, but only a hundred nanoseconds on a real processor.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,8 +21,8 @@
     reason = "a benchmark prints its results, and ends at a failed expectation"
 )]
 
-#[path = "../parts/mod.rs"]
-mod parts;
+#[path = "../request_steps/mod.rs"]
+mod request_steps;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,17 +31,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
 
-use parts::PARTS;
+use request_steps::STEPS;
 
-/// N: few enough to be quick, and enough to average rare events.
+/// N. It is small enough to be quick, and large enough to average rare events.
 const CALLS: usize = 64;
-/// Number of differences, of which the median counts.
+/// Number of differences, of which the median is the result.
 const SAMPLES: usize = 3;
-/// Freed memory is kept for the next allocation of its size. Without this glibc joins and splits
-/// chunks depending on their layout, and runs differ by a tenth.
+/// Makes glibc keep freed memory for the next allocation of the same size. Otherwise it merges and splits chunks
+/// depending on their layout, and runs differ by a tenth.
 const GLIBC_CACHE_SETTING: &str = "glibc.malloc.tcache_count=60000";
-/// Tolerance above the recorded cost, in percent and in instructions: compilers and libraries
-/// differ a little.
+/// Tolerance above the recorded cost, in percent and in instructions, because compilers and libraries differ slightly.
 const SLACK_PERCENT: u64 = 10;
 const SLACK_INSTRUCTIONS: u64 = 30;
 
@@ -57,42 +56,42 @@ fn main() -> ExitCode {
         println!("recorded in {}", bounds_path().display());
         return ExitCode::SUCCESS;
     }
-    if compare(&measured, &recorded()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if compare(&measured, &read_bounds()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The code under valgrind: each part N times, then 2 N times, in turns with the same start.
+/// Runs in a child process under valgrind: each step N times, then 2 N times, with the same initial state.
 fn run_all() {
-    for part in PARTS {
+    for step in STEPS {
         for _ in 0..SAMPLES {
-            let stage = (part.set_up)();
-            stage(CALLS)();
+            let prepare = (step.set_up)();
+            prepare(CALLS)();
             for count in [CALLS, 2 * CALLS] {
-                run_counted(stage(count));
+                run_counted(prepare(count));
                 dump_counts(count);
             }
         }
     }
 }
 
-/// Valgrind counts the instructions of this function.
+/// Runs the prepared calls. Valgrind counts the instructions of this function.
 #[inline(never)]
-fn run_counted(work: Box<dyn FnOnce()>) {
-    work();
+fn run_counted(calls: Box<dyn FnOnce()>) {
+    calls();
 }
 
-/// Valgrind writes a dump before this function runs.
+/// Makes valgrind write a dump, which it does before this function runs.
 #[inline(never)]
 fn dump_counts(count: usize) {
     black_box(count);
 }
 
-/// Instructions per call, part by part. `None`, with a message, when nothing can be measured.
+/// Returns the number of instructions per call of each step. Prints an error and returns `None` if valgrind fails.
 fn measure() -> Option<Vec<(&'static str, u64)>> {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--collect-atstart=no"])
         .args(["--toggle-collect=cost::run_counted*", "--dump-before=cost::dump_counts*"])
-        .arg(format!("--callgrind-out-file={}", folder.path().join("out").display()))
+        .arg(format!("--callgrind-out-file={}", directory.path().join("out").display()))
         .env("GLIBC_TUNABLES", GLIBC_CACHE_SETTING)
         .arg(env::current_exe().unwrap())
         .arg("--counted")
@@ -108,23 +107,23 @@ fn measure() -> Option<Vec<(&'static str, u64)>> {
         println!("valgrind failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
         return None;
     }
-    let sum = |dump: usize| total(&folder.path().join(format!("out.{dump}")));
-    let costs = PARTS.iter().enumerate().map(|(at, part)| {
-        let mut costs: [u64; SAMPLES] = std::array::from_fn(|turn| {
-            let before = 2 * (at * SAMPLES + turn);
-            sum(before + 2).saturating_sub(sum(before + 1)) / CALLS as u64
+    let read_total = |dump: usize| read_total(&directory.path().join(format!("out.{dump}")));
+    let costs = STEPS.iter().enumerate().map(|(index, step)| {
+        let mut samples: [u64; SAMPLES] = std::array::from_fn(|sample| {
+            let previous_dumps = 2 * (index * SAMPLES + sample);
+            read_total(previous_dumps + 2).saturating_sub(read_total(previous_dumps + 1)) / CALLS as u64
         });
-        costs.sort_unstable();
-        (part.name, costs[SAMPLES / 2])
+        samples.sort_unstable();
+        (step.name, samples[SAMPLES / 2])
     });
     Some(costs.collect())
 }
 
-/// The sum in a dump.
-fn total(dump: &Path) -> u64 {
-    let text = fs::read_to_string(dump).expect("valgrind writes a dump for each run");
-    let line = text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a dump has a sum");
-    line.trim().parse().unwrap()
+/// Returns the total number of instructions in a dump.
+fn read_total(dump: &Path) -> u64 {
+    let text = fs::read_to_string(dump).expect("valgrind must write a dump for each run");
+    let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
+    total.expect("the dump must contain the total").trim().parse().unwrap()
 }
 
 fn bounds_path() -> PathBuf {
@@ -133,7 +132,7 @@ fn bounds_path() -> PathBuf {
 
 const HEADER: &str = "\
 # Instructions of each pure step of the request path, as recorded by `make record-cost`.
-# `make test-cost` fails when a part takes a tenth more.
+# `make test-cost` fails when a step takes a tenth more.
 ";
 
 fn format_table(measured: &[(&str, u64)]) -> String {
@@ -144,7 +143,7 @@ fn format_table(measured: &[(&str, u64)]) -> String {
     text
 }
 
-fn recorded() -> BTreeMap<String, u64> {
+fn read_bounds() -> BTreeMap<String, u64> {
     let text = fs::read_to_string(bounds_path()).unwrap_or_default();
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let pair = |line: &str| {
@@ -168,7 +167,7 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
         if *cost > bound {
             writeln!(
                 violations,
-                "`{name}` takes {cost} instructions, {bound} are its bound ({before} were recorded)"
+                "`{name}` takes {cost} instructions, more than its bound of {bound} ({before} were recorded)"
             )
             .unwrap();
         }
@@ -176,7 +175,7 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
     for name in
         recorded.keys().filter(|name| measured.iter().all(|(measured_name, _)| measured_name != *name))
     {
-        writeln!(violations, "`{name}` has a bound and is measured no more: `make record-cost`").unwrap();
+        writeln!(violations, "`{name}` has a bound, but is no longer measured: `make record-cost`").unwrap();
     }
     if violations.is_empty() {
         return true;

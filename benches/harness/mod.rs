@@ -13,7 +13,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Returns the number in an environment variable, or `default`.
 pub fn env_number(name: &str, default: u32) -> u32 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a whole number"))
+    std::env::var(name).map_or(default, |text| text.parse().expect("the value must be a whole number"))
 }
 
 pub fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -48,7 +48,7 @@ pub fn start_simulator(keys: &[String]) -> RunningProgram {
 
 /// Starts a proxy that logs only its address.
 pub fn start_proxy(command: &mut Command) -> RunningProgram {
-    // Requests are not logged, because this work would hide the measured work.
+    // Requests are not logged, because the cost of logging would hide the measured cost.
     command
         .env("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info")
         .env("KEYCHOIR_LOG__FORMAT", "ascii")
@@ -76,7 +76,7 @@ impl RunningProgram {
                 let address = line.unwrap().split_once(" at http://")?.1.to_owned();
                 address.split_whitespace().next()?.trim_end_matches('/').parse().ok()
             })
-            .expect("the program logs its address");
+            .expect("the program must log its address");
         // The rest of the log is read, so that the program does not block on a full pipe.
         keychoir::tasks::spawn_thread("log reader", move || lines.for_each(drop)).unwrap();
         Self { child, address }
@@ -94,7 +94,7 @@ impl RunningProgram {
         };
         let started_at = Instant::now();
         while !has_line() {
-            assert!(started_at.elapsed() < Duration::from_secs(60), "the metrics never contain: {line}");
+            assert!(started_at.elapsed() < Duration::from_secs(60), "the metrics must contain: {line}");
         }
     }
 
@@ -108,8 +108,8 @@ impl RunningProgram {
         fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Returns the folder of the process in /proc.
-    pub fn proc_folder(&self) -> String {
+    /// Returns the directory of the process in /proc.
+    pub fn proc_directory(&self) -> String {
         format!("/proc/{}", self.child.id())
     }
 

@@ -1,5 +1,5 @@
-//! Blanks the credentials in an arbitrary WebSocket message that is split at arbitrary positions. The output has the
-//! same length and lacks only the credentials. The character count must not depend on the split.
+//! Blanks the credentials in an arbitrary WebSocket message that is split at arbitrary positions. The output must have
+//! the same length and lack only the credentials. The character count must not depend on the split.
 
 #![no_main]
 
@@ -14,13 +14,14 @@ const MARKER: &str = "sk_marker_5d41402abc4b2a76b9719d911017c592";
 
 #[derive(Arbitrary, Debug)]
 struct Case {
-    text: Text,
-    cuts: Vec<u8>,
+    message: Message,
+    /// The lengths of the pieces, except the last piece.
+    piece_lengths: Vec<u8>,
 }
 
 #[derive(Arbitrary, Debug)]
-enum Text {
-    Any(Vec<u8>),
+enum Message {
+    Bytes(Vec<u8>),
     Object(Vec<Member>),
 }
 
@@ -28,6 +29,7 @@ enum Text {
 #[derive(Arbitrary, Debug)]
 struct Member {
     name: Name,
+    /// Each set bit escapes a character of the name.
     escapes: u16,
     whitespace: [Whitespace; 4],
     value: Json,
@@ -35,13 +37,17 @@ struct Member {
 
 #[derive(Arbitrary, Debug)]
 enum Name {
-    Credential { which: u8, upper: u16 },
+    /// One of `NAMES`. Each set bit of `uppercase` makes a letter uppercase.
+    Credential { index: u8, uppercase: u16 },
     Text,
     Other(String),
 }
 
 #[derive(Arbitrary, Debug)]
-struct Whitespace(u8, u8);
+struct Whitespace {
+    count: u8,
+    kind: u8,
+}
 
 #[derive(Arbitrary, Debug)]
 enum Json {
@@ -56,11 +62,11 @@ enum Json {
 impl Name {
     fn unescaped(&self) -> String {
         match self {
-            Self::Credential { which, upper } => {
-                let name = NAMES[usize::from(*which) % NAMES.len()];
+            Self::Credential { index, uppercase } => {
+                let name = NAMES[usize::from(*index) % NAMES.len()];
                 let letters = name.chars().enumerate();
                 letters
-                    .map(|(at, c)| if upper >> (at % 16) & 1 == 1 { c.to_ascii_uppercase() } else { c })
+                    .map(|(at, c)| if uppercase >> (at % 16) & 1 == 1 { c.to_ascii_uppercase() } else { c })
                     .collect()
             }
             Self::Text => "text".to_owned(),
@@ -86,26 +92,26 @@ impl Name {
 
 impl Whitespace {
     fn to_json(&self) -> String {
-        // Some exceed the buffer of the blanker.
-        [" ", "\t", "\r\n", " \n "][usize::from(self.1) % 4].repeat(usize::from(self.0 % 120))
+        // The largest counts exceed the buffer of the blanker.
+        [" ", "\t", "\r\n", " \n "][usize::from(self.kind) % 4].repeat(usize::from(self.count % 120))
     }
 }
 
 impl Json {
-    /// Only a value with `is_secret` contains the marker.
-    fn to_json(&self, is_secret: bool) -> String {
+    /// Encodes the value. Only the value of a credential contains the marker.
+    fn to_json(&self, is_credential: bool) -> String {
         match self {
-            Self::Marker if is_secret => format!("\"{MARKER}\""),
+            Self::Marker if is_credential => format!("\"{MARKER}\""),
             Self::Marker | Self::Null => "null".to_owned(),
             Self::Number(number) => number.to_string(),
             Self::Text(text) => Value::from(without_marker(text)).to_string(),
             Self::List(list) => {
-                let members: Vec<_> = list.iter().map(|value| value.to_json(is_secret)).collect();
+                let members: Vec<_> = list.iter().map(|value| value.to_json(is_credential)).collect();
                 format!("[{}]", members.join(","))
             }
             Self::Object(members) => {
                 let member = |(name, value): &(Name, Self)| {
-                    format!("{}:{}", name.to_json(0), value.to_json(is_secret))
+                    format!("{}:{}", name.to_json(0), value.to_json(is_credential))
                 };
                 format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
             }
@@ -113,7 +119,7 @@ impl Json {
     }
 }
 
-/// Removes the marker from a generated text, because the fuzzer may discover it.
+/// Removes the marker from a generated string, because the fuzzer may discover the marker.
 fn without_marker(text: &str) -> String {
     text.replace("marker", "-")
 }
@@ -122,26 +128,26 @@ fn is_credential(name: &str) -> bool {
     NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
-fn to_json(members: &[Member]) -> String {
+fn object_to_json(members: &[Member]) -> String {
     let mut text = String::from("{");
     for (at, Member { name, escapes, whitespace, value }) in members.iter().enumerate() {
-        let [before, behind_name, behind_colon, following] = whitespace.each_ref().map(Whitespace::to_json);
+        let [before_name, after_name, before_value, after_value] = whitespace.each_ref().map(Whitespace::to_json);
         let comma = if at > 0 { "," } else { "" };
         let value = value.to_json(is_credential(&name.unescaped()));
         text += &format!(
-            "{comma}{before}{}{behind_name}:{behind_colon}{value}{following}",
+            "{comma}{before_name}{}{after_name}:{before_value}{value}{after_value}",
             name.to_json(*escapes)
         );
     }
     text + "}"
 }
 
-fn blank_credentials(text: &[u8], cuts: &[u8]) -> Vec<u8> {
-    let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), text);
-    for cut in cuts {
-        let (piece, following) = rest.split_at(usize::from(*cut).min(rest.len()));
+fn blank_credentials(message: &[u8], piece_lengths: &[u8]) -> Vec<u8> {
+    let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), message);
+    for length in piece_lengths {
+        let (piece, following) = rest.split_at(usize::from(*length).min(rest.len()));
         blanker.process(piece, &mut output);
-        assert!(output.len() <= text.len() - following.len(), "the output is not longer than the input");
+        assert!(output.len() <= message.len() - following.len(), "the output must not be longer than the input");
         rest = following;
     }
     blanker.process(rest, &mut output);
@@ -149,10 +155,10 @@ fn blank_credentials(text: &[u8], cuts: &[u8]) -> Vec<u8> {
     output
 }
 
-fn count_characters(text: &[u8], cuts: &[u8]) -> u64 {
-    let (mut counter, mut rest) = (ContentCounter::default(), text);
-    for cut in cuts {
-        let (piece, following) = rest.split_at(usize::from(*cut).min(rest.len()));
+fn count_characters(message: &[u8], piece_lengths: &[u8]) -> u64 {
+    let (mut counter, mut rest) = (ContentCounter::default(), message);
+    for length in piece_lengths {
+        let (piece, following) = rest.split_at(usize::from(*length).min(rest.len()));
         counter.process(piece);
         rest = following;
     }
@@ -168,32 +174,29 @@ fn expected_characters(members: &Map<String, Value>) -> u64 {
 }
 
 fuzz_target!(|case: Case| {
-    let (text, is_generated_object) = match &case.text {
-        Text::Any(text) => (text.clone(), false),
-        Text::Object(members) => (to_json(members).into_bytes(), true),
+    let (message, is_generated_object) = match &case.message {
+        Message::Bytes(bytes) => (bytes.clone(), false),
+        Message::Object(members) => (object_to_json(members).into_bytes(), true),
     };
-    let output = blank_credentials(&text, &case.cuts);
-    assert_eq!(output.len(), text.len());
-    assert_eq!(output, blank_credentials(&text, &[]), "the result does not depend on the split");
-    assert_eq!(
-        count_characters(&text, &case.cuts),
-        count_characters(&text, &[]),
-        "the result does not depend on the split"
-    );
+    let output = blank_credentials(&message, &case.piece_lengths);
+    assert_eq!(output.len(), message.len());
+    assert_eq!(output, blank_credentials(&message, &[]), "the output must not depend on the split");
+    let characters = count_characters(&message, &case.piece_lengths);
+    assert_eq!(characters, count_characters(&message, &[]), "the count must not depend on the split");
     // A generated object fails to parse only if it is nested too deeply.
-    let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&text) else { return };
+    let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&message) else { return };
     if is_generated_object && !expected.contains_key("inputs") {
-        assert_eq!(count_characters(&text, &case.cuts), expected_characters(&expected));
+        assert_eq!(characters, expected_characters(&expected));
     }
     expected.retain(|name, _| !is_credential(name));
-    let blanked: Map<String, Value> = serde_json::from_slice(&output).expect("the output is a JSON object");
+    let blanked: Map<String, Value> = serde_json::from_slice(&output).expect("the output must be a JSON object");
     assert_eq!(blanked, expected);
-    assert_eq!(credential_in_message(&output), None, "the output contains no credential");
+    assert_eq!(credential_in_message(&output), None, "the output must not contain a credential");
     if is_generated_object {
         assert!(
-            !output.windows(MARKER.len()).any(|some| some == MARKER.as_bytes()),
-            "the output contains no credential"
+            !output.windows(MARKER.len()).any(|window| window == MARKER.as_bytes()),
+            "the output must not contain a credential"
         );
     }
-    assert_eq!(blank_credentials(&output, &case.cuts), output, "blanking the output again changes nothing");
+    assert_eq!(blank_credentials(&output, &case.piece_lengths), output, "blanking must be idempotent");
 });

@@ -1,4 +1,5 @@
-//! Classifies an arbitrary response. It must not panic, and only statuses other than errors are `Served`.
+//! Classifies an arbitrary response. The classification must not panic, and the verdict must be `Served` exactly for
+//! statuses below 400.
 
 #![no_main]
 
@@ -10,13 +11,15 @@ use keychoir::elevenlabs::refusal::{ErrorBody, classify};
 use keychoir::policy::verdict::Verdict;
 use libfuzzer_sys::fuzz_target;
 
+const MAX_DECODED_BYTES: usize = 64 * 1024;
+
 fuzz_target!(|input: (u16, Option<u32>, u8, Vec<u8>)| {
     let (status, retry_after, encoding, body) = input;
     let Ok(status) = StatusCode::from_u16(100 + status % 500) else { return };
     let encoding = [None, Some("gzip"), Some("deflate"), Some("br")][usize::from(encoding % 4)];
-    let text = decode_body(&body, encoding, 64 * 1024);
-    assert!(text.as_ref().is_none_or(|text| text.len() <= 64 * 1024));
-    let error = text.as_deref().map(ErrorBody::parse);
+    let decoded = decode_body(&body, encoding, MAX_DECODED_BYTES);
+    assert!(decoded.as_ref().is_none_or(|decoded| decoded.len() <= MAX_DECODED_BYTES));
+    let error = decoded.as_deref().map(ErrorBody::parse);
     let verdict =
         classify(status, error.as_ref(), retry_after.map(|seconds| Duration::from_secs(seconds.into())));
     assert_eq!(verdict == Verdict::Served, !status.is_client_error() && !status.is_server_error());

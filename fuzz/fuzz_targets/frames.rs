@@ -1,5 +1,5 @@
-//! Parses, encodes, masks and validates arbitrary WebSocket frames. Parsing an encoded header returns the header.
-//! Masking and validation do not depend on how the bytes are split.
+//! Parses, encodes, masks and validates arbitrary WebSocket frames. Parsing an encoded header must return the header.
+//! Masking and validation must not depend on how the bytes are split.
 
 #![no_main]
 
@@ -14,34 +14,37 @@ use libfuzzer_sys::fuzz_target;
 struct Case {
     bytes: Vec<u8>,
     mask: [u8; 4],
+    /// The payload offset of the first masked byte.
     offset: u64,
-    cut: u16,
+    /// The index at which the masked bytes are split.
+    split: u16,
     code: u16,
     reason: String,
-    cuts: Vec<u8>,
+    /// The lengths of the validated pieces.
+    piece_lengths: Vec<u8>,
 }
 
-/// Validates a stream that is split at these lengths.
-fn validate_in_pieces(sender: Sender, stream: &[u8], cuts: &[u8]) -> ValidationResult {
+/// Validates a stream in pieces of these lengths and a last piece with the remaining bytes.
+fn validate_in_pieces(sender: Sender, stream: &[u8], piece_lengths: &[u8]) -> ValidationResult {
     let (mut validator, mut total, mut rest) =
         (FrameValidator::new(sender), ValidationResult { valid_length: 0, end: None }, stream);
-    let mut cuts = cuts.iter().map(|cut| usize::from(*cut)).chain(std::iter::repeat(usize::MAX));
+    let mut lengths = piece_lengths.iter().map(|length| usize::from(*length)).chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
-        let (piece, behind) = rest.split_at(cuts.next().unwrap_or(1).clamp(1, rest.len()));
+        let (piece, following) = rest.split_at(lengths.next().unwrap_or(1).clamp(1, rest.len()));
         let result = validator.validate(piece);
         assert!(result.valid_length <= piece.len());
         total = ValidationResult { valid_length: total.valid_length + result.valid_length, end: result.end };
-        rest = behind;
+        rest = following;
     }
     total
 }
 
 fuzz_target!(|case: Case| {
-    let Case { bytes, mask, offset, cut, code, reason, cuts } = case;
+    let Case { bytes, mask, offset, split, code, reason, piece_lengths } = case;
     for sender in [Sender::Client, Sender::Server] {
         let (whole, pieces) =
-            (validate_in_pieces(sender, &bytes, &[]), validate_in_pieces(sender, &bytes, &cuts));
-        assert_eq!(whole.end, pieces.end, "the result does not depend on the split");
+            (validate_in_pieces(sender, &bytes, &[]), validate_in_pieces(sender, &bytes, &piece_lengths));
+        assert_eq!(whole.end, pieces.end, "the result must not depend on the split");
         if let Some(StreamEnd::Closed { .. }) = whole.end {
             assert_eq!(whole.valid_length, pieces.valid_length);
         }
@@ -50,16 +53,16 @@ fuzz_target!(|case: Case| {
         Some((header, length)) => {
             assert!(length <= MAX_HEADER_BYTES.min(bytes.len()));
             for end in 0..length {
-                assert_eq!(parse_header(&bytes[..end]), None, "an incomplete header is not parsed");
+                assert_eq!(parse_header(&bytes[..end]), None, "an incomplete header must not be parsed");
             }
             assert_eq!(
                 parse_header(&bytes[..length]),
                 Some((header, length)),
-                "bytes after the header are ignored"
+                "bytes after the header must be ignored"
             );
             let mut encoded = Vec::new();
             header.encode(&mut encoded);
-            assert!(encoded.len() <= length, "the length has its shortest form");
+            assert!(encoded.len() <= length, "the encoded header must have the shortest form");
             assert_eq!(parse_header(&encoded), Some((header, encoded.len())));
             let masked_header = FrameHeader { mask: Some(mask), length: offset, ..header };
             encoded.clear();
@@ -70,19 +73,19 @@ fuzz_target!(|case: Case| {
     }
 
     let mut pieces = bytes.clone();
-    let (start, end) = pieces.split_at_mut(usize::from(cut).min(bytes.len()));
-    let behind = offset.wrapping_add(start.len() as u64);
+    let (start, end) = pieces.split_at_mut(usize::from(split).min(bytes.len()));
+    let end_offset = offset.wrapping_add(start.len() as u64);
     apply_mask(start, mask, offset);
-    apply_mask(end, mask, behind);
+    apply_mask(end, mask, end_offset);
     let expected =
         bytes.iter().enumerate().map(|(at, byte)| byte ^ mask[(offset as usize).wrapping_add(at) % 4]);
     assert!(pieces.iter().copied().eq(expected));
     apply_mask(&mut pieces, mask, offset);
-    assert_eq!(pieces, bytes, "masking twice restores the bytes");
+    assert_eq!(pieces, bytes, "masking twice must restore the bytes");
 
     let _ = parse_close(&bytes);
     let payload = close_payload(code, &reason);
-    assert!(payload.len() <= 125, "a control frame has at most 125 bytes");
+    assert!(payload.len() <= 125, "a control frame must have at most 125 bytes");
     let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
     assert_eq!(validate_close(&payload).ok(), is_allowed.then_some(code));
     let (parsed_code, parsed_reason) = parse_close(&payload);

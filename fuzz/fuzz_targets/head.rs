@@ -1,4 +1,5 @@
-//! Strips an arbitrary request head. Credentials are removed, and other headers are kept.
+//! Strips an arbitrary request head. Credentials must be removed from the headers and the query, and `content-length` must
+//! be kept.
 
 #![no_main]
 
@@ -21,15 +22,15 @@ struct Head {
 fuzz_target!(|head: Head| {
     let method = Method::from_bytes(head.method.as_bytes()).unwrap_or(Method::POST);
     if let Ok(endpoint) = lookup(&method, &head.path) {
-        assert!(endpoint.route.to_string().len() < 1_000, "the route label is short");
+        assert!(endpoint.route.to_string().len() < 1_000, "the route label must be short");
     }
 
     if let Some(stripped) = strip_query(&head.query) {
         assert!(
             presented_credentials(&HeaderMap::new(), Some(&stripped)).next().is_none(),
-            "no credential is left"
+            "no credential must remain"
         );
-        assert!(strip_query(&stripped).is_some_and(|again| again == stripped), "stripping once is enough");
+        assert!(strip_query(&stripped).is_some_and(|again| again == stripped), "stripping must be idempotent");
     }
     assert!(!parameter_names(&head.query).chars().any(char::is_control));
 
@@ -53,5 +54,5 @@ fuzz_target!(|head: Head| {
     ] {
         assert!(!map.contains_key(name));
     }
-    assert_eq!(map.get("content-length"), length.as_ref(), "what frames the message stays");
+    assert_eq!(map.get("content-length"), length.as_ref(), "the framing of the body must not change");
 });

@@ -1,5 +1,5 @@
-//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. The
-//! last attempt must send the bytes of the client.
+//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. If the
+//! body is replayable, the last attempt must send the bytes of the client.
 
 #![no_main]
 
@@ -19,15 +19,17 @@ use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 struct Case {
-    pieces: Vec<Option<Vec<u8>>>,
+    /// The frames of the body. `None` makes the body pending once.
+    frames: Vec<Option<Vec<u8>>>,
+    /// The number of frames that each incomplete attempt reads.
     attempts: Vec<u8>,
-    memory: u16,
-    disk: u16,
+    max_memory: u16,
+    max_disk: u16,
 }
 
-struct Client(VecDeque<Option<Vec<u8>>>);
+struct ClientBody(VecDeque<Option<Vec<u8>>>);
 
-impl Body for Client {
+impl Body for ClientBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -41,24 +43,24 @@ impl Body for Client {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Some(Some(piece)) => Poll::Ready(Some(Ok(Frame::data(piece.into())))),
+            Some(Some(data)) => Poll::Ready(Some(Ok(Frame::data(data.into())))),
         }
     }
 }
 
 fuzz_target!(|case: Case| {
-    let sent: Vec<u8> = case.pieces.iter().flatten().flatten().copied().collect();
+    let sent: Vec<u8> = case.frames.iter().flatten().flatten().copied().collect();
     let budget = BufferBudget::new(&BufferLimits {
-        max_body_memory: case.memory.into(),
-        max_total_memory: case.memory.into(),
-        max_body_disk: case.disk.into(),
-        max_total_disk: case.disk.into(),
+        max_body_memory: case.max_memory.into(),
+        max_total_memory: case.max_memory.into(),
+        max_body_disk: case.max_disk.into(),
+        max_total_disk: case.max_disk.into(),
         min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     });
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("the runtime must start");
     runtime.block_on(async {
-        let replay = Replay::new(Client(case.pieces.into()), &budget);
+        let replay = Replay::new(ClientBody(case.frames.into()), &budget);
         for count in case.attempts.into_iter().take(8) {
             let mut attempt = replay.start_attempt();
             for _ in 0..count {
@@ -70,8 +72,8 @@ fuzz_target!(|case: Case| {
                 return;
             }
         }
-        let arrived = replay.start_attempt().collect().await.expect("the body is complete").to_bytes();
-        assert_eq!(arrived, sent);
+        let replayed = replay.start_attempt().collect().await.expect("the body must be complete").to_bytes();
+        assert_eq!(replayed, sent);
         drop(replay);
         assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     });

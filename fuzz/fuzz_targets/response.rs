@@ -8,35 +8,42 @@ use keychoir::upstream::chunk_decoder::{ChunkDecoder, DecodedPart};
 use keychoir::upstream::head::{self, ResponseFraming};
 use libfuzzer_sys::fuzz_target;
 
-/// Decodes a response that arrives in chunks of this length. Returns the status, the framing, the body, and whether
-/// the body is complete.
-fn decode(bytes: &[u8], chunk_length: usize) -> Option<(u16, ResponseFraming, Vec<u8>, bool)> {
-    let (mut buffer, mut chunks) = (BytesMut::new(), bytes.chunks(chunk_length));
+#[derive(Debug, PartialEq)]
+struct DecodedResponse {
+    status: u16,
+    framing: ResponseFraming,
+    body: Vec<u8>,
+    is_complete: bool,
+}
+
+/// Decodes a response that arrives in reads of this length. Returns `None` for an invalid or incomplete head.
+fn decode(bytes: &[u8], read_length: usize) -> Option<DecodedResponse> {
+    let (mut buffer, mut reads) = (BytesMut::new(), bytes.chunks(read_length));
     let head = loop {
         match head::decode_response(&mut buffer, &Method::GET) {
             Ok(Some(head)) => break head,
-            Ok(None) => buffer.extend_from_slice(chunks.next()?),
+            Ok(None) => buffer.extend_from_slice(reads.next()?),
             Err(_) => return None,
         }
     };
-    let (mut decoder, mut body) = (ChunkDecoder::default(), Vec::new());
-    while head.framing == ResponseFraming::Chunked {
+    let (mut decoder, mut body, mut is_complete) = (ChunkDecoder::default(), Vec::new(), false);
+    while !is_complete && head.framing == ResponseFraming::Chunked {
         match decoder.decode(&mut buffer) {
             Ok(DecodedPart::Data(data)) => body.extend_from_slice(&data),
             Ok(DecodedPart::Trailers(_)) => {}
-            Ok(DecodedPart::Complete) => return Some((head.status.as_u16(), head.framing, body, true)),
-            Ok(DecodedPart::Incomplete) => match chunks.next() {
-                Some(chunk) => buffer.extend_from_slice(chunk),
+            Ok(DecodedPart::Complete) => is_complete = true,
+            Ok(DecodedPart::Incomplete) => match reads.next() {
+                Some(read) => buffer.extend_from_slice(read),
                 None => break,
             },
             Err(_) => break,
         }
     }
-    Some((head.status.as_u16(), head.framing, body, false))
+    Some(DecodedResponse { status: head.status.as_u16(), framing: head.framing, body, is_complete })
 }
 
 fuzz_target!(|input: (&[u8], u8)| {
-    let (bytes, chunk_length) = input;
+    let (bytes, read_length) = input;
     let expected = decode(bytes, bytes.len().max(1));
-    assert_eq!(decode(bytes, usize::from(chunk_length).max(1)), expected);
+    assert_eq!(decode(bytes, usize::from(read_length).max(1)), expected);
 });

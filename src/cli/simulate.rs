@@ -92,9 +92,9 @@ async fn simulate(arguments: Arguments) -> CommandResult {
     let simulator = Simulator::start(listener, plan).await.map_err(fail)?;
     for FaultArgument { key, route, fault } in faults {
         match route {
-            None => simulator.always(&key, Some(fault)),
-            Some(route) if key == ALL_KEYS => simulator.for_all_requests_on(&route, Some(fault)),
-            Some(route) => simulator.always_on(&key, &route, Some(fault)),
+            None => simulator.set_fault(&key, Some(fault)),
+            Some(route) if key == ALL_KEYS => simulator.set_route_fault_for_all(&route, Some(fault)),
+            Some(route) => simulator.set_route_fault(&key, &route, Some(fault)),
         }
     }
     let base_url = simulator.base_url();

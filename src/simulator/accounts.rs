@@ -1,5 +1,5 @@
-//! The state of workspaces and keys: credits, caps, permissions and running operations. It has no
-//! clock and no lock. The time is an argument, and the caller holds the lock, so that a check and
+//! The state of workspaces and keys: credits, caps, permissions and running operations. The module has
+//! no clock and no lock. The time is an argument, and the caller holds the lock, so that a check and
 //! its charge are atomic.
 
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) struct Workspace {
     /// Current and highest number of concurrent operations.
     pub(super) running: u32,
     pub(super) running_max: u32,
-    /// Its voices that are professional clones.
+    /// The voices of the workspace that are professional clones.
     pub(super) professional_voices: Vec<String>,
     /// Number of voices added so far.
     pub(super) voice_edits: u64,
@@ -44,11 +44,11 @@ pub(super) struct Workspace {
 #[derive(Debug)]
 pub(super) struct Key {
     pub(super) plan: KeyPlan,
-    /// Its name, see [`KeyPlan::name`].
+    /// The name of the key, see [`KeyPlan::name`].
     pub(super) name: String,
-    /// Its index among the workspaces.
+    /// The index of its workspace.
     pub(super) workspace: usize,
-    /// Credits used in this period, which count against its cap.
+    /// Credits used in this period, which count towards the key's cap.
     pub(super) used: u64,
 }
 
@@ -181,15 +181,15 @@ impl Accounts {
             cost,
             used_before,
             running: workspace.running,
-            max_concurrent: workspace.plan.concurrency_max,
+            max_concurrent: workspace.plan.max_concurrent,
             workspace: index,
         })
     }
 
-    /// Whether the concurrency limit of the key's workspace allows another operation.
+    /// Returns whether the concurrency limit of the key's workspace allows another operation.
     pub(super) fn has_free_slot(&self, key: usize) -> bool {
         self.workspace(key)
-            .is_ok_and(|workspace| workspace.plan.concurrency_max.is_none_or(|max| workspace.running < max))
+            .is_ok_and(|workspace| workspace.plan.max_concurrent.is_none_or(|max| workspace.running < max))
     }
 
     /// Checks credits and cap, and then charges an admitted operation or its continuation. A
@@ -224,7 +224,7 @@ impl Accounts {
         }
     }
 
-    /// The values for the refusal of a request with this cost.
+    /// Returns the values for the refusal of a request with this cost.
     pub(super) fn refusal_values(&self, key: usize, cost: u64) -> RefusalValues {
         let (Ok(key), Ok(workspace)) = (self.key(key), self.workspace(key)) else {
             return RefusalValues { requested_amount: cost, ..RefusalValues::default() };
@@ -237,22 +237,22 @@ impl Accounts {
             key_name: key.name.clone(),
             key_cap: cap,
             remaining_cap: cap.saturating_sub(key.used),
-            max_concurrent: workspace.plan.concurrency_max.unwrap_or(workspace.running),
+            max_concurrent: workspace.plan.max_concurrent.unwrap_or(workspace.running),
             ..RefusalValues::default()
         }
     }
 
-    /// The key that pays for a conversation with an agent: the caller's key if the agent is in its
-    /// workspace, else a key of the agent's workspace.
+    /// Returns the key that pays for a conversation with an agent. It is the caller's key if the agent is
+    /// in the caller's workspace, or else a key of the agent's workspace.
     pub(super) fn agent_payer(&self, agent_id: &str, key: Option<usize>) -> Result<usize, Refusal> {
-        let find_agent = |workspace: &Workspace| {
+        let is_public = |workspace: &Workspace| {
             workspace.plan.agents.iter().find(|agent| agent.id == agent_id).map(|agent| agent.is_public)
         };
         let agent_workspace = self
             .workspaces
             .iter()
             .enumerate()
-            .find_map(|(index, workspace)| Some((index, find_agent(workspace)?)));
+            .find_map(|(index, workspace)| Some((index, is_public(workspace)?)));
         let caller_workspace = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
         let payer = match (agent_workspace, key) {
             (None, Some(key)) => Some(key),
@@ -265,6 +265,8 @@ impl Accounts {
         payer.ok_or_else(|| Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id))
     }
 
+    /// Returns the key at an index.
+    ///
     /// # Errors
     ///
     /// Fails when the key does not exist.
@@ -272,7 +274,7 @@ impl Accounts {
         self.keys.get(key).ok_or(RefusalKind::InvalidKey)
     }
 
-    /// The workspace of a key.
+    /// Returns the workspace of a key.
     ///
     /// # Errors
     ///
@@ -313,7 +315,7 @@ impl Workspace {
     }
 }
 
-/// The end of the first period after `now`, if a period ended at `previous_reset`.
+/// Returns the end of the first period after `now`, if a period ended at `previous_reset`.
 fn next_reset(previous_reset: UnixMs, period: Option<Duration>, now: UnixMs) -> UnixMs {
     match period.map(|period| u64::try_from(period.as_millis()).unwrap_or(u64::MAX)) {
         None | Some(0) => first_of_next_month(now),
@@ -324,7 +326,8 @@ fn next_reset(previous_reset: UnixMs, period: Option<Duration>, now: UnixMs) -> 
     }
 }
 
-/// Midnight UTC of the first of next month; the maximum time if this day cannot be represented.
+/// Returns midnight UTC of the first day of the next month, or the maximum time if this day cannot be
+/// represented.
 fn first_of_next_month(now: UnixMs) -> UnixMs {
     let utc = jiff::tz::Offset::UTC;
     let timestamp = i64::try_from(now.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
@@ -386,7 +389,7 @@ mod tests {
     fn a_saturated_workspace_refuses_and_charges_nothing() {
         let plan = Plan {
             keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
-            workspaces: vec![WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 10) }],
+            workspaces: vec![WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 10) }],
             ..Plan::of([])
         };
         let mut accounts = Accounts::open(&plan, NOW);

@@ -67,7 +67,7 @@ impl SpeechRequest {
 }
 
 impl OperationContext<'_> {
-    /// The cost of the request, for refusals that contain it; 1 if the body does not show it.
+    /// Estimates the cost of the request for refusals that contain it. Returns 1 if the body is invalid.
     pub(super) fn estimate_cost(&self) -> u64 {
         let request = self.object().and_then(|body| {
             SpeechRequest::parse(&body, "").or_else(|_| SpeechRequest::parse_dialogue(&body))
@@ -77,12 +77,12 @@ impl OperationContext<'_> {
         Model::find(&request.model).map_or(characters, |model| model.cost(characters)).max(1)
     }
 
-    /// `POST /v1/text-to-speech/{voice_id}` and its variants.
+    /// Handles `POST /v1/text-to-speech/{voice_id}` and its variants.
     pub(super) fn speech(&self, voice: &str, output: SpeechOutput) -> Result<ProviderResponse, Refusal> {
         self.generate_speech(SpeechRequest::parse(&self.object()?, voice)?, output)
     }
 
-    /// `POST /v1/text-to-dialogue` and its variants.
+    /// Handles `POST /v1/text-to-dialogue` and its variants.
     pub(super) fn dialogue(&self, output: SpeechOutput) -> Result<ProviderResponse, Refusal> {
         self.generate_speech(SpeechRequest::parse_dialogue(&self.object()?)?, output)
     }
@@ -111,7 +111,7 @@ impl OperationContext<'_> {
         Ok(response.with_body(body))
     }
 
-    /// The names of the requested voices, which the workspace must be allowed to use.
+    /// Returns the names of the requested voices, which the workspace must be allowed to use.
     fn find_voices(&self, key: usize, request: &SpeechRequest) -> Result<String, Refusal> {
         let state = self.provider.state();
         let names = request.voices.iter().map(|voice| state.accounts.find_voice(key, voice));
@@ -142,7 +142,7 @@ impl OperationContext<'_> {
         Ok(model.cost(characters))
     }
 
-    /// `POST /v1/sound-generation`.
+    /// Handles `POST /v1/sound-generation`.
     pub(super) fn sound_effect(&self) -> Result<ProviderResponse, Refusal> {
         let body = self.object()?;
         let text = required_string(&body, "text")?;
@@ -159,7 +159,7 @@ impl OperationContext<'_> {
         Ok(ProviderResponse::empty(format.content_type()).with_cost(cost).with_body(body))
     }
 
-    /// The key that pays for a transcription. A token takes precedence over the key of the head
+    /// Returns the key that pays for a transcription. A token takes precedence over the key of the head
     /// (the Python SDK 2.78), and is consumed.
     fn require_transcription_payer(&self) -> Result<usize, RefusalKind> {
         let mut payer = *self;
@@ -171,7 +171,7 @@ impl OperationContext<'_> {
         payer.require_payer("speech_to_text")
     }
 
-    /// `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its
+    /// Handles `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its
     /// content. A second costs one credit.
     pub(super) fn transcription(&self) -> Result<ProviderResponse, Refusal> {
         if !self.received.has_model_part {
@@ -190,7 +190,7 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1_000.0).round() as u64
 }
 
-/// `SpeechToTextChunkResponseModel` of the OpenAPI document. It always contains the same words,
+/// Creates the `SpeechToTextChunkResponseModel` of the OpenAPI document. It always contains the same words,
 /// spread evenly over the time.
 fn transcript(duration_secs: u64) -> Value {
     const WORDS: [&str; 9] = ["The", " ", "simulator", " ", "hears", " ", "you", " ", "well."];

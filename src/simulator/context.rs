@@ -14,11 +14,11 @@ use super::request::{MAX_JSON_BYTES, ReceivedBody};
 use super::response::{ProviderResponse, new_trace_id, set_header};
 use super::sound::format::{FORMATS, Format};
 
-/// A rule of the simulator, because the provider bills the length of the decoded audio: 16,000
-/// bytes count as one second (128 kbit/s), rounded up.
+/// Bytes of an upload that count as one second (128 kbit/s). The simulator does not decode audio, whereas the
+/// provider bills the length of the decoded audio.
 const UPLOAD_BYTES_PER_SECOND: u64 = 16_000;
-/// The value of the concurrency header for a workspace without a limit. The header is always
-/// present.
+/// The value of the concurrency header for a workspace without a limit. The provider always sends
+/// this header.
 const UNLIMITED_CONCURRENCY: u32 = 1_000_000;
 
 /// The generated audio, as the history stores it.
@@ -41,21 +41,21 @@ pub(super) struct OperationContext<'a> {
 }
 
 impl OperationContext<'_> {
-    /// The paying key. It must have the permission, and its workspace must have paid its bill.
+    /// Returns the paying key. It must have the permission, and its workspace must have paid its bill.
     pub(super) fn require_payer(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key = self.require_permission(permission)?;
         self.provider.state().accounts.check_billing(key)?;
         Ok(key)
     }
 
-    /// The key of a free operation. It must have the permission; an unpaid bill does not matter.
+    /// Returns the key of a free operation. It must have the permission, but its bill may be unpaid.
     pub(super) fn require_permission(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key = require_key(self.presented_key)?;
         self.provider.state().accounts.check_permission(key, permission)?;
         Ok(key)
     }
 
-    /// The requested audio format. The plan of the key's workspace must include it.
+    /// Returns the requested audio format. The plan of the key's workspace must include it.
     pub(super) fn format(&self, key: usize) -> Result<Format, Refusal> {
         let Some(name) = query_value(self.query, "output_format") else { return Ok(Format::DEFAULT) };
         let format = Format::find(&name).ok_or_else(|| {
@@ -80,12 +80,12 @@ impl OperationContext<'_> {
         serde_json::from_slice(content).map_err(|_| RefusalKind::MalformedJson.into())
     }
 
-    /// The length of the uploaded audio in seconds, at least one.
+    /// Returns the length of the uploaded audio in seconds, at least one.
     pub(super) fn uploaded_seconds(&self) -> u64 {
         self.received.length.div_ceil(UPLOAD_BYTES_PER_SECOND).max(1)
     }
 
-    /// Adds audio to the history, and returns its response without a body.
+    /// Adds audio to the history. Returns the response without a body.
     pub(super) fn record_audio(
         &self,
         key: usize,
@@ -96,8 +96,7 @@ impl OperationContext<'_> {
         let trace_id = new_trace_id();
         let GeneratedAudio { voice_id, voice_name, model_id, text, format } = audio;
         let item = HistoryItem {
-            // The end of the trace id, which has random digits. The provider's ids have this
-            // length, too.
+            // The end of the trace ID consists of random digits and has the length of the provider's IDs.
             id: trace_id.get(12..).unwrap_or(&trace_id).to_owned(),
             request_id: new_trace_id(),
             voice_id,
@@ -119,7 +118,7 @@ impl OperationContext<'_> {
     }
 }
 
-/// The index of the presented key, or the refusal of an invalid one.
+/// Returns the index of the presented key, or a refusal if the key is invalid.
 pub(super) fn require_key(presented_key: PresentedKey) -> Result<usize, RefusalKind> {
     match presented_key {
         PresentedKey::Known(key) => Ok(key),
@@ -129,7 +128,7 @@ pub(super) fn require_key(presented_key: PresentedKey) -> Result<usize, RefusalK
     }
 }
 
-/// An optional string field. Any other type is refused by the schema.
+/// Returns an optional string field. A value of any other type is refused.
 pub(super) fn string_field(
     body: &Map<String, Value>,
     field: &'static str,
@@ -143,7 +142,7 @@ pub(super) fn string_field(
     }
 }
 
-/// A required string field.
+/// Returns a required string field.
 pub(super) fn required_string(body: &Map<String, Value>, field: &'static str) -> Result<String, RefusalKind> {
     string_field(body, field)?.ok_or(RefusalKind::FieldMissing(field.into()))
 }

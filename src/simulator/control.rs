@@ -1,6 +1,6 @@
-//! The simulator's own endpoints, by which tests in another process set faults and read the ledger.
-//! Their paths are not under `/v1`, so a proxy applies none of its rules for the provider's paths
-//! to them. They require no key.
+//! The simulator's control endpoints, with which tests in another process set faults and read the ledger.
+//! The endpoints require no key. Their paths are not under `/v1`, so that a proxy does not apply its rules
+//! for the provider's paths.
 
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -18,7 +18,7 @@ const ALL_REQUESTS: &str = "*";
 pub(super) const PREFIX: &str = "/_simulator/";
 
 /// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
-/// Without `route` the faults apply to all routes of the key. The key `*` matches every request and
+/// Without `route`, the faults apply to all routes of the key. The key `*` matches every request and
 /// requires a route.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,7 +26,7 @@ struct FaultRequest {
     key: String,
     #[serde(default)]
     route: Option<String>,
-    /// An absent field changes nothing; null removes the permanent fault.
+    /// The permanent fault. An absent field changes nothing, and null removes the fault.
     #[serde(default, deserialize_with = "deserialize_present")]
     always: Option<Option<String>>,
     #[serde(default)]

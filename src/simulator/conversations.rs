@@ -1,5 +1,5 @@
-//! Stores conversations with agents. A WebSocket message never contains their cost. A client
-//! requests it later over HTTP.
+//! Stores conversations with agents. WebSocket messages never contain the cost of a conversation, so
+//! clients request the cost later over HTTP.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use super::context::{OperationContext, require_key};
 use super::refusal::RefusalKind;
 use super::response::ProviderResponse;
 
-/// Older conversations are dropped to bound the memory of a long test.
+/// Maximum number of stored conversations, which bounds the memory of a long test.
 const MAX_CONVERSATIONS: usize = 200;
 
 /// The conversations of a workspace, oldest first.
@@ -48,7 +48,7 @@ impl Conversations {
     }
 }
 
-/// `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
+/// Handles `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
 pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<ProviderResponse, Refusal> {
     let key = require_key(context.presented_key)?;
     let mut state = context.provider.state();
@@ -60,7 +60,7 @@ pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<Provide
 }
 
 impl Conversation {
-    /// `GetConversationResponseModel` of the OpenAPI document. The document contains the cost after
+    /// Creates the `GetConversationResponseModel` of the OpenAPI document. It contains the cost only after
     /// the end of the conversation.
     fn document(&self) -> Value {
         let seconds = self.ended_at.map_or(0, |ended_at| ended_at.since(self.started_at).as_secs());

@@ -23,7 +23,7 @@ pub enum Encoding {
     Zstandard,
 }
 
-/// Maximum number of bytes of a block: the limit of Brotli with a length of four digits. The limit of
+/// Maximum number of bytes of a block. It is the limit of Brotli with a length of four digits. The limit of
 /// Zstandard is twice as large.
 const MAX_BLOCK_BYTES: usize = 65_536;
 
@@ -59,8 +59,8 @@ fn brotli(plain: &[u8]) -> Vec<u8> {
     let mut window_bits = 1;
     for block in plain.chunks(MAX_BLOCK_BYTES) {
         let length = u32::try_from(block.len() - 1).unwrap_or(0);
-        // Not the last block (1 bit), four digits (2 bits), the length, uncompressed (1 bit),
-        // padding to the next byte.
+        // The header contains: not the last block (1 bit), four digits (2 bits), the length, uncompressed
+        // (1 bit), padding to the next byte.
         let head = (length << 3 | 1 << 19) << window_bits;
         bytes.extend_from_slice(&head.to_le_bytes()[..3]);
         bytes.extend_from_slice(block);
@@ -80,7 +80,8 @@ fn zstandard(plain: &[u8]) -> Vec<u8> {
         bytes.extend_from_slice(&[1, 0, 0]);
     }
     while let Some(block) = blocks.next() {
-        // Whether the block is the last (1 bit), uncompressed (2 bits, 0), the length.
+        // The header contains whether the block is the last (1 bit), the type (2 bits, 0 for uncompressed), and
+        // the length.
         let is_last = u32::from(blocks.peek().is_none());
         let head = is_last | u32::try_from(block.len()).unwrap_or(0) << 3;
         bytes.extend_from_slice(&head.to_le_bytes()[..3]);
@@ -114,7 +115,7 @@ pub struct UnknownEncoding(String);
 mod tests {
     use super::*;
 
-    /// Verified with the Brotli decoder of Node.js 20 and with `zstd` 1.5.
+    /// The expected bytes were verified with the Brotli decoder of Node.js 20 and with `zstd` 1.5.
     #[test]
     fn stored_blocks_are_readable_by_decoders() {
         let brotli = [&[0x40, 0x00, 0x10][..], b"hello", &[0x03]].concat();

@@ -10,8 +10,8 @@ use super::plan::{RefusalWording, WorkspacePlan};
 use super::refusal::{RefusalKind, RefusalValues, fixed_refusal};
 use super::sound::format::Format;
 
-/// The plans that differ in their features. They are ordered: a later plan includes the features of
-/// the earlier ones.
+/// The plans that differ in their features, in ascending order. A later plan includes all features of the
+/// earlier plans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tier {
     Free,
@@ -42,7 +42,7 @@ impl WorkspacePlan {
         Tier::parse(&self.tier)
     }
 
-    /// Maximum custom voices.
+    /// Returns the maximum number of custom voices.
     pub(super) fn max_voices(&self) -> u64 {
         self.voice_limit.unwrap_or(match self.tier() {
             Tier::Free => 3,
@@ -53,7 +53,7 @@ impl WorkspacePlan {
         })
     }
 
-    /// Maximum professional voices.
+    /// Returns the maximum number of professional voices.
     pub(super) fn max_professional_voices(&self) -> u64 {
         match self.tier() {
             Tier::Free | Tier::Starter => 0,
@@ -66,7 +66,7 @@ impl WorkspacePlan {
         self.tier() > Tier::Free
     }
 
-    /// The refusal of a feature, whose name depends on the wording of this workspace.
+    /// Returns the refusal of a feature. Its name depends on the wording of this workspace.
     fn refuse_feature(&self, [current, old_400, old_402]: [&'static str; 3]) -> Refusal {
         let name = match self.wording {
             RefusalWording::Current => current,
@@ -137,7 +137,7 @@ fn check_voice_slots(used: u64, max_slots: u64) -> Result<(), Refusal> {
 }
 
 impl Workspace {
-    /// The number of used slots. Professional voices do not count.
+    /// Returns the number of used slots. Professional voices do not count.
     pub(super) fn voice_slots_used(&self) -> u64 {
         let slots = self.plan.voices.len().saturating_sub(self.professional_voices.len());
         u64::try_from(slots).unwrap_or(u64::MAX)
@@ -203,7 +203,7 @@ impl Workspace {
 }
 
 impl Accounts {
-    /// The name of a voice that the key's workspace may use.
+    /// Returns the name of a voice that the key's workspace may use.
     ///
     /// # Errors
     ///

@@ -18,10 +18,10 @@ use super::refusal::{RefusalKind, UnknownRefusal};
 /// the same as `Pass`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No fault: the request is served normally. It fills a gap in a script.
+    /// No fault: the request is served normally. `Pass` fills a gap in a queue of faults.
     Pass,
     /// Reads the whole request and refuses it without a charge. A WebSocket is refused in the
-    /// session, in its own format: before the server's first message, or after the client's first.
+    /// session, in its own format: before the server's first message, or after the client's first message.
     Refuse(RefusalKind),
     /// Refuses immediately after the head was read. The body is drained afterwards.
     EarlyRefuse(RefusalKind),
@@ -33,9 +33,9 @@ pub enum Fault {
         /// The refusal.
         refusal: RefusalKind,
     },
-    /// As `Refuse`, with the body gzip-encoded.
+    /// Refuses like `Refuse`, with a gzip-encoded body.
     Gzip(RefusalKind),
-    /// As `Refuse`, with the body encoded by each of `encodings` in turn.
+    /// Refuses like `Refuse`, with a body that is encoded with each of `encodings` in turn.
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
@@ -48,7 +48,7 @@ pub enum Fault {
         /// The status, 200 to 599.
         status: u16,
         /// Headers that replace common headers of the same name. An empty value removes the header.
-        /// Without a `content-type` it is derived from the first character of the body.
+        /// If `content-type` is missing, it is derived from the first character of the body.
         headers: Vec<(String, String)>,
         /// The body as sent. With a `content-encoding` it must already be encoded.
         body: Bytes,
@@ -91,7 +91,7 @@ pub enum Fault {
     GarbledError,
     /// Applies `fault` to a session after `messages` messages were sent.
     After {
-        /// Messages to send before the fault; 0 for the time at which `Refuse` is sent.
+        /// Messages to send before the fault, or 0 for the time at which `Refuse` is sent.
         messages: u64,
         /// The fault.
         fault: SessionFault,

@@ -1,6 +1,6 @@
-//! Responses that scripted faults send instead of the response of an operation: refusals, also
-//! encoded, oversized or garbled, and custom responses. HTTP requests and WebSocket handshakes
-//! share them.
+//! Creates the responses that scripted faults send instead of the response of an operation: plain, encoded,
+//! oversized or garbled refusals, and custom responses. HTTP requests and WebSocket handshakes share
+//! these responses.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -16,18 +16,17 @@ use super::response::ProviderResponse;
 use super::response_body::ResponseBody;
 use super::route::Route;
 
-/// The size of a huge error body. A proxy should not buffer this many bytes.
+/// The size of a huge error body, which a proxy should not buffer.
 const HUGE_BODY_BYTES: usize = 100_000;
 /// A chunk of the endless error body.
 const ENDLESS_CHUNK: &[u8] = &[b' '; 8_192];
-/// Values of a scripted refusal that are not in the request: the limit of custom voices, a model, a
-/// format.
+/// The values of a scripted refusal that are not in the request.
 const DEFAULT_MAX_VOICES: u64 = 10;
 const DEFAULT_MODEL: &str = "eleven_v3";
 const DEFAULT_FORMAT: &str = "pcm_44100";
 
-/// The values of a scripted refusal. They are consistent: exhausted credits are 0, and a concurrency
-/// limit is at least 1.
+/// Returns the values of a scripted refusal. The values are consistent: the remaining credits are 0, and the
+/// concurrency limit is at least 1.
 pub(super) fn scripted_values(provider: &Provider, presented_key: PresentedKey, cost: u64) -> RefusalValues {
     let values = match presented_key.index() {
         Some(key) => provider.state().accounts.refusal_values(key, cost),
@@ -66,8 +65,8 @@ pub(super) fn refuse_by_fault(
     Refusal::new(kind.clone(), values).into()
 }
 
-/// The response that replaces the response of an operation or a handshake, or `None` for a fault that
-/// does not replace it.
+/// Returns the response that a fault sends instead of the response of an operation or a handshake. Returns
+/// `None` if the fault does not replace the response.
 pub(super) fn replacement(
     fault: &Fault,
     refuse: impl Fn(&RefusalKind) -> ProviderResponse,

@@ -14,9 +14,9 @@ use super::route::SpeechOutput;
 use super::speech::speech_body;
 use super::subscription;
 
-/// Items of a history page when the query sets none (OpenAPI document).
+/// The page size of the history if the query does not contain one (OpenAPI document).
 const DEFAULT_PAGE_ITEMS: usize = 100;
-/// The maximum of this parameter.
+/// The maximum page size of the history.
 const MAX_PAGE_ITEMS: usize = 1_000;
 
 /// A free operation, with the identifier in its path.
@@ -41,7 +41,7 @@ pub(super) enum FreeOperation {
 }
 
 impl FreeOperation {
-    /// The required permission, with the provider's name.
+    /// Returns the provider's name of the required permission.
     fn permission(&self) -> &'static str {
         match self {
             FreeOperation::User | FreeOperation::Subscription => "user_read",
@@ -76,7 +76,7 @@ impl FreeOperation {
                 let key = state.accounts.keys.get(key).ok_or(RefusalKind::InvalidKey)?;
                 subscription::user(key, workspace)
             }
-            FreeOperation::Subscription => subscription::extended(workspace),
+            FreeOperation::Subscription => subscription::subscription_with_invoices(workspace),
             FreeOperation::Models => models::models(&workspace.plan.denied_models),
             FreeOperation::Voices => json!({ "voices": models::voices(own_voices) }),
             FreeOperation::VoicesV2 => voices_v2(own_voices, &workspace.plan.name, context.query)?,
@@ -144,9 +144,9 @@ impl FreeOperation {
         Ok(ProviderResponse::document(&document))
     }
 
-    /// Responds to a request without a key. On two routes the provider does not refuse it with 401
-    /// (captured responses of September 2026): the list of voices contains the public ones, and the
-    /// list of models is refused with a 404 response about a missing workspace.
+    /// Responds to a request without a key. Two routes do not refuse such a request with 401 (captured
+    /// responses of September 2026): the list of voices contains the public voices, and the list of
+    /// models is refused with a 404 response about a missing workspace.
     fn execute_without_key(&self) -> Result<ProviderResponse, Refusal> {
         match self {
             FreeOperation::Voices => {
@@ -170,18 +170,18 @@ impl FreeOperation {
     }
 }
 
-/// The requested page size.
+/// Returns the requested page size.
 fn page_size(query: &str) -> usize {
     query_value(query, "page_size").and_then(|size| size.parse().ok()).unwrap_or(DEFAULT_PAGE_ITEMS)
 }
 
-/// Creates a voice identifier with the length of the provider's. Its last characters are random.
+/// Creates a voice ID with the length of the provider's IDs. Its last characters are random.
 fn new_voice_id() -> String {
     let id = new_trace_id();
     id.get(id.len() - 20..).unwrap_or(&id).to_owned()
 }
 
-/// `GetVoicesV2ResponseModel` of the OpenAPI document. A page token is valid in one workspace only.
+/// Creates the `GetVoicesV2ResponseModel` of the OpenAPI document. A page token is valid in one workspace only.
 fn voices_v2(own_voices: &[String], workspace: &str, query: &str) -> Result<Value, Refusal> {
     let voices = models::voices(own_voices);
     let start = match query_value(query, "next_page_token") {

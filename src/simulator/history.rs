@@ -9,7 +9,7 @@ use super::accounts::Refusal;
 use super::refusal::RefusalKind;
 use super::sound::format::Format;
 
-/// Older items are dropped to bound the memory of a long test.
+/// Maximum number of stored items, which bounds the memory of a long test.
 const MAX_ITEMS: usize = 200;
 
 /// The items, newest first.
@@ -41,7 +41,7 @@ impl History {
         item.ok_or_else(|| Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id))
     }
 
-    /// Whether the request with this id created an item.
+    /// Returns whether the request with this ID created an item.
     pub(super) fn has_request(&self, id: &str) -> bool {
         self.0.iter().any(|item| item.request_id == id)
     }
@@ -53,8 +53,8 @@ impl History {
         self.0.len() < before
     }
 
-    /// One page, `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after` does
-    /// not exist, the first page is returned.
+    /// Creates a page, the `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after`
+    /// does not exist, the result is the first page.
     pub(super) fn page(&self, size: usize, after: Option<&str>) -> Value {
         let start =
             after.and_then(|id| self.0.iter().position(|item| item.id == id)).map_or(0, |index| index + 1);
@@ -69,7 +69,7 @@ impl History {
 }
 
 impl HistoryItem {
-    /// `SpeechHistoryItemResponseModel` of the OpenAPI document.
+    /// Creates the `SpeechHistoryItemResponseModel` of the OpenAPI document.
     pub(super) fn document(&self) -> Value {
         json!({
             "history_item_id": self.id,

@@ -1,14 +1,14 @@
-//! A snapshot of the simulator's requests and charges for assertions of tests. It is serialized as
-//! JSON for tests in another process.
+//! A snapshot of the simulator's requests and charges, for assertions in tests. Tests in another process
+//! receive the snapshot as JSON.
 
 use serde::{Deserialize, Serialize};
 
-/// A snapshot. All counts start with the simulator.
+/// A snapshot. All counts begin at the start of the simulator.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// In the order of the plan.
+    /// The keys in the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// The workspaces of the plan, then the workspaces that only keys name.
+    /// The workspaces that the plan describes, then the workspaces that only keys name.
     pub workspaces: Vec<WorkspaceEntry>,
     /// The sums over all requests, including those without a known key.
     pub totals: Totals,
@@ -84,17 +84,17 @@ pub struct Totals {
 pub struct RequestSummary {
     /// The method as sent.
     pub method: String,
-    /// The path and query as received; `withheld` for a violation, which may contain a credential.
+    /// The path and query as received, or `withheld` for a violation, which may contain a credential.
     pub path_and_query: String,
-    /// The key as it was configured; `unknown` if it is not in the plan, or `None` without a key.
+    /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request has no key.
     pub key: Option<String>,
     /// The status of the response, or `None` without a response.
     pub status: Option<u16>,
     /// Bytes of the body that were read before the response.
     pub body_bytes: u64,
-    /// SHA-256 of those bytes, in hexadecimal digits.
+    /// SHA-256 of the read bytes, in hexadecimal digits.
     pub body_sha256: String,
-    /// Whether those bytes are the whole body.
+    /// Whether the read bytes are the whole body.
     pub body_complete: bool,
     /// Credits charged for this request.
     pub charged: u64,
@@ -125,8 +125,8 @@ pub struct SocketSummary {
     pub binary_messages: u64,
     /// Bytes of all received messages.
     pub message_bytes: u64,
-    /// The first text messages as received, up to a limit; `withheld` for a message with a
-    /// credential.
+    /// The first text messages as received, up to a limit. A message with a credential is replaced by
+    /// `withheld`.
     pub messages: Vec<String>,
     /// Messages sent, without close and pong frames.
     pub messages_sent: u64,
@@ -143,26 +143,26 @@ pub struct SocketSummary {
 /// The content of a close frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketClose {
-    /// The code; 1005 for a close without one.
+    /// The close code, or 1005 if the frame has no code.
     pub code: u16,
     /// The reason, possibly empty.
     pub reason: String,
 }
 
 impl Ledger {
-    /// The entry of a key.
+    /// Returns the entry of a key.
     #[must_use]
     pub fn key(&self, key: &str) -> Option<&KeyEntry> {
         self.keys.iter().find(|entry| entry.key == key)
     }
 
-    /// The entry of a workspace.
+    /// Returns the entry of a workspace.
     #[must_use]
     pub fn workspace(&self, name: &str) -> Option<&WorkspaceEntry> {
         self.workspaces.iter().find(|entry| entry.name == name)
     }
 
-    /// The recorded requests whose path begins with `path`.
+    /// Returns the recorded requests whose path begins with `path`.
     pub fn requests_to<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a RequestSummary> {
         self.requests.iter().filter(move |request| request.path_and_query.starts_with(path))
     }

@@ -1,9 +1,9 @@
-//! An offline ElevenLabs: quotas, workspaces, all known refusals, valid audio, scripted faults, and
-//! a ledger of requests and charges. `keychoir simulate` and `keychoir demo` run it, and tests use
-//! it as the upstream.
+//! Simulates the ElevenLabs API offline: quotas, workspaces, all known refusals, valid audio, scripted
+//! faults, and a ledger of requests and charges. `keychoir simulate` and `keychoir demo` run the
+//! simulator, and tests use it as the upstream.
 //!
-//! It does not depend on the proxy. It reports a client's credential as a violation, because a
-//! proxy must never forward one. Read `service` first, then `refusal`.
+//! The simulator does not depend on the proxy. It records a client's credential as a violation,
+//! because a proxy must never forward one. Read `service` first, then `refusal`.
 
 mod plan;
 
@@ -78,7 +78,7 @@ use self::script::Script;
 use self::service::Service;
 use self::tracked_stream::TrackedStream;
 
-/// Timeout of receiving a request's head.
+/// Timeout for receiving a request head.
 const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Delay after an accept that failed for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
@@ -89,7 +89,7 @@ pub struct Simulator {
     address: SocketAddr,
     provider: Provider,
     tasks: Tasks,
-    /// Dropped with the simulator. All connections end then.
+    /// The sender is dropped with the simulator, which ends all connections.
     alive: watch::Sender<()>,
 }
 
@@ -109,30 +109,30 @@ impl Simulator {
         Ok(Self { address, provider, tasks, alive })
     }
 
-    /// The address of the listener.
+    /// Returns the address of the listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// `http://127.0.0.1:PORT`, which replaces the provider's base URL.
+    /// Returns `http://127.0.0.1:PORT`, which replaces the provider's base URL.
     #[must_use]
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The requests and charges since the start. A request is included before its response is sent.
+    /// Returns the requests and charges since the start. A request is included before its response is sent.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         self.provider.ledger()
     }
 
-    /// Waits without a timeout until the ledger fulfils `condition`, so that a test need not sleep.
+    /// Waits until the ledger fulfils `condition`, so that a test need not sleep. The wait has no timeout.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future only ends the wait.
-    pub async fn until(&self, mut condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    pub async fn wait_for_ledger(&self, mut condition: impl FnMut(&Ledger) -> bool) -> Ledger {
         let mut changes = self.provider.changes();
         loop {
             changes.mark_unchanged();
@@ -147,32 +147,32 @@ impl Simulator {
 
     /// Appends `faults` to the queue of a key. Each of its next requests takes one. A key that is
     /// not in the plan is a violation, so that a typo is reported.
-    pub fn script(&self, key: &str, faults: Vec<Fault>) {
+    pub fn queue_faults(&self, key: &str, faults: Vec<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.queue(None, faults));
     }
 
-    /// Appends `faults` to the queue of a key for one route only, see [`Simulator::always_on`].
-    pub fn script_on(&self, key: &str, route: &str, faults: Vec<Fault>) {
+    /// Appends `faults` to the queue of a key for one route only, see [`Simulator::set_route_fault`].
+    pub fn queue_route_faults(&self, key: &str, route: &str, faults: Vec<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.queue(Some(route), faults));
     }
 
     /// Sets the permanent fault of a key, which applies while its queue of faults is empty. `None`
     /// removes the fault. A key that is not in the plan is a violation.
-    pub fn always(&self, key: &str, fault: Option<Fault>) {
+    pub fn set_fault(&self, key: &str, fault: Option<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.set_permanent(None, fault));
     }
 
-    /// Sets the permanent fault of a key on a route; `None` removes it. `route` is the beginning of
-    /// a path, such as `/v1/dubbing`, or a method and the beginning of a path, such as `POST
+    /// Sets the permanent fault of a key on a route. `None` removes the fault. `route` is the prefix of
+    /// a path, such as `/v1/dubbing`, or a method and the prefix of a path, such as `POST
     /// /v1/voices`. A fault of a route takes precedence over the faults of the key, and does not
     /// affect other routes. With [`Fault::Pass`] the route is served in spite of other faults.
-    pub fn always_on(&self, key: &str, route: &str, fault: Option<Fault>) {
+    pub fn set_route_fault(&self, key: &str, route: &str, fault: Option<Fault>) {
         self.update_script(FaultTarget::Key(key), |script| script.set_permanent(Some(route), fault));
     }
 
     /// Sets the permanent fault of a route for requests with any key or none. A fault of a key on
     /// the same route takes precedence.
-    pub fn for_all_requests_on(&self, route: &str, fault: Option<Fault>) {
+    pub fn set_route_fault_for_all(&self, route: &str, fault: Option<Fault>) {
         self.update_script(FaultTarget::AllRequests, |script| script.set_permanent(Some(route), fault));
     }
 

@@ -34,22 +34,22 @@ const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, max
 }
 
 impl Model {
-    /// The model with this id.
+    /// Returns the model with this ID.
     pub(super) fn find(id: &str) -> Option<Model> {
         MODELS.into_iter().find(|model| model.id == id)
     }
 
-    /// The cost of a number of characters in credits, rounded up.
+    /// Returns the cost of a number of characters in credits, rounded up.
     pub(super) fn cost(self, characters: u64) -> u64 {
         characters.saturating_mul(self.credits_per_mille).div_ceil(1_000)
     }
 
-    /// Maximum number of characters of a text on a free or a paid plan.
+    /// Returns the maximum number of characters of a request on a free or a paid plan.
     pub(super) fn max_characters(self, is_free: bool) -> u64 {
         if is_free { self.max_free_characters } else { self.max_characters }
     }
 
-    /// `ModelResponseModel` of the OpenAPI document.
+    /// Creates the `ModelResponseModel` of the OpenAPI document.
     fn document(&self, denied_models: &[String]) -> Value {
         json!({
             "model_id": self.id,
@@ -76,7 +76,7 @@ impl Model {
     }
 }
 
-/// The list of models as a JSON array. It includes models that a workspace may not use.
+/// Returns the list of models as a JSON array. It includes models that a workspace may not use.
 pub(super) fn models(denied_models: &[String]) -> Value {
     MODELS.iter().map(|model| model.document(denied_models)).collect()
 }
@@ -91,25 +91,25 @@ const PREMADE: [(&str, &str); 3] = [
     ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
 ];
 
-/// The name of a voice that a workspace with these voices can use.
+/// Returns the name of a voice that a workspace with these voices can use.
 pub(super) fn voice_name(id: &str, own_voices: &[String]) -> Option<String> {
     let premade =
         PREMADE.iter().find(|(premade_id, _)| *premade_id == id).map(|(_, name)| (*name).to_owned());
     premade.or_else(|| own_voices.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
 }
 
-/// Every voice that a workspace with these voices can use.
+/// Returns every voice that a workspace with these voices can use.
 pub(super) fn voices(own_voices: &[String]) -> Vec<Value> {
     let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
     premade.chain(own_voices.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
 }
 
-/// The document of the voice with this id.
+/// Returns the document of the voice with this ID.
 pub(super) fn voice_document(id: &str, own_voices: &[String]) -> Option<Value> {
     voices(own_voices).into_iter().find(|voice| voice["voice_id"] == id)
 }
 
-/// `GetLibraryVoicesResponseModel` of the OpenAPI document, with all voices of the library.
+/// Creates the `GetLibraryVoicesResponseModel` of the OpenAPI document, with all voices of the library.
 pub(super) fn library(ids: &[String]) -> Value {
     let voices = ids.iter().map(|id| {
         json!({
@@ -135,7 +135,7 @@ pub(super) fn library(ids: &[String]) -> Value {
     json!({ "voices": voices.collect::<Vec<_>>(), "has_more": false, "total_count": ids.len(), "last_sort_id": null })
 }
 
-/// `VoiceResponseModel` of the OpenAPI document.
+/// Creates the `VoiceResponseModel` of the OpenAPI document.
 fn voice(id: &str, name: &str, category: &str) -> Value {
     json!({
         "voice_id": id,

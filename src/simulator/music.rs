@@ -1,4 +1,4 @@
-//! Music responses: their length, their description, and the multipart response with both parts.
+//! Creates music responses: the length of a song, its description, and the multipart body with both.
 
 use serde_json::{Map, Value, json};
 
@@ -14,8 +14,8 @@ use super::sound::format::Format;
 const MUSIC_LENGTH_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
 const DEFAULT_LENGTH_MS: u64 = 10_000;
 
-/// Adds the song's id and the cost. A music response does not report the cost in a header (captured,
-/// October 2026).
+/// Adds the song's ID, and records the cost. A music response does not report the cost in a header
+/// (captured, October 2026).
 pub(super) fn with_song_id(response: ProviderResponse, cost: u64) -> ProviderResponse {
     ProviderResponse { charged: cost, ..response.with_header("song-id", &new_trace_id()) }
 }
@@ -39,7 +39,7 @@ pub(super) fn duration_ms(body: &Map<String, Value>) -> u64 {
     requested.unwrap_or(DEFAULT_LENGTH_MS).clamp(*MUSIC_LENGTH_MS.start(), *MUSIC_LENGTH_MS.end())
 }
 
-/// `MusicPrompt` of the OpenAPI document.
+/// Creates the `MusicPrompt` of the OpenAPI document.
 pub(super) fn composition_plan(body: &Map<String, Value>) -> Value {
     json!({
         "positive_global_styles": ["humming"],
@@ -57,7 +57,7 @@ pub(super) fn composition_plan(body: &Map<String, Value>) -> Value {
 /// The boundary between the parts.
 pub(super) const BOUNDARY: &str = "simulated-song";
 
-/// The multipart body: a JSON part and an audio part.
+/// Creates the multipart body: a JSON part and an audio part.
 pub(super) fn multipart_body(body: &Map<String, Value>, sound: Sound, format: Format) -> ResponseBody {
     let metadata = json!({
         "composition_plan": composition_plan(body),

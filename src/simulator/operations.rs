@@ -1,5 +1,5 @@
-//! Operations of the table: changed voices, cleaned audio, dubbing, music, alignment and the studio.
-//! The table lists the requirements, the price and the response of each.
+//! Operations that are defined by a table: changed voices, cleaned audio, dubbing, music, alignment and
+//! the studio. The table lists the permission, the form parts, the price and the output of each operation.
 //!
 //! Sources: the OpenAPI document (paths, parts, responses), the documentation and price lists of
 //! 2026 (credits per minute). The length of an upload follows a rule of the simulator, see `context`.
@@ -25,7 +25,7 @@ use super::speech::{streamed_body, whole_body};
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Operation {
     method: &'static str,
-    /// Its path segments; `{}` is an identifier.
+    /// The path segments, in which `{}` stands for an identifier.
     path: &'static str,
     permission: &'static str,
     /// Required form parts.
@@ -64,9 +64,9 @@ enum Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AudioTransfer {
-    /// With a content length.
+    /// The body has a content length.
     Whole,
-    /// In chunks.
+    /// The body is chunked.
     Streamed,
 }
 
@@ -82,7 +82,7 @@ const fn operation(
 }
 
 /// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
-/// documentation); the costs of the others are converted from the price lists.
+/// documentation). The costs of the other operations are converted from the price lists.
 #[rustfmt::skip] // a table with one operation per line
 const OPERATIONS: &[Operation] = {
     use AudioTransfer::{Streamed, Whole};
@@ -122,11 +122,11 @@ const OPERATIONS: &[Operation] = {
 const MAX_GENERATED_MS: u64 = 60_000;
 
 impl Operation {
-    /// The operation of a path, and the identifiers in the path.
+    /// Finds the operation of a path. Returns it with the identifiers in the path.
     ///
     /// # Errors
     ///
-    /// The provider's 404 and 405.
+    /// Returns the provider's 404 or 405 refusal.
     pub(super) fn find(
         method: &Method,
         segments: &[&str],
@@ -142,7 +142,7 @@ impl Operation {
         Err(allowed_method.map_or(RefusalKind::NotFound, RefusalKind::MethodNotAllowed))
     }
 
-    /// The identifiers in a path of this operation, or `None` for the path of another one.
+    /// Returns the identifiers in a path of this operation. Returns `None` for the path of another operation.
     fn match_path(&self, segments: &[&str]) -> Option<Vec<String>> {
         if self.path.split('/').count() != segments.len() {
             return None;
@@ -158,7 +158,7 @@ impl Operation {
         Some(ids)
     }
 
-    /// The cost of a request, derived from its body.
+    /// Returns the cost of a request, derived from its body.
     pub(super) fn cost(&self, context: OperationContext<'_>) -> u64 {
         match self.price {
             Price::Free => 0,
@@ -297,7 +297,7 @@ impl AudioTransfer {
     }
 }
 
-/// The length of audio that is generated from an upload.
+/// Returns the length of audio that is generated from an upload.
 fn generated_ms(uploaded_seconds: u64) -> u64 {
     uploaded_seconds.saturating_mul(1_000).min(MAX_GENERATED_MS)
 }
@@ -329,12 +329,12 @@ fn create_resource(
     Ok(ProviderResponse { charged: cost, ..ProviderResponse::document(&document) })
 }
 
-/// `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
+/// Creates the `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
 fn alignment(text: &str, duration_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
     let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
     let time = |index: u64| seconds(duration_ms.saturating_mul(index) / total);
-    let timed = (0..).zip(&characters).map(|(index, character)| {
+    let timed_characters = (0..).zip(&characters).map(|(index, character)| {
         json!({ "text": character.to_string(), "start": time(index), "end": time(index + 1) })
     });
     let mut words = Vec::new();
@@ -344,7 +344,7 @@ fn alignment(text: &str, duration_ms: u64) -> Value {
         words.push(json!({ "text": word, "start": time(index), "end": time(end), "loss": 0.1 }));
         index = end + 1;
     }
-    json!({ "characters": timed.collect::<Vec<_>>(), "words": words, "loss": 0.1 })
+    json!({ "characters": timed_characters.collect::<Vec<_>>(), "words": words, "loss": 0.1 })
 }
 
 #[cfg(test)]

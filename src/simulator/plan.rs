@@ -8,7 +8,7 @@ use crate::secret::{ApiKey, InvalidApiKey};
 
 use super::fault::Fault;
 
-/// The voice of the library, unless a plan lists others.
+/// The default voice of the library.
 const LIBRARY_VOICE: &str = "HuLbOdhRlvQQN8oPP0AJ";
 /// The default region of the responses (captured, 2026).
 pub(super) const REGION: &str = "us-central1";
@@ -37,7 +37,7 @@ pub struct Plan {
 /// A workspace, whose keys share credits.
 #[derive(Clone, Debug)]
 pub struct WorkspacePlan {
-    /// Its name, also its `workspace_id`.
+    /// The name of the workspace, which is also its `workspace_id`.
     pub name: String,
     /// Credits per period.
     pub credits: u64,
@@ -50,7 +50,7 @@ pub struct WorkspacePlan {
     pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum custom voices, without professional ones, or `None` for the limit of its plan.
+    /// Maximum number of custom voices without professional voices, or `None` for the limit of its plan.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
@@ -61,11 +61,11 @@ pub struct WorkspacePlan {
     /// The length of later periods, or `None` for calendar months.
     pub period: Option<Duration>,
     /// Maximum number of concurrent requests, or `None` for no limit.
-    pub concurrency_max: Option<u32>,
+    pub max_concurrent: Option<u32>,
     /// Whether a caller of an agent waits in a queue when the concurrency limit is reached. The
-    /// caller then receives `queue_status` events; otherwise the call is refused.
+    /// caller then receives `queue_status` events. Otherwise the call is refused.
     pub queues_callers: bool,
-    /// Its own voices, in addition to the public ones.
+    /// The custom voices of the workspace, in addition to the public voices.
     pub voices: Vec<String>,
     /// Its agents. An agent of no workspace is public: its caller pays, or the first key of the
     /// plan if the caller has no key.
@@ -80,7 +80,7 @@ pub enum RefusalWording {
     Current,
     /// 400 `free_users_not_allowed`, and an older message for clones.
     Old400,
-    /// 402 `payment_required` with a message, for clones, too.
+    /// 402 `payment_required` with a message, also for clones.
     Old402,
 }
 
@@ -93,7 +93,7 @@ pub enum ReportedLimit {
     /// `character_limit` is always 0 (pay as you go). The credits are never reset, and the document
     /// has no reset date.
     Zero,
-    /// `character_limit` is missing; the other fields are the same.
+    /// `character_limit` is missing. The other fields are the same as for `Zero`.
     Absent,
 }
 
@@ -102,7 +102,7 @@ pub enum ReportedLimit {
 pub struct AgentPlan {
     /// Its `agent_id`.
     pub id: String,
-    /// Whether callers without a key may use it; its workspace then pays.
+    /// Whether callers without a key may use the agent. In that case, its workspace pays.
     pub is_public: bool,
 }
 
@@ -142,7 +142,7 @@ pub struct KeyPlan {
 }
 
 impl Default for Plan {
-    /// Three demo keys with few credits. They have the length of real keys.
+    /// Creates a plan of three demo keys with few credits. They have the length of real keys.
     fn default() -> Self {
         Self::of([
             ("sk_demo_soprano_0123456789abcdef0123456789abcdef0001", 500),
@@ -172,7 +172,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The first mistake, or the contradiction found by [`Plan::check`].
+    /// Returns the first syntax error, or the contradiction found by [`Plan::check`].
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
         let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
@@ -213,7 +213,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// The first contradiction.
+    /// Returns the first contradiction.
     pub fn check(&self) -> Result<(), PlanError> {
         for (index, workspace) in self.workspaces.iter().enumerate() {
             if self.workspaces[..index].iter().any(|earlier| earlier.name == workspace.name) {
@@ -262,7 +262,7 @@ impl Default for WorkspacePlan {
             billing: Billing::Active,
             reset: None,
             period: None,
-            concurrency_max: None,
+            max_concurrent: None,
             queues_callers: false,
             voices: Vec::new(),
             agents: Vec::new(),
@@ -335,7 +335,7 @@ fn parse_count(number_name: &'static str, text: &str) -> Result<u64, PlanError> 
 /// The errors of a plan. They do not contain a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// The text has no `=`.
+    /// The value has no `=`.
     #[error("a key is written KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME], for example sk_demo_one=500")]
     NoCredits,
     /// A value is not a whole number.

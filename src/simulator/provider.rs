@@ -43,7 +43,7 @@ pub(super) struct State {
     key_entries: Vec<KeyEntry>,
     totals: Totals,
     violations: Vec<String>,
-    /// The recorded requests with their numbers, by which a session finds its record.
+    /// The recorded requests with their numbers. A session finds its record by its number.
     requests: VecDeque<(u64, RequestSummary)>,
 }
 
@@ -70,7 +70,7 @@ pub(super) enum FaultTarget<'a> {
 
 impl Provider {
     pub(super) fn new(mut plan: Plan) -> Self {
-        // Every request contains the empty text.
+        // The empty string would match every request.
         plan.forbidden.retain(|text| !text.is_empty());
         let accounts = Accounts::open(&plan, clock::now());
         let key_entries = accounts.keys.iter().map(|key| KeyEntry {
@@ -92,8 +92,8 @@ impl Provider {
         Self { plan: Arc::new(plan), state: Arc::new(Mutex::new(state)), changed: watch::Sender::new(()) }
     }
 
-    /// Locks the state, after resetting the credits of all ended periods. Other tasks see all
-    /// changes under one guard together.
+    /// Locks the state and resets the credits of all ended periods. Other tasks see all changes under one
+    /// guard together.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock is held may leave wrong numbers, but the state stays usable.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +105,7 @@ impl Provider {
         self.changed.send_replace(());
     }
 
-    /// A receiver that is notified of each change of the ledger.
+    /// Returns a receiver that is notified of each change of the ledger.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
@@ -117,7 +117,7 @@ impl Provider {
         self.state().key_indices.get(key).map_or(PresentedKey::Unknown, |index| PresentedKey::Known(*index))
     }
 
-    /// Changes the script of a key, or the script of all requests. Returns false if the plan has no
+    /// Updates the script of a key, or the script of all requests. Returns false if the plan has no
     /// such key.
     pub(super) fn update_script(&self, target: FaultTarget<'_>, update: impl FnOnce(&mut Script)) -> bool {
         let mut state = self.state();
@@ -131,8 +131,8 @@ impl Provider {
         script.map(update).is_some()
     }
 
-    /// Takes the fault of a request in this order: a fault of the key on the route, a fault of all
-    /// requests on the route, a general fault of the key.
+    /// Takes the fault of a request. The order is: a fault of the key on the route, a fault of all
+    /// requests on the route, a fault of the key on all routes.
     pub(super) fn take_fault(&self, presented_key: PresentedKey, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
         let State { scripts, script_of_all_requests, .. } = &mut *state;
@@ -205,7 +205,7 @@ impl Provider {
 }
 
 impl PresentedKey {
-    /// The index of a key of the plan.
+    /// Returns the index of a key of the plan.
     pub(super) fn index(self) -> Option<usize> {
         match self {
             PresentedKey::Known(index) => Some(index),
@@ -246,8 +246,8 @@ impl Drop for ConcurrencySlot {
     }
 }
 
-/// A request that is being processed. Dropping it records the request: with its status if a
-/// response was sent, else without one.
+/// A request that is being processed. Dropping this value records the request, with its status if a
+/// response was sent.
 #[derive(Debug)]
 pub(super) struct PendingRequest {
     provider: Provider,
@@ -257,7 +257,7 @@ pub(super) struct PendingRequest {
 }
 
 impl PendingRequest {
-    /// Converts an accepted handshake to a session, and records it.
+    /// Converts an accepted handshake into a session. Records the handshake.
     pub(super) fn into_session(mut self, socket: SocketSummary) -> Session {
         self.summary.socket = Some(SocketSummary { is_open: true, ..socket });
         let session = Session { provider: self.provider.clone(), number: self.number };

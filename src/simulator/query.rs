@@ -1,6 +1,6 @@
 //! Parses the query of a URL: pairs of names and values, with percent signs and plus signs decoded.
 
-/// The names and values of a query, decoded.
+/// Returns the decoded names and values of a query.
 pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)> {
     query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -8,7 +8,7 @@ pub(super) fn query_pairs(query: &str) -> impl Iterator<Item = (String, String)>
     })
 }
 
-/// The first value of a query parameter.
+/// Returns the first value of a query parameter.
 pub(super) fn query_value(query: &str, parameter: &str) -> Option<String> {
     query_pairs(query).find(|(name, _)| name == parameter).map(|(_, value)| value)
 }

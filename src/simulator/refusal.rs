@@ -24,11 +24,11 @@ pub(super) use self::render::violation;
 pub enum RefusalKind {
     /// 401: the workspace has fewer credits left than the request costs.
     Quota,
-    /// 401: the key's cap is reached; the workspace may have credits left.
+    /// 401: the key's cap is reached. The workspace may have credits left.
     KeyCap,
     /// 401: the key does not exist.
     InvalidKey,
-    /// 400: the key does not exist, in another captured form.
+    /// 400: the key does not exist. This is another captured response.
     InvalidKey400,
     /// 401: the request has no key.
     NeedsAuthorization,
@@ -38,7 +38,7 @@ pub enum RefusalKind {
     UnusualActivity,
     /// 401: the last invoice is unpaid.
     PaymentIssue,
-    /// 402: the workspace has no credits left, in the form of the documentation.
+    /// 402: the workspace has no credits left, in the format of the documentation.
     InsufficientCredits,
     /// 402: only paid plans include the feature.
     PaidPlanRequired,
@@ -50,7 +50,7 @@ pub enum RefusalKind {
     WorkspaceAccessDenied,
     /// 403: the subscription does not include the feature.
     SubscriptionRequired,
-    /// 403: the workspace has no credits left, in the plain form that some integrations describe.
+    /// 403: the workspace has no credits left, in the plain format that some integrations describe.
     QuotaForbidden,
     /// 429: too many concurrent requests in the workspace. The message contains the maximum. The
     /// response has no `Retry-After`.
@@ -112,7 +112,7 @@ pub(super) struct RefusalValues {
     pub(super) credit_limit: u64,
     /// Remaining credits of the workspace.
     pub(super) remaining_credits: u64,
-    /// The key's name in the settings of the workspace; never the key.
+    /// The name of the key in the settings of the workspace. It is never the key itself.
     pub(super) key_name: String,
     /// Credits that the key may use per period.
     pub(super) key_cap: u64,
@@ -131,7 +131,7 @@ pub(super) struct RefusalValues {
 }
 
 impl RefusalValues {
-    /// The limit in a refusal, which must be below the requested amount.
+    /// Returns the limit in a refusal, which is below the requested amount.
     fn exceeded_limit(&self) -> u64 {
         self.max_count.min(self.requested_amount.saturating_sub(1))
     }
@@ -141,7 +141,7 @@ impl RefusalValues {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct HttpRefusal {
     pub(super) status: StatusCode,
-    /// Headers in addition to the common ones.
+    /// Headers in addition to the common headers.
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: String,
 }
@@ -228,7 +228,7 @@ impl fmt::Display for RefusalKind {
 #[error("`{0}` is not a refusal: the names are {names}", names = catalogue_names())]
 pub struct UnknownRefusal(String);
 
-/// All names of the catalogue, with their values.
+/// Returns all names of the catalogue, with their values.
 fn catalogue_names() -> String {
     const VALUES: [(&str, &str); 4] = [
         ("missing_permissions", "NAME"),

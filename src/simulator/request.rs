@@ -22,7 +22,7 @@ const CREDENTIAL_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authori
 /// Query parameters in which clients send credentials.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// The key in the head of a request.
+/// Returns the key in the head of a request.
 pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> PresentedKey {
     match parts.headers.get("xi-api-key") {
         None => PresentedKey::Absent,
@@ -30,7 +30,7 @@ pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> Presente
     }
 }
 
-/// The forbidden content in the head of a request, described without its values.
+/// Returns descriptions of the forbidden content in the head of a request, without its values.
 pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
     for name in CREDENTIAL_HEADERS {
@@ -64,7 +64,7 @@ pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String
     violations
 }
 
-/// Where the head contains `text`.
+/// Describes the location of `text` in the head. Returns `None` if the head does not contain it.
 fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
     if target.contains(text) || percent_decode(&target).contains(text) {
@@ -98,8 +98,8 @@ pub(super) struct ReceivedBody {
 }
 
 impl ReceivedBody {
-    /// The text of a form part, or `None` if the part is missing or the form was too large to be
-    /// stored.
+    /// Returns the value of a form part. Returns `None` if the part is missing, or if the form was too large
+    /// to be stored.
     pub(super) fn part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.content.as_deref()?);
         let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
@@ -108,7 +108,7 @@ impl ReceivedBody {
         Some(value.to_owned())
     }
 
-    /// Whether the form has a part with this name; true for every form that was too large to be
+    /// Returns whether the form has a part with this name. Returns true for a form that was too large to be
     /// stored.
     pub(super) fn has_part(&self, name: &str) -> bool {
         let Some(content) = &self.content else { return true };
@@ -158,11 +158,11 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
 /// reset before the response.
 pub(super) async fn discard(mut body: Incoming) {
     let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-    // After the timeout the connection is closed.
+    // The connection is closed after the timeout.
     let _ended = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
 }
 
-/// Searches for the name of a form part, also if it is split between two frames.
+/// Searches for the name of a form part, which may be split between two frames.
 #[derive(Debug, Default)]
 struct PartSearch {
     tail: Vec<u8>,

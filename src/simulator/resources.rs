@@ -1,5 +1,5 @@
-//! Stores dubbings and studio projects. They belong to a workspace, and clients request them later
-//! by their identifier.
+//! Stores dubbings and studio projects. They belong to a workspace, and clients request them later by
+//! ID.
 
 use std::collections::VecDeque;
 
@@ -9,9 +9,9 @@ use super::accounts::Refusal;
 use super::models::DEFAULT_VOICE;
 use super::refusal::fixed_refusal;
 
-/// Older resources are dropped to bound the memory of a long test.
+/// Maximum number of stored resources, which bounds the memory of a long test.
 const MAX_RESOURCES: usize = 200;
-/// Number of status requests before a dubbing is done.
+/// Number of status requests after which a dubbing is done.
 const STATUS_REQUESTS_UNTIL_DUBBED: u32 = 2;
 
 /// The resources of a workspace, oldest first.
@@ -57,7 +57,7 @@ impl Resources {
         if self.0.len() < count_before { Ok(()) } else { Err(kind.not_found(id)) }
     }
 
-    /// The documents of all resources of a kind, newest first.
+    /// Returns the documents of all resources of a kind, newest first.
     pub(super) fn documents(&self, kind: ResourceKind) -> Vec<Value> {
         self.0.iter().rev().filter(|resource| resource.kind == kind).map(Resource::document).collect()
     }
@@ -74,7 +74,7 @@ impl ResourceKind {
 }
 
 impl Resource {
-    /// Whether a dubbing is done.
+    /// Returns whether a dubbing is done.
     pub(super) fn is_dubbed(&self) -> bool {
         self.status_requests >= STATUS_REQUESTS_UNTIL_DUBBED
     }
@@ -86,7 +86,7 @@ impl Resource {
         }
     }
 
-    /// `DubbingMetadataResponse` of the OpenAPI document.
+    /// Creates the `DubbingMetadataResponse` of the OpenAPI document.
     fn dubbing(&self) -> Value {
         json!({
             "dubbing_id": self.id,
@@ -101,7 +101,7 @@ impl Resource {
         })
     }
 
-    /// `ProjectResponseModel` of the OpenAPI document.
+    /// Creates the `ProjectResponseModel` of the OpenAPI document.
     fn project(&self) -> Value {
         json!({
             "project_id": self.id,

@@ -23,8 +23,8 @@ pub(super) struct ProviderResponse {
     pub(super) charged: u64,
 }
 
-/// The headers of every response of the provider (captured responses of August 2026), with a trace
-/// id.
+/// Returns the headers of every response of the provider (captured responses of August 2026), with a trace
+/// ID.
 fn common_headers(trace_id: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in [
@@ -59,12 +59,12 @@ impl From<Refusal> for ProviderResponse {
 }
 
 impl ProviderResponse {
-    /// Creates a response of 200 with a JSON document.
+    /// Creates a 200 response with a JSON document.
     pub(super) fn document(document: &Value) -> Self {
         Self::empty("application/json").with_body(ResponseBody::whole(document.to_string().into()))
     }
 
-    /// Creates a response of 200 with an empty body and the common headers.
+    /// Creates a 200 response with an empty body and the common headers.
     pub(super) fn empty(content_type: &str) -> Self {
         Self::empty_with_trace_id(&new_trace_id(), content_type)
     }
@@ -126,7 +126,7 @@ impl ProviderResponse {
         self
     }
 
-    /// Reports the charged credits in a header and to the ledger.
+    /// Reports the charged credits in a header, and records them for the ledger.
     pub(super) fn with_cost(self, cost: u64) -> Self {
         Self { charged: cost, ..self.with_header("character-cost", &cost.to_string()) }
     }
@@ -139,7 +139,7 @@ impl ProviderResponse {
         Self { body: ResponseBody::whole(body), ..self }.with_header("content-encoding", &names.join(", "))
     }
 
-    /// Sets the region of the response, unless a fault has set another one.
+    /// Sets the region of the response, unless a fault has set a different region.
     pub(super) fn set_region(&mut self, region: &str) {
         if self.headers.get(REGION_HEADER).is_some_and(|value| value == REGION) {
             set_header(&mut self.headers, REGION_HEADER, region);

@@ -1,4 +1,4 @@
-//! The body of a response. It is generated while it is sent, and a fault can delay or break it.
+//! The body of a response. It is generated while it is sent, and a fault can delay or truncate it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,14 +13,14 @@ use super::tracked_stream::Flushes;
 
 /// A chunk that is available, followed by chunks that are generated on demand.
 pub(super) struct ResponseBody {
-    /// The next chunk; `None` at the end of the body.
+    /// The next chunk, or `None` at the end of the body.
     next_chunk: Option<Bytes>,
     generator: Option<Box<dyn Iterator<Item = Bytes> + Send>>,
     /// The remaining length, if it is known. It becomes the content length.
     remaining: Option<u64>,
     delay: Option<ChunkDelay>,
     cut: Option<Cut>,
-    /// Released when the last chunk is generated, not when it is sent. Otherwise a client could
+    /// The slot is released when the last chunk is generated, not when it is sent. Otherwise a client could
     /// receive the whole response while its operation still counts as running.
     slot: Option<ConcurrencySlot>,
 }
@@ -39,7 +39,7 @@ struct Cut {
     flushed: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// The error of a body that a fault broke.
+/// The error of a body that a fault truncated.
 #[derive(Debug, thiserror::Error)]
 #[error("a fault broke this connection")]
 pub(super) struct BodyAborted;
@@ -80,7 +80,7 @@ impl ResponseBody {
         self.cut = Some(Cut { remaining: bytes, flushes, flushed: None });
     }
 
-    /// The bytes of a body that was created with [`ResponseBody::whole`].
+    /// Returns the bytes of a body that was created with [`ResponseBody::whole`].
     pub(super) fn into_bytes(self) -> Bytes {
         self.next_chunk.unwrap_or_default()
     }
@@ -112,8 +112,8 @@ impl ChunkDelay {
 }
 
 impl Cut {
-    /// Returns ready when all previous bytes are flushed to the socket. The client then receives
-    /// every byte before the break, so a test knows their number.
+    /// Returns `Ready` once all previous bytes are flushed to the socket. The client then receives every
+    /// byte before the break, so a test knows their number.
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let flushes = &self.flushes;
         self.flushed.get_or_insert_with(|| Box::pin(flushes.clone().next())).as_mut().poll(cx)

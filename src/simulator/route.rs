@@ -46,7 +46,7 @@ impl Route {
     ///
     /// # Errors
     ///
-    /// The provider's 404 for an unknown path, and its 405 for a wrong method.
+    /// Returns the provider's 404 refusal for an unknown path, or its 405 refusal for a wrong method.
     pub(super) fn find(method: &Method, path: &str) -> Result<Self, RefusalKind> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let id = |text: &str| text.to_owned();
@@ -72,8 +72,7 @@ impl Route {
                 let output = SpeechOutput::parse(output).ok_or(RefusalKind::NotFound)?;
                 ("POST", Route::Speech { voice: id(voice), output })
             }
-            // The variants with timestamps, which also contain the voice of each segment, are not
-            // simulated.
+            // The variants with timestamps are not simulated.
             ["v1", "text-to-dialogue"] => ("POST", Route::Dialogue(SpeechOutput::Whole)),
             ["v1", "text-to-dialogue", "stream"] => ("POST", Route::Dialogue(SpeechOutput::Stream)),
             ["v1", "speech-to-text"] => ("POST", Route::Transcription),

@@ -23,7 +23,7 @@ struct Faults {
     permanent: Option<Fault>,
 }
 
-/// An optional method, and the beginning of a path.
+/// An optional method, and the prefix of a path.
 #[derive(Debug, PartialEq, Eq)]
 struct RoutePattern {
     method: Option<String>,
@@ -46,7 +46,7 @@ impl RoutePattern {
             && path.starts_with(&self.path)
     }
 
-    /// The precedence: a longer path first, then a route with a method.
+    /// Returns the sort key of the precedence. A longer path takes precedence, then a route with a method.
     fn specificity(&self) -> (usize, bool) {
         (self.path.len(), self.method.is_some())
     }
@@ -66,7 +66,7 @@ impl Script {
         script
     }
 
-    fn faults_of(&mut self, route: Option<&str>) -> &mut Faults {
+    fn faults_mut(&mut self, route: Option<&str>) -> &mut Faults {
         let Some(pattern) = route.map(RoutePattern::parse) else { return &mut self.general };
         let index =
             self.by_route.iter().position(|(existing, _)| *existing == pattern).unwrap_or_else(|| {
@@ -78,12 +78,12 @@ impl Script {
 
     /// Queues faults for a route, or for all routes.
     pub(super) fn queue(&mut self, route: Option<&str>, faults: Vec<Fault>) {
-        self.faults_of(route).queue.extend(faults);
+        self.faults_mut(route).queue.extend(faults);
     }
 
     /// Sets the permanent fault of a route, or of all routes.
     pub(super) fn set_permanent(&mut self, route: Option<&str>, fault: Option<Fault>) {
-        self.faults_of(route).permanent = fault;
+        self.faults_mut(route).permanent = fault;
     }
 
     /// Takes the fault of the most specific route that matches the request and has a fault.

@@ -1,5 +1,5 @@
-//! Handles one request to the simulated provider: checks the head, takes the scripted fault, reads
-//! the body unless the fault comes first, responds and records. Tests rely on this order.
+//! Handles one request to the simulated provider: checks the head, takes the scripted fault, reads the
+//! body unless the fault precedes it, responds, and records the request. Tests rely on this order.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Bodies of speech responses: the audio as a whole, in chunks, or as JSON with the times of the
-//! characters. All of them are generated while they are sent.
+//! Creates the bodies of speech responses: the audio as a whole, in chunks, or as JSON with the times of
+//! the characters. The bodies are generated while they are sent.
 
 use std::iter;
 
@@ -18,7 +18,7 @@ const STREAM_CHUNK_MS: u64 = 100;
 /// Characters per object of a stream with timestamps.
 const TIMED_CHUNK_CHARACTERS: u64 = 10;
 
-/// The media type of a response.
+/// Returns the media type of a response.
 pub(super) fn content_type(output: SpeechOutput, format: Format) -> &'static str {
     match output {
         SpeechOutput::Whole | SpeechOutput::Stream => format.content_type(),
@@ -28,17 +28,17 @@ pub(super) fn content_type(output: SpeechOutput, format: Format) -> &'static str
     }
 }
 
-/// A response body with the whole sound and its length.
+/// Creates a response body with the whole sound and its length.
 pub(super) fn whole_body(sound: Sound) -> ResponseBody {
     ResponseBody::generated(Some(sound.total_bytes), sound.into_blocks())
 }
 
-/// A response body with the sound in chunks.
+/// Creates a response body with the sound in chunks.
 pub(super) fn streamed_body(sound: Sound) -> ResponseBody {
     ResponseBody::generated(None, sound.into_chunks(STREAM_CHUNK_MS))
 }
 
-/// A response body with `text` as audio.
+/// Creates a response body with `text` as audio.
 pub(super) fn speech_body(text: &str, format: Format, output: SpeechOutput) -> ResponseBody {
     let melody = Melody::new(text);
     let sound = Sound::new(melody.clone(), format);
@@ -82,7 +82,7 @@ fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> Response
     ResponseBody::generated(None, objects)
 }
 
-/// `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
+/// Creates the `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
 fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
     let skipped = usize::try_from(range.start).unwrap_or(usize::MAX);
     let time = |index: u64| seconds(melody.start_ms(index));
@@ -95,7 +95,7 @@ fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value 
     })
 }
 
-/// The number of Unicode scalar values, which the provider counts as characters.
+/// Returns the number of Unicode scalar values, which the provider counts as characters.
 pub(super) fn character_count(text: &str) -> u64 {
     u64::try_from(text.chars().count()).unwrap_or(u64::MAX)
 }

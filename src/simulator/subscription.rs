@@ -1,4 +1,4 @@
-//! The documents of an account: the user, and the subscription with the credits.
+//! Creates the documents of an account: the user, and the subscription with its credits.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,8 @@ use crate::secret::ApiKey;
 use super::accounts::{Key, Workspace};
 use super::plan::{Billing, ReportedLimit};
 
-/// `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current SDKs.
+/// Creates the response to `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current
+/// SDKs.
 pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     let preview = ApiKey::new(&key.plan.key).map(|key| key.short().to_string()).ok();
     json!({
@@ -29,8 +30,8 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     })
 }
 
-/// `GET /v1/user/subscription`: the subscription of the user with its invoices.
-pub(super) fn extended(workspace: &Workspace) -> Value {
+/// Creates the response to `GET /v1/user/subscription`: the subscription of the user with its invoices.
+pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
     let next_payment = match workspace.plan.reported_limit {
         ReportedLimit::Credits => Value::from(workspace.reset.0 / 1_000),

@@ -1,7 +1,7 @@
-//! Tests of the simulator over real connections. `refusals` checks the catalogue byte for byte,
-//! `serving` the common operations, `operations` the other ones, `ownership` the objects of
-//! workspaces, `plans` the features of plans, `faults` the scripted faults, `ledger` the ledger and
-//! its violations, `sockets` and the modules with this prefix the WebSockets of the provider.
+//! Tests the simulator over real connections. `refusals` checks the catalogue byte for byte, `serving` the
+//! common operations, `operations` the other operations, `ownership` the objects of workspaces, `plans` the
+//! features of plans, `faults` the scripted faults, `ledger` the ledger and its violations, and the modules
+//! `sockets…` the WebSockets of the provider.
 
 mod faults;
 mod ledger;
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::{Plan, Simulator};
 use crate::tasks::Tasks;
 
-/// A timeout far above the duration of each step.
+/// The timeout of a request. It is much longer than any request of the tests.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 const TTS: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
@@ -70,7 +70,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> Call {
     Call { method: "POST", body: body.into(), ..get(path) }
 }
 
-/// A speech request with this text.
+/// Creates a speech request with this text.
 fn speech(text: &str) -> Call {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }
@@ -91,7 +91,7 @@ impl Call {
             let stream = TcpStream::connect(simulator.address()).await.unwrap();
             let (mut sender, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-            let _driving = Tasks::new().spawn_guarded(async move {
+            let _connection_task = Tasks::new().spawn_guarded(async move {
                 let _ended = connection.await;
             });
             let mut request = Request::builder().method(self.method).uri(self.path).header("host", "sim");

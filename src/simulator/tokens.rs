@@ -1,6 +1,6 @@
 //! Stores the tokens that the provider issues in addition to keys: single-use tokens, and the tokens
-//! of signed URLs. Each belongs to the key that requested it, is valid for one type of endpoint, and
-//! is consumed by its use. The time is an argument.
+//! of signed URLs. A token belongs to the key that requested it, is valid for one type of endpoint, and
+//! can be used once. The time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::policy::units::UnixMs;
 
 /// Validity of an unused token (the documentation). A signed URL must be used within this time.
 const VALIDITY: Duration = Duration::from_secs(15 * 60);
-/// Older tokens are dropped to bound the memory of a long test.
+/// Maximum number of stored tokens, which bounds the memory of a long test.
 const MAX_TOKENS: usize = 10_000;
 
 /// The endpoint for which a token is valid.
@@ -26,7 +26,7 @@ pub(super) enum TokenScope {
 }
 
 impl TokenScope {
-    /// The endpoint for a `token_type` of `POST /v1/single-use-token/{token_type}`.
+    /// Parses the `token_type` of `POST /v1/single-use-token/{token_type}`.
     pub(super) fn parse(name: &str) -> Option<Self> {
         match name {
             "realtime_scribe" => Some(TokenScope::RealtimeScribe),
@@ -62,12 +62,12 @@ impl Tokens {
         self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.expires_at)
     }
 
-    /// The key of a token that is valid for this endpoint.
+    /// Returns the key of a token that is valid for this endpoint.
     pub(super) fn find_key(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key)
     }
 
-    /// Consumes a token that is valid for this endpoint, and returns its key.
+    /// Consumes a token that is valid for this endpoint. Returns its key.
     pub(super) fn consume(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key)
     }

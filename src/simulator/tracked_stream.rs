@@ -1,5 +1,5 @@
-//! The TCP connection of HTTP. It reports each flush: a deliberate break after a flush loses no
-//! earlier bytes.
+//! A TCP stream that reports its flushes. A fault that breaks the connection after a flush loses no bytes that
+//! were written before.
 
 use std::io;
 use std::pin::Pin;
@@ -27,7 +27,7 @@ impl TrackedStream {
         (Self { io: TokioIo::new(stream), flushes }, Flushes(receiver))
     }
 
-    /// The TCP stream, for the protocol after an upgrade.
+    /// Returns the TCP stream, for the protocol after an upgrade.
     pub(super) fn into_stream(self) -> TcpStream {
         self.io.into_inner()
     }
@@ -58,7 +58,7 @@ impl Write for TrackedStream {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
-    /// hyper calls this after it has written all its data.
+    /// Reports the flush. hyper calls this method after it has written all its data.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.io).poll_flush(cx);
         if flushed.is_ready() {

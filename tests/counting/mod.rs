@@ -1,4 +1,5 @@
-//! Counts the allocations of a closure. A test target with this module uses a counting allocator.
+//! Counts the allocations of a closure on its thread. A test target that includes this module uses the counting
+//! allocator of the crate `allocation_counter`.
 
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this module")]
 
@@ -8,21 +9,18 @@ pub struct Allocations {
     pub bytes: u64,
 }
 
-/// Counts the allocations of `work`, without those of other threads.
-pub fn count_allocations(work: impl FnOnce()) -> Allocations {
-    let measured = allocation_counter::measure(work);
+/// Counts the allocations of `operation`, without those of other threads.
+pub fn count_allocations(operation: impl FnOnce()) -> Allocations {
+    let measured = allocation_counter::measure(operation);
     Allocations { count: measured.count_total, bytes: measured.bytes_total }
 }
 
-/// Returns the allocations of one call. `work` prepares a closure that runs a given number of calls. Its setup
-/// and cleanup are not included.
-pub fn allocations_of_one_call(work: impl Fn(usize) -> Box<dyn FnOnce()>) -> Allocations {
+/// Returns the allocations of one call. `prepare` returns a closure that runs a given number of calls. The allocations
+/// of `prepare` itself are not counted.
+pub fn allocations_of_one_call(prepare: impl Fn(usize) -> Box<dyn FnOnce()>) -> Allocations {
     const CALLS: u64 = 64;
-    let measure = |count: u64| {
-        let prepared = work(usize::try_from(count).unwrap_or(usize::MAX));
-        count_allocations(prepared)
-    };
-    // Fills caches.
+    let measure = |count: u64| count_allocations(prepare(usize::try_from(count).unwrap_or(usize::MAX)));
+    // The first calls fill caches.
     measure(CALLS);
     let (single, double) = (measure(CALLS), measure(2 * CALLS));
     Allocations {

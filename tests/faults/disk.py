@@ -1,8 +1,8 @@
-"""The usage database on a disk that is full, read-only or failing: no request and no record is lost.
+"""Tests the usage database on a disk that is full, read-only or failing. No request and no record may be lost.
 
 Each case prints its measurements. The exit code is 1 if a case fails. The script fills and remounts a tmpfs
-if it may mount one, and injects failures of system calls if `strace` is installed. Otherwise it prints that
-the case is skipped. It needs only Python and the built program:
+if it may mount one, and injects errors into system calls if `strace` is installed. Otherwise it skips the
+case and prints the reason. It needs only Python and the built program:
 
     python3 tests/faults/disk.py target/release/keychoir
 """
@@ -23,7 +23,7 @@ from proxy_process import start_proxy
 
 BODY = json.dumps({"text": "a" * 7, "model_id": "eleven_v3"}).encode()
 SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
-RECOVERY_TIMEOUT = 30
+RECOVERY_TIMEOUT_SECONDS = 30
 
 failures = 0
 
@@ -52,6 +52,7 @@ def request_speech(port, count):
 
 
 def readiness(port):
+    """Returns the document of `/readyz`."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/readyz")
     return json.load(connection.getresponse())
@@ -59,8 +60,8 @@ def readiness(port):
 
 def wait_for_store_state(port, state):
     """Waits until `/readyz` reports this state of the store. Returns False after the timeout."""
-    until = time.monotonic() + RECOVERY_TIMEOUT
-    while time.monotonic() < until:
+    deadline = time.monotonic() + RECOVERY_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
         if readiness(port)["store"] == state:
             return True
         time.sleep(0.05)
@@ -68,6 +69,7 @@ def wait_for_store_state(port, state):
 
 
 def read_database(path):
+    """Returns the result of the integrity check, the number of attempts, and their number in the hourly sums."""
     with contextlib.closing(sqlite3.connect(path)) as database:
         integrity = database.execute("PRAGMA integrity_check").fetchone()[0]
         attempts, summed = database.execute(
@@ -77,6 +79,7 @@ def read_database(path):
 
 
 def check_records(case, path, served, sent, was_failing, has_recovered, lost):
+    """Reports whether each sent request was served and recorded, and whether the store failed and recovered."""
     integrity, attempts, summed = read_database(path)
     quarantined = [name for name in os.listdir(os.path.dirname(path)) if ".broken-" in name]
     is_ok = (integrity, attempts, summed, served, lost, quarantined) == ("ok", sent, sent, sent, 0, [])
@@ -86,26 +89,27 @@ def check_records(case, path, served, sent, was_failing, has_recovered, lost):
 
 @contextlib.contextmanager
 def tmpfs(size):
-    with tempfile.TemporaryDirectory() as folder:
-        mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True)
-        if mounting.returncode:
+    """Mounts a tmpfs. Yields its directory, or None if it cannot be mounted."""
+    with tempfile.TemporaryDirectory() as directory:
+        mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", directory], capture_output=True)
+        if mount.returncode:
             yield None
             return
         try:
-            yield folder
+            yield directory
         finally:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", directory], check=True)
 
 
-def full_disk(binary):
-    with tmpfs("1m") as folder:
-        if folder is None:
+def test_full_disk(binary):
+    with tmpfs("1m") as directory:
+        if directory is None:
             print("     -  a full disk: skipped, because a tmpfs cannot be mounted")
             return
-        path = os.path.join(folder, "keychoir.db")
+        path = os.path.join(directory, "keychoir.db")
         with start_proxy(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
             served = request_speech(port, 40)
-            ballast = os.path.join(folder, "ballast")
+            ballast = os.path.join(directory, "ballast")
             with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
                 while True:
                     file.write(bytes(4_096))
@@ -113,42 +117,43 @@ def full_disk(binary):
             was_failing = wait_for_store_state(port, "failing")
             os.remove(ballast)
             # Removing the ballast frees too little space for the write-ahead log, so the file system is enlarged.
-            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", directory], check=True)
             has_recovered = wait_for_store_state(port, "ok")
             served += request_speech(port, 40)
             lost = readiness(port)["recordsLost"]
         check_records("a full disk", path, served, 2_080, was_failing, has_recovered, lost)
 
 
-def read_only(binary):
-    with tmpfs("64m") as folder:
-        if folder is None:
+def test_read_only_disk(binary):
+    with tmpfs("64m") as directory:
+        if directory is None:
             print("     -  a read-only disk: skipped, because a tmpfs cannot be mounted")
             return
-        path = os.path.join(folder, "state", "keychoir.db")
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        path = os.path.join(directory, "state", "keychoir.db")
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
         with start_proxy(binary, KEYCHOIR_STORAGE__PATH=path, KEYCHOIR_SERVER__TLS="off") as (_, port, _):
             served = request_speech(port, 200)
             was_failing = wait_for_store_state(port, "failing")
-            subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+            subprocess.run(["mount", "-o", "remount,rw", directory], check=True)
             has_recovered = wait_for_store_state(port, "ok")
             served += request_speech(port, 40)
             lost = readiness(port)["recordsLost"]
         check_records("a read-only disk at the start", path, served, 240, was_failing, has_recovered, lost)
 
 
-def failing_calls(binary, case, call, error, when):
+def test_failing_calls(binary, case, call, error, when):
+    """Injects an error into a range `when` of calls of a system call."""
     if not shutil.which("strace"):
         print(f"     -  {case}: skipped, because strace is not installed")
         return
     inject = f"inject={call}:error={error}:when={when}"
     strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject]
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "keychoir.db")
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "keychoir.db")
         settings = {"KEYCHOIR_STORAGE__PATH": path, "KEYCHOIR_SERVER__TLS": "off"}
         with start_proxy(binary, before=strace, **settings) as (_, port, _):
             served, sent, was_failing = 0, 0, False
-            # Until the injected failures have occurred.
+            # Requests are sent until the injected errors have occurred.
             while not was_failing and sent < 4_000:
                 served, sent = served + request_speech(port, 40), sent + 40
                 was_failing = readiness(port)["store"] == "failing"
@@ -159,12 +164,12 @@ def failing_calls(binary, case, call, error, when):
 
 
 def main(binary):
-    full_disk(binary)
-    read_only(binary)
-    # The calls are counted per thread. The startup makes some of them, and the retries fail as well.
-    failing_calls(binary, "a disk that does not flush", "fsync,fdatasync", "EIO", "30..33")
-    failing_calls(binary, "a disk that does not write", "pwrite64", "EIO", "120..126")
-    failing_calls(binary, "a disk that is full for a while", "pwrite64", "ENOSPC", "120..126")
+    test_full_disk(binary)
+    test_read_only_disk(binary)
+    # strace counts the calls per thread. The ranges begin after the calls of the start and include retries.
+    test_failing_calls(binary, "a disk that does not flush", "fsync,fdatasync", "EIO", "30..33")
+    test_failing_calls(binary, "a disk that does not write", "pwrite64", "EIO", "120..126")
+    test_failing_calls(binary, "a disk that is full for a while", "pwrite64", "ENOSPC", "120..126")
     sys.exit(failures > 0)
 
 

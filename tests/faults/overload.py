@@ -1,6 +1,6 @@
-"""Overload: too many slow clients, connections, open files and failures.
+"""Tests overload by slow clients, connections, open files and upstream failures.
 
-Each case prints its measurements and its limits. The exit code is 1 if a case fails. The script needs only
+Each case prints its measurements. The exit code is 1 if a case fails. The script needs only
 Python and the built program:
 
     python3 tests/faults/overload.py target/release/keychoir
@@ -28,21 +28,21 @@ def report(case, is_ok, measured):
 
 async def send_request(port, request=GET):
     """Sends a request on a new connection. Returns the status and the duration."""
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     response = await asyncio.wait_for(reader.read(), 30)
     writer.close()
-    return int(response.split()[1]) if response else 0, time.perf_counter() - began
+    return int(response.split()[1]) if response else 0, time.perf_counter() - started_at
 
 
 async def send_at_rate(port, rate, seconds, request=GET):
-    """Sends this number of requests per second, each at its scheduled time."""
-    began, running = time.perf_counter(), []
+    """Sends `rate` requests per second at their scheduled times. Returns the status and the duration of each."""
+    started_at, tasks = time.perf_counter(), []
     for number in range(rate * seconds):
-        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
-        running.append(asyncio.create_task(send_request(port, request)))
-    return await asyncio.gather(*running)
+        await asyncio.sleep(max(0.0, started_at + number / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(send_request(port, request)))
+    return await asyncio.gather(*tasks)
 
 
 def p99(responses):
@@ -50,11 +50,11 @@ def p99(responses):
     return durations[len(durations) * 99 // 100]
 
 
-async def slow_heads(binary):
-    """1,000 clients send their heads byte by byte, while other clients send 50 requests per second."""
+async def test_slow_heads(binary):
+    """Tests 1,000 clients that send their heads byte by byte, while other clients send 50 requests per second."""
     with start_proxy(binary, KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="1m") as (keychoir, port, _):
         baseline = await send_at_rate(port, 50, 5)
-        idle = memory_bytes(keychoir)
+        idle_bytes = memory_bytes(keychoir)
         writers = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(1_000)]
 
         async def trickle():
@@ -65,77 +65,77 @@ async def slow_heads(binary):
 
         for writer in writers:
             writer.write(b"GET /v1/voices HTTP/1.1\r\nx-slow: ")
-        trickling = asyncio.create_task(trickle())
+        trickle_task = asyncio.create_task(trickle())
         responses_under_load = await send_at_rate(port, 50, 10)
-        trickling.cancel()
-        each = (memory_bytes(keychoir) - idle) // len(writers)
+        trickle_task.cancel()
+        bytes_per_connection = (memory_bytes(keychoir) - idle_bytes) // len(writers)
         for writer in writers:
             writer.close()
     # On an idle machine a response takes a millisecond, so twice the baseline would be within the noise.
-    allowed = max(2 * p99(baseline), 0.010)
-    is_ok = all(status == 200 for status, _ in responses_under_load) and p99(responses_under_load) <= allowed
-    report("1,000 slow heads", is_ok, f"p99 {p99(baseline) * 1e3:.1f} ms alone, {p99(responses_under_load) * 1e3:.1f} ms under load, {each} bytes per connection")
+    max_p99 = max(2 * p99(baseline), 0.010)
+    is_ok = all(status == 200 for status, _ in responses_under_load) and p99(responses_under_load) <= max_p99
+    report("1,000 slow heads", is_ok, f"p99 {p99(baseline) * 1e3:.1f} ms alone, {p99(responses_under_load) * 1e3:.1f} ms under load, {bytes_per_connection} bytes per connection")
 
 
-async def many_connections(binary):
-    """10,000 clients connect without sending a request, and another client sends one."""
+async def test_many_connections(binary):
+    """Tests 10,000 clients that connect without sending a request, and another client that sends a request."""
     count = min(10_000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
     with start_proxy(binary, KEYCHOIR_SERVER__MAX_CONNECTIONS=str(count), KEYCHOIR_SERVER__REQUEST_HEADERS_TIMEOUT="10m") as (keychoir, port, _):
-        idle = memory_bytes(keychoir)
+        idle_bytes = memory_bytes(keychoir)
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
-        waiting = asyncio.create_task(send_request(port))
-        used = processor_seconds(keychoir)
+        request_task = asyncio.create_task(send_request(port))
+        seconds_before = processor_seconds(keychoir)
         await asyncio.sleep(2)
-        processor_time = processor_seconds(keychoir) - used
-        each = (memory_bytes(keychoir) - idle) // count
-        was_waiting = not waiting.done()
+        processor_time = processor_seconds(keychoir) - seconds_before
+        bytes_per_connection = (memory_bytes(keychoir) - idle_bytes) // count
+        was_waiting = not request_task.done()
         for client in clients:
             client.close()
-        began = time.perf_counter()
-        status, _ = await waiting
-        recovered = time.perf_counter() - began
-    is_ok = was_waiting and processor_time < 0.5 and status == 200 and recovered < 5
-    report(f"{count:,} connections", is_ok, f"{each} bytes each, {processor_time:.2f} s of processor in 2 s, served {recovered:.2f} s after they disconnected")
+        disconnected_at = time.perf_counter()
+        status, _ = await request_task
+        recovery_seconds = time.perf_counter() - disconnected_at
+    is_ok = was_waiting and processor_time < 0.5 and status == 200 and recovery_seconds < 5
+    report(f"{count:,} connections", is_ok, f"{bytes_per_connection} bytes per connection, {processor_time:.2f} s of processor time in 2 s, served {recovery_seconds:.2f} s after they disconnected")
 
 
-async def no_more_files(binary):
-    """More connections than the limit of open files."""
+async def test_open_files_limit(binary):
+    """Tests more connections than the limit of open files allows."""
     with start_proxy(binary, max_files=256) as (keychoir, port, _):
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(1_000)]
-        used = processor_seconds(keychoir)
+        seconds_before = processor_seconds(keychoir)
         await asyncio.sleep(2)
-        processor_time = processor_seconds(keychoir) - used
+        processor_time = processor_seconds(keychoir) - seconds_before
         for client in clients:
             client.close()
-        began, status = time.perf_counter(), 0
-        while status != 200 and time.perf_counter() - began < 5:
+        disconnected_at, status = time.perf_counter(), 0
+        while status != 200 and time.perf_counter() - disconnected_at < 5:
             try:
                 status, _ = await send_request(port)
             except OSError:
                 pass
-        recovered = time.perf_counter() - began
+        recovery_seconds = time.perf_counter() - disconnected_at
     is_ok = keychoir.returncode == 0 and processor_time < 0.5 and status == 200
-    report("256 files", is_ok, f"{processor_time:.2f} s of processor in 2 s, served {recovered:.2f} s after they disconnected")
+    report("256 files", is_ok, f"{processor_time:.2f} s of processor time in 2 s, served {recovery_seconds:.2f} s after they disconnected")
 
 
-async def storm_of_failures(binary):
-    """An upstream that fails every request. Requests without effect are retried within the budget, and requests
-    that may have been charged are not retried."""
+async def test_failing_upstream(binary):
+    """Tests an upstream that fails every request. GET requests are retried within the retry budget. POST requests
+    are not retried, because they may have been charged."""
     with start_proxy(binary) as (_, port, upstream):
         for key in KEYS:
             set_faults(upstream, key, always="server_error")
-        for name, request, allowed in (("GET", GET, 1.2 * 2_000 + 10 * 11), ("POST", POST, 2_000)):
+        for name, request, max_sent in (("GET", GET, 1.2 * 2_000 + 10 * 11), ("POST", POST, 2_000)):
             count_before = request_count(upstream)
             responses = await send_at_rate(port, 200, 10, request)
             sent_count = request_count(upstream) - count_before
-            is_ok = all(status == 500 for status, _ in responses) and len(responses) <= sent_count <= allowed
-            report(f"2,000 failing {name}s", is_ok, f"{sent_count} sent, at most {allowed:.0f} allowed")
+            is_ok = all(status == 500 for status, _ in responses) and len(responses) <= sent_count <= max_sent
+            report(f"2,000 failing {name}s", is_ok, f"{sent_count} sent, at most {max_sent:.0f} allowed")
 
 
 async def main(binary):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard > 0 else soft, hard))
-    for case in (slow_heads, many_connections, no_more_files, storm_of_failures):
+    for case in (test_slow_heads, test_many_connections, test_open_files_limit, test_failing_upstream):
         await case(binary)
     print(f"{failures} cases failed")
     return min(failures, 1)

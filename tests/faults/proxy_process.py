@@ -1,4 +1,4 @@
-"""Starts Keychoir in front of a simulated ElevenLabs, for the fault scripts."""
+"""Starts Keychoir in front of the simulator, for the fault scripts in this directory."""
 
 import contextlib
 import json
@@ -14,13 +14,14 @@ KEYS = [f"sk_faults_key_number_{number}" for number in range(3)]
 
 
 def start_program(arguments, stream, pattern, max_files=None, **environment):
-    """Starts a program and waits for the line with its address."""
-    limit = max_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)))
+    """Starts a program and waits for the line of `stream` that matches `pattern`. Returns the process and the group of
+    the match."""
+    set_limit = max_files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files)))
     child = subprocess.Popen(
         arguments,
         env={**os.environ, **environment},
         text=True,
-        preexec_fn=limit,
+        preexec_fn=set_limit,
         **{stream: subprocess.PIPE},
     )
     for line in getattr(child, stream):
@@ -32,9 +33,10 @@ def start_program(arguments, stream, pattern, max_files=None, **environment):
 
 @contextlib.contextmanager
 def start_proxy(binary, max_files=None, before=(), **settings):
-    """Starts both programs, Keychoir with the command prefix `before`. Yields its process, its port and the URL of the simulator."""
+    """Starts the simulator, and Keychoir with the command prefix `before`. Yields the process and the port of Keychoir
+    and the URL of the simulator."""
     key_arguments = [argument for key in KEYS for argument in ("--key", f"{key}=1000000000")]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         simulator, upstream = start_program([binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments], "stdout", r"(http://\S+)")
         keychoir, port = start_program(
             [*before, binary, "serve", "--listen", "127.0.0.1:0"],
@@ -44,7 +46,7 @@ def start_proxy(binary, max_files=None, before=(), **settings):
             **{
                 "ELEVENLABS_API_KEYS": ",".join(KEYS),
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
-                "KEYCHOIR_STORAGE__PATH": os.path.join(folder, "keychoir.db"),
+                "KEYCHOIR_STORAGE__PATH": os.path.join(directory, "keychoir.db"),
                 "KEYCHOIR_LOG__FORMAT": "json",
                 "KEYCHOIR_LOG__LEVEL": "error,keychoir::cli=info",
                 "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
@@ -66,6 +68,7 @@ def memory_bytes(process, field="VmRSS"):
 
 
 def processor_seconds(process):
+    """Returns the processor time of a process since its start."""
     with open(f"/proc/{process.pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

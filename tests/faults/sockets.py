@@ -1,7 +1,7 @@
-"""WebSocket sessions with misbehaving clients: 2,000 concurrent sessions in three rounds.
+"""Tests WebSocket sessions with misbehaving clients: 2,000 concurrent sessions in each of three rounds.
 
 Some clients are silent, some never read, some disconnect within a frame, some send invalid frames, and some are
-killed. Afterwards Keychoir must have released their resources. The script prints its measurements and limits. The
+killed. Keychoir must release the resources of all these sessions. The script prints its measurements and limits. The
 exit code is 1 if a case fails. It needs only Python and the built program, and takes less than a minute:
 
     python3 tests/faults/sockets.py target/release/keychoir
@@ -46,7 +46,7 @@ def report(case, is_ok, measured):
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
-def head(opcode, length, is_final=True, is_masked=True, reserved=0):
+def frame_header(opcode, length, is_final=True, is_masked=True, reserved=0):
     """Encodes the header of a frame, with a mask of zeros."""
     masked = 0x80 if is_masked else 0
     start = bytes([(0x80 if is_final else 0) | reserved << 4 | opcode])
@@ -60,16 +60,16 @@ def head(opcode, length, is_final=True, is_masked=True, reserved=0):
 
 
 def frame(opcode, payload, **options):
-    return head(opcode, len(payload), **options) + payload
+    return frame_header(opcode, len(payload), **options) + payload
 
 
-def text(length):
-    """Encodes a text message, which is buffered until it is complete, because it may contain credentials."""
+def text_frame(length):
+    """Encodes a text message. The proxy buffers it until it is complete, because it may contain credentials."""
     return frame(TEXT, b'{"text":"' + b"a" * (length - 11) + b'"}')
 
 
 class Client:
-    """The client of a session, without a library, because a library would prevent protocol violations."""
+    """A WebSocket client. It uses no WebSocket library, because a library would prevent protocol violations."""
 
     def __init__(self, port):
         self.port = port
@@ -106,12 +106,13 @@ class Client:
         """Receives a frame of the provider. Returns its opcode and its payload."""
         while True:
             if len(self.buffer) >= 4:
-                length, at = self.buffer[1], 2
+                length, header_length = self.buffer[1], 2
                 if length == 126:
-                    (length,), at = struct.unpack(">H", self.buffer[2:4]), 4
-                if len(self.buffer) >= at + length:
-                    found, self.buffer = self.buffer[: at + length], self.buffer[at + length :]
-                    return found[0] & 15, found[at:]
+                    (length,), header_length = struct.unpack(">H", self.buffer[2:4]), 4
+                end = header_length + length
+                if len(self.buffer) >= end:
+                    received, self.buffer = self.buffer[:end], self.buffer[end:]
+                    return received[0] & 15, received[header_length:]
             await self.receive()
 
     async def is_echoed(self):
@@ -122,8 +123,8 @@ class Client:
         await self.send(frame(CLOSE, b"\x03\xe8"))
         return received == (TEXT, sent) and (await asyncio.wait_for(self.receive_frame(), 20))[0] == CLOSE
 
-    async def receive_close(self, within):
-        """Receives until the session ends. Returns the close code, None without a close frame, or "none" after the timeout."""
+    async def receive_close(self, timeout):
+        """Receives until the session ends. Returns the close code, or None without a close frame, or "timeout"."""
         code = None
 
         async def receive_frames():
@@ -134,10 +135,10 @@ class Client:
                     code = int.from_bytes(payload[:2], "big")
 
         try:
-            await asyncio.wait_for(receive_frames(), within)
+            await asyncio.wait_for(receive_frames(), timeout)
         except (EOFError, OSError):
             return code
-        return "none"
+        return "timeout"
 
     def reset(self):
         """Resets the connection without a close frame."""
@@ -146,7 +147,7 @@ class Client:
 
 
 async def open_clients(port, count, *paths, only_half_handshake=False):
-    """Opens this number of clients, on these paths in turns. At most a hundred connect concurrently."""
+    """Opens `count` clients, on these paths in turns. At most a hundred clients connect concurrently."""
     slots, paths = asyncio.Semaphore(100), paths or [ECHO]
 
     async def open_client(number):
@@ -156,20 +157,20 @@ async def open_clients(port, count, *paths, only_half_handshake=False):
     return await asyncio.gather(*map(open_client, range(count)))
 
 
-async def run_for_each(clients, what):
-    """Runs `what` for all clients. Returns the results of those without an error. Connection errors are expected."""
-    done = await asyncio.gather(*(what(client) for client in clients), return_exceptions=True)
-    unexpected = [error for error in done if isinstance(error, Exception) and not isinstance(error, (OSError, EOFError))]
+async def run_for_each(clients, operation):
+    """Runs `operation` for all clients. Returns the results without an error. Connection errors are expected."""
+    results = await asyncio.gather(*(operation(client) for client in clients), return_exceptions=True)
+    unexpected = [error for error in results if isinstance(error, Exception) and not isinstance(error, (OSError, EOFError))]
     assert not unexpected, unexpected[0]
-    return [result for result in done if not isinstance(result, Exception)]
+    return [result for result in results if not isinstance(result, Exception)]
 
 
 def metric_sum(port, name):
-    """Returns the sum of a metric family."""
+    """Returns the sum of all series of a metric."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        found = re.findall(rf"^keychoir_{name}(?:{{.*}})? (\S+)$", page.read().decode(), re.M)
-    assert found, name
-    return sum(map(float, found))
+        values = re.findall(rf"^keychoir_{name}(?:{{.*}})? (\S+)$", page.read().decode(), re.M)
+    assert values, f"the metrics must contain {name}"
+    return sum(map(float, values))
 
 
 async def wait_until(is_ok, seconds):
@@ -182,73 +183,70 @@ async def wait_until(is_ok, seconds):
     return time.perf_counter() - started_at
 
 
-async def never_read(keychoir, clients):
-    """Clients that send as much as possible and never read. Most of the data stays in the socket buffers of the
-    kernel, and the program itself buffers little."""
-    before = memory_bytes(keychoir)
-    # Messages that are buffered until they are complete, and audio that is forwarded immediately.
-    kinds = [text(200 * KIB), frame(BINARY, b"s" * MIB), text(16 * KIB), text(600 * KIB), text(500)]
-    sent = [0] * len(clients)
+async def send_without_reading(keychoir, clients):
+    """Sends as much as possible without reading. Most of the data must stay in the socket buffers of the kernel, so
+    that the program itself buffers little."""
+    bytes_before = memory_bytes(keychoir)
+    # Text messages are buffered until they are complete, and binary messages are forwarded immediately.
+    messages = [text_frame(200 * KIB), frame(BINARY, b"s" * MIB), text_frame(16 * KIB), text_frame(600 * KIB), text_frame(500)]
+    sent_bytes = [0] * len(clients)
 
     async def flood(number, client):
         # The last clients request speech, whose responses are larger than the requests.
-        data = kinds[min(number // 20, 4)]
+        data = messages[min(number // 20, 4)]
         while True:
-            sent[number] += await client.loop.sock_sendall(client.socket, data) or len(data)
+            sent_bytes[number] += await client.loop.sock_sendall(client.socket, data) or len(data)
 
-    floods = [asyncio.create_task(flood(number, client)) for number, client in enumerate(clients)]
-    highest, last, still = 0, -1, 0
-    # Until no client can send any more data.
-    while still < 10:
+    flood_tasks = [asyncio.create_task(flood(number, client)) for number, client in enumerate(clients)]
+    peak_bytes, last_sum, unchanged_count = 0, -1, 0
+    # The loop ends when no client has sent data for a second.
+    while unchanged_count < 10:
         await asyncio.sleep(0.1)
-        highest = max(highest, memory_bytes(keychoir) - before)
-        last, still = sum(sent), still + 1 if sum(sent) == last else 0
-    for task in floods:
+        peak_bytes = max(peak_bytes, memory_bytes(keychoir) - bytes_before)
+        last_sum, unchanged_count = sum(sent_bytes), unchanged_count + 1 if sum(sent_bytes) == last_sum else 0
+    for task in flood_tasks:
         task.cancel()
-    passed = sum(sent) // MIB
-    grew = highest // len(clients)
-    is_ok = grew <= MAX_SESSION_BYTES
+    bytes_per_session = peak_bytes // len(clients)
     report(
         f"{len(clients)} clients that never read",
-        is_ok,
-        f"{grew // KIB} KiB per session at the peak, limit {MAX_SESSION_BYTES // KIB}; they sent {passed} MiB",
+        bytes_per_session <= MAX_SESSION_BYTES,
+        f"{bytes_per_session // KIB} KiB per session at the peak, limit {MAX_SESSION_BYTES // KIB}; they sent {sum(sent_bytes) // MIB} MiB",
     )
 
 
-async def cut_in_a_frame(clients):
-    """Sends an incomplete frame and then resets or closes the connection."""
-    halves = [
-        head(TEXT, 1_000)[:3],
-        head(TEXT, 100_000) + b'{"text":"half',
-        head(BINARY, 2**40) + bytes(5_000),
-        head(TEXT, 2**40) + b'{"text":"' + b"a" * 400_000,
-        head(PING, 50) + b"half",
-        frame(TEXT, b'{"text":', is_final=False) + head(0, 100) + b'"half',
-        head(CLOSE, 2) + b"\x03",
+async def disconnect_within_a_frame(clients):
+    """Sends an incomplete frame, and then resets or closes the connection."""
+    incomplete_frames = [
+        frame_header(TEXT, 1_000)[:3],
+        frame_header(TEXT, 100_000) + b'{"text":"half',
+        frame_header(BINARY, 2**40) + bytes(5_000),
+        frame_header(TEXT, 2**40) + b'{"text":"' + b"a" * 400_000,
+        frame_header(PING, 50) + b"half",
+        frame(TEXT, b'{"text":', is_final=False) + frame_header(0, 100) + b'"half',
+        frame_header(CLOSE, 2) + b"\x03",
     ]
 
-    async def cut(client):
-        number = random.randrange(len(halves) * 2)
-        await client.send(halves[number // 2])
-        if number % 2:
+    async def send_and_disconnect(client):
+        await client.send(random.choice(incomplete_frames))
+        if random.random() < 0.5:
             client.reset()
         else:
             client.socket.close()
 
-    await run_for_each(clients, cut)
+    await run_for_each(clients, send_and_disconnect)
 
 
-async def send_garbage(clients):
-    """Sends invalid frames. The session is closed, or the connection ends."""
-    garbage = [
+async def send_invalid_frames(clients):
+    """Sends invalid frames. Each session must be closed, or its connection must end."""
+    invalid_frames = [
         frame(3, b"reserved"),
         frame(11, b"reserved"),
         frame(TEXT, b'{"text":"x"}', reserved=7),
         frame(TEXT, b'{"text":"x"}', is_masked=False),
-        head(TEXT, 2**63 - 1) + b'{"text":"' + bytes(1_000),
-        head(BINARY, 2**64 - 1) + bytes(1_000),
-        head(PING, 126) + bytes(200),
-        head(PING, 5, is_final=False) + bytes(5),
+        frame_header(TEXT, 2**63 - 1) + b'{"text":"' + bytes(1_000),
+        frame_header(BINARY, 2**64 - 1) + bytes(1_000),
+        frame_header(PING, 126) + bytes(200),
+        frame_header(PING, 5, is_final=False) + bytes(5),
         frame(0, b"of nothing"),
         frame(TEXT, b"\xff\xfe{}"),
         frame(TEXT, b"{" * 5_000),
@@ -258,21 +256,21 @@ async def send_garbage(clients):
         b"\x16\x03\x01\x02\x00" + bytes(600),
     ]
 
-    async def talk(client):
-        what = random.randrange(len(garbage) + 5)
-        await client.send(garbage[what] if what < len(garbage) else random.randbytes(3_000))
+    async def send_and_wait_for_end(client):
+        index = random.randrange(len(invalid_frames) + 5)
+        await client.send(invalid_frames[index] if index < len(invalid_frames) else random.randbytes(3_000))
         if random.random() < 0.5:
-            # A client with an incomplete frame disconnects.
+            # The proxy may wait for the rest of a frame, so some clients disconnect.
             await asyncio.sleep(0.5)
             return client.socket.close()
         await client.receive_close(IDLE_SECONDS + 5)
         client.socket.close()
 
-    return await run_for_each(clients, talk)
+    return await run_for_each(clients, send_and_wait_for_end)
 
 
 async def start_clients_to_kill(port, count):
-    """Starts a process with this number of sessions."""
+    """Starts a process with `count` open sessions."""
     child = subprocess.Popen(
         [sys.executable, __file__, "--clients", str(port), str(count)], stdout=subprocess.PIPE, text=True
     )
@@ -280,58 +278,59 @@ async def start_clients_to_kill(port, count):
     return child
 
 
-async def clients_to_kill(port, count):
+async def run_clients_to_kill(port, count):
+    """Opens `count` sessions with an incomplete frame, and keeps them open until the process is killed."""
     clients = await open_clients(port, count)
-    await run_for_each(clients, lambda client: client.send(text(1_000) + head(TEXT, 1_000)))
+    await run_for_each(clients, lambda client: client.send(text_frame(1_000) + frame_header(TEXT, 1_000)))
     print("open", flush=True)
     await asyncio.sleep(60)
 
 
 async def run_round(keychoir, port):
     """Runs all cases once. Returns the memory of the program afterwards."""
-    before = memory_bytes(keychoir)
-    child = await start_clients_to_kill(port, 300)
+    bytes_before = memory_bytes(keychoir)
+    killed_process = await start_clients_to_kill(port, 300)
     silent, half_handshakes = await open_clients(port, 300, ECHO, SPEECH, SCRIBE), await open_clients(port, 100, only_half_handshake=True)
-    half_closed, slow = await open_clients(port, 100), await open_clients(port, 80) + await open_clients(port, 20, SPEECH)
-    cut, garbage = [await open_clients(port, 400, ECHO, SPEECH, CONTEXTS, SCRIBE) for _ in range(2)]
+    half_closed, never_reading = await open_clients(port, 100), await open_clients(port, 80) + await open_clients(port, 20, SPEECH)
+    disconnecting, invalid = [await open_clients(port, 400, ECHO, SPEECH, CONTEXTS, SCRIBE) for _ in range(2)]
     regular = await open_clients(port, 300)
-    measured = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {(memory_bytes(keychoir) - before) / MIB:.1f} MiB"
+    measured = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {(memory_bytes(keychoir) - bytes_before) / MIB:.1f} MiB"
     report("2,000 sessions", metric_sum(port, "websocket_sessions") == 1_900, measured)
     for client in half_closed:
         client.socket.shutdown(socket.SHUT_WR)
-    ends = asyncio.gather(*(client.receive_close(IDLE_SECONDS + 10) for client in silent), return_exceptions=True)
-    talking = asyncio.create_task(send_garbage(garbage))
-    await cut_in_a_frame(cut)
+    silent_closes = asyncio.gather(*(client.receive_close(IDLE_SECONDS + 10) for client in silent), return_exceptions=True)
+    invalid_task = asyncio.create_task(send_invalid_frames(invalid))
+    await disconnect_within_a_frame(disconnecting)
     served = await run_for_each(regular, Client.is_echoed)
     report("300 regular clients", sum(served) == 300, f"{sum(served)} of 300 were served")
-    flooding = asyncio.create_task(never_read(keychoir, slow))
+    never_reading_task = asyncio.create_task(send_without_reading(keychoir, never_reading))
     await asyncio.sleep(1)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    await flooding
-    ends, talked = await ends, len(await talking)
-    away = sum(end == 1001 for end in ends)
-    report("300 silent clients", away == 300, f"{away} received 1001 after {IDLE_SECONDS} s")
-    report("400 clients with invalid frames", talked == 400, f"{talked} sessions ended")
-    for client in half_handshakes + half_closed + slow + regular:
+    killed_process.send_signal(signal.SIGKILL)
+    killed_process.wait()
+    await never_reading_task
+    going_away = sum(code == 1001 for code in await silent_closes)
+    invalid_ended = len(await invalid_task)
+    report("300 silent clients", going_away == 300, f"{going_away} received 1001 after {IDLE_SECONDS} s")
+    report("400 clients with invalid frames", invalid_ended == 400, f"{invalid_ended} sessions ended")
+    for client in half_handshakes + half_closed + never_reading + regular:
         client.socket.close()
-    took = await wait_until(lambda: metric_sum(port, "websocket_sessions") == 0 and metric_sum(port, "requests_in_flight") == 0, 15)
-    left = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {metric_sum(port, 'requests_in_flight'):.0f} active requests"
-    report("after all clients disconnected", took is not None, left)
-    again = await run_for_each(await open_clients(port, 50), Client.is_echoed)
-    report("50 new clients", sum(again) == 50, f"{sum(again)} of 50 were served")
+    elapsed = await wait_until(lambda: metric_sum(port, "websocket_sessions") == 0 and metric_sum(port, "requests_in_flight") == 0, 15)
+    remaining = f"{metric_sum(port, 'websocket_sessions'):.0f} are open, {metric_sum(port, 'requests_in_flight'):.0f} active requests"
+    report("after all clients disconnected", elapsed is not None, remaining)
+    served = await run_for_each(await open_clients(port, 50), Client.is_echoed)
+    report("50 new clients", sum(served) == 50, f"{sum(served)} of 50 were served")
     return memory_bytes(keychoir)
 
 
-async def sessions(binary):
+async def run_rounds(binary):
     with start_proxy(binary, KEYCHOIR_WEBSOCKET__IDLE_TIMEOUT=f"{IDLE_SECONDS}s") as (keychoir, port, _):
-        # Allocates memory that does not depend on the number of later clients.
+        # The first sessions allocate memory that does not depend on the number of later sessions.
         assert all(await run_for_each(await open_clients(port, 300), Client.is_echoed))
         baseline = memory_bytes(keychoir)
-        left = [await run_round(keychoir, port) - baseline for _ in range(ROUNDS)]
-        added = (left[-1] - left[0]) / (ROUNDS - 1)
-        measured = f"{' then '.join(f'{bytes / MIB:.1f}' for bytes in left)} MiB more than {baseline / MIB:.0f} before"
-        report("memory", max(left) < MAX_RETAINED_BYTES and added < MAX_GROWTH_PER_ROUND, measured)
+        retained = [await run_round(keychoir, port) - baseline for _ in range(ROUNDS)]
+        growth = (retained[-1] - retained[0]) / (ROUNDS - 1)
+        measured = f"{' then '.join(f'{bytes / MIB:.1f}' for bytes in retained)} MiB more than {baseline / MIB:.0f} before"
+        report("memory", max(retained) < MAX_RETAINED_BYTES and growth < MAX_GROWTH_PER_ROUND, measured)
     report("exit", keychoir.returncode == 0, f"exit code {keychoir.returncode}")
 
 
@@ -340,12 +339,12 @@ async def main(binary):
     random.seed(int(os.environ.get("FAULTS_SEED", "1")))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard > 0 else soft, hard))
-    await sessions(binary)
+    await run_rounds(binary)
     print(f"{failures} cases failed, {time.perf_counter() - started_at:.0f} s")
     return min(failures, 1)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--clients":
-        asyncio.run(clients_to_kill(int(sys.argv[2]), int(sys.argv[3])))
+        asyncio.run(run_clients_to_kill(int(sys.argv[2]), int(sys.argv[3])))
     sys.exit(asyncio.run(main(sys.argv[1])))

@@ -1,8 +1,8 @@
-"""Refusals before, during and after an upload, from 10 KB to 1 GB, with a length and chunked.
+"""Tests refusals before, during and after uploads of 10 KB to 1 GB, with a content length and chunked.
 
-Two keys refuse each upload, and the third must serve it with status 200 and the complete body. The memory of
-Keychoir must stay within 64 MiB of its idle value. Prints a table. The exit code is 1 if a row fails. The
-script needs only Python and the built program:
+Two keys refuse each upload, and the third key must serve the complete body with status 200. The memory of
+Keychoir must stay below its idle value plus 64 MiB. The script prints a table. The exit code is 1 if a row
+fails. It needs only Python and the built program:
 
     python3 tests/faults/uploads.py target/release/keychoir [LARGEST_MB]
 """
@@ -18,45 +18,48 @@ from proxy_process import KEYS, set_faults, start_proxy, memory_bytes, request_c
 REFUSALS = {"401": "quota", "402": "insufficient_credits", "403": "quota_403", "429": "rate_limit"}
 SIZES = [10_000, 200_000, 2_000_000, 32_000_000, 1_000_000_000]
 CHUNK = bytes(range(251)) * 1_000
-MAX_MEMORY = 64 * 1024 * 1024
+MAX_ADDED_BYTES = 64 * 1024 * 1024
 
 
 def chunks(size):
+    """Yields `size` bytes in chunks."""
     while size > 0:
         yield CHUNK[:size]
         size -= len(CHUNK)
 
 
-def upload(port, size, chunked):
+def upload(port, size, is_chunked):
     """Sends a body as fast as possible. Returns the status and the echo of the provider."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        length = "transfer-encoding: chunked" if chunked else f"content-length: {size}"
+        length = "transfer-encoding: chunked" if is_chunked else f"content-length: {size}"
         head = f"POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{length}\r\n\r\n"
         connection.sendall(head.encode())
         for chunk in chunks(size):
-            connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
-        if chunked:
+            connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk) if is_chunked else chunk)
+        if is_chunked:
             connection.sendall(b"0\r\n\r\n")
         response = b"".join(iter(lambda: connection.recv(65_536), b""))
     echo = re.search(rb"\{.*\}", response, re.S)
     return int(response.split()[1]), json.loads(echo.group()) if echo else {}
 
 
-def main(binary, largest):
+def main(binary, max_size):
     settings = {
-        # Refused keys return after a millisecond, so that every upload uses them.
+        # Refused keys are usable again after a millisecond, so that every upload uses them.
         "KEYCHOIR_POOL__EXHAUSTED_COOLDOWN": "1ms",
         "KEYCHOIR_POOL__RATE_LIMITED_COOLDOWN": "1ms",
+        "KEYCHOIR_POOL__UNPROVEN_COOLDOWN": "1ms",
     }
     with start_proxy(binary, **settings) as (keychoir, port, upstream):
-        failures = table(keychoir, port, upstream, [size for size in SIZES if size <= largest])
+        failures = run_uploads(keychoir, port, upstream, [size for size in SIZES if size <= max_size])
     print(f"{failures} rows failed")
     return min(failures, 1)
 
 
-def table(keychoir, port, upstream, sizes):
-    idle, failures = memory_bytes(keychoir), 0
-    print(f"idle memory {idle // 1024} KiB\n{'status':>6} {'moment':>6} {'framing':>8} {'bytes':>13}  result")
+def run_uploads(keychoir, port, upstream, sizes):
+    """Runs the uploads and prints the table. Returns the number of failed rows."""
+    idle_bytes, failures = memory_bytes(keychoir), 0
+    print(f"idle memory {idle_bytes // 1024} KiB\n{'status':>6} {'moment':>6} {'framing':>8} {'bytes':>13}  result")
     for size in sizes:
         sha256 = hashlib.sha256()
         for chunk in chunks(size):
@@ -68,11 +71,11 @@ def table(keychoir, port, upstream, sizes):
                         set_faults(upstream, key, next=[prefix + refusal])
                     count_before = request_count(upstream)
                     received_status, echo = upload(port, size, framing == "chunked")
-                    used = memory_bytes(keychoir, "VmHWM") - idle
+                    added_bytes = memory_bytes(keychoir, "VmHWM") - idle_bytes
                     is_complete = (received_status, echo.get("body_sha256")) == (200, sha256.hexdigest())
-                    is_ok = is_complete and request_count(upstream) - count_before == 3 and used <= MAX_MEMORY
+                    is_ok = is_complete and request_count(upstream) - count_before == 3 and added_bytes <= MAX_ADDED_BYTES
                     failures += not is_ok
-                    result = f"{received_status} {'ok' if is_ok else 'FAILED'}, {used // 1024} KiB above idle"
+                    result = f"{received_status} {'ok' if is_ok else 'FAILED'}, {added_bytes // 1024} KiB above idle"
                     print(f"{status:>6} {moment:>6} {framing:>8} {size:>13,}  {result}", flush=True)
     return failures
 

@@ -44,7 +44,7 @@ async fn keys_are_added_and_removed_under_traffic_without_a_failed_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_keeps_its_state_after_a_reload() {
     let simulator = start_simulator(&[FIRST_KEY, SECOND_KEY]).await;
-    simulator.always(FIRST_KEY, Some("invalid".parse().unwrap()));
+    simulator.set_fault(FIRST_KEY, Some("invalid".parse().unwrap()));
     let environment = ProgramEnvironment::new(&simulator.base_url());
     environment.configure(&[FIRST_KEY, SECOND_KEY], "");
     let (mut program, address) = environment.start();

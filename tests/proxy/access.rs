@@ -273,7 +273,7 @@ async fn requests_beyond_the_maximum_are_refused_immediately() {
     assert_eq!(proxy.get("/livez").await.status(), 200, "the pages of the proxy are not limited");
     drop(stream);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     proxy.wait_until_served("/v1/voices").await;
     proxy.close().await;
 }

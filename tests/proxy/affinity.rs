@@ -61,12 +61,12 @@ impl TestProxy {
         for refused_key in KEYS.into_iter().filter(|other_key| *other_key != key) {
             self.set_fault(refused_key, "system_busy");
         }
-        self.simulator.always(key, None);
+        self.simulator.set_fault(key, None);
     }
 
     fn clear_faults(&self) {
         for key in KEYS {
-            self.simulator.always(key, None);
+            self.simulator.set_fault(key, None);
         }
     }
 }

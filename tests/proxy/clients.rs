@@ -107,7 +107,7 @@ async fn a_client_is_refused_beyond_its_maximum_of_concurrent_requests() {
     let proxy =
         start_proxy_with(plan(), configure_clients(Rules { max_concurrent: Some(1), ..Rules::default() }))
             .await;
-    proxy.simulator.script(FIRST_KEY, vec!["slow_body=3600s".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["slow_body=3600s".parse().unwrap()]);
     let mut response = proxy.post(&format!("{SPEECH_PATH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(response.chunk().await.unwrap().is_some());
     let refused = proxy.get("/v1/voices").await;

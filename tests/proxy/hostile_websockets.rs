@@ -105,7 +105,7 @@ fn limit_session_buffer(config: &mut Config) {
 /// Each key has its own workspace, whose concurrency limit is one.
 fn plan_with_one_slot_per_key(keys: &[&str]) -> Plan {
     keys.iter().fold(Plan::of([]), |plan, key| {
-        let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
+        let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new(key, 100_000) };
         let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
         plan.with_workspace(workspace).with_key(key)
     })
@@ -157,7 +157,7 @@ async fn a_client_violation_ends_the_session_before_its_first_text() {
         assert_eq!(messages, [] as [Value; 0], "{description}");
         assert_close_code(&end, code, description);
     }
-    within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
     proxy.close().await;
 }
 
@@ -196,7 +196,7 @@ async fn a_client_violation_ends_a_served_session() {
         let (_, end) = session.receive_to_end().await;
         assert_close_code(&end, code, description);
     }
-    within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
     proxy.close().await;
 }
 

@@ -253,7 +253,7 @@ const DOCUMENTATION: &str = include_str!("../../docs/operations.md");
 #[tokio::test]
 async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other() {
     let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
     assert_eq!(proxy.request_speech(30).await.status(), 200);
     let page = fetch_final_page(&proxy, 1).await;
     let row = |line: &str| {
@@ -379,7 +379,7 @@ async fn the_values_equal_the_usage_records_and_the_charges() {
         assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
     // Polls succeed and contradict the 29 remaining credits of the refusal.
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
     assert_eq!(proxy.request_speech(30).await.status(), 200);
     proxy.set_fault(SECOND_KEY, "unprocessable");
     assert_eq!(proxy.request_speech(40).await.status(), 422);

@@ -53,7 +53,7 @@ fn plan() -> Plan {
     // The provider reports dates in whole seconds.
     let next_second = UnixMs((clock::now().0 / 1_000 + 2) * 1_000);
     let workspaces = WORKSPACES.map(|(name, credits, concurrency, period)| WorkspacePlan {
-        concurrency_max: Some(concurrency),
+        max_concurrent: Some(concurrency),
         tier: "custom".to_owned(),
         reset: period.map(|_| next_second),
         period: period.map(Duration::from_secs),
@@ -169,7 +169,7 @@ async fn send_requests(
 /// Waits until the credits of the workspace are reset.
 async fn wait_for_reset(proxy: &TestProxy, workspace: &str) {
     let is_reset = |ledger: &Ledger| ledger.workspace(workspace).unwrap().used == 0;
-    let waiting = proxy.simulator.until(is_reset);
+    let waiting = proxy.simulator.wait_for_ledger(is_reset);
     // No requests are sent meanwhile, so only a poll can detect the reset.
     tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap();
 }
@@ -193,9 +193,9 @@ async fn every_request_of_a_simulated_month_is_served() {
     wait_for_reset(&proxy, "ws_b").await;
     proxy.set_fault(REVOKED_KEY, "invalid");
     // Polls with the key fail, so a request and not a poll detects that it is revoked.
-    proxy.simulator.always_on(REVOKED_KEY, POLL_PATH, Some("server_error".parse().unwrap()));
+    proxy.simulator.set_route_fault(REVOKED_KEY, POLL_PATH, Some("server_error".parse().unwrap()));
     send_requests(&proxy, REQUESTS_PER_PHASE, 4, next_ordinary_request).await;
-    proxy.simulator.always_on(REVOKED_KEY, POLL_PATH, None);
+    proxy.simulator.set_route_fault(REVOKED_KEY, POLL_PATH, None);
     for key in PAST_DUE_KEYS {
         proxy.set_fault(key, "payment_issue");
     }
@@ -289,7 +289,7 @@ fn mixed_plan() -> Plan {
     for (number, (tier, credits, concurrency, period)) in MIXED_WORKSPACES.into_iter().enumerate() {
         let name = format!("ws_{number}");
         plan = plan.with_workspace(WorkspacePlan {
-            concurrency_max: Some(concurrency),
+            max_concurrent: Some(concurrency),
             reset: period.map(|_| next_second),
             period: period.map(Duration::from_secs),
             ..WorkspacePlan::of_tier(&name, credits, tier)

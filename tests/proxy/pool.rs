@@ -30,7 +30,7 @@ fn plan_of_workspaces<const N: usize>(
 /// Three workspaces with this number of credits and this concurrency limit, with one key each.
 fn three_workspaces(credits: u64, concurrency: u32) -> Plan {
     plan_of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
-        concurrency_max: Some(concurrency),
+        max_concurrent: Some(concurrency),
         ..workspace
     })
 }
@@ -126,7 +126,7 @@ async fn requests_above_the_concurrency_limit_wait() {
 #[tokio::test]
 async fn a_concurrency_refusal_records_the_limit_and_waits() {
     let plan = Plan { keys: three_workspaces(0, 0).keys[..1].to_vec(), ..Plan::default() }
-        .with_workspace(WorkspacePlan { concurrency_max: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
+        .with_workspace(WorkspacePlan { max_concurrent: Some(2), ..WorkspacePlan::new("ws_1", 100_000) });
     let proxy =
         start_proxy_with(plan, |config| config.pool.concurrency_cooldown = Duration::from_millis(20)).await;
     let responses = join_all((0..12).map(|_| async {
@@ -213,7 +213,7 @@ async fn an_abuse_refusal_is_not_tried_with_every_key() {
         "a request that both accounts refuse alike is at fault"
     );
     // If another account serves the request, the refusal is attributed to the account.
-    proxy.simulator.always(SECOND_KEY, None);
+    proxy.simulator.set_fault(SECOND_KEY, None);
     let flash_request = json!({"text": "hello", "model_id": "eleven_flash_v2_5"});
     assert_eq!(proxy.post(SPEECH_PATH, &flash_request).await.status(), 200);
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active", "active"]);
@@ -223,7 +223,7 @@ async fn an_abuse_refusal_is_not_tried_with_every_key() {
 #[tokio::test]
 async fn a_refused_key_is_usable_as_soon_as_a_poll_confirms_it() {
     let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
-    proxy.simulator.script(FIRST_KEY, vec!["invalid".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["invalid".parse().unwrap()]);
     assert_eq!(proxy.request_speech(5).await.status(), 200);
     // The refused key is polled, and the poll succeeds.
     while proxy.key_statuses().await != ["active", "active"] {

@@ -117,11 +117,11 @@ async fn a_request_above_the_remaining_quota_is_refused_and_a_cheaper_one_is_ser
 async fn a_possibly_served_request_is_charged_by_its_estimate() {
     let proxy = start_proxy_with(plan(), configure_clients(credits(1_000))).await;
     // The provider closes the connection after it has received the request.
-    proxy.simulator.script(FIRST_KEY, vec!["close".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["close".parse().unwrap()]);
     assert_proxy_error(&proxy.request_speech(300).await, 502, "upstream_reset");
     wait_for_usage(&proxy, (1, 300)).await;
     // The client disconnects while the provider processes the request.
-    proxy.simulator.script(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
     {
         let cancelled = proxy.request_speech(200);
         tokio::pin!(cancelled);
@@ -134,12 +134,12 @@ async fn a_possibly_served_request_is_charged_by_its_estimate() {
     // A refusal and a failure of the provider cost nothing.
     assert_eq!(proxy.post(SPEECH_PATH, &json!({"texxt": "a"})).await.status(), 422);
     for key in [FIRST_KEY, SECOND_KEY] {
-        proxy.simulator.script(key, vec!["server_error".parse().unwrap()]);
+        proxy.simulator.queue_faults(key, vec!["server_error".parse().unwrap()]);
     }
     assert_eq!(proxy.request_speech(500).await.status(), 500);
     assert_eq!(read_usage(&proxy).await, (2, 500));
-    proxy.simulator.script(FIRST_KEY, Vec::new());
-    proxy.simulator.script(SECOND_KEY, Vec::new());
+    proxy.simulator.queue_faults(FIRST_KEY, Vec::new());
+    proxy.simulator.queue_faults(SECOND_KEY, Vec::new());
     assert_eq!(proxy.request_speech(500).await.status(), 200);
     assert_status_and_code(&proxy.request_speech(1).await, QUOTA_EXCEEDED);
     let usage = read_usage(&proxy).await;
@@ -165,7 +165,7 @@ async fn an_unsent_request_is_not_charged() {
 /// One account with this concurrency limit.
 fn plan_with_concurrency(concurrency: u32) -> Plan {
     let workspace =
-        WorkspacePlan { concurrency_max: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };
+        WorkspacePlan { max_concurrent: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };
     let key = KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) };
     Plan::of([]).with_workspace(workspace).with_key(key)
 }
@@ -206,7 +206,7 @@ async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
             }
         }
         wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
-        proxy.simulator.always(FIRST_KEY, None);
+        proxy.simulator.set_fault(FIRST_KEY, None);
         assert_eq!(proxy.request_speech(50).await.status(), 200);
         assert_status_and_code(&proxy.request_speech(50).await, QUOTA_EXCEEDED);
         proxy.close_unchecked().await;
@@ -332,7 +332,7 @@ async fn an_unpriced_request_reserves_the_configured_amount() {
         &send_request(&proxy, CLIENT_TOKEN, "POST", path).await,
         (429, "client_concurrency_exceeded"),
     );
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     assert_eq!(proxy.request_speech(5).await.status(), 200, "priced requests must not be limited");
 }
 

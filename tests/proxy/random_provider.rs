@@ -265,7 +265,7 @@ impl ScriptRun<'_> {
         for account in 0..self.script.accounts.len() {
             for (index, route) in ROUTE_KINDS.into_iter().enumerate() {
                 let fault = self.scripted_response(account, index).map(ScriptedResponse::fault);
-                self.proxy.simulator.always_on(&key(account), route.fault_route(), fault);
+                self.proxy.simulator.set_route_fault(&key(account), route.fault_route(), fault);
             }
         }
     }

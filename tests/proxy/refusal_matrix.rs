@@ -336,9 +336,9 @@ impl Case {
     fn set_fault(&self, proxy: &TestProxy, fault: Option<Fault>) {
         match self.scope {
             Scope::FirstKey => {
-                proxy.simulator.always_on(KEYS[self.order[0]], self.route.fault_route(), fault)
+                proxy.simulator.set_route_fault(KEYS[self.order[0]], self.route.fault_route(), fault)
             }
-            Scope::AllKeys => proxy.simulator.for_all_requests_on(self.route.fault_route(), fault),
+            Scope::AllKeys => proxy.simulator.set_route_fault_for_all(self.route.fault_route(), fault),
         }
     }
 
@@ -357,7 +357,8 @@ impl Case {
         }
         assert!(counts[self.order[0]] >= 1, "{case}: {counts:?}");
         let has_polled = |ledger: &Ledger| !expected.is_polled || count_polls(ledger, self.order[0]) > 1;
-        let polling = tokio::time::timeout(Duration::from_secs(30), proxy.simulator.until(has_polled));
+        let polling =
+            tokio::time::timeout(Duration::from_secs(30), proxy.simulator.wait_for_ledger(has_polled));
         assert!(polling.await.is_ok(), "{case}: the refused key must be polled");
         wait_for_statuses(proxy, &expected.statuses, &case).await;
     }

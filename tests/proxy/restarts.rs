@@ -137,7 +137,7 @@ async fn restrictions_are_restored_after_a_restart() {
         let fault: Fault = refusal.parse().unwrap();
         let proxy = start_proxy(plan_with_tiers(tiers)).await;
         for key in &KEYS[..3] {
-            proxy.simulator.always_on(key, request.path(), Some(fault.clone()));
+            proxy.simulator.set_route_fault(key, request.path(), Some(fault.clone()));
         }
         Box::pin(check(proxy, request, &format!("{refusal} of {request:?}"))).await;
     };
@@ -180,16 +180,16 @@ async fn a_rate_limit_of_an_endpoint_is_restored_after_a_restart() {
 #[tokio::test]
 async fn a_refuted_restriction_is_not_restored() {
     let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 1, 0, 0]));
     assert_ne!(key_details(&proxy).await[0]["cannot"], json!([]));
     let proxy = proxy.restart().await;
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 1, 0, 0]));
     // The other accounts refuse the request now, and the first one serves it.
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, None);
     wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
     assert_eq!(key_details(&proxy).await[0]["cannot"], json!([]));
     let before = key_details(&proxy).await;
@@ -206,7 +206,7 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
     let plan = || plan_with_tiers(["free", "free", "free", "creator"]);
     let refuse = |proxy: &TestProxy| {
         for key in &KEYS[..3] {
-            proxy.simulator.always_on(key, SPEECH_PATH, Some("paid_plan_required".parse().unwrap()));
+            proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("paid_plan_required".parse().unwrap()));
         }
     };
     let proxy = start_proxy(plan()).await;
@@ -228,7 +228,7 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
 #[tokio::test]
 async fn refusals_are_written_while_the_program_runs() {
     let proxy = start_proxy(plan_with_tiers(["creator"; 4])).await;
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("forbidden".parse().unwrap()));
     let rows = || -> i64 {
         let database = rusqlite::Connection::open(proxy.database_path()).unwrap();
         database.query_row("SELECT count(*) FROM refusals", [], |row| row.get(0)).unwrap()
@@ -236,9 +236,9 @@ async fn refusals_are_written_while_the_program_runs() {
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 1, 0, 0]));
     wait_until(|| rows() == 1).await;
     // Only the first account serves the request again.
-    proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, None);
+    proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, None);
     for key in &KEYS[1..] {
-        proxy.simulator.always_on(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
+        proxy.simulator.set_route_fault(key, SPEECH_PATH, Some("workspace_access_denied".parse().unwrap()));
     }
     wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
     wait_until(|| rows() == 3).await;
@@ -251,7 +251,7 @@ async fn refusals_are_written_while_the_program_runs() {
 async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     const POLL_PATH: &str = "/v1/user/subscription";
     let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
-    let set_fault = |key, path, fault: &str| proxy.simulator.always_on(key, path, fault.parse().ok());
+    let set_fault = |key, path, fault: &str| proxy.simulator.set_route_fault(key, path, fault.parse().ok());
     set_fault(FIRST_KEY, "/v1/text-to-speech", "quota");
     set_fault(SECOND_KEY, "/v1/text-to-speech", "slow_head=2000");
     set_fault(FIRST_KEY, POLL_PATH, "slow_head=60000");
@@ -261,7 +261,7 @@ async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     assert_eq!(response.status(), 200);
     response.bytes().await.unwrap();
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active"]);
-    proxy.simulator.always_on(FIRST_KEY, POLL_PATH, None);
+    proxy.simulator.set_route_fault(FIRST_KEY, POLL_PATH, None);
     let proxy = proxy.restart().await;
     assert_eq!(proxy.key_statuses().await, ["exhausted", "active"], "the status after the restart");
     proxy.close().await;

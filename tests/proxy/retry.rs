@@ -77,7 +77,7 @@ async fn a_refused_head_request_makes_no_key_unusable() {
         let head = || proxy.client.head(format!("{}/v1/voices", proxy.url)).send();
         assert_eq!(head().await.unwrap().status(), status, "{fault}: two accounts refuse alike");
         assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{fault}");
-        proxy.simulator.always(SECOND_KEY, None);
+        proxy.simulator.set_fault(SECOND_KEY, None);
         // The provider does not allow HEAD, and its response is relayed.
         assert_eq!(head().await.unwrap().status(), 405, "{fault}");
         assert_eq!(proxy.key_statuses().await, ["active"; 3], "{fault}");
@@ -172,7 +172,7 @@ async fn a_post_that_the_provider_has_read_is_not_sent_again() {
 #[tokio::test]
 async fn a_get_without_a_response_is_sent_once_more() {
     let proxy = start_proxy(funded_plan()).await;
-    proxy.simulator.script(FIRST_KEY, vec!["close".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["close".parse().unwrap()]);
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     assert_eq!(proxy.request_counts(&KEYS), [2, 0, 0]);
     for key in KEYS {

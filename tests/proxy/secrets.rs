@@ -167,8 +167,8 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     let mut response_count = 0;
     for fault in FAULTS {
         let fault: Fault = fault.parse().unwrap();
-        simulator.always(FIRST_KEY, Some(fault.clone()));
-        simulator.always(SECOND_KEY, Some(fault));
+        simulator.set_fault(FIRST_KEY, Some(fault.clone()));
+        simulator.set_fault(SECOND_KEY, Some(fault));
         let speech = format!("{url}/v1/text-to-speech/{VOICE_ID}?xi_api_key={CLIENT_TOKEN}&seed=1");
         let body = json!({"text": PRIVATE_TEXT, "model_id": "eleven_multilingual_v2"});
         let requests = [
@@ -203,7 +203,7 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     let mut session_count = 0;
     for fault in FAULTS.into_iter().chain(SOCKET_FAULTS) {
         for key in [FIRST_KEY, SECOND_KEY] {
-            simulator.always(key, Some(fault.parse().unwrap()));
+            simulator.set_fault(key, Some(fault.parse().unwrap()));
         }
         for path in [STREAM_INPUT, MULTI_STREAM_INPUT, DIALOGUE, SCRIBE, AGENT] {
             let path =

@@ -21,7 +21,7 @@ const CHARACTERS: usize = 9_000;
 /// Starts a proxy for one account with a concurrency limit of three. It disconnects clients that read less
 /// than `min_rate` bytes per second.
 async fn start_proxy_with_min_rate(min_rate: u32) -> (Simulator, RunningApp) {
-    let workspace = WorkspacePlan { concurrency_max: Some(3), ..WorkspacePlan::new("ws", 10_000_000) };
+    let workspace = WorkspacePlan { max_concurrent: Some(3), ..WorkspacePlan::new("ws", 10_000_000) };
     let key = KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 10_000_000) };
     let plan = Plan::of([]).with_workspace(workspace).with_key(key);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();

@@ -85,7 +85,7 @@ async fn check(faults: [&str; 2], sizes: &[usize]) {
             // cooldown.
             let body = body_of_length(bytes);
             for (key, fault) in KEYS.iter().zip(faults) {
-                proxy.simulator.script(key, vec![fault.parse().unwrap()]);
+                proxy.simulator.queue_faults(key, vec![fault.parse().unwrap()]);
             }
             let response = upload(&proxy, &body, framing, "").await;
             assert_eq!(response, "HTTP/1.1 200 OK", "{faults:?} {bytes} {framing:?}");

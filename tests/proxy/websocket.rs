@@ -306,7 +306,7 @@ async fn the_cost_of_a_conversation_is_polled_afterwards() {
     let mut session = open_session(&proxy, AGENT).await;
     session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     session.send_json(&json!({"type": "user_message", "text": "Hello?"})).await;
     while session.receive_json().await["type"] != "agent_response" {}
     session.close().await;
@@ -316,7 +316,8 @@ async fn the_cost_of_a_conversation_is_polled_afterwards() {
         request.path_and_query.starts_with("/v1/convai/conversations/") && request.status == Some(200)
     };
     let ledger =
-        within_timeout(proxy.simulator.until(|ledger| ledger.requests.iter().any(is_cost_request))).await;
+        within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.requests.iter().any(is_cost_request)))
+            .await;
     let request = ledger.requests.iter().find(|request| is_cost_request(request)).unwrap();
     assert_eq!(request.key.as_deref(), Some(SECOND_KEY));
     let charged = ledger.keys.iter().find(|key| key.key == SECOND_KEY).unwrap().charged;

@@ -2,8 +2,8 @@
 The verdicts must be equal.
 
 An echo client connects to the server of the cases, over ws and over wss, and the client of the cases connects to an
-echo server. Keychoir validates frames only on the paths of the provider. On the paths of the cases it forwards invalid
-frames unchanged. Therefore the verdicts are compared, and a case that fails directly may also fail through Keychoir.
+echo server. Keychoir validates frames only on the paths of the provider, and forwards invalid frames unchanged on the
+paths of the cases. Therefore a case that fails directly may also fail through Keychoir.
 
     tests/sockets/.venv/bin/python tests/sockets/conformance.py target/debug/keychoir [--all]
 
@@ -32,17 +32,17 @@ KEY = "sk_of_the_sockets_tests"
 CLIENT_TOKEN = "anything-the-app-sends"
 
 # Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, sizes, and the smallest compression cases.
-QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.*", "9.2.*", "10.*"]
-QUICK += [f"{group}.{case}" for group in ("12.1", "12.2", "13.1", "13.3", "13.4", "13.7") for case in (1, 5)]
+QUICK_CASES = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.1.*", "9.2.*", "10.*"]
+QUICK_CASES += [f"{group}.{case}" for group in ("12.1", "12.2", "13.1", "13.3", "13.4", "13.7") for case in (1, 5)]
 # The number of concurrent cases. A case mostly waits for its peer.
 MAX_CONCURRENT_CASES = 4
-# Longer than the longest case, so that only a case whose peer hangs exceeds it.
+# The timeout is longer than the longest case, so that only a case whose peer hangs exceeds it.
 CASE_TIMEOUT_SECONDS = 600
 START_TIMEOUT_SECONDS = 30
 
 
 async def all_results(run):
-    """Returns the results of all cases, including failed ones."""
+    """Waits for a run of cases. Returns the results of all cases, including failed cases."""
     try:
         return await run
     except kosoku.FailureError as failure:
@@ -50,6 +50,7 @@ async def all_results(run):
 
 
 async def echo(socket):
+    """Echoes messages until the session ends."""
     async for message in socket:
         if message.type is aiohttp.WSMsgType.TEXT:
             await socket.send_str(message.data)
@@ -59,6 +60,7 @@ async def echo(socket):
 
 @contextlib.asynccontextmanager
 async def echo_server():
+    """Starts an echo server. Yields its URL."""
     async def handle(request):
         socket = web.WebSocketResponse(max_msg_size=0)
         await socket.prepare(request)
@@ -78,7 +80,7 @@ async def echo_server():
 
 
 async def run_cases_against_echo_client(cases, through):
-    """Returns the verdicts on an echo client. `through` yields the URL to which the client connects."""
+    """Returns the results of an echo client. `through` yields the URL and the TLS setting with which it connects."""
     async with kosoku.run_fuzzingserver(cases, host="127.0.0.1", port=0) as server:
         async with through(f"http://127.0.0.1:{server.port}") as (base, tls):
             async with aiohttp.ClientSession(headers={"xi-api-key": CLIENT_TOKEN}) as session:
@@ -101,7 +103,7 @@ async def run_cases_against_echo_client(cases, through):
 
 
 async def run_cases_against_echo_server(cases, through):
-    """Returns the verdicts on an echo server."""
+    """Returns the results of an echo server, to which the client of the cases connects by the URL of `through`."""
     async with echo_server() as server, through(server) as (base, _):
         # Keychoir serves its own page at the root. Other paths are forwarded to the server.
         url = base.replace("http://", "ws://") + "/echo"
@@ -113,23 +115,23 @@ async def connect_directly(upstream):
     yield upstream, True
 
 
-def keychoir(binary, scheme):
-    """Returns a context manager that starts Keychoir in front of an upstream, for http or https clients."""
+def through_keychoir(binary, scheme):
+    """Returns a context manager that starts Keychoir in front of an upstream, for HTTP or HTTPS clients."""
 
     @contextlib.asynccontextmanager
     async def through(upstream):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as directory:
             prefixes = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
             environment = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
             environment |= {
                 "ELEVENLABS_API_KEYS": KEY,
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
-                "KEYCHOIR_STORAGE__PATH": str(pathlib.Path(folder, "keychoir.db")),
+                "KEYCHOIR_STORAGE__PATH": str(pathlib.Path(directory, "keychoir.db")),
                 "KEYCHOIR_LOG__FORMAT": "json",
                 # The server of the cases does not implement the endpoints of the quota poller.
                 "KEYCHOIR_QUOTA_POLLING__ENABLED": "false",
             }
-            log = pathlib.Path(folder, "log")
+            log = pathlib.Path(directory, "log")
             with log.open("w") as stderr:
                 child = subprocess.Popen([binary, "serve", "--listen", "127.0.0.1:0"], env=environment, stderr=stderr)
             try:
@@ -158,7 +160,7 @@ async def wait_for_port(child, log):
 
 
 def verdict(result):
-    """Returns the compared values: the verdicts on messages and close, and the received close frame."""
+    """Returns the values that are compared: the verdicts on the messages and the close, and the received close frame."""
     behavior, close = result.behavior.value, result.behavior_close.value
     # If any close is allowed, the close frame may be missing, which also happens without Keychoir (7.1.6).
     if close == "INFORMATIONAL":
@@ -171,17 +173,18 @@ def format_verdict(verdict):
     return f"{behavior}, close {close}" + (f" {code} {reason or ''}".rstrip() if code else "")
 
 
-def differences(title, direct, proxied):
-    """Prints the cases that differ. Returns their number."""
-    before = {result.case_id: verdict(result) for result in direct}
-    after = {result.case_id: verdict(result) for result in proxied}
+def print_differences(title, direct, proxied):
+    """Prints the cases whose verdicts differ. Returns their number."""
+    direct_verdicts = {result.case_id: verdict(result) for result in direct}
+    proxied_verdicts = {result.case_id: verdict(result) for result in proxied}
+    format_case = lambda verdicts, case: format_verdict(verdicts[case]) if case in verdicts else "absent"
     rows = [
-        (case, format_verdict(before[case]) if case in before else "absent", format_verdict(after[case]) if case in after else "absent")
-        for case in sorted(before | after, key=lambda case: [int(part) for part in case.split(".")])
-        if before.get(case) != after.get(case)
+        (case, format_case(direct_verdicts, case), format_case(proxied_verdicts, case))
+        for case in sorted(direct_verdicts | proxied_verdicts, key=lambda case: [int(part) for part in case.split(".")])
+        if direct_verdicts.get(case) != proxied_verdicts.get(case)
     ]
     passed = sum(result.passed for result in direct)
-    print(f"{title}: {len(before)} cases, {passed} pass directly, {len(rows)} differ", flush=True)
+    print(f"{title}: {len(direct_verdicts)} cases, {passed} pass directly, {len(rows)} differ", flush=True)
     for case, direct_verdict, proxied_verdict in rows:
         print(f"    {case:9}  directly: {direct_verdict:40}  through keychoir: {proxied_verdict}")
     return len(rows)
@@ -195,21 +198,21 @@ def count_wrong_credentials(results):
 
 async def main(binary, cases):
     started_at = time.monotonic()
-    through_http, through_https = keychoir(binary, "http"), keychoir(binary, "https")
+    through_http, through_https = through_keychoir(binary, "http"), through_keychoir(binary, "https")
     direct = await run_cases_against_echo_client(cases, connect_directly)
     over_ws = await run_cases_against_echo_client(cases, through_http)
-    failures = differences("an echo client over ws", direct, over_ws)
+    failures = print_differences("an echo client over ws", direct, over_ws)
     over_wss = await run_cases_against_echo_client(cases, through_https)
-    failures += differences("an echo client over wss", direct, over_wss)
+    failures += print_differences("an echo client over wss", direct, over_wss)
     wrong_credentials = count_wrong_credentials(over_ws) + count_wrong_credentials(over_wss)
     print(f"{wrong_credentials} handshakes arrived without the key of the pool or with the client credential")
     direct = await run_cases_against_echo_server(cases, connect_directly)
-    failures += differences("an echo server", direct, await run_cases_against_echo_server(cases, through_http))
+    failures += print_differences("an echo server", direct, await run_cases_against_echo_server(cases, through_http))
     print(f"{failures} differences in {time.monotonic() - started_at:.0f} s")
     return 1 if failures or wrong_credentials else 0
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    cases = None if "--all" in arguments else QUICK
+    cases = None if "--all" in arguments else QUICK_CASES
     sys.exit(asyncio.run(main(next(argument for argument in arguments if argument != "--all"), cases)))

@@ -1,4 +1,5 @@
-//! Runs the whole proxy on port 0, with its own database and a simulated provider as its upstream.
+//! Runs the complete proxy in the test process, on a free port, with its own database and a simulated provider as its
+//! upstream. Tests start it with [`start_proxy`], and [`TestProxy::close`] checks the usage records.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
@@ -42,7 +43,7 @@ pub struct TestProxy {
     pub url: String,
     pub client: reqwest::Client,
     config: Config,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 /// Starts a proxy whose pool contains the keys of the plan, in the same order.
@@ -50,20 +51,20 @@ pub async fn start_proxy(plan: Plan) -> TestProxy {
     start_proxy_with(plan, |_| {}).await
 }
 
-/// Like [`start_proxy`], with a configuration changed by `change`.
+/// Starts a proxy like [`start_proxy`], after `change` has changed its configuration.
 pub async fn start_proxy_with(plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let folder = tempfile::tempdir().unwrap();
-    start_proxy_in(folder, plan, change).await
+    let directory = tempfile::tempdir().unwrap();
+    start_proxy_in(directory, plan, change).await
 }
 
-/// Like [`start_proxy_with`], with the database in `folder`, which may already exist.
-pub async fn start_proxy_in(folder: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
-    start_proxy_with_app(folder, plan, change, |_| {}).await
+/// Starts a proxy like [`start_proxy_with`], with its database in `directory`. The database may already exist.
+pub async fn start_proxy_in(directory: TempDir, plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy {
+    start_proxy_with_app(directory, plan, change, |_| {}).await
 }
 
-/// Like [`start_proxy_in`], with settings of the program changed by `change_app` that no configuration file has.
+/// Starts a proxy like [`start_proxy_in`]. `change_app` changes settings that the configuration file does not have.
 pub async fn start_proxy_with_app(
-    folder: TempDir,
+    directory: TempDir,
     plan: Plan,
     change: impl FnOnce(&mut Config),
     change_app: impl FnOnce(&mut AppConfig),
@@ -71,15 +72,15 @@ pub async fn start_proxy_with_app(
     let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
     let simulator = Simulator::start(bind_loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
-    config.storage.path = folder.path().join("keychoir.db");
+    config.storage.path = directory.path().join("keychoir.db");
     config.storage.ephemeral = false;
-    // The test clients keep their connections open, and the drain need not wait for them.
+    // The test clients keep idle connections open, and the drain need not wait for them.
     config.server.drain_idle_timeout = Duration::ZERO;
     // The disk of the machine that runs the tests may be nearly full.
     config.retry.min_disk_free_percent = 0;
     change(&mut config);
     let (app, url) = start_app(&config, change_app).await;
-    TestProxy { simulator, app, url, client: http_client(), config, folder }
+    TestProxy { simulator, app, url, client: http_client(), config, directory }
 }
 
 async fn start_app(config: &Config, change_app: impl FnOnce(&mut AppConfig)) -> (RunningApp, String) {
@@ -89,7 +90,7 @@ async fn start_app(config: &Config, change_app: impl FnOnce(&mut AppConfig)) -> 
     if config.quota_polling.enabled {
         // The faults of a test must not affect the poll at the start.
         let is_polled = app.wait_for_first_poll(Duration::from_secs(30)).await;
-        assert!(is_polled, "the first quota poll ends within its timeout");
+        assert!(is_polled, "the first quota poll must end");
     }
     let url = format!("http://{}", app.address());
     (app, url)
@@ -151,7 +152,7 @@ fn http_client() -> reqwest::Client {
 }
 
 impl TestProxy {
-    /// Requests speech of this number of characters, which costs the same number of credits.
+    /// Requests speech of this number of characters. A character costs one credit.
     pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
         self.post(SPEECH_PATH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
             .await
@@ -162,7 +163,7 @@ impl TestProxy {
     pub async fn wait_until_served(&self, path: &str) {
         let requests = async { while self.get(path).await.status() != 200 {} };
         let result = tokio::time::timeout(Duration::from_secs(30), requests).await;
-        result.expect("a request is served within the timeout");
+        result.expect("a request must be served within the timeout");
     }
 
     /// Returns a request to the proxy with a client token.
@@ -191,7 +192,7 @@ impl TestProxy {
 
     /// Sets the fault of all requests with this key, in the notation of the simulator.
     pub fn set_fault(&self, key: &str, fault: &str) {
-        self.simulator.always(key, Some(fault.parse::<Fault>().unwrap()));
+        self.simulator.set_fault(key, Some(fault.parse::<Fault>().unwrap()));
     }
 
     /// Returns the number of requests that the provider received with each key, without those of the quota
@@ -206,7 +207,7 @@ impl TestProxy {
     }
 
     pub fn database_path(&self) -> PathBuf {
-        database_path(&self.folder)
+        database_path(&self.directory)
     }
 
     /// Stops the proxy and the provider. Asserts that the provider recorded no violation, and that the usage
@@ -215,7 +216,7 @@ impl TestProxy {
         assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         let ledger = self.simulator.ledger();
         assert_eq!(ledger.violations, Vec::<String>::new());
-        let records = read_usage_records(&database_path(&self.folder));
+        let records = read_usage_records(&database_path(&self.directory));
         for entry in &ledger.keys {
             let key_hash = Fingerprint::new(&entry.key).to_string();
             let records = records.iter().filter(|record| record.key_hash == key_hash);
@@ -223,7 +224,7 @@ impl TestProxy {
             assert_eq!(u64::try_from(recorded).unwrap(), entry.charged, "recorded credits of {}", entry.key);
         }
         self.simulator.stop().await;
-        (ledger, self.folder)
+        (ledger, self.directory)
     }
 
     /// Stops the proxy and starts it again with the same database and the same provider.
@@ -238,18 +239,18 @@ impl TestProxy {
     pub async fn close_unchecked(self) -> TempDir {
         assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         self.simulator.stop().await;
-        self.folder
+        self.directory
     }
 
-    /// Closes the proxy and returns its usage records.
+    /// Closes the proxy like [`close`](Self::close). Returns its usage records.
     pub async fn into_records(self) -> Vec<UsageRecord> {
-        let (_, folder) = self.close().await;
-        read_usage_records(&database_path(&folder))
+        let (_, directory) = self.close().await;
+        read_usage_records(&database_path(&directory))
     }
 }
 
-fn database_path(folder: &TempDir) -> PathBuf {
-    folder.path().join("keychoir.db")
+fn database_path(directory: &TempDir) -> PathBuf {
+    directory.path().join("keychoir.db")
 }
 
 /// The usage record of an attempt.
@@ -319,7 +320,7 @@ pub async fn wait_until(condition: impl Fn() -> bool) {
         }
     };
     let result = tokio::time::timeout(Duration::from_secs(30), polling).await;
-    result.expect("the condition holds within the timeout");
+    result.expect("the condition must hold within the timeout");
 }
 
 /// Runs all futures concurrently. Returns their outputs in the order of completion.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// The maximum wait for the next log line and for the exit.
+/// The maximum time until the next log line or the exit.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Returns a command that runs the program with these arguments and an empty environment.
@@ -47,11 +47,11 @@ impl Program {
         Self { child, line_receiver, reader: Some(reader), received: Vec::new() }
     }
 
-    /// Waits for the next line of which `parse` returns a value.
+    /// Waits for the next log line for which `parse` returns a value. Returns this value.
     pub fn wait_for_line<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> T {
         loop {
             let Ok(line) = self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) else {
-                panic!("the expected line is missing from the log: {:#?}", self.received);
+                panic!("the log must contain the expected line: {:#?}", self.received);
             };
             let parsed = parse(&line);
             self.received.push(line);
@@ -61,7 +61,7 @@ impl Program {
         }
     }
 
-    /// Waits until the program listens and returns its address, from its log in JSON.
+    /// Waits until the program listens. Returns its address. The log format must be JSON.
     pub fn wait_for_address(&mut self) -> String {
         self.wait_for_line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
@@ -69,7 +69,7 @@ impl Program {
         })
     }
 
-    /// Waits for the next event with this name in the log in JSON.
+    /// Waits for the next log event with this name. The log format must be JSON.
     pub fn wait_for_event(&mut self, name: &str) -> Value {
         self.wait_for_line(|line| {
             serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name)
@@ -86,7 +86,7 @@ impl Program {
         self.child.id()
     }
 
-    /// Sets a resource limit, as an option of `prlimit`. Returns whether `prlimit` succeeded.
+    /// Sets a resource limit, given as an option of `prlimit`. Returns whether `prlimit` succeeded.
     pub fn set_limit(&self, limit: &str) -> bool {
         let pid = self.child.id().to_string();
         Command::new("prlimit").args(["--pid", &pid, limit]).status().unwrap().success()
@@ -105,7 +105,7 @@ impl Program {
                 Ok(line) => self.received.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("the program does not exit; its log is {:#?}", self.received)
+                    panic!("the program must exit: {:#?}", self.received)
                 }
             }
         }
@@ -122,10 +122,10 @@ impl Drop for Program {
     }
 }
 
-/// Returns the contents of all files below a folder, concatenated.
-pub fn read_all_files(folder: &std::path::Path) -> Vec<u8> {
+/// Returns the concatenated contents of all files below a directory.
+pub fn read_all_files(directory: &std::path::Path) -> Vec<u8> {
     let mut contents = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
+    for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             contents.extend(read_all_files(&path));

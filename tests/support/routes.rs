@@ -1,22 +1,22 @@
-//! A route of each kind, with a valid request for it.
+//! Sends valid requests to routes that refusals affect differently: by price, effect and concurrency group.
 
 use reqwest::Method;
 use serde_json::json;
 
 use super::{SPEECH_PATH, TestProxy};
 
-/// A route for each scope that a refusal can have.
+/// A route of each kind that a refusal can affect separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
     Speech,
     SpeechStream,
     SoundEffect,
     Transcription,
-    /// Charged, and in the concurrency group of all routes that have no separate group.
+    /// A charged route in the default concurrency group.
     Dubbing,
-    /// Free, and only reads.
+    /// A free route without an effect.
     Voices,
-    /// Free, and changes the account.
+    /// A free route that changes the account.
     VoiceAddition,
 }
 

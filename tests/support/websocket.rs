@@ -1,4 +1,4 @@
-//! A WebSocket client whose steps are all bounded by a timeout.
+//! A WebSocket client for tests. Each of its steps has a timeout.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::{CLIENT_TOKEN, TestProxy};
 
-/// Far above the duration of any step, so that only a step that hangs exceeds it.
+/// The timeout of a step. It is much longer than any step, so that only a step that hangs exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub const STREAM_INPUT: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-input";
@@ -38,10 +38,14 @@ pub enum Received {
 }
 
 pub async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step completes within its timeout")
+    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
 }
 
-/// Sends a handshake with these headers to the proxy. Returns the status and the body of a refusal.
+/// Sends a handshake with these headers to the proxy.
+///
+/// # Errors
+///
+/// Returns the status and the body if the handshake is refused.
 pub async fn handshake(
     proxy: &TestProxy,
     path: &str,
@@ -50,7 +54,7 @@ pub async fn handshake(
     handshake_at(proxy.app.address(), path, headers).await
 }
 
-/// Like [`handshake`], to any address.
+/// Sends a handshake like [`handshake`], to any address.
 pub async fn handshake_at(
     address: SocketAddr,
     path: &str,
@@ -70,13 +74,13 @@ pub async fn handshake_at(
             let (head, body) = response.into_parts();
             Err((head.status.as_u16(), String::from_utf8_lossy(&body.unwrap_or_default()).into_owned()))
         }
-        Err(error) => panic!("the handshake failed: {error}"),
+        Err(error) => panic!("the handshake must receive a response: {error}"),
     }
 }
 
 /// Opens a session with the client token in the header of the provider's SDKs.
 pub async fn open_session(proxy: &TestProxy, path: &str) -> WebSocketClient {
-    handshake(proxy, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("the handshake is accepted")
+    handshake(proxy, path, &[("xi-api-key", CLIENT_TOKEN)]).await.expect("the handshake must be accepted")
 }
 
 impl WebSocketClient {
@@ -104,7 +108,7 @@ impl WebSocketClient {
         }
     }
 
-    /// Closes the session and waits for its end, without regard to the messages before it.
+    /// Closes the session and waits for its end. Ignores the messages before the end.
     pub async fn close(&mut self) {
         // The proxy may have closed the session already.
         let _ = within_timeout(self.stream.close(None)).await;
@@ -114,7 +118,9 @@ impl WebSocketClient {
     /// Receives the next event, which must be a JSON message.
     pub async fn receive_json(&mut self) -> Value {
         let received = self.receive().await;
-        let Received::Text(value) = received else { panic!("expected a JSON message: {received:?}") };
+        let Received::Text(value) = received else {
+            panic!("the event must be a JSON message: {received:?}")
+        };
         value
     }
 
@@ -128,7 +134,7 @@ impl WebSocketClient {
         }
     }
 
-    /// Sends the texts between an opening and a closing message, and receives all messages.
+    /// Sends an opening message, the texts and a closing message. Returns all received messages and the final event.
     pub async fn synthesize(&mut self, texts: &[&str]) -> (Vec<Value>, Received) {
         self.send_json(&serde_json::json!({"text": " ", "xi_api_key": CLIENT_TOKEN})).await;
         for text in texts {

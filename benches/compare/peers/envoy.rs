@@ -1,24 +1,24 @@
-//! Envoy, in an expert configuration.
+//! Configures and starts Envoy, without optional features and with limits that are never reached.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Setup};
+use super::{ProxyCommand, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
-/// The binary that the Makefile installs, without its wrapper script, or the system's.
-pub fn program() -> Option<PathBuf> {
+/// Finds the binary that the Makefile installs (without its wrapper script), or else the one in `PATH`.
+pub fn find_program() -> Option<PathBuf> {
     let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
     let pythons = fs::read_dir(lib).into_iter().flatten().map(|entry| entry.unwrap().path());
     let mut programs = pythons.map(|python| python.join("site-packages/envoy/_bin/envoy"));
     programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let target = match setup.is_tls_to_client() {
+    let client_tls = match setup.is_tls_to_client() {
         true => format!(
             "
       transport_socket:
@@ -46,16 +46,16 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
         common_tls_context:
           tls_params: {{tls_maximum_protocol_version: TLSv1_3}}
           validation_context:
-            trusted_ca: {{filename: {authority}}}
+            trusted_ca: {{filename: {ca_file}}}
             match_typed_subject_alt_names:
             - san_type: DNS
               matcher: {{exact: localhost}}",
-            authority = certificates.authority.display(),
+            ca_file = certificates.ca_certificate.display(),
         ),
         false => String::new(),
     };
-    let log = folder.join("access.log");
-    // No optional statistics, tracing or identifiers; limits that are never reached.
+    let log = directory.join("access.log");
+    // Optional statistics, tracing and request identifiers are disabled, and the limits are never reached.
     let config = format!(
         "static_resources:
   listeners:
@@ -91,7 +91,7 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
               domains: [\"*\"]
               routes:
               - match: {{prefix: /}}
-                route: {{cluster: provider, timeout: 0s, host_rewrite_literal: api.elevenlabs.io}}{target}
+                route: {{cluster: provider, timeout: 0s, host_rewrite_literal: api.elevenlabs.io}}{client_tls}
   clusters:
   - name: provider
     type: STATIC
@@ -110,15 +110,15 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
         host = address.ip(),
         port = address.port(),
         log = log.display(),
-        upstream_host = setup.upstream().ip(),
-        upstream_port = setup.upstream().port(),
+        upstream_host = setup.upstream_address().ip(),
+        upstream_port = setup.upstream_address().port(),
     );
-    let path = folder.join("envoy.yaml");
+    let path = directory.join("envoy.yaml");
     fs::write(&path, config).unwrap();
-    let mut command = machine::program_on(setup.processors, &program().unwrap());
+    let mut command = machine::pinned_command(setup.processors, &find_program().unwrap());
     command.arg("-c").arg(path).args(["--concurrency", &setup.threads.to_string()]);
     command.args(["--disable-hot-restart", "--log-level", "error", "--file-flush-interval-msec", "1000"]);
-    command.stdout(File::create(folder.join("out.log")).unwrap());
-    command.stderr(File::create(folder.join("err.log")).unwrap());
-    Prepared { command, log }
+    command.stdout(File::create(directory.join("out.log")).unwrap());
+    command.stderr(File::create(directory.join("err.log")).unwrap());
+    ProxyCommand { command, log }
 }

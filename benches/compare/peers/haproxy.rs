@@ -1,10 +1,10 @@
-//! HAProxy, in an expert configuration.
+//! Configures and starts HAProxy, with splicing and without delays.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Setup};
+use super::{ProxyCommand, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
@@ -12,16 +12,16 @@ pub fn program() -> PathBuf {
     machine::find_program("haproxy").unwrap()
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let target = match setup.is_tls_to_client() {
+    let client_tls = match setup.is_tls_to_client() {
         true => format!(" ssl crt {}", certificates.pair.display()),
         false => String::new(),
     };
     let upstream_tls = match setup.is_tls_to_provider() {
         true => format!(
             " ssl verify required ca-file {} sni str(localhost) verifyhost localhost",
-            certificates.authority.display()
+            certificates.ca_certificate.display()
         ),
         false => String::new(),
     };
@@ -29,7 +29,7 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path) -> Prepared {
         "global
     nbthread {threads}
     maxconn 12000
-    # It asks for more open files than a machine may allow, and can do with fewer.
+    # HAProxy requests more open files than a machine may allow, and works with fewer.
     no strict-limits
     log stdout format raw daemon
 
@@ -37,11 +37,11 @@ defaults
     mode http
     log global
     option httplog
-    # Bodies that nobody looks at need not be copied.
+    # Bodies are spliced instead of copied, because they are not inspected.
     option splice-auto
-    # Speech is listened to as it comes: without this, pieces wait up to a fifth of a second for more.
+    # Without this option, pieces of a stream may wait up to 200 ms for more data.
     option http-no-delay
-    # Connections to the provider are everybody's.
+    # All clients share the connections to the provider.
     http-reuse always
     timeout connect 10s
     timeout client 1h
@@ -49,7 +49,7 @@ defaults
     timeout http-keep-alive 1h
 
 frontend clients
-    bind {address} backlog 4096{target}
+    bind {address} backlog 4096{client_tls}
     http-request del-header authorization
     http-request del-header x-keychoir-token
     http-request set-header xi-api-key {KEY}
@@ -57,18 +57,18 @@ frontend clients
     default_backend provider
 
 backend provider
-    # As many idle connections as there are: none is opened anew while it is measured.
+    # The number of idle connections is unlimited, so that no connection is opened during the measurement.
     server one {upstream} pool-max-conn -1 pool-purge-delay 1h{upstream_tls}
 ",
         threads = setup.threads,
-        upstream = setup.upstream(),
+        upstream = setup.upstream_address(),
     );
-    let path = folder.join("haproxy.cfg");
+    let path = directory.join("haproxy.cfg");
     fs::write(&path, config).unwrap();
-    let log = folder.join("access.log");
-    let mut command = machine::program_on(setup.processors, &program());
-    // In the foreground, as one process.
+    let log = directory.join("access.log");
+    let mut command = machine::pinned_command(setup.processors, &program());
+    // `-db` keeps HAProxy in the foreground as one process.
     command.arg("-db").arg("-f").arg(path);
-    command.stdout(File::create(&log).unwrap()).stderr(File::create(folder.join("err.log")).unwrap());
-    Prepared { command, log }
+    command.stdout(File::create(&log).unwrap()).stderr(File::create(directory.join("err.log")).unwrap());
+    ProxyCommand { command, log }
 }

@@ -1,5 +1,5 @@
-//! Keychoir with everything that it does for a request: a client's token, usage records in a file,
-//! metrics, and a line in the log.
+//! Configures and starts Keychoir with all features that a request uses: client tokens, usage records in a file, metrics
+//! and the access log.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -9,13 +9,13 @@ use std::process::Stdio;
 
 use sha2::{Digest, Sha256};
 
-use super::{Prepared, Setup};
+use super::{ProxyCommand, Setup};
 use crate::machine;
 use crate::workload::{KEY, TOKEN};
 
-pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, program: &Path) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path, program: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
-    let target = match setup.is_tls_to_client() {
+    let client_tls = match setup.is_tls_to_client() {
         true => format!(
             "tls = {{ cert = \"{}\", key = \"{}\" }}",
             certificates.certificate.display(),
@@ -24,18 +24,18 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, program: &Path
         false => String::new(),
     };
     let base_url = match setup.is_tls_to_provider() {
-        true => format!("https://localhost:{}", setup.upstream().port()),
-        false => format!("http://{}", setup.upstream()),
+        true => format!("https://localhost:{}", setup.upstream_address().port()),
+        false => format!("http://{}", setup.upstream_address()),
     };
     let mut config = format!(
         "[server]
 listen = \"{address}\"
 max_connections = 20_000
-{target}
+{client_tls}
 
 [upstream]
 base_url = \"{base_url}\"
-ca_file = \"{authority}\"
+ca_file = \"{ca_file}\"
 
 [pool]
 strategy = \"{strategy}\"
@@ -51,35 +51,35 @@ path = \"keychoir.db\"
 format = \"json\"
 level = \"info\"
 ",
-        authority = certificates.authority.display(),
+        ca_file = certificates.ca_certificate.display(),
         strategy = setup.strategy,
     );
     for key in 0..setup.keys {
-        // The stand-in accepts all of them as keys of the pool.
-        write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", number(key)).unwrap();
+        // The simulated provider accepts all keys with this prefix.
+        write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", suffix(key)).unwrap();
     }
-    // In a short form, because a configuration file is limited to 1 MiB.
-    config.insert_str(0, &clients(setup.clients));
-    let path = folder.join("keychoir.toml");
+    // The clients are written as an inline array, because a configuration file is limited to 1 MiB.
+    config.insert_str(0, &client_list(setup.clients));
+    let path = directory.join("keychoir.toml");
     fs::write(&path, config).unwrap();
-    let log = folder.join("keychoir.log");
-    let mut command = machine::program_on(setup.processors, program);
-    command.args(["serve", "--config"]).arg(path).env_clear().env("HOME", folder);
+    let log = directory.join("keychoir.log");
+    let mut command = machine::pinned_command(setup.processors, program);
+    command.args(["serve", "--config"]).arg(path).env_clear().env("HOME", directory);
     command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
-    Prepared { command, log }
+    ProxyCommand { command, log }
 }
 
-/// The suffix of a key or token; empty for the first.
-fn number(number: u32) -> String {
+/// Returns the suffix of a key or token, which is empty for the first one.
+fn suffix(number: u32) -> String {
     if number == 0 { String::new() } else { format!("_{number}") }
 }
 
-/// The list of clients in TOML.
-fn clients(count: u32) -> String {
+/// Returns the list of clients as a TOML array.
+fn client_list(count: u32) -> String {
     let mut list = "clients = [".to_owned();
     for client in 0..count {
         write!(list, "{{name=\"a{client}\",token_sha256=\"").unwrap();
-        for byte in Sha256::digest(format!("{TOKEN}{}", number(client))) {
+        for byte in Sha256::digest(format!("{TOKEN}{}", suffix(client))) {
             write!(list, "{byte:02x}").unwrap();
         }
         list.push_str("\"},");

@@ -24,10 +24,10 @@ use crate::tls::Certificates;
 use crate::upstream::Upstream;
 use crate::workload::{KEY, TOKEN};
 
-/// A proxy of the comparison.
+/// A compared proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// No proxy.
+    /// No proxy: clients connect to the provider.
     Direct,
     Nginx,
     /// nginx with larger buffers.
@@ -37,11 +37,11 @@ pub enum Peer {
     Haproxy,
     Envoy,
     Pingora,
-    /// A build of Keychoir, with its label.
+    /// A build of Keychoir, with its name and its path.
     Keychoir(String, PathBuf),
 }
 
-/// The setup of a proxy.
+/// The settings of a proxy.
 #[derive(Clone, Debug)]
 pub struct Setup {
     pub upstream: Upstream,
@@ -50,13 +50,15 @@ pub struct Setup {
     /// The processors that the proxy is pinned to.
     pub processors: &'static str,
     pub threads: u32,
-    /// Number of keys, for Keychoir only.
+    /// The number of keys, for Keychoir only.
     pub keys: u32,
+    /// The key selection strategy, for Keychoir only.
     pub strategy: &'static str,
+    /// The number of configured clients, for Keychoir only.
     pub clients: u32,
 }
 
-/// Which of a request's two connections use TLS.
+/// Which of the two connections of a request use TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsMode {
     Plain,
@@ -65,7 +67,7 @@ pub enum TlsMode {
 }
 
 impl Setup {
-    /// One core, one key, one client.
+    /// Returns the setup with one processor, one key and one client, without TLS.
     pub fn new(upstream: Upstream, certificates: Certificates) -> Self {
         Self {
             upstream,
@@ -87,19 +89,19 @@ impl Setup {
         self.tls_mode != TlsMode::Plain
     }
 
-    /// The address of the provider.
-    pub fn upstream(&self) -> SocketAddr {
+    /// Returns the address of the provider.
+    pub fn upstream_address(&self) -> SocketAddr {
         if self.is_tls_to_provider() { self.upstream.tls_address } else { self.upstream.address }
     }
 
-    /// The address, TLS setting and key for a client. Without a proxy, the client connects to the
-    /// provider as a proxy would, with the provider's key.
+    /// Returns the address, TLS setting and key for a client. Without a proxy, the client connects to the provider with
+    /// the key of the pool.
     pub fn target(&self, started_peer: Option<&StartedPeer>) -> Target {
         let (address, is_tls, key) = match started_peer {
             Some(started_peer) => (started_peer.address, self.is_tls_to_client(), TOKEN),
-            None => (self.upstream(), self.is_tls_to_provider(), KEY),
+            None => (self.upstream_address(), self.is_tls_to_provider(), KEY),
         };
-        Target { address, tls: is_tls.then(|| self.certificates.client()), key }
+        Target { address, tls: is_tls.then(|| self.certificates.client_config()), key }
     }
 }
 
@@ -111,37 +113,32 @@ pub struct Target {
     pub key: &'static str,
 }
 
-/// A proxy that is ready.
+/// A running proxy that has sent its first response.
 #[derive(Debug)]
 pub struct StartedPeer {
     pub address: SocketAddr,
     pub running: PeerProcess,
-    /// Its log with one line per request.
+    /// The log file, which has one line per request.
     pub log: PathBuf,
-    /// From its start to its first response.
-    pub ready: Duration,
+    /// The time from the start to the first response.
+    pub start_duration: Duration,
 }
 
 impl Peer {
-    /// All installed peers, and the names of the missing ones.
-    pub fn all() -> (Vec<Self>, Vec<&'static str>) {
-        let mut missing = Vec::new();
+    /// Returns the installed peers. Prints the names of the missing peers.
+    pub fn find_installed() -> Vec<Self> {
         let mut peers = vec![Self::Direct];
-        match machine::find_program("nginx") {
-            Some(_) => peers.extend([Self::Nginx, Self::NginxTuned, Self::NginxBuffered]),
-            None => missing.push("nginx"),
-        }
-        match machine::find_program("haproxy") {
-            Some(_) => peers.push(Self::Haproxy),
-            None => missing.push("haproxy"),
-        }
-        match envoy::program() {
-            Some(_) => peers.push(Self::Envoy),
-            None => missing.push("envoy"),
-        }
-        match pingora::program() {
-            Some(_) => peers.push(Self::Pingora),
-            None => missing.push("pingora"),
+        let candidates: [(&str, Option<PathBuf>, &[Self]); 4] = [
+            ("nginx", machine::find_program("nginx"), &[Self::Nginx, Self::NginxTuned, Self::NginxBuffered]),
+            ("haproxy", machine::find_program("haproxy"), &[Self::Haproxy]),
+            ("envoy", envoy::find_program(), &[Self::Envoy]),
+            ("pingora", pingora::find_program(), &[Self::Pingora]),
+        ];
+        for (name, program, variants) in candidates {
+            match program {
+                Some(_) => peers.extend_from_slice(variants),
+                None => println!("{name} is not installed and is skipped"),
+            }
         }
         peers.push(Self::Keychoir("keychoir".to_owned(), env!("CARGO_BIN_EXE_keychoir").into()));
         for path in
@@ -151,7 +148,7 @@ impl Peer {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             peers.push(Self::Keychoir(name, path));
         }
-        (peers, missing)
+        peers
     }
 
     pub fn name(&self) -> &str {
@@ -167,94 +164,94 @@ impl Peer {
         }
     }
 
-    /// Whether it supports this setup.
+    /// Returns whether the configuration of this peer supports the TLS mode.
     pub fn supports(&self, tls_mode: TlsMode) -> bool {
         tls_mode == TlsMode::Plain || *self != Self::Pingora
     }
 
-    /// Its version, as it prints it.
+    /// Returns the version as the program prints it. Variants of nginx return `None`.
     pub fn version(&self) -> Option<String> {
         match self {
             Self::Direct | Self::NginxTuned | Self::NginxBuffered => None,
-            Self::Nginx => Some(machine::first_line(&nginx::program(), "-v")),
-            Self::Haproxy => Some(machine::first_line(&haproxy::program(), "-v")),
+            Self::Nginx => Some(machine::first_output_line(&nginx::program(), "-v")),
+            Self::Haproxy => Some(machine::first_output_line(&haproxy::program(), "-v")),
             Self::Envoy => {
-                let line = machine::first_line(&envoy::program()?, "--version");
-                // The text before that contains its path.
+                let line = machine::first_output_line(&envoy::find_program()?, "--version");
+                // The text before the version contains the path of the program.
                 line.split_once("version: ").map(|(_, version)| version.to_owned())
             }
             Self::Pingora => Some(pingora::version().to_owned()),
-            Self::Keychoir(_, path) => Some(machine::first_line(path, "--version")),
+            Self::Keychoir(_, path) => Some(machine::first_output_line(path, "--version")),
         }
     }
 
-    /// Starts it and waits until it responds.
-    pub fn start(&self, setup: &Setup, folder: &Path) -> Option<StartedPeer> {
-        fs::create_dir_all(folder).unwrap();
-        let address = free_port();
-        let prepared = match self {
+    /// Starts the proxy and waits until it responds. Returns `None` for [`Peer::Direct`].
+    pub fn start(&self, setup: &Setup, directory: &Path) -> Option<StartedPeer> {
+        fs::create_dir_all(directory).unwrap();
+        let address = unused_address();
+        let command = match self {
             Self::Direct => return None,
-            Self::Nginx => nginx::prepare(setup, address, folder, nginx::Bodies::Stream),
-            Self::NginxTuned => nginx::prepare(setup, address, folder, nginx::Bodies::StreamInLargePieces),
-            Self::NginxBuffered => nginx::prepare(setup, address, folder, nginx::Bodies::AreBuffered),
-            Self::Haproxy => haproxy::prepare(setup, address, folder),
-            Self::Envoy => envoy::prepare(setup, address, folder),
-            Self::Pingora => pingora::prepare(setup, address, folder),
-            Self::Keychoir(_, program) => keychoir::prepare(setup, address, folder, program),
+            Self::Nginx => nginx::prepare(setup, address, directory, nginx::Buffering::Streaming),
+            Self::NginxTuned => nginx::prepare(setup, address, directory, nginx::Buffering::LargeBuffers),
+            Self::NginxBuffered => nginx::prepare(setup, address, directory, nginx::Buffering::Full),
+            Self::Haproxy => haproxy::prepare(setup, address, directory),
+            Self::Envoy => envoy::prepare(setup, address, directory),
+            Self::Pingora => pingora::prepare(setup, address, directory),
+            Self::Keychoir(_, program) => keychoir::prepare(setup, address, directory, program),
         };
-        Some(prepared.start(self.name(), setup, address, folder))
+        Some(command.start(self.name(), setup, address, directory))
     }
 }
 
 impl StartedPeer {
-    /// Panics unless the log has one line per request, plus those of the readiness check.
+    /// Panics unless the log has one line per request, plus the lines of the readiness checks.
     pub fn assert_requests_are_logged(&self, name: &str, requests: u64) {
-        // Some proxies also log requests before they are ready.
-        const BEFORE: u64 = 100;
+        // Some proxies also log failed readiness checks.
+        const MAX_READINESS_CHECKS: u64 = 100;
         let started_at = Instant::now();
         loop {
             let text = fs::read(&self.log).unwrap();
             let lines =
                 text.split(|byte| *byte == b'\n').filter(|line| memmem::find(line, b"/v1/").is_some());
             let lines = lines.count() as u64;
-            let median_of = format!("{name}: {lines} lines for {requests} requests");
-            assert!(lines <= requests + BEFORE, "{median_of}");
+            let message = format!("{name} must log each request once: {lines} lines for {requests} requests");
+            assert!(lines <= requests + MAX_READINESS_CHECKS, "{message}");
             if lines > requests {
                 return;
             }
             // Buffered log lines may be written a second later.
-            assert!(started_at.elapsed() < Duration::from_secs(5), "{median_of}");
+            assert!(started_at.elapsed() < Duration::from_secs(5), "{message}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
-/// A command that is ready to be started.
-struct Prepared {
+/// The command that starts a proxy, and the log file of the proxy.
+struct ProxyCommand {
     command: Command,
     log: PathBuf,
 }
 
-impl Prepared {
-    fn start(mut self, name: &str, setup: &Setup, address: SocketAddr, folder: &Path) -> StartedPeer {
-        let tls = setup.is_tls_to_client().then(|| setup.certificates.client());
+impl ProxyCommand {
+    fn start(mut self, name: &str, setup: &Setup, address: SocketAddr, directory: &Path) -> StartedPeer {
+        let tls = setup.is_tls_to_client().then(|| setup.certificates.client_config());
         let (started_at, mut running) = (Instant::now(), PeerProcess::start(&mut self.command));
         while !is_ready(address, tls.as_ref()) {
-            if !running.is_alive() || started_at.elapsed() > Duration::from_secs(20) {
-                panic!("{name} does not answer:\n{}", log_tail(folder));
+            if !running.is_running() || started_at.elapsed() > Duration::from_secs(20) {
+                panic!("{name} does not respond:\n{}", log_tail(directory));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        StartedPeer { address, running, log: self.log, ready: started_at.elapsed() }
+        StartedPeer { address, running, log: self.log, start_duration: started_at.elapsed() }
     }
 }
 
-/// An unused address.
-fn free_port() -> SocketAddr {
+/// Returns a loopback address with an unused port.
+fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Whether a request with every kind of client credential is served.
+/// Returns whether a request with all kinds of client credentials is served.
 fn is_ready(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
     let Ok(tcp) = TcpStream::connect(address) else { return false };
     tcp.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -277,9 +274,9 @@ fn is_served(mut stream: impl Read + Write) -> bool {
     sent.is_ok() && response.starts_with(b"HTTP/1.1 200")
 }
 
-/// The end of the log of a program that does not respond.
-fn log_tail(folder: &Path) -> String {
-    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+/// Returns the last lines of each log in a directory.
+fn log_tail(directory: &Path) -> String {
+    let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
     let mut log_tail = String::new();
     for log in logs {

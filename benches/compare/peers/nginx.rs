@@ -1,40 +1,40 @@
-//! nginx, in an expert configuration.
+//! Configures and starts nginx, with connections that are kept alive on both sides.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{Prepared, Setup};
+use super::{ProxyCommand, Setup};
 use crate::machine;
 use crate::workload::KEY;
 
-/// The buffering of bodies.
+/// The buffering of request and response bodies.
 #[derive(Clone, Copy)]
-pub enum Bodies {
-    /// Streamed, as a streaming API requires.
-    Stream,
-    /// Streamed in larger pieces, for setups with large bodies and enough memory.
-    StreamInLargePieces,
-    /// Buffered ahead of the slower side, which is the default.
-    AreBuffered,
+pub enum Buffering {
+    /// Bodies are streamed, as a streaming API requires.
+    Streaming,
+    /// Bodies are streamed with larger buffers, for large bodies and enough memory.
+    LargeBuffers,
+    /// Bodies are buffered for the slower side, which is the default.
+    Full,
 }
 
 pub fn program() -> PathBuf {
     machine::find_program("nginx").unwrap()
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, bodies: Bodies) -> Prepared {
+pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path, buffering: Buffering) -> ProxyCommand {
     const OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
-    let buffers = match bodies {
-        Bodies::Stream => OFF.to_owned(),
-        // Doubling these sizes gains less than a tenth.
-        Bodies::StreamInLargePieces => {
+    let buffers = match buffering {
+        Buffering::Streaming => OFF.to_owned(),
+        // Twice these sizes would save less than a tenth of the time.
+        Buffering::LargeBuffers => {
             format!("{OFF} proxy_buffer_size 64k; proxy_buffers 8 64k; client_body_buffer_size 512k;")
         }
-        Bodies::AreBuffered => "proxy_buffering on; proxy_request_buffering on;".to_owned(),
+        Buffering::Full => "proxy_buffering on; proxy_request_buffering on;".to_owned(),
     };
     let certificates = &setup.certificates;
-    let (listen, target) = match setup.is_tls_to_client() {
+    let (listen, client_tls) = match setup.is_tls_to_client() {
         true => (
             format!("{address} ssl"),
             format!(
@@ -51,33 +51,33 @@ pub fn prepare(setup: &Setup, address: SocketAddr, folder: &Path, bodies: Bodies
             format!(
                 "proxy_ssl_verify on; proxy_ssl_trusted_certificate {}; proxy_ssl_name localhost; \
                  proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.3;",
-                certificates.authority.display()
+                certificates.ca_certificate.display()
             ),
         ),
         false => ("http", String::new()),
     };
-    // Its workers drop root's rights, and could not write into the folder.
+    // Otherwise the workers drop root privileges and cannot write to the directory.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
-    let folder_name = folder.display();
-    let (upstream, threads) = (setup.upstream(), setup.threads);
+    let directory_path = directory.display();
+    let (upstream, threads) = (setup.upstream_address(), setup.threads);
     let config = format!(
         "{user}
 worker_processes {threads};
 daemon off;
-pid {folder_name}/nginx.pid;
-error_log {folder_name}/error.log warn;
+pid {directory_path}/nginx.pid;
+error_log {directory_path}/error.log warn;
 events {{
     worker_connections 16000;
 }}
 http {{
-    # Lines are gathered, so that a request does not wait for a write.
-    access_log {folder_name}/access.log combined buffer=64k flush=1s;
-    client_body_temp_path {folder_name}/client;
-    proxy_temp_path {folder_name}/proxy;
-    fastcgi_temp_path {folder_name}/fastcgi;
-    uwsgi_temp_path {folder_name}/uwsgi;
-    scgi_temp_path {folder_name}/scgi;
-    # Without a bound of requests, or connections would be opened anew while it is measured.
+    # Log lines are buffered, so that a request does not wait for a write.
+    access_log {directory_path}/access.log combined buffer=64k flush=1s;
+    client_body_temp_path {directory_path}/client;
+    proxy_temp_path {directory_path}/proxy;
+    fastcgi_temp_path {directory_path}/fastcgi;
+    uwsgi_temp_path {directory_path}/uwsgi;
+    scgi_temp_path {directory_path}/scgi;
+    # The limits are never reached, so that no connection is opened during the measurement.
     keepalive_requests 1000000000;
     keepalive_timeout 3600s;
     keepalive_time 24h;
@@ -92,7 +92,7 @@ http {{
     }}
     server {{
         listen {listen} backlog=4096;
-        {target}
+        {client_tls}
         location / {{
             proxy_pass {scheme}://provider;
             {upstream_tls}
@@ -109,11 +109,11 @@ http {{
 }}
 "
     );
-    let path = folder.join("nginx.conf");
+    let path = directory.join("nginx.conf");
     fs::write(&path, config).unwrap();
-    let mut command = machine::program_on(setup.processors, &program());
-    command.arg("-e").arg(folder.join("error.log")).arg("-c").arg(path).arg("-p").arg(folder);
-    command.stdout(File::create(folder.join("out.log")).unwrap());
-    command.stderr(File::create(folder.join("err.log")).unwrap());
-    Prepared { command, log: folder.join("access.log") }
+    let mut command = machine::pinned_command(setup.processors, &program());
+    command.arg("-e").arg(directory.join("error.log")).arg("-c").arg(path).arg("-p").arg(directory);
+    command.stdout(File::create(directory.join("out.log")).unwrap());
+    command.stderr(File::create(directory.join("err.log")).unwrap());
+    ProxyCommand { command, log: directory.join("access.log") }
 }

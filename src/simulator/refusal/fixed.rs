@@ -41,13 +41,13 @@ impl RefusalFamily {
     }
 }
 
-/// The refusal with this name, for decisions of the simulator.
+/// Returns the refusal with this name. The name must be in the table.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
-    // All these names are in the table. A typo would give a 500 response, and a test would fail.
+    // A typo in the name would cause a 500 response, and a test would fail.
     fixed(name).unwrap_or(RefusalKind::ServerError)
 }
 
-/// The refusal with this name, or `None` if the table has none.
+/// Returns the refusal with this name. Returns `None` if the name is not in the table.
 pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }

@@ -131,7 +131,7 @@ impl RefusalKind {
     }
 }
 
-/// The simulator's refusal of content that a proxy must not forward. The provider never sends this
+/// Creates the simulator's refusal of content that a proxy must not forward. The provider never sends this
 /// status, so a proxy cannot confuse it with an ordinary refusal.
 pub(in crate::simulator) fn violation(message: &str) -> HttpRefusal {
     legacy(599, "simulator_violation", message)
@@ -197,7 +197,7 @@ pub(super) fn refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
     }
 }
 
-/// An error in the current format, whose `type`, `code` and `status` are `names`.
+/// Creates an error in the current format, whose `type`, `code` and `status` are `names`.
 pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> HttpRefusal {
     let [kind, code, legacy] = names;
     let detail = Detail { kind, code, message, status: legacy, request_id, param: None, docs_url: None };
@@ -208,7 +208,7 @@ pub(super) fn legacy(status: u16, name: &str, message: &str) -> HttpRefusal {
     refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
 
-/// An error without `detail`, as dubbing sends it.
+/// Creates an error without `detail`, as dubbing sends it.
 pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> HttpRefusal {
     refusal(status, &Unwrapped { error, message })
 }

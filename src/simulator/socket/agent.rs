@@ -80,8 +80,8 @@ pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth)
     }
 }
 
-/// Acquires a slot of the workspace's concurrency limit. If the workspace queues callers, this
-/// waits for a slot and sends a `queue_status` event every second.
+/// Acquires a slot of the workspace's concurrency limit. If the workspace queues callers, waits for a slot
+/// and sends a `queue_status` event every second.
 async fn acquire_slot(
     connection: &mut SessionConnection,
     key: usize,
@@ -101,7 +101,7 @@ async fn acquire_slot(
         if !is_queued || waited_seconds == MAX_QUEUE_SECONDS {
             return Err(connection.refuse(&refusal).await);
         }
-        // Only the name and the time of the event are known, not its fields.
+        // The name and the interval of the event are known, but not its fields.
         let event = json!({ "position": 1, "waited_secs": waited_seconds });
         connection.send_json(json!({ "type": "queue_status", "queue_status_event": event })).await?;
         let slot_freed = async {

@@ -1,5 +1,5 @@
-//! The connection of a session: receives, records and sends messages, and executes scripted faults.
-//! The modules of the WebSockets process only the content of messages.
+//! The connection of a session. It receives, records and sends messages, and executes scripted faults, so
+//! that the modules of the WebSockets process only the content of messages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,7 +27,7 @@ use super::session_faults::SessionFaults;
 
 /// Maximum number of bytes of a message, the limit of the provider's clients (the Python SDK 2.78).
 const MAX_MESSAGE_BYTES: usize = 16 * 1_024 * 1_024;
-/// A client that sends nothing for this time counts as disconnected.
+/// The time without a message after which a client counts as disconnected.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of writing one message.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,13 +37,13 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CUT_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum number of bytes of received messages that are buffered until they are processed.
 const MAX_BUFFERED_BYTES: usize = 32 * 1_024 * 1_024;
-/// Maximum text messages that the ledger stores per session, and their maximum bytes.
+/// Maximum number of text messages that the ledger stores per session, and their maximum total size.
 const MAX_RECORDED_MESSAGES: usize = 100;
 const MAX_RECORDED_BYTES: usize = 64 * 1_024;
 /// The close code of a violation. The provider never sends it.
 const VIOLATION_CLOSE_CODE: u16 = 4_599;
 
-/// The session has ended with a close, a break, or a disconnected client.
+/// The error of a session that has ended with a close, a break, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SessionEnded;
 
@@ -54,7 +54,7 @@ pub(super) enum ClientMessage {
     Binary(Bytes),
 }
 
-/// A session's connection, its faults, and the messages that are received and not processed yet.
+/// The connection of a session, its faults, and its received messages that are not processed yet.
 pub(super) struct SessionConnection {
     stream: WebSocketStream<LimitedStream>,
     pub(super) session: Session,
@@ -70,7 +70,7 @@ pub(super) struct SessionConnection {
 }
 
 impl SessionConnection {
-    /// Creates a session on `tcp`, from which the bytes `read` were already read.
+    /// Creates a session on `tcp`. The bytes `read` were already read from it.
     pub(super) async fn new(
         tcp: TcpStream,
         read: Vec<u8>,
@@ -98,7 +98,7 @@ impl SessionConnection {
         }
     }
 
-    /// Called before the first message. A fault may delay or end the session here.
+    /// Starts the session, which must happen before the first message. A fault may delay or end the session.
     pub(super) async fn start(&mut self) -> Result<(), SessionEnded> {
         self.stream.get_mut().remaining = self.faults.cut_after;
         if let Some(delay) = self.faults.initial_delay.take() {
@@ -110,7 +110,7 @@ impl SessionConnection {
         self.apply_due_fault().await
     }
 
-    /// The next message, or `None` if none arrives within `timeout`.
+    /// Receives the next message. Returns `None` if no message arrives within `timeout`.
     pub(super) async fn receive(
         &mut self,
         timeout: Option<Duration>,
@@ -126,8 +126,8 @@ impl SessionConnection {
         }
     }
 
-    /// The next message as a JSON object, or `None` if none arrives within `timeout`. Any other message
-    /// is refused.
+    /// Receives the next message as a JSON object. Returns `None` if no message arrives within `timeout`. Any
+    /// other message is refused.
     pub(super) async fn receive_object(
         &mut self,
         timeout: Option<Duration>,
@@ -150,7 +150,7 @@ impl SessionConnection {
         &mut self,
         event: impl Future<Output = ()>,
     ) -> Result<(), SessionEnded> {
-        let buffering = async {
+        let buffer_messages = async {
             while self.buffered_bytes <= MAX_BUFFERED_BYTES {
                 let message = self.read_message().await?;
                 self.buffered_bytes = self.buffered_bytes.saturating_add(length(&message));
@@ -159,7 +159,7 @@ impl SessionConnection {
             std::future::pending::<Result<(), SessionEnded>>().await
         };
         tokio::select! {
-            result = buffering => result,
+            result = buffer_messages => result,
             () = event => Ok(()),
         }
     }
@@ -187,13 +187,13 @@ impl SessionConnection {
                 }
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
             };
-            self.record_message(&received).await?;
+            self.process_message(&received).await?;
             return Ok(received);
         }
     }
 
-    /// Records a message, and ends the session if it is a violation.
-    async fn record_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
+    /// Records a message. Ends the session if the message is a violation or a fault is due after it.
+    async fn process_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
         let MessageCheck { violations, has_credential } = self.check_message(message);
         let is_withheld = has_credential || !violations.is_empty();
         let bytes = u64::try_from(length(message)).unwrap_or(u64::MAX);
@@ -337,7 +337,7 @@ impl SessionConnection {
     pub(super) async fn close(&mut self, code: u16, reason: &str) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
         self.record_sent_close(&frame);
-        let closing = async {
+        let exchange_close = async {
             if self.stream.send(Message::Close(Some(frame))).await.is_err() {
                 return;
             }
@@ -349,12 +349,12 @@ impl SessionConnection {
             }
         };
         // A client that does not reply is disconnected after the timeout.
-        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+        let _closed = tokio::time::timeout(CLOSE_TIMEOUT, exchange_close).await;
         SessionEnded
     }
 
-    /// Closes the session after a message above the maximum size. The rest of this message cannot
-    /// be parsed as frames.
+    /// Closes the session after a message above the maximum size. The rest of the message cannot be parsed as
+    /// frames.
     async fn refuse_size(&mut self) -> SessionEnded {
         let frame = CloseFrame { code: CloseCode::Size, reason: "message too big".into() };
         self.record_sent_close(&frame);
@@ -366,15 +366,15 @@ impl SessionConnection {
     /// Ends the connection without a close frame and without losing written data.
     async fn cut(&mut self) -> SessionEnded {
         let tcp = &mut self.stream.get_mut().tcp;
-        let ending = async {
+        let shut_down = async {
             tcp.shutdown().await?;
-            // If received data were left unread, the system would send a reset, which may overtake
-            // the sent data.
+            // If received data remained unread, the kernel would send a reset, which may overtake the sent
+            // data.
             let mut discarded = [0; 4_096];
             while tcp.read(&mut discarded).await? > 0 {}
             Ok::<_, io::Error>(())
         };
-        let _ended = tokio::time::timeout(CUT_TIMEOUT, ending).await;
+        let _ended = tokio::time::timeout(CUT_TIMEOUT, shut_down).await;
         SessionEnded
     }
 

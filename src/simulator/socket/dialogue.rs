@@ -1,5 +1,5 @@
 //! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, grouped
-//! into turns. Separate from `speech`, because all messages except those with credentials differ.
+//! into turns. The module is separate from `speech`, because all messages without credentials differ.
 //!
 //! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (repeated names
 //! of voices).
@@ -22,14 +22,14 @@ use super::{MAX_CONTEXTS, is_set, too_many_contexts};
 const MAX_VOICES: usize = 10;
 /// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;
-/// Characters that are collected before audio is generated. The provider's number is unknown; this
-/// is the number of speech.
+/// Characters that are collected before audio is generated. The provider's number is unknown. This is the
+/// number of the speech WebSockets.
 const MIN_SPOKEN_CHARACTERS: u64 = 120;
 const DEFAULT_MODEL: &str = "eleven_v3";
 /// The model for a single voice. It has the price of the default model.
 const CONVERSATIONAL_MODEL: &str = "eleven_v3_conversational";
 
-/// Collected lines of one context.
+/// The collected lines of a context.
 struct Context {
     voices: Vec<String>,
     text: String,

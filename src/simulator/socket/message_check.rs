@@ -17,7 +17,7 @@ pub(super) struct MessageCheck {
     pub(super) has_credential: bool,
 }
 
-/// The credential in a message, without the prefix of a bearer token.
+/// Returns the credential in a message, without the prefix of a bearer token.
 pub(super) fn credential_of(message: &Value) -> Option<&str> {
     let credential = CREDENTIAL_FIELDS.iter().find_map(|name| message.get(name)).and_then(Value::as_str)?;
     Some(without_bearer(credential))
@@ -27,13 +27,13 @@ fn without_bearer(credential: &str) -> &str {
     credential.strip_prefix("Bearer ").unwrap_or(credential)
 }
 
-/// Checks a text message. `may_present` is set if the message may contain a key of the plan,
-/// because the head had no key. `is_known` returns whether a key is in the plan.
+/// Checks a text message. If `may_contain_key` is true, the head had no key, and the message may contain a key
+/// of the plan. `is_known` returns whether a key is in the plan.
 pub(super) fn check_text(
     text: &str,
     message: Option<&Value>,
     forbidden: &[String],
-    may_present: bool,
+    may_contain_key: bool,
     is_known: impl Fn(&str) -> bool,
 ) -> MessageCheck {
     let mut check = MessageCheck::default();
@@ -45,7 +45,7 @@ pub(super) fn check_text(
         }
         check.has_credential = true;
         let is_known_key = value.as_str().is_some_and(|value| is_known(without_bearer(value)));
-        if !is_known_key || !may_present {
+        if !is_known_key || !may_contain_key {
             check.violations.push(format!("the member {name} arrived in a message"));
         }
     }
@@ -61,7 +61,7 @@ pub(super) fn check_binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
     MessageCheck { violations, has_credential: false }
 }
 
-/// The violations for the forbidden texts that a message contains.
+/// Returns the violations of the forbidden texts that a message contains.
 fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
     let found = forbidden.iter().zip(1..).filter(|(secret, _)| contains(secret));
     found
@@ -69,8 +69,8 @@ fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<
         .collect()
 }
 
-/// Whether a string anywhere in a JSON document contains `text`. The parser has decoded escapes and
-/// limits the depth.
+/// Returns whether any string in a JSON document contains `text`. The parser has decoded escapes and limited
+/// the depth.
 fn contains(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string.contains(text),
@@ -87,10 +87,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(message: &str, may_present: bool, expected: &[&str]) {
+    fn check(message: &str, may_contain_key: bool, expected: &[&str]) {
         let value = serde_json::from_str(message).ok();
         let forbidden = ["choir_client".to_owned()];
-        let result = check_text(message, value.as_ref(), &forbidden, may_present, |key| key == "sk");
+        let result = check_text(message, value.as_ref(), &forbidden, may_contain_key, |key| key == "sk");
         assert_eq!(result.violations, expected, "{message}");
     }
 

@@ -1,6 +1,6 @@
 //! The provider's WebSockets: their paths, the responses to handshakes, and the start of sessions.
 //! The provider accepts a handshake with an invalid key (captured, 2026), and the session then
-//! reports the error in its own format. Read `connection` next, then one of the WebSockets.
+//! reports the error in its own format. Read `connection` next, then the module of a WebSocket.
 //!
 //! A WebSocket at any other path echoes its messages without a key, so that a test can check
 //! whether a proxy forwards them unchanged.
@@ -48,7 +48,7 @@ use self::refusal::RefusalFormat;
 use self::session_auth::SessionAuth;
 use self::session_faults::SessionFaults;
 
-/// Maximum contexts of one connection.
+/// Maximum number of contexts per connection.
 const MAX_CONTEXTS: usize = 5;
 
 /// A WebSocket of the provider.
@@ -67,7 +67,7 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    /// The WebSocket at a path, or `None` if the provider refuses the path with 403.
+    /// Returns the WebSocket at a path. Returns `None` if the provider refuses the path with 403.
     fn find(path: &str) -> Option<Self> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
@@ -95,13 +95,13 @@ impl Endpoint {
     }
 }
 
-/// Whether a request is a WebSocket handshake.
+/// Returns whether a request is a WebSocket handshake.
 pub(super) fn is_handshake(request: &Request<Incoming>) -> bool {
     request.method() == Method::GET
         && list_items(request.headers(), "upgrade").any(|name| name.eq_ignore_ascii_case("websocket"))
 }
 
-/// The items of a header that contains a list.
+/// Returns the items of a header that contains a list.
 fn list_items<'a>(headers: &'a HeaderMap, name: &'static str) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|item| !item.is_empty())
@@ -138,7 +138,7 @@ pub(super) async fn open(
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(finish(response, &mut pending));
     }
-    // The handshake refuses the third model, which these WebSockets do not support (captured).
+    // The handshake is refused for the model v3, which these WebSockets do not support (captured).
     if matches!(endpoint, Endpoint::Speech { .. })
         && query_value(query, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
@@ -147,12 +147,12 @@ pub(super) async fn open(
     let response = finish(response, &mut pending);
     let session = pending.into_session(new_summary(&parts, &response));
     let faults = SessionFaults::new(fault, &service.provider, script_key);
-    let session = run(upgrade, session, faults, endpoint, auth, query.to_owned());
+    let session = run_session(upgrade, session, faults, endpoint, auth, query.to_owned());
     spawn_until(service.shutdown, &service.tasks, session);
     Ok(response)
 }
 
-async fn run(
+async fn run_session(
     upgrade: OnUpgrade,
     session: Session,
     faults: SessionFaults,
@@ -182,7 +182,7 @@ async fn run(
     }
 }
 
-/// Records the response to a handshake.
+/// Records the response to a handshake. Returns the response.
 fn finish(response: ProviderResponse, pending: &mut PendingRequest) -> Response<ResponseBody> {
     pending.summary.status = Some(response.status.as_u16());
     pending.summary.body_complete = true;
@@ -193,13 +193,13 @@ fn empty_response(status: StatusCode) -> ProviderResponse {
     ProviderResponse::empty("text/plain; charset=utf-8").with_status(status)
 }
 
-/// The refusal of a handshake at a wrong path or with an unsupported model. It has no body
+/// Creates the refusal of a handshake at a wrong path or with an unsupported model. It has no body
 /// (captured, 2026).
 fn forbidden() -> ProviderResponse {
     empty_response(StatusCode::FORBIDDEN)
 }
 
-/// The response to a malformed handshake (RFC 6455), or `None` for a valid one.
+/// Returns the response to a malformed handshake (RFC 6455). Returns `None` for a valid handshake.
 fn refuse_malformed(parts: &Parts) -> Option<ProviderResponse> {
     let version = parts.headers.get("sec-websocket-version");
     if version.is_none_or(|version| version != "13") {
@@ -241,12 +241,12 @@ fn new_summary(parts: &Parts, response: &Response<ResponseBody>) -> SocketSummar
     }
 }
 
-/// Whether a message has a field with the value true.
+/// Returns whether a message has a field with the value true.
 fn is_set(message: &Value, name: &str) -> bool {
     message.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// The name and the text of the refusal of another context.
+/// Returns the name and the text of the refusal of a context beyond the maximum.
 fn too_many_contexts() -> (&'static str, String) {
     let message = format!(
         "Maximum simultaneous contexts per WebSocket connection exceeded ({MAX_CONTEXTS}). Please close an existing context before opening a new one."

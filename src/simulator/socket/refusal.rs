@@ -26,7 +26,7 @@ pub(super) enum RefusalFormat {
 /// A refusal as sent on a WebSocket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SocketRefusal {
-    /// Its name in the ledger.
+    /// The name of the refusal in the ledger.
     pub(super) name: String,
     pub(super) message: Option<String>,
     pub(super) code: u16,
@@ -44,7 +44,7 @@ struct SpeechError<'a> {
     message: &'a str,
     error: &'a str,
     code: u16,
-    /// Only on the WebSockets of dialogue, where it may be null.
+    /// The field exists only on the dialogue WebSockets, where it may be null.
     #[serde(skip_serializing_if = "Option::is_none")]
     param: Option<Option<&'a str>>,
 }
@@ -68,7 +68,7 @@ pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &Refusal
         RefusalFormat::Speech => {
             let (error, message) = name_and_message(kind, values);
             let refusal = speech(&error, &message);
-            // This refusal has no message before its close (captured, 2026).
+            // A concurrency refusal has no message before its close (captured, 2026).
             if *kind == RefusalKind::Concurrency {
                 SocketRefusal { message: None, ..refusal }
             } else {
@@ -109,7 +109,7 @@ fn speech_or_dialogue(error: &str, message: &str, param: Option<Option<&str>>) -
 }
 
 /// Creates a refusal of a conversation: 1002 for errors that end the session, 1011 for errors of
-/// the provider, 1008 for errors of the client (the documentation; the quota is captured, 2026).
+/// the provider, 1008 for errors of the client (documentation, and a captured quota refusal of 2026).
 fn agent(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     if RefusalFamily::of(kind) == RefusalFamily::Quota {
@@ -148,7 +148,7 @@ fn close_reason(message: &str) -> String {
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
-/// The name and the message of a refusal. With few exceptions they are those of HTTP.
+/// Returns the name and the message of a refusal. With few exceptions, both are the same as over HTTP.
 fn name_and_message(kind: &RefusalKind, values: &RefusalValues) -> (String, String) {
     let fixed_texts = |name: &str, message: &str| (name.to_owned(), message.to_owned());
     if matches!(kind, RefusalKind::InvalidKey | RefusalKind::InvalidKey400) {
@@ -175,8 +175,8 @@ fn name_and_message(kind: &RefusalKind, values: &RefusalValues) -> (String, Stri
     (name, message.unwrap_or("We are sorry, something went wrong.").to_owned())
 }
 
-/// The `message_type` and the text of a refusal. The first two texts are captured; the names come
-/// from the Python SDK 2.78.
+/// Returns the `message_type` and the text of a refusal. The constant texts are captured, and the names are
+/// those of the Python SDK 2.78.
 fn scribe_type_and_error(kind: &RefusalKind, values: &RefusalValues) -> (&'static str, String) {
     const AUTH: &str = "You must be authenticated to use this endpoint.";
     const QUOTA: &str = "You have exceeded your quota.";
@@ -234,7 +234,7 @@ mod tests {
     use crate::elevenlabs::socket::{Dialect, MessageKind, SessionStage, classify_close, classify_message};
     use crate::policy::verdict::Verdict;
 
-    /// The verdict on a refusal, by its message or else by its close.
+    /// Returns the verdict on a refusal, by its message or else by its close.
     fn verdict_of(dialect: Dialect, refusal: &SocketRefusal) -> Option<Verdict> {
         let Some(message) = &refusal.message else {
             return classify_close(refusal.code, &refusal.reason, false, false);
@@ -248,7 +248,7 @@ mod tests {
         }
     }
 
-    /// On every WebSocket with a specific text for a refusal, the verdict is the same as over HTTP.
+    /// The test compares the verdicts on every WebSocket that has a specific text for a refusal.
     #[test]
     fn a_refusal_has_the_same_verdict_over_http_and_on_websockets() {
         let values = RefusalValues {

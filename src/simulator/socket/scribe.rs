@@ -16,7 +16,7 @@ use super::is_set;
 use super::refusal;
 use super::session_auth::SessionAuth;
 
-/// The words of a transcript. Short audio contains only the first ones.
+/// The words of a transcript. The transcript of short audio contains only the first words.
 const WORDS: [&str; 5] = ["The", "simulator", "hears", "you", "well."];
 /// Length of audio after which a session commits automatically, if the client requested this.
 const PAUSE_MS: u64 = 2_000;
@@ -127,21 +127,21 @@ impl Transcription {
         self.segment_bytes.saturating_mul(1_000) / self.bytes_per_second
     }
 
-    /// One word per started tenth of a second, up to all words.
+    /// Returns one word per started tenth of a second, up to all words.
     fn words(&self) -> &'static [&'static str] {
         let count = usize::try_from(self.segment_ms().div_ceil(100)).unwrap_or(usize::MAX);
         &WORDS[..count.min(WORDS.len())]
     }
 
-    /// The words with their times, which divide the segment evenly.
+    /// Returns the words with their times. The words divide the segment evenly.
     fn timed_words(&self) -> Vec<Value> {
         let words = self.words();
         let length = self.segment_ms() / u64::try_from(words.len().max(1)).unwrap_or(1);
-        let timed = words.iter().zip(0_u64..).map(|(word, index)| {
+        let timed_words = words.iter().zip(0_u64..).map(|(word, index)| {
             let (start, end) = (seconds(index * length), seconds((index + 1) * length));
             json!({ "text": word, "start": start, "end": end, "type": "word", "logprob": -0.01 })
         });
-        timed.collect()
+        timed_words.collect()
     }
 
     async fn commit(&mut self, connection: &mut SessionConnection) -> Result<(), SessionEnded> {
@@ -163,7 +163,7 @@ impl Transcription {
     }
 }
 
-/// Samples and bytes per second of a format (the Python SDK 2.78, `AudioFormat`).
+/// Returns the samples per second and the bytes per second of a format (the Python SDK 2.78, `AudioFormat`).
 fn parse_rates(format: &str) -> Option<(u64, u64)> {
     let (coding, rate) = format.split_once('_')?;
     let rate = rate.parse().ok().filter(|rate| (8_000..=48_000).contains(rate))?;
@@ -174,7 +174,7 @@ fn parse_rates(format: &str) -> Option<(u64, u64)> {
     }
 }
 
-/// The number of bytes that a base64 text encodes.
+/// Returns the number of bytes that `text` encodes in base64. Returns `None` if it is invalid.
 fn base64_decoded_length(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches('=');
     let padding = text.len() - digits.len();

@@ -24,7 +24,7 @@ pub(super) struct SessionAuth {
     /// The path of the WebSocket, which selects faults of routes.
     path: String,
     presented_key: PresentedKey,
-    /// The token in the query.
+    /// The token in the query string.
     token: Option<String>,
     /// The endpoint for which a token must be valid.
     scope: Option<TokenScope>,
@@ -56,7 +56,7 @@ impl SessionAuth {
         Self { path, presented_key, token, scope, permission, agent_id }
     }
 
-    /// The provider's name for the method of authorization (OpenAPI document).
+    /// Returns the provider's name for the method of authorization (OpenAPI document).
     pub(super) fn authorization_method(&self) -> &'static str {
         if self.token.is_some() {
             "signed_url"
@@ -71,8 +71,8 @@ impl SessionAuth {
         self.presented_key != PresentedKey::Absent
     }
 
-    /// The key whose scripted faults apply to the session. The key of a token takes precedence
-    /// here, too.
+    /// Returns the key whose scripted faults apply to the session. The key of a token takes precedence over
+    /// the presented key.
     pub(super) fn script_key(&self, provider: &Provider) -> PresentedKey {
         let token_key = self
             .token
@@ -84,7 +84,7 @@ impl SessionAuth {
 
     /// Returns the key whose workspace pays. It must have the permission, and its bill must be
     /// paid. A token is consumed. `first_message` is absent on WebSockets where the server sends
-    /// first. A scripted refusal takes precedence over all others, as over HTTP.
+    /// first. A scripted refusal takes precedence over all other refusals, as over HTTP.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
 //! Translates a fault into its effects on a session, which `connection` executes. The effects on the
-//! handshake are handled earlier.
+//! handshake precede the session.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) struct SessionFaults {
 }
 
 impl SessionFaults {
-    /// The effects of `fault`, which was taken from the script of `script_key`.
+    /// Creates the effects of `fault`, which was taken from the script of `script_key`.
     pub(super) fn new(fault: Fault, provider: &Provider, script_key: PresentedKey) -> Self {
         let mut faults = Self { values: scripted_values(provider, script_key, 1), ..Self::default() };
         match fault {

@@ -21,7 +21,7 @@ use super::{MAX_CONTEXTS, is_set, too_many_contexts};
 
 /// Characters that are collected before the first, second, third and each later audio.
 const DEFAULT_SCHEDULE: [u64; 4] = [120, 160, 250, 290];
-/// The minimum and maximum of values that a client requests instead.
+/// The minimum and maximum length that a client can request instead.
 const MIN_SCHEDULE_LENGTH: u64 = 50;
 const MAX_SCHEDULE_LENGTH: u64 = 500;
 /// The default inactivity timeout in seconds, and its maximum.
@@ -51,7 +51,7 @@ impl AudioOutput<'_> {
     }
 }
 
-/// Collected text of one context.
+/// The collected text of a context.
 struct Context {
     text: String,
     /// Characters to collect before each audio. The last number repeats.

@@ -41,7 +41,7 @@ pub(super) struct Synthesizer {
 }
 
 impl Synthesizer {
-    /// Creates the synthesizer of a session that `key` pays. The format is in the query.
+    /// Creates the synthesizer of a session for which `key` pays. The query contains the format.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Synthesizer {
             let message = write(&AudioSegment { audio, text, melody });
             connection.delay().await?;
             if segments.peek().is_none() {
-                // Released before the last segment is sent. Otherwise a client could receive the
+                // The slot is released before the last segment is sent. Otherwise a client could receive the
                 // segment while the slot is still held.
                 slot = None;
             }
@@ -120,7 +120,7 @@ fn split_segments(text: &str) -> Vec<String> {
 }
 
 impl AudioSegment {
-    /// The characters with their start times and lengths, in milliseconds from the start of the
+    /// Returns the characters with their start times and lengths, in milliseconds from the start of the
     /// segment.
     pub(super) fn character_times(&self) -> (Vec<String>, Vec<u64>, Vec<u64>) {
         let characters: Vec<String> = self.text.chars().map(String::from).collect();
@@ -130,7 +130,7 @@ impl AudioSegment {
         (characters, starts, lengths)
     }
 
-    /// The alignment on the WebSockets of speech (the Python SDK 2.78, `Alignment`).
+    /// Creates the alignment of the speech WebSockets (the Python SDK 2.78, `Alignment`).
     pub(super) fn alignment(&self) -> Value {
         let (characters, starts, lengths) = self.character_times();
         json!({ "chars": characters, "charStartTimesMs": starts, "charDurationsMs": lengths })

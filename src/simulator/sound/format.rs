@@ -1,5 +1,5 @@
-//! The audio formats that a request can name in `output_format`, with their codecs and media types.
-//! They are the formats of the OpenAPI document except Opus, whose encoder would be larger than the
+//! The audio formats that a request can name in `output_format`, with their codecs and media types. These
+//! are the formats of the OpenAPI document, except Opus, whose encoder would be larger than the
 //! simulator.
 
 /// An audio format with its `output_format` name.
@@ -76,12 +76,12 @@ impl Format {
     /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
-    /// The format with this name, or `None` if the simulator cannot generate it.
+    /// Returns the format with this name. Returns `None` if the simulator cannot generate it.
     pub(in crate::simulator) fn find(name: &str) -> Option<Format> {
         FORMATS.into_iter().find(|format| format.name == name)
     }
 
-    /// The media type of a response in this format.
+    /// Returns the media type of a response in this format.
     pub(in crate::simulator) fn content_type(self) -> &'static str {
         match self.codec {
             Codec::Mp3 { .. } => "audio/mpeg",

@@ -1,5 +1,5 @@
-//! Converts a text to a melody: each word is a note, each space a short pause. Equal texts give
-//! equal melodies, so that a test can compare two responses by their hash.
+//! Converts text to a melody: each word is a note, and each space is a short pause. The same text always
+//! has the same melody, so that a test can compare two responses by their hash.
 
 /// The length of a character, close to the speed of speech.
 const CHARACTER_MS: u64 = 60;
@@ -48,8 +48,8 @@ impl Melody {
         melody
     }
 
-    /// The start of the character at `index`; for the index after the last character, the end of
-    /// the melody.
+    /// Returns the start of the character at `index`, or the end of the melody for the index after the last
+    /// character.
     pub(in crate::simulator) fn start_ms(&self, index: u64) -> u64 {
         // Both factors are limited by the maximum length of a text, so the product cannot overflow.
         self.duration_ms.saturating_mul(index) / self.characters
@@ -89,7 +89,7 @@ impl NoteCursor {
         Self { melody, index: 0 }
     }
 
-    /// The note at `ms`, or `None` after the end. Times must not decrease.
+    /// Returns the note at `ms`. Returns `None` after the end. Times must not decrease between calls.
     pub(super) fn note_at(&mut self, ms: u64) -> Option<Note> {
         while self.melody.notes.get(self.index)?.end_ms <= ms {
             self.index += 1;

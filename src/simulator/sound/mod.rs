@@ -51,8 +51,8 @@ impl Sound {
         }
     }
 
-    /// The next frames up to the time `end_ms` of the sound, or `None` after the last frame. Returns
-    /// at least one frame, so that a caller with short steps reaches the end.
+    /// Returns the next frames up to the time `end_ms` of the sound, but at least one frame, so that a caller
+    /// with short steps reaches the end. Returns `None` after the last frame.
     pub(super) fn take_until(&mut self, end_ms: u64) -> Option<Bytes> {
         let EncodedFrame { mut bytes, end_ms: mut reached_ms } = self.frames.next()?;
         while reached_ms < end_ms {
@@ -63,18 +63,18 @@ impl Sound {
         Some(bytes.into())
     }
 
-    /// The remaining audio, in chunks of `chunk_ms` milliseconds.
+    /// Returns the remaining audio, in chunks of `chunk_ms` milliseconds.
     pub(super) fn into_chunks(mut self, chunk_ms: u64) -> impl Iterator<Item = Bytes> + Send {
         let ends = (1..).map(move |index: u64| index * chunk_ms);
         ends.map_while(move |end_ms| self.take_until(end_ms))
     }
 
-    /// The remaining audio, in blocks of a few seconds.
+    /// Returns the remaining audio, in blocks of a few seconds.
     pub(super) fn into_blocks(self) -> impl Iterator<Item = Bytes> + Send {
         self.into_chunks(BLOCK_MS)
     }
 
-    /// The remaining audio in memory.
+    /// Returns all of the remaining audio.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.frames.flat_map(|frame| frame.bytes).collect()
     }

@@ -57,7 +57,7 @@ impl Mp3Frames {
         Self { cursor, version, rate: rate.into(), kbps, total_frames, frame: 0, granule: 0 }
     }
 
-    /// The size of all frames. Padding keeps the size of the first `n` frames within one byte of the
+    /// Returns the size of all frames. Padding keeps the size of the first `n` frames within one byte of the
     /// bit rate, so the size is a division.
     pub(super) fn total_bytes(&self) -> u64 {
         self.bytes_before(self.total_frames)
@@ -68,7 +68,8 @@ impl Mp3Frames {
         frame * samples * u64::from(self.kbps) * 125 / self.rate
     }
 
-    /// The spectral line of the pitch in the middle of the granule.
+    /// Returns the spectral line of the next granule, by the pitch in the middle of the granule. Returns
+    /// `None` during a pause.
     fn next_line(&mut self) -> Option<u64> {
         let middle = self.granule * LINES_PER_GRANULE + LINES_PER_GRANULE / 2;
         self.granule += 1;
@@ -179,7 +180,7 @@ fn write_line(bits: &mut BitWriter, line: u64) {
     bits.push(0, 1); // positive
 }
 
-/// The number of bits that [`write_line`] writes.
+/// Returns the number of bits that [`write_line`] writes.
 fn coded_bits(line: u64) -> u64 {
     line / 2 + if line.is_multiple_of(2) { 3 } else { 4 }
 }

@@ -112,7 +112,7 @@ impl Iterator for SampleBlocks {
     }
 }
 
-/// G.711 µ-law: sign, exponent, mantissa, all bits inverted.
+/// Encodes a sample in G.711 µ-law: sign, exponent, mantissa, all bits inverted.
 pub(super) fn mu_law(sample: i16) -> u8 {
     const BIAS: u16 = 0x84;
     const CLIP: u16 = 32_635;
@@ -124,7 +124,7 @@ pub(super) fn mu_law(sample: i16) -> u8 {
     !(sign | low_byte(exponent << 4) | low_byte(mantissa.into()))
 }
 
-/// G.711 A-law: thirteen bits, even bits inverted.
+/// Encodes a sample in G.711 A-law: thirteen bits, even bits inverted.
 pub(super) fn a_law(sample: i16) -> u8 {
     let (sign, magnitude) =
         if sample < 0 { (0, (!sample).unsigned_abs() >> 3) } else { (0x80, sample.unsigned_abs() >> 3) };
@@ -143,7 +143,7 @@ fn low_byte(value: u32) -> u8 {
     value.to_le_bytes()[0]
 }
 
-/// Converts a count exactly, because counts of samples and milliseconds are far below 2^53.
+/// Converts a count of samples or milliseconds. The conversion is exact below 2^53.
 #[expect(clippy::cast_precision_loss, reason = "counts of samples are far below 2^53")]
 pub(super) fn to_f64(count: u64) -> f64 {
     count as f64

@@ -1,4 +1,4 @@
-//! Tests of the generated audio. An independent decoder decodes MP3; samples are compared with the
+//! Tests the generated audio. An independent decoder decodes MP3, and samples are compared with the
 //! tables of the standard.
 
 use symphonia::core::codecs::audio::AudioDecoderOptions;
@@ -23,7 +23,7 @@ fn encode(text: &str, format: Format) -> Vec<u8> {
     bytes
 }
 
-/// The output of an independent decoder: the sample rate and the samples.
+/// Returns the output of an independent decoder: the sample rate and the samples.
 fn decode(mp3: Vec<u8>) -> (u32, Vec<f32>) {
     let stream = MediaSourceStream::new(Box::new(std::io::Cursor::new(mp3)), Default::default());
     let mut reader = symphonia::default::get_probe()

@@ -1,4 +1,4 @@
-//! Tests of scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
+//! Tests scripted faults over HTTP: delays, breaks, early and encoded refusals, and their order.
 
 use std::io::Read;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::simulator::{Fault, KeyPlan, Ledger, RefusalKind, WorkspacePlan};
 
 async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    tokio::time::timeout(TIMEOUT, sim.until(condition))
+    tokio::time::timeout(TIMEOUT, sim.wait_for_ledger(condition))
         .await
         .expect("the ledger must fulfil the condition in time")
 }
@@ -18,7 +18,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
     let sim = start_with("sk=10000").await;
     let whole = speech("hello, choir").key("sk").to(&sim).await;
     for bytes in [0, 1, 417, 1_000, whole.body.len()] {
-        sim.script("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        sim.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
         let reply = speech("hello, choir").key("sk").to(&sim).await;
         assert!(reply.is_broken, "after {bytes}");
         assert_eq!(reply.status, 200);
@@ -31,7 +31,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
 #[tokio::test]
 async fn a_large_response_is_cut_at_the_exact_byte() {
     let sim = start_with("sk=10000").await;
-    sim.script("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
+    sim.queue_faults("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
     let text = "la ".repeat(1_000);
     let call = post(&format!("{TTS}?output_format=pcm_48000"), format!(r#"{{"text":"{text}"}}"#));
     let reply = call.key("sk").to(&sim).await;
@@ -42,7 +42,7 @@ async fn a_large_response_is_cut_at_the_exact_byte() {
 #[tokio::test]
 async fn a_connection_can_close_without_a_response() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
+    sim.queue_faults("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
     for body_complete in [true, false] {
         let error = speech("hello").key("sk").attempt(&sim).await.unwrap_err();
         assert!(error.is_incomplete_message() || error.to_string().contains("connection"), "{error}");
@@ -58,7 +58,7 @@ async fn a_connection_can_close_without_a_response() {
 #[tokio::test]
 async fn an_early_refusal_does_not_wait_for_the_body() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::EarlyRefuse(RefusalKind::InvalidKey)]);
+    sim.queue_faults("sk", vec![Fault::EarlyRefuse(RefusalKind::InvalidKey)]);
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
     let head =
         format!("POST {TTS} HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\ncontent-length: 100000\r\n\r\n");
@@ -79,7 +79,7 @@ async fn an_early_refusal_does_not_wait_for_the_body() {
 #[tokio::test]
 async fn a_refusal_can_be_gzipped_or_only_be_labelled_so() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::Gzip(RefusalKind::SystemBusy), Fault::GarbledError]);
+    sim.queue_faults("sk", vec![Fault::Gzip(RefusalKind::SystemBusy), Fault::GarbledError]);
     let packed = speech("hello").key("sk").to(&sim).await;
     assert_eq!((packed.status, packed.header("content-encoding")), (429, "gzip"));
     assert_eq!(packed.header("content-length"), packed.body.len().to_string());
@@ -99,7 +99,7 @@ async fn a_refusal_can_have_several_encodings() {
     for (encodings, header) in
         [("br", "br"), ("zstd", "zstd"), ("deflate", "deflate"), ("gzip,br", "gzip, br")]
     {
-        sim.script("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
+        sim.queue_faults("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
         let reply = speech("hello").key("sk").to(&sim).await;
         assert_eq!((reply.status, reply.header("content-encoding")), (403, header));
         let mut text = String::new();
@@ -122,7 +122,7 @@ async fn a_refusal_can_have_several_encodings() {
 #[tokio::test]
 async fn an_error_can_be_huge_or_endless() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::HugeError, Fault::EndlessError]);
+    sim.queue_faults("sk", vec![Fault::HugeError, Fault::EndlessError]);
     let huge = speech("hello").key("sk").to(&sim).await;
     assert_eq!((huge.status, huge.body.len()), (401, 100_000));
     assert_eq!(huge.json()["detail"]["code"], "quota_exceeded");
@@ -147,7 +147,7 @@ async fn an_error_can_be_huge_or_endless() {
 async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
     let sim = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
-        sim.script("sk", vec![fault]);
+        sim.queue_faults("sk", vec![fault]);
         let requests = sim.ledger().totals.requests + 1;
         {
             let call = speech("hello").key("sk");
@@ -172,13 +172,16 @@ async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
 async fn a_delayed_response_equals_the_ordinary_one() {
     let sim = start_with("sk=100").await;
     let whole = speech("hello").key("sk").to(&sim).await.body;
-    sim.script("sk", vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }]);
+    sim.queue_faults(
+        "sk",
+        vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }],
+    );
     for _ in 0..3 {
         assert_eq!(speech("hello").key("sk").to(&sim).await.body, whole);
     }
     // The chunks of a slow body arrive separately: a client receives the first before the last is
     // generated.
-    sim.script("sk", vec![Fault::SlowBody { ms: 20 }]);
+    sim.queue_faults("sk", vec![Fault::SlowBody { ms: 20 }]);
     let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").to(&sim).await;
     assert_eq!((stream.body, stream.chunks), (whole, 3));
 }
@@ -187,9 +190,9 @@ async fn a_delayed_response_equals_the_ordinary_one() {
 async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
     let plan = Plan::parse("a=100@w b=100@w c=100")
         .unwrap()
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) });
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) });
     let sim = start(plan).await;
-    sim.script("a", vec![Fault::SlowHead { ms: 600_000 }]);
+    sim.queue_faults("a", vec![Fault::SlowHead { ms: 600_000 }]);
     {
         let call = speech("hello").key("a");
         let attempt = call.attempt(&sim);
@@ -218,7 +221,7 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
 /// requests would be refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sequential_requests_never_exceed_the_limit() {
-    let busy = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
+    let busy = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
     let sim = start(Plan::parse("a=0@w").unwrap().with_workspace(busy)).await;
     for _ in 0..100 {
         let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#);
@@ -231,12 +234,12 @@ async fn sequential_requests_never_exceed_the_limit() {
 async fn queued_faults_come_in_order_before_the_permanent_one() {
     let plan = KeyPlan { faults: vec![Fault::ServerError, Fault::Pass], ..KeyPlan::new("sk", 100) };
     let sim = start(Plan { keys: vec![plan], ..Plan::default() }).await;
-    sim.always("sk", Some(Fault::Refuse(RefusalKind::Maintenance)));
+    sim.set_fault("sk", Some(Fault::Refuse(RefusalKind::Maintenance)));
     let mut statuses = Vec::new();
     for _ in 0..4 {
         statuses.push(speech("a").key("sk").to(&sim).await.status);
     }
-    sim.always("sk", None);
+    sim.set_fault("sk", None);
     statuses.push(speech("a").key("sk").to(&sim).await.status);
     assert_eq!(statuses, [500, 200, 503, 503, 200]);
 }
@@ -244,8 +247,8 @@ async fn queued_faults_come_in_order_before_the_permanent_one() {
 #[tokio::test]
 async fn a_script_of_an_unknown_key_is_a_violation() {
     let sim = start_with("sk=100").await;
-    sim.script("ks", vec![Fault::ServerError]);
-    sim.always("ks", None);
+    sim.queue_faults("ks", vec![Fault::ServerError]);
+    sim.set_fault("ks", None);
     assert_eq!(sim.ledger().violations.len(), 2);
 }
 
@@ -276,12 +279,12 @@ async fn a_response_is_exactly_what_the_fault_specifies() {
         (exact("answer=204"), 204, "", true, b""),
         (encoded, 401, "application/json", true, packed),
     ] {
-        sim.script("sk", vec![fault.clone()]);
+        sim.queue_faults("sk", vec![fault.clone()]);
         let reply = speech("hello").key("sk").to(&sim).await;
         assert_eq!((reply.status, reply.header("content-type")), (status, content_type), "{fault}");
         assert_eq!((&reply.body[..], !reply.header("x-trace-id").is_empty()), (body, trace), "{fault}");
     }
-    sim.script(
+    sim.queue_faults(
         "sk",
         vec![exact("answer=429[retry-after: 86400][set-cookie: a=1][set-cookie: b=2][server: edge]/x")],
     );
@@ -296,7 +299,7 @@ async fn a_response_is_exactly_what_the_fault_specifies() {
 async fn a_fault_of_a_route_applies_to_that_route_only() {
     let sim = start_with("a=100 b=100").await;
     let status = async |call: Call, key: &str| call.key(key).to(&sim).await.status;
-    sim.always_on("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
+    sim.set_route_fault("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
     assert_eq!(status(speech("x"), "a").await, 401);
     assert_eq!(status(speech("x"), "b").await, 200);
     for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
@@ -304,19 +307,19 @@ async fn a_fault_of_a_route_applies_to_that_route_only() {
     }
     // A general fault of the key does not apply to a route with its own fault, and stays in the
     // queue.
-    sim.script("a", vec![Fault::ServerError]);
+    sim.queue_faults("a", vec![Fault::ServerError]);
     assert_eq!(status(speech("x"), "a").await, 401);
     assert_eq!(status(get("/v1/user"), "a").await, 500);
-    sim.script_on("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
+    sim.queue_route_faults("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "a").await), (200, 401));
 
-    sim.for_all_requests_on("/v1/text-to-speech", Some(Fault::Refuse(RefusalKind::Maintenance)));
+    sim.set_route_fault_for_all("/v1/text-to-speech", Some(Fault::Refuse(RefusalKind::Maintenance)));
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (401, 503));
     assert_eq!((status(speech("x"), "unknown").await, speech("x").to(&sim).await.status), (503, 503));
-    sim.always_on("a", "/v1/text-to-speech", None);
-    sim.for_all_requests_on("/v1/text-to-speech", None);
+    sim.set_route_fault("a", "/v1/text-to-speech", None);
+    sim.set_route_fault_for_all("/v1/text-to-speech", None);
     assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (200, 200));
 
-    sim.always_on("c", "/v1", None);
+    sim.set_route_fault("c", "/v1", None);
     assert_eq!(sim.ledger().violations.len(), 1, "a fault of an unknown key must be a violation");
 }

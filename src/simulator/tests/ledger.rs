@@ -1,4 +1,4 @@
-//! Tests of the ledger, of violations, and of the endpoints for tests in another process.
+//! Tests the ledger, its violations, and the endpoints for tests in another process.
 
 use super::*;
 use crate::simulator::{Ledger, PlanError};

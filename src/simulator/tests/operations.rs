@@ -1,4 +1,4 @@
-//! Tests of the provider's other operations: their cost, response and owner.
+//! Tests the provider's other operations: their cost, response and owner.
 
 use super::*;
 use crate::simulator::{KeyPlan, WorkspacePlan};
@@ -6,7 +6,7 @@ use serde_json::json;
 
 const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 
-/// A form with these parts and an upload of `bytes` bytes.
+/// Creates a form with these parts and an upload of `bytes` bytes.
 fn form(path: &str, parts: &[(&str, &str)], bytes: usize) -> Call {
     let mut body = String::new();
     for (name, value) in parts {
@@ -75,7 +75,7 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
         assert!(charged(&sim).await > before, "{permission}");
         // A scripted refusal contains the cost, too.
         let needed = format!("{} credits are required", charged(&sim).await - before);
-        sim.script("rich", vec!["quota".parse().unwrap()]);
+        sim.queue_faults("rich", vec!["quota".parse().unwrap()]);
         let refused = call().key("rich").to(&sim).await;
         assert!(refused.text().contains(&needed), "{needed}: {}", refused.text());
     }

@@ -1,4 +1,4 @@
-//! Tests of objects that belong to a workspace: created voices, continued requests, pages of lists.
+//! Tests objects that belong to a workspace: created voices, continued requests, pages of lists.
 
 use super::*;
 

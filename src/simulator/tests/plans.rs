@@ -1,4 +1,4 @@
-//! Tests of features that depend on the plan of a workspace: voices of the library, formats,
+//! Tests features that depend on the plan of a workspace: voices of the library, formats,
 //! models, clones, and how the subscription reports its credits.
 
 use super::sockets::{SPEECH, connect};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 const LIBRARY: &str = "/v1/text-to-speech/HuLbOdhRlvQQN8oPP0AJ";
 
-/// One workspace per plan, with a key of the same name.
+/// Creates a workspace per plan, with a key of the same name.
 fn tiers<const N: usize>(names: [&str; N]) -> Plan {
     names.into_iter().fold(Plan::of([]), |plan, name| of(plan, WorkspacePlan::of_tier(name, 100_000, name)))
 }
@@ -23,7 +23,7 @@ fn clone() -> Call {
     post("/v1/voices/add", "--x\r\nContent-Disposition: form-data; name=\"name\"\r\n\r\nMine\r\n--x--")
 }
 
-/// The status, and the most specific name of the refusal.
+/// Returns the status, and the most specific name of the refusal.
 fn status_and_name(reply: &Reply) -> (u16, String) {
     let name = if reply.status < 400 { Value::Null } else { reply.json()["detail"]["status"].clone() };
     (reply.status, name.as_str().unwrap_or_default().to_owned())

@@ -1,4 +1,4 @@
-//! Tests of the refusals over HTTP: their order, and their exact status and body.
+//! Tests the refusals over HTTP: their order, and their exact status and body.
 
 use super::*;
 use crate::simulator::{Billing, KeyPlan, WorkspacePlan};
@@ -15,7 +15,7 @@ fn check(reply: &Reply, status: u16, body: &str) {
     assert_eq!(reply.header("character-cost"), "");
 }
 
-/// A body in the current format with these fields.
+/// Creates a body in the current format with these fields.
 fn typed(kind: &str, code: &str, message: &str, status: &str) -> String {
     format!(
         r#"{{"detail":{{"type":"{kind}","code":"{code}","message":"{message}","status":"{status}","request_id":"$ID","param":null}}}}"#
@@ -209,7 +209,7 @@ async fn the_refusal_of_an_unknown_path_or_method_is_bare() {
     assert_eq!(reply.header("allow"), "POST");
 }
 
-/// The refusals that only faults cause, for a key with 100 credits and a text of 4 characters.
+/// The test checks the refusals that only faults cause, for a key with 100 credits and a text of 4 characters.
 #[tokio::test]
 async fn every_other_refusal_can_be_scripted() {
     let limit = |code, message| typed("rate_limit_error", code, message, code);
@@ -235,18 +235,18 @@ async fn every_other_refusal_can_be_scripted() {
     ];
     let sim = start_with("sk=100").await;
     for (name, status, body) in cases {
-        sim.script("sk", vec![name.parse().unwrap()]);
+        sim.queue_faults("sk", vec![name.parse().unwrap()]);
         let reply = speech("1234").key("sk").to(&sim).await;
         check(&reply, status, &body);
         assert_eq!(reply.header("retry-after"), "", "{name}");
     }
-    sim.script("sk", vec!["rate_limit=7".parse().unwrap()]);
+    sim.queue_faults("sk", vec!["rate_limit=7".parse().unwrap()]);
     assert_eq!(speech("1234").key("sk").to(&sim).await.header("retry-after"), "7");
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The refusals of the table, for a key with 100 credits and a text of 4 characters in a format of
-/// Pro.
+/// The test checks the refusals of the table, for a key with 100 credits and a text of 4 characters in a format
+/// of the plan Pro.
 #[tokio::test]
 async fn every_refusal_of_the_table_has_its_exact_text() {
     let old =
@@ -405,14 +405,14 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
     ];
     let sim = start_with("sk=100").await;
     for (name, status, body) in cases {
-        sim.script("sk", vec![name.parse().unwrap()]);
+        sim.queue_faults("sk", vec![name.parse().unwrap()]);
         let call = post(&format!("{TTS}?output_format=wav_44100"), r#"{"text":"1234"}"#);
         check(&call.key("sk").to(&sim).await, status, &body);
     }
     assert_eq!(sim.ledger().totals.charged, 0);
 }
 
-/// The numbers of a scripted refusal are consistent even if it is sent before the body is read.
+/// The numbers must be consistent even if the refusal is sent before the body is read.
 #[tokio::test]
 async fn the_numbers_of_a_scripted_refusal_are_consistent() {
     let sim = start_with("sk=20000").await;
@@ -424,7 +424,7 @@ async fn the_numbers_of_a_scripted_refusal_are_consistent() {
         ("quota_short", "of 20000. You have 399 credits remaining, while 400 credits"),
         ("early:quota_short", "of 20000. You have 1 credits remaining, while 2 credits"),
     ] {
-        sim.script("sk", vec![fault.parse().unwrap()]);
+        sim.queue_faults("sk", vec![fault.parse().unwrap()]);
         let reply = speech(&"a".repeat(400)).key("sk").to(&sim).await;
         assert!(reply.text().contains(expected), "{fault}: {}", reply.text());
     }

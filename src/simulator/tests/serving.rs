@@ -1,4 +1,4 @@
-//! Tests of the common operations: audio, cost, headers, the history and the subscription.
+//! Tests the common operations: audio, cost, headers, the history and the subscription.
 
 use super::*;
 use crate::policy::units::UnixMs;
@@ -65,7 +65,7 @@ async fn a_response_with_timestamps_has_the_same_audio_and_its_times() {
     }
 }
 
-/// A simple decoder that shares no code with the encoder.
+/// Decodes base64 without sharing code with the encoder.
 fn unbase64(text: &Value) -> Vec<u8> {
     let digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bits = String::new();

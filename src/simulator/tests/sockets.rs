@@ -1,4 +1,4 @@
-//! A WebSocket client for tests, and tests of all WebSockets: the handshake, the echo, and the
+//! A WebSocket client for tests, and tests that apply to all WebSockets: the handshake, the echo, and the
 //! records and violations of a session in the ledger.
 
 use futures_util::{SinkExt, StreamExt};
@@ -128,10 +128,10 @@ impl Client {
 }
 
 pub(super) async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    in_time(sim.until(condition)).await
+    in_time(sim.wait_for_ledger(condition)).await
 }
 
-/// The record of the last session after its end.
+/// Returns the record of the last session after its end.
 pub(super) async fn ended(sim: &Simulator) -> (RequestSummary, SocketSummary) {
     let ledger = wait_until(sim, |ledger| ledger.totals.sockets_open == 0).await;
     let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();

@@ -1,4 +1,4 @@
-//! Tests of conversations with agents: the payer, the cost, signed URLs and the queue of callers.
+//! Tests conversations with agents: the payer, the cost, signed URLs and the queue of callers.
 
 use super::sockets::*;
 use super::*;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const AGENT: &str = "/v1/convai/conversation?agent_id=anyone";
 
-/// Two workspaces. The second has a private agent and a public one.
+/// Creates two workspaces. The second workspace has a private and a public agent.
 fn plan() -> Plan {
     let agents = [("private", false), ("public", true)];
     let agents = agents.map(|(id, is_public)| AgentPlan { id: id.to_owned(), is_public }).to_vec();
@@ -62,7 +62,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let running = read("a").await.json();
     assert_eq!((&running["status"], &running["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
-    // The first audio is too short; the second is long enough and interrupts the previous reply.
+    // The first audio is too short. The second audio is long enough and interrupts the previous reply.
     client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
     assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
@@ -192,10 +192,10 @@ async fn a_refusal_closes_with_its_own_code() {
         (RefusalKind::PaymentIssue, 1_008),
         (RefusalKind::UnusualActivity, 1_008),
     ] {
-        sim.script("sk", vec![Fault::Refuse(kind.clone())]);
+        sim.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
         assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
     }
-    sim.script("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
+    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
     let mut client = connect(&sim, AGENT, "sk").await;
     assert_eq!(
         client.receive_text().await,
@@ -211,7 +211,7 @@ async fn a_refusal_closes_with_its_own_code() {
 #[tokio::test]
 async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let mut one = connect(&sim, AGENT, "sk").await;
@@ -222,10 +222,10 @@ async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
     opened(&mut connect(&sim, AGENT, "sk").await).await;
 }
 
-/// A workspace with one slot, in which a second caller waits in the queue.
+/// Starts a simulator whose workspace has one slot, so that a second caller waits in the queue.
 async fn one_slot(socket_second: Duration) -> Simulator {
     let workspace =
-        WorkspacePlan { concurrency_max: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
+        WorkspacePlan { max_concurrent: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
     let plan = Plan::of([])
         .with_workspace(workspace)
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
@@ -276,7 +276,7 @@ async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
     let sim = start(Plan::of([("sk", 100)]).with_other_region_key("eu")).await;
     let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
     for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
-        sim.always_on("sk", "/v1/convai", fault);
+        sim.set_route_fault("sk", "/v1/convai", fault);
         let mut client = connect(&sim, AGENT, key).await;
         assert_eq!(client.receive_close().await, (1_008, reason.to_owned()));
     }

@@ -1,4 +1,4 @@
-//! Tests of dialogue sessions: turns, buffered lines, contexts and refusals.
+//! Tests dialogue sessions: turns, buffered lines, contexts and refusals.
 
 use super::sockets::*;
 use super::*;
@@ -117,7 +117,7 @@ async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
         )
         .await;
     assert!(client.receive_json().await["audio"].is_string());
-    sim.script("sk", vec![Fault::Refuse(RefusalKind::Concurrency)]);
+    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::Concurrency)]);
     let mut client = connect(&sim, DIALOGUE, "sk").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     assert_eq!(client.receive_json().await["error"], "too_many_concurrent_requests");

@@ -1,4 +1,4 @@
-//! Tests of scripted faults in sessions.
+//! Tests scripted faults in sessions.
 
 use std::io::Read;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 async fn echo(sim: &Simulator, fault: &str) -> Client {
-    sim.script("sk", vec![fault.parse().unwrap()]);
+    sim.queue_faults("sk", vec![fault.parse().unwrap()]);
     connect(sim, ECHO, "sk").await
 }
 
@@ -21,7 +21,7 @@ async fn check_echo(client: &mut Client, text: &str) {
 #[tokio::test]
 async fn a_handshake_can_be_refused_as_http() {
     let sim = start_with("sk=100").await;
-    sim.script(
+    sim.queue_faults(
         "sk",
         vec![
             Fault::EarlyRefuse(RefusalKind::Quota),
@@ -48,7 +48,7 @@ async fn a_handshake_can_be_refused_as_http() {
 #[tokio::test]
 async fn a_handshake_can_have_no_response() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec![Fault::CloseUnread, Fault::CloseBeforeHead, Fault::SlowHead { ms: 5 }]);
+    sim.queue_faults("sk", vec![Fault::CloseUnread, Fault::CloseBeforeHead, Fault::SlowHead { ms: 5 }]);
     for _ in 0..2 {
         assert_eq!(try_connect(&sim, ECHO, &[("xi-api-key", "sk")]).await.err().unwrap().status, 0);
     }
@@ -75,7 +75,7 @@ async fn a_session_can_close_after_a_number_of_messages() {
 #[tokio::test]
 async fn a_session_can_be_refused_in_the_middle() {
     let sim = start_with("sk=1000").await;
-    sim.script("sk", vec!["after=2:quota".parse().unwrap()]);
+    sim.queue_faults("sk", vec!["after=2:quota".parse().unwrap()]);
     let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
     client.send_json(json!({ "text": "x".repeat(500), "flush": true })).await;
     let (messages, close) = client.receive_all().await;
@@ -176,7 +176,7 @@ async fn a_delayed_session_equals_the_ordinary_one() {
 #[tokio::test]
 async fn a_fault_of_sockets_does_not_affect_requests() {
     let sim = start_with("sk=100").await;
-    sim.script("sk", vec!["after=1:cut".parse().unwrap(), "close=1011".parse().unwrap()]);
+    sim.queue_faults("sk", vec!["after=1:cut".parse().unwrap(), "close=1011".parse().unwrap()]);
     for _ in 0..2 {
         assert_eq!(speech("a").key("sk").to(&sim).await.status, 200);
     }
@@ -204,7 +204,7 @@ async fn exactly_the_given_bytes_arrive_before_the_break() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let sim = start_with("sk=100").await;
     for bytes in [0_usize, 1, 2, 100] {
-        sim.script("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        sim.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
         let mut stream = TcpStream::connect(sim.address()).await.unwrap();
         let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();

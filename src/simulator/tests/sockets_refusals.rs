@@ -1,4 +1,4 @@
-//! Tests of refused sessions and the texts of the refusals.
+//! Tests refused sessions and the texts of the refusals.
 
 use super::sockets::*;
 use super::*;
@@ -111,7 +111,7 @@ async fn a_refusal_can_be_scripted_by_its_name() {
             (1_000, ""),
         ),
     ] {
-        sim.script("sk", vec![Fault::Refuse(kind.clone())]);
+        sim.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
         check(&sim, path, head, &text, close).await;
         assert_eq!(ended(&sim).await.1.refused, Some(kind.to_string()));
     }
@@ -130,9 +130,9 @@ async fn a_refusal_can_be_scripted_by_its_name() {
         ),
         ("quota_words", SCRIBE, scribe_error("quota_exceeded", "You have exceeded your quota."), (1_000, "")),
     ] {
-        sim.always_on("sk", path, Some(name.parse().unwrap()));
+        sim.set_route_fault("sk", path, Some(name.parse().unwrap()));
         check(&sim, path, head, &text, close).await;
-        sim.always_on("sk", path, None);
+        sim.set_route_fault("sk", path, None);
     }
     // The next session is served again.
     let mut client = connect(&sim, SCRIBE, "sk").await;
@@ -153,8 +153,8 @@ async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
         assert_eq!(socket.messages, ["withheld", r#"{"flush":true,"text":"a"}"#]);
     }
     assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
-    // From the first message on, the script of its key applies.
-    sim.script("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
+    // The script of the key in the first message applies after this message.
+    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
     assert_eq!(client.receive_json().await["error"], "payment_issue");
@@ -181,7 +181,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
     client.send_json(json!({ "text": "a", "flush": true })).await;
     assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 
-    // A token in the first message is valid, too; a token of another type is not.
+    // A token in the first message is valid. A token of a different type is invalid.
     let token = mint("tts_websocket").await;
     let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
@@ -198,7 +198,7 @@ async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
 
     // The script of the key that minted a token applies to the session.
     let token = mint("realtime_scribe").await;
-    sim.script("a", vec![Fault::Refuse(RefusalKind::Quota)]);
+    sim.queue_faults("a", vec![Fault::Refuse(RefusalKind::Quota)]);
     let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_json().await["message_type"], "quota_exceeded");
     assert_eq!(post("/v1/single-use-token/other", "").key("a").to(&sim).await.status, 422);

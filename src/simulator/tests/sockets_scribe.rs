@@ -1,4 +1,4 @@
-//! Tests of transcription sessions: transcripts, commits, cost and slots.
+//! Tests transcription sessions: transcripts, commits, cost and slots.
 
 use super::sockets::*;
 use super::*;
@@ -7,7 +7,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// A message with `bytes` bytes of silence, which must be a multiple of three.
+/// Creates a message with `bytes` bytes of silence. The number must be a multiple of three.
 fn chunk(bytes: usize, commit: bool) -> Value {
     assert_eq!(bytes % 3, 0);
     json!({
@@ -111,7 +111,7 @@ async fn credits_run_out_before_or_during_a_session() {
 #[tokio::test]
 async fn a_session_holds_its_slot_from_the_first_message_to_the_last() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 100) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let mut one = connect(&sim, SCRIBE, "sk").await;

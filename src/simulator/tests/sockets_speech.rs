@@ -1,4 +1,4 @@
-//! Tests of speech sessions: buffered text, cost, contexts, timeouts and slots.
+//! Tests speech sessions: buffered text, cost, contexts, timeouts and slots.
 
 use super::sockets::*;
 use super::*;
@@ -44,8 +44,7 @@ async fn text_becomes_audio_and_costs_its_characters() {
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
-/// Whether a new session speaks this message immediately. The text that remains for a flush shows
-/// it.
+/// Returns whether a new session speaks this message immediately, by the text that remains for a flush.
 async fn speaks_immediately(sim: &Simulator, query: &str, message: Value) -> bool {
     let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
@@ -149,7 +148,7 @@ async fn an_idle_session_ends_after_its_timeout() {
         let refusal = client.receive_json().await;
         assert_eq!(refusal, json!({ "message": message, "error": "input_timeout_exceeded", "code": 1_008 }));
         let (code, reason) = client.receive_close().await;
-        // Close reasons are truncated like the captured ones.
+        // Close reasons are truncated like the captured close reasons.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
         assert_eq!(ended(&sim).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
     }
@@ -196,7 +195,7 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
         (message["contextId"].as_str(), text_of(std::slice::from_ref(&message))),
         (Some("a"), "one ".to_owned())
     );
-    // Collected text of a closed context is not spoken.
+    // The collected text of a closed context is not spoken.
     client.send_json(json!({ "text": "lost ", "context_id": "a" })).await;
     client.send_json(json!({ "context_id": "a", "close_context": true })).await;
     let last = r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null,"contextId":"a"}"#;
@@ -231,7 +230,7 @@ async fn five_contexts_may_be_open_and_no_sixth() {
 #[tokio::test]
 async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
@@ -243,7 +242,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     two.send_json(flushed("two")).await;
     two.receive_json().await;
 
-    sim.script("sk", vec![Fault::SlowBody { ms: 600_000 }]);
+    sim.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
     let mut slow = connect(&sim, &path, "sk").await;
     slow.send_json(flushed(&"x".repeat(51))).await;
     slow.receive_json().await;
@@ -266,7 +265,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {
     let plan = Plan::of([])
-        .with_workspace(WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
+        .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let sim = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");

@@ -66,7 +66,7 @@ async fn concurrent_sessions_do_not_use_the_same_credits() {
             .filter_map(|request| request.socket.as_ref())
             .any(|socket| socket.message_bytes > 0)
     };
-    within_timeout(proxy.simulator.until(has_sent_text)).await;
+    within_timeout(proxy.simulator.wait_for_ledger(has_sent_text)).await;
     let refused = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
     assert_eq!(refused.err().unwrap().0, 402);
     drop(first);
@@ -82,8 +82,8 @@ async fn a_refused_request_does_not_count_against_a_quota() {
     let (_, end) = session.synthesize(&["This is more than twenty characters. "]).await;
     assert_close_code(&end, 1008, "no key is usable");
     drop(session);
-    proxy.simulator.always(FIRST_KEY, None);
-    proxy.simulator.always(SECOND_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
+    proxy.simulator.set_fault(SECOND_KEY, None);
     // The session refunds its reservation after its usage record is closed, which is shortly after its close.
     let refund = async { while proxy.request_speech(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), refund)

@@ -39,7 +39,7 @@ async fn one_request_that_every_account_refuses_makes_no_key_unusable() {
     let check = |refusal: &'static str| async move {
         let refusal = fault(refusal).unwrap();
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.for_all_requests_on(DUBBING, Some(refusal.clone()));
+        proxy.simulator.set_route_fault_for_all(DUBBING, Some(refusal.clone()));
         let case = refusal.to_string();
         let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
         assert!(response.status().is_client_error(), "{case}: {}", response.status());
@@ -70,7 +70,7 @@ async fn a_repeated_request_that_every_account_refuses_makes_no_key_unusable() {
     ];
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.for_all_requests_on(DUBBING, fault(refusal));
+        proxy.simulator.set_route_fault_for_all(DUBBING, fault(refusal));
         for number in 0..6 {
             let response = proxy.post(DUBBING, &json!({"name": "x"})).await;
             assert!(response.status().is_client_error(), "{refusal}: {}", response.status());
@@ -92,7 +92,7 @@ async fn a_repeated_request_that_every_account_refuses_makes_no_key_unusable() {
 async fn a_burst_waits_for_one_probe_and_is_served() {
     let proxy =
         start_proxy_with(funded_plan(), |config| config.pool.queue_timeout = Duration::from_secs(20)).await;
-    proxy.simulator.for_all_requests_on(REFUSED_VOICE_PATH, fault("rate_limit=86400"));
+    proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault("rate_limit=86400"));
     assert_eq!(proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await.status(), 429);
     let responses = join_all((0..8).map(|_| proxy.request_speech(10))).await;
     assert_eq!(responses.iter().map(|response| response.status().as_u16()).collect::<Vec<_>>(), [200; 8]);
@@ -125,7 +125,7 @@ async fn a_refused_voice_does_not_affect_speech_with_other_voices() {
         let proxy =
             start_proxy_with(funded_plan(), |config| config.pool.queue_timeout = Duration::from_secs(20))
                 .await;
-        proxy.simulator.for_all_requests_on(REFUSED_VOICE_PATH, fault(refusal));
+        proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault(refusal));
         let response = proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await;
         assert_ne!(response.status(), 200, "{refusal}");
         for _ in 0..3 {
@@ -142,7 +142,7 @@ async fn one_refused_request_leaves_twelve_accounts_active() {
     let keys: Vec<String> = (0..12).map(|number| format!("sk_of_twelve_{number:037}")).collect();
     let proxy = start_proxy(Plan::of(keys.iter().map(|key| (key.as_str(), 1_000_000)))).await;
     let refusal = r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#;
-    proxy.simulator.for_all_requests_on(DUBBING, fault(refusal));
+    proxy.simulator.set_route_fault_for_all(DUBBING, fault(refusal));
     let response = proxy.post(DUBBING, &json!({})).await;
     assert_eq!(response.status(), 402);
     assert!(!response.headers().contains_key("x-keychoir-error"));
@@ -171,7 +171,7 @@ async fn a_rate_limit_affects_only_the_limited_endpoint() {
         ("rate_limit", "/v1/voices/add"),
     ] {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.for_all_requests_on(path, fault(refusal));
+        proxy.simulator.set_route_fault_for_all(path, fault(refusal));
         let response = proxy.post(path, &json!({"text": "rain"})).await;
         assert_eq!(response.status(), 429, "{refusal} {path}");
         assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal} {path}");
@@ -199,7 +199,7 @@ async fn reported_credits_that_a_poll_contradicts_exhaust_no_account() {
     for keys in [1, 3] {
         for (left, needed) in [(0, 43), (5, 17), (100, 900)] {
             let proxy = start_proxy(Plan::of(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
-            proxy.simulator.for_all_requests_on("/v1/sound-generation", fault(&refusal(left, needed)));
+            proxy.simulator.set_route_fault_for_all("/v1/sound-generation", fault(&refusal(left, needed)));
             for _ in 0..2 {
                 let response = proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await;
                 assert_eq!(response.status(), 401, "{left} {keys}");
@@ -219,7 +219,7 @@ async fn a_key_cap_that_every_key_reports_is_probed() {
     let refusal = r#"answer=401/{"detail":{"status":"quota_exceeded","message":"This request exceeds your API key (prod) quota of 5. You have 0 credits remaining, while 43 credits are required for this request."}}"#;
     let proxy =
         start_proxy_with(funded_plan(), |config| config.pool.probe_after = Duration::from_millis(1)).await;
-    proxy.simulator.for_all_requests_on("/v1/sound-generation", fault(refusal));
+    proxy.simulator.set_route_fault_for_all("/v1/sound-generation", fault(refusal));
     assert_eq!(proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await.status(), 401);
     assert_eq!(proxy.request_speech(10).await.status(), 200, "the first key must be probed");
     assert_eq!(proxy.key_statuses().await[0], "active");
@@ -232,7 +232,7 @@ async fn a_key_cap_that_every_key_reports_is_probed() {
 #[tokio::test]
 async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
     let proxy = start_proxy(funded_plan()).await;
-    proxy.simulator.for_all_requests_on(REFUSED_VOICE_PATH, fault("rate_limit"));
+    proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault("rate_limit"));
     assert_eq!(proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await.status(), 429);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.key_statuses().await, ["active"; 3]);
@@ -243,7 +243,7 @@ async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
 #[tokio::test]
 async fn a_refuted_refusal_is_not_derived_again() {
     let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000_000)])).await;
-    proxy.simulator.for_all_requests_on(REFUSED_VOICE_PATH, fault("unusual_activity"));
+    proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault("unusual_activity"));
     for _ in 0..3 {
         assert_eq!(proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await.status(), 401);
         assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -269,7 +269,7 @@ async fn a_missing_resource_is_requested_with_one_account_the_next_time() {
 #[tokio::test]
 async fn a_missing_path_is_requested_with_one_account() {
     let proxy = start_proxy(funded_plan()).await;
-    proxy.simulator.for_all_requests_on(SPEECH_PATH, fault(r#"answer=404/{"detail":"Not Found"}"#));
+    proxy.simulator.set_route_fault_for_all(SPEECH_PATH, fault(r#"answer=404/{"detail":"Not Found"}"#));
     for total in 1..4 {
         assert_eq!(proxy.request_speech(10).await.status(), 404);
         assert_eq!(proxy.request_counts(&KEYS).iter().sum::<usize>(), total);
@@ -281,7 +281,7 @@ async fn a_missing_path_is_requested_with_one_account() {
 async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.for_all_requests_on("/v1/convai", fault(refusal));
+        proxy.simulator.set_route_fault_for_all("/v1/convai", fault(refusal));
         for _ in 0..5 {
             let before: usize = proxy.request_counts(&KEYS).iter().sum();
             assert_eq!(proxy.get("/v1/convai/agents").await.status(), 401, "{refusal}");

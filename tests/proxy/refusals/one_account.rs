@@ -41,7 +41,7 @@ async fn a_third_account_serves_a_request_with_two_unexplained_refusals() {
         }
         assert_eq!(proxy.request_counts(&[THIRD_KEY]), [5], "{refusal}");
         // A request that only those two accounts can serve is still sent to them.
-        proxy.simulator.always(FIRST_KEY, None);
+        proxy.simulator.set_fault(FIRST_KEY, None);
         proxy.set_fault(THIRD_KEY, "quota_words");
         assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
     };
@@ -61,7 +61,7 @@ async fn a_refusal_that_polls_contradict_is_retried_once() {
     ];
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, fault(refusal));
+        proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..4 {
             assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
             wait_for_key_statuses(&proxy, &["active"; 3], refusal).await;
@@ -115,7 +115,7 @@ async fn a_key_with_too_few_credits_for_one_text_stays_active_over_a_restart() {
 #[tokio::test]
 async fn a_poll_with_remaining_credits_ends_a_quota_cooldown() {
     let proxy = start_proxy(funded_plan()).await;
-    proxy.simulator.script(FIRST_KEY, vec![fault("quota_words").unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec![fault("quota_words").unwrap()]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     wait_for_key_statuses(&proxy, &["active"; 3], "a poll reports 100,000 credits").await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -129,7 +129,7 @@ async fn a_restriction_is_recorded_for_its_account_and_operation() {
         ["workspace_access_denied", "forbidden", "subscription_required", "unauthorized", "page=403"]
     {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.always_on(FIRST_KEY, "/v1/text-to-speech", fault(refusal));
+        proxy.simulator.set_route_fault(FIRST_KEY, "/v1/text-to-speech", fault(refusal));
         for _ in 0..30 {
             assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
@@ -220,15 +220,15 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
 #[tokio::test]
 async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     let plan = [FIRST_KEY, SECOND_KEY].into_iter().fold(Plan::of([]), |plan, key| {
-        let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new(key, 100_000) };
+        let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new(key, 100_000) };
         plan.with_workspace(workspace)
             .with_key(KeyPlan { workspace: Some(key.to_owned()), ..KeyPlan::new(key, 0) })
     });
     let proxy = start_proxy(plan).await;
     // The first response reports the account's concurrency limit.
     assert_eq!(proxy.request_speech(10).await.status(), 200);
-    proxy.simulator.script(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
-    proxy.simulator.script(SECOND_KEY, vec!["rate_limit=1".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["stall=3600s".parse().unwrap()]);
+    proxy.simulator.queue_faults(SECOND_KEY, vec!["rate_limit=1".parse().unwrap()]);
     let response = {
         let busy = proxy.request_speech(10);
         let waiting = async {
@@ -356,7 +356,7 @@ async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
         config.pool.queue_timeout = Duration::from_millis(200);
     })
     .await;
-    proxy.simulator.script(FIRST_KEY, vec![fault("quota").unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec![fault("quota").unwrap()]);
     assert_eq!(proxy.request_speech(10).await.status(), 401);
     let served = async { while proxy.request_speech(10).await.status() != 200 {} };
     tokio::time::timeout(Duration::from_secs(10), served)
@@ -370,15 +370,15 @@ async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
 async fn an_unexplained_429_restricts_an_account_only_if_another_account_serves() {
     let check = |refusal: &'static str| async move {
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.for_all_requests_on(SPEECH_PATH, fault(refusal));
+        proxy.simulator.set_route_fault_for_all(SPEECH_PATH, fault(refusal));
         assert_eq!(proxy.request_speech(10).await.status(), 429, "{refusal}");
         assert_eq!(proxy.request_counts(&KEYS), [1, 1, 0], "{refusal}");
-        proxy.simulator.for_all_requests_on(SPEECH_PATH, None);
+        proxy.simulator.set_route_fault_for_all(SPEECH_PATH, None);
         assert_every_key_serves(&proxy, refusal).await;
         proxy.close().await;
         // If only one account refuses, that account is restricted for that route.
         let proxy = start_proxy(funded_plan()).await;
-        proxy.simulator.always_on(FIRST_KEY, SPEECH_PATH, fault(refusal));
+        proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, fault(refusal));
         for _ in 0..3 {
             assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
@@ -400,7 +400,7 @@ async fn an_overloaded_account_is_retried_with_another() {
 
 #[tokio::test]
 async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_released() {
-    let workspace = WorkspacePlan { concurrency_max: Some(1), ..WorkspacePlan::new("ws_0", 100_000) };
+    let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("ws_0", 100_000) };
     let mut plan = plan_with_tiers(&["creator", "creator"], 100_000);
     plan.workspaces[0] = workspace;
     let proxy =
@@ -408,7 +408,7 @@ async fn a_request_waits_for_a_cooldown_that_ends_before_a_slot_is_released() {
     proxy.set_fault(FIRST_KEY, "slow_body=600000");
     let open_response = proxy.request_speech(500).await;
     assert_eq!(open_response.status(), 200);
-    proxy.simulator.script(SECOND_KEY, vec![fault("rate_limit").unwrap()]);
+    proxy.simulator.queue_faults(SECOND_KEY, vec![fault("rate_limit").unwrap()]);
     let second_request = async {
         wait_until(|| proxy.request_counts(&[SECOND_KEY]) == [1]).await;
         let response = tokio::time::timeout(Duration::from_secs(10), proxy.request_speech(10)).await;

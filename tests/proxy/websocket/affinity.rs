@@ -15,7 +15,7 @@ async fn a_token_of_the_provider_is_used_with_the_account_that_issued_it() {
     let token_response = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = token_response.json().await.unwrap();
     let token = token["token"].as_str().unwrap().to_owned();
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     let mut session = open_session(&proxy, &format!("{STREAM_INPUT}?single_use_token={token}")).await;
     let (messages, end) = session.synthesize(&["Hello. "]).await;
     assert!(has_audio(&messages), "{messages:?} {end:?}");
@@ -34,7 +34,7 @@ async fn a_conversation_belongs_to_the_account_that_served_it() {
     let id = start["conversation_initiation_metadata_event"]["conversation_id"].as_str().unwrap().to_owned();
     session.close().await;
     drop(session);
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     let conversation = proxy.get(&format!("/v1/convai/conversations/{id}")).await;
     assert_eq!(conversation.status(), 200);
     proxy.close_unchecked().await;
@@ -53,7 +53,7 @@ async fn a_signed_url_refers_to_the_proxy_if_a_base_is_configured() {
         let response: Value = response.json().await.unwrap();
         let url = response["signed_url"].as_str().unwrap();
         assert_eq!(url.starts_with("wss://localhost:11011/v1/convai/conversation?"), base.is_some(), "{url}");
-        proxy.simulator.always(FIRST_KEY, None);
+        proxy.simulator.set_fault(FIRST_KEY, None);
         // A session with the signed URL is sent to the account that signed it.
         let path = &url[url.find("/v1/").unwrap()..];
         let mut session = handshake(&proxy, path, &[]).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_resource_in_the_first_message_pins_the_session_to_its_account() {
     proxy.set_fault(FIRST_KEY, "forbidden");
     let token_response = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;
     let token: Value = token_response.json().await.unwrap();
-    proxy.simulator.always(FIRST_KEY, None);
+    proxy.simulator.set_fault(FIRST_KEY, None);
     let mut session = open_session(&proxy, &format!("{DIALOGUE}?model_id=eleven_v3")).await;
     session.send_json(&json!({"voices": [VOICE_ID], "single_use_token": token["token"]})).await;
     session.send_json(&json!({"inputs": [{"text": "Hello.", "voice_id": VOICE_ID}]})).await;

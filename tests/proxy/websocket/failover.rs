@@ -192,12 +192,12 @@ async fn possibly_spoken_text_is_not_sent_again() {
 #[tokio::test]
 async fn a_free_message_is_sent_once_more() {
     let proxy = start_proxy(three_keys()).await;
-    proxy.simulator.script(FIRST_KEY, vec!["after=0:cut".parse().unwrap()]);
+    proxy.simulator.queue_faults(FIRST_KEY, vec!["after=0:cut".parse().unwrap()]);
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     // Only the first message, which costs nothing, was sent when the connection broke.
     session.send_json(&json!({"text": " "})).await;
     let sockets = |ledger: &Ledger| ledger.requests.iter().filter(|request| request.socket.is_some()).count();
-    within_timeout(proxy.simulator.until(|ledger| sockets(ledger) == 2)).await;
+    within_timeout(proxy.simulator.wait_for_ledger(|ledger| sockets(ledger) == 2)).await;
     session.send_json(&json!({"text": "Hello there. "})).await;
     session.send_json(&json!({"text": ""})).await;
     let (messages, end) = session.receive_to_end().await;

@@ -20,7 +20,7 @@ use crate::support::{
 /// One workspace with the concurrency limit `maximum` for each key.
 fn plan_with_concurrency(keys: &[&str], maximum: u32) -> Plan {
     keys.iter().fold(Plan::of([]), |plan, key| {
-        let workspace = WorkspacePlan { concurrency_max: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
+        let workspace = WorkspacePlan { max_concurrent: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
         let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
         plan.with_workspace(workspace).with_key(key)
     })
@@ -62,7 +62,7 @@ async fn open_sessions_are_closed_at_the_drain_timeout() {
     let (drained, end) = tokio::join!(app.drain(Duration::from_millis(100)), session.receive());
     assert_eq!(end, Received::Close(1012, "Keychoir is restarting. Connect again.".to_owned()));
     assert_eq!(drained, DrainOutcome::Aborted);
-    let ledger = within_timeout(simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    let ledger = within_timeout(simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
     let socket = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
     assert_eq!(socket.close_received.as_ref().map(|close| close.code), Some(1001));
 }
@@ -137,7 +137,7 @@ async fn the_session_ends_when_the_client_disconnects() {
     session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
     assert!(has_audio(&[session.receive_json().await]));
     drop(session);
-    within_timeout(proxy.simulator.until(|ledger| ledger.totals.sockets_open == 0)).await;
+    within_timeout(proxy.simulator.wait_for_ledger(|ledger| ledger.totals.sockets_open == 0)).await;
     let records = proxy.into_records().await;
     assert_eq!(records[0].verdict, "client_closed");
 }

@@ -1,4 +1,4 @@
-"""The fixtures of the tests in this folder, which are those of the SDK tests."""
+"""Makes the fixtures of the SDK tests available to the tests in this directory."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Sessions of LiveKit and Pipecat through Keychoir, with keys that serve and keys that refuse."""
+"""Tests sessions of LiveKit and Pipecat through Keychoir, with keys that serve and keys that refuse."""
 
 import asyncio
 import ssl
@@ -30,9 +30,8 @@ from sessions import CLIENT_TOKEN, WSS_CASES
 VOICE = "21m00Tcm4TlvDq8ikWAM"
 MODEL = "eleven_flash_v2_5"
 TEXT = "The quick brown fox jumps over the lazy dog."
-RATE = 16_000
-# A second of silence.
-SECOND = bytes(2 * RATE)
+SAMPLE_RATE = 16_000
+SECOND_OF_SILENCE = bytes(2 * SAMPLE_RATE)
 TIMEOUT_SECONDS = 30
 
 SPEECH = f"/v1/text-to-speech/{VOICE}/multi-stream-input?"
@@ -40,24 +39,24 @@ DIALOGUE = "/v1/text-to-dialogue/multi-stream-input?"
 SCRIBE = "/v1/speech-to-text/realtime?"
 
 
-def within_time(main):
+def run_within_timeout(main):
     return asyncio.run(asyncio.wait_for(main, TIMEOUT_SECONDS))
 
 
-def http():
+def http_session():
     """Returns an HTTP session with the CA certificates of the environment, which aiohttp reads only at its import."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=ssl.create_default_context()))
 
 
-async def livekit_speaks(session_environment, model, texts):
-    """Returns the number of audio samples of each text, all on one connection."""
-    async with http() as session:
+async def speak_with_livekit(session_environment, model, texts):
+    """Speaks the texts on one connection. Returns the number of audio samples of each text."""
+    async with http_session() as session:
         speech = elevenlabs.TTS(
             api_key=CLIENT_TOKEN,
             base_url=f"{session_environment.http}/v1",
             voice_id=VOICE,
             model=model,
-            encoding=f"pcm_{RATE}",
+            encoding=f"pcm_{SAMPLE_RATE}",
             http_session=session,
         )
         samples = []
@@ -72,17 +71,18 @@ async def livekit_speaks(session_environment, model, texts):
 
 @pytest.mark.parametrize(("model", "path"), [(MODEL, SPEECH), ("eleven_v3", DIALOGUE)], ids=["speech", "dialogue"])
 def test_livekit_speaks(session_environment, model, path):
-    assert all(within_time(livekit_speaks(session_environment, model, [TEXT, "And again."])))
+    assert all(run_within_timeout(speak_with_livekit(session_environment, model, [TEXT, "And again."])))
     assert session_environment.check(path)["spoken"].split() == f"{TEXT} And again.".split()
 
 
-async def livekit_listens(session_environment):
-    async with http() as session:
+async def transcribe_with_livekit(session_environment):
+    """Returns the transcript of a second of silence."""
+    async with http_session() as session:
         transcriber = elevenlabs.STT(
             api_key=CLIENT_TOKEN, base_url=f"{session_environment.http}/v1", model="scribe_v2_realtime", http_session=session
         )
         async with transcriber.stream() as stream:
-            stream.push_frame(rtc.AudioFrame(SECOND, RATE, 1, RATE))
+            stream.push_frame(rtc.AudioFrame(SECOND_OF_SILENCE, SAMPLE_RATE, 1, SAMPLE_RATE))
             stream.flush()
             async for event in stream:
                 if event.type is elevenlabs.stt.SpeechEventType.FINAL_TRANSCRIPT:
@@ -90,11 +90,11 @@ async def livekit_listens(session_environment):
 
 
 def test_livekit_listens(session_environment):
-    assert within_time(livekit_listens(session_environment))
+    assert run_within_timeout(transcribe_with_livekit(session_environment))
     session_environment.check(SCRIBE)
 
 
-class Listener(FrameProcessor):
+class FrameRecorder(FrameProcessor):
     """Records the frames of a service, and sets an event at the expected frame."""
 
     def __init__(self, expected_type):
@@ -111,12 +111,12 @@ class Listener(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
-async def pipecat_runs(service, frames, expected_type):
+async def run_pipecat(service, frames, expected_type):
     """Runs a pipeline with these frames until the expected frame. Returns its audio and transcription frames."""
-    before_service, after_service = Listener(ErrorFrame), Listener(expected_type)
+    before_service, after_service = FrameRecorder(ErrorFrame), FrameRecorder(expected_type)
     worker = PipelineWorker(
         Pipeline([before_service, service, after_service]),
-        params=PipelineParams(audio_in_sample_rate=RATE, audio_out_sample_rate=RATE),
+        params=PipelineParams(audio_in_sample_rate=SAMPLE_RATE, audio_out_sample_rate=SAMPLE_RATE),
         cancel_on_idle_timeout=False,
     )
     runner = WorkerRunner(handle_sigint=False)
@@ -124,9 +124,9 @@ async def pipecat_runs(service, frames, expected_type):
 
     async def drive():
         await worker.queue_frames(frames)
-        waiting = [asyncio.create_task(listener.received_expected.wait()) for listener in (before_service, after_service)]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:
+        tasks = [asyncio.create_task(recorder.received_expected.wait()) for recorder in (before_service, after_service)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
         await worker.queue_frame(EndFrame())
 
@@ -144,20 +144,20 @@ async def pipecat_runs(service, frames, expected_type):
 def test_pipecat_speaks(session_environment, service, model, path):
     async def main():
         settings = service.Settings(voice=VOICE, model=model)
-        speech = service(api_key=CLIENT_TOKEN, url=session_environment.ws, sample_rate=RATE, settings=settings)
-        return await pipecat_runs(speech, [TTSSpeakFrame(TEXT)], TTSStoppedFrame)
+        speech = service(api_key=CLIENT_TOKEN, url=session_environment.ws, sample_rate=SAMPLE_RATE, settings=settings)
+        return await run_pipecat(speech, [TTSSpeakFrame(TEXT)], TTSStoppedFrame)
 
-    assert sum(len(frame.audio) for frame in within_time(main())) > 0
+    assert sum(len(frame.audio) for frame in run_within_timeout(main())) > 0
     assert session_environment.check(path)["spoken"].strip() == TEXT
 
 
-# This service takes only a host and always uses wss.
+# The service accepts only a host name and always uses wss.
 @pytest.mark.parametrize("session_environment", WSS_CASES, indirect=True, ids=" ".join)
 def test_pipecat_listens(session_environment):
     async def main():
-        transcriber = ElevenLabsRealtimeSTTService(api_key=CLIENT_TOKEN, base_url=session_environment.host, sample_rate=RATE)
-        frames = [InputAudioRawFrame(SECOND, RATE, 1), VADUserStoppedSpeakingFrame()]
-        return await pipecat_runs(transcriber, frames, TranscriptionFrame)
+        transcriber = ElevenLabsRealtimeSTTService(api_key=CLIENT_TOKEN, base_url=session_environment.host, sample_rate=SAMPLE_RATE)
+        frames = [InputAudioRawFrame(SECOND_OF_SILENCE, SAMPLE_RATE, 1), VADUserStoppedSpeakingFrame()]
+        return await run_pipecat(transcriber, frames, TranscriptionFrame)
 
-    assert [bool(frame.text) for frame in within_time(main())] == [True]
+    assert [bool(frame.text) for frame in run_within_timeout(main())] == [True]
     session_environment.check(SCRIBE)

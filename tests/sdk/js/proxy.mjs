@@ -1,4 +1,4 @@
-// Starts the binary as a simulated ElevenLabs and as Keychoir in front of it, both on port 0.
+// Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients.
 
 import { randomUUID } from "node:crypto";
 import { execFile, spawn } from "node:child_process";
@@ -15,7 +15,7 @@ const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../../targe
 /** Returns the environment without the variables of Keychoir. */
 const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
 
-/** Starts the binary. Resolves when `parse` returns a true value for a line of `stream`. */
+/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `found`. */
 async function start(stream, parse, args, environment = {}) {
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
   const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
@@ -46,43 +46,43 @@ async function run(file, args, environment) {
 /** Runs a script in a new Node process, because Node reads some variables only at its start. */
 export const node = (script, environment) => run(process.execPath, ["--input-type=module", "-e", script], environment);
 
-/** Sockets whose messages do not tell what they cost; the watch asks for an agent's price later. */
+/** WebSocket routes whose messages do not report the cost. Keychoir polls the price of a conversation after its end. */
 const ROUTES_WITHOUT_REPORTED_COST = /^\/v1\/(speech-to-text\/realtime|convai\/conversation)\?/;
 
 const json = async (url) => (await fetch(url)).json();
 
 /** Starts Keychoir with these settings in front of a simulator with these keys. */
 export async function startEnvironment(keys, settings = {}) {
-  const folder = mkdtempSync(join(tmpdir(), "keychoir-"));
+  const directory = mkdtempSync(join(tmpdir(), "keychoir-"));
   const simulator = await start("stdout", (line) => line.match(/http:\/\/\S+/)?.[0], [
     "simulate", "--listen", "127.0.0.1:0", ...Object.entries(keys).flatMap(([key, credits]) => ["--key", `${key}=${credits}`]),
   ]);
-  const address = (line) => {
+  const parseAddress = (line) => {
     const event = JSON.parse(line);
     return event.event === "server_started" && event.address;
   };
-  const file = join(folder, "keychoir.toml");
-  writeFileSync(file, "");
-  const keychoir = await start("stderr", address, ["serve", "--listen", "127.0.0.1:0", "--config", file], {
+  const configFile = join(directory, "keychoir.toml");
+  writeFileSync(configFile, "");
+  const keychoir = await start("stderr", parseAddress, ["serve", "--listen", "127.0.0.1:0", "--config", configFile], {
     ELEVENLABS_API_KEYS: Object.keys(keys).join(","),
     KEYCHOIR_UPSTREAM__BASE_URL: simulator.found,
-    KEYCHOIR_STORAGE__PATH: join(folder, "keychoir.db"),
+    KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db"),
     KEYCHOIR_LOG__FORMAT: "json",
     ...settings,
   });
   const url = `http://${keychoir.found}`;
-  const env = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(folder, "keychoir.db") });
+  const env = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db") });
   const ledger = () => json(`${simulator.found}/_simulator/ledger`);
   return {
     url,
-    /** The CA file that `keychoir env` sets for Node. */
-    authority: async () => (await env()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
+    /** Resolves with the path of the CA file that `keychoir env` sets for Node. */
+    caFile: async () => (await env()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
     ledger,
     /** Sets the fault of all further requests and sessions with this key. */
-    fault: (key, always) => fetch(`${simulator.found}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) }),
+    setFault: (key, always) => fetch(`${simulator.found}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) }),
     /** Writes the configuration file and waits until it is reloaded. */
     async configure(text) {
-      writeFileSync(file, text);
+      writeFileSync(configFile, text);
       const reloaded = keychoir.waitForLine((line) => JSON.parse(line).event === "reloaded");
       keychoir.signal("SIGHUP");
       await reloaded;
@@ -108,16 +108,16 @@ export async function startEnvironment(keys, settings = {}) {
       }
       for (const { key, charged } of entries) {
         const unreported = requests.filter((request) => request.socket?.payer === key && ROUTES_WITHOUT_REPORTED_COST.test(request.path_and_query));
-        const known = unreported.reduce((sum, request) => sum - request.charged, charged);
-        assert.equal(recorded[short(key)] ?? 0, known, `credits of ${short(key)}`);
+        const expected = unreported.reduce((sum, request) => sum - request.charged, charged);
+        assert.equal(recorded[shortForm(key)] ?? 0, expected, `the recorded credits of ${shortForm(key)} must be correct`);
       }
-      rmSync(folder, { recursive: true });
+      rmSync(directory, { recursive: true });
     },
   };
 }
 
-/** Returns the short form of a key. The keys of these tests are shorter than 48 characters. */
-function short(key) {
-  assert.ok(key.length >= 16 && key.length < 48, "tests use keys whose short forms differ");
+/** Returns the short form of a key with fewer than 48 characters. */
+function shortForm(key) {
+  assert.ok(key.length >= 16 && key.length < 48, "the short forms of keys must differ");
   return `${key.slice(0, 4)}...${key.slice(-4)}`;
 }

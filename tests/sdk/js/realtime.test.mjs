@@ -1,4 +1,4 @@
-// WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that refuse.
+// Tests WebSocket sessions of the official JavaScript clients through Keychoir, with keys that serve and keys that refuse.
 
 import assert from "node:assert/strict";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -8,39 +8,39 @@ import { test } from "node:test";
 import { startEnvironment, node } from "./proxy.mjs";
 import { CLIENT_TOKEN, SESSIONS } from "./sessions.mjs";
 
-const FIRST = ["sk_session_number_0001", "sk_session_number_0002"];
-const LAST = "sk_session_number_0003";
+const FIRST_KEYS = ["sk_session_number_0001", "sk_session_number_0002"];
+const LAST_KEY = "sk_session_number_0003";
 
 /** The states of the first two keys: the fault in the simulator, and the credits. */
 const KEY_STATES = {
   "every key serves": { refused: [], credits: 1_000_000 },
-  "the first keys are invalid": { refused: FIRST, fault: "invalid", credits: 1_000_000 },
-  "the first keys are spent": { refused: FIRST, credits: 0 },
-  "the first keys are busy": { refused: FIRST, fault: "concurrency", credits: 1_000_000 },
+  "the first keys are invalid": { refused: FIRST_KEYS, fault: "invalid", credits: 1_000_000 },
+  "the first keys are spent": { refused: FIRST_KEYS, credits: 0 },
+  "the first keys are busy": { refused: FIRST_KEYS, fault: "concurrency", credits: 1_000_000 },
 };
 
 /** Asserts that the provider received a session with each refused key and then one with the serving key. */
-async function check(environment, { path, isMinted }, refused) {
+async function check(environment, { path, usesToken }, refused) {
   const ledger = await environment.ledger();
-  assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider received the client token");
+  assert.ok(!JSON.stringify(ledger).includes(CLIENT_TOKEN), "the provider must not receive the client token");
   const sessions = ledger.requests.filter((request) => request.socket);
   for (const session of sessions) assert.ok(session.path_and_query.startsWith(path), session.path_and_query);
-  const serving = refused.length ? LAST : FIRST[0];
-  if (isMinted) {
-    const minted = sessions.pop();
-    assert.match(minted.path_and_query, /token=|conversation_signature=/);
-    assert.equal(minted.socket.payer, serving);
+  const servingKey = refused.length ? LAST_KEY : FIRST_KEYS[0];
+  if (usesToken) {
+    const session = sessions.pop();
+    assert.match(session.path_and_query, /token=|conversation_signature=/);
+    assert.equal(session.socket.payer, servingKey);
   }
-  assert.deepEqual(sessions.map((session) => session.key), [...refused, serving]);
+  assert.deepEqual(sessions.map((session) => session.key), [...refused, servingKey]);
   assert.deepEqual(sessions.map((session) => Boolean(session.socket.refused)), [...refused.map(() => true), false]);
 }
 
 /** Starts a proxy whose first keys have a given state, for sessions over this scheme. */
-async function open({ fault, credits }, scheme) {
-  const keys = Object.fromEntries([...FIRST.map((key) => [key, credits]), [LAST, 1_000_000]]);
+async function startSessionEnvironment({ fault, credits }, scheme) {
+  const keys = Object.fromEntries([...FIRST_KEYS.map((key) => [key, credits]), [LAST_KEY, 1_000_000]]);
   // Quota polling is disabled, so that a session is the first to be refused.
   const environment = await startEnvironment(keys, { KEYCHOIR_QUOTA_POLLING__ENABLED: "false" });
-  if (fault) for (const key of FIRST) await environment.fault(key, fault);
+  if (fault) for (const key of FIRST_KEYS) await environment.setFault(key, fault);
   await environment.configure(`websocket.signed_url_base = "${environment.url.replace("http", scheme)}"`);
   return environment;
 }
@@ -48,7 +48,7 @@ async function open({ fault, credits }, scheme) {
 for (const [keyState, options] of Object.entries(KEY_STATES)) {
   for (const [name, session] of Object.entries(SESSIONS)) {
     test(`${name} over ws: ${keyState}`, async () => {
-      const environment = await open(options, "ws");
+      const environment = await startSessionEnvironment(options, "ws");
       try {
         await session.run(environment.url);
         await check(environment, session, options.refused);
@@ -61,12 +61,12 @@ for (const [keyState, options] of Object.entries(KEY_STATES)) {
   // All sessions share one Node process, because loading the clients takes a second.
   test(`over wss: ${keyState}`, async (t) => {
     const names = Object.keys(SESSIONS);
-    const folder = mkdtempSync(join(tmpdir(), "keychoir-"));
-    const environments = await Promise.all(names.map(() => open(options, "wss")));
+    const directory = mkdtempSync(join(tmpdir(), "keychoir-"));
+    const environments = await Promise.all(names.map(() => startSessionEnvironment(options, "wss")));
     try {
-      const authorities = await Promise.all(environments.map((environment) => environment.authority()));
-      const NODE_EXTRA_CA_CERTS = join(folder, "authorities.pem");
-      writeFileSync(NODE_EXTRA_CA_CERTS, authorities.map((path) => readFileSync(path, "utf8")).join(""));
+      const caFiles = await Promise.all(environments.map((environment) => environment.caFile()));
+      const NODE_EXTRA_CA_CERTS = join(directory, "ca-bundle.pem");
+      writeFileSync(NODE_EXTRA_CA_CERTS, caFiles.map((path) => readFileSync(path, "utf8")).join(""));
       const bases = environments.map(({ url }) => url.replace("http://", "https://"));
       const script = `import { runAll } from "./sessions.mjs"; console.log(JSON.stringify(await runAll(${JSON.stringify(bases)})));`;
       const failures = JSON.parse((await node(script, { NODE_EXTRA_CA_CERTS })).split("\n").at(-2));
@@ -78,7 +78,7 @@ for (const [keyState, options] of Object.entries(KEY_STATES)) {
       }
     } finally {
       for (const environment of environments) await environment.close();
-      rmSync(folder, { recursive: true });
+      rmSync(directory, { recursive: true });
     }
   });
 }

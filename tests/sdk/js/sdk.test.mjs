@@ -1,4 +1,4 @@
-// Calls of the official JavaScript SDK through Keychoir, also while keys run out of credits.
+// Tests calls of the official JavaScript SDK through Keychoir, including while keys run out of credits.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -9,16 +9,16 @@ const VOICE = "21m00Tcm4TlvDq8ikWAM";
 const modelId = "eleven_multilingual_v2";
 const text = "The quick brown fox jumps over the lazy dog.";
 
-const RICH = { sk_rich_key_number_0001: 1_000_000 };
-const FEW = {
+const ENOUGH_CREDITS = { sk_rich_key_number_0001: 1_000_000 };
+const FEW_CREDITS = {
   sk_few_key_number_a_0001: 150,
   sk_few_key_number_b_0002: 100,
   sk_few_key_number_c_0003: 200,
   sk_rich_key_at_end_0004: 1_000_000,
 };
-const POOR = { sk_poor_key_number_0001: 60, sk_poor_key_number_0002: 50 };
+const TOO_FEW_CREDITS = { sk_poor_key_number_0001: 60, sk_poor_key_number_0002: 50 };
 
-async function bytes(stream) {
+async function readAll(stream) {
   const chunks = [];
   for await (const chunk of stream) chunks.push(chunk);
   return Buffer.concat(chunks);
@@ -29,9 +29,9 @@ function isMp3(audio) {
 }
 
 const CALLS = {
-  convert: async (client) => assert.ok(isMp3(await bytes(await client.textToSpeech.convert(VOICE, { text, modelId })))),
+  convert: async (client) => assert.ok(isMp3(await readAll(await client.textToSpeech.convert(VOICE, { text, modelId })))),
   stream: async (client) => {
-    const audio = await bytes(await client.textToSpeech.stream(VOICE, { text, modelId, outputFormat: "pcm_16000" }));
+    const audio = await readAll(await client.textToSpeech.stream(VOICE, { text, modelId, outputFormat: "pcm_16000" }));
     assert.ok(audio.length > 16_000);
   },
   "with timestamps": async (client) => {
@@ -71,22 +71,22 @@ async function withEnvironment(keys, body) {
 }
 
 test("every call works", async (t) => {
-  await withEnvironment(RICH, async (_, client) => {
+  await withEnvironment(ENOUGH_CREDITS, async (_, client) => {
     for (const [name, call] of Object.entries(CALLS)) await t.test(name, () => call(client));
   });
 });
 
 test("every call succeeds while keys run out", async () => {
-  await withEnvironment(FEW, async (environment, client) => {
+  await withEnvironment(FEW_CREDITS, async (environment, client) => {
     for (let round = 0; round < 3; round += 1) for (const call of Object.values(CALLS)) await call(client);
-    // Their remaining credits suffice only for shorter texts.
-    const spent = (await environment.status()).keys.filter((key) => key.remainingCharacters < text.length);
-    assert.equal(spent.length, 3);
+    // The remaining credits of these keys suffice only for shorter texts.
+    const exhausted = (await environment.status()).keys.filter((key) => key.remainingCharacters < text.length);
+    assert.equal(exhausted.length, 3);
   });
 });
 
 test("an exhausted pool throws an SDK error after one request", async () => {
-  await withEnvironment(POOR, async (environment, client) => {
+  await withEnvironment(TOO_FEW_CREDITS, async (environment, client) => {
     const speak = () => client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
     await speak();
     await speak();
@@ -98,14 +98,14 @@ test("an exhausted pool throws an SDK error after one request", async () => {
       assert.ok(error.requestId);
       return true;
     });
-    assert.ok((await environment.ledger()).totals.requests - before <= 2, "each key receives at most one request");
+    assert.ok((await environment.ledger()).totals.requests - before <= 2, "each key must receive at most one request");
     const ended = await environment.events("request_ended");
     assert.equal(ended.filter((event) => event.status === 401 && event.method === "POST").length, 1);
   });
 });
 
 test("https works only for a Node process with the CA certificate", async () => {
-  await withEnvironment(RICH, async (environment) => {
+  await withEnvironment(ENOUGH_CREDITS, async (environment) => {
     const speak = (host) => `
       import { ElevenLabsClient } from "@elevenlabs/elevenlabs-js";
       const baseUrl = "${environment.url.replace("http://127.0.0.1", `https://${host}`)}";
@@ -114,7 +114,7 @@ test("https works only for a Node process with the CA certificate", async () => 
       for await (const chunk of await client.textToSpeech.convert("${VOICE}", { text: "${text}", modelId: "${modelId}" }))
         length += chunk.length;
       console.log(length);`;
-    const NODE_EXTRA_CA_CERTS = await environment.authority();
+    const NODE_EXTRA_CA_CERTS = await environment.caFile();
     for (const host of ["127.0.0.1", "localhost"]) {
       assert.ok(Number(await node(speak(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
     }
@@ -127,22 +127,22 @@ test("resources of an account are requested with its key", async () => {
   await withEnvironment(accounts, async (environment, client) => {
     const speak = async (voice, more = {}) => {
       const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...more }).withRawResponse();
-      assert.ok(isMp3(await bytes(data)));
+      assert.ok(isMp3(await readAll(data)));
       return { request: rawResponse.headers.get("request-id"), item: rawResponse.headers.get("history-item-id") };
     };
-    const listed = async () => (await client.voices.getAll()).voices.map((voice) => voice.voiceId);
+    const listVoiceIds = async () => (await client.voices.getAll()).voices.map((voice) => voice.voiceId);
     const sample = new File([Buffer.alloc(50_000)], "sample.wav", { type: "audio/wav" });
     const { voiceId } = await client.voices.ivc.create({ name: "Mine", files: [sample] });
-    assert.ok((await listed()).includes(voiceId));
+    assert.ok((await listVoiceIds()).includes(voiceId));
     const first = await speak(voiceId);
     await speak(voiceId, { previousRequestIds: [first.request] });
     for (let spoken = 0; spoken < 4; spoken += 1) await speak(VOICE);
     assert.ok((await environment.status()).keys[0].remainingCharacters < text.length);
 
-    // The pool now uses the key of another account. Reading costs no credits.
+    // The pool now uses the key of another account. The following reads cost no credits.
     assert.equal((await client.history.get(first.item)).voiceId, voiceId);
-    assert.ok(isMp3(await bytes(await client.history.getAudio(first.item))));
-    assert.ok((await listed()).includes(voiceId));
+    assert.ok(isMp3(await readAll(await client.history.getAudio(first.item))));
+    assert.ok((await listVoiceIds()).includes(voiceId));
     const second = await speak(VOICE);
     await speak(VOICE, { previousRequestIds: [second.request] });
 

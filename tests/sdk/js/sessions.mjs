@@ -1,11 +1,11 @@
-// WebSocket sessions of the official JavaScript clients.
+// Runs WebSocket sessions of the official JavaScript clients. `realtime.test.mjs` tests them through Keychoir.
 
 import assert from "node:assert/strict";
 import { AudioFormat, ElevenLabsClient, RealtimeEvents } from "@elevenlabs/elevenlabs-js";
 import { Conversation, Scribe, RealtimeEvents as ScribeEvents } from "@elevenlabs/client";
 import { WebSocket } from "ws";
 
-// `@elevenlabs/client` needs a global WebSocket, which Node before 22 lacks.
+// `@elevenlabs/client` needs a global WebSocket, which Node lacks before version 22.
 globalThis.WebSocket ??= WebSocket;
 
 /** The credential of the client, which must not reach the provider. */
@@ -14,7 +14,7 @@ export const CLIENT_TOKEN = "anything-the-app-sends";
 const agentId = "agent_of_the_simulator";
 const modelId = "scribe_v2_realtime";
 const sampleRate = 16_000;
-const second = Buffer.alloc(2 * sampleRate).toString("base64");
+const secondOfSilence = Buffer.alloc(2 * sampleRate).toString("base64");
 
 const createClient = (base) => new ElevenLabsClient({ baseUrl: base, apiKey: CLIENT_TOKEN, maxRetries: 0 });
 const webSocketUrl = (base) => base.replace(/^http/, "ws");
@@ -24,7 +24,7 @@ async function transcribe(connection, events) {
   const text = await new Promise((resolve, reject) => {
     connection.on(events.ERROR, (error) => reject(new Error(JSON.stringify(error))));
     connection.on(events.SESSION_STARTED, () => {
-      connection.send({ audioBase64: second });
+      connection.send({ audioBase64: secondOfSilence });
       connection.commit();
     });
     connection.on(events.COMMITTED_TRANSCRIPT, (message) => resolve(message.text));
@@ -50,11 +50,11 @@ async function converse(options) {
   await conversation.endSession();
 }
 
-/** `Promise.withResolvers`, which a Node before 22 lacks. */
+/** Implements `Promise.withResolvers`, which Node lacks before version 22. */
 function withResolvers() {
-  const parts = {};
-  parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }));
-  return parts;
+  const resolvers = {};
+  resolvers.promise = new Promise((resolve, reject) => Object.assign(resolvers, { resolve, reject }));
+  return resolvers;
 }
 
 const transcribeWithKey = async (base) => {
@@ -69,14 +69,14 @@ const CONVERSATION = "/v1/convai/conversation?";
 
 /**
  * The sessions by name: their path at the provider, and the function that runs them through the proxy at `base`. A
- * session with `isMinted` uses the account that created its token or URL. Creating these is free, so an earlier session
- * detects exhausted keys.
+ * session with `usesToken` uses the account that created its token or URL. Creating a token is free, so an earlier
+ * session detects exhausted keys.
  */
 export const SESSIONS = {
   "elevenlabs-js transcribes": { path: SCRIBE, run: transcribeWithKey },
   "a browser transcribes with a token": {
     path: SCRIBE,
-    isMinted: true,
+    usesToken: true,
     run: async (base) => {
       await transcribeWithKey(base);
       const { token } = await createClient(base).tokens.singleUse.create("realtime_scribe");
@@ -87,7 +87,7 @@ export const SESSIONS = {
   "a browser with a token of its own writes to an agent": { path: CONVERSATION, run: converseWith({ authorization: CLIENT_TOKEN }) },
   "a browser with a signed URL writes to an agent": {
     path: CONVERSATION,
-    isMinted: true,
+    usesToken: true,
     run: async (base) => {
       await converseWith({})(base);
       const { signedUrl } = await createClient(base).conversationalAi.conversations.getSignedUrl({ agentId });

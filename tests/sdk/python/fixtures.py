@@ -1,4 +1,4 @@
-"""The fixtures of the tests with real clients. The `conftest.py` of each folder imports them."""
+"""The fixtures of the tests with real clients. The `conftest.py` of each test directory imports the fixtures."""
 
 import certifi
 import pytest
@@ -9,6 +9,7 @@ from sessions import SESSION_CASES, SessionEnvironment
 
 @pytest.fixture
 def start_environment(tmp_path):
+    """Returns a function that starts a proxy environment. Each environment is closed and checked after the test."""
     environments = []
 
     def start(keys, **settings):
@@ -26,5 +27,5 @@ def session_environment(start_environment, request, monkeypatch):
     scheme, key_state = request.param
     environment = SessionEnvironment(start_environment, scheme, key_state)
     if scheme == "wss":
-        monkeypatch.setenv("SSL_CERT_FILE", environment.bundle(SSL_CERT_FILE=certifi.where()))
+        monkeypatch.setenv("SSL_CERT_FILE", environment.ca_bundle(SSL_CERT_FILE=certifi.where()))
     return environment

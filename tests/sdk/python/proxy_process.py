@@ -1,12 +1,12 @@
-"""Starts the binary as a simulated ElevenLabs and as Keychoir in front of it, both on port 0."""
+"""Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
 import signal
 import sqlite3
-import hashlib
 import subprocess
 import threading
 import urllib.error
@@ -19,8 +19,8 @@ TIMEOUT_SECONDS = 30
 
 def clean_environment():
     """Returns the environment without the variables of Keychoir."""
-    foreign = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    prefixes = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def fingerprint(key):
@@ -36,7 +36,7 @@ class Process:
         self._child = subprocess.Popen(
             [BINARY, *arguments], env={**clean_environment(), **environment}, text=True, **pipes
         )
-        self._source = getattr(self._child, stream)
+        self._stream = getattr(self._child, stream)
         self._changed = threading.Condition()
         self._ended = False
         self.lines = []
@@ -44,7 +44,7 @@ class Process:
         self._reader.start()
 
     def _read(self):
-        for line in self._source:
+        for line in self._stream:
             with self._changed:
                 self.lines.append(line.rstrip("\n"))
                 self._changed.notify_all()
@@ -53,20 +53,21 @@ class Process:
             self._changed.notify_all()
 
     def wait_for_line(self, parse):
-        """Waits for the first line of which `parse` returns a true value. Returns this value."""
+        """Waits for the first line for which `parse` returns a true value. Returns this value."""
         with self._changed:
-            found = self._changed.wait_for(lambda: self._find(parse) or self._ended, TIMEOUT_SECONDS)
-            found = self._find(parse)
-            assert found, f"the expected line is missing: {self.lines}"
-            return found
+            self._changed.wait_for(lambda: self._find(parse) or self._ended, TIMEOUT_SECONDS)
+            value = self._find(parse)
+            assert value, f"the log must contain the expected line: {self.lines}"
+            return value
 
     def _find(self, parse):
         return next(filter(None, map(parse, self.lines)), None)
 
-    def signal(self, which):
-        self._child.send_signal(which)
+    def signal(self, number):
+        self._child.send_signal(number)
 
     def stop(self):
+        """Stops the program. Returns its exit code."""
         self.signal(signal.SIGTERM)
         code = self._child.wait(TIMEOUT_SECONDS)
         self._reader.join(TIMEOUT_SECONDS)
@@ -81,8 +82,8 @@ class Simulator:
 
     def set_fault(self, key, always):
         """Sets the fault of all further requests and sessions with this key."""
-        order = json.dumps({"key": key, "always": always}).encode()
-        urllib.request.urlopen(f"{self.url}/_simulator/faults", order).close()
+        body = json.dumps({"key": key, "always": always}).encode()
+        urllib.request.urlopen(f"{self.url}/_simulator/faults", body).close()
 
     def ledger(self):
         with urllib.request.urlopen(f"{self.url}/_simulator/ledger") as response:
@@ -90,16 +91,16 @@ class Simulator:
 
 
 class Keychoir:
-    def __init__(self, keys, upstream, folder, **settings):
-        self.database = folder / "keychoir.db"
-        self._file = folder / "keychoir.toml"
-        self._file.touch()
+    def __init__(self, keys, upstream, directory, **settings):
+        self.database = directory / "keychoir.db"
+        self._config_file = directory / "keychoir.toml"
+        self._config_file.touch()
         self.process = Process(
             "serve",
             "--listen",
             "127.0.0.1:0",
             "--config",
-            str(self._file),
+            str(self._config_file),
             stream="stderr",
             ELEVENLABS_API_KEYS=",".join(keys),
             KEYCHOIR_UPSTREAM__BASE_URL=upstream,
@@ -107,16 +108,16 @@ class Keychoir:
             KEYCHOIR_LOG__FORMAT="json",
             **settings,
         )
-        self.url = "http://" + self.process.wait_for_line(self._address)
+        self.url = "http://" + self.process.wait_for_line(self._parse_address)
 
     @staticmethod
-    def _address(line):
+    def _parse_address(line):
         event = json.loads(line)
         return event.get("event") == "server_started" and event["address"]
 
     def configure(self, text):
         """Writes the configuration file and waits until it is reloaded."""
-        self._file.write_text(text)
+        self._config_file.write_text(text)
         self.process.signal(signal.SIGHUP)
         self.process.wait_for_line(lambda line: json.loads(line).get("event") == "reloaded")
 
@@ -140,6 +141,7 @@ class Keychoir:
         return [event for event in map(json.loads, self.process.lines) if event.get("event") == name]
 
     def status(self):
+        """Returns the status document."""
         with urllib.request.urlopen(f"{self.url}/api/elevenlabs-status") as response:
             return json.load(response)
 
@@ -149,8 +151,8 @@ class Keychoir:
     def recorded_credits(self):
         """Returns the recorded credits by key, without routes whose cost is reported late or never."""
         with contextlib.closing(sqlite3.connect(self.database)) as database:
-            others = f"route NOT IN ({', '.join('?' for _ in ROUTES_WITHOUT_REPORTED_COST)})"
-            rows = database.execute(f"SELECT key_hash, sum(credits) FROM attempts WHERE {others} GROUP BY key_hash", ROUTES_WITHOUT_REPORTED_COST)
+            condition = f"route NOT IN ({', '.join('?' for _ in ROUTES_WITHOUT_REPORTED_COST)})"
+            rows = database.execute(f"SELECT key_hash, sum(credits) FROM attempts WHERE {condition} GROUP BY key_hash", ROUTES_WITHOUT_REPORTED_COST)
             return dict(rows.fetchall())
 
 
@@ -162,17 +164,17 @@ ROUTES_WITHOUT_REPORTED_COST = ("/v1/speech-to-text/realtime", "/v1/convai/conve
 class ProxyEnvironment:
     """Keychoir with these keys in front of a simulator, which also knows the spare keys."""
 
-    def __init__(self, keys, folder, spare_keys=None, **settings):
+    def __init__(self, keys, directory, spare_keys=None, **settings):
         self.keys = {**keys, **(spare_keys or {})}
-        self._folder = folder
+        self._directory = directory
         self.simulator = Simulator(self.keys)
-        self.keychoir = Keychoir(keys, self.simulator.url, folder, **settings)
+        self.keychoir = Keychoir(keys, self.simulator.url, directory, **settings)
         self.url = self.keychoir.url
 
     def restart(self, keys):
         """Restarts Keychoir with the same database and with these keys in this order."""
         self.keychoir.stop()
-        self.keychoir = Keychoir(keys, self.simulator.url, self._folder)
+        self.keychoir = Keychoir(keys, self.simulator.url, self._directory)
         self.url = self.keychoir.url
 
     def close(self):

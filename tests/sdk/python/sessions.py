@@ -1,12 +1,12 @@
-"""WebSocket sessions, and the states of the first two keys while a session is opened."""
+"""The cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened."""
 
 import json
 
 # The credential of the client, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
-FIRST = ["sk_session_key_one", "sk_session_key_two"]
-LAST = "sk_session_key_last"
+FIRST_KEYS = ["sk_session_key_one", "sk_session_key_two"]
+LAST_KEY = "sk_session_key_last"
 
 # The states of the first two keys: the fault in the simulator, and the credits.
 KEY_STATES = {
@@ -26,10 +26,10 @@ class SessionEnvironment:
 
     def __init__(self, start_environment, scheme, key_state):
         fault, credits = KEY_STATES[key_state]
-        self._refused = [] if key_state == "every key serves" else FIRST
+        self._refused_keys = [] if key_state == "every key serves" else FIRST_KEYS
         # Quota polling is disabled, so that a session is the first to be refused.
-        self._environment = start_environment({**dict.fromkeys(FIRST, credits), LAST: 1_000_000}, KEYCHOIR_QUOTA_POLLING__ENABLED="false")
-        for key in FIRST if fault else []:
+        self._environment = start_environment({**dict.fromkeys(FIRST_KEYS, credits), LAST_KEY: 1_000_000}, KEYCHOIR_QUOTA_POLLING__ENABLED="false")
+        for key in FIRST_KEYS if fault else []:
             self._environment.simulator.set_fault(key, fault)
         self.host = self._environment.url.removeprefix("http://")
         self.http = f"{'https' if scheme == 'wss' else 'http'}://{self.host}"
@@ -37,11 +37,12 @@ class SessionEnvironment:
         self._environment.keychoir.configure(f'websocket.signed_url_base = "{self.ws}"')
 
     @property
-    def serving(self):
+    def serving_key(self):
         """The key that serves a session."""
-        return LAST if self._refused else FIRST[0]
+        return LAST_KEY if self._refused_keys else FIRST_KEYS[0]
 
-    def bundle(self, **environment):
+    def ca_bundle(self, **environment):
+        """Returns the path of the CA bundle that `keychoir env` sets."""
         return self._environment.keychoir.env(**environment)["SSL_CERT_FILE"]
 
     def sessions(self):
@@ -51,7 +52,7 @@ class SessionEnvironment:
     def _ledger(self):
         ledger = self._environment.simulator.ledger()
         assert ledger["violations"] == []
-        assert CLIENT_TOKEN not in json.dumps(ledger), "the provider received the client token"
+        assert CLIENT_TOKEN not in json.dumps(ledger), "the provider must not receive the client token"
         return ledger
 
     def check(self, path, served=1):
@@ -59,9 +60,9 @@ class SessionEnvironment:
         serving key, all at this path. Returns the last session."""
         sessions = self.sessions()
         keys = [session["key"] for session in sessions]
-        assert keys == self._refused + [self.serving] * served, keys
+        assert keys == self._refused_keys + [self.serving_key] * served, keys
         for session in sessions:
             assert session["path_and_query"].startswith(path)
-        assert all(session["socket"]["refused"] for session in sessions[: len(self._refused)])
-        assert not any(session["socket"]["refused"] for session in sessions[len(self._refused) :])
+        assert all(session["socket"]["refused"] for session in sessions[: len(self._refused_keys)])
+        assert not any(session["socket"]["refused"] for session in sessions[len(self._refused_keys) :])
         return sessions[-1]["socket"]

@@ -1,4 +1,4 @@
-"""WebSocket sessions of the official Python SDK through Keychoir, with keys that serve and keys that refuse."""
+"""Tests WebSocket sessions of the official Python SDK through Keychoir, with keys that serve and keys that refuse."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ SCRIBE = "/v1/speech-to-text/realtime?"
 CONVERSATION = "/v1/convai/conversation?"
 TIMEOUT_SECONDS = 30
 # A second of silence at 16 kHz.
-SECOND = bytes(32_000)
+SECOND_OF_SILENCE = bytes(32_000)
 
 
 def create_client(session_environment):
@@ -56,7 +56,7 @@ async def transcribe(client, **options):
     connection.on(RealtimeEvents.COMMITTED_TRANSCRIPT, committed.set_result)
     connection.on(RealtimeEvents.ERROR, failed)
     connection.on(RealtimeEvents.CLOSE, ended.set)
-    await connection.send({"audio_base_64": base64.b64encode(SECOND).decode()})
+    await connection.send({"audio_base_64": base64.b64encode(SECOND_OF_SILENCE).decode()})
     await connection.commit()
     try:
         transcript = await asyncio.wait_for(committed, TIMEOUT_SECONDS)
@@ -83,21 +83,21 @@ def test_a_single_use_token_opens_a_session_with_the_account_that_created_it(ses
     token = client.tokens.single_use.create("realtime_scribe").token
     assert asyncio.run(transcribe(client, token=token))
     session = session_environment.sessions()[-1]
-    assert session["socket"]["payer"] == session_environment.serving
+    assert session["socket"]["payer"] == session_environment.serving_key
     assert f"token={token}" in session["path_and_query"]
 
 
 class FakeAudioInterface(AudioInterface):
-    """Sends this audio when the session is connected, and receives audio."""
+    """Sends `input_audio` when the session is connected, and records whether audio was received."""
 
-    def __init__(self, says):
-        self._says = says
+    def __init__(self, input_audio):
+        self._input_audio = input_audio
         self.connected = threading.Event()
         self.received_audio = threading.Event()
 
     def start(self, input_callback):
-        if self._says:
-            input_callback(self._says)
+        if self._input_audio:
+            input_callback(self._input_audio)
         self.connected.set()
 
     def stop(self):
@@ -134,7 +134,7 @@ def open_conversation(session_environment, audio_interface, requires_auth=False,
 
 
 def test_a_voice_conversation_with_an_agent_works(session_environment):
-    audio_interface = FakeAudioInterface(SECOND)
+    audio_interface = FakeAudioInterface(SECOND_OF_SILENCE)
     with open_conversation(session_environment, audio_interface):
         assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
     assert session_environment.check(CONVERSATION)["text_messages"] >= 2
@@ -155,13 +155,13 @@ def test_a_text_conversation_with_an_agent_works(session_environment):
 def test_a_conversation_with_a_signed_url_works(session_environment):
     # Signing a URL is free, so the session before it must detect an exhausted key.
     for requires_auth in (False, True):
-        audio_interface = FakeAudioInterface(SECOND)
+        audio_interface = FakeAudioInterface(SECOND_OF_SILENCE)
         with open_conversation(session_environment, audio_interface, requires_auth):
             assert audio_interface.received_audio.wait(TIMEOUT_SECONDS)
         if not requires_auth:
             session_environment.check(CONVERSATION)
     session = session_environment.sessions()[-1]
-    assert session["socket"]["payer"] == session_environment.serving
+    assert session["socket"]["payer"] == session_environment.serving_key
     assert "conversation_signature=" in session["path_and_query"]
 
 

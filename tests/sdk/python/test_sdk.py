@@ -1,4 +1,4 @@
-"""Calls of the official Python SDK through Keychoir, also while keys run out of credits."""
+"""Tests calls of the official Python SDK through Keychoir, including while keys run out of credits."""
 
 import asyncio
 import base64
@@ -18,9 +18,9 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 # The credential of the client, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
-RICH = {"sk_rich_one": 1_000_000}
-FEW = {"sk_few_one": 150, "sk_few_two": 100, "sk_few_three": 200, "sk_rich_last": 1_000_000}
-POOR = {"sk_poor_one": 60, "sk_poor_two": 50}
+ENOUGH_CREDITS = {"sk_rich_one": 1_000_000}
+FEW_CREDITS = {"sk_few_one": 150, "sk_few_two": 100, "sk_few_three": 200, "sk_rich_last": 1_000_000}
+TOO_FEW_CREDITS = {"sk_poor_one": 60, "sk_poor_two": 50}
 
 
 def is_mp3(audio):
@@ -99,20 +99,20 @@ class Calls:
 
 @pytest.mark.parametrize("call", Calls.ALL, ids=lambda call: call.__name__)
 def test_a_call_works(start_environment, call):
-    call(Calls(start_environment(RICH).url))
+    call(Calls(start_environment(ENOUGH_CREDITS).url))
 
 
 def test_every_call_succeeds_while_keys_run_out(start_environment):
-    environment = start_environment(FEW)
+    environment = start_environment(FEW_CREDITS)
     calls = Calls(environment.url)
     for call in Calls.ALL * 2:
         call(calls)
     assert len(exhausted_keys(environment)) == 3
-    assert environment.keychoir.events("key_passed_over"), "the log reports the exhausted keys"
+    assert environment.keychoir.events("key_passed_over"), "the log must report the exhausted keys"
 
 
 def test_the_async_client_works_while_keys_run_out(start_environment):
-    environment = start_environment(FEW)
+    environment = start_environment(FEW_CREDITS)
 
     async def speak(client):
         return b"".join([chunk async for chunk in client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL)])
@@ -134,7 +134,7 @@ def test_the_async_client_works_while_keys_run_out(start_environment):
 
 
 def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environment):
-    environment = start_environment(POOR)
+    environment = start_environment(TOO_FEW_CREDITS)
     client = ElevenLabs(base_url=environment.url, api_key=CLIENT_TOKEN)
     with pytest.raises(ApiError) as raised:
         for _ in range(3):
@@ -147,30 +147,30 @@ def test_an_exhausted_pool_raises_an_sdk_error_after_one_request(start_environme
 
     with pytest.raises(ApiError):
         client.text_to_speech.convert_with_timestamps(VOICE, text=TEXT, model_id=MODEL)
-    assert environment.simulator.ledger()["totals"]["requests"] == before, "an exhausted pool sends no request upstream"
+    assert environment.simulator.ledger()["totals"]["requests"] == before, "an exhausted pool must send no request upstream"
     environment.keychoir.process.wait_for_line(lambda line: "convert_with_timestamps" in line or "with-timestamps" in line)
     ended = [event for event in environment.keychoir.events("request_ended") if "with-timestamps" in event["route"]]
-    assert len(ended) == 1, "the SDK does not retry"
+    assert len(ended) == 1, "the SDK must not retry"
 
 
 @pytest.fixture
-def trusting(start_environment, monkeypatch):
-    """A proxy, with the variables of `keychoir env` in this process."""
-    environment = start_environment(RICH)
+def trusting_environment(start_environment, monkeypatch):
+    """Starts a proxy, and sets the variables of `keychoir env` in this process."""
+    environment = start_environment(ENOUGH_CREDITS)
     monkeypatch.setenv("SSL_CERT_FILE", environment.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"])
     return environment
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_every_call_works_over_https(trusting, name):
-    calls = Calls(trusting.url.replace("http://127.0.0.1", f"https://{name}"))
+def test_every_call_works_over_https(trusting_environment, name):
+    calls = Calls(trusting_environment.url.replace("http://127.0.0.1", f"https://{name}"))
     for call in Calls.ALL:
         call(calls)
 
 
-def test_the_async_client_works_over_https(trusting):
+def test_the_async_client_works_over_https(trusting_environment):
     async def main():
-        client = AsyncElevenLabs(base_url=trusting.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
+        client = AsyncElevenLabs(base_url=trusting_environment.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
         spoken = client.text_to_speech.convert(VOICE, text=TEXT, model_id=MODEL)
         assert is_mp3(b"".join([chunk async for chunk in spoken]))
 
@@ -178,30 +178,30 @@ def test_the_async_client_works_over_https(trusting):
 
 
 def test_https_fails_without_the_ca_certificate(start_environment):
-    environment = start_environment(RICH)
+    environment = start_environment(ENOUGH_CREDITS)
     client = ElevenLabs(base_url=environment.url.replace("http://", "https://"), api_key=CLIENT_TOKEN)
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         client.models.list()
 
 
-def test_the_bundle_contains_all_previously_trusted_certificates(trusting):
+def test_the_bundle_contains_all_previously_trusted_certificates(trusting_environment):
     count = len(ssl.create_default_context(cafile=certifi.where()).get_ca_certs())
-    bundle = trusting.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"]
+    bundle = trusting_environment.keychoir.env(SSL_CERT_FILE=certifi.where())["SSL_CERT_FILE"]
     assert len(ssl.create_default_context(cafile=bundle).get_ca_certs()) == count + 1 > 100
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
-def test_the_certificate_passes_strict_verification(trusting, name):
+def test_the_certificate_passes_strict_verification(trusting_environment, name):
     # Python 3.13 and later verify strictly by default.
-    context = ssl.create_default_context(cafile=trusting.keychoir.env()["NODE_EXTRA_CA_CERTS"])
+    context = ssl.create_default_context(cafile=trusting_environment.keychoir.env()["NODE_EXTRA_CA_CERTS"])
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    host, port = trusting.url.removeprefix("http://").split(":")
+    host, port = trusting_environment.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as tcp:
         with context.wrap_socket(tcp, server_hostname=name) as tls:
             assert tls.version() == "TLSv1.3"
 
 
-# Three accounts; the first two have credits for a few sentences.
+# The first two of these accounts have credits for only a few sentences.
 ACCOUNTS = {"sk_account_one": 200, "sk_account_two": 2_000, "sk_account_three": 1_000_000}
 
 
@@ -232,7 +232,7 @@ class Studio:
             self.speak(VOICE)
             if len(environment.keychoir.events("key_passed_over")) > passed_over:
                 return
-        raise AssertionError("the first account never ran out")
+        raise AssertionError("the first account must run out of credits")
 
 
 def test_resources_of_an_account_are_requested_with_its_key(start_environment):
@@ -244,7 +244,7 @@ def test_resources_of_an_account_are_requested_with_its_key(start_environment):
     studio.speak(voice, previous_request_ids=[first_request])
     studio.speak_until_another_account_serves(environment)
 
-    # The pool now uses the key of another account. Reading costs no credits.
+    # The pool now uses the key of another account. The following reads cost no credits.
     assert studio.client.history.get(first_item).voice_id == voice
     assert is_mp3(b"".join(studio.client.history.get_audio(first_item)))
     assert first_item in {item.history_item_id for item in studio.client.history.list().history}
@@ -271,14 +271,14 @@ def test_resources_of_an_account_are_requested_with_its_key(start_environment):
 
 def test_the_owner_of_an_unknown_voice_is_found(start_environment):
     environment = start_environment(ACCOUNTS)
-    # Made with the third key and not through Keychoir.
-    elsewhere = ElevenLabs(base_url=environment.simulator.url, api_key="sk_account_three")
+    # The voice is created with the third key and not through Keychoir.
+    direct_client = ElevenLabs(base_url=environment.simulator.url, api_key="sk_account_three")
     sample = io.BytesIO(b"RIFF")
     sample.name = "sample.wav"
-    voice = elsewhere.voices.ivc.create(name="Elsewhere", files=[sample]).voice_id
+    voice = direct_client.voices.ivc.create(name="Elsewhere", files=[sample]).voice_id
     studio = Studio(environment.url)
     studio.speak(voice)
     request_count = environment.simulator.ledger()["totals"]["requests"]
     studio.speak(voice)
-    assert environment.simulator.ledger()["totals"]["requests"] == request_count + 1, "the owner of the voice is now known"
+    assert environment.simulator.ledger()["totals"]["requests"] == request_count + 1, "the owner of the voice must be known after the first request"
     assert studio.client.voices.get(voice).voice_id == voice

@@ -1,5 +1,5 @@
-//! A gateway in front of PostgREST that treats requests like Supabase's: it checks the API key, replaces a
-//! secret key by a token and strips `/rest/v1`. It records all requests and injects faults.
+//! A gateway in front of PostgREST that behaves like Supabase's gateway: it checks the API key, replaces a secret key
+//! with a token and strips `/rest/v1`. It records all requests and injects faults.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixStream};
 
 use super::{Body, SECRET_KEY};
 
-/// The fault with which the gateway treats a request.
+/// The fault that the gateway injects into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     None,
@@ -26,7 +26,7 @@ pub enum Fault {
     ResponseLost,
     /// The request is not executed, and the connection stays open without a response.
     NoResponse,
-    /// The request is not executed, and the response has this status, as from an intermediary.
+    /// The request is not executed, and the response has this status, as if an intermediary had sent it.
     Status(u16),
 }
 
@@ -57,7 +57,7 @@ pub struct Gateway {
 struct Shared {
     api_socket: PathBuf,
     service_token: String,
-    /// The faults of the next requests, whatever their path.
+    /// The faults of the next requests on any path.
     queued_faults: Mutex<VecDeque<Fault>>,
     /// The fault of all later requests whose path contains `faulty_path`.
     fault: Mutex<Fault>,
@@ -101,7 +101,7 @@ impl Gateway {
         self.shared.queued_faults.lock().unwrap().extend(faults);
     }
 
-    /// Whether all queued faults have been injected.
+    /// Returns whether all queued faults have been injected.
     pub fn has_injected_all(&self) -> bool {
         self.shared.queued_faults.lock().unwrap().is_empty()
     }
@@ -127,7 +127,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Makes hyper close the connection without a response.
+/// The error that makes hyper close the connection without a response.
 #[derive(Debug, thiserror::Error)]
 #[error("the test closes the connection")]
 struct ConnectionClosed;
@@ -161,7 +161,7 @@ async fn respond(
         return Ok(status_response(401));
     };
     head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
-    let path = received.path.strip_prefix("/rest/v1").expect("the path of the API starts with /rest/v1");
+    let path = received.path.strip_prefix("/rest/v1").expect("the path must start with /rest/v1");
     head.uri = path.parse().unwrap();
     let response = forward(&shared.api_socket, Request::from_parts(head, Full::new(body))).await;
     if fault == Fault::ResponseLost { Err(ConnectionClosed) } else { Ok(response) }

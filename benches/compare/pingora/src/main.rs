@@ -1,5 +1,5 @@
-//! A Pingora proxy that does the job of its peers: it replaces the client's credential by the
-//! pool's key, and logs one line per request.
+//! A Pingora proxy that does the same work as the other compared proxies: it replaces the credential of the client by
+//! the key of the pool, and logs one line per request.
 //!
 //! ```text
 //! beside-pingora LISTEN UPSTREAM KEY LOG THREADS
@@ -45,9 +45,9 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&pingora_core::Error>, _: &mut ()) {
-        let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
         let line = format!("{} {status} {}\n", session.request_summary(), session.body_bytes_sent());
-        // A failing log must not stop the traffic.
+        // An error of the log must not fail the request.
         let _ = (&self.log).write_all(line.as_bytes());
     }
 }
@@ -59,7 +59,7 @@ fn main() -> std::io::Result<()> {
     };
     let conf = ServerConf {
         threads: threads.parse().map_err(std::io::Error::other)?,
-        // As many idle connections as there may be streams.
+        // The maximum number of concurrent requests, so that no connection is opened during the measurement.
         upstream_keepalive_pool_size: 256,
         ..ServerConf::default()
     };

@@ -1,6 +1,6 @@
-//! The client half as hyper would do it: `hyper::client::conn::http1`, driven by the task of the request, with
-//! the same duties as `keychoir::upstream`: the key, an idle pool, the timeouts, and whether a byte of the
-//! request was accepted. Without redaction, upgrades and errors, which would only add to its cost.
+//! An HTTP/1.1 client on top of `hyper::client::conn::http1`, driven by the task of the request. It has the same duties
+//! as `keychoir::upstream`: it sets the key, keeps an idle pool, enforces the timeouts, and detects whether a byte of
+//! the request was sent. It lacks redaction, upgrades and error handling, which would only add to its cost.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
@@ -27,22 +27,22 @@ use tokio::time::{Sleep, sleep_until};
 
 use crate::UploadBody;
 
-/// The most that one read takes, as in `keychoir::upstream`.
+/// Maximum number of bytes per read, as in `keychoir::upstream`.
 const MAX_READ_BYTES: usize = 128 * 1024;
 
-pub struct HyperHalf<C: Connect> {
+pub struct HyperClient<C: Connect> {
     authority: Authority,
     connector: C,
     settings: Settings,
     key: HeaderValue,
     hop: HeaderValue,
-    idle: Mutex<Idle<C::Io>>,
+    idle: Mutex<IdlePool<C::Io>>,
 }
 
-/// Connections without a request, and since when.
-type Idle<S> = Vec<(Box<Open<S>>, Instant)>;
+/// Connections without a request, with the times at which they became idle.
+type IdlePool<S> = Vec<(Box<Connection<S>>, Instant)>;
 
-struct Open<S: AsyncRead + AsyncWrite + Unpin> {
+struct Connection<S: AsyncRead + AsyncWrite + Unpin> {
     sender: SendRequest<AttemptBody<UploadBody>>,
     driver: http1::Connection<TokioIo<WriteDetector<S>>, AttemptBody<UploadBody>>,
     has_written: Arc<AtomicBool>,
@@ -50,7 +50,7 @@ struct Open<S: AsyncRead + AsyncWrite + Unpin> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<C: Connect> HyperHalf<C> {
+impl<C: Connect> HyperClient<C> {
     pub fn new(authority: Authority, connector: C, settings: Settings, key: &str) -> Arc<Self> {
         let mut key = HeaderValue::try_from(key).unwrap();
         key.set_sensitive(true);
@@ -65,36 +65,38 @@ impl<C: Connect> HyperHalf<C> {
     ) -> Response<HyperBody<C>> {
         let upload = body.upload();
         let request = self.request(request_head, body);
-        let mut open = match self.take() {
-            Some(open) => open,
+        let mut connection = match self.take_idle() {
+            Some(connection) => connection,
             None => self.open().await,
         };
-        let mut response = pin!(open.sender.send_request(request));
-        let found = poll_fn(|cx| {
-            let driven = open.drive(cx);
-            if open.has_written.load(Ordering::Relaxed) && !upload.has_started() {
+        let mut response_future = pin!(connection.sender.send_request(request));
+        let response = poll_fn(|cx| {
+            let driven = connection.drive(cx);
+            if connection.has_written.load(Ordering::Relaxed) && !upload.has_started() {
                 upload.mark_started();
             }
             // Only the driver completes the response, so its waker is never needed.
-            if let Poll::Ready(found) = response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                return Poll::Ready(found);
+            if let Poll::Ready(result) =
+                response_future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            {
+                return Poll::Ready(result);
             }
-            assert!(driven.is_pending(), "the connection ended");
+            assert!(driven.is_pending(), "the connection must stay open");
             let deadline = self.deadline(&upload);
-            open.poll_until(deadline, cx).map(|()| panic!("no response in time"))
+            connection.poll_until(deadline, cx).map(|()| panic!("no response in time"))
         })
         .await
         .unwrap();
         let idle_timeout = self.settings.stream_idle_timeout;
-        found.map(|incoming| {
+        response.map(|incoming| {
             let mut body = HyperBody {
                 incoming,
-                open: Some(open),
-                half: Arc::clone(self),
+                connection: Some(connection),
+                client: Arc::clone(self),
                 idle_timeout,
-                moved_at: clock::instant(),
-                has_moved: false,
-                is_first: true,
+                last_frame_at: clock::instant(),
+                has_received: false,
+                is_first_poll: true,
             };
             if body.incoming.is_end_stream() {
                 body.finish();
@@ -124,47 +126,48 @@ impl<C: Connect> HyperHalf<C> {
         request
     }
 
-    /// The most recently used connection that still accepts a request.
-    fn take(&self) -> Option<Box<Open<C::Io>>> {
+    /// Takes the most recently used connection that still accepts a request.
+    fn take_idle(&self) -> Option<Box<Connection<C::Io>>> {
         let mut idle = self.idle.lock().unwrap();
         let now = clock::instant();
-        while let Some((mut open, since)) = idle.pop() {
-            let is_fresh = now.saturating_duration_since(since) < self.settings.keepalive_timeout
-                && now.saturating_duration_since(open.opened_at) < self.settings.max_connection_duration;
+        while let Some((mut connection, idle_since)) = idle.pop() {
+            let is_fresh = now.saturating_duration_since(idle_since) < self.settings.keepalive_timeout
+                && now.saturating_duration_since(connection.opened_at)
+                    < self.settings.max_connection_duration;
             let mut cx = Context::from_waker(Waker::noop());
-            if is_fresh && open.drive(&mut cx).is_pending() && open.sender.is_ready() {
-                open.has_written.store(false, Ordering::Relaxed);
-                return Some(open);
+            if is_fresh && connection.drive(&mut cx).is_pending() && connection.sender.is_ready() {
+                connection.has_written.store(false, Ordering::Relaxed);
+                return Some(connection);
             }
         }
         None
     }
 
-    async fn open(&self) -> Box<Open<C::Io>> {
+    async fn open(&self) -> Box<Connection<C::Io>> {
         let stream = self.connector.connect(&self.authority).await.unwrap();
         let has_written = Arc::new(AtomicBool::new(false));
-        let marked = WriteDetector { stream, has_written: Arc::clone(&has_written) };
+        let stream = WriteDetector { stream, has_written: Arc::clone(&has_written) };
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_READ_BYTES);
-        let (sender, driver) = builder.handshake(TokioIo::new(marked)).await.unwrap();
-        Box::new(Open { sender, driver, has_written, opened_at: clock::instant(), timer: None })
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        Box::new(Connection { sender, driver, has_written, opened_at: clock::instant(), timer: None })
     }
 
     fn deadline(&self, upload: &UploadProgress<UploadBody>) -> Instant {
-        let span = match upload.waits_for() {
+        let timeout = match upload.waits_for() {
             UploadWait::ForResponse => self.settings.response_timeout,
             UploadWait::ForUpstream | UploadWait::ForClient | UploadWait::Failed => {
                 self.settings.request_body_timeout
             }
         };
-        let idle_at = upload.last_sent_at() + span;
+        let idle_at = upload.last_sent_at() + timeout;
         upload
             .min_rate_deadline(self.settings.min_request_body_rate)
             .map_or(idle_at, |slow_at| slow_at.min(idle_at))
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Open<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     fn drive(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
         self.driver.poll_without_shutdown(cx)
     }
@@ -186,22 +189,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Open<S> {
 
 pub struct HyperBody<C: Connect> {
     incoming: Incoming,
-    open: Option<Box<Open<C::Io>>>,
-    half: Arc<HyperHalf<C>>,
+    connection: Option<Box<Connection<C::Io>>>,
+    client: Arc<HyperClient<C>>,
     idle_timeout: Duration,
-    moved_at: Instant,
-    has_moved: bool,
-    /// Whether the connection may have read the first piece together with the head.
-    is_first: bool,
+    last_frame_at: Instant,
+    has_received: bool,
+    /// Whether the body has not been polled. The connection may have read the first piece together with the head.
+    is_first_poll: bool,
 }
 
 impl<C: Connect> HyperBody<C> {
-    /// Returns the connection to the idle pool, if it takes another request.
+    /// Returns the connection to the idle pool if it accepts another request.
     fn finish(&mut self) {
-        let Some(mut open) = self.open.take() else { return };
+        let Some(mut connection) = self.connection.take() else { return };
         let mut cx = Context::from_waker(Waker::noop());
-        if open.sender.is_ready() || (open.drive(&mut cx).is_pending() && open.sender.is_ready()) {
-            self.half.idle.lock().unwrap().push((open, clock::instant()));
+        if connection.sender.is_ready()
+            || (connection.drive(&mut cx).is_pending() && connection.sender.is_ready())
+        {
+            self.client.idle.lock().unwrap().push((connection, clock::instant()));
         }
     }
 }
@@ -215,24 +220,24 @@ impl<C: Connect> Body for HyperBody<C> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
-        let Some(open) = &mut this.open else { return Poll::Ready(None) };
-        let mut is_driven = !mem::take(&mut this.is_first);
+        let Some(connection) = &mut this.connection else { return Poll::Ready(None) };
+        let mut is_driven = !mem::take(&mut this.is_first_poll);
         if is_driven {
-            let _ = open.drive(cx);
+            let _ = connection.drive(cx);
         }
         loop {
             // Only the driver sends pieces, so the waker of the channel is never needed.
             let mut noop = Context::from_waker(Waker::noop());
             match Pin::new(&mut this.incoming).poll_frame(&mut noop) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    this.has_moved = true;
+                    this.has_received = true;
                     if this.incoming.is_end_stream() {
                         this.finish();
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    this.open = None;
+                    this.connection = None;
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(None) => {
@@ -240,25 +245,25 @@ impl<C: Connect> Body for HyperBody<C> {
                     return Poll::Ready(None);
                 }
                 Poll::Pending if is_driven => break,
-                Poll::Pending => is_driven = open.drive(cx).is_pending(),
+                Poll::Pending => is_driven = connection.drive(cx).is_pending(),
             }
         }
-        if mem::take(&mut this.has_moved) {
-            this.moved_at = clock::instant();
+        if mem::take(&mut this.has_received) {
+            this.last_frame_at = clock::instant();
         }
-        let deadline = this.moved_at + this.idle_timeout;
-        open.poll_until(deadline, cx).map(|()| panic!("the response stalled"))
+        let deadline = this.last_frame_at + this.idle_timeout;
+        connection.poll_until(deadline, cx).map(|()| panic!("the response stalled"))
     }
 }
 
-/// A stream that records whether it has accepted a byte.
+/// Wraps a stream to record whether a byte was written to it.
 struct WriteDetector<S> {
     stream: S,
     has_written: Arc<AtomicBool>,
 }
 
 impl<S> WriteDetector<S> {
-    fn mark(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn mark_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if matches!(written, Poll::Ready(Ok(1..))) {
             self.has_written.store(true, Ordering::Relaxed);
         }
@@ -279,7 +284,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteDetector<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, from);
-        self.mark(written)
+        self.mark_written(written)
     }
 
     fn poll_write_vectored(
@@ -288,7 +293,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, from);
-        self.mark(written)
+        self.mark_written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,5 +1,5 @@
-//! The pure parts of a request's path, each as a repeatable operation whose cost is measured in
-//! nanoseconds (`pure`), in instructions (`cost`) and in allocations (`tests/allocations.rs`).
+//! The pure steps of the request path, each as a repeatable operation. Their costs are measured in nanoseconds
+//! (`benches/pure.rs`), in instructions (`benches/cost`) and in allocations (`tests/allocations.rs`).
 
 #![allow(
     dead_code,
@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a measurement ends at its first surprise, and each uses its own of these"
+    reason = "a measurement ends at a failed expectation, and each target uses a part of this module"
 )]
 
 use std::cell::{Cell, RefCell};
@@ -54,96 +54,104 @@ use keychoir::proxy::{route, sanitize};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::UpstreamBodyError;
 
-/// A measured operation.
+/// A measured step.
 #[derive(Clone, Copy)]
-pub struct Part {
+pub struct Step {
     pub name: &'static str,
-    /// Sets up the data that all its calls share.
-    pub set_up: fn() -> Stage,
+    /// Creates the data that all calls share.
+    pub set_up: fn() -> PrepareCalls,
 }
 
-/// Given a number of calls, prepares a closure that executes them.
-pub type Stage = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
+/// Prepares the inputs of a number of calls. Returns a closure that executes the calls.
+pub type PrepareCalls = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 
-/// All parts, in the order of a request's path.
-pub const PARTS: &[Part] = &[
-    Part {
+/// All steps, in the order of the request path.
+pub const STEPS: &[Step] = &[
+    Step {
         name: "origin",
-        set_up: || stage(|n| heads(n, RequestKind::Voices), |head| check_request_origin(&head)),
+        set_up: || prepare(|n| heads(n, RequestKind::Voices), |head| check_request_origin(&head)),
     },
-    Part { name: "authenticate, one of 10 clients", set_up: || stage_authentication(10) },
-    Part { name: "authenticate, one of 10000 clients", set_up: || stage_authentication(10_000) },
-    Part { name: "look up, GET", set_up: || stage_endpoint_lookup(RequestKind::Voices) },
-    Part { name: "look up, TTS", set_up: || stage_endpoint_lookup(RequestKind::Speech) },
-    Part { name: "look up, unknown path", set_up: || stage_endpoint_lookup(RequestKind::UnknownPath) },
-    Part { name: "identifiers, GET", set_up: || stage_identifiers(RequestKind::Voices) },
-    Part { name: "identifiers, TTS", set_up: || stage_identifiers(RequestKind::Speech) },
-    Part { name: "identifiers, unknown path", set_up: || stage_identifiers(RequestKind::UnknownPath) },
-    Part { name: "client quota, TTS", set_up: || stage_client_quota() },
-    Part { name: "sanitize, GET", set_up: || stage_request_sanitizing(RequestKind::Voices) },
-    Part { name: "sanitize, TTS", set_up: || stage_request_sanitizing(RequestKind::Speech) },
-    Part { name: "estimate, TTS", set_up: || stage_estimate() },
-    Part { name: "owner, 1000 keys", set_up: || stage_owner_lookup(1_000) },
-    Part {
+    Step { name: "authenticate, one of 10 clients", set_up: || prepare_authentication(10) },
+    Step { name: "authenticate, one of 10000 clients", set_up: || prepare_authentication(10_000) },
+    Step { name: "look up, GET", set_up: || prepare_endpoint_lookup(RequestKind::Voices) },
+    Step { name: "look up, TTS", set_up: || prepare_endpoint_lookup(RequestKind::Speech) },
+    Step { name: "look up, unknown path", set_up: || prepare_endpoint_lookup(RequestKind::UnknownPath) },
+    Step { name: "identifiers, GET", set_up: || prepare_identifiers(RequestKind::Voices) },
+    Step { name: "identifiers, TTS", set_up: || prepare_identifiers(RequestKind::Speech) },
+    Step { name: "identifiers, unknown path", set_up: || prepare_identifiers(RequestKind::UnknownPath) },
+    Step { name: "client quota, TTS", set_up: || prepare_client_quota() },
+    Step { name: "sanitize, GET", set_up: || prepare_request_sanitizing(RequestKind::Voices) },
+    Step { name: "sanitize, TTS", set_up: || prepare_request_sanitizing(RequestKind::Speech) },
+    Step { name: "estimate, TTS", set_up: || prepare_estimate() },
+    Step { name: "owner, 1000 keys", set_up: || prepare_owner_lookup(1_000) },
+    Step {
         name: "select, 1 key",
-        set_up: || stage_key_selection(1, Strategy::DEFAULT, Spread::WorkspacePerKey),
+        set_up: || prepare_key_selection(1, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
-    Part {
+    Step {
         name: "select, 100 keys",
-        set_up: || stage_key_selection(100, Strategy::DEFAULT, Spread::WorkspacePerKey),
+        set_up: || prepare_key_selection(100, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
-    Part {
+    Step {
         name: "select, 1000 keys",
-        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::WorkspacePerKey),
+        set_up: || prepare_key_selection(1_000, Strategy::DEFAULT, Spread::WorkspacePerKey),
     },
-    Part {
+    Step {
         name: "select, 1000 keys of one workspace",
-        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::OneWorkspace),
+        set_up: || prepare_key_selection(1_000, Strategy::DEFAULT, Spread::OneWorkspace),
     },
-    Part {
+    Step {
         name: "select, 1000 keys, only the last has credits",
-        set_up: || stage_key_selection(1_000, Strategy::DEFAULT, Spread::OnlyLastHasCredits),
+        set_up: || prepare_key_selection(1_000, Strategy::DEFAULT, Spread::OnlyLastHasCredits),
     },
-    Part {
+    Step {
         name: "select, 1000 keys, round-robin",
         set_up: || {
-            stage_key_selection(1_000, Strategy::by_name("round-robin").unwrap(), Spread::WorkspacePerKey)
+            prepare_key_selection(1_000, Strategy::by_name("round-robin").unwrap(), Spread::WorkspacePerKey)
         },
     },
-    Part {
+    Step {
         name: "select, 1000 keys, most-remaining",
         set_up: || {
-            stage_key_selection(1_000, Strategy::by_name("most-remaining").unwrap(), Spread::WorkspacePerKey)
+            prepare_key_selection(
+                1_000,
+                Strategy::by_name("most-remaining").unwrap(),
+                Spread::WorkspacePerKey,
+            )
         },
     },
-    Part {
+    Step {
         name: "select, 1000 keys, least-requests",
         set_up: || {
-            stage_key_selection(1_000, Strategy::by_name("least-requests").unwrap(), Spread::WorkspacePerKey)
+            prepare_key_selection(
+                1_000,
+                Strategy::by_name("least-requests").unwrap(),
+                Spread::WorkspacePerKey,
+            )
         },
     },
-    Part {
+    Step {
         name: "select, 1000 keys, soonest-reset",
         set_up: || {
-            stage_key_selection(1_000, Strategy::by_name("soonest-reset").unwrap(), Spread::WorkspacePerKey)
+            prepare_key_selection(1_000, Strategy::by_name("soonest-reset").unwrap(), Spread::WorkspacePerKey)
         },
     },
-    Part { name: "classify, served", set_up: || stage(response_heads, |head| classify_served(&head)) },
-    Part { name: "classify, refused", set_up: || stage(no_items, |()| classify_refused()) },
-    Part { name: "sanitize response", set_up: || stage_response_sanitizing() },
-    Part { name: "buffer 16 KiB of an upload", set_up: || stage_upload() },
-    Part { name: "relay 16 KiB of audio", set_up: || stage_relay(None) },
-    Part { name: "relay 16 KiB of text", set_up: || stage_relay(Some(redactor())) },
-    Part {
+    Step { name: "classify, served", set_up: || prepare(response_heads, |head| classify_served(&head)) },
+    Step { name: "classify, refused", set_up: || prepare(no_items, |()| classify_refused()) },
+    Step { name: "sanitize response", set_up: || prepare_response_sanitizing() },
+    Step { name: "buffer 16 KiB of an upload", set_up: || prepare_upload() },
+    Step { name: "relay 16 KiB of audio", set_up: || prepare_relay(None) },
+    Step { name: "relay 16 KiB of text", set_up: || prepare_relay(Some(redactor())) },
+    Step {
         name: "relay 16 KiB of text, 1000 keys",
         set_up: || {
-            stage_relay(Some(Arc::new(Redactor::new(
+            prepare_relay(Some(Arc::new(Redactor::new(
                 (0..1_000).map(provider_key).collect::<Vec<_>>().iter(),
             ))))
         },
     },
-    Part { name: "request path, GET", set_up: || stage_request_path(RequestKind::Voices) },
-    Part { name: "request path, TTS", set_up: || stage_request_path(RequestKind::Speech) },
+    Step { name: "request path, GET", set_up: || prepare_request_path(RequestKind::Voices) },
+    Step { name: "request path, TTS", set_up: || prepare_request_path(RequestKind::Speech) },
 ];
 
 /// The kind of request.
@@ -151,9 +159,9 @@ pub const PARTS: &[Part] = &[
 pub enum RequestKind {
     /// The list of voices.
     Voices,
-    /// A sentence of speech.
+    /// A speech request with one sentence.
     Speech,
-    /// A path that is not in the provider's documents, with escapes.
+    /// A request whose path has escapes and is not in the provider's documentation.
     UnknownPath,
 }
 
@@ -169,8 +177,11 @@ const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motio
 const REFUSAL: &[u8] = br#"{"detail":{"status":"quota_exceeded","message":"This request exceeds your quota of 10000. You have 12 credits remaining, while 134 credits are required for this request."}}"#;
 const CHUNK_BYTES: usize = 16 * 1024;
 
-/// Returns a stage that runs an operation on each prepared item.
-fn stage<T: 'static>(items: impl Fn(usize) -> Vec<T> + 'static, operation: impl Fn(T) + 'static) -> Stage {
+/// Returns a [`PrepareCalls`] that runs `operation` once per prepared item.
+fn prepare<T: 'static>(
+    items: impl Fn(usize) -> Vec<T> + 'static,
+    operation: impl Fn(T) + 'static,
+) -> PrepareCalls {
     let operation = Rc::new(operation);
     Box::new(move |count| {
         let (items, operation) = (items(count), Rc::clone(&operation));
@@ -249,9 +260,9 @@ fn check_request_origin(head: &Parts) {
     black_box(check_origin(&access_rules, false, &head.method, &head.headers)).unwrap();
 }
 
-fn stage_authentication(count: usize) -> Stage {
+fn prepare_authentication(count: usize) -> PrepareCalls {
     let clients = clients(count);
-    stage(
+    prepare(
         move |n| heads(n, RequestKind::Voices),
         move |head| {
             black_box(authenticate(&clients, &head.headers, head.uri.query(), UnixMs(0))).unwrap();
@@ -260,8 +271,8 @@ fn stage_authentication(count: usize) -> Stage {
     )
 }
 
-fn stage_endpoint_lookup(kind: RequestKind) -> Stage {
-    stage(
+fn prepare_endpoint_lookup(kind: RequestKind) -> PrepareCalls {
+    prepare(
         move |n| heads(n, kind),
         |mut head| {
             black_box(route(&mut head, true)).unwrap();
@@ -270,22 +281,21 @@ fn stage_endpoint_lookup(kind: RequestKind) -> Stage {
     )
 }
 
-fn stage_identifiers(kind: RequestKind) -> Stage {
-    let route_of = |head: &Parts| lookup(&head.method, head.uri.path()).unwrap().route;
-    let with_routes = move |count| {
-        let routed = |head: Parts| {
-            let route = route_of(&head);
+fn prepare_identifiers(kind: RequestKind) -> PrepareCalls {
+    let heads_with_routes = move |count| {
+        let add_route = |head: Parts| {
+            let route = lookup(&head.method, head.uri.path()).unwrap().route;
             (head, route)
         };
-        heads(count, kind).into_iter().map(routed).collect::<Vec<_>>()
+        heads(count, kind).into_iter().map(add_route).collect::<Vec<_>>()
     };
-    stage(with_routes, |(head, route)| {
+    prepare(heads_with_routes, |(head, route)| {
         black_box(identify_request(&head, &route));
         std::mem::forget(head);
     })
 }
 
-/// The account affinity of a request, as far as its head shows.
+/// Parses the identifiers in a request head that determine its account affinity.
 fn identify_request(head: &Parts, route: &Route) -> RequestIdentifiers {
     black_box(affinity::response_ownership(&head.method, route));
     black_box(affinity::is_speech(route));
@@ -293,9 +303,9 @@ fn identify_request(head: &Parts, route: &Route) -> RequestIdentifiers {
 }
 
 /// Counts a request and its credits in the periods of its client.
-fn stage_client_quota() -> Stage {
+fn prepare_client_quota() -> PrepareCalls {
     let tallies = Cell::new([Tally::default(); 6]);
-    stage(no_items, move |()| {
+    prepare(no_items, move |()| {
         let (mut counted, now) = (tallies.get(), black_box(UnixMs(1_796_000_000_000)));
         for (tally, period) in counted.iter_mut().zip(Period::ALL.into_iter().cycle()) {
             *tally = tally.add(1, period, now);
@@ -305,8 +315,8 @@ fn stage_client_quota() -> Stage {
     })
 }
 
-fn stage_request_sanitizing(kind: RequestKind) -> Stage {
-    stage(
+fn prepare_request_sanitizing(kind: RequestKind) -> PrepareCalls {
+    prepare(
         move |n| heads(n, kind),
         |head| {
             std::mem::forget(black_box(sanitize(head, None, &ForwardedHeaders::default())).unwrap());
@@ -314,9 +324,9 @@ fn stage_request_sanitizing(kind: RequestKind) -> Stage {
     )
 }
 
-fn stage_estimate() -> Stage {
+fn prepare_estimate() -> PrepareCalls {
     let models = Models::default();
-    stage(no_items, move |()| {
+    prepare(no_items, move |()| {
         let features = RequestBodyFeatures::parse(black_box(TEXT), true);
         black_box(estimate_credits(
             black_box(Operation::Speech),
@@ -343,9 +353,9 @@ fn redactor() -> Arc<Redactor> {
     Arc::new(Redactor::new(keys.iter()))
 }
 
-fn stage_response_sanitizing() -> Stage {
+fn prepare_response_sanitizing() -> PrepareCalls {
     let redactor = redactor();
-    stage(response_heads, move |mut headers| {
+    prepare(response_heads, move |mut headers| {
         strip_response(&mut headers);
         redact_headers(&mut headers, &redactor);
         black_box(is_searched(&headers));
@@ -364,13 +374,14 @@ fn buffer_budget() -> BufferBudget {
     })
 }
 
-fn frame<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Bytes
+/// Polls the next data frame, which must be ready.
+fn next_frame<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Bytes
 where
     B::Error: std::fmt::Debug,
 {
     match Pin::new(body).poll_frame(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Some(frame)) => frame.unwrap().into_data().unwrap(),
-        other @ (Poll::Ready(None) | Poll::Pending) => panic!("no piece: {other:?}"),
+        other @ (Poll::Ready(None) | Poll::Pending) => panic!("the body must have a frame: {other:?}"),
     }
 }
 
@@ -382,12 +393,12 @@ fn chunk(is_text: bool) -> Bytes {
         .into()
 }
 
-fn stage_upload() -> Stage {
+fn prepare_upload() -> PrepareCalls {
     let (budget, chunk) = (buffer_budget(), chunk(false));
-    stage(no_items, move |()| {
+    prepare(no_items, move |()| {
         let replay = Replay::new(Full::new(chunk.clone()), &budget);
         let mut attempt = replay.start_attempt();
-        assert_eq!(frame(&mut attempt).len(), CHUNK_BYTES);
+        assert_eq!(next_frame(&mut attempt).len(), CHUNK_BYTES);
         attempt.upload().release();
     })
 }
@@ -413,17 +424,17 @@ impl Body for Endless {
     }
 }
 
-fn stage_relay(redactor: Option<Arc<Redactor>>) -> Stage {
+fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
     let inspected: Inspect<Endless, NoInspector> =
         Inspect::new(Endless(chunk(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
-    stage(no_items, move |()| {
-        // The redactor holds back a few bytes until it has seen the following ones.
-        assert!(black_box(frame(&mut *relayed.borrow_mut())).len() > CHUNK_BYTES / 2);
+    prepare(no_items, move |()| {
+        // The redactor holds back a few bytes until it has seen the following bytes.
+        assert!(black_box(next_frame(&mut *relayed.borrow_mut())).len() > CHUNK_BYTES / 2);
     })
 }
 
-/// A key in the provider's format.
+/// Returns a key in the provider's format.
 fn provider_key(number: u128) -> ApiKey {
     ApiKey::new(&format!("sk_{:048x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
         .unwrap()
@@ -433,7 +444,7 @@ fn key(number: usize) -> ApiKey {
     ApiKey::new(&format!("sk_bench_key_number_{number:06}_of_the_pool_of_keys")).unwrap()
 }
 
-/// A pool with credits, and the needs of a speech request.
+/// A pool of keys with credits, and the key request of a speech request.
 pub struct PoolWithCredits {
     pub pool: Arc<Pool>,
     pub request: KeyRequest,
@@ -484,10 +495,10 @@ impl PoolWithCredits {
         Self { pool, request }
     }
 
-    /// One request's use of the pool, from the roster to the release.
+    /// Runs the pool operations of a served request, from loading the roster to the release.
     pub fn serve(&self) {
         let roster = self.pool.roster();
-        let (mut lease, roster) = (self.reserve(&roster, &self.request), roster);
+        let mut lease = self.reserve(&roster, &self.request);
         lease.mark_sent();
         let served =
             ServedAttempt { request: Some(&self.request), began_at: lease.reserved_at(), is_charged: true };
@@ -496,34 +507,34 @@ impl PoolWithCredits {
     }
 
     fn reserve(&self, roster: &Arc<Roster>, request: &KeyRequest) -> Lease {
-        let reserving = pin!(self.pool.reserve(roster, request));
-        match reserving.poll(&mut Context::from_waker(Waker::noop())) {
+        let reservation = pin!(self.pool.reserve(roster, request));
+        match reservation.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Reserved { lease, transitions })) => {
                 black_box(transitions);
                 lease
             }
-            other @ (Poll::Ready(Err(_)) | Poll::Pending) => panic!("no key is available: {other:?}"),
+            other @ (Poll::Ready(Err(_)) | Poll::Pending) => panic!("a key must be available: {other:?}"),
         }
     }
 }
 
 /// Resolves the account of the identifiers in a request.
-fn stage_owner_lookup(keys: usize) -> Stage {
+fn prepare_owner_lookup(keys: usize) -> PrepareCalls {
     let roster = PoolWithCredits::new(keys, Strategy::DEFAULT, Spread::WorkspacePerKey).pool.roster();
     let owner = roster.keys()[keys - 1].workspace().identity().clone();
-    stage(no_items, move |()| {
+    prepare(no_items, move |()| {
         assert!(roster.has_several_workspaces());
         assert_eq!(roster.identity_of(black_box(&owner)), Some(&owner));
     })
 }
 
-fn stage_key_selection(keys: usize, strategy: &'static Strategy, spread: Spread) -> Stage {
+fn prepare_key_selection(keys: usize, strategy: &'static Strategy, spread: Spread) -> PrepareCalls {
     let keys = PoolWithCredits::new(keys, strategy, spread);
-    stage(no_items, move |()| keys.serve())
+    prepare(no_items, move |()| keys.serve())
 }
 
-/// All steps between parsing the head of a client and writing the head to the provider, and the processing of the
-/// response head, without bodies, usage records and log lines.
+/// Runs all pure steps from the parsed request head to the head for the provider, and the processing of the response
+/// head, without bodies, usage records and log lines.
 struct RequestPath {
     clients: Clients,
     keys: PoolWithCredits,
@@ -541,10 +552,10 @@ impl RequestPath {
         let (pool, now) = (&self.keys.pool, clock::now());
         check_request_origin(&head);
         let caller = authenticate(&self.clients, &head.headers, head.uri.query(), UnixMs(0)).unwrap();
-        let (endpoint, names, _) = route(&mut head, true).unwrap();
+        let (endpoint, parameter_names, _) = route(&mut head, true).unwrap();
         black_box(affinity::response_ownership(&head.method, &endpoint.route));
         black_box(affinity::is_speech(&endpoint.route));
-        let outbound = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap();
+        let upstream_head = sanitize(head, endpoint.socket, &ForwardedHeaders::default()).unwrap();
         let features = if endpoint.operation.has_text() {
             RequestBodyFeatures::parse(TEXT, true)
         } else {
@@ -556,7 +567,6 @@ impl RequestPath {
         let roster = pool.roster();
         let mut lease = self.keys.reserve(&roster, &request);
         lease.mark_sent();
-        // The response has been received.
         assert_eq!(classify(StatusCode::OK, None, None), Verdict::Served);
         let served =
             ServedAttempt { request: Some(&request), began_at: lease.reserved_at(), is_charged: true };
@@ -567,12 +577,12 @@ impl RequestPath {
         strip_response(&mut response_headers);
         redact_headers(&mut response_headers, &self.redactor);
         black_box(is_searched(&response_headers));
-        black_box((names, outbound, response_headers));
+        black_box((parameter_names, upstream_head, response_headers));
     }
 }
 
-fn stage_request_path(kind: RequestKind) -> Stage {
+fn prepare_request_path(kind: RequestKind) -> PrepareCalls {
     let request_path = RequestPath::new();
     let requests = move |count| heads(count, kind).into_iter().zip(response_heads(count)).collect::<Vec<_>>();
-    stage(requests, move |request| request_path.run(request))
+    prepare(requests, move |request| request_path.run(request))
 }

@@ -1,0 +1,114 @@
+//! A minimal HTTP/1.1 parser for the load generator and the simulated provider. It finds the ends of heads and bodies.
+
+use std::str;
+
+use memchr::{memchr, memmem};
+
+/// The remaining body of a message, by its framing.
+#[derive(Debug)]
+pub enum Body {
+    /// The number of missing bytes.
+    Length(u64),
+    Chunked(ChunkState),
+}
+
+/// The parser state in a chunked body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkState {
+    /// The parser is in the digits of a size. Contains the value of the previous digits.
+    Size(u64),
+    /// The parser is behind the digits of a size and before the end of the line. Contains the size.
+    SizeLine(u64),
+    /// The parser is in the data. Contains the number of missing bytes.
+    Data(u64),
+    /// The parser is between the data of a chunk and the next size.
+    DataLine,
+    /// The parser is behind the size line of the last chunk. Contains the number of missing line feeds.
+    Last(u8),
+}
+
+impl Body {
+    pub fn is_complete(&self) -> bool {
+        matches!(self, Self::Length(0) | Self::Chunked(ChunkState::Last(0)))
+    }
+
+    /// Consumes bytes up to the end of the body, and passes their payload to `payload`. Returns the number of consumed
+    /// bytes.
+    pub fn consume(&mut self, bytes: &[u8], payload: &mut impl FnMut(&[u8])) -> usize {
+        match self {
+            Self::Length(remaining) => {
+                let consumed = bytes.len().min(usize::try_from(*remaining).unwrap());
+                *remaining -= consumed as u64;
+                payload(&bytes[..consumed]);
+                consumed
+            }
+            Self::Chunked(state) => {
+                let mut consumed = 0;
+                while consumed < bytes.len() && *state != ChunkState::Last(0) {
+                    consumed += state.consume(&bytes[consumed..], payload);
+                }
+                consumed
+            }
+        }
+    }
+}
+
+impl ChunkState {
+    pub const START: Self = Self::Size(0);
+
+    /// Consumes at least one byte. Returns the number of consumed bytes.
+    fn consume(&mut self, bytes: &[u8], payload: &mut impl FnMut(&[u8])) -> usize {
+        let byte = bytes[0];
+        *self = match *self {
+            Self::Data(remaining) => {
+                let consumed = bytes.len().min(usize::try_from(remaining).unwrap());
+                payload(&bytes[..consumed]);
+                let remaining = remaining - consumed as u64;
+                *self = if remaining == 0 { Self::DataLine } else { Self::Data(remaining) };
+                return consumed;
+            }
+            Self::Size(size) => match char::from(byte).to_digit(16) {
+                Some(digit) => Self::Size(size * 16 + u64::from(digit)),
+                None => Self::SizeLine(size),
+            },
+            Self::SizeLine(0) if byte == b'\n' => Self::Last(1),
+            Self::SizeLine(size) if byte == b'\n' => Self::Data(size),
+            Self::DataLine if byte == b'\n' => Self::START,
+            Self::Last(lines) if byte == b'\n' => Self::Last(lines - 1),
+            // A carriage return does not change the state.
+            same @ (Self::SizeLine(_) | Self::DataLine | Self::Last(_)) => same,
+        };
+        1
+    }
+}
+
+/// Returns the length of the head at the start of `bytes`, including its final empty line. Returns `None` if the head is
+/// incomplete.
+pub fn head_length(bytes: &[u8]) -> Option<usize> {
+    memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
+}
+
+/// Iterates over the header names and values of a head.
+pub fn headers(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let lines = memchr(b'\n', head).map_or(&[][..], |end| &head[end + 1..]);
+    lines.split(|byte| *byte == b'\n').filter_map(|line| {
+        let colon = memchr(b':', line)?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
+}
+
+/// Parses the body framing in a head.
+pub fn parse_body_framing(head: &[u8]) -> Body {
+    let mut body = Body::Length(0);
+    for (name, value) in headers(head) {
+        // The length is compared first, because it excludes most names.
+        match name.len() {
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                body = Body::Length(str::from_utf8(value).unwrap().parse().unwrap());
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => body = Body::Chunked(ChunkState::START),
+            _ => {}
+        }
+    }
+    body
+}
