@@ -14,7 +14,7 @@ use super::server::{ServerAddress, ServerRequestError, StatusClient};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
 };
-use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, ControlError, NewKey};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, ControlError, NewKey, TokenExpiry};
 use crate::clock;
 use crate::config::{Config, KeyRequirement, Overrides};
 use crate::control::{Controller, record_offline};
@@ -249,8 +249,14 @@ impl<'a> ApiCall<'a> {
                 body.insert("expires_at".to_owned(), expires_at.map(UnixMs::rfc3339).into());
                 call(Method::POST, "/clients".to_owned(), None, Some(without_nulls(body.into())))
             }
-            Change::SetClient { name, rules } => {
-                let body = without_nulls(rules_json(rules).into());
+            Change::SetClient { name, rules, expiry } => {
+                let mut body = without_nulls(rules_json(rules).into());
+                // The API reads `null` as a token that does not expire.
+                match expiry {
+                    Some(TokenExpiry::At(time)) => body["expires_at"] = time.rfc3339().into(),
+                    Some(TokenExpiry::Never) => body["expires_at"] = Value::Null,
+                    None => {}
+                }
                 call(Method::PATCH, format!("/clients/{name}"), None, Some(body))
             }
             Change::RotateClient { name, grace, expires_at } => {
@@ -328,4 +334,12 @@ pub(super) fn parse_end(text: &str) -> Result<UnixMs, String> {
     from_now.or_else(|| UnixMs::parse(text)).ok_or_else(|| {
         "write a duration, for example 2h or 30d, or a time such as 2026-12-01T00:00:00Z".to_owned()
     })
+}
+
+/// Parses the end of a token: `never`, a duration from now on, or an RFC 3339 time.
+pub(super) fn parse_expiry(text: &str) -> Result<TokenExpiry, String> {
+    match text {
+        "never" => Ok(TokenExpiry::Never),
+        text => parse_end(text).map(TokenExpiry::At).map_err(|error| format!("{error}, or `never`")),
+    }
 }

@@ -63,6 +63,19 @@ const HELP: &[CommandHelp] = &[
         ],
     },
     CommandHelp {
+        command: "config",
+        examples: &[("keychoir config show", "print all settings and their sources")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "config show",
+        examples: &[
+            ("keychoir config show", "print all settings and their sources"),
+            ("keychoir config show --json", "print them as JSON"),
+        ],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
         command: "status",
         examples: &[
             ("keychoir status", "show the state of all keys"),
@@ -107,6 +120,29 @@ const HELP: &[CommandHelp] = &[
         exit_codes: CONFIG_CODES,
     },
     CommandHelp {
+        command: "keys add",
+        examples: &[("keychoir keys add spare < spare.key", "add a key to the running Keychoir")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys remove",
+        examples: &[("keychoir keys remove spare", "remove a key that was added")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys pause",
+        examples: &[(
+            "keychoir keys pause spare --until 2h --reason billing",
+            "stop using a key for two hours",
+        )],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "keys resume",
+        examples: &[("keychoir keys resume spare", "use the key again")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
         command: "clients",
         examples: &[("keychoir clients list", "list the clients with their limits")],
         exit_codes: CONFIG_CODES,
@@ -119,6 +155,25 @@ const HELP: &[CommandHelp] = &[
     CommandHelp {
         command: "clients list",
         examples: &[("keychoir clients list --json", "list the clients as JSON")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients show",
+        examples: &[("keychoir clients show app", "show the rules and the end of the token of a client")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients rotate",
+        examples: &[("keychoir clients rotate app --grace 1h", "replace a token without a gap")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "clients set",
+        examples: &[
+            ("keychoir clients set app --max-concurrent 3", "change a rule"),
+            ("keychoir clients set app --expires 30d", "let its token expire in 30 days"),
+            ("keychoir clients set app --expires never", "let its token stay valid"),
+        ],
         exit_codes: CONFIG_CODES,
     },
     CommandHelp {

@@ -7,6 +7,7 @@ mod attempts;
 mod check;
 mod clients;
 mod completions;
+mod config_show;
 mod db;
 mod demo;
 mod env;
@@ -17,6 +18,7 @@ mod status;
 mod supabase;
 mod usage;
 
+mod color;
 mod control;
 mod database;
 mod help;
@@ -58,6 +60,8 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
     Check(ConfigSources),
+    /// Show the settings in force and where each comes from.
+    Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
     /// Show the recorded usage by key, client, model, route, hour or day.
@@ -137,6 +141,7 @@ pub fn run() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Check(sources) => check::run(sources),
+        Command::Config(arguments) => config_show::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
         Command::Attempts(arguments) => attempts::run(arguments),

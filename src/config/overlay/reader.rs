@@ -105,6 +105,9 @@ pub(in crate::config) fn apply_clients(
                 if let Some(token) = token {
                     (client.token, client.expires_at, client.previous_token) =
                         (token, expires_at, previous_token);
+                } else {
+                    // The token is that of the configuration file, where tokens do not expire.
+                    client.expires_at = expires_at;
                 }
             }
             (None, Some(token)) => clients.push(ClientConfig {
