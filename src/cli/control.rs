@@ -26,7 +26,7 @@ use crate::policy::units::UnixMs;
 pub(super) struct ControlOptions {
     #[command(flatten)]
     sources: ConfigSources,
-    /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
+    /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the folder of the
@@ -76,7 +76,7 @@ const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 impl ControlOptions {
     /// Finds the running server. Without `--url`, a server that does not answer is not an error.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
-        let overrides = self.sources.clone().into_overrides(KeyRequirement::Optional);
+        let overrides = self.overrides();
         // The change may add the first client.
         let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
@@ -94,8 +94,27 @@ impl ControlOptions {
         Ok(Target::Offline(Box::new(Offline { overrides, config })))
     }
 
+    /// The sources of the configuration, which may have no keys.
+    pub(super) fn overrides(&self) -> Overrides {
+        self.sources.clone().into_overrides(KeyRequirement::Optional)
+    }
+
+    /// The address of the server: that of `--url`, or the configured one.
+    pub(super) fn address(&self, config: &Config) -> Result<ServerAddress, ServerRequestError> {
+        match &self.url {
+            Some(url) => ServerAddress::parse(url),
+            None => ServerAddress::from_config(config),
+        }
+    }
+
+    /// Reads the admin token, if there is one that can be read.
+    pub(super) fn find_token(&self, config: &Config) -> Option<String> {
+        self.read_token(Some(config)).ok().flatten()
+    }
+
     fn client(&self, address: ServerAddress, config: Option<&Config>) -> Result<AdminClient, ExitCode> {
-        let client = StatusClient::new(address, None).map_err(fail)?;
+        let ca_file = config.and_then(Config::local_ca_file);
+        let client = StatusClient::new(address, None, ca_file.as_deref()).map_err(fail)?;
         let token = self.read_token(config)?;
         Ok(AdminClient { client, token })
     }

@@ -55,11 +55,28 @@ const HELP: &[CommandHelp] = &[
     },
     CommandHelp {
         command: "check",
-        examples: &[("keychoir check --config keychoir.toml", "report all mistakes of this file")],
+        examples: &[
+            ("keychoir check --config keychoir.toml", "report all mistakes of this file"),
+            ("keychoir check --online", "also try ElevenLabs, each key and the mirror"),
+        ],
         exit_codes: &[
             (0, "a start would succeed"),
+            (1, "with --online, ElevenLabs cannot be reached, or a key or the mirror has a problem"),
             USAGE,
             (78, "an invalid configuration, or a problem that would prevent a start"),
+        ],
+    },
+    CommandHelp {
+        command: "doctor",
+        examples: &[
+            ("keychoir doctor", "examine everything"),
+            ("keychoir doctor --offline", "without a connection to ElevenLabs"),
+            ("keychoir doctor --json", "for a monitoring system"),
+        ],
+        exit_codes: &[
+            (0, "everything is as it should be"),
+            (1, "warnings, and no problems"),
+            (2, "problems; or invalid arguments"),
         ],
     },
     CommandHelp {
@@ -80,6 +97,7 @@ const HELP: &[CommandHelp] = &[
         examples: &[
             ("keychoir status", "show the state of all keys"),
             ("keychoir status --why 2", "explain the state of the second key"),
+            ("keychoir status --watch 5s", "show the state again every five seconds"),
             ("keychoir status --check", "report the state as an exit code, for monitoring"),
         ],
         exit_codes: &[

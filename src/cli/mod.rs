@@ -10,6 +10,7 @@ mod completions;
 mod config_show;
 mod db;
 mod demo;
+mod doctor;
 mod env;
 mod keys;
 mod man;
@@ -21,6 +22,7 @@ mod usage;
 mod color;
 mod control;
 mod database;
+mod diagnosis;
 mod help;
 mod key_table;
 mod server;
@@ -59,7 +61,9 @@ enum Command {
     /// Serve with keys from ELEVENLABS_API_KEYS or a configuration file.
     Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
-    Check(ConfigSources),
+    Check(check::Arguments),
+    /// Examine the configuration, the files, the network, the keys and the running server.
+    Doctor(doctor::Arguments),
     /// Show the settings in force and where each comes from.
     Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
@@ -140,7 +144,8 @@ pub fn run() -> ExitCode {
     let arguments = parse_arguments();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
-        Command::Check(sources) => check::run(sources),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config_show::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{Access, access};
 
 use super::database::Database;
+use super::lock::{self, DatabaseLockError};
 use super::origin::{self, Origin};
 use super::snapshot::SnapshotError;
 use super::{DatabaseLocation, key_names, schema, upgrade};
@@ -187,8 +188,8 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
     Ok(Database::in_memory(connection))
 }
 
-/// Checks whether a start could open the database: the file can be written, and it is of Keychoir and of no
-/// newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
+/// Checks whether a start could open the database: the file can be written, no other process uses it, and it is
+/// of Keychoir and of no newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
 ///
 /// # Errors
 ///
@@ -217,10 +218,16 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     if !file_exists {
         return Ok(());
     }
-    match origin::detect(path).map_err(unwritable)? {
-        Origin::Ours => {}
-        Origin::OursNotADatabase => return Ok(()),
-        Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
+    let origin = origin::detect(path).map_err(unwritable)?;
+    if let Origin::Foreign(content) = origin {
+        return Err(OpenError::Foreign { path: path.clone(), content });
+    }
+    lock::check(path).map_err(|error| match error {
+        DatabaseLockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
+        DatabaseLockError::System(source) => unwritable(source),
+    })?;
+    if origin == Origin::OursNotADatabase {
+        return Ok(());
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
