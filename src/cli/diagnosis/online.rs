@@ -1,5 +1,6 @@
 //! Examines what needs the network: the routes to the provider, the clock, the keys and the mirror.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::local::format_credits;
@@ -56,17 +57,19 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
         true => Finding::problem(area, message),
         false => Finding::ok(area, message),
     };
-    let mut findings = vec![match addresses {
+    let is_address = name.parse::<IpAddr>().is_ok();
+    let mut findings = Vec::new();
+    findings.extend((!is_address).then(|| match addresses {
         Ok(addresses) => {
             let listed: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
             let more = if addresses.len() > listed.len() { ", …" } else { "" };
-            Finding::ok("dns", format_args!("{name} has the addresses {}{more}", listed.join(", ")))
+            Finding::ok("dns", format_args!("{name} resolves to {}{more}", listed.join(", ")))
         }
         Err(error) => {
             let finding = failure("dns", format!("{name} cannot be resolved: {error}"));
             finding.next("check the resolver of this machine, or set upstream.proxy")
         }
-    }];
+    }));
     match probe {
         Ok(probe) => {
             let milliseconds = probe.connect_time.as_millis();
