@@ -332,7 +332,7 @@ mod tests {
         let mut checked = 0;
         for (line, _) in HELP.iter().flat_map(|help| help.examples) {
             let Some(start) = line.find("keychoir ").filter(|_| !line.starts_with("man ")) else { continue };
-            let line = line[start..].split(['>', '|', ')']).next().unwrap();
+            let line = line[start..].split(['<', '>', '|', ')']).next().unwrap();
             let words: Vec<&str> = line.split_whitespace().collect();
             let parsed = command().try_get_matches_from(&words);
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

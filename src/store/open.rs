@@ -15,7 +15,7 @@ use super::database::Database;
 use super::lock::{self, DatabaseLockError};
 use super::origin::{self, Origin};
 use super::snapshot::SnapshotError;
-use super::{DatabaseLocation, key_names, schema, upgrade};
+use super::{DatabaseLocation, key_names, owners, read, refusals, schema, upgrade};
 use crate::policy::units::UnixMs;
 
 /// The reason that the database cannot be opened.
@@ -232,6 +232,9 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
         let version = schema::version(&connection)?;
+        if version == schema::VERSION {
+            try_reads(&connection)?;
+        }
         Ok((connection, version))
     });
     match opened {
@@ -243,6 +246,14 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if is_corruption(&error) => Ok(()),
         Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
     }
+}
+
+/// Reads what a start reads.
+fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
+    read::keys(connection)?;
+    refusals::read(connection)?;
+    owners::read(connection)?;
+    read::client_usage(connection, UnixMs(0)).map(drop)
 }
 
 /// The path of a file beside the database, such as `-wal`: the path of the database with a suffix.

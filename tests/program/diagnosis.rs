@@ -42,6 +42,9 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
     fs::write(path("short"), "x").unwrap();
     let client = format!("[[clients]]\nname = \"a\"\ntoken_file = \"{}\"\n", path("missing"));
     fs::write(path("client.toml"), client).unwrap();
+    let odd = rusqlite::Connection::open(path("odd.db")).unwrap();
+    odd.execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 13").unwrap();
+    drop(odd);
     for (variable, value, message) in [
         ("ELEVENLABS_API_KEYS_FILE", path("missing"), "cannot be read"),
         ("CREDENTIALS_DIRECTORY", path("credentials"), "cannot be read"),
@@ -52,6 +55,7 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
         ("KEYCHOIR_SERVER__LISTEN", "0.0.0.0:0".to_owned(), "client token"),
         ("KEYCHOIR_STORAGE__PATH", path("broken/keychoir.db"), "managed.toml"),
         ("KEYCHOIR_STORAGE__PATH", path("lost/keychoir.db"), "managed.toml"),
+        ("KEYCHOIR_STORAGE__PATH", path("odd.db"), "no such column"),
         ("KEYCHOIR_UPSTREAM__PROXY", "ftp://proxy".to_owned(), "scheme"),
         ("KEYCHOIR_UPSTREAM__PROXY_FILE", path("missing"), "cannot be read"),
         ("KEYCHOIR_SUPABASE__URL", "postgres://db".to_owned(), "URL of the database"),

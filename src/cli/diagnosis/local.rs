@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::app::ConnectionLimit;
+use crate::certificate::{self, CaLocation};
 use crate::cli::table::abbreviate;
 use crate::clock;
 use crate::config::{Config, LoadedConfig};
@@ -33,6 +34,10 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
     }];
     findings.extend(warnings.iter().map(|warning| Finding::warning("config", warning)));
     findings.extend(files.existing().map(describe_file));
+    findings.extend(describe_ca_key(config));
+    findings.extend(
+        config.proxy_routes().describe(&config.upstream.base_url).map(|route| Finding::ok("proxy", route)),
+    );
     findings.push(if config.keys.is_empty() {
         Finding::problem("keys", "no keys are configured")
             .next("set ELEVENLABS_API_KEYS=sk_first,sk_second, or run `keychoir keys add NAME < key`")
@@ -62,6 +67,19 @@ fn describe_file(path: &Path) -> Finding {
         }
         Err(error) => Finding::warning("files", format_args!("{}: {error}", path.display())),
     }
+}
+
+/// Describes the private key of the local CA, which the configuration does not read.
+fn describe_ca_key(config: &Config) -> Option<Finding> {
+    let CaLocation::Directory(folder) = config.ca_location() else { return None };
+    let path = certificate::ca_key_file(&folder);
+    let mode = path.metadata().ok()?.permissions().mode();
+    let finding = describe_file(&path);
+    if mode & 0o077 == 0 {
+        return Some(finding);
+    }
+    let message = format!("other users of this machine can read {}", finding.message);
+    Some(Finding::warning("files", message).next("restrict it with `chmod 600`"))
 }
 
 /// Describes the certificate in the files of `server.tls`.

@@ -118,7 +118,8 @@ fn describe_key(checked: &CheckedKey) -> Finding {
     let CheckedKey { key, result } = checked;
     let short = key.api_key().short();
     let name = format!("{} ({short})", key_name(key.position(), key.name()));
-    let KeyCheck { outcome, latency, may_read_user: _, may_read_models, .. } = match result {
+    let KeyCheck { outcome, latency, may_read_user: _, may_read_models, max_concurrent_speech } = match result
+    {
         Ok(check) => check,
         Err(error) => return Finding::warning("keys", format_args!("{name}: {error}")),
     };
@@ -134,7 +135,10 @@ fn describe_key(checked: &CheckedKey) -> Finding {
                 None => format!("{} credits used", format_credits(quota.count)),
             };
             let lacks_models = if *may_read_models == Some(false) { ", without models_read" } else { "" };
-            let message = format!("{name}: plan {plan}, {credits}{lacks_models}, {milliseconds} ms");
+            let concurrent = max_concurrent_speech.map(|count| format!(", {count} concurrent requests"));
+            let concurrent = concurrent.unwrap_or_default();
+            let message =
+                format!("{name}: plan {plan}, {credits}{concurrent}{lacks_models}, {milliseconds} ms");
             if *is_paid == Some(false) {
                 let finding =
                     Finding::warning("keys", format_args!("{message}; the latest invoice is not paid"));
