@@ -1,5 +1,7 @@
 //! `keychoir status` beside a running program: its colours, its paused keys, and `--watch` across a restart.
 
+use std::cell::Cell;
+
 use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
@@ -48,7 +50,12 @@ fn the_watched_state_survives_a_restart_of_the_server() {
     let mut command = keychoir_command(&["status", "--watch", "500ms", "--url", &url]);
     let mut watch = Program::start_and_read_output(&mut command);
     let wait_for = |watch: &mut Program, text: &str| {
-        watch.wait_for_line(|line| line.contains(text).then_some(()));
+        let line_count = Cell::new(0);
+        watch.wait_for_line(|line| {
+            line_count.set(line_count.get() + 1);
+            assert!(line_count.get() < 500, "no frame contains {text:?}; the last line is {line:?}");
+            line.contains(text).then_some(())
+        });
     };
     wait_for(&mut watch, "1 of 1 keys active");
     assert_eq!(program.terminate().0, Some(0));
