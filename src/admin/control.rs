@@ -55,6 +55,8 @@ pub enum Change {
         name: String,
         /// The rules to replace.
         rules: ClientRules,
+        /// The new end of its current token; `None` keeps the end as it is.
+        expiry: Option<TokenExpiry>,
     },
     /// Gives a client a new token.
     RotateClient {
@@ -72,6 +74,15 @@ pub enum Change {
     },
     /// Reads the configuration files again.
     Reload,
+}
+
+/// When the token of a client ends, as an operator sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenExpiry {
+    /// The token does not expire.
+    Never,
+    /// The token expires at this time.
+    At(UnixMs),
 }
 
 /// Maximum characters of the reason for a pause.

@@ -34,7 +34,7 @@ use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
-pub use api::AuthFailureTable;
+pub use api::{AuthFailureTable, meaning};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;

@@ -86,7 +86,7 @@ impl AppConfig {
         let routes = config.proxy_routes();
         let setting_values = config.setting_values().into_iter();
         let setting_values = setting_values
-            .map(|SettingValue { name, value, source }| SettingInForce { name, value, source })
+            .map(|SettingValue { name, value, source, .. }| SettingInForce { name, value, source })
             .collect();
         let Config {
             server,

@@ -1,14 +1,26 @@
-//! Checks whether the program could start: briefly listens on the addresses, and examines the database
-//! without changing it. Unlike `start`, the check continues after a problem.
+//! Checks whether the program could start: performs the steps of the start that can fail, and examines the
+//! database without changing it. Unlike `start`, the check continues after a problem.
 
 use std::io;
 
+use super::connection_limit::ConnectionLimit;
 use super::listen::listen_on;
+use super::start_error::check_exposure;
 use super::{AppConfig, StartError};
 use crate::config::{Config, ListenAddress};
+use crate::mirror;
 use crate::server::Listener;
-use crate::store;
+use crate::store::{self, OpenError};
 use crate::upstream::TcpTlsConnector;
+
+/// The result of a dry run.
+#[derive(Debug, Default)]
+pub struct DryRun {
+    /// Why the program would not start.
+    pub problems: Vec<StartProblem>,
+    /// What would not work as configured after the start.
+    pub warnings: Vec<StartWarning>,
+}
 
 /// A problem that prevents the start.
 #[derive(Debug, thiserror::Error)]
@@ -26,28 +38,56 @@ pub enum StartProblem {
     Start(#[from] StartError),
 }
 
-/// Returns all problems that prevent a start with `config`. Sockets passed by systemd are not checked,
-/// because they exist only when systemd starts the program.
-pub async fn dry_run(config: Config) -> Vec<StartProblem> {
-    let mut problems = Vec::new();
+/// A state in which the program starts and does not work as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum StartWarning {
+    /// The database cannot be opened at the moment. Requests are served, and usage records stay in memory.
+    #[error("{0}; requests are served without it until it can be used")]
+    Database(#[source] OpenError),
+    /// The system allows fewer open files than the configured connections need.
+    #[error("{0}")]
+    Connections(ConnectionLimit),
+}
+
+/// Performs the steps of a start with `config` that can fail. Sockets passed by systemd are not checked, because
+/// they exist only when systemd starts the program.
+pub async fn dry_run(config: Config) -> DryRun {
+    let mut result = DryRun::default();
+    let limit = ConnectionLimit::determine(&config);
+    if limit.is_reduced() {
+        result.warnings.push(StartWarning::Connections(limit));
+    }
     // The listeners stay open until all addresses are checked, so that conflicting addresses are detected.
     let mut open_listeners: Vec<Listener> = Vec::new();
     for address in config.server.listen.iter().filter(|address| **address != ListenAddress::Systemd) {
         match listen_on(address, config.server.unix_mode) {
             Ok(listeners) => open_listeners.extend(listeners),
-            Err(source) => problems.push(StartProblem::Address { address: address.clone(), source }),
+            Err(source) => {
+                result.problems.push(StartProblem::Address { address: address.clone(), source });
+            }
         }
     }
+    let addresses: io::Result<Vec<_>> = open_listeners.iter().map(Listener::address).collect();
     drop(open_listeners);
     match AppConfig::from_config(config) {
-        Err(error) => problems.push(StartError::from(error).into()),
+        Err(error) => result.problems.push(StartError::from(error).into()),
         Ok(app_config) => {
+            let exposure = addresses.map_err(StartError::from).and_then(|addresses| {
+                check_exposure(&addresses, &app_config.clients).map_err(StartError::from)
+            });
+            let mirror = app_config.mirror.as_ref().map_or(Ok(()), mirror::check_settings);
             let errors = [
+                exposure.err(),
                 TcpTlsConnector::new(app_config.ca_file.as_deref()).err().map(StartError::from),
-                store::check_location(&app_config.database).err().map(StartError::from),
+                mirror.err().map(StartError::from),
             ];
-            problems.extend(errors.into_iter().flatten().map(StartProblem::from));
+            result.problems.extend(errors.into_iter().flatten().map(StartProblem::from));
+            match store::check_location(&app_config.database) {
+                Ok(()) => {}
+                Err(error) if error.is_temporary() => result.warnings.push(StartWarning::Database(error)),
+                Err(error) => result.problems.push(StartError::from(error).into()),
+            }
         }
     }
-    problems
+    result
 }

@@ -2,10 +2,12 @@
 //! start the same program as the command line.
 
 mod app_config;
+mod connection_limit;
 mod dry_run;
 mod https;
 mod listen;
 mod mirror_task;
+mod online_check;
 mod operator;
 mod router;
 mod start_error;
@@ -31,11 +33,15 @@ use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::RequestMetrics;
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
 
+pub use crate::mirror::TableCheck;
+pub use crate::poller::{CheckOutcome, KeyCheck};
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
 pub use app_config::AppConfig;
-pub use dry_run::{StartProblem, dry_run};
+pub use connection_limit::ConnectionLimit;
+pub use dry_run::{DryRun, StartProblem, StartWarning, dry_run};
 pub use https::{Https, HttpsState};
 pub use listen::{ListenError, listen};
+pub use online_check::{CheckedKey, OnlineCheck, RouteCheck};
 pub use start_error::{StartError, UnprotectedListener};
 
 use https::Certificates;

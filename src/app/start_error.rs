@@ -37,6 +37,40 @@ pub enum StartError {
     Io(#[from] io::Error),
 }
 
+impl StartError {
+    /// What the operator can do, if the message does not say it.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            // The message says what to do.
+            Self::Database(OpenError::CannotCopy { .. }) => None,
+            Self::Database(_) | Self::UnreadableRecords(_) => Some(
+                "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \
+                 storage.ephemeral = true (or --ephemeral).",
+            ),
+            Self::UnprotectedListener(_) => {
+                Some("Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.")
+            }
+            Self::Upstream(_) | Self::Tls(_) | Self::Https(_) | Self::Mirror(_) | Self::Io(_) => None,
+        }
+    }
+
+    /// Whether the operating system reported the error, so that the configuration may be valid.
+    #[must_use]
+    pub fn is_system_error(&self) -> bool {
+        match self {
+            Self::Io(_) => true,
+            Self::Database(_)
+            | Self::UnreadableRecords(_)
+            | Self::UnprotectedListener(_)
+            | Self::Upstream(_)
+            | Self::Tls(_)
+            | Self::Https(_)
+            | Self::Mirror(_) => false,
+        }
+    }
+}
+
 /// A listener that other machines can connect to without a client token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is open to other machines, and no client token is required")]

@@ -6,6 +6,7 @@ mod bundle;
 mod ca_directory;
 mod certificate_chain;
 mod local_ca;
+mod peer_certificate;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -19,9 +20,10 @@ use crate::policy::certificate::ValidityPeriod;
 use crate::policy::units::UnixMs;
 
 pub use bundle::{BundleError, find_trusted_roots, refresh_bundle, write_bundle};
-pub use ca_directory::{CaError, OpenedCa, QuarantinedFile, ca_file, open};
+pub use ca_directory::{CaError, OpenedCa, QuarantinedFile, ca_file, ca_key_file, open};
 pub use certificate_chain::{CertificateChain, ChainError, PrivateKeyError};
 pub use local_ca::{CaDefect, CertificateError, LocalCa};
+pub use peer_certificate::PeerCertificate;
 
 /// The location of the local CA.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,55 +1,118 @@
-//! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a
-//! start. An address on which a running Keychoir listens is not a problem.
+//! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a start. With
+//! `--online`, it also asks the provider and the mirror. What a running Keychoir uses is not a problem.
 
-use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use super::server::is_keychoir_at;
-use super::{
-    CommandResult, ConfigSources, EX_CONFIG, build_runtime, describe_bind_error, describe_files, load, print,
-    print_error,
-};
-use crate::app::{StartProblem, dry_run};
-use crate::config::{Config, KeyRequirement};
+use clap::Args;
+use serde_json::json;
+
+use super::color::Palette;
+use super::diagnosis::{self, Finding, Severity, examine_online, examine_start};
+use super::{CommandResult, ConfigSources, EX_CONFIG, build_runtime, describe_files, print, print_error};
+use crate::config::{self, KeyRequirement, LoadedConfig, Overrides};
 use crate::telemetry::{key_name, keys_loaded_message};
 
-pub(super) fn run(sources: ConfigSources) -> CommandResult {
-    let loaded = load(&sources.into_overrides(KeyRequirement::Required))?;
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    sources: ConfigSources,
+    /// Check as for `keychoir serve --ephemeral`.
+    #[arg(long)]
+    ephemeral: bool,
+    /// Also connect to ElevenLabs, ask it about each key, and check the tables of the mirror.
+    #[arg(long)]
+    online: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The exit code if a start would succeed, and the provider, a key or the mirror has a problem.
+const ONLINE_PROBLEM: u8 = 1;
+
+pub(super) fn run(arguments: Arguments) -> CommandResult {
+    let Arguments { sources, ephemeral, online, json } = arguments;
+    let overrides = Overrides { is_ephemeral: ephemeral, ..sources.into_overrides(KeyRequirement::Required) };
+    let loaded = match config::load(&overrides) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            if json {
+                let findings: Vec<_> =
+                    problems.iter().map(|problem| Finding::problem("config", problem.summary())).collect();
+                print(&diagnosis::to_json(&findings));
+            } else {
+                print_error(&problems);
+            }
+            return Err(ExitCode::from(EX_CONFIG));
+        }
+    };
+    if !json {
+        print_configuration(&loaded);
+    }
+    let runtime = build_runtime()?;
+    let (start, network) = runtime.block_on(async {
+        let start = examine_start(&loaded.config).await;
+        let network = if online { examine_online(&loaded.config).await } else { Vec::new() };
+        (start, network)
+    });
+    // A lookup that exceeded its timeout may still block a thread.
+    runtime.shutdown_background();
+    if json {
+        print_json(&loaded, &start, &network);
+    } else {
+        print_findings(&start, &network);
+    }
+    match (diagnosis::worst(&start), diagnosis::worst(&network)) {
+        (Severity::Problem, _) => Err(ExitCode::from(EX_CONFIG)),
+        (Severity::Ok | Severity::Warning, Severity::Problem) => Err(ExitCode::from(ONLINE_PROBLEM)),
+        (Severity::Ok | Severity::Warning, Severity::Ok | Severity::Warning) => Ok(()),
+    }
+}
+
+fn print_configuration(loaded: &LoadedConfig) {
     for warning in &loaded.warnings {
         print_error(warning);
     }
     let config = &loaded.config;
-    print(&describe_files(&loaded));
+    print(&describe_files(loaded));
     print(&keys_loaded_message(config.keys.len(), &config.key_source.to_string()));
     for (position, key) in config.keys.iter().enumerate() {
         print(&format_args!("{}  {}", key_name(position, key.name.as_deref()), key.key.short()));
     }
-    let problem_count = build_runtime()?.block_on(report_start_problems(loaded.config));
+}
+
+/// Prints the findings about the start, problems to standard error, and all findings about the network.
+fn print_findings(start: &[Finding], network: &[Finding]) {
+    for finding in start {
+        match finding.severity {
+            Severity::Ok => print(finding),
+            Severity::Warning => print_error(finding),
+            Severity::Problem => print_error(&format_args!("keychoir: {finding}")),
+        }
+    }
+    for finding in network {
+        print(&finding.format(Palette::default()));
+    }
+    let problem_count = start.iter().filter(|finding| finding.severity == Severity::Problem).count();
     if problem_count > 0 {
         let plural = if problem_count == 1 { "" } else { "s" };
         print_error(&format_args!("{problem_count} problem{plural} would prevent a start"));
-        return Err(ExitCode::from(EX_CONFIG));
+    } else {
+        print(&"The configuration is fine.");
     }
-    print(&"The configuration is fine.");
-    Ok(())
 }
 
-/// Prints the problems that would prevent a start, and returns their number.
-async fn report_start_problems(config: Config) -> usize {
-    let mut problem_count = 0;
-    for problem in dry_run(config).await {
-        match problem {
-            StartProblem::Address { address, source } => {
-                if source.kind() == ErrorKind::AddrInUse && is_keychoir_at(&address).await {
-                    print(&format_args!("note: a Keychoir is already running at {address}"));
-                    continue;
-                }
-                let message = describe_bind_error(&address.to_string(), &source);
-                print_error(&format_args!("keychoir: {message}"));
-            }
-            StartProblem::Start(error) => print_error(&format_args!("keychoir: {error}")),
-        }
-        problem_count += 1;
-    }
-    problem_count
+fn print_json(loaded: &LoadedConfig, start: &[Finding], network: &[Finding]) {
+    let config = &loaded.config;
+    let warnings = loaded.warnings.iter().map(|warning| Finding::warning("config", warning));
+    let findings: Vec<_> = warnings.chain(start.iter().cloned()).chain(network.iter().cloned()).collect();
+    let keys = config.keys.iter().map(|key| json!({"name": key.name, "short_key": key.key.short().as_str()}));
+    print(&json!({
+        "status": diagnosis::worst(&findings),
+        "starts": diagnosis::worst(start) != Severity::Problem,
+        "file": loaded.file,
+        "files": loaded.files.existing().collect::<Vec<_>>(),
+        "keys": keys.collect::<Vec<_>>(),
+        "findings": findings,
+    }));
 }

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::control::{ControlOptions, Target, parse_duration, parse_end};
+use super::control::{ControlOptions, Target, parse_duration, parse_end, parse_expiry};
 use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
-use crate::admin::control::{Change, ClientRules};
+use crate::admin::control::{Change, ClientRules, TokenExpiry};
 use crate::config::{self, ClientConfig, ClientOrigin};
 use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
@@ -59,13 +59,16 @@ enum Command {
         #[command(flatten)]
         options: ControlOptions,
     },
-    /// Change the rules of a client. An empty text or 0 removes a rule.
+    /// Change the rules of a client, or when its token expires. An empty text or 0 removes a rule.
     Set {
         /// The client's name.
         #[arg(value_parser = config::parse_client_name)]
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
+        /// When its current token expires: a duration such as 30d, a time, or `never`.
+        #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
+        expires: Option<TokenExpiry>,
         #[command(flatten)]
         options: ControlOptions,
     },
@@ -136,9 +139,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
             let message = format!("The client `{name}` has a new token, which is shown only now:");
             options.run(Change::RotateClient { name, grace, expires_at: expires }, &message)
         }
-        Command::Set { name, rules, options } => {
+        Command::Set { name, rules, expires: expiry, options } => {
             let message = format!("Changed the client `{name}`.");
-            options.run(Change::SetClient { name, rules: rules.into_rules() }, &message)
+            options.run(Change::SetClient { name, rules: rules.into_rules(), expiry }, &message)
         }
         Command::Revoke { name, options } => {
             let message = format!("Revoked the token of the client `{name}`.");
@@ -150,9 +153,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 /// A client as the admin API describes it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct ListedClient {
+pub(super) struct ListedClient {
     name: String,
-    source: String,
+    pub(super) source: String,
     #[serde(deserialize_with = "read_quota")]
     quota: Option<String>,
     rate_limit: Option<String>,

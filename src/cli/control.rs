@@ -14,7 +14,7 @@ use super::server::{ServerAddress, ServerRequestError, StatusClient};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
 };
-use crate::admin::control::{Actor, Change, ChangeOrigin, ControlError, NewKey};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ControlError, NewKey, TokenExpiry};
 use crate::clock;
 use crate::config::{Config, KeyRequirement, Overrides};
 use crate::control::{Controller, record_offline};
@@ -27,7 +27,7 @@ use crate::store::{OfflineChanges, OpenError};
 pub(super) struct ControlOptions {
     #[command(flatten)]
     sources: ConfigSources,
-    /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
+    /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the folder of the
@@ -78,7 +78,7 @@ const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 impl ControlOptions {
     /// Finds the running server. Without `--url`, a server that does not answer is not an error.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
-        let overrides = self.sources.clone().into_overrides(KeyRequirement::Optional);
+        let overrides = self.overrides();
         // The change may add the first client.
         let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
@@ -98,8 +98,27 @@ impl ControlOptions {
         Ok(Target::Offline(Box::new(Offline { overrides, config })))
     }
 
+    /// The sources of the configuration, which may have no keys.
+    pub(super) fn overrides(&self) -> Overrides {
+        self.sources.clone().into_overrides(KeyRequirement::Optional)
+    }
+
+    /// The address of the server: that of `--url`, or the configured one.
+    pub(super) fn address(&self, config: &Config) -> Result<ServerAddress, ServerRequestError> {
+        match &self.url {
+            Some(url) => ServerAddress::parse(url),
+            None => ServerAddress::from_config(config),
+        }
+    }
+
+    /// Reads the admin token, if there is one that can be read.
+    pub(super) fn find_token(&self, config: &Config) -> Option<String> {
+        self.read_token(Some(config)).ok().flatten()
+    }
+
     fn client(&self, address: ServerAddress, config: Option<&Config>) -> Result<AdminClient, ExitCode> {
-        let client = StatusClient::new(address, None).map_err(fail)?;
+        let ca_file = config.and_then(Config::local_ca_file);
+        let client = StatusClient::new(address, None, ca_file.as_deref()).map_err(fail)?;
         let token = self.read_token(config)?;
         Ok(AdminClient { client, token })
     }
@@ -276,8 +295,15 @@ impl<'a> ApiCall<'a> {
                 body["expires_at"] = expires_at.map(UnixMs::rfc3339).into();
                 call(Method::POST, "/clients".to_owned(), None, Some(without_nulls(body)))
             }
-            Change::SetClient { name, rules } => {
-                call(Method::PATCH, format!("/clients/{name}"), None, Some(rules.to_json()))
+            Change::SetClient { name, rules, expiry } => {
+                let mut body = rules.to_json();
+                // The API reads `null` as a token that does not expire.
+                match expiry {
+                    Some(TokenExpiry::At(time)) => body["expires_at"] = time.rfc3339().into(),
+                    Some(TokenExpiry::Never) => body["expires_at"] = Value::Null,
+                    None => {}
+                }
+                call(Method::PATCH, format!("/clients/{name}"), None, Some(body))
             }
             Change::RotateClient { name, grace, expires_at } => {
                 let body = json!({
@@ -333,4 +359,12 @@ pub(super) fn parse_end(text: &str) -> Result<UnixMs, String> {
     from_now.or_else(|| UnixMs::parse(text)).ok_or_else(|| {
         "write a duration, for example 2h or 30d, or a time such as 2026-12-01T00:00:00Z".to_owned()
     })
+}
+
+/// Parses the end of a token: `never`, a duration from now on, or an RFC 3339 time.
+pub(super) fn parse_expiry(text: &str) -> Result<TokenExpiry, String> {
+    match text {
+        "never" => Ok(TokenExpiry::Never),
+        text => parse_end(text).map(TokenExpiry::At).map_err(|error| format!("{error}, or `never`")),
+    }
 }

@@ -55,18 +55,49 @@ const HELP: &[CommandHelp] = &[
     },
     CommandHelp {
         command: "check",
-        examples: &[("keychoir check --config keychoir.toml", "report all mistakes of this file")],
+        examples: &[
+            ("keychoir check --config keychoir.toml", "report all mistakes of this file"),
+            ("keychoir check --online", "also try ElevenLabs, each key and the mirror"),
+        ],
         exit_codes: &[
             (0, "a start would succeed"),
+            (1, "with --online, ElevenLabs cannot be reached, or a key or the mirror has a problem"),
             USAGE,
             (78, "an invalid configuration, or a problem that would prevent a start"),
         ],
+    },
+    CommandHelp {
+        command: "doctor",
+        examples: &[
+            ("keychoir doctor", "examine everything"),
+            ("keychoir doctor --offline", "without a connection to ElevenLabs"),
+            ("keychoir doctor --json", "for a monitoring system"),
+        ],
+        exit_codes: &[
+            (0, "everything is as it should be"),
+            (1, "warnings, and no problems"),
+            (2, "problems; or invalid arguments"),
+        ],
+    },
+    CommandHelp {
+        command: "config",
+        examples: &[("keychoir config show", "print all settings and their sources")],
+        exit_codes: CONFIG_CODES,
+    },
+    CommandHelp {
+        command: "config show",
+        examples: &[
+            ("keychoir config show", "print all settings and their sources"),
+            ("keychoir config show --json", "print them as JSON"),
+        ],
+        exit_codes: CONFIG_CODES,
     },
     CommandHelp {
         command: "status",
         examples: &[
             ("keychoir status", "show the state of all keys"),
             ("keychoir status --why 2", "explain the state of the second key"),
+            ("keychoir status --watch 5s", "show the state again every five seconds"),
             ("keychoir status --check", "report the state as an exit code, for monitoring"),
         ],
         exit_codes: &[
@@ -175,10 +206,11 @@ const HELP: &[CommandHelp] = &[
     },
     CommandHelp {
         command: "clients set",
-        examples: &[(
-            "keychoir clients set app --quota \"1000 requests per day\"",
-            "change the quota of a client",
-        )],
+        examples: &[
+            ("keychoir clients set app --max-concurrent 3", "change a rule"),
+            ("keychoir clients set app --expires 30d", "let its token expire in 30 days"),
+            ("keychoir clients set app --expires never", "let its token stay valid"),
+        ],
         exit_codes: CONFIG_CODES,
     },
     CommandHelp {

@@ -7,8 +7,10 @@ mod attempts;
 mod check;
 mod clients;
 mod completions;
+mod config_show;
 mod db;
 mod demo;
+mod doctor;
 mod env;
 mod keys;
 mod man;
@@ -17,8 +19,10 @@ mod status;
 mod supabase;
 mod usage;
 
+mod color;
 mod control;
 mod database;
+mod diagnosis;
 mod help;
 mod key_table;
 mod server;
@@ -57,7 +61,11 @@ enum Command {
     /// Serve with keys from ELEVENLABS_API_KEYS or a configuration file.
     Serve(serve::ServeArguments),
     /// Check the configuration and report its mistakes, without serving.
-    Check(ConfigSources),
+    Check(check::Arguments),
+    /// Examine the configuration, the files, the network, the keys and the running server.
+    Doctor(doctor::Arguments),
+    /// Show the settings in force and where each comes from.
+    Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
     /// Show the recorded usage by key, client, model, route, hour or day.
@@ -136,7 +144,9 @@ pub fn run() -> ExitCode {
     let arguments = parse_arguments();
     let result = match arguments.command.unwrap_or(Command::Serve(arguments.serve)) {
         Command::Serve(arguments) => serve::run(arguments),
-        Command::Check(sources) => check::run(sources),
+        Command::Check(arguments) => check::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Config(arguments) => config_show::run(arguments),
         Command::Status(arguments) => status::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
         Command::Attempts(arguments) => attempts::run(arguments),

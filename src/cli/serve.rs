@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::mpsc::Receiver;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use super::diagnosis::free_plans_message;
 use super::key_table;
 use super::signals::{SignalEvent, Signals};
 use super::{
@@ -18,8 +19,8 @@ use super::{
 };
 use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
-    self, Address, AppConfig, DrainOutcome, HttpsState, InheritedSockets, ListenError, RunningApp,
-    ShutdownReport, StartError,
+    self, Address, AppConfig, ConnectionLimit, DrainOutcome, HttpsState, InheritedSockets, ListenError,
+    RunningApp, ShutdownReport, StartError,
 };
 use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
@@ -27,9 +28,7 @@ use crate::config::{
 use crate::control::{
     ConfigReloader, Controller, NewAdminToken, delete_leftover_key_files, log_reload_error, record_in,
 };
-use crate::policy::files::{self, RequestedLimits};
 use crate::pool::KeySnapshot;
-use crate::store::OpenError;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
@@ -165,27 +164,18 @@ fn proxy_message(config: &Config) -> Option<String> {
     Some(text.map_or_else(|| own.clone(), |text| format!("{text}; {own}")))
 }
 
-/// Returns the maximum number of client connections, which is less than the configured number if the system
-/// allows too few open files.
+/// Returns the maximum number of client connections, and warns if the system allows too few open files.
 fn max_connections(config: &Config) -> usize {
-    let limit = app::raise_open_files_limit().unwrap_or_else(|error| {
-        debug!("the limit of open files cannot be raised: {error}");
-        app::open_files_limit()
-    });
-    let (connections, requests) = (config.server.max_connections, config.server.max_requests);
-    let idle_connections = config.upstream.max_idle_connections;
-    let allowed_connections =
-        files::max_connections(limit, RequestedLimits { connections, requests, idle_connections });
-    if allowed_connections < connections {
+    let limit = ConnectionLimit::determine(config);
+    if limit.is_reduced() {
         warn!(
             event = "connections_limited",
-            open_files_max = limit,
-            max_connections = allowed_connections,
-            "The system allows {limit} open files, so at most {allowed_connections} clients can be connected instead \
-             of {connections} (server.max_connections); raise the hard limit (LimitNOFILE in a unit, ulimit -Hn in a shell)"
+            open_files_max = limit.open_files,
+            max_connections = limit.allowed,
+            "{limit}"
         );
     }
-    allowed_connections
+    limit.allowed
 }
 
 /// Formats the status line for a service manager, with the number of keys and the addresses.
@@ -198,26 +188,8 @@ fn status_line(running: &RunningApp) -> String {
 
 /// Prints the error of a failed start, with advice, and returns the exit code.
 fn report_start_error(error: StartError) -> ExitCode {
-    let (code, advice) = match &error {
-        // The message says what to do.
-        StartError::Database(OpenError::CannotCopy { .. }) => (EX_CONFIG, None),
-        StartError::Database(_) | StartError::UnreadableRecords(_) => (
-            EX_CONFIG,
-            Some(
-                "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \
-                 storage.ephemeral = true (or --ephemeral).",
-            ),
-        ),
-        StartError::UnprotectedListener(_) => (
-            EX_CONFIG,
-            Some("Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1."),
-        ),
-        StartError::Upstream(_) | StartError::Tls(_) | StartError::Https(_) | StartError::Mirror(_) => {
-            (EX_CONFIG, None)
-        }
-        StartError::Io(_) => (1, None),
-    };
-    let code = fail_with(code, error);
+    let advice = error.advice();
+    let code = fail_with(if error.is_system_error() { 1 } else { EX_CONFIG }, error);
     if let Some(advice) = advice {
         print_error(&advice);
     }
@@ -241,10 +213,7 @@ async fn log_welcome(running: &mut RunningApp) {
             |snapshot: &&KeySnapshot| snapshot.key.workspace().tier().is_some_and(|tier| *tier == "free");
         let free_keys = keys.iter().filter(is_free).count();
         if free_keys > 1 {
-            warn!(
-                "{free_keys} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse \
-                 detection finds them; pool only workspaces that you are entitled to use"
-            );
+            warn!("{}", free_plans_message(free_keys));
         }
     }
     if running.reachability() == Reachability::Unreachable {

@@ -2,25 +2,26 @@
 //! they select the same address and report the same errors.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use http::Method;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{ConfigSources, load};
-use crate::config::{BaseUrl, Config, HostPort, KeyRequirement, ListenAddress};
-use crate::upstream::{TlsError, http_client};
+use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress};
+use crate::upstream::{TlsError, http_client_trusting};
 
 /// The options with the address of a running Keychoir.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ServerOptions {
     #[command(flatten)]
     sources: ConfigSources,
-    /// Connect here instead of to the configured address: http://HOST:PORT or unix:/PATH.
+    /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// A file with a client token, if Keychoir requires one.
@@ -47,10 +48,8 @@ pub(super) struct StatusClient {
 /// The reason why a request to a running Keychoir failed. The message contains advice.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServerRequestError {
-    #[error("{0} is not the address of a Keychoir: write http://HOST:PORT or unix:/PATH")]
+    #[error("{0} is not the address of a Keychoir: write http://HOST:PORT, https://HOST:PORT or unix:/PATH")]
     InvalidUrl(String),
-    #[error("use http://, which Keychoir serves on the same port as HTTPS")]
-    Https,
     #[error("the configuration names no fixed port: use --url http://HOST:PORT")]
     NoFixedPort,
     #[error("the client token cannot be read from {}: {source}", .path.display())]
@@ -84,14 +83,24 @@ impl ServerOptions {
     /// Creates the client. If the configuration is invalid, prints its mistakes and returns the exit code as
     /// the outer error.
     pub(super) fn into_client(self) -> Result<Result<StatusClient, ServerRequestError>, ExitCode> {
-        let address = match &self.url {
-            Some(url) => ServerAddress::parse(url),
+        let overrides = self.sources.into_overrides(KeyRequirement::Optional);
+        let (address, config) = match &self.url {
+            Some(url) => {
+                let address = ServerAddress::parse(url);
+                let is_https = address.as_ref().is_ok_and(ServerAddress::is_https);
+                // The configuration names the local CA. Other addresses work with an invalid one.
+                (
+                    address,
+                    is_https.then(|| config::load(&overrides).ok()).flatten().map(|loaded| loaded.config),
+                )
+            }
             None => {
-                let overrides = self.sources.into_overrides(KeyRequirement::Optional);
-                ServerAddress::from_config(&load(&overrides)?.config)
+                let config = load(&overrides)?.config;
+                (ServerAddress::from_config(&config), Some(config))
             }
         };
-        Ok(address.and_then(|address| StatusClient::new(address, self.token_file)))
+        let ca_file = config.and_then(|config| config.local_ca_file());
+        Ok(address.and_then(|address| StatusClient::new(address, self.token_file, ca_file.as_deref())))
     }
 }
 
@@ -100,12 +109,9 @@ impl ServerAddress {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Self::Unix(PathBuf::from(path)));
         }
-        if text.starts_with("https://") {
-            return Err(ServerRequestError::Https);
-        }
         let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let is_http =
-            url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let is_http = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
         if !is_http || reqwest::Url::parse(&url).is_err() {
             return Err(ServerRequestError::InvalidUrl(text.to_owned()));
         }
@@ -117,6 +123,14 @@ impl ServerAddress {
         match self {
             Self::Unix(_) => true,
             Self::Url(url) => url.parse::<BaseUrl>().is_ok_and(|url| url.is_loopback()),
+        }
+    }
+
+    /// Whether the server's certificate is verified.
+    pub(super) fn is_https(&self) -> bool {
+        match self {
+            Self::Url(url) => url.starts_with("https://"),
+            Self::Unix(_) => false,
         }
     }
 
@@ -150,12 +164,15 @@ pub(super) fn base_url(listen: &HostPort) -> String {
 }
 
 impl StatusClient {
+    /// Creates a client. `ca_file` is the certificate of the local CA, which an `https` address may need.
     pub(super) fn new(
         address: ServerAddress,
         token_file: Option<PathBuf>,
+        ca_file: Option<&Path>,
     ) -> Result<Self, ServerRequestError> {
         let token = token_file.map(read_token).transpose()?;
-        let builder = http_client()?.timeout(RESPONSE_TIMEOUT);
+        let ca_file = ca_file.filter(|_| address.is_https());
+        let builder = http_client_trusting(ca_file)?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
             ServerAddress::Url(_) => builder.build()?,
             ServerAddress::Unix(path) => builder.unix_socket(path.clone()).build()?,
@@ -165,11 +182,11 @@ impl StatusClient {
 
     /// Creates a client without a token for the Keychoir that runs with this configuration.
     pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
-        Self::new(ServerAddress::from_config(config)?, None)
+        Self::new(ServerAddress::from_config(config)?, None, None)
     }
 
     /// Formats the address for messages.
-    fn address_text(&self) -> String {
+    pub(super) fn address_text(&self) -> String {
         match &self.address {
             ServerAddress::Url(url) => url.clone(),
             ServerAddress::Unix(path) => format!("unix:{}", path.display()),
@@ -212,6 +229,27 @@ impl StatusClient {
             reason: format!("status {status}"),
         })?;
         Ok((status, document))
+    }
+
+    /// The readiness of the server: `ready`, `degraded` or `unready`.
+    pub(super) async fn readiness(&self) -> Result<String, ServerRequestError> {
+        #[derive(Deserialize)]
+        struct Readiness {
+            status: String,
+        }
+        self.get::<Readiness>("/readyz").await.map(|(_, page)| page.status)
+    }
+
+    /// The version of the server, which its metrics contain. `None` if they require another token.
+    pub(super) async fn version(&self, admin_token: Option<&str>) -> Option<String> {
+        const LABEL: &str = "keychoir_build_info{version=\"";
+        let mut request = self.client.get(format!("{}/metrics", self.base()));
+        if let Some(token) = admin_token {
+            request = request.bearer_auth(token);
+        }
+        let page = request.send().await.ok()?.error_for_status().ok()?.text().await.ok()?;
+        let (_, rest) = page.split_once(LABEL)?;
+        rest.split_once('"').map(|(version, _)| version.to_owned())
     }
 
     /// Whether a Keychoir responds at the address.
@@ -257,7 +295,7 @@ pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
         ListenAddress::Unix(path) => ServerAddress::Unix(path.clone()),
         ListenAddress::Systemd => return false,
     };
-    let Ok(client) = StatusClient::new(address, None) else { return false };
+    let Ok(client) = StatusClient::new(address, None, None) else { return false };
     client.is_keychoir().await
 }
 
@@ -299,7 +337,8 @@ mod tests {
         check("127.0.0.1:11011", url("http://127.0.0.1:11011"));
         check("http://keychoir.lan/elevenlabs", url("http://keychoir.lan/elevenlabs"));
         check("unix:/run/keychoir.sock", Some(ServerAddress::Unix(PathBuf::from("/run/keychoir.sock"))));
-        for text in ["", "http://", "ftp://x", "http:///path", "https://127.0.0.1:11011"] {
+        check("https://localhost:11011/", url("https://localhost:11011"));
+        for text in ["", "http://", "ftp://x", "http:///path", "https://"] {
             check(text, None);
         }
     }

@@ -1,13 +1,16 @@
 //! `keychoir status`: prints the keys of a running Keychoir as a table or as JSON, or reports their
 //! state in the exit code.
 
+mod watch;
 mod why;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
 
+use super::color::{ColorOption, Palette, Tone};
 use super::server::{ServerOptions, ServerRequestError, StatusClient};
 use super::table::{Alignment, Table, abbreviate, truncate};
 use super::{CommandResult, build_runtime, fail, fail_with, print};
@@ -31,6 +34,19 @@ pub(super) struct Arguments {
     /// evidence, and what the key cannot do.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["json", "check"])]
     why: Option<String>,
+    /// Show the state again at every interval, 2s by default, until it is interrupted. With --why, the state
+    /// of one key.
+    #[arg(
+        long,
+        value_name = "INTERVAL",
+        num_args = 0..=1,
+        default_missing_value = "2s",
+        value_parser = watch::parse_interval,
+        conflicts_with_all = ["json", "check"]
+    )]
+    watch: Option<Duration>,
+    #[command(flatten)]
+    color: ColorOption,
 }
 
 /// The exit code of `--check` if a key is not active or usage records cannot be written.
@@ -91,6 +107,9 @@ struct ReportedKeyDetails {
     name: Option<String>,
     plan: Option<String>,
     workspace: Option<String>,
+    /// The state with `paused`, which the status document does not have.
+    #[serde(default)]
+    state: String,
     drift: i64,
 }
 
@@ -105,26 +124,43 @@ struct StatusDocuments {
 }
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
-    let Arguments { server, json, check, why } = arguments;
+    let Arguments { server, json, check, why, watch, color } = arguments;
     let client = server.into_client()?;
+    let palette = color.palette();
+    let runtime = build_runtime()?;
+    if let Some(interval) = watch {
+        let format = |documents: &StatusDocuments| {
+            documents.format(why.as_deref(), palette).unwrap_or_else(|message| message)
+        };
+        return runtime.block_on(watch::run(client.map_err(fail)?, interval, palette, format));
+    }
     let error_code = if check { CHECK_UNAVAILABLE } else { 1 };
-    let fetched = build_runtime()?.block_on(async { fetch(client?).await });
-    let StatusDocuments { text, page, details, readiness, explained_keys } =
-        fetched.map_err(|error| fail_with(error_code, error))?;
-    if let Some(requested_key) = why {
-        print(&why::explain(&explained_keys, &requested_key).map_err(fail)?);
-        return Ok(());
-    }
+    let documents =
+        runtime.block_on(async { fetch(&client?).await }).map_err(|error| fail_with(error_code, error))?;
     if json {
-        print(&text);
+        print(&documents.text);
     } else {
-        let table = format_page(&page, &details, &readiness);
-        print(&format_args!("{table}{}", why::format_reasons(&explained_keys)));
+        print(&documents.format(why.as_deref(), palette).map_err(fail)?);
     }
-    if check { check_status(&page, &readiness) } else { Ok(()) }
+    if check { check_status(&documents.page, &documents.readiness) } else { Ok(()) }
 }
 
-async fn fetch(client: StatusClient) -> Result<StatusDocuments, ServerRequestError> {
+impl StatusDocuments {
+    /// Formats the state of all keys, or everything about one of them. Returns an error message if that key is
+    /// unknown.
+    fn format(&self, requested_key: Option<&str>, palette: Palette) -> Result<String, String> {
+        let Self { text: _, page, details, readiness, explained_keys } = self;
+        match requested_key {
+            Some(requested_key) => why::explain(explained_keys, requested_key),
+            None => {
+                let table = format_page(page, details, readiness, palette);
+                Ok(format!("{table}{}", why::format_reasons(explained_keys)))
+            }
+        }
+    }
+}
+
+async fn fetch(client: &StatusClient) -> Result<StatusDocuments, ServerRequestError> {
     let (text, page) = client.get("/api/elevenlabs-status").await?;
     let (_, readiness) = client.get("/readyz").await?;
     let (keys_text, details) = client.get("/api/keychoir-keys").await?;
@@ -158,10 +194,15 @@ fn format_page(
     page: &StatusPage,
     details: &KeysDocument<ReportedKeyDetails>,
     readiness: &ReportedReadiness,
+    palette: Palette,
 ) -> String {
-    let mut text = format_table(page, details);
+    let mut text = format_table(page, details, palette);
+    let paused = match details.keys.iter().filter(|key| key.state == PAUSED).count() {
+        0 => String::new(),
+        count => format!(", {count} paused"),
+    };
     text.push_str(&format!(
-        "\n\n{} of {} keys active, {}",
+        "\n\n{} of {} keys active{paused}, {}",
         page.active_keys,
         page.total_keys,
         format_total_remaining(page)
@@ -213,7 +254,7 @@ fn format_discrepancies(details: &KeysDocument<ReportedKeyDetails>) -> String {
 
 /// Formats the table of keys. If a key has a name, the table shows names, and otherwise numbers and the
 /// used percentage.
-fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>) -> String {
+fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>, palette: Palette) -> String {
     let titles = [
         ("key", Alignment::Left),
         ("status", Alignment::Left),
@@ -224,10 +265,8 @@ fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>) -
     ];
     let detail = |index: usize| details.keys.get(index);
     let name = |index: usize| detail(index).and_then(|detail| detail.name.as_deref());
-    let rows = page.keys.iter().enumerate().map(|(index, key)| {
-        let plan = detail(index).and_then(|detail| detail.plan.as_deref());
-        (index, format_cells(key, plan))
-    });
+    let rows =
+        page.keys.iter().enumerate().map(|(index, key)| (index, format_cells(key, detail(index), palette)));
     let [key, status, remaining, used, percentage, resets] = titles;
     if (0..page.keys.len()).all(|index| name(index).is_none()) {
         let mut table =
@@ -256,7 +295,16 @@ impl ReportedKeyStatus {
     }
 }
 
-fn format_cells(key: &ReportedKeyStatus, plan: Option<&str>) -> [String; 6] {
+fn format_cells(
+    key: &ReportedKeyStatus,
+    details: Option<&ReportedKeyDetails>,
+    palette: Palette,
+) -> [String; 6] {
+    let plan = details.and_then(|details| details.plan.as_deref());
+    let status = match details {
+        Some(details) if details.state == PAUSED => PAUSED.to_owned(),
+        Some(_) | None => format_status(&key.status, key.is_near_limit),
+    };
     let (remaining, used, percentage) = if key.has_unknown_limit() {
         let used = match describe_unknown_limit(plan) {
             "unknown" => format!("{}/?", abbreviate(key.character_count)),
@@ -271,12 +319,24 @@ fn format_cells(key: &ReportedKeyStatus, plan: Option<&str>) -> [String; 6] {
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [
         truncate(&key.short_key, 19),
-        format_status(&key.status, key.is_near_limit),
+        palette.paint(tone(&status), &status),
         remaining,
         used,
         percentage,
         resets.unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+/// The state of a key that an operator has paused.
+const PAUSED: &str = "paused";
+
+/// The tone of a formatted status.
+fn tone(status: &str) -> Tone {
+    match status {
+        "active" => Tone::Good,
+        "near limit" | "rate limited" | PAUSED => Tone::Warning,
+        _ => Tone::Bad,
+    }
 }
 
 /// Formats the status of a key.
@@ -323,6 +383,7 @@ mod tests {
             name: name.map(str::to_owned),
             plan: None,
             workspace: None,
+            state: PAUSED.to_owned(),
             drift,
         };
         for name in [None, Some("a-name-that-is-longer-than-its-column")] {
@@ -333,7 +394,7 @@ mod tests {
                     details_of_key(i64::MIN, None),
                 ],
             };
-            let text = format_page(&page, &details, &readiness);
+            let text = format_page(&page, &details, &readiness, Palette::default());
             assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
@@ -361,6 +422,7 @@ mod tests {
                 name: None,
                 plan: plan.map(str::to_owned),
                 workspace: None,
+                state: String::new(),
                 drift: 0,
             };
             let details = KeysDocument { keys: keys.iter().map(details_of_key).collect() };
@@ -375,7 +437,7 @@ mod tests {
                 records_waiting: 0,
                 records_lost: 0,
             };
-            format_page(&page, &details, &readiness)
+            format_page(&page, &details, &readiness, Palette::default())
         };
         let text = format_keys(vec![key(0, 0)], None);
         assert!(text.contains("unknown        40/?") && text.ends_with("characters left unknown"), "{text}");

@@ -1,8 +1,9 @@
 //! Formats text tables for all commands. Each column has the width of its widest cell. Callers limit
 //! their cells so that a line has at most 80 characters.
 
-use std::fmt::Write as _;
+use std::iter;
 
+use super::color::visible_width;
 use crate::policy::units::Grouped;
 
 /// The alignment of a column.
@@ -39,17 +40,26 @@ impl<const N: usize> Table<N> {
         let mut widths = [0; N];
         for row in &self.rows {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
+                *width = (*width).max(visible_width(cell));
             }
         }
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
             for ((cell, width), alignment) in row.iter().zip(widths).zip(self.alignments) {
-                let _ = match alignment {
-                    Alignment::Left => write!(line, "{cell:<width$}  "),
-                    Alignment::Right => write!(line, "{cell:>width$}  "),
-                };
+                // The width of the formatter would count the escape sequences of coloured cells.
+                let padding = iter::repeat_n(' ', width - visible_width(cell));
+                match alignment {
+                    Alignment::Left => {
+                        line.push_str(cell);
+                        line.extend(padding);
+                    }
+                    Alignment::Right => {
+                        line.extend(padding);
+                        line.push_str(cell);
+                    }
+                }
+                line.push_str("  ");
             }
             text.push_str(line.trim_end());
             text.push('\n');

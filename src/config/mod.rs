@@ -259,4 +259,15 @@ impl Config {
             None => certificate::CaLocation::Memory,
         }
     }
+
+    /// The certificate of the local CA, if the server has created it.
+    #[must_use]
+    pub fn local_ca_file(&self) -> Option<PathBuf> {
+        match self.ca_location() {
+            certificate::CaLocation::Directory(folder) => {
+                Some(certificate::ca_file(&folder)).filter(|path| path.exists())
+            }
+            certificate::CaLocation::Memory => None,
+        }
+    }
 }

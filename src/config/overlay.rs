@@ -89,7 +89,7 @@ pub struct ManagedClient {
     /// SHA-256 of its token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
-    /// When the token expires.
+    /// When the token expires, also if the token is that of the configuration file.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "write_optional_time",

@@ -181,6 +181,12 @@ impl Problem {
     pub(super) fn origin(&self) -> &ValueOrigin {
         &self.span.origin
     }
+
+    /// The source, the message and the advice in one line, without an excerpt of the file.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        format!("{}: {}", self.span.origin, self.error)
+    }
 }
 
 impl fmt::Display for Problem {
@@ -204,6 +210,13 @@ impl Problems {
     pub(super) fn new(mut problems: Vec<Problem>) -> Option<Self> {
         problems.sort_by(|first, second| first.origin().cmp(second.origin()));
         (!problems.is_empty()).then_some(Self(problems))
+    }
+}
+
+impl Problems {
+    /// The problems in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
     }
 }
 

@@ -173,12 +173,12 @@ impl Setting {
     pub(super) fn format_value(&self, config: &mut Config) -> String {
         match &self.kind {
             ValueKind::Strings(_, field) => {
-                let items = field(config).iter().map(|item| format!("\"{item}\"")).collect::<Vec<_>>();
+                let items = field(config).iter().map(|item| quote(item)).collect::<Vec<_>>();
                 format!("[{}]", items.join(", "))
             }
-            ValueKind::Text(field) => format!("\"{}\"", field(config)),
-            ValueKind::Proxy(field) => format!("\"{}\"", field(config)),
-            ValueKind::Tls(field) => format!("\"{}\"", field(config)),
+            ValueKind::Text(field) => quote(&field(config).to_string()),
+            ValueKind::Proxy(field) => quote(&field(config).to_string()),
+            ValueKind::Tls(field) => quote(&field(config).to_string()),
             ValueKind::Listen(field) => field(config).to_string(),
             ValueKind::Duration(_, field) | ValueKind::Retention(field) => {
                 format!("\"{}\"", DisplayDuration(*field(config)))
@@ -187,9 +187,9 @@ impl Setting {
             ValueKind::Count(_, field) => field(config).to_string(),
             ValueKind::Ratio(field) => field(config).to_string(),
             ValueKind::Bool(field) => field(config).to_string(),
-            ValueKind::File(field) => format!("\"{}\"", field(config).display()),
+            ValueKind::File(field) => quote(&field(config).to_string_lossy()),
             ValueKind::OptionalFile(field) => {
-                format!("\"{}\"", field(config).as_deref().unwrap_or(Path::new("")).display())
+                quote(&field(config).as_deref().unwrap_or(Path::new("")).to_string_lossy())
             }
         }
     }
@@ -215,6 +215,11 @@ impl Setting {
             Err(error) => Err(error.advise(advice)),
         }
     }
+}
+
+/// Formats a TOML string.
+fn quote(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
 }
 
 /// The words of the messages about values of one type.

@@ -15,6 +15,9 @@ pub struct SettingValue {
     pub value: String,
     /// The flag, the variable, or the file with line and column that sets it; `default` if none does.
     pub source: String,
+    /// Whether a part of the value is secret and replaced by dots.
+    #[serde(skip)]
+    pub is_masked: bool,
 }
 
 impl Config {
@@ -22,10 +25,16 @@ impl Config {
     #[must_use]
     pub fn setting_values(&self) -> Vec<SettingValue> {
         let mut config = self.clone();
-        let value = |setting: &super::setting::Setting| SettingValue {
-            name: setting.path,
-            value: mask_password(&setting.format_value(&mut config)),
-            source: self.setting_sources.get(setting.path).cloned().unwrap_or_else(|| "default".to_owned()),
+        let value = |setting: &super::setting::Setting| {
+            let unmasked = setting.format_value(&mut config);
+            let value = mask_password(&unmasked);
+            let source = self.setting_sources.get(setting.path).cloned();
+            SettingValue {
+                name: setting.path,
+                is_masked: value != unmasked,
+                value,
+                source: source.unwrap_or_else(|| "default".to_owned()),
+            }
         };
         SETTINGS.iter().map(value).collect()
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::admin::control::{Change, ClientRules, ClientToken, ControlError, MAX_REASON_CHARS, NewKey};
+use crate::admin::control::{
+    Change, ClientRules, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, TokenExpiry,
+};
 use crate::config::{
     ClientConfig, ClientOrigin, Config, KEYS_FOLDER, KeyConfig, ManagedClient, ManagedKey, ManagedRules,
     Overlay, PausedKey,
@@ -67,7 +69,9 @@ pub(super) fn edit(
         Change::AddClient { name, rules, expires_at } => {
             add_client(&name, &rules, expires_at, token, &mut overlay, config, now)?
         }
-        Change::SetClient { name, rules } => set_client(&name, &rules, &mut overlay, config)?,
+        Change::SetClient { name, rules, expiry } => {
+            set_client(&name, &rules, expiry, &mut overlay, config, now)?
+        }
         Change::RotateClient { name, grace, expires_at } => {
             rotate_client(&name, grace, expires_at, token, &mut overlay, config, now)?
         }
@@ -242,20 +246,35 @@ fn add_client(
 fn set_client(
     name: &str,
     rules: &ClientRules,
+    expiry: Option<TokenExpiry>,
     overlay: &mut Overlay,
     config: &Config,
+    now: UnixMs,
 ) -> Result<EditSummary, ControlError> {
     let client = find_client(name, config)?;
-    if *rules == ClientRules::default() {
-        return Err(ControlError::Invalid("the change names no rule".to_owned()));
+    let changes_rules = *rules != ClientRules::default();
+    if !changes_rules && expiry.is_none() {
+        return Err(ControlError::Invalid("the change names no rule and no end of the token".to_owned()));
     }
     let entry = client_entry(client, overlay);
-    let mut next = apply_rules(rules, rules_in_notation(&client.rules, &entry.rules));
-    if client.origin == ClientOrigin::File {
-        keep_explicit(&mut next);
+    let mut detail = json!({"rules": rules.to_json()});
+    if let Some(expiry) = expiry {
+        let expires_at = match expiry {
+            TokenExpiry::Never => None,
+            TokenExpiry::At(time) => Some(time),
+        };
+        check_future(expires_at, now, "the end of the token")?;
+        entry.expires_at = expires_at;
+        detail["expires_at"] = expires_at.map(UnixMs::rfc3339).into();
     }
-    entry.rules = next;
-    Ok(EditSummary::for_client("client_changed", name, json!({"rules": rules.to_json()})))
+    if changes_rules {
+        let mut next = apply_rules(rules, rules_in_notation(&client.rules, &entry.rules));
+        if client.origin == ClientOrigin::File {
+            keep_explicit(&mut next);
+        }
+        entry.rules = next;
+    }
+    Ok(EditSummary::for_client("client_changed", name, detail))
 }
 
 fn rotate_client(

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 
 use super::*;
-use crate::admin::control::{ClientRules, NewKey};
+use crate::admin::control::{ClientRules, NewKey, TokenExpiry};
 use crate::app::{self, Listener};
+use crate::config::ClientConfig;
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, TokenFingerprint};
@@ -170,12 +171,12 @@ async fn a_client_of_the_file_is_rotated_changed_and_revoked_without_touching_th
     assert_eq!(client.previous_token.map(|(token, _)| token), Some(TokenFingerprint::new("token-of-app")));
     assert!(client.rules.quota.is_some());
 
-    machine.make(Change::SetClient { name: name(), rules: quota("") }).await.unwrap();
+    machine.make(Change::SetClient { name: name(), rules: quota(""), expiry: None }).await.unwrap();
     let client = machine.config().clients.remove(0);
     assert_eq!((client.rules.quota, client.token), (None, token), "the rule of the file is removed");
     let rules = ClientRules { max_concurrent: Some(4), ..ClientRules::default() };
-    machine.make(Change::SetClient { name: name(), rules }).await.unwrap();
-    machine.make(Change::SetClient { name: name(), rules: quota("5 requests") }).await.unwrap();
+    machine.make(Change::SetClient { name: name(), rules, expiry: None }).await.unwrap();
+    machine.make(Change::SetClient { name: name(), rules: quota("5 requests"), expiry: None }).await.unwrap();
     let client = machine.config().clients.remove(0);
     assert_eq!(client.rules.max_concurrent, Some(4));
     assert_eq!(client.rules.quota.unwrap().to_string(), "5 requests");
@@ -189,6 +190,34 @@ async fn a_client_of_the_file_is_rotated_changed_and_revoked_without_touching_th
     let client = machine.config().clients.into_iter().find(|client| client.name == name()).unwrap();
     assert_eq!(client.rules.quota, None);
     assert_eq!(fs::read_to_string(machine.file()).unwrap(), file);
+}
+
+#[tokio::test]
+async fn the_end_of_a_token_is_set_moved_and_removed() {
+    let machine = Machine::new();
+    let set = |expiry| {
+        let change =
+            Change::SetClient { name: "app".to_owned(), rules: ClientRules::default(), expiry: Some(expiry) };
+        machine.make(change)
+    };
+    let client = || machine.config().clients.remove(0);
+    let unchanged = client();
+    // The token of the configuration file expires, and its rules stay.
+    let end = clock::now().plus(Duration::from_secs(3_600));
+    set(TokenExpiry::At(end)).await.unwrap();
+    let expected = ClientConfig { expires_at: Some(end), ..unchanged.clone() };
+    assert_eq!(client(), expected, "only the end of the token must change");
+    set(TokenExpiry::Never).await.unwrap();
+    assert_eq!(client(), unchanged);
+    // The same with a token of the overlay.
+    let rotate =
+        Change::RotateClient { name: "app".to_owned(), grace: Duration::ZERO, expires_at: Some(end) };
+    machine.make(rotate).await.unwrap();
+    let rotated = client();
+    set(TokenExpiry::Never).await.unwrap();
+    assert_eq!(client(), ClientConfig { expires_at: None, ..rotated }, "the token must stay");
+    let error = set(TokenExpiry::At(UnixMs(1))).await.unwrap_err();
+    assert!(error.to_string().contains("not in the future"), "{error}");
 }
 
 #[tokio::test]
@@ -218,7 +247,10 @@ async fn an_invalid_change_changes_no_file() {
         (client("app", quota("1 request")), "already exists"),
         (client("web", quota("much")), "is not a quota"),
         (client("own", quota("1 request")), "is reserved"),
-        (Change::SetClient { name: "app".to_owned(), rules: ClientRules::default() }, "names no rule"),
+        (
+            Change::SetClient { name: "app".to_owned(), rules: ClientRules::default(), expiry: None },
+            "names no rule",
+        ),
         (Change::RevokeClient { name: "none".to_owned() }, "no client has this name"),
     ] {
         let error = machine.make(change).await.unwrap_err().to_string();
@@ -482,7 +514,7 @@ async fn a_change_records_the_rules_and_the_host_that_it_sets() {
     let (mut controller, records) = machine.controller();
     let key = NewKey { base_url: Some("http://127.0.0.1:10".to_owned()), ..new_key() };
     controller.make(Change::AddKey(key), None, ORIGIN, None).await.unwrap();
-    let set = Change::SetClient { name: "app".to_owned(), rules: quota("9 requests") };
+    let set = Change::SetClient { name: "app".to_owned(), rules: quota("9 requests"), expiry: None };
     controller.make(set, None, ORIGIN, None).await.unwrap();
     let details: Vec<String> = records.try_iter().map(|record| record.detail).collect();
     assert!(details[0].contains("http://127.0.0.1:10"), "{details:?}");

@@ -30,6 +30,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// removing the price.
 const UPSERT: &str = "resolution=merge-duplicates,return=minimal";
 
+/// The `Prefer` header of a selection, whose response is a list.
+const SELECT: &str = "return=representation";
+
 /// The HTTP client, with the URL of the REST API and the headers that contain the service key.
 #[derive(Debug)]
 pub(super) struct SupabaseClient {
@@ -81,6 +84,15 @@ impl fmt::Display for FailureReason {
     }
 }
 
+/// The body of a successful response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ExpectedBody {
+    /// None, after a write.
+    Nothing,
+    /// A list without rows, after a selection.
+    EmptyList,
+}
+
 #[derive(Default, Deserialize)]
 struct SupabaseError {
     code: Option<String>,
@@ -117,6 +129,12 @@ impl SupabaseClient {
         self.send(self.client.delete(self.old_rows_url::<R>(rename)), "return=minimal", String::new()).await
     }
 
+    /// Selects no rows of a table with the column that identifies its rows.
+    pub(super) async fn select_nothing<R: MirrorRow>(&self) -> SendOutcome {
+        let url = format!("{}/{}?select={}&limit=0", self.base_url, R::TABLE, R::CONFLICT);
+        self.send(self.client.get(url), SELECT, String::new()).await
+    }
+
     fn old_rows_url<R: MirrorRow>(&self, rename: &KeyRename) -> String {
         format!("{}/{}?api_key_hash=like.{}*", self.base_url, R::TABLE, rename.old_prefix)
     }
@@ -127,7 +145,8 @@ impl SupabaseClient {
             .header("prefer", prefer)
             .header(CONTENT_TYPE, "application/json")
             .body(body);
-        self.receive(request).await.unwrap_or_else(|error| {
+        let body = if prefer == SELECT { ExpectedBody::EmptyList } else { ExpectedBody::Nothing };
+        self.receive(request, body).await.unwrap_or_else(|error| {
             let mut message = with_causes(&error.without_url());
             if let Some(proxy) = &self.proxy {
                 message = format!("{message} (through the proxy {proxy})");
@@ -137,7 +156,11 @@ impl SupabaseClient {
         })
     }
 
-    async fn receive(&self, request: reqwest::RequestBuilder) -> Result<SendOutcome, reqwest::Error> {
+    async fn receive(
+        &self,
+        request: reqwest::RequestBuilder,
+        expected_body: ExpectedBody,
+    ) -> Result<SendOutcome, reqwest::Error> {
         let mut response = request.send().await?;
         let status = response.status().as_u16();
         let retry_after = parse_retry_after(response.headers(), clock::now());
@@ -153,7 +176,11 @@ impl SupabaseClient {
         let code = error.code.filter(|code| {
             (1..=16).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric())
         });
-        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty: body.is_empty() });
+        let is_empty = match expected_body {
+            ExpectedBody::Nothing => body.is_empty(),
+            ExpectedBody::EmptyList => body.trim_ascii() == b"[]",
+        };
+        let verdict = classify(MirrorResponse { status, code: code.as_deref(), is_empty });
         Ok(SendOutcome { verdict, reason: FailureReason::Response { status, code }, retry_after })
     }
 }

@@ -7,6 +7,7 @@ mod client;
 mod health;
 mod push;
 mod rows;
+mod table_check;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::store::{DeliveryReport, Outbox, OutboxBatch, RefusedRow, StoreUnavail
 use crate::upstream::HttpClientError;
 
 pub use health::{MirrorHealth, MirrorState};
+pub use table_check::{TableCheck, check_settings, check_tables};
 
 use client::SupabaseClient;
 use push::{PushError, PushResult, push, rename};

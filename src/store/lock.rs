@@ -2,7 +2,7 @@
 //! releases the lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a
 //! start.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,21 @@ impl Lock {
     }
 }
 
+/// Checks whether [`Lock::acquire`] would succeed, without creating a file. A program that starts at the same
+/// moment could find the database locked.
+pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(lock_path(path)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(DatabaseLockError::System(error)),
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(DatabaseLockError::Held(read_pid(&mut file))),
+        Err(error) => Err(DatabaseLockError::System(error.into())),
+    }
+}
+
 /// Whether there is a lock file of Keychoir beside the database at `path`.
 pub(super) fn has_lock_file(path: &Path) -> bool {
     let mut text = String::new();
@@ -100,14 +115,16 @@ mod tests {
         let lock = Lock::acquire(&path).unwrap();
         assert!(has_lock_file(&path) && has_lock_file(&link));
         for path in [&path, &link] {
-            let held = Lock::acquire(path).unwrap_err();
-            assert!(
-                matches!(held, DatabaseLockError::Held(Some(pid)) if pid == std::process::id()),
-                "{held:?}"
-            );
+            for held in [Lock::acquire(path).unwrap_err(), check(path).unwrap_err()] {
+                assert!(
+                    matches!(held, DatabaseLockError::Held(Some(pid)) if pid == std::process::id()),
+                    "{held:?}"
+                );
+            }
         }
         drop(lock);
         assert!(has_lock_file(&path), "the lock file must remain");
+        check(&path).unwrap();
         Lock::acquire(&link).unwrap();
     }
 

@@ -62,8 +62,8 @@ pub use outbox::{
     RowVersion, StoreUnavailable,
 };
 pub use report::{
-    AttemptQuery, AttemptRow, FailureCount, ReadError, StoredKey, UsageDimension, UsageGroup, UsageReader,
-    UsageSums,
+    AttemptQuery, AttemptRow, DatabaseInspection, DatabaseIntegrity, FailureCount, ReadError, StoredKey,
+    UsageDimension, UsageGroup, UsageReader, UsageSums,
 };
 pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};
 pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, migrate, try_migration};

@@ -12,9 +12,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::{Access, access};
 
 use super::database::Database;
+use super::lock::{self, DatabaseLockError};
 use super::origin::{self, Origin};
 use super::snapshot::SnapshotError;
-use super::{DatabaseLocation, key_names, schema, upgrade};
+use super::{DatabaseLocation, key_names, owners, read, refusals, schema, upgrade};
 use crate::policy::units::UnixMs;
 use crate::private_file;
 
@@ -188,8 +189,8 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
     Ok(Database::in_memory(connection))
 }
 
-/// Checks whether a start could open the database: the file can be written, and it is of Keychoir and of no
-/// newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
+/// Checks whether a start could open the database: the file can be written, no other process uses it, and it is
+/// of Keychoir and of no newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
 ///
 /// # Errors
 ///
@@ -218,14 +219,23 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     if !file_exists {
         return Ok(());
     }
-    match origin::detect(path).map_err(unwritable)? {
-        Origin::Ours => {}
-        Origin::OursNotADatabase => return Ok(()),
-        Origin::Foreign(content) => return Err(OpenError::Foreign { path: path.clone(), content }),
+    let origin = origin::detect(path).map_err(unwritable)?;
+    if let Origin::Foreign(content) = origin {
+        return Err(OpenError::Foreign { path: path.clone(), content });
+    }
+    lock::check(path).map_err(|error| match error {
+        DatabaseLockError::Held(pid) => OpenError::InUse { path: path.clone(), pid },
+        DatabaseLockError::System(source) => unwritable(source),
+    })?;
+    if origin == Origin::OursNotADatabase {
+        return Ok(());
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
         let version = schema::version(&connection)?;
+        if version == schema::VERSION {
+            try_reads(&connection)?;
+        }
         Ok((connection, version))
     });
     match opened {
@@ -237,6 +247,14 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if is_corruption(&error) => Ok(()),
         Err(source) => Err(OpenError::Unusable { path: path.clone(), source }),
     }
+}
+
+/// Reads what a start reads.
+fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
+    read::keys(connection)?;
+    refusals::read(connection)?;
+    owners::read(connection)?;
+    read::client_usage(connection, UnixMs(0)).map(drop)
 }
 
 /// The path of a file beside the database, such as `-wal`: the path of the database with a suffix.

@@ -2,6 +2,7 @@
 //! that another process may be writing. Separate from `read`, which the writing process uses at its start.
 
 mod attempts;
+mod inspection;
 
 use std::fs;
 use std::io;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Row, params};
 
 pub use attempts::{AttemptQuery, AttemptRow, FailureCount};
+pub use inspection::{DatabaseInspection, DatabaseIntegrity};
 
 use super::columns::{timestamp, unsigned};
 use super::open::is_corruption;

@@ -247,14 +247,18 @@ pub(super) fn database_size(connection: &Connection) -> Result<u64, rusqlite::Er
 
 /// Checks that the disk of `target` has `needed` bytes left.
 pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotError> {
-    let folder = folder_of(target);
-    let disk = rustix::fs::statvfs(folder)
-        .map_err(|error| SnapshotError::Unwritable { path: folder.to_owned(), source: error.into() })?;
-    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let available = free_space(target)
+        .map_err(|source| SnapshotError::Unwritable { path: folder_of(target).to_owned(), source })?;
     if available < needed {
         return Err(SnapshotError::NoSpace { path: target.to_owned(), needed, available });
     }
     Ok(())
+}
+
+/// The free bytes on the disk of a file, for a process without privileges.
+pub(super) fn free_space(path: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder_of(path))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 fn folder_of(path: &Path) -> &Path {

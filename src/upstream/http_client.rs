@@ -20,6 +20,15 @@ pub fn http_client() -> Result<ClientBuilder, TlsError> {
     client_with_roots(None)
 }
 
+/// Returns a builder like [`http_client`], of a client that trusts the certificate authorities in `ca_file`, too.
+///
+/// # Errors
+///
+/// Fails when the file cannot be used, or the TLS library supports no protocol version.
+pub fn http_client_trusting(ca_file: Option<&Path>) -> Result<ClientBuilder, TlsError> {
+    client_with_roots(ca_file)
+}
+
 /// Returns a builder like [`http_client`], of a client that opens its connections through `proxy` and trusts the
 /// certificate authorities in `ca_file`, which may be those of the proxy.
 ///

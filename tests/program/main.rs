@@ -14,13 +14,17 @@ mod support;
 
 mod environment;
 
+mod config_show;
 mod control;
 mod database;
 mod demo;
+mod diagnosis;
 mod lifecycle;
 mod log;
 mod reading;
 mod reload;
+mod server_access;
 mod shell;
 mod startup;
+mod status_watch;
 mod systemd;

@@ -40,10 +40,22 @@ impl Program {
     /// Starts the program. A thread reads its standard error, so that the program never blocks on it.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        Self::read_lines(child, stderr)
+    }
+
+    /// Starts the program and reads its standard output instead.
+    pub fn start_and_read_output(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        Self::read_lines(child, stdout)
+    }
+
+    fn read_lines(child: Child, output: impl Read + Send + 'static) -> Self {
         let (sender, line_receiver) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let read = move || stderr.lines().for_each(|line| drop(sender.send(line.unwrap())));
-        let reader = keychoir::tasks::spawn_thread("standard error", read).unwrap();
+        let output = BufReader::new(output);
+        let read = move || output.lines().for_each(|line| drop(sender.send(line.unwrap())));
+        let reader = keychoir::tasks::spawn_thread("output", read).unwrap();
         Self { child, line_receiver, reader: Some(reader), received: Vec::new() }
     }
 

@@ -10,7 +10,9 @@ use super::error::ApiError;
 use super::json_members::JsonMembers;
 use super::router::{KeyAction, Resource};
 use super::{Admin, Answer};
-use crate::admin::control::{Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey};
+use crate::admin::control::{
+    Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry,
+};
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::secret::ApiKey;
@@ -69,13 +71,18 @@ pub(super) fn parse(
             })
         }
         Resource::Client(name) if *method == Method::PATCH => {
-            members.check(&RULES)?;
+            let known = [RULES.as_slice(), &["expires_at"]].concat();
+            members.check(&known)?;
             let rules = client_rules(&members)?;
-            if rules == ClientRules::default() {
-                let message = format!("The body changes nothing. It may have: {}.", RULES.join(", "));
+            let expiry = match members.future_time("expires_at", now)? {
+                Some(time) => Some(TokenExpiry::At(time)),
+                None => members.is_null("expires_at").then_some(TokenExpiry::Never),
+            };
+            if rules == ClientRules::default() && expiry.is_none() {
+                let message = format!("The body changes nothing. It may have: {}.", known.join(", "));
                 return Err(ApiError::bad_request("missing_member", message));
             }
-            Ok(Change::SetClient { name: name.to_owned(), rules })
+            Ok(Change::SetClient { name: name.to_owned(), rules, expiry })
         }
         Resource::Client(name) => {
             members.check(&[])?;

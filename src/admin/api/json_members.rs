@@ -39,6 +39,11 @@ impl JsonMembers {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether a member is `null`, where that has a meaning of its own.
+    pub(super) fn is_null(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(Value::is_null)
+    }
+
     /// A text.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, ApiError> {
         let text = |value: &Value| value.as_str().map(str::to_owned);

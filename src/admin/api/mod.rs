@@ -28,6 +28,7 @@ use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
 pub use auth::AuthFailureTable;
+pub use documents::meaning;
 use documents::{attempts, check, client, config, key, me, overview, record, usage};
 use error::ApiError;
 use request::Query;

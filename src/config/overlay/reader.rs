@@ -135,6 +135,9 @@ pub(in crate::config) fn apply_clients(
                     names_by_token.insert(token.to_string(), name.to_owned());
                     (client.token, client.expires_at, client.previous_token) =
                         (token, expires_at, previous_token);
+                } else {
+                    // The token is that of the configuration file, where tokens do not expire.
+                    client.expires_at = expires_at;
                 }
             }
             (None, Some(token)) => {

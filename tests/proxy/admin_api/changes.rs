@@ -40,6 +40,24 @@ async fn every_change_reaches_its_task() {
             "SetClient { name: \"app\"",
         ),
         (
+            "PATCH",
+            "clients/app".to_owned(),
+            json!({"expires_at": "2100-01-01T00:00:00Z"}),
+            200,
+            "SetClient { name: \"app\", rules: ClientRules { quota: None, user_quota: None, rate_limit: None, \
+             max_concurrent: None, paths: None, keys: None, workspaces: None, bring_your_own_key: None, \
+             provider_tokens: None }, expiry: Some(At(UnixMs(4102444800000)))",
+        ),
+        (
+            "PATCH",
+            "clients/app".to_owned(),
+            json!({"quota": "5 requests", "expires_at": null}),
+            200,
+            "SetClient { name: \"app\", rules: ClientRules { quota: Some(\"5 requests\"), user_quota: None, \
+             rate_limit: None, max_concurrent: None, paths: None, keys: None, workspaces: None, \
+             bring_your_own_key: None, provider_tokens: None }, expiry: Some(Never)",
+        ),
+        (
             "POST",
             "clients/app/rotate".to_owned(),
             json!({"grace": "1h"}),
@@ -98,6 +116,7 @@ async fn wrong_bodies_are_refused_with_advice_and_change_nothing() {
         ("POST", "clients", json!({"name": "x", "paths": "/v1"}), "invalid_member", "a list of texts"),
         ("POST", "clients", json!({"name": "x", "max_concurrent": -1}), "invalid_member", "whole number"),
         ("PATCH", "clients/app", json!({}), "missing_member", "quota"),
+        ("PATCH", "clients/app", json!({"expires_at": "2020-01-01T00:00:00Z"}), "invalid_member", "future"),
         ("POST", "clients/app/rotate", json!({"grace": 3600}), "invalid_member", "a text"),
     ] {
         let response = send(&proxy, method.parse().unwrap(), path, Some(&body)).await;

@@ -209,7 +209,8 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
 }
 
 /// What a refusal means for the operator.
-fn meaning(verdict: Verdict) -> &'static str {
+#[must_use]
+pub fn meaning(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::InvalidKey => {
             advice(CooldownReason::Invalid).unwrap_or("ElevenLabs does not know this key.")

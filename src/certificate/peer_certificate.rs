@@ -1,0 +1,50 @@
+//! Describes a certificate that a server has presented.
+
+use rustls::pki_types::CertificateDer;
+
+use super::parse_validity;
+use crate::policy::certificate::ValidityPeriod;
+
+/// The parts of a certificate that show who issued it and how long it is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate {
+    /// The common name or the organization of the issuer.
+    pub issuer: String,
+    /// The validity period.
+    pub validity_period: ValidityPeriod,
+}
+
+impl PeerCertificate {
+    /// Parses a certificate. Returns `None` if it is malformed.
+    #[must_use]
+    pub fn parse(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let issuer = parsed.issuer();
+        let part =
+            |mut attributes: Box<dyn Iterator<Item = &x509_parser::x509::AttributeTypeAndValue<'_>> + '_>| {
+                attributes.next().and_then(|attribute| attribute.as_str().ok()).map(str::to_owned)
+            };
+        let organization = part(Box::new(issuer.iter_organization()));
+        let name = part(Box::new(issuer.iter_common_name()));
+        let issuer = match (organization, name) {
+            (Some(organization), Some(name)) => format!("{organization} {name}"),
+            (Some(text), None) | (None, Some(text)) => text,
+            (None, None) => issuer.to_string(),
+        };
+        Some(Self { issuer, validity_period: parse_validity(certificate)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_issuer_and_the_end_are_read() {
+        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = PeerCertificate::parse(generated.cert.der()).unwrap();
+        assert_eq!(certificate.issuer, "rcgen self signed cert");
+        assert!(certificate.validity_period.until > certificate.validity_period.from);
+        assert_eq!(PeerCertificate::parse(&CertificateDer::from(vec![0; 10])), None);
+    }
+}

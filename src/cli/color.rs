@@ -1,0 +1,128 @@
+//! Decides whether the output of a command is coloured, and colours parts of it.
+
+use std::io::{self, IsTerminal};
+
+use clap::{Args, ValueEnum};
+
+/// The option that decides about colours.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct ColorOption {
+    /// When to colour the output. By default on a terminal, unless NO_COLOR is set; CLICOLOR_FORCE colours any
+    /// output.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: ColorChoice,
+}
+
+/// The values of the option.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum ColorChoice {
+    /// On a terminal, unless a variable says otherwise.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The meaning of a coloured text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// As it should be.
+    Good,
+    /// An operator may have to act.
+    Warning,
+    /// An operator must act.
+    Bad,
+    /// Less important than the rest.
+    Muted,
+}
+
+/// Colours texts, or leaves them as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Palette {
+    is_colored: bool,
+}
+
+impl ColorOption {
+    /// The palette for the standard output.
+    pub(super) fn palette(self) -> Palette {
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        Palette { is_colored: is_colored(self.color, variable, io::stdout().is_terminal()) }
+    }
+}
+
+/// Decides whether the output is coloured. `variable` returns an empty text for an unset variable.
+fn is_colored(choice: ColorChoice, variable: impl Fn(&str) -> String, is_terminal: bool) -> bool {
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        // https://no-color.org and https://bixense.com/clicolors
+        ColorChoice::Auto if !variable("NO_COLOR").is_empty() => false,
+        ColorChoice::Auto if !matches!(&*variable("CLICOLOR_FORCE"), "" | "0") => true,
+        ColorChoice::Auto => is_terminal && variable("TERM") != "dumb" && variable("CLICOLOR") != "0",
+    }
+}
+
+impl Palette {
+    /// Colours a text of one line.
+    pub(super) fn paint(self, tone: Tone, text: &str) -> String {
+        if !self.is_colored || text.is_empty() {
+            return text.to_owned();
+        }
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Warning => "33",
+            Tone::Bad => "31",
+            Tone::Muted => "2",
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+/// Counts the characters of a text without the escape sequences of [`Palette::paint`].
+pub(super) fn visible_width(text: &str) -> usize {
+    let mut is_escape = false;
+    let is_visible = |character: &char| {
+        let was_escape = is_escape;
+        is_escape = if is_escape { *character != 'm' } else { *character == '\u{1b}' };
+        !was_escape && !is_escape
+    };
+    text.chars().filter(is_visible).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_precedes_the_variables_and_these_precede_the_terminal() {
+        let check = |choice, variables: &[(&str, &str)], is_terminal, expected| {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
+            };
+            assert_eq!(is_colored(choice, variable, is_terminal), expected, "{choice:?} {variables:?}");
+        };
+        check(ColorChoice::Auto, &[], true, true);
+        check(ColorChoice::Auto, &[], false, false);
+        check(ColorChoice::Auto, &[("TERM", "dumb")], true, false);
+        check(ColorChoice::Auto, &[("CLICOLOR", "0")], true, false);
+        check(ColorChoice::Auto, &[("CLICOLOR_FORCE", "1")], false, true);
+        check(ColorChoice::Auto, &[("CLICOLOR_FORCE", "0")], false, false);
+        check(ColorChoice::Auto, &[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")], true, false);
+        check(ColorChoice::Always, &[("NO_COLOR", "1")], false, true);
+        check(ColorChoice::Never, &[("CLICOLOR_FORCE", "1")], true, false);
+    }
+
+    #[test]
+    fn colours_do_not_change_the_width() {
+        let palette = Palette { is_colored: true };
+        for text in ["", "active", "m3 [x]", "ä"] {
+            let painted = palette.paint(Tone::Bad, text);
+            assert_eq!(visible_width(&painted), text.chars().count(), "{painted:?}");
+            assert_eq!(visible_width(&format!("{painted}{painted} ")), 2 * text.chars().count() + 1);
+        }
+        assert_eq!(Palette::default().paint(Tone::Bad, "x"), "x");
+    }
+}

@@ -1,0 +1,268 @@
+//! `keychoir config show`: prints every setting in force with its source, in the notation of `keychoir.toml`, so
+//! that the output can be used as a configuration file. Keys, clients and secrets are comments, because the file
+//! must not contain what the output leaves out.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::clients::ListedClient;
+use super::{CommandResult, ConfigSources, describe_files, load, print, print_error};
+use crate::config::{Config, KeyConfig, KeyRequirement, LoadedConfig, Overrides, ProxySetting, SettingValue};
+use crate::policy::key_state::KeyOrigin;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print every setting in force with its source, and the keys and clients, without secrets.
+    ///
+    /// The output is a configuration file: sources, keys and clients are comments.
+    Show(ShowArguments),
+}
+
+#[derive(Debug, Args)]
+struct ShowArguments {
+    #[command(flatten)]
+    sources: ConfigSources,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: Arguments) -> CommandResult {
+    let Command::Show(ShowArguments { sources, json }) = arguments.command;
+    let overrides = sources.into_overrides(KeyRequirement::Optional);
+    // An address without client tokens is shown like any other. `keychoir check` reports it.
+    let loaded = load(&Overrides { allows_exposure: true, ..overrides })?;
+    for warning in &loaded.warnings {
+        print_error(warning);
+    }
+    if json {
+        print(&to_json(&loaded));
+    } else {
+        print(&to_toml(&loaded).trim_end());
+    }
+    Ok(())
+}
+
+/// A key of the pool without its secret part.
+#[derive(Debug, Serialize)]
+struct ListedConfigKey {
+    name: Option<String>,
+    short_key: String,
+    workspace: Option<String>,
+    base_url: Option<String>,
+    /// The proxy without its credentials. Empty for the proxy of `upstream.proxy`.
+    proxy: String,
+    weight: u32,
+    reserve_credits: Option<u64>,
+    paused: bool,
+    source: String,
+}
+
+impl ListedConfigKey {
+    fn new(key: &KeyConfig, config: &Config) -> Self {
+        let source = match key.origin {
+            KeyOrigin::Managed => config.state_directory().map_or_else(
+                || key.origin.as_str().to_owned(),
+                |directory| directory.overlay_path().display().to_string(),
+            ),
+            KeyOrigin::Environment | KeyOrigin::File => config.key_source.to_string(),
+        };
+        let fingerprint = key.key.fingerprint();
+        Self {
+            name: key.name.clone(),
+            short_key: key.key.short().to_string(),
+            workspace: key.workspace.clone(),
+            base_url: key.base_url.as_ref().map(ToString::to_string),
+            proxy: key.proxy.to_string(),
+            weight: key.weight,
+            reserve_credits: key.reserve_credits,
+            paused: config.paused_keys.iter().any(|paused| paused.fingerprint == fingerprint),
+            source,
+        }
+    }
+}
+
+/// A secret of which only the presence is shown.
+struct SecretPresence {
+    name: &'static str,
+    is_set: bool,
+}
+
+fn secrets(config: &Config) -> [SecretPresence; 2] {
+    [
+        SecretPresence { name: "admin token", is_set: config.admin_token.is_some() },
+        SecretPresence { name: "Supabase key", is_set: config.supabase.key.is_some() },
+    ]
+}
+
+fn to_json(loaded: &LoadedConfig) -> Value {
+    let LoadedConfig { config, warnings, file, files, .. } = loaded;
+    let keys: Vec<_> = config.keys.iter().map(|key| ListedConfigKey::new(key, config)).collect();
+    let secrets = secrets(config).into_iter();
+    json!({
+        "file": file,
+        "files": files.existing().collect::<Vec<_>>(),
+        "settings": config.setting_values(),
+        "secrets": secrets.map(|secret| (secret.name.replace(' ', "_"), json!(secret.is_set))).collect::<Map<_, _>>(),
+        "keys": keys,
+        "clients": config.clients.iter().map(ListedClient::from).collect::<Vec<_>>(),
+        "generation": config.generation,
+        "warnings": warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
+
+/// Formats a configuration file with these settings. Each line has its source as a comment.
+fn to_toml(loaded: &LoadedConfig) -> String {
+    let config = &loaded.config;
+    let mut text = format!("# {}\n", describe_files(loaded));
+    for secret in secrets(config) {
+        let _ = writeln!(text, "# {}: {}", secret.name, if secret.is_set { "set" } else { "not set" });
+    }
+    if let Some(route) = config.proxy_routes().describe(&config.upstream.base_url) {
+        let _ = writeln!(text, "# {route}");
+    }
+    let values = config.setting_values();
+    let set_files = values.iter().filter(|value| !is_empty(value)).map(|value| value.name).collect();
+    let mut section = "";
+    for value in &values {
+        let (next, name) = split_path(value.name);
+        if next != section {
+            section = next;
+            let _ = write!(text, "\n[{section}]\n");
+        }
+        let comment = match left_out(value, &set_files) {
+            Some(LeftOut::Unused) => continue,
+            Some(LeftOut::Secret) => "# ",
+            None => "",
+        };
+        let _ = writeln!(text, "{comment}{name} = {}  # {}", value.value, value.source);
+    }
+    for key in &config.keys {
+        text.push_str(&format_key(&ListedConfigKey::new(key, config)));
+    }
+    for client in &config.clients {
+        text.push_str(&format_client(&ListedClient::from(client)));
+    }
+    text
+}
+
+/// Splits `server.tls.cert` into the section `server` and the dotted key `tls.cert`.
+fn split_path(path: &'static str) -> (&'static str, &'static str) {
+    path.split_once('.').unwrap_or(("", path))
+}
+
+/// Whether the value is an empty text, which means that nothing is set.
+fn is_empty(value: &SettingValue) -> bool {
+    value.value == "\"\""
+}
+
+/// Why a line is not a setting of the printed file.
+enum LeftOut {
+    /// The file would be invalid with it, and it has no effect.
+    Unused,
+    /// A part of it is masked, or comes from a file with a secret.
+    Secret,
+}
+
+/// Decides which lines would make the printed file invalid or wrong. `set` has the settings that are not empty.
+fn left_out(value: &SettingValue, set: &BTreeSet<&str>) -> Option<LeftOut> {
+    let has_certificate = set.contains("server.tls.cert") || set.contains("server.tls.key");
+    match value.name {
+        // `server.tls` is either a text or a table of two files.
+        "server.tls" if has_certificate => Some(LeftOut::Unused),
+        "server.tls.cert" | "server.tls.key" if !has_certificate => Some(LeftOut::Unused),
+        "upstream.proxy" if set.contains("upstream.proxy_file") => Some(LeftOut::Secret),
+        "supabase.proxy" if set.contains("supabase.proxy_file") => Some(LeftOut::Secret),
+        _ => value.is_masked.then_some(LeftOut::Secret),
+    }
+}
+
+fn format_key(key: &ListedConfigKey) -> String {
+    let ListedConfigKey {
+        name,
+        short_key,
+        workspace,
+        base_url,
+        proxy,
+        weight,
+        reserve_credits,
+        paused,
+        source,
+    } = key;
+    let paused = if *paused { "  paused" } else { "" };
+    let mut text = format!("\n# [[keys]]  # {source}{paused}\n# key = \"{short_key}\"\n");
+    let proxy = (*proxy != ProxySetting::default().to_string()).then_some(proxy);
+    for (name, value) in [
+        ("name", name.as_ref()),
+        ("workspace", workspace.as_ref()),
+        ("base_url", base_url.as_ref()),
+        ("proxy", proxy),
+    ] {
+        if let Some(value) = value {
+            let _ = writeln!(text, "# {name} = {}", json!(value));
+        }
+    }
+    if *weight != 1 {
+        let _ = writeln!(text, "# weight = {weight}");
+    }
+    if let Some(credits) = reserve_credits {
+        let _ = writeln!(text, "# reserve_credits = {credits}");
+    }
+    text
+}
+
+fn format_client(client: &ListedClient) -> String {
+    let document = json!(client);
+    let mut text = format!("\n# [[clients]]  # {}\n", client.source);
+    for (name, value) in document.as_object().into_iter().flatten() {
+        let is_unset = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Bool(true) | Value::Number(_) | Value::String(_) | Value::Object(_) => false,
+        };
+        if name != "source" && !is_unset {
+            let _ = writeln!(text, "# {name} = {value}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(name: &'static str, value: &str, set: &[&'static str], is_masked: bool) -> &'static str {
+        let setting = SettingValue { name, value: value.to_owned(), source: "default".to_owned(), is_masked };
+        match left_out(&setting, &set.iter().copied().collect()) {
+            Some(LeftOut::Unused) => "none",
+            Some(LeftOut::Secret) => "comment",
+            None => "setting",
+        }
+    }
+
+    #[test]
+    fn settings_that_would_make_the_file_invalid_are_left_out() {
+        for (name, set, expected) in [
+            ("server.tls", &[][..], "setting"),
+            ("server.tls", &["server.tls.cert"], "none"),
+            ("server.tls.key", &["server.tls.cert"], "setting"),
+            ("server.tls.key", &[], "none"),
+            ("upstream.proxy", &[], "setting"),
+            ("upstream.proxy", &["upstream.proxy_file"], "comment"),
+            ("supabase.proxy", &["supabase.proxy_file"], "comment"),
+        ] {
+            assert_eq!(lines(name, "\"x\"", set, false), expected, "{name} {set:?}");
+        }
+        assert_eq!(lines("upstream.proxy", "\"http://...@proxy\"", &[], true), "comment");
+    }
+}

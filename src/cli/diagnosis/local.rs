@@ -1,0 +1,206 @@
+//! Examines what is on this machine: the files that were read, and the database.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Finding;
+use crate::app::ConnectionLimit;
+use crate::certificate::{self, CaLocation};
+use crate::cli::table::abbreviate;
+use crate::clock;
+use crate::config::{Config, LoadedConfig};
+use crate::policy::certificate::Validity;
+use crate::policy::units::Grouped;
+use crate::store::{DatabaseInspection, DatabaseIntegrity, ReadError, UsageReader};
+
+/// Maximum time of SQLite's check. It reads the whole file, at about 200 MB per second.
+const INTEGRITY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Free space on the disk of the database below which a warning is given. An upgrade needs twice the size of the
+/// database, and uploads are buffered on the same disk by default.
+const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The remaining time of a certificate below which a warning is given.
+const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 24 * 3_600);
+
+/// Returns the sources of the configuration and the files with their modes, the certificate, and the limit of
+/// open files.
+pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
+    let LoadedConfig { config, warnings, file, files, .. } = loaded;
+    let mut findings = vec![match file {
+        Some(path) => Finding::ok("config", format_args!("read from {}", path.display())),
+        None => Finding::ok("config", "no configuration file: defaults and the environment"),
+    }];
+    findings.extend(warnings.iter().map(|warning| Finding::warning("config", warning)));
+    findings.extend(files.existing().map(describe_file));
+    findings.extend(describe_ca_key(config));
+    findings.extend(
+        config.proxy_routes().describe(&config.upstream.base_url).map(|route| Finding::ok("proxy", route)),
+    );
+    findings.push(if config.keys.is_empty() {
+        Finding::problem("keys", "no keys are configured")
+            .next("set ELEVENLABS_API_KEYS=sk_first,sk_second, or run `keychoir keys add NAME < key`")
+    } else {
+        Finding::ok("keys", format_args!("{} from {}", config.keys.len(), config.key_source))
+    });
+    findings.extend(describe_certificate(config));
+    let limit = ConnectionLimit::determine(config);
+    // A reduced limit is a warning of the start.
+    if !limit.is_reduced() {
+        let message = format_args!(
+            "{} open files suffice for {} connections",
+            Grouped(limit.open_files),
+            Grouped(limit.configured as u64)
+        );
+        findings.push(Finding::ok("limits", message));
+    }
+    findings
+}
+
+fn describe_file(path: &Path) -> Finding {
+    match path.metadata() {
+        // Too open modes are warnings of the configuration.
+        Ok(metadata) => {
+            let mode = metadata.permissions().mode() & 0o7777;
+            Finding::ok("files", format_args!("{} (mode {mode:04o})", path.display()))
+        }
+        Err(error) => Finding::warning("files", format_args!("{}: {error}", path.display())),
+    }
+}
+
+/// Describes the private key of the local CA, which the configuration does not read.
+fn describe_ca_key(config: &Config) -> Option<Finding> {
+    let CaLocation::Directory(folder) = config.ca_location() else { return None };
+    let path = certificate::ca_key_file(&folder);
+    let mode = path.metadata().ok()?.permissions().mode();
+    let finding = describe_file(&path);
+    if mode & 0o077 == 0 {
+        return Some(finding);
+    }
+    let message = format!("other users of this machine can read {}", finding.message);
+    Some(Finding::warning("files", message).next("restrict it with `chmod 600`"))
+}
+
+/// Describes the certificate in the files of `server.tls`.
+fn describe_certificate(config: &Config) -> Option<Finding> {
+    let period = config.certificate.as_ref()?.validity_period();
+    let now = clock::now();
+    let end = period.until.rfc3339_seconds();
+    Some(match period.validity(now) {
+        // An invalid certificate is a warning of the configuration.
+        Validity::NotYet | Validity::Expired => return None,
+        Validity::Valid if period.until.since(now) < CERTIFICATE_WARNING => {
+            Finding::warning("tls", format_args!("the certificate of server.tls expires at {end}"))
+                .next("renew it; a reload reads the new files")
+        }
+        Validity::Valid => {
+            Finding::ok("tls", format_args!("the certificate of server.tls is valid until {end}"))
+        }
+    })
+}
+
+/// Returns the state of the database. May take up to [`INTEGRITY_TIMEOUT`].
+pub(in crate::cli) fn examine_storage(config: &Config) -> Vec<Finding> {
+    let Some(path) = config.storage.file() else {
+        return vec![Finding::ok("database", "usage records are kept in memory only (storage.ephemeral)")];
+    };
+    match UsageReader::open(path).and_then(|mut reader| reader.inspect(INTEGRITY_TIMEOUT)) {
+        Ok(inspection) => describe_database(path, &inspection),
+        Err(error) => vec![match &error {
+            ReadError::NoFile(_) | ReadError::Empty(_) => Finding::ok("database", &error),
+            ReadError::Older(_) => {
+                Finding::warning("database", &error).next("try it with `keychoir db migrate --dry-run`")
+            }
+            ReadError::Newer { .. } => {
+                Finding::problem("database", &error).next("install that version, or restore a backup")
+            }
+            ReadError::Corrupt { .. } => Finding::problem("database", &error).next(RESTORE),
+            ReadError::Unreadable { .. } | ReadError::Unusable { .. } => {
+                Finding::problem("database", &error).next("run this command as the user of the service")
+            }
+        }],
+    }
+}
+
+/// The advice for a damaged database.
+const RESTORE: &str = "restore a backup (docs/operations.md), or restart: a damaged database is set aside";
+
+fn describe_database(path: &Path, inspection: &DatabaseInspection) -> Vec<Finding> {
+    let DatabaseInspection { bytes, schema, current_schema, free_bytes, integrity } = inspection;
+    let path = path.display();
+    let mebibytes = |bytes: u64| format!("{}.{} MiB", bytes >> 20, (bytes % (1 << 20)) * 10 / (1 << 20));
+    let size = mebibytes(*bytes);
+    let mut findings = vec![match integrity {
+        DatabaseIntegrity::Intact => {
+            Finding::ok("database", format_args!("{path} is intact: {size}, schema {schema}"))
+        }
+        DatabaseIntegrity::Unfinished => {
+            let seconds = INTEGRITY_TIMEOUT.as_secs();
+            let message =
+                format_args!("{path}: {size}, schema {schema}; not damaged in the first {seconds} s");
+            Finding::ok("database", message)
+        }
+        DatabaseIntegrity::Damaged(report) => {
+            Finding::problem("database", format_args!("{path} is damaged: {report}")).next(RESTORE)
+        }
+    }];
+    if schema < current_schema {
+        let message =
+            format_args!("{path} has schema {schema}; the next start upgrades it to {current_schema}");
+        findings
+            .push(Finding::warning("database", message).next("try it with `keychoir db migrate --dry-run`"));
+    }
+    findings.extend(free_bytes.map(|free| {
+        let message = format_args!("{} free for {path}", mebibytes(free)).to_string();
+        if free < MIN_FREE_BYTES.max(bytes.saturating_mul(2)) {
+            Finding::warning("disk", message).next("free some space, or set storage.path to another disk")
+        } else {
+            Finding::ok("disk", message)
+        }
+    }));
+    findings
+}
+
+/// Formats credits for a finding.
+pub(super) fn format_credits(credits: u64) -> String {
+    abbreviate(credits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::diagnosis::Severity;
+
+    #[track_caller]
+    fn check(inspection: DatabaseInspection, expected: &[(Severity, &str)]) {
+        let findings = describe_database(Path::new("/k.db"), &inspection);
+        let found: Vec<_> = findings.iter().map(|finding| (finding.severity, finding.area)).collect();
+        assert_eq!(found, expected, "{findings:?}");
+    }
+
+    #[test]
+    fn a_damaged_old_or_cramped_database_is_reported() {
+        const INTACT: DatabaseInspection = DatabaseInspection {
+            bytes: 1 << 30,
+            schema: 13,
+            current_schema: 13,
+            free_bytes: Some(1 << 40),
+            integrity: DatabaseIntegrity::Intact,
+        };
+        check(INTACT, &[(Severity::Ok, "database"), (Severity::Ok, "disk")]);
+        check(
+            DatabaseInspection { schema: 12, free_bytes: None, ..INTACT },
+            &[(Severity::Ok, "database"), (Severity::Warning, "database")],
+        );
+        for (free, expected) in [(2 << 30, Severity::Ok), ((2 << 30) - 1, Severity::Warning)] {
+            let inspection = DatabaseInspection { free_bytes: Some(free), ..INTACT };
+            check(inspection, &[(Severity::Ok, "database"), (expected, "disk")]);
+        }
+        let integrity = DatabaseIntegrity::Damaged("row 1 missing".to_owned());
+        let damaged = DatabaseInspection { integrity, free_bytes: None, ..INTACT };
+        check(damaged, &[(Severity::Problem, "database")]);
+        let integrity = DatabaseIntegrity::Unfinished;
+        check(DatabaseInspection { integrity, free_bytes: None, ..INTACT }, &[(Severity::Ok, "database")]);
+    }
+}

@@ -1,0 +1,209 @@
+//! Examines what needs the network: the routes to the provider, the clock, the keys and the mirror.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::local::format_credits;
+use super::{Finding, free_plans_message};
+use crate::admin::meaning;
+use crate::app::{AppConfig, CheckOutcome, CheckedKey, KeyCheck, OnlineCheck, RouteCheck, TableCheck};
+use crate::config::Config;
+use crate::policy::units::UnixMs;
+use crate::telemetry::key_name;
+
+/// Difference from the provider's clock above which a warning is given. The `Date` header has whole seconds, and
+/// the response takes some more time.
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(10);
+
+/// The plan without a subscription.
+const FREE_PLAN: &str = "free";
+
+/// Examines the network with the settings of `config`. Everything is examined at the same time, and each request
+/// has a timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or those of `supabase`.
+pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
+    let check = AppConfig::from_config(config.clone())
+        .map_err(|error| error.to_string())
+        .and_then(|app_config| OnlineCheck::new(app_config).map_err(|error| error.to_string()));
+    let check = match check {
+        Ok(check) => check,
+        Err(message) => return vec![Finding::problem("upstream", message)],
+    };
+    let (routes, keys, mirror) = tokio::join!(check.check_routes(), check.check_keys(), check.check_mirror());
+    let mut findings = Vec::new();
+    for route in &routes {
+        findings.extend(describe_route(route));
+    }
+    findings.extend(describe_clock(&routes));
+    findings.extend(keys.iter().map(describe_key));
+    findings.extend(describe_free_plans(&keys));
+    findings.extend(match mirror {
+        None => vec![Finding::ok("mirror", "no mirror is configured")],
+        Some(Err(error)) => vec![Finding::problem("mirror", error)],
+        Some(Ok(tables)) => describe_tables(check.mirror_url().unwrap_or_default(), &tables),
+    });
+    findings
+}
+
+/// Describes the lookup of the name, the connection and the certificate.
+fn describe_route(route: &RouteCheck) -> Vec<Finding> {
+    let RouteCheck { authority, is_used, addresses, probe, at: _ } = route;
+    let (name, via) = match authority.proxy() {
+        Some(proxy) => (proxy.host(), format!(" through the proxy {proxy}")),
+        None if *is_used => (authority.host(), String::new()),
+        None => (authority.host(), " without the proxy".to_owned()),
+    };
+    // The direct route beside a proxy may be closed on purpose.
+    let failure = |area, message: String| match is_used {
+        true => Finding::problem(area, message),
+        false => Finding::ok(area, message),
+    };
+    let is_address = name.parse::<IpAddr>().is_ok();
+    let mut findings = Vec::new();
+    findings.extend((!is_address).then(|| match addresses {
+        Ok(addresses) => {
+            let listed: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
+            let more = if addresses.len() > listed.len() { ", …" } else { "" };
+            Finding::ok("dns", format_args!("{name} resolves to {}{more}", listed.join(", ")))
+        }
+        Err(error) => {
+            let finding = failure("dns", format!("{name} cannot be resolved: {error}"));
+            finding.next("check the resolver of this machine, or set upstream.proxy")
+        }
+    }));
+    match probe {
+        Ok(probe) => {
+            let milliseconds = probe.connect_time.as_millis();
+            let message = format!("{authority} responds{via}, connected in {milliseconds} ms");
+            findings.push(Finding::ok("route", message));
+            findings.extend(route.certificate().map(|certificate| {
+                let end = certificate.validity_period.until.rfc3339_seconds();
+                let message = format!("issued by {}, valid until {end}", certificate.issuer);
+                Finding::ok("tls", format!("the certificate of {}{via} is {message}", authority.host()))
+            }));
+        }
+        Err(error) => {
+            let finding = failure("route", format!("{authority} cannot be used{via}: {error}"));
+            findings.push(match is_used {
+                true => finding.next("check the firewall, upstream.proxy and upstream.ca_file"),
+                false => finding,
+            });
+        }
+    }
+    findings
+}
+
+/// Compares the clock with that of the first host that reports its time.
+fn describe_clock(routes: &[RouteCheck]) -> Option<Finding> {
+    let reported = routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.at)));
+    let (provider_time, local_time) = reported?;
+    Some(compare_clocks(provider_time, local_time))
+}
+
+fn compare_clocks(provider_time: UnixMs, local_time: UnixMs) -> Finding {
+    let (difference, direction) = if local_time > provider_time {
+        (local_time.since(provider_time), "ahead of")
+    } else {
+        (provider_time.since(local_time), "behind")
+    };
+    let seconds = difference.as_secs();
+    if difference > MAX_CLOCK_DIFFERENCE {
+        let message = format_args!("this clock is {seconds} s {direction} that of the provider").to_string();
+        return Finding::warning("clock", message)
+            .next("synchronize it (NTP): resets of quotas and certificates depend on it");
+    }
+    Finding::ok("clock", "this clock agrees with that of the provider")
+}
+
+fn describe_key(checked: &CheckedKey) -> Finding {
+    let CheckedKey { key, result } = checked;
+    let short = key.api_key().short();
+    let name = format!("{} ({short})", key_name(key.position(), key.name()));
+    let KeyCheck { outcome, latency, may_read_user: _, may_read_models, max_concurrent_speech } = match result
+    {
+        Ok(check) => check,
+        Err(error) => return Finding::warning("keys", format_args!("{name}: {error}")),
+    };
+    let milliseconds = latency.as_millis();
+    match outcome {
+        CheckOutcome::Valid { plan, quota, is_paid } => {
+            let plan = plan.as_deref().unwrap_or("unknown");
+            let credits = match quota.limit {
+                Some(limit) => {
+                    let remaining = format_credits(quota.remaining());
+                    format!("{remaining} of {} credits left", format_credits(limit))
+                }
+                None => format!("{} credits used", format_credits(quota.count)),
+            };
+            let lacks_models = if *may_read_models == Some(false) { ", without models_read" } else { "" };
+            let concurrent = max_concurrent_speech.map(|count| format!(", {count} concurrent requests"));
+            let concurrent = concurrent.unwrap_or_default();
+            let message =
+                format!("{name}: plan {plan}, {credits}{concurrent}{lacks_models}, {milliseconds} ms");
+            if *is_paid == Some(false) {
+                let finding =
+                    Finding::warning("keys", format_args!("{message}; the latest invoice is not paid"));
+                finding.next("pay it at elevenlabs.io: the workspace will be locked otherwise")
+            } else if quota.limit.is_some() && quota.remaining() == 0 {
+                Finding::warning("keys", message)
+                    .next("wait for the reset, or add a key of another workspace")
+            } else {
+                Finding::ok("keys", message)
+            }
+        }
+        CheckOutcome::QuotaUnreadable => {
+            let message =
+                format!("{name}: valid, but it may not read its credits (user_read), {milliseconds} ms");
+            Finding::warning("keys", message).next("give the key the permission User: read at elevenlabs.io")
+        }
+        CheckOutcome::Refused { status, verdict } => {
+            let message = format!("{name} is refused: {status} {}", verdict.as_str());
+            Finding::problem("keys", message).next(meaning(*verdict))
+        }
+        CheckOutcome::NoResponse => Finding::problem("keys", format_args!("{name}: no response"))
+            .next("see the findings about the route"),
+    }
+}
+
+/// Warns if several keys are of free plans.
+fn describe_free_plans(keys: &[CheckedKey]) -> Option<Finding> {
+    let is_free = |checked: &&CheckedKey| match &checked.result {
+        Ok(KeyCheck { outcome: CheckOutcome::Valid { plan, .. }, .. }) => plan.as_deref() == Some(FREE_PLAN),
+        Ok(_) | Err(_) => false,
+    };
+    let count = keys.iter().filter(is_free).count();
+    (count > 1).then(|| {
+        Finding::warning("keys", free_plans_message(count))
+            .next("use one paid workspace, or one free account only")
+    })
+}
+
+fn describe_tables(url: &str, tables: &[TableCheck]) -> Vec<Finding> {
+    let describe = |TableCheck { table, result }: &TableCheck| match result {
+        Ok(()) => Finding::ok("mirror", format_args!("{url} has the table {table}")),
+        Err(reason) => Finding::problem("mirror", format_args!("{table} at {url}: {reason}")),
+    };
+    tables.iter().map(describe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::diagnosis::Severity;
+    use crate::clock;
+
+    #[test]
+    fn a_clock_that_differs_by_more_than_ten_seconds_is_reported() {
+        let base = clock::now();
+        let later = |seconds| base.plus(Duration::from_secs(seconds));
+        for (provider, local, severity, text) in [
+            (base, later(10), Severity::Ok, "agrees"),
+            (later(10), base, Severity::Ok, "agrees"),
+            (base, later(11), Severity::Warning, "11 s ahead of"),
+            (later(3_600), base, Severity::Warning, "3600 s behind"),
+        ] {
+            let finding = compare_clocks(provider, local);
+            assert_eq!(finding.severity, severity);
+            assert!(finding.message.contains(text), "{finding}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Examines whether `keychoir serve` would start.
+
+use std::io::ErrorKind;
+
+use super::Finding;
+use crate::app::{DryRun, StartError, StartProblem, StartWarning, dry_run};
+use crate::cli::describe_bind_error;
+use crate::cli::server::is_keychoir_at;
+use crate::config::{Config, ListenAddress};
+use crate::store::OpenError;
+
+/// Returns the problems and warnings of a start with `config`. What a running Keychoir with this configuration
+/// uses is not a problem, because it will be replaced.
+pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
+    let DryRun { problems, warnings } = dry_run(config.clone()).await;
+    let mut findings: Vec<Finding> = warnings.iter().map(describe_warning).collect();
+    // systemd's sockets are open before the service runs, so that they do not show whether it does.
+    let mut is_running = config.server.listen.iter().all(|address| *address == ListenAddress::Systemd);
+    let mut database_in_use = None;
+    for problem in problems {
+        match problem {
+            StartProblem::Address { address, source } => {
+                if source.kind() == ErrorKind::AddrInUse && is_keychoir_at(&address).await {
+                    is_running = true;
+                    let message = format!("note: a Keychoir is already running at {address}");
+                    findings.push(Finding::ok("listen", message));
+                    continue;
+                }
+                let message = describe_bind_error(&address.to_string(), &source);
+                findings.push(Finding::problem("listen", message));
+            }
+            StartProblem::Start(error @ StartError::Database(OpenError::InUse { .. })) => {
+                database_in_use = Some(error);
+            }
+            StartProblem::Start(error) => findings.push(describe_error(&error)),
+        }
+    }
+    findings.extend(database_in_use.map(|error| match is_running {
+        true => Finding::ok("database", format!("note: {error}")),
+        false => describe_error(&error),
+    }));
+    findings
+}
+
+fn describe_error(error: &StartError) -> Finding {
+    let area = match error {
+        StartError::Database(_) | StartError::UnreadableRecords(_) => "database",
+        StartError::Mirror(_) => "mirror",
+        StartError::Tls(_) | StartError::Https(_) => "tls",
+        StartError::Upstream(_) => "upstream",
+        StartError::UnprotectedListener(_) => "listen",
+        StartError::Io(_) => "system",
+    };
+    let finding = Finding::problem(area, error);
+    match error.advice() {
+        Some(advice) => finding.next(advice),
+        None => finding,
+    }
+}
+
+fn describe_warning(warning: &StartWarning) -> Finding {
+    let area = match warning {
+        StartWarning::Database(_) => "database",
+        StartWarning::Connections(_) => "limits",
+    };
+    Finding::warning(area, warning)
+}

@@ -1,0 +1,157 @@
+//! `keychoir status --watch`: requests the state at an interval and redraws it in place, until a signal. A
+//! server that does not respond, for example during its restart, is reported with the time of its last response.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use rustix::termios::tcgetwinsize;
+use tokio::time::MissedTickBehavior;
+
+use super::{StatusDocuments, fetch};
+use crate::cli::color::{Palette, Tone};
+use crate::cli::control::parse_duration;
+use crate::cli::server::{ServerRequestError, StatusClient};
+use crate::cli::signals::Signals;
+use crate::cli::{CommandResult, fail};
+use crate::clock;
+use crate::policy::quantity::duration::DisplayDuration;
+use crate::policy::units::UnixMs;
+
+/// Minimum interval. Each redraw sends three requests, so a shorter one would only load the server.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Parses the interval of the option.
+pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text)?;
+    if interval < MIN_INTERVAL {
+        return Err(format!("the shortest interval is {}", DisplayDuration(MIN_INTERVAL)));
+    }
+    Ok(interval)
+}
+
+/// The state that the server reported last.
+struct LastResponse {
+    at: UnixMs,
+    text: String,
+}
+
+/// Redraws the state at every `interval` until SIGINT or SIGTERM, which is a success.
+pub(super) async fn run(
+    client: StatusClient,
+    interval: Duration,
+    palette: Palette,
+    format: impl Fn(&StatusDocuments) -> String,
+) -> CommandResult {
+    let mut signals = Signals::new().map_err(fail)?;
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut last: Option<LastResponse> = None;
+    loop {
+        let fetched = async {
+            ticks.tick().await;
+            fetch(&client).await
+        };
+        let fetched = tokio::select! {
+            fetched = fetched => fetched,
+            () = signals.wait_for_stop() => return Ok(()),
+        };
+        let error = match fetched {
+            Ok(documents) => {
+                last = Some(LastResponse { at: clock::now(), text: format(&documents) });
+                None
+            }
+            Err(error) => Some(error),
+        };
+        if draw(&format_frame(last.as_ref(), error.as_ref(), interval, palette)).is_err() {
+            // The reader of the output has ended.
+            return Ok(());
+        }
+    }
+}
+
+/// Formats a frame: the last state, and when the server reported it.
+fn format_frame(
+    last: Option<&LastResponse>,
+    error: Option<&ServerRequestError>,
+    interval: Duration,
+    palette: Palette,
+) -> String {
+    let interval = DisplayDuration(interval);
+    match (last, error) {
+        (Some(LastResponse { at, text }), None) => {
+            let line = format!("{}, every {interval}", at.rfc3339_seconds());
+            format!("{}\n{text}", palette.paint(Tone::Muted, &line))
+        }
+        (Some(LastResponse { at, text }), Some(error)) => {
+            let line = format!("No response since {}, retried every {interval}", at.rfc3339_seconds());
+            format!("{}\n{error}\n{text}", palette.paint(Tone::Bad, &line))
+        }
+        (None, Some(error)) => {
+            let line = format!("No response yet, retried every {interval}");
+            format!("{}\n{error}", palette.paint(Tone::Bad, &line))
+        }
+        (None, None) => String::new(),
+    }
+}
+
+/// Replaces the previous frame on a terminal. In another output, each frame follows the previous one.
+fn draw(frame: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if !stdout.is_terminal() {
+        writeln!(stdout, "{frame}\n")?;
+        return stdout.flush();
+    }
+    // A frame that is higher than the terminal would scroll and leave parts of itself.
+    let max_lines = tcgetwinsize(&stdout).map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)) - 1);
+    let (lines, hidden) = split_lines(frame, max_lines);
+    // Cursor to the start, the lines with the rest of each cleared, and everything below cleared.
+    write!(stdout, "\u{1b}[H")?;
+    for line in lines {
+        write!(stdout, "{line}\u{1b}[K\r\n")?;
+    }
+    if hidden > 0 {
+        write!(stdout, "({hidden} more lines: enlarge the window)\u{1b}[K")?;
+    }
+    write!(stdout, "\u{1b}[J")?;
+    stdout.flush()
+}
+
+/// Returns the lines that fit, and the number of those that do not.
+fn split_lines(frame: &str, max_lines: usize) -> (Vec<&str>, usize) {
+    let mut lines: Vec<&str> = frame.lines().collect();
+    let hidden = lines.len().saturating_sub(max_lines);
+    lines.truncate(max_lines);
+    (lines, hidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_says_when_the_server_responded_last() {
+        let second = Duration::from_secs(1);
+        let last = LastResponse { at: UnixMs(1_764_446_465_000), text: "TABLE".to_owned() };
+        let error = ServerRequestError::NoFixedPort;
+        let frame = |last, error| format_frame(last, error, second, Palette::default());
+        assert_eq!(frame(Some(&last), None), "2025-11-29T20:01:05Z, every 1s\nTABLE");
+        let lost = frame(Some(&last), Some(&error));
+        assert!(lost.starts_with("No response since 2025-11-29T20:01:05Z"), "{lost}");
+        assert!(lost.ends_with("\nTABLE"), "the last state must stay visible: {lost}");
+        assert!(frame(None, Some(&error)).starts_with("No response yet"));
+    }
+
+    #[test]
+    fn a_frame_never_has_more_lines_than_the_terminal() {
+        assert_eq!(split_lines("a\nb\nc", 3), (vec!["a", "b", "c"], 0));
+        assert_eq!(split_lines("a\nb\nc", 2), (vec!["a", "b"], 1));
+        assert_eq!(split_lines("", 2), (vec![], 0));
+    }
+
+    #[test]
+    fn a_short_interval_is_refused() {
+        assert_eq!(parse_interval("500ms"), Ok(MIN_INTERVAL));
+        assert!(parse_interval("499ms").unwrap_err().contains("500ms"));
+        assert!(parse_interval("5").is_err());
+    }
+}

@@ -1,0 +1,77 @@
+//! Inspects the database for operators: its size, its schema, the free space on its disk, and its integrity.
+
+use std::fs;
+use std::time::Duration;
+
+use super::super::open::{companion, is_corruption};
+use super::super::{schema, snapshot};
+use super::{ReadError, UsageReader, read_error};
+use crate::clock;
+
+/// The state of the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseInspection {
+    /// The size of the file and its write-ahead log in bytes.
+    pub bytes: u64,
+    /// The version of its schema.
+    pub schema: usize,
+    /// The version of the schema that this program writes.
+    pub current_schema: usize,
+    /// The free bytes on its disk, if the system reports them.
+    pub free_bytes: Option<u64>,
+    /// The result of SQLite's check.
+    pub integrity: DatabaseIntegrity,
+}
+
+/// Whether the database is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseIntegrity {
+    /// Every page and every row is readable.
+    Intact,
+    /// SQLite reports this damage.
+    Damaged(String),
+    /// The check took longer than the timeout, and found no damage until then.
+    Unfinished,
+}
+
+/// Number of SQLite's instructions between two looks at the clock, a fraction of a millisecond.
+const INSTRUCTIONS_PER_LOOK: i32 = 10_000;
+
+impl UsageReader {
+    /// Inspects the database without changing it. The check of its integrity takes at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when SQLite cannot read the database, except for damage.
+    pub fn inspect(&mut self, timeout: Duration) -> Result<DatabaseInspection, ReadError> {
+        let schema =
+            schema::version(&self.connection).map_err(|source| read_error(self.path.clone(), source))?;
+        let size = |suffix| fs::metadata(companion(&self.path, suffix)).map_or(0, |file| file.len());
+        Ok(DatabaseInspection {
+            bytes: size("") + size("-wal"),
+            schema,
+            current_schema: schema::VERSION,
+            free_bytes: snapshot::free_space(&self.path).ok(),
+            integrity: self.check_integrity(timeout)?,
+        })
+    }
+
+    fn check_integrity(&mut self, timeout: Duration) -> Result<DatabaseIntegrity, ReadError> {
+        let start = clock::instant();
+        let is_over = move || clock::elapsed_since(start) >= timeout;
+        let report = self.connection.progress_handler(INSTRUCTIONS_PER_LOOK, Some(is_over)).and_then(|()| {
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+        });
+        // Later queries of this connection are not interrupted.
+        let _ = self.connection.progress_handler(0, None::<fn() -> bool>);
+        match report {
+            Ok(report) if report == "ok" => Ok(DatabaseIntegrity::Intact),
+            Ok(report) => Ok(DatabaseIntegrity::Damaged(report)),
+            Err(error) if is_corruption(&error) => Ok(DatabaseIntegrity::Damaged(error.to_string())),
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
+                Ok(DatabaseIntegrity::Unfinished)
+            }
+            Err(source) => Err(read_error(self.path.clone(), source)),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Examines the route to the provider for operators: opens one connection in the same way as for requests, and
+//! sends a request without a key, of which the provider refuses the credentials. Nothing is charged.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::StatusCode;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_util::either::Either;
+
+use super::connect::{Connect, ConnectError, TcpTlsConnector};
+use crate::clock;
+use crate::policy::authority::{Authority, Scheme};
+use crate::policy::units::UnixMs;
+
+/// Maximum bytes and headers of a response head.
+const MAX_PROBE_HEAD_BYTES: usize = 32 * 1024;
+const MAX_PROBE_HEADERS: usize = 128;
+
+/// What a connection to the provider shows.
+#[derive(Clone, Debug)]
+pub struct RouteProbe {
+    /// The time from the start of the lookup of the name to the end of the handshakes.
+    pub connect_time: Duration,
+    /// The certificates of the provider, its own first; empty without TLS.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The status of the response.
+    pub status: StatusCode,
+    /// The provider's time, from the `Date` header.
+    pub date: Option<UnixMs>,
+}
+
+/// Why a probe failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The connection was not open before the timeout.
+    #[error("no connection within {} ms", .0.as_millis())]
+    ConnectTimeout(Duration),
+    /// The connection could not be opened.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The response did not arrive before the timeout.
+    #[error("no response within {} ms", .0.as_millis())]
+    ResponseTimeout(Duration),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    /// The response is not HTTP/1.
+    #[error("the response is not HTTP")]
+    Malformed,
+}
+
+/// The maximum times of a probe.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeTimeouts {
+    /// For the lookup of the name and all handshakes together.
+    pub connect: Duration,
+    /// From the request to the end of the response head.
+    pub response: Duration,
+}
+
+impl TcpTlsConnector {
+    /// Opens one connection to `authority` and sends a request without a key.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no response arrives.
+    pub async fn probe(
+        &self,
+        authority: &Authority,
+        timeouts: ProbeTimeouts,
+    ) -> Result<RouteProbe, ProbeError> {
+        let start = clock::instant();
+        let stream = tokio::time::timeout(timeouts.connect, self.connect(authority))
+            .await
+            .map_err(|_| ProbeError::ConnectTimeout(timeouts.connect))??;
+        let connect_time = clock::elapsed_since(start);
+        let tls = match (&stream, authority.scheme()) {
+            (Either::Right(tunneled), Scheme::Https) => Some(tunneled.get_ref().1),
+            (Either::Left(Either::Right(direct)), Scheme::Https) => Some(direct.get_ref().1),
+            (Either::Left(_) | Either::Right(_), _) => None,
+        };
+        let certificates = tls.and_then(|tls| tls.peer_certificates()).unwrap_or_default();
+        let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        let head = tokio::time::timeout(timeouts.response, request_head(stream, authority))
+            .await
+            .map_err(|_| ProbeError::ResponseTimeout(timeouts.response))??;
+        Ok(RouteProbe { connect_time, certificates, status: head.status, date: head.date })
+    }
+}
+
+/// Resolves a name to its addresses within `timeout`.
+///
+/// # Errors
+///
+/// Fails when the name has no address, or the resolver does not respond.
+pub async fn resolve(host: &str, timeout: Duration) -> io::Result<Vec<IpAddr>> {
+    let resolved = tokio::time::timeout(timeout, tokio::net::lookup_host((host, 0)))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not respond"))??;
+    let mut addresses: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address"));
+    }
+    Ok(addresses)
+}
+
+/// The part of a response head that a probe reports.
+#[derive(Debug, PartialEq, Eq)]
+struct ProbeHead {
+    status: StatusCode,
+    date: Option<UnixMs>,
+}
+
+async fn request_head<S>(mut stream: S, authority: &Authority) -> Result<ProbeHead, ProbeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let host = authority.host_header().to_str().unwrap_or_default();
+    let prefix = authority.prefix();
+    let request = format!(
+        "GET {prefix}/v1/models HTTP/1.1\r\nhost: {host}\r\naccept: application/json\r\nconnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut received = Vec::new();
+    loop {
+        if let Some(head) = parse_probe_head(&received)? {
+            return Ok(head);
+        }
+        if received.len() >= MAX_PROBE_HEAD_BYTES {
+            return Err(ProbeError::Malformed);
+        }
+        let mut chunk = [0; 4096];
+        let length = stream.read(&mut chunk).await?;
+        if length == 0 {
+            return Err(ProbeError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        received.extend_from_slice(chunk.get(..length).unwrap_or_default());
+    }
+}
+
+/// Parses the first head in `bytes`. Returns `None` if it is incomplete.
+fn parse_probe_head(bytes: &[u8]) -> Result<Option<ProbeHead>, ProbeError> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_PROBE_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    match response.parse(bytes) {
+        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err(ProbeError::Malformed),
+    }
+    let code = response.code.and_then(|code| StatusCode::from_u16(code).ok());
+    let status = code.ok_or(ProbeError::Malformed)?;
+    let date = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("date"));
+    let date = date.and_then(|header| std::str::from_utf8(header.value).ok()).and_then(parse_http_date);
+    Ok(Some(ProbeHead { status, date }))
+}
+
+fn parse_http_date(text: &str) -> Option<UnixMs> {
+    let time = httpdate::parse_http_date(text).ok()?;
+    let since_epoch = time.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some(UnixMs(u64::try_from(since_epoch.as_millis()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_of_the_provider_is_read_from_a_complete_head() {
+        let head = b"HTTP/1.1 401 Unauthorized\r\nDate: Sat, 29 Nov 2025 20:01:05 GMT\r\n\r\n{";
+        for length in 0..head.len() - 1 {
+            assert_eq!(parse_probe_head(&head[..length]).unwrap(), None, "{length}");
+        }
+        let expected = ProbeHead { status: StatusCode::UNAUTHORIZED, date: Some(UnixMs(1_764_446_465_000)) };
+        assert_eq!(parse_probe_head(head).unwrap(), Some(expected));
+    }
+
+    #[test]
+    fn a_head_without_a_valid_date_has_none() {
+        for head in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\ndate: now\r\n\r\n"] {
+            assert_eq!(parse_probe_head(head.as_bytes()).unwrap().unwrap().date, None);
+        }
+        assert!(parse_probe_head(b"SSH-2.0-OpenSSH\r\n").is_err());
+    }
+}

@@ -1,0 +1,315 @@
+//! `keychoir check` against `keychoir serve`, `check --online` and `keychoir doctor`, with the simulator and with
+//! servers that refuse.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use keychoir::simulator::{Plan, Simulator};
+use serde_json::Value;
+
+use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY, THIRD_KEY, start_simulator};
+use crate::support::program::{keychoir_command, run, stderr};
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A command with an empty home folder, one key and no fixed port.
+fn command_in(home: &Path, arguments: &[&str]) -> Command {
+    let mut command = keychoir_command(arguments);
+    command
+        .env("HOME", home)
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0")
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9");
+    command
+}
+
+#[test]
+fn check_fails_for_each_cause_for_which_serve_fails() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name).display().to_string();
+    fs::create_dir(path("credentials")).unwrap();
+    fs::create_dir_all(path("credentials/elevenlabs_api_keys")).unwrap();
+    fs::create_dir(path("broken")).unwrap();
+    fs::write(path("broken/managed.toml"), "generation = \"x\"\n").unwrap();
+    fs::create_dir(path("lost")).unwrap();
+    fs::write(path("lost/managed.toml"), "[[keys]]\nname = \"a\"\nkey_file = \"keys/a\"\n").unwrap();
+    fs::write(path("short"), "x").unwrap();
+    let client = format!("[[clients]]\nname = \"a\"\ntoken_file = \"{}\"\n", path("missing"));
+    fs::write(path("client.toml"), client).unwrap();
+    let odd = rusqlite::Connection::open(path("odd.db")).unwrap();
+    odd.execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 13").unwrap();
+    drop(odd);
+    for (variable, value, message) in [
+        ("ELEVENLABS_API_KEYS_FILE", path("missing"), "cannot be read"),
+        ("CREDENTIALS_DIRECTORY", path("credentials"), "cannot be read"),
+        ("KEYCHOIR_CONFIG", path("client.toml"), "cannot be read"),
+        ("KEYCHOIR_ADMIN__TOKEN_FILE", path("missing"), "admin token cannot be read"),
+        ("KEYCHOIR_ADMIN__TOKEN_FILE", path("short"), "not a valid admin token"),
+        ("KEYCHOIR_ADMIN_TOKEN", "short".to_owned(), "not a valid admin token"),
+        ("KEYCHOIR_SERVER__LISTEN", "0.0.0.0:0".to_owned(), "client token"),
+        ("KEYCHOIR_STORAGE__PATH", path("broken/keychoir.db"), "managed.toml"),
+        ("KEYCHOIR_STORAGE__PATH", path("lost/keychoir.db"), "managed.toml"),
+        ("KEYCHOIR_STORAGE__PATH", path("odd.db"), "no such column"),
+        ("KEYCHOIR_UPSTREAM__PROXY", "ftp://proxy".to_owned(), "scheme"),
+        ("KEYCHOIR_UPSTREAM__PROXY_FILE", path("missing"), "cannot be read"),
+        ("KEYCHOIR_SUPABASE__URL", "postgres://db".to_owned(), "URL of the database"),
+        ("KEYCHOIR_LOG__LEVEL", "loud".to_owned(), "KEYCHOIR_LOG__LEVEL"),
+    ] {
+        for arguments in [&["check"][..], &["check", "--json"], &["serve"]] {
+            let mut command = command_in(home.path(), arguments);
+            if variable.ends_with("_FILE") || variable == "CREDENTIALS_DIRECTORY" {
+                command.env_remove("ELEVENLABS_API_KEYS");
+                if variable.starts_with("KEYCHOIR") {
+                    command.env("ELEVENLABS_API_KEYS", FIRST_KEY);
+                }
+            }
+            let output = run(command.env(variable, &value));
+            assert_eq!(
+                output.status.code(),
+                Some(78),
+                "{variable}={value} {arguments:?}: {}",
+                stderr(&output)
+            );
+            let text = stderr(&output) + &stdout(&output);
+            assert!(
+                text.contains(message),
+                "{variable}={value} {arguments:?} must report {message:?}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_database_in_use_prevents_a_start_only_beside_the_running_program() {
+    let environment = ProgramEnvironment::new("http://127.0.0.1:9");
+    environment.configure(&[FIRST_KEY], "");
+    let (program, address) = environment.start();
+    let config = environment.path("keychoir.toml");
+    let with_address = |name: &str, address: &str| {
+        let mut command =
+            keychoir_command(&[name, "--config", config.to_str().unwrap(), "--listen", address]);
+        environment.set_environment(&mut command);
+        run(&mut command)
+    };
+    let message = format!("in use by another Keychoir, process {}", program.id());
+    for name in ["check", "serve"] {
+        let output = with_address(name, "127.0.0.1:0");
+        assert_eq!(output.status.code(), Some(78), "{name}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&message), "{name}: {}", stderr(&output));
+    }
+    let output = with_address("check", &address);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains(&format!("note: a Keychoir is already running at {address}")));
+    assert!(stdout(&output).contains(&message), "{}", stdout(&output));
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[test]
+fn too_few_open_files_are_a_warning_of_check_and_serve() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "ulimit -n 256; exec \"$0\" check", env!("CARGO_BIN_EXE_keychoir")])
+        .env_clear()
+        .env("HOME", home.path())
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(0));
+    let message = "The system allows 256 open files, so at most 48 clients can be connected";
+    assert!(stderr(&output).contains(message), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_online_check_asks_the_provider_about_each_key() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let home = tempfile::tempdir().unwrap();
+    let check = |keys: &str, arguments: &[&str]| {
+        let mut command = command_in(home.path(), &[&["check", "--online"], arguments].concat());
+        command.env("ELEVENLABS_API_KEYS", keys).env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url());
+        run(&mut command)
+    };
+    let output = check(FIRST_KEY, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    for text in ["credits left", "responds, connected in", "this clock agrees", "The configuration is fine."]
+    {
+        assert!(stdout(&output).contains(text), "{text}: {}", stdout(&output));
+    }
+    let output = check(&format!("{FIRST_KEY},{SECOND_KEY}"), &["--json"]);
+    assert_eq!(output.status.code(), Some(1), "a refused key must be reported: {}", stdout(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["status"], &document["starts"]), (&"problem".into(), &true.into()));
+    let problems: Vec<&Value> = document["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["severity"] == "problem")
+        .collect();
+    assert_eq!(problems.len(), 1, "{document}");
+    assert!(problems[0]["message"].as_str().unwrap().contains("key 2"), "{document}");
+    assert!(problems[0]["next_step"].is_string(), "{document}");
+    for secret in [FIRST_KEY, SECOND_KEY] {
+        assert!(!stdout(&output).contains(secret) && !stderr(&output).contains(secret));
+    }
+    let used = simulator.ledger().totals.charged;
+    assert_eq!(used, 0, "a check must cost nothing");
+}
+
+/// A server that answers every connection with this text, and its address.
+fn start_server(response: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let answer = move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            let mut byte = [0];
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                head.push(byte[0]);
+            }
+            let _ = stream.write_all(response.as_bytes());
+        }
+    };
+    keychoir::tasks::spawn_thread("server", answer).unwrap();
+    address
+}
+
+#[test]
+fn an_online_check_names_the_proxy_and_the_table_that_fail() {
+    let home = tempfile::tempdir().unwrap();
+    let proxy = start_server(
+        "HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n",
+    );
+    let supabase = start_server("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let mut command = command_in(home.path(), &["check", "--online"]);
+    command
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://provider.invalid")
+        .env("KEYCHOIR_UPSTREAM__PROXY", format!("http://{proxy}"))
+        .env("KEYCHOIR_SUPABASE__PROXY", "direct")
+        .env("SUPABASE_URL", format!("http://{supabase}"))
+        .env("SUPABASE_SECRET_KEY", "sb_secret_canary_0123456789");
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stdout(&output);
+    for expected in [
+        "through the proxy http://127.0.0.1",
+        "requires a user and a password (407)",
+        "provider.invalid cannot be resolved",
+        "elevenlabs_key_usage",
+        "a table is missing",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let direct: Vec<&str> = text.lines().filter(|line| line.contains("without the proxy")).collect();
+    assert!(direct.iter().all(|line| line.starts_with("ok")), "a closed direct route is no problem: {text}");
+    assert!(!text.contains("canary"), "{text}");
+}
+
+/// Starts the program and returns a function that runs `doctor` beside it.
+async fn doctor_beside(simulator: &Simulator, keys: &[&str], arguments: &[&str]) -> Output {
+    let environment = ProgramEnvironment::new(&simulator.base_url().to_string());
+    environment.configure(keys, "");
+    fs::set_permissions(environment.path("keychoir.toml"), fs::Permissions::from_mode(0o600)).unwrap();
+    let (program, address) = environment.start();
+    let config = environment.path("keychoir.toml");
+    let arguments =
+        [&["doctor", "--config", config.to_str().unwrap(), "--listen", &address], arguments].concat();
+    let mut command = keychoir_command(&arguments);
+    environment.set_environment(&mut command);
+    let output = tokio::task::spawn_blocking(move || run(&mut command)).await.unwrap();
+    assert_eq!(program.terminate().0, Some(0));
+    for secret in keys {
+        assert!(!stdout(&output).contains(secret) && !stderr(&output).contains(secret));
+    }
+    output
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doctor_finds_nothing_wrong_with_a_healthy_program() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let output = doctor_beside(&simulator, &[FIRST_KEY], &[]).await;
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for expected in [
+        "read from",
+        "(mode 0600)",
+        "open files suffice",
+        "`keychoir serve` starts with this configuration",
+        "is intact",
+        "free for",
+        "a Keychoir responds at http://127.0.0.1",
+        "as that of this program",
+        "responds, connected in",
+        "this clock agrees",
+        "credits left",
+        "no mirror is configured",
+        "0 problems, 0 warnings",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(text.lines().count() < 30, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut plan = Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
+    for key in &mut plan.keys {
+        key.tier = Some("free".to_owned());
+    }
+    let simulator = Simulator::start(listener, plan).await.unwrap();
+    let output = doctor_beside(&simulator, &[FIRST_KEY, SECOND_KEY], &[]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stdout(&output).contains("2 keys are of free plans"), "{}", stdout(&output));
+
+    let output = doctor_beside(&simulator, &[FIRST_KEY, THIRD_KEY], &["--json"]).await;
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["status"], "problem");
+    let refused =
+        document["findings"].as_array().unwrap().iter().filter(|finding| finding["severity"] == "problem");
+    let messages: Vec<&str> = refused.map(|finding| finding["message"].as_str().unwrap()).collect();
+    assert!(
+        matches!(messages[..], [message] if message.contains("key 2") && message.contains("refused")),
+        "{messages:?}"
+    );
+}
+
+#[test]
+fn a_doctor_reports_a_broken_configuration_a_damaged_database_and_a_stopped_program() {
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("keychoir.toml");
+    fs::write(&config, "[pool]\nstrateggy = \"fill-first\"\n").unwrap();
+    let output = run(&mut command_in(home.path(), &["doctor", "--config", config.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stdout(&output).contains("strateggy"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("1 problem, 0 warnings"), "{}", stdout(&output));
+
+    let database = home.path().join("keychoir.db");
+    let connection = rusqlite::Connection::open(&database).unwrap();
+    let attempts: String = (0..2_000).map(|row| format!("INSERT INTO attempts VALUES ('{row}');")).collect();
+    connection
+        .execute_batch(&format!(
+            "BEGIN; CREATE TABLE keys (x); CREATE TABLE attempts (x); {attempts} PRAGMA user_version = 13; COMMIT;"
+        ))
+        .unwrap();
+    drop(connection);
+    let mut bytes = fs::read(&database).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4_096].fill(0xff);
+    fs::write(&database, bytes).unwrap();
+    let mut command = command_in(home.path(), &["doctor", "--offline"]);
+    let output =
+        run(command.env("KEYCHOIR_STORAGE__PATH", &database).env("KEYCHOIR_SERVER__LISTEN", "unix:/k.sock"));
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("is damaged"), "{text}");
+    assert!(text.contains("Keychoir does not respond at unix:/k.sock"), "{text}");
+    assert!(!text.contains("127.0.0.1:9"), "an offline examination must not connect: {text}");
+}
