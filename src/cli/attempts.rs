@@ -59,7 +59,13 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         limit: usize::try_from(limit).unwrap_or(usize::MAX),
         ..AttemptQuery::default()
     };
-    let started_at = clock::now();
+    // Attempts that are committed from now on are new, even if they ended earlier.
+    let followed_since = before(clock::now(), COMMIT_DELAY);
+    let mut printed = PrintedAttempts::default();
+    if follow {
+        let recorded = AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
+        printed.retain_new(read(&reader, &recorded)?, followed_since);
+    }
     let attempts = read(&reader, &query)?;
     match (json, follow) {
         (true, false) => {
@@ -80,9 +86,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         print_error(&"No attempts are recorded that match.");
     }
     if follow {
-        let mut printed = Printed::default();
-        printed.retain_new(attempts, started_at);
-        build_runtime()?.block_on(follow_attempts(&reader, query, printed, json))?;
+        printed.retain_new(attempts, followed_since);
+        build_runtime()?.block_on(follow_attempts(&reader, query, printed, followed_since, json))?;
     }
     Ok(())
 }
@@ -91,13 +96,18 @@ fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<AttemptRow>, s
     reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
 }
 
-/// The attempts that were printed and may be read again.
+/// Returns the time that is `age` before `now`.
+fn before(now: UnixMs, age: Duration) -> UnixMs {
+    UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// The attempts that were printed, or left out by `--limit`, and may be read again.
 #[derive(Debug, Default)]
-struct Printed {
+struct PrintedAttempts {
     ends: HashMap<String, UnixMs>,
 }
 
-impl Printed {
+impl PrintedAttempts {
     /// Returns the attempts that were not printed, and forgets those that ended before `ended_since`, which are
     /// not read again.
     fn retain_new(&mut self, attempts: Vec<AttemptRow>, ended_since: UnixMs) -> Vec<AttemptRow> {
@@ -114,12 +124,12 @@ impl Printed {
 async fn follow_attempts(
     reader: &UsageReader,
     query: AttemptQuery,
-    mut printed: Printed,
+    mut printed: PrintedAttempts,
+    followed_since: UnixMs,
     json: bool,
 ) -> CommandResult {
     let mut signals = Signals::new().map_err(fail)?;
     let mut interval = tokio::time::interval(POLL_INTERVAL);
-    let started_at = clock::now();
     for read_number in 1_u64.. {
         tokio::select! {
             _ = interval.tick() => {}
@@ -127,12 +137,9 @@ async fn follow_attempts(
         }
         let now = clock::now();
         let age = if read_number.is_multiple_of(FULL_READ) { LONGEST_ATTEMPT } else { RECENT };
-        let before =
-            |age: Duration| UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
-        // Attempts that ended before the command began were printed, or left out by `--limit`.
-        let ended_since = before(COMMIT_DELAY + POLL_INTERVAL * 30).max(started_at);
+        let ended_since = before(now, COMMIT_DELAY + POLL_INTERVAL * 30).max(followed_since);
         let new_query = AttemptQuery {
-            started_since: before(age),
+            started_since: before(now, age),
             ended_since,
             limit: MAX_NEW_ATTEMPTS,
             ..query.clone()
@@ -297,7 +304,7 @@ mod tests {
 
     #[test]
     fn an_attempt_is_printed_once_and_also_when_it_started_long_ago() {
-        let mut printed = Printed::default();
+        let mut printed = PrintedAttempts::default();
         let ids = |attempts: Vec<AttemptRow>| -> Vec<String> {
             attempts.into_iter().map(|attempt| attempt.id).collect()
         };

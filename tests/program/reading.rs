@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use keychoir::simulator::{Plan, Simulator};
 use serde_json::Value;
@@ -12,6 +14,9 @@ use crate::support::program::{Program, keychoir_command, run, stderr};
 const EMPTY_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const FULL_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
+
+/// Maximum wait for a line of a command.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn reading(database: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(arguments);
@@ -52,14 +57,13 @@ async fn attempts_are_listed_followed_and_summed() {
 
     let mut follow = reading(&database, &["attempts", "--follow", "--json"]);
     let mut follower = follow.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    let (line_sender, line_receiver) = mpsc::channel();
+    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| line_sender.send(line)));
     speak(&client, &address, "request-one").await;
-    let mut followed = Vec::new();
-    tokio::task::block_in_place(|| {
-        while followed.len() < 2 {
-            followed.push(serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap());
-        }
-    });
+    let receive = || line_receiver.recv_timeout(TIMEOUT).expect("the follower must print each attempt");
+    let followed: Vec<Value> =
+        tokio::task::block_in_place(|| (0..2).map(|_| serde_json::from_str(&receive()).unwrap()).collect());
     let outcomes: Vec<&str> = followed.iter().map(|attempt| attempt["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["workspace_quota", "served"]);
     assert!(followed.iter().all(|attempt| attempt["request_id"] == "request-one"));

@@ -11,7 +11,8 @@ use crate::support::program::{Program, keychoir_command, run, stderr};
 /// A program with an admin token in its state folder, which listens on a TCP port and on a Unix socket.
 struct Running {
     environment: ProgramEnvironment,
-    _program: Program,
+    /// The server, until a test stops it.
+    program: Option<Program>,
     address: String,
     socket: String,
 }
@@ -25,7 +26,7 @@ impl Running {
             Program::start(&mut environment.command(&["--listen", "127.0.0.1:0", "--listen", &socket]));
         let address = program.wait_for_address();
         program.wait_for_event("server_base_url");
-        Self { environment, _program: program, address, socket }
+        Self { environment, program: Some(program), address, socket }
     }
 
     /// A command with the configuration of the program, and without its state folder.
@@ -124,16 +125,18 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_folder() {
 
 #[test]
 fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
-    let running = Running::start();
+    let mut running = Running::start();
     let http = format!("http://{}", running.address);
     let token = running.admin_token();
-    // Read from the files, because no server listens at this address.
-    let expires_at = || {
-        let mut command = running.command(&["clients", "show", "app", "--json"]);
-        command
-            .env("KEYCHOIR_STORAGE__PATH", running.environment.path("keychoir.db"))
-            .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
-        let output = run(&mut command);
+    let database = running.environment.path("keychoir.db");
+    // These commands use the files, because no server listens at this address.
+    let offline = |running: &Running, arguments: &[&str]| {
+        let mut command = running.command(arguments);
+        command.env("KEYCHOIR_STORAGE__PATH", &database).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
+        run(&mut command)
+    };
+    let expires_at = |running: &Running| {
+        let output = offline(running, &["clients", "show", "app", "--json"]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()["expires_at"].clone()
     };
@@ -142,19 +145,20 @@ fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
         assert_online(&run(command.env("KEYCHOIR_ADMIN_TOKEN", &token)));
     };
     change(&["clients", "add", "app"]);
-    assert_eq!(expires_at(), Value::Null);
+    assert_eq!(expires_at(&running), Value::Null);
     change(&["clients", "set", "app", "--expires", "2100-01-01T00:00:00Z"]);
-    assert_eq!(expires_at(), "2100-01-01T00:00:00.000Z");
+    assert_eq!(expires_at(&running), "2100-01-01T00:00:00.000Z");
     change(&["clients", "set", "app", "--expires", "never", "--max-concurrent", "3"]);
-    assert_eq!(expires_at(), Value::Null);
-    // Without the server, the change is made in its files.
-    let mut offline = running.command(&["clients", "set", "app", "--expires", "30d"]);
-    offline
-        .env("KEYCHOIR_STORAGE__PATH", running.environment.path("keychoir.db"))
-        .env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
-    let output = run(&mut offline);
+    assert_eq!(expires_at(&running), Value::Null);
+    // A server that does not respond at the configured address would not notice a change of its files.
+    let set = ["clients", "set", "app", "--expires", "30d"];
+    let output = offline(&running, &set);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("in use by another Keychoir"), "{}", stderr(&output));
+    assert_eq!(running.program.take().unwrap().terminate().0, Some(0));
+    let output = offline(&running, &set);
     assert!(output.status.success() && stderr(&output).contains("no server answers"), "{}", stderr(&output));
-    assert!(expires_at().is_string());
+    assert!(expires_at(&running).is_string());
     let output = run(&mut running.command(&["clients", "set", "app", "--expires", "soon"]));
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("never"), "{}", stderr(&output));

@@ -334,12 +334,15 @@ fn a_token_is_rotated_with_a_grace_and_the_rules_are_changed() {
     let client: serde_json::Value = serde_json::from_str(&stdout(&shown)).unwrap();
     assert_eq!(client["quota"], "3 requests");
     assert_eq!(client["source"], "managed");
-    assert!(client["expires_at"].is_null() && client["previous_token_expires_at"].is_string(), "{client}");
+    // The new token ends when the previous one would have ended.
+    assert!(client["expires_at"].is_string() && client["previous_token_expires_at"].is_string(), "{client}");
+    assert_output(&clients(&["rotate", "app", "--grace", "1h"]), 78, &["grace period of the last rotation"]);
     assert_output(&clients(&["set", "app", "--quota", "", "--max-concurrent", "4"]), 0, &[]);
     assert_eq!(stdout(&clients(&["list"])), "app  4 concurrent requests\n");
     assert_output(&clients(&["set", "app"]), 78, &["names no rule"]);
     assert_output(&clients(&["show", "none"]), 78, &["no client has this name"]);
-    assert_output(&clients(&["revoke", "app"]), 0, &["no clients are left"]);
+    assert_output(&clients(&["revoke", "app"]), 78, &["the only client", "keychoir clients rotate"]);
+    assert_output(&clients(&["revoke", "../keys/0123456789ab"]), 2, &["this name is invalid"]);
 }
 
 #[test]
