@@ -93,6 +93,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "secret",
             "simulator",
             "store",
+            "tasks",
             "telemetry",
             "upstream",
         ],
