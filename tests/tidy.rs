@@ -94,6 +94,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "secret",
             "simulator",
             "store",
+            "tasks",
             "telemetry",
             "upstream",
         ],
