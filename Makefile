@@ -1,11 +1,12 @@
 # Everything a developer or a fresh machine needs. `make test` installs what the tests talk to:
-# the official SDKs, voice frameworks, Autobahn's cases and PostgREST, into folders that git ignores. PostgreSQL and
-# the forward proxies tinyproxy and microsocks come with the system.
+# the official SDKs, voice frameworks, Autobahn's cases, schemathesis and PostgREST, into folders that git
+# ignores. PostgreSQL and the forward proxies tinyproxy and microsocks come with the system.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 FRAMEWORKS := tests/sdk/frameworks/.venv
 SOCKETS := tests/sockets/.venv
+API := tests/api/.venv
 PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
@@ -17,7 +18,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets postgrest build demo clean deny faults mutations bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo clean deny faults mutations bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
@@ -25,7 +26,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api
 
 test-rust: postgrest
 	cargo test --locked
@@ -63,6 +64,10 @@ test-frameworks: build $(FRAMEWORKS)/.installed
 test-sockets: build $(SOCKETS)/.installed
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
 
+# Generated requests to the admin API against docs/openapi.json, by schemathesis.
+test-api: build $(API)/.installed
+	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
+
 build:
 	cargo build --locked
 
@@ -70,6 +75,9 @@ $(VENV)/.installed: tests/sdk/python/requirements.txt
 	$(packages)
 
 $(SOCKETS)/.installed: tests/sockets/requirements.txt
+	$(packages)
+
+$(API)/.installed: tests/api/requirements.txt
 	$(packages)
 
 $(PEERS)/.installed: benches/compare/requirements.txt
@@ -154,4 +162,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
