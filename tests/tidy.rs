@@ -28,7 +28,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("body", &["clock", "policy", "secret", "tasks"]),
     ("certificate", &["policy", "tasks"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
-    ("telemetry", &["clock", "elevenlabs", "policy", "pool", "tasks"]),
+    ("telemetry", &["clock", "elevenlabs", "policy", "pool", "secret", "tasks"]),
     ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
     ("store", &["clock", "elevenlabs", "policy", "pool", "proxy", "secret", "tasks"]),

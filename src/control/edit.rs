@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 
 use crate::admin::control::{Change, ClientRules, ClientToken, ControlError, MAX_REASON_CHARS, NewKey};
 use crate::config::{
-    ClientConfig, ClientOrigin, Config, KEYS_FOLDER, KeyConfig, ManagedClient, ManagedKey, ManagedRules,
-    Overlay, PausedKey,
+    ClientConfig, Config, KEYS_FOLDER, KeyConfig, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
 };
 use crate::policy::client::Rules;
 use crate::policy::key_state::KeyOrigin;
@@ -241,7 +240,7 @@ fn set_client(
     }
     let entry = client_entry(client, overlay);
     let mut next = apply_rules(rules, rules_in_notation(&client.rules, &entry.rules));
-    if client.origin == ClientOrigin::File {
+    if client.origin.is_in_file() {
         keep_explicit(&mut next);
     }
     entry.rules = next;
@@ -279,7 +278,7 @@ fn rotate_client(
 fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<Outcome, ControlError> {
     let client = find_client(name, config)?;
     overlay.clients.retain(|entry| entry.name != name);
-    if client.origin == ClientOrigin::File {
+    if client.origin.is_in_file() {
         let revoked = ManagedClient { name: name.to_owned(), revoked: true, ..ManagedClient::default() };
         overlay.clients.push(revoked);
     }

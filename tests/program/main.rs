@@ -14,6 +14,7 @@ mod support;
 
 mod environment;
 
+mod canaries;
 mod control;
 mod database;
 mod demo;
