@@ -146,7 +146,7 @@ impl EventRing {
             ring.clear();
         }
         if !self.is_recording() {
-            // Events that nobody recorded are lost for a listener with an earlier position.
+            // The events since then were not recorded. A listener with an earlier position has lost them.
             ring.clear();
         }
         ring.listeners += 1;

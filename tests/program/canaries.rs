@@ -143,8 +143,8 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
         ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
         ("clients", json!({"name": SECOND_KEY})),
-        ("clients", json!({"name": "other", "quota": FILE_TOKEN, "paths": [FIRST_KEY]})),
-        ("clients", json!({"name": "other", "keys": [SECOND_KEY], "workspaces": [SECOND_KEY]})),
+        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
+        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
         (SECOND_KEY, json!({})),
         (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
         (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
@@ -154,7 +154,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
     }
     // A file with a mistake beside a token.
-    fs::write(&config_path, format!("{config}quota = \"{FILE_TOKEN}\"\n")).unwrap();
+    fs::write(&config_path, format!("{config}quota = \"{first_token}\"\n")).unwrap();
     assert!(observed.admin(Method::POST, "reload", json!({})).await["detail"].is_object());
     fs::write(&config_path, format!("{config}rate_limit = \"60 per minute\"\n")).unwrap();
     assert!(observed.admin(Method::POST, "reload", json!({})).await["generation"].is_u64());

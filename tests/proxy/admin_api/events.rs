@@ -114,7 +114,7 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
 }
 
 #[tokio::test]
-async fn the_listeners_are_limited_and_the_next_one_is_told_why() {
+async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     let (proxy, _) = start_admin_proxy_with(|config| config.admin.max_event_listeners = 1).await;
     let first = listen(&proxy, None).await;
     let refused = send(&proxy, Method::GET, "events", None).await;
@@ -140,8 +140,8 @@ async fn events_need_the_admin_token() {
     let (proxy, _) = start_admin_proxy().await;
     let client = request(&proxy, Method::GET, "events").bearer_auth(CLIENT_TOKEN).send().await.unwrap();
     assert_error(client, 403, "client_token").await;
-    let nobody = request(&proxy, Method::GET, "events").send().await.unwrap();
-    assert_error(nobody, 401, "admin_token_missing").await;
+    let without_token = request(&proxy, Method::GET, "events").send().await.unwrap();
+    assert_error(without_token, 401, "admin_token_missing").await;
     assert!(!proxy.app.events().is_recording(), "nothing must be recorded without listeners");
     proxy.close().await;
 }

@@ -27,8 +27,8 @@ pub(super) type EventStream = PacedStream<Box<dyn FnMut() -> Option<Bytes> + Sen
 /// The first line of a stream: how long a browser waits before it reconnects, in milliseconds.
 const RETRY: &str = "retry: 2000\n\n";
 
-/// The number of an event that is a part of a snapshot, and not its last one. Who resumes there gets the whole
-/// snapshot again.
+/// The number of an event that is a part of a snapshot, and not its last one. A listener that resumes there gets
+/// the whole snapshot again.
 const SNAPSHOT_PART: &str = "snapshot";
 
 /// Writes the frames of one listener.

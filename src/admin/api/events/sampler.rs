@@ -1,4 +1,5 @@
-//! Finds what has changed in the keys and in the program since the last look, for all listeners together.
+//! Compares the state of the keys and of the program with the state that was recorded last, once for all
+//! listeners.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use crate::admin::Admin;
 use crate::clock;
 use crate::telemetry::{EventContent, EventListener, EventRing};
 
-/// Minimum time between two looks, however many listeners there are.
+/// Minimum time between two comparisons, for any number of listeners.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Members that change with the time alone. A change of only these is no event.
