@@ -1,13 +1,14 @@
 # Checks, tests, benchmarks and fuzzing. `make check test` runs what a pull request must pass.
 #
 # The targets install the packages that they need into directories that git ignores: the official SDKs, voice
-# frameworks, the Autobahn cases, PostgREST, and the proxies of the comparison. PostgreSQL and the forward proxies
+# frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. PostgreSQL and the forward proxies
 # tinyproxy and microsocks must be installed by the system's package manager.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
 FRAMEWORKS := tests/sdk/frameworks/.venv
 SOCKETS := tests/sockets/.venv
+API := tests/api/.venv
 PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
@@ -19,7 +20,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets postgrest build demo clean deny faults mutations bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo clean deny faults mutations bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
@@ -27,7 +28,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api
 
 test-rust: postgrest
 	cargo test --locked
@@ -66,6 +67,10 @@ test-frameworks: build $(FRAMEWORKS)/.installed
 test-sockets: build $(SOCKETS)/.installed
 	$(SOCKETS)/bin/python tests/sockets/conformance.py target/debug/keychoir
 
+# Generated requests to the admin API against docs/openapi.json, by schemathesis.
+test-api: build $(API)/.installed
+	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
+
 build:
 	cargo build --locked
 
@@ -73,6 +78,9 @@ $(VENV)/.installed: tests/sdk/python/requirements.txt
 	$(packages)
 
 $(SOCKETS)/.installed: tests/sockets/requirements.txt
+	$(packages)
+
+$(API)/.installed: tests/api/requirements.txt
 	$(packages)
 
 $(PEERS)/.installed: benches/compare/requirements.txt
@@ -157,4 +165,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules

@@ -29,7 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("certificate", &["policy", "tasks"]),
     ("private_file", &[]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
-    ("telemetry", &["clock", "elevenlabs", "policy", "pool", "tasks"]),
+    ("telemetry", &["clock", "elevenlabs", "policy", "pool", "secret", "tasks"]),
     ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
     ("store", &["clock", "elevenlabs", "policy", "pool", "private_file", "proxy", "secret", "tasks"]),

@@ -1,10 +1,8 @@
 //! The readiness of the process: whether a load balancer should send requests to it, computed from the states
 //! of the keys, the store, the mirror, the upstream and the shutdown.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use serde::Serialize;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::mirror;
 use crate::pool::KeySnapshot;
@@ -13,18 +11,23 @@ use crate::upstream::Reachability;
 
 /// Whether the shutdown has started; the flag is shared by all clones.
 #[derive(Clone, Debug, Default)]
-pub struct DrainFlag(Arc<AtomicBool>);
+pub struct DrainFlag(CancellationToken);
 
 impl DrainFlag {
     /// Marks the start of the shutdown.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.cancel();
     }
 
     /// Whether the shutdown has started.
     #[must_use]
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_cancelled()
+    }
+
+    /// Completes at the start of the shutdown.
+    pub(super) fn started(&self) -> WaitForCancellationFutureOwned {
+        self.0.clone().cancelled_owned()
     }
 }
 

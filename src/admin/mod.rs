@@ -10,6 +10,7 @@ mod metrics;
 mod status;
 mod usage;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -24,6 +25,7 @@ use control::ControlSender;
 
 use crate::mirror;
 use crate::policy::client::{Client, Unauthenticated, authenticate};
+use crate::policy::page_access::{PageAccess, page_access};
 use crate::policy::units::UnixMs;
 use crate::poller::KeyChecker;
 use crate::pool::Pool;
@@ -34,7 +36,7 @@ use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
-pub use api::{AuthFailureTable, meaning};
+pub use api::{ApiBody, AuthFailureTable, EventSource, meaning, record_change_event};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;
@@ -75,6 +77,8 @@ pub struct Admin {
     pub settings: SharedSettings,
     /// Wrong admin tokens, by address.
     pub auth_failures: AuthFailureTable,
+    /// The events for listeners.
+    pub events: EventSource,
 }
 
 /// The pages that may be read without a token on every address.
@@ -107,6 +111,15 @@ const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'no
 
 const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
 
+/// The status of the keys.
+const STATUS_PATH: &str = "/api/elevenlabs-status";
+
+/// The details of the keys.
+const KEYS_PATH: &str = "/api/keychoir-keys";
+
+/// The metrics.
+const METRICS_PATH: &str = "/metrics";
+
 /// The path at which every client may read its own usage, even if its allowed paths do not include it.
 const USAGE_PATH: &str = "/api/keychoir-usage";
 
@@ -118,14 +131,15 @@ impl Admin {
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
+        peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
-            "/api/elevenlabs-status" => {
+            STATUS_PATH => {
                 |admin, _, now| json(StatusCode::OK, &StatusDocument::new(&admin.pool.snapshot(now)))
             }
-            "/api/keychoir-keys" => |admin, _, now| json(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
-            "/metrics" => Self::metrics,
+            KEYS_PATH => |admin, _, now| json(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
+            METRICS_PATH => Self::metrics,
             USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
             "/livez" | "/healthz" => |_, _, _| live(),
             "/readyz" => |admin, _, now| admin.ready(now),
@@ -139,24 +153,33 @@ impl Admin {
         if let Some(refusal) = method_not_allowed(method) {
             return Some(refusal);
         }
-        // If clients have tokens, these pages require one, or the admin token.
-        let needs_token = match uri.path() {
-            "/api/elevenlabs-status" | "/api/keychoir-keys" => !self.public_pages.status,
-            "/metrics" => !self.public_pages.metrics,
-            _ => false,
+        let is_public = match uri.path() {
+            STATUS_PATH | KEYS_PATH => self.public_pages.status,
+            METRICS_PATH => self.public_pages.metrics,
+            _ => true,
         };
-        if needs_token && !self.has_admin_token(headers) {
-            let refusal = match self.authenticate_client(uri, headers, now) {
+        let refusal = match page_access(is_public, peer) {
+            PageAccess::Open => None,
+            PageAccess::Client if self.has_admin_token(headers) => None,
+            PageAccess::Client => match self.authenticate_client(uri, headers, now) {
                 // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,
-                Ok(_) => Some(ProxyError::PathNotAllowed),
-                Err(refusal) => Some(refusal.into()),
-            };
-            if let Some(refusal) = refusal {
-                return Some(refusal.response("", now));
-            }
+                Ok(_) => Some(ProxyError::PathNotAllowed.response("", now)),
+                Err(refusal) => Some(ProxyError::from(refusal).response("", now)),
+            },
+            PageAccess::Operator => self.refuse_page(uri, headers, peer, now),
+        };
+        if refusal.is_some() {
+            return refusal;
         }
         Some(page(self, headers, now))
+    }
+
+    /// Whether a path is for operators, so that with `admin.listen` only that address serves it.
+    #[must_use]
+    pub fn is_operator_path(path: &str) -> bool {
+        [STATUS_PATH, KEYS_PATH, METRICS_PATH, "/"].contains(&path)
+            || (Self::is_api_path(path) && !Self::is_client_api_path(path))
     }
 
     /// Authenticates the client, which must be a configured one.

@@ -68,6 +68,8 @@ pub struct AppConfig {
     pub admin_token: Option<AdminTokenFingerprint>,
     /// Which pages may be read without a token.
     pub public_pages: PublicPages,
+    /// Maximum listeners of events.
+    pub max_event_listeners: usize,
     /// Maximum time of a key check.
     pub key_check_timeout: Duration,
     /// The settings with their sources, for operators.
@@ -110,11 +112,11 @@ impl AppConfig {
         let min_rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
         let body_min_rate = min_rate(server.min_request_body_rate);
         let client_tokens = clients.into_iter().map(|client| {
-            let ClientConfig { name, token, expires_at, previous_token, rules, origin: _ } = client;
+            let ClientConfig { name, token, expires_at, previous_token, rules, origin } = client;
             let current = IssuedToken { fingerprint: token, expires_at };
             let previous = previous_token
                 .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
-            (Client { name: ClientName::new(&name), rules }, ClientTokens { current, previous })
+            (Client { name: ClientName::new(&name), rules }, ClientTokens { origin, current, previous })
         });
         let anonymous =
             if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
@@ -274,6 +276,7 @@ impl AppConfig {
                 status: admin.is_public("status"),
                 metrics: admin.is_public("metrics"),
             },
+            max_event_listeners: admin.max_event_listeners,
             key_check_timeout: quota_polling.timeout,
             setting_values,
         })

@@ -59,7 +59,8 @@ pub async fn dry_run(config: Config) -> DryRun {
     }
     // The listeners stay open until all addresses are checked, so that conflicting addresses are detected.
     let mut open_listeners: Vec<Listener> = Vec::new();
-    for address in config.server.listen.iter().filter(|address| **address != ListenAddress::Systemd) {
+    let addresses = config.server.listen.iter().chain(config.admin.listen.address());
+    for address in addresses.filter(|address| **address != ListenAddress::Systemd) {
         match listen_on(address, config.server.unix_mode) {
             Ok(listeners) => open_listeners.extend(listeners),
             Err(source) => {

@@ -4,7 +4,7 @@ use std::io;
 
 use tracing::debug;
 
-use crate::config::{HostPort, ListenAddress, ListenAddresses, UnixMode};
+use crate::config::{AdminListen, HostPort, ListenAddress, ListenAddresses, UnixMode};
 use crate::server::{self, InheritedSockets, Listener};
 
 /// The reason why a listener cannot be opened.
@@ -24,6 +24,21 @@ pub enum ListenError {
     /// A socket that systemd passed is not usable.
     #[error(transparent)]
     InvalidSocket(io::Error),
+}
+
+/// The listeners of the program.
+#[derive(Debug, Default)]
+pub struct ProgramListeners {
+    /// Those for clients. Without any for operators, they serve Keychoir's own pages and the admin API, too.
+    pub clients: Vec<Listener>,
+    /// Those for operators, which serve only Keychoir's own pages and the admin API.
+    pub operators: Vec<Listener>,
+}
+
+impl From<Vec<Listener>> for ProgramListeners {
+    fn from(clients: Vec<Listener>) -> Self {
+        Self { clients, operators: Vec::new() }
+    }
 }
 
 /// Opens a listener for every address of `configured`.
@@ -49,6 +64,16 @@ pub async fn listen(
         });
     }
     Ok(listeners)
+}
+
+/// Opens the listener for operators, if one is configured.
+///
+/// # Errors
+///
+/// Fails when the listener cannot be opened.
+pub fn listen_for_operators(configured: &AdminListen, mode: UnixMode) -> Result<Vec<Listener>, ListenError> {
+    let Some(address) = configured.address() else { return Ok(Vec::new()) };
+    listen_on(address, mode).map_err(|source| ListenError::Address { address: address.to_string(), source })
 }
 
 /// Listens on one configured address. Returns an empty list for sockets passed by systemd.

@@ -22,15 +22,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedSettings};
 use crate::clock;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
-use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
-use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
+use crate::pool::{KeySnapshot, OwnershipIndex, Pool};
+use crate::proxy::{ClientUsage, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::RequestMetrics;
+use crate::telemetry::{EventRing, RequestMetrics};
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
 
 pub use crate::mirror::TableCheck;
@@ -40,19 +40,21 @@ pub use app_config::AppConfig;
 pub use connection_limit::ConnectionLimit;
 pub use dry_run::{DryRun, StartProblem, StartWarning, dry_run};
 pub use https::{Https, HttpsState};
-pub use listen::{ListenError, listen};
+pub use listen::{ListenError, ProgramListeners, listen, listen_for_operators};
 pub use online_check::{CheckedKey, OnlineCheck, RouteCheck};
 pub use start_error::{StartError, UnprotectedListener};
 
 use https::Certificates;
 use mirror_task::MirrorTask;
-use router::Router;
-use start_error::check_exposure;
+use router::{ListenerScope, Router};
+use start_error::{check_exposure, check_operator_exposure};
 
 /// The running program.
 #[derive(Debug)]
 pub struct RunningApp {
     addresses: Vec<Address>,
+    operator_addresses: Vec<Address>,
+    events: EventRing,
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
@@ -66,6 +68,7 @@ pub struct RunningApp {
     accept_tasks: Tasks,
     connection_tasks: Tasks,
     worker_pool: WorkerPool<Router>,
+    operator_pool: WorkerPool<Router>,
     workers: WorkerThreads,
     quota_task: Option<AbortOnDrop>,
     conversation_task: AbortOnDrop,
@@ -94,6 +97,9 @@ pub struct ShutdownReport {
 
 /// Maximum number of ended conversations that wait until their cost is polled.
 const MAX_ENDED_CONVERSATIONS: usize = 1_024;
+/// Maximum client connections of the listeners for operators. They do not count among `server.max_connections`, so
+/// that operators can connect while clients use all of those.
+const MAX_OPERATOR_CONNECTIONS: usize = 256;
 /// Maximum wait for aborted connections and their workers to end.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait for the last usage records to be written.
@@ -104,9 +110,16 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 /// # Errors
 ///
 /// Fails when a module cannot be started, or when other machines could use the keys without a token.
-pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningApp, StartError> {
+pub fn start(
+    app_config: AppConfig,
+    listeners: impl Into<ProgramListeners>,
+) -> Result<RunningApp, StartError> {
+    let ProgramListeners { clients: listeners, operators: operator_listeners } = listeners.into();
     let addresses = listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
+    let operator_addresses =
+        operator_listeners.iter().map(Listener::address).collect::<io::Result<Vec<_>>>()?;
     check_exposure(&addresses, &app_config.clients)?;
+    check_operator_exposure(&operator_addresses, app_config.admin_token.is_some())?;
     let pool = Arc::new(Pool::new(app_config.keys, app_config.pool));
     let mut store = Store::open(&app_config.database, clock::now())?;
     store.rename_keys(pool.roster().keys().iter().map(|key| key.api_key()));
@@ -134,6 +147,7 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
     }));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
+    let events = EventRing::default();
     let setting_values = Arc::new(ArcSwap::from_pointee(app_config.setting_values));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
@@ -154,6 +168,7 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         key_checker,
         settings: Arc::clone(&setting_values),
         auth_failures: AuthFailureTable::default(),
+        events: EventSource::new(events.clone(), app_config.max_event_listeners),
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -182,27 +197,42 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         owners,
         usage,
         metrics,
+        events: events.clone(),
         ended_conversations: ended_sender,
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());
-    let router = Router::new(admin, proxy);
-    let certificates = Certificates::new(app_config.https, &addresses, clock::now())?;
+    let scope = if operator_listeners.is_empty() { ListenerScope::All } else { ListenerScope::Clients };
+    let router = Router::new(admin, proxy).with_scope(scope);
+    let all_addresses = [addresses.as_slice(), &operator_addresses].concat();
+    let certificates = Certificates::new(app_config.https, &all_addresses, clock::now())?;
     let renewal_task = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());
     let workers = WorkerThreads::start(app_config.workers)?;
     let worker_pool = workers.create_pool(&drain, || router.for_core(workers.count()));
-    let server = Arc::new(Server {
-        worker_pool: worker_pool.clone(),
-        limits: app_config.server,
-        connection_limiter,
-        drain: drain.clone(),
-        accept_tasks: accept_tasks.clone(),
-        connection_tasks: connection_tasks.clone(),
-    });
-    for (listener, address) in listeners.into_iter().zip(&addresses) {
-        server.listen(listener, certificates.tls_for(address))?;
+    let operator_router = router.with_scope(ListenerScope::Operators);
+    let operator_pool = workers.create_pool(&drain, || operator_router.clone());
+    let server = |worker_pool: &WorkerPool<Router>, connection_limiter| {
+        Arc::new(Server {
+            worker_pool: worker_pool.clone(),
+            limits: app_config.server,
+            connection_limiter,
+            drain: drain.clone(),
+            accept_tasks: accept_tasks.clone(),
+            connection_tasks: connection_tasks.clone(),
+        })
+    };
+    let client_server = server(&worker_pool, connection_limiter);
+    let operator_server = server(&operator_pool, ConnectionLimiter::new(MAX_OPERATOR_CONNECTIONS));
+    for (server, listeners, addresses) in
+        [(client_server, listeners, &addresses), (operator_server, operator_listeners, &operator_addresses)]
+    {
+        for (listener, address) in listeners.into_iter().zip(addresses) {
+            server.listen(listener, certificates.tls_for(address))?;
+        }
     }
     Ok(RunningApp {
         addresses,
+        operator_addresses,
+        events,
         reachability,
         pool,
         config,
@@ -216,6 +246,7 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         accept_tasks,
         connection_tasks,
         worker_pool,
+        operator_pool,
         workers,
         quota_task,
         conversation_task,
@@ -236,10 +267,16 @@ impl RunningApp {
         tcp_address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// The addresses of all listeners.
+    /// The addresses of the listeners for clients.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// The addresses of the listeners for operators; empty if those for clients serve operators.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[Address] {
+        &self.operator_addresses
     }
 
     /// The TLS state of the listener at `address`.
@@ -283,40 +320,6 @@ impl RunningApp {
         matches!(tokio::time::timeout(timeout, first_round).await, Ok(Ok(_)))
     }
 
-    /// Checks that [`reload`](Self::reload) would accept these settings.
-    ///
-    /// # Errors
-    ///
-    /// Fails when other machines could use the keys without a token.
-    pub fn check_reload(&self, app_config: &AppConfig) -> Result<(), UnprotectedListener> {
-        check_exposure(&self.addresses, &app_config.clients)
-    }
-
-    /// Applies the keys, clients and limits of `app_config` to new requests, and the certificates to new
-    /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
-    /// and remaining keys keep their state.
-    ///
-    /// # Errors
-    ///
-    /// Fails when other machines could use the keys without a token. In that case, nothing is changed.
-    pub fn reload(&self, app_config: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
-        check_exposure(&self.addresses, &app_config.clients)?;
-        self.certificates.replace(app_config.https, clock::now());
-        let previous = self.config.load();
-        let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
-        let limits = Limits { buffers, ..app_config.proxy };
-        let AppConfig { clients, access_rules, base_path, setting_values, .. } = app_config;
-        self.setting_values.store(Arc::new(setting_values));
-        let client_usage = previous.client_usage.with_clients(&clients);
-        self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
-        let summary = self.pool.reload(app_config.keys, app_config.pool);
-        if let Some((sender, polling)) = self.polling_settings.as_ref().zip(app_config.polling) {
-            // Sending does not fail, because the poller runs until the program ends.
-            let _ = sender.send(polling);
-        }
-        Ok(summary)
-    }
-
     /// Calls [`shut_down`](Self::shut_down) without an abort signal.
     pub async fn drain(self, drain_timeout: Duration) -> DrainOutcome {
         self.shut_down(drain_timeout, pending()).await.drain_outcome
@@ -350,6 +353,7 @@ impl RunningApp {
             stop_accepting.cancel();
             self.accept_tasks.wait_until_ended().await;
             self.worker_pool.wait_until_requests_ended().await;
+            self.operator_pool.wait_until_requests_ended().await;
             close_idle.cancel();
             self.connection_tasks.wait_until_ended().await;
         };
@@ -369,7 +373,7 @@ impl RunningApp {
             let _ = tokio::time::timeout(ABORT_TIMEOUT, self.connection_tasks.wait_until_ended()).await;
         }
         // The workers drop the tasks that are still running. No usage record is produced after that.
-        drop(self.worker_pool);
+        drop((self.worker_pool, self.operator_pool));
         let workers_timeout = ABORT_TIMEOUT.saturating_sub(clock::elapsed_since(abort_start));
         let _ = tokio::time::timeout(workers_timeout, self.workers.shut_down()).await;
         let write_start = clock::instant();

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::{Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 
 use crate::admin::Admin;
@@ -14,6 +14,18 @@ use crate::policy::origin::{self, RequestOrigin};
 use crate::proxy::{Proxy, ProxyResponse, ResponseBody};
 use crate::server::{Reply, Service, Session};
 
+/// The paths that a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ListenerScope {
+    /// All paths.
+    All,
+    /// The provider's paths, and Keychoir's own ones for clients and load balancers. Another listener serves
+    /// those for operators.
+    Clients,
+    /// Keychoir's own paths.
+    Operators,
+}
+
 /// Routes requests to the admin pages or the proxy. Clones share both.
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
@@ -22,18 +34,26 @@ pub(super) struct Router(Arc<RouterParts>);
 struct RouterParts {
     admin: Arc<Admin>,
     proxy: Arc<Proxy>,
+    scope: ListenerScope,
 }
 
 impl Router {
     pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
-        Self(Arc::new(RouterParts { admin: Arc::new(admin), proxy: Arc::new(proxy) }))
+        let (admin, proxy) = (Arc::new(admin), Arc::new(proxy));
+        Self(Arc::new(RouterParts { admin, proxy, scope: ListenerScope::All }))
+    }
+
+    /// Returns a router for listeners with this scope.
+    pub(super) fn with_scope(&self, scope: ListenerScope) -> Self {
+        let RouterParts { admin, proxy, .. } = &*self.0;
+        Self(Arc::new(RouterParts { admin: Arc::clone(admin), proxy: Arc::clone(proxy), scope }))
     }
 
     /// Returns a router with its own upstream connections for one of `cores` cores.
     pub(super) fn for_core(&self, cores: usize) -> Self {
-        let RouterParts { admin, proxy } = &*self.0;
-        let (admin, proxy) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)));
-        Self(Arc::new(RouterParts { admin, proxy }))
+        let RouterParts { admin, proxy, scope } = &*self.0;
+        let (admin, proxy, scope) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)), *scope);
+        Self(Arc::new(RouterParts { admin, proxy, scope }))
     }
 }
 
@@ -41,16 +61,19 @@ impl Service for Router {
     type Body = ResponseBody;
 
     async fn respond(&self, mut request: Request<Incoming>, peer: Option<IpAddr>) -> Reply<ResponseBody> {
-        let RouterParts { admin, proxy } = &*self.0;
+        let RouterParts { admin, proxy, scope } = &*self.0;
         let origin = match proxy.check_access(&mut request, peer) {
             Ok(origin) => origin,
             Err(refusal) => return (*refusal).into(),
         };
+        if *scope == ListenerScope::Clients && Admin::is_operator_path(request.uri().path()) {
+            return Admin::served_elsewhere().map(ResponseBody::from).into();
+        }
         if Admin::is_api_path(request.uri().path()) {
             // Pages of other origins may send requests to the provider, and never read or change the pool.
             let is_foreign_page = origin != RequestOrigin::Direct;
             let response = Box::pin(admin.api(request, peer, is_foreign_page)).await;
-            return response.map(|body| ResponseBody::Generated(Full::new(body))).into();
+            return response.map(|body| ResponseBody::Produced(body.boxed_unsync())).into();
         }
         if let RequestOrigin::Preflight(origin) = &origin {
             let mut response = Response::new(ResponseBody::Generated(Full::default()));
@@ -59,20 +82,21 @@ impl Service for Router {
             return response.into();
         }
         let mut session = None;
-        let mut response =
-            match admin.response(request.method(), request.uri(), request.headers(), clock::now()) {
-                Some(mut page) => {
-                    forbid_sniffing(page.headers_mut());
-                    page.map(|body| ResponseBody::Generated(Full::new(body)))
-                }
-                None => {
-                    let ProxyResponse { response, socket } = proxy.exchange(request, peer).await;
-                    session = socket.map(|socket| -> Session {
-                        Box::new(|stream, read_buf| Box::pin(socket.run(stream, read_buf)))
-                    });
-                    response
-                }
-            };
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let mut response = match admin.response(method, uri, headers, peer, clock::now()) {
+            Some(mut page) => {
+                forbid_sniffing(page.headers_mut());
+                page.map(ResponseBody::from)
+            }
+            None if *scope == ListenerScope::Operators => Admin::not_proxied().map(ResponseBody::from),
+            None => {
+                let ProxyResponse { response, socket } = proxy.exchange(request, peer).await;
+                session = socket.map(|socket| -> Session {
+                    Box::new(|stream, read_buf| Box::pin(socket.run(stream, read_buf)))
+                });
+                response
+            }
+        };
         if let RequestOrigin::Page(origin) = &origin {
             origin::insert_cors_headers(response.headers_mut(), origin);
         }

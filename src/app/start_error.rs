@@ -32,6 +32,9 @@ pub enum StartError {
     /// Other machines could use the keys without a token.
     #[error(transparent)]
     UnprotectedListener(#[from] UnprotectedListener),
+    /// Other machines could reach the admin API, which has no token.
+    #[error("{0} is open to other machines, and there is no admin token")]
+    AdminWithoutToken(Address),
     /// The operating system reported an error.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -51,6 +54,9 @@ impl StartError {
             Self::UnprotectedListener(_) => {
                 Some("Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.")
             }
+            Self::AdminWithoutToken(_) => {
+                Some("Set admin.token_file or KEYCHOIR_ADMIN_TOKEN, or listen on 127.0.0.1 (admin.listen).")
+            }
             Self::Upstream(_) | Self::Tls(_) | Self::Https(_) | Self::Mirror(_) | Self::Io(_) => None,
         }
     }
@@ -63,6 +69,7 @@ impl StartError {
             Self::Database(_)
             | Self::UnreadableRecords(_)
             | Self::UnprotectedListener(_)
+            | Self::AdminWithoutToken(_)
             | Self::Upstream(_)
             | Self::Tls(_)
             | Self::Https(_)
@@ -80,6 +87,17 @@ pub struct UnprotectedListener(pub Address);
 pub(super) fn check_exposure(addresses: &[Address], clients: &Clients) -> Result<(), UnprotectedListener> {
     match addresses.iter().find(|address| !address.is_local()) {
         Some(exposed) if !clients.require_token() => Err(UnprotectedListener(exposed.clone())),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses addresses for operators that other machines can connect to if there is no admin token.
+pub(super) fn check_operator_exposure(
+    addresses: &[Address],
+    has_admin_token: bool,
+) -> Result<(), StartError> {
+    match addresses.iter().find(|address| !address.is_local()) {
+        Some(exposed) if !has_admin_token => Err(StartError::AdminWithoutToken(exposed.clone())),
         Some(_) | None => Ok(()),
     }
 }

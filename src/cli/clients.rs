@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::control::{ControlOptions, Target, parse_duration, parse_end, parse_expiry};
 use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
 use crate::admin::control::{Change, ClientRules, TokenExpiry};
-use crate::config::{self, ClientConfig, ClientOrigin};
+use crate::config::{self, ClientConfig};
 use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
 
@@ -187,13 +187,9 @@ impl From<&ClientConfig> for ListedClient {
             may_bring_key,
             may_request_tokens,
         } = rules;
-        let source = match origin {
-            ClientOrigin::File => "file",
-            ClientOrigin::Managed => "managed",
-        };
         Self {
             name: name.clone(),
-            source: source.to_owned(),
+            source: origin.as_str().to_owned(),
             quota: quota.map(|quota| quota.to_string()),
             rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
             max_concurrent: *max_concurrent,

@@ -20,7 +20,7 @@ use super::{
 use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
     self, Address, AppConfig, ConnectionLimit, DrainOutcome, HttpsState, InheritedSockets, ListenError,
-    RunningApp, ShutdownReport, StartError,
+    ProgramListeners, RunningApp, ShutdownReport, StartError,
 };
 use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
@@ -131,8 +131,11 @@ async fn serve(
 
     // Signals are handled from here on.
     let signals = Signals::new().map_err(fail)?;
-    let listeners = match app::listen(&config.server.listen, config.server.unix_mode, sockets).await {
-        Ok(listeners) => listeners,
+    let mode = config.server.unix_mode;
+    let clients = app::listen(&config.server.listen, mode, sockets).await;
+    let operators = || app::listen_for_operators(&config.admin.listen, mode);
+    let listeners = match clients.and_then(|clients| Ok((clients, operators()?))) {
+        Ok((clients, operators)) => ProgramListeners { clients, operators },
         Err(ListenError::Address { address, source }) => {
             return Err(fail(describe_bind_error(&address, &source)));
         }
@@ -147,7 +150,7 @@ async fn serve(
     if let Some(new_token) = new_token {
         save_admin_token(new_token, &mut reloader);
     }
-    let controller = Controller::new(overrides, reloader, generation, record_in(app.history()));
+    let controller = Controller::new(overrides, reloader, generation, record_in(app.history(), app.events()));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }
@@ -224,11 +227,7 @@ async fn log_welcome(running: &mut RunningApp) {
         );
     }
     for address in running.addresses() {
-        let url = match address {
-            Address::Tcp(address) => format!("http://{address}"),
-            Address::Unix(_) => address.to_string(),
-        };
-        info!(event = "server_started", address = %address, "Server started at {url}");
+        info!(event = "server_started", address = %address, "Server started at {}", listener_url(address));
     }
     let base_url = match running.addresses().iter().find(|address| matches!(address, Address::Tcp(_))) {
         Some(address) => format!("http://{address}"),
@@ -244,7 +243,26 @@ async fn log_welcome(running: &mut RunningApp) {
     if let Some(advice) = running.addresses().iter().find_map(|address| https_line(running.https(address))) {
         info!(event = "server_https", "├─ HTTPS:     {advice}");
     }
-    info!(event = "server_status_url", "└─ Status:    {base_url}/api/elevenlabs-status");
+    for address in running.operator_addresses() {
+        info!(event = "admin_started", address = %address, "├─ Admin API: {}", listener_url(address));
+    }
+    let status_url = match running.operator_addresses().first() {
+        Some(Address::Unix(_)) => None,
+        Some(address @ Address::Tcp(_)) => Some(listener_url(address)),
+        None => Some(base_url),
+    };
+    match status_url {
+        Some(url) => info!(event = "server_status_url", "└─ Status:    {url}/api/elevenlabs-status"),
+        None => info!(event = "server_status_url", "└─ Status:    run `keychoir status`"),
+    }
+}
+
+/// The URL of a listener for messages.
+fn listener_url(address: &Address) -> String {
+    match address {
+        Address::Tcp(address) => format!("http://{address}"),
+        Address::Unix(_) => address.to_string(),
+    }
 }
 
 /// Names the clients whose tokens are accepted.

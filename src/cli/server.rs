@@ -134,17 +134,26 @@ impl ServerAddress {
         }
     }
 
-    /// Returns the first configured TCP address with a fixed port, or else the first Unix socket.
+    /// Returns the address for operators. Without one, returns the first configured TCP address with a fixed port,
+    /// or else the first Unix socket.
     pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
+        if let Some(address) = config.admin.listen.address() {
+            return Self::of_listener(address).ok_or(ServerRequestError::NoFixedPort);
+        }
         let listen = &config.server.listen;
-        let unix_socket = || {
-            listen.iter().find_map(|listen| match listen {
-                ListenAddress::Unix(path) => Some(Self::Unix(path.clone())),
-                ListenAddress::Tcp(_) | ListenAddress::Systemd => None,
-            })
-        };
+        let is_unix_socket = |address: &&ListenAddress| matches!(address, ListenAddress::Unix(_));
         let url = listen.fixed_port().map(|address| Self::Url(base_url(address)));
-        url.or_else(unix_socket).ok_or(ServerRequestError::NoFixedPort)
+        url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::of_listener))
+            .ok_or(ServerRequestError::NoFixedPort)
+    }
+
+    /// The address of a listener, unless it is known only to the running server.
+    fn of_listener(listener: &ListenAddress) -> Option<Self> {
+        match listener {
+            ListenAddress::Tcp(address) if address.port() != 0 => Some(Self::Url(base_url(address))),
+            ListenAddress::Unix(path) => Some(Self::Unix(path.clone())),
+            ListenAddress::Tcp(_) | ListenAddress::Systemd => None,
+        }
     }
 }
 
@@ -356,5 +365,17 @@ mod tests {
         assert_eq!(address(&["[::]:80"]), url("http://[::1]:80"));
         assert_eq!(address(&["127.0.0.1:0", "unix:/s"]), Some(ServerAddress::Unix(PathBuf::from("/s"))));
         assert_eq!(address(&["systemd"]), None);
+    }
+
+    #[test]
+    fn the_address_for_operators_comes_first() {
+        let address = |listen: &str| {
+            let mut config = Config::default();
+            config.admin.listen = listen.parse().unwrap();
+            ServerAddress::from_config(&config).ok()
+        };
+        assert_eq!(address("127.0.0.1:9"), Some(ServerAddress::Url("http://127.0.0.1:9".to_owned())));
+        assert_eq!(address("unix:/s"), Some(ServerAddress::Unix(PathBuf::from("/s"))));
+        assert_eq!(address("127.0.0.1:0"), None);
     }
 }

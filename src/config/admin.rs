@@ -1,22 +1,79 @@
 //! The settings of the admin API, and the admin token, which opens it.
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use super::StateDirectory;
+use super::host_port::HostPort;
 use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::listen::ListenAddress;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::{ReadFileError, ValueSources};
 use super::variables;
 use crate::secret::AdminTokenFingerprint;
 
 /// The access to the admin API and to the pages of the state.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
+    /// The address of the admin API and of the pages of the state.
+    pub listen: AdminListen,
     /// The file of the admin token; `None` for the generated one in the folder of the usage database.
     pub token_file: Option<PathBuf>,
     /// The pages that may be read without a token: `status` or `metrics`.
     pub public: Vec<String>,
+    /// Maximum listeners of events.
+    pub max_event_listeners: usize,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: AdminListen::default(), token_file: None, public: Vec::new(), max_event_listeners: 32 }
+    }
+}
+
+/// An address for operators, or none if the addresses of `server.listen` serve them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdminListen(Option<ListenAddress>);
+
+impl AdminListen {
+    /// The address: a TCP address or a Unix socket.
+    #[must_use]
+    pub fn address(&self) -> Option<&ListenAddress> {
+        self.0.as_ref()
+    }
+
+    /// The address, if other machines can reach it.
+    pub(super) fn exposed_address(&self) -> Option<&HostPort> {
+        match &self.0 {
+            Some(ListenAddress::Tcp(address)) if !address.is_loopback() => Some(address),
+            Some(ListenAddress::Tcp(_) | ListenAddress::Unix(_) | ListenAddress::Systemd) | None => None,
+        }
+    }
+}
+
+impl FromStr for AdminListen {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        match text.parse()? {
+            ListenAddress::Systemd => {
+                let error = ValueError::new("sockets that systemd passes are for clients");
+                Err(error.advise("write HOST:PORT or unix:/PATH"))
+            }
+            address @ (ListenAddress::Tcp(_) | ListenAddress::Unix(_)) => Ok(Self(Some(address))),
+        }
+    }
+}
+
+impl fmt::Display for AdminListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |address| address.fmt(f))
+    }
 }
 
 /// The names of the pages that can be public.

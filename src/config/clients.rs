@@ -9,7 +9,7 @@ use super::problem::{Report, ValueError};
 use super::rules;
 use super::source::ValueSources;
 use super::value::BaseFolders;
-use crate::policy::client::Rules;
+use crate::policy::client::{ClientOrigin, Rules};
 use crate::policy::units::UnixMs;
 use crate::secret::TokenFingerprint;
 
@@ -39,15 +39,6 @@ impl ClientConfig {
     pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
         Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
     }
-}
-
-/// Where a client is configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientOrigin {
-    /// The configuration file. The overlay may have changed the client.
-    File,
-    /// The overlay only.
-    Managed,
 }
 
 /// Parses the `[[clients]]` entries. Pinned keys and workspaces must be in `pool`.

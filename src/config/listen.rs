@@ -89,7 +89,7 @@ impl ListenAddresses {
 impl ListenAddress {
     /// Whether both bind the same port of the same address. For `localhost`, only the IPv4 address of
     /// `self` is compared, because its IPv6 address is optional.
-    fn conflicts_with(&self, other: &Self) -> bool {
+    pub(super) fn conflicts_with(&self, other: &Self) -> bool {
         let (Self::Tcp(address), Self::Tcp(other)) = (self, other) else { return false };
         let required = address.socket_addresses().into_iter().take(1);
         let mut pairs = required.flat_map(|required| {

@@ -50,9 +50,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 pub use access::AccessConfig;
-pub use admin::AdminConfig;
+pub use admin::{AdminConfig, AdminListen};
 pub use base_url::BaseUrl;
-pub use clients::{ClientConfig, ClientOrigin, parse_client_name};
+pub use clients::{ClientConfig, parse_client_name};
 pub use host_port::HostPort;
 pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};

@@ -74,10 +74,12 @@ impl ValueError {
         Self { message: format!("{subject} {}", self.message), ..self }
     }
 
-    /// Adds a suggestion, if there is one.
+    /// Adds a suggestion, if there is one. A suggestion that may contain a secret is left out: it is made from the
+    /// value, which may be a key in the wrong setting.
     #[must_use]
     pub(super) fn suggest(self, suggestion: Option<impl fmt::Display>) -> Self {
-        match suggestion {
+        let suggestion = suggestion.map(|suggestion| suggestion.to_string());
+        match suggestion.filter(|suggestion| !mask::looks_like_secret(suggestion)) {
             Some(suggestion) => self.advise(format!("did you mean `{suggestion}`?")),
             None => self,
         }

@@ -145,7 +145,8 @@ impl Config {
 }
 
 impl Config {
-    /// Whether all settings, keys and clients are the same as in `other`. The generation is not compared.
+    /// Whether all settings, with their sources, all keys and all clients are the same as in `other`. The
+    /// generation is not compared.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let (mut first, mut second) = (self.clone(), other.clone());
@@ -154,6 +155,7 @@ impl Config {
         are_keys_same
             && self.clients == other.clients
             && self.paused_keys == other.paused_keys
+            && self.setting_sources == other.setting_sources
             && SETTINGS
                 .iter()
                 .all(|setting| setting.format_value(&mut first) == setting.format_value(&mut second))

@@ -111,6 +111,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     if default_database.is_none() {
         draft.check_storage();
     }
+    draft.check_admin_listen();
     draft.check_tls(sources, is_complete);
     draft.check_retry();
     draft.check_upstream();

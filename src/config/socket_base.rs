@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::base_url::BaseUrl;
+use super::mask::quote_masked;
 use super::problem::ValueError;
 
 /// `ws://` or `wss://` with a host, an optional port and an optional path prefix; empty for none.
@@ -29,7 +30,7 @@ impl FromStr for SocketBase {
         }
         let Some((scheme @ ("ws" | "wss"), rest)) = text.split_once("://") else {
             let address = text.split_once("://").map_or(text, |(_, rest)| rest);
-            let error = ValueError::new(format!("`{text}` has no ws:// or wss://"));
+            let error = ValueError::new(format!("{} has no ws:// or wss://", quote_masked(text)));
             return Err(error.suggest(format!("wss://{address}").parse::<Self>().ok()));
         };
         // The rest of the URL is validated like a base URL.

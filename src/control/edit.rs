@@ -9,8 +9,7 @@ use crate::admin::control::{
     Change, ClientRules, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, TokenExpiry,
 };
 use crate::config::{
-    ClientConfig, ClientOrigin, Config, KEYS_FOLDER, KeyConfig, ManagedClient, ManagedKey, ManagedRules,
-    Overlay, PausedKey,
+    ClientConfig, Config, KEYS_FOLDER, KeyConfig, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
 };
 use crate::policy::client::Rules;
 use crate::policy::key_state::KeyOrigin;
@@ -269,7 +268,7 @@ fn set_client(
     }
     if changes_rules {
         let mut next = apply_rules(rules, rules_in_notation(&client.rules, &entry.rules));
-        if client.origin == ClientOrigin::File {
+        if client.origin.is_in_file() {
             keep_explicit(&mut next);
         }
         entry.rules = next;
@@ -319,7 +318,7 @@ fn revoke_client(name: &str, overlay: &mut Overlay, config: &Config) -> Result<E
     }
     let earlier = overlay.clients.iter().position(|entry| entry.name == name);
     let earlier = earlier.map(|index| overlay.clients.remove(index));
-    if client.origin == ClientOrigin::File {
+    if client.origin.is_in_file() {
         let replaced = earlier.and_then(|entry| entry.replaced_token_sha256);
         overlay.clients.push(ManagedClient {
             name: name.to_owned(),

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use tracing::warn;
 
 use crate::admin::control::ChangeRecord;
+use crate::admin::record_change_event;
 use crate::store::{History, OfflineChanges, StoredChange};
+use crate::telemetry::EventRing;
 
 /// Records a change that was made. The future completes when the record can be read.
 pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) -> Recording + Send>;
@@ -14,13 +16,14 @@ pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) -> Recording + Send>;
 /// A change that is being recorded.
 pub type Recording = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Records changes in the database of the running program.
+/// Records changes in the database of the running program, and as events for the listeners of the admin API.
 #[must_use]
-pub fn record_in(history: History) -> ChangeRecorder {
+pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
     Box::new(move |change| {
-        let history = history.clone();
+        let (history, change) = (history.clone(), stored(change));
+        record_change_event(&events, &change);
         Box::pin(async move {
-            if let Err(error) = history.record_change(stored(change)).await {
+            if let Err(error) = history.record_change(change).await {
                 warn!(
                     event = "change_not_recorded",
                     "The change is in force, and it is recorded when the database can be written: {error}"

@@ -94,9 +94,53 @@ pub struct Client {
     pub rules: Rules,
 }
 
-/// The tokens of a client. During the grace period of a rotation, a client has two.
+/// Where a client is configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientOrigin {
+    /// The configuration file.
+    File,
+    /// The configuration file, and a change at runtime.
+    Changed,
+    /// Added at runtime.
+    Managed,
+}
+
+impl ClientOrigin {
+    /// The identifier in documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Changed => "changed",
+            Self::Managed => "managed",
+        }
+    }
+
+    /// Whether the configuration file has the client.
+    #[must_use]
+    pub fn is_in_file(self) -> bool {
+        match self {
+            Self::File | Self::Changed => true,
+            Self::Managed => false,
+        }
+    }
+}
+
+/// A client with its tokens.
+#[derive(Clone, Debug)]
+pub struct ConfiguredClient {
+    /// The client.
+    pub client: Arc<Client>,
+    /// Its tokens.
+    pub tokens: ClientTokens,
+}
+
+/// The tokens of a client, and where they are configured. During the grace period of a rotation, a client has
+/// two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientTokens {
+    /// Where the client is configured.
+    pub origin: ClientOrigin,
     /// The current token.
     pub current: IssuedToken,
     /// The token before the last rotation.
@@ -104,9 +148,13 @@ pub struct ClientTokens {
 }
 
 impl From<TokenFingerprint> for ClientTokens {
-    /// One token that does not expire.
+    /// One token that does not expire, in the configuration file.
     fn from(fingerprint: TokenFingerprint) -> Self {
-        Self { current: IssuedToken { fingerprint, expires_at: None }, previous: None }
+        Self {
+            origin: ClientOrigin::File,
+            current: IssuedToken { fingerprint, expires_at: None },
+            previous: None,
+        }
     }
 }
 
@@ -144,7 +192,7 @@ pub struct Clients {
     /// lookup does not reveal how much of a guessed token is correct.
     by_token: HashMap<u64, Vec<(Arc<Client>, IssuedToken)>>,
     /// All clients with a token.
-    with_token: Vec<Arc<Client>>,
+    with_token: Vec<ConfiguredClient>,
     /// Represents requests without a token.
     anonymous_client: Arc<Client>,
     anonymous_access: AnonymousAccess,
@@ -163,7 +211,7 @@ impl Clients {
             for token in [Some(tokens.current), tokens.previous].into_iter().flatten() {
                 by_token.entry(token.fingerprint.index()).or_default().push((Arc::clone(&client), token));
             }
-            with_token.push(client);
+            with_token.push(ConfiguredClient { client, tokens });
         }
         Self { by_token, with_token, anonymous_client, anonymous_access }
     }
@@ -182,18 +230,18 @@ impl Clients {
     }
 
     /// The clients that have a token.
-    pub fn with_token(&self) -> impl Iterator<Item = &Arc<Client>> {
+    pub fn with_token(&self) -> impl Iterator<Item = &ConfiguredClient> {
         self.with_token.iter()
     }
 
     /// The names of the clients that have a token.
     pub fn names_with_token(&self) -> impl Iterator<Item = &ClientName> {
-        self.with_token.iter().map(|client| &client.name)
+        self.with_token.iter().map(|configured| &configured.client.name)
     }
 
     /// The names of all clients.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
-        self.with_token.iter().chain([&self.anonymous_client]).map(|client| &client.name)
+        self.names_with_token().chain([&self.anonymous_client.name])
     }
 
     fn find_by_token(&self, token: &str, now: UnixMs) -> TokenMatch<'_> {
@@ -451,6 +499,7 @@ mod tests {
     fn a_token_is_valid_until_it_expires_and_the_previous_one_during_its_grace() {
         let token = |text, expires_at| IssuedToken { fingerprint: TokenFingerprint::new(text), expires_at };
         let tokens = ClientTokens {
+            origin: ClientOrigin::Managed,
             current: token("new-token", Some(UnixMs(3_000))),
             previous: Some(token("old-token", Some(UnixMs(2_000)))),
         };

@@ -14,6 +14,7 @@ pub mod forward_proxy;
 pub mod headers;
 pub mod method;
 pub mod origin;
+pub mod page_access;
 pub mod path;
 
 pub mod budget;

@@ -11,23 +11,30 @@ use tracing::{Level, enabled, info};
 use super::request_summary::RequestSummary;
 use crate::policy::client::ClientName;
 use crate::policy::plain_text::hide_tokens;
-use crate::telemetry::{RequestLabels, RequestMetrics};
+use crate::telemetry::{EndedRequest, EventContent, EventRing, RequestLabels, RequestMetrics};
 
 /// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
-/// The guard of a running request. Dropping the guard writes the event and records the request in the
-/// metrics.
+/// The guard of a running request. Dropping the guard writes the event, also for the listeners of the admin API,
+/// and records the request in the metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,
     metrics: RequestMetrics,
+    events: EventRing,
 }
 
 impl AccessLog {
-    pub(super) fn new<B>(request: &Request<B>, peer: Option<IpAddr>, metrics: &RequestMetrics) -> Self {
+    pub(super) fn new<B>(
+        request: &Request<B>,
+        peer: Option<IpAddr>,
+        metrics: &RequestMetrics,
+        events: &EventRing,
+    ) -> Self {
         metrics.record_request_start();
-        Self { summary: RequestSummary::new(request, peer), metrics: metrics.clone() }
+        let summary = RequestSummary::new(request, peer);
+        Self { summary, metrics: metrics.clone(), events: events.clone() }
     }
 
     /// Records in the metrics that the relay of the provider's response starts.
@@ -41,9 +48,27 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let summary = &mut self.summary;
         write_event(summary);
+        if self.events.is_recording() {
+            self.events.record([EventContent::Request(ended_request(summary))]);
+        }
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
         self.metrics.record_request_end(&labels, summary.elapsed());
+    }
+}
+
+fn ended_request(summary: &RequestSummary) -> EndedRequest {
+    EndedRequest {
+        request_id: summary.request_id(),
+        client: summary.client.clone(),
+        short_key: summary.short_key().cloned(),
+        method: summary.method.clone(),
+        route: summary.route,
+        status: summary.status,
+        outcome: summary.verdict,
+        attempts: summary.attempts,
+        credits: summary.credits,
+        duration: summary.elapsed(),
     }
 }
 

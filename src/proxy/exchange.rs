@@ -50,7 +50,7 @@ impl<C: Connect> Proxy<C> {
         request: Request<Incoming>,
         peer: Option<IpAddr>,
     ) -> ProxyResponse<C> {
-        let mut log = AccessLog::new(&request, peer, &self.metrics);
+        let mut log = AccessLog::new(&request, peer, &self.metrics, &self.events);
         if let Some(first_message_auth) = FirstMessageAuth::detect(self, &request) {
             let (response, session) = first_message_auth.accept(request, log);
             return ProxyResponse::new(response, Some(SocketStage::Unauthenticated(session)));
@@ -93,7 +93,10 @@ impl<C: Connect> Proxy<C> {
             check_origin(&config.access_rules, requires_token, request.method(), request.headers())
                 .map_err(ProxyError::from)
         };
-        result.map_err(|error| Box::new(error_response(&error, AccessLog::new(request, peer, &self.metrics))))
+        result.map_err(|error| {
+            let log = AccessLog::new(request, peer, &self.metrics, &self.events);
+            Box::new(error_response(&error, log))
+        })
     }
 
     /// Steps 1 to 9: returns the provider's response, ready to be relayed, or an accepted WebSocket

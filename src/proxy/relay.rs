@@ -1,6 +1,7 @@
 //! Builds the response to the client: the provider's response, whose body is streamed, or an error response
 //! of the proxy.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -9,6 +10,7 @@ use http::header::HeaderValue;
 use http::{HeaderName, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
@@ -31,6 +33,8 @@ use crate::upstream::{UpstreamBody, UpstreamBodyError};
 pub enum ResponseBody {
     /// A body that the proxy generated.
     Generated(Full<Bytes>),
+    /// A body that another part of the program produces while it is sent.
+    Produced(UnsyncBoxBody<Bytes, Infallible>),
     /// The provider's body, streamed as it arrives.
     Relayed(Box<RelayedBody>),
 }
@@ -98,6 +102,12 @@ pub(super) fn error_response(error: &ProxyError, mut log: AccessLog) -> Response
     response.map(|body| ResponseBody::Generated(Full::new(body)))
 }
 
+impl From<Bytes> for ResponseBody {
+    fn from(body: Bytes) -> Self {
+        Self::Generated(Full::new(body))
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
     type Error = UpstreamBodyError;
@@ -108,6 +118,7 @@ impl Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamBodyError>>> {
         match &mut *self {
             Self::Generated(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Self::Produced(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
             Self::Relayed(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -115,6 +126,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Generated(body) => body.is_end_stream(),
+            Self::Produced(body) => body.is_end_stream(),
             Self::Relayed(body) => body.is_end_stream(),
         }
     }
@@ -122,6 +134,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Generated(body) => body.size_hint(),
+            Self::Produced(body) => body.size_hint(),
             Self::Relayed(body) => body.size_hint(),
         }
     }

@@ -111,6 +111,14 @@ impl RequestSummary {
         }
     }
 
+    /// The short form of the last attempt's key, unless it is the client's own.
+    pub(super) fn short_key(&self) -> Option<&ShortKey> {
+        match &self.key {
+            LastKey::None | LastKey::Client => None,
+            LastKey::Pool(key) => Some(key),
+        }
+    }
+
     /// The `User-Agent` header, or an empty string if the header is missing or invalid.
     pub(super) fn user_agent(&self) -> &str {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()

@@ -13,7 +13,7 @@ use super::request_limiter::RequestLimiter;
 use super::retry_budget::SharedRetryBudget;
 use super::usage::UsageSink;
 use crate::pool::{OwnershipIndex, Pool};
-use crate::telemetry::RequestMetrics;
+use crate::telemetry::{EventRing, RequestMetrics};
 use crate::upstream::{Connect, TcpTlsConnector, Upstream};
 
 /// The state with which requests are processed. The connections to the provider belong to one core. All other
@@ -31,6 +31,7 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) base_url_hints: Arc<BaseUrlHints>,
     pub(super) request_limiter: RequestLimiter,
     pub(super) metrics: RequestMetrics,
+    pub(super) events: EventRing,
     pub(super) ended_conversations: ConversationSender,
     /// Cancelled when the drain timeout expires at shutdown, before connections are closed.
     pub(super) drain_expired: CancellationToken,
@@ -49,6 +50,8 @@ pub struct SharedState {
     pub usage: UsageSink,
     /// The metrics.
     pub metrics: RequestMetrics,
+    /// The events for listeners of the admin API.
+    pub events: EventRing,
     /// The queue of ended conversations whose cost is still unknown.
     pub ended_conversations: ConversationSender,
 }
@@ -56,7 +59,7 @@ pub struct SharedState {
 impl<C> Proxy<C> {
     /// Creates a proxy. `drain_expired` is cancelled when the drain timeout expires at shutdown.
     pub fn new(shared: SharedState, upstream: Upstream<C>, drain_expired: CancellationToken) -> Self {
-        let SharedState { config, pool, owners, usage, metrics, ended_conversations } = shared;
+        let SharedState { config, pool, owners, usage, metrics, events, ended_conversations } = shared;
         Self {
             config,
             pool,
@@ -69,6 +72,7 @@ impl<C> Proxy<C> {
             base_url_hints: Arc::default(),
             request_limiter: RequestLimiter::default(),
             metrics,
+            events,
             ended_conversations,
             drain_expired,
         }

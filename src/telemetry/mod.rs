@@ -1,5 +1,5 @@
 //! The output of the running program: log lines about keys and requests, as short lines on a terminal and as
-//! JSON otherwise, and the metrics of requests.
+//! JSON otherwise, the metrics of requests, and the events for listeners of the admin API.
 
 mod log;
 
@@ -10,6 +10,8 @@ mod transitions;
 
 mod metrics;
 
+mod event_ring;
+
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
 
@@ -18,6 +20,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
+pub use event_ring::{EndedRequest, Event, EventBatch, EventContent, EventListener, EventRing};
 pub use line::{LineFormat, LineLayer};
 pub use log::{FlushOnDrop, LogSink, dropped_lines, flush};
 pub use metrics::{

@@ -131,3 +131,60 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     }
     assert!(!log.contains(admin_token.trim()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_use_the_address_for_operators() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let admin_listen = format!("unix:{}", socket.display());
+    let configure = |command: &mut std::process::Command| {
+        command
+            .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+            .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+            .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+            .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+            .env("KEYCHOIR_ADMIN__LISTEN", &admin_listen)
+            .env("KEYCHOIR_LOG__FORMAT", "json");
+    };
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    configure(&mut command);
+    let mut program = Program::start(&mut command);
+    let address = program.wait_for_address();
+    assert_eq!(program.wait_for_event("admin_started")["address"], *admin_listen);
+    let run_command = |arguments: &[&str]| {
+        let mut command = keychoir_command(arguments);
+        configure(&mut command);
+        let output = run(&mut command);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let token = run_command(&["clients", "add", "app"]);
+    assert!(run_command(&["clients", "list"]).contains("app"));
+    let check = run_command(&["check", "--listen", "127.0.0.1:0"]);
+    let note = format!("note: a Keychoir is already running at {admin_listen}");
+    assert!(check.contains(&note), "{check}");
+    // The change is in force: clients need a token now.
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let usage =
+        |token: String| client.get(format!("http://{address}/api/keychoir-usage")).bearer_auth(token).send();
+    assert_eq!(usage("other".to_owned()).await.unwrap().status(), 401);
+    assert_eq!(usage(token.trim().to_owned()).await.unwrap().status(), 200);
+    let (code, _) = program.terminate();
+    assert_eq!(code, Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn check_reports_an_address_for_operators_that_is_one_for_clients() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = keychoir_command(&["check", "--listen", "127.0.0.1:18080"]);
+    command
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_ADMIN__LISTEN", "localhost:18080");
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
+    let expected =
+        "KEYCHOIR_ADMIN__LISTEN: localhost:18080 and 127.0.0.1:18080 of server.listen are the same address";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+}

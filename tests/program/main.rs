@@ -14,6 +14,7 @@ mod support;
 
 mod environment;
 
+mod canaries;
 mod config_show;
 mod control;
 mod database;

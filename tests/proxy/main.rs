@@ -29,6 +29,7 @@ mod hostile_websockets;
 mod metrics;
 mod mirror;
 mod month;
+mod operator_listener;
 mod pool;
 mod quotas;
 mod random_provider;

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
+pub mod events;
 pub mod program;
 pub mod routes;
 pub mod supabase;

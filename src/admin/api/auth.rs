@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::HeaderMap;
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::request::Parts;
+use http::{HeaderMap, Response, Uri};
 
 use super::error::ApiError;
 use crate::admin::Admin;
@@ -32,22 +32,28 @@ impl AuthFailureTable {
 impl Admin {
     /// Accepts only the admin token. An address with too many wrong tokens is refused before its token is
     /// compared, so that further guesses bring nothing.
-    pub(super) fn authorize(&self, head: &Parts, peer: Option<IpAddr>, now: UnixMs) -> Result<(), ApiError> {
+    pub(super) fn authorize(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        now: UnixMs,
+    ) -> Result<(), ApiError> {
         if self.admin_token.is_none() {
             return Err(ApiError::disabled());
         }
         if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
             return Err(ApiError::too_many_failures(remaining));
         }
-        if self.has_admin_token(&head.headers) {
+        if self.has_admin_token(headers) {
             return Ok(());
         }
-        let is_client = self.config.load().clients.require_token()
-            && self.authenticate_client(&head.uri, &head.headers, now).is_ok();
+        let is_client =
+            self.config.load().clients.require_token() && self.authenticate_client(uri, headers, now).is_ok();
         if is_client {
             return Err(ApiError::client_token());
         }
-        if bearer_token(&head.headers).is_none() {
+        if bearer_token(headers).is_none() {
             return Err(ApiError::token_missing());
         }
         self.auth_failures.record(peer, now);
@@ -58,6 +64,21 @@ impl Admin {
             "A wrong admin token was refused"
         );
         Err(ApiError::token_wrong())
+    }
+
+    /// Returns the refusal of a page that requires the admin token, unless the request presents it.
+    pub(in crate::admin) fn refuse_page(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        now: UnixMs,
+    ) -> Option<Response<Bytes>> {
+        let error = match self.admin_token {
+            Some(_) => self.authorize(uri, headers, peer, now).err()?,
+            None => ApiError::token_missing(),
+        };
+        Some(error.for_page().response(""))
     }
 
     /// Whether the request presents the admin token.

@@ -63,11 +63,11 @@ pub(super) fn parse(
             Ok(Change::ResumeKey { key: known_key(pool, id)? })
         }
         Resource::Clients => {
-            members.check(&[&["name", "expires_at"], RULES.as_slice()].concat())?;
+            members.check(&[&["name", "expires", "expires_at"], RULES.as_slice()].concat())?;
             Ok(Change::AddClient {
                 name: members.required_text("name")?,
                 rules: client_rules(&members)?,
-                expires_at: members.future_time("expires_at", now)?,
+                expires_at: token_end(&members, now)?,
             })
         }
         Resource::Client(name) if *method == Method::PATCH => {
@@ -89,11 +89,11 @@ pub(super) fn parse(
             Ok(Change::RevokeClient { name: name.to_owned() })
         }
         Resource::ClientRotation(name) => {
-            members.check(&["grace", "expires_at"])?;
+            members.check(&["grace", "expires", "expires_at"])?;
             Ok(Change::RotateClient {
                 name: name.to_owned(),
                 grace: members.duration("grace")?.unwrap_or_default(),
-                expires_at: members.future_time("expires_at", now)?,
+                expires_at: token_end(&members, now)?,
             })
         }
         Resource::Reload => {
@@ -106,6 +106,7 @@ pub(super) fn parse(
         | Resource::Attempts
         | Resource::Config
         | Resource::Changes
+        | Resource::Events
         | Resource::Me => Err(ApiError::unknown_path()),
     }
 }
@@ -124,6 +125,23 @@ fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
         base_url: members.text("base_url")?.filter(|url| !url.is_empty()),
         weight: members.number("weight")?,
     }))
+}
+
+/// When a new token expires: after the duration `expires`, or at the time `expires_at`.
+fn token_end(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
+    let end = members.future_time("expires_at", now)?;
+    match members.duration("expires")? {
+        None => Ok(end),
+        Some(_) if end.is_some() => {
+            let message = "The members `expires` and `expires_at` exclude each other.";
+            Err(ApiError::bad_request("invalid_member", message))
+        }
+        Some(duration) if duration.is_zero() => {
+            let message = "The member `expires` must be longer than 0.";
+            Err(ApiError::bad_request("invalid_member", message))
+        }
+        Some(duration) => Ok(Some(now.plus(duration))),
+    }
 }
 
 fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {

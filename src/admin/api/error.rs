@@ -76,6 +76,30 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "admin_api_disabled", message)
     }
 
+    /// With `admin.listen`, the other listeners do not serve this path.
+    pub(super) fn served_elsewhere() -> Self {
+        let message = "This address serves clients. The admin API and the pages for operators are at the address \
+                       of admin.listen.";
+        Self::new(StatusCode::NOT_FOUND, "not_found", "served_elsewhere", message)
+    }
+
+    pub(super) fn not_proxied() -> Self {
+        let message = "This address serves only the admin API and Keychoir's own pages. Clients use the address of \
+                       server.listen.";
+        Self::new(StatusCode::NOT_FOUND, "not_found", "not_proxied", message)
+    }
+
+    /// Explains the refusal of a page instead of the API.
+    pub(super) fn for_page(self) -> Self {
+        let message = "From other machines, this page requires the admin token: send `Authorization: Bearer TOKEN`, \
+                       or list the page in admin.public.";
+        if self.http == StatusCode::TOO_MANY_REQUESTS {
+            self
+        } else {
+            Self { message: message.into(), ..self }
+        }
+    }
+
     pub(super) fn token_missing() -> Self {
         let message = "The admin API requires the admin token: send `Authorization: Bearer TOKEN`.";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "admin_token_missing", message)
@@ -130,6 +154,13 @@ impl ApiError {
         let message = "Another check of this key is running.";
         let error = Self::new(StatusCode::CONFLICT, "conflict", "check_in_progress", message);
         Self { retry_after: Some(Duration::from_secs(1)), ..error }
+    }
+
+    pub(super) fn too_many_listeners(max_listeners: usize) -> Self {
+        let message = format!(
+            "{max_listeners} listeners receive events already, which is the maximum (admin.max_event_listeners)."
+        );
+        Self::unavailable("too_many_listeners", message)
     }
 
     pub(super) fn no_control() -> Self {

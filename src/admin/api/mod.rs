@@ -8,18 +8,23 @@ mod auth;
 mod changes;
 mod documents;
 mod error;
+mod events;
 mod json_members;
 mod request;
 mod router;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{
     CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::Body;
+use hyper::body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
 use super::Admin;
@@ -31,16 +36,29 @@ pub use auth::AuthFailureTable;
 pub use documents::meaning;
 use documents::{attempts, check, client, config, key, me, overview, record, usage};
 use error::ApiError;
+use events::EventStream;
+pub use events::{EventSource, record_change_event};
 use request::Query;
 use router::{KeyAction, Resource};
 
 /// The prefix of all paths of the API.
 const PREFIX: &str = "/api/keychoir/v1/";
 
+/// The body of a response of the API.
+#[derive(Debug)]
+pub struct ApiBody(BodyKind);
+
+#[derive(Debug)]
+enum BodyKind {
+    Document(Bytes),
+    /// `None` for the response to a HEAD request.
+    Events(Option<Box<EventStream>>),
+}
+
 /// The successful response to a request.
 struct Answer {
     status: StatusCode,
-    body: Vec<u8>,
+    body: BodyKind,
     /// Whether the document changes only with the generation, so that `If-None-Match` may be answered with 304.
     is_versioned: bool,
     /// The generation in the `ETag`; `None` for the current one.
@@ -54,12 +72,76 @@ impl Answer {
 
     fn new(status: StatusCode, document: &impl Serialize) -> Self {
         // Serializing these documents cannot fail, because they consist of numbers, strings and lists.
-        let body = serde_json::to_vec(document).unwrap_or_default();
+        let body = BodyKind::Document(serde_json::to_vec(document).unwrap_or_default().into());
         Self { status, body, is_versioned: false, generation: None }
+    }
+
+    fn events(stream: Option<EventStream>) -> Self {
+        let body = BodyKind::Events(stream.map(Box::new));
+        Self { status: StatusCode::OK, body, is_versioned: false, generation: None }
     }
 
     fn versioned(self) -> Self {
         Self { is_versioned: true, ..self }
+    }
+
+    /// The response, at a current generation of `generation`.
+    fn response(self, generation: u64, if_none_match: Option<&HeaderValue>) -> Response<BodyKind> {
+        let tag = etag(self.generation.unwrap_or(generation));
+        let is_unchanged =
+            self.is_versioned && if_none_match.is_some_and(|known| request::contains_tag(known, &tag));
+        let (status, body, content_type) = match self.body {
+            BodyKind::Document(_) if is_unchanged => {
+                (StatusCode::NOT_MODIFIED, BodyKind::Document(Bytes::new()), None)
+            }
+            body @ BodyKind::Document(_) => (self.status, body, Some("application/json")),
+            body @ BodyKind::Events(_) => (self.status, body, Some("text/event-stream")),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        if let Some(content_type) = content_type {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        if matches!(response.body(), BodyKind::Events(_)) {
+            // nginx would collect the events in a buffer.
+            let no = HeaderValue::from_static("no");
+            response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), no);
+        } else {
+            response.headers_mut().insert(ETAG, tag);
+        }
+        response
+    }
+}
+
+impl Body for ApiBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut self.0 {
+            BodyKind::Document(document) if document.is_empty() => Poll::Ready(None),
+            BodyKind::Document(document) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(document))))),
+            BodyKind::Events(Some(stream)) => Pin::new(&mut **stream).poll_frame(cx),
+            BodyKind::Events(None) => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            BodyKind::Document(document) => document.is_empty(),
+            BodyKind::Events(stream) => stream.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            BodyKind::Document(document) => SizeHint::with_exact(document.len() as u64),
+            BodyKind::Events(_) => SizeHint::default(),
+        }
     }
 }
 
@@ -68,6 +150,23 @@ impl Admin {
     #[must_use]
     pub fn is_api_path(path: &str) -> bool {
         path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
+    }
+
+    /// Whether clients use this path of the API.
+    pub(super) fn is_client_api_path(path: &str) -> bool {
+        Resource::parse(path) == Some(Resource::Me)
+    }
+
+    /// The response to a path for operators on a listener that does not serve them.
+    #[must_use]
+    pub fn served_elsewhere() -> Response<Bytes> {
+        own_page(&ApiError::served_elsewhere())
+    }
+
+    /// The response to a path of the provider on a listener that serves only Keychoir's own paths.
+    #[must_use]
+    pub fn not_proxied() -> Response<Bytes> {
+        own_page(&ApiError::not_proxied())
     }
 
     /// Answers a request to the admin API. `is_foreign_page` tells whether a web page of another origin sent it.
@@ -80,7 +179,7 @@ impl Admin {
         request: Request<B>,
         peer: Option<IpAddr>,
         is_foreign_page: bool,
-    ) -> Response<Bytes>
+    ) -> Response<ApiBody>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -95,24 +194,8 @@ impl Admin {
             self.answer(request, peer, generation).await
         };
         let mut response = match answer {
-            Ok(answer) => {
-                let tag = etag(answer.generation.unwrap_or(generation));
-                let is_unchanged = answer.is_versioned
-                    && if_none_match.is_some_and(|known| request::contains_tag(&known, &tag));
-                let (status, body) = if is_unchanged {
-                    (StatusCode::NOT_MODIFIED, Vec::new())
-                } else {
-                    (answer.status, answer.body)
-                };
-                let mut response = Response::new(Bytes::from(body));
-                *response.status_mut() = status;
-                if !is_unchanged {
-                    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                }
-                response.headers_mut().insert(ETAG, tag);
-                response
-            }
-            Err(error) => error.response(&request_id),
+            Ok(answer) => answer.response(generation, if_none_match.as_ref()),
+            Err(error) => error.response(&request_id).map(BodyKind::Document),
         };
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -120,7 +203,7 @@ impl Admin {
         if let Ok(id) = HeaderValue::from_str(&request_id) {
             headers.insert(HeaderName::from_static("x-request-id"), id);
         }
-        response
+        response.map(ApiBody)
     }
 
     async fn answer<B>(
@@ -141,12 +224,12 @@ impl Admin {
             return self.me(&head, clock::now());
         }
         // Before the path and the method, so that a request without the token does not find out which paths exist.
-        self.authorize(&head, peer, clock::now())?;
+        self.authorize(&head.uri, &head.headers, peer, clock::now())?;
         let resource = resource.ok_or_else(ApiError::unknown_path)?;
         router::check_method(resource, &head.method)?;
         let query = Query::parse(head.uri.query());
         if head.method == Method::GET || head.method == Method::HEAD {
-            return self.read(resource, query, generation, clock::now()).await;
+            return self.read(resource, query, &head, generation, clock::now()).await;
         }
         query.check(&[])?;
         let origin = changes::origin(peer);
@@ -165,6 +248,7 @@ impl Admin {
         &self,
         resource: Resource<'_>,
         query: Query,
+        head: &Parts,
         generation: u64,
         now: UnixMs,
     ) -> Result<Answer, ApiError> {
@@ -190,25 +274,33 @@ impl Admin {
                 let usage = &config.client_usage;
                 let clients: Vec<_> = clients
                     .into_iter()
-                    .map(|known| client(known, &usage.used(&known.name, now), now))
+                    .map(|known| client(known, &usage.used(&known.client.name, now), now))
                     .collect();
                 Ok(Answer::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
             Resource::Client(name) => {
                 query.check(&[])?;
                 let config = self.config.load();
-                let known = config.clients.with_token().find(|client| client.name.as_str() == name);
+                let known = config.clients.with_token().find(|known| known.client.name.as_str() == name);
                 let known = known.ok_or_else(ApiError::client_not_found)?;
-                Ok(Answer::ok(&client(known, &config.client_usage.used(&known.name, now), now)))
+                Ok(Answer::ok(&client(known, &config.client_usage.used(&known.client.name, now), now)))
             }
             Resource::Usage => usage(&self.history, &query, now).await.map(|document| Answer::ok(&document)),
             Resource::Attempts => attempts(&self.history, &query).await.map(|document| Answer::ok(&document)),
             Resource::Changes => {
-                record(&self.history, &query).await.map(|document| Answer::ok(&document).versioned())
+                // A reload that changes nothing is recorded without a new generation.
+                record(&self.history, &query).await.map(|document| Answer::ok(&document))
             }
             Resource::Config => {
                 query.check(&[])?;
                 Ok(Answer::ok(&config(&self.settings.load(), generation)).versioned())
+            }
+            Resource::Events => {
+                query.check(&[])?;
+                // The stream of a HEAD request would never be read.
+                let is_read = head.method == Method::GET;
+                let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
+                Ok(Answer::events(stream))
             }
             Resource::Me | Resource::KeyAction(..) | Resource::ClientRotation(_) | Resource::Reload => {
                 Err(ApiError::unknown_path())
@@ -217,7 +309,7 @@ impl Admin {
     }
 
     /// The usage and the limits of the client that sent the request, also when they are used up.
-    fn me(&self, head: &http::request::Parts, now: UnixMs) -> Result<Answer, ApiError> {
+    fn me(&self, head: &Parts, now: UnixMs) -> Result<Answer, ApiError> {
         Query::parse(head.uri.query()).check(&["xi-api-key", "xi_api_key", "authorization"])?;
         let known =
             self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
@@ -252,4 +344,13 @@ impl Admin {
 fn etag(generation: u64) -> HeaderValue {
     let text = format!("\"{generation}\"");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
+}
+
+/// The response of a listener that does not serve the path.
+fn own_page(error: &ApiError) -> Response<Bytes> {
+    let mut response = error.response("");
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }

@@ -21,6 +21,7 @@ pub(super) enum Resource<'p> {
     Attempts,
     Config,
     Changes,
+    Events,
     Me,
     Reload,
 }
@@ -60,6 +61,7 @@ impl<'p> Resource<'p> {
             ["attempts"] => Self::Attempts,
             ["config"] => Self::Config,
             ["changes"] => Self::Changes,
+            ["events"] => Self::Events,
             ["me"] => Self::Me,
             ["reload"] => Self::Reload,
             _ => return None,
@@ -69,7 +71,13 @@ impl<'p> Resource<'p> {
     /// The methods of the resource.
     pub(super) fn methods(self) -> &'static [Method] {
         match self {
-            Self::Overview | Self::Usage | Self::Attempts | Self::Config | Self::Changes | Self::Me => READ,
+            Self::Overview
+            | Self::Usage
+            | Self::Attempts
+            | Self::Config
+            | Self::Changes
+            | Self::Events
+            | Self::Me => READ,
             Self::Keys | Self::Clients => READ_AND_ADD,
             Self::Key(_) => READ_AND_REMOVE,
             Self::Client(_) => READ_AND_CHANGE,

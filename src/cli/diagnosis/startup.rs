@@ -48,7 +48,7 @@ fn describe_error(error: &StartError) -> Finding {
         StartError::Mirror(_) => "mirror",
         StartError::Tls(_) | StartError::Https(_) => "tls",
         StartError::Upstream(_) => "upstream",
-        StartError::UnprotectedListener(_) => "listen",
+        StartError::UnprotectedListener(_) | StartError::AdminWithoutToken(_) => "listen",
         StartError::Io(_) => "system",
     };
     let finding = Finding::problem(area, error);

@@ -4,13 +4,14 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::super::clients::{self, ClientConfig, ClientOrigin};
+use super::super::clients::{self, ClientConfig};
 use super::super::document::TableEntry;
 use super::super::keys::{FoundKeys, KeyConfig, KeyListSource, KeySearch};
 use super::super::problem::{Problem, Report, ValueError};
 use super::super::rules;
 use super::super::value::{self, RawValue};
 use super::StateDirectory;
+use crate::policy::client::ClientOrigin;
 use crate::policy::key_state::Pause;
 use crate::policy::units::UnixMs;
 use crate::secret::{Fingerprint, TokenFingerprint};
@@ -127,6 +128,7 @@ pub(in crate::config) fn apply_clients(
         let previous_token = previous_token.zip(previous_token_expires_at);
         match (configured, token) {
             (Some(client), token) => {
+                client.origin = ClientOrigin::Changed;
                 if has_rules {
                     client.rules = rules;
                 }

@@ -1,12 +1,12 @@
 //! The rules over several settings, which are checked after all layers are merged.
 
 use super::ConfigDraft;
-use crate::config::KeyRequirement;
 use crate::config::keys::KeyListSource;
 use crate::config::problem::{SourceSpan, ValueError, ValueOrigin};
 use crate::config::proxy::ProxySetting;
 use crate::config::source::ValueSources;
 use crate::config::tls::TlsMode;
+use crate::config::{Config, HostPort, KeyRequirement, ListenAddress};
 use crate::policy::authority::Scheme;
 use crate::policy::quantity::size::DisplaySize;
 
@@ -39,6 +39,32 @@ impl ConfigDraft {
                 .advise("add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`")
                 .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
+    }
+
+    /// Rejects an address for operators that is one for clients, and one that other machines can reach if there
+    /// is no admin token. Without a configured token, the first start generates one in the state directory.
+    pub(super) fn check_admin_listen(&mut self) {
+        let Config { server, admin, admin_token, .. } = &self.config;
+        let Some(address) = admin.listen.address() else { return };
+        let is_conflict = |other: &&ListenAddress| {
+            *other == address || address.conflicts_with(other) || other.conflicts_with(address)
+        };
+        let conflict = server.listen.iter().find(is_conflict);
+        let exposed = admin.listen.exposed_address();
+        let error = if let Some(other) = conflict {
+            ValueError::new(format!("{address} and {other} of server.listen are the same address"))
+                .advise("give one of them another port or path")
+        } else if let Some(exposed) = exposed
+            && admin_token.is_none()
+            && self.config.state_directory().is_none()
+        {
+            ValueError::new(format!("{exposed} is open to other machines, and there is no admin token"))
+                .advise("set admin.token_file or KEYCHOIR_ADMIN_TOKEN")
+                .advise(format!("or listen on 127.0.0.1:{}", exposed.port()))
+        } else {
+            return;
+        };
+        self.report.problems.push(self.find_span(&["admin.listen"]).problem(error));
     }
 
     pub(super) fn check_storage(&mut self) {
@@ -120,9 +146,15 @@ impl ConfigDraft {
     pub(super) fn check_loop(&mut self) {
         let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());
         let mut urls = std::iter::once(&self.config.upstream.base_url).chain(key_urls);
-        let listen = &self.config.server.listen;
-        let find_own =
-            |host: &str, port| listen.tcp_addresses().find(|address| address.is_reached_by(host, port));
+        let admin_address = match self.config.admin.listen.address() {
+            Some(ListenAddress::Tcp(address)) => Some(address),
+            Some(ListenAddress::Unix(_) | ListenAddress::Systemd) | None => None,
+        };
+        let own_addresses: Vec<&HostPort> =
+            self.config.server.listen.tcp_addresses().chain(admin_address).collect();
+        let find_own = |host: &str, port| {
+            own_addresses.iter().copied().find(|address| address.is_reached_by(host, port))
+        };
         let own_address = urls.find_map(|url| find_own(url.host(), url.port()));
         let routes = self.config.proxy_routes();
         let default_url = &self.config.upstream.base_url;

@@ -39,6 +39,8 @@ fn no_output_contains_a_key_or_a_token() {
         "[pool]\nstrategy = \"KEY\"\nstrategi = \"KEY\"\nnear_limit_ratio = \"KEY\"\n",
         "[upstream]\nbase_url = \"https://KEY@host/?key=KEY\"\n",
         "[upstream]\nbase_url = \"https://host/KEY/../x\"\nbase_uri = 'https://KEY'\n",
+        "[upstream]\nbase_url = \"KEY\"\n[websocket]\nsigned_url_base = \"KEY\"\n[admin]\nlisten = \"KEY\"\n",
+        "[[keys]]\nkey = \"sk_other\"\nbase_url = \"KEY\"\n",
         "[log]\nlevel = \"KEY=KEY\"\nformat = \"KEY\"\n[quota_polling]\nenabled = \"KEY\"\n",
         "[storage]\npath = [\"KEY\"]\nqueue_max = \"KEY\"\n",
         "[retry]\ntimeout = \"KEY\"\nbuffer_size = \"KEY\"\nmax_attempts = \"KEY\"\n",

@@ -1,7 +1,8 @@
 //! Tests of the configuration with an overlay.
 
 use super::{FakeMachine, KEY, OTHER_KEY};
-use crate::config::{ClientOrigin, KeyListSource};
+use crate::config::KeyListSource;
+use crate::policy::client::ClientOrigin;
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{AdminTokenFingerprint, ApiKey, TokenFingerprint};
@@ -89,8 +90,8 @@ fn the_overlay_changes_clients_of_the_file_by_their_names() {
     );
     let config = FakeMachine::with_key().toml(&file).file(OVERLAY, &overlay).config();
     let names: Vec<_> = config.clients.iter().map(|client| (client.name.as_str(), client.origin)).collect();
-    let (in_file, managed) = (ClientOrigin::File, ClientOrigin::Managed);
-    assert_eq!(names, [("app", in_file), ("web", in_file), ("new", managed)]);
+    let (changed, managed) = (ClientOrigin::Changed, ClientOrigin::Managed);
+    assert_eq!(names, [("app", changed), ("web", changed), ("new", managed)]);
     let app = &config.clients[0];
     assert_eq!(app.token, TokenFingerprint::new("app-2"));
     assert_eq!(app.expires_at, Some(UnixMs(1_800_000_000_000)));
@@ -169,4 +170,43 @@ fn a_short_admin_token_and_a_missing_file_are_mistakes() {
     assert!(short.contains("at least 16") && !short.contains("hunter2"), "{short}");
     let missing = problems(FakeMachine::with_key().toml("[admin]\ntoken_file = \"none\"\n"));
     assert!(missing.contains("the file of the admin token cannot be read"), "{missing}");
+}
+
+#[test]
+fn the_address_for_operators_is_not_one_for_clients() {
+    let same = "    = give one of them another port or path\n";
+    for (toml, column, address, other) in [
+        ("\"127.0.0.1:11011\"", "^^^^^^^^^^^^^^^^^", "127.0.0.1:11011", "127.0.0.1:11011"),
+        ("\"localhost:11011\"", "^^^^^^^^^^^^^^^^^", "localhost:11011", "127.0.0.1:11011"),
+        ("\"0.0.0.0:11011\"", "^^^^^^^^^^^^^^^", "0.0.0.0:11011", "127.0.0.1:11011"),
+    ] {
+        FakeMachine::with_key().toml(&format!("[admin]\nlisten = {toml}\n")).check_problems(&format!(
+            "/etc/k.toml:2:10: {address} and {other} of server.listen are the same address\n  2 | listen = {toml}\n    |          {column}\n{same}"
+        ));
+    }
+    let socket = "[server]\nlisten = \"unix:/s\"\n[admin]\nlisten = \"unix:/s\"\n";
+    let error = FakeMachine::with_key().toml(socket).resolve().unwrap_err().to_string();
+    assert!(error.contains("are the same address"), "{error}");
+    for fine in ["\"127.0.0.1:11012\"", "\"unix:/run/k.sock\"", "\"\""] {
+        let config = FakeMachine::with_key().toml(&format!("[admin]\nlisten = {fine}\n")).config();
+        assert_eq!(format!("\"{}\"", config.admin.listen), fine);
+    }
+}
+
+#[test]
+fn mistakes_in_the_address_for_operators_are_reported() {
+    let problem = |listen: &str| {
+        let toml = format!("[admin]\nlisten = \"{listen}\"\n");
+        FakeMachine::with_key().toml(&toml).resolve().unwrap_err().to_string()
+    };
+    assert!(problem("systemd").contains("write HOST:PORT or unix:/PATH"), "{}", problem("systemd"));
+    assert!(problem("127.0.0.1").contains("has no port"), "{}", problem("127.0.0.1"));
+    assert!(problem("unix:k").contains("no absolute path"), "{}", problem("unix:k"));
+    // Without a state folder, no admin token is generated.
+    let mut exposed = FakeMachine::with_key().toml("[admin]\nlisten = \"0.0.0.0:9\"\n");
+    assert!(exposed.resolve().is_ok(), "the first start generates a token");
+    exposed.is_ephemeral = true;
+    let error = exposed.resolve().unwrap_err().to_string();
+    assert!(error.contains("0.0.0.0:9 is open to other machines, and there is no admin token"), "{error}");
+    assert!(exposed.variable("KEYCHOIR_ADMIN_TOKEN", "kca_0123456789abcdef").resolve().is_ok());
 }

@@ -2,6 +2,7 @@
 
 mod access;
 mod changes;
+mod events;
 mod keys;
 mod openapi;
 mod reads;

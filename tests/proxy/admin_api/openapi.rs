@@ -2,6 +2,7 @@
 //! has a documented status and matches its schema.
 
 use super::*;
+use crate::support::events::EventReader;
 use serde_json::json;
 
 fn document() -> Value {
@@ -22,12 +23,34 @@ async fn check_response(document: &Value, operation: &Value, place: &str, respon
     let documented = operation["responses"].get(&status);
     let documented =
         resolve(document, documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")));
+    if documented["content"].get("text/event-stream").is_some() {
+        assert_eq!(response.headers()["content-type"], "text/event-stream", "{place}");
+        return check_events(document, EventReader::new(response)).await;
+    }
     let body: Value = response.json().await.unwrap();
     let schema = &documented["content"]["application/json"]["schema"];
+    check_schema(document, schema, &body, &format!("{place} {status}"));
+}
+
+#[track_caller]
+fn check_schema(document: &Value, schema: &Value, body: &Value, place: &str) {
     let schema = json!({"allOf": [schema], "components": document["components"]});
     let validator = jsonschema::validator_for(&schema).unwrap();
-    let errors: Vec<String> = validator.iter_errors(&body).map(|error| error.to_string()).collect();
-    assert!(errors.is_empty(), "{place} {status}: {errors:?}\n{body:#}");
+    let errors: Vec<String> = validator.iter_errors(body).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{place}: {errors:?}\n{body:#}");
+}
+
+/// Asserts that the events of a snapshot have the documents that the description names.
+async fn check_events(document: &Value, mut reader: EventReader) {
+    for event in reader.take(3).await {
+        let name = match &*event.name {
+            "overview" => "Overview",
+            "key" => "Key",
+            other => panic!("a snapshot has no `{other}`"),
+        };
+        let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+        check_schema(document, &schema, &event.data, name);
+    }
 }
 
 /// A body that an operation accepts.
@@ -113,5 +136,24 @@ async fn errors_and_filled_documents_match_their_schemas() {
     check_response(&document, &operation("/keys", "get"), "without a token", unauthorized).await;
     let invalid = send(&proxy, Method::POST, "keys", Some(&json!({}))).await;
     check_response(&document, &operation("/keys", "post"), "without members", invalid).await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn events_match_their_schemas() {
+    let document = document();
+    let (proxy, _) = start_admin_proxy().await;
+    let response = send(&proxy, Method::GET, "events", None).await;
+    let mut reader = EventReader::new(response);
+    proxy.request_speech(10).await;
+    let request = reader.wait_for("request", |_| true).await;
+    let schema = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    check_schema(&document, &schema("RequestEvent"), &request.data, "request");
+    // Without a client and a route.
+    assert_eq!(proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await.unwrap().status(), 401);
+    let refused = reader.wait_for("request", |request| request["status"] == 401).await;
+    check_schema(&document, &schema("RequestEvent"), &refused.data, "refused request");
+    assert_eq!(refused.data["client"], json!(null));
+    drop(reader);
     proxy.close().await;
 }

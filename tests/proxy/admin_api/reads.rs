@@ -33,16 +33,16 @@ async fn every_response_has_the_generation_and_is_not_stored() {
     let known = |path: &'static str, tag: &'static str| {
         request(&proxy, Method::GET, path).bearer_auth(ADMIN_TOKEN).header(IF_NONE_MATCH, tag).send()
     };
-    for path in ["config", "changes"] {
-        let unchanged = known(path, "\"6\", W/\"7\"").await.unwrap();
-        assert_eq!(
-            (unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()),
-            (304, "\"7\"")
-        );
-        assert_eq!(known(path, "\"6\"").await.unwrap().status(), 200);
+    let unchanged = known("config", "\"6\", W/\"7\"").await.unwrap();
+    assert_eq!((unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()), (304, "\"7\""));
+    assert_eq!(known("config", "\"6\"").await.unwrap().status(), 200);
+    // All other documents change without a new generation: the state of a key, usage, attempts, and the record of
+    // a reload that changed nothing.
+    for path in ["overview", "keys", "clients", "clients/app", "usage", "attempts", "changes"] {
+        let response = known(path, "\"7\"").await.unwrap();
+        assert_eq!((response.status().as_u16(), path), (200, path));
+        assert_eq!(response.headers()["etag"], "\"7\"", "{path}: a change may use it in If-Match");
     }
-    // The state of a key changes without a change of an operator.
-    assert_eq!(known("keys", "\"7\"").await.unwrap().status(), 200);
     proxy.close().await;
 }
 
@@ -134,12 +134,36 @@ async fn clients_and_settings_are_listed() {
         (&json!("app"), &json!(3))
     );
     assert_eq!(read(&proxy, "clients/app").await, clients["clients"][0]);
+    let app = &clients["clients"][0];
+    assert_eq!((&app["source"], &app["expires_at"]), (&json!("file"), &json!(null)));
+    assert_eq!(app["previous_token_expires_at"], json!(null));
     assert_error(send(&proxy, Method::GET, "clients/nobody", None).await, 404, "client_not_found").await;
     let settings = read(&proxy, "config").await;
     let settings = settings["settings"].as_array().unwrap();
     let setting = settings.iter().find(|setting| setting["name"] == "pool.max_queued").unwrap();
     assert_eq!(*setting, json!({"name": "pool.max_queued", "value": "17", "source": "default"}));
     proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_client_is_listed_with_the_end_of_its_tokens() {
+    let tomorrow = keychoir::clock::now().plus(std::time::Duration::from_secs(86_400));
+    let yesterday = keychoir::policy::units::UnixMs(tomorrow.0 - 2 * 86_400_000);
+    for (end, listed) in [(tomorrow, json!(tomorrow.rfc3339())), (yesterday, json!(null))] {
+        let (proxy, _) = start_admin_proxy_with(|config| {
+            config.clients[0].origin = keychoir::policy::client::ClientOrigin::Changed;
+            config.clients[0].expires_at = Some(tomorrow);
+            config.clients[0].previous_token = Some((TokenFingerprint::new("earlier-token"), end));
+        })
+        .await;
+        let client = read(&proxy, "clients/app").await;
+        assert_eq!(
+            (&client["source"], &client["expires_at"]),
+            (&json!("changed"), &json!(tomorrow.rfc3339()))
+        );
+        assert_eq!(client["previous_token_expires_at"], listed, "only a token that is valid is listed");
+        proxy.close().await;
+    }
 }
 
 #[tokio::test]

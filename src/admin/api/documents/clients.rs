@@ -1,10 +1,8 @@
 //! The document of a client, for operators and for the client itself.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
-use crate::policy::client::{Client, Clients, Rules};
+use crate::policy::client::{Client, Clients, ConfiguredClient, Rules};
 use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::proxy::UsageTotals;
@@ -12,6 +10,12 @@ use crate::proxy::UsageTotals;
 #[derive(Serialize)]
 pub(in crate::admin::api) struct ClientDocument {
     name: String,
+    /// `file`, `changed` or `managed`.
+    source: &'static str,
+    /// When its token expires.
+    expires_at: Option<String>,
+    /// When the token before the last rotation expires, while it is valid.
+    previous_token_expires_at: Option<String>,
     #[serde(flatten)]
     limits: LimitsDocument,
     /// Names of the keys that may serve it; empty for all.
@@ -64,18 +68,27 @@ struct UsageByPeriod {
 }
 
 /// The clients with a token, by name. A client with two tokens is listed once.
-pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&Arc<Client>> {
-    let mut listed: Vec<&Arc<Client>> = clients.with_token().collect();
-    listed.sort_by_key(|client| client.name.as_str());
-    listed.dedup_by_key(|client| client.name.as_str());
+pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&ConfiguredClient> {
+    let mut listed: Vec<&ConfiguredClient> = clients.with_token().collect();
+    listed.sort_by_key(|configured| configured.client.name.as_str());
+    listed.dedup_by_key(|configured| configured.client.name.as_str());
     listed
 }
 
 /// The document of a client with this usage.
-pub(in crate::admin::api) fn client(client: &Client, used: &UsageTotals, now: UnixMs) -> ClientDocument {
+pub(in crate::admin::api) fn client(
+    configured: &ConfiguredClient,
+    used: &UsageTotals,
+    now: UnixMs,
+) -> ClientDocument {
+    let ConfiguredClient { client, tokens } = configured;
     let rules = &client.rules;
+    let previous = tokens.previous.filter(|token| !token.is_expired(now));
     ClientDocument {
         name: client.name.as_str().to_owned(),
+        source: tokens.origin.as_str(),
+        expires_at: tokens.current.expires_at.map(UnixMs::rfc3339),
+        previous_token_expires_at: previous.and_then(|token| token.expires_at).map(UnixMs::rfc3339),
         limits: limits(rules, used, now),
         keys: rules.allowed_keys.keys.clone(),
         workspaces: rules.allowed_keys.workspaces.clone(),

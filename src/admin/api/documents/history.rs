@@ -137,7 +137,8 @@ pub(in crate::admin::api) async fn record(history: &History, query: &Query) -> R
     Ok(json!({"changes": changes, "next": next}))
 }
 
-fn change(change: &StoredChange) -> Value {
+/// The document of a change.
+pub(in crate::admin::api) fn change(change: &StoredChange) -> Value {
     let detail: Value = serde_json::from_str(&change.detail).unwrap_or(Value::Null);
     json!({
         "id": change.id,

@@ -1,0 +1,161 @@
+//! `GET events`: the state of the keys and of the program as it changes, ended requests, and changes by
+//! operators, as server-sent events.
+//!
+//! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
+//! where it changes: a listener compares it with the state before, so that requests need not know about events.
+
+mod paced_stream;
+mod sampler;
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use serde_json::json;
+
+use super::documents;
+use super::error::ApiError;
+use crate::admin::Admin;
+use crate::store::StoredChange;
+use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing};
+pub(super) use paced_stream::PacedStream;
+pub use sampler::EventSource;
+
+/// The body of a response with events.
+pub(super) type EventStream = PacedStream<Box<dyn FnMut() -> Option<Bytes> + Send>>;
+
+/// The first line of a stream: how long a browser waits before it reconnects, in milliseconds.
+const RETRY: &str = "retry: 2000\n\n";
+
+/// The number of an event that is a part of a snapshot, and not its last one. A listener that resumes there gets
+/// the whole snapshot again.
+const SNAPSHOT_PART: &str = "snapshot";
+
+/// Writes the frames of one listener.
+struct FrameWriter {
+    admin: Admin,
+    listener: EventListener,
+    /// The position after the last event that was sent; `None` before the first one.
+    position: Option<u64>,
+    is_first: bool,
+}
+
+impl Admin {
+    /// Opens a stream of events. It continues after the event that `Last-Event-ID` names, and otherwise begins
+    /// with a snapshot.
+    pub(super) fn event_stream(&self, headers: &HeaderMap) -> Result<EventStream, ApiError> {
+        let max_listeners = self.events.max_listeners();
+        let listener = self.events.ring().listen(max_listeners);
+        let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
+        let position = headers.get("last-event-id").map(|id| {
+            // An id of an earlier process is not known here: 0 is before every event.
+            id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
+        });
+        let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
+        let drain = self.draining.started();
+        Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
+    }
+
+    /// The prefix of all event ids of this process.
+    fn event_epoch(&self) -> String {
+        format!("{:x}", self.started_at.0)
+    }
+
+    fn parse_event_id(&self, id: &str) -> Option<u64> {
+        let (epoch, number) = id.trim().split_once('-')?;
+        if epoch == self.event_epoch() { number.parse().ok() } else { None }
+    }
+}
+
+impl FrameWriter {
+    /// Returns the events since the last frame; `None` without any.
+    fn next_frame(&mut self) -> Option<Bytes> {
+        let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
+        let epoch = self.admin.event_epoch();
+        self.admin.events.sample(&self.admin);
+        let batch = self.position.map(|position| self.listener.read(position));
+        match batch {
+            Some(batch) if !batch.is_incomplete => {
+                self.position = Some(batch.position);
+                batch.events.iter().for_each(|event| write_event(&mut frame, &epoch, event));
+            }
+            Some(_) | None => self.write_snapshot(&mut frame, &epoch),
+        }
+        (!frame.is_empty()).then(|| frame.into())
+    }
+
+    /// Writes the state of the program and of all keys, and then the requests and changes that the ring still
+    /// has.
+    fn write_snapshot(&mut self, frame: &mut String, epoch: &str) {
+        let snapshot = self.admin.events.snapshot(&self.admin, &self.listener);
+        let mut earlier =
+            self.position.map(|position| self.listener.read(position).events).unwrap_or_default();
+        // The snapshot has a later state than these events.
+        earlier.retain(|event| match event.content {
+            EventContent::Request(_) | EventContent::Change(_) => event.number <= snapshot.position,
+            EventContent::Key { .. } | EventContent::Overview(_) => false,
+        });
+        let end = earlier.first().map_or(snapshot.position, |event| event.number.saturating_sub(1));
+        let last = snapshot.contents.len().saturating_sub(1);
+        for (index, content) in snapshot.contents.iter().enumerate() {
+            let number = if index == last { end.to_string() } else { SNAPSHOT_PART.to_owned() };
+            write_content(frame, epoch, &number, content);
+        }
+        earlier.iter().for_each(|event| write_event(frame, epoch, event));
+        self.position = Some(snapshot.position);
+    }
+}
+
+fn write_event(frame: &mut String, epoch: &str, event: &Event) {
+    write_content(frame, epoch, &event.number.to_string(), &event.content);
+}
+
+/// Writes an event. JSON in one line needs no escapes.
+fn write_content(frame: &mut String, epoch: &str, number: &str, content: &EventContent) {
+    let request;
+    let (name, data) = match content {
+        EventContent::Key { document, .. } => ("key", &**document),
+        EventContent::Change(document) => ("change", &**document),
+        EventContent::Overview(document) => ("overview", &**document),
+        EventContent::Request(ended) => {
+            request = request_document(ended).to_string();
+            ("request", &*request)
+        }
+    };
+    // Writing to a `String` cannot fail.
+    let _ = write!(frame, "id: {epoch}-{number}\nevent: {name}\ndata: {data}\n\n");
+}
+
+fn request_document(request: &EndedRequest) -> serde_json::Value {
+    let EndedRequest {
+        request_id,
+        client,
+        short_key,
+        method,
+        route,
+        status,
+        outcome,
+        attempts,
+        credits,
+        duration,
+    } = request;
+    json!({
+        "request_id": &**request_id,
+        "client": client.as_ref().map(|client| client.as_str()),
+        "short_key": short_key.as_ref().map(ToString::to_string),
+        "method": method.as_str(),
+        "route": route.map(|route| route.to_string()),
+        "status": status,
+        "outcome": outcome,
+        "attempts": attempts,
+        "credits": credits,
+        "total_ms": u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Records a change of an operator for the listeners.
+pub fn record_change_event(ring: &EventRing, change: &StoredChange) {
+    if ring.is_recording() {
+        ring.record([EventContent::Change(documents::change(change).to_string().into())]);
+    }
+}

@@ -1,0 +1,126 @@
+//! A response body whose frames have a minimum distance, with heartbeats in between, until the drain.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::clock;
+
+/// Minimum time between two frames.
+const FRAME_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Maximum time without a frame. Proxies between the listener and Keychoir usually close connections after a
+/// minute of silence.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A comment, which listeners ignore.
+const HEARTBEAT: &[u8] = b": heartbeat\n\n";
+
+/// The body. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only when the
+/// connection accepts more data, so a slow listener never has more than one frame in memory.
+pub(in crate::admin::api) struct PacedStream<F> {
+    next_frame: F,
+    timer: Pin<Box<Sleep>>,
+    sent_at: Instant,
+    drain: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<F> PacedStream<F> {
+    /// Creates a body that ends when `drain` completes.
+    pub(super) fn new(next_frame: F, drain: WaitForCancellationFutureOwned) -> Self {
+        let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        Self { next_frame, timer, sent_at: clock::instant(), drain: Box::pin(drain) }
+    }
+}
+
+impl<F> fmt::Debug for PacedStream<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PacedStream").field("sent_at", &self.sent_at).finish_non_exhaustive()
+    }
+}
+
+impl<F: FnMut() -> Option<Bytes> + Unpin> Body for PacedStream<F> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            if self.drain.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            ready!(self.timer.as_mut().poll(cx));
+            let now = tokio::time::Instant::from_std(clock::instant());
+            self.timer.as_mut().reset(now + FRAME_INTERVAL);
+            let is_silent = clock::elapsed_since(self.sent_at) >= HEARTBEAT_INTERVAL;
+            let heartbeat = || is_silent.then_some(Bytes::from_static(HEARTBEAT));
+            if let Some(data) = (self.next_frame)().or_else(heartbeat) {
+                self.sent_at = clock::instant();
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use http_body_util::BodyExt;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// The frames of a body that has these events, with the milliseconds at which each was sent.
+    async fn frames(events: &[Option<&'static str>], count: usize) -> Vec<(u128, String)> {
+        let mut events: VecDeque<_> = events.iter().copied().collect();
+        let next = move || events.pop_front().flatten().map(Bytes::from);
+        let mut body = PacedStream::new(next, CancellationToken::new().cancelled_owned());
+        let start = clock::instant();
+        let mut frames = Vec::new();
+        while frames.len() < count {
+            let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            let text = String::from_utf8(data.to_vec()).unwrap();
+            // The timer has a resolution of one millisecond.
+            frames.push((clock::elapsed_since(start).as_millis().div_ceil(10) * 10, text));
+        }
+        frames
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_have_a_minimum_distance() {
+        let sent = frames(&[Some("a"), Some("b"), None, Some("c")], 3).await;
+        let times: Vec<u128> = sent.iter().map(|(time, _)| time / 250).collect();
+        assert_eq!(times, [0, 1, 3], "{sent:?}");
+        assert_eq!(sent[2].1, "c");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_follows_15_seconds_of_silence() {
+        let sent = frames(&[Some("a")], 3).await;
+        assert_eq!((&*sent[1].1, &*sent[2].1), (": heartbeat\n\n", ": heartbeat\n\n"));
+        let times: Vec<u128> = sent.iter().map(|(time, _)| time / 1_000).collect();
+        assert_eq!(times, [0, 15, 30], "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_drain_ends_the_body() {
+        let drain = CancellationToken::new();
+        let mut body = PacedStream::new(|| None, drain.clone().cancelled_owned());
+        let start = clock::instant();
+        let (end, ()) = tokio::join!(body.frame(), async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            drain.cancel();
+        });
+        assert!(end.is_none() && clock::elapsed_since(start) < FRAME_INTERVAL, "the end must not be delayed");
+    }
+}

@@ -1,0 +1,345 @@
+//! The events for listeners of the admin API: a ring of the latest ones, from which each listener reads at its
+//! own pace.
+//!
+//! A listener holds only its position in the ring, so a slow one needs no memory and delays no request. Without
+//! listeners nothing is recorded, which costs a request one atomic load.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::Method;
+
+use crate::clock;
+use crate::elevenlabs::endpoint::Route;
+use crate::policy::client::ClientName;
+use crate::secret::ShortKey;
+
+/// Maximum events in the ring: about 0.3 MB.
+const MAX_EVENTS: usize = 1_000;
+
+/// How long events are recorded after the last listener has disconnected, so that it can resume after a short
+/// interruption of its connection.
+const RESUME_PERIOD: Duration = Duration::from_secs(30);
+
+/// The events of all workers. Clones share the ring.
+#[derive(Clone, Debug, Default)]
+pub struct EventRing(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Whether events are recorded: while there are listeners, and shortly after the last one.
+    is_recording: AtomicBool,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// In the order of their numbers. The state of a key and the overview occur at most once each.
+    events: VecDeque<Event>,
+    /// The number of the latest event; 0 before the first one.
+    latest: u64,
+    /// The greatest number of an event that was lost because the ring was full or recording had ended.
+    lost: u64,
+    listeners: usize,
+    /// When the last listener disconnected.
+    idle_since: Option<Instant>,
+}
+
+/// An event and its number.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The number of the event, which increases by one with each event.
+    pub number: u64,
+    /// What happened.
+    pub content: EventContent,
+}
+
+/// What happened. Documents are JSON without secrets.
+#[derive(Clone, Debug)]
+pub enum EventContent {
+    /// The state of a key, of which only the latest is kept.
+    Key {
+        /// The id of the key.
+        id: Arc<str>,
+        /// The document of the key.
+        document: Arc<str>,
+    },
+    /// A request has ended.
+    Request(EndedRequest),
+    /// An operator has made a change.
+    Change(Arc<str>),
+    /// The state of the whole program, of which only the latest is kept.
+    Overview(Arc<str>),
+}
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub struct EndedRequest {
+    /// The id of the request.
+    pub request_id: Arc<str>,
+    /// The client; `None` if it was not authenticated.
+    pub client: Option<ClientName>,
+    /// The short form of the last attempt's key; `None` without an attempt, or for the client's own key.
+    pub short_key: Option<ShortKey>,
+    /// The method, or `other`.
+    pub method: Method,
+    /// The endpoint; `None` if the request was refused before its path was read.
+    pub route: Option<Route>,
+    /// The status of the response.
+    pub status: Option<u16>,
+    /// The outcome, or the code of the error.
+    pub outcome: &'static str,
+    /// The number of attempts.
+    pub attempts: u32,
+    /// The credits charged.
+    pub credits: u64,
+    /// The duration of the request.
+    pub duration: Duration,
+}
+
+/// The events after a position in the ring.
+#[derive(Debug)]
+pub struct EventBatch {
+    /// The events, in the order of their numbers.
+    pub events: Vec<Event>,
+    /// The position after these events.
+    pub position: u64,
+    /// Whether events between the position and these events were lost.
+    pub is_incomplete: bool,
+}
+
+/// Counts a listener until it is dropped.
+#[derive(Debug)]
+pub struct EventListener(EventRing);
+
+impl EventRing {
+    /// Whether events are recorded. Callers need not create an event otherwise.
+    #[must_use]
+    pub fn is_recording(&self) -> bool {
+        self.0.is_recording.load(Ordering::Relaxed)
+    }
+
+    /// Records events, unless no listener needs them.
+    pub fn record(&self, contents: impl IntoIterator<Item = EventContent>) {
+        if !self.is_recording() {
+            return;
+        }
+        let mut ring = self.lock();
+        if ring.is_expired(clock::instant()) {
+            self.0.is_recording.store(false, Ordering::Relaxed);
+            ring.clear();
+            return;
+        }
+        ring.add(contents);
+    }
+
+    /// Adds a listener; `None` if there are `max_listeners` already.
+    #[must_use]
+    pub fn listen(&self, max_listeners: usize) -> Option<EventListener> {
+        let mut ring = self.lock();
+        if ring.listeners >= max_listeners {
+            return None;
+        }
+        if ring.is_expired(clock::instant()) {
+            ring.clear();
+        }
+        if !self.is_recording() {
+            // The events since then were not recorded. A listener with an earlier position has lost them.
+            ring.clear();
+        }
+        ring.listeners += 1;
+        ring.idle_since = None;
+        self.0.is_recording.store(true, Ordering::Relaxed);
+        Some(EventListener(self.clone()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ring> {
+        self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl EventListener {
+    /// The current position, after the latest event.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.0.lock().latest
+    }
+
+    /// Returns the events after `position`.
+    #[must_use]
+    pub fn read(&self, position: u64) -> EventBatch {
+        self.0.lock().read(position)
+    }
+}
+
+impl Drop for EventListener {
+    fn drop(&mut self) {
+        let mut ring = self.0.lock();
+        ring.listeners = ring.listeners.saturating_sub(1);
+        if ring.listeners == 0 {
+            ring.idle_since = Some(clock::instant());
+        }
+    }
+}
+
+impl Ring {
+    /// Whether the last listener has disconnected too long ago to resume.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > RESUME_PERIOD)
+    }
+
+    fn add(&mut self, contents: impl IntoIterator<Item = EventContent>) {
+        let first_new = self.events.len();
+        for content in contents {
+            self.latest += 1;
+            self.events.push_back(Event { number: self.latest, content });
+        }
+        self.remove_replaced_states(first_new);
+        while self.events.len() > MAX_EVENTS {
+            self.lost = self.events.pop_front().map_or(self.lost, |event| event.number);
+        }
+    }
+
+    /// Removes earlier states of the keys, and the earlier overview, of which the events from `first_new` on have
+    /// the latest.
+    fn remove_replaced_states(&mut self, first_new: usize) {
+        let mut keys = HashSet::new();
+        let mut has_overview = false;
+        for event in self.events.range(first_new..) {
+            match &event.content {
+                EventContent::Key { id, .. } => drop(keys.insert(Arc::clone(id))),
+                EventContent::Overview(_) => has_overview = true,
+                EventContent::Request(_) | EventContent::Change(_) => {}
+            }
+        }
+        if keys.is_empty() && !has_overview {
+            return;
+        }
+        let mut index = 0;
+        self.events.retain(|event| {
+            let is_new = index >= first_new;
+            index += 1;
+            is_new
+                || match &event.content {
+                    EventContent::Key { id, .. } => !keys.contains(id),
+                    EventContent::Overview(_) => !has_overview,
+                    EventContent::Request(_) | EventContent::Change(_) => true,
+                }
+        });
+    }
+
+    fn read(&self, position: u64) -> EventBatch {
+        let first = self.events.partition_point(|event| event.number <= position);
+        EventBatch {
+            events: self.events.range(first..).cloned().collect(),
+            position: self.latest,
+            is_incomplete: position < self.lost || position > self.latest,
+        }
+    }
+
+    /// Forgets all events. Listeners with an earlier position have lost them, and those that would have been
+    /// recorded meanwhile.
+    fn clear(&mut self) {
+        self.events.clear();
+        self.latest += 1;
+        self.lost = self.latest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: &str, document: &str) -> EventContent {
+        EventContent::Key { id: id.into(), document: document.into() }
+    }
+
+    fn change(number: usize) -> EventContent {
+        EventContent::Change(number.to_string().into())
+    }
+
+    /// The documents of the events after a position.
+    #[track_caller]
+    fn check(listener: &EventListener, position: u64, expected: &[&str], is_incomplete: bool) {
+        let batch = listener.read(position);
+        let documents: Vec<&str> = batch
+            .events
+            .iter()
+            .map(|event| match &event.content {
+                EventContent::Key { document, .. } => &**document,
+                EventContent::Change(document) | EventContent::Overview(document) => &**document,
+                EventContent::Request(request) => request.outcome,
+            })
+            .collect();
+        assert_eq!((documents.as_slice(), batch.is_incomplete), (expected, is_incomplete));
+    }
+
+    #[test]
+    fn nothing_is_recorded_without_listeners() {
+        let ring = EventRing::default();
+        ring.record([change(1)]);
+        assert!(!ring.is_recording());
+        let listener = ring.listen(1).unwrap();
+        check(&listener, listener.position(), &[], false);
+        ring.record([change(2)]);
+        check(&listener, listener.position() - 1, &["2"], false);
+    }
+
+    #[test]
+    fn the_latest_state_of_a_key_replaces_earlier_ones() {
+        let ring = EventRing::default();
+        let listener = ring.listen(1).unwrap();
+        let start = listener.position();
+        ring.record([key("a", "a1"), key("b", "b1"), EventContent::Overview("o1".into())]);
+        ring.record([change(1)]);
+        let middle = listener.position();
+        ring.record([key("a", "a2"), EventContent::Overview("o2".into())]);
+        check(&listener, start, &["b1", "1", "a2", "o2"], false);
+        check(&listener, middle, &["a2", "o2"], false);
+    }
+
+    #[test]
+    fn a_position_that_left_the_ring_is_incomplete() {
+        let ring = EventRing::default();
+        let listener = ring.listen(1).unwrap();
+        let start = listener.position();
+        ring.record((0..MAX_EVENTS).map(change));
+        assert!(!listener.read(start).is_incomplete, "the ring has all of these events");
+        ring.record([change(MAX_EVENTS)]);
+        let batch = listener.read(start);
+        assert!(batch.is_incomplete && batch.events.len() == MAX_EVENTS, "the first event was lost");
+        assert!(!listener.read(start + 1).is_incomplete);
+        assert!(listener.read(batch.position + 1).is_incomplete, "an event of another process");
+    }
+
+    #[test]
+    fn the_number_of_listeners_is_limited() {
+        let ring = EventRing::default();
+        let first = ring.listen(2).unwrap();
+        let second = ring.listen(2);
+        assert!(second.is_some() && ring.listen(2).is_none());
+        drop(first);
+        assert!(ring.listen(2).is_some(), "a disconnected listener makes room for another one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn recording_continues_for_a_while_after_the_last_listener() {
+        let ring = EventRing::default();
+        let listener = ring.listen(1).unwrap();
+        let position = listener.position();
+        drop(listener);
+        tokio::time::advance(RESUME_PERIOD).await;
+        ring.record([change(1)]);
+        let listener = ring.listen(1).unwrap();
+        check(&listener, position, &["1"], false);
+        drop(listener);
+        tokio::time::advance(RESUME_PERIOD + Duration::from_millis(1)).await;
+        ring.record([change(2)]);
+        assert!(!ring.is_recording());
+        let listener = ring.listen(1).unwrap();
+        check(&listener, position, &[], true);
+        check(&listener, listener.position(), &[], false);
+    }
+}

@@ -1,0 +1,214 @@
+//! No response, event, change or log line contains a key or token, after every kind of change.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::support::program::{Program, keychoir_command};
+use http::StatusCode;
+use keychoir::secret::{ApiKey, Fingerprint};
+use keychoir::simulator::{Fault, Plan, Simulator};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+const FIRST_KEY: &str = "sk_canary_first_000000000000000000000000000000000001";
+const SECOND_KEY: &str = "sk_canary_second_00000000000000000000000000000000002";
+const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
+const FILE_TOKEN: &str = "canary-of-a-token-in-the-file-88aa";
+const WRONG_TOKEN: &str = "canary-of-a-wrong-token-77bb";
+
+/// The running program, and everything that it has answered.
+struct Observed {
+    address: String,
+    client: reqwest::Client,
+    /// Each with the request.
+    responses: Vec<(String, String)>,
+    issued_tokens: Vec<String>,
+}
+
+impl Observed {
+    /// Sends a request of the admin API. Returns the document, without the token that it issues.
+    async fn send(&mut self, method: Method, path: &str, token: &str, body: Option<Value>) -> Value {
+        let url = format!("http://{}/api/keychoir/v1/{path}", self.address);
+        let request = self.client.request(method.clone(), url).bearer_auth(token);
+        let request = body.iter().fold(request, |request, body| request.json(body));
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status(), format!("{:?}", response.headers()));
+        let mut document: Value = response.json().await.unwrap_or_default();
+        if let Some(token) = document.as_object_mut().and_then(|members| members.remove("token")) {
+            assert!([StatusCode::OK, StatusCode::CREATED].contains(&status));
+            self.issued_tokens.push(token.as_str().unwrap().to_owned());
+        }
+        // Of a request with a secret in its path, only the response counts.
+        let place = format!("{method} {}", path.split('/').next().unwrap_or_default());
+        self.responses.push((place, format!("{status} {headers} {document}")));
+        document
+    }
+
+    async fn admin(&mut self, method: Method, path: &str, body: Value) -> Value {
+        self.send(method, path, ADMIN_TOKEN, Some(body)).await
+    }
+
+    async fn read_all(&mut self) {
+        let id = &Fingerprint::new(FIRST_KEY).to_string()[..12];
+        for path in
+            ["overview", "keys", &format!("keys/{id}"), "clients", "clients/phone", "config", "changes"]
+        {
+            self.send(Method::GET, path, ADMIN_TOKEN, None).await;
+        }
+        for by in ["day", "hour", "key", "client", "model", "route"] {
+            self.send(Method::GET, &format!("usage?by={by}"), ADMIN_TOKEN, None).await;
+        }
+        self.send(Method::GET, "attempts", ADMIN_TOKEN, None).await;
+        for path in ["/api/elevenlabs-status", "/api/keychoir-keys", "/metrics", "/readyz"] {
+            let request = self.client.get(format!("http://{}{path}", self.address)).bearer_auth(ADMIN_TOKEN);
+            self.responses.push((path.to_owned(), request.send().await.unwrap().text().await.unwrap()));
+        }
+    }
+
+    async fn speak(&mut self, token: &str) {
+        let url = format!("http://{}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM", self.address);
+        let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
+        let response = self.client.post(url).header("xi-api-key", token).json(&body).send().await.unwrap();
+        let (status, headers) = (response.status(), format!("{:?}", response.headers()));
+        response.bytes().await.unwrap();
+        self.responses.push(("speech".to_owned(), format!("{status} {headers}")));
+    }
+}
+
+/// Reads the events until they contain `end`.
+async fn read_events(mut response: reqwest::Response, end: &str) -> String {
+    let mut events = String::new();
+    let reading = async {
+        while !events.contains(end) {
+            let chunk = response.chunk().await.unwrap().expect("the stream is open");
+            events.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the events arrive");
+    events
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
+    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let simulator = Simulator::start(listener, plan).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config_path = folder.path().join("keychoir.toml");
+    let config = format!("[[clients]]\nname = \"desk\"\ntoken = \"{FILE_TOKEN}\"\n");
+    fs::write(&config_path, &config).unwrap();
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_CONFIG", &config_path)
+        .env("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)
+        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
+        .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
+        .env("KEYCHOIR_LOG__LEVEL", "trace")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    let mut program = Program::start(&mut command);
+    let address = program.wait_for_address();
+    let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+    let stream = client.get(format!("http://{address}/api/keychoir/v1/events")).bearer_auth(ADMIN_TOKEN);
+    let stream = stream.send().await.unwrap();
+    assert_eq!(stream.status(), 200);
+    let events = keychoir::tasks::Tasks::new().spawn(read_events(stream, "\"action\":\"key_removed\""));
+    let mut observed = Observed { address, client, responses: Vec::new(), issued_tokens: Vec::new() };
+
+    let second = Fingerprint::new(SECOND_KEY).to_string()[..12].to_owned();
+    let key = |path: &str| format!("keys/{second}/{path}");
+    observed.admin(Method::POST, "keys", json!({"name": "spare", "key": SECOND_KEY})).await;
+    observed.admin(Method::POST, &key("check"), json!({})).await;
+    observed.admin(Method::POST, "clients", json!({"name": "phone", "expires": "30d"})).await;
+    observed.admin(Method::PATCH, "clients/phone", json!({"quota": "5 requests per day"})).await;
+    observed.admin(Method::PATCH, "clients/desk", json!({"max_concurrent": 3})).await;
+    observed.admin(Method::POST, "clients/phone/rotate", json!({"grace": "1h"})).await;
+    let [first_token, second_token] = observed.issued_tokens.clone().try_into().unwrap();
+    // The provider repeats a refused key in its response.
+    simulator.set_fault(FIRST_KEY, Some("invalid".parse::<Fault>().unwrap()));
+    for token in [&first_token, &second_token, FILE_TOKEN, WRONG_TOKEN, ADMIN_TOKEN] {
+        observed.speak(token).await;
+        observed.send(Method::GET, "me", token, None).await;
+        observed.send(Method::GET, "keys", token, None).await;
+    }
+    observed.admin(Method::POST, &key("pause"), json!({"until": "2h", "reason": "billing"})).await;
+    observed.read_all().await;
+    observed.admin(Method::POST, &key("resume"), json!({})).await;
+    // Mistakes with a secret in the wrong place.
+    for (path, body) in [
+        ("keys", json!({"name": SECOND_KEY, "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": format!("{FIRST_KEY} "), "workspace": SECOND_KEY})),
+        ("keys", json!({"name": "again", "key": SECOND_KEY, SECOND_KEY: 1})),
+        ("keys", json!({"name": "again", "key": format!("{SECOND_KEY}9"), "base_url": FIRST_KEY})),
+        ("clients", json!({"name": SECOND_KEY})),
+        ("clients", json!({"name": "tablet", "quota": first_token, "paths": [FIRST_KEY]})),
+        ("clients", json!({"name": "tablet", "keys": [SECOND_KEY], "workspaces": [second_token]})),
+        (SECOND_KEY, json!({})),
+        (&*format!("keys/{SECOND_KEY}/pause"), json!({"reason": "x"})),
+        (&*format!("clients/{FILE_TOKEN}/rotate"), json!({})),
+        (&*format!("reload?{FIRST_KEY}={FIRST_KEY}"), json!({})),
+    ] {
+        let document = observed.admin(Method::POST, path, body).await;
+        assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
+    }
+    // A file with a mistake beside a token.
+    fs::write(&config_path, format!("{config}quota = \"{first_token}\"\n")).unwrap();
+    assert!(observed.admin(Method::POST, "reload", json!({})).await["detail"].is_object());
+    fs::write(&config_path, format!("{config}rate_limit = \"60 per minute\"\n")).unwrap();
+    assert!(observed.admin(Method::POST, "reload", json!({})).await["generation"].is_u64());
+    observed.admin(Method::DELETE, "clients/phone", json!({})).await;
+    let refused = observed.admin(Method::DELETE, "clients/desk", json!({})).await;
+    assert_eq!(refused["detail"]["code"], "last_client");
+    observed.admin(Method::DELETE, &format!("keys/{second}"), json!({})).await;
+    observed.read_all().await;
+
+    let changes = observed.send(Method::GET, "changes", ADMIN_TOKEN, None).await;
+    let mut actions: Vec<&str> = changes["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["action"].as_str().unwrap())
+        .collect();
+    actions.reverse();
+    let expected = [
+        "key_added",
+        "client_added",
+        "client_changed",
+        "client_changed",
+        "client_rotated",
+        "key_paused",
+        "key_resumed",
+        "reloaded",
+        "client_revoked",
+        "key_removed",
+    ];
+    assert_eq!(actions, expected, "every change must be recorded");
+    let events = events.await.unwrap();
+    for name in ["overview", "key", "request", "change"] {
+        assert!(events.contains(&format!("event: {name}\n")), "the events must have a `{name}`");
+    }
+    assert!(events.contains(ApiKey::new(SECOND_KEY).unwrap().short().as_str()));
+    let (code, log) = program.terminate();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("\"level\":\"debug\""), "the log must have its finest levels");
+
+    let responses = observed.responses.iter().map(|(place, text)| (&**place, &**text));
+    let texts: Vec<(&str, &str)> = responses.chain([("events", &*events), ("log", &*log)]).collect();
+    for secret in [
+        &FIRST_KEY[12..48],
+        &SECOND_KEY[12..48],
+        ADMIN_TOKEN,
+        FILE_TOKEN,
+        WRONG_TOKEN,
+        &*first_token,
+        &*second_token,
+    ] {
+        for (place, text) in &texts {
+            let position = text.find(secret);
+            let context = position.map(|position| &text[position.saturating_sub(200)..]);
+            assert!(position.is_none(), "{place} contains {secret}: {:.300}", context.unwrap_or_default());
+        }
+    }
+}

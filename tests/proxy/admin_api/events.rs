@@ -1,0 +1,173 @@
+//! The stream of events.
+
+use super::*;
+use crate::support::events::EventReader;
+use keychoir::admin::record_change_event;
+use keychoir::policy::units::UnixMs;
+use keychoir::store::StoredChange;
+use serde_json::json;
+
+async fn listen(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
+    let request = request(proxy, Method::GET, "events").bearer_auth(ADMIN_TOKEN);
+    let request = match last_event_id {
+        Some(id) => request.header("last-event-id", id),
+        None => request,
+    };
+    EventReader::new(request.send().await.unwrap())
+}
+
+fn change(number: u64) -> StoredChange {
+    let at = UnixMs(1_796_000_000_000);
+    StoredChange {
+        id: StoredChange::new_id(at),
+        at,
+        actor: "admin_token".to_owned(),
+        address: None,
+        action: "reloaded".to_owned(),
+        target: None,
+        detail: "{}".to_owned(),
+        generation: number,
+    }
+}
+
+#[tokio::test]
+async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
+    let (proxy, _) = start_admin_proxy().await;
+    proxy.set_fault(FIRST_KEY, "invalid");
+    let mut reader = listen(&proxy, None).await;
+    let snapshot = reader.take(3).await;
+    let names: Vec<&str> = snapshot.iter().map(|event| &*event.name).collect();
+    assert_eq!(names, ["overview", "key", "key"]);
+    assert_eq!(snapshot[0].data["keys"]["total"], 2);
+    let ids: Vec<&Value> = snapshot[1..].iter().map(|event| &event.data["id"]).collect();
+    assert_eq!(ids, [&json!(key_id(FIRST_KEY)), &json!(key_id(SECOND_KEY))]);
+
+    let response = proxy.request_speech(10).await;
+    let request_id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    response.bytes().await.unwrap();
+    let event = reader.wait_for("request", |_| true).await;
+    let mut expected = json!({
+        "request_id": request_id, "client": "app", "short_key": "sk_key_numb...00002", "method": "POST",
+        "route": "/v1/text-to-speech/{id}", "status": 200, "outcome": "served", "attempts": 2, "credits": 10,
+    });
+    expected["total_ms"] = event.data["total_ms"].clone();
+    assert!(event.data["total_ms"].is_u64(), "{}", event.data);
+    assert_eq!(event.data, expected);
+
+    record_change_event(&proxy.app.events(), &change(8));
+    let event = reader.wait_for("change", |_| true).await;
+    assert_eq!((&event.data["action"], &event.data["generation"]), (&json!("reloaded"), &json!(8)));
+    // A key event has the same members as `GET keys/{id}`.
+    let pause = keychoir::policy::key_state::Pause { since: UnixMs(1), until: None, reason: None };
+    assert!(proxy.app.set_pause(Fingerprint::new(SECOND_KEY), Some(pause)));
+    let event = reader.wait_for("key", |key| key["paused"] == true).await;
+    let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let key = read(&proxy, &format!("keys/{}", key_id(SECOND_KEY))).await;
+    assert_eq!(members(&event.data), members(&key));
+    drop(reader);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_listener_resumes_after_the_last_event_that_it_received() {
+    let (proxy, _) = start_admin_proxy().await;
+    let mut reader = listen(&proxy, None).await;
+    let last = reader.take(3).await.pop().unwrap();
+    record_change_event(&proxy.app.events(), &change(8));
+    let received = reader.wait_for("change", |_| true).await;
+    drop(reader);
+    record_change_event(&proxy.app.events(), &change(9));
+    let mut resumed = listen(&proxy, Some(&received.id)).await;
+    let next = resumed.next().await.unwrap();
+    assert_eq!((&*next.name, &next.data["generation"]), ("change", &json!(9)), "nothing is sent twice");
+    let mut from_snapshot = listen(&proxy, Some(&last.id)).await;
+    assert_eq!(from_snapshot.wait_for("change", |_| true).await.data["generation"], 8);
+    drop((resumed, from_snapshot));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_are_left() {
+    let (proxy, _) = start_admin_proxy().await;
+    let mut reader = listen(&proxy, None).await;
+    let last = reader.take(3).await.pop().unwrap();
+    drop(reader);
+    for number in 0..1_001 {
+        record_change_event(&proxy.app.events(), &change(number));
+    }
+    let mut resumed = listen(&proxy, Some(&last.id)).await;
+    let names: Vec<String> = resumed.take(3).await.into_iter().map(|event| event.name).collect();
+    assert_eq!(names, ["overview", "key", "key"]);
+    let first_left = resumed.next().await.unwrap();
+    assert!(first_left.data["generation"].as_u64().unwrap() >= 1, "{}", first_left.data);
+    let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
+    let mut again = listen(&proxy, Some(&end.id)).await;
+    record_change_event(&proxy.app.events(), &change(2_000));
+    let next = again.wait_for("change", |_| true).await;
+    assert_eq!(next.data["generation"], 2_000);
+    for unknown in ["0-1", "", "not an id", "18446744073709551615-1"] {
+        let mut unknown = listen(&proxy, Some(unknown)).await;
+        assert_eq!(unknown.next().await.unwrap().name, "overview");
+    }
+    drop((resumed, again));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
+    let (proxy, _) = start_admin_proxy_with(|config| config.admin.max_event_listeners = 1).await;
+    let first = listen(&proxy, None).await;
+    let refused = send(&proxy, Method::GET, "events", None).await;
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let message = assert_error(refused, 503, "too_many_listeners").await;
+    assert!(message.contains("admin.max_event_listeners"), "{message}");
+    let head = send(&proxy, Method::HEAD, "events", None).await;
+    assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
+    drop(first);
+    let reconnecting = async {
+        while send(&proxy, Method::GET, "events", None).await.status() != 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), reconnecting)
+        .await
+        .expect("a place is free again");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn events_need_the_admin_token() {
+    let (proxy, _) = start_admin_proxy().await;
+    let client = request(&proxy, Method::GET, "events").bearer_auth(CLIENT_TOKEN).send().await.unwrap();
+    assert_error(client, 403, "client_token").await;
+    let without_token = request(&proxy, Method::GET, "events").send().await.unwrap();
+    assert_error(without_token, 401, "admin_token_missing").await;
+    assert!(!proxy.app.events().is_recording(), "nothing must be recorded without listeners");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_the_streams() {
+    let (proxy, _) = start_admin_proxy().await;
+    let mut reader = listen(&proxy, None).await;
+    reader.take(3).await;
+    // The drain must complete although the stream is open.
+    let (_, ()) = tokio::join!(proxy.close(), async { while reader.next().await.is_some() {} });
+}
+
+#[tokio::test]
+async fn a_listener_that_does_not_read_delays_no_request() {
+    let (proxy, _) = start_admin_proxy().await;
+    let mut slow = listen(&proxy, None).await;
+    slow.take(3).await;
+    let mut reader = listen(&proxy, None).await;
+    for number in 0..200 {
+        for _ in 0..50 {
+            record_change_event(&proxy.app.events(), &change(number));
+        }
+    }
+    assert_eq!(proxy.request_speech(10).await.status(), 200);
+    reader.wait_for("request", |_| true).await;
+    drop((slow, reader));
+    proxy.close().await;
+}

@@ -1,0 +1,76 @@
+//! Reads a stream of server-sent events.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Maximum wait for an event. A heartbeat follows 15 s of silence.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An event of the admin API.
+#[derive(Clone, Debug)]
+pub struct SentEvent {
+    pub id: String,
+    pub name: String,
+    pub data: Value,
+}
+
+/// Reads the events of a response.
+pub struct EventReader {
+    response: reqwest::Response,
+    buffer: String,
+}
+
+impl EventReader {
+    pub fn new(response: reqwest::Response) -> Self {
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self { response, buffer: String::new() }
+    }
+
+    /// Reads the next event, or `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<SentEvent> {
+        loop {
+            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
+                let event = parse(block);
+                self.buffer = rest.to_owned();
+                if event.is_some() {
+                    return event;
+                }
+            }
+            let chunk = tokio::time::timeout(EVENT_TIMEOUT, self.response.chunk());
+            let chunk = chunk.await.expect("an event arrives in time").unwrap()?;
+            self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    }
+
+    /// Reads up to the next event of this name for which `is_expected` returns true.
+    pub async fn wait_for(&mut self, name: &str, is_expected: impl Fn(&Value) -> bool) -> SentEvent {
+        loop {
+            let event = self.next().await.expect("the stream has the event");
+            if event.name == name && is_expected(&event.data) {
+                return event;
+            }
+        }
+    }
+
+    /// Reads this number of events.
+    pub async fn take(&mut self, count: usize) -> Vec<SentEvent> {
+        let mut events = Vec::new();
+        while events.len() < count {
+            events.push(self.next().await.expect("the stream has more events"));
+        }
+        events
+    }
+}
+
+/// Parses the lines of an event; `None` for a comment or a setting of the stream.
+fn parse(block: &str) -> Option<SentEvent> {
+    let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+    let data = serde_json::from_str(field("data: ")?).expect("the data of an event are JSON");
+    Some(SentEvent {
+        id: field("id: ").unwrap().to_owned(),
+        name: field("event: ").unwrap().to_owned(),
+        data,
+    })
+}
