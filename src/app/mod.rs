@@ -6,7 +6,6 @@ mod dry_run;
 mod https;
 mod listen;
 mod mirror_task;
-mod operator;
 mod router;
 mod start_error;
 
@@ -17,18 +16,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedSettings};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, SharedAdminToken, SharedSettings};
 use crate::clock;
+use crate::config::SettingValue;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool, ReloadSummary};
 use crate::proxy::{ClientUsage, Limits, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{Store, WriterHandle};
+use crate::store::{History, Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::RequestMetrics;
+use crate::telemetry::{RequestMetrics, log_transitions};
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
 
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
@@ -50,7 +51,8 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
-    setting_values: SharedSettings,
+    settings: SharedSettings,
+    admin_token: SharedAdminToken,
     polling_settings: Option<watch::Sender<poller::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -128,7 +130,8 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
     }));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
-    let setting_values = Arc::new(ArcSwap::from_pointee(app_config.setting_values));
+    let settings = Arc::new(ArcSwap::from_pointee(to_document(&app_config.setting_values)));
+    let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
     let admin = Admin {
@@ -142,11 +145,11 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
         control: app_config.control,
-        admin_token: app_config.admin_token,
+        admin_token: Arc::clone(&admin_token),
         public_pages: app_config.public_pages,
         history: store_writer.history.clone(),
         key_checker,
-        settings: Arc::clone(&setting_values),
+        settings: Arc::clone(&settings),
         auth_failures: AuthFailureTable::default(),
     };
     let reachability = upstream.reachability().clone();
@@ -200,7 +203,8 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         reachability,
         pool,
         config,
-        setting_values,
+        settings,
+        admin_token,
         polling_settings,
         polling_rounds,
         certificates,
@@ -217,6 +221,12 @@ pub fn start(app_config: AppConfig, listeners: Vec<Listener>) -> Result<RunningA
         store_writer,
         mirror_task,
     })
+}
+
+/// Formats settings for the admin API.
+fn to_document(settings: &[SettingValue]) -> Value {
+    // Text and options are always valid JSON.
+    serde_json::to_value(settings).unwrap_or_default()
 }
 
 impl RunningApp {
@@ -250,6 +260,12 @@ impl RunningApp {
             config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
         names.sort_unstable();
         names
+    }
+
+    /// Reads stored records, and records changes.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.store_writer.history.clone()
     }
 
     /// A snapshot of the keys and their state.
@@ -286,8 +302,9 @@ impl RunningApp {
         check_exposure(&self.addresses, &app_config.clients)
     }
 
-    /// Applies the keys, clients and limits of `app_config` to new requests, and the certificates to new
-    /// connections. Other settings apply only at the next start. Requests in progress keep their settings,
+    /// Applies the keys, pauses, clients, admin token and limits of `app_config` to new requests, and the
+    /// certificates to new connections. Other settings apply only at the next start, so `app_config` must be made
+    /// by [`AppConfig::from_reload`]. Requests in progress keep their settings,
     /// and remaining keys keep their state.
     ///
     /// # Errors
@@ -300,14 +317,21 @@ impl RunningApp {
         let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
         let limits = Limits { buffers, ..app_config.proxy };
         let AppConfig { clients, access_rules, base_path, setting_values, .. } = app_config;
-        self.setting_values.store(Arc::new(setting_values));
+        self.settings.store(Arc::new(to_document(&setting_values)));
+        self.admin_token.store(app_config.admin_token.map(Arc::new));
         let client_usage = previous.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let summary = self.pool.reload(app_config.keys, app_config.pool);
+        log_transitions(&self.pool.transitions(clock::now()));
         if let Some((sender, polling)) = self.polling_settings.as_ref().zip(app_config.polling) {
-            // Sending does not fail, because the poller runs until the program ends.
-            let _ = sender.send(polling);
+            // Other settings do not affect the polls, which are also limited by the provider.
+            sender.send_if_modified(|current| {
+                let is_changed = *current != polling;
+                *current = polling;
+                is_changed
+            });
         }
+        self.pool.request_first_polls();
         Ok(summary)
     }
 

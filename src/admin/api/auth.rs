@@ -33,7 +33,7 @@ impl Admin {
     /// Accepts only the admin token. An address with too many wrong tokens is refused before its token is
     /// compared, so that further guesses bring nothing.
     pub(super) fn authorize(&self, head: &Parts, peer: Option<IpAddr>, now: UnixMs) -> Result<(), ApiError> {
-        if self.admin_token.is_none() {
+        if self.admin_token.load().is_none() {
             return Err(ApiError::disabled());
         }
         if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
@@ -63,7 +63,8 @@ impl Admin {
     /// Whether the request presents the admin token.
     pub(in crate::admin) fn has_admin_token(&self, headers: &HeaderMap) -> bool {
         let presented = bearer_token(headers).map(AdminTokenFingerprint::new);
-        presented.zip(self.admin_token).is_some_and(|(presented, expected)| presented == expected)
+        let expected = self.admin_token.load();
+        presented.zip(expected.as_deref()).is_some_and(|(presented, expected)| presented == *expected)
     }
 }
 
