@@ -86,7 +86,7 @@ struct PolledKey {
 }
 
 impl<C: Connect> QuotaPoller<C> {
-    /// Creates a poller for `pool`. It polls every key again whenever it receives settings.
+    /// Creates a poller for `pool`. It polls every key again whenever it receives different settings.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -97,12 +97,21 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after the
-    /// start and after each receipt of settings. New keys are polled when [`Pool::poll_requested`] completes.
+    /// start and after each change of the settings. New keys are polled when [`Pool::poll_requested`] completes.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut state = PollerState::default();
         let mut is_counted = false;
+        let mut settings = self.settings.borrow().clone();
         loop {
-            let settings = self.settings.borrow_and_update().clone();
+            // The wait may have ended for another reason at the same time, so the settings are compared.
+            let latest_settings = self.settings.borrow_and_update().clone();
+            if latest_settings != settings {
+                settings = latest_settings;
+                for key in state.keys.values_mut() {
+                    (key.next_poll_at, key.has_tried_regions) = (None, false);
+                }
+                is_counted = false;
+            }
             self.poll_due_keys(&mut state, &settings).await;
             if !std::mem::replace(&mut is_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
@@ -119,12 +128,7 @@ impl<C: Connect> QuotaPoller<C> {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.pool.poll_requested() => {}
-                () = changed => {
-                    for key in state.keys.values_mut() {
-                        (key.next_poll_at, key.has_tried_regions) = (None, false);
-                    }
-                    is_counted = false;
-                }
+                () = changed => {}
             }
         }
     }
