@@ -364,12 +364,12 @@ mod tests {
     #[test]
     fn a_reload_keeps_the_default_host_and_proxy_of_every_key() {
         let key = |name: &str| KeyConfig::from(ApiKey::new(name).unwrap());
-        let mut start = Config::default();
-        start.keys = vec![
+        let keys = vec![
             key("sk_default"),
             KeyConfig { base_url: Some("https://own.example".parse().unwrap()), ..key("sk_own_host") },
             KeyConfig { proxy: "http://own:1".parse().unwrap(), ..key("sk_own_proxy") },
         ];
+        let start = Config { keys, ..Config::default() };
         let mut loaded = start.clone();
         loaded.upstream.base_url = "https://new.example".parse().unwrap();
         loaded.upstream.proxy = "http://new:1".parse().unwrap();
