@@ -19,7 +19,7 @@ use futures_util::{SinkExt, StreamExt};
 use keychoir::app::{self, AppConfig, RunningApp};
 use keychoir::config::{Config, KeyConfig};
 use keychoir::policy::key_state::KeyState;
-use keychoir::secret::ApiKey;
+use keychoir::secret::{AdminTokenFingerprint, ApiKey};
 use keychoir::simulator::{Fault, Plan, Simulator};
 use keychoir::tasks::{AbortOnDrop, Tasks};
 use serde_json::{Value, json};
@@ -371,6 +371,80 @@ async fn keys_may_have_their_own_proxies() {
     let proxy = start_proxy(&unused.url, |config| config.keys = vec![direct]).await;
     assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
     assert_eq!(unused.connections.load(Ordering::SeqCst), 0);
+}
+
+/// Starts Keychoir with `upstream.proxy = default_proxy` and these two keys, and sends requests that the second
+/// key must serve.
+async fn check_served_by_second_key(default_proxy: &str, first: KeyConfig, second: KeyConfig) {
+    let proxy = start_proxy(default_proxy, |config| config.keys = vec![first, second]).await;
+    for _ in 0..3 {
+        let response = proxy.request_speech(SPEECH_PATH).await;
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        response.bytes().await.unwrap();
+    }
+    assert_eq!(proxy.request_keys(), [SECOND_KEY; 3]);
+    let messages = synthesize(proxy.app.address()).await;
+    assert_eq!(messages.last().unwrap()["isFinal"], true);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_whose_route_fails_is_replaced_by_one_with_another_route() {
+    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let wrong = forward.url_with_wrong_password();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (closed_url, closed_proxy) = (format!("http://{closed}"), format!("socks5h://{closed}"));
+    let key = |key: &str| KeyConfig::from(ApiKey::new(key).unwrap());
+    let through = |name: &str, proxy: &str| KeyConfig { proxy: proxy.parse().unwrap(), ..key(name) };
+    for failing in [&wrong, &closed_proxy] {
+        check_served_by_second_key("", through(FIRST_KEY, failing), key(SECOND_KEY)).await;
+        check_served_by_second_key(failing, key(FIRST_KEY), through(SECOND_KEY, "direct")).await;
+        check_served_by_second_key(failing, key(FIRST_KEY), through(SECOND_KEY, &forward.url)).await;
+    }
+    let elsewhere = KeyConfig { base_url: Some(closed_url.parse().unwrap()), ..key(FIRST_KEY) };
+    check_served_by_second_key("", elsewhere, key(SECOND_KEY)).await;
+}
+
+#[tokio::test]
+async fn keys_with_the_same_failing_proxy_are_not_tried() {
+    for (response, max_connections) in [
+        (&b"HTTP/1.1 407 No\r\nproxy-authenticate: Basic realm=x\r\n\r\n"[..], 1),
+        // Each of the two hosts might be the cause, and each may fail twice.
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", 4),
+    ] {
+        let forward = start_fake_proxy(response, None).await;
+        let other_host = KeyConfig {
+            base_url: Some("http://provider.invalid".parse().unwrap()),
+            ..ApiKey::new(SECOND_KEY).unwrap().into()
+        };
+        let proxy = start_proxy(&forward.url, |config| {
+            config.keys = vec![ApiKey::new(FIRST_KEY).unwrap().into(), other_host];
+        })
+        .await;
+        assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 502);
+        let connections = forward.connections.load(Ordering::SeqCst);
+        assert!((1..=max_connections).contains(&connections), "{connections}");
+        proxy.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_check_of_a_key_reports_the_refusal_of_its_proxy() {
+    let forward = ProxyProcess::start_tinyproxy(true).await;
+    let token = "kca_token_of_the_test";
+    let proxy = start_proxy(&forward.url_with_wrong_password(), |config| {
+        config.admin_token = Some(AdminTokenFingerprint::new(token));
+    })
+    .await;
+    let id = &ApiKey::new(FIRST_KEY).unwrap().fingerprint().to_string()[..12];
+    let url = format!("{}/api/keychoir/v1/keys/{id}/check", proxy.url);
+    let response = within_timeout(proxy.client.post(url).bearer_auth(token).send()).await.unwrap();
+    let document: Value = response.json().await.unwrap();
+    assert_eq!(document["outcome"], "no_response");
+    let reason = document["reason"].as_str().unwrap();
+    assert!(reason.contains("refuses the configured user and password"), "{reason}");
+    assert!(!reason.contains(USER) && !reason.contains("wrong"), "{reason}");
+    proxy.stop().await;
 }
 
 #[tokio::test]

@@ -13,13 +13,14 @@ mod usage;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
 };
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde::Serialize;
+use serde_json::Value;
 
 use control::ControlSender;
 
@@ -65,8 +66,8 @@ pub struct Admin {
     pub started_at: UnixMs,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
-    /// The digest of the admin token; `None` if there is no token, which disables the admin API.
-    pub admin_token: Option<AdminTokenFingerprint>,
+    /// The digest of the admin token. A reload replaces it.
+    pub admin_token: SharedAdminToken,
     /// Which of the pages may be read without a token.
     pub public_pages: PublicPages,
     /// Reads stored records.
@@ -90,19 +91,11 @@ pub struct PublicPages {
     pub metrics: bool,
 }
 
-/// A setting, for operators. Secrets are masked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SettingInForce {
-    /// `section.name`, as in the configuration file.
-    pub name: &'static str,
-    /// The value in TOML notation.
-    pub value: String,
-    /// The flag, the variable, or the file with line and column that sets it; `default` if none does.
-    pub source: String,
-}
+/// The list of settings in force for operators, without secrets. It is shared with the task that reloads them.
+pub type SharedSettings = Arc<ArcSwap<Value>>;
 
-/// The settings in force, shared with the task that reloads them.
-pub type SharedSettings = Arc<ArcSwap<Vec<SettingInForce>>>;
+/// The digest of the admin token, shared with the task that reloads it. Without a token, the admin API is disabled.
+pub type SharedAdminToken = Arc<ArcSwapOption<AdminTokenFingerprint>>;
 
 const FRONT_PAGE: &str = include_str!("front_page.html");
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 use super::https::Https;
+use crate::admin::PublicPages;
 use crate::admin::control::ControlSender;
-use crate::admin::{PublicPages, SettingInForce};
 use crate::body::budget::{BufferBudget, BufferLimits};
 use crate::config::{
     BaseUrl, ClientConfig, Config, KeyConfig, PausedKeyConfig, ProxySetting, ServerConfig, SettingValue,
@@ -73,7 +73,7 @@ pub struct AppConfig {
     /// Maximum time of a key check.
     pub key_check_timeout: Duration,
     /// The settings with their sources, for operators.
-    pub setting_values: Vec<SettingInForce>,
+    pub setting_values: Vec<SettingValue>,
 }
 
 impl AppConfig {
@@ -83,204 +83,232 @@ impl AppConfig {
     ///
     /// Fails when the host of an upstream is not valid in a `host` header.
     pub fn from_config(config: Config) -> Result<Self, http::Error> {
-        let https = https_source(&config);
+        let default_route = to_route(&config, &config.upstream.base_url, &ProxySetting::Inherited)?;
         let mirror = mirror_settings(&config);
-        let routes = config.proxy_routes();
-        let setting_values = config.setting_values().into_iter();
-        let setting_values = setting_values
-            .map(|SettingValue { name, value, source, .. }| SettingInForce { name, value, source })
-            .collect();
-        let Config {
-            server,
-            upstream,
-            pool,
-            retry,
-            quota_polling,
-            storage,
-            supabase,
-            affinity,
-            websocket,
-            access,
-            keys,
-            clients,
-            paused_keys,
-            admin,
-            admin_token,
-            ..
-        } = config;
-        let max_requests_per_client = max_requests_per_client(&server, clients.len());
-        let min_rate = |bytes| MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) };
-        let body_min_rate = min_rate(server.min_request_body_rate);
-        let client_tokens = clients.into_iter().map(|client| {
-            let ClientConfig { name, token, expires_at, previous_token, rules, origin } = client;
-            let current = IssuedToken { fingerprint: token, expires_at };
-            let previous = previous_token
-                .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
-            (Client { name: ClientName::new(&name), rules }, ClientTokens { origin, current, previous })
-        });
-        let anonymous =
-            if access.bring_your_own_key { AnonymousAccess::BringKeys } else { AnonymousAccess::Refused };
-        let key_entries = keys.into_iter().map(|key| {
-            let KeyConfig { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = key;
-            let pause = paused_keys.iter().find(|paused| paused.fingerprint == key.fingerprint());
-            let to_key_authority = |url: &BaseUrl| {
-                to_authority(url)
-                    .map(|authority| Arc::new(authority.through(routes.for_upstream(url, &proxy))))
-            };
-            let authority = base_url.as_ref().map(to_key_authority).transpose()?;
-            let default_route = match proxy {
-                ProxySetting::Inherited => None,
-                ProxySetting::Direct | ProxySetting::Proxy(_) => Some(to_key_authority(&upstream.base_url)?),
-            };
-            let kept_credits = reserve_credits.unwrap_or(pool.reserve_credits as u64);
-            Ok(pool::KeyEntry {
-                key,
-                name,
-                workspace,
-                authority,
-                default_route,
-                detected_region: None,
-                weight,
-                kept_credits,
-                pause: pause.map(PausedKeyConfig::pause),
-                origin,
-            })
-        });
-        let to_routed = |url: &BaseUrl| {
-            let proxy = routes.for_upstream(url, &ProxySetting::Inherited);
-            to_authority(url).map(|authority| authority.through(proxy))
-        };
-        let regions: Arc<[Arc<Authority>]> =
-            upstream.regions().iter().map(|url| to_routed(url).map(Arc::new)).collect::<Result<_, _>>()?;
         Ok(Self {
-            clients: Clients::new(client_tokens.collect(), anonymous),
-            base_path: server.base_path.to_string(),
-            access_rules: AccessRules { hosts: access.hosts, origins: access.origins },
-            keys: key_entries.collect::<Result<_, http::Error>>()?,
-            pool: pool::Settings {
-                strategy: pool.strategy.0,
-                queue_timeout: pool.queue_timeout,
-                max_queued: pool.max_queued,
-                near_limit_ratio: pool.near_limit_ratio,
-                rate_limited_cooldown: pool.rate_limited_cooldown,
-                concurrency_cooldown: pool.concurrency_cooldown,
-                exhausted_cooldown: pool.exhausted_cooldown,
-                billing_cooldown: pool.billing_cooldown,
-                invalid_confirm_cooldown: pool.invalid_confirm_cooldown,
-                invalid_cooldown: pool.invalid_cooldown,
-                permission_cooldown: pool.permission_cooldown,
-                feature_cooldown: pool.feature_cooldown,
-                endpoint_cooldown: pool.endpoint_cooldown,
-                unproven_cooldown: pool.unproven_cooldown,
-                max_retry_after: pool.max_retry_after,
-                probe_after: pool.probe_after,
-                quota_lag: quota_polling.quota_lag,
+            clients: clients(&config),
+            base_path: config.server.base_path.to_string(),
+            access_rules: AccessRules {
+                hosts: config.access.hosts.clone(),
+                origins: config.access.origins.clone(),
             },
-            ca_file: upstream.ca_file,
-            authority: to_routed(&upstream.base_url)?,
-            upstream: upstream::Settings {
-                connect_timeout: upstream.connect_timeout,
-                response_timeout: upstream.response_timeout,
-                stream_idle_timeout: upstream.stream_idle_timeout,
-                request_body_timeout: server.request_body_timeout,
-                min_request_body_rate: body_min_rate,
-                max_idle_connections: upstream.max_idle_connections,
-                keepalive_timeout: upstream.keepalive_timeout,
-                max_connection_duration: upstream.max_connection_duration,
-            },
-            proxy: proxy::Limits {
-                max_requests: server.max_requests,
-                max_requests_per_client,
-                unpriced_credits: access.unpriced_credits as u64,
-                max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
-                request_body_timeout: server.request_body_timeout,
-                min_request_body_rate: body_min_rate,
-                max_attempts: u32::try_from(retry.max_attempts).unwrap_or(u32::MAX),
-                retry_timeout: retry.timeout,
-                max_error_body_size: retry.max_error_body_size,
-                error_body_timeout: retry.error_body_timeout,
-                cost_estimate_timeout: pool.cost_estimate_timeout,
-                blocks_admin_endpoints: access.block_admin_endpoints,
-                max_response_scan_size: affinity.max_response_scan_size,
-                not_found_ttl: affinity.not_found_ttl,
-                redacts: access.redact,
-                forwarded_headers: ForwardedHeaders::new(
-                    access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
-                ),
-                socket_base: websocket.signed_url_base.url().map(Into::into),
-                websocket: proxy::SocketLimits {
-                    idle_timeout: websocket.idle_timeout,
-                    max_session_duration: websocket.max_session_duration,
-                    replay_buffer: websocket.replay_buffer,
-                    max_buffered_message_size: websocket.max_buffered_message_size,
-                    speech_idle_timeout: websocket.speech_idle_timeout,
-                    auth_message_timeout: websocket.auth_message_timeout,
-                    max_session_buffer: websocket.max_session_buffer,
-                    close_timeout: websocket.close_timeout,
-                    quota_check_interval: websocket.quota_check_interval,
-                },
-                buffers: BufferBudget::new(&BufferLimits {
-                    max_body_memory: retry.buffer_size as u64,
-                    max_total_memory: retry.max_total_buffer_size as u64,
-                    max_body_disk: retry.spill_size as u64,
-                    max_total_disk: retry.max_total_spill_size as u64,
-                    min_disk_free_percent: retry.min_disk_free_percent as u64,
-                    directory: retry.spill_directory,
-                }),
-            },
-            https,
-            server: server::ConnectionLimits {
-                request_headers_timeout: server.request_headers_timeout,
-                keepalive_timeout: server.keepalive_timeout,
-                linger_timeout: server.linger_timeout,
-                max_linger_size: server.max_linger_size as u64,
-                send_timeout: server.send_timeout,
-                min_response_rate: min_rate(server.min_response_rate),
-                response_grace: GRACE_PERIOD,
-                max_request_headers_size: server.max_request_headers_size,
-                max_connections: server.max_connections,
-                idle_after: server::IDLE_AFTER,
-            },
-            drain_idle_timeout: server.drain_idle_timeout,
-            workers: server.workers,
-            polling: quota_polling.enabled.then_some(poller::Settings {
-                interval: quota_polling.interval,
-                response_timeout: quota_polling.timeout,
-                regions,
-            }),
-            database: match storage.file() {
+            keys: key_entries(&config)?,
+            pool: pool_settings(&config),
+            authority: default_route,
+            ca_file: config.upstream.ca_file.clone(),
+            upstream: upstream_settings(&config),
+            proxy: proxy_limits(&config),
+            https: https_source(&config),
+            server: connection_limits(&config.server),
+            drain_idle_timeout: config.server.drain_idle_timeout,
+            workers: config.server.workers,
+            polling: polling_settings(&config)?,
+            database: match config.storage.file() {
                 Some(path) => store::DatabaseLocation::File(path.to_owned()),
                 None => store::DatabaseLocation::Memory,
             },
-            store: store::Settings {
-                max_queued_records: storage.max_queued_records,
-                commit_interval: storage.commit_interval,
-                retention: Retention {
-                    attempts: retention_limit(storage.attempts_retention),
-                    hours: retention_limit(storage.hourly_retention),
-                },
-                mirror_scope: match (&mirror, supabase.events) {
-                    (None, _) => store::MirrorScope::Nothing,
-                    (Some(_), false) => store::MirrorScope::Keys,
-                    (Some(_), true) => store::MirrorScope::KeysAndEvents,
-                },
-                owner_limits: RetentionLimits {
-                    max_identifiers: affinity.max_identifiers,
-                    max_idle: retention_limit(affinity.retention),
-                },
-            },
+            store: store_settings(&config, mirror.is_some()),
             mirror,
             control: None,
-            admin_token,
+            admin_token: config.admin_token,
             public_pages: PublicPages {
-                status: admin.is_public("status"),
-                metrics: admin.is_public("metrics"),
+                status: config.admin.is_public("status"),
+                metrics: config.admin.is_public("metrics"),
             },
-            max_event_listeners: admin.max_event_listeners,
-            key_check_timeout: quota_polling.timeout,
-            setting_values,
+            max_event_listeners: config.admin.max_event_listeners,
+            key_check_timeout: config.quota_polling.timeout,
+            setting_values: config.setting_values(),
         })
     }
+
+    /// Converts a configuration that was loaded for a reload. The settings that need a restart keep the values of
+    /// `start`, the configuration of the running program.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the host of an upstream is not valid in a `host` header.
+    pub fn from_reload(loaded: &Config, start: &Config) -> Result<Self, http::Error> {
+        let in_force = loaded.with_restart_settings_of(start);
+        let setting_values = in_force.setting_values_with_pending(loaded);
+        Ok(Self { setting_values, ..Self::from_config(in_force)? })
+    }
+}
+
+fn clients(config: &Config) -> Clients {
+    let client_tokens = config.clients.iter().map(|client| {
+        let ClientConfig { name, token, expires_at, previous_token, rules, origin } = client;
+        let current = IssuedToken { fingerprint: *token, expires_at: *expires_at };
+        let previous = previous_token
+            .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
+        (
+            Client { name: ClientName::new(name), rules: rules.clone() },
+            ClientTokens { origin: *origin, current, previous },
+        )
+    });
+    let anonymous = match config.access.bring_your_own_key {
+        true => AnonymousAccess::BringKeys,
+        false => AnonymousAccess::Refused,
+    };
+    Clients::new(client_tokens.collect(), anonymous)
+}
+
+fn key_entries(config: &Config) -> Result<Vec<pool::KeyEntry>, http::Error> {
+    let key_entry = |key_config: &KeyConfig| {
+        let KeyConfig { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } =
+            key_config.clone();
+        let pause = config.paused_keys.iter().find(|paused| paused.fingerprint == key.fingerprint());
+        let to_key_route = |url: &BaseUrl| to_route(config, url, &proxy).map(Arc::new);
+        let default_route = match proxy {
+            ProxySetting::Inherited => None,
+            ProxySetting::Direct | ProxySetting::Proxy(_) => Some(to_key_route(&config.upstream.base_url)?),
+        };
+        Ok(pool::KeyEntry {
+            key,
+            name,
+            workspace,
+            authority: base_url.as_ref().map(to_key_route).transpose()?,
+            default_route,
+            detected_region: None,
+            weight,
+            kept_credits: reserve_credits.unwrap_or(config.pool.reserve_credits as u64),
+            pause: pause.map(PausedKeyConfig::pause),
+            origin,
+        })
+    };
+    config.keys.iter().map(key_entry).collect()
+}
+
+fn pool_settings(config: &Config) -> pool::Settings {
+    let pool = &config.pool;
+    pool::Settings {
+        strategy: pool.strategy.0,
+        queue_timeout: pool.queue_timeout,
+        max_queued: pool.max_queued,
+        near_limit_ratio: pool.near_limit_ratio,
+        rate_limited_cooldown: pool.rate_limited_cooldown,
+        concurrency_cooldown: pool.concurrency_cooldown,
+        exhausted_cooldown: pool.exhausted_cooldown,
+        billing_cooldown: pool.billing_cooldown,
+        invalid_confirm_cooldown: pool.invalid_confirm_cooldown,
+        invalid_cooldown: pool.invalid_cooldown,
+        permission_cooldown: pool.permission_cooldown,
+        feature_cooldown: pool.feature_cooldown,
+        endpoint_cooldown: pool.endpoint_cooldown,
+        unproven_cooldown: pool.unproven_cooldown,
+        max_retry_after: pool.max_retry_after,
+        probe_after: pool.probe_after,
+        quota_lag: config.quota_polling.quota_lag,
+    }
+}
+
+fn upstream_settings(config: &Config) -> upstream::Settings {
+    let upstream = &config.upstream;
+    upstream::Settings {
+        connect_timeout: upstream.connect_timeout,
+        response_timeout: upstream.response_timeout,
+        stream_idle_timeout: upstream.stream_idle_timeout,
+        request_body_timeout: config.server.request_body_timeout,
+        min_request_body_rate: min_rate(config.server.min_request_body_rate),
+        max_idle_connections: upstream.max_idle_connections,
+        keepalive_timeout: upstream.keepalive_timeout,
+        max_connection_duration: upstream.max_connection_duration,
+    }
+}
+
+fn proxy_limits(config: &Config) -> proxy::Limits {
+    let Config { server, pool, retry, affinity, websocket, access, .. } = config;
+    proxy::Limits {
+        max_requests: server.max_requests,
+        max_requests_per_client: max_requests_per_client(server, config.clients.len()),
+        unpriced_credits: access.unpriced_credits as u64,
+        max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
+        request_body_timeout: server.request_body_timeout,
+        min_request_body_rate: min_rate(server.min_request_body_rate),
+        max_attempts: u32::try_from(retry.max_attempts).unwrap_or(u32::MAX),
+        retry_timeout: retry.timeout,
+        max_error_body_size: retry.max_error_body_size,
+        error_body_timeout: retry.error_body_timeout,
+        cost_estimate_timeout: pool.cost_estimate_timeout,
+        blocks_admin_endpoints: access.block_admin_endpoints,
+        max_response_scan_size: affinity.max_response_scan_size,
+        not_found_ttl: affinity.not_found_ttl,
+        redacts: access.redact,
+        forwarded_headers: ForwardedHeaders::new(
+            access.forward_headers.iter().filter_map(|name| HeaderName::try_from(name).ok()),
+        ),
+        socket_base: websocket.signed_url_base.url().map(Into::into),
+        websocket: proxy::SocketLimits {
+            idle_timeout: websocket.idle_timeout,
+            max_session_duration: websocket.max_session_duration,
+            replay_buffer: websocket.replay_buffer,
+            max_buffered_message_size: websocket.max_buffered_message_size,
+            speech_idle_timeout: websocket.speech_idle_timeout,
+            auth_message_timeout: websocket.auth_message_timeout,
+            max_session_buffer: websocket.max_session_buffer,
+            close_timeout: websocket.close_timeout,
+            quota_check_interval: websocket.quota_check_interval,
+        },
+        buffers: BufferBudget::new(&BufferLimits {
+            max_body_memory: retry.buffer_size as u64,
+            max_total_memory: retry.max_total_buffer_size as u64,
+            max_body_disk: retry.spill_size as u64,
+            max_total_disk: retry.max_total_spill_size as u64,
+            min_disk_free_percent: retry.min_disk_free_percent as u64,
+            directory: retry.spill_directory.clone(),
+        }),
+    }
+}
+
+fn connection_limits(server: &ServerConfig) -> server::ConnectionLimits {
+    server::ConnectionLimits {
+        request_headers_timeout: server.request_headers_timeout,
+        keepalive_timeout: server.keepalive_timeout,
+        linger_timeout: server.linger_timeout,
+        max_linger_size: server.max_linger_size as u64,
+        send_timeout: server.send_timeout,
+        min_response_rate: min_rate(server.min_response_rate),
+        response_grace: GRACE_PERIOD,
+        max_request_headers_size: server.max_request_headers_size,
+        max_connections: server.max_connections,
+        idle_after: server::IDLE_AFTER,
+    }
+}
+
+fn polling_settings(config: &Config) -> Result<Option<poller::Settings>, http::Error> {
+    let to_region = |url: &BaseUrl| to_route(config, url, &ProxySetting::Inherited).map(Arc::new);
+    let regions: Arc<[Arc<Authority>]> =
+        config.upstream.regions().iter().map(to_region).collect::<Result<_, _>>()?;
+    let polling = &config.quota_polling;
+    Ok(polling.enabled.then_some(poller::Settings {
+        interval: polling.interval,
+        response_timeout: polling.timeout,
+        regions,
+    }))
+}
+
+fn store_settings(config: &Config, has_mirror: bool) -> store::Settings {
+    let Config { storage, affinity, supabase, .. } = config;
+    store::Settings {
+        max_queued_records: storage.max_queued_records,
+        commit_interval: storage.commit_interval,
+        retention: Retention {
+            attempts: retention_limit(storage.attempts_retention),
+            hours: retention_limit(storage.hourly_retention),
+        },
+        mirror_scope: match (has_mirror, supabase.events) {
+            (false, _) => store::MirrorScope::Nothing,
+            (true, false) => store::MirrorScope::Keys,
+            (true, true) => store::MirrorScope::KeysAndEvents,
+        },
+        owner_limits: RetentionLimits {
+            max_identifiers: affinity.max_identifiers,
+            max_idle: retention_limit(affinity.retention),
+        },
+    }
+}
+
+fn min_rate(bytes: usize) -> MinRate {
+    MinRate { bytes_per_second: u32::try_from(bytes).unwrap_or(u32::MAX) }
 }
 
 /// Returns the configured retention, or `None` for zero, which disables the limit.
@@ -328,6 +356,38 @@ fn https_source(config: &Config) -> Https {
     }
 }
 
-fn to_authority(url: &BaseUrl) -> Result<Authority, http::Error> {
-    Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())
+/// Returns the provider at `url` with the proxy of `own`, the setting of a key.
+fn to_route(config: &Config, url: &BaseUrl, own: &ProxySetting) -> Result<Authority, http::Error> {
+    let authority = Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())?;
+    Ok(authority.through(config.proxy_routes().for_upstream(url, own)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::ApiKey;
+
+    #[test]
+    fn a_reload_keeps_the_default_host_and_proxy_of_every_key() {
+        let key = |name: &str| KeyConfig::from(ApiKey::new(name).unwrap());
+        let keys = vec![
+            key("sk_default"),
+            KeyConfig { base_url: Some("https://own.example".parse().unwrap()), ..key("sk_own_host") },
+            KeyConfig { proxy: "http://own:1".parse().unwrap(), ..key("sk_own_proxy") },
+        ];
+        let start = Config { keys, ..Config::default() };
+        let mut loaded = start.clone();
+        loaded.upstream.base_url = "https://new.example".parse().unwrap();
+        loaded.upstream.proxy = "http://new:1".parse().unwrap();
+        loaded.keys[1].weight = 7;
+        let app_config = AppConfig::from_reload(&loaded, &start).unwrap();
+        let [default_key, own_host, own_proxy] = app_config.keys.try_into().unwrap();
+        assert!(default_key.authority.is_none() && default_key.default_route.is_none());
+        assert!(own_host.authority.unwrap().proxy().is_none(), "the new proxy must not apply");
+        assert_eq!(own_host.weight, 7);
+        let route = own_proxy.default_route.unwrap();
+        assert_eq!(route.host(), start.upstream.base_url.host(), "the new host must not apply");
+        assert_eq!(route.proxy().unwrap().to_string(), "http://own:1");
+        assert_eq!(app_config.authority.host(), start.upstream.base_url.host());
+    }
 }

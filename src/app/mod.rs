@@ -8,7 +8,7 @@ mod https;
 mod listen;
 mod mirror_task;
 mod online_check;
-mod operator;
+mod reload;
 mod router;
 mod start_error;
 
@@ -19,16 +19,18 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedSettings};
+use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedAdminToken, SharedSettings};
 use crate::clock;
+use crate::config::SettingValue;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
 use crate::pool::{KeySnapshot, OwnershipIndex, Pool};
 use crate::proxy::{ClientUsage, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{Store, WriterHandle};
+use crate::store::{History, Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::{EventRing, RequestMetrics};
 use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
@@ -58,7 +60,8 @@ pub struct RunningApp {
     reachability: ReachabilityCell,
     pool: Arc<Pool>,
     config: SharedConfig,
-    setting_values: SharedSettings,
+    settings: SharedSettings,
+    admin_token: SharedAdminToken,
     polling_settings: Option<watch::Sender<poller::Settings>>,
     polling_rounds: watch::Receiver<u64>,
     certificates: Certificates,
@@ -148,7 +151,8 @@ pub fn start(
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
     let events = EventRing::default();
-    let setting_values = Arc::new(ArcSwap::from_pointee(app_config.setting_values));
+    let settings = Arc::new(ArcSwap::from_pointee(to_document(&app_config.setting_values)));
+    let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
     let admin = Admin {
@@ -162,11 +166,11 @@ pub fn start(
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
         control: app_config.control,
-        admin_token: app_config.admin_token,
+        admin_token: Arc::clone(&admin_token),
         public_pages: app_config.public_pages,
         history: store_writer.history.clone(),
         key_checker,
-        settings: Arc::clone(&setting_values),
+        settings: Arc::clone(&settings),
         auth_failures: AuthFailureTable::default(),
         events: EventSource::new(events.clone(), app_config.max_event_listeners),
     };
@@ -236,7 +240,8 @@ pub fn start(
         reachability,
         pool,
         config,
-        setting_values,
+        settings,
+        admin_token,
         polling_settings,
         polling_rounds,
         certificates,
@@ -254,6 +259,12 @@ pub fn start(
         store_writer,
         mirror_task,
     })
+}
+
+/// Formats settings for the admin API.
+fn to_document(settings: &[SettingValue]) -> Value {
+    // Text and options are always valid JSON.
+    serde_json::to_value(settings).unwrap_or_default()
 }
 
 impl RunningApp {
@@ -293,6 +304,18 @@ impl RunningApp {
             config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
         names.sort_unstable();
         names
+    }
+
+    /// Reads stored records, and records changes.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.store_writer.history.clone()
+    }
+
+    /// The events for listeners of the admin API.
+    #[must_use]
+    pub fn events(&self) -> EventRing {
+        self.events.clone()
     }
 
     /// A snapshot of the keys and their state.

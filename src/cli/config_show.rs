@@ -242,7 +242,13 @@ mod tests {
     use super::*;
 
     fn lines(name: &'static str, value: &str, set: &[&'static str], is_masked: bool) -> &'static str {
-        let setting = SettingValue { name, value: value.to_owned(), source: "default".to_owned(), is_masked };
+        let setting = SettingValue {
+            name,
+            value: value.to_owned(),
+            source: "default".to_owned(),
+            is_masked,
+            pending: None,
+        };
         match left_out(&setting, &set.iter().copied().collect()) {
             Some(LeftOut::Unused) => "none",
             Some(LeftOut::Secret) => "comment",

@@ -10,7 +10,8 @@ use super::database::DatabaseOptions;
 use super::{CommandResult, fail, print};
 use crate::policy::units::Grouped;
 use crate::store::{
-    Backup, ExistingFile, MigrationOutcome, MigrationReport, SnapshotError, back_up, migrate, try_migration,
+    Backup, ExistingFile, MigrationOutcome, MigrationReport, SnapshotError, back_up, dry_run_migration,
+    migrate,
 };
 
 #[derive(Debug, Args)]
@@ -105,7 +106,7 @@ fn run_backup(arguments: BackupArguments) -> CommandResult {
 fn run_migration(arguments: MigrateArguments) -> CommandResult {
     let MigrateArguments { database, dry_run, json } = arguments;
     let path = database.path()?;
-    let outcome = if dry_run { try_migration(&path) } else { migrate(&path) }.map_err(fail)?;
+    let outcome = if dry_run { dry_run_migration(&path) } else { migrate(&path) }.map_err(fail)?;
     if json {
         print(&outcome_json(&outcome, dry_run));
         return Ok(());
@@ -120,7 +121,7 @@ fn run_migration(arguments: MigrateArguments) -> CommandResult {
 }
 
 fn format_report(path: &str, report: &MigrationReport) -> String {
-    let MigrationReport { from, to, changes, copy, attempts, bytes, duration } = report;
+    let MigrationReport { from, to, changes, copy, warning, attempts, bytes, duration } = report;
     let mut text = match copy {
         Some(copy) => {
             format!("Upgraded {path} from schema {from} to {to}. The copy before it is {}", copy.display())
@@ -138,6 +139,9 @@ fn format_report(path: &str, report: &MigrationReport) -> String {
         Grouped(*bytes),
         duration.as_millis()
     ));
+    if let Some(warning) = warning {
+        text.push_str(&format!("\nWarning: {warning}"));
+    }
     text
 }
 
@@ -152,6 +156,7 @@ fn outcome_json(outcome: &MigrationOutcome, dry_run: bool) -> Value {
             "to": report.to,
             "changes": report.changes,
             "copy": report.copy,
+            "warning": report.warning,
             "attempts_before": report.attempts[0],
             "attempts_after": report.attempts[1],
             "bytes": report.bytes,

@@ -28,6 +28,7 @@ mod base_url;
 mod host_port;
 mod listen;
 mod log;
+mod no_proxy;
 mod proxy;
 mod sections;
 mod strategy;

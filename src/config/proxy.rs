@@ -7,9 +7,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hyper_util::client::proxy::matcher::Matcher;
-
 use super::base_url::{BaseUrl, parse_host, split_port};
+use super::no_proxy::NoProxy;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::Environment;
 use crate::policy::authority::Scheme;
@@ -25,7 +24,7 @@ pub enum ProxySetting {
     /// Empty: a key and the mirror use the proxy of `upstream.proxy`, and that is the environment's.
     #[default]
     Inherited,
-    /// Connections are direct, whatever the environment says.
+    /// Connections are direct; the environment variables are ignored.
     Direct,
     /// Connections are opened through this proxy.
     Proxy(Arc<ForwardProxy>),
@@ -150,12 +149,11 @@ struct EnvironmentProxy {
 pub struct EnvironmentProxies {
     https: Option<EnvironmentProxy>,
     all: Option<EnvironmentProxy>,
-    /// Matches the hosts that `NO_PROXY` does not exempt; `None` without exemptions.
-    exemptions: Option<Arc<Matcher>>,
+    exemptions: NoProxy,
 }
 
 impl EnvironmentProxies {
-    /// Reads the variables. Invalid ones are reported, except if nothing uses them.
+    /// Reads the variables. An invalid variable is an error only if a connection would use its proxy.
     pub(super) fn read(environment: &Environment, is_used: bool, report: &mut Report) -> Self {
         let mut read = |names: [&'static str; 2]| {
             let (variable, text) =
@@ -174,9 +172,7 @@ impl EnvironmentProxies {
         };
         let (https, all) = (read(["HTTPS_PROXY", "https_proxy"]), read(["ALL_PROXY", "all_proxy"]));
         let exemptions = environment.value("NO_PROXY").or_else(|| environment.value("no_proxy"));
-        // The matcher requires a proxy, of which only the presence counts.
-        let matcher = |hosts: &str| Arc::new(Matcher::builder().all("http://proxy").no(hosts).build());
-        Self { https, all, exemptions: exemptions.map(matcher) }
+        Self { https, all, exemptions: exemptions.map(NoProxy::parse).unwrap_or_default() }
     }
 
     /// The proxy for connections to `url`, or the reason for direct ones.
@@ -189,18 +185,15 @@ impl EnvironmentProxies {
             None => EnvironmentRoute::Unset,
             // A proxy on another machine cannot reach this one by a loopback address.
             Some(_) if url.is_loopback() => EnvironmentRoute::Unset,
-            Some(proxy) if self.exempts(url) => EnvironmentRoute::Exempted(proxy),
+            Some(proxy) if self.exemptions.exempts(url.host(), url.port()) => {
+                EnvironmentRoute::Exempted(proxy)
+            }
             Some(proxy) => EnvironmentRoute::Proxy(proxy),
         }
     }
-
-    fn exempts(&self, url: &BaseUrl) -> bool {
-        let uri = http::Uri::try_from(format!("{}://{}/", url.scheme().as_str(), url.authority()));
-        self.exemptions.as_ref().is_some_and(|matcher| uri.is_ok_and(|uri| matcher.intercept(&uri).is_none()))
-    }
 }
 
-/// What the environment says about connections to a host.
+/// The route to a host according to the environment variables.
 enum EnvironmentRoute<'a> {
     /// No variable applies.
     Unset,
@@ -409,7 +402,7 @@ mod tests {
     fn hosts_in_no_proxy_are_reached_directly() {
         let exempted = "Connections to api.elevenlabs.io are direct: NO_PROXY exempts it from HTTPS_PROXY";
         for hosts in
-            ["*", "elevenlabs.io", ".elevenlabs.io", "a.example, api.elevenlabs.io", "API.elevenlabs.io"]
+            ["*", "elevenlabs.io", "*.elevenlabs.io", "a.example, api.elevenlabs.io:443", "API.elevenlabs.io"]
         {
             let variables = [("HTTPS_PROXY", "p:1"), ("NO_PROXY", hosts)];
             check_route(("", &variables), UPSTREAM, None, Some(exempted));
@@ -417,7 +410,7 @@ mod tests {
             check_route(("", &variables), UPSTREAM, None, Some(exempted));
         }
         let https = "Connections to api.elevenlabs.io use the proxy http://p:1 (HTTPS_PROXY)";
-        for hosts in ["", "levenlabs.io", "elevenlabs.io.example", "10.0.0.0/8"] {
+        for hosts in ["", "levenlabs.io", "elevenlabs.io:8443", "10.0.0.0/8"] {
             let variables = [("HTTPS_PROXY", "p:1"), ("NO_PROXY", hosts)];
             check_route(("", &variables), UPSTREAM, Some("http://p:1"), Some(https));
         }

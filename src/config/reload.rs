@@ -112,7 +112,7 @@ impl FileStamp {
 const RELOADED_SECTIONS: [&str; 4] = ["pool", "retry", "websocket", "access"];
 
 /// Settings of other sections that a reload applies. All remaining settings need a restart.
-const RELOADED_SETTINGS: [&str; 15] = [
+const RELOADED_SETTINGS: [&str; 16] = [
     "server.max_requests",
     "server.max_requests_per_client",
     "server.base_path",
@@ -128,6 +128,7 @@ const RELOADED_SETTINGS: [&str; 15] = [
     "quota_polling.timeout",
     "quota_polling.quota_lag",
     "log.level",
+    "admin.token_file",
 ];
 
 impl Config {
@@ -142,11 +143,24 @@ impl Config {
             .map(|setting| setting.path)
             .collect()
     }
-}
 
-impl Config {
-    /// Whether all settings, with their sources, all keys and all clients are the same as in `other`. The
-    /// generation is not compared.
+    /// Returns this configuration with the settings of `start` that need a restart, so that none of them applies
+    /// to a part of the running program only.
+    #[must_use]
+    pub fn with_restart_settings_of(&self, start: &Self) -> Self {
+        let (mut config, mut start) = (self.clone(), start.clone());
+        for setting in SETTINGS.iter().filter(|setting| !is_reloaded(setting)) {
+            setting.copy(&mut start, &mut config);
+            match start.setting_sources.get(setting.path) {
+                Some(source) => config.setting_sources.insert(setting.path, source.clone()),
+                None => config.setting_sources.remove(setting.path),
+            };
+        }
+        config
+    }
+
+    /// Whether all settings, keys, clients and the admin token are the same as in `other`, also in parts that are
+    /// not printed. The generation is not compared.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let (mut first, mut second) = (self.clone(), other.clone());
@@ -155,10 +169,9 @@ impl Config {
         are_keys_same
             && self.clients == other.clients
             && self.paused_keys == other.paused_keys
+            && self.admin_token == other.admin_token
             && self.setting_sources == other.setting_sources
-            && SETTINGS
-                .iter()
-                .all(|setting| setting.format_value(&mut first) == setting.format_value(&mut second))
+            && SETTINGS.iter().all(|setting| !setting.differs(&mut first, &mut second))
     }
 }
 
@@ -169,6 +182,7 @@ fn is_reloaded(setting: &Setting) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::AdminTokenFingerprint;
 
     #[test]
     fn every_reloaded_setting_and_section_exists() {
@@ -193,11 +207,44 @@ mod tests {
     }
 
     #[test]
+    fn another_admin_token_is_a_change() {
+        let running = Config::default();
+        let token = Some(AdminTokenFingerprint::new("kca_changed"));
+        assert!(!running.is_same_as(&Config { admin_token: token, ..running.clone() }));
+    }
+
+    #[test]
+    fn settings_that_need_a_restart_keep_their_values_and_sources() {
+        let mut start = Config::default();
+        start.setting_sources.insert("server.listen", "--listen".to_owned());
+        let mut next = Config::default();
+        next.setting_sources.insert("storage.path", "keychoir.toml:3:1".to_owned());
+        next.setting_sources.insert("pool.max_queued", "keychoir.toml:5:1".to_owned());
+        next.upstream.base_url = "https://elsewhere.example".parse().unwrap();
+        next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
+        next.storage.path = "elsewhere.db".into();
+        next.pool.max_queued = 7;
+        let in_force = next.with_restart_settings_of(&start);
+        assert_eq!(start.settings_needing_restart(&in_force), [""; 0]);
+        assert_eq!(in_force.upstream.base_url, start.upstream.base_url);
+        assert_eq!(in_force.upstream.proxy, start.upstream.proxy);
+        assert_eq!((in_force.storage.path, in_force.pool.max_queued), (start.storage.path, 7));
+        let mut sources: Vec<_> = in_force.setting_sources.into_iter().collect();
+        sources.sort_unstable();
+        assert_eq!(
+            sources,
+            [("pool.max_queued", "keychoir.toml:5:1".to_owned()), ("server.listen", "--listen".to_owned())]
+        );
+    }
+
+    #[test]
     fn another_password_of_a_proxy_is_a_change() {
         let (mut running, mut next) = (Config::default(), Config::default());
         running.upstream.proxy = "http://alice:hunter2@proxy".parse().unwrap();
         next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
         assert_eq!(running.settings_needing_restart(&next), ["upstream.proxy"]);
+        assert!(!running.is_same_as(&next), "a changed password must count as a change");
+        assert!(running.is_same_as(&running));
         assert_eq!(running.settings_needing_restart(&running), [""; 0]);
     }
 

@@ -169,6 +169,26 @@ impl Setting {
         }
     }
 
+    /// Copies the value of `source` to `target`.
+    pub(super) fn copy(&self, source: &mut Config, target: &mut Config) {
+        match &self.kind {
+            // The text of a valid value is valid.
+            ValueKind::Text(field) => {
+                let _ = field(target).set(&field(source).to_string());
+            }
+            ValueKind::Proxy(field) => field(target).clone_from(field(source)),
+            ValueKind::Tls(field) => field(target).clone_from(field(source)),
+            ValueKind::Listen(field) => field(target).clone_from(field(source)),
+            ValueKind::Strings(_, field) => field(target).clone_from(field(source)),
+            ValueKind::Duration(_, field) | ValueKind::Retention(field) => *field(target) = *field(source),
+            ValueKind::Size(_, field) | ValueKind::Count(_, field) => *field(target) = *field(source),
+            ValueKind::Ratio(field) => *field(target) = *field(source),
+            ValueKind::Bool(field) => *field(target) = *field(source),
+            ValueKind::File(field) => field(target).clone_from(field(source)),
+            ValueKind::OptionalFile(field) => field(target).clone_from(field(source)),
+        }
+    }
+
     /// Formats the value in `config` in TOML notation. Credentials are masked.
     pub(super) fn format_value(&self, config: &mut Config) -> String {
         match &self.kind {
@@ -305,29 +325,30 @@ mod tests {
         }
     }
 
+    /// For each type of setting, at least one valid value that is not the default.
+    const SAMPLES: [&str; 18] = [
+        "status",
+        "/below",
+        "999",
+        "99",
+        "7s",
+        "7d",
+        "9KiB",
+        "0.5",
+        "true",
+        "false",
+        "json",
+        "trace",
+        "https://h",
+        "wss://h",
+        "127.0.0.1:1",
+        "0600",
+        "off",
+        "round-robin",
+    ];
+
     #[test]
     fn each_setting_changes_one_field() {
-        // For each type of setting, at least one valid value that is not the default.
-        const SAMPLES: [&str; 18] = [
-            "status",
-            "/below",
-            "999",
-            "99",
-            "7s",
-            "7d",
-            "9KiB",
-            "0.5",
-            "true",
-            "false",
-            "json",
-            "trace",
-            "https://h",
-            "wss://h",
-            "127.0.0.1:1",
-            "0600",
-            "off",
-            "round-robin",
-        ];
         for setting in SETTINGS {
             let changed_by = |text: &str| -> Vec<&str> {
                 let (mut config, mut default) = (Config::default(), Config::default());
@@ -340,6 +361,18 @@ mod tests {
                 SAMPLES.into_iter().map(changed_by).filter(|paths| !paths.is_empty()).collect();
             assert!(!changed.is_empty(), "{}", setting.path);
             assert!(changed.iter().all(|paths| *paths == [setting.path]), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn every_setting_can_be_copied() {
+        for setting in SETTINGS {
+            for text in SAMPLES {
+                let (mut source, mut target) = (Config::default(), Config::default());
+                let _ = setting.parse_into(RawValue::Text(text), BaseFolders::default(), &mut source);
+                setting.copy(&mut source, &mut target);
+                assert!(!setting.differs(&mut source, &mut target), "{} = {text}", setting.path);
+            }
         }
     }
 

@@ -18,6 +18,9 @@ pub struct SettingValue {
     /// Whether a part of the value is secret and replaced by dots.
     #[serde(skip)]
     pub is_masked: bool,
+    /// The value in the configuration that was read last, if it needs a restart to apply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
 }
 
 impl Config {
@@ -34,9 +37,23 @@ impl Config {
                 is_masked: value != unmasked,
                 value,
                 source: source.unwrap_or_else(|| "default".to_owned()),
+                pending: None,
             }
         };
         SETTINGS.iter().map(value).collect()
+    }
+
+    /// Lists every setting in force after a reload, and the different values of `loaded`, the configuration that
+    /// was read.
+    #[must_use]
+    pub fn setting_values_with_pending(&self, loaded: &Self) -> Vec<SettingValue> {
+        let (mut in_force, mut loaded) = (self.clone(), loaded.clone());
+        let mut values = self.setting_values();
+        for (setting, value) in SETTINGS.iter().zip(&mut values) {
+            let is_pending = setting.differs(&mut in_force, &mut loaded);
+            value.pending = is_pending.then(|| mask_password(&setting.format_value(&mut loaded)));
+        }
+        values
     }
 }
 
@@ -52,6 +69,7 @@ fn mask_password(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::listen::ListenAddresses;
     use super::*;
 
     #[test]
@@ -64,6 +82,27 @@ mod tests {
         assert_eq!(value("pool.max_queued").source, "KEYCHOIR_POOL__MAX_QUEUED");
         assert_eq!(value("log.level").source, "default");
         assert_eq!(value("retry.timeout").value, "\"2m\"");
+    }
+
+    #[test]
+    fn a_value_that_needs_a_restart_is_pending() {
+        let start = Config::default();
+        let mut loaded = start.clone();
+        loaded.setting_sources.insert("server.listen", "keychoir.toml:2:1".to_owned());
+        loaded.server.listen = ListenAddresses::parse(&["127.0.0.1:1"]).unwrap();
+        loaded.pool.max_queued = 7;
+        loaded.upstream.proxy = "http://alice:hunter2@proxy:1".parse().unwrap();
+        let values = loaded.with_restart_settings_of(&start).setting_values_with_pending(&loaded);
+        let value = |name: &str| values.iter().find(|value| value.name == name).unwrap();
+        let listen = value("server.listen");
+        assert_eq!((listen.value.as_str(), listen.source.as_str()), ("\"127.0.0.1:11011\"", "default"));
+        assert_eq!(listen.pending.as_deref(), Some("\"127.0.0.1:1\""));
+        assert_eq!(
+            (value("pool.max_queued").value.as_str(), &value("pool.max_queued").pending),
+            ("7", &None)
+        );
+        assert_eq!(value("upstream.proxy").pending.as_deref(), Some("\"http://...@proxy:1\""));
+        assert!(values.iter().filter(|value| value.pending.is_some()).count() == 2);
     }
 
     #[test]

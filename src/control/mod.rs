@@ -304,7 +304,11 @@ impl Controller {
         let invalid = |error: &dyn std::fmt::Display| ControlError::Invalid(error.to_string());
         let loaded =
             config::load_with_files(&self.overrides, files, kept).map_err(|error| invalid(&error))?;
-        let app_config = AppConfig::from_config(loaded.config.clone()).map_err(|error| invalid(&error))?;
+        let app_config = match &self.reloader {
+            Some(reloader) => reloader.app_config(&loaded.config),
+            None => AppConfig::from_config(loaded.config.clone()),
+        };
+        let app_config = app_config.map_err(|error| invalid(&error))?;
         if let Some(app) = app {
             app.check_reload(&app_config).map_err(|error| invalid(&error))?;
         }

@@ -82,6 +82,12 @@ impl ConfigReloader {
         }
     }
 
+    /// Converts a loaded configuration into the settings of each module. Settings that need a restart keep their
+    /// values.
+    pub(super) fn app_config(&self, loaded: &Config) -> Result<AppConfig, http::Error> {
+        AppConfig::from_reload(loaded, &self.start_config)
+    }
+
     /// Whether this configuration has the same settings, keys and clients as the applied one.
     pub(super) fn is_applied(&self, config: &Config) -> bool {
         self.applied_config.is_same_as(config)

@@ -26,18 +26,22 @@ impl AuthFailures {
     #[must_use]
     pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&network(address))?;
-        let oldest = failures.front().filter(|_| failures.len() >= MAX_FAILURES)?;
+        // If the clock was set back, failures may be dated in the future. They no longer count.
+        let is_past = failures.back().is_some_and(|last| *last <= now);
+        let oldest = failures.front().filter(|_| is_past && failures.len() >= MAX_FAILURES)?;
         let remaining = oldest.plus(WINDOW).since(now);
         (!remaining.is_zero()).then_some(remaining)
     }
 
-    /// Records a wrong credential from `address` at `now`.
+    /// Records a wrong credential from `address` at `now`. Failures with a later time are removed: the clock was
+    /// set back, and they would refuse the address for longer than [`WINDOW`].
     pub fn record(&mut self, address: Option<IpAddr>, now: UnixMs) {
         let address = network(address);
         if !self.by_address.contains_key(&address) && self.by_address.len() >= MAX_ADDRESSES {
             self.remove_least_recent();
         }
         let failures = self.by_address.entry(address).or_default();
+        failures.retain(|at| *at <= now);
         if failures.len() >= MAX_FAILURES {
             failures.pop_front();
         }
@@ -93,6 +97,23 @@ mod tests {
             failures.refused_for(address("10.0.0.1"), after(60_000)).is_some(),
             "the second counts still"
         );
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_prolong_the_refusal() {
+        const HOUR: u64 = 3_600_000;
+        let mut failures = AuthFailures::default();
+        for number in 0..10 {
+            failures.record(address("10.0.0.1"), after(HOUR + number));
+        }
+        assert!(failures.refused_for(address("10.0.0.1"), after(HOUR + 9)).is_some());
+        assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), None, "later failures must not count");
+        for _ in 0..9 {
+            failures.record(address("10.0.0.1"), NOW);
+            assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), None);
+        }
+        failures.record(address("10.0.0.1"), NOW);
+        assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), Some(WINDOW));
     }
 
     #[test]

@@ -298,12 +298,21 @@ pub enum Unauthenticated {
     MalformedKey,
 }
 
+/// The prefixes of the tokens that Keychoir generates for clients and for operators. No provider key has them.
+const TOKEN_PREFIXES: [&str; 2] = ["kc_", "kca_"];
+
+/// Whether a credential is a token that Keychoir generated, which may be revoked or mistyped.
+fn is_generated_token(credential: &str) -> bool {
+    TOKEN_PREFIXES.iter().any(|prefix| credential.starts_with(prefix))
+}
+
 /// Authenticates the client of a request.
 ///
 /// # Errors
 ///
 /// Fails if tokens are configured and the request has no valid one. Also fails if a client that may bring
-/// its own key sends a malformed one, because serving it from the pool would spend other clients' credits.
+/// its own key sends a malformed one or a token instead, because serving it from the pool would spend other
+/// clients' credits.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
@@ -317,15 +326,24 @@ pub fn authenticate(
             PresentedCredential::Key(key) => Some(key),
             PresentedCredential::Token(_) | PresentedCredential::Other(_) => None,
         });
-        let mut is_malformed = has_unreadable_key(headers);
+        let (mut is_malformed, mut is_token) = (has_unreadable_key(headers), false);
         // An expired token is not sent to the provider as a key.
         for key in keys.filter(|key| matches!(clients.find_by_token(key, now), TokenMatch::Unknown)) {
+            // The provider must not receive a token, even if it is not valid.
+            if is_generated_token(&key) {
+                is_token = true;
+                continue;
+            }
             match ApiKey::new(&key) {
                 Ok(key) => return Ok(Some(key)),
                 Err(_) => is_malformed = true,
             }
         }
-        if is_malformed { Err(Unauthenticated::MalformedKey) } else { Ok(None) }
+        match (is_malformed, is_token) {
+            (true, _) => Err(Unauthenticated::MalformedKey),
+            (false, true) => Err(Unauthenticated::UnknownToken),
+            (false, false) => Ok(None),
+        }
     };
     let mut has_expired_token = false;
     for credential in credentials() {
@@ -493,6 +511,23 @@ mod tests {
         // A valid key is used even if another one is malformed.
         let valid_key = Some("xi_api_key=sk_own");
         check_own_key(&clients, &[ops, ("xi-api-key", "sk own")], valid_key, Ok(("ops", Some("sk_own"))));
+    }
+
+    #[test]
+    fn a_generated_token_is_never_sent_to_the_provider_as_a_key() {
+        let unknown = || Err(Unauthenticated::UnknownToken);
+        let ops = ("x-keychoir-token", "token-of-ops");
+        let open_clients = Clients::new(Vec::new(), AnonymousAccess::BringKeys);
+        for token in ["kc_0123456789abcdef", "kca_0123456789abcdef", "kc_"] {
+            let own = ("xi-api-key", token);
+            check_own_key(&configured_clients(AnonymousAccess::BringKeys), &[own], None, unknown());
+            check_own_key(&configured_clients(AnonymousAccess::Refused), &[ops, own], None, unknown());
+            check_own_key(&open_clients, &[own], None, unknown());
+            // A valid key is used even if another credential is a token.
+            let key = Some("xi_api_key=sk_own");
+            check_own_key(&open_clients, &[own], key, Ok(("local", Some("sk_own"))));
+        }
+        check_own_key(&open_clients, &[("xi-api-key", "kd_own")], None, Ok(("local", Some("kd_own"))));
     }
 
     #[test]

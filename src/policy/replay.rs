@@ -14,7 +14,7 @@ pub enum Progress {
     /// No byte was written: DNS, connect or TLS failed, or a reused connection returned the request unsent.
     Unsent,
     /// No byte was written, because the forward proxy refused Keychoir's credentials. It would refuse them for
-    /// every key and every retry, until an operator corrects them.
+    /// every key with this proxy and every retry, until an operator corrects them.
     ProxyAuthenticationFailed,
     /// Some bytes were written and no complete response head was received. The provider may have processed
     /// the request.
@@ -57,6 +57,9 @@ pub enum ReplayableBody {
 pub struct AttemptFacts {
     /// The progress of this attempt.
     pub progress: Progress,
+    /// Whether the request may use a key with another route, which no attempt has used: another forward proxy, or
+    /// another host of the provider.
+    pub has_other_route: bool,
     /// Whether a resource that was not found may be in an account that this request has not tried.
     pub may_be_elsewhere: bool,
     /// The effect of the method.
@@ -114,6 +117,10 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
         if condition { Decision::RetryAfter { pause } } else { otherwise }
     };
     match attempt.progress {
+        // A failure to connect concerns only the keys with this route.
+        Progress::Unsent | Progress::ProxyAuthenticationFailed if may_retry && attempt.has_other_route => {
+            Decision::NextKey
+        }
         Progress::Unsent => retry_if(may_retry_same_key, Duration::ZERO, Decision::Fail),
         Progress::ProxyAuthenticationFailed => Decision::Fail,
         // A second attempt could charge two keys for one response.
@@ -182,6 +189,7 @@ mod tests {
 
     const FIRST_ATTEMPT: AttemptFacts = AttemptFacts {
         progress: Progress::Unsent,
+        has_other_route: false,
         may_be_elsewhere: false,
         effect: Effect::Some,
         body: ReplayableBody::Complete,
@@ -240,6 +248,22 @@ mod tests {
         check(AttemptFacts { effect: Effect::None, ..refused }, Decision::Fail);
         assert!(!Progress::ProxyAuthenticationFailed.is_sent() && !Progress::Unsent.is_sent());
         assert!(Progress::NoResponse.is_sent());
+    }
+
+    #[test]
+    fn a_key_with_another_route_is_tried_after_a_failure_to_connect() {
+        for progress in [Progress::Unsent, Progress::ProxyAuthenticationFailed] {
+            let failed = AttemptFacts { progress, has_other_route: true, ..FIRST_ATTEMPT };
+            check(failed, Decision::NextKey);
+            check(AttemptFacts { non_key_retries: 9, ..failed }, Decision::NextKey);
+            check(AttemptFacts { attempts: 16, ..failed }, Decision::Fail);
+            check(AttemptFacts { body: ReplayableBody::Unavailable, ..failed }, Decision::Fail);
+            check(AttemptFacts { is_past_deadline: true, ..failed }, Decision::Fail);
+        }
+        check(
+            AttemptFacts { progress: Progress::NoResponse, has_other_route: true, ..FIRST_ATTEMPT },
+            Decision::Fail,
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::policy::authority::Authority;
 use crate::policy::evidence::RefusalSource;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Observation};
-use crate::upstream::{Connect, Upstream, UpstreamRequestHead};
+use crate::upstream::{Connect, SendError, Upstream, UpstreamRequestHead};
 
 /// Maximum size of a response. The longest response, the list of models, has less than 100 kilobytes.
 const MAX_RESPONSE_BYTES: usize = 1024 * 1024;
@@ -39,15 +39,19 @@ impl<C: Connect> ProviderClient<'_, C> {
 
     /// Requests the quota from a host of the provider; `None` is the default host.
     pub(super) async fn quota_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<Observation> {
-        self.subscription_at(host, key).await?.observation()
+        self.subscription_at(host, key).await.ok()?.observation()
     }
 
-    /// Requests the subscription of the key's workspace. `None` without a response before the timeout.
-    pub(super) async fn subscription(&self, key: &Key) -> Option<ProviderResponse> {
+    /// Requests the subscription of the key's workspace.
+    pub(super) async fn subscription(&self, key: &Key) -> Result<ProviderResponse, NoProviderResponse> {
         self.subscription_at(key.destination(), key).await
     }
 
-    async fn subscription_at(&self, host: Option<&Arc<Authority>>, key: &Key) -> Option<ProviderResponse> {
+    async fn subscription_at(
+        &self,
+        host: Option<&Arc<Authority>>,
+        key: &Key,
+    ) -> Result<ProviderResponse, NoProviderResponse> {
         self.send(host, key, Uri::from_static("/v1/user/subscription")).await
     }
 
@@ -69,32 +73,57 @@ impl<C: Connect> ProviderClient<'_, C> {
 
     /// Sends a request to the host of the key. Returns the body of a successful response.
     async fn fetch(&self, key: &Key, target: Uri) -> Option<Vec<u8>> {
-        let response = self.send(key.destination(), key, target).await?;
+        let response = self.send(key.destination(), key, target).await.ok()?;
         (response.verdict == Verdict::Served).then_some(response.body)
     }
 
     /// Requests the models with a key, to find out whether it may read them.
-    pub(super) async fn models_response(&self, key: &Key) -> Option<ProviderResponse> {
+    pub(super) async fn models_response(&self, key: &Key) -> Result<ProviderResponse, NoProviderResponse> {
         self.send(key.destination(), key, Uri::from_static("/v1/models")).await
     }
 
-    /// Sends a request. `None` if the response does not arrive before the timeout or its body cannot be
-    /// decoded.
-    async fn send(&self, host: Option<&Arc<Authority>>, key: &Key, target: Uri) -> Option<ProviderResponse> {
+    async fn send(
+        &self,
+        host: Option<&Arc<Authority>>,
+        key: &Key,
+        target: Uri,
+    ) -> Result<ProviderResponse, NoProviderResponse> {
         let exchange = async {
             let head = UpstreamRequestHead { method: Method::GET, target, headers: HeaderMap::new() };
             let body = Replay::<Empty<Bytes>>::empty().start_attempt();
-            let response = self.upstream.send(host, key.api_key(), &head, body).await.ok()?;
+            let response = self.upstream.send(host, key.api_key(), &head, body).await?;
             let (response_head, body) = response.into_parts();
             let (_, bytes) = PeekedBody::read(body, MAX_RESPONSE_BYTES, self.response_timeout, None).await;
             let encoding =
                 response_head.headers.get("content-encoding").and_then(|value| value.to_str().ok());
-            let body = decode_body(&bytes?, encoding, MAX_RESPONSE_BYTES)?;
+            let bytes = bytes.ok_or(NoProviderResponse::IncompleteBody)?;
+            let body = decode_body(&bytes, encoding, MAX_RESPONSE_BYTES)
+                .ok_or(NoProviderResponse::UndecodableBody)?;
             let verdict = classify(response_head.status, Some(&ErrorBody::parse(&body)), None);
-            Some(ProviderResponse { status: response_head.status, verdict, body })
+            Ok(ProviderResponse { status: response_head.status, verdict, body })
         };
-        tokio::time::timeout(self.response_timeout, exchange).await.ok()?
+        match tokio::time::timeout(self.response_timeout, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(NoProviderResponse::Timeout(self.response_timeout)),
+        }
     }
+}
+
+/// The reason that a request of the poller has no readable response. The text contains no secret.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoProviderResponse {
+    /// No response head was received.
+    #[error(transparent)]
+    Send(#[from] SendError),
+    /// The response was not complete before the timeout.
+    #[error("no response within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The body of the response ended early, stopped, or is too long.
+    #[error("the body of the response is incomplete or longer than {MAX_RESPONSE_BYTES} bytes")]
+    IncompleteBody,
+    /// The encoding of the body is unknown, or its data is invalid.
+    #[error("the body of the response cannot be decoded")]
+    UndecodableBody,
 }
 
 /// A response of the provider.

@@ -1,5 +1,5 @@
 //! Checks a key when an operator asks for it: requests its subscription and the models, which is free, and reports
-//! what the provider answered. The result also updates the state of the key, like every poll.
+//! the classified response. The result also updates the state of the key, like every poll.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub struct KeyChecker<C> {
 /// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyCheck {
-    /// What the provider answered.
+    /// The classified response of the provider.
     pub outcome: CheckOutcome,
     /// From the start of the request for the subscription to the end of its response.
     pub latency: Duration,
@@ -41,7 +41,7 @@ pub struct KeyCheck {
     pub max_concurrent_speech: Option<u32>,
 }
 
-/// What the provider answered to a check.
+/// The classified response of the provider to a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
     /// The key is valid, and this is the subscription of its workspace.
@@ -63,7 +63,10 @@ pub enum CheckOutcome {
         verdict: Verdict,
     },
     /// No readable response arrived before the timeout.
-    NoResponse,
+    NoResponse {
+        /// The cause, without secrets.
+        reason: String,
+    },
 }
 
 /// Another check of the key is running.
@@ -108,16 +111,18 @@ impl<C: Connect> KeyChecker<C> {
         let client = ProviderClient { upstream: &self.upstream, response_timeout: self.timeout };
         let subscription = client.subscription(key).await;
         let latency = clock::elapsed_since(started);
-        let observation = subscription.as_ref().and_then(|response| response.observation());
+        let observation = subscription.as_ref().ok().and_then(|response| response.observation());
         let outcome = match (&subscription, &observation) {
-            (None, _) => CheckOutcome::NoResponse,
-            (Some(_), Some(Observation::Quota { quota, tier, is_paid, .. })) => {
+            (Err(error), _) => CheckOutcome::NoResponse { reason: error.to_string() },
+            (Ok(_), Some(Observation::Quota { quota, tier, is_paid, .. })) => {
                 CheckOutcome::Valid { plan: tier.clone(), quota: *quota, is_paid: *is_paid }
             }
-            (Some(_), Some(Observation::Unreadable)) => CheckOutcome::QuotaUnreadable,
-            // A served response that is no subscription was not sent by the provider.
-            (Some(response), None) if response.verdict == Verdict::Served => CheckOutcome::NoResponse,
-            (Some(response), Some(Observation::Invalid { .. }) | None) => {
+            (Ok(_), Some(Observation::Unreadable)) => CheckOutcome::QuotaUnreadable,
+            // The provider always sends a subscription, so another server has sent the response.
+            (Ok(response), None) if response.verdict == Verdict::Served => CheckOutcome::NoResponse {
+                reason: "the response is not a subscription of ElevenLabs".to_owned(),
+            },
+            (Ok(response), Some(Observation::Invalid { .. }) | None) => {
                 CheckOutcome::Refused { status: response.status.as_u16(), verdict: response.verdict }
             }
         };
@@ -129,14 +134,14 @@ impl<C: Connect> KeyChecker<C> {
         let models = match outcome {
             CheckOutcome::Valid { .. } | CheckOutcome::QuotaUnreadable if !remaining.is_zero() => {
                 let client = ProviderClient { upstream: &self.upstream, response_timeout: remaining };
-                client.models_response(key).await.map(|response| response.verdict)
+                client.models_response(key).await.ok().map(|response| response.verdict)
             }
             CheckOutcome::Valid { .. }
             | CheckOutcome::QuotaUnreadable
             | CheckOutcome::Refused { .. }
-            | CheckOutcome::NoResponse => None,
+            | CheckOutcome::NoResponse { .. } => None,
         };
-        let subscription = subscription.map(|response| response.verdict);
+        let subscription = subscription.ok().map(|response| response.verdict);
         let (_, max_concurrent_speech) = key.workspace().concurrency(ConcurrencyGroup::SPEECH);
         Ok(KeyCheck {
             outcome,

@@ -31,7 +31,7 @@ pub use conversations::ConversationPoller;
 pub use key_check::{CheckInProgress, CheckOutcome, KeyCheck, KeyChecker};
 
 /// The settings of the poller.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Interval between two polls of a usable key.
     pub interval: Duration,
@@ -76,6 +76,9 @@ struct PolledKey {
     /// Time of the next poll, or `None` if it is due.
     next_poll_at: Option<Instant>,
     last_polled_at: Option<Instant>,
+    /// The host and the proxy of the last poll, or `None` for the default ones. With others, the key may be valid
+    /// at another host, so it is polled again.
+    destination: Option<Arc<Authority>>,
     /// Whether the key was polled at all regional hosts.
     has_tried_regions: bool,
     /// Whether the workspace of the key is known or cannot be read.
@@ -83,8 +86,7 @@ struct PolledKey {
 }
 
 impl<C: Connect> QuotaPoller<C> {
-    /// Creates a poller for `pool`. It polls every key again whenever it receives settings, because they
-    /// may come with new keys.
+    /// Creates a poller for `pool`. It polls every key again whenever it receives different settings.
     pub fn new(
         pool: Arc<Pool>,
         upstream: Upstream<C>,
@@ -95,12 +97,21 @@ impl<C: Connect> QuotaPoller<C> {
     }
 
     /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after the
-    /// start and after each receipt of settings.
+    /// start and after each change of the settings. New keys are polled when [`Pool::poll_requested`] completes.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut state = PollerState::default();
         let mut is_counted = false;
+        let mut settings = self.settings.borrow().clone();
         loop {
-            let settings = self.settings.borrow_and_update().clone();
+            // The wait may have ended for another reason at the same time, so the settings are compared.
+            let latest_settings = self.settings.borrow_and_update().clone();
+            if latest_settings != settings {
+                settings = latest_settings;
+                for key in state.keys.values_mut() {
+                    (key.next_poll_at, key.has_tried_regions) = (None, false);
+                }
+                is_counted = false;
+            }
             self.poll_due_keys(&mut state, &settings).await;
             if !std::mem::replace(&mut is_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
@@ -117,12 +128,7 @@ impl<C: Connect> QuotaPoller<C> {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.pool.poll_requested() => {}
-                () = changed => {
-                    for key in state.keys.values_mut() {
-                        (key.next_poll_at, key.has_tried_regions) = (None, false);
-                    }
-                    is_counted = false;
-                }
+                () = changed => {}
             }
         }
     }
@@ -138,6 +144,9 @@ impl<C: Connect> QuotaPoller<C> {
         for key in roster.keys() {
             let fingerprint = key.api_key().fingerprint();
             let polled_key = state.keys.entry(fingerprint).or_default();
+            if polled_key.last_polled_at.is_some() && polled_key.destination.as_ref() != key.destination() {
+                *polled_key = PolledKey::default();
+            }
             let now = clock::instant();
             if key.is_poll_requested()
                 && let Some(last) = polled_key.last_polled_at
@@ -160,6 +169,9 @@ impl<C: Connect> QuotaPoller<C> {
             }
             self.find_workspace(&client, key, outcome, polled_key).await;
             polled_key.last_polled_at = Some(clock::instant());
+            // The poll may have found the region of the key.
+            let current_roster = self.pool.roster();
+            polled_key.destination = current_roster.find(fingerprint).unwrap_or(key).destination().cloned();
             let now = clock::now();
             let delay =
                 next_poll_delay(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);

@@ -129,7 +129,7 @@ pub struct Pool {
     /// The turn of the last selected key; see [`Traits`](crate::policy::strategy::Traits).
     last_turn: AtomicU64,
     restrictions: Restrictions,
-    /// Wakes the poller when a poll can confirm or refute a refusal.
+    /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
     poll_request: Notify,
 }
 
@@ -178,7 +178,12 @@ impl Pool {
         self.poll_request.notify_one();
     }
 
-    /// Completes when a poll is requested that can confirm or refute a refusal.
+    /// Requests polls of the keys that were not polled yet.
+    pub fn request_first_polls(&self) {
+        self.poll_request.notify_one();
+    }
+
+    /// Completes when a poll is requested that can confirm or refute a refusal, or that of a new key.
     pub async fn poll_requested(&self) {
         self.poll_request.notified().await;
     }
@@ -211,8 +216,9 @@ impl Pool {
         self.queue.len()
     }
 
-    /// Replaces keys and settings. Keys that stay configured keep their state. Removed keys serve no
-    /// new requests; requests in flight continue with the roster that they have loaded.
+    /// Replaces keys, their pauses and settings. Keys that stay configured keep their state. Removed and paused
+    /// keys serve no new requests; requests in flight continue with the roster that they have loaded. Queued
+    /// requests are evaluated again. The caller reports the [`transitions`](Self::transitions) afterwards.
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> ReloadSummary {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
@@ -265,28 +271,19 @@ impl Pool {
         self.queue.outdate_all();
     }
 
-    /// Starts, changes or ends an operator's pause of the key with this fingerprint. The requests and sessions
-    /// of the key are completed; new requests use other keys, and queued ones are evaluated again. Returns the
-    /// state changes, or `None` if the pool has no such key.
-    pub fn set_pause(
-        self: &Arc<Self>,
-        fingerprint: Fingerprint,
-        pause: Option<Pause>,
-        now: UnixMs,
-    ) -> Option<Vec<Transition>> {
-        let roster = {
-            let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = self.roster();
-            let mut entries = before.entries.clone();
-            entries.iter_mut().find(|entry| entry.key.fingerprint() == fingerprint)?.pause = pause;
-            // The key itself is shared by all rosters, so requests that use an earlier one see the pause, too.
-            let next = Arc::new(before.next(entries, before.settings, before.reported_ids.clone()));
-            self.roster.store(Arc::clone(&next));
-            next
-        };
-        self.dispatch_waiters(now);
-        let key = roster.find(fingerprint)?;
-        Some(workspace_transitions(&roster, key.workspace(), now))
+    /// Returns the state changes of all keys that were not returned before, for example those of a reload.
+    #[must_use]
+    pub fn transitions(&self, now: UnixMs) -> Vec<Transition> {
+        let roster = self.roster.load();
+        let mut evaluated: Vec<&Workspace> = Vec::new();
+        let mut transitions = Vec::new();
+        for workspace in roster.keys().iter().map(|key| key.workspace()) {
+            if !evaluated.iter().any(|known| std::ptr::eq(*known, workspace)) {
+                evaluated.push(workspace);
+                transitions.extend(workspace_transitions(&roster, workspace, now));
+            }
+        }
+        transitions
     }
 
     /// Restores the key state of the previous run. Cooldowns are computed again from the evidence, until

@@ -153,7 +153,15 @@ impl<C: Connect> Proxy<C> {
         meta.reserve_credits(&key_request, limits)?;
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, &affinity.identifiers);
-        let mut retry = RetryState::new(&self.pool, roster, client, features, key_request, affinity);
+        let mut retry = RetryState::new(
+            &self.pool,
+            roster,
+            client,
+            features,
+            key_request,
+            affinity,
+            self.upstream.authority(),
+        );
         let reserve_result = summary.count_wait(self.reserve(&mut retry)).await;
         let lease = reserve_result.map_err(|unavailable| retry.unavailable_error(unavailable))?;
         let mut context =

@@ -20,6 +20,7 @@ use crate::clock;
 use crate::elevenlabs::affinity::required_owner::ConflictingOwners;
 use crate::elevenlabs::features::RequestFeatures;
 use crate::elevenlabs::plan;
+use crate::policy::authority::Authority;
 use crate::policy::client::{AllowedKeys, Client};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::evidence::RefusalSource;
@@ -45,6 +46,10 @@ pub(super) struct RetryState {
     features: RequestFeatures,
     last_verdict: Option<Verdict>,
     refusals: Refusals,
+    /// The route of keys without a route of their own.
+    default_route: Arc<Authority>,
+    /// The routes by which this request could not be sent.
+    failed_routes: Vec<Arc<Authority>>,
     /// Accounts that were overloaded, busy or failing in the last consecutive attempts. The next attempt
     /// prefers a key of another account.
     overloaded_accounts: Vec<OwnerId>,
@@ -75,6 +80,7 @@ impl RetryState {
         features: RequestFeatures,
         key_request: KeyRequest,
         affinity: AccountAffinity,
+        default_route: &Arc<Authority>,
     ) -> Self {
         let mut retry = Self {
             roster,
@@ -86,6 +92,8 @@ impl RetryState {
             features,
             last_verdict: None,
             refusals: Refusals::default(),
+            default_route: Arc::clone(default_route),
+            failed_routes: Vec::new(),
             overloaded_accounts: Vec::new(),
         };
         retry.update_restricted_keys(pool);
@@ -209,8 +217,8 @@ impl RetryState {
     }
 
     /// Returns the positions of the keys that are tried first, whatever the strategy. An empty list means no
-    /// preference. After an overload, a failure or a concurrency limit, these are the keys of other accounts,
-    /// including keys that may only be probed. After a refusal because of the account's plan, these are the
+    /// preference. After a failure to connect, these are the keys with other routes. After an overload, a failure
+    /// or a concurrency limit, these are the keys of other accounts, including keys that may only be probed. After a refusal because of the account's plan, these are the
     /// keys of the cheapest other plan.
     fn preferred_positions(&self) -> Vec<usize> {
         let is_candidate = |position: &usize| {
@@ -219,6 +227,10 @@ impl RetryState {
         };
         let candidates =
             || self.roster.keys().iter().enumerate().filter(|(position, _)| is_candidate(position));
+        if !self.failed_routes.is_empty() {
+            let other_routes = candidates().filter(|(_, key)| !self.failed_routes.contains(self.route(key)));
+            return other_routes.map(|(position, _)| position).collect();
+        }
         if !self.overloaded_accounts.is_empty() {
             let other_accounts = candidates()
                 .filter(|(_, key)| !self.overloaded_accounts.contains(key.workspace().identity()));
@@ -293,10 +305,15 @@ impl RetryState {
             Progress::Responded(verdict) => Some(verdict),
             Progress::Unsent | Progress::ProxyAuthenticationFailed | Progress::NoResponse => None,
         };
+        let has_other_route = match progress {
+            Progress::Unsent | Progress::ProxyAuthenticationFailed => self.record_failed_route(key, progress),
+            Progress::NoResponse | Progress::Responded(_) => false,
+        };
         let is_missing = progress == Progress::Responded(Verdict::NotFound);
         let may_be_elsewhere = is_missing && self.affinity.record_not_found(key, &self.roster);
         AttemptFacts {
             progress,
+            has_other_route,
             may_be_elsewhere,
             effect: self.features.effect,
             body: body.replayable_body(),
@@ -310,10 +327,60 @@ impl RetryState {
         }
     }
 
+    /// The route to the provider of requests with `key`.
+    fn route<'a>(&'a self, key: &'a Key) -> &'a Arc<Authority> {
+        key.destination().unwrap_or(&self.default_route)
+    }
+
+    /// Records that this request could not be sent by the route of `key`. Excludes the keys that would fail in the
+    /// same way: those with the same proxy if it refused Keychoir's credentials, and those with the same route
+    /// after its second failure, because the first one may have been that of a single connection. Returns whether
+    /// the request may use another route, which has not failed.
+    fn record_failed_route(&mut self, key: &Key, progress: Progress) -> bool {
+        let failed = Arc::clone(self.route(key));
+        let is_repeated = self.failed_routes.contains(&failed);
+        let is_excluded = |route: &Authority| match progress {
+            Progress::ProxyAuthenticationFailed => route.proxy() == failed.proxy(),
+            Progress::Unsent | Progress::NoResponse | Progress::Responded(_) => {
+                is_repeated && *route == *failed
+            }
+        };
+        let roster = Arc::clone(&self.roster);
+        for (position, other) in roster.keys().iter().enumerate() {
+            let route = Arc::clone(self.route(other));
+            if is_excluded(&route) {
+                self.exclude_position(position);
+                self.record_route(route);
+            }
+        }
+        self.record_route(failed);
+        roster.keys().iter().enumerate().any(|(position, other)| {
+            !self.key_request.tried.contains(&position)
+                && !self.failed_routes.contains(self.route(other))
+                && self.eligibility(other) != Eligibility::No
+        })
+    }
+
+    fn record_route(&mut self, route: Arc<Authority>) {
+        if !self.failed_routes.contains(&route) {
+            self.failed_routes.push(route);
+        }
+    }
+
+    fn exclude_position(&mut self, position: usize) {
+        if !self.key_request.tried.contains(&position) {
+            self.key_request.tried.push(position);
+        }
+    }
+
     /// Excludes `key` from further attempts, unless it is likely to recover while the request waits: it was
     /// at its concurrency limit, or only this key is rate limited and the provider has reported the end of
     /// the limit. After a second refusal, a key is always excluded, because the refusal is about the request.
+    /// After a failure to connect, the keys to exclude are determined by their routes.
     pub(super) fn exclude(&mut self, key: &Key) {
+        if self.last_verdict.is_none() {
+            return;
+        }
         let may_recover = match self.last_verdict {
             Some(Verdict::Concurrency { .. }) => self.key_request.group.is_some(),
             Some(Verdict::RateLimited(Some(retry_after))) => {

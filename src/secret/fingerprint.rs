@@ -129,9 +129,10 @@ impl fmt::Display for TokenFingerprint {
     }
 }
 
+/// Does not print the digest, because an operator may have chosen a token that can be guessed from it.
 impl fmt::Debug for TokenFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        f.write_str("TokenFingerprint(...)")
     }
 }
 
@@ -155,9 +156,10 @@ impl AdminTokenFingerprint {
     }
 }
 
+/// Does not print the digest, because an operator may have chosen a token that can be guessed from it.
 impl fmt::Debug for AdminTokenFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        f.write_str("AdminTokenFingerprint(...)")
     }
 }
 
@@ -181,6 +183,12 @@ mod tests {
     fn only_the_same_admin_token_is_equal() {
         assert_eq!(AdminTokenFingerprint::new("abc"), AdminTokenFingerprint::new("abc"));
         assert_ne!(AdminTokenFingerprint::new("abc"), AdminTokenFingerprint::new("abd"));
+    }
+
+    #[test]
+    fn the_digest_of_a_token_is_not_printed_for_debugging() {
+        let debug = format!("{:?} {:?}", AdminTokenFingerprint::new("abc"), TokenFingerprint::new("abc"));
+        assert_eq!(debug, "AdminTokenFingerprint(...) TokenFingerprint(...)");
     }
 
     #[test]

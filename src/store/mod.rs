@@ -8,6 +8,7 @@ mod origin;
 mod open;
 mod schema;
 mod snapshot;
+mod temporary;
 mod upgrade;
 
 mod database;
@@ -66,7 +67,7 @@ pub use report::{
     UsageDimension, UsageGroup, UsageReader, UsageSums,
 };
 pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};
-pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, migrate, try_migration};
+pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, dry_run_migration, migrate};
 use write::{Writer, WriterChannels};
 
 /// Where the database is stored.

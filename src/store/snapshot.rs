@@ -4,17 +4,19 @@
 //! It leaves out free pages, which may contain deleted data. The copy gets its name only when it is complete
 //! and on the disk, so a crash leaves the earlier file, or none.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tempfile::TempPath;
 
-use super::open::{companion, is_corruption};
+use super::open::is_corruption;
 use super::origin::{self, Origin};
 use super::schema;
+use super::temporary::LockedTemporary;
 use crate::clock;
 
 /// The reason that a database cannot be copied. No file was changed.
@@ -71,12 +73,12 @@ pub enum SnapshotError {
         /// The error of the file system.
         source: io::Error,
     },
-    /// SQLite has found mistakes in the copy, so the database is corrupt.
+    /// The integrity check failed.
     #[error("{} is corrupt: {report}", .path.display())]
     Corrupt {
         /// The database.
         path: PathBuf,
-        /// The first mistake that SQLite has found.
+        /// The first error of the check.
         report: String,
     },
 }
@@ -98,7 +100,7 @@ pub struct Backup {
     pub duration: Duration,
 }
 
-/// What happens to a file at the path of a copy.
+/// The handling of an existing file at the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExistingFile {
     /// It is kept, and the copy fails.
@@ -129,16 +131,10 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
     }
     let connection = open_for_reading(path)?;
     check_space(target, database_size(&connection).map_err(unreadable)?)?;
-    let partial = companion(target, ".partial");
-    let copied = copy(&connection, path, &partial).and_then(|()| {
-        let checked = examine(&partial, path)?;
-        publish(&partial, target, existing)?;
-        Ok(checked)
-    });
-    if copied.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    let (version, attempts) = copied?;
+    let partial = create_partial(target)?;
+    copy(&connection, path, partial.path())?;
+    let (version, attempts) = examine(partial.path(), path)?;
+    publish(partial.path(), target, existing)?;
     let bytes = fs::metadata(target).map(|file| file.len()).unwrap_or_default();
     Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
 }
@@ -166,19 +162,22 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError>
     Ok(connection)
 }
 
-/// Copies an open database to the file `partial`, which is replaced. The copy is on the disk when it returns.
+/// Creates an empty file with a random name beside `target`.
+pub(super) fn create_partial(target: &Path) -> Result<LockedTemporary<TempPath>, SnapshotError> {
+    let folder = folder_of(target);
+    let mut prefix = target.file_name().unwrap_or_default().to_owned();
+    prefix.push(".partial-");
+    LockedTemporary::create_file(folder, &prefix)
+        .map_err(|source| SnapshotError::Unwritable { path: folder.to_owned(), source })
+}
+
+/// Copies an open database to the empty file `partial`. The copy is on the disk when it returns.
 pub(super) fn copy(connection: &Connection, path: &Path, partial: &Path) -> Result<(), SnapshotError> {
     let unwritable = |source| SnapshotError::Unwritable { path: partial.to_owned(), source };
     let absolute = std::path::absolute(partial).map_err(unwritable)?;
     let Some(name) = absolute.to_str() else {
         return Err(unwritable(io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8")));
     };
-    // SQLite writes only into an empty file, and would create one that others may read.
-    match fs::remove_file(partial) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
-        Ok(()) | Err(_) => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(unwritable)?;
     connection.execute("VACUUM INTO ?1", [name]).map_err(|source| match source.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => unwritable(io::ErrorKind::StorageFull.into()),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => unwritable(io::Error::other(source)),

@@ -1,7 +1,9 @@
 //! Upgrades a database of an earlier version: copies it first, migrates it, and reports both. Also runs the
 //! migration on a temporary copy, for `keychoir db migrate --dry-run`.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,10 +12,11 @@ use rusqlite::Connection;
 use super::attempts::migration;
 use super::open::{self, IntegrityCheck, companion};
 use super::snapshot::{self, ExistingFile, SnapshotError};
+use super::temporary::LockedTemporary;
 use super::{DatabaseLocation, LockedLocation, OpenError, schema};
 use crate::clock;
 
-/// What each migration changes, for operators. The first one creates the tables of a new file.
+/// The effect of each migration, for operators. The first one creates the tables of a new file.
 const CHANGES: [&str; schema::VERSION] = [
     "tables for keys and attempts",
     "hourly sums, and the model, characters and reserved credits of attempts",
@@ -44,11 +47,14 @@ pub struct MigrationReport {
     pub from: usize,
     /// The schema version after.
     pub to: usize,
-    /// What changed, the earliest version first.
+    /// The effect of each migration, the earliest version first.
     pub changes: &'static [&'static str],
     /// The copy of the database before the migration; `None` after a dry run.
     pub copy: Option<PathBuf>,
-    /// Attempts before and after, as far as they could be counted.
+    /// A sentence about copies that contain plain digests of keys, for an operator to remove; `None` without
+    /// such a copy.
+    pub warning: Option<String>,
+    /// The number of attempts before and after. `None` if the table cannot be read.
     pub attempts: [Option<u64>; 2],
     /// The size of the database before, in bytes.
     pub bytes: u64,
@@ -129,30 +135,45 @@ pub(super) fn upgrade(
         "Upgrading the database from schema {from} to {to} after a copy to {}: {changes}",
         copy.display()
     );
-    let partial = companion(&copy, ".partial");
-    let copied = snapshot::copy(connection, path, &partial)
-        .and_then(|()| snapshot::publish(&partial, &copy, ExistingFile::Replace));
-    if let Err(source) = copied {
-        let _ = fs::remove_file(&partial);
-        return Err(OpenError::CannotCopy { path: path.to_owned(), source });
-    }
+    let copied = snapshot::create_partial(&copy).and_then(|partial| {
+        snapshot::copy(connection, path, partial.path())?;
+        snapshot::publish(partial.path(), &copy, ExistingFile::Replace)
+    });
+    copied.map_err(|source| OpenError::CannotCopy { path: path.to_owned(), source })?;
     migrate(connection, version).map_err(unusable)?;
     let took = clock::elapsed_since(started_at);
-    tracing::info!(
-        event = "database_migrated",
-        from,
-        to,
-        duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        "Upgraded the database from schema {from} to {to} in {} ms",
-        took.as_millis()
-    );
     remove_old_copies(path);
+    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let message = format!("Upgraded the database from schema {from} to {to} in {duration_ms} ms");
+    match digest_warning(&copies_with_digests(path)) {
+        None => tracing::info!(event = "database_migrated", from, to, duration_ms, "{message}"),
+        Some(warning) => {
+            tracing::warn!(event = "database_migrated", from, to, duration_ms, "{message}. {warning}");
+        }
+    }
     Ok(())
 }
 
 /// The path of the copy before a migration from this version.
 fn copy_path(path: &Path, version: usize) -> PathBuf {
     companion(path, &format!(".before-{version}"))
+}
+
+/// The copies of versions that store plain digests of keys, which the migration removes from the database.
+fn copies_with_digests(path: &Path) -> Vec<PathBuf> {
+    let copies = (1..schema::FINGERPRINT_VERSION).map(|version| copy_path(path, version));
+    copies.filter(|copy| copy.exists()).collect()
+}
+
+/// Returns a sentence that tells an operator to remove `copies`; `None` if there are none.
+fn digest_warning(copies: &[PathBuf]) -> Option<String> {
+    let names: Vec<String> = copies.iter().map(|copy| copy.display().to_string()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "Plain SHA-256 digests of keys remain in {}: remove every such copy as soon as the new version works",
+            names.join(" and ")
+        )
+    })
 }
 
 /// Removes the copies of the lowest versions, and keeps [`MAX_KEPT_COPIES`].
@@ -193,6 +214,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
         to: schema::VERSION,
         changes: changes_after(before.version),
         copy: Some(copy_path(path, before.version)),
+        warning: digest_warning(&copies_with_digests(path)),
         attempts: [before.attempts, snapshot::count_attempts(&database.connection)],
         bytes: before.bytes,
         duration: clock::elapsed_since(started_at),
@@ -205,7 +227,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
 /// # Errors
 ///
 /// When [`migrate`] would fail, except that the database may be in use.
-pub fn try_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
+pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
     let before = inspect(path)?;
     if before.version == schema::VERSION {
@@ -215,12 +237,13 @@ pub fn try_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     snapshot::check_space(path, before.bytes.saturating_mul(SPACE_FACTOR))?;
     let folder = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
     let folder = folder.unwrap_or_else(|| PathBuf::from("."));
-    let temporary = tempfile::Builder::new()
-        .prefix(".keychoir-dry-run-")
-        .tempdir_in(&folder)
+    let temporary = LockedTemporary::create_folder(&folder, OsStr::new(".keychoir-dry-run-"))
         .map_err(|source| SnapshotError::Unwritable { path: folder, source })?;
     let copy = temporary.path().join("keychoir.db");
     let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let unwritable = |source| SnapshotError::Unwritable { path: copy.clone(), source };
+    // SQLite writes only into an empty file, and would create one that others may read.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
     let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(failed)?;
     open::migrate_schema(&mut connection, before.version).map_err(failed)?;
@@ -238,6 +261,7 @@ pub fn try_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
         to: schema::VERSION,
         changes: changes_after(before.version),
         copy: None,
+        warning: None,
         attempts: [before.attempts, after],
         bytes: before.bytes,
         duration: clock::elapsed_since(started_at),
@@ -245,7 +269,7 @@ pub fn try_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
 }
 
 /// A database before its migration.
-struct DatabaseBefore {
+struct DatabaseInspection {
     version: usize,
     bytes: u64,
     attempts: Option<u64>,
@@ -253,7 +277,7 @@ struct DatabaseBefore {
     is_unfinished: bool,
 }
 
-fn inspect(path: &Path) -> Result<DatabaseBefore, MigrateError> {
+fn inspect(path: &Path) -> Result<DatabaseInspection, MigrateError> {
     let connection = snapshot::open_for_reading(path)?;
     let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
     let version = schema::version(&connection).map_err(failed)?;
@@ -262,5 +286,5 @@ fn inspect(path: &Path) -> Result<DatabaseBefore, MigrateError> {
     }
     let bytes = snapshot::database_size(&connection).map_err(failed)?;
     let is_unfinished = migration::is_unfinished(&connection).map_err(failed)?;
-    Ok(DatabaseBefore { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
+    Ok(DatabaseInspection { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
 }

@@ -124,6 +124,9 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
     let files = read_all_files(running.folder.path());
+    for event in ["key_paused", "key_resumed"] {
+        assert_eq!(log.matches(&format!("\"event\":\"{event}\"")).count(), 1, "{event} must be logged");
+    }
     for secret in [FIRST_KEY, SECOND_KEY, &old_token, &new_token] {
         assert!(!log.contains(secret), "the log contains no secret");
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());

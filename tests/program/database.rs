@@ -185,7 +185,7 @@ fn an_upgrade_without_its_copy_is_refused_with_advice() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("keychoir.db");
     create_version_1_file(&database);
-    fs::create_dir(folder.path().join("keychoir.db.before-1.partial")).unwrap();
+    fs::create_dir(folder.path().join("keychoir.db.before-1")).unwrap();
     let (code, text) = Program::start(&mut serve_command(&database, "http://127.0.0.1:9")).wait_for_exit();
     assert_eq!(code, Some(78), "{text}");
     assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");

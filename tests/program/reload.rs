@@ -109,6 +109,62 @@ async fn clients_are_reloaded_and_settings_that_need_a_restart_are_reported() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
+/// Requests a document of the admin API with this token.
+async fn read_admin_api(address: &str, token: &str, path: &str) -> (u16, serde_json::Value) {
+    let url = format!("http://{address}/api/keychoir/v1/{path}");
+    let response = new_client().get(url).bearer_auth(token).send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_need_a_restart_stay_in_force_for_every_key_and_are_pending() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let (token, url) = ("a-token-of-the-operator", simulator.base_url());
+    let environment = ProgramEnvironment::new(&url);
+    fs::write(environment.path("token"), token).unwrap();
+    let write_config = |settings: &str| {
+        let text = format!(
+            "{settings}\n[admin]\ntoken_file = \"token\"\n[[keys]]\nkey = \"{FIRST_KEY}\"\nbase_url = \"{url}\"\n"
+        );
+        fs::write(environment.path("keychoir.toml"), text).unwrap();
+    };
+    write_config("");
+    let (mut program, address) = environment.start();
+    write_config("[upstream]\nproxy = \"http://alice:hunter2@127.0.0.1:9\"\n[pool]\nmax_queued = 7");
+    program.send_signal("HUP");
+    assert_eq!(program.wait_for_event("reload_incomplete")["settings"], "upstream.proxy");
+    program.wait_for_event("reloaded");
+    assert_eq!(request_speech(&new_client(), &address).await, 200, "the key must not use the new proxy");
+    let (status, document) = read_admin_api(&address, token, "config").await;
+    assert_eq!(status, 200);
+    let settings = document["settings"].as_array().unwrap();
+    let setting = |name: &str| settings.iter().find(|setting| setting["name"] == name).unwrap();
+    let proxy = setting("upstream.proxy");
+    assert_eq!((&proxy["value"], &proxy["source"]), (&"\"\"".into(), &"default".into()));
+    assert_eq!(proxy["pending"], "\"http://...@127.0.0.1:9\"");
+    let max_queued = setting("pool.max_queued");
+    assert_eq!((&max_queued["value"], max_queued.get("pending")), (&"7".into(), None));
+    assert_eq!(program.terminate().0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_admin_token_applies_at_the_reload() {
+    let simulator = start_simulator(&[FIRST_KEY]).await;
+    let environment = ProgramEnvironment::new(&simulator.base_url());
+    let (old, new) = ("the-leaked-token-0001", "the-changed-token-0002");
+    fs::write(environment.path("token"), old).unwrap();
+    environment.configure(&[FIRST_KEY], "[admin]\ntoken_file = \"token\"");
+    let (mut program, address) = environment.start();
+    let generation = read_admin_api(&address, old, "overview").await.1["generation"].as_u64().unwrap();
+    fs::write(environment.path("token"), new).unwrap();
+    program.send_signal("HUP");
+    program.wait_for_event("reloaded");
+    assert_eq!(read_admin_api(&address, old, "overview").await.0, 401, "the old token must be refused");
+    let (status, document) = read_admin_api(&address, new, "overview").await;
+    assert_eq!((status, document["generation"].as_u64()), (200, Some(generation + 1)));
+    assert_eq!(program.terminate().0, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_reloaded_without_a_signal() {
     let simulator = start_simulator(&[FIRST_KEY, SECOND_KEY]).await;

@@ -284,3 +284,47 @@ async fn a_slow_body_is_sent_without_a_cost_estimate() {
     let records = proxy.into_records().await;
     assert_eq!(records[0].credits, 4);
 }
+
+/// The polls of the quota with this key that the provider received.
+fn poll_count(proxy: &TestProxy, key: &str) -> usize {
+    let requests = proxy.simulator.ledger().requests;
+    let is_poll = |path: &str| path == "/v1/user/subscription";
+    requests
+        .iter()
+        .filter(|request| request.key.as_deref() == Some(key) && is_poll(&request.path_and_query))
+        .count()
+}
+
+#[tokio::test]
+async fn a_reload_polls_only_new_keys_and_others_if_the_polling_changes() {
+    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)]);
+    let mut new_keys = Vec::new();
+    let proxy = start_proxy_with(plan, |config| new_keys = config.keys.split_off(1)).await;
+    let [second, third] = new_keys.try_into().unwrap();
+    for _ in 0..5 {
+        proxy.reload(|config| config.pool.max_queued = 7, |_| {});
+    }
+    proxy.reload(|config| config.keys.push(second.clone()), |_| {});
+    wait_until(|| poll_count(&proxy, SECOND_KEY) == 1).await;
+    proxy.reload(|config| config.keys.extend([second.clone(), third.clone()]), |_| {});
+    wait_until(|| poll_count(&proxy, THIRD_KEY) == 1).await;
+    assert_eq!(KEYS.map(|key| poll_count(&proxy, key)), [1, 1, 1], "known keys must not be polled again");
+    proxy.reload(|config| config.quota_polling.interval = Duration::from_secs(77), |_| {});
+    wait_until(|| poll_count(&proxy, FIRST_KEY) == 2).await;
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_key_with_another_host_is_polled_again() {
+    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
+    let proxy = start_proxy_with(plan, |_| {}).await;
+    let url = format!("{}/prefix", proxy.simulator.base_url());
+    let refused = |proxy: &TestProxy| {
+        let requests = proxy.simulator.ledger().requests;
+        requests.iter().filter(|request| request.path_and_query.starts_with("/prefix/")).count()
+    };
+    proxy.reload(|config| config.keys[1].base_url = Some(url.parse().unwrap()), |_| {});
+    wait_until(|| refused(&proxy) > 0).await;
+    assert_eq!(poll_count(&proxy, FIRST_KEY), 1);
+    proxy.close().await;
+}

@@ -153,7 +153,16 @@ fn http_client() -> reqwest::Client {
 }
 
 impl TestProxy {
-    /// Requests speech of this number of characters. A character costs one credit.
+    /// Reloads the configuration of the start, changed by `change` and `change_app`.
+    pub fn reload(&self, change: impl FnOnce(&mut Config), change_app: impl FnOnce(&mut AppConfig)) {
+        let mut config = self.config.clone();
+        change(&mut config);
+        let mut app_config = AppConfig::from_reload(&config, &self.config).unwrap();
+        change_app(&mut app_config);
+        self.app.reload(app_config).unwrap();
+    }
+
+    /// Requests speech of this number of characters, which costs the same number of credits.
     pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
         self.post(SPEECH_PATH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
             .await

@@ -39,7 +39,7 @@ impl Admin {
         peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Result<(), ApiError> {
-        if self.admin_token.is_none() {
+        if self.admin_token.load().is_none() {
             return Err(ApiError::disabled());
         }
         if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
@@ -74,7 +74,7 @@ impl Admin {
         peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Option<Response<Bytes>> {
-        let error = match self.admin_token {
+        let error = match &*self.admin_token.load() {
             Some(_) => self.authorize(uri, headers, peer, now).err()?,
             None => ApiError::token_missing(),
         };
@@ -84,7 +84,8 @@ impl Admin {
     /// Whether the request presents the admin token.
     pub(in crate::admin) fn has_admin_token(&self, headers: &HeaderMap) -> bool {
         let presented = bearer_token(headers).map(AdminTokenFingerprint::new);
-        presented.zip(self.admin_token).is_some_and(|(presented, expected)| presented == expected)
+        let expected = self.admin_token.load();
+        presented.zip(expected.as_deref()).is_some_and(|(presented, expected)| presented == *expected)
     }
 }
 

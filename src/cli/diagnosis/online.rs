@@ -159,8 +159,10 @@ fn describe_key(checked: &CheckedKey) -> Finding {
             let message = format!("{name} is refused: {status} {}", verdict.as_str());
             Finding::problem("keys", message).next(meaning(*verdict))
         }
-        CheckOutcome::NoResponse => Finding::problem("keys", format_args!("{name}: no response"))
-            .next("see the findings about the route"),
+        CheckOutcome::NoResponse { reason } => {
+            Finding::problem("keys", format_args!("{name}: no response: {reason}"))
+                .next("see the findings about the route")
+        }
     }
 }
 

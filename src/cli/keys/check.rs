@@ -35,6 +35,8 @@ struct KeyCheckResult {
     max_concurrent_speech: Option<u32>,
     latency_ms: u64,
     refusal: Option<ReportedRefusal>,
+    /// The cause of a missing response.
+    reason: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -59,7 +61,7 @@ pub(super) fn run(arguments: &CheckArguments) -> CommandResult {
         match options.connect().await? {
             Target::Server(client) => check_keys(&client, key.as_deref()).await,
             Target::Offline(_) => {
-                Err(fail("no running Keychoir answers, which checks the keys: start it, or use --url URL"))
+                Err(fail("keys are checked by the running server, and none responds: start it, or use `keychoir check --online`"))
             }
         }
     })?;
@@ -101,13 +103,14 @@ impl KeyCheckResult {
         let mut notes = Vec::new();
         match (&self.refusal, self.outcome.as_str()) {
             (Some(refusal), _) => notes.push(format!(
-                "ElevenLabs answered {} ({}): {}",
+                "ElevenLabs responded with {} ({}): {}",
                 refusal.status, refusal.code, refusal.meaning
             )),
             (None, "no_response") => {
-                notes.push(
-                    "ElevenLabs did not answer: check the network with `keychoir check --online`.".to_owned(),
-                );
+                let reason = self.reason.as_deref().unwrap_or("no reason is known");
+                notes.push(format!(
+                    "ElevenLabs did not respond ({reason}): check the network with `keychoir check --online`."
+                ));
             }
             (None, _) => {}
         }

@@ -7,9 +7,24 @@ fn pause_until(until: Option<UnixMs>) -> Option<Pause> {
     Some(Pause { since: NOW, until, reason: Some("billing dispute".into()) })
 }
 
+/// Reloads the keys of the pool with another pause of one key, as every change of an operator does. Returns the
+/// state changes.
 fn set_pause(pool: &Arc<Pool>, position: usize, pause: Option<Pause>, now: UnixMs) -> Vec<Transition> {
-    let fingerprint = pool.roster().keys()[position].api_key().fingerprint();
-    pool.set_pause(fingerprint, pause, now).expect("the pool has this key")
+    let roster = pool.roster();
+    let mut entries = roster.entries.clone();
+    entries[position].pause = pause;
+    pool.reload(entries, roster.settings);
+    pool.transitions(now)
+}
+
+/// Reserves a key like a request, which continues with the new keys after a reload.
+async fn reserve(pool: &Arc<Pool>, request: &KeyRequest) -> Result<Reserved, Unavailable> {
+    loop {
+        match pool.reserve(&pool.roster(), request).await {
+            Err(Unavailable::Outdated) => {}
+            result => return result,
+        }
+    }
 }
 
 #[test]
@@ -29,6 +44,19 @@ fn a_paused_key_gets_no_new_request_and_completes_its_own() {
     assert_eq!(pool.roster().keys()[0].in_flight(), 0);
     assert_eq!(changes(&set_pause(&pool, 0, None, NOW)), [(0, StateChange::Resumed)]);
     assert_eq!(pool.select(&[], NOW), Ok(0));
+}
+
+#[test]
+fn the_changes_of_a_reload_are_reported_once() {
+    let pool = separate_keys(3);
+    let entries = pool.roster().entries.clone();
+    let paused = |position: usize| KeyEntry { pause: pause_until(None), ..entries[position].clone() };
+    pool.reload(vec![paused(0), entries[1].clone(), paused(2)], SETTINGS);
+    let paused_change = StateChange::Paused { until: None };
+    assert_eq!(changes(&pool.transitions(NOW)), [(0, paused_change), (2, paused_change)]);
+    assert_eq!(changes(&pool.transitions(NOW)), []);
+    pool.reload(vec![entries[0].clone(), paused(2)], SETTINGS);
+    assert_eq!(changes(&pool.transitions(NOW)), [(0, StateChange::Resumed)]);
 }
 
 #[test]
@@ -85,7 +113,6 @@ fn a_pause_outlasts_a_poll_and_ends_with_a_reload_without_it() {
     pool.reload(vec![entry(0, None, None), paused], SETTINGS);
     assert_eq!(pool.select(&[], NOW), Ok(0));
     assert_eq!(pool.select(&[0], NOW), Err(Unavailable::Tried));
-    assert!(pool.set_pause(entry(7, None, None).key.fingerprint(), None, NOW).is_none());
 }
 
 #[tokio::test]
@@ -96,7 +123,7 @@ async fn a_queued_request_gets_a_key_that_is_resumed() {
     set_pause(&pool, 1, pause_until(None), NOW);
     let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
     let request = speech_request(1, &[]);
-    let mut queued = Box::pin(pool.reserve(&roster, &request));
+    let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
     set_pause(&pool, 1, None, NOW);
     let reserved = poll_once(&mut queued).expect("the request is dispatched").unwrap();
@@ -110,9 +137,14 @@ async fn a_queued_request_gets_a_key_whose_pause_ends() {
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
     let now = crate::clock::now();
     let until = now.plus(Duration::from_secs(30));
-    set_pause(&pool, 1, pause_until(Some(until)), now);
+    set_pause(&pool, 1, pause_until(None), now);
     let _held = pool.try_reserve(&roster, &speech_request(1, &[]), now).unwrap();
-    let reserved = pool.reserve(&roster, &speech_request(1, &[])).await.unwrap();
+    let request = speech_request(1, &[]);
+    let mut queued = Box::pin(reserve(&pool, &request));
+    assert!(poll_once(&mut queued).is_none());
+    // The request is queued already when an operator limits the pause.
+    set_pause(&pool, 1, pause_until(Some(until)), now);
+    let reserved = queued.await.unwrap();
     assert_eq!(reserved.lease.key().position(), 1);
     let delay = crate::clock::now().since(until);
     assert!(crate::clock::now() >= until && delay <= MAX_TIMER_DELAY, "{delay:?}");
@@ -125,7 +157,7 @@ async fn a_queued_request_fails_when_the_last_usable_key_is_paused() {
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
     let _held = pool.try_reserve(&roster, &speech_request(1, &[]), NOW).unwrap();
     let request = speech_request(1, &[]);
-    let mut queued = Box::pin(pool.reserve(&roster, &request));
+    let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
     set_pause(&pool, 0, pause_until(None), NOW);
     let failed = poll_once(&mut queued).expect("the request is evaluated again");

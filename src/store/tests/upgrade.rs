@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::lock::Lock;
 use crate::store::snapshot::{self, ExistingFile, SnapshotError};
-use crate::store::{MigrationOutcome, back_up, migrate, schema, try_migration, upgrade};
+use crate::store::{MigrationOutcome, back_up, dry_run_migration, migrate, schema, upgrade};
 
 /// Creates a file of version 9 with two attempts.
 fn create_version_9_file(path: &Path) {
@@ -80,7 +80,7 @@ fn without_a_copy_nothing_is_upgraded() {
     let folder = tempfile::tempdir().unwrap();
     let (location, path) = location(folder.path());
     create_version_9_file(&path);
-    let obstacle = open::companion(&path, ".before-9.partial");
+    let obstacle = open::companion(&path, ".before-9");
     fs::create_dir(&obstacle).unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
     assert!(matches!(&error, OpenError::CannotCopy { .. }) && !error.is_temporary(), "{error}");
@@ -112,19 +112,34 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     let (_, path) = location(folder.path());
     create_version_9_file(&path);
     let before = names_in(path.parent().unwrap());
-    let MigrationOutcome::Migrated(report) = try_migration(&path).unwrap() else {
+    let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
         panic!("it is not current")
     };
     assert_eq!((report.from, report.to, report.attempts), (9, schema::VERSION, [Some(2), Some(2)]));
     assert_eq!(report.changes.len(), schema::VERSION - 9);
-    assert_eq!((report.copy, version_of(&path)), (None, 9));
+    assert_eq!((report.copy, version_of(&path), report.warning), (None, 9, None));
     assert_eq!(names_in(path.parent().unwrap()), before);
 
     let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else { panic!("it is not current") };
     assert_eq!((report.from, report.attempts), (9, [Some(2), Some(2)]));
-    assert_eq!(version_of(&report.copy.unwrap()), 9);
+    let copy = report.copy.unwrap();
+    assert_eq!(version_of(&copy), 9);
+    let warning = report.warning.expect("the copy has plain digests");
+    assert!(warning.contains(&copy.display().to_string()) && warning.contains("digests"), "{warning}");
     let current = MigrationOutcome::Current(schema::VERSION);
-    assert_eq!([try_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);
+    assert_eq!([dry_run_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);
+}
+
+#[test]
+fn a_dry_run_removes_the_folder_of_an_interrupted_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, path) = location(folder.path());
+    create_version_9_file(&path);
+    let left = path.with_file_name(".keychoir-dry-run-killed");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("keychoir.db"), "a full copy").unwrap();
+    dry_run_migration(&path).unwrap();
+    assert!(!left.exists(), "the copy of a killed process must be removed");
 }
 
 #[test]
@@ -139,12 +154,12 @@ fn a_migration_refuses_files_that_it_cannot_upgrade() {
     assert!(migrate(&path).unwrap_err().to_string().contains("in use by another Keychoir"));
     drop(lock);
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
-    for error in [migrate(&path).unwrap_err(), try_migration(&path).unwrap_err()] {
+    for error in [migrate(&path).unwrap_err(), dry_run_migration(&path).unwrap_err()] {
         assert!(error.to_string().contains("newer Keychoir"), "{error}");
     }
     let letter = folder.path().join("letter.db");
     fs::write(&letter, "dear reader").unwrap();
-    for error in [migrate(&letter).unwrap_err(), try_migration(&letter).unwrap_err()] {
+    for error in [migrate(&letter).unwrap_err(), dry_run_migration(&letter).unwrap_err()] {
         assert!(error.to_string().contains("is not a Keychoir database"), "{error}");
     }
 }
@@ -179,6 +194,8 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     drop(Store::open(&location, NOW).unwrap());
     let target = folder.path().join("copy.db");
     fs::write(&target, "important").unwrap();
+    let unrelated = folder.path().join("copy.db.partial");
+    fs::write(&unrelated, "unrelated").unwrap();
     let error = back_up(&path, &target, ExistingFile::Keep).unwrap_err();
     assert!(matches!(error, SnapshotError::Exists(_)), "{error}");
     assert_eq!(fs::read_to_string(&target).unwrap(), "important");
@@ -192,7 +209,8 @@ fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
     }
     let error = back_up(&path, &folder.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
     assert!(matches!(error, SnapshotError::Unwritable { .. }), "{error}");
-    assert_eq!(names_in(folder.path()), ["copy.db", "link.db", "state"]);
+    assert_eq!(fs::read_to_string(&unrelated).unwrap(), "unrelated", "only its own files may be replaced");
+    assert_eq!(names_in(folder.path()), ["copy.db", "copy.db.partial", "link.db", "state"]);
 }
 
 #[test]

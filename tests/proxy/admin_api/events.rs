@@ -58,8 +58,7 @@ async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
     let event = reader.wait_for("change", |_| true).await;
     assert_eq!((&event.data["action"], &event.data["generation"]), (&json!("reloaded"), &json!(8)));
     // A key event has the same members as `GET keys/{id}`.
-    let pause = keychoir::policy::key_state::Pause { since: UnixMs(1), until: None, reason: None };
-    assert!(proxy.app.set_pause(Fingerprint::new(SECOND_KEY), Some(pause)));
+    set_paused(&proxy, &[SECOND_KEY]);
     let event = reader.wait_for("key", |key| key["paused"] == true).await;
     let members = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let key = read(&proxy, &format!("keys/{}", key_id(SECOND_KEY))).await;

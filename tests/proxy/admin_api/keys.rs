@@ -1,19 +1,12 @@
 //! Paused keys, and keys that are checked at the provider.
 
 use super::*;
-use keychoir::policy::key_state::Pause;
-use keychoir::policy::units::UnixMs;
 use serde_json::json;
-
-fn set_pause(proxy: &TestProxy, key: &str, until: Option<UnixMs>) {
-    let pause = Pause { since: UnixMs(1_700_000_000_000), until, reason: Some("billing dispute".into()) };
-    assert!(proxy.app.set_pause(Fingerprint::new(key), Some(pause)));
-}
 
 #[tokio::test]
 async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
     let (proxy, _) = start_admin_proxy().await;
-    set_pause(&proxy, FIRST_KEY, None);
+    set_paused(&proxy, &[FIRST_KEY]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 1]);
     let key = read(&proxy, &format!("keys/{}", key_id(FIRST_KEY))).await;
@@ -33,7 +26,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
     assert!(metrics.contains("keychoir_keys{status=\"paused\"} 1\n"), "{metrics}");
     assert!(metrics.contains("keychoir_keys{status=\"active\"} 1\n"), "{metrics}");
     assert_eq!(read(&proxy, "overview").await["keys"]["paused"], 1);
-    assert!(proxy.app.set_pause(Fingerprint::new(FIRST_KEY), None));
+    set_paused(&proxy, &[]);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 1]);
     proxy.close().await;
@@ -42,9 +35,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
 #[tokio::test]
 async fn while_every_key_is_paused_requests_are_told_when_to_come_back() {
     let (proxy, _) = start_admin_proxy().await;
-    for key in [FIRST_KEY, SECOND_KEY] {
-        set_pause(&proxy, key, None);
-    }
+    set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
     let refused = proxy.request_speech(10).await;
     assert_eq!(refused.headers()["retry-after"], "60");
     crate::support::assert_proxy_error(&refused, 503, "all_keys_paused");
@@ -94,5 +85,6 @@ async fn a_check_ends_at_its_timeout_and_is_the_only_one_of_its_key() {
     assert_error(first, 409, "check_in_progress").await;
     let result: Value = last.json().await.unwrap();
     assert_eq!(result["outcome"], "no_response");
+    assert_eq!(result["reason"], "no response within 2000 ms");
     proxy.close().await;
 }

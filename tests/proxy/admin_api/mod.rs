@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with_app};
 use keychoir::admin::control::{Change, ChangeReceipt, ClientToken, ControlError, ControlSender};
-use keychoir::config::{ClientConfig, Config};
+use keychoir::config::{ClientConfig, Config, PausedKeyConfig};
+use keychoir::policy::units::UnixMs;
 use keychoir::secret::{AdminTokenFingerprint, Fingerprint, TokenFingerprint};
 use keychoir::simulator::Plan;
 use keychoir::tasks::Tasks;
@@ -102,6 +103,20 @@ async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy,
     )
     .await;
     (proxy, received)
+}
+
+/// Pauses exactly these keys, as a change of an operator does.
+fn set_paused(proxy: &TestProxy, keys: &[&str]) {
+    let pause = |key: &&str| PausedKeyConfig {
+        fingerprint: Fingerprint::new(key),
+        since: UnixMs(1_700_000_000_000),
+        until: None,
+        reason: Some("billing dispute".into()),
+    };
+    proxy.reload(
+        |config| config.paused_keys = keys.iter().map(pause).collect(),
+        |app| app.admin_token = Some(AdminTokenFingerprint::new(ADMIN_TOKEN)),
+    );
 }
 
 fn request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilder {

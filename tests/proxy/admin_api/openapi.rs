@@ -112,12 +112,7 @@ async fn errors_and_filled_documents_match_their_schemas() {
     let document = document();
     let (proxy, _) = start_admin_proxy().await;
     proxy.request_speech(10).await;
-    let pause = keychoir::policy::key_state::Pause {
-        since: keychoir::policy::units::UnixMs(1),
-        until: None,
-        reason: None,
-    };
-    assert!(proxy.app.set_pause(Fingerprint::new(SECOND_KEY), Some(pause)));
+    set_paused(&proxy, &[SECOND_KEY]);
     let operation = |path: &str, method: &str| document["paths"][path][method].clone();
     for (path, target) in [
         ("/keys", "keys".to_owned()),

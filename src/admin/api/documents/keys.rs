@@ -155,6 +155,8 @@ pub(in crate::admin::api) struct CheckDocument {
     max_concurrent_speech: Option<u32>,
     latency_ms: u64,
     refusal: Option<Refusal>,
+    /// The cause of `no_response`.
+    reason: Option<String>,
 }
 
 /// Permissions that the check has tried.
@@ -188,6 +190,7 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
         max_concurrent_speech: result.max_concurrent_speech,
         latency_ms: u64::try_from(result.latency.as_millis()).unwrap_or(u64::MAX),
         refusal: None,
+        reason: None,
     };
     match &result.outcome {
         CheckOutcome::Valid { plan, quota, is_paid } => {
@@ -203,7 +206,7 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
             document.refusal =
                 Some(Refusal { status: *status, code: verdict.as_str(), meaning: meaning(*verdict) });
         }
-        CheckOutcome::NoResponse => {}
+        CheckOutcome::NoResponse { reason } => document.reason = Some(reason.clone()),
     }
     document
 }

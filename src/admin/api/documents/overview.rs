@@ -6,7 +6,7 @@ use std::ptr;
 use serde_json::{Value, json};
 
 use super::{clients_by_name, exhausted_at, round};
-use crate::admin::{Admin, Readiness, SettingInForce};
+use crate::admin::{Admin, Readiness};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
@@ -72,6 +72,6 @@ pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixM
 }
 
 /// `GET config`.
-pub(in crate::admin::api) fn config(settings: &[SettingInForce], generation: u64) -> Value {
+pub(in crate::admin::api) fn config(settings: &Value, generation: u64) -> Value {
     json!({"generation": generation, "settings": settings})
 }

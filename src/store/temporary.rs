@@ -1,0 +1,109 @@
+//! Temporary files and folders beside the database. They are locked while they are used, so that a later run finds
+//! and removes those of a process that was killed.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use tempfile::{TempDir, TempPath};
+
+/// A locked temporary file or folder, which is removed on drop. Other users cannot read it.
+#[derive(Debug)]
+pub(super) struct LockedTemporary<P> {
+    path: P,
+    /// The kernel releases the lock when the process ends.
+    _lock: File,
+}
+
+impl LockedTemporary<TempPath> {
+    /// Creates an empty file in `folder` whose name is `prefix` and random characters.
+    pub(super) fn create_file(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
+        remove_abandoned(folder, prefix);
+        let path = tempfile::Builder::new().prefix(prefix).tempfile_in(folder)?.into_temp_path();
+        let lock = lock(&path)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl LockedTemporary<TempDir> {
+    /// Creates a folder in `folder` whose name is `prefix` and random characters.
+    pub(super) fn create_folder(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
+        remove_abandoned(folder, prefix);
+        let path = tempfile::Builder::new().prefix(prefix).tempdir_in(folder)?;
+        let lock = lock(path.path())?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl<P: AsRef<Path>> LockedTemporary<P> {
+    /// The path of the file or folder.
+    pub(super) fn path(&self) -> &Path {
+        self.path.as_ref()
+    }
+}
+
+/// Locks a file or folder without waiting.
+///
+/// # Errors
+///
+/// Fails if another process has the lock, or has removed the file.
+fn lock(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    if file.metadata()?.nlink() == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(file)
+}
+
+/// Removes the files and folders in `folder` whose names start with `prefix` and that no process has locked. One
+/// that cannot be removed only occupies disk space, so that is not an error.
+fn remove_abandoned(folder: &Path, prefix: &OsStr) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let prefix = prefix.as_encoded_bytes();
+    for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(prefix)) {
+        let (path, kind) = (entry.path(), entry.file_type());
+        let (is_file, is_folder) = kind.map_or((false, false), |kind| (kind.is_file(), kind.is_dir()));
+        if !is_file && !is_folder {
+            continue;
+        }
+        // The lock is held until the removal, so that no process uses the path meanwhile.
+        let Ok(_lock) = lock(&path) else { continue };
+        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Ok(()) => tracing::info!("Removed {}, which an interrupted command left", path.display()),
+            Err(error) => tracing::warn!("{} cannot be removed: {error}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_unlocked_files_and_folders_with_the_prefix_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let in_folder = |name: &str| folder.path().join(name);
+        let prefix = OsStr::new("a.db.partial-");
+        let used_file = LockedTemporary::create_file(folder.path(), prefix).unwrap();
+        let used_folder = LockedTemporary::create_folder(folder.path(), prefix).unwrap();
+        for name in ["a.db.partial", "a.db.partial-left", "b.db.partial-x"] {
+            fs::write(in_folder(name), "text").unwrap();
+        }
+        fs::create_dir(in_folder("a.db.partial-folder")).unwrap();
+        fs::write(in_folder("a.db.partial-folder/copy.db"), "text").unwrap();
+        std::os::unix::fs::symlink(in_folder("b.db.partial-x"), in_folder("a.db.partial-link")).unwrap();
+        remove_abandoned(folder.path(), prefix);
+        assert!(used_file.path().exists() && used_folder.path().exists(), "locked ones must stay");
+        let remains = |name: &str| in_folder(name).symlink_metadata().is_ok();
+        assert!(!remains("a.db.partial-left") && !remains("a.db.partial-folder"));
+        assert!(["a.db.partial", "b.db.partial-x", "a.db.partial-link"].iter().all(|name| remains(name)));
+        let (file, directory) = (used_file.path().to_owned(), used_folder.path().to_owned());
+        drop((used_file, used_folder));
+        assert!(!file.exists() && !directory.exists());
+    }
+}
