@@ -15,6 +15,7 @@ pub mod headers;
 pub mod method;
 pub mod origin;
 pub mod path;
+pub mod user;
 
 pub mod budget;
 pub mod charge;
