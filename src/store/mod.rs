@@ -26,6 +26,7 @@ mod outbox;
 mod owners;
 mod refusals;
 mod source;
+mod users;
 
 mod maintenance;
 

@@ -28,6 +28,7 @@ const CHANGES: [&str; schema::VERSION] = [
     "refusals and plans of accounts",
     "one row per attempt; the rest of a large file is converted while Keychoir runs",
     "a table for the changes of operators",
+    "end users and regions of attempts, and their hourly sums",
 ];
 
 /// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.
