@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use keychoir::elevenlabs::endpoint::Route;
+use keychoir::policy::authority::{Authority, Scheme};
 use keychoir::policy::client::ClientName;
 use keychoir::policy::outcome::Outcome;
 use keychoir::policy::strategy::Strategy;
@@ -159,6 +160,7 @@ fn request_path_micros() -> f64 {
     let request_id: Arc<str> = "0198c2f0-7b1a-7000-8000-000100000002".into();
     let route = Route::parse("/v1/models");
     let client = ClientName::new("local");
+    let authority = Arc::new(Authority::new(Scheme::Https, "api.elevenlabs.io", 443, "").unwrap());
     let mut elapsed = Duration::ZERO;
     runtime.block_on(async {
         for _ in 0..ROUNDS {
@@ -172,6 +174,8 @@ fn request_path_micros() -> f64 {
                     number: 1,
                     started_at,
                     client: client.clone(),
+                    user: None,
+                    authority: Arc::clone(&authority),
                     key: Some(Arc::clone(&roster.keys()[0])),
                     method: Method::GET,
                     route,

@@ -222,6 +222,7 @@ fn proxy_limits(config: &Config) -> proxy::Limits {
         max_requests_per_client: max_requests_per_client(server, config.clients.len()),
         unpriced_credits: access.unpriced_credits as u64,
         max_unpriced_requests: u32::try_from(access.max_unpriced_requests).unwrap_or(u32::MAX),
+        max_cached_users: access.max_cached_users,
         request_body_timeout: server.request_body_timeout,
         min_request_body_rate: min_rate(server.min_request_body_rate),
         max_attempts: u32::try_from(retry.max_attempts).unwrap_or(u32::MAX),

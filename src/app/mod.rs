@@ -130,9 +130,10 @@ pub fn start(
     pool.restore_restrictions(store.read_refusals()?, clock::now());
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
-    let client_usage =
-        ClientUsage::new(&app_config.clients, &store.read_client_usage(clock::now())?, clock::now());
+    let client_totals = store.read_client_usage(clock::now())?;
     let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
+    let user_reader = Arc::new(store_writer.history.clone());
+    let client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
     let mirror_task = MirrorTask::start(app_config.mirror, &mut store_writer)?;
 
     let upstream = {

@@ -214,11 +214,13 @@ fn format_details(attempt: &AttemptRow) -> String {
     let status = attempt.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
     let key = attempt.short_key.as_deref().unwrap_or(&attempt.key_hash);
     let name = attempt.key_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let user = attempt.user.as_deref().map(|user| format!(", user {user}")).unwrap_or_default();
+    let region = attempt.region.as_deref().map(|region| format!(" in {region}")).unwrap_or_default();
     let model = attempt.model.as_deref().map(|model| format!("  model {model}")).unwrap_or_default();
     let first_byte =
         attempt.first_byte_ms.map(|ms| format!(", first byte after {ms} ms")).unwrap_or_default();
     format!(
-        "attempt {}  {}  {}\n  request   {}\n  client    {}\n  key       {key}{name}\n  sent      {} {}{model}, {} bytes\n  \
+        "attempt {}  {}  {}\n  request   {}\n  client    {}{user}\n  key       {key}{name}{region}\n  sent      {} {}{model}, {} bytes\n  \
          received  {status} {}, {} bytes{first_byte}, {} ms in total\n  credits   {} ({})",
         attempt.number,
         attempt.started_at.rfc3339(),
@@ -243,6 +245,8 @@ fn attempt_json(attempt: &AttemptRow) -> Value {
         "number": attempt.number,
         "started_at": attempt.started_at.rfc3339(),
         "client": attempt.client,
+        "user": attempt.user,
+        "region": attempt.region,
         "key_hash": attempt.key_hash,
         "short_key": attempt.short_key,
         "key_name": attempt.key_name,
@@ -273,6 +277,8 @@ mod tests {
             number: 1,
             started_at: UnixMs(started_at),
             client: "local".to_owned(),
+            user: None,
+            region: Some("global".to_owned()),
             key_hash: "f".repeat(64),
             short_key: Some("sk_6c036526...d452b".to_owned()),
             key_name: None,

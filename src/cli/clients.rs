@@ -87,6 +87,9 @@ struct RuleArguments {
     /// Its `quota`: "3 requests", "50 requests per day" or "10_000 credits per month".
     #[arg(long, value_name = "TEXT")]
     quota: Option<String>,
+    /// Its `user_quota`, the quota of each of its end users, in the same notation.
+    #[arg(long, value_name = "TEXT")]
+    user_quota: Option<String>,
     /// Its `rate_limit`: "60 per minute" or "5 per second".
     #[arg(long, value_name = "TEXT")]
     rate_limit: Option<String>,
@@ -115,7 +118,7 @@ impl RuleArguments {
         };
         ClientRules {
             quota: self.quota,
-            user_quota: None,
+            user_quota: self.user_quota,
             rate_limit: self.rate_limit,
             max_concurrent: self.max_concurrent,
             paths: list(self.paths),
@@ -158,6 +161,8 @@ pub(super) struct ListedClient {
     pub(super) source: String,
     #[serde(deserialize_with = "read_quota")]
     quota: Option<String>,
+    #[serde(deserialize_with = "read_quota")]
+    user_quota: Option<String>,
     rate_limit: Option<String>,
     max_concurrent: Option<u32>,
     paths: Vec<String>,
@@ -180,6 +185,7 @@ impl From<&ClientConfig> for ListedClient {
         let ClientConfig { name, token: _, expires_at, previous_token, origin, rules } = client;
         let Rules {
             quota,
+            user_quota,
             rate_limit,
             max_concurrent,
             paths,
@@ -191,6 +197,7 @@ impl From<&ClientConfig> for ListedClient {
             name: name.clone(),
             source: origin.as_str().to_owned(),
             quota: quota.map(|quota| quota.to_string()),
+            user_quota: user_quota.map(|quota| quota.to_string()),
             rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
             max_concurrent: *max_concurrent,
             paths: paths.clone(),
@@ -271,6 +278,7 @@ fn show(name: &str, options: &ControlOptions) -> CommandResult {
 fn format_rules(client: &ListedClient) -> String {
     let mut parts: Vec<String> = Vec::new();
     parts.extend(client.quota.clone());
+    parts.extend(client.user_quota.as_ref().map(|quota| format!("{quota} for each user")));
     parts.extend(client.rate_limit.clone());
     parts.extend(client.max_concurrent.map(|count| format!("{count} concurrent requests")));
     for (label, list) in

@@ -1,4 +1,5 @@
-//! `keychoir usage`: prints the recorded usage by key, client, model, route, hour or day, as a table, CSV or
+//! `keychoir usage`: prints the recorded usage by key, client, user, region, model, route, hour or
+//! day, as a table, CSV or
 //! JSON, or the failures among the attempts.
 
 mod failures;
@@ -48,6 +49,11 @@ pub(super) struct Arguments {
 enum GroupBy {
     Key,
     Client,
+    /// The end users that clients name in x-keychoir-user, by their fingerprints. Attempts that cost nothing
+    /// have no user here.
+    User,
+    /// The regions of ElevenLabs.
+    Region,
     Model,
     Route,
     Hour,
@@ -60,6 +66,8 @@ impl GroupBy {
         match self {
             Self::Key => (UsageDimension::Key, "key"),
             Self::Client => (UsageDimension::Client, "client"),
+            Self::User => (UsageDimension::User, "user"),
+            Self::Region => (UsageDimension::Region, "region"),
             Self::Model => (UsageDimension::Model, "model"),
             Self::Route => (UsageDimension::Route, "route"),
             Self::Hour => (UsageDimension::Hour, "hour"),

@@ -14,6 +14,8 @@ pub struct AccessConfig {
     pub unpriced_credits: usize,
     /// Maximum number of concurrent requests of unknown cost per client with a quota of credits.
     pub max_unpriced_requests: usize,
+    /// Maximum number of end users per client with a `user_quota` whose usage is kept in memory.
+    pub max_cached_users: usize,
     /// Whether an unknown token is used as the client's own key of the provider.
     pub bring_your_own_key: bool,
     /// Host names by which clients may reach Keychoir, in addition to localhost and IP addresses; `*`
@@ -32,6 +34,7 @@ impl Default for AccessConfig {
             redact: true,
             unpriced_credits: 1_000,
             max_unpriced_requests: 1,
+            max_cached_users: 10_000,
             bring_your_own_key: false,
             hosts: Vec::new(),
             origins: Vec::new(),

@@ -13,8 +13,9 @@ use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use crate::policy::path::Path;
 
 /// The fields of a `[[clients]]` entry that this module parses.
-pub(super) const FIELDS: [&str; 8] = [
+pub(super) const FIELDS: [&str; 9] = [
     "quota",
+    "user_quota",
     "rate_limit",
     "max_concurrent",
     "paths",
@@ -28,6 +29,7 @@ pub(super) const FIELDS: [&str; 8] = [
 pub(super) fn parse(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {
         quota: entry.parse("quota", problems),
+        user_quota: entry.parse("user_quota", problems),
         rate_limit: entry.parse("rate_limit", problems),
         max_concurrent: entry.parse_count("max_concurrent", 1..=1_000_000, problems),
         paths: entry.parse_list("paths", parse_path, problems),

@@ -360,11 +360,19 @@ fn rules_in_notation(rules: &Rules, written: &ManagedRules) -> ManagedRules {
     if *written != ManagedRules::default() {
         return written.clone();
     }
-    let Rules { quota, rate_limit, max_concurrent, paths, allowed_keys, may_bring_key, may_request_tokens } =
-        rules;
+    let Rules {
+        quota,
+        user_quota,
+        rate_limit,
+        max_concurrent,
+        paths,
+        allowed_keys,
+        may_bring_key,
+        may_request_tokens,
+    } = rules;
     ManagedRules {
         quota: quota.map(|quota| quota.to_string()),
-        user_quota: None,
+        user_quota: user_quota.map(|quota| quota.to_string()),
         rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
         max_concurrent: *max_concurrent,
         paths: paths.clone(),

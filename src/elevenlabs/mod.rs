@@ -14,6 +14,7 @@ pub mod cost;
 pub mod estimate;
 pub mod models;
 pub mod plan;
+pub mod region;
 pub mod request_body;
 pub mod subscription;
 

@@ -77,6 +77,8 @@ impl MirrorRow for AttemptEvent {
             "credits_from": self.credits_from,
             "first_byte_ms": self.first_byte_ms,
             "total_ms": self.total_ms,
+            "user_hash": self.user,
+            "region": self.region,
         })
     }
 

@@ -39,6 +39,9 @@ impl ClientName {
 pub struct Rules {
     /// Maximum number of requests or credits per period.
     pub quota: Option<ClientQuota>,
+    /// Maximum number of requests or credits per period of each end user of the client. Requests that cost
+    /// something must then name their user.
+    pub user_quota: Option<ClientQuota>,
     /// Maximum number of requests per span of time.
     pub rate_limit: Option<RateLimit>,
     /// Maximum number of concurrent requests.

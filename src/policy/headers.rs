@@ -34,6 +34,10 @@ const CREDENTIALS: [KnownHeader; 6] = [
 /// The header for a client token if `xi-api-key` contains the client's own provider key.
 pub const TOKEN_HEADER: HeaderName = HeaderName::from_static("x-keychoir-token");
 
+/// The header and the query parameter in which a client names its end user. Browsers cannot set headers of a
+/// WebSocket handshake, so they use the parameter.
+pub const USER_HEADER: HeaderName = HeaderName::from_static("x-keychoir-user");
+
 /// Query parameters in which a client may send a credential. The provider's short-lived `token`,
 /// `single_use_token` and `conversation_signature` are not listed, because they must be forwarded.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
@@ -166,14 +170,14 @@ fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Removes the credentials from a query. All other bytes and their order are unchanged. Returns `None` if
-/// no parameter remains.
+/// Removes the credentials and the end user from a query. All other bytes and their order are unchanged.
+/// Returns `None` if no parameter remains.
 #[must_use]
 pub fn strip_query(query: &str) -> Option<Cow<'_, str>> {
-    if !query.split('&').any(is_credential) {
+    if !query.split('&').any(is_removed) {
         return Some(Cow::Borrowed(query));
     }
-    let remaining: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
+    let remaining: Vec<&str> = query.split('&').filter(|pair| !is_removed(pair)).collect();
     (!remaining.is_empty()).then(|| Cow::Owned(remaining.join("&")))
 }
 
@@ -280,8 +284,29 @@ pub fn query_parameter(query: Option<&str>, name: &str) -> Option<String> {
     Some(decode_parameter(value).into_owned())
 }
 
-fn is_credential(pair: &str) -> bool {
-    credential_parameter(pair.split('=').next().unwrap_or_default()).is_some()
+/// Whether a parameter is not forwarded.
+fn is_removed(pair: &str) -> bool {
+    let name = pair.split('=').next().unwrap_or_default();
+    credential_parameter(name).is_some() || is_user_parameter(name)
+}
+
+/// Returns the ids of the end user in a request's headers and query.
+pub(super) fn presented_user_ids<'a>(
+    headers: &'a HeaderMap,
+    query: Option<&'a str>,
+) -> impl Iterator<Item = Cow<'a, [u8]>> {
+    let in_headers = headers.get_all(USER_HEADER).into_iter().map(|value| value.as_bytes().into());
+    let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
+    let in_query =
+        pairs.filter(|(name, _)| is_user_parameter(name)).map(|(_, value)| match decode_parameter(value) {
+            Cow::Borrowed(value) => Cow::Borrowed(value.as_bytes()),
+            Cow::Owned(decoded) => Cow::Owned(decoded.into_bytes()),
+        });
+    in_headers.chain(in_query)
+}
+
+fn is_user_parameter(name: &str) -> bool {
+    decode_parameter(name).trim().eq_ignore_ascii_case(USER_HEADER.as_str())
 }
 
 /// Returns the canonical name of a credential parameter, or `None` for any other parameter.

@@ -57,6 +57,7 @@ outcomes! {
     ProtocolError "protocol_error" "The client violated the WebSocket protocol."
     MessageTooLarge "message_too_large" "The client sent a WebSocket message that is too large."
     ClientQuotaExceeded "client_quota_exceeded" "The client's quota was used up during a session."
+    UserQuotaExceeded "user_quota_exceeded" "The user's quota was used up during a session."
     BuffersFull "buffers_full" "The buffer budget was used up during a session."
     Idle "idle" "The idle timeout of a session expired."
     MaxDuration "max_duration" "A session reached its maximum duration."

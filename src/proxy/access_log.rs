@@ -102,6 +102,7 @@ fn write_event(summary: &RequestSummary) {
         status = summary.status.unwrap_or(0),
         total_ms,
         upstream_host = summary.upstream_host.as_ref().map(|host| host.host()),
+        user = summary.user.map(tracing::field::display),
         user_agent = &user_agent[..end],
         verdict,
         "{method} {route} {} {verdict} {key} {credits} credits, {attempts} attempts, {total_ms} ms",

@@ -103,7 +103,6 @@ pub(super) struct Attempt {
     record: AttemptRecord,
     metrics: RequestMetrics,
     drain_expired: CancellationToken,
-    authority: Arc<Authority>,
     /// Whether another attempt follows.
     has_failed_over: bool,
 }
@@ -155,6 +154,8 @@ impl Attempt {
             number,
             started_at,
             client: meta.client.clone(),
+            user: meta.user.clone(),
+            authority,
             key: key.cloned(),
             method: meta.method.clone(),
             route: meta.route,
@@ -192,14 +193,13 @@ impl Attempt {
             record,
             metrics: proxy.metrics.clone(),
             drain_expired: proxy.drain_expired.clone(),
-            authority,
             has_failed_over: false,
         })
     }
 
     /// The host to which this attempt sends the request.
     pub(super) fn authority(&self) -> &Arc<Authority> {
-        &self.authority
+        &self.record.authority
     }
 
     pub(super) fn api_key(&self) -> &ApiKey {
@@ -262,7 +262,7 @@ impl Attempt {
                 error.progress
             }
         };
-        summary.record_attempt(&self.record, &self.authority, result, elapsed);
+        summary.record_attempt(&self.record, result, elapsed);
         progress
     }
 

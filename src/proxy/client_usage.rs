@@ -1,12 +1,14 @@
-//! Enforces the limits of clients: rate limit, concurrent requests and quota.
+//! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user.
 //!
 //! The counters of a client are atomic integers. They are loaded from the usage store at the start, and
-//! survive a reload of the configuration. Each admitted request holds its share of them as a
-//! [`ClientPermit`].
+//! survive a reload of the configuration. Those of a user are loaded with its first request. Each admitted
+//! request holds its share of both as a [`ClientPermit`].
 
+mod client_permit;
 mod counters;
 mod permit;
 mod tallies;
+mod users;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +19,15 @@ use crate::clock;
 use crate::policy::client::{Client, ClientName, Clients};
 use crate::policy::client_quota::Period;
 use crate::policy::units::UnixMs;
+use crate::secret::UserFingerprint;
+pub(super) use client_permit::{ClientPermit, RequestLatePrice};
 pub use counters::ClientLimitExceeded;
-pub(super) use counters::{AdmissionRequest, ClientCounters};
-pub(super) use permit::{ClientPermit, LatePrice};
+pub(super) use counters::{AdmissionRequest, QuotaOwner};
+use counters::{ClientCounters, UsageCounters};
 use tallies::Tallies;
+pub use users::{RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 
-/// A client's usage in the current periods.
+/// The usage of a client, or of one of its users, in the current periods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageTotals {
     /// The configured name.
@@ -37,44 +42,93 @@ pub struct UsageTotals {
 #[derive(Clone, Debug)]
 pub struct ClientUsage {
     by_name: Arc<HashMap<ClientName, Arc<ClientCounters>>>,
+    /// Reads the stored usage of users.
+    user_reader: Arc<dyn UserUsageReader>,
     /// Rate limits measure time since this instant.
     clock_origin: Instant,
 }
 
 impl ClientUsage {
-    /// Creates the counters of `clients`, starting with the usage from the usage store at `now`.
+    /// Creates the counters of `clients`, starting with the usage from the usage store at `now`. The usage of
+    /// users is read with `user_reader` when it is needed.
     #[must_use]
-    pub fn new(clients: &Clients, used: &[UsageTotals], now: UnixMs) -> Self {
+    pub fn new(
+        clients: &Clients,
+        used: &[UsageTotals],
+        user_reader: Arc<dyn UserUsageReader>,
+        now: UnixMs,
+    ) -> Self {
         let mut by_name: HashMap<ClientName, Arc<ClientCounters>> = HashMap::new();
         for UsageTotals { client, requests, credits } in used {
-            let counters = by_name.entry(client.clone()).or_default();
-            counters.requests.add(requests, now);
-            counters.credits.add(credits, now);
+            let usage = &by_name.entry(client.clone()).or_default().usage;
+            usage.requests.add(requests, now);
+            usage.credits.add(credits, now);
         }
-        Self { by_name: Arc::new(by_name), clock_origin: clock::instant() }.with_clients(clients)
+        Self { by_name: Arc::new(by_name), user_reader, clock_origin: clock::instant() }.with_clients(clients)
     }
 
     /// Returns the counters after a reload with `clients`. Existing counters are kept, even those of removed
-    /// clients, because a later reload may add a client again.
+    /// clients, because a later reload may add a client again. The users of clients without a quota per user are
+    /// removed, because their requests are not counted in memory.
     #[must_use]
     pub fn with_clients(&self, clients: &Clients) -> Self {
         let mut by_name = (*self.by_name).clone();
         for name in clients.names() {
             by_name.entry(name.clone()).or_default();
         }
-        Self { by_name: Arc::new(by_name), clock_origin: self.clock_origin }
+        let configured = clients.with_token().map(|configured| &configured.client);
+        for client in configured.filter(|client| client.rules.user_quota.is_none()) {
+            by_name.entry(client.name.clone()).or_default().users().clear();
+        }
+        Self {
+            by_name: Arc::new(by_name),
+            user_reader: Arc::clone(&self.user_reader),
+            clock_origin: self.clock_origin,
+        }
     }
 
     /// Returns the usage of a client at `now`, including the reservations of its requests in progress.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> UsageTotals {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();
-        let totals = |tallies: &Tallies| Period::ALL.map(|period| tallies.used(period, now));
-        UsageTotals {
-            client: client.clone(),
-            requests: totals(&counters.requests),
-            credits: totals(&counters.credits),
+        totals(client, &counters.usage, now)
+    }
+
+    /// Returns the usage of a user at `now`. If the client has a quota per user, it includes the reservations of
+    /// requests in progress, and the user stays in memory like one that sends a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the stored usage cannot be read in time.
+    pub async fn used_by_user(
+        &self,
+        client: &Client,
+        user: UserFingerprint,
+        max_cached_users: usize,
+        now: UnixMs,
+    ) -> Result<UsageTotals, UserUsageUnavailable> {
+        if client.rules.user_quota.is_none() {
+            return self.user_reader.read_user_usage(&client.name, user, now).await;
         }
+        let user = self.load_user(&client.name, user, max_cached_users, now).await?;
+        user.counters().map(|counters| totals(&client.name, counters, now)).ok_or(UserUsageUnavailable)
+    }
+
+    /// Returns the user of a request with its counters, which are read from the usage store if they are not in
+    /// memory. At most `max_cached_users` idle users of a client stay in memory.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the stored usage cannot be read in time.
+    pub(super) async fn load_user(
+        &self,
+        client: &ClientName,
+        user: UserFingerprint,
+        max_cached_users: usize,
+        now: UnixMs,
+    ) -> Result<RequestUser, UserUsageUnavailable> {
+        let counters = self.by_name.get(client).cloned().unwrap_or_default();
+        users::load(client, &counters, user, max_cached_users, &*self.user_reader, now).await
     }
 
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
@@ -88,18 +142,19 @@ impl ClientUsage {
         let counters = self.by_name.get(&client.name).cloned().unwrap_or_default();
         let rules = &client.rules;
         let in_progress = counters.in_progress.fetch_add(1, Ordering::AcqRel);
-        let permit = ClientPermit::new(counters, rules.quota, admission);
-        let counters = &permit.counters;
+        let permit = ClientPermit::new(Arc::clone(&counters), rules.quota, admission);
+        let quota_permit = permit.quota_permit();
         let max = rules.max_concurrent.unwrap_or(admission.max_concurrent);
         if in_progress >= max {
             return Err(ClientLimitExceeded::Concurrency { max });
         }
-        if let Some(quota) = permit.quota() {
-            // Other requests may use up the quota before this request reserves its credits.
-            quota.check(counters.tallies(quota.unit).used(quota.period, now), now)?;
-            if admission.grants_direct_access && !rules.may_request_tokens {
-                return Err(ClientLimitExceeded::DirectAccess);
-            }
+        quota_permit.check(now).map_err(ClientLimitExceeded::Quota)?;
+        if admission.grants_direct_access
+            && admission.counts_against_quotas()
+            && (rules.quota.is_some() || rules.user_quota.is_some())
+            && !rules.may_request_tokens
+        {
+            return Err(ClientLimitExceeded::DirectAccess);
         }
         if let Some(rate) = rules.rate_limit {
             let elapsed_ns =
@@ -111,8 +166,17 @@ impl ClientUsage {
                 return Err(ClientLimitExceeded::Rate { wait });
             }
         }
-        permit.count_at_admission(now)?;
+        quota_permit.count_at_admission(now).map_err(ClientLimitExceeded::Quota)?;
         Ok(permit)
+    }
+}
+
+fn totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
+    let totals = |tallies: &Tallies| Period::ALL.map(|period| tallies.used(period, now));
+    UsageTotals {
+        client: client.clone(),
+        requests: totals(&counters.requests),
+        credits: totals(&counters.credits),
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Limits {
     pub unpriced_credits: u64,
     /// Maximum number of requests of unknown price that a client with a credit quota may have in progress.
     pub max_unpriced_requests: u32,
+    /// Maximum number of users per client whose usage is kept in memory while they send no requests.
+    pub max_cached_users: usize,
     /// Maximum pause of a client within a request body.
     pub request_body_timeout: Duration,
     /// Minimum rate at which a client must send a request body.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::client_usage::LatePrice;
+use super::client_usage::RequestLatePrice;
 use super::usage::{AttemptRecord, CreditSource, QuotaCharge};
 use crate::clock;
 use crate::pool::Key;
@@ -16,7 +16,7 @@ pub struct EndedConversation {
     pub(super) id: Arc<str>,
     pub(super) key: Arc<Key>,
     pub(super) record: AttemptRecord,
-    pub(super) price: LatePrice,
+    pub(super) price: RequestLatePrice,
 }
 
 /// The queue of ended conversations. If it is full, the cost of a conversation stays unknown.

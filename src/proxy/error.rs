@@ -10,7 +10,7 @@ use http::header::{
 use http::{Response, StatusCode};
 use serde_json::json;
 
-use super::client_usage::ClientLimitExceeded;
+use super::client_usage::{ClientLimitExceeded, UserUsageUnavailable};
 use super::request_limiter::Overloaded;
 use super::usage::QueueFull;
 use crate::elevenlabs::affinity::ResourceKind;
@@ -21,6 +21,7 @@ use crate::policy::origin::OriginRejected;
 use crate::policy::path::AmbiguousPath;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
+use crate::policy::user::{InvalidUser, MAX_USER_ID_BYTES};
 use crate::upstream::SendError;
 use messages::{
     ErrorResponse, client_limit_response, conflicting_owners_message, error, owner_unavailable_response,
@@ -58,6 +59,15 @@ pub enum ProxyError {
     /// The client has reached one of its limits.
     #[error(transparent)]
     ClientLimit(#[from] ClientLimitExceeded),
+    /// The end user of the request cannot be identified.
+    #[error(transparent)]
+    InvalidUser(#[from] InvalidUser),
+    /// The client has a quota per user, and the request names no user.
+    #[error("the client has a quota per user, and the request names no user")]
+    UserRequired,
+    /// The usage of the user cannot be read, so its quota cannot be checked.
+    #[error(transparent)]
+    UserUsageUnavailable(#[from] UserUsageUnavailable),
     /// The method is TRACE or CONNECT.
     #[error("the method is not proxied")]
     MethodNotAllowed,
@@ -204,7 +214,25 @@ impl ProxyError {
                 "path_not_allowed",
                 "This client may not use this path. Ask the operator of Keychoir for permission.",
             ),
-            Self::ClientLimit(exceeded) => client_limit_response(*exceeded),
+            Self::ClientLimit(exceeded) => client_limit_response(*exceeded, now),
+            Self::InvalidUser(InvalidUser::Malformed) => bad_request(
+                "invalid_user",
+                &format!(
+                    "The id of the user in x-keychoir-user must be visible text of 1 to {MAX_USER_ID_BYTES} bytes."
+                ),
+            ),
+            Self::InvalidUser(InvalidUser::Contradictory) => {
+                bad_request("invalid_user", "The request names two different users in x-keychoir-user.")
+            }
+            Self::UserRequired => bad_request(
+                "user_required",
+                "This client has a quota for each of its users. Name the user in the header x-keychoir-user, or \
+                 in the query parameter of the same name.",
+            ),
+            Self::UserUsageUnavailable(UserUsageUnavailable) => unavailable(
+                "user_usage_unavailable",
+                "Keychoir cannot read the usage of this user, so it cannot check the quota. Try again in a second.",
+            ),
             Self::MethodNotAllowed => error(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -363,8 +391,10 @@ mod tests {
     #[test]
     fn an_exhausted_client_quota_names_its_reset() {
         let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
-        let exceeded =
-            |resets_at| ProxyError::ClientLimit(QuotaExceeded { quota, resets_at, shortfall: None }.into());
+        let exceeded = |resets_at| {
+            let exceeded = QuotaExceeded { quota, resets_at, shortfall: None };
+            ProxyError::ClientLimit(ClientLimitExceeded::Quota(exceeded))
+        };
         let message = "This client has used its quota of 3 requests.";
         let response = check(&exceeded(None), 402, "insufficient_credits", "client_quota_exceeded", message);
         assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
@@ -377,10 +407,28 @@ mod tests {
     fn an_insufficient_client_quota_names_remaining_and_required_credits() {
         let quota = ClientQuota { amount: 10_000, unit: QuotaUnit::Credits, period: Period::Total };
         let shortfall = Some(QuotaShortfall { remaining: 51, needed: 1_055 });
-        let error = ProxyError::ClientLimit(QuotaExceeded { quota, resets_at: None, shortfall }.into());
+        let exceeded = QuotaExceeded { quota, resets_at: None, shortfall };
+        let error = ProxyError::ClientLimit(ClientLimitExceeded::Quota(exceeded));
         let message =
             "This client has 51 of its quota of 10,000 credits left, and this request may need 1,055.";
         check(&error, 402, "insufficient_credits", "client_quota_exceeded", message);
+    }
+
+    #[test]
+    fn an_exhausted_user_quota_names_its_reset() {
+        let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Day };
+        let exceeded = |resets_at| {
+            let exceeded = QuotaExceeded { quota, resets_at, shortfall: None };
+            ProxyError::ClientLimit(ClientLimitExceeded::UserQuota(exceeded))
+        };
+        let message = "This user has used its quota of 3 requests per day.";
+        let response = check(&exceeded(None), 402, "insufficient_credits", "user_quota_exceeded", message);
+        assert!(!response.headers().contains_key(RETRY_AFTER));
+        let message = format!("{message} It resets at 2026-12-01T00:00:00Z.");
+        let resets_at = Some(UnixMs(1_796_083_200_000));
+        let response =
+            check(&exceeded(resets_at), 402, "insufficient_credits", "user_quota_exceeded", &message);
+        assert_eq!(response.headers()[RETRY_AFTER], "83200");
     }
 
     #[test]
@@ -424,6 +472,15 @@ mod tests {
                 "client_concurrency_exceeded",
             ),
             (ProxyError::ClientLimit(ClientLimitExceeded::DirectAccess), 403, "direct_access_not_allowed"),
+            (InvalidUser::Malformed.into(), 400, "invalid_user"),
+            (InvalidUser::Contradictory.into(), 400, "invalid_user"),
+            (ProxyError::UserRequired, 400, "user_required"),
+            (UserUsageUnavailable.into(), 503, "user_usage_unavailable"),
+            (
+                ProxyError::ClientLimit(ClientLimitExceeded::UserUnpriced { max: 1 }),
+                429,
+                "user_concurrency_exceeded",
+            ),
             (ProxyError::MethodNotAllowed, 405, "method_not_allowed"),
             (ProxyError::MethodTooLong, 501, "method_too_long"),
             (ProxyError::InvalidHost, 400, "invalid_host"),

@@ -19,7 +19,7 @@ use super::head;
 use super::relay::{ResponseBody, error_response, relay};
 use super::reply::{ProxyResponse, SocketStage, UpstreamReply};
 use super::request_context::RequestContext;
-use super::request_meta::{self, RequestMeta};
+use super::request_meta::{self, AdmissionFacts, RequestMeta};
 use super::request_summary::RequestSummary;
 use super::response_redaction::ResponseRedaction;
 use super::retry_state::RetryState;
@@ -33,6 +33,7 @@ use crate::policy::client::{self, Caller};
 use crate::policy::origin::{RequestOrigin, check_origin};
 use crate::policy::path::strip_base_path;
 use crate::policy::replay::{Decision, Progress, decide};
+use crate::policy::user::identify_user;
 use crate::pool::{Key, Lease};
 use crate::secret::ApiKey;
 use crate::upstream::{Connect, SendError, SendErrorKind, UpstreamRequestHead};
@@ -118,15 +119,22 @@ impl<C: Connect> Proxy<C> {
         // 1. Authenticate the client by its credentials.
         let Caller { client, own_key } =
             client::authenticate(&config.clients, &head.headers, head.uri.query(), clock::now())?;
+        let user = identify_user(&client.name, &head.headers, head.uri.query())?;
         // 2. Route: look up the endpoint, and check that the client may use it and is within its limits.
         let (endpoint, identifiers, path_fix) =
             head::route(&mut head, limits.blocks_admin_endpoints && own_key.is_none())?;
         self.base_url_hints.log_once(&client.name, path_fix);
-        summary.set_route(&client.name, endpoint.route);
-        let permits =
-            request_meta::admit(&config, &client, &endpoint, head.uri.path(), own_key.is_some(), permit)?;
+        summary.set_route(&client.name, user, endpoint.route);
+        let admission_facts = AdmissionFacts {
+            client: &client,
+            endpoint: &endpoint,
+            path: head.uri.path(),
+            user,
+            has_own_key: own_key.is_some(),
+        };
+        let admission = summary.count_wait(request_meta::admit(&config, admission_facts, permit)).await?;
         let mut meta =
-            RequestMeta::new(summary.request_id(), client.name.clone(), &head.method, &endpoint, permits);
+            RequestMeta::new(summary.request_id(), client.name.clone(), &head.method, &endpoint, admission);
         let mut affinity = AccountAffinity::new(&head, &endpoint, identifiers);
         // 3. Sanitize: remove the client's credentials and the hop-by-hop headers.
         let mut upstream_head = head::sanitize(head, endpoint.socket, &limits.forwarded_headers)?;

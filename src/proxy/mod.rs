@@ -35,7 +35,10 @@ mod error;
 mod usage;
 
 pub use crate::body::budget::BufferBudget;
-pub use client_usage::{ClientLimitExceeded, ClientUsage, UsageTotals};
+pub use client_usage::{
+    ClientLimitExceeded, ClientUsage, RequestUser, UsageTotals, UserUsageFuture, UserUsageReader,
+    UserUsageUnavailable,
+};
 pub use config::{Limits, RuntimeConfig, SharedConfig};
 pub use conversation::{ConversationSender, EndedConversation};
 pub use error::{BuffersFull, ProxyError, RedactionFailed};

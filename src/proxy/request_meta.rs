@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::Method;
 use hyper::body::Incoming;
 
-use super::client_usage::{AdmissionRequest, ClientLimitExceeded};
+use super::client_usage::{AdmissionRequest, ClientLimitExceeded, RequestUser};
 use super::config::{Limits, RuntimeConfig};
 use super::error::ProxyError;
 use super::permits::RequestPermits;
@@ -27,6 +27,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::headers;
 use crate::policy::method::recorded_method;
 use crate::pool::{KeyRequest, Roster};
+use crate::secret::UserFingerprint;
 use crate::upstream::UpstreamRequestHead;
 
 /// The properties that all attempts of a request share.
@@ -34,6 +35,8 @@ use crate::upstream::UpstreamRequestHead;
 pub(super) struct RequestMeta {
     pub(super) request_id: Arc<str>,
     pub(super) client: ClientName,
+    /// The end user that the request names.
+    pub(super) user: Option<RequestUser>,
     pub(super) method: Method,
     pub(super) route: Route,
     pub(super) metering: Metering,
@@ -55,11 +58,12 @@ impl RequestMeta {
         client: ClientName,
         method: &Method,
         endpoint: &Endpoint,
-        permits: RequestPermits,
+        Admission { permits, user }: Admission,
     ) -> Self {
         Self {
             request_id,
             client,
+            user,
             method: recorded_method(method),
             route: endpoint.route,
             metering: endpoint.metering,
@@ -171,9 +175,9 @@ impl RequestMeta {
         if self.credits_per_minute.is_some() {
             return Ok(());
         }
-        match (permit.billing, key_request.estimate) {
+        match (permit.billing(), key_request.estimate) {
             (Billing::Free, _) => Ok(()),
-            (Billing::Metered, Some(estimate)) => Ok(permit.reserve(estimate, now)?),
+            (Billing::Metered, Some(estimate)) => permit.reserve(estimate, now),
             (Billing::Metered, None) | (Billing::Unlisted, _) => {
                 permit.reserve_unpriced(limits.unpriced_credits, limits.max_unpriced_requests, now)
             }
@@ -181,19 +185,38 @@ impl RequestMeta {
     }
 }
 
-/// Admits a request by its client's limits. The client is charged unless it sent its own key.
+/// An admitted request: its permits, and the user that it names.
+#[derive(Debug)]
+pub(super) struct Admission {
+    permits: RequestPermits,
+    user: Option<RequestUser>,
+}
+
+/// The parts of a request on which its admission depends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdmissionFacts<'a> {
+    pub(super) client: &'a Client,
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) path: &'a str,
+    /// The end user that the request names.
+    pub(super) user: Option<UserFingerprint>,
+    /// Whether the request is sent with the client's own key, so that the client is not charged.
+    pub(super) has_own_key: bool,
+}
+
+/// Admits a request by its client's limits, and by the quota of its user.
 ///
 /// # Errors
 ///
-/// Fails when the client may not use `path`, or has reached one of its limits.
-pub(super) fn admit(
+/// Fails when the client may not use the path, or has reached one of its limits. If the client has a quota per
+/// user, also fails when the request names no user, the quota of its user is used up, or the usage of its user
+/// cannot be read.
+pub(super) async fn admit(
     config: &RuntimeConfig,
-    client: &Client,
-    endpoint: &Endpoint,
-    path: &str,
-    has_own_key: bool,
+    facts: AdmissionFacts<'_>,
     request_permit: RequestPermit,
-) -> Result<RequestPermits, ProxyError> {
+) -> Result<Admission, ProxyError> {
+    let AdmissionFacts { client, endpoint, path, user, has_own_key } = facts;
     if !client.rules.permit(path) {
         return Err(ProxyError::PathNotAllowed);
     }
@@ -203,8 +226,24 @@ pub(super) fn admit(
         is_charged: !has_own_key,
         max_concurrent: config.limits.max_requests_per_client,
     };
-    let client = config.client_usage.admit(client, admission, clock::now())?;
-    Ok(RequestPermits { client, _request: request_permit })
+    let user_quota = client.rules.user_quota.filter(|_| !has_own_key);
+    if user_quota.is_some() && user.is_none() && admission.counts_against_quotas() {
+        return Err(ProxyError::UserRequired);
+    }
+    let permit = config.client_usage.admit(client, admission, clock::now())?;
+    let mut permits = RequestPermits { client: permit, _request: request_permit };
+    let user = match user.zip(user_quota) {
+        None => user.map(RequestUser::new),
+        Some((user, quota)) => {
+            let max_cached_users = config.limits.max_cached_users;
+            let load = config.client_usage.load_user(&client.name, user, max_cached_users, clock::now());
+            // Only the requests of clients with a quota per user pay for the future.
+            let user = Box::pin(load).await?;
+            permits.client.admit_user(&user, quota, admission, clock::now())?;
+            Some(user)
+        }
+    };
+    Ok(Admission { permits, user })
 }
 
 /// Whether `value` has the syntax of the provider's output formats, such as `mp3_44100_128`. Other values are

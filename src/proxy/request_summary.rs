@@ -23,7 +23,7 @@ use crate::policy::headers::parameter_names;
 use crate::policy::method::recorded_method;
 use crate::policy::outcome::Outcome;
 use crate::policy::verdict::Concern;
-use crate::secret::ShortKey;
+use crate::secret::{ShortKey, UserFingerprint};
 use crate::upstream::{SendError, SendErrorKind};
 
 /// The key of the last attempt.
@@ -46,6 +46,8 @@ pub(super) struct RequestSummary {
     pub(super) client_address: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     pub(super) client: Option<ClientName>,
+    /// The end user that the request names.
+    pub(super) user: Option<UserFingerprint>,
     pub(super) route: Option<Route>,
     key: LastKey,
     /// The authority of the last attempt.
@@ -81,6 +83,7 @@ impl RequestSummary {
             parameters: request.uri().query().map(parameter_names).unwrap_or_default(),
             user_agent: request.headers().get(USER_AGENT).cloned(),
             client: None,
+            user: None,
             route: None,
             key: LastKey::None,
             upstream_host: None,
@@ -151,21 +154,21 @@ impl RequestSummary {
         output
     }
 
-    pub(super) fn set_route(&mut self, client: &ClientName, route: Route) {
+    pub(super) fn set_route(&mut self, client: &ClientName, user: Option<UserFingerprint>, route: Route) {
         self.client = Some(client.clone());
+        self.user = user;
         self.route = Some(route);
     }
 
-    /// Records the result of an attempt at `host` that took `elapsed` until the response head.
+    /// Records the result of an attempt that took `elapsed` until the response head.
     pub(super) fn record_attempt(
         &mut self,
         record: &AttemptRecord,
-        host: &Arc<Authority>,
         result: &Result<Box<UpstreamResponse>, SendError>,
         elapsed: Duration,
     ) {
         self.upstream_time += elapsed;
-        self.upstream_host = Some(Arc::clone(host));
+        self.upstream_host = Some(Arc::clone(&record.authority));
         self.attempts = record.number;
         self.key = match &record.key {
             Some(key) => LastKey::Pool(key.api_key().short().clone()),

@@ -163,6 +163,38 @@ impl fmt::Debug for AdminTokenFingerprint {
     }
 }
 
+/// The domain prefix of an end user. Increment its number when the format changes.
+const USER_DOMAIN: &[u8] = b"keychoir:user:1:";
+
+/// Identifies an end user of a client: the first 8 bytes of the SHA-256 of `keychoir:user:1:`, the client's
+/// name, a colon and the user's id. Printed as 16 hexadecimal digits.
+///
+/// The name of the client makes the users of two clients different, also if their ids are equal. 64 bits
+/// suffice, because a user who finds two ids with equal fingerprints only shares one quota between both.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserFingerprint(u64);
+
+impl UserFingerprint {
+    /// Computes the fingerprint of the user with this id. The name of a client contains no colon.
+    #[must_use]
+    pub fn new(client: &str, id: &[u8]) -> Self {
+        let Digest(bytes) = Digest::new(&[USER_DOMAIN, client.as_bytes(), b":", id]);
+        Self(bytes.first_chunk().map_or(0, |start| u64::from_be_bytes(*start)))
+    }
+}
+
+impl fmt::Display for UserFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for UserFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +209,16 @@ mod tests {
         assert_eq!(Fingerprint::new("abc").to_string(), KEY_FINGERPRINT);
         assert_eq!(TokenFingerprint::new("abc").to_string(), PLAIN);
         assert_eq!(format!("{:?}", Fingerprint::new("abc")), KEY_FINGERPRINT);
+    }
+
+    #[test]
+    fn a_user_is_identified_by_its_client_and_its_id() {
+        // `printf keychoir:user:1:app:alice | sha256sum | cut -c1-16`.
+        assert_eq!(UserFingerprint::new("app", b"alice").to_string(), "4f3bb061f4cefa80");
+        assert_eq!(format!("{:?}", UserFingerprint::new("app", b"alice")), "4f3bb061f4cefa80");
+        for (client, id) in [("app", "alicf"), ("web", "alice"), ("app", "")] {
+            assert_ne!(UserFingerprint::new(client, id.as_bytes()), UserFingerprint::new("app", b"alice"));
+        }
     }
 
     #[test]

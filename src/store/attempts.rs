@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use super::columns::{integer, timestamp};
 use super::outbox::{self, MirrorScope};
+use super::users::UserSums;
 use crate::elevenlabs::endpoint::Route;
+use crate::elevenlabs::region::region_of_host;
 use crate::policy::outcome::Outcome;
 use crate::policy::retention::{start_of_hour, uuid_prefix};
 use crate::policy::units::UnixMs;
@@ -31,11 +33,12 @@ const OWN_KEY_HASH: &str = "own";
 const MAX_AMOUNT: i64 = 1 << 48;
 
 /// The columns: first the common columns of a group of attempts, then the others.
-const INTO: &str = "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
-    id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms, credits_reserved,
-    credits, first_byte_ms, total_ms) VALUES ";
-const COMMON_COLUMNS: usize = 9;
-const COLUMNS: usize = COMMON_COLUMNS + 12;
+const INTO: &str =
+    "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
+    region, id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms,
+    credits_reserved, credits, first_byte_ms, total_ms, user) VALUES ";
+const COMMON_COLUMNS: usize = 10;
+const COLUMNS: usize = COMMON_COLUMNS + 13;
 
 /// Rows that one statement inserts. Compared with one statement per row, this saves a tenth of the work per
 /// row.
@@ -53,6 +56,7 @@ pub(super) fn write(
     let insert_row = transaction.prepare_cached(&format!("INSERT OR IGNORE INTO {INTO}{row}"))?;
     let [mut insert_rows, mut insert_row] = [insert_rows, insert_row].map(Insert::new);
     let (mut groups, group_indices) = group_by_common_columns(attempts);
+    let mut user_sums = UserSums::default();
     for (chunk, group_indices) in attempts.chunks(ROWS_PER_INSERT).zip(group_indices.chunks(ROWS_PER_INSERT))
     {
         let are_inserted = insert_rows.try_insert_chunk(chunk, group_indices, &groups)?;
@@ -60,6 +64,7 @@ pub(super) fn write(
             let group = &mut groups[group_index];
             if attempt.is_price && add_price(transaction, attempt)? {
                 group.amounts.add_price(attempt);
+                user_sums.amounts_for(attempt).add_price(attempt);
                 if mirror_scope == MirrorScope::KeysAndEvents {
                     outbox::put_changed_event(transaction, &attempt.id.to_string())?;
                 }
@@ -72,6 +77,7 @@ pub(super) fn write(
                 }
             }
             group.amounts.add(attempt);
+            user_sums.amounts_for(attempt).add(attempt);
             if mirror_scope == MirrorScope::KeysAndEvents {
                 outbox::put_event(transaction, &attempt.id.to_string())?;
             }
@@ -81,7 +87,7 @@ pub(super) fn write(
     for group in groups.iter().filter(|group| group.amounts != HourAmounts::default()) {
         add_to_hour(transaction, group)?;
     }
-    Ok(())
+    user_sums.write(transaction)
 }
 
 /// The common columns of attempts of an hour. Keys are compared by their addresses. After a reload a key may
@@ -97,6 +103,7 @@ struct CommonColumns<'a> {
     status: Option<u16>,
     outcome: Outcome,
     credits_from: CreditSource,
+    region: &'a str,
 }
 
 /// Attempts with the same common columns. Their text columns are formatted once, and their amounts are added
@@ -134,6 +141,7 @@ impl<'a> CommonColumns<'a> {
             status: attempt.status,
             outcome: attempt.outcome,
             credits_from: attempt.credits_from,
+            region: region_of_host(attempt.authority.host()),
         }
     }
 }
@@ -207,11 +215,13 @@ impl<'t> Insert<'t> {
                 &attempt.status,
                 &attempt.outcome.as_str(),
                 &attempt.credits_from.as_str(),
+                &region_of_host(attempt.authority.host()),
             ];
             self.bind_columns(row * COLUMNS + 1, columns)?;
         }
         let mut buffer = Uuid::encode_buffer();
         let id: &str = attempt.id.hyphenated().encode_lower(&mut buffer);
+        let user = attempt.user.as_ref().map(|user| user.fingerprint().to_string());
         let columns: [&dyn ToSql; COLUMNS - COMMON_COLUMNS] = [
             &id,
             &&*attempt.request_id,
@@ -225,6 +235,7 @@ impl<'t> Insert<'t> {
             &amount(attempt.credits),
             &attempt.first_byte.map(milliseconds),
             &milliseconds(attempt.total),
+            &user,
         ];
         self.bind_columns(row * COLUMNS + COMMON_COLUMNS + 1, columns)
     }
@@ -256,7 +267,7 @@ fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<b
 /// The amounts that a transaction adds to an hour, in the columns [`SUM_COLUMNS`]. A transaction has too few
 /// attempts for an overflow.
 #[derive(Default, PartialEq, Eq)]
-struct HourAmounts {
+pub(super) struct HourAmounts {
     attempts: i64,
     served: i64,
     request_bytes: i64,
@@ -269,7 +280,7 @@ struct HourAmounts {
 }
 
 impl HourAmounts {
-    fn add(&mut self, attempt: &AttemptRecord) {
+    pub(super) fn add(&mut self, attempt: &AttemptRecord) {
         self.attempts += 1;
         self.served += i64::from(attempt.status.is_some_and(|status| status < 400));
         self.request_bytes += amount(attempt.request_bytes);
@@ -281,8 +292,23 @@ impl HourAmounts {
         self.quota_credits += amount(attempt.quota.credits);
     }
 
+    /// The amounts in the order of [`SUM_COLUMNS`].
+    pub(super) fn columns(&self) -> [i64; SUM_COLUMNS.len()] {
+        [
+            self.attempts,
+            self.served,
+            self.request_bytes,
+            self.response_bytes,
+            self.characters,
+            self.credits,
+            self.unpriced,
+            self.quota_requests,
+            self.quota_credits,
+        ]
+    }
+
     /// Adds the price of an attempt that was counted without one.
-    fn add_price(&mut self, attempt: &AttemptRecord) {
+    pub(super) fn add_price(&mut self, attempt: &AttemptRecord) {
         self.credits += amount(attempt.credits);
         self.unpriced -= 1;
         self.quota_credits += amount(attempt.quota.credits) - amount(attempt.quota.replaced);
@@ -326,22 +352,16 @@ fn add_to_hour(
     AttemptGroup { first, key_hash, route, amounts, .. }: &AttemptGroup<'_>,
 ) -> Result<(), rusqlite::Error> {
     let model = first.model.as_deref().unwrap_or("");
-    transaction.prepare_cached(&ADD_TO_HOUR)?.execute(params![
-        timestamp(start_of_hour(first.started_at)),
-        key_hash,
-        first.client.as_str(),
-        route,
-        model,
-        amounts.attempts,
-        amounts.served,
-        amounts.request_bytes,
-        amounts.response_bytes,
-        amounts.characters,
-        amounts.credits,
-        amounts.unpriced,
-        amounts.quota_requests,
-        amounts.quota_credits,
-    ])?;
+    let mut statement = transaction.prepare_cached(&ADD_TO_HOUR)?;
+    let identifying: [&dyn ToSql; 5] =
+        [&timestamp(start_of_hour(first.started_at)), key_hash, &first.client.as_str(), route, &model];
+    for (parameter, column) in (1..).zip(identifying) {
+        statement.raw_bind_parameter(parameter, column)?;
+    }
+    for (parameter, sum) in (identifying.len() + 1..).zip(amounts.columns()) {
+        statement.raw_bind_parameter(parameter, sum)?;
+    }
+    statement.raw_execute()?;
     Ok(())
 }
 

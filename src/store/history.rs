@@ -15,8 +15,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::changes::{self, StoredChange};
-use super::{DatabaseLocation, schema};
+use super::{DatabaseLocation, schema, users};
 use crate::clock;
+use crate::policy::client::ClientName;
+use crate::policy::units::UnixMs;
+use crate::proxy::{UserUsageFuture, UserUsageReader, UserUsageUnavailable};
+use crate::secret::UserFingerprint;
 use crate::tasks;
 
 pub use queries::{AttemptFilter, AttemptPage, HistoryDimension, StoredAttempt, UsageFilter, UsageRow};
@@ -46,7 +50,7 @@ pub enum HistoryError {
 
 /// A command for the writer thread.
 pub(super) enum HistoryCommand {
-    /// Runs a read of an in-memory database.
+    /// Runs a read of an in-memory database, or of the usage of a user.
     Read(Box<dyn FnOnce(&mut Connection) + Send>),
     /// Records a change, and confirms it after the commit.
     Record(StoredChange, oneshot::Sender<()>),
@@ -139,26 +143,55 @@ impl History {
                     };
                     tasks::spawn_blocking(work).await.ok()
                 }
-                None => {
-                    let (respond, result) = oneshot::channel();
-                    let work = Box::new(move |connection: &mut Connection| {
-                        // The receiver is dropped if the client has disconnected.
-                        let _ = respond.send(read_in_time(connection, read));
-                    });
-                    self.commands.send(HistoryCommand::Read(work)).await.ok()?;
-                    result.await.ok()
-                }
+                None => self.read_with_writer(read).await,
             }
         };
-        match timeout(RESPONSE_TIMEOUT, exchange).await {
-            Ok(Some(Ok(result))) => Ok(result),
-            Ok(Some(Err(error))) if is_interrupted(&error) => Err(HistoryError::TooSlow),
-            Ok(Some(Err(error))) => {
-                tracing::warn!(event = "usage_store_unreadable", "Stored records cannot be read: {error}");
-                Err(HistoryError::Unavailable)
-            }
-            Ok(None) | Err(_) => Err(HistoryError::Unavailable),
+        read_result(timeout(RESPONSE_TIMEOUT, exchange).await.ok().flatten())
+    }
+
+    /// Sends a read to the writer thread. Returns `None` if the writer cannot read the database.
+    async fn read_with_writer<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error> + Send + 'static,
+    ) -> Option<Result<T, rusqlite::Error>> {
+        let (respond, result) = oneshot::channel();
+        let work = Box::new(move |connection: &mut Connection| {
+            // The receiver is dropped if the client has disconnected.
+            let _ = respond.send(read_in_time(connection, read));
+        });
+        self.commands.send(HistoryCommand::Read(work)).await.ok()?;
+        result.await.ok()
+    }
+}
+
+/// The usage of a user is read by the writer thread: it has an open connection, and it runs the read between two
+/// commits, so that reads of the admin API do not delay a request.
+impl UserUsageReader for History {
+    fn read_user_usage<'a>(
+        &'a self,
+        client: &'a ClientName,
+        user: UserFingerprint,
+        now: UnixMs,
+    ) -> UserUsageFuture<'a> {
+        let name = client.clone();
+        Box::pin(async move {
+            let read =
+                self.read_with_writer(move |connection| users::read_usage(connection, &name, user, now));
+            let result = timeout(RESPONSE_TIMEOUT, read).await.ok().flatten();
+            read_result(result).map_err(|_| UserUsageUnavailable)
+        })
+    }
+}
+
+fn read_result<T>(result: Option<Result<T, rusqlite::Error>>) -> Result<T, HistoryError> {
+    match result {
+        Some(Ok(result)) => Ok(result),
+        Some(Err(error)) if is_interrupted(&error) => Err(HistoryError::TooSlow),
+        Some(Err(error)) => {
+            tracing::warn!(event = "usage_store_unreadable", "Stored records cannot be read: {error}");
+            Err(HistoryError::Unavailable)
         }
+        None => Err(HistoryError::Unavailable),
     }
 }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use super::attempts::{self, migration};
 use super::columns::timestamp;
 use super::database::Database;
-use super::{Settings, owners};
+use super::{Settings, owners, users};
 use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
@@ -49,6 +49,9 @@ pub(super) fn run_step(
         if connection.prepare_cached(DELETE_HOURS)?.execute(params![timestamp(oldest), MAX_ROWS])?
             == usize::from(MAX_ROWS)
         {
+            return Ok(MaintenanceProgress::MoreWork);
+        }
+        if users::delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
             return Ok(MaintenanceProgress::MoreWork);
         }
     }

@@ -27,6 +27,7 @@ mod outbox;
 mod owners;
 mod refusals;
 mod source;
+mod users;
 
 mod maintenance;
 

@@ -92,6 +92,10 @@ pub struct AttemptEvent {
     pub first_byte_ms: Option<i64>,
     /// Milliseconds from the start to the end.
     pub total_ms: i64,
+    /// The fingerprint of the end user, if the client named one.
+    pub user: Option<String>,
+    /// The region of the provider, if it is known.
+    pub region: Option<String>,
     /// Number of changes of the attempt while it was in the outbox.
     pub revision: i64,
 }

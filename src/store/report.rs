@@ -52,7 +52,7 @@ pub enum ReadError {
         /// The schema version in the file.
         version: usize,
     },
-    /// An older version of Keychoir wrote the file, and stored no sums or named keys by their plain digests.
+    /// An older version of Keychoir wrote the file, whose tables differ.
     #[error("{} was written by an older Keychoir: the next start of `keychoir serve` migrates it", .0.display())]
     Older(PathBuf),
     /// The file is not a database, or it is corrupt.
@@ -80,6 +80,10 @@ pub enum UsageDimension {
     Key,
     /// One sum per client.
     Client,
+    /// One sum per end user of a client.
+    User,
+    /// One sum per region of the provider.
+    Region,
     /// One sum per model.
     Model,
     /// One sum per route.
@@ -96,6 +100,8 @@ impl UsageDimension {
         match self {
             Self::Key => "key_hash".to_owned(),
             Self::Client => "client".to_owned(),
+            Self::User => "user".to_owned(),
+            Self::Region => "region".to_owned(),
             Self::Model => "model".to_owned(),
             Self::Route => "route".to_owned(),
             Self::Hour => format!("strftime('%Y-%m-%dT%H:00Z', {time} / 1000, 'unixepoch')"),
@@ -103,11 +109,19 @@ impl UsageDimension {
         }
     }
 
+    /// The table with the sums.
+    fn table(self) -> &'static str {
+        match self {
+            Self::User | Self::Region => "user_hours",
+            Self::Key | Self::Client | Self::Model | Self::Route | Self::Hour | Self::Day => "hours",
+        }
+    }
+
     /// Whether the groups are times, in whose order they are listed.
     fn is_time(self) -> bool {
         match self {
             Self::Hour | Self::Day => true,
-            Self::Key | Self::Client | Self::Model | Self::Route => false,
+            Self::Key | Self::Client | Self::User | Self::Region | Self::Model | Self::Route => false,
         }
     }
 
@@ -115,7 +129,7 @@ impl UsageDimension {
     fn group(self, value: String, short: Option<String>, name: Option<String>) -> UsageGroup {
         match self {
             Self::Key => UsageGroup::Key { hash: value, short, name },
-            Self::Client | Self::Model | Self::Route | Self::Hour | Self::Day => {
+            Self::Client | Self::User | Self::Region | Self::Model | Self::Route | Self::Hour | Self::Day => {
                 UsageGroup::Name((!value.is_empty()).then_some(value))
             }
         }
@@ -134,7 +148,7 @@ pub enum UsageGroup {
         /// The configured name of the key.
         name: Option<String>,
     },
-    /// The name of a client, model or route, or `None` for attempts without one.
+    /// The name of a client, user, region, model or route, or `None` for attempts without one.
     Name(Option<String>),
 }
 
@@ -179,6 +193,8 @@ pub struct StoredKey {
 pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
+    /// Whether the file has users and regions; the next start migrates an older one.
+    has_users: bool,
 }
 
 /// Maximum wait for a lock. Only a start that migrates the file locks out readers.
@@ -210,7 +226,9 @@ impl UsageReader {
             Ok((_, 0)) => Err(ReadError::Empty(path)),
             Ok((_, version)) if version > schema::VERSION => Err(ReadError::Newer { path, version }),
             Ok((_, version)) if version < schema::FINGERPRINT_VERSION => Err(ReadError::Older(path)),
-            Ok((connection, _)) => Ok(Self { path, connection }),
+            Ok((connection, version)) => {
+                Ok(Self { path, connection, has_users: version >= schema::USERS_VERSION })
+            }
             Err(source) => Err(read_error(path, source)),
         }
     }
@@ -226,6 +244,7 @@ impl UsageReader {
         period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, ReadError> {
+        self.check_dimension(dimension)?;
         self.sums(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
@@ -238,12 +257,29 @@ impl UsageReader {
         self.stored_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }
 
+    /// Checks that the file has the columns of a dimension.
+    fn check_dimension(&self, dimension: UsageDimension) -> Result<(), ReadError> {
+        match dimension {
+            UsageDimension::User | UsageDimension::Region if !self.has_users => {
+                Err(ReadError::Older(self.path.clone()))
+            }
+            UsageDimension::User
+            | UsageDimension::Region
+            | UsageDimension::Key
+            | UsageDimension::Client
+            | UsageDimension::Model
+            | UsageDimension::Route
+            | UsageDimension::Hour
+            | UsageDimension::Day => Ok(()),
+        }
+    }
+
     fn sums(
         &self,
         period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, rusqlite::Error> {
-        let column = dimension.expression("hour_ms");
+        let (column, table) = (dimension.expression("hour_ms"), dimension.table());
         let order = if dimension.is_time() { "1" } else { "7 DESC, 2 DESC, 1" };
         // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
         let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
@@ -253,7 +289,7 @@ impl UsageReader {
                 .join(", ");
         let sql = format!(
             "SELECT sums.*, keys.short_key, keys.name
-             FROM (SELECT {column} AS group_name, {sums} FROM hours
+             FROM (SELECT {column} AS group_name, {sums} FROM {table}
                 WHERE hour_ms >= ?1 AND hour_ms < ?2 GROUP BY 1) AS sums
              LEFT JOIN keys ON keys.key_hash = sums.group_name
              ORDER BY {order}"

@@ -3,10 +3,10 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::attempts::migration;
-use super::{changes, key_names, owners, refusals};
+use super::{changes, key_names, owners, refusals, users};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 13] = [
+const MIGRATIONS: [&str; 14] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -349,6 +349,7 @@ const MIGRATIONS: [&str; 13] = [
     refusals::TABLE,
     migration::TABLE,
     changes::TABLE,
+    users::TABLE,
 ];
 
 /// The version from which the log of owners has one row per commit.
@@ -356,6 +357,9 @@ const PACKED_OWNERS_VERSION: usize = 6;
 
 /// The version from which `key_hash` is a fingerprint and not a plain digest.
 pub(super) const FINGERPRINT_VERSION: usize = 10;
+
+/// The version from which attempts have a user and a region.
+pub(super) const USERS_VERSION: usize = 14;
 
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();

@@ -12,6 +12,7 @@ mod power;
 mod stored_owners;
 mod sums;
 mod upgrade;
+mod users;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,6 +25,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::elevenlabs::endpoint::Route;
 use crate::elevenlabs::plan::Capabilities;
+use crate::policy::authority::{Authority, Scheme};
 use crate::policy::budget::{Extension, Quota};
 use crate::policy::client::ClientName;
 use crate::policy::evidence::RefusalSource;
@@ -54,6 +56,8 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
         number: 1,
         started_at: NOW,
         client: ClientName::new("local"),
+        user: None,
+        authority: Arc::new(Authority::new(Scheme::Https, "api.elevenlabs.io", 443, "").unwrap()),
         key: Some(Arc::clone(&pool.roster().keys()[0])),
         method: Method::POST,
         route: Route::parse("/v1/text-to-speech/{id}"),

@@ -31,6 +31,7 @@ const CHANGES: [&str; schema::VERSION] = [
     "refusals and plans of accounts",
     "one row per attempt; the rest of a large file is converted while Keychoir runs",
     "a table for the changes of operators",
+    "end users and regions of attempts, and their hourly sums",
 ];
 
 /// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.
@@ -269,7 +270,7 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
 }
 
 /// A database before its migration.
-struct DatabaseInspection {
+struct UpgradeSource {
     version: usize,
     bytes: u64,
     attempts: Option<u64>,
@@ -277,7 +278,7 @@ struct DatabaseInspection {
     is_unfinished: bool,
 }
 
-fn inspect(path: &Path) -> Result<DatabaseInspection, MigrateError> {
+fn inspect(path: &Path) -> Result<UpgradeSource, MigrateError> {
     let connection = snapshot::open_for_reading(path)?;
     let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
     let version = schema::version(&connection).map_err(failed)?;
@@ -286,5 +287,5 @@ fn inspect(path: &Path) -> Result<DatabaseInspection, MigrateError> {
     }
     let bytes = snapshot::database_size(&connection).map_err(failed)?;
     let is_unfinished = migration::is_unfinished(&connection).map_err(failed)?;
-    Ok(DatabaseInspection { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
+    Ok(UpgradeSource { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
 }

@@ -17,7 +17,7 @@ use super::history::HistoryCommand;
 use super::maintenance::{self, MaintenanceProgress};
 use super::open::{IntegrityCheck, OpenError};
 use super::outbox::{self, Command};
-use super::{Health, LockedLocation, Settings, attempts, owners, transaction};
+use super::{Health, LockedLocation, Settings, attempts, owners, transaction, users};
 use crate::clock;
 use crate::policy::commit_schedule;
 use crate::pool::{Pool, Workspace};
@@ -146,6 +146,11 @@ impl Writer {
             // A busy queue must not starve the mirror.
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
                 self.run_command(command);
+            }
+            // Nor may it starve requests that wait for the usage of their user.
+            for _ in 0..history.max_capacity() {
+                let Ok(command) = history.try_recv() else { break };
+                self.run_history_command(command);
             }
             if is_filled.is_some() {
                 self.wait_for_next_commit(started, &queue, &mut commands, &mut history).await;
@@ -344,6 +349,7 @@ impl Writer {
                 self.in_memory_attempts = 0;
                 // An in-memory database fails only when memory is exhausted.
                 let _ = attempts::delete_all(&database.connection);
+                let _ = users::delete_excess(&database.connection, users::MAX_IN_MEMORY_ROWS);
             }
         }
     }

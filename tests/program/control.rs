@@ -97,6 +97,14 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     assert_eq!(list, "app  100 requests, 3 concurrent requests");
     running.succeed(&["clients", "rotate", "app"]);
     assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (401, 401));
+    let free_token = running.succeed(&["clients", "add", "free", "--user-quota", "3 requests"]);
+    assert_eq!(running.speak(&free_token).await, 400, "the request names no user");
+    running.succeed(&["clients", "set", "free", "--user-quota", ""]);
+    assert_eq!(running.speak(&free_token).await, 200);
+    running.succeed(&["clients", "set", "free", "--user-quota", "5 credits per day"]);
+    assert_eq!(running.speak(&free_token).await, 400);
+    let shown = running.succeed(&["clients", "show", "free"]);
+    assert!(shown.starts_with("free  5 credits per day for each user"), "{shown}");
 
     let admin_token = fs::read_to_string(running.folder.path().join("admin_token")).unwrap();
     let url = format!("http://{}/api/keychoir/v1/changes", running.address);
@@ -118,6 +126,9 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
         "client_rotated",
         "client_changed",
         "client_rotated",
+        "client_added",
+        "client_changed",
+        "client_changed",
     ];
     assert_eq!(actions, expected);
 

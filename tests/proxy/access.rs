@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, assert_proxy_error, bind_loopback, client_config,
-    start_proxy, start_proxy_with, wait_until,
+    CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, SPEECH_PATH, TestProxy, assert_proxy_error, bind_loopback,
+    client_config, start_proxy, start_proxy_with, wait_until,
 };
 use keychoir::app::{self, AppConfig, DrainOutcome};
 use keychoir::config::Config;
@@ -304,19 +304,28 @@ async fn a_request_that_the_proxy_sent_to_itself_is_refused_with_508() {
 #[tokio::test]
 async fn a_request_that_fails_several_checks_gets_the_error_of_the_first_and_is_not_sent() {
     let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
-        let rules = Rules { paths: vec!["/v1/text-to-speech".to_owned()], ..Rules::default() };
+        let paths = vec!["/v1/text-to-speech".to_owned()];
+        let (quota, user_quota) = ("0 requests".parse().ok(), "3 requests".parse().ok());
+        let rules = Rules { paths, quota, user_quota, ..Rules::default() };
         config.clients = vec![client_config("app", CLIENT_TOKEN, rules)];
     })
     .await;
     const WRONG_TOKEN: &str = "a-token-that-no-client-has";
     // Each request except the last also fails a later check.
-    for (token, path, status, code) in [
-        (WRONG_TOKEN, "/v1/workspaces/api-keys;x", 401, "client_token_wrong"),
-        (CLIENT_TOKEN, "/v1/workspaces/api-keys;x", 400, "ambiguous_path"),
-        (CLIENT_TOKEN, "/v1/workspaces/api-keys", 403, "path_denied"),
-        (CLIENT_TOKEN, "/v1/sound-generation", 403, "path_not_allowed"),
+    for (token, user, path, status, code) in [
+        (WRONG_TOKEN, Some(""), "/v1/workspaces/api-keys;x", 401, "client_token_wrong"),
+        (CLIENT_TOKEN, Some(""), "/v1/workspaces/api-keys;x", 400, "invalid_user"),
+        (CLIENT_TOKEN, None, "/v1/workspaces/api-keys;x", 400, "ambiguous_path"),
+        (CLIENT_TOKEN, None, "/v1/workspaces/api-keys", 403, "path_denied"),
+        (CLIENT_TOKEN, None, "/v1/sound-generation", 403, "path_not_allowed"),
+        (CLIENT_TOKEN, None, SPEECH_PATH, 400, "user_required"),
+        (CLIENT_TOKEN, Some("alice"), SPEECH_PATH, 402, "client_quota_exceeded"),
     ] {
         let request = proxy.request(Method::POST, path, token);
+        let request = match user {
+            Some(user) => request.header("x-keychoir-user", user),
+            None => request,
+        };
         let response = request.json(&json!({"text": "a".repeat(2_000)})).send().await.unwrap();
         assert_proxy_error(&response, status, code);
     }

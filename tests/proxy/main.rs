@@ -45,5 +45,6 @@ mod tls;
 mod transparency;
 mod uploads;
 mod upstream;
+mod users;
 mod websocket;
 mod websocket_refusals;

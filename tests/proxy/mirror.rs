@@ -103,9 +103,11 @@ async fn close_and_compare(proxy: TestProxy, supabase: &Supabase) -> TempDir {
 #[track_caller]
 fn compare(folder: &Path, supabase: &Supabase) {
     const EVENT: &str = "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
-        request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms";
+        request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms,
+        user_hash, region";
+    let columns = EVENT.replace("user_hash", "user");
     let attempts =
-        query_database(folder, &format!("SELECT {EVENT}, number, started_at_ms FROM attempts ORDER BY id"));
+        query_database(folder, &format!("SELECT {columns}, number, started_at_ms FROM attempts ORDER BY id"));
     let supabase_columns = EVENT.replace("key_hash", "api_key_hash");
     assert_eq!(
         supabase.sql(&format!(
@@ -378,6 +380,7 @@ const EARLIER_ATTEMPTS: &str = "
     CREATE TABLE owners_passing (number INTEGER PRIMARY KEY, changes INTEGER NOT NULL, used_at_ms INTEGER NOT NULL,
         pack BLOB NOT NULL) STRICT;
     DROP TABLE attempts;
+    DROP TABLE user_hours;
     CREATE VIEW attempts AS SELECT * FROM attempt_rows;
     CREATE TRIGGER attempts_forgotten AFTER DELETE ON attempt_rows BEGIN
         DELETE FROM outbox_events WHERE id = OLD.id;

@@ -20,6 +20,8 @@ const SECOND_KEY: &str = "sk_canary000444455556666aaaabbbbccccddddeeeeffff0002";
 /// A Supabase key of the newer kind, and one of the older kind, a token of the role `service_role`.
 const SUPABASE_KEYS: [&str; 2] =
     ["sb_secret_canary77778888", "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.canary77778888"];
+/// The id of an end user.
+const USER_ID: &str = "user-canary-5b1d@example.com";
 const PRIVATE_TEXT: &str = "the text of a private message, canary 9c41";
 
 /// The bytes that must not occur anywhere, by description.
@@ -35,6 +37,7 @@ fn canaries() -> HashMap<&'static str, Vec<u8>> {
         ("the plain digest of a key in uppercase", hex[..32].to_uppercase().into()),
         ("the plain digest of a key in bytes", digest.to_vec()),
         ("a client's token", CLIENT_TOKEN.into()),
+        ("the id of a user", b"user-canary-5b1d".into()),
         ("a text", b"canary 9c41".into()),
         ("Supabase's key", b"canary77778888".into()),
     ])
@@ -133,7 +136,8 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
 async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
     let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
     let folder = tempfile::tempdir().unwrap();
-    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]).forbidding(CLIENT_TOKEN);
+    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = plan.forbidding(CLIENT_TOKEN).forbidding(USER_ID);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
@@ -172,7 +176,11 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
         let speech = format!("{url}/v1/text-to-speech/{VOICE_ID}?xi_api_key={CLIENT_TOKEN}&seed=1");
         let body = json!({"text": PRIVATE_TEXT, "model_id": "eleven_multilingual_v2"});
         let requests = [
-            client.post(&speech).header("xi-api-key", CLIENT_TOKEN).json(&body),
+            client
+                .post(&speech)
+                .header("xi-api-key", CLIENT_TOKEN)
+                .header("x-keychoir-user", USER_ID)
+                .json(&body),
             client.get(format!("{url}/v1/user")).bearer_auth(CLIENT_TOKEN),
             client.get(format!("{url}/v1/{CLIENT_TOKEN}/x")).header("cookie", format!("a={CLIENT_TOKEN}")),
             client
@@ -180,6 +188,8 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
                 .header("xi-api-key", CLIENT_TOKEN)
                 .json(&body),
             client.get(format!("{url}/v1/voices")).header("x-request-id", "a name with spaces"),
+            client.get(format!("{url}/v1/voices?x-keychoir-user={USER_ID}")),
+            client.get(format!("{url}/v1/voices")).header("x-keychoir-user", USER_ID.repeat(20)),
             client.get(format!("{url}/api/elevenlabs-status")).header("xi-api-key", CLIENT_TOKEN),
             client.get(format!("{url}/metrics")),
             client.get(format!("{url}/api/keychoir-keys")),
@@ -206,8 +216,10 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
             simulator.set_fault(key, Some(fault.parse().unwrap()));
         }
         for path in [STREAM_INPUT, MULTI_STREAM_INPUT, DIALOGUE, SCRIBE, AGENT] {
-            let path =
-                format!("{path}{}xi_api_key={CLIENT_TOKEN}", if path.contains('?') { '&' } else { '?' });
+            let path = format!(
+                "{path}{}xi_api_key={CLIENT_TOKEN}&x-keychoir-user={USER_ID}",
+                if path.contains('?') { '&' } else { '?' }
+            );
             session_count += usize::from(send_secrets_on_websocket(address, &path).await);
         }
     }

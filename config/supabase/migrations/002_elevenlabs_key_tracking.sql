@@ -103,8 +103,15 @@ CREATE TABLE IF NOT EXISTS public.elevenlabs_usage_events (
   first_byte_ms BIGINT,
   total_ms BIGINT NOT NULL
 );
+-- Columns that a table of an earlier version lacks.
+ALTER TABLE public.elevenlabs_usage_events ADD COLUMN IF NOT EXISTS user_hash TEXT;
+ALTER TABLE public.elevenlabs_usage_events ADD COLUMN IF NOT EXISTS region TEXT;
 CREATE INDEX IF NOT EXISTS elevenlabs_usage_events_by_time ON public.elevenlabs_usage_events (started_at);
 
+COMMENT ON COLUMN public.elevenlabs_usage_events.user_hash IS
+  'The fingerprint of the end user that the client named in x-keychoir-user.';
+COMMENT ON COLUMN public.elevenlabs_usage_events.region IS
+  'The region of ElevenLabs, or the host of another provider.';
 COMMENT ON COLUMN public.elevenlabs_usage_events.credits_from IS
   'How the credits are known: answer, estimate, free, or unknown, which an event may be until its price is told.';
 

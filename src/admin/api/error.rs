@@ -10,7 +10,8 @@ use serde_json::json;
 use super::etag;
 use crate::admin::control::ControlError;
 use crate::policy::client::Unauthenticated;
-use crate::proxy::ProxyError;
+use crate::policy::user::InvalidUser;
+use crate::proxy::{ProxyError, UserUsageUnavailable};
 use crate::store::HistoryError;
 
 /// A refused request.
@@ -228,6 +229,20 @@ impl From<ControlError> for ApiError {
             ControlError::NoRandomNumbers => Self::unavailable("no_random_numbers", message),
             ControlError::Unavailable => Self::unavailable("control_unavailable", message),
         }
+    }
+}
+
+impl From<InvalidUser> for ApiError {
+    fn from(error: InvalidUser) -> Self {
+        let message = "x-keychoir-user must name one user, by visible text of at most 256 bytes.";
+        Self::bad_request(ProxyError::InvalidUser(error).code(), message)
+    }
+}
+
+impl From<UserUsageUnavailable> for ApiError {
+    fn from(error: UserUsageUnavailable) -> Self {
+        let message = "The usage of this user cannot be read now.";
+        Self::unavailable(ProxyError::UserUsageUnavailable(error).code(), message)
     }
 }
 

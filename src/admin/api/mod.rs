@@ -29,7 +29,9 @@ use serde::Serialize;
 
 use super::Admin;
 use crate::clock;
+use crate::policy::headers::USER_HEADER;
 use crate::policy::units::UnixMs;
+use crate::policy::user::identify_user;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
 pub use auth::AuthFailureTable;
@@ -221,7 +223,7 @@ impl Admin {
         if resource == Some(Resource::Me) {
             // The only resource for clients; their tokens do not open any other one.
             router::check_method(Resource::Me, &head.method)?;
-            return self.me(&head, clock::now());
+            return self.me(&head, clock::now()).await;
         }
         // Before the path and the method, so that a request without the token does not find out which paths exist.
         self.authorize(&head.uri, &head.headers, peer, clock::now())?;
@@ -308,13 +310,23 @@ impl Admin {
         }
     }
 
-    /// The usage and the limits of the client that sent the request, also when they are used up.
-    fn me(&self, head: &Parts, now: UnixMs) -> Result<Answer, ApiError> {
-        Query::parse(head.uri.query()).check(&["xi-api-key", "xi_api_key", "authorization"])?;
+    /// The usage and the limits of the client that sent the request, also when they are used up. If the request
+    /// names an end user, also those of the user.
+    async fn me(&self, head: &Parts, now: UnixMs) -> Result<Answer, ApiError> {
+        let query = head.uri.query();
+        Query::parse(query).check(&["xi-api-key", "xi_api_key", "authorization", USER_HEADER.as_str()])?;
         let known =
             self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
-        let config = self.config.load();
-        Ok(Answer::ok(&me(&known, &config.client_usage.used(&known.name, now), now)))
+        let config = self.config.load_full();
+        let user = match identify_user(&known.name, &head.headers, query)? {
+            None => None,
+            Some(user) => {
+                let max_cached_users = config.limits.max_cached_users;
+                let used = config.client_usage.used_by_user(&known, user, max_cached_users, now).await?;
+                Some((user, used))
+            }
+        };
+        Ok(Answer::ok(&me(&known, &config.client_usage.used(&known.name, now), user, now)))
     }
 
     async fn check_key(&self, id: &str, now: UnixMs) -> Result<Answer, ApiError> {

@@ -209,6 +209,7 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
         "access.max_unpriced_requests",
         ValueKind::Count(1..=1_048_576, field!(access.max_unpriced_requests)),
     ),
+    entry("access.max_cached_users", ValueKind::Count(1..=10_000_000, field!(access.max_cached_users))),
     entry("access.bring_your_own_key", ValueKind::Bool(field!(access.bring_your_own_key))),
     entry("access.hosts", ValueKind::Strings(list_items::parse_host, field!(access.hosts))),
     entry("access.origins", ValueKind::Strings(list_items::parse_origin, field!(access.origins))),

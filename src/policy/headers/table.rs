@@ -66,6 +66,7 @@ table! {
         "xi_api_key": "may carry a client's token",
         "authorization": "may carry a client's token",
         "cookie": "may carry a client's token",
+        "x-keychoir-user": "names an end user of the client",
     }
     Special {
         "host": "is set to the upstream's host",

@@ -12,6 +12,7 @@ use crate::policy::replay::Progress;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::pool::{Key, Lease};
+use crate::proxy::client_usage::QuotaOwner;
 use crate::proxy::conversation::EndedConversation;
 use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
@@ -101,14 +102,14 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Charges the elapsed time of a session that is billed by its duration. Returns whether the client's
-    /// quota has credits left.
-    pub(in crate::proxy) fn charge_duration(&mut self) -> bool {
+    /// Charges the elapsed time of a session that is billed by its duration. Returns the owner of a quota that
+    /// has no credits left.
+    pub(in crate::proxy) fn charge_duration(&mut self) -> Option<QuotaOwner> {
         let now = clock::now();
         if self.pending_charge == (PendingCharge::Session { is_served: true }) {
             self.charge_elapsed_time(now);
         }
-        self.permits.client.may_spend(now)
+        self.permits.client.exhausted_quota(now)
     }
 
     fn charge_elapsed_time(&mut self, now: UnixMs) {

@@ -1,24 +1,34 @@
-//! The data of an admission under a client's limits: the client's counters, the properties of the request,
-//! and the limit that the request exceeds.
+//! The data of an admission under a client's limits: the counters of the client and its users, the properties
+//! of the request, and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::tallies::Tallies;
+use super::users::UserTable;
 use crate::policy::charge::Billing;
 use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
+
+/// The used and reserved amounts that a quota limits, of a client or of one of its users.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct UsageCounters {
+    pub(super) requests: Tallies,
+    pub(super) credits: Tallies,
+    /// The requests in progress whose price is unknown until their response.
+    pub(super) unpriced_in_progress: AtomicU32,
+}
 
 /// The counters of one client.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct ClientCounters {
-    pub(super) requests: Tallies,
-    pub(super) credits: Tallies,
+    pub(super) usage: Arc<UsageCounters>,
     /// The time up to which the rate limit is used; see
     /// [`RateLimit`](crate::policy::client_quota::RateLimit).
     pub(super) rate_used_until: AtomicU64,
     pub(super) in_progress: AtomicU32,
-    /// The requests in progress whose price is unknown until their response.
-    pub(super) unpriced_in_progress: AtomicU32,
+    /// The users whose usage is in memory, if the client has a quota per user.
+    users: Mutex<UserTable>,
 }
 
 /// The properties of a request on which its client's limits depend.
@@ -32,6 +42,13 @@ pub(in crate::proxy) struct AdmissionRequest {
     pub(in crate::proxy) is_charged: bool,
     /// Maximum number of requests in progress of a client without a configured limit.
     pub(in crate::proxy) max_concurrent: u32,
+}
+
+impl AdmissionRequest {
+    /// Whether the request counts against quotas, unlike a free request or one with the client's own key.
+    pub(in crate::proxy) fn counts_against_quotas(&self) -> bool {
+        self.is_charged && self.billing != Billing::Free
+    }
 }
 
 /// The limit of a client that its request exceeds.
@@ -57,14 +74,39 @@ pub enum ClientLimitExceeded {
     },
     /// The client's quota is used up, or is insufficient for this request.
     #[error(transparent)]
-    Quota(#[from] QuotaExceeded),
+    Quota(QuotaExceeded),
+    /// The user's quota is used up, or is insufficient for this request.
+    #[error("the user has used its {}", .0.quota)]
+    UserQuota(QuotaExceeded),
+    /// The user has its maximum number of requests of unknown price in progress.
+    #[error("the user has {max} requests of unknown price in progress")]
+    UserUnpriced {
+        /// Maximum number of requests of unknown price in progress.
+        max: u32,
+    },
     /// The client has a quota, and the response would let it use the provider outside of that
     /// quota.
     #[error("the client has a quota and may not request direct access")]
     DirectAccess,
 }
 
+/// The party whose quota is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum QuotaOwner {
+    /// The client.
+    Client,
+    /// The end user that the request names.
+    User,
+}
+
 impl ClientCounters {
+    pub(super) fn users(&self) -> MutexGuard<'_, UserTable> {
+        // Every change is complete before the lock is released.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl UsageCounters {
     pub(super) fn tallies(&self, unit: QuotaUnit) -> &Tallies {
         match unit {
             QuotaUnit::Requests => &self.requests,

@@ -1,25 +1,40 @@
-//! The permit of a request under its client's limits. It counts the request in the client's concurrency limit
-//! and quota, and reserves credits, which no other request of the client can use.
+//! The permit of a request under one quota, of its client or of its user. It counts the request in the quota,
+//! and reserves credits, which no other request can use.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::counters::{AdmissionRequest, ClientCounters, ClientLimitExceeded};
+use super::counters::{AdmissionRequest, UsageCounters};
 use super::tallies::PeriodNumbers;
 use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaUnit};
 use crate::policy::units::UnixMs;
 
-/// A client's request in progress.
+/// The reason that credits cannot be reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReservationRefused {
+    /// The quota is used up, or is insufficient for this request.
+    Quota(QuotaExceeded),
+    /// The maximum number of requests of unknown price is in progress.
+    Unpriced { max: u32 },
+}
+
+impl From<QuotaExceeded> for ReservationRefused {
+    fn from(exceeded: QuotaExceeded) -> Self {
+        Self::Quota(exceeded)
+    }
+}
+
+/// A request in progress that counts against one quota.
 ///
-/// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
-/// not charged. [`charge`](Self::charge) and the methods for sessions charge the amounts beforehand.
+/// Dropping the permit refunds the reserved amounts that were not charged. [`charge`](Self::charge) and the
+/// methods for sessions charge the amounts beforehand.
 #[derive(Debug)]
-pub(in crate::proxy) struct ClientPermit {
-    pub(super) counters: Arc<ClientCounters>,
+pub(super) struct QuotaPermit {
+    counters: Arc<UsageCounters>,
     quota: Option<ClientQuota>,
-    pub(in crate::proxy) billing: Billing,
-    /// Whether the client is charged; false for a request with the client's own key.
+    pub(super) billing: Billing,
+    /// Whether the quota is charged; false for a request with the client's own key.
     is_charged: bool,
     state: Mutex<State>,
 }
@@ -34,7 +49,7 @@ struct State {
     estimated_credits: u64,
     /// Credits charged so far.
     charged_credits: u64,
-    /// Credits that are reserved for this request in the client's tallies and not charged.
+    /// Credits that are reserved for this request in the tallies and not charged.
     reserved_credits: u64,
     /// The periods in which the reserved and charged credits are counted.
     credit_periods: Option<PeriodNumbers>,
@@ -42,9 +57,9 @@ struct State {
     is_unpriced: bool,
 }
 
-impl ClientPermit {
+impl QuotaPermit {
     pub(super) fn new(
-        counters: Arc<ClientCounters>,
+        counters: Arc<UsageCounters>,
         quota: Option<ClientQuota>,
         admission: AdmissionRequest,
     ) -> Self {
@@ -57,13 +72,20 @@ impl ClientPermit {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
 
+    /// Checks that the quota is not used up. Other requests may use it up before this request reserves its credits.
+    pub(super) fn check(&self, now: UnixMs) -> Result<(), QuotaExceeded> {
+        self.quota().map_or(Ok(()), |quota| {
+            quota.check(self.counters.tallies(quota.unit).used(quota.period, now), now)
+        })
+    }
+
     fn credit_quota(&self) -> Option<ClientQuota> {
         self.quota().filter(|quota| quota.unit == QuotaUnit::Credits)
     }
 
     /// Whether the request counts against a credit quota, so that its price should be known before it is
     /// sent.
-    pub(in crate::proxy) fn needs_price(&self) -> bool {
+    pub(super) fn needs_price(&self) -> bool {
         self.credit_quota().is_some()
     }
 
@@ -86,13 +108,13 @@ impl ClientPermit {
     }
 
     /// Reserves the request's maximum cost: `total` credits since its start, including earlier reservations.
-    /// A single compare-and-swap on the sum of the client's used and reserved credits ensures that two
+    /// A single compare-and-swap on the sum of the used and reserved credits ensures that two
     /// requests cannot reserve the same credits.
     ///
     /// # Errors
     ///
     /// Fails when the quota has fewer credits left. Earlier reservations are kept.
-    pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
+    pub(super) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
         let mut state = self.state();
         let more = total.saturating_sub(state.estimated_credits);
         if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
@@ -110,17 +132,17 @@ impl ClientPermit {
     /// # Errors
     ///
     /// Fails when the quota is used up, or `max` requests of unknown price are in progress.
-    pub(in crate::proxy) fn reserve_unpriced(
+    pub(super) fn reserve_unpriced(
         &self,
         amount: u64,
         max: u32,
         now: UnixMs,
-    ) -> Result<(), ClientLimitExceeded> {
+    ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
         if let Some(quota) = self.credit_quota() {
             state.is_unpriced = true;
             if self.counters.unpriced_in_progress.fetch_add(1, Ordering::AcqRel) >= max {
-                return Err(ClientLimitExceeded::Unpriced { max });
+                return Err(ReservationRefused::Unpriced { max });
             }
             let remaining = |used: u64| quota.amount.saturating_sub(used);
             let (reserved, periods) =
@@ -142,7 +164,7 @@ impl ClientPermit {
     }
 
     /// Whether a running session may use more credits: some are reserved for it, or left in the quota.
-    pub(in crate::proxy) fn may_spend(&self, now: UnixMs) -> bool {
+    pub(super) fn may_spend(&self, now: UnixMs) -> bool {
         let Some(quota) = self.credit_quota() else { return true };
         self.state().reserved_credits > 0
             || quota.check(self.counters.credits.used(quota.period, now), now).is_ok()
@@ -153,12 +175,7 @@ impl ClientPermit {
     ///
     /// If the provider served the attempt or may have served it, the rest of the reservation is refunded.
     /// After a refused or unsent attempt, the reservation remains for the next attempt.
-    pub(in crate::proxy) fn charge(
-        &self,
-        outcome: ChargeOutcome,
-        reported: Option<u64>,
-        now: UnixMs,
-    ) -> Charge {
+    pub(super) fn charge(&self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) -> Charge {
         if !self.is_charged {
             return Charge::default();
         }
@@ -172,14 +189,14 @@ impl ClientPermit {
     }
 
     /// Counts a served session as a request. Its credits are charged while it runs.
-    pub(in crate::proxy) fn count_session(&self, now: UnixMs) -> Charge {
+    pub(super) fn count_session(&self, now: UnixMs) -> Charge {
         let is_free = !self.is_charged || self.billing == Billing::Free;
         let charge = Charge { requests: u64::from(!is_free), credits: 0 };
         self.apply_charge(&mut self.state(), charge, now)
     }
 
     /// Charges a running session so that its total since its start is `total` credits.
-    pub(in crate::proxy) fn charge_up_to(&self, total: u64, now: UnixMs) -> Charge {
+    pub(super) fn charge_up_to(&self, total: u64, now: UnixMs) -> Charge {
         if !self.is_charged {
             return Charge::default();
         }
@@ -220,35 +237,34 @@ impl ClientPermit {
     }
 
     /// Returns the data for correcting the charge, if the price becomes known after the request has ended.
-    pub(in crate::proxy) fn late_price(&self) -> LatePrice {
+    pub(super) fn late_price(&self) -> LatePrice {
         let state = self.state();
         let counters = self.is_charged.then(|| Arc::clone(&self.counters));
         LatePrice { counters, charged_credits: state.charged_credits, periods: state.credit_periods }
     }
 }
 
-impl Drop for ClientPermit {
+impl Drop for QuotaPermit {
     fn drop(&mut self) {
         let mut state = std::mem::take(&mut *self.state());
         self.refund(&mut state);
         if let Some(periods) = state.request_periods.filter(|_| !state.is_charged) {
             self.counters.requests.replace(periods, 1, 0);
         }
-        self.counters.in_progress.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// The charge of an ended request whose price may still be reported.
 #[derive(Debug)]
-pub(in crate::proxy) struct LatePrice {
-    counters: Option<Arc<ClientCounters>>,
+pub(super) struct LatePrice {
+    counters: Option<Arc<UsageCounters>>,
     charged_credits: u64,
     periods: Option<PeriodNumbers>,
 }
 
 impl LatePrice {
     /// Replaces the charge with the reported price of `credits`. Returns the new charge.
-    pub(in crate::proxy) fn replace_charge(self, credits: u64, now: UnixMs) -> u64 {
+    pub(super) fn replace_charge(self, credits: u64, now: UnixMs) -> u64 {
         let Some(counters) = self.counters else { return 0 };
         match self.periods {
             Some(periods) => counters.credits.replace(periods, self.charged_credits, credits),

@@ -35,7 +35,22 @@ fn clients(names: &[&str]) -> Clients {
 }
 
 fn usage() -> ClientUsage {
-    ClientUsage::new(&clients(&["app"]), &[], NOW)
+    ClientUsage::new(&clients(&["app"]), &[], Arc::new(NoUsers), NOW)
+}
+
+/// A usage store without users.
+#[derive(Debug)]
+struct NoUsers;
+
+impl UserUsageReader for NoUsers {
+    fn read_user_usage<'a>(
+        &'a self,
+        _: &'a ClientName,
+        _: UserFingerprint,
+        _: UnixMs,
+    ) -> UserUsageFuture<'a> {
+        Box::pin(async { Err(UserUsageUnavailable) })
+    }
 }
 
 fn rules_with_quota(amount: u64, unit: QuotaUnit, period: Period) -> Rules {
@@ -57,6 +72,13 @@ fn admit_at(
 
 fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimitExceeded> {
     admit_at(usage, rules, METERED, NOW)
+}
+
+/// The remaining amount of the client's quota, and the amount that a refused request needs.
+#[track_caller]
+fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall> {
+    let Err(ClientLimitExceeded::Quota(exceeded)) = refused else { panic!("{refused:?}") };
+    exceeded.shortfall
 }
 
 /// The used requests and credits, including reserved ones.
@@ -100,12 +122,12 @@ fn the_last_credits_are_reserved_once() {
     let first = admit(&usage, &credits(1_000)).unwrap();
     let second = admit(&usage, &credits(1_000)).unwrap();
     first.reserve(1_000, NOW).unwrap();
-    assert_eq!(second.reserve(1_000, NOW).unwrap_err().shortfall, None);
+    assert_eq!(shortfall(second.reserve(1_000, NOW)), None);
     check_used(&usage, 2, 1_000);
     assert_eq!(first.charge(ChargeOutcome::Served, Some(250), NOW), Charge { requests: 1, credits: 250 });
     check_used(&usage, 2, 250);
-    let refused = second.reserve(1_000, NOW).unwrap_err();
-    assert_eq!(refused.shortfall, Some(QuotaShortfall { remaining: 750, needed: 1_000 }));
+    let refused = second.reserve(1_000, NOW);
+    assert_eq!(shortfall(refused), Some(QuotaShortfall { remaining: 750, needed: 1_000 }));
     second.reserve(750, NOW).unwrap();
     drop(second);
     check_used(&usage, 1, 250);
@@ -190,9 +212,9 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
     session.reserve(100, NOW).unwrap();
     assert!(session.reserve(101, NOW).is_err());
-    assert!(session.may_spend(NOW), "reserved credits may be charged");
+    assert_eq!(session.exhausted_quota(NOW), None, "reserved credits may be charged");
     session.charge_up_to(100, NOW);
-    assert!(!session.may_spend(NOW));
+    assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
     assert_eq!(session.charge(ChargeOutcome::Served, None, NOW), Charge::default());
     drop(session);
     check_used(&usage, 1, 100);
@@ -278,7 +300,8 @@ fn an_exceeded_rate_limit_names_the_wait() {
 #[test]
 fn a_reload_and_a_restart_keep_the_usage() {
     let used = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
-    let usage = ClientUsage::new(&clients(&["app"]), &[used(app()), used(ClientName::new("gone"))], NOW);
+    let totals = [used(app()), used(ClientName::new("gone"))];
+    let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoUsers), NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
     let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
     assert_eq!(
@@ -311,7 +334,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
                     let estimate = 1 + (thread * 131 + turn * 17) % 400;
                     let permit = admit(usage, of_credits);
                     if let Ok(permit) =
-                        permit.and_then(|permit| Ok(permit.reserve(estimate, NOW).map(|()| permit)?))
+                        permit.and_then(|permit| permit.reserve(estimate, NOW).map(|()| permit))
                     {
                         let cost = estimate - turn % estimate.min(7);
                         charged.fetch_add(
@@ -372,7 +395,7 @@ proptest! {
                 Step::Begin { estimate, is_known } => {
                     let Ok(permit) = admit(&usage, &rules) else { continue };
                     let reserved = match is_known {
-                        true => permit.reserve(estimate, NOW).map_err(ClientLimitExceeded::from),
+                        true => permit.reserve(estimate, NOW),
                         false => permit.reserve_unpriced(100, 2, NOW),
                     };
                     if reserved.is_ok() {
@@ -405,6 +428,6 @@ proptest! {
         prop_assert_eq!((used.requests, used.credits), ([requests; 3], [charged; 3]));
         let counters = &usage.by_name[&app()];
         prop_assert_eq!(counters.in_progress.load(Ordering::Acquire), 0);
-        prop_assert_eq!(counters.unpriced_in_progress.load(Ordering::Acquire), 0);
+        prop_assert_eq!(counters.usage.unpriced_in_progress.load(Ordering::Acquire), 0);
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn owner_unavailable_response(
     ErrorResponse { code, message, ..content }
 }
 
-pub(super) fn client_limit_response(exceeded: ClientLimitExceeded) -> ErrorResponse {
+pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) -> ErrorResponse {
     match exceeded {
         // A request in progress may end at any moment, so the client may retry after a second.
         ClientLimitExceeded::Concurrency { max } => too_many_requests(
@@ -144,16 +144,35 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded) -> ErrorRespo
             StatusCode::PAYMENT_REQUIRED,
             "insufficient_credits",
             "client_quota_exceeded",
-            &quota_message(exceeded),
+            &quota_message("client", exceeded),
+        ),
+        ClientLimitExceeded::UserQuota(exceeded) => ErrorResponse {
+            retry_after_s: exceeded.resets_at.map(|at| whole_seconds(at.since(now))),
+            ..error(
+                StatusCode::PAYMENT_REQUIRED,
+                "insufficient_credits",
+                "user_quota_exceeded",
+                &quota_message("user", exceeded),
+            )
+        },
+        ClientLimitExceeded::UserUnpriced { max } => too_many_requests(
+            "too_many_concurrent_requests",
+            "user_concurrency_exceeded",
+            format!(
+                "This user has a credit quota, and its maximum of {max} concurrent requests whose price is known \
+                 only from the response."
+            ),
+            1,
         ),
     }
 }
 
-fn quota_message(QuotaExceeded { quota, resets_at, shortfall }: QuotaExceeded) -> String {
+/// Describes the used quota of `owner`, a client or a user.
+fn quota_message(owner: &str, QuotaExceeded { quota, resets_at, shortfall }: QuotaExceeded) -> String {
     let used = match shortfall {
-        None => format!("This client has used its quota of {quota}."),
+        None => format!("This {owner} has used its quota of {quota}."),
         Some(QuotaShortfall { remaining: left, needed }) => format!(
-            "This client has {} of its quota of {quota} left, and this request may need {}.",
+            "This {owner} has {} of its quota of {quota} left, and this request may need {}.",
             Grouped(left),
             Grouped(needed)
         ),

@@ -66,7 +66,7 @@ impl<C: Connect> Session<C> {
             match client_close {
                 _ if !is_frame_complete => {}
                 (POLICY_VIOLATION, message)
-                    if end == SessionEnd::QuotaExceeded && !upstream_to_client.is_in_message =>
+                    if matches!(end, SessionEnd::QuotaExceeded(_)) && !upstream_to_client.is_in_message =>
                 {
                     put_refusal(&mut to_client.bytes, dialect, end.outcome().as_str(), message);
                 }

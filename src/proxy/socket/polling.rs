@@ -124,8 +124,11 @@ impl<C: Connect> Session<C> {
     /// Processes the buffered bytes of the client.
     fn process_client_bytes(&mut self) -> Option<SessionEvent> {
         let is_metered = self.quota_check_at.is_some() && self.dialect == Dialect::Transcription;
-        if is_metered && !self.from_client.bytes.is_empty() && !self.may_spend() {
-            return Some(SessionEvent::End(SessionEnd::QuotaExceeded));
+        if is_metered
+            && !self.from_client.bytes.is_empty()
+            && let Some(owner) = self.exhausted_quota()
+        {
+            return Some(SessionEvent::End(SessionEnd::QuotaExceeded(owner)));
         }
         let message =
             self.client_to_upstream.process(&mut self.from_client.bytes, &mut self.to_upstream.bytes);
@@ -214,8 +217,8 @@ impl<C: Connect> Session<C> {
         loop {
             let now = clock::instant();
             if self.quota_check_at.is_some_and(|at| at <= now) {
-                if !self.may_spend() {
-                    return Poll::Ready(SessionEvent::End(SessionEnd::QuotaExceeded));
+                if let Some(owner) = self.exhausted_quota() {
+                    return Poll::Ready(SessionEvent::End(SessionEnd::QuotaExceeded(owner)));
                 }
                 self.quota_check_at = Some(now + limits.quota_check_interval);
             }

@@ -62,10 +62,10 @@ impl<C: Connect> Session<C> {
     /// Dropping the future cancels its wait for a key or a connection. The session can then only be ended.
     async fn handle_event(&mut self, event: SessionEvent) -> Option<SessionEnd> {
         match event {
-            SessionEvent::HeldMessage(content) if self.reserve_text_credits(content) => {
-                self.process_message(content).await
-            }
-            SessionEvent::HeldMessage(_) => return Some(SessionEnd::QuotaExceeded),
+            SessionEvent::HeldMessage(content) => match self.reserve_text_credits(content) {
+                Ok(()) => self.process_message(content).await,
+                Err(end) => return Some(end),
+            },
             SessionEvent::Reserved(result) => self.apply_reservation(result).await,
             SessionEvent::Upstream(UpstreamEvent::Message(
                 MessageKind::KeepAlive | MessageKind::UnknownError,

@@ -112,11 +112,12 @@ pub(super) enum SessionEvent {
     End(SessionEnd),
 }
 
-/// Whether the client's credit quota is checked while a session runs. Text-to-speech sessions instead check
-/// the quota before each text is forwarded.
+/// Whether the credit quotas of the client and its user are checked while a session runs. Text-to-speech
+/// sessions instead check the quotas before each text is forwarded.
 fn needs_quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
-    let quota = pooled.and_then(|pooled| pooled.context.retry.client.rules.quota);
-    let has_quota = quota.is_some_and(|quota| quota.unit == QuotaUnit::Credits);
+    let rules = pooled.map(|pooled| &pooled.context.retry.client.rules);
+    let quotas = rules.into_iter().flat_map(|rules| [rules.quota, rules.user_quota]).flatten();
+    let has_quota = quotas.into_iter().any(|quota| quota.unit == QuotaUnit::Credits);
     has_quota && dialect.is_inspected() && !dialect.generates_speech()
 }
 

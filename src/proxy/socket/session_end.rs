@@ -4,6 +4,7 @@
 use super::close_frames::POLICY_VIOLATION;
 use crate::policy::frame::Violation;
 use crate::policy::outcome::Outcome;
+use crate::proxy::client_usage::QuotaOwner;
 
 /// The reason for the end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +21,8 @@ pub(super) enum SessionEnd {
     Idle,
     /// The session has reached its maximum duration.
     MaxDuration,
-    /// The client has used its credit quota.
-    QuotaExceeded,
+    /// The client or its user has used its credit quota.
+    QuotaExceeded(QuotaOwner),
     /// The buffer budget is used up.
     BuffersFull,
     /// The client has sent a close frame while the session was waiting.
@@ -56,8 +57,11 @@ impl SessionEnd {
             Self::BuffersFull => {
                 Some([(1013, "Keychoir has no memory left for this session. Try again later."), (1001, "")])
             }
-            Self::QuotaExceeded => {
+            Self::QuotaExceeded(QuotaOwner::Client) => {
                 Some([(POLICY_VIOLATION, "This client has used its quota of credits."), (1001, "")])
+            }
+            Self::QuotaExceeded(QuotaOwner::User) => {
+                Some([(POLICY_VIOLATION, "This user has used its quota of credits."), (1001, "")])
             }
         }
     }
@@ -73,7 +77,8 @@ impl SessionEnd {
             Self::Shutdown => Outcome::Shutdown,
             Self::Idle => Outcome::Idle,
             Self::MaxDuration => Outcome::MaxDuration,
-            Self::QuotaExceeded => Outcome::ClientQuotaExceeded,
+            Self::QuotaExceeded(QuotaOwner::Client) => Outcome::ClientQuotaExceeded,
+            Self::QuotaExceeded(QuotaOwner::User) => Outcome::UserQuotaExceeded,
             Self::BuffersFull => Outcome::BuffersFull,
         }
     }

@@ -4,30 +4,48 @@
 use std::sync::Arc;
 
 use super::session::{PooledSession, Session};
+use super::session_end::SessionEnd;
 use super::speech_permit::ReservationResult;
 use crate::clock;
 use crate::elevenlabs::socket::{ChargedContent, has_single_use_token};
 use crate::policy::replay::Progress;
 use crate::pool::Reserved;
+use crate::proxy::client_usage::{ClientLimitExceeded, QuotaOwner};
 use crate::telemetry::log_transitions;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
-    /// Reserves the price of all text so far, including the held message, in the client's credit quota.
-    /// Returns whether the quota was sufficient. Concurrent sessions cannot reserve the same credits.
-    pub(super) fn reserve_text_credits(&self, content: ChargedContent) -> bool {
+    /// Reserves the price of all text so far, including the held message, in the credit quotas of the client and
+    /// its user. Concurrent sessions cannot reserve the same credits.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a quota is insufficient, with the end of the session.
+    pub(super) fn reserve_text_credits(&self, content: ChargedContent) -> Result<(), SessionEnd> {
         let Some(PooledSession { context, .. }) = self.pooled.as_ref().filter(|_| content.characters > 0)
         else {
-            return true;
+            return Ok(());
         };
         let total = self.text_price(self.speech.requested_characters.saturating_add(content.characters));
-        context.meta.permits.client.reserve(total, clock::now()).is_ok()
+        context.meta.permits.client.reserve(total, clock::now()).map_err(|exceeded| {
+            SessionEnd::QuotaExceeded(match exceeded {
+                ClientLimitExceeded::UserQuota(_) | ClientLimitExceeded::UserUnpriced { .. } => {
+                    QuotaOwner::User
+                }
+                ClientLimitExceeded::Quota(_)
+                | ClientLimitExceeded::Unpriced { .. }
+                | ClientLimitExceeded::Concurrency { .. }
+                | ClientLimitExceeded::Rate { .. }
+                | ClientLimitExceeded::DirectAccess => QuotaOwner::Client,
+            })
+        })
     }
 
-    /// Charges the session's duration so far, and returns whether the client's credit quota has credits left.
+    /// Charges the session's duration so far, and returns the owner of a credit quota that has no credits left.
     /// A quota of requests does not end a session, which was counted when it started.
-    pub(super) fn may_spend(&mut self) -> bool {
-        self.pooled.is_none() || self.attempt.charge_duration()
+    pub(super) fn exhausted_quota(&mut self) -> Option<QuotaOwner> {
+        self.pooled.as_ref()?;
+        self.attempt.charge_duration()
     }
 
     /// Processes the held message of the client. A message without text is forwarded, unless it names a

@@ -349,6 +349,7 @@ mod tests {
 
     use super::*;
     use crate::elevenlabs::endpoint::Route;
+    use crate::policy::authority::{Authority, Scheme};
     use crate::policy::client::ClientName;
     use crate::policy::outcome::Outcome;
     use crate::policy::units::UnixMs;
@@ -367,6 +368,8 @@ mod tests {
             number: 1,
             started_at: UnixMs(0),
             client: ClientName::new("local"),
+            user: None,
+            authority: Arc::new(Authority::new(Scheme::Http, "localhost", 80, "").unwrap()),
             key: None,
             method: Method::GET,
             route: Route::parse("/v1/voices"),

@@ -9,11 +9,13 @@ use uuid::{Builder, Uuid};
 
 use crate::elevenlabs::affinity::Identifier;
 use crate::elevenlabs::endpoint::Route;
+use crate::policy::authority::Authority;
 use crate::policy::charge::Charge;
 use crate::policy::client::ClientName;
 use crate::policy::outcome::Outcome;
 use crate::policy::units::UnixMs;
 use crate::pool::{Key, OwnershipEntry};
+use crate::proxy::client_usage::RequestUser;
 
 /// A change of the known owner of an identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,10 @@ pub struct AttemptRecord {
     pub started_at: UnixMs,
     /// Name of the client that sent the request.
     pub client: ClientName,
+    /// The end user that the request names. It keeps the user's counters in memory until the record is written.
+    pub user: Option<RequestUser>,
+    /// The host to which the attempt was sent.
+    pub authority: Arc<Authority>,
     /// The key of the pool, or `None` if the client's own key was used.
     pub key: Option<Arc<Key>>,
     /// The HTTP method, or `other` for an extension method.

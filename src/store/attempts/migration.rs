@@ -120,7 +120,9 @@ fn move_step(connection: &Connection) -> Result<bool, rusqlite::Error> {
 /// Moves attempts from `attempt_rows`; returns false if that table is empty.
 fn move_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
     const LAST: &str = "SELECT max(id) FROM (SELECT id FROM attempt_rows ORDER BY id LIMIT ?1)";
-    const MOVE: &str = "INSERT OR IGNORE INTO attempts
+    const MOVE: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash,
+            workspace, method, route, model, status, verdict, request_bytes, response_bytes, characters, audio_ms,
+            credits_reserved, credits, credits_from, first_byte_ms, total_ms)
         SELECT iif(length(id) <> 16, CAST(id AS TEXT), lower(printf('%s-%s-%s-%s-%s', substr(hex(id), 1, 8),
                 substr(hex(id), 9, 4), substr(hex(id), 13, 4), substr(hex(id), 17, 4), substr(hex(id), 21)))),
             request_id, attempt_rows.number, started_at_ms, client, key_hash, workspace, method, route, model, status,
@@ -141,7 +143,9 @@ fn move_shared_rows(connection: &Connection) -> Result<bool, rusqlite::Error> {
             FROM (SELECT number, attempts FROM attempt_sheets ORDER BY number LIMIT ?1))
         WHERE attempts_before < ?1";
     // A row with corrupt JSON must not prevent the other attempts from being moved.
-    const MOVE: &str = "INSERT OR IGNORE INTO attempts
+    const MOVE: &str = "INSERT OR IGNORE INTO attempts (id, request_id, number, started_at_ms, client, key_hash,
+            workspace, method, route, model, status, verdict, request_bytes, response_bytes, characters, audio_ms,
+            credits_reserved, credits, credits_from, first_byte_ms, total_ms)
         SELECT printf('%08x-%04x-%04x-%04x-%04x%08x', started_at_ms >> 16, started_at_ms & 0xffff,
                 0x7000 | ((count >> 30) & 0x0fff), 0x8000 | ((count >> 16) & 0x3fff), count & 0xffff, chance),
             value ->> 2, value ->> 4, started_at_ms, client, key_hash, workspace, method, route, model, status,

@@ -45,6 +45,10 @@ pub struct StoredAttempt {
     pub started_at: UnixMs,
     /// The name of the client.
     pub client: String,
+    /// The fingerprint of the end user, if the client named one.
+    pub user: Option<String>,
+    /// The region of the provider.
+    pub region: Option<String>,
     /// The key's fingerprint, or `own` for a client's own key.
     pub key_hash: String,
     /// The short form of the key, if it is stored.
@@ -91,7 +95,7 @@ pub(super) fn attempts(
 ) -> Result<AttemptPage, rusqlite::Error> {
     const READ: &str = "SELECT id, request_id, number, started_at_ms, client, attempts.key_hash, keys.short_key,
             keys.name, method, route, model, attempts.status, verdict, request_bytes, response_bytes, characters,
-            credits, credits_from, first_byte_ms, total_ms
+            credits, credits_from, first_byte_ms, total_ms, user, region
         FROM attempts LEFT JOIN keys ON keys.key_hash = attempts.key_hash
         WHERE id >= ?1 AND id < ?2 ORDER BY id DESC";
     let (first, end) = id_range(filter.request_id.as_deref());
@@ -169,6 +173,8 @@ fn read_attempt(row: &Row<'_>) -> Result<StoredAttempt, rusqlite::Error> {
         credits_from: row.get(17)?,
         first_byte_ms: optional(18)?,
         total_ms: number(19)?,
+        user: row.get(20)?,
+        region: row.get(21)?,
     })
 }
 
@@ -183,6 +189,10 @@ pub enum HistoryDimension {
     Key,
     /// One sum per client.
     Client,
+    /// One sum per end user of a client.
+    User,
+    /// One sum per region of the provider.
+    Region,
     /// One sum per model.
     Model,
     /// One sum per route.
@@ -191,7 +201,8 @@ pub enum HistoryDimension {
 
 impl HistoryDimension {
     /// All dimensions.
-    pub const ALL: [Self; 6] = [Self::Day, Self::Hour, Self::Key, Self::Client, Self::Model, Self::Route];
+    pub const ALL: [Self; 8] =
+        [Self::Day, Self::Hour, Self::Key, Self::Client, Self::User, Self::Region, Self::Model, Self::Route];
 
     /// The identifier in queries and documents.
     #[must_use]
@@ -201,6 +212,8 @@ impl HistoryDimension {
             Self::Hour => "hour",
             Self::Key => "key",
             Self::Client => "client",
+            Self::User => "user",
+            Self::Region => "region",
             Self::Model => "model",
             Self::Route => "route",
         }
@@ -213,8 +226,18 @@ impl HistoryDimension {
             Self::Hour => "CAST(hour_ms AS TEXT)",
             Self::Key => "key_hash",
             Self::Client => "client",
+            Self::User => "user",
+            Self::Region => "region",
             Self::Model => "model",
             Self::Route => "route",
+        }
+    }
+
+    /// The table with the sums.
+    fn table(self) -> &'static str {
+        match self {
+            Self::User | Self::Region => "user_hours",
+            Self::Day | Self::Hour | Self::Key | Self::Client | Self::Model | Self::Route => "hours",
         }
     }
 
@@ -223,7 +246,7 @@ impl HistoryDimension {
     pub fn is_time(self) -> bool {
         match self {
             Self::Day | Self::Hour => true,
-            Self::Key | Self::Client | Self::Model | Self::Route => false,
+            Self::Key | Self::Client | Self::User | Self::Region | Self::Model | Self::Route => false,
         }
     }
 }
@@ -246,7 +269,7 @@ pub struct UsageFilter {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, model or route; empty for attempts without a model.
+    /// The day, hour, fingerprint, client, user, region, model or route; empty for attempts without one.
     pub group: String,
     /// The short form of the key, for sums by key.
     pub short_key: Option<String>,
@@ -263,18 +286,12 @@ pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec
     let sums = ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
         .map(sum)
         .join(", ");
-    let (expression, order) = match filter.dimension {
-        dimension @ (HistoryDimension::Day | HistoryDimension::Hour) => {
-            (dimension.expression(), "CAST(group_name AS INTEGER) DESC")
-        }
-        dimension @ (HistoryDimension::Key
-        | HistoryDimension::Client
-        | HistoryDimension::Model
-        | HistoryDimension::Route) => (dimension.expression(), "7 DESC, 2 DESC, 1"),
-    };
+    let (expression, table) = (filter.dimension.expression(), filter.dimension.table());
+    let order =
+        if filter.dimension.is_time() { "CAST(group_name AS INTEGER) DESC" } else { "7 DESC, 2 DESC, 1" };
     let sql = format!(
         "SELECT sums.*, keys.short_key, keys.name
-         FROM (SELECT {expression} AS group_name, {sums} FROM hours
+         FROM (SELECT {expression} AS group_name, {sums} FROM {table}
             WHERE hour_ms >= ?1 AND hour_ms < ?2 AND (?3 IS NULL OR client = ?3) GROUP BY 1) AS sums
          LEFT JOIN keys ON keys.key_hash = sums.group_name
          ORDER BY {order} LIMIT ?4"

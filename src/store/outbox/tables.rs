@@ -190,7 +190,7 @@ fn due_events(
     let mut statement = connection.prepare_cached(
         "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method,
             route, model, status, verdict, request_bytes, response_bytes, characters, credits, credits_from,
-            first_byte_ms, total_ms, revision
+            first_byte_ms, total_ms, user, region, revision
          FROM outbox_events JOIN attempts USING (id)
          WHERE coalesce(parked_until_ms, 0) <= ?1
          ORDER BY id LIMIT ?2",
@@ -216,7 +216,9 @@ fn due_events(
             credits_from: row.get(16)?,
             first_byte_ms: row.get(17)?,
             total_ms: row.get(18)?,
-            revision: row.get(19)?,
+            user: row.get(19)?,
+            region: row.get(20)?,
+            revision: row.get(21)?,
         })
     };
     statement.query_map(params![timestamp(now), max_rows], read)?.collect()

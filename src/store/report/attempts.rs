@@ -38,6 +38,10 @@ pub struct AttemptRow {
     pub started_at: UnixMs,
     /// The name of the client.
     pub client: String,
+    /// The fingerprint of the end user, if the client named one.
+    pub user: Option<String>,
+    /// The region of the provider.
+    pub region: Option<String>,
     /// The fingerprint of the key; `own` for a client's own key.
     pub key_hash: String,
     /// The short form of the key, if it is stored.
@@ -106,19 +110,23 @@ impl UsageReader {
         period: Range<UnixMs>,
         dimension: UsageDimension,
     ) -> Result<Vec<FailureCount>, ReadError> {
+        self.check_dimension(dimension)?;
         self.count_failures(period, dimension).map_err(|source| read_error(self.path.clone(), source))
     }
 
     fn select_attempts(&self, query: &AttemptQuery) -> Result<Vec<AttemptRow>, rusqlite::Error> {
         // The id is the primary key and begins with the time, so that only the selected part is read.
-        let sql = "SELECT attempts.id, request_id, number, started_at_ms, client, attempts.key_hash, keys.short_key,
+        let users = if self.has_users { "user, region" } else { "NULL, NULL" };
+        let sql = format!(
+            "SELECT attempts.id, request_id, number, started_at_ms, client, attempts.key_hash, keys.short_key,
                 keys.name, attempts.workspace, method, route, model, attempts.status, verdict, request_bytes,
-                response_bytes, characters, credits, credits_from, first_byte_ms, total_ms
+                response_bytes, characters, credits, credits_from, first_byte_ms, total_ms, {users}
              FROM attempts LEFT JOIN keys ON keys.key_hash = attempts.key_hash
              WHERE attempts.id >= :first_id AND (:request IS NULL OR request_id = :request)
                 AND (NOT :failed OR verdict <> 'served') AND started_at_ms + total_ms >= :ended_since
-             ORDER BY attempts.id DESC LIMIT :limit";
-        let mut statement = self.connection.prepare_cached(sql)?;
+             ORDER BY attempts.id DESC LIMIT :limit"
+        );
+        let mut statement = self.connection.prepare_cached(&sql)?;
         let rows = statement.query_map(
             named_params! {
                 ":first_id": first_id(query.started_since),
@@ -198,5 +206,7 @@ fn read_attempt(row: &Row<'_>) -> Result<AttemptRow, rusqlite::Error> {
         credits_from: row.get(18)?,
         first_byte_ms: optional_amount(19)?,
         total_ms: amount(20)?,
+        user: row.get(21)?,
+        region: row.get(22)?,
     })
 }

@@ -15,7 +15,7 @@ fn create_database(folder: &Path) -> UsageReader {
     let insert = |at: u64, number: u64, request: &str, status: Option<u16>, verdict: &str, total_ms: u64| {
         let id = crate::proxy::AttemptRecord::new_id(UnixMs(at)).to_string();
         let sql = "INSERT INTO attempts VALUES (?1, ?2, ?3, ?4, 'app', ?5, NULL, 'POST', '/v1/x', 'm', ?6, ?7, 1, 2,
-            NULL, NULL, NULL, 3, 'answer', NULL, ?8)";
+            NULL, NULL, NULL, 3, 'answer', NULL, ?8, NULL, 'eu')";
         let hash = "5".repeat(64);
         database
             .connection

@@ -3,6 +3,8 @@
 
 use super::sums::query_rows;
 use super::*;
+use crate::proxy::RequestUser;
+use crate::secret::UserFingerprint;
 
 fn write(database: &mut Database, records: &[AttemptRecord]) {
     super::write(database, records, MirrorScope::Nothing);
@@ -23,6 +25,7 @@ fn each_column_has_the_value_of_its_record() {
         request_id: "a \"quoted\" name of ÄÖ 😀".into(),
         number: 2,
         client: ClientName::new("phone"),
+        user: Some(RequestUser::new(UserFingerprint::new("phone", b"alice"))),
         credits_reserved: Some(9),
         characters: Some(8),
         audio: Some(Duration::from_secs(3)),
@@ -53,15 +56,17 @@ fn each_column_has_the_value_of_its_record() {
             format!(
                 "[Text({:?}) Text({:?}) Integer(2) Integer({}) Text(\"phone\") Text(\"{hash}\") Null Text(\"POST\") \
                  Text(\"/v1/text-to-speech/{{id}}\") Text(\"eleven_v3\") Integer(200) Text(\"served\") Integer(10) \
-                 Integer(11) Integer(8) Integer(3000) Integer(9) Integer(7) Text(\"answer\") Integer(3) Integer(4)]",
+                 Integer(11) Integer(8) Integer(3000) Integer(9) Integer(7) Text(\"answer\") Integer(3) Integer(4) \
+                 Text(\"{}\") Text(\"global\")]",
                 full.id.to_string(),
                 &*full.request_id,
-                NOW.0
+                NOW.0,
+                UserFingerprint::new("phone", b"alice")
             ),
             format!(
                 "[Text({:?}) Text(\"request\") Integer(1) Integer({}) Text(\"local\") Text(\"own\") Null Text(\"POST\") \
                  Text(\"/v1/text-to-speech/{{id}}\") Null Null Text(\"served\") Integer(1) Integer(2) Null Null Null \
-                 Integer({}) Text(\"unknown\") Null Integer({})]",
+                 Integer({}) Text(\"unknown\") Null Integer({}) Null Text(\"global\")]",
                 bare.id.to_string(),
                 NOW.0,
                 1_i64 << 48,

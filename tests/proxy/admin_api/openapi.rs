@@ -121,11 +121,21 @@ async fn errors_and_filled_documents_match_their_schemas() {
         ("/usage", "usage?by=key".to_owned()),
         ("/usage", "usage?by=hour".to_owned()),
         ("/usage", "usage?by=model".to_owned()),
+        ("/usage", "usage?by=user".to_owned()),
+        ("/usage", "usage?by=region".to_owned()),
         ("/usage", "usage?by=nothing".to_owned()),
         ("/attempts", "attempts?failed=false".to_owned()),
     ] {
         let response = send(&proxy, Method::GET, &target, None).await;
         check_response(&document, &operation(path, "get"), &target, response).await;
+    }
+    let of_user = |user| {
+        request(&proxy, Method::GET, "me").bearer_auth(CLIENT_TOKEN).header("x-keychoir-user", user).send()
+    };
+    for (user, status) in [("alice", 200), ("", 400)] {
+        let response = of_user(user).await.unwrap();
+        assert_eq!(response.status(), status);
+        check_response(&document, &operation("/me", "get"), "me of a user", response).await;
     }
     let unauthorized = request(&proxy, Method::GET, "keys").send().await.unwrap();
     check_response(&document, &operation("/keys", "get"), "without a token", unauthorized).await;

@@ -75,6 +75,33 @@ async fn attempts_are_listed_and_summed() {
     let by_key = read(&proxy, "usage?by=key&client=app&since=1h").await;
     assert_eq!(by_key["usage"][0]["key_id"], key_id(SECOND_KEY));
     assert_eq!(read(&proxy, "usage?client=other").await["usage"], json!([]));
+    let by_region = read(&proxy, "usage?by=region").await;
+    assert_eq!(
+        (&by_region["usage"][0]["region"], &by_region["usage"][0]["attempts"]),
+        (&json!("127.0.0.1"), &json!(2))
+    );
+    assert_eq!((&second["region"], &second["user"]), (&json!("127.0.0.1"), &json!(null)));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn users_are_listed_by_their_fingerprints() {
+    let (proxy, _) = start_admin_proxy_with(|config| {
+        config.clients[0].rules.user_quota = Some("3 requests per day".parse().unwrap());
+    })
+    .await;
+    let body = json!({"text": "hello"});
+    let speech = proxy.request(Method::POST, crate::support::SPEECH_PATH, CLIENT_TOKEN).json(&body);
+    assert_eq!(speech.header("x-keychoir-user", "alice").send().await.unwrap().status(), 200);
+    let fingerprint = keychoir::secret::UserFingerprint::new("app", b"alice").to_string();
+    let page = wait_for_attempts(&proxy, 1).await;
+    assert_eq!(page["attempts"][0]["user"], fingerprint);
+    let by_user = read(&proxy, "usage?by=user").await;
+    assert_eq!(
+        (&by_user["usage"][0]["user"], &by_user["usage"][0]["credits"]),
+        (&json!(fingerprint), &json!(5))
+    );
+    assert_eq!(read(&proxy, "clients/app").await["user_quota"], "3 requests per day");
     proxy.close().await;
 }
 
@@ -111,7 +138,7 @@ async fn wrong_parameters_are_refused_with_advice() {
         ("attempts?limit=1001", "invalid_parameter", "1 to 1000"),
         ("attempts?limit=1&limit=2", "repeated_parameter", "`limit`"),
         ("attempts?failed=maybe", "invalid_parameter", "true or false"),
-        ("usage?by=user", "invalid_parameter", "day, hour, key, client, model, route"),
+        ("usage?by=users", "invalid_parameter", "day, hour, key, client, user, region, model, route"),
         ("usage?since=soon", "invalid_parameter", "7d"),
         ("overview?x=1", "unknown_parameter", "None is allowed"),
     ] {

@@ -6,6 +6,7 @@ use crate::policy::client::{Client, Clients, ConfiguredClient, Rules};
 use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::proxy::UsageTotals;
+use crate::secret::UserFingerprint;
 
 #[derive(Serialize)]
 pub(in crate::admin::api) struct ClientDocument {
@@ -35,11 +36,24 @@ pub(in crate::admin::api) struct OwnDocument {
     limits: LimitsDocument,
     requests: UsageByPeriod,
     credits: UsageByPeriod,
+    /// The end user that the request names.
+    user: Option<UserDocument>,
+}
+
+#[derive(Serialize)]
+struct UserDocument {
+    /// The fingerprint of the user's id.
+    id: String,
+    quota: Option<QuotaDocument>,
+    requests: UsageByPeriod,
+    credits: UsageByPeriod,
 }
 
 #[derive(Serialize)]
 struct LimitsDocument {
     quota: Option<QuotaDocument>,
+    /// The quota of each end user, in the notation of the configuration.
+    user_quota: Option<String>,
     rate_limit: Option<String>,
     max_concurrent: Option<u32>,
     /// Prefixes of the paths that it may use; empty for all.
@@ -99,19 +113,32 @@ pub(in crate::admin::api) fn client(
     }
 }
 
-/// The document that a client reads about itself.
-pub(in crate::admin::api) fn me(client: &Client, used: &UsageTotals, now: UnixMs) -> OwnDocument {
+/// The document that a client reads about itself, and about the end user that it names.
+pub(in crate::admin::api) fn me(
+    client: &Client,
+    used: &UsageTotals,
+    user: Option<(UserFingerprint, UsageTotals)>,
+    now: UnixMs,
+) -> OwnDocument {
+    let user = user.map(|(fingerprint, used)| UserDocument {
+        id: fingerprint.to_string(),
+        quota: client.rules.user_quota.map(|limit| quota(limit, &used, now)),
+        requests: totals(used.requests),
+        credits: totals(used.credits),
+    });
     OwnDocument {
         client: client.name.as_str().to_owned(),
         limits: limits(&client.rules, used, now),
         requests: totals(used.requests),
         credits: totals(used.credits),
+        user,
     }
 }
 
 fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
     LimitsDocument {
         quota: rules.quota.map(|limit| quota(limit, used, now)),
+        user_quota: rules.user_quota.map(|limit| limit.to_string()),
         rate_limit: rules.rate_limit.map(|limit| limit.to_string()),
         max_concurrent: rules.max_concurrent,
         paths: rules.paths.clone(),

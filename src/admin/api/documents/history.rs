@@ -102,6 +102,8 @@ fn attempt(attempt: &StoredAttempt) -> Value {
         "number": attempt.number,
         "started_at": attempt.started_at.rfc3339(),
         "client": attempt.client,
+        "user": attempt.user,
+        "region": attempt.region,
         "key_id": key_id(&attempt.key_hash),
         "short_key": attempt.short_key,
         "key_name": attempt.key_name,

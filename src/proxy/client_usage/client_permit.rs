@@ -1,0 +1,183 @@
+//! The permit of a request under its client's limits: it counts as a concurrent request, and against the quotas
+//! of the client and of its user. Both are charged the same amounts.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::counters::{AdmissionRequest, ClientCounters, ClientLimitExceeded, QuotaOwner};
+use super::permit::{LatePrice, QuotaPermit, ReservationRefused};
+use super::users::RequestUser;
+use crate::policy::charge::{Billing, Charge, ChargeOutcome};
+use crate::policy::client_quota::{ClientQuota, QuotaExceeded};
+use crate::policy::units::UnixMs;
+
+/// A client's request in progress.
+///
+/// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
+/// not charged.
+#[derive(Debug)]
+pub(in crate::proxy) struct ClientPermit {
+    counters: Arc<ClientCounters>,
+    client: QuotaPermit,
+    /// The user's permit, if the client has a quota per user and the request names its user.
+    user: Option<QuotaPermit>,
+}
+
+impl ClientPermit {
+    /// Creates the permit of a request that was added to the client's requests in progress.
+    pub(super) fn new(
+        counters: Arc<ClientCounters>,
+        quota: Option<ClientQuota>,
+        admission: AdmissionRequest,
+    ) -> Self {
+        let client = QuotaPermit::new(Arc::clone(&counters.usage), quota, admission);
+        Self { counters, client, user: None }
+    }
+
+    pub(super) fn quota_permit(&self) -> &QuotaPermit {
+        &self.client
+    }
+
+    /// Admits the request by the quota of its user. A request that is not free is counted here.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the user's quota is used up.
+    pub(in crate::proxy) fn admit_user(
+        &mut self,
+        user: &RequestUser,
+        quota: ClientQuota,
+        admission: AdmissionRequest,
+        now: UnixMs,
+    ) -> Result<(), ClientLimitExceeded> {
+        let Some(counters) = user.counters() else { return Ok(()) };
+        let permit = QuotaPermit::new(Arc::clone(counters), Some(quota), admission);
+        permit.check(now).map_err(ClientLimitExceeded::UserQuota)?;
+        permit.count_at_admission(now).map_err(ClientLimitExceeded::UserQuota)?;
+        self.user = Some(permit);
+        Ok(())
+    }
+
+    /// How the provider bills the request.
+    pub(in crate::proxy) fn billing(&self) -> Billing {
+        self.client.billing
+    }
+
+    /// Whether the request counts against a credit quota, so that its price should be known before it is sent.
+    pub(in crate::proxy) fn needs_price(&self) -> bool {
+        self.client.needs_price() || self.user.as_ref().is_some_and(QuotaPermit::needs_price)
+    }
+
+    /// Reserves the request's maximum cost: `total` credits since its start, including earlier reservations.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a quota has fewer credits left. Earlier reservations are kept.
+    pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
+        let reserve = |permit: &QuotaPermit| permit.reserve(total, now).map_err(ReservationRefused::from);
+        self.for_each_quota(reserve)
+    }
+
+    /// Reserves credits for a request of unknown price; see [`QuotaPermit::reserve_unpriced`].
+    ///
+    /// # Errors
+    ///
+    /// Fails when a quota is used up, or `max` requests of unknown price are in progress.
+    pub(in crate::proxy) fn reserve_unpriced(
+        &self,
+        amount: u64,
+        max: u32,
+        now: UnixMs,
+    ) -> Result<(), ClientLimitExceeded> {
+        self.for_each_quota(|permit| permit.reserve_unpriced(amount, max, now))
+    }
+
+    fn for_each_quota(
+        &self,
+        reserve: impl Fn(&QuotaPermit) -> Result<(), ReservationRefused>,
+    ) -> Result<(), ClientLimitExceeded> {
+        reserve(&self.client).map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))?;
+        let Some(user) = &self.user else { return Ok(()) };
+        reserve(user).map_err(|refused| limit_exceeded(refused, QuotaOwner::User))
+    }
+
+    /// Returns the owner of the quota that does not let a running session use more credits. A session may use
+    /// more if some are reserved for it or left in the quota.
+    pub(in crate::proxy) fn exhausted_quota(&self, now: UnixMs) -> Option<QuotaOwner> {
+        if !self.client.may_spend(now) {
+            return Some(QuotaOwner::Client);
+        }
+        self.user.as_ref().filter(|user| !user.may_spend(now)).map(|_| QuotaOwner::User)
+    }
+
+    /// Charges an attempt; see [`QuotaPermit::charge`]. Returns the charge to each quota.
+    pub(in crate::proxy) fn charge(
+        &self,
+        outcome: ChargeOutcome,
+        reported: Option<u64>,
+        now: UnixMs,
+    ) -> Charge {
+        self.apply(|permit| permit.charge(outcome, reported, now))
+    }
+
+    /// Counts a served session as a request. Its credits are charged while it runs.
+    pub(in crate::proxy) fn count_session(&self, now: UnixMs) -> Charge {
+        self.apply(|permit| permit.count_session(now))
+    }
+
+    /// Charges a running session so that its total since its start is `total` credits.
+    pub(in crate::proxy) fn charge_up_to(&self, total: u64, now: UnixMs) -> Charge {
+        self.apply(|permit| permit.charge_up_to(total, now))
+    }
+
+    /// Applies a charge to both quotas. The permits have the same reservations, so both charges are equal.
+    fn apply(&self, charge: impl Fn(&QuotaPermit) -> Charge) -> Charge {
+        if let Some(user) = &self.user {
+            charge(user);
+        }
+        charge(&self.client)
+    }
+
+    /// Returns the data for correcting the charges, if the price becomes known after the request has ended.
+    pub(in crate::proxy) fn late_price(&self) -> RequestLatePrice {
+        RequestLatePrice {
+            client: self.client.late_price(),
+            user: self.user.as_ref().map(QuotaPermit::late_price),
+        }
+    }
+}
+
+impl Drop for ClientPermit {
+    fn drop(&mut self) {
+        self.counters.in_progress.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn limit_exceeded(refused: ReservationRefused, owner: QuotaOwner) -> ClientLimitExceeded {
+    let quota = |exceeded: QuotaExceeded| match owner {
+        QuotaOwner::Client => ClientLimitExceeded::Quota(exceeded),
+        QuotaOwner::User => ClientLimitExceeded::UserQuota(exceeded),
+    };
+    match (refused, owner) {
+        (ReservationRefused::Quota(exceeded), _) => quota(exceeded),
+        (ReservationRefused::Unpriced { max }, QuotaOwner::Client) => ClientLimitExceeded::Unpriced { max },
+        (ReservationRefused::Unpriced { max }, QuotaOwner::User) => ClientLimitExceeded::UserUnpriced { max },
+    }
+}
+
+/// The charges of an ended request whose price may still be reported.
+#[derive(Debug)]
+pub(in crate::proxy) struct RequestLatePrice {
+    client: LatePrice,
+    user: Option<LatePrice>,
+}
+
+impl RequestLatePrice {
+    /// Replaces the charges with the reported price of `credits`. Returns the new charge.
+    pub(in crate::proxy) fn replace_charge(self, credits: u64, now: UnixMs) -> u64 {
+        if let Some(user) = self.user {
+            user.replace_charge(credits, now);
+        }
+        self.client.replace_charge(credits, now)
+    }
+}

@@ -1,0 +1,350 @@
+//! Tests of quotas per user with a usage store in memory. A usage record is written when it is dropped, as in
+//! the usage store.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+use tokio::runtime::{self, Runtime};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::policy::charge::{Billing, ChargeOutcome};
+use crate::policy::client::{AnonymousAccess, Client, Clients, Rules};
+use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit};
+use crate::proxy::client_usage::{AdmissionRequest, ClientLimitExceeded, ClientPermit, ClientUsage};
+
+const NOW: UnixMs = UnixMs(1_796_000_000_000);
+const METERED: AdmissionRequest = AdmissionRequest {
+    billing: Billing::Metered,
+    grants_direct_access: false,
+    is_charged: true,
+    max_concurrent: 10_000,
+};
+/// The quota of the users in these tests: 3 requests.
+const QUOTA: ClientQuota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Total };
+
+/// The usage of users in the usage store.
+#[derive(Debug)]
+struct StoredUsers {
+    requests: Mutex<HashMap<UserFingerprint, u64>>,
+    reads: AtomicUsize,
+    /// A read waits for a permit.
+    read_permits: Semaphore,
+}
+
+impl StoredUsers {
+    fn new(read_permits: usize) -> Arc<Self> {
+        let read_permits = Semaphore::new(read_permits);
+        Arc::new(Self { requests: Mutex::default(), reads: AtomicUsize::new(0), read_permits })
+    }
+
+    fn add(&self, user: UserFingerprint, requests: u64) {
+        *self.requests.lock().unwrap().entry(user).or_default() += requests;
+    }
+
+    fn requests_of(&self, user: UserFingerprint) -> u64 {
+        self.requests.lock().unwrap().get(&user).copied().unwrap_or(0)
+    }
+}
+
+impl UserUsageReader for StoredUsers {
+    fn read_user_usage<'a>(
+        &'a self,
+        client: &'a ClientName,
+        user: UserFingerprint,
+        _: UnixMs,
+    ) -> UserUsageFuture<'a> {
+        Box::pin(async move {
+            self.reads.fetch_add(1, Ordering::AcqRel);
+            let _permit = self.read_permits.acquire().await.map_err(|_| UserUsageUnavailable)?;
+            let requests = self.requests_of(user);
+            Ok(UsageTotals { client: client.clone(), requests: [requests; 3], credits: [0; 3] })
+        })
+    }
+}
+
+/// Clients with a quota per user, whose usage is in `store`.
+struct Setup {
+    store: Arc<StoredUsers>,
+    usage: ClientUsage,
+    client: Client,
+}
+
+impl Setup {
+    fn new(store: Arc<StoredUsers>) -> Self {
+        let clients = Clients::new(Vec::new(), AnonymousAccess::Refused);
+        let reader: Arc<dyn UserUsageReader> = store.clone();
+        let usage = ClientUsage::new(&clients, &[], reader, NOW);
+        let rules = Rules { user_quota: Some(QUOTA), ..Rules::default() };
+        Self { store, usage, client: Client { name: ClientName::new("local"), rules } }
+    }
+
+    async fn load(&self, user: UserFingerprint, max: usize) -> Result<RequestUser, UserUsageUnavailable> {
+        self.usage.load_user(&self.client.name, user, max, NOW).await
+    }
+
+    /// Admits a request of a user.
+    async fn admit(
+        &self,
+        user: u64,
+        max_cached: usize,
+    ) -> Result<(ClientPermit, RequestUser), ClientLimitExceeded> {
+        let user = self.load(user_number(user), max_cached).await.unwrap();
+        let mut permit = self.usage.admit(&self.client, METERED, NOW)?;
+        permit.admit_user(&user, QUOTA, METERED, NOW)?;
+        Ok((permit, user))
+    }
+
+    /// Ends a request, and returns its record, which keeps the user in memory.
+    fn end(&self, (permit, user): (ClientPermit, RequestUser), outcome: ChargeOutcome) -> Record {
+        let requests = permit.charge(outcome, None, NOW).requests;
+        Record { store: Arc::clone(&self.store), user, requests }
+    }
+
+    fn users_in_memory(&self) -> usize {
+        self.usage.by_name[&self.client.name].users().len()
+    }
+}
+
+/// A usage record, which is written when it is dropped.
+struct Record {
+    store: Arc<StoredUsers>,
+    user: RequestUser,
+    requests: u64,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.store.add(self.user.fingerprint(), self.requests);
+    }
+}
+
+fn user_number(number: u64) -> UserFingerprint {
+    UserFingerprint::new("local", &number.to_be_bytes())
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime: Runtime = runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(future)
+}
+
+#[test]
+fn the_fourth_request_of_a_user_is_refused_and_another_user_is_admitted() {
+    let setup = Setup::new(StoredUsers::new(1));
+    setup.store.add(user_number(1), 1);
+    block_on(async {
+        for _ in 0..2 {
+            drop(setup.end(setup.admit(1, 10).await.unwrap(), ChargeOutcome::Served));
+        }
+        let refused = setup.admit(1, 10).await.unwrap_err();
+        assert!(matches!(refused, ClientLimitExceeded::UserQuota(_)), "{refused:?}");
+        let other = setup.admit(2, 10).await.unwrap();
+        // A refusal of the provider costs nothing.
+        drop(setup.end(other, ChargeOutcome::Refused));
+        assert_eq!(setup.store.requests_of(user_number(1)), 3);
+        assert_eq!(setup.store.requests_of(user_number(2)), 0);
+        let used = setup.usage.used_by_user(&setup.client, user_number(1), 10, NOW).await.unwrap();
+        assert_eq!(used.requests, [3; 3]);
+    });
+    assert_eq!(setup.store.reads.load(Ordering::Acquire), 2, "each user must be read once");
+}
+
+#[test]
+fn a_refused_request_of_a_user_leaves_the_quota_of_its_client() {
+    let setup = Setup::new(StoredUsers::new(1));
+    setup.store.add(user_number(1), 3);
+    block_on(async {
+        assert!(setup.admit(1, 10).await.is_err());
+    });
+    assert_eq!(setup.usage.used(&setup.client.name, NOW).requests, [0; 3]);
+}
+
+#[test]
+fn idle_users_above_the_maximum_are_removed_from_memory() {
+    let setup = Setup::new(StoredUsers::new(1));
+    block_on(async {
+        let mut records = Vec::new();
+        for user in 0..5_000 {
+            let record = setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served);
+            // Every hundredth record is not written yet.
+            if user % 100 == 0 {
+                records.push(record);
+            }
+            assert!(setup.users_in_memory() <= 100 + 4 * records.len(), "{}", setup.users_in_memory());
+        }
+        // Unwritten users are in memory, so they need no read and no quota is forgotten.
+        let reads = setup.store.reads.load(Ordering::Acquire);
+        assert_eq!(reads, 5_000);
+        for user in (0..5_000).step_by(100) {
+            drop(setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
+        }
+        assert_eq!(setup.store.reads.load(Ordering::Acquire), reads);
+        drop(records);
+        for user in 10_000..10_300 {
+            drop(setup.end(setup.admit(user, 100).await.unwrap(), ChargeOutcome::Served));
+        }
+        assert!(setup.users_in_memory() <= 100, "written users must be removed");
+    });
+}
+
+#[test]
+fn concurrent_first_requests_of_a_user_share_one_read() {
+    let store = StoredUsers::new(0);
+    let setup = Setup::new(Arc::clone(&store));
+    store.add(user_number(1), 2);
+    block_on(async {
+        let admit_all = async {
+            let (first, second, third) =
+                tokio::join!(setup.admit(1, 1), setup.admit(1, 1), setup.admit(1, 1));
+            let admitted = [first, second, third].into_iter().filter(Result::is_ok).count();
+            assert_eq!(admitted, 1, "the user has one request left");
+        };
+        let release = async {
+            tokio::task::yield_now().await;
+            store.read_permits.add_permits(1);
+        };
+        tokio::join!(admit_all, release);
+    });
+    assert_eq!(store.reads.load(Ordering::Acquire), 1);
+}
+
+#[test]
+fn a_request_whose_read_fails_is_refused_and_the_next_one_reads_again() {
+    let store = StoredUsers::new(1);
+    let setup = Setup::new(Arc::clone(&store));
+    let failing = Setup::new(Arc::new(StoredUsers {
+        requests: Mutex::default(),
+        reads: AtomicUsize::new(0),
+        read_permits: {
+            let closed = Semaphore::new(0);
+            closed.close();
+            closed
+        },
+    }));
+    block_on(async {
+        for reads in 1..3 {
+            assert_eq!(failing.load(user_number(1), 10).await.unwrap_err(), UserUsageUnavailable);
+            assert_eq!(failing.store.reads.load(Ordering::Acquire), reads);
+        }
+        assert!(setup.load(user_number(1), 10).await.is_ok());
+    });
+}
+
+#[test]
+fn a_reload_without_a_quota_per_user_forgets_the_users() {
+    let client = |user_quota| {
+        let rules = Rules { user_quota, ..Rules::default() };
+        let client = Client { name: ClientName::new("app"), rules };
+        Clients::new(
+            vec![(client, crate::secret::TokenFingerprint::new("t").into())],
+            AnonymousAccess::Refused,
+        )
+    };
+    let store = StoredUsers::new(1);
+    let reader: Arc<dyn UserUsageReader> = store.clone();
+    let usage = ClientUsage::new(&client(Some(QUOTA)), &[], reader, NOW);
+    let app = ClientName::new("app");
+    block_on(async {
+        for (user_quota, reads) in [(Some(QUOTA), 1), (None, 2)] {
+            usage.load_user(&app, user_number(1), 10, NOW).await.unwrap();
+            let reloaded = usage.with_clients(&client(user_quota));
+            reloaded.load_user(&app, user_number(1), 10, NOW).await.unwrap();
+            assert_eq!(store.reads.load(Ordering::Acquire), reads);
+        }
+    });
+}
+
+/// An event in the lifecycle of a user's request.
+#[derive(Clone, Debug)]
+enum Step {
+    Begin(u64),
+    End(usize, bool),
+    Write(usize),
+    Disconnect(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = 0..6_usize;
+    prop_oneof![
+        4 => (0..7_u64).prop_map(Step::Begin),
+        3 => (index.clone(), any::<bool>()).prop_map(|(index, is_served)| Step::End(index, is_served)),
+        3 => index.clone().prop_map(Step::Write),
+        1 => index.prop_map(Step::Disconnect),
+    ]
+}
+
+proptest! {
+    /// In any order of requests, writes and removals from a small table, every user gets exactly its quota.
+    #[test]
+    fn each_user_gets_exactly_its_quota(steps in prop::collection::vec(step(), 0..150), max in 1..5_usize) {
+        let setup = Setup::new(StoredUsers::new(1));
+        let (mut running, mut unwritten) = (Vec::new(), Vec::new());
+        let (mut charged, mut in_progress) = ([0_u64; 7], [0_u64; 7]);
+        block_on(async {
+            for step in steps {
+                match step {
+                    Step::Begin(user) => {
+                        let index = usize::try_from(user).unwrap();
+                        let has_quota = charged[index] + in_progress[index] < QUOTA.amount;
+                        match setup.admit(user, max).await {
+                            Ok(request) => {
+                                prop_assert!(has_quota, "user {user} exceeds its quota");
+                                in_progress[index] += 1;
+                                running.push((index, request));
+                            }
+                            Err(_) => prop_assert!(!has_quota, "user {user} has quota left"),
+                        }
+                    }
+                    Step::End(at, is_served) if at < running.len() => {
+                        let (index, request) = running.swap_remove(at);
+                        in_progress[index] -= 1;
+                        charged[index] += u64::from(is_served);
+                        let outcome = if is_served { ChargeOutcome::Served } else { ChargeOutcome::Refused };
+                        unwritten.push(setup.end(request, outcome));
+                    }
+                    Step::Write(at) if at < unwritten.len() => drop(unwritten.swap_remove(at)),
+                    Step::Disconnect(at) if at < running.len() => {
+                        in_progress[running[at].0] -= 1;
+                        drop(running.swap_remove(at));
+                    }
+                    Step::End(..) | Step::Write(_) | Step::Disconnect(_) => {}
+                }
+            }
+            Ok(())
+        })?;
+        drop((running, unwritten));
+        for (user, charged) in (0..).zip(charged) {
+            prop_assert_eq!(setup.store.requests_of(user_number(user)), charged);
+        }
+    }
+}
+
+#[test]
+fn parallel_requests_of_random_users_exceed_no_quota_and_no_memory() {
+    let setup = Setup::new(StoredUsers::new(4));
+    let (served, largest) = (AtomicU64::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..8_u64 {
+            let (setup, served, largest) = (&setup, &served, &largest);
+            scope.spawn(move || {
+                block_on(async {
+                    for turn in 0..600_u64 {
+                        // Twenty users that all threads share, and one that nobody names again.
+                        let user = if turn % 3 == 0 { 1_000 + thread * 1_000 + turn } else { turn % 20 };
+                        if let Ok(request) = setup.admit(user, 8).await {
+                            drop(setup.end(request, ChargeOutcome::Served));
+                            served.fetch_add(1, Ordering::AcqRel);
+                        }
+                        largest.fetch_max(setup.users_in_memory(), Ordering::AcqRel);
+                    }
+                });
+            });
+        }
+    });
+    for user in 0..20 {
+        assert_eq!(setup.store.requests_of(user_number(user)), 3, "user {user}");
+    }
+    assert_eq!(served.into_inner(), 20 * 3 + 8 * 200);
+    assert!(largest.into_inner() <= 8 + 4 * 8);
+}
