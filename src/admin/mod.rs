@@ -37,6 +37,7 @@ use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
+use api::AdminTokenCheck;
 pub use api::{ApiBody, AuthFailureTable, EventSource, meaning, record_change_event};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
@@ -153,7 +154,10 @@ impl Admin {
         };
         let refusal = match page_access(is_public, peer) {
             PageAccess::Open => None,
-            PageAccess::Client if self.has_admin_token(headers) => None,
+            PageAccess::Client if !self.config.load().clients.require_token() => None,
+            PageAccess::Client if self.check_admin_token(headers, peer, now) == AdminTokenCheck::Accepted => {
+                None
+            }
             PageAccess::Client => match self.authenticate_client(uri, headers, now) {
                 // A client with allowed paths may read the state of the pool only if they include the page.
                 Ok(client) if client.rules.permit(uri.path()) => None,

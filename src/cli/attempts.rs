@@ -14,7 +14,7 @@ use super::table::{Alignment, Table, abbreviate, truncate};
 use super::{CommandResult, build_runtime, fail, print, print_error};
 use crate::clock;
 use crate::policy::units::UnixMs;
-use crate::store::{AttemptQuery, AttemptRow, UsageReader};
+use crate::store::{AttemptQuery, StoredAttempt, UsageReader};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let reader = database.open()?;
     let query = AttemptQuery {
         request_id: request,
-        only_failed: failed,
+        failed_only: failed,
         limit: usize::try_from(limit).unwrap_or(usize::MAX),
         ..AttemptQuery::default()
     };
@@ -92,7 +92,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     Ok(())
 }
 
-fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<AttemptRow>, std::process::ExitCode> {
+fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, std::process::ExitCode> {
     reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
 }
 
@@ -110,9 +110,9 @@ struct PrintedAttempts {
 impl PrintedAttempts {
     /// Returns the attempts that were not printed, and forgets those that ended before `ended_since`, which are
     /// not read again.
-    fn retain_new(&mut self, attempts: Vec<AttemptRow>, ended_since: UnixMs) -> Vec<AttemptRow> {
+    fn retain_new(&mut self, attempts: Vec<StoredAttempt>, ended_since: UnixMs) -> Vec<StoredAttempt> {
         self.ends.retain(|_, end| *end >= ended_since);
-        let is_new = |attempt: &AttemptRow| {
+        let is_new = |attempt: &StoredAttempt| {
             let end = attempt.started_at.plus(Duration::from_millis(attempt.total_ms));
             self.ends.insert(attempt.id.clone(), end).is_none()
         };
@@ -158,7 +158,7 @@ async fn follow_attempts(
 const WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
 const TITLES: [&str; 6] = ["started", "key", "status", "outcome", "credits", "route"];
 
-fn cells(attempt: &AttemptRow) -> [String; 6] {
+fn cells(attempt: &StoredAttempt) -> [String; 6] {
     let started_at = attempt.started_at.rfc3339_seconds();
     let started_at = started_at.get(5..19).unwrap_or(&started_at).replace('T', " ");
     let key = match (&attempt.key_name, &attempt.short_key) {
@@ -172,13 +172,13 @@ fn cells(attempt: &AttemptRow) -> [String; 6] {
         started_at,
         truncate(key, WIDTHS[1]),
         status,
-        truncate(&attempt.verdict.replace('_', " "), WIDTHS[3]),
+        truncate(&attempt.outcome.replace('_', " "), WIDTHS[3]),
         abbreviate(attempt.credits),
         truncate(route, WIDTHS[5]),
     ]
 }
 
-fn format_table(attempts: &[AttemptRow]) -> String {
+fn format_table(attempts: &[StoredAttempt]) -> String {
     let alignments = [
         Alignment::Left,
         Alignment::Left,
@@ -199,7 +199,7 @@ fn format_titles() -> String {
 }
 
 /// Formats one attempt in columns of fixed widths.
-fn format_line(attempt: &AttemptRow) -> String {
+fn format_line(attempt: &StoredAttempt) -> String {
     format_columns(&cells(attempt))
 }
 
@@ -210,7 +210,7 @@ fn format_columns([started_at, key, status, outcome, credits, route]: &[String; 
     )
 }
 
-fn format_details(attempt: &AttemptRow) -> String {
+fn format_details(attempt: &StoredAttempt) -> String {
     let status = attempt.status.map_or_else(|| "no response".to_owned(), |status| status.to_string());
     let key = attempt.short_key.as_deref().unwrap_or(&attempt.key_hash);
     let name = attempt.key_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -230,7 +230,7 @@ fn format_details(attempt: &AttemptRow) -> String {
         attempt.method,
         attempt.route,
         attempt.request_bytes,
-        attempt.verdict,
+        attempt.outcome,
         attempt.response_bytes,
         attempt.total_ms,
         attempt.credits,
@@ -238,7 +238,7 @@ fn format_details(attempt: &AttemptRow) -> String {
     )
 }
 
-fn attempt_json(attempt: &AttemptRow) -> Value {
+fn attempt_json(attempt: &StoredAttempt) -> Value {
     json!({
         "id": attempt.id,
         "request_id": attempt.request_id,
@@ -255,7 +255,7 @@ fn attempt_json(attempt: &AttemptRow) -> Value {
         "route": attempt.route,
         "model": attempt.model,
         "status": attempt.status,
-        "outcome": attempt.verdict,
+        "outcome": attempt.outcome,
         "request_bytes": attempt.request_bytes,
         "response_bytes": attempt.response_bytes,
         "characters": attempt.characters,
@@ -270,8 +270,8 @@ fn attempt_json(attempt: &AttemptRow) -> Value {
 mod tests {
     use super::*;
 
-    fn attempt(id: &str, started_at: u64, total_ms: u64) -> AttemptRow {
-        AttemptRow {
+    fn attempt(id: &str, started_at: u64, total_ms: u64) -> StoredAttempt {
+        StoredAttempt {
             id: id.to_owned(),
             request_id: "r".to_owned(),
             number: 1,
@@ -287,7 +287,7 @@ mod tests {
             route: "/v1/text-to-speech/{id}/stream/with-timestamps".to_owned(),
             model: None,
             status: Some(200),
-            verdict: "upstream_protocol_error".to_owned(),
+            outcome: "upstream_protocol_error".to_owned(),
             request_bytes: 1,
             response_bytes: u64::MAX,
             characters: None,
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_line_has_at_most_80_columns_and_the_titles_fit_it() {
-        let attempt = AttemptRow { key_name: Some("n".repeat(64)), ..attempt("a", 1_795_955_073_908, 1) };
+        let attempt = StoredAttempt { key_name: Some("n".repeat(64)), ..attempt("a", 1_795_955_073_908, 1) };
         for text in [format_line(&attempt), format_titles(), format_table(&[attempt])] {
             assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         }
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn an_attempt_is_printed_once_and_also_when_it_started_long_ago() {
         let mut printed = PrintedAttempts::default();
-        let ids = |attempts: Vec<AttemptRow>| -> Vec<String> {
+        let ids = |attempts: Vec<StoredAttempt>| -> Vec<String> {
             attempts.into_iter().map(|attempt| attempt.id).collect()
         };
         let first = vec![attempt("b", 200, 10), attempt("c", 300, 10)];

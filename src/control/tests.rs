@@ -8,6 +8,7 @@ use super::*;
 use crate::admin::control::{ClientRules, NewKey, TokenExpiry};
 use crate::app::{self, Listener};
 use crate::config::ClientConfig;
+use crate::policy::client::ClientOrigin;
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, TokenFingerprint};
@@ -201,7 +202,7 @@ async fn the_end_of_a_token_is_set_moved_and_removed() {
         machine.make(change)
     };
     let client = || machine.config().clients.remove(0);
-    let unchanged = client();
+    let unchanged = ClientConfig { origin: ClientOrigin::Changed, ..client() };
     // The token of the configuration file expires, and its rules stay.
     let end = clock::now().plus(Duration::from_secs(3_600));
     set(TokenExpiry::At(end)).await.unwrap();

@@ -247,6 +247,12 @@ impl Clients {
         self.names_with_token().chain([&self.anonymous_client.name])
     }
 
+    /// Whether a client has this token, and it has not expired.
+    #[must_use]
+    pub fn has_valid_token(&self, token: &str, now: UnixMs) -> bool {
+        matches!(self.find_by_token(token, now), TokenMatch::Valid(_))
+    }
+
     fn find_by_token(&self, token: &str, now: UnixMs) -> TokenMatch<'_> {
         // Hashing is skipped when no token can match.
         if !self.require_token() {

@@ -23,7 +23,7 @@ use crate::proxy::{UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 use crate::secret::UserFingerprint;
 use crate::tasks;
 
-pub use queries::{AttemptFilter, AttemptPage, HistoryDimension, StoredAttempt, UsageFilter, UsageRow};
+pub use queries::{AttemptFilter, AttemptPage, UsageFilter, UsageRow};
 
 /// Maximum time that SQLite works on a read.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);

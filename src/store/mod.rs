@@ -33,6 +33,8 @@ mod maintenance;
 
 mod history;
 mod report;
+mod stored_attempt;
+mod usage_sums;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,9 +54,7 @@ use crate::tasks;
 
 pub use changes::{OfflineChanges, StoredChange};
 use database::Database;
-pub use history::{
-    AttemptFilter, AttemptPage, History, HistoryDimension, HistoryError, StoredAttempt, UsageFilter, UsageRow,
-};
+pub use history::{AttemptFilter, AttemptPage, History, HistoryError, UsageFilter, UsageRow};
 use lock::{DatabaseLockError, Lock};
 use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, check_location};
@@ -64,11 +64,13 @@ pub use outbox::{
     RowVersion, StoreUnavailable,
 };
 pub use report::{
-    AttemptQuery, AttemptRow, DatabaseInspection, DatabaseIntegrity, FailureCount, ReadError, StoredKey,
-    UsageDimension, UsageGroup, UsageReader, UsageSums,
+    AttemptQuery, DatabaseInspection, DatabaseIntegrity, FailureCount, ReadError, StoredKey, UsageGroup,
+    UsageReader,
 };
 pub use snapshot::{Backup, ExistingFile, SnapshotError, back_up};
+pub use stored_attempt::StoredAttempt;
 pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, dry_run_migration, migrate};
+pub use usage_sums::{UsageDimension, UsageSums};
 use write::{Writer, WriterChannels};
 
 /// Where the database is stored.

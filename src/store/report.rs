@@ -10,15 +10,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, OpenFlags, params};
 
-pub use attempts::{AttemptQuery, AttemptRow, FailureCount};
+pub use attempts::{AttemptQuery, FailureCount};
 pub use inspection::{DatabaseInspection, DatabaseIntegrity};
 
-use super::columns::{timestamp, unsigned};
+use super::columns::timestamp;
 use super::open::is_corruption;
 use super::read::read_key;
 use super::schema;
+use super::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns};
 use crate::policy::budget::Quota;
 use crate::policy::evidence::{Cooldowns, Evidence, longest_cooldown};
 use crate::policy::key_state::{KeyState, KeyStatus};
@@ -73,69 +74,6 @@ pub enum ReadError {
     },
 }
 
-/// The column by which sums are grouped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UsageDimension {
-    /// One sum per key.
-    Key,
-    /// One sum per client.
-    Client,
-    /// One sum per end user of a client.
-    User,
-    /// One sum per region of the provider.
-    Region,
-    /// One sum per model.
-    Model,
-    /// One sum per route.
-    Route,
-    /// One sum per hour (UTC).
-    Hour,
-    /// One sum per day (UTC).
-    Day,
-}
-
-impl UsageDimension {
-    /// The SQL expression of the group; `time` is the column with the time.
-    fn expression(self, time: &str) -> String {
-        match self {
-            Self::Key => "key_hash".to_owned(),
-            Self::Client => "client".to_owned(),
-            Self::User => "user".to_owned(),
-            Self::Region => "region".to_owned(),
-            Self::Model => "model".to_owned(),
-            Self::Route => "route".to_owned(),
-            Self::Hour => format!("strftime('%Y-%m-%dT%H:00Z', {time} / 1000, 'unixepoch')"),
-            Self::Day => format!("strftime('%Y-%m-%d', {time} / 1000, 'unixepoch')"),
-        }
-    }
-
-    /// The table with the sums.
-    fn table(self) -> &'static str {
-        match self {
-            Self::User | Self::Region => "user_hours",
-            Self::Key | Self::Client | Self::Model | Self::Route | Self::Hour | Self::Day => "hours",
-        }
-    }
-
-    /// Whether the groups are times, in whose order they are listed.
-    fn is_time(self) -> bool {
-        match self {
-            Self::Hour | Self::Day => true,
-            Self::Key | Self::Client | Self::User | Self::Region | Self::Model | Self::Route => false,
-        }
-    }
-
-    /// The group with this value of the expression, and the key that has it as its fingerprint.
-    fn group(self, value: String, short: Option<String>, name: Option<String>) -> UsageGroup {
-        match self {
-            Self::Key => UsageGroup::Key { hash: value, short, name },
-            Self::Client | Self::User | Self::Region | Self::Model | Self::Route | Self::Hour | Self::Day => {
-                UsageGroup::Name((!value.is_empty()).then_some(value))
-            }
-        }
-    }
-}
-
 /// The group that a sum belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UsageGroup {
@@ -152,23 +90,19 @@ pub enum UsageGroup {
     Name(Option<String>),
 }
 
-/// Sums over attempts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UsageSums {
-    /// All attempts, with and without a response.
-    pub attempts: u64,
-    /// Attempts with a response status below 400.
-    pub served: u64,
-    /// Bytes of request bodies sent to the provider.
-    pub request_bytes: u64,
-    /// Bytes of response bodies relayed to clients.
-    pub response_bytes: u64,
-    /// Characters of text converted to speech.
-    pub characters: u64,
-    /// Credits charged, including estimates; attempts of unknown price add 0.
-    pub credits: u64,
-    /// Attempts that may have been charged and whose price is unknown.
-    pub unpriced: u64,
+impl UsageGroup {
+    /// Returns the group with this value of the expression, and the key that has it as its fingerprint.
+    fn new(dimension: UsageDimension, value: String, short: Option<String>, name: Option<String>) -> Self {
+        if dimension == UsageDimension::Key {
+            return Self::Key { hash: value, short, name };
+        }
+        let value = match dimension.period_start(&value).map(UnixMs::rfc3339_seconds) {
+            Some(start) if dimension == UsageDimension::Day => start[..10].to_owned(),
+            Some(start) => format!("{}Z", &start[..16]),
+            None => value,
+        };
+        Self::Name((!value.is_empty()).then_some(value))
+    }
 }
 
 /// The stored state of a key.
@@ -280,13 +214,8 @@ impl UsageReader {
         dimension: UsageDimension,
     ) -> Result<Vec<(UsageGroup, UsageSums)>, rusqlite::Error> {
         let (column, table) = (dimension.expression("hour_ms"), dimension.table());
-        let order = if dimension.is_time() { "1" } else { "7 DESC, 2 DESC, 1" };
-        // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
-        let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
-        let sums =
-            ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
-                .map(sum)
-                .join(", ");
+        let order = if dimension.is_time() { "CAST(group_name AS INTEGER)" } else { "7 DESC, 2 DESC, 1" };
+        let sums = sum_columns();
         let sql = format!(
             "SELECT sums.*, keys.short_key, keys.name
              FROM (SELECT {column} AS group_name, {sums} FROM {table}
@@ -297,7 +226,7 @@ impl UsageReader {
         let mut statement = self.connection.prepare(&sql)?;
         let hours = [period.start, period.end].map(|time| timestamp(start_of_hour(time)));
         let rows = statement.query_map(params![hours[0], hours[1]], |row| {
-            Ok((dimension.group(row.get(0)?, row.get(8)?, row.get(9)?), read_sums(row)?))
+            Ok((UsageGroup::new(dimension, row.get(0)?, row.get(8)?, row.get(9)?), read_sums(row)?))
         })?;
         rows.collect()
     }
@@ -332,31 +261,6 @@ impl UsageReader {
             }))
         })?;
         rows.filter_map(Result::transpose).collect()
-    }
-}
-
-fn read_sums(row: &Row<'_>) -> Result<UsageSums, rusqlite::Error> {
-    let amount = |index| row.get(index).map(unsigned);
-    Ok(UsageSums {
-        attempts: amount(1)?,
-        served: amount(2)?,
-        request_bytes: amount(3)?,
-        response_bytes: amount(4)?,
-        characters: amount(5)?,
-        credits: amount(6)?,
-        unpriced: amount(7)?,
-    })
-}
-
-impl std::ops::AddAssign for UsageSums {
-    fn add_assign(&mut self, other: Self) {
-        self.attempts = self.attempts.saturating_add(other.attempts);
-        self.served = self.served.saturating_add(other.served);
-        self.request_bytes = self.request_bytes.saturating_add(other.request_bytes);
-        self.response_bytes = self.response_bytes.saturating_add(other.response_bytes);
-        self.characters = self.characters.saturating_add(other.characters);
-        self.credits = self.credits.saturating_add(other.credits);
-        self.unpriced = self.unpriced.saturating_add(other.unpriced);
     }
 }
 

@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use keychoir::policy::units::UnixMs;
 use keychoir::simulator::{Plan, Simulator};
+use keychoir::store::{DatabaseLocation, Store};
 use serde_json::Value;
 
 use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY, THIRD_KEY, start_simulator};
@@ -42,8 +44,10 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
     fs::write(path("short"), "x").unwrap();
     let client = format!("[[clients]]\nname = \"a\"\ntoken_file = \"{}\"\n", path("missing"));
     fs::write(path("client.toml"), client).unwrap();
+    // A database of the current version whose tables another program has changed.
+    drop(Store::open(&DatabaseLocation::File(path("odd.db").into()), UnixMs(1_800_000_000_000)).unwrap());
     let odd = rusqlite::Connection::open(path("odd.db")).unwrap();
-    odd.execute_batch("CREATE TABLE keys (x); CREATE TABLE attempts (x); PRAGMA user_version = 13").unwrap();
+    odd.execute_batch("DROP TABLE keys; CREATE TABLE keys (x)").unwrap();
     drop(odd);
     for (variable, value, message) in [
         ("ELEVENLABS_API_KEYS_FILE", path("missing"), "cannot be read"),

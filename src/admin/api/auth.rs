@@ -29,9 +29,54 @@ impl AuthFailureTable {
     }
 }
 
+/// The result of the check of the token in the `Authorization` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::admin) enum AdminTokenCheck {
+    /// It is the admin token.
+    Accepted,
+    /// The request has no such token.
+    Absent,
+    /// It is the token of a client.
+    ClientToken,
+    /// It is neither.
+    Wrong,
+    /// It was not compared, because the address has sent too many wrong ones. A token is compared again after
+    /// this time.
+    NotCompared(Duration),
+}
+
 impl Admin {
-    /// Accepts only the admin token. An address with too many wrong tokens is refused before its token is
-    /// compared, so that further guesses bring nothing.
+    /// Checks the token in the `Authorization` header, wherever the admin token opens something: the API and the
+    /// pages. A wrong token is counted and logged. An address with too many wrong ones is refused before its token
+    /// is compared, so that further guesses cannot succeed.
+    pub(in crate::admin) fn check_admin_token(
+        &self,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        now: UnixMs,
+    ) -> AdminTokenCheck {
+        let Some(token) = bearer_token(headers) else { return AdminTokenCheck::Absent };
+        if self.config.load().clients.has_valid_token(token, now) {
+            return AdminTokenCheck::ClientToken;
+        }
+        if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
+            return AdminTokenCheck::NotCompared(remaining);
+        }
+        let expected = self.admin_token.load();
+        if expected.as_deref().is_some_and(|expected| *expected == AdminTokenFingerprint::new(token)) {
+            return AdminTokenCheck::Accepted;
+        }
+        self.auth_failures.record(peer, now);
+        let address = peer.map(tracing::field::display);
+        tracing::warn!(
+            event = "admin_auth_failed",
+            client_address = address,
+            "A wrong admin token was refused"
+        );
+        AdminTokenCheck::Wrong
+    }
+
+    /// Accepts only the admin token.
     pub(super) fn authorize(
         &self,
         uri: &Uri,
@@ -42,28 +87,17 @@ impl Admin {
         if self.admin_token.load().is_none() {
             return Err(ApiError::disabled());
         }
-        if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
-            return Err(ApiError::too_many_failures(remaining));
-        }
-        if self.has_admin_token(headers) {
-            return Ok(());
-        }
-        let is_client =
-            self.config.load().clients.require_token() && self.authenticate_client(uri, headers, now).is_ok();
-        if is_client {
-            return Err(ApiError::client_token());
-        }
-        if bearer_token(headers).is_none() {
-            return Err(ApiError::token_missing());
-        }
-        self.auth_failures.record(peer, now);
-        let address = peer.map(tracing::field::display);
-        tracing::warn!(
-            event = "admin_auth_failed",
-            client_address = address,
-            "A wrong admin token was refused"
-        );
-        Err(ApiError::token_wrong())
+        Err(match self.check_admin_token(headers, peer, now) {
+            AdminTokenCheck::Accepted => return Ok(()),
+            AdminTokenCheck::NotCompared(remaining) => ApiError::too_many_failures(remaining),
+            AdminTokenCheck::Wrong => ApiError::token_wrong(),
+            AdminTokenCheck::ClientToken => ApiError::client_token(),
+            AdminTokenCheck::Absent => {
+                let is_client = self.config.load().clients.require_token()
+                    && self.authenticate_client(uri, headers, now).is_ok();
+                if is_client { ApiError::client_token() } else { ApiError::token_missing() }
+            }
+        })
     }
 
     /// Returns the refusal of a page that requires the admin token, unless the request presents it.
@@ -79,13 +113,6 @@ impl Admin {
             None => ApiError::token_missing(),
         };
         Some(error.for_page().response(""))
-    }
-
-    /// Whether the request presents the admin token.
-    pub(in crate::admin) fn has_admin_token(&self, headers: &HeaderMap) -> bool {
-        let presented = bearer_token(headers).map(AdminTokenFingerprint::new);
-        let expected = self.admin_token.load();
-        presented.zip(expected.as_deref()).is_some_and(|(presented, expected)| presented == *expected)
     }
 }
 

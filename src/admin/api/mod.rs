@@ -34,6 +34,7 @@ use crate::policy::units::UnixMs;
 use crate::policy::user::identify_user;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
+pub(in crate::admin) use auth::AdminTokenCheck;
 pub use auth::AuthFailureTable;
 pub use documents::meaning;
 use documents::{attempts, check, client, config, key, me, overview, record, usage};

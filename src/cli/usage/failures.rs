@@ -27,10 +27,10 @@ impl Failures {
             ("status", Alignment::Left),
             ("attempts", Alignment::Right),
         ]);
-        for FailureCount { group, verdict, status, attempts } in &self.counts {
+        for FailureCount { group, outcome, status, attempts } in &self.counts {
             table.add_row([
                 truncate(&format_label(group), 32),
-                truncate(&verdict.replace('_', " "), 23),
+                truncate(&outcome.replace('_', " "), 23),
                 status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
                 abbreviate(*attempts),
             ]);
@@ -41,7 +41,7 @@ impl Failures {
     pub(super) fn format_json(&self) -> Value {
         let row = |count: &FailureCount| {
             let mut row = group_json(&count.group, self.dimension_name);
-            row.insert("outcome".to_owned(), json!(count.verdict));
+            row.insert("outcome".to_owned(), json!(count.outcome));
             row.insert("status".to_owned(), json!(count.status));
             row.insert("attempts".to_owned(), json!(count.attempts));
             Value::Object(row)
@@ -56,9 +56,9 @@ impl Failures {
 
     pub(super) fn format_csv(&self) -> String {
         let mut text = format!("{},outcome,status,attempts", csv_titles(self.dimension_name));
-        for FailureCount { group, verdict, status, attempts } in &self.counts {
+        for FailureCount { group, outcome, status, attempts } in &self.counts {
             let status = status.map(|status| status.to_string()).unwrap_or_default();
-            text.push_str(&format!("\n{},{verdict},{status},{attempts}", group_csv(group)));
+            text.push_str(&format!("\n{},{outcome},{status},{attempts}", group_csv(group)));
         }
         text
     }

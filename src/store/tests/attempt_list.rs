@@ -62,7 +62,7 @@ fn attempts_are_selected_and_the_latest_come_last() {
     check(AttemptQuery { limit: 2, ..all.clone() }, &["r2 1", "r3 1"]);
     check(AttemptQuery { request_id: Some("r1".to_owned()), ..all.clone() }, &["r1 1", "r1 2"]);
     check(AttemptQuery { request_id: Some("r1' OR 1".to_owned()), ..all.clone() }, &[]);
-    check(AttemptQuery { only_failed: true, ..all.clone() }, &["r1 1", "r3 1"]);
+    check(AttemptQuery { failed_only: true, ..all.clone() }, &["r1 1", "r3 1"]);
     check(AttemptQuery { started_since: UnixMs(NOON + 10), ..all.clone() }, &["r1 2", "r2 1", "r3 1"]);
     check(AttemptQuery { started_since: UnixMs(NOON + 11), ..all.clone() }, &["r2 1", "r3 1"]);
     check(AttemptQuery { ended_since: UnixMs(NOON + HOUR), ..all.clone() }, &["r2 1", "r3 1"]);
@@ -99,7 +99,7 @@ fn failures_are_counted_by_outcome() {
     let reader = create_database(folder.path());
     let count = |period: std::ops::Range<u64>, dimension| -> Vec<(String, Option<u16>, u64)> {
         let counts = reader.failures(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
-        counts.into_iter().map(|count| (count.verdict, count.status, count.attempts)).collect()
+        counts.into_iter().map(|count| (count.outcome, count.status, count.attempts)).collect()
     };
     let quota = ("workspace_quota".to_owned(), Some(401), 1);
     let failed = ("connect_failed".to_owned(), None, 1);

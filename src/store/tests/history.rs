@@ -156,7 +156,7 @@ async fn attempts_are_read_in_pages_and_filtered() {
             assert_eq!(page.attempts[0].short_key.as_deref(), Some("sk_canary_o...00001"));
             let rest = history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
             assert_eq!((credits(&rest), rest.next), (vec![0, 1], None));
-            let failed = history.attempts(AttemptFilter { is_failed_only: true, ..filter.clone() }).await;
+            let failed = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
             assert_eq!(failed.unwrap().attempts[0].request_id, "moved");
             let of_request = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
             assert_eq!(history.attempts(of_request).await.unwrap().attempts.len(), 1);
@@ -207,20 +207,20 @@ async fn usage_is_summed_by_every_dimension() {
             };
             let row = |group: &str, credits, attempts| (group.to_owned(), credits, attempts);
             assert_eq!(
-                sums(filter(HistoryDimension::Hour)).await,
+                sums(filter(UsageDimension::Hour)).await,
                 [row("2026-11-30T01:00:00Z", 7, 1), row("2026-11-30T00:00:00Z", 6, 2)]
             );
-            assert_eq!(sums(filter(HistoryDimension::Day)).await, [row("2026-11-30T00:00:00Z", 13, 3)]);
+            assert_eq!(sums(filter(UsageDimension::Day)).await, [row("2026-11-30T00:00:00Z", 13, 3)]);
             for (dimension, group) in [
-                (HistoryDimension::Client, "local"),
-                (HistoryDimension::Model, "eleven_v3"),
-                (HistoryDimension::Route, "/v1/text-to-speech/{id}"),
+                (UsageDimension::Client, "local"),
+                (UsageDimension::Model, "eleven_v3"),
+                (UsageDimension::Route, "/v1/text-to-speech/{id}"),
             ] {
                 assert_eq!(sums(filter(dimension)).await, [row(group, 13, 3)]);
             }
-            let keys = history.usage(filter(HistoryDimension::Key)).await.unwrap();
+            let keys = history.usage(filter(UsageDimension::Key)).await.unwrap();
             assert_eq!(keys[0].short_key.as_deref(), Some("sk_canary_o...00001"));
-            let until = UsageFilter { until: NOW.plus(hour), ..filter(HistoryDimension::Client) };
+            let until = UsageFilter { until: NOW.plus(hour), ..filter(UsageDimension::Client) };
             assert_eq!(sums(UsageFilter { until: NOW, ..until.clone() }).await.len(), 1);
             let other = UsageFilter { client: Some("other".to_owned()), ..until };
             assert_eq!(sums(other).await, []);

@@ -43,6 +43,27 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
 }
 
 #[tokio::test]
+async fn a_guess_beside_the_token_of_a_client_or_at_a_page_is_counted() {
+    let (proxy, _) = start_admin_proxy().await;
+    let pages = ["/api/keychoir/v1/keys", "/api/elevenlabs-status", "/metrics"];
+    for (number, path) in pages.iter().cycle().take(10).enumerate() {
+        let guess = proxy.client.get(format!("{}{path}", proxy.url)).bearer_auth(format!("kca_{number}"));
+        let response = guess.header("xi-api-key", CLIENT_TOKEN).send().await.unwrap();
+        // The client may read the pages.
+        let expected = if path.contains("/v1/") { 401 } else { 200 };
+        assert_eq!(response.status(), expected, "{path}");
+    }
+    let keys = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+    assert_error(keys, 429, "too_many_failures").await;
+    let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(ADMIN_TOKEN);
+    assert_eq!(status.send().await.unwrap().status(), 401, "the admin token must not be compared");
+    // The tokens of clients still open the pages, also as a bearer token.
+    let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(CLIENT_TOKEN);
+    assert_eq!(status.send().await.unwrap().status(), 200);
+    proxy.close().await;
+}
+
+#[tokio::test]
 async fn without_an_admin_token_the_api_is_off() {
     let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10)]), |_| {}).await;
     for path in ["overview", "unknown"] {

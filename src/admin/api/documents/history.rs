@@ -9,7 +9,7 @@ use crate::admin::api::request::Query;
 use crate::policy::quantity::duration;
 use crate::policy::units::UnixMs;
 use crate::store::{
-    AttemptFilter, History, HistoryDimension, StoredAttempt, StoredChange, UsageFilter, UsageRow,
+    AttemptFilter, History, StoredAttempt, StoredChange, UsageDimension, UsageFilter, UsageRow,
 };
 
 /// Rows of a page without `limit`.
@@ -29,9 +29,9 @@ pub(in crate::admin::api) async fn usage(
 ) -> Result<Value, ApiError> {
     query.check(&["since", "until", "by", "client"])?;
     let by = query.value("by").unwrap_or("day");
-    let dimension = HistoryDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
+    let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
     let dimension = dimension.ok_or_else(|| {
-        let names = HistoryDimension::ALL.map(HistoryDimension::as_str).join(", ");
+        let names = UsageDimension::ALL.map(UsageDimension::as_str).join(", ");
         ApiError::bad_request("invalid_parameter", format!("The parameter `by` must be one of: {names}."))
     })?;
     let filter = UsageFilter {
@@ -39,15 +39,18 @@ pub(in crate::admin::api) async fn usage(
         until: time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
         dimension,
         client: query.value("client").map(str::to_owned),
-        limit: MAX_USAGE_ROWS,
+        // One more shows whether there are more.
+        limit: MAX_USAGE_ROWS + 1,
     };
     let (since, until) = (filter.since.rfc3339(), filter.until.rfc3339());
-    let rows = history.usage(filter).await?;
+    let mut rows = history.usage(filter).await?;
+    let is_truncated = rows.len() > MAX_USAGE_ROWS;
+    rows.truncate(MAX_USAGE_ROWS);
     let rows: Vec<Value> = rows.iter().map(|row| usage_row(row, dimension)).collect();
-    Ok(json!({"since": since, "until": until, "by": by, "usage": rows}))
+    Ok(json!({"since": since, "until": until, "by": by, "usage": rows, "truncated": is_truncated}))
 }
 
-fn usage_row(row: &UsageRow, dimension: HistoryDimension) -> Value {
+fn usage_row(row: &UsageRow, dimension: UsageDimension) -> Value {
     let sums = row.sums;
     let group = if row.group.is_empty() { Value::Null } else { json!(row.group) };
     let mut document = json!({
@@ -61,7 +64,7 @@ fn usage_row(row: &UsageRow, dimension: HistoryDimension) -> Value {
         "unpriced": sums.unpriced,
     });
     if let Some(members) = document.as_object_mut() {
-        if dimension == HistoryDimension::Key {
+        if dimension == UsageDimension::Key {
             members.insert("key_id".to_owned(), key_id(&row.group));
             members.insert("short_key".to_owned(), json!(row.short_key));
             members.insert("name".to_owned(), json!(row.key_name));
@@ -75,7 +78,7 @@ fn usage_row(row: &UsageRow, dimension: HistoryDimension) -> Value {
 /// `GET attempts`.
 pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before", "request_id", "failed"])?;
-    let is_failed_only = match query.value("failed") {
+    let failed_only = match query.value("failed") {
         None | Some("false") => false,
         Some("true") => true,
         Some(_) => {
@@ -88,7 +91,7 @@ pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) ->
             limit: limit(query)?,
             before: query.value("before").map(str::to_owned),
             request_id: query.value("request_id").map(str::to_owned),
-            is_failed_only,
+            failed_only,
         })
         .await?;
     let attempts: Vec<Value> = page.attempts.iter().map(attempt).collect();

@@ -1,0 +1,135 @@
+//! The sums of attempts by one dimension, as the commands and the admin API read them.
+
+use rusqlite::Row;
+
+use super::columns::unsigned;
+use crate::policy::units::UnixMs;
+
+/// The column by which sums are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsageDimension {
+    /// One sum per UTC day.
+    Day,
+    /// One sum per hour.
+    Hour,
+    /// One sum per key.
+    Key,
+    /// One sum per client.
+    Client,
+    /// One sum per end user of a client.
+    User,
+    /// One sum per region of the provider.
+    Region,
+    /// One sum per model.
+    Model,
+    /// One sum per route.
+    Route,
+}
+
+impl UsageDimension {
+    /// All dimensions.
+    pub const ALL: [Self; 8] =
+        [Self::Day, Self::Hour, Self::Key, Self::Client, Self::User, Self::Region, Self::Model, Self::Route];
+
+    /// Returns the identifier in queries and documents.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Hour => "hour",
+            Self::Key => "key",
+            Self::Client => "client",
+            Self::User => "user",
+            Self::Region => "region",
+            Self::Model => "model",
+            Self::Route => "route",
+        }
+    }
+
+    /// Whether the groups are times, in whose order they are listed.
+    #[must_use]
+    pub fn is_time(self) -> bool {
+        match self {
+            Self::Day | Self::Hour => true,
+            Self::Key | Self::Client | Self::User | Self::Region | Self::Model | Self::Route => false,
+        }
+    }
+
+    /// Returns the SQL expression of the group as text. `time` is the column with the time. The group of a time is
+    /// its start in Unix milliseconds.
+    pub(super) fn expression(self, time: &str) -> String {
+        match self {
+            Self::Day => format!("CAST({time} - {time} % 86400000 AS TEXT)"),
+            Self::Hour => format!("CAST({time} - {time} % 3600000 AS TEXT)"),
+            Self::Key => "key_hash".to_owned(),
+            Self::Client | Self::User | Self::Region | Self::Model | Self::Route => self.as_str().to_owned(),
+        }
+    }
+
+    /// Returns the start of the period of a group, if the groups are times.
+    pub(super) fn period_start(self, group: &str) -> Option<UnixMs> {
+        group.parse().ok().map(UnixMs).filter(|_| self.is_time())
+    }
+
+    /// Returns the table with the sums.
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::User | Self::Region => "user_hours",
+            Self::Day | Self::Hour | Self::Key | Self::Client | Self::Model | Self::Route => "hours",
+        }
+    }
+}
+
+/// Sums over attempts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageSums {
+    /// All attempts, with and without a response.
+    pub attempts: u64,
+    /// Attempts with a response status below 400.
+    pub served: u64,
+    /// Bytes of request bodies sent to the provider.
+    pub request_bytes: u64,
+    /// Bytes of response bodies relayed to clients.
+    pub response_bytes: u64,
+    /// Characters of text converted to speech.
+    pub characters: u64,
+    /// Credits charged, including estimates; attempts of unknown price add 0.
+    pub credits: u64,
+    /// Attempts that may have been charged and whose price is unknown.
+    pub unpriced: u64,
+}
+
+impl std::ops::AddAssign for UsageSums {
+    fn add_assign(&mut self, other: Self) {
+        self.attempts = self.attempts.saturating_add(other.attempts);
+        self.served = self.served.saturating_add(other.served);
+        self.request_bytes = self.request_bytes.saturating_add(other.request_bytes);
+        self.response_bytes = self.response_bytes.saturating_add(other.response_bytes);
+        self.characters = self.characters.saturating_add(other.characters);
+        self.credits = self.credits.saturating_add(other.credits);
+        self.unpriced = self.unpriced.saturating_add(other.unpriced);
+    }
+}
+
+/// Returns the SQL expressions of the sums.
+pub(super) fn sum_columns() -> String {
+    // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
+    let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
+    ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
+        .map(sum)
+        .join(", ")
+}
+
+/// Reads the [`sum_columns`] of a row, which follow its group.
+pub(super) fn read_sums(row: &Row<'_>) -> Result<UsageSums, rusqlite::Error> {
+    let amount = |index| row.get(index).map(unsigned);
+    Ok(UsageSums {
+        attempts: amount(1)?,
+        served: amount(2)?,
+        request_bytes: amount(3)?,
+        response_bytes: amount(4)?,
+        characters: amount(5)?,
+        credits: amount(6)?,
+        unpriced: amount(7)?,
+    })
+}
