@@ -59,7 +59,7 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
         ("KEYCHOIR_SERVER__LISTEN", "0.0.0.0:0".to_owned(), "client token"),
         ("KEYCHOIR_STORAGE__PATH", path("broken/keychoir.db"), "managed.toml"),
         ("KEYCHOIR_STORAGE__PATH", path("lost/keychoir.db"), "managed.toml"),
-        ("KEYCHOIR_STORAGE__PATH", path("odd.db"), "odd.db cannot be used"),
+        ("KEYCHOIR_STORAGE__PATH", path("odd.db"), "no such column: key_hash"),
         ("KEYCHOIR_UPSTREAM__PROXY", "ftp://proxy".to_owned(), "scheme"),
         ("KEYCHOIR_UPSTREAM__PROXY_FILE", path("missing"), "cannot be read"),
         ("KEYCHOIR_SUPABASE__URL", "postgres://db".to_owned(), "URL of the database"),

@@ -286,13 +286,13 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
     std::fs::write(&file, text).unwrap();
     let (code, token, messages) =
-        run_clients(&["add", "app", "--allowance", "1 request", "--concurrency", "4"], &file);
+        run_clients(&["add", "app", "--quota", "1 request", "--max-concurrent", "4"], &file);
     let token = token.trim();
     assert_eq!((code, token.len()), (Some(0), 51), "{messages}");
     assert!(!messages.contains(token));
     let (code, _, messages) = run_clients(&["add", "app"], &file);
     assert_eq!(code, Some(78), "{messages}");
-    let (code, _, messages) = run_clients(&["add", "other", "--rate", "fast"], &file);
+    let (code, _, messages) = run_clients(&["add", "web", "--rate-limit", "fast"], &file);
     assert!(code == Some(78) && messages.contains("`fast` is not a rate limit"), "{messages}");
     let (_, list, _) = run_clients(&["list"], &file);
     assert_eq!(list, "app  1 request, 4 concurrent requests\n");
@@ -320,16 +320,18 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     };
     assert_eq!((get_voices(token).await, get_voices("other").await), (200, 401));
 
-    let (code, added, messages) = run_clients(&["add", "second", "--bring-your-own-key", "--json"], &file);
+    // The configured address has no fixed port.
+    let (code, _, messages) = run_clients(&["add", "second"], &file);
+    assert!(code == Some(1) && messages.contains("name its address with --url"), "{messages}");
+    let run_online = |arguments: &[&str]| run_clients(&[arguments, &["--url", &url]].concat(), &file);
+    let (code, added, messages) = run_online(&["add", "second", "--bring-your-own-key", "--json"]);
     assert_eq!(code, Some(0), "{messages}");
     let added: Value = serde_json::from_str(&added).unwrap();
     let second_token = added["token"].as_str().unwrap();
-    assert_eq!(run_clients(&["revoke", "app"], &file).0, Some(0));
-    assert_eq!(run_clients(&["revoke", "app"], &file).0, Some(78));
-    let (code, _, messages) = run_clients(&["revoke", "second"], &file);
-    assert!(code == Some(78) && messages.contains("open to other machines"), "{messages}");
-    program.send_signal("HUP");
-    program.wait_for_event("reloaded");
+    assert_eq!(run_online(&["revoke", "app"]).0, Some(0));
+    assert_eq!(run_online(&["revoke", "app"]).0, Some(78));
+    let (code, _, messages) = run_online(&["revoke", "second"]);
+    assert!(code == Some(78) && messages.contains("the only client"), "{messages}");
     assert_eq!((get_voices(token).await, get_voices(second_token).await), (401, 200));
     // The provider does not know this own key.
     let own_key = "sk_own_canary_000011112222333344445555666677778888";

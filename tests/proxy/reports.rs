@@ -136,9 +136,9 @@ async fn a_server_that_is_not_keychoir_is_reported() {
     let output = run_in_background(&["status", "--url", &url]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("is not a Keychoir"), "{}", stderr(&output));
-    for url in ["https://127.0.0.1:1", "ftp://x"] {
+    for (url, expected) in [("https://127.0.0.1:1", "does not respond at https://"), ("ftp://x", "http://")] {
         let output = run_in_background(&["status", "--url", url]).await;
-        assert!(stderr(&output).contains("http://"), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     }
     proxy.close().await;
 }
