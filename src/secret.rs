@@ -10,7 +10,7 @@ mod supabase_key;
 use std::fmt;
 use std::sync::Arc;
 
-pub use fingerprint::{AdminTokenFingerprint, Fingerprint, TokenFingerprint, UserFingerprint};
+pub use fingerprint::{AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, TokenFingerprint, UserFingerprint};
 pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};

@@ -75,6 +75,27 @@ const API: &str = "/api/keychoir/v1";
 /// The variable with the admin token.
 const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 
+/// The state directory of the service in `systemd/`.
+const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
+
+/// Returns advice if the service has a state directory at `service`, and this command would use another one only
+/// because nothing names the database: a change of it would not reach the service.
+fn service_hint(config: &Config, service: &Path) -> Option<String> {
+    let settings = config.setting_values();
+    let is_default =
+        settings.iter().any(|setting| setting.name == "storage.path" && setting.source == "default");
+    let directory = config.state_directory().filter(|directory| is_default && directory.path() != service)?;
+    // A link counts, even if this user may not follow it.
+    service.symlink_metadata().ok()?;
+    Some(format!(
+        "the service keeps its keys and clients in {service}, and this command would use {used}: run it with \
+         KEYCHOIR_STORAGE__PATH={database}",
+        service = service.display(),
+        used = directory.path().display(),
+        database = service.join("keychoir.db").display(),
+    ))
+}
+
 impl ControlOptions {
     /// Finds the running server. Without `--url`, a server that does not answer is not an error.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
@@ -94,6 +115,9 @@ impl ControlOptions {
             if admin.client.is_keychoir().await {
                 return Ok(Target::Server(admin));
             }
+        }
+        if let Some(hint) = service_hint(&config, Path::new(SERVICE_DIRECTORY)) {
+            return Err(fail_with(EX_CONFIG, hint));
         }
         Ok(Target::Offline(Box::new(Offline { overrides, config })))
     }
@@ -139,6 +163,9 @@ impl ControlOptions {
             return Ok(Some(variable.trim().to_owned()));
         }
         let Some(config) = config else { return Ok(None) };
+        if let Some(hint) = service_hint(config, Path::new(SERVICE_DIRECTORY)) {
+            return Err(fail(hint));
+        }
         let generated = config.state_directory().map(|directory| directory.admin_token_path());
         let path = config.admin.token_file.clone().or(generated).filter(|path| path.exists());
         path.as_deref().map(read).transpose()
@@ -366,5 +393,28 @@ pub(super) fn parse_expiry(text: &str) -> Result<TokenExpiry, String> {
     match text {
         "never" => Ok(TokenExpiry::Never),
         text => parse_end(text).map(TokenExpiry::At).map_err(|error| format!("{error}, or `never`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_would_not_reach_the_service_is_refused_with_advice() {
+        let folder = tempfile::tempdir().unwrap();
+        let (service, own) = (folder.path().join("service"), folder.path().join("own/keychoir.db"));
+        let mut config = Config::default();
+        config.storage.path.clone_from(&own);
+        assert_eq!(service_hint(&config, &service), None, "without a service, no other directory is meant");
+        fs::create_dir(&service).unwrap();
+        let hint = service_hint(&config, &service).unwrap();
+        assert!(hint.contains("KEYCHOIR_STORAGE__PATH=") && hint.contains("service/keychoir.db"), "{hint}");
+        config.storage.path = service.join("keychoir.db");
+        assert_eq!(service_hint(&config, &service), None);
+        // The operator has named the database.
+        config.storage.path = own;
+        config.setting_sources.insert("storage.path", "KEYCHOIR_STORAGE__PATH".to_owned());
+        assert_eq!(service_hint(&config, &service), None);
     }
 }

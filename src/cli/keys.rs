@@ -104,6 +104,7 @@ struct ListArguments {
 
 /// A row of the list.
 struct ListedKey {
+    id: Option<String>,
     short: String,
     name: Option<String>,
     workspace: Option<String>,
@@ -212,8 +213,9 @@ fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     if keys.len() != config.keys.len() || !config.keys.iter().zip(&keys).all(is_same) {
         return None;
     }
+    let now = clock::now();
     let listed_keys = config.keys.iter().zip(&keys).map(|(configured, reported)| {
-        ListedKey::new(configured, Some(ReportedKeyState::from_status(reported)))
+        ListedKey::new(config, configured, Some(ReportedKeyState::from_status(reported)), now)
     });
     Some(listed_keys.collect())
 }
@@ -229,11 +231,23 @@ fn print_keys(keys: &[ListedKey], json: bool) {
 }
 
 impl ListedKey {
-    fn new(config: &KeyConfig, state: Option<ReportedKeyState>) -> Self {
+    /// Returns the row of a configured key. A pause replaces the status, which neither the status document nor the
+    /// database shows.
+    fn new(config: &Config, key: &KeyConfig, state: Option<ReportedKeyState>, now: UnixMs) -> Self {
+        let fingerprint = key.key.fingerprint();
+        let is_paused = config
+            .paused_keys
+            .iter()
+            .any(|paused| paused.fingerprint == fingerprint && paused.until.is_none_or(|until| until > now));
+        let state = match state {
+            Some(state) if is_paused => Some(ReportedKeyState { status: status::PAUSED.to_owned(), ..state }),
+            state => state,
+        };
         Self {
-            short: config.key.short().to_string(),
-            name: config.name.clone(),
-            workspace: config.workspace.clone(),
+            id: Some(fingerprint.key_id()),
+            short: key.key.short().to_string(),
+            name: key.name.clone(),
+            workspace: key.workspace.clone(),
             state,
         }
     }
@@ -258,6 +272,7 @@ fn list_keys(config: &Config, stored_keys: &[StoredKey]) -> Vec<ListedKey> {
     let state = |key: &StoredKey| ReportedKeyState::from_stored(key, config.pool.near_limit_ratio);
     if config.keys.is_empty() {
         let listed_keys = stored_keys.iter().map(|key| ListedKey {
+            id: None,
             short: key.short.clone(),
             name: key.name.clone(),
             workspace: key.workspace.clone(),
@@ -267,7 +282,8 @@ fn list_keys(config: &Config, stored_keys: &[StoredKey]) -> Vec<ListedKey> {
     }
     let listed_keys = config.keys.iter().map(|key| {
         let hash = key.key.fingerprint().to_string();
-        ListedKey::new(key, stored_keys.iter().find(|stored_key| stored_key.hash == hash).map(state))
+        let stored_key = stored_keys.iter().find(|stored_key| stored_key.hash == hash);
+        ListedKey::new(config, key, stored_key.map(state), clock::now())
     });
     listed_keys.collect()
 }
@@ -302,6 +318,7 @@ fn format_table(keys: &[ListedKey]) -> String {
 fn key_json(key: &ListedKey) -> Value {
     let state = key.state.as_ref();
     json!({
+        "id": key.id,
         "shortKey": key.short,
         "name": key.name,
         "workspace": key.workspace,

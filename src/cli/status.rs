@@ -328,7 +328,7 @@ fn format_cells(
 }
 
 /// The state of a key that an operator has paused.
-const PAUSED: &str = "paused";
+pub(super) const PAUSED: &str = "paused";
 
 /// The tone of a formatted status.
 fn tone(status: &str) -> Tone {

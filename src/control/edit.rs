@@ -9,11 +9,8 @@ use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS,
 use crate::config::{Config, KEYS_FOLDER, KeyConfig, ManagedKey, Overlay, PausedKey};
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, KEY_ID_DIGITS};
 use clients::ClientEditor;
-
-/// The digits of a key's fingerprint that are its id in the admin API.
-const KEY_ID_DIGITS: usize = 12;
 
 /// An edited overlay.
 pub(super) struct Edit {
@@ -36,7 +33,14 @@ pub(super) struct EditSummary {
 impl EditSummary {
     fn for_key(action: &'static str, key: &ApiKey, name: Option<&str>, detail: Value) -> Self {
         let target = name.unwrap_or(key.short().as_str()).to_owned();
-        Self { action, target, detail, key_id: Some(key_id(key)), token: None, warnings: Vec::new() }
+        Self {
+            action,
+            target,
+            detail,
+            key_id: Some(key.fingerprint().key_id()),
+            token: None,
+            warnings: Vec::new(),
+        }
     }
 
     fn for_client(action: &'static str, name: &str, detail: Value) -> Self {
@@ -75,12 +79,6 @@ pub(super) fn edit(
     Ok(Edit { overlay, new_key, summary })
 }
 
-fn key_id(key: &ApiKey) -> String {
-    let mut id = key.fingerprint().to_string();
-    id.truncate(KEY_ID_DIGITS);
-    id
-}
-
 /// The name of a key for messages.
 fn label(key: &KeyConfig) -> &str {
     key.name.as_deref().unwrap_or(key.key.short().as_str())
@@ -88,7 +86,7 @@ fn label(key: &KeyConfig) -> &str {
 
 /// Finds a key by its id, name or short form.
 fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, ControlError> {
-    let by_id = config.keys.iter().find(|key| key_id(&key.key) == text);
+    let by_id = config.keys.iter().find(|key| key.key.fingerprint().key_id() == text);
     let by_name = || config.keys.iter().find(|key| key.name.as_deref() == Some(text));
     if let Some(key) = by_id.or_else(by_name) {
         return Ok(key);

@@ -52,7 +52,18 @@ impl fmt::Display for Digest {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(Digest);
 
+/// The digits of a key's fingerprint that are its id in the admin API.
+pub const KEY_ID_DIGITS: usize = 12;
+
 impl Fingerprint {
+    /// Returns the id of the key in the admin API: the first 12 digits.
+    #[must_use]
+    pub fn key_id(&self) -> String {
+        let mut id = self.to_string();
+        id.truncate(KEY_ID_DIGITS);
+        id
+    }
+
     /// Computes the fingerprint of an API key.
     #[must_use]
     pub fn new(key: &str) -> Self {

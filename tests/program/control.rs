@@ -78,6 +78,12 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     fs::remove_file(&key_file).unwrap();
     let first = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
     running.succeed(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
+    let mut list = keychoir_command(&["keys", "list", "--json"]);
+    list.env("KEYCHOIR_STORAGE__PATH", running.folder.path().join("keychoir.db"));
+    let listed: Value =
+        serde_json::from_slice(&run(list.env("ELEVENLABS_API_KEYS", FIRST_KEY)).stdout).unwrap();
+    assert_eq!(listed[0]["status"], "paused", "{listed}");
+    assert_eq!(listed[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
     assert_eq!(running.speak("any").await, 200);
     assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (0, 1));
     running.succeed(&["keys", "resume", &first]);

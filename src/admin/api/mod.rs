@@ -37,7 +37,7 @@ use crate::proxy::AttemptRecord;
 pub(in crate::admin) use auth::AdminTokenCheck;
 pub use auth::AuthFailureTable;
 pub use documents::meaning;
-use documents::{attempts, check, client, config, key, me, overview, record, usage};
+use documents::{attempts, changes, check, client, config, key, me, overview, usage};
 use error::ApiError;
 use events::EventStream;
 pub use events::{EventSource, record_change_event};
@@ -292,7 +292,7 @@ impl Admin {
             Resource::Attempts => attempts(&self.history, &query).await.map(|document| Answer::ok(&document)),
             Resource::Changes => {
                 // A reload that changes nothing is recorded without a new generation.
-                record(&self.history, &query).await.map(|document| Answer::ok(&document))
+                changes(&self.history, &query).await.map(|document| Answer::ok(&document))
             }
             Resource::Config => {
                 query.check(&[])?;

@@ -8,6 +8,7 @@ use crate::admin::api::error::ApiError;
 use crate::admin::api::request::Query;
 use crate::policy::quantity::duration;
 use crate::policy::units::UnixMs;
+use crate::secret::KEY_ID_DIGITS;
 use crate::store::{
     AttemptFilter, History, StoredAttempt, StoredChange, UsageDimension, UsageFilter, UsageRow,
 };
@@ -127,11 +128,11 @@ fn attempt(attempt: &StoredAttempt) -> Value {
 
 /// The id of the key with this fingerprint; `null` for a client's own key.
 fn key_id(hash: &str) -> Value {
-    hash.get(..12).map_or(Value::Null, |id| json!(id))
+    hash.get(..KEY_ID_DIGITS).map_or(Value::Null, |id| json!(id))
 }
 
 /// `GET changes`.
-pub(in crate::admin::api) async fn record(history: &History, query: &Query) -> Result<Value, ApiError> {
+pub(in crate::admin::api) async fn changes(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before"])?;
     let limit = limit(query)?;
     let mut changes = history.changes(query.value("before").map(str::to_owned), limit + 1).await?;

@@ -13,12 +13,9 @@ use crate::policy::verdict::Verdict;
 use crate::poller::{CheckOutcome, KeyCheck};
 use crate::pool::{Key, KeySnapshot, Pool, Restriction};
 
-/// Digits of the fingerprint in the id of a key.
-const ID_DIGITS: usize = 12;
-
-/// The id of a key: the first digits of its fingerprint.
+/// Returns the id of a key.
 pub(in crate::admin::api) fn key_id(key: &Key) -> String {
-    key.api_key().fingerprint().to_string().chars().take(ID_DIGITS).collect()
+    key.api_key().fingerprint().key_id()
 }
 
 #[derive(Serialize)]

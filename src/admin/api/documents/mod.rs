@@ -6,7 +6,7 @@ mod keys;
 mod overview;
 
 pub(super) use clients::{client, clients_by_name, me};
-pub(super) use history::{attempts, change, record, usage};
+pub(super) use history::{attempts, change, changes, usage};
 pub use keys::meaning;
 pub(super) use keys::{check, key, key_id};
 pub(super) use overview::{config, overview};
