@@ -1,6 +1,7 @@
 //! Changes of keys and clients by the commands, while the program serves.
 
 use std::fs;
+use std::path::Path;
 use std::process::Output;
 
 use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
@@ -207,4 +208,48 @@ fn check_reports_an_address_for_operators_that_is_one_for_clients() {
     let expected =
         "KEYCHOIR_ADMIN__LISTEN: localhost:18080 and 127.0.0.1:18080 of server.listen are the same address";
     assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+}
+
+/// Returns the content of every file below `folder` that a change may write, by name.
+fn state_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for directory in [folder.to_owned(), folder.join("managed_keys")] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_file() && !name.starts_with("keychoir.db") {
+                files.push((name, fs::read(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("keychoir.db");
+    for name in ["first", "second", "third", "fourth", "fifth"] {
+        let mut add = keychoir_command(&["clients", "add", name]);
+        assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
+    }
+    let before = state_files(folder.path());
+    assert!(before.iter().any(|(name, content)| name == "managed.toml" && content.len() > 512));
+    let key_file = folder.path().join("spare.key");
+    fs::write(&key_file, SECOND_KEY).unwrap();
+    // No file may be larger than one block, so that the key can be written and the overlay cannot. The signal of
+    // this limit is ignored, so that the write fails as on a full disk.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 1; exec \"{}\" keys add spare --key-file \"{}\"",
+        env!("CARGO_BIN_EXE_keychoir"),
+        key_file.display()
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).env_clear().env("KEYCHOIR_STORAGE__PATH", &database);
+    let output = run(&mut shell);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the change cannot be saved"), "{}", stderr(&output));
+    fs::remove_file(&key_file).unwrap();
+    assert_eq!(state_files(folder.path()), before);
 }
