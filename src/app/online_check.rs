@@ -122,7 +122,7 @@ impl OnlineCheck {
         in_order(probes).await
     }
 
-    /// Asks the provider about each key, at most [`MAX_CONCURRENT_KEY_CHECKS`] at the same time. The requests
+    /// Asks the provider about each key, several at the same time. The requests
     /// cost no credits.
     pub async fn check_keys(&self) -> Vec<CheckedKey> {
         // The records of the checks are not written: the receiving half is dropped.
