@@ -153,7 +153,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// A client as the admin API describes it.
+/// A client, from the running server or from the configuration, with the names and notation of the configuration.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ListedClient {
@@ -172,6 +172,12 @@ pub(super) struct ListedClient {
     provider_tokens: bool,
     expires_at: Option<String>,
     previous_token_expires_at: Option<String>,
+    /// The requests by period, which only a running server counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requests: Option<Value>,
+    /// The credits by period.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credits: Option<Value>,
 }
 
 /// Reads a quota, which the admin API describes as an object with its notation in `limit`.
@@ -207,38 +213,32 @@ impl From<&ClientConfig> for ListedClient {
             provider_tokens: *may_request_tokens,
             expires_at: expires_at.map(UnixMs::rfc3339),
             previous_token_expires_at: previous_token.map(|(_, expires_at)| expires_at.rfc3339()),
+            requests: None,
+            credits: None,
         }
     }
 }
 
-/// Reads the documents of the clients from the running server, or else from the configuration.
-fn read_clients(options: &ControlOptions) -> Result<Vec<Value>, ExitCode> {
+/// Reads the clients from the running server, or else from the configuration.
+fn read_clients(options: &ControlOptions) -> Result<Vec<ListedClient>, ExitCode> {
     build_runtime()?.block_on(async {
         match options.connect().await? {
             Target::Server(client) => {
                 let document = client.get("/clients").await?;
-                Ok(document["clients"].as_array().cloned().unwrap_or_default())
+                Vec::deserialize(&document["clients"])
+                    .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
             }
-            Target::Offline(offline) => {
-                let clients = offline.config.clients.iter();
-                Ok(clients.map(|client| json!(ListedClient::from(client))).collect())
-            }
+            Target::Offline(offline) => Ok(offline.config.clients.iter().map(ListedClient::from).collect()),
         }
     })
 }
 
-fn parse_client(document: &Value) -> Result<ListedClient, ExitCode> {
-    ListedClient::deserialize(document)
-        .map_err(|error| fail(format_args!("the response of the server is not valid: {error}")))
-}
-
 fn list(options: &ControlOptions) -> CommandResult {
-    let documents = read_clients(options)?;
+    let clients = read_clients(options)?;
     if options.json {
-        print(&json!({"clients": documents}));
+        print(&json!({"clients": clients}));
         return Ok(());
     }
-    let clients = documents.iter().map(parse_client).collect::<Result<Vec<_>, _>>()?;
     let width = clients.iter().map(|client| client.name.len()).max().unwrap_or(0);
     for client in &clients {
         print(&format_args!("{:width$}  {}", client.name, format_rules(client)));
@@ -250,17 +250,16 @@ fn list(options: &ControlOptions) -> CommandResult {
 }
 
 fn show(name: &str, options: &ControlOptions) -> CommandResult {
-    let documents = read_clients(options)?;
-    let Some(document) = documents.iter().find(|document| document["name"] == name) else {
+    let clients = read_clients(options)?;
+    let Some(client) = clients.iter().find(|client| client.name == name) else {
         let message = "no client has this name: `keychoir clients list` lists them";
         return Err(fail_with(EX_CONFIG, message));
     };
     if options.json {
-        print(document);
+        print(&json!(client));
         return Ok(());
     }
-    let client = parse_client(document)?;
-    print(&format_args!("{}  {}", client.name, format_rules(&client)));
+    print(&format_args!("{}  {}", client.name, format_rules(client)));
     let lines = [
         ("configured in", Some(client.source.as_str())),
         ("token expires", client.expires_at.as_deref()),

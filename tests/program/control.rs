@@ -102,6 +102,10 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     running.succeed(&["clients", "set", "app", "--max-concurrent", "3"]);
     let list = running.succeed(&["clients", "list"]);
     assert_eq!(list, "app  100 requests, 3 concurrent requests");
+    // The notation is that of the configuration, as without a server.
+    let document: Value = serde_json::from_str(&running.succeed(&["clients", "list", "--json"])).unwrap();
+    assert_eq!(document["clients"][0]["quota"], "100 requests", "{document}");
+    assert_eq!(document["clients"][0]["requests"]["total"], 3, "{document}");
     running.succeed(&["clients", "rotate", "app"]);
     assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (401, 401));
     let free_token = running.succeed(&["clients", "add", "free", "--user-quota", "3 requests"]);
