@@ -10,10 +10,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask::quote_masked;
-use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin, find_similar};
+use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin};
 use super::setting::{self, Setting};
 use super::value::{self, RawValue};
 use super::{old_names, overlay};
+use crate::policy::similar::find_similar;
 use crate::policy::units::UnixMs;
 
 /// A parsed file. After a syntax error, it contains the parts that could be parsed.

@@ -345,7 +345,7 @@ fn read_entry_proxy(
         return proxy.unwrap_or_default();
     };
     if proxy.is_some() {
-        problems.push(span.problem(proxy::both_error("proxy", "proxy_file")));
+        problems.push(span.problem(proxy::conflicting_proxies_error("proxy", "proxy_file")));
     }
     let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
     parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::mask::quote_masked;
-use super::problem::{ValueError, find_similar};
+use super::problem::ValueError;
+use crate::policy::similar::find_similar;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,5 +1,5 @@
-//! Parses `NO_PROXY`: the hosts to which connections are direct. There is no standard for it, so this module accepts
-//! the notations of curl, Go and Python.
+//! Parses `NO_PROXY`: the hosts to which connections are direct. No standard defines the variable, so this module
+//! accepts the notations of curl, Go and Python.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ pub(super) struct NoProxy(Vec<Exemption>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exemption {
     hosts: ExemptHosts,
-    /// The only exempt port; `None` for all.
+    /// The only exempt port, or `None` for all.
     port: Option<u16>,
 }
 
@@ -33,8 +33,8 @@ impl NoProxy {
         Self(entries.filter_map(Exemption::parse).collect())
     }
 
-    /// Whether connections to `port` of `host` are direct. `host` is a name or an address, without the brackets of
-    /// an IPv6 address.
+    /// Returns whether connections to `port` of `host` are direct. `host` is a name or an address, without the
+    /// brackets of an IPv6 address.
     pub(super) fn exempts(&self, host: &str, port: u16) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
@@ -95,7 +95,8 @@ fn parse_network(text: &str) -> Option<ExemptHosts> {
 }
 
 impl ExemptHosts {
-    /// Whether a host in lower case is one of these; `address` is its value if it is an address.
+    /// Returns whether a host in lower case is one of the exempt hosts. `address` is the host as an address, if it is
+    /// one.
     fn contain(&self, host: &str, address: Option<IpAddr>) -> bool {
         match self {
             Self::All => true,
@@ -110,7 +111,7 @@ impl ExemptHosts {
     }
 }
 
-/// Whether the first `length` bits of two addresses of one family are the same.
+/// Returns whether the first `length` bits of two addresses of one family are the same.
 fn has_prefix(address: IpAddr, network: IpAddr, length: u32) -> bool {
     // Shifting out all bits leaves nothing to compare.
     match (address, network) {

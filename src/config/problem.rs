@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::mask;
+use crate::policy::similar::find_similar;
 
 /// The source of a value, in the order of the report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -254,19 +255,6 @@ pub(super) struct Report {
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Finds the candidate that is most similar to `name`, if at most a third of the characters differ.
-/// With a higher limit, suggestions would be guesses. With a lower limit, a short name with two typos
-/// would get no suggestion.
-pub(super) fn find_similar<T: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
-    let max_distance = (name.chars().count() / 3).max(1);
-    candidates
-        .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate.as_ref()), candidate))
-        .filter(|(distance, _)| *distance <= max_distance)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,13 +327,5 @@ mod tests {
         let one_problem = Problems::new(vec![variable]).unwrap();
         assert_eq!(one_problem.to_string(), "V: wrong\n1 problem in the configuration");
         assert!(Problems::new(Vec::new()).is_none());
-    }
-
-    #[test]
-    fn only_a_similar_name_is_suggested() {
-        let names = ["strategy", "near_limit_ratio"];
-        assert_eq!(find_similar("strateggy", names), Some("strategy"));
-        assert_eq!(find_similar("startegy", names), Some("strategy"));
-        assert_eq!(find_similar("colour", names), None);
     }
 }

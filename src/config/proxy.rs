@@ -21,17 +21,18 @@ const MAX_SOCKS_CREDENTIAL: usize = 255;
 /// A `proxy` setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ProxySetting {
-    /// Empty: a key and the mirror use the proxy of `upstream.proxy`, and that is the environment's.
+    /// The setting is empty. A key and the mirror use the proxy of `upstream.proxy`, and an empty `upstream.proxy` means
+    /// the proxy of the environment variables.
     #[default]
     Inherited,
-    /// Connections are direct; the environment variables are ignored.
+    /// Connections are direct. The environment variables are ignored.
     Direct,
     /// Connections are opened through this proxy.
     Proxy(Arc<ForwardProxy>),
 }
 
 impl ProxySetting {
-    /// Whether the setting contains a user and a password.
+    /// Returns whether the setting contains a user and a password.
     #[must_use]
     pub fn has_credentials(&self) -> bool {
         match self {
@@ -41,7 +42,7 @@ impl ProxySetting {
     }
 }
 
-/// The value in TOML without the quotes; credentials are masked.
+/// Formats the value in TOML without the quotes, and with masked credentials.
 impl fmt::Display for ProxySetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -130,8 +131,8 @@ fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredent
     Ok(ProxyCredentials::new(&user, &password))
 }
 
-/// The error for a proxy that is set in two ways.
-pub(super) fn both_error(setting: &str, file: &str) -> ValueError {
+/// Returns the error for a proxy that is set both directly and by a file.
+pub(super) fn conflicting_proxies_error(setting: &str, file: &str) -> ValueError {
     ValueError::new(format!("both `{setting}` and `{file}` are set")).advise("remove one of them")
 }
 
@@ -143,8 +144,8 @@ struct EnvironmentProxy {
 }
 
 /// The proxies of `HTTPS_PROXY` and `ALL_PROXY`, and the exceptions of `NO_PROXY`. Each variable may be in
-/// lowercase; the uppercase form has precedence. `HTTP_PROXY` is not read: ElevenLabs is reached by https, and an
-/// upstream by http is a gateway in the same network.
+/// lowercase, and the uppercase form has precedence. `HTTP_PROXY` is not read, because ElevenLabs is reached by HTTPS,
+/// and an upstream by HTTP is a gateway in the same network.
 #[derive(Clone, Debug, Default)]
 pub struct EnvironmentProxies {
     https: Option<EnvironmentProxy>,
@@ -175,7 +176,7 @@ impl EnvironmentProxies {
         Self { https, all, exemptions: exemptions.map(NoProxy::parse).unwrap_or_default() }
     }
 
-    /// The proxy for connections to `url`, or the reason for direct ones.
+    /// Returns the proxy for connections to `url`, or the reason for direct ones.
     fn find(&self, url: &BaseUrl) -> EnvironmentRoute<'_> {
         let for_scheme = match url.scheme() {
             Scheme::Https => self.https.as_ref().or(self.all.as_ref()),
@@ -214,7 +215,7 @@ impl ProxyRoutes {
         Self { setting, environment }
     }
 
-    /// The proxy for connections to the provider at `url`, where `own` is the setting of a key.
+    /// Returns the proxy for connections to the provider at `url`, where `own` is the setting of a key.
     #[must_use]
     pub fn for_upstream(&self, url: &BaseUrl, own: &ProxySetting) -> Option<Arc<ForwardProxy>> {
         match (own, &self.setting) {
@@ -229,7 +230,7 @@ impl ProxyRoutes {
         }
     }
 
-    /// The proxy for connections to Supabase at `url`, where `own` is `supabase.proxy`. A Supabase on this
+    /// Returns the proxy for connections to Supabase at `url`, where `own` is `supabase.proxy`. A Supabase on this
     /// machine is reached directly, unless it has a proxy of its own.
     #[must_use]
     pub fn for_mirror(&self, url: &BaseUrl, own: &ProxySetting) -> Option<Arc<ForwardProxy>> {
@@ -239,8 +240,8 @@ impl ProxyRoutes {
         self.for_upstream(url, own)
     }
 
-    /// Describes the route to the provider at `url` in a sentence for the log, without credentials. `None` if
-    /// neither a setting nor a variable is about it.
+    /// Describes the route to the provider at `url` in a sentence for the log, without credentials. Returns
+    /// `None` if neither a setting nor a variable determines the route.
     #[must_use]
     pub fn describe(&self, url: &BaseUrl) -> Option<String> {
         let host = url.authority();

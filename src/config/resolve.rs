@@ -263,7 +263,9 @@ impl ConfigDraft {
                 .and_then(|text| text.parse());
             match parsed {
                 Ok(_) if *setting != ProxySetting::Inherited => {
-                    self.report.problems.push(span.problem(proxy::both_error(name, file_name)));
+                    self.report
+                        .problems
+                        .push(span.problem(proxy::conflicting_proxies_error(name, file_name)));
                 }
                 Ok(parsed) => *setting = parsed,
                 Err(error) => self.report.problems.push(span.problem(error)),

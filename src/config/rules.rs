@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::document::TableEntry;
 use super::keys::KeyConfig;
 use super::mask::quote_masked;
-use super::problem::{Problem, ValueError, find_similar};
+use super::problem::{Problem, ValueError};
 use crate::policy::client::{AllowedKeys, Rules};
 use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use crate::policy::path::Path;
+use crate::policy::similar::find_similar;
 
 /// The fields of a `[[clients]]` entry that this module parses.
 pub(super) const FIELDS: [&str; 9] = [

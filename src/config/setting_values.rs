@@ -1,5 +1,5 @@
-//! Lists every setting in force with its source, for operators who ask where a value comes from. Keys and client
-//! tokens are not settings of the table, so the list contains no secret; passwords in URLs are masked.
+//! Lists every setting in force with its source, so that an operator can find the origin of a value. The list contains
+//! no secret: keys and client tokens are not settings of the table, and passwords in URLs are masked.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct SettingValue {
     pub name: &'static str,
     /// The value in TOML notation.
     pub value: String,
-    /// The flag, the variable, or the file with line and column that sets it; `default` if none does.
+    /// The flag, the variable, or the file with line and column that sets the value, or `default`.
     pub source: String,
     /// Whether a part of the value is secret and replaced by dots.
     #[serde(skip)]

@@ -7,10 +7,11 @@ use std::str::FromStr;
 
 use super::keys::unreadable_file_error;
 use super::mask::quote_masked;
-use super::problem::{Report, SourceSpan, ValueError, find_similar};
+use super::problem::{Report, SourceSpan, ValueError};
 use super::source::{ReadFileError, ValueSources};
 use crate::certificate::{Certificate, CertificateChain, ChainError, PrivateKeyError};
 use crate::policy::certificate::Validity;
+use crate::policy::similar::find_similar;
 
 /// The setting `server.tls` and the settings below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

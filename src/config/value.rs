@@ -7,10 +7,11 @@ use std::time::Duration;
 use toml::de::{DeInteger, DeValue};
 
 use super::mask::quote_masked;
-use super::problem::{ValueError, find_similar};
+use super::problem::ValueError;
 use crate::policy::quantity::QuantityError;
 use crate::policy::quantity::duration::{self, DisplayDuration};
 use crate::policy::quantity::size::{self, DisplaySize};
+use crate::policy::similar::find_similar;
 
 /// An unparsed value. Flags and variables are text. The values of a file have TOML types.
 #[derive(Clone, Copy)]

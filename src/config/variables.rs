@@ -3,9 +3,10 @@
 
 use super::mask::quote_masked;
 use super::old_names;
-use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin, find_similar};
+use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin};
 use super::setting::{self, Setting};
 use super::source::Environment;
+use crate::policy::similar::find_similar;
 
 /// The variable that names the configuration file.
 pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";

@@ -11,7 +11,7 @@ use super::units::UnixMs;
 pub const MAX_FAILURES: usize = 10;
 /// The time in which the failures of an address are counted.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Maximum addresses in the table; about 200 kilobytes.
+/// Maximum addresses in the table, which then has about 200 kilobytes.
 const MAX_ADDRESSES: usize = 1_024;
 
 /// The recent failures, by address.
@@ -22,7 +22,7 @@ pub struct AuthFailures {
 }
 
 impl AuthFailures {
-    /// How long requests from `address` are refused from `now` on; `None` if they are not.
+    /// Returns the time from `now` for which requests from `address` are refused, or `None` if they are accepted.
     #[must_use]
     pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&network(address))?;
@@ -33,8 +33,8 @@ impl AuthFailures {
         (!remaining.is_zero()).then_some(remaining)
     }
 
-    /// Records a wrong credential from `address` at `now`. Failures with a later time are removed: the clock was
-    /// set back, and they would refuse the address for longer than [`WINDOW`].
+    /// Records a wrong credential from `address` at `now`. Failures with a later time are removed, because
+    /// the clock was set back, and they would refuse the address for longer than [`WINDOW`].
     pub fn record(&mut self, address: Option<IpAddr>, now: UnixMs) {
         let address = network(address);
         if !self.by_address.contains_key(&address) && self.by_address.len() >= MAX_ADDRESSES {
@@ -56,7 +56,7 @@ impl AuthFailures {
     }
 }
 
-/// The network whose failures are counted together: an IPv4 address, or the 64-bit prefix of an IPv6 address,
+/// Returns the network whose failures are counted together: an IPv4 address, or the 64-bit prefix of an IPv6 address,
 /// because a host usually has all addresses of its prefix.
 fn network(address: Option<IpAddr>) -> Option<IpAddr> {
     match address?.to_canonical() {

@@ -1,4 +1,4 @@
-//! A forward proxy, through which a network may require that connections to the provider are opened.
+//! Describes a forward proxy, through which a network may require connections to the provider to be opened.
 //!
 //! The proxy gets the name of the provider's host, resolves it, and relays bytes in both directions. TLS is
 //! with the provider, so the proxy sees no request and no key of an `https` upstream.
@@ -19,7 +19,7 @@ pub enum ProxyScheme {
 }
 
 impl ProxyScheme {
-    /// The scheme in a URL.
+    /// Returns the scheme in a URL.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -29,7 +29,7 @@ impl ProxyScheme {
         }
     }
 
-    /// The port of a URL without one.
+    /// Returns the port for a URL that contains none.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -56,31 +56,31 @@ impl ForwardProxy {
         Self { scheme, host: host.to_owned(), port, credentials }
     }
 
-    /// The protocol.
+    /// Returns the protocol.
     #[must_use]
     pub fn scheme(&self) -> ProxyScheme {
         self.scheme
     }
 
-    /// The host name or address, without the brackets of an IPv6 address.
+    /// Returns the host name or address, without the brackets of an IPv6 address.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The user and password, if the proxy needs them.
+    /// Returns the user and password, if the proxy needs them.
     #[must_use]
     pub fn credentials(&self) -> Option<&ProxyCredentials> {
         self.credentials.as_ref()
     }
 
-    /// The URL with the credentials, for an HTTP client that takes a proxy as a URL.
+    /// Returns the URL with the credentials, for an HTTP client that takes a proxy as a URL.
     #[must_use]
     pub fn expose_url(&self) -> String {
         let userinfo = self.credentials.as_ref().map_or_else(String::new, |credentials| {
@@ -99,7 +99,7 @@ impl fmt::Display for ForwardProxy {
     }
 }
 
-/// A host and a port with a colon in between, with the brackets of an IPv6 address.
+/// Formats a host and a port with a colon in between. An IPv6 address is in brackets.
 #[must_use]
 pub fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }

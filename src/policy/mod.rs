@@ -45,6 +45,7 @@ pub mod plain_text;
 pub mod quantity;
 pub mod report_start;
 pub mod retention;
+pub mod similar;
 pub mod wall_clock;
 
 pub mod units;

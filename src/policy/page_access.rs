@@ -1,11 +1,12 @@
-//! Who may read the pages about the state of the pool: the status, the details of the keys, and the metrics.
+//! Decides which credential the pages about the state of the pool require: the status, the details of the keys, and
+//! the metrics.
 
 use std::net::IpAddr;
 
-/// The credential that a page requires. The admin token always opens it.
+/// The credential that a page requires. The admin token always opens the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageAccess {
-    /// None.
+    /// The page requires no credential.
     Open,
     /// The token of a client, if clients have tokens.
     Client,

@@ -1,4 +1,4 @@
-//! The end user of a request, whom a client names in `x-keychoir-user`. Only the fingerprint of the id leaves
+//! Identifies the end user of a request, whom a client names in `x-keychoir-user`. Only the fingerprint of the id leaves
 //! this module, so that no record contains the id itself.
 
 use http::HeaderMap;
@@ -45,7 +45,7 @@ pub fn identify_user(
     Ok(user)
 }
 
-/// Whether an id consists of visible text in ASCII, UTF-8 or Latin-1.
+/// Returns whether an id consists of visible text in ASCII, UTF-8 or Latin-1.
 fn is_valid_id(id: &[u8]) -> bool {
     // Decoding replaces an invalid escape, and would make ids equal that differ.
     const REPLACEMENT: &[u8] = "\u{fffd}".as_bytes();
