@@ -30,7 +30,7 @@ pub enum Change {
     PauseKey {
         /// The id, the name or the short form of the key.
         key: String,
-        /// When the key is resumed; `None` for until an operator resumes it.
+        /// The time at which the key is resumed, or `None` if only an operator resumes it.
         until: Option<UnixMs>,
         /// The operator's reason, at most [`MAX_REASON_CHARS`] characters.
         reason: Option<String>,
@@ -46,7 +46,7 @@ pub enum Change {
         name: String,
         /// Its rules.
         rules: ClientRules,
-        /// When its token expires; `None` for never.
+        /// The time at which its token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
     /// Replaces the rules of a client that `rules` sets.
@@ -55,16 +55,16 @@ pub enum Change {
         name: String,
         /// The rules to replace.
         rules: ClientRules,
-        /// The new end of its current token; `None` keeps the end as it is.
+        /// The new end of its current token, or `None` to keep the end.
         expiry: Option<TokenExpiry>,
     },
     /// Gives a client a new token.
     RotateClient {
         /// The name of the client.
         name: String,
-        /// How long the previous token stays valid.
+        /// The time for which the previous token stays valid.
         grace: Duration,
-        /// When the new token expires; `None` for never.
+        /// The time at which the new token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
     /// Makes the token of a client invalid.
@@ -76,7 +76,7 @@ pub enum Change {
     Reload,
 }
 
-/// When the token of a client ends, as an operator sets it.
+/// The end of the token of a client, as an operator sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenExpiry {
     /// The token does not expire.
@@ -87,6 +87,12 @@ pub enum TokenExpiry {
 
 /// Maximum characters of the reason for a pause.
 pub const MAX_REASON_CHARS: usize = 200;
+
+/// Returns whether a reason for a pause has at most [`MAX_REASON_CHARS`] characters and no control character.
+#[must_use]
+pub fn is_valid_reason(reason: &str) -> bool {
+    reason.chars().count() <= MAX_REASON_CHARS && !reason.chars().any(char::is_control)
+}
 
 /// A key to be added.
 #[derive(Debug)]
@@ -103,8 +109,8 @@ pub struct NewKey {
     pub weight: Option<u32>,
 }
 
-/// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is; an empty text or
-/// list removes it.
+/// The rules of a client in the notation of `[[clients]]`. `None` leaves a rule as it is. An empty string
+/// or list removes the rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClientRules {
     /// Its quota, such as `50 requests per day`.
@@ -113,7 +119,7 @@ pub struct ClientRules {
     pub user_quota: Option<String>,
     /// Its rate limit, such as `60 per minute`.
     pub rate_limit: Option<String>,
-    /// Its maximum of concurrent requests; 0 removes the limit.
+    /// Its maximum of concurrent requests. 0 removes the limit.
     pub max_concurrent: Option<u32>,
     /// Prefixes of the paths that it may use.
     pub paths: Option<Vec<String>>,
@@ -144,7 +150,7 @@ impl ClientRules {
 pub struct ChangeOrigin {
     /// The credential or program.
     pub actor: Actor,
-    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    /// The address of the client of the admin API, or `None` for a Unix socket or the command line.
     pub address: Option<IpAddr>,
 }
 
@@ -160,7 +166,7 @@ pub enum Actor {
 }
 
 impl Actor {
-    /// The identifier in the record of changes.
+    /// Returns the identifier in the record of changes.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -194,7 +200,7 @@ impl ClientToken {
         Self(token)
     }
 
-    /// The token, to be shown once to the operator who asked for it.
+    /// Returns the token, which is shown once to the operator who made the change.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -207,8 +213,8 @@ impl fmt::Debug for ClientToken {
     }
 }
 
-/// The reason for a refused change. It has no effect, except that [`ControlError::Unavailable`] leaves the effect
-/// unknown.
+/// The reason that a change was not made. The state is unchanged, except after [`ControlError::Unavailable`], when it
+/// is unknown whether the change was made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Another change was made since the caller read the state.
@@ -273,32 +279,12 @@ pub enum ControlError {
     Unavailable,
 }
 
-/// A row of the record of changes. It contains no secret.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChangeRecord {
-    /// When the change was made.
-    pub at: UnixMs,
-    /// Who made it.
-    pub actor: Actor,
-    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
-    pub address: Option<IpAddr>,
-    /// The kind of the change: `key_added`, `key_removed`, `key_paused`, `key_resumed`, `client_added`,
-    /// `client_changed`, `client_rotated`, `client_revoked` or `reloaded`.
-    pub action: &'static str,
-    /// The name or short form of the key, or the name of the client; `None` for a reload.
-    pub target: Option<String>,
-    /// Further values of the change, as a JSON object.
-    pub detail: String,
-    /// The generation after the change.
-    pub generation: u64,
-}
-
 /// A change on its way to the task that makes it.
 #[derive(Debug)]
 pub struct ControlRequest {
     /// The change.
     pub change: Change,
-    /// The generation that the caller has read; the change is refused when another one is current.
+    /// The generation that the caller has read. The change is refused if a different one is current.
     pub expected_generation: Option<u64>,
     /// The origin of the change.
     pub origin: ChangeOrigin,
@@ -328,7 +314,7 @@ impl ControlSender {
         (Self { requests, generation: Arc::clone(&generation) }, receiver, generation)
     }
 
-    /// The current generation.
+    /// Returns the current generation.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -338,8 +324,8 @@ impl ControlSender {
     ///
     /// # Errors
     ///
-    /// When the change is not made; nothing has changed then, except after [`ControlError::Unavailable`], which
-    /// leaves it open.
+    /// Fails when the change is not made. The state is then unchanged, except after [`ControlError::Unavailable`],
+    /// when it is unknown whether the change was made.
     ///
     /// # Cancel safety
     ///

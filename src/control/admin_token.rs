@@ -31,12 +31,12 @@ impl NewAdminToken {
         Some(Self { token, directory })
     }
 
-    /// Saves the token in the state directory, and returns its path. Called when the program has started, so that
-    /// a start that fails leaves no file.
+    /// Saves the token in the state directory, and returns its path. The caller saves the token after the program has
+    /// started, so that a failed start leaves no file.
     ///
     /// # Errors
     ///
-    /// When the token cannot be written. The admin API cannot be used then.
+    /// Fails when the token cannot be written. In that case, the admin API cannot be used.
     pub fn save(self) -> Result<PathBuf, LockError> {
         self.directory.try_lock()?.write_admin_token(&self.token)?;
         Ok(self.directory.admin_token_path())

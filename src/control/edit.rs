@@ -1,12 +1,12 @@
-//! Edits the overlay: from a change, the current overlay and the current configuration to the next overlay.
-//! Nothing is read or written here.
+//! Computes the next overlay from a change, the current overlay and the current configuration. The functions of this
+//! module read and write no files.
 
 mod clients;
 
 use serde_json::{Value, json};
 
-use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS, NewKey};
-use crate::config::{Config, KEYS_FOLDER, KeyConfig, ManagedKey, Overlay, PausedKey};
+use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, is_valid_reason};
+use crate::config::{Config, KEYS_DIRECTORY, KeyConfig, ManagedKey, Overlay, PausedKey};
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, KEY_ID_DIGITS};
@@ -56,7 +56,7 @@ pub(super) fn edit(
     now: UnixMs,
     token: String,
 ) -> Result<Edit, ControlError> {
-    // Pauses that have ended are not kept.
+    // Remove pauses that have ended.
     overlay.paused_keys.retain(|paused| paused.until.is_none_or(|until| until > now));
     let mut new_key = None;
     let summary = match change {
@@ -79,7 +79,7 @@ pub(super) fn edit(
     Ok(Edit { overlay, new_key, summary })
 }
 
-/// The name of a key for messages.
+/// Returns the name of a key for messages.
 fn label(key: &KeyConfig) -> &str {
     key.name.as_deref().unwrap_or(key.key.short().as_str())
 }
@@ -97,7 +97,7 @@ fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, Control
         (Some(_), Some(_)) => {
             Err(ControlError::Invalid("several keys have this short form: use the id of the key".to_owned()))
         }
-        // The text is not repeated: it may be a key that was passed by mistake.
+        // The text is not repeated, because it may be a key that was passed by mistake.
         (None, _) => Err(ControlError::NotFound(
             "the pool has no key with this id, name or short form: `keychoir keys list` lists them"
                 .to_owned(),
@@ -130,7 +130,7 @@ fn add_key(
         "weight": weight,
     });
     let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
-    let key_file = format!("{KEYS_FOLDER}/{name}");
+    let key_file = format!("{KEYS_DIRECTORY}/{name}");
     overlay.keys.push(ManagedKey { name: name.clone(), key_file, workspace, base_url, weight });
     *new_key = Some((name, key));
     Ok(summary)
@@ -178,7 +178,7 @@ fn pause_key(
     check_future(until, now, "the end of the pause")?;
     let reason = reason.map(|reason| reason.trim().to_owned()).filter(|reason| !reason.is_empty());
     if let Some(reason) = &reason
-        && (reason.chars().count() > MAX_REASON_CHARS || reason.chars().any(char::is_control))
+        && !is_valid_reason(reason)
     {
         let message = format!("the reason must be one line of at most {MAX_REASON_CHARS} characters");
         return Err(ControlError::Invalid(message));

@@ -29,15 +29,14 @@ pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, EditSummary};
 
-use crate::admin::control::{
-    Actor, Change, ChangeOrigin, ChangeReceipt, ChangeRecord, ControlError, ControlRequest,
-};
+use crate::admin::control::{Actor, Change, ChangeOrigin, ChangeReceipt, ControlError, ControlRequest};
 use crate::app::{AppConfig, RunningApp};
 use crate::clock;
 use crate::config::{
-    self, Config, FileContents, KEYS_FOLDER, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides,
+    self, Config, FileContents, KEYS_DIRECTORY, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides,
     StateDirectory, StateLock,
 };
+use crate::store::StoredChange;
 
 /// The action of a reload in the record of changes.
 const RELOADED: &str = "reloaded";
@@ -51,7 +50,7 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Makes the changes of operators.
 pub struct Controller {
     overrides: Overrides,
-    /// Applies configurations to the running program; `None` without one.
+    /// Applies configurations to the running program. `None` if no program runs.
     reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
@@ -120,14 +119,14 @@ impl Controller {
         }
     }
 
-    /// The timeout for running requests to finish at shutdown.
+    /// Returns the timeout for running requests to finish at shutdown.
     #[must_use]
     pub fn drain_timeout(&self) -> Duration {
         self.reloader.as_ref().map_or(Duration::ZERO, |reloader| reloader.drain_timeout())
     }
 
-    /// Makes the change of a request and responds to it. A change whose caller has stopped waiting is not made:
-    /// its new token would be lost.
+    /// Makes the change of a request and sends the result. A change whose caller has stopped waiting is not made,
+    /// because its new token would be lost.
     ///
     /// # Cancel safety
     ///
@@ -147,7 +146,7 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// When the change is not made. Nothing has changed then.
+    /// Fails when the change is not made. The state is then unchanged.
     pub async fn make(
         &mut self,
         change: Change,
@@ -160,7 +159,7 @@ impl Controller {
         }
         let directory = self.load()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
-        // Loaded again, because another process may have changed the overlay before the lock was acquired.
+        // The configuration is loaded again, because another process may have changed the overlay before the lock was acquired.
         let current = self.load()?.config;
         let overlay = read(&lock, &directory)?;
         self.check_generation(overlay.generation, expected_generation)?;
@@ -193,7 +192,8 @@ impl Controller {
             self.check_stop(Step::KeyWritten)?;
         }
         if let Err(error) = lock.save(&text) {
-            // The overlay does not name the new key file. If it cannot be deleted, the next change does it.
+            // The overlay does not name the new key file. If the file cannot be deleted, the next change deletes
+            // it.
             if let Ok(previous) = lock.read() {
                 let _ = lock.delete_orphaned_key_files(&previous);
             }
@@ -210,11 +210,11 @@ impl Controller {
         } else {
             let path = directory.overlay_path();
             warnings.push(format!(
-                "no server answers: the change is in {} and applies at the next start",
+                "no server responds: the change is in {} and applies at the next start",
                 path.display()
             ));
         }
-        // Stored after the configuration is applied, so that no reader gets the new generation with an earlier
+        // The generation is stored after the configuration is applied, so that no reader gets the new generation with an earlier
         // configuration.
         self.generation.store(generation, Ordering::Release);
         self.record(origin, action, Some(target), &detail, generation).await;
@@ -237,7 +237,7 @@ impl Controller {
         let known = self.generation.load(Ordering::Acquire);
         self.check_generation(saved, expected_generation)?;
         let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
-        // Another process has counted its own change already.
+        // A higher saved generation includes this change, which another process made.
         let generation = if is_changed && saved <= known { known + 1 } else { saved.max(known) };
         let directory = loaded.config.state_directory();
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
@@ -254,7 +254,7 @@ impl Controller {
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
 
-    /// Saves the generation of a reload. It stays in memory only if the overlay cannot be written.
+    /// Saves the generation of a reload. If the overlay cannot be written, the generation is only in memory.
     async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
         let save = async {
             let lock = self.lock(directory).await?;
@@ -271,8 +271,8 @@ impl Controller {
         }
     }
 
-    /// The files outside of the state directory as they were when the running configuration was loaded. A change
-    /// applies only itself: what an operator writes to another file applies with the next reload.
+    /// Returns the files outside of the state directory as they were when the running configuration was loaded. Edits
+    /// of those files apply with the next reload, and not with a change.
     fn kept_contents(&self, directory: &StateDirectory) -> FileContents {
         let mut contents =
             self.reloader.as_ref().map(|reloader| reloader.contents().clone()).unwrap_or_default();
@@ -326,7 +326,7 @@ impl Controller {
 
     /// Locks the overlay. Waits for another process that is changing it.
     async fn lock<'a>(&self, directory: &'a StateDirectory) -> Result<StateLock<'a>, ControlError> {
-        let locking = async {
+        let acquire_lock = async {
             loop {
                 match directory.try_lock() {
                     Ok(lock) => return Ok(lock),
@@ -337,7 +337,7 @@ impl Controller {
                 }
             }
         };
-        match tokio::time::timeout(LOCK_TIMEOUT, locking).await {
+        match tokio::time::timeout(LOCK_TIMEOUT, acquire_lock).await {
             Ok(result) => result,
             Err(_) => Err(unwritable(directory, LockError::Held.to_string())),
         }
@@ -357,11 +357,13 @@ impl Controller {
             let by = actor.as_str();
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
         }
-        (self.record)(ChangeRecord {
-            at: clock::now(),
-            actor,
-            address,
-            action,
+        let at = clock::now();
+        (self.record)(StoredChange {
+            id: StoredChange::new_id(at),
+            at,
+            actor: actor.as_str().to_owned(),
+            address: address.map(|address| address.to_string()),
+            action: action.to_owned(),
             target,
             detail: detail.to_string(),
             generation,
@@ -369,7 +371,7 @@ impl Controller {
         .await;
     }
 
-    /// Ends a change as a crash would, if the test wants it to end here.
+    /// Aborts a change at the step that a test has set, as a crash would.
     #[cfg(test)]
     fn check_stop(&self, step: Step) -> Result<(), ControlError> {
         if self.stop_after == Some(step) { Err(ControlError::Unavailable) } else { Ok(()) }
@@ -382,7 +384,7 @@ fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
 
 /// Deletes the key files that an interrupted change left in the state directory. Called at the start.
 pub fn delete_leftover_key_files(config: &Config) {
-    let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_FOLDER).exists();
+    let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
     let Some(directory) = config.state_directory().filter(has_keys) else { return };
     // If another process holds the lock, its change deletes them.
     if let Ok(lock) = directory.try_lock()

@@ -5,13 +5,12 @@ use std::pin::Pin;
 
 use tracing::warn;
 
-use crate::admin::control::ChangeRecord;
 use crate::admin::record_change_event;
 use crate::store::{History, OfflineChanges, StoredChange};
 use crate::telemetry::EventRing;
 
 /// Records a change that was made. The future completes when the record can be read.
-pub type ChangeRecorder = Box<dyn Fn(ChangeRecord) -> Recording + Send>;
+pub type ChangeRecorder = Box<dyn Fn(StoredChange) -> Recording + Send>;
 
 /// A change that is being recorded.
 pub type Recording = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -19,8 +18,8 @@ pub type Recording = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Records changes in the database of the running program, and as events for the listeners of the admin API.
 #[must_use]
 pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
-    Box::new(move |change| {
-        let (history, change) = (history.clone(), stored(change));
+    Box::new(move |change: StoredChange| {
+        let history = history.clone();
         record_change_event(&events, &change);
         Box::pin(async move {
             if let Err(error) = history.record_change(change).await {
@@ -36,8 +35,8 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
 /// Records changes in a database that no program uses.
 #[must_use]
 pub fn record_offline(changes: OfflineChanges) -> ChangeRecorder {
-    Box::new(move |change| {
-        if !changes.record(&stored(change)) {
+    Box::new(move |change: StoredChange| {
+        if !changes.record(&change) {
             warn!(
                 event = "change_not_recorded",
                 "The change is saved, but it is not recorded: the database cannot be written, or another version of \
@@ -46,18 +45,4 @@ pub fn record_offline(changes: OfflineChanges) -> ChangeRecorder {
         }
         Box::pin(std::future::ready(()))
     })
-}
-
-fn stored(change: ChangeRecord) -> StoredChange {
-    let ChangeRecord { at, actor, address, action, target, detail, generation } = change;
-    StoredChange {
-        id: StoredChange::new_id(at),
-        at,
-        actor: actor.as_str().to_owned(),
-        address: address.map(|address| address.to_string()),
-        action: action.to_owned(),
-        target,
-        detail,
-        generation,
-    }
 }

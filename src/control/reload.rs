@@ -14,7 +14,7 @@ use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 /// Detects changes of the configuration files and applies them.
 #[derive(Debug)]
 pub struct ConfigReloader {
-    /// Sets the level of the log; `None` if the caller did not start the log.
+    /// Sets the level of the log. `None` if the caller did not start the log.
     level: Option<LogLevelHandle>,
     /// The configuration at the start. Settings that need a restart keep its values.
     start_config: Config,
@@ -47,17 +47,17 @@ impl ConfigReloader {
         }
     }
 
-    /// The content of the files from which the running configuration was loaded.
+    /// Returns the content of the files from which the running configuration was loaded.
     pub(super) fn contents(&self) -> &FileContents {
         &self.contents
     }
 
-    /// The state directory of the running configuration.
+    /// Returns the state directory of the running configuration.
     pub(super) fn state_directory(&self) -> Option<StateDirectory> {
         self.applied_config.state_directory()
     }
 
-    /// The timeout for running requests to finish at shutdown.
+    /// Returns the timeout for running requests to finish at shutdown.
     pub(super) fn drain_timeout(&self) -> Duration {
         self.drain_timeout
     }
@@ -88,7 +88,7 @@ impl ConfigReloader {
         AppConfig::from_reload(loaded, &self.start_config)
     }
 
-    /// Whether this configuration has the same settings, keys and clients as the applied one.
+    /// Returns whether this configuration has the same settings, keys and clients as the applied one.
     pub(super) fn is_applied(&self, config: &Config) -> bool {
         self.applied_config.is_same_as(config)
     }
@@ -99,9 +99,9 @@ impl ConfigReloader {
         self.checked_files = self.loaded_files.clone();
     }
 
-    /// Records the metadata of the files below `folder`, which were written after the configuration was loaded.
-    pub fn mark_as_loaded(&mut self, folder: &Path) {
-        self.loaded_files = self.loaded_files.read_again_below(folder);
+    /// Records the metadata of the files below `directory`, which were written after the configuration was loaded.
+    pub fn mark_as_loaded(&mut self, directory: &Path) {
+        self.loaded_files = self.loaded_files.read_again_below(directory);
         self.checked_files = self.loaded_files.clone();
     }
 
@@ -155,7 +155,7 @@ impl ConfigReloader {
     }
 }
 
-/// Logs why a configuration is not applied, with each mistake on a line.
+/// Logs the reason that a configuration is not applied, with each mistake on a line.
 pub fn log_reload_error(error: &ControlError) {
     match error {
         // Mistakes of the configuration, each with its position.

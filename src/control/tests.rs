@@ -62,7 +62,7 @@ impl Machine {
         }
     }
 
-    fn controller(&self) -> (Controller, Receiver<ChangeRecord>) {
+    fn controller(&self) -> (Controller, Receiver<StoredChange>) {
         let (sender, records) = mpsc::channel();
         let record = move |record| -> Recording {
             sender.send(record).unwrap();
@@ -79,7 +79,7 @@ impl Machine {
         config::load(&self.overrides()).unwrap().config
     }
 
-    /// All files of the state folder and their content.
+    /// Returns all files of the state directory and their content.
     fn contents(&self) -> Vec<(PathBuf, String)> {
         fn collect(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
             for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -141,7 +141,8 @@ async fn a_key_is_added_paused_resumed_and_removed() {
     assert!(!machine.state().join(KEY_FILE).exists());
 
     let records: Vec<_> = records.try_iter().collect();
-    let actions: Vec<_> = records.iter().map(|record| (record.action, record.target.as_deref())).collect();
+    let actions: Vec<_> =
+        records.iter().map(|record| (record.action.as_str(), record.target.as_deref())).collect();
     let expected = ["key_added", "key_paused", "key_resumed", "key_paused", "key_removed"];
     assert_eq!(actions, expected.map(|action| (action, Some("spare"))));
     assert!(records.iter().all(|record| !format!("{record:?}").contains(SPARE)));
@@ -304,13 +305,13 @@ async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change()
 async fn a_change_that_cannot_be_written_changes_nothing() {
     let machine = Machine::new();
     machine.make(pause("first")).await.unwrap();
-    // A file in place of the folder of keys fails for every user, as a full disk would.
-    fs::write(machine.state().join(KEYS_FOLDER), "").unwrap();
+    // A file in place of the directory of keys fails for every user, as a full disk would.
+    fs::write(machine.state().join(KEYS_DIRECTORY), "").unwrap();
     let before = machine.contents();
     let error = machine.make(Change::AddKey(new_key())).await.unwrap_err();
     assert!(matches!(error, ControlError::Unwritable { .. }), "{error}");
     assert_eq!(machine.contents(), before);
-    fs::remove_file(machine.state().join(KEYS_FOLDER)).unwrap();
+    fs::remove_file(machine.state().join(KEYS_DIRECTORY)).unwrap();
     machine.make(Change::AddKey(new_key())).await.unwrap();
 }
 
@@ -357,7 +358,7 @@ fn the_admin_token_is_generated_once() {
 }
 
 /// Starts the program of the machine with a controller.
-async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<ChangeRecord>) {
+async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<StoredChange>) {
     let loaded = config::load(&machine.overrides()).unwrap();
     let (sender, records) = mpsc::channel();
     let generation = Arc::new(AtomicU64::new(loaded.config.generation));

@@ -1,5 +1,5 @@
-//! The record of the changes that operators make: one row per change, without secrets. It is written by the
-//! writer thread, in a transaction of its own, so that a change that was answered is in the file.
+//! The record of the changes that operators make: one row per change, without secrets. The writer thread commits each
+//! row in a transaction of its own, before the operator gets the response.
 
 use std::path::Path;
 
@@ -34,25 +34,26 @@ pub(super) const TABLE: &str = "
     ) STRICT, WITHOUT ROWID;
     ";
 
-/// Maximum stored changes; the oldest are deleted first.
+/// Maximum stored changes. The oldest are deleted first.
 const MAX_CHANGES: u32 = 10_000;
 
-/// A change that an operator has made.
+/// A change that an operator has made. It contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredChange {
     /// A UUID of version 7.
     pub id: String,
-    /// When the change was made.
+    /// The time of the change.
     pub at: UnixMs,
-    /// The credential or program that made it.
+    /// The credential or program that made the change.
     pub actor: String,
-    /// The address of the client of the admin API; `None` for a Unix socket or the command line.
+    /// The address of the client of the admin API, or `None` for a Unix socket or the command line.
     pub address: Option<String>,
-    /// The kind of the change, such as `key_added`.
+    /// The kind of the change: `key_added`, `key_removed`, `key_paused`, `key_resumed`, `client_added`,
+    /// `client_changed`, `client_rotated`, `client_revoked` or `reloaded`.
     pub action: String,
-    /// The short form or name of the key, or the name of the client.
+    /// The name or short form of the key, or the name of the client. `None` for a reload.
     pub target: Option<String>,
-    /// A JSON object without secrets.
+    /// Further values of the change, as a JSON object.
     pub detail: String,
     /// The generation after the change.
     pub generation: u64,
@@ -66,8 +67,8 @@ impl StoredChange {
     }
 }
 
-/// The record of changes while no Keychoir runs. It holds the lock of the database, so that none starts until the
-/// change is made.
+/// The record of changes while no Keychoir runs. It holds the lock of the database, so that no Keychoir starts before
+/// the change is made.
 #[derive(Debug)]
 pub struct OfflineChanges {
     _location: LockedLocation,
@@ -80,7 +81,8 @@ impl OfflineChanges {
     ///
     /// # Errors
     ///
-    /// [`OpenError::InUse`] when a Keychoir runs with this database, and another error when it cannot be locked.
+    /// Fails with [`OpenError::InUse`] when a Keychoir runs with this database, and with a different error when the
+    /// database cannot be locked.
     pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
         let file = DatabaseLocation::File(path.to_owned());
         let is_new = path.metadata().map_or(true, |metadata| metadata.len() == 0);
@@ -98,7 +100,7 @@ impl OfflineChanges {
         Ok(Self { _location: location, connection: connection.filter(is_current) })
     }
 
-    /// Records a change. Returns whether it is recorded, which a database of another version does not allow.
+    /// Records a change. Returns false if the database is of another version or cannot be written.
     #[must_use]
     pub fn record(&self, change: &StoredChange) -> bool {
         self.connection.as_ref().is_some_and(|connection| insert(connection, change).is_ok())

@@ -1,4 +1,4 @@
-//! Changes: parses the bodies of requests, sends the changes to their task, and answers with the result.
+//! Parses changes from the bodies of requests, sends them to the task that makes them, and responds with the result.
 
 use std::net::IpAddr;
 
@@ -9,15 +9,15 @@ use super::documents;
 use super::error::ApiError;
 use super::json_members::JsonMembers;
 use super::router::{KeyAction, Resource};
-use super::{Admin, Answer};
+use super::{Admin, ApiResponse};
 use crate::admin::control::{
-    Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry,
+    Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry, is_valid_reason,
 };
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::secret::ApiKey;
 
-/// The origin of the changes of a client of the API.
+/// Returns the origin of the changes of a client of the API.
 pub(super) fn origin(peer: Option<IpAddr>) -> ChangeOrigin {
     ChangeOrigin { actor: Actor::AdminToken, address: peer }
 }
@@ -35,7 +35,7 @@ const RULES: [&str; 9] = [
     "provider_tokens",
 ];
 
-/// Parses the change that a request orders.
+/// Parses the change that a request describes.
 pub(super) fn parse(
     resource: Resource<'_>,
     method: &Method,
@@ -51,7 +51,7 @@ pub(super) fn parse(
         }
         Resource::KeyAction(id, KeyAction::Pause) => {
             members.check(&["until", "reason"])?;
-            let reason = members.text("reason")?.filter(|reason| !reason.trim().is_empty());
+            let reason = members.string("reason")?.filter(|reason| !reason.trim().is_empty());
             if let Some(reason) = &reason {
                 check_reason(reason)?;
             }
@@ -65,7 +65,7 @@ pub(super) fn parse(
         Resource::Clients => {
             members.check(&[&["name", "expires", "expires_at"], RULES.as_slice()].concat())?;
             Ok(Change::AddClient {
-                name: members.required_text("name")?,
+                name: members.required_string("name")?,
                 rules: client_rules(&members)?,
                 expires_at: token_end(&members, now)?,
             })
@@ -113,21 +113,21 @@ pub(super) fn parse(
 
 fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
     members.check(&["name", "key", "workspace", "base_url", "weight"])?;
-    let key = ApiKey::new(members.required_text("key")?.trim()).map_err(|_| {
+    let key = ApiKey::new(members.required_string("key")?.trim()).map_err(|_| {
         let message = "The member `key` is not an API key: it contains a space, a control character or a \
                        character outside ASCII.";
         ApiError::bad_request("malformed_key", message)
     })?;
     Ok(Change::AddKey(NewKey {
-        name: members.required_text("name")?,
+        name: members.required_string("name")?,
         key,
-        workspace: members.text("workspace")?.filter(|workspace| !workspace.is_empty()),
-        base_url: members.text("base_url")?.filter(|url| !url.is_empty()),
+        workspace: members.string("workspace")?.filter(|workspace| !workspace.is_empty()),
+        base_url: members.string("base_url")?.filter(|url| !url.is_empty()),
         weight: members.number("weight")?,
     }))
 }
 
-/// When a new token expires: after the duration `expires`, or at the time `expires_at`.
+/// Returns the time at which a new token expires: after the duration `expires`, or at `expires_at`.
 fn token_end(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let end = members.future_time("expires_at", now)?;
     match members.duration("expires")? {
@@ -146,20 +146,20 @@ fn token_end(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiEr
 
 fn client_rules(members: &JsonMembers) -> Result<ClientRules, ApiError> {
     Ok(ClientRules {
-        quota: members.text("quota")?,
-        user_quota: members.text("user_quota")?,
-        rate_limit: members.text("rate_limit")?,
+        quota: members.string("quota")?,
+        user_quota: members.string("user_quota")?,
+        rate_limit: members.string("rate_limit")?,
         max_concurrent: members.number("max_concurrent")?,
-        paths: members.texts("paths")?,
-        keys: members.texts("keys")?,
-        workspaces: members.texts("workspaces")?,
+        paths: members.strings("paths")?,
+        keys: members.strings("keys")?,
+        workspaces: members.strings("workspaces")?,
         bring_your_own_key: members.boolean("bring_your_own_key")?,
         provider_tokens: members.boolean("provider_tokens")?,
     })
 }
 
 fn check_reason(reason: &str) -> Result<(), ApiError> {
-    if reason.chars().count() <= MAX_REASON_CHARS && !reason.chars().any(char::is_control) {
+    if is_valid_reason(reason) {
         return Ok(());
     }
     let message = format!(
@@ -169,20 +169,20 @@ fn check_reason(reason: &str) -> Result<(), ApiError> {
     Err(ApiError::bad_request("invalid_member", message))
 }
 
-/// The id of a key, which must be in the pool.
+/// Returns the id of a key of the pool.
 fn known_key(pool: &Pool, id: &str) -> Result<String, ApiError> {
     let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
     if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
 }
 
 impl Admin {
-    /// Makes a change. Answers with the generation, and with the key or the new token.
+    /// Makes a change, and responds with the generation and with the key or the new token.
     pub(super) async fn change(
         &self,
         change: Change,
         expected_generation: Option<u64>,
         origin: ChangeOrigin,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<ApiResponse, ApiError> {
         let control = self.control.as_ref().ok_or_else(ApiError::no_control)?;
         let (status, client) = match &change {
             Change::AddKey(_) => (StatusCode::CREATED, None),
@@ -200,9 +200,9 @@ impl Admin {
         if let Some(members) = document.as_object_mut() {
             members.extend(receipt.key_id.map(|id| ("key_id".to_owned(), json!(id))));
             members.extend(client.map(|name| ("client".to_owned(), json!(name))));
-            // The only response that has the token, and it has it once.
+            // No other response contains the token.
             members.extend(receipt.token.map(|token| ("token".to_owned(), json!(token.expose()))));
         }
-        Ok(Answer { generation: Some(receipt.generation), ..Answer::new(status, &document) })
+        Ok(ApiResponse { generation: Some(receipt.generation), ..ApiResponse::new(status, &document) })
     }
 }

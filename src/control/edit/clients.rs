@@ -1,4 +1,4 @@
-//! Edits the clients in the overlay.
+//! Adds, changes, rotates and revokes clients in the overlay.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ impl ClientEditor<'_> {
     ) -> Result<EditSummary, ControlError> {
         let Self { overlay, config, now } = self;
         let client = find_client(name, config)?;
-        // A token that was to expire is not replaced by one that never expires.
+        // A token with an end is not replaced by one that never expires.
         let expires_at = expires_at.or(client.expires_at);
         check_future(expires_at, now, "the end of the token")?;
         let has_valid_previous = client.previous_token.is_some_and(|(_, end)| end > now);
@@ -106,7 +106,7 @@ impl ClientEditor<'_> {
             return Err(ControlError::GraceNotEnded);
         }
         let grace_end = now.plus(grace);
-        // The grace does not prolong the life of the previous token.
+        // The grace period does not prolong the validity of the previous token.
         let previous_end = client.expires_at.map_or(grace_end, |end| end.min(grace_end));
         let previous = (previous_end > now).then_some(client.token);
         let entry = client_entry(client, overlay);
@@ -148,12 +148,12 @@ impl ClientEditor<'_> {
 fn find_client<'a>(name: &str, config: &'a Config) -> Result<&'a ClientConfig, ControlError> {
     let client = config.clients.iter().find(|client| client.name == name);
     client.ok_or_else(|| {
-        // The text is not repeated: it may be a token that was passed by mistake.
+        // The text is not repeated, because it may be a token that was passed by mistake.
         ControlError::NotFound("no client has this name: `keychoir clients list` lists them".to_owned())
     })
 }
 
-/// The entry of a client in the overlay, which is added if it is missing.
+/// Returns the entry of a client in the overlay. Adds the entry if it is missing.
 fn client_entry<'a>(client: &ClientConfig, overlay: &'a mut Overlay) -> &'a mut ManagedClient {
     let index = overlay.clients.iter().position(|entry| entry.name == client.name).unwrap_or_else(|| {
         overlay.clients.push(ManagedClient { name: client.name.clone(), ..ManagedClient::default() });
