@@ -127,7 +127,7 @@ impl KeyDetails {
                 drift: workspace.discrepancy(),
                 in_flight: snapshot.key.in_flight(),
                 reserved: workspace.reserved(),
-                spent_per_day: round(workspace.spent_per_day(now)),
+                spent_per_day: round_credits(workspace.spent_per_day(now)),
                 spent_by: exhaustion_time(snapshot.forecast),
             }
         };
@@ -197,14 +197,16 @@ fn possible_operations(reason: Option<CooldownReason>, cannot: &[Restriction]) -
     }
 }
 
-fn exhaustion_time(forecast: Forecast) -> Option<String> {
+/// Returns the time at which credits run out at the current rate, if that is before their reset.
+pub(super) fn exhaustion_time(forecast: Forecast) -> Option<String> {
     match forecast {
         Forecast::ExhaustedAt(at) => Some(at.rfc3339()),
         Forecast::LastsUntilReset | Forecast::Unknown => None,
     }
 }
 
+/// Rounds credits to a whole number.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the cast saturates")]
-fn round(credits: f64) -> u64 {
+pub(super) fn round_credits(credits: f64) -> u64 {
     credits.round() as u64
 }

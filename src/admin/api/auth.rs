@@ -1,5 +1,5 @@
-//! Who may use the API: the admin token, compared in constant time. Wrong tokens are limited by address and
-//! logged.
+//! Authenticates requests to the API with the admin token, which is compared in constant time. Wrong tokens are
+//! logged, and their number is limited for each address.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,22 +32,22 @@ impl AuthFailureTable {
 /// The result of the check of the token in the `Authorization` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::admin) enum AdminTokenCheck {
-    /// It is the admin token.
+    /// The token is the admin token.
     Accepted,
-    /// The request has no such token.
+    /// The request has no token.
     Absent,
-    /// It is the token of a client.
+    /// The token is that of a client.
     ClientToken,
-    /// It is neither.
+    /// The token is neither the admin token nor that of a client.
     Wrong,
-    /// It was not compared, because the address has sent too many wrong ones. A token is compared again after
-    /// this time.
+    /// The token was not compared, because the address has sent too many wrong ones. Tokens are compared again
+    /// after this time.
     NotCompared(Duration),
 }
 
 impl Admin {
-    /// Checks the token in the `Authorization` header, wherever the admin token opens something: the API and the
-    /// pages. A wrong token is counted and logged. An address with too many wrong ones is refused before its token
+    /// Checks the token in the `Authorization` header of a request to the API or to a page. A wrong token is counted
+    /// and logged. An address with too many wrong ones is refused before its token
     /// is compared, so that further guesses cannot succeed.
     pub(in crate::admin) fn check_admin_token(
         &self,
@@ -116,7 +116,7 @@ impl Admin {
     }
 }
 
-/// The token of the `Authorization` header.
+/// Returns the token of the `Authorization` header.
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();

@@ -43,7 +43,7 @@ impl ApiError {
         Self { retry_after: Some(RESTART_TIME), ..error }
     }
 
-    /// A malformed request.
+    /// Returns the error for a malformed request.
     pub(super) fn bad_request(code: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", code, message)
     }
@@ -53,7 +53,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "unknown_path", message)
     }
 
-    /// No key has the id. It is not repeated, because it may be a key.
+    /// Returns the error for an unknown id of a key. The id is not repeated, because it may be a key.
     pub(super) fn key_not_found() -> Self {
         let message = "No key of the pool has this id. GET keys lists the keys with their ids.";
         Self::new(StatusCode::NOT_FOUND, "not_found", "key_not_found", message)
@@ -70,14 +70,14 @@ impl ApiError {
         Self { allowed_methods, ..Self::new(http, "method_not_allowed", "method_not_allowed", message) }
     }
 
-    /// The API has no admin token.
+    /// Returns the error of an API without an admin token.
     pub(super) fn disabled() -> Self {
         let message = "The admin API is off, because Keychoir has no admin token: set admin.token_file or \
                        KEYCHOIR_ADMIN_TOKEN, or give it a state directory.";
         Self::new(StatusCode::NOT_FOUND, "not_found", "admin_api_disabled", message)
     }
 
-    /// With `admin.listen`, the other listeners do not serve this path.
+    /// Returns the error of the other listeners if `admin.listen` serves the path.
     pub(super) fn served_elsewhere() -> Self {
         let message = "This address serves clients. The admin API and the pages for operators are at the address \
                        of admin.listen.";
@@ -90,7 +90,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "not_found", "not_proxied", message)
     }
 
-    /// Explains the refusal of a page instead of the API.
+    /// Replaces the message about the API with one about a page.
     pub(super) fn for_page(self) -> Self {
         let message = "From other machines, this page requires the admin token: send `Authorization: Bearer TOKEN`, \
                        or list the page in admin.public.";
@@ -251,7 +251,7 @@ impl From<HistoryError> for ApiError {
         match error {
             HistoryError::TooSlow => Self::unavailable(
                 "query_too_slow",
-                format!("{}. Ask for less time.", sentence(&error.to_string())),
+                format!("{}. Request a shorter period.", sentence(&error.to_string())),
             ),
             HistoryError::Unavailable => {
                 Self::unavailable("records_unavailable", sentence(&error.to_string()))
@@ -260,7 +260,7 @@ impl From<HistoryError> for ApiError {
     }
 }
 
-/// The text of an error with a capital letter.
+/// Capitalizes the first letter of the text of an error.
 fn sentence(text: &str) -> String {
     let mut characters = text.chars();
     characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The admin API below `/api/keychoir/v1/`: what an operator reads and changes, as JSON. `docs/openapi.json`
-//! describes it, and a test compares both.
+//! The admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON. `docs/openapi.json`
+//! describes the API, and a test compares both.
 //!
 //! Reads take their data from the running program and from the usage database. Changes go to one task through
 //! [`ControlSender`](super::control::ControlSender). Every response has the `ETag` of the current generation.
@@ -59,16 +59,17 @@ enum BodyKind {
 }
 
 /// The successful response to a request.
-struct Answer {
+struct ApiResponse {
     status: StatusCode,
     body: BodyKind,
-    /// Whether the document changes only with the generation, so that `If-None-Match` may be answered with 304.
+    /// Whether the document changes only with the generation, so that a request with
+    /// `If-None-Match` may get a 304 response.
     is_versioned: bool,
-    /// The generation in the `ETag`; `None` for the current one.
+    /// The generation in the `ETag`, or `None` for the current one.
     generation: Option<u64>,
 }
 
-impl Answer {
+impl ApiResponse {
     fn ok(document: &impl Serialize) -> Self {
         Self::new(StatusCode::OK, document)
     }
@@ -88,8 +89,8 @@ impl Answer {
         Self { is_versioned: true, ..self }
     }
 
-    /// The response, at a current generation of `generation`.
-    fn response(self, generation: u64, if_none_match: Option<&HeaderValue>) -> Response<BodyKind> {
+    /// Returns the HTTP response. `generation` is the current generation.
+    fn into_http(self, generation: u64, if_none_match: Option<&HeaderValue>) -> Response<BodyKind> {
         let tag = etag(self.generation.unwrap_or(generation));
         let is_unchanged =
             self.is_versioned && if_none_match.is_some_and(|known| request::contains_tag(known, &tag));
@@ -149,30 +150,31 @@ impl Body for ApiBody {
 }
 
 impl Admin {
-    /// Whether a path belongs to the admin API.
+    /// Returns whether a path belongs to the admin API.
     #[must_use]
     pub fn is_api_path(path: &str) -> bool {
         path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
     }
 
-    /// Whether clients use this path of the API.
+    /// Returns whether clients use this path of the API.
     pub(super) fn is_client_api_path(path: &str) -> bool {
         Resource::parse(path) == Some(Resource::Me)
     }
 
-    /// The response to a path for operators on a listener that does not serve them.
+    /// Returns the response to a path for operators on a listener that does not serve them.
     #[must_use]
     pub fn served_elsewhere() -> Response<Bytes> {
         own_page(&ApiError::served_elsewhere())
     }
 
-    /// The response to a path of the provider on a listener that serves only Keychoir's own paths.
+    /// Returns the response to a path of the provider on a listener that serves only Keychoir's own paths.
     #[must_use]
     pub fn not_proxied() -> Response<Bytes> {
         own_page(&ApiError::not_proxied())
     }
 
-    /// Answers a request to the admin API. `is_foreign_page` tells whether a web page of another origin sent it.
+    /// Responds to a request to the admin API. `is_foreign_page` is true if a web page of another origin sent the
+    /// request.
     ///
     /// # Cancel safety
     ///
@@ -191,13 +193,13 @@ impl Admin {
         let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
         // Read before the document: a change in between makes the tag too old, which a later `If-Match` notices.
         let generation = self.generation();
-        let answer = if is_foreign_page {
+        let result = if is_foreign_page {
             Err(ApiError::foreign_page())
         } else {
-            self.answer(request, peer, generation).await
+            self.handle(request, peer, generation).await
         };
-        let mut response = match answer {
-            Ok(answer) => answer.response(generation, if_none_match.as_ref()),
+        let mut response = match result {
+            Ok(response) => response.into_http(generation, if_none_match.as_ref()),
             Err(error) => error.response(&request_id).map(BodyKind::Document),
         };
         let headers = response.headers_mut();
@@ -209,12 +211,12 @@ impl Admin {
         response.map(ApiBody)
     }
 
-    async fn answer<B>(
+    async fn handle<B>(
         &self,
         request: Request<B>,
         peer: Option<IpAddr>,
         generation: u64,
-    ) -> Result<Answer, ApiError>
+    ) -> Result<ApiResponse, ApiError>
     where
         B: Body<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -222,11 +224,11 @@ impl Admin {
         let (head, body) = request.into_parts();
         let resource = Resource::parse(head.uri.path());
         if resource == Some(Resource::Me) {
-            // The only resource for clients; their tokens do not open any other one.
+            // This is the only resource that the tokens of clients open.
             router::check_method(Resource::Me, &head.method)?;
             return self.me(&head, clock::now()).await;
         }
-        // Before the path and the method, so that a request without the token does not find out which paths exist.
+        // The token is checked before the path and the method, so that a request without the token does not find out which paths exist.
         self.authorize(&head.uri, &head.headers, peer, clock::now())?;
         let resource = resource.ok_or_else(ApiError::unknown_path)?;
         router::check_method(resource, &head.method)?;
@@ -254,21 +256,21 @@ impl Admin {
         head: &Parts,
         generation: u64,
         now: UnixMs,
-    ) -> Result<Answer, ApiError> {
+    ) -> Result<ApiResponse, ApiError> {
         match resource {
             Resource::Overview => {
                 query.check(&[])?;
-                Ok(Answer::ok(&overview(self, generation, now)))
+                Ok(ApiResponse::ok(&overview(self, generation, now)))
             }
             Resource::Keys => {
                 query.check(&[])?;
                 let keys: Vec<_> =
                     self.pool.snapshot(now).iter().map(|snapshot| key(&self.pool, snapshot, now)).collect();
-                Ok(Answer::ok(&serde_json::json!({"generation": generation, "keys": keys})))
+                Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
             }
             Resource::Key(id) => {
                 query.check(&[])?;
-                Ok(Answer::ok(&key(&self.pool, &self.find_key(id, now)?, now)))
+                Ok(ApiResponse::ok(&key(&self.pool, &self.find_key(id, now)?, now)))
             }
             Resource::Clients => {
                 query.check(&[])?;
@@ -279,31 +281,35 @@ impl Admin {
                     .into_iter()
                     .map(|known| client(known, &usage.used(&known.client.name, now), now))
                     .collect();
-                Ok(Answer::ok(&serde_json::json!({"generation": generation, "clients": clients})))
+                Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
             Resource::Client(name) => {
                 query.check(&[])?;
                 let config = self.config.load();
                 let known = config.clients.with_token().find(|known| known.client.name.as_str() == name);
                 let known = known.ok_or_else(ApiError::client_not_found)?;
-                Ok(Answer::ok(&client(known, &config.client_usage.used(&known.client.name, now), now)))
+                Ok(ApiResponse::ok(&client(known, &config.client_usage.used(&known.client.name, now), now)))
             }
-            Resource::Usage => usage(&self.history, &query, now).await.map(|document| Answer::ok(&document)),
-            Resource::Attempts => attempts(&self.history, &query).await.map(|document| Answer::ok(&document)),
+            Resource::Usage => {
+                usage(&self.history, &query, now).await.map(|document| ApiResponse::ok(&document))
+            }
+            Resource::Attempts => {
+                attempts(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
+            }
             Resource::Changes => {
                 // A reload that changes nothing is recorded without a new generation.
-                changes(&self.history, &query).await.map(|document| Answer::ok(&document))
+                changes(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
             }
             Resource::Config => {
                 query.check(&[])?;
-                Ok(Answer::ok(&config(&self.settings.load(), generation)).versioned())
+                Ok(ApiResponse::ok(&config(&self.settings.load(), generation)).versioned())
             }
             Resource::Events => {
                 query.check(&[])?;
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
                 let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
-                Ok(Answer::events(stream))
+                Ok(ApiResponse::events(stream))
             }
             Resource::Me | Resource::KeyAction(..) | Resource::ClientRotation(_) | Resource::Reload => {
                 Err(ApiError::unknown_path())
@@ -311,9 +317,9 @@ impl Admin {
         }
     }
 
-    /// The usage and the limits of the client that sent the request, also when they are used up. If the request
-    /// names an end user, also those of the user.
-    async fn me(&self, head: &Parts, now: UnixMs) -> Result<Answer, ApiError> {
+    /// Returns the usage and the limits of the client that sent the request, even when the limits are used up. If the
+    /// request names an end user, the document also contains those of the user.
+    async fn me(&self, head: &Parts, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let query = head.uri.query();
         Query::parse(query).check(&["xi-api-key", "xi_api_key", "authorization", USER_HEADER.as_str()])?;
         let known =
@@ -327,23 +333,23 @@ impl Admin {
                 Some((user, used))
             }
         };
-        Ok(Answer::ok(&me(&known, &config.client_usage.used(&known.name, now), user, now)))
+        Ok(ApiResponse::ok(&me(&known, &config.client_usage.used(&known.name, now), user, now)))
     }
 
-    async fn check_key(&self, id: &str, now: UnixMs) -> Result<Answer, ApiError> {
+    async fn check_key(&self, id: &str, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let snapshot = self.find_key(id, now)?;
         let result = self.key_checker.check(&snapshot.key).await;
         let result = result.map_err(|_| ApiError::check_in_progress())?;
-        Ok(Answer::ok(&check(&snapshot.key, &result)))
+        Ok(ApiResponse::ok(&check(&snapshot.key, &result)))
     }
 
-    /// The key whose fingerprint starts with these 12 digits.
+    /// Returns the key with this id, the first digits of its fingerprint.
     fn find_key(&self, id: &str, now: UnixMs) -> Result<KeySnapshot, ApiError> {
         let mut found = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
         found.pop().ok_or_else(ApiError::key_not_found)
     }
 
-    /// The current generation; 0 if no task makes changes.
+    /// Returns the current generation, or 0 if no task makes changes.
     fn generation(&self) -> u64 {
         self.control.as_ref().map_or(0, super::control::ControlSender::generation)
     }
@@ -353,13 +359,13 @@ impl Admin {
     }
 }
 
-/// The entity tag of a generation.
+/// Returns the entity tag of a generation.
 fn etag(generation: u64) -> HeaderValue {
     let text = format!("\"{generation}\"");
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"0\""))
 }
 
-/// The response of a listener that does not serve the path.
+/// Returns the response of a listener that does not serve the path.
 fn own_page(error: &ApiError) -> Response<Bytes> {
     let mut response = error.response("");
     let headers = response.headers_mut();

@@ -29,7 +29,7 @@ impl Query {
         Self(parameters.map(decode).collect())
     }
 
-    /// Refuses parameters that are not in `names`, and repeated ones.
+    /// Rejects parameters that are not in `names`, and repeated parameters.
     pub(super) fn check(&self, names: &[&str]) -> Result<(), ApiError> {
         for (index, (name, _)) in self.0.iter().enumerate() {
             if !names.contains(&name.as_str()) {
@@ -44,14 +44,14 @@ impl Query {
         Ok(())
     }
 
-    /// The value of a parameter, unless it is empty.
+    /// Returns the value of a parameter, unless it is empty.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         let parameter = self.0.iter().find(|(known, _)| known == name);
         parameter.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 }
 
-/// Whether a list of entity tags contains `tag`, or is `*`.
+/// Returns whether a list of entity tags contains `tag`, or is `*`.
 pub(super) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
     let Ok(list) = list.to_str() else { return false };
     list.split(',')
@@ -59,7 +59,7 @@ pub(super) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
         .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known).as_bytes() == tag.as_bytes())
 }
 
-/// The generation that `If-Match` demands, if it demands one.
+/// Returns the generation that `If-Match` requires, if there is one.
 pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<Option<u64>, ApiError> {
     let Some(condition) = headers.get(IF_MATCH) else { return Ok(None) };
     let malformed = || {
@@ -77,14 +77,14 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
     digits.parse().map(Some).map_err(|_| malformed())
 }
 
-/// Reads a JSON object from the body; an empty body is an empty object.
+/// Reads a JSON object from the body. An empty body is an empty object.
 pub(super) async fn read_members<B>(head: &Parts, body: B, timeout: Duration) -> Result<JsonMembers, ApiError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let collecting = Limited::new(body, MAX_BODY_BYTES).collect();
-    let body = match tokio::time::timeout(timeout, collecting).await {
+    let collect_body = Limited::new(body, MAX_BODY_BYTES).collect();
+    let body = match tokio::time::timeout(timeout, collect_body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             return Err(ApiError::body_too_large(MAX_BODY_BYTES));

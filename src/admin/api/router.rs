@@ -41,7 +41,7 @@ const READ_AND_CHANGE: &[Method] = &[Method::GET, Method::HEAD, Method::PATCH, M
 const ACT: &[Method] = &[Method::POST];
 
 impl<'p> Resource<'p> {
-    /// Parses a path; `None` for an unknown one.
+    /// Parses a path. Returns `None` if it is unknown.
     pub(super) fn parse(path: &'p str) -> Option<Self> {
         let segments: Vec<&str> = path.strip_prefix(PREFIX)?.split('/').collect();
         Some(match *segments.as_slice() {
@@ -68,7 +68,7 @@ impl<'p> Resource<'p> {
         })
     }
 
-    /// The methods of the resource.
+    /// Returns the methods of the resource.
     pub(super) fn methods(self) -> &'static [Method] {
         match self {
             Self::Overview
@@ -86,7 +86,7 @@ impl<'p> Resource<'p> {
     }
 }
 
-/// Refuses a method that the resource does not have.
+/// Rejects a method that the resource does not have.
 pub(super) fn check_method(resource: Resource<'_>, method: &Method) -> Result<(), ApiError> {
     let methods = resource.methods();
     if methods.contains(method) { Ok(()) } else { Err(ApiError::method_not_allowed(methods)) }

@@ -112,12 +112,12 @@ async fn wrong_bodies_are_refused_with_advice_and_change_nothing() {
         ("POST", pause.as_str(), json!([1]), "malformed_json", "object"),
         ("POST", "keys", json!({"name": "spare"}), "missing_member", "`key`"),
         ("POST", "keys", json!({"name": "spare", "key": "a b"}), "malformed_key", "space"),
-        ("POST", "keys", json!({"name": 5, "key": "sk_1"}), "invalid_member", "a text"),
-        ("POST", "clients", json!({"name": "x", "paths": "/v1"}), "invalid_member", "a list of texts"),
+        ("POST", "keys", json!({"name": 5, "key": "sk_1"}), "invalid_member", "a string"),
+        ("POST", "clients", json!({"name": "x", "paths": "/v1"}), "invalid_member", "a list of strings"),
         ("POST", "clients", json!({"name": "x", "max_concurrent": -1}), "invalid_member", "whole number"),
         ("PATCH", "clients/app", json!({}), "missing_member", "quota"),
         ("PATCH", "clients/app", json!({"expires_at": "2020-01-01T00:00:00Z"}), "invalid_member", "future"),
-        ("POST", "clients/app/rotate", json!({"grace": 3600}), "invalid_member", "a text"),
+        ("POST", "clients/app/rotate", json!({"grace": 3600}), "invalid_member", "a string"),
     ] {
         let response = send(&proxy, method.parse().unwrap(), path, Some(&body)).await;
         let message = assert_error(response, 400, code).await;

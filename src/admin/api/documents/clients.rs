@@ -13,13 +13,13 @@ pub(in crate::admin::api) struct ClientDocument {
     name: String,
     /// `file`, `changed` or `managed`.
     source: &'static str,
-    /// When its token expires.
+    /// The time at which its token expires.
     expires_at: Option<String>,
-    /// When the token before the last rotation expires, while it is valid.
+    /// The time at which the token before the last rotation expires, while that token is valid.
     previous_token_expires_at: Option<String>,
     #[serde(flatten)]
     limits: LimitsDocument,
-    /// Names of the keys that may serve it; empty for all.
+    /// Names of the keys that may serve it, or empty for all.
     keys: Vec<String>,
     workspaces: Vec<String>,
     bring_your_own_key: bool,
@@ -28,7 +28,7 @@ pub(in crate::admin::api) struct ClientDocument {
     credits: UsageByPeriod,
 }
 
-/// The client's own view. It says nothing about keys.
+/// The document that a client reads about itself. It contains nothing about keys.
 #[derive(Serialize)]
 pub(in crate::admin::api) struct OwnDocument {
     client: String,
@@ -56,24 +56,24 @@ struct LimitsDocument {
     user_quota: Option<String>,
     rate_limit: Option<String>,
     max_concurrent: Option<u32>,
-    /// Prefixes of the paths that it may use; empty for all.
+    /// Prefixes of the paths that it may use, or empty for all.
     paths: Vec<String>,
 }
 
 #[derive(Serialize)]
 struct QuotaDocument {
-    /// In the notation of the configuration.
+    /// The quota in the notation of the configuration.
     limit: String,
     amount: u64,
     unit: &'static str,
     period: &'static str,
-    /// With the reservations of requests in progress.
+    /// The used amount, including the reservations of requests in progress.
     used: u64,
     remaining: u64,
     resets_at: Option<String>,
 }
 
-/// The current day and month, and all stored hours.
+/// The usage of the current day, of the current month, and of all stored hours.
 #[derive(Serialize)]
 struct UsageByPeriod {
     day: u64,
@@ -81,7 +81,7 @@ struct UsageByPeriod {
     total: u64,
 }
 
-/// The clients with a token, by name. A client with two tokens is listed once.
+/// Returns the clients with a token, by name. A client with two tokens is listed once.
 pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&ConfiguredClient> {
     let mut listed: Vec<&ConfiguredClient> = clients.with_token().collect();
     listed.sort_by_key(|configured| configured.client.name.as_str());
@@ -89,7 +89,7 @@ pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&Configur
     listed
 }
 
-/// The document of a client with this usage.
+/// Returns the document of a client with this usage.
 pub(in crate::admin::api) fn client(
     configured: &ConfiguredClient,
     used: &UsageTotals,
@@ -113,7 +113,7 @@ pub(in crate::admin::api) fn client(
     }
 }
 
-/// The document that a client reads about itself, and about the end user that it names.
+/// Returns the document that a client reads about itself, and about the end user that it names.
 pub(in crate::admin::api) fn me(
     client: &Client,
     used: &UsageTotals,

@@ -22,7 +22,7 @@ const MAX_USAGE_ROWS: usize = 1_000;
 /// The start of usage sums without `since`.
 const DEFAULT_USAGE_SPAN: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-/// `GET usage`.
+/// Responds to `GET usage`.
 pub(in crate::admin::api) async fn usage(
     history: &History,
     query: &Query,
@@ -40,7 +40,7 @@ pub(in crate::admin::api) async fn usage(
         until: time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
         dimension,
         client: query.value("client").map(str::to_owned),
-        // One more shows whether there are more.
+        // An additional row shows that the response is truncated.
         limit: MAX_USAGE_ROWS + 1,
     };
     let (since, until) = (filter.since.rfc3339(), filter.until.rfc3339());
@@ -76,7 +76,7 @@ fn usage_row(row: &UsageRow, dimension: UsageDimension) -> Value {
     document
 }
 
-/// `GET attempts`.
+/// Responds to `GET attempts`.
 pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before", "request_id", "failed"])?;
     let failed_only = match query.value("failed") {
@@ -126,12 +126,12 @@ fn attempt(attempt: &StoredAttempt) -> Value {
     })
 }
 
-/// The id of the key with this fingerprint; `null` for a client's own key.
+/// Returns the id of the key with this fingerprint, or `null` for a client's own key.
 fn key_id(hash: &str) -> Value {
     hash.get(..KEY_ID_DIGITS).map_or(Value::Null, |id| json!(id))
 }
 
-/// `GET changes`.
+/// Responds to `GET changes`.
 pub(in crate::admin::api) async fn changes(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before"])?;
     let limit = limit(query)?;
@@ -143,7 +143,7 @@ pub(in crate::admin::api) async fn changes(history: &History, query: &Query) -> 
     Ok(json!({"changes": changes, "next": next}))
 }
 
-/// The document of a change.
+/// Returns the document of a change.
 pub(in crate::admin::api) fn change(change: &StoredChange) -> Value {
     let detail: Value = serde_json::from_str(&change.detail).unwrap_or(Value::Null);
     json!({
@@ -166,7 +166,7 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
     })
 }
 
-/// A time in the past: a timestamp, or a duration before `now`.
+/// Parses a time in the past: a timestamp, or a duration before `now`.
 fn time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let Some(text) = query.value(name) else { return Ok(None) };
     let ago = || duration::parse(text).ok().map(|span| UnixMs(now.0.saturating_sub(millis(span))));

@@ -3,8 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{exhausted_at, round};
-use crate::admin::details::advice;
+use crate::admin::details::{advice, exhaustion_time, round_credits};
 use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::key_state::{CooldownReason, KeyOrigin, KeyState};
@@ -49,7 +48,7 @@ pub(in crate::admin::api) struct KeyDocument {
     advice: Option<&'static str>,
 }
 
-/// The document of a key at `now`.
+/// Returns the document of a key at `now`.
 pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
     let workspace = key.workspace();
@@ -93,15 +92,15 @@ pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixM
         resets_at: quota.resets_at.map(UnixMs::rfc3339),
         in_flight: key.in_flight(),
         reserved: workspace.reserved(),
-        credits_per_day: round(workspace.spent_per_day(now)),
-        exhausted_at: exhausted_at(snapshot.forecast),
+        credits_per_day: round_credits(workspace.spent_per_day(now)),
+        exhausted_at: exhaustion_time(snapshot.forecast),
         evidence: evidence.into_iter().map(evidence_document).collect(),
         restrictions: restrictions.iter().map(restriction_document).collect(),
         advice: cooldown.and_then(advice),
     }
 }
 
-/// A refusal of the key or of its workspace. Its message is the provider's, without secrets.
+/// Returns the document of a refusal of the key or of its workspace. The message is the provider's, without secrets.
 fn evidence_document(evidence: &Evidence) -> Value {
     let source = &evidence.source;
     json!({
@@ -115,7 +114,7 @@ fn evidence_document(evidence: &Evidence) -> Value {
     })
 }
 
-/// An operation that the provider refused for the key or its plan.
+/// Returns the document of an operation that the provider refused for the key or its plan.
 fn restriction_document(restriction: &Restriction) -> Value {
     let source = &restriction.record.source;
     json!({
@@ -129,7 +128,7 @@ fn restriction_document(restriction: &Restriction) -> Value {
     })
 }
 
-/// Credits that are left; `None` if the limit is unknown.
+/// Returns the remaining credits, or `None` if the limit is unknown.
 fn remaining(quota: &Quota) -> Option<u64> {
     quota.limit.map(|_| quota.remaining())
 }
@@ -156,7 +155,7 @@ pub(in crate::admin::api) struct CheckDocument {
     reason: Option<String>,
 }
 
-/// Permissions that the check has tried.
+/// The permissions that the check has examined.
 #[derive(Serialize)]
 struct Permissions {
     user_read: Option<bool>,
@@ -170,7 +169,7 @@ struct Refusal {
     meaning: &'static str,
 }
 
-/// The result of a check.
+/// Returns the document of the result of a check.
 pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocument {
     let mut document = CheckDocument {
         id: key_id(key),
@@ -208,7 +207,7 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
     document
 }
 
-/// What a refusal means for the operator.
+/// Describes a refusal for the operator.
 #[must_use]
 pub fn meaning(verdict: Verdict) -> &'static str {
     match verdict {

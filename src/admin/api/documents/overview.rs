@@ -5,13 +5,14 @@ use std::ptr;
 
 use serde_json::{Value, json};
 
-use super::{clients_by_name, exhausted_at, round};
+use super::clients_by_name;
+use crate::admin::details::{exhaustion_time, round_credits};
 use crate::admin::{Admin, Readiness};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
 
-/// `GET overview`.
+/// Responds to `GET overview`.
 pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixMs) -> Value {
     let keys = admin.pool.snapshot(now);
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
@@ -50,8 +51,8 @@ pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixM
             "used": sum(|key| key.quota.count),
             "limit": limit,
             "remaining": limit.map(|_| sum(|key| key.quota.remaining())),
-            "per_day": round(per_day),
-            "exhausted_at": exhausted_at(admin.pool.forecast(now)),
+            "per_day": round_credits(per_day),
+            "exhausted_at": exhaustion_time(admin.pool.forecast(now)),
         },
         "requests": {
             "in_flight": keys.iter().map(|key| u64::from(key.key.in_flight())).sum::<u64>(),
@@ -71,7 +72,7 @@ pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixM
     })
 }
 
-/// `GET config`.
+/// Responds to `GET config`.
 pub(in crate::admin::api) fn config(settings: &Value, generation: u64) -> Value {
     json!({"generation": generation, "settings": settings})
 }

@@ -2,7 +2,7 @@
 //! operators, as server-sent events.
 //!
 //! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
-//! where it changes: a listener compares it with the state before, so that requests need not know about events.
+//! where it changes. Instead, a listener compares it with the earlier state, so that requests do no work for events.
 
 mod paced_stream;
 mod sampler;
@@ -35,7 +35,7 @@ const SNAPSHOT_PART: &str = "snapshot";
 struct FrameWriter {
     admin: Admin,
     listener: EventListener,
-    /// The position after the last event that was sent; `None` before the first one.
+    /// The position after the last event that was sent, or `None` before the first one.
     position: Option<u64>,
     is_first: bool,
 }
@@ -48,7 +48,7 @@ impl Admin {
         let listener = self.events.ring().listen(max_listeners);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
         let position = headers.get("last-event-id").map(|id| {
-            // An id of an earlier process is not known here: 0 is before every event.
+            // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
         let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
@@ -56,7 +56,7 @@ impl Admin {
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
     }
 
-    /// The prefix of all event ids of this process.
+    /// Returns the prefix of all event ids of this process.
     fn event_epoch(&self) -> String {
         format!("{:x}", self.started_at.0)
     }
@@ -68,7 +68,7 @@ impl Admin {
 }
 
 impl FrameWriter {
-    /// Returns the events since the last frame; `None` without any.
+    /// Returns the events since the last frame, or `None` if there are none.
     fn next_frame(&mut self) -> Option<Bytes> {
         let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();

@@ -23,7 +23,7 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// A comment, which listeners ignore.
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
-/// The body. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only when the
+/// A body of paced frames. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only when the
 /// connection accepts more data, so a slow listener never has more than one frame in memory.
 pub(in crate::admin::api) struct PacedStream<F> {
     next_frame: F,
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// The frames of a body that has these events, with the milliseconds at which each was sent.
+    /// Returns the frames of a body that has these events, with the milliseconds at which each was sent.
     async fn frames(events: &[Option<&'static str>], count: usize) -> Vec<(u128, String)> {
         let mut events: VecDeque<_> = events.iter().copied().collect();
         let next = move || events.pop_front().flatten().map(Bytes::from);

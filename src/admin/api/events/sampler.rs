@@ -15,30 +15,30 @@ use crate::telemetry::{EventContent, EventListener, EventRing};
 /// Minimum time between two comparisons, for any number of listeners.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Members that change with the time alone. A change of only these is no event.
+/// Members that change with the time alone. A change of only such members is no event.
 const VOLATILE_KEY_MEMBERS: [&str; 2] = ["credits_per_day", "exhausted_at"];
 const VOLATILE_OVERVIEW_MEMBERS: [&str; 3] = ["/now", "/credits/per_day", "/credits/exhausted_at"];
 
-/// The ring of events, and the state that its listeners know. Clones share both.
+/// The ring of events, and the state that was recorded in it. Clones share both.
 #[derive(Clone, Debug)]
 pub struct EventSource {
     ring: EventRing,
-    known: Arc<Mutex<KnownState>>,
+    recorded: Arc<Mutex<RecordedState>>,
     max_listeners: usize,
 }
 
-/// The state that was recorded last.
+/// The state that was last recorded in the ring.
 #[derive(Debug, Default)]
-struct KnownState {
+struct RecordedState {
     sampled_at: Option<Instant>,
     /// The ids of the keys in the order of the pool.
     order: Vec<Arc<str>>,
-    keys: HashMap<Arc<str>, KnownDocument>,
-    overview: Option<KnownDocument>,
+    keys: HashMap<Arc<str>, RecordedDocument>,
+    overview: Option<RecordedDocument>,
 }
 
 #[derive(Debug)]
-struct KnownDocument {
+struct RecordedDocument {
     document: Arc<str>,
     /// The document without the members that change with the time alone.
     compared: String,
@@ -55,7 +55,7 @@ impl EventSource {
     /// Creates the source for the events of `ring`, with at most `max_listeners` listeners.
     #[must_use]
     pub fn new(ring: EventRing, max_listeners: usize) -> Self {
-        Self { ring, known: Arc::default(), max_listeners }
+        Self { ring, recorded: Arc::default(), max_listeners }
     }
 
     pub(super) fn ring(&self) -> &EventRing {
@@ -66,55 +66,59 @@ impl EventSource {
         self.max_listeners
     }
 
-    /// Records what has changed, unless another listener did so a moment ago.
+    /// Records the changed parts of the state, unless another listener did so less than [`INTERVAL`] ago.
     pub(super) fn sample(&self, admin: &Admin) {
-        let mut known = self.lock();
-        let is_due = known.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= INTERVAL);
+        let mut recorded = self.lock();
+        let is_due = recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= INTERVAL);
         if is_due {
-            self.update(&mut known, admin);
+            self.update(&mut recorded, admin);
         }
     }
 
-    /// Returns the state now. Later changes of it are events after its position.
+    /// Returns the current state. Later changes of the state are events after the position of the snapshot.
     pub(super) fn snapshot(&self, admin: &Admin, listener: &EventListener) -> StateSnapshot {
-        let mut known = self.lock();
-        self.update(&mut known, admin);
-        let overview = known.overview.iter().map(|known| EventContent::Overview(Arc::clone(&known.document)));
-        let keys = known.order.iter().filter_map(|id| {
-            let document = Arc::clone(&known.keys.get(id)?.document);
+        let mut recorded = self.lock();
+        self.update(&mut recorded, admin);
+        let overview =
+            recorded.overview.iter().map(|recorded| EventContent::Overview(Arc::clone(&recorded.document)));
+        let keys = recorded.order.iter().filter_map(|id| {
+            let document = Arc::clone(&recorded.keys.get(id)?.document);
             Some(EventContent::Key { id: Arc::clone(id), document })
         });
         StateSnapshot { contents: overview.chain(keys).collect(), position: listener.position() }
     }
 
-    fn update(&self, known: &mut KnownState, admin: &Admin) {
+    fn update(&self, recorded: &mut RecordedState, admin: &Admin) {
         let now = clock::now();
-        known.sampled_at = Some(clock::instant());
+        recorded.sampled_at = Some(clock::instant());
         let keys = admin.pool.snapshot(now);
         let keys = keys.iter().map(|snapshot| documents::key(&admin.pool, snapshot, now));
         let keys = keys.map(|key| serde_json::to_value(key).unwrap_or_default()).collect();
         let overview = documents::overview(admin, admin.generation(), now);
-        self.ring.record(known.replace(keys, overview));
+        self.ring.record(recorded.replace(keys, overview));
     }
 
-    fn lock(&self) -> MutexGuard<'_, KnownState> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, RecordedState> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl KnownState {
+impl RecordedState {
     /// Replaces the state. Returns an event for each document that has changed.
     fn replace(&mut self, keys: Vec<Value>, overview: Value) -> Vec<EventContent> {
         let mut events = Vec::new();
         let mut order = Vec::with_capacity(keys.len());
         for key in keys {
             let id: Arc<str> = key["id"].as_str().unwrap_or_default().into();
-            let known = KnownDocument::of_key(key);
-            let previous = self.keys.insert(Arc::clone(&id), known);
-            if let Some(known) = self.keys.get(&id)
-                && previous.is_none_or(|previous| previous.compared != known.compared)
+            let recorded = RecordedDocument::of_key(key);
+            let previous = self.keys.insert(Arc::clone(&id), recorded);
+            if let Some(recorded) = self.keys.get(&id)
+                && previous.is_none_or(|previous| previous.compared != recorded.compared)
             {
-                events.push(EventContent::Key { id: Arc::clone(&id), document: Arc::clone(&known.document) });
+                events.push(EventContent::Key {
+                    id: Arc::clone(&id),
+                    document: Arc::clone(&recorded.document),
+                });
             }
             order.push(id);
         }
@@ -127,7 +131,7 @@ impl KnownState {
             is_in_pool
         });
         self.order = order;
-        let overview = KnownDocument::of_overview(overview);
+        let overview = RecordedDocument::of_overview(overview);
         if self.overview.as_ref().is_none_or(|previous| previous.compared != overview.compared) {
             events.push(EventContent::Overview(Arc::clone(&overview.document)));
         }
@@ -136,7 +140,7 @@ impl KnownState {
     }
 }
 
-impl KnownDocument {
+impl RecordedDocument {
     fn of_key(mut key: Value) -> Self {
         let document = key.to_string().into();
         if let Some(members) = key.as_object_mut() {
@@ -168,9 +172,9 @@ mod tests {
         json!({"id": id, "in_flight": in_flight, "credits_per_day": per_day, "exhausted_at": per_day})
     }
 
-    /// The ids of the keys that have changed, and `overview`.
-    fn changed(known: &mut KnownState, keys: Vec<Value>, overview: Value) -> Vec<String> {
-        let events = known.replace(keys, overview);
+    /// Returns the ids of the keys that have changed, and `overview`.
+    fn changed(recorded: &mut RecordedState, keys: Vec<Value>, overview: Value) -> Vec<String> {
+        let events = recorded.replace(keys, overview);
         let name = |event: &EventContent| match event {
             EventContent::Key { id, document } if document.contains("removed") => format!("-{id}"),
             EventContent::Key { id, .. } => id.to_string(),
@@ -182,21 +186,21 @@ mod tests {
 
     #[test]
     fn only_what_has_changed_is_an_event() {
-        let mut known = KnownState::default();
+        let mut recorded = RecordedState::default();
         let both = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
-        assert_eq!(changed(&mut known, both(0), overview("1", 2)), ["a", "b", "overview"]);
-        assert!(changed(&mut known, both(0), overview("1", 2)).is_empty());
-        assert_eq!(changed(&mut known, both(1), overview("1", 2)), ["a"]);
-        assert_eq!(changed(&mut known, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
-        assert_eq!(changed(&mut known, both(1), overview("1", 2)), ["a", "overview"]);
+        assert_eq!(changed(&mut recorded, both(0), overview("1", 2)), ["a", "b", "overview"]);
+        assert!(changed(&mut recorded, both(0), overview("1", 2)).is_empty());
+        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a"]);
+        assert_eq!(changed(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
+        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a", "overview"]);
     }
 
     #[test]
     fn the_time_alone_is_no_event() {
-        let mut known = KnownState::default();
-        changed(&mut known, vec![key("a", 0, 1)], overview("1", 1));
-        let events = changed(&mut known, vec![key("a", 0, 2)], overview("12", 1));
+        let mut recorded = RecordedState::default();
+        changed(&mut recorded, vec![key("a", 0, 1)], overview("1", 1));
+        let events = changed(&mut recorded, vec![key("a", 0, 2)], overview("12", 1));
         assert!(events.is_empty(), "forecasts move with the time: {events:?}");
-        assert!(known.overview.unwrap().document.contains("\"12\""), "a snapshot has the latest document");
+        assert!(recorded.overview.unwrap().document.contains("\"12\""), "a snapshot has the latest document");
     }
 }
