@@ -45,7 +45,7 @@ pub(super) struct Palette {
 }
 
 impl ColorOption {
-    /// The palette for the standard output.
+    /// Returns the palette for the standard output.
     pub(super) fn palette(self) -> Palette {
         let variable = |name: &str| std::env::var(name).unwrap_or_default();
         Palette { is_colored: is_colored(self.color, variable, io::stdout().is_terminal()) }

@@ -161,7 +161,7 @@ fn split_path(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// Whether the value is an empty text, which means that nothing is set.
+/// Returns whether the value is an empty text, which means that nothing is set.
 fn is_empty(value: &SettingValue) -> bool {
     value.value == "\"\""
 }

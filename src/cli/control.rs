@@ -122,12 +122,12 @@ impl ControlOptions {
         Ok(Target::Offline(Box::new(Offline { overrides, config })))
     }
 
-    /// The sources of the configuration, which may have no keys.
+    /// Returns the sources of the configuration, which may have no keys.
     pub(super) fn overrides(&self) -> Overrides {
         self.sources.clone().into_overrides(KeyRequirement::Optional)
     }
 
-    /// The address of the server: that of `--url`, or the configured one.
+    /// Returns the address of the server: that of `--url`, or the configured one.
     pub(super) fn address(&self, config: &Config) -> Result<ServerAddress, ServerRequestError> {
         match &self.url {
             Some(url) => ServerAddress::parse(url),

@@ -286,7 +286,7 @@ const HELP: &[CommandHelp] = &[
     },
 ];
 
-/// The help of the command with these names after `keychoir`, separated by spaces.
+/// Returns the help of the command with these names after `keychoir`, separated by spaces.
 pub(super) fn find(command: &str) -> Option<&'static CommandHelp> {
     HELP.iter().find(|help| help.command == command)
 }

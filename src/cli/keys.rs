@@ -253,7 +253,7 @@ impl ListedKey {
     }
 }
 
-/// Whether the database does not exist yet, which is not a failure.
+/// Returns whether the database does not exist yet, which is not a failure.
 fn is_missing(error: &DatabaseError) -> bool {
     match error {
         DatabaseError::Ephemeral | DatabaseError::Read(ReadError::NoFile(_) | ReadError::Empty(_)) => true,

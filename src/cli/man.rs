@@ -45,12 +45,12 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
     Ok(())
 }
 
-/// The path of `keychoir.1` in a form that `man` takes for a file.
+/// Returns the path of `keychoir.1` in a form that `man` takes for a file.
 fn first_page(folder: &Path) -> PathBuf {
     std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).join("keychoir.1")
 }
 
-/// The names and contents of all pages.
+/// Returns the names and contents of all pages.
 fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut root = command().disable_help_subcommand(true);
     root.build();
@@ -68,7 +68,7 @@ fn add_pages(command: &Command, path: &str, pages: &mut Vec<(String, Vec<u8>)>) 
     Ok(())
 }
 
-/// The page of the command with the names `path` after `keychoir`.
+/// Returns the page of the command with the names `path` after `keychoir`.
 fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone());
     // The crate omits an empty date, so that the fields after it would be misread.
@@ -132,7 +132,7 @@ fn add_definition(roff: &mut Roff, term: &str, meaning: &str) {
 mod tests {
     use super::*;
 
-    /// The text of a page without the escapes of roff.
+    /// Returns the text of a page without the escapes of roff.
     fn plain(page: &[u8]) -> String {
         let text = std::str::from_utf8(page).unwrap();
         text.replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")

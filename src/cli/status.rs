@@ -288,7 +288,7 @@ fn format_table(page: &StatusPage, details: &KeysDocument<ReportedKeyDetails>, p
 const MAX_NAME_CHARS: usize = 11;
 
 impl ReportedKeyStatus {
-    /// Whether the limit is unknown. If the provider reports no limit, the document contains a limit of zero
+    /// Returns whether the limit is unknown. If the provider reports no limit, the document contains a limit of zero
     /// that is not exceeded.
     pub(super) fn has_unknown_limit(&self) -> bool {
         self.character_limit == 0 && !self.is_over_limit
@@ -330,7 +330,7 @@ fn format_cells(
 /// The state of a key that an operator has paused.
 pub(super) const PAUSED: &str = "paused";
 
-/// The tone of a formatted status.
+/// Returns the tone of a formatted status.
 fn tone(status: &str) -> Tone {
     match status {
         "active" => Tone::Good,

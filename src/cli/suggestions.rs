@@ -107,7 +107,7 @@ fn context(error: &Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// The command that the arguments select, as far as they are valid.
+/// Returns the command that the arguments select, as far as they are valid.
 fn innermost_command<'c, 'a>(root: &'c Command, arguments: impl Iterator<Item = &'a str>) -> &'c Command {
     let mut command = root;
     for argument in arguments.filter(|argument| !argument.starts_with('-')) {

@@ -61,7 +61,7 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    /// The dimension of the database, and its name in the output.
+    /// Returns the dimension of the database, and its name in the output.
     fn dimension(self) -> (UsageDimension, &'static str) {
         match self {
             Self::Key => (UsageDimension::Key, "key"),
@@ -201,7 +201,7 @@ impl Usage {
     }
 }
 
-/// The members of a JSON row that name its group.
+/// Returns the members of a JSON row that name its group.
 fn group_json(group: &UsageGroup, by: &str) -> Map<String, Value> {
     let mut row = Map::new();
     match group {
@@ -217,12 +217,12 @@ fn group_json(group: &UsageGroup, by: &str) -> Map<String, Value> {
     row
 }
 
-/// The titles of the CSV columns that name a group.
+/// Returns the titles of the CSV columns that name a group.
 fn csv_titles(by: &str) -> &str {
     if by == "key" { "key,key_hash,name" } else { by }
 }
 
-/// The CSV fields that name a group.
+/// Returns the CSV fields that name a group.
 fn group_csv(group: &UsageGroup) -> String {
     match group {
         UsageGroup::Key { hash, short, name } => {

@@ -19,7 +19,7 @@ use crate::secret::AdminTokenFingerprint;
 pub struct AdminConfig {
     /// The address of the admin API and of the pages of the state.
     pub listen: AdminListen,
-    /// The file of the admin token; `None` for the generated one in the folder of the usage database.
+    /// The file of the admin token, or `None` for the generated one in the directory of the usage database.
     pub token_file: Option<PathBuf>,
     /// The pages that may be read without a token: `status` or `metrics`.
     pub public: Vec<String>,
@@ -38,13 +38,13 @@ impl Default for AdminConfig {
 pub struct AdminListen(Option<ListenAddress>);
 
 impl AdminListen {
-    /// The address: a TCP address or a Unix socket.
+    /// Returns the address: a TCP address or a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<&ListenAddress> {
         self.0.as_ref()
     }
 
-    /// The address, if other machines can reach it.
+    /// Returns the address, if other machines can reach it.
     pub(super) fn exposed_address(&self) -> Option<&HostPort> {
         match &self.0 {
             Some(ListenAddress::Tcp(address)) if !address.is_loopback() => Some(address),
@@ -86,7 +86,7 @@ const CREDENTIAL: &str = "admin_token";
 const MIN_TOKEN_LENGTH: usize = 16;
 
 impl AdminConfig {
-    /// Whether this page may be read without a token.
+    /// Returns whether this page may be read without a token.
     #[must_use]
     pub fn is_public(&self, page: &str) -> bool {
         self.public.iter().any(|name| name == page)
@@ -116,7 +116,8 @@ impl AdminConfig {
                 }
             };
         }
-        let credential = environment.value(CREDENTIALS).map(|folder| Path::new(folder).join(CREDENTIAL));
+        let credential =
+            environment.value(CREDENTIALS).map(|directory| Path::new(directory).join(CREDENTIAL));
         let generated = directory.map(StateDirectory::admin_token_path);
         for path in [credential, generated].into_iter().flatten() {
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));

@@ -59,7 +59,7 @@ pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};
 pub use log::{LogFilter, LogFormat};
 pub use overlay::{
-    FileError, KEYS_FOLDER, LockError, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
+    FileError, KEYS_DIRECTORY, LockError, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
     PausedKeyConfig, StateDirectory, StateLock,
 };
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};

@@ -13,7 +13,7 @@ mod tests;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-pub use directory::{FileError, KEYS_FOLDER, LockError, StateDirectory, StateLock};
+pub use directory::{FileError, KEYS_DIRECTORY, LockError, StateDirectory, StateLock};
 pub use reader::PausedKeyConfig;
 pub(super) use reader::{add_keys, apply_clients, parse_generation, parse_paused_keys};
 
@@ -63,10 +63,10 @@ pub struct PausedKey {
     pub fingerprint: String,
     /// The short form of the key, for readers of the file.
     pub short_key: String,
-    /// When the key was paused.
+    /// The start of the pause.
     #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
     pub since: UnixMs,
-    /// When the key is resumed; `None` for until an operator resumes it.
+    /// The time at which the key is resumed, or `None` if only an operator resumes it.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -89,7 +89,7 @@ pub struct ManagedClient {
     /// SHA-256 of its token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
-    /// When the token expires, also if the token is that of the configuration file.
+    /// The time at which the token expires, even if the token is that of the configuration file.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "write_optional_time",
@@ -99,7 +99,7 @@ pub struct ManagedClient {
     /// SHA-256 of the token before the last rotation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_token_sha256: Option<String>,
-    /// When the previous token expires.
+    /// The time at which the previous token expires.
     #[serde(
         skip_serializing_if = "Option::is_none",
         serialize_with = "write_optional_time",
@@ -161,7 +161,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// When the text is not an overlay. The message contains the line.
+    /// Fails when the text is not an overlay. The message contains the line.
     pub fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error| error.to_string())
     }
@@ -170,7 +170,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// When a number does not fit into TOML.
+    /// Fails when a number does not fit into TOML.
     pub fn format(&self) -> Result<String, String> {
         let text = toml::to_string(self).map_err(|error| error.to_string())?;
         Ok(format!("{FIRST_LINE}{text}"))

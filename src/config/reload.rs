@@ -75,7 +75,7 @@ impl FileStamps {
         self.0.push((path.to_owned(), content.stamp));
     }
 
-    /// The files that existed, without duplicates.
+    /// Returns the files that existed, without duplicates.
     pub fn existing(&self) -> impl Iterator<Item = &Path> {
         let existing = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
         existing()
@@ -84,11 +84,11 @@ impl FileStamps {
             .map(|(_, path)| path)
     }
 
-    /// Reads the current metadata of the files below `folder`, which the caller has just written.
+    /// Reads the current metadata of the files below `directory`, which the caller has just written.
     #[must_use]
-    pub fn read_again_below(&self, folder: &Path) -> Self {
+    pub fn read_again_below(&self, directory: &Path) -> Self {
         let read = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
-            (path.clone(), if path.starts_with(folder) { FileStamp::read(path) } else { *stamp })
+            (path.clone(), if path.starts_with(directory) { FileStamp::read(path) } else { *stamp })
         };
         Self(self.0.iter().map(read).collect())
     }
@@ -101,7 +101,7 @@ impl FileStamps {
 }
 
 impl FileStamp {
-    /// Reads the metadata of a file, or `None` if the file cannot be accessed.
+    /// Reads the metadata of a file. Returns `None` if the file cannot be accessed.
     fn read(path: &Path) -> Option<Self> {
         let metadata = path.metadata().ok()?;
         Some(Self { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
@@ -132,7 +132,7 @@ const RELOADED_SETTINGS: [&str; 16] = [
 ];
 
 impl Config {
-    /// The paths of the settings that differ in `next` and need a restart.
+    /// Returns the paths of the settings that differ in `next` and need a restart.
     #[must_use]
     pub fn settings_needing_restart(&self, next: &Self) -> Vec<&'static str> {
         let (mut old, mut new) = (self.clone(), next.clone());
@@ -159,8 +159,8 @@ impl Config {
         config
     }
 
-    /// Whether all settings, keys, clients and the admin token are the same as in `other`, also in parts that are
-    /// not printed. The generation is not compared.
+    /// Returns whether all settings, keys, clients and the admin token are the same as in `other`, also in parts that
+    /// are not printed. The generation is not compared.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let (mut first, mut second) = (self.clone(), other.clone());
@@ -250,8 +250,8 @@ mod tests {
 
     #[test]
     fn a_changed_new_or_replaced_file_is_detected() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("k.toml");
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("k.toml");
         let mut files = FileStamps::default();
         files.record(&path, &FileContent::read(&path));
         assert_eq!(files, files.read_again());
@@ -261,8 +261,8 @@ mod tests {
         std::fs::write(&path, "12").unwrap();
         let longer = files.read_again();
         assert_ne!(written, longer);
-        std::fs::write(folder.path().join("new"), "34").unwrap();
-        std::fs::rename(folder.path().join("new"), &path).unwrap();
+        std::fs::write(temporary.path().join("new"), "34").unwrap();
+        std::fs::rename(temporary.path().join("new"), &path).unwrap();
         assert_ne!(longer, files.read_again());
     }
 }

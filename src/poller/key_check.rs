@@ -1,5 +1,5 @@
-//! Checks a key when an operator asks for it: requests its subscription and the models, which is free, and reports
-//! the classified response. The result also updates the state of the key, like every poll.
+//! Checks a key for an operator: requests its subscription and the models, which is free, and reports the classified
+//! response. The result also updates the state of the key, like every poll.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,11 +31,11 @@ pub struct KeyChecker<C> {
 pub struct KeyCheck {
     /// The classified response of the provider.
     pub outcome: CheckOutcome,
-    /// From the start of the request for the subscription to the end of its response.
+    /// The time from the start of the request for the subscription to the end of its response.
     pub latency: Duration,
-    /// Whether the key may read its account (`user_read`), if the response tells.
+    /// Whether the key may read its account (`user_read`), if the response shows it.
     pub may_read_user: Option<bool>,
-    /// Whether the key may read the models (`models_read`), if the response tells.
+    /// Whether the key may read the models (`models_read`), if the response shows it.
     pub may_read_models: Option<bool>,
     /// The maximum concurrent speech requests of the workspace, if it is known.
     pub max_concurrent_speech: Option<u32>,
@@ -50,7 +50,7 @@ pub enum CheckOutcome {
         plan: Option<String>,
         /// The credits of the workspace.
         quota: Quota,
-        /// Whether the latest invoice is paid, if the response tells.
+        /// Whether the latest invoice is paid, if the response shows it.
         is_paid: Option<bool>,
     },
     /// The key is valid, and may not read the subscription.
@@ -59,7 +59,7 @@ pub enum CheckOutcome {
     Refused {
         /// The status of the response.
         status: u16,
-        /// What the response means.
+        /// The meaning of the response.
         verdict: Verdict,
     },
     /// No readable response arrived before the timeout.
@@ -69,7 +69,7 @@ pub enum CheckOutcome {
     },
 }
 
-/// Another check of the key is running.
+/// The error for a check of a key while another check of that key is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another check of this key is running")]
 pub struct CheckInProgress;
@@ -96,7 +96,7 @@ impl<C: Connect> KeyChecker<C> {
     ///
     /// # Errors
     ///
-    /// When another check of the key is running.
+    /// Fails when another check of the key is running.
     ///
     /// # Cancel safety
     ///
@@ -153,8 +153,8 @@ impl<C: Connect> KeyChecker<C> {
     }
 }
 
-/// Whether a key has the permission for a request, by the verdict on its response. `None` after a refusal for
-/// another reason.
+/// Returns whether a key has the permission for a request, by the verdict on its response. Returns `None` after a
+/// refusal for another reason.
 fn permission(verdict: Verdict) -> Option<bool> {
     if verdict == Verdict::Served {
         return Some(true);

@@ -1,8 +1,8 @@
 //! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user.
 //!
 //! The counters of a client are atomic integers. They are loaded from the usage store at the start, and
-//! survive a reload of the configuration. Those of a user are loaded with its first request. Each admitted
-//! request holds its share of both as a [`ClientPermit`].
+//! survive a reload of the configuration. The counters of a user are loaded with the first request of the user. Each
+//! admitted request holds a [`ClientPermit`], which counts it in the counters of its client and its user.
 
 mod client_permit;
 mod counters;
@@ -132,7 +132,7 @@ impl ClientUsage {
     }
 
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
-    /// credits are reserved later, when its price is known; see [`ClientPermit::reserve`].
+    /// credits are reserved later by [`ClientPermit::reserve`], when its price is known.
     pub(super) fn admit(
         &self,
         client: &Client,

@@ -59,7 +59,7 @@ pub(super) enum HistoryCommand {
 /// Reads stored records and records changes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// The database file; `None` for an in-memory database.
+    /// The database file, or `None` for an in-memory database.
     path: Option<Arc<PathBuf>>,
     commands: mpsc::Sender<HistoryCommand>,
     read_permits: Arc<Semaphore>,
@@ -81,7 +81,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// When the database cannot be read.
+    /// Fails when the database cannot be read.
     pub async fn attempts(&self, filter: AttemptFilter) -> Result<AttemptPage, HistoryError> {
         self.read(move |connection| queries::attempts(connection, &filter)).await
     }
@@ -90,7 +90,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// When the database cannot be read in time.
+    /// Fails when the database cannot be read in time.
     pub async fn usage(&self, filter: UsageFilter) -> Result<Vec<UsageRow>, HistoryError> {
         self.read(move |connection| queries::usage(connection, &filter)).await
     }
@@ -99,7 +99,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// When the database cannot be read.
+    /// Fails when the database cannot be read.
     pub async fn changes(
         &self,
         before: Option<String>,
@@ -112,7 +112,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// When the database cannot be written in time; the change may still be recorded then.
+    /// Fails when the database cannot be written in time; the change may still be recorded then.
     pub async fn record_change(&self, change: StoredChange) -> Result<(), HistoryError> {
         let (confirm, confirmed) = oneshot::channel();
         let exchange = async {
@@ -208,7 +208,7 @@ fn read_in_time<T>(
     result
 }
 
-/// Whether a read was interrupted at its time limit.
+/// Returns whether a read was interrupted at its time limit.
 fn is_interrupted(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted)
 }

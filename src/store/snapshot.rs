@@ -116,7 +116,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 ///
-/// When the database cannot be read, or the copy cannot be written or is corrupt. A file at `target` is then
+/// Fails when the database cannot be read, or the copy cannot be written or is corrupt. A file at `target` is then
 /// unchanged.
 pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Backup, SnapshotError> {
     let started_at = clock::instant();
@@ -221,8 +221,8 @@ pub(super) fn examine(copy: &Path, path: &Path) -> Result<(usize, u64), Snapshot
     }
 }
 
-/// The attempts in a database of any version, also those that are not converted yet; `None` if it has none of
-/// the tables, or if one of them is corrupt.
+/// Returns the attempts in a database of any version, also those that are not converted yet, or `None` if it has none
+/// of the tables, or if one of them is corrupt.
 pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
     let converted = count("SELECT count(*) FROM attempts")?;
@@ -237,7 +237,7 @@ pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     u64::try_from(converted + earlier).ok()
 }
 
-/// The size of the database in bytes, with the transactions in its write-ahead log.
+/// Returns the size of the database in bytes, with the transactions in its write-ahead log.
 pub(super) fn database_size(connection: &Connection) -> Result<u64, rusqlite::Error> {
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let bytes = number("PRAGMA page_count")?.saturating_mul(number("PRAGMA page_size")?);
@@ -254,7 +254,7 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotErro
     Ok(())
 }
 
-/// The free bytes on the disk of a file, for a process without privileges.
+/// Returns the free bytes on the disk of a file, for a process without privileges.
 pub(super) fn free_space(path: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(folder_of(path))?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))

@@ -38,7 +38,7 @@ pub struct StoredAttempt {
     pub route: String,
     /// The model, if the request names one.
     pub model: Option<String>,
-    /// The status of the response; `None` if there was none.
+    /// The status of the response, or `None` if there was none.
     pub status: Option<u16>,
     /// The identifier of its outcome.
     pub outcome: String,

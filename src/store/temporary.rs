@@ -39,7 +39,7 @@ impl LockedTemporary<TempDir> {
 }
 
 impl<P: AsRef<Path>> LockedTemporary<P> {
-    /// The path of the file or folder.
+    /// Returns the path of the file or folder.
     pub(super) fn path(&self) -> &Path {
         self.path.as_ref()
     }

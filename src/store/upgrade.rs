@@ -50,10 +50,10 @@ pub struct MigrationReport {
     pub to: usize,
     /// The effect of each migration, the earliest version first.
     pub changes: &'static [&'static str],
-    /// The copy of the database before the migration; `None` after a dry run.
+    /// The copy of the database before the migration, or `None` after a dry run.
     pub copy: Option<PathBuf>,
-    /// A sentence about copies that contain plain digests of keys, for an operator to remove; `None` without
-    /// such a copy.
+    /// A sentence about copies that contain plain digests of keys, for an operator to remove, or `None` without such a
+    /// copy.
     pub warning: Option<String>,
     /// The number of attempts before and after. `None` if the table cannot be read.
     pub attempts: [Option<u64>; 2],
@@ -99,7 +99,7 @@ pub enum MigrateError {
     },
 }
 
-/// The changes of the migrations after this version.
+/// Returns the changes of the migrations after this version.
 fn changes_after(version: usize) -> &'static [&'static str] {
     CHANGES.get(version..).unwrap_or_default()
 }
@@ -155,18 +155,18 @@ pub(super) fn upgrade(
     Ok(())
 }
 
-/// The path of the copy before a migration from this version.
+/// Returns the path of the copy before a migration from this version.
 fn copy_path(path: &Path, version: usize) -> PathBuf {
     companion(path, &format!(".before-{version}"))
 }
 
-/// The copies of versions that store plain digests of keys, which the migration removes from the database.
+/// Returns the copies of versions that store plain digests of keys, which the migration removes from the database.
 fn copies_with_digests(path: &Path) -> Vec<PathBuf> {
     let copies = (1..schema::FINGERPRINT_VERSION).map(|version| copy_path(path, version));
     copies.filter(|copy| copy.exists()).collect()
 }
 
-/// Returns a sentence that tells an operator to remove `copies`; `None` if there are none.
+/// Returns a sentence that tells an operator to remove `copies`, or `None` if there are none.
 fn digest_warning(copies: &[PathBuf]) -> Option<String> {
     let names: Vec<String> = copies.iter().map(|copy| copy.display().to_string()).collect();
     (!names.is_empty()).then(|| {
@@ -192,7 +192,7 @@ fn remove_old_copies(path: &Path) {
 ///
 /// # Errors
 ///
-/// When the database is missing, in use, corrupt, of another program or of a newer version, or when the disk
+/// Fails when the database is missing, in use, corrupt, of another program or of a newer version, or when the disk
 /// is full.
 pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
@@ -227,7 +227,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
 ///
 /// # Errors
 ///
-/// When [`migrate`] would fail, except that the database may be in use.
+/// Fails when [`migrate`] would fail, except that the database may be in use.
 pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
     let before = inspect(path)?;

@@ -46,7 +46,7 @@ impl UsageDimension {
         }
     }
 
-    /// Whether the groups are times, in whose order they are listed.
+    /// Returns whether the groups are times, in whose order they are listed.
     #[must_use]
     pub fn is_time(self) -> bool {
         match self {

@@ -80,7 +80,7 @@ struct RowKey<'a> {
 pub(super) struct UserSums<'a>(HashMap<RowKey<'a>, HourAmounts>);
 
 impl<'a> UserSums<'a> {
-    /// The amounts to which an attempt is added.
+    /// Returns the amounts to which an attempt is added.
     pub(super) fn amounts_for(&mut self, attempt: &'a AttemptRecord) -> &mut HourAmounts {
         let may_have_cost = attempt.credits > 0 || attempt.quota.requests > 0 || attempt.quota.credits > 0;
         let user = attempt.user.as_ref().filter(|_| may_have_cost);

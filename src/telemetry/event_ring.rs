@@ -79,13 +79,13 @@ pub enum EventContent {
 pub struct EndedRequest {
     /// The id of the request.
     pub request_id: Arc<str>,
-    /// The client; `None` if it was not authenticated.
+    /// The client, or `None` if it was not authenticated.
     pub client: Option<ClientName>,
-    /// The short form of the last attempt's key; `None` without an attempt, or for the client's own key.
+    /// The short form of the last attempt's key, or `None` without an attempt, or for the client's own key.
     pub short_key: Option<ShortKey>,
     /// The method, or `other`.
     pub method: Method,
-    /// The endpoint; `None` if the request was refused before its path was read.
+    /// The endpoint, or `None` if the request was refused before its path was read.
     pub route: Option<Route>,
     /// The status of the response.
     pub status: Option<u16>,
@@ -115,7 +115,7 @@ pub struct EventBatch {
 pub struct EventListener(EventRing);
 
 impl EventRing {
-    /// Whether events are recorded. Callers need not create an event otherwise.
+    /// Returns whether events are recorded. Callers need not create an event otherwise.
     #[must_use]
     pub fn is_recording(&self) -> bool {
         self.0.is_recording.load(Ordering::Relaxed)
@@ -135,7 +135,7 @@ impl EventRing {
         ring.add(contents);
     }
 
-    /// Adds a listener; `None` if there are `max_listeners` already.
+    /// Adds a listener, or `None` if there are `max_listeners` already.
     #[must_use]
     pub fn listen(&self, max_listeners: usize) -> Option<EventListener> {
         let mut ring = self.lock();
@@ -161,7 +161,7 @@ impl EventRing {
 }
 
 impl EventListener {
-    /// The current position, after the latest event.
+    /// Returns the current position, after the latest event.
     #[must_use]
     pub fn position(&self) -> u64 {
         self.0.lock().latest
@@ -185,7 +185,7 @@ impl Drop for EventListener {
 }
 
 impl Ring {
-    /// Whether the last listener has disconnected too long ago to resume.
+    /// Returns whether the last listener has disconnected too long ago to resume.
     fn is_expired(&self, now: Instant) -> bool {
         self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > RESUME_PERIOD)
     }
@@ -260,7 +260,7 @@ mod tests {
         EventContent::Change(number.to_string().into())
     }
 
-    /// The documents of the events after a position.
+    /// Returns the documents of the events after a position.
     #[track_caller]
     fn check(listener: &EventListener, position: u64, expected: &[&str], is_incomplete: bool) {
         let batch = listener.read(position);

@@ -1,5 +1,5 @@
 //! Examines the route to the provider for operators: opens one connection in the same way as for requests, and
-//! sends a request without a key, of which the provider refuses the credentials. Nothing is charged.
+//! sends a request without a key, which the provider refuses without a charge.
 
 use std::io;
 use std::net::IpAddr;
@@ -19,12 +19,12 @@ use crate::policy::units::UnixMs;
 const MAX_PROBE_HEAD_BYTES: usize = 32 * 1024;
 const MAX_PROBE_HEADERS: usize = 128;
 
-/// What a connection to the provider shows.
+/// The properties of a route to the provider.
 #[derive(Clone, Debug)]
 pub struct RouteProbe {
     /// The time from the start of the lookup of the name to the end of the handshakes.
     pub connect_time: Duration,
-    /// The certificates of the provider, its own first; empty without TLS.
+    /// The certificates of the provider, starting with its own. Empty without TLS.
     pub certificates: Vec<CertificateDer<'static>>,
     /// The status of the response.
     pub status: StatusCode,
@@ -32,7 +32,7 @@ pub struct RouteProbe {
     pub date: Option<UnixMs>,
 }
 
-/// Why a probe failed.
+/// The reason that a probe failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The connection was not open before the timeout.
@@ -97,10 +97,10 @@ impl TcpTlsConnector {
 ///
 /// Fails when the name has no address, or the resolver does not respond.
 pub async fn resolve(host: &str, timeout: Duration) -> io::Result<Vec<IpAddr>> {
-    let resolved = tokio::time::timeout(timeout, tokio::net::lookup_host((host, 0)))
+    let lookup = tokio::time::timeout(timeout, tokio::net::lookup_host((host, 0)))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the resolver does not respond"))??;
-    let mut addresses: Vec<IpAddr> = resolved.map(|address| address.ip()).collect();
+    let mut addresses: Vec<IpAddr> = lookup.map(|address| address.ip()).collect();
     addresses.dedup();
     if addresses.is_empty() {
         return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address"));

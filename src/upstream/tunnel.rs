@@ -36,7 +36,7 @@ impl ForwardProxyError {
         Self { proxy: proxy.to_string(), kind }
     }
 
-    /// Whether the proxy refused the credentials, or requires some. Every connection through it is refused then.
+    /// Returns whether the proxy refused the credentials, or requires some. In that case, it refuses every connection.
     #[must_use]
     pub fn is_authentication_failure(&self) -> bool {
         match &self.kind {
@@ -73,12 +73,12 @@ pub enum ForwardProxyErrorKind {
     /// The proxy's host is not a valid name in a certificate.
     #[error("has a name that cannot have a certificate: {0}")]
     ServerName(#[from] InvalidDnsNameError),
-    /// The proxy requires credentials, and none are configured. The text is its response.
+    /// The proxy requires credentials, and none are configured. The field contains its status, or the protocol.
     #[error(
         "requires a user and a password ({0}): add them to `proxy`, as in http://USER:PASSWORD@HOST:PORT"
     )]
     CredentialsMissing(&'static str),
-    /// The proxy refused the configured credentials. The text is its response.
+    /// The proxy refused the configured credentials. The field contains its status, or the protocol.
     #[error("refuses the configured user and password ({0}): correct them in `proxy` or `proxy_file`")]
     CredentialsRefused(&'static str),
     /// The proxy does not accept the scheme `Basic`.
@@ -143,12 +143,12 @@ where
     stream.flush().await?;
     let mut buffer = BytesMut::new();
     loop {
-        while let Some((head, length)) = parse_head(&buffer)? {
+        while let Some(head) = parse_head(&buffer)? {
             if !head.status.is_informational() {
-                let has_more = buffer.len() > length;
+                let has_more = buffer.len() > head.length;
                 return head.into_result(proxy, target, has_more).map(|()| stream);
             }
-            let _ = buffer.split_to(length);
+            let _ = buffer.split_to(head.length);
         }
         if buffer.len() >= MAX_HEAD_BYTES {
             return Err(ForwardProxyErrorKind::HeadTooLarge);
@@ -160,11 +160,13 @@ where
     }
 }
 
-/// The part of a response to CONNECT that matters.
+/// The part of a response to CONNECT that determines its result.
 struct TunnelHead {
     status: StatusCode,
     /// Whether a `proxy-authenticate` header names the scheme `Basic`.
     accepts_basic: bool,
+    /// The length of the head in bytes.
+    length: usize,
 }
 
 impl TunnelHead {
@@ -192,8 +194,8 @@ impl TunnelHead {
     }
 }
 
-/// Parses the first head in `bytes`. Returns it with its length, or `None` if it is incomplete.
-fn parse_head(bytes: &[u8]) -> Result<Option<(TunnelHead, usize)>, ForwardProxyErrorKind> {
+/// Parses the first head in `bytes`. Returns `None` if it is incomplete.
+fn parse_head(bytes: &[u8]) -> Result<Option<TunnelHead>, ForwardProxyErrorKind> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(bytes) {
@@ -207,10 +209,10 @@ fn parse_head(bytes: &[u8]) -> Result<Option<(TunnelHead, usize)>, ForwardProxyE
     let mut schemes =
         response.headers.iter().filter(|header| header.name.eq_ignore_ascii_case("proxy-authenticate"));
     let accepts_basic = schemes.any(|header| names_basic(header.value));
-    Ok(Some((TunnelHead { status, accepts_basic }, length)))
+    Ok(Some(TunnelHead { status, accepts_basic, length }))
 }
 
-/// Whether a challenge or one of several in a list has the scheme `Basic`.
+/// Returns whether a challenge or one of several in a list has the scheme `Basic`.
 fn names_basic(challenges: &[u8]) -> bool {
     challenges.split(|byte| matches!(byte, b' ' | b',')).any(|word| word.eq_ignore_ascii_case(b"basic"))
 }
@@ -227,15 +229,15 @@ where
     const SOCKS: &str = "SOCKS5";
     let target = (authority.host(), authority.port());
     let credentials = proxy.credentials();
-    let connected = match credentials {
+    let result = match credentials {
         Some(credentials) => {
             let (user, password) = (credentials.expose_user(), credentials.expose_password());
             Socks5Stream::connect_with_password_and_socket(stream, target, user, password).await
         }
         None => Socks5Stream::connect_with_socket(stream, target).await,
     };
-    match connected {
-        Ok(connected) => Ok(connected.into_inner()),
+    match result {
+        Ok(stream) => Ok(stream.into_inner()),
         Err(tokio_socks::Error::PasswordAuthFailure(_)) => {
             Err(ForwardProxyErrorKind::CredentialsRefused(SOCKS))
         }

@@ -46,7 +46,7 @@ impl Running {
 #[track_caller]
 fn assert_online(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
-    assert!(!stderr(output).contains("no server answers"), "{}", stderr(output));
+    assert!(!stderr(output).contains("no server responds"), "{}", stderr(output));
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
     assert!(stderr(&output).contains("in use by another Keychoir"), "{}", stderr(&output));
     assert_eq!(running.program.take().unwrap().terminate().0, Some(0));
     let output = offline(&running, &set);
-    assert!(output.status.success() && stderr(&output).contains("no server answers"), "{}", stderr(&output));
+    assert!(output.status.success() && stderr(&output).contains("no server responds"), "{}", stderr(&output));
     assert!(expires_at(&running).is_string());
     let output = run(&mut running.command(&["clients", "set", "app", "--expires", "soon"]));
     assert_eq!(output.status.code(), Some(2));

@@ -102,12 +102,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The most serious severity; [`Severity::Ok`] without findings.
+/// Returns the most serious severity; [`Severity::Ok`] without findings.
 pub(super) fn worst(findings: &[Finding]) -> Severity {
     findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
 }
 
-/// The document with all findings.
+/// Returns the document with all findings.
 pub(super) fn to_json(findings: &[Finding]) -> Value {
     json!({"status": worst(findings), "findings": findings})
 }

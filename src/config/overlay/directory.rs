@@ -12,9 +12,9 @@ use super::Overlay;
 use crate::private_file;
 use crate::secret::ApiKey;
 
-/// The folder of key files in the state directory. Only Keychoir writes files there, because it deletes those that
+/// The directory of key files in the state directory. Only Keychoir writes files there, because it deletes those that
 /// the overlay does not name.
-pub const KEYS_FOLDER: &str = "managed_keys";
+pub const KEYS_DIRECTORY: &str = "managed_keys";
 
 const OVERLAY_FILE: &str = "managed.toml";
 const LOCK_FILE: &str = "managed.lock";
@@ -24,13 +24,13 @@ const ADMIN_TOKEN_FILE: &str = "admin_token";
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", .path.display())]
 pub struct FileError {
-    /// The file or folder.
+    /// The file or directory.
     pub path: PathBuf,
     /// The error of the file system.
     pub source: io::Error,
 }
 
-/// The reason that the lock was not acquired.
+/// The reason that the lock of the overlay was not acquired.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds the lock.
@@ -41,50 +41,50 @@ pub enum LockError {
     File(#[from] FileError),
 }
 
-/// The folder of the usage database, with the overlay and the runtime keys.
+/// The directory of the usage database, the overlay and the runtime keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateDirectory {
     path: PathBuf,
 }
 
 impl StateDirectory {
-    /// The state directory at this path, which may be missing.
+    /// Creates the state directory at this path, which need not exist yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        // The path of a database without a folder, such as `keychoir.db`.
+        // The path of a database without a directory, such as `keychoir.db`.
         let path = if path.as_os_str().is_empty() { PathBuf::from(".") } else { path };
         Self { path }
     }
 
-    /// The path of the folder.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The path of the overlay.
+    /// Returns the path of the overlay.
     #[must_use]
     pub fn overlay_path(&self) -> PathBuf {
         self.path.join(OVERLAY_FILE)
     }
 
-    /// The path of the generated admin token.
+    /// Returns the path of the generated admin token.
     #[must_use]
     pub fn admin_token_path(&self) -> PathBuf {
         self.path.join(ADMIN_TOKEN_FILE)
     }
 
-    /// The path of the key with this name.
+    /// Returns the path of the key with this name.
     #[must_use]
     pub fn key_path(&self, name: &str) -> PathBuf {
-        self.path.join(KEYS_FOLDER).join(name)
+        self.path.join(KEYS_DIRECTORY).join(name)
     }
 
-    /// Locks the overlay for changes. Creates the folder if it is missing.
+    /// Locks the overlay for changes. Creates the directory if it is missing.
     ///
     /// # Errors
     ///
-    /// When another process holds the lock, or the folder cannot be written.
+    /// Fails when another process holds the lock, or the directory cannot be written.
     pub fn try_lock(&self) -> Result<StateLock<'_>, LockError> {
         create_directory(&self.path)?;
         let path = self.path.join(LOCK_FILE);
@@ -118,7 +118,7 @@ impl StateLock<'_> {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or is not an overlay.
+    /// Fails when the file cannot be read or is not an overlay.
     pub fn read(&self) -> Result<Overlay, FileError> {
         let path = self.directory.overlay_path();
         let text = match fs::read_to_string(&path) {
@@ -133,7 +133,7 @@ impl StateLock<'_> {
     ///
     /// # Errors
     ///
-    /// When the file cannot be replaced. The previous overlay remains then.
+    /// Fails when the file cannot be replaced. In that case, the previous overlay remains.
     pub fn save(&self, text: &str) -> Result<(), FileError> {
         replace_file(self.directory.overlay_path(), text)
     }
@@ -142,9 +142,9 @@ impl StateLock<'_> {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// Fails when the file cannot be written.
     pub fn write_key(&self, name: &str, key: &ApiKey) -> Result<(), FileError> {
-        create_directory(&self.directory.path.join(KEYS_FOLDER))?;
+        create_directory(&self.directory.path.join(KEYS_DIRECTORY))?;
         replace_file(self.directory.key_path(name), &format!("{}\n", key.expose()))
     }
 
@@ -152,7 +152,7 @@ impl StateLock<'_> {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
+    /// Fails when the file cannot be written.
     pub fn write_admin_token(&self, token: &str) -> Result<(), FileError> {
         replace_file(self.directory.admin_token_path(), &format!("{token}\n"))
     }
@@ -162,13 +162,13 @@ impl StateLock<'_> {
     ///
     /// # Errors
     ///
-    /// When a file cannot be deleted. The others are deleted then.
+    /// Fails when a file cannot be deleted. The other files are still deleted.
     pub fn delete_orphaned_key_files(&self, overlay: &Overlay) -> Result<usize, FileError> {
-        let folder = self.directory.path.join(KEYS_FOLDER);
-        let entries = match fs::read_dir(&folder) {
+        let directory = self.directory.path.join(KEYS_DIRECTORY);
+        let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(source) => return Err(FileError { path: folder, source }),
+            Err(source) => return Err(FileError { path: directory, source }),
         };
         let is_named = |path: &Path| {
             overlay.keys.iter().any(|key| self.directory.path.join(&key.key_file).as_path() == path)

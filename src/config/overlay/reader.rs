@@ -21,16 +21,16 @@ use crate::secret::{Fingerprint, TokenFingerprint};
 pub struct PausedKeyConfig {
     /// The fingerprint of the key.
     pub fingerprint: Fingerprint,
-    /// When the key was paused.
+    /// The start of the pause.
     pub since: UnixMs,
-    /// When the key is resumed; `None` for until an operator resumes it.
+    /// The time at which the key is resumed, or `None` if only an operator resumes it.
     pub until: Option<UnixMs>,
     /// The operator's reason.
     pub reason: Option<Arc<str>>,
 }
 
 impl PausedKeyConfig {
-    /// The pause without the key.
+    /// Returns the pause without the key.
     #[must_use]
     pub fn pause(&self) -> Pause {
         Pause { since: self.since, until: self.until, reason: self.reason.clone() }
@@ -42,7 +42,7 @@ pub(in crate::config) fn parse_generation(raw: RawValue<'_>) -> Result<u64, Valu
     value::parse_integer(raw)
 }
 
-/// Appends the keys of the overlay to the found keys. They are used in addition to those of every source.
+/// Appends the keys of the overlay to the keys of the other sources.
 pub(in crate::config) fn add_keys(
     mut search: KeySearch<'_>,
     entries: &[TableEntry<'_>],
@@ -76,7 +76,7 @@ pub(in crate::config) fn apply_clients(
     report: &mut Report,
 ) {
     let Report { problems, warnings } = report;
-    // An overlay may have thousands of clients, so none of them is searched for in a list.
+    // An overlay may have thousands of clients, so maps replace linear searches.
     let positions: HashMap<String, usize> =
         clients.iter().enumerate().map(|(position, client)| (client.name.clone(), position)).collect();
     let mut names_by_token: HashMap<String, String> =
@@ -100,7 +100,7 @@ pub(in crate::config) fn apply_clients(
             continue;
         }
         let configured = positions.get(name).and_then(|position| clients.get_mut(*position));
-        // The token in the configuration file was changed after the rotation or revocation.
+        // The condition is true if the token in the configuration file was changed after the rotation or revocation.
         if let (Some(client), Some(replaced)) = (&configured, replaced_token)
             && client.token != replaced
         {

@@ -11,7 +11,7 @@ use crate::secret::ApiKey;
 fn key(name: &str) -> ManagedKey {
     ManagedKey {
         name: name.to_owned(),
-        key_file: format!("{KEYS_FOLDER}/{name}"),
+        key_file: format!("{KEYS_DIRECTORY}/{name}"),
         workspace: None,
         base_url: None,
         weight: None,
@@ -92,28 +92,28 @@ fn another_document_is_refused() {
 
 #[test]
 fn only_the_owner_can_read_the_files_and_no_temporary_file_remains() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = StateDirectory::new(folder.path().join("state"));
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(temporary.path().join("state"));
     let lock = directory.try_lock().unwrap();
     lock.save("generation = 1\n").unwrap();
     lock.write_key("spare", &ApiKey::new("sk_spare").unwrap()).unwrap();
     lock.write_admin_token("kca_token").unwrap();
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(directory.path()), 0o700);
-    assert_eq!(mode(&directory.path().join(KEYS_FOLDER)), 0o700);
+    assert_eq!(mode(&directory.path().join(KEYS_DIRECTORY)), 0o700);
     for path in [directory.overlay_path(), directory.key_path("spare"), directory.admin_token_path()] {
         assert_eq!(mode(&path), 0o600, "{}", path.display());
     }
     assert_eq!(fs::read_to_string(directory.key_path("spare")).unwrap(), "sk_spare\n");
-    assert_eq!(fs::read_dir(directory.path().join(KEYS_FOLDER)).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(directory.path().join(KEYS_DIRECTORY)).unwrap().count(), 1);
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
     assert_eq!(lock.read().unwrap().generation, 1);
 }
 
 #[test]
 fn two_processes_do_not_hold_the_lock_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = StateDirectory::new(folder.path().to_owned());
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(temporary.path().to_owned());
     let first = directory.try_lock().unwrap();
     assert!(matches!(directory.try_lock(), Err(LockError::Held)));
     drop(first);
@@ -122,8 +122,8 @@ fn two_processes_do_not_hold_the_lock_at_once() {
 
 #[test]
 fn key_files_that_no_entry_names_are_deleted() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = StateDirectory::new(folder.path().to_owned());
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(temporary.path().to_owned());
     let lock = directory.try_lock().unwrap();
     assert_eq!(lock.delete_orphaned_key_files(&Overlay::default()).unwrap(), 0);
     for name in ["kept", "left"] {
@@ -136,12 +136,12 @@ fn key_files_that_no_entry_names_are_deleted() {
 
 #[test]
 fn a_file_that_cannot_be_replaced_keeps_its_content() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = StateDirectory::new(folder.path().to_owned());
+    let temporary = tempfile::tempdir().unwrap();
+    let directory = StateDirectory::new(temporary.path().to_owned());
     let lock = directory.try_lock().unwrap();
     lock.save("generation = 1\n").unwrap();
-    // A folder in place of the keys' folder fails for every user, unlike a mode.
-    fs::write(folder.path().join(KEYS_FOLDER), "").unwrap();
+    // A file in place of the keys' directory fails for every user, unlike a mode.
+    fs::write(temporary.path().join(KEYS_DIRECTORY), "").unwrap();
     assert!(lock.write_key("spare", &ApiKey::new("sk_x").unwrap()).is_err());
     assert_eq!(lock.read().unwrap().generation, 1);
 }

@@ -1,5 +1,5 @@
-//! The permit of a request under its client's limits: it counts as a concurrent request, and against the quotas
-//! of the client and of its user. Both are charged the same amounts.
+//! The permit of a request under its client's limits. The permit counts as a concurrent request, and against the quotas
+//! of the client and of the end user. Both quotas are charged the same amounts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -58,12 +58,12 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// How the provider bills the request.
+    /// Returns how the provider bills the request.
     pub(in crate::proxy) fn billing(&self) -> Billing {
         self.client.billing
     }
 
-    /// Whether the request counts against a credit quota, so that its price should be known before it is sent.
+    /// Returns whether the request counts against a credit quota, so that its price should be known before it is sent.
     pub(in crate::proxy) fn needs_price(&self) -> bool {
         self.client.needs_price() || self.user.as_ref().is_some_and(QuotaPermit::needs_price)
     }
@@ -78,7 +78,7 @@ impl ClientPermit {
         self.for_each_quota(reserve)
     }
 
-    /// Reserves credits for a request of unknown price; see [`QuotaPermit::reserve_unpriced`].
+    /// Reserves credits for a request of unknown price. See [`QuotaPermit::reserve_unpriced`].
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl ClientPermit {
         self.user.as_ref().filter(|user| !user.may_spend(now)).map(|_| QuotaOwner::User)
     }
 
-    /// Charges an attempt; see [`QuotaPermit::charge`]. Returns the charge to each quota.
+    /// Charges an attempt. See [`QuotaPermit::charge`]. Returns the charge to each quota.
     pub(in crate::proxy) fn charge(
         &self,
         outcome: ChargeOutcome,

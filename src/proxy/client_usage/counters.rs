@@ -23,8 +23,7 @@ pub(in crate::proxy) struct UsageCounters {
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct ClientCounters {
     pub(super) usage: Arc<UsageCounters>,
-    /// The time up to which the rate limit is used; see
-    /// [`RateLimit`](crate::policy::client_quota::RateLimit).
+    /// The time up to which the rate limit is used. See [`RateLimit`](crate::policy::client_quota::RateLimit).
     pub(super) rate_used_until: AtomicU64,
     pub(super) in_progress: AtomicU32,
     /// The users whose usage is in memory, if the client has a quota per user.
@@ -38,14 +37,14 @@ pub(in crate::proxy) struct AdmissionRequest {
     pub(in crate::proxy) billing: Billing,
     /// Whether the response lets the client use the provider without the proxy.
     pub(in crate::proxy) grants_direct_access: bool,
-    /// Whether the client's quota is charged; false for a request with the client's own key.
+    /// Whether the client's quota is charged, which is false for a request with the client's own key.
     pub(in crate::proxy) is_charged: bool,
     /// Maximum number of requests in progress of a client without a configured limit.
     pub(in crate::proxy) max_concurrent: u32,
 }
 
 impl AdmissionRequest {
-    /// Whether the request counts against quotas, unlike a free request or one with the client's own key.
+    /// Returns whether the request counts against quotas, unlike a free request or one with the client's own key.
     pub(in crate::proxy) fn counts_against_quotas(&self) -> bool {
         self.is_charged && self.billing != Billing::Free
     }

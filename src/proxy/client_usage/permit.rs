@@ -34,7 +34,7 @@ pub(super) struct QuotaPermit {
     counters: Arc<UsageCounters>,
     quota: Option<ClientQuota>,
     pub(super) billing: Billing,
-    /// Whether the quota is charged; false for a request with the client's own key.
+    /// Whether the quota is charged, which is false for a request with the client's own key.
     is_charged: bool,
     state: Mutex<State>,
 }
@@ -67,7 +67,7 @@ impl QuotaPermit {
         Self { counters, quota, billing, is_charged, state: Mutex::default() }
     }
 
-    /// The quota that the request counts against, or `None` for a free request or one that is not charged.
+    /// Returns the quota that the request counts against, or `None` for a free request or one that is not charged.
     pub(super) fn quota(&self) -> Option<ClientQuota> {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
@@ -83,8 +83,7 @@ impl QuotaPermit {
         self.quota().filter(|quota| quota.unit == QuotaUnit::Credits)
     }
 
-    /// Whether the request counts against a credit quota, so that its price should be known before it is
-    /// sent.
+    /// Returns whether the request counts against a credit quota, so that its price should be known before it is sent.
     pub(super) fn needs_price(&self) -> bool {
         self.credit_quota().is_some()
     }
@@ -126,8 +125,8 @@ impl QuotaPermit {
     }
 
     /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that is less.
-    /// At most `max` requests of unknown price may be in progress, so the quota can be exceeded only by the
-    /// prices of that number of requests.
+    /// At most `max` requests of unknown price may be in progress, so the prices of at most `max` requests can
+    /// exceed the quota.
     ///
     /// # Errors
     ///
@@ -163,7 +162,7 @@ impl QuotaPermit {
         state.reserved_credits += more;
     }
 
-    /// Whether a running session may use more credits: some are reserved for it, or left in the quota.
+    /// Returns whether a running session may use more credits: some are reserved for it, or left in the quota.
     pub(super) fn may_spend(&self, now: UnixMs) -> bool {
         let Some(quota) = self.credit_quota() else { return true };
         self.state().reserved_credits > 0

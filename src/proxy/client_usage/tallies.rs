@@ -1,5 +1,5 @@
-//! The sums of a client's used and reserved amounts: one atomic integer per period, which contains the amount
-//! and the number of the period, so that a new period starts without a lock.
+//! The sums of the used and reserved amounts of a client or user. Each period has one atomic integer, which contains
+//! the amount and the number of the period, so that a new period starts without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

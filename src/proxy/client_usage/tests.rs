@@ -74,14 +74,14 @@ fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimit
     admit_at(usage, rules, METERED, NOW)
 }
 
-/// The remaining amount of the client's quota, and the amount that a refused request needs.
+/// Returns the remaining amount of the client's quota, and the amount that a refused request needs.
 #[track_caller]
 fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall> {
     let Err(ClientLimitExceeded::Quota(exceeded)) = refused else { panic!("{refused:?}") };
     exceeded.shortfall
 }
 
-/// The used requests and credits, including reserved ones.
+/// Returns the used requests and credits, including reserved ones.
 #[track_caller]
 fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
     let used = usage.used(&app(), NOW);

@@ -60,7 +60,7 @@ impl RequestUser {
         Self { fingerprint, counters: None }
     }
 
-    /// The fingerprint in usage records and logs.
+    /// Returns the fingerprint of the user, which identifies it in usage records and logs.
     #[must_use]
     pub fn fingerprint(&self) -> UserFingerprint {
         self.fingerprint
@@ -111,14 +111,14 @@ pub(super) struct CachedUser {
     is_restored: OnceCell<()>,
 }
 
-/// Whether a request, a usage record or a pending read uses the user. New uses begin only with the lock of the
+/// Returns whether a request, a usage record or a pending read uses the user. New uses begin only with the lock of the
 /// table.
 fn is_in_use(user: &Arc<CachedUser>) -> bool {
     Arc::strong_count(user) > 1 || Arc::strong_count(&user.counters) > 1
 }
 
 /// The users of one client whose usage is in memory, in two generations. Users move to the recent generation
-/// when they are used. When that is full, it becomes the older one, whose idle users are removed. This costs
+/// when they are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This costs
 /// constant time per request on average, and no list of all users in the order of their use.
 #[derive(Debug, Default)]
 pub(super) struct UserTable {
@@ -158,7 +158,7 @@ impl UserTable {
         *self = Self::default();
     }
 
-    /// The number of users in memory.
+    /// Returns the number of users in memory.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.recent.len() + self.older.len()

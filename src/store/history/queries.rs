@@ -28,8 +28,8 @@ pub struct AttemptFilter {
 pub struct AttemptPage {
     /// The attempts.
     pub attempts: Vec<StoredAttempt>,
-    /// Where the next page starts; `None` after the last attempt. A page that ended at the time limit may have
-    /// few attempts, or none.
+    /// Where the next page starts, or `None` after the last attempt. A page that ended at the time limit may have few
+    /// attempts, or none.
     pub next: Option<String>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn attempts(
     }
 }
 
-/// The ids of attempts that may belong to a request. Keychoir's own request ids contain the time; a client may
+/// Returns the ids of attempts that may belong to a request. Keychoir's own request ids contain the time; a client may
 /// choose any other id, whose attempts may be anywhere.
 fn id_range(request_id: Option<&str>) -> (String, String) {
     let bounds = request_id.and_then(|id| {
@@ -109,7 +109,7 @@ pub struct UsageFilter {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, user, region, model or route; empty for attempts without one.
+    /// The day, hour, fingerprint, client, user, region, model or route, or empty for attempts without one.
     pub group: String,
     /// The short form of the key, for sums by key.
     pub short_key: Option<String>,

@@ -330,7 +330,7 @@ fn parallel_requests_of_random_users_exceed_no_quota_and_no_memory() {
             scope.spawn(move || {
                 block_on(async {
                     for turn in 0..600_u64 {
-                        // Twenty users that all threads share, and one that nobody names again.
+                        // Twenty users that all threads share, and one that is not named again.
                         let user = if turn % 3 == 0 { 1_000 + thread * 1_000 + turn } else { turn % 20 };
                         if let Ok(request) = setup.admit(user, 8).await {
                             drop(setup.end(request, ChargeOutcome::Served));
