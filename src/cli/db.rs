@@ -121,7 +121,17 @@ fn run_migration(arguments: MigrateArguments) -> CommandResult {
 }
 
 fn format_report(path: &str, report: &MigrationReport) -> String {
-    let MigrationReport { from, to, changes, copy, warning, attempts, bytes, duration } = report;
+    let MigrationReport {
+        from,
+        to,
+        changes,
+        copy,
+        warning,
+        attempts_before,
+        attempts_after,
+        bytes,
+        duration,
+    } = report;
     let mut text = match copy {
         Some(copy) => {
             format!("Upgraded {path} from schema {from} to {to}. The copy before it is {}", copy.display())
@@ -133,7 +143,7 @@ fn format_report(path: &str, report: &MigrationReport) -> String {
     }
     let count =
         |attempts: Option<u64>| attempts.map_or("unknown".to_owned(), |count| Grouped(count).to_string());
-    let [before, after] = attempts.map(count);
+    let (before, after) = (count(*attempts_before), count(*attempts_after));
     text.push_str(&format!(
         "\nAttempts before {before}, after {after}; {} bytes; {} ms",
         Grouped(*bytes),
@@ -157,8 +167,8 @@ fn outcome_json(outcome: &MigrationOutcome, dry_run: bool) -> Value {
             "changes": report.changes,
             "copy": report.copy,
             "warning": report.warning,
-            "attempts_before": report.attempts[0],
-            "attempts_after": report.attempts[1],
+            "attempts_before": report.attempts_before,
+            "attempts_after": report.attempts_after,
             "bytes": report.bytes,
             "duration_ms": saturating_ms(report.duration),
         }),

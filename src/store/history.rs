@@ -1,5 +1,6 @@
-//! Reads attempts, hourly sums and changes for the admin API, and records changes. Separate from `report`, whose
-//! connection belongs to a command: here every read has a time limit, and none runs on a worker thread.
+//! Reads attempts, hourly sums and changes for the admin API, and records changes. This module is separate from
+//! `report`, whose connection belongs to a command: every read of this module has a time limit, and none runs on a
+//! worker thread.
 //!
 //! A database file is read by read-only connections on blocking threads. Only the writer thread has an
 //! in-memory database, so it runs these reads itself.
@@ -34,14 +35,14 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CONCURRENT_READS: usize = 2;
 /// Maximum commands that wait for the writer thread.
 const MAX_QUEUED_COMMANDS: usize = 16;
-/// Virtual-machine instructions between two checks of the time limit; about 20 microseconds.
+/// Virtual-machine instructions between two checks of the time limit, which take about 20 microseconds.
 const CHECK_INTERVAL: i32 = 1_000;
 
 /// The reason that stored records cannot be read or a change cannot be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// The read needs more than its time limit.
-    #[error("the usage database has too many records to answer this in time")]
+    #[error("the usage database has too many records to read them in time")]
     TooSlow,
     /// The database is not open, or cannot be read or written.
     #[error("the usage database cannot be used now")]
@@ -112,7 +113,7 @@ impl History {
     ///
     /// # Errors
     ///
-    /// Fails when the database cannot be written in time; the change may still be recorded then.
+    /// Fails when the database cannot be written in time. In that case, the change may still be recorded.
     pub async fn record_change(&self, change: StoredChange) -> Result<(), HistoryError> {
         let (confirm, confirmed) = oneshot::channel();
         let exchange = async {
@@ -131,7 +132,7 @@ impl History {
             match self.path.clone() {
                 Some(path) => {
                     let work = move || {
-                        // The permit is held until the read has ended, also when the client has disconnected.
+                        // The permit is held until the read has ended, even if the client disconnects.
                         let _permit = permit;
                         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
                         let mut connection = Connection::open_with_flags(&*path, flags)?;
@@ -164,8 +165,8 @@ impl History {
     }
 }
 
-/// The usage of a user is read by the writer thread: it has an open connection, and it runs the read between two
-/// commits, so that reads of the admin API do not delay a request.
+/// The writer thread reads the usage of a user between two commits with its open connection, so that reads of the admin
+/// API do not delay a request.
 impl UserUsageReader for History {
     fn read_user_usage<'a>(
         &'a self,

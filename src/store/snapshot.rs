@@ -30,7 +30,7 @@ pub enum SnapshotError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What the file is instead.
+        /// The content of the file.
         content: &'static str,
     },
     /// A file exists at the path of the copy.
@@ -68,7 +68,7 @@ pub enum SnapshotError {
     /// The copy cannot be written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
-        /// The copy or its folder.
+        /// The copy or its directory.
         path: PathBuf,
         /// The error of the file system.
         source: io::Error,
@@ -96,16 +96,16 @@ pub struct Backup {
     pub version: usize,
     /// The attempts in it.
     pub attempts: u64,
-    /// How long the copy and its check took.
+    /// The duration of the copy and its check.
     pub duration: Duration,
 }
 
 /// The handling of an existing file at the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExistingFile {
-    /// It is kept, and the copy fails.
+    /// The existing file is kept, and the copy fails.
     Keep,
-    /// The copy replaces it.
+    /// The copy replaces the existing file.
     Replace,
 }
 
@@ -133,7 +133,7 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
     check_space(target, database_size(&connection).map_err(unreadable)?)?;
     let partial = create_partial(target)?;
     copy(&connection, path, partial.path())?;
-    let (version, attempts) = examine(partial.path(), path)?;
+    let ExaminedCopy { version, attempts } = examine(partial.path(), path)?;
     publish(partial.path(), target, existing)?;
     let bytes = fs::metadata(target).map(|file| file.len()).unwrap_or_default();
     Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
@@ -164,14 +164,14 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError>
 
 /// Creates an empty file with a random name beside `target`.
 pub(super) fn create_partial(target: &Path) -> Result<LockedTemporary<TempPath>, SnapshotError> {
-    let folder = folder_of(target);
+    let directory = directory_of(target);
     let mut prefix = target.file_name().unwrap_or_default().to_owned();
     prefix.push(".partial-");
-    LockedTemporary::create_file(folder, &prefix)
-        .map_err(|source| SnapshotError::Unwritable { path: folder.to_owned(), source })
+    LockedTemporary::create_file(directory, &prefix)
+        .map_err(|source| SnapshotError::Unwritable { path: directory.to_owned(), source })
 }
 
-/// Copies an open database to the empty file `partial`. The copy is on the disk when it returns.
+/// Copies an open database to the empty file `partial`. The copy is on the disk when the function returns.
 pub(super) fn copy(connection: &Connection, path: &Path, partial: &Path) -> Result<(), SnapshotError> {
     let unwritable = |source| SnapshotError::Unwritable { path: partial.to_owned(), source };
     let absolute = std::path::absolute(partial).map_err(unwritable)?;
@@ -204,25 +204,32 @@ pub(super) fn publish(partial: &Path, target: &Path, existing: ExistingFile) -> 
         },
         ExistingFile::Replace => fs::rename(partial, target).map_err(unwritable)?,
     }
-    File::open(folder_of(target)).and_then(|folder| folder.sync_all()).map_err(unwritable)
+    File::open(directory_of(target)).and_then(|directory| directory.sync_all()).map_err(unwritable)
 }
 
-/// Checks a copy as a whole, and returns its schema version and the number of its attempts.
-pub(super) fn examine(copy: &Path, path: &Path) -> Result<(usize, u64), SnapshotError> {
-    let examined =
-        Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
-            let report: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-            Ok((report, schema::version(&connection)?, count_attempts(&connection)))
-        });
-    match examined {
-        Ok((report, version, attempts)) if report == "ok" => Ok((version, attempts.unwrap_or_default())),
+/// The contents of an intact copy.
+pub(super) struct ExaminedCopy {
+    version: usize,
+    attempts: u64,
+}
+
+/// Checks the integrity of a whole copy, and returns its contents.
+pub(super) fn examine(copy: &Path, path: &Path) -> Result<ExaminedCopy, SnapshotError> {
+    let result = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_ONLY).and_then(|connection| {
+        let report: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+        Ok((report, schema::version(&connection)?, count_attempts(&connection)))
+    });
+    match result {
+        Ok((report, version, attempts)) if report == "ok" => {
+            Ok(ExaminedCopy { version, attempts: attempts.unwrap_or_default() })
+        }
         Ok((report, ..)) => Err(SnapshotError::Corrupt { path: path.to_owned(), report }),
         Err(source) => Err(SnapshotError::Unreadable { path: copy.to_owned(), source }),
     }
 }
 
-/// Returns the attempts in a database of any version, also those that are not converted yet, or `None` if it has none
-/// of the tables, or if one of them is corrupt.
+/// Counts the attempts in a database of any version, including those that are not converted yet. Returns `None` if a
+/// table is missing or corrupt.
 pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     let count = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
     let converted = count("SELECT count(*) FROM attempts")?;
@@ -247,7 +254,7 @@ pub(super) fn database_size(connection: &Connection) -> Result<u64, rusqlite::Er
 /// Checks that the disk of `target` has `needed` bytes left.
 pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotError> {
     let available = free_space(target)
-        .map_err(|source| SnapshotError::Unwritable { path: folder_of(target).to_owned(), source })?;
+        .map_err(|source| SnapshotError::Unwritable { path: directory_of(target).to_owned(), source })?;
     if available < needed {
         return Err(SnapshotError::NoSpace { path: target.to_owned(), needed, available });
     }
@@ -256,10 +263,10 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotErro
 
 /// Returns the free bytes on the disk of a file, for a process without privileges.
 pub(super) fn free_space(path: &Path) -> io::Result<u64> {
-    let disk = rustix::fs::statvfs(folder_of(path))?;
+    let disk = rustix::fs::statvfs(directory_of(path))?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

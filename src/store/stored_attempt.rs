@@ -24,7 +24,7 @@ pub struct StoredAttempt {
     pub user: Option<String>,
     /// The region of the provider.
     pub region: Option<String>,
-    /// The fingerprint of the key; `own` for a client's own key.
+    /// The fingerprint of the key, or `own` for a client's own key.
     pub key_hash: String,
     /// The short form of the key, if it is stored.
     pub short_key: Option<String>,
@@ -104,7 +104,7 @@ pub(super) fn read_attempt(row: &Row<'_>) -> Result<StoredAttempt, rusqlite::Err
 /// Returns the lowest id of an attempt that starts at `time` or later.
 pub(super) fn first_id(time: UnixMs) -> String {
     if time.0 == 0 {
-        // Ids of early versions are no UUIDs.
+        // The ids of early versions are not UUIDs.
         return String::new();
     }
     let mut id = [0; 16];

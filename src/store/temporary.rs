@@ -1,5 +1,5 @@
-//! Temporary files and folders beside the database. They are locked while they are used, so that a later run finds
-//! and removes those of a process that was killed.
+//! Creates temporary files and directories beside the database. They are locked while they are used, so that a later run
+//! finds and removes those of a process that was killed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use tempfile::{TempDir, TempPath};
 
-/// A locked temporary file or folder, which is removed on drop. Other users cannot read it.
+/// A locked temporary file or directory, which is removed on drop. Other users cannot read it.
 #[derive(Debug)]
 pub(super) struct LockedTemporary<P> {
     path: P,
@@ -19,33 +19,33 @@ pub(super) struct LockedTemporary<P> {
 }
 
 impl LockedTemporary<TempPath> {
-    /// Creates an empty file in `folder` whose name is `prefix` and random characters.
-    pub(super) fn create_file(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
-        remove_abandoned(folder, prefix);
-        let path = tempfile::Builder::new().prefix(prefix).tempfile_in(folder)?.into_temp_path();
+    /// Creates an empty file in `directory` whose name is `prefix` and random characters.
+    pub(super) fn create_file(directory: &Path, prefix: &OsStr) -> io::Result<Self> {
+        remove_abandoned(directory, prefix);
+        let path = tempfile::Builder::new().prefix(prefix).tempfile_in(directory)?.into_temp_path();
         let lock = lock(&path)?;
         Ok(Self { path, _lock: lock })
     }
 }
 
 impl LockedTemporary<TempDir> {
-    /// Creates a folder in `folder` whose name is `prefix` and random characters.
-    pub(super) fn create_folder(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
-        remove_abandoned(folder, prefix);
-        let path = tempfile::Builder::new().prefix(prefix).tempdir_in(folder)?;
+    /// Creates a directory in `directory` whose name is `prefix` and random characters.
+    pub(super) fn create_directory(directory: &Path, prefix: &OsStr) -> io::Result<Self> {
+        remove_abandoned(directory, prefix);
+        let path = tempfile::Builder::new().prefix(prefix).tempdir_in(directory)?;
         let lock = lock(path.path())?;
         Ok(Self { path, _lock: lock })
     }
 }
 
 impl<P: AsRef<Path>> LockedTemporary<P> {
-    /// Returns the path of the file or folder.
+    /// Returns the path of the file or directory.
     pub(super) fn path(&self) -> &Path {
         self.path.as_ref()
     }
 }
 
-/// Locks a file or folder without waiting.
+/// Locks a file or directory without waiting.
 ///
 /// # Errors
 ///
@@ -59,21 +59,21 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes the files and folders in `folder` whose names start with `prefix` and that no process has locked. One
+/// Removes the files and directories in `directory` whose names start with `prefix` and that no process has locked. One
 /// that cannot be removed only occupies disk space, so that is not an error.
-fn remove_abandoned(folder: &Path, prefix: &OsStr) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
+fn remove_abandoned(directory: &Path, prefix: &OsStr) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
     let prefix = prefix.as_encoded_bytes();
     for entry in entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(prefix)) {
         let (path, kind) = (entry.path(), entry.file_type());
-        let (is_file, is_folder) = kind.map_or((false, false), |kind| (kind.is_file(), kind.is_dir()));
-        if !is_file && !is_folder {
+        let (is_file, is_directory) = kind.map_or((false, false), |kind| (kind.is_file(), kind.is_dir()));
+        if !is_file && !is_directory {
             continue;
         }
         // The lock is held until the removal, so that no process uses the path meanwhile.
         let Ok(_lock) = lock(&path) else { continue };
-        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
+        let result = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match result {
             Ok(()) => tracing::info!("Removed {}, which an interrupted command left", path.display()),
             Err(error) => tracing::warn!("{} cannot be removed: {error}", path.display()),
         }
@@ -85,25 +85,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_unlocked_files_and_folders_with_the_prefix_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let in_folder = |name: &str| folder.path().join(name);
+    fn only_unlocked_files_and_directories_with_the_prefix_are_removed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let in_directory = |name: &str| temporary.path().join(name);
         let prefix = OsStr::new("a.db.partial-");
-        let used_file = LockedTemporary::create_file(folder.path(), prefix).unwrap();
-        let used_folder = LockedTemporary::create_folder(folder.path(), prefix).unwrap();
+        let used_file = LockedTemporary::create_file(temporary.path(), prefix).unwrap();
+        let used_directory = LockedTemporary::create_directory(temporary.path(), prefix).unwrap();
         for name in ["a.db.partial", "a.db.partial-left", "b.db.partial-x"] {
-            fs::write(in_folder(name), "text").unwrap();
+            fs::write(in_directory(name), "text").unwrap();
         }
-        fs::create_dir(in_folder("a.db.partial-folder")).unwrap();
-        fs::write(in_folder("a.db.partial-folder/copy.db"), "text").unwrap();
-        std::os::unix::fs::symlink(in_folder("b.db.partial-x"), in_folder("a.db.partial-link")).unwrap();
-        remove_abandoned(folder.path(), prefix);
-        assert!(used_file.path().exists() && used_folder.path().exists(), "locked ones must stay");
-        let remains = |name: &str| in_folder(name).symlink_metadata().is_ok();
-        assert!(!remains("a.db.partial-left") && !remains("a.db.partial-folder"));
+        fs::create_dir(in_directory("a.db.partial-directory")).unwrap();
+        fs::write(in_directory("a.db.partial-directory/copy.db"), "text").unwrap();
+        std::os::unix::fs::symlink(in_directory("b.db.partial-x"), in_directory("a.db.partial-link"))
+            .unwrap();
+        remove_abandoned(temporary.path(), prefix);
+        assert!(used_file.path().exists() && used_directory.path().exists(), "locked ones must stay");
+        let remains = |name: &str| in_directory(name).symlink_metadata().is_ok();
+        assert!(!remains("a.db.partial-left") && !remains("a.db.partial-directory"));
         assert!(["a.db.partial", "b.db.partial-x", "a.db.partial-link"].iter().all(|name| remains(name)));
-        let (file, directory) = (used_file.path().to_owned(), used_folder.path().to_owned());
-        drop((used_file, used_folder));
+        let (file, directory) = (used_file.path().to_owned(), used_directory.path().to_owned());
+        drop((used_file, used_directory));
         assert!(!file.exists() && !directory.exists());
     }
 }

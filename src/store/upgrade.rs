@@ -52,14 +52,16 @@ pub struct MigrationReport {
     pub changes: &'static [&'static str],
     /// The copy of the database before the migration, or `None` after a dry run.
     pub copy: Option<PathBuf>,
-    /// A sentence about copies that contain plain digests of keys, for an operator to remove, or `None` without such a
-    /// copy.
+    /// A sentence about copies that contain plain digests of keys, for an operator to remove, or `None` if there are
+    /// none.
     pub warning: Option<String>,
-    /// The number of attempts before and after. `None` if the table cannot be read.
-    pub attempts: [Option<u64>; 2],
+    /// The number of attempts before. `None` if the table cannot be read.
+    pub attempts_before: Option<u64>,
+    /// The number of attempts after. `None` if the table cannot be read.
+    pub attempts_after: Option<u64>,
     /// The size of the database before, in bytes.
     pub bytes: u64,
-    /// How long the copy and the migration took.
+    /// The duration of the copy and the migration.
     pub duration: Duration,
 }
 
@@ -136,15 +138,15 @@ pub(super) fn upgrade(
         "Upgrading the database from schema {from} to {to} after a copy to {}: {changes}",
         copy.display()
     );
-    let copied = snapshot::create_partial(&copy).and_then(|partial| {
+    let copy_result = snapshot::create_partial(&copy).and_then(|partial| {
         snapshot::copy(connection, path, partial.path())?;
         snapshot::publish(partial.path(), &copy, ExistingFile::Replace)
     });
-    copied.map_err(|source| OpenError::CannotCopy { path: path.to_owned(), source })?;
+    copy_result.map_err(|source| OpenError::CannotCopy { path: path.to_owned(), source })?;
     migrate(connection, version).map_err(unusable)?;
-    let took = clock::elapsed_since(started_at);
+    let duration = clock::elapsed_since(started_at);
     remove_old_copies(path);
-    let duration_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let message = format!("Upgraded the database from schema {from} to {to} in {duration_ms} ms");
     match digest_warning(&copies_with_digests(path)) {
         None => tracing::info!(event = "database_migrated", from, to, duration_ms, "{message}"),
@@ -166,7 +168,7 @@ fn copies_with_digests(path: &Path) -> Vec<PathBuf> {
     copies.filter(|copy| copy.exists()).collect()
 }
 
-/// Returns a sentence that tells an operator to remove `copies`, or `None` if there are none.
+/// Returns advice for an operator to remove `copies`, or `None` if there are none.
 fn digest_warning(copies: &[PathBuf]) -> Option<String> {
     let names: Vec<String> = copies.iter().map(|copy| copy.display().to_string()).collect();
     (!names.is_empty()).then(|| {
@@ -203,7 +205,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     }
     let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
     location.lock()?;
-    // Unlike at a start, a corrupt file stays in its place.
+    // Unlike at a start, a corrupt file is not quarantined.
     let connection = open::connect(path, IntegrityCheck::Full).map_err(failed)?;
     let database = open::migrate(connection, path, None)?.database;
     while migration::move_next_attempts(&database.connection).map_err(failed)? {}
@@ -216,7 +218,8 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
         changes: changes_after(before.version),
         copy: Some(copy_path(path, before.version)),
         warning: digest_warning(&copies_with_digests(path)),
-        attempts: [before.attempts, snapshot::count_attempts(&database.connection)],
+        attempts_before: before.attempts,
+        attempts_after: snapshot::count_attempts(&database.connection),
         bytes: before.bytes,
         duration: clock::elapsed_since(started_at),
     }))
@@ -234,16 +237,16 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     if before.version == schema::VERSION {
         return Ok(MigrationOutcome::Current(before.version));
     }
-    // The copy and what its migration writes are on the disk at the same time.
+    // The copy and the write-ahead log of its migration are on the disk at the same time.
     snapshot::check_space(path, before.bytes.saturating_mul(SPACE_FACTOR))?;
-    let folder = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
-    let folder = folder.unwrap_or_else(|| PathBuf::from("."));
-    let temporary = LockedTemporary::create_folder(&folder, OsStr::new(".keychoir-dry-run-"))
-        .map_err(|source| SnapshotError::Unwritable { path: folder, source })?;
+    let directory = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
+    let directory = directory.unwrap_or_else(|| PathBuf::from("."));
+    let temporary = LockedTemporary::create_directory(&directory, OsStr::new(".keychoir-dry-run-"))
+        .map_err(|source| SnapshotError::Unwritable { path: directory, source })?;
     let copy = temporary.path().join("keychoir.db");
     let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
     let unwritable = |source| SnapshotError::Unwritable { path: copy.clone(), source };
-    // SQLite writes only into an empty file, and would create one that others may read.
+    // SQLite writes only into an empty file, and would create one that other users can read.
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
     let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(failed)?;
@@ -263,7 +266,8 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
         changes: changes_after(before.version),
         copy: None,
         warning: None,
-        attempts: [before.attempts, after],
+        attempts_before: before.attempts,
+        attempts_after: after,
         bytes: before.bytes,
         duration: clock::elapsed_since(started_at),
     }))

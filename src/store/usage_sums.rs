@@ -46,7 +46,7 @@ impl UsageDimension {
         }
     }
 
-    /// Returns whether the groups are times, in whose order they are listed.
+    /// Returns whether the groups are times. Such groups are listed in the order of time.
     #[must_use]
     pub fn is_time(self) -> bool {
         match self {
@@ -93,7 +93,7 @@ pub struct UsageSums {
     pub response_bytes: u64,
     /// Characters of text converted to speech.
     pub characters: u64,
-    /// Credits charged, including estimates; attempts of unknown price add 0.
+    /// Credits charged, including estimates. Attempts of unknown price add 0.
     pub credits: u64,
     /// Attempts that may have been charged and whose price is unknown.
     pub unpriced: u64,

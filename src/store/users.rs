@@ -1,4 +1,4 @@
-//! The hourly sums by client, end user and region. They are apart from `hours`, whose sums by key, route and model
+//! The hourly sums by client, end user and region. Their table is separate from `hours`, whose sums by key, route and model
 //! would need one row each per user.
 //!
 //! Only attempts that may have cost something are counted for their user, and all others without a user. A client
@@ -103,11 +103,11 @@ impl<'a> UserSums<'a> {
                 // Writing to a string does not fail.
                 let _ = write!(user_text, "{user}");
             }
-            let identifying: [&dyn ToSql; 4] = [&timestamp(hour), &client, &user_text, &region];
-            for (parameter, column) in (1..).zip(identifying) {
+            let key_columns: [&dyn ToSql; 4] = [&timestamp(hour), &client, &user_text, &region];
+            for (parameter, column) in (1..).zip(key_columns) {
                 statement.raw_bind_parameter(parameter, column)?;
             }
-            for (parameter, sum) in (identifying.len() + 1..).zip(amounts.columns()) {
+            for (parameter, sum) in (key_columns.len() + 1..).zip(amounts.columns()) {
                 statement.raw_bind_parameter(parameter, sum)?;
             }
             statement.raw_execute()?;
@@ -151,7 +151,7 @@ pub(super) fn read_usage(
     })
 }
 
-/// Deletes at most `max_rows` sums of hours before `oldest`; returns their number.
+/// Deletes at most `max_rows` sums of hours before `oldest`, and returns their number.
 pub(super) fn delete_older(
     connection: &Connection,
     oldest: UnixMs,
@@ -162,7 +162,8 @@ pub(super) fn delete_older(
     connection.prepare_cached(DELETE)?.execute(params![timestamp(oldest), max_rows])
 }
 
-/// Deletes the oldest rows of users above `max_rows`, and returns their number. These users begin anew.
+/// Deletes the oldest rows of users above `max_rows`, and returns their number. The usage of these users
+/// then starts at 0.
 pub(super) fn delete_excess(connection: &Connection, max_rows: i64) -> Result<usize, rusqlite::Error> {
     const DELETE: &str = "DELETE FROM user_hours WHERE (hour_ms, client, user, region) IN (
         SELECT hour_ms, client, user, region FROM user_hours WHERE user <> '' ORDER BY hour_ms

@@ -28,7 +28,7 @@ pub struct AttemptFilter {
 pub struct AttemptPage {
     /// The attempts.
     pub attempts: Vec<StoredAttempt>,
-    /// Where the next page starts, or `None` after the last attempt. A page that ended at the time limit may have few
+    /// The id before which the next page starts, or `None` after the last attempt. A page that ended at the time limit may have few
     /// attempts, or none.
     pub next: Option<String>,
 }
@@ -74,8 +74,8 @@ pub(super) fn attempts(
     }
 }
 
-/// Returns the ids of attempts that may belong to a request. Keychoir's own request ids contain the time; a client may
-/// choose any other id, whose attempts may be anywhere.
+/// Returns the range of the ids of attempts that may belong to a request. Keychoir's own request ids contain the time.
+/// A client may choose any other id, whose attempts may have any id.
 fn id_range(request_id: Option<&str>) -> (String, String) {
     let bounds = request_id.and_then(|id| {
         let id = Uuid::parse_str(id).ok().filter(|id| id.get_version_num() == 7)?;
@@ -96,7 +96,7 @@ fn id_range(request_id: Option<&str>) -> (String, String) {
 pub struct UsageFilter {
     /// From the hour that contains this time.
     pub since: UnixMs,
-    /// Before this time; an hour that contains it is included.
+    /// Before this time. The hour that contains it is included.
     pub until: UnixMs,
     /// The dimension.
     pub dimension: UsageDimension,
@@ -109,7 +109,7 @@ pub struct UsageFilter {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, user, region, model or route, or empty for attempts without one.
+    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without one.
     pub group: String,
     /// The short form of the key, for sums by key.
     pub short_key: Option<String>,
@@ -119,7 +119,7 @@ pub struct UsageRow {
     pub sums: UsageSums,
 }
 
-/// Reads sums: times in their order, from the latest; other groups by credits.
+/// Reads sums. Times are in their order from the latest, and other groups in the order of their credits.
 pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec<UsageRow>, rusqlite::Error> {
     let sums = sum_columns();
     let (expression, table) = (filter.dimension.expression("hour_ms"), filter.dimension.table());

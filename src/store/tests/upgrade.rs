@@ -115,13 +115,14 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
         panic!("it is not current")
     };
-    assert_eq!((report.from, report.to, report.attempts), (9, schema::VERSION, [Some(2), Some(2)]));
+    assert_eq!((report.from, report.to), (9, schema::VERSION));
+    assert_eq!((report.attempts_before, report.attempts_after), (Some(2), Some(2)));
     assert_eq!(report.changes.len(), schema::VERSION - 9);
     assert_eq!((report.copy, version_of(&path), report.warning), (None, 9, None));
     assert_eq!(names_in(path.parent().unwrap()), before);
 
     let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else { panic!("it is not current") };
-    assert_eq!((report.from, report.attempts), (9, [Some(2), Some(2)]));
+    assert_eq!((report.from, report.attempts_before, report.attempts_after), (9, Some(2), Some(2)));
     let copy = report.copy.unwrap();
     assert_eq!(version_of(&copy), 9);
     let warning = report.warning.expect("the copy has plain digests");
@@ -131,7 +132,7 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
 }
 
 #[test]
-fn a_dry_run_removes_the_folder_of_an_interrupted_one() {
+fn a_dry_run_removes_the_directory_of_an_interrupted_one() {
     let folder = tempfile::tempdir().unwrap();
     let (_, path) = location(folder.path());
     create_version_9_file(&path);
