@@ -40,12 +40,14 @@ pub(super) struct Arguments {
 
 /// Interval between two reads of `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// An attempt is recorded this long after its end at the latest, as long as the database can be written.
+/// Maximum time between the end of an attempt and its record, while the database can be written.
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
-/// Attempts are read in the order of their starts. Each read covers the attempts that started within this time,
-/// and each [`FULL_READ`]th one covers the longest WebSocket session.
+/// Maximum age of the attempts that a read covers, by their starts. Each [`FULL_READ`]th read covers
+/// [`LONGEST_ATTEMPT`].
 const RECENT: Duration = Duration::from_secs(600);
 const FULL_READ: u64 = 30;
+
+/// Maximum duration of an attempt: that of the longest WebSocket session.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
 /// Maximum attempts that one read of `--follow` prints.
 const MAX_NEW_ATTEMPTS: usize = 100_000;
@@ -101,14 +103,14 @@ fn before(now: UnixMs, age: Duration) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// The attempts that were printed, or left out by `--limit`, and may be read again.
+/// The attempts that were printed, or omitted because of `--limit`, and may be read again.
 #[derive(Debug, Default)]
 struct PrintedAttempts {
     ends: HashMap<String, UnixMs>,
 }
 
 impl PrintedAttempts {
-    /// Returns the attempts that were not printed, and forgets those that ended before `ended_since`, which are
+    /// Returns the attempts that were not printed, and removes those that ended before `ended_since`, which are
     /// not read again.
     fn retain_new(&mut self, attempts: Vec<StoredAttempt>, ended_since: UnixMs) -> Vec<StoredAttempt> {
         self.ends.retain(|_, end| *end >= ended_since);

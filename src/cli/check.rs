@@ -1,5 +1,6 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a start. With
-//! `--online`, it also asks the provider and the mirror. What a running Keychoir uses is not a problem.
+//! `--online`, it also examines the provider and the mirror. An address or a database that a running Keychoir uses is not
+//! a problem.
 
 use std::process::ExitCode;
 
@@ -19,7 +20,7 @@ pub(super) struct Arguments {
     /// Check as for `keychoir serve --ephemeral`.
     #[arg(long)]
     ephemeral: bool,
-    /// Also connect to ElevenLabs, ask it about each key, and check the tables of the mirror.
+    /// Also connect to ElevenLabs, and check each key and the tables of the mirror.
     #[arg(long)]
     online: bool,
     /// Print JSON.

@@ -16,7 +16,7 @@ pub(super) struct ColorOption {
 /// The values of the option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum ColorChoice {
-    /// On a terminal, unless a variable says otherwise.
+    /// On a terminal, unless an environment variable overrides it.
     #[default]
     Auto,
     /// Always.
@@ -52,7 +52,7 @@ impl ColorOption {
     }
 }
 
-/// Decides whether the output is coloured. `variable` returns an empty text for an unset variable.
+/// Decides whether the output is coloured. `variable` returns an empty string for an unset variable.
 fn is_colored(choice: ColorChoice, variable: impl Fn(&str) -> String, is_terminal: bool) -> bool {
     match choice {
         ColorChoice::Always => true,

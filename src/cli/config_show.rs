@@ -1,6 +1,6 @@
 //! `keychoir config show`: prints every setting in force with its source, in the notation of `keychoir.toml`, so
-//! that the output can be used as a configuration file. Keys, clients and secrets are comments, because the file
-//! must not contain what the output leaves out.
+//! that the output can be used as a configuration file. Keys, clients and secrets are comments, because the output
+//! omits their secret parts.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -140,9 +140,9 @@ fn to_toml(loaded: &LoadedConfig) -> String {
             section = next;
             let _ = write!(text, "\n[{section}]\n");
         }
-        let comment = match left_out(value, &set_files) {
-            Some(LeftOut::Unused) => continue,
-            Some(LeftOut::Secret) => "# ",
+        let comment = match omission_reason(value, &set_files) {
+            Some(OmissionReason::Unused) => continue,
+            Some(OmissionReason::Secret) => "# ",
             None => "",
         };
         let _ = writeln!(text, "{comment}{name} = {}  # {}", value.value, value.source);
@@ -161,29 +161,29 @@ fn split_path(path: &'static str) -> (&'static str, &'static str) {
     path.split_once('.').unwrap_or(("", path))
 }
 
-/// Returns whether the value is an empty text, which means that nothing is set.
+/// Returns whether the value is an empty string, which stands for an unset setting.
 fn is_empty(value: &SettingValue) -> bool {
     value.value == "\"\""
 }
 
-/// Why a line is not a setting of the printed file.
-enum LeftOut {
-    /// The file would be invalid with it, and it has no effect.
+/// The reason that a line is not a setting of the printed file.
+enum OmissionReason {
+    /// The setting has no effect, and would make the file invalid.
     Unused,
-    /// A part of it is masked, or comes from a file with a secret.
+    /// A part of the value is masked, or comes from a file with a secret.
     Secret,
 }
 
 /// Decides which lines would make the printed file invalid or wrong. `set` has the settings that are not empty.
-fn left_out(value: &SettingValue, set: &BTreeSet<&str>) -> Option<LeftOut> {
+fn omission_reason(value: &SettingValue, set: &BTreeSet<&str>) -> Option<OmissionReason> {
     let has_certificate = set.contains("server.tls.cert") || set.contains("server.tls.key");
     match value.name {
-        // `server.tls` is either a text or a table of two files.
-        "server.tls" if has_certificate => Some(LeftOut::Unused),
-        "server.tls.cert" | "server.tls.key" if !has_certificate => Some(LeftOut::Unused),
-        "upstream.proxy" if set.contains("upstream.proxy_file") => Some(LeftOut::Secret),
-        "supabase.proxy" if set.contains("supabase.proxy_file") => Some(LeftOut::Secret),
-        _ => value.is_masked.then_some(LeftOut::Secret),
+        // `server.tls` is either a string or a table of two files.
+        "server.tls" if has_certificate => Some(OmissionReason::Unused),
+        "server.tls.cert" | "server.tls.key" if !has_certificate => Some(OmissionReason::Unused),
+        "upstream.proxy" if set.contains("upstream.proxy_file") => Some(OmissionReason::Secret),
+        "supabase.proxy" if set.contains("supabase.proxy_file") => Some(OmissionReason::Secret),
+        _ => value.is_masked.then_some(OmissionReason::Secret),
     }
 }
 
@@ -249,9 +249,9 @@ mod tests {
             is_masked,
             pending: None,
         };
-        match left_out(&setting, &set.iter().copied().collect()) {
-            Some(LeftOut::Unused) => "none",
-            Some(LeftOut::Secret) => "comment",
+        match omission_reason(&setting, &set.iter().copied().collect()) {
+            Some(OmissionReason::Unused) => "none",
+            Some(OmissionReason::Secret) => "comment",
             None => "setting",
         }
     }

@@ -30,8 +30,8 @@ pub(super) struct ControlOptions {
     /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the folder of the
-    /// usage database.
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of
+    /// the usage database.
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
     /// Print JSON.
@@ -41,9 +41,9 @@ pub(super) struct ControlOptions {
 
 /// The target of a change: the running server or the overlay.
 pub(super) enum Target {
-    /// In the running server.
+    /// The running server.
     Server(AdminClient),
-    /// In the overlay, because no server answers at this address.
+    /// The overlay, because no server responds at the configured address.
     Offline(Box<Offline>),
 }
 
@@ -79,13 +79,13 @@ const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
 
 /// Returns advice if the service has a state directory at `service`, and this command would use another one only
-/// because nothing names the database: a change of it would not reach the service.
+/// because nothing names the database, so that a change would not reach the service.
 fn service_hint(config: &Config, service: &Path) -> Option<String> {
     let settings = config.setting_values();
     let is_default =
         settings.iter().any(|setting| setting.name == "storage.path" && setting.source == "default");
     let directory = config.state_directory().filter(|directory| is_default && directory.path() != service)?;
-    // A link counts, even if this user may not follow it.
+    // A symbolic link counts as a directory, even if this user may not follow it.
     service.symlink_metadata().ok()?;
     Some(format!(
         "the service keeps its keys and clients in {service}, and this command would use {used}: run it with \
@@ -97,7 +97,7 @@ fn service_hint(config: &Config, service: &Path) -> Option<String> {
 }
 
 impl ControlOptions {
-    /// Finds the running server. Without `--url`, a server that does not answer is not an error.
+    /// Finds the running server. Without `--url`, a server that does not respond is not an error.
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
         let overrides = self.overrides();
         // The change may add the first client.
@@ -127,7 +127,7 @@ impl ControlOptions {
         self.sources.clone().into_overrides(KeyRequirement::Optional)
     }
 
-    /// Returns the address of the server: that of `--url`, or the configured one.
+    /// Returns the address in `--url`, or else the configured address.
     pub(super) fn address(&self, config: &Config) -> Result<ServerAddress, ServerRequestError> {
         match &self.url {
             Some(url) => ServerAddress::parse(url),
@@ -135,7 +135,7 @@ impl ControlOptions {
         }
     }
 
-    /// Reads the admin token, if there is one that can be read.
+    /// Reads the admin token. Returns `None` if there is none or it cannot be read.
     pub(super) fn find_token(&self, config: &Config) -> Option<String> {
         self.read_token(Some(config)).ok().flatten()
     }
@@ -147,8 +147,8 @@ impl ControlOptions {
         Ok(AdminClient { client, token })
     }
 
-    /// Reads the admin token. A missing default file is not an error, because a server may be reached without
-    /// a token for other reasons than a change.
+    /// Reads the admin token. A missing default file is not an error, because some requests to a server need no
+    /// token.
     fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
         let read = |path: &Path| {
             fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
@@ -171,7 +171,7 @@ impl ControlOptions {
         path.as_deref().map(read).transpose()
     }
 
-    /// Makes a change and prints `message` about it, and the token that it generated.
+    /// Makes a change, and prints `message` and the token that the change generated.
     pub(super) fn run(&self, change: Change, message: &str) -> CommandResult {
         let receipt = build_runtime()?.block_on(async {
             match self.connect().await? {
@@ -209,8 +209,7 @@ impl Offline {
         })?;
         let mut controller = Controller::offline(self.overrides, record_offline(changes));
         let origin = ChangeOrigin { actor: Actor::CommandLine, address: None };
-        let making = Box::pin(controller.make(change, None, origin, None));
-        let receipt = making.await.map_err(report_error)?;
+        let receipt = Box::pin(controller.make(change, None, origin, None)).await.map_err(report_error)?;
         Ok(Receipt {
             generation: receipt.generation,
             token: receipt.token.map(|token| token.expose().to_owned()),
@@ -259,7 +258,8 @@ impl AdminClient {
         }
     }
 
-    /// Calls the admin API. Returns the document of a successful response, and prints the error of another.
+    /// Sends a request to the admin API. Returns the document of a successful response, and prints the error of a
+    /// different one.
     pub(super) async fn call(
         &self,
         method: &Method,
@@ -273,7 +273,7 @@ impl AdminClient {
         };
         let path = format!("{API}{path}");
         let (status, document) =
-            self.client.call_admin(method.clone(), &path, token, body).await.map_err(report_request_error)?;
+            self.client.call_admin(method.clone(), &path, token, body).await.map_err(fail)?;
         match status {
             200..300 => Ok(document),
             _ => {
@@ -371,10 +371,6 @@ fn report_error(error: ControlError) -> ExitCode {
     }
 }
 
-fn report_request_error(error: ServerRequestError) -> ExitCode {
-    fail(error)
-}
-
 /// Parses the duration of an option, such as `2h`.
 pub(super) fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
     duration::parse(text).map_err(|_| "write a duration, for example 30m, 2h or 30d".to_owned())
@@ -402,8 +398,8 @@ mod tests {
 
     #[test]
     fn a_change_that_would_not_reach_the_service_is_refused_with_advice() {
-        let folder = tempfile::tempdir().unwrap();
-        let (service, own) = (folder.path().join("service"), folder.path().join("own/keychoir.db"));
+        let temporary = tempfile::tempdir().unwrap();
+        let (service, own) = (temporary.path().join("service"), temporary.path().join("own/keychoir.db"));
         let mut config = Config::default();
         config.storage.path.clone_from(&own);
         assert_eq!(service_hint(&config, &service), None, "without a service, no other directory is meant");

@@ -1,5 +1,5 @@
-//! The examples and exit codes of each command, for `--help` and the manual pages. A table, because both show
-//! them in their own layout, and because tests require an entry for every command.
+//! Lists the examples and exit codes of each command in a table, because `--help` and the manual pages have different
+//! layouts, and because tests require an entry for every command.
 
 use std::fmt::Write as _;
 
@@ -360,7 +360,7 @@ mod tests {
         assert!(checked >= HELP.len() - 1, "{checked}");
     }
 
-    /// Splits a command line like a shell; quotation marks join words.
+    /// Splits a command line like a shell. Quotation marks join words.
     fn split_words(line: &str) -> Vec<String> {
         let mut words = Vec::new();
         for (index, part) in line.split('"').enumerate() {

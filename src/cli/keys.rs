@@ -55,7 +55,7 @@ enum Command {
         #[command(flatten)]
         options: ControlOptions,
     },
-    /// Ask the provider about keys: their plan, credits, permissions and latency.
+    /// Check keys at the provider: their plan, credits, permissions and latency.
     Check(check::CheckArguments),
     /// End the pause of a key.
     Resume {
@@ -231,8 +231,8 @@ fn print_keys(keys: &[ListedKey], json: bool) {
 }
 
 impl ListedKey {
-    /// Returns the row of a configured key. A pause replaces the status, which neither the status document nor the
-    /// database shows.
+    /// Returns the row of a configured key. A pause replaces the status, because neither the status document nor
+    /// the database contains pauses.
     fn new(config: &Config, key: &KeyConfig, state: Option<ReportedKeyState>, now: UnixMs) -> Self {
         let fingerprint = key.key.fingerprint();
         let is_paused = config

@@ -13,10 +13,10 @@ use super::{CommandResult, command, fail, print};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The folder for the pages, which is created if it is missing, such as
+    /// The directory for the pages, which is created if it is missing, such as
     /// /usr/local/share/man/man1.
     #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 /// The files of the pages, for the page `keychoir(1)`.
@@ -29,25 +29,25 @@ const FILES: &[(&str, &str)] = &[
 ];
 
 pub(super) fn run(arguments: &Arguments) -> CommandResult {
-    let folder = &arguments.folder;
+    let directory = &arguments.directory;
     let pages = pages().and_then(|pages| {
-        fs::create_dir_all(folder)?;
+        fs::create_dir_all(directory)?;
         for (name, page) in &pages {
-            fs::write(folder.join(name), page)?;
+            fs::write(directory.join(name), page)?;
         }
         Ok(pages)
     });
     let pages = pages.map_err(|error| {
-        fail(format_args!("the pages cannot be written to {}: {error}", folder.display()))
+        fail(format_args!("the pages cannot be written to {}: {error}", directory.display()))
     })?;
-    print(&format_args!("Wrote {} pages to {}", pages.len(), folder.display()));
-    print(&format_args!("Read the first one with: man {}", first_page(folder).display()));
+    print(&format_args!("Wrote {} pages to {}", pages.len(), directory.display()));
+    print(&format_args!("Read the first one with: man {}", first_page(directory).display()));
     Ok(())
 }
 
-/// Returns the path of `keychoir.1` in a form that `man` takes for a file.
-fn first_page(folder: &Path) -> PathBuf {
-    std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned()).join("keychoir.1")
+/// Returns the path of `keychoir.1` in a form that `man` reads as the path of a file.
+fn first_page(directory: &Path) -> PathBuf {
+    std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()).join("keychoir.1")
 }
 
 /// Returns the names and contents of all pages.
@@ -71,7 +71,7 @@ fn add_pages(command: &Command, path: &str, pages: &mut Vec<(String, Vec<u8>)>) 
 /// Returns the page of the command with the names `path` after `keychoir`.
 fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone());
-    // The crate omits an empty date, so that the fields after it would be misread.
+    // The crate omits an empty date, so that `man` would misread the fields after it.
     let (title, version) = (name.to_uppercase(), env!("CARGO_PKG_VERSION"));
     let mut page = format!(".TH {title} 1 \"\" \"keychoir {version}\" \"Keychoir Manual\"\n").into_bytes();
     man.render_name_section(&mut page)?;

@@ -82,7 +82,7 @@ fn add_flag<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item 
         error.insert(ContextKind::SuggestedArg, ContextValue::String(flag.to_owned()));
         return error;
     }
-    // A word that no command expects may be meant as a command.
+    // An unexpected word may be a wrong name of a command.
     if let Some(name) = find(COMMANDS, &wrong, |name| command.find_subcommand(name).is_some()) {
         error.insert(ContextKind::SuggestedSubcommand, ContextValue::String(name.to_owned()));
     }
@@ -107,7 +107,7 @@ fn context(error: &Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// Returns the command that the arguments select, as far as they are valid.
+/// Returns the innermost command that the valid names among the arguments select.
 fn innermost_command<'c, 'a>(root: &'c Command, arguments: impl Iterator<Item = &'a str>) -> &'c Command {
     let mut command = root;
     for argument in arguments.filter(|argument| !argument.starts_with('-')) {

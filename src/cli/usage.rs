@@ -1,6 +1,5 @@
-//! `keychoir usage`: prints the recorded usage by key, client, user, region, model, route, hour or
-//! day, as a table, CSV or
-//! JSON, or the failures among the attempts.
+//! `keychoir usage`: prints the recorded usage by key, client, user, region, model, route, hour or day, or the failures
+//! among the attempts, as a table, CSV or JSON.
 
 mod failures;
 
@@ -61,17 +60,17 @@ enum GroupBy {
 }
 
 impl GroupBy {
-    /// Returns the dimension of the database, and its name in the output.
-    fn dimension(self) -> (UsageDimension, &'static str) {
+    /// Returns the dimension of the sums, whose identifier is also the name in the output.
+    fn dimension(self) -> UsageDimension {
         match self {
-            Self::Key => (UsageDimension::Key, "key"),
-            Self::Client => (UsageDimension::Client, "client"),
-            Self::User => (UsageDimension::User, "user"),
-            Self::Region => (UsageDimension::Region, "region"),
-            Self::Model => (UsageDimension::Model, "model"),
-            Self::Route => (UsageDimension::Route, "route"),
-            Self::Hour => (UsageDimension::Hour, "hour"),
-            Self::Day => (UsageDimension::Day, "day"),
+            Self::Key => UsageDimension::Key,
+            Self::Client => UsageDimension::Client,
+            Self::User => UsageDimension::User,
+            Self::Region => UsageDimension::Region,
+            Self::Model => UsageDimension::Model,
+            Self::Route => UsageDimension::Route,
+            Self::Hour => UsageDimension::Hour,
+            Self::Day => UsageDimension::Day,
         }
     }
 }
@@ -93,7 +92,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         return Err(fail_with(EX_USAGE, "--until must be at least an hour after --since"));
     }
     let period = since..until.unwrap_or(UnixMs(u64::MAX));
-    let (dimension, dimension_name) = by.dimension();
+    let dimension = by.dimension();
+    let dimension_name = dimension.as_str();
     let reader = database.open()?;
     if failures {
         let counts = reader.failures(period, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
@@ -128,7 +128,7 @@ fn parse_hour(option: &str, text: &str) -> Result<UnixMs, ExitCode> {
     Ok(start_of_hour(time))
 }
 
-/// Formats the period, to follow "since".
+/// Formats the period as the text after "since".
 fn format_period(since: UnixMs, until: Option<UnixMs>) -> String {
     let until = until.map(|until| format!(" until {}", until.date_and_minute())).unwrap_or_default();
     format!("{}{until}", since.date_and_minute())

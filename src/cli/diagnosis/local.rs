@@ -1,4 +1,4 @@
-//! Examines what is on this machine: the files that were read, and the database.
+//! Examines the parts on this machine: the files that were read, and the database.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -7,7 +7,6 @@ use std::time::Duration;
 use super::Finding;
 use crate::app::ConnectionLimit;
 use crate::certificate::{self, CaLocation};
-use crate::cli::table::abbreviate;
 use crate::clock;
 use crate::config::{Config, LoadedConfig};
 use crate::policy::certificate::Validity;
@@ -24,8 +23,8 @@ const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
 /// The remaining time of a certificate below which a warning is given.
 const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 24 * 3_600);
 
-/// Returns the sources of the configuration and the files with their modes, the certificate, and the limit of
-/// open files.
+/// Describes the sources of the configuration, the files with their modes, the certificate, and the limit of open
+/// files.
 pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
     let LoadedConfig { config, warnings, file, files, .. } = loaded;
     let mut findings = vec![match file {
@@ -71,8 +70,8 @@ fn describe_file(path: &Path) -> Finding {
 
 /// Describes the private key of the local CA, which the configuration does not read.
 fn describe_ca_key(config: &Config) -> Option<Finding> {
-    let CaLocation::Directory(folder) = config.ca_location() else { return None };
-    let path = certificate::ca_key_file(&folder);
+    let CaLocation::Directory(directory) = config.ca_location() else { return None };
+    let path = certificate::ca_key_file(&directory);
     let mode = path.metadata().ok()?.permissions().mode();
     let finding = describe_file(&path);
     if mode & 0o077 == 0 {
@@ -100,7 +99,7 @@ fn describe_certificate(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Returns the state of the database. May take up to [`INTEGRITY_TIMEOUT`].
+/// Describes the database and its disk. The check of the database takes at most [`INTEGRITY_TIMEOUT`].
 pub(in crate::cli) fn examine_storage(config: &Config) -> Vec<Finding> {
     let Some(path) = config.storage.file() else {
         return vec![Finding::ok("database", "usage records are kept in memory only (storage.ephemeral)")];
@@ -162,11 +161,6 @@ fn describe_database(path: &Path, inspection: &DatabaseInspection) -> Vec<Findin
     findings
 }
 
-/// Formats credits for a finding.
-pub(super) fn format_credits(credits: u64) -> String {
-    abbreviate(credits)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,8 +169,8 @@ mod tests {
     #[track_caller]
     fn check(inspection: DatabaseInspection, expected: &[(Severity, &str)]) {
         let findings = describe_database(Path::new("/k.db"), &inspection);
-        let found: Vec<_> = findings.iter().map(|finding| (finding.severity, finding.area)).collect();
-        assert_eq!(found, expected, "{findings:?}");
+        let severities: Vec<_> = findings.iter().map(|finding| (finding.severity, finding.area)).collect();
+        assert_eq!(severities, expected, "{findings:?}");
     }
 
     #[test]

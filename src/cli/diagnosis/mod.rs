@@ -1,5 +1,5 @@
-//! The findings of `keychoir check` and `keychoir doctor`. Both use the same examinations, so that they cannot
-//! disagree.
+//! The findings of `keychoir check` and `keychoir doctor`. Both use the same examinations, so that their
+//! findings are the same.
 
 mod local;
 mod online;
@@ -18,11 +18,11 @@ pub(super) use online::examine_online;
 pub(super) use server::examine_server;
 pub(super) use startup::examine_start;
 
-/// How serious a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
-    /// As it should be.
+    /// The examined part works.
     Ok,
     /// Keychoir works, and an operator should look at it.
     Warning,
@@ -56,7 +56,7 @@ pub(super) struct Finding {
     pub(super) area: &'static str,
     /// The fact in one line.
     pub(super) message: String,
-    /// What the operator can do.
+    /// The next step for the operator.
     pub(super) next_step: Option<String>,
 }
 
@@ -79,7 +79,7 @@ impl Finding {
         Self::new(Severity::Problem, area, message)
     }
 
-    /// Adds what the operator can do.
+    /// Adds the next step for the operator.
     pub(super) fn next(self, step: impl Into<String>) -> Self {
         Self { next_step: Some(step.into()), ..self }
     }
@@ -91,7 +91,7 @@ impl Finding {
     }
 }
 
-/// The message and the next step.
+/// Formats the message and the next step.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
@@ -102,7 +102,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Returns the most serious severity; [`Severity::Ok`] without findings.
+/// Returns the highest severity, or [`Severity::Ok`] without findings.
 pub(super) fn worst(findings: &[Finding]) -> Severity {
     findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Ok)
 }
@@ -112,7 +112,7 @@ pub(super) fn to_json(findings: &[Finding]) -> Value {
     json!({"status": worst(findings), "findings": findings})
 }
 
-/// What several keys of free plans mean.
+/// Describes the consequences of several keys of free plans.
 pub(super) fn free_plans_message(count: usize) -> String {
     format!(
         "{count} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse detection \

@@ -1,12 +1,12 @@
-//! Examines what needs the network: the routes to the provider, the clock, the keys and the mirror.
+//! Examines the parts that need the network: the routes to the provider, the clock, the keys and the mirror.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::local::format_credits;
 use super::{Finding, free_plans_message};
 use crate::admin::meaning;
 use crate::app::{AppConfig, CheckOutcome, CheckedKey, KeyCheck, OnlineCheck, RouteCheck, TableCheck};
+use crate::cli::table::abbreviate;
 use crate::config::Config;
 use crate::policy::units::UnixMs;
 use crate::telemetry::key_name;
@@ -129,10 +129,10 @@ fn describe_key(checked: &CheckedKey) -> Finding {
             let plan = plan.as_deref().unwrap_or("unknown");
             let credits = match quota.limit {
                 Some(limit) => {
-                    let remaining = format_credits(quota.remaining());
-                    format!("{remaining} of {} credits left", format_credits(limit))
+                    let remaining = abbreviate(quota.remaining());
+                    format!("{remaining} of {} credits left", abbreviate(limit))
                 }
-                None => format!("{} credits used", format_credits(quota.count)),
+                None => format!("{} credits used", abbreviate(quota.count)),
             };
             let lacks_models = if *may_read_models == Some(false) { ", without models_read" } else { "" };
             let concurrent = max_concurrent_speech.map(|count| format!(", {count} concurrent requests"));

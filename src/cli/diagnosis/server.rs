@@ -1,10 +1,10 @@
-//! Examines whether a Keychoir runs with this configuration, and of which version it is.
+//! Examines whether a Keychoir runs with this configuration, and compares its version with that of this program.
 
 use super::Finding;
 use crate::cli::server::{ServerAddress, ServerRequestError, StatusClient};
 use crate::config::Config;
 
-/// Asks the Keychoir at `address`, with the admin token if one is found.
+/// Requests the readiness of the Keychoir at `address`, and its version with the admin token if there is one.
 pub(in crate::cli) async fn examine_server(
     config: &Config,
     address: Result<ServerAddress, ServerRequestError>,

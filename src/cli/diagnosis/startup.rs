@@ -9,12 +9,12 @@ use crate::cli::server::is_keychoir_at;
 use crate::config::{Config, ListenAddress};
 use crate::store::OpenError;
 
-/// Returns the problems and warnings of a start with `config`. What a running Keychoir with this configuration
-/// uses is not a problem, because it will be replaced.
+/// Returns the problems and warnings of a start with `config`. An address or a database that a running Keychoir
+/// with this configuration uses is not a problem, because the start will replace that Keychoir.
 pub(in crate::cli) async fn examine_start(config: &Config) -> Vec<Finding> {
     let DryRun { problems, warnings } = dry_run(config.clone()).await;
     let mut findings: Vec<Finding> = warnings.iter().map(describe_warning).collect();
-    // systemd's sockets are open before the service runs, so that they do not show whether it does.
+    // systemd opens its sockets before the service runs, so they do not show whether the service runs.
     let mut is_running = config.server.listen.iter().all(|address| *address == ListenAddress::Systemd);
     let mut database_in_use = None;
     for problem in problems {

@@ -1,4 +1,4 @@
-//! `keychoir keys check`: lets the running Keychoir ask the provider about keys, and prints the plan, credits,
+//! `keychoir keys check`: requests a check of keys from the running Keychoir, and prints the plan, credits,
 //! permissions and latency of each. A check charges nothing.
 
 use std::process::ExitCode;

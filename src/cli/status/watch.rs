@@ -47,15 +47,15 @@ pub(super) async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<LastResponse> = None;
     loop {
-        let fetched = async {
+        let fetch_at_tick = async {
             ticks.tick().await;
             fetch(&client).await
         };
-        let fetched = tokio::select! {
-            fetched = fetched => fetched,
+        let result = tokio::select! {
+            result = fetch_at_tick => result,
             () = signals.wait_for_stop() => return Ok(()),
         };
-        let error = match fetched {
+        let error = match result {
             Ok(documents) => {
                 last = Some(LastResponse { at: clock::now(), text: format(&documents) });
                 None
@@ -63,13 +63,13 @@ pub(super) async fn run(
             Err(error) => Some(error),
         };
         if draw(&format_frame(last.as_ref(), error.as_ref(), interval, palette)).is_err() {
-            // The reader of the output has ended.
+            // The standard output is closed.
             return Ok(());
         }
     }
 }
 
-/// Formats a frame: the last state, and when the server reported it.
+/// Formats a frame: the last state, and the time at which the server reported it.
 fn format_frame(
     last: Option<&LastResponse>,
     error: Option<&ServerRequestError>,
@@ -101,10 +101,10 @@ fn draw(frame: &str) -> io::Result<()> {
         writeln!(stdout, "{frame}\n")?;
         return stdout.flush();
     }
-    // A frame that is higher than the terminal would scroll and leave parts of itself.
+    // A frame that is higher than the terminal would scroll, and a part of it would remain on the screen.
     let max_lines = tcgetwinsize(&stdout).map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)) - 1);
     let (lines, hidden) = split_lines(frame, max_lines);
-    // Cursor to the start, the lines with the rest of each cleared, and everything below cleared.
+    // Move the cursor to the start, write each line and clear its rest, and clear everything below.
     write!(stdout, "\u{1b}[H")?;
     for line in lines {
         write!(stdout, "{line}\u{1b}[K\r\n")?;
@@ -116,7 +116,7 @@ fn draw(frame: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Returns the lines that fit, and the number of those that do not.
+/// Returns the first `max_lines` lines, and the number of the other lines.
 fn split_lines(frame: &str, max_lines: usize) -> (Vec<&str>, usize) {
     let mut lines: Vec<&str> = frame.lines().collect();
     let hidden = lines.len().saturating_sub(max_lines);
