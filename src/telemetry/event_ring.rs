@@ -19,8 +19,8 @@ use crate::secret::ShortKey;
 /// Maximum events in the ring: about 0.3 MB.
 const MAX_EVENTS: usize = 1_000;
 
-/// How long events are recorded after the last listener has disconnected, so that it can resume after a short
-/// interruption of its connection.
+/// Time for which events are recorded after the last listener has disconnected, so that the listener can resume after a
+/// short interruption of its connection.
 const RESUME_PERIOD: Duration = Duration::from_secs(30);
 
 /// The events of all workers. Clones share the ring.
@@ -36,14 +36,14 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Ring {
-    /// In the order of their numbers. The state of a key and the overview occur at most once each.
+    /// The events in the order of their numbers. The state of each key and the overview occur at most once.
     events: VecDeque<Event>,
-    /// The number of the latest event; 0 before the first one.
+    /// The number of the latest event, or 0 before the first one.
     latest: u64,
     /// The greatest number of an event that was lost because the ring was full or recording had ended.
     lost: u64,
     listeners: usize,
-    /// When the last listener disconnected.
+    /// The time at which the last listener disconnected.
     idle_since: Option<Instant>,
 }
 
@@ -52,11 +52,11 @@ struct Ring {
 pub struct Event {
     /// The number of the event, which increases by one with each event.
     pub number: u64,
-    /// What happened.
+    /// The content of the event.
     pub content: EventContent,
 }
 
-/// What happened. Documents are JSON without secrets.
+/// The content of an event. Documents are JSON without secrets.
 #[derive(Clone, Debug)]
 pub enum EventContent {
     /// The state of a key, of which only the latest is kept.
@@ -115,7 +115,7 @@ pub struct EventBatch {
 pub struct EventListener(EventRing);
 
 impl EventRing {
-    /// Returns whether events are recorded. Callers need not create an event otherwise.
+    /// Returns whether events are recorded. If they are not, callers need not create an event.
     #[must_use]
     pub fn is_recording(&self) -> bool {
         self.0.is_recording.load(Ordering::Relaxed)
@@ -135,7 +135,7 @@ impl EventRing {
         ring.add(contents);
     }
 
-    /// Adds a listener, or `None` if there are `max_listeners` already.
+    /// Adds a listener. Returns `None` if there are `max_listeners` already.
     #[must_use]
     pub fn listen(&self, max_listeners: usize) -> Option<EventListener> {
         let mut ring = self.lock();
@@ -146,7 +146,7 @@ impl EventRing {
             ring.clear();
         }
         if !self.is_recording() {
-            // The events since then were not recorded. A listener with an earlier position has lost them.
+            // Events after the end of the recording were lost for listeners with an earlier position.
             ring.clear();
         }
         ring.listeners += 1;
@@ -239,8 +239,8 @@ impl Ring {
         }
     }
 
-    /// Forgets all events. Listeners with an earlier position have lost them, and those that would have been
-    /// recorded meanwhile.
+    /// Removes all events. Listeners with an earlier position have lost these events, and those that were not recorded
+    /// meanwhile.
     fn clear(&mut self) {
         self.events.clear();
         self.latest += 1;
