@@ -92,33 +92,19 @@ impl KeyDetails {
     pub fn new(pool: &Pool, now: UnixMs) -> Self {
         let detail = |snapshot: &KeySnapshot| {
             let workspace = snapshot.key.workspace();
-            let (reason, until) = match snapshot.unpaused_state {
-                KeyState::Usable | KeyState::Paused { .. } => (None, None),
-                KeyState::CoolingDown { reason, until } => (Some(reason), until),
-            };
-            let evidence: Vec<&Evidence> =
-                snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence).collect();
-            let since = evidence.iter().map(|evidence| evidence.at).min().filter(|_| reason.is_some());
+            let state = DisplayedState::new(snapshot);
+            let evidence = snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence);
             let cannot = pool.restrictions().for_key(&snapshot.key, now);
-            let pause = snapshot.pause.as_deref();
+            let is_paused = snapshot.pause.is_some();
             KeyDetail {
-                paused: pause.is_some(),
-                state: if pause.is_some() {
-                    "paused"
-                } else if reason.is_none() && snapshot.is_near_limit {
-                    "near_limit"
-                } else {
-                    snapshot.state.status().as_str()
-                },
-                reason: match pause {
-                    Some(pause) => pause.reason.as_deref().map(str::to_owned),
-                    None => reason.map(|reason| reason.as_str().to_owned()),
-                },
-                advice: reason.and_then(advice),
-                since: pause.map(|pause| pause.since).or(since).map(UnixMs::rfc3339),
-                until: pause.map_or(until, |pause| pause.until).map(UnixMs::rfc3339),
-                possible: if pause.is_some() { "nothing" } else { possible_operations(reason, &cannot) },
-                evidence: evidence.into_iter().map(EvidenceDetail::new).collect(),
+                paused: is_paused,
+                state: state.name,
+                reason: state.reason,
+                advice: state.cooldown.and_then(advice),
+                since: state.since.map(UnixMs::rfc3339),
+                until: state.until.map(UnixMs::rfc3339),
+                possible: if is_paused { "nothing" } else { possible_operations(state.cooldown, &cannot) },
+                evidence: evidence.map(EvidenceDetail::new).collect(),
                 cannot: cannot.iter().map(RestrictionDetail::new).collect(),
                 short_key: snapshot.key.api_key().short().to_string(),
                 name: snapshot.key.name().map(str::to_owned),
@@ -136,6 +122,40 @@ impl KeyDetails {
             spent_by: exhaustion_time(pool.forecast(now)),
             keys: pool.snapshot(now).iter().map(detail).collect(),
         }
+    }
+}
+
+/// The state of a key in the documents. A pause replaces the state that the key has without it.
+pub(super) struct DisplayedState {
+    pub(super) name: &'static str,
+    /// The operator's reason of a pause, or the reason of a cooldown.
+    pub(super) reason: Option<String>,
+    pub(super) since: Option<UnixMs>,
+    pub(super) until: Option<UnixMs>,
+    /// The reason of the cooldown, even if the key is paused.
+    pub(super) cooldown: Option<CooldownReason>,
+}
+
+impl DisplayedState {
+    pub(super) fn new(snapshot: &KeySnapshot) -> Self {
+        let (cooldown, cooldown_end) = match snapshot.unpaused_state {
+            KeyState::Usable | KeyState::Paused { .. } => (None, None),
+            KeyState::CoolingDown { reason, until } => (Some(reason), until),
+        };
+        let (name, reason, since, until) = match (snapshot.pause.as_deref(), cooldown) {
+            (Some(pause), _) => {
+                ("paused", pause.reason.as_deref().map(str::to_owned), Some(pause.since), pause.until)
+            }
+            (None, Some(cooldown)) => {
+                let evidence = snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence);
+                let start = evidence.map(|evidence| evidence.at).min();
+                let reason = Some(cooldown.as_str().to_owned());
+                (snapshot.state.status().as_str(), reason, start, cooldown_end)
+            }
+            (None, None) if snapshot.is_near_limit => ("near_limit", None, None, None),
+            (None, None) => (snapshot.state.status().as_str(), None, None, None),
+        };
+        Self { name, reason, since, until, cooldown }
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         ..AttemptQuery::default()
     };
     // Attempts that are committed from now on are new, even if they ended earlier.
-    let followed_since = before(clock::now(), COMMIT_DELAY);
+    let followed_since = clock::now().minus(COMMIT_DELAY);
     let mut printed = PrintedAttempts::default();
     if follow {
         let recorded = AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
@@ -96,11 +96,6 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 
 fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, std::process::ExitCode> {
     reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
-}
-
-/// Returns the time that is `age` before `now`.
-fn before(now: UnixMs, age: Duration) -> UnixMs {
-    UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// The attempts that were printed, or omitted because of `--limit`, and may be read again.
@@ -139,9 +134,9 @@ async fn follow_attempts(
         }
         let now = clock::now();
         let age = if read_number.is_multiple_of(FULL_READ) { LONGEST_ATTEMPT } else { RECENT };
-        let ended_since = before(now, COMMIT_DELAY + POLL_INTERVAL * 30).max(followed_since);
+        let ended_since = now.minus(COMMIT_DELAY + POLL_INTERVAL * 30).max(followed_since);
         let new_query = AttemptQuery {
-            started_since: before(now, age),
+            started_since: now.minus(age),
             ended_since,
             limit: MAX_NEW_ATTEMPTS,
             ..query.clone()

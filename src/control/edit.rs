@@ -15,9 +15,14 @@ use clients::ClientEditor;
 /// An edited overlay.
 pub(super) struct Edit {
     pub(super) overlay: Overlay,
-    /// The name of a new key, which is also that of its file.
-    pub(super) new_key: Option<(String, ApiKey)>,
+    pub(super) new_key: Option<KeyFile>,
     pub(super) summary: EditSummary,
+}
+
+/// The file of a new key, which has the name of the key.
+pub(super) struct KeyFile {
+    pub(super) name: String,
+    pub(super) key: ApiKey,
 }
 
 /// The parts of a record and of a receipt that depend on the change.
@@ -108,7 +113,7 @@ fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, Control
 fn add_key(
     key: NewKey,
     overlay: &mut Overlay,
-    new_key: &mut Option<(String, ApiKey)>,
+    new_key: &mut Option<KeyFile>,
     config: &Config,
 ) -> Result<EditSummary, ControlError> {
     let NewKey { name, key, workspace, base_url, weight } = key;
@@ -132,7 +137,7 @@ fn add_key(
     let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
     let key_file = format!("{KEYS_DIRECTORY}/{name}");
     overlay.keys.push(ManagedKey { name: name.clone(), key_file, workspace, base_url, weight });
-    *new_key = Some((name, key));
+    *new_key = Some(KeyFile { name, key });
     Ok(summary)
 }
 

@@ -27,7 +27,7 @@ pub use admin_token::NewAdminToken;
 pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 
-use edit::{Edit, EditSummary};
+use edit::{Edit, EditSummary, KeyFile};
 
 use crate::admin::control::{Actor, Change, ChangeOrigin, ChangeReceipt, ControlError, ControlRequest};
 use crate::app::{AppConfig, RunningApp};
@@ -182,11 +182,13 @@ impl Controller {
         let generation = overlay.generation;
         let text = overlay.format().map_err(ControlError::Invalid)?;
         let mut files = vec![(directory.overlay_path(), text.clone())];
-        files.extend(new_key.iter().map(|(name, key)| (directory.key_path(name), key.expose().to_owned())));
+        files.extend(
+            new_key.iter().map(|file| (directory.key_path(&file.name), file.key.expose().to_owned())),
+        );
         let (loaded, app_config) = self.try_load(&files, &self.kept_contents(directory), app)?;
 
         let unwritable = |error: config::FileError| unwritable(directory, error.source.to_string());
-        if let Some((name, key)) = &new_key {
+        if let Some(KeyFile { name, key }) = &new_key {
             lock.write_key(name, key).map_err(unwritable)?;
             #[cfg(test)]
             self.check_stop(Step::KeyWritten)?;

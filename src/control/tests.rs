@@ -23,12 +23,12 @@ const ORIGIN: ChangeOrigin = ChangeOrigin { actor: Actor::CommandLine, address: 
 
 /// A machine with a configuration file with one key and the client `app`.
 struct Machine {
-    folder: tempfile::TempDir,
+    temporary: tempfile::TempDir,
 }
 
 impl Machine {
     fn new() -> Self {
-        let machine = Self { folder: tempfile::tempdir().unwrap() };
+        let machine = Self { temporary: tempfile::tempdir().unwrap() };
         machine.configure("");
         machine
     }
@@ -47,11 +47,11 @@ impl Machine {
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("keychoir.toml")
+        self.temporary.path().join("keychoir.toml")
     }
 
     fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.temporary.path().join("state")
     }
 
     fn overrides(&self) -> Overrides {
@@ -81,8 +81,8 @@ impl Machine {
 
     /// Returns all files of the state directory and their content.
     fn contents(&self) -> Vec<(PathBuf, String)> {
-        fn collect(folder: &Path, files: &mut Vec<(PathBuf, String)>) {
-            for entry in fs::read_dir(folder).into_iter().flatten() {
+        fn collect(directory: &Path, files: &mut Vec<(PathBuf, String)>) {
+            for entry in fs::read_dir(directory).into_iter().flatten() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     collect(&path, files);

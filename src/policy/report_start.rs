@@ -23,7 +23,7 @@ pub enum InvalidStartTime {
 /// Fails if `text` is malformed, or the time is in the future.
 pub fn parse_report_start(text: &str, now: UnixMs) -> Result<UnixMs, InvalidStartTime> {
     if let Some(age) = parse_age(text) {
-        return Ok(UnixMs(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))));
+        return Ok(now.minus(age));
     }
     let is_day = text.len() == "2026-11-01".len();
     let start = if is_day { UnixMs::parse(&format!("{text}T00:00:00Z")) } else { UnixMs::parse(text) };

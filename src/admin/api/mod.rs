@@ -257,38 +257,38 @@ impl Admin {
         generation: u64,
         now: UnixMs,
     ) -> Result<ApiResponse, ApiError> {
+        let has_parameters = matches!(resource, Resource::Usage | Resource::Attempts | Resource::Changes);
+        if !has_parameters {
+            query.check(&[])?;
+        }
         match resource {
-            Resource::Overview => {
-                query.check(&[])?;
-                Ok(ApiResponse::ok(&overview(self, generation, now)))
-            }
+            Resource::Overview => Ok(ApiResponse::ok(&overview(self, generation, now))),
             Resource::Keys => {
-                query.check(&[])?;
                 let keys: Vec<_> =
                     self.pool.snapshot(now).iter().map(|snapshot| key(&self.pool, snapshot, now)).collect();
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
             }
-            Resource::Key(id) => {
-                query.check(&[])?;
-                Ok(ApiResponse::ok(&key(&self.pool, &self.find_key(id, now)?, now)))
-            }
+            Resource::Key(id) => Ok(ApiResponse::ok(&key(&self.pool, &self.find_key(id, now)?, now))),
             Resource::Clients => {
-                query.check(&[])?;
                 let config = self.config.load();
                 let clients = documents::clients_by_name(&config.clients);
                 let usage = &config.client_usage;
                 let clients: Vec<_> = clients
                     .into_iter()
-                    .map(|known| client(known, &usage.used(&known.client.name, now), now))
+                    .map(|configured| client(configured, &usage.used(&configured.client.name, now), now))
                     .collect();
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
             Resource::Client(name) => {
-                query.check(&[])?;
                 let config = self.config.load();
-                let known = config.clients.with_token().find(|known| known.client.name.as_str() == name);
-                let known = known.ok_or_else(ApiError::client_not_found)?;
-                Ok(ApiResponse::ok(&client(known, &config.client_usage.used(&known.client.name, now), now)))
+                let configured =
+                    config.clients.with_token().find(|configured| configured.client.name.as_str() == name);
+                let configured = configured.ok_or_else(ApiError::client_not_found)?;
+                Ok(ApiResponse::ok(&client(
+                    configured,
+                    &config.client_usage.used(&configured.client.name, now),
+                    now,
+                )))
             }
             Resource::Usage => {
                 usage(&self.history, &query, now).await.map(|document| ApiResponse::ok(&document))
@@ -300,12 +300,8 @@ impl Admin {
                 // A reload that changes nothing is recorded without a new generation.
                 changes(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
             }
-            Resource::Config => {
-                query.check(&[])?;
-                Ok(ApiResponse::ok(&config(&self.settings.load(), generation)).versioned())
-            }
+            Resource::Config => Ok(ApiResponse::ok(&config(&self.settings.load(), generation)).versioned()),
             Resource::Events => {
-                query.check(&[])?;
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
                 let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
@@ -322,18 +318,18 @@ impl Admin {
     async fn me(&self, head: &Parts, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let query = head.uri.query();
         Query::parse(query).check(&["xi-api-key", "xi_api_key", "authorization", USER_HEADER.as_str()])?;
-        let known =
+        let caller =
             self.authenticate_client(&head.uri, &head.headers, now).map_err(ApiError::unauthenticated)?;
         let config = self.config.load_full();
-        let user = match identify_user(&known.name, &head.headers, query)? {
+        let user = match identify_user(&caller.name, &head.headers, query)? {
             None => None,
             Some(user) => {
                 let max_cached_users = config.limits.max_cached_users;
-                let used = config.client_usage.used_by_user(&known, user, max_cached_users, now).await?;
+                let used = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
                 Some((user, used))
             }
         };
-        Ok(ApiResponse::ok(&me(&known, &config.client_usage.used(&known.name, now), user, now)))
+        Ok(ApiResponse::ok(&me(&caller, &config.client_usage.used(&caller.name, now), user, now)))
     }
 
     async fn check_key(&self, id: &str, now: UnixMs) -> Result<ApiResponse, ApiError> {

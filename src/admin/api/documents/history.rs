@@ -36,7 +36,7 @@ pub(in crate::admin::api) async fn usage(
         ApiError::bad_request("invalid_parameter", format!("The parameter `by` must be one of: {names}."))
     })?;
     let filter = UsageFilter {
-        since: time(query, "since", now)?.unwrap_or(UnixMs(now.0.saturating_sub(millis(DEFAULT_USAGE_SPAN)))),
+        since: time(query, "since", now)?.unwrap_or(now.minus(DEFAULT_USAGE_SPAN)),
         until: time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
         dimension,
         client: query.value("client").map(str::to_owned),
@@ -169,15 +169,11 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
 /// Parses a time in the past: a timestamp, or a duration before `now`.
 fn time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let Some(text) = query.value(name) else { return Ok(None) };
-    let ago = || duration::parse(text).ok().map(|span| UnixMs(now.0.saturating_sub(millis(span))));
+    let ago = || duration::parse(text).ok().map(|span| now.minus(span));
     UnixMs::parse(text).or_else(ago).map(Some).ok_or_else(|| {
         let message = format!(
             "The parameter `{name}` must be a time such as 2026-12-01T00:00:00Z, or a duration such as 7d."
         );
         ApiError::bad_request("invalid_parameter", message)
     })
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,10 +3,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::admin::details::{advice, exhaustion_time, round_credits};
+use crate::admin::details::{DisplayedState, advice, exhaustion_time, round_credits};
 use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
-use crate::policy::key_state::{CooldownReason, KeyOrigin, KeyState};
+use crate::policy::key_state::{CooldownReason, KeyOrigin};
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::poller::{CheckOutcome, KeyCheck};
@@ -52,24 +52,8 @@ pub(in crate::admin::api) struct KeyDocument {
 pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
     let workspace = key.workspace();
-    let (cooldown, cooldown_end) = match snapshot.unpaused_state {
-        KeyState::Usable | KeyState::Paused { .. } => (None, None),
-        KeyState::CoolingDown { reason, until } => (Some(reason), until),
-    };
-    let pause = snapshot.pause.as_deref();
-    let evidence: Vec<&Evidence> = snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence).collect();
-    let cooldown_start = evidence.iter().map(|evidence| evidence.at).min().filter(|_| cooldown.is_some());
-    let (state, reason, since, until) = match (pause, cooldown) {
-        (Some(pause), _) => {
-            ("paused", pause.reason.as_deref().map(str::to_owned), Some(pause.since), pause.until)
-        }
-        (None, Some(cooldown)) => {
-            let reason = Some(cooldown.as_str().to_owned());
-            (snapshot.state.status().as_str(), reason, cooldown_start, cooldown_end)
-        }
-        (None, None) if snapshot.is_near_limit => ("near_limit", None, None, None),
-        (None, None) => (snapshot.state.status().as_str(), None, None, None),
-    };
+    let state = DisplayedState::new(snapshot);
+    let evidence = snapshot.key_evidence.iter().chain(&snapshot.workspace_evidence);
     let restrictions = pool.restrictions().for_key(key, now);
     KeyDocument {
         id: key_id(key),
@@ -77,11 +61,11 @@ pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixM
         short_key: key.api_key().short().to_string(),
         workspace: workspace.membership().name().map(str::to_owned),
         plan: workspace.tier().map(|tier| tier.to_string()),
-        state,
-        paused: pause.is_some(),
-        reason,
-        since: since.map(UnixMs::rfc3339),
-        until: until.map(UnixMs::rfc3339),
+        state: state.name,
+        paused: snapshot.pause.is_some(),
+        reason: state.reason,
+        since: state.since.map(UnixMs::rfc3339),
+        until: state.until.map(UnixMs::rfc3339),
         source: key.origin().as_str(),
         removable: key.origin() == KeyOrigin::Managed,
         base_url: key.authority().map(|authority| authority.to_string()),
@@ -94,9 +78,9 @@ pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixM
         reserved: workspace.reserved(),
         credits_per_day: round_credits(workspace.spent_per_day(now)),
         exhausted_at: exhaustion_time(snapshot.forecast),
-        evidence: evidence.into_iter().map(evidence_document).collect(),
+        evidence: evidence.map(evidence_document).collect(),
         restrictions: restrictions.iter().map(restriction_document).collect(),
-        advice: cooldown.and_then(advice),
+        advice: state.cooldown.and_then(advice),
     }
 }
 
