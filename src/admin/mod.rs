@@ -38,7 +38,7 @@ use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
 use api::AdminTokenCheck;
-pub use api::{ApiBody, AuthFailureTable, EventSource, meaning, record_change_event};
+pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
 pub use status::StatusDocument;

@@ -27,13 +27,13 @@ pub(super) struct Arguments {
     /// Only attempts that were not served.
     #[arg(long)]
     failed: bool,
-    /// Maximum attempts; the latest ones are printed.
+    /// Maximum attempts. The latest ones are printed.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print new attempts as they are recorded, until an interrupt.
     #[arg(long)]
     follow: bool,
-    /// Print JSON; with --follow, one object per line.
+    /// Print JSON. With --follow, print one object per line.
     #[arg(long)]
     json: bool,
 }
@@ -66,9 +66,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let mut printed = PrintedAttempts::default();
     if follow {
         let recorded = AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
-        printed.retain_new(read(&reader, &recorded)?, followed_since);
+        printed.retain_new(read_attempts(&reader, &recorded)?, followed_since);
     }
-    let attempts = read(&reader, &query)?;
+    let attempts = read_attempts(&reader, &query)?;
     match (json, follow) {
         (true, false) => {
             print(&json!({"attempts": attempts.iter().map(attempt_json).collect::<Vec<_>>()}));
@@ -94,7 +94,10 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     Ok(())
 }
 
-fn read(reader: &UsageReader, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, std::process::ExitCode> {
+fn read_attempts(
+    reader: &UsageReader,
+    query: &AttemptQuery,
+) -> Result<Vec<StoredAttempt>, std::process::ExitCode> {
     reader.attempts(query).map_err(|error| fail(DatabaseError::from(error)))
 }
 
@@ -141,7 +144,7 @@ async fn follow_attempts(
             limit: MAX_NEW_ATTEMPTS,
             ..query.clone()
         };
-        let attempts = printed.retain_new(read(reader, &new_query)?, ended_since);
+        let attempts = printed.retain_new(read_attempts(reader, &new_query)?, ended_since);
         for attempt in &attempts {
             let line = if json { attempt_json(attempt).to_string() } else { format_line(attempt) };
             if writeln!(io::stdout(), "{line}").is_err() {

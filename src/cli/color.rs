@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 /// The option that decides about colours.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct ColorOption {
-    /// When to colour the output. By default on a terminal, unless NO_COLOR is set; CLICOLOR_FORCE colours any
-    /// output.
+    /// When to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
+    /// CLICOLOR_FORCE colours any output.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     color: ColorChoice,
 }
@@ -28,7 +28,7 @@ enum ColorChoice {
 /// The meaning of a coloured text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tone {
-    /// As it should be.
+    /// The state is as it should be.
     Good,
     /// An operator may have to act.
     Warning,
@@ -38,7 +38,7 @@ pub(super) enum Tone {
     Muted,
 }
 
-/// Colours texts, or leaves them as they are.
+/// Colours parts of the output, unless colours are off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Palette {
     is_colored: bool,
@@ -65,7 +65,7 @@ fn is_colored(choice: ColorChoice, variable: impl Fn(&str) -> String, is_termina
 }
 
 impl Palette {
-    /// Colours a text of one line.
+    /// Colours one line or a part of it.
     pub(super) fn paint(self, tone: Tone, text: &str) -> String {
         if !self.is_colored || text.is_empty() {
             return text.to_owned();
@@ -80,7 +80,7 @@ impl Palette {
     }
 }
 
-/// Counts the characters of a text without the escape sequences of [`Palette::paint`].
+/// Counts the characters of a line without the escape sequences of [`Palette::paint`].
 pub(super) fn visible_width(text: &str) -> usize {
     let mut is_escape = false;
     let is_visible = |character: &char| {

@@ -24,7 +24,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::NewAdminToken;
-pub use recorder::{ChangeRecorder, Recording, record_in, record_offline};
+pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline};
 pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, EditSummary, KeyFile};
@@ -54,7 +54,7 @@ pub struct Controller {
     reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
-    record: ChangeRecorder,
+    recorder: ChangeRecorder,
     /// The step after which a test stops a change, as a crash would.
     #[cfg(test)]
     stop_after: Option<Step>,
@@ -82,13 +82,13 @@ impl Controller {
         overrides: Overrides,
         reloader: ConfigReloader,
         generation: Arc<AtomicU64>,
-        record: ChangeRecorder,
+        recorder: ChangeRecorder,
     ) -> Self {
         Self {
             overrides,
             reloader: Some(Box::new(reloader)),
             generation,
-            record,
+            recorder,
             #[cfg(test)]
             stop_after: None,
         }
@@ -96,12 +96,12 @@ impl Controller {
 
     /// Creates a controller without a running program. Its changes apply at the next start.
     #[must_use]
-    pub fn offline(overrides: Overrides, record: ChangeRecorder) -> Self {
+    pub fn offline(overrides: Overrides, recorder: ChangeRecorder) -> Self {
         Self {
             overrides,
             reloader: None,
             generation: Arc::default(),
-            record,
+            recorder,
             #[cfg(test)]
             stop_after: None,
         }
@@ -157,11 +157,12 @@ impl Controller {
         if let Change::Reload = change {
             return self.reload(expected_generation, origin, app).await;
         }
-        let directory = self.load()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
+        let directory =
+            self.load_current()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
         // The configuration is loaded again, because another process may have changed the overlay before the lock was acquired.
-        let current = self.load()?.config;
-        let overlay = read(&lock, &directory)?;
+        let current = self.load_current()?.config;
+        let overlay = read_overlay(&lock, &directory)?;
         self.check_generation(overlay.generation, expected_generation)?;
         let token = generate_token("kc_").ok_or(ControlError::NoRandomNumbers)?;
         let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
@@ -185,7 +186,7 @@ impl Controller {
         files.extend(
             new_key.iter().map(|file| (directory.key_path(&file.name), file.key.expose().to_owned())),
         );
-        let (loaded, app_config) = self.try_load(&files, &self.kept_contents(directory), app)?;
+        let (loaded, app_config) = self.load_next(&files, &self.kept_contents(directory), app)?;
 
         let unwritable = |error: config::FileError| unwritable(directory, error.source.to_string());
         if let Some(KeyFile { name, key }) = &new_key {
@@ -234,13 +235,13 @@ impl Controller {
         if let Some(reloader) = &mut self.reloader {
             reloader.mark_as_checked();
         }
-        let (loaded, app_config) = self.try_load(&[], &FileContents::default(), app)?;
+        let (loaded, app_config) = self.load_next(&[], &FileContents::default(), app)?;
         let saved = loaded.config.generation;
-        let known = self.generation.load(Ordering::Acquire);
+        let current = self.generation.load(Ordering::Acquire);
         self.check_generation(saved, expected_generation)?;
         let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
         // A higher saved generation includes this change, which another process made.
-        let generation = if is_changed && saved <= known { known + 1 } else { saved.max(known) };
+        let generation = if is_changed && saved <= current { current + 1 } else { saved.max(current) };
         let directory = loaded.config.state_directory();
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
@@ -260,7 +261,7 @@ impl Controller {
     async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
         let save = async {
             let lock = self.lock(directory).await?;
-            let mut overlay = read(&lock, directory)?;
+            let mut overlay = read_overlay(&lock, directory)?;
             overlay.generation = overlay.generation.max(generation);
             let text = overlay.format().map_err(ControlError::Invalid)?;
             lock.save(&text).map_err(|error| unwritable(directory, error.source.to_string()))
@@ -283,7 +284,7 @@ impl Controller {
     }
 
     /// Loads the configuration before the change, which may be the first key or client.
-    fn load(&self) -> Result<LoadedConfig, ControlError> {
+    fn load_current(&self) -> Result<LoadedConfig, ControlError> {
         let overrides = Overrides {
             key_requirement: KeyRequirement::Optional,
             allows_exposure: true,
@@ -297,7 +298,7 @@ impl Controller {
 
     /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`. Files
     /// in `kept` are not read again.
-    fn try_load(
+    fn load_next(
         &self,
         files: &[(PathBuf, String)],
         kept: &FileContents,
@@ -360,7 +361,7 @@ impl Controller {
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
         }
         let at = clock::now();
-        (self.record)(StoredChange {
+        (self.recorder)(StoredChange {
             id: StoredChange::new_id(at),
             at,
             actor: actor.as_str().to_owned(),
@@ -388,7 +389,7 @@ fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
 pub fn delete_leftover_key_files(config: &Config) {
     let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
     let Some(directory) = config.state_directory().filter(has_keys) else { return };
-    // If another process holds the lock, its change deletes them.
+    // If another process holds the lock, its change deletes the files.
     if let Ok(lock) = directory.try_lock()
         && let Ok(overlay) = lock.read()
     {
@@ -402,7 +403,7 @@ fn delete_orphaned_key_files(lock: &StateLock<'_>, overlay: &Overlay) {
     }
 }
 
-fn read(lock: &StateLock<'_>, directory: &StateDirectory) -> Result<Overlay, ControlError> {
+fn read_overlay(lock: &StateLock<'_>, directory: &StateDirectory) -> Result<Overlay, ControlError> {
     lock.read().map_err(|error| ControlError::UnreadableOverlay {
         path: directory.overlay_path().display().to_string(),
         reason: error.source.to_string(),

@@ -9,13 +9,14 @@ use crate::admin::record_change_event;
 use crate::store::{History, OfflineChanges, StoredChange};
 use crate::telemetry::EventRing;
 
-/// Records a change that was made. The future completes when the record can be read.
-pub type ChangeRecorder = Box<dyn Fn(StoredChange) -> Recording + Send>;
+/// Records a change that was made. The future completes when readers find the record.
+pub type ChangeRecorder = Box<dyn Fn(StoredChange) -> RecordFuture + Send>;
 
-/// A change that is being recorded.
-pub type Recording = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// The future that records a change.
+pub type RecordFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Records changes in the database of the running program, and as events for the listeners of the admin API.
+/// Creates a recorder that writes changes to the database of the running program, and reports them as events to the
+/// listeners of the admin API.
 #[must_use]
 pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
     Box::new(move |change: StoredChange| {
@@ -32,7 +33,7 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
     })
 }
 
-/// Records changes in a database that no program uses.
+/// Creates a recorder that writes changes to a database that no program uses.
 #[must_use]
 pub fn record_offline(changes: OfflineChanges) -> ChangeRecorder {
     Box::new(move |change: StoredChange| {

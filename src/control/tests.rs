@@ -64,11 +64,11 @@ impl Machine {
 
     fn controller(&self) -> (Controller, Receiver<StoredChange>) {
         let (sender, records) = mpsc::channel();
-        let record = move |record| -> Recording {
+        let recorder = move |record| -> RecordFuture {
             sender.send(record).unwrap();
             Box::pin(std::future::ready(()))
         };
-        (Controller::offline(self.overrides(), Box::new(record)), records)
+        (Controller::offline(self.overrides(), Box::new(recorder)), records)
     }
 
     async fn make(&self, change: Change) -> Result<ChangeReceipt, ControlError> {
@@ -336,8 +336,8 @@ async fn two_controllers_lose_no_change_of_each_other() {
 async fn without_a_state_directory_no_change_is_made() {
     let machine = Machine::new();
     let overrides = Overrides { is_ephemeral: true, ..machine.overrides() };
-    let record = |_| -> Recording { Box::pin(std::future::ready(())) };
-    let mut controller = Controller::offline(overrides, Box::new(record));
+    let recorder = |_| -> RecordFuture { Box::pin(std::future::ready(())) };
+    let mut controller = Controller::offline(overrides, Box::new(recorder));
     let error = controller.make(pause("first"), None, ORIGIN, None).await.unwrap_err();
     assert_eq!(error, ControlError::NoStateDirectory);
 }
@@ -362,12 +362,12 @@ async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<StoredCha
     let loaded = config::load(&machine.overrides()).unwrap();
     let (sender, records) = mpsc::channel();
     let generation = Arc::new(AtomicU64::new(loaded.config.generation));
-    let record = move |record| -> Recording {
+    let recorder = move |record| -> RecordFuture {
         sender.send(record).unwrap();
         Box::pin(std::future::ready(()))
     };
     let reloader = ConfigReloader::new(None, &loaded);
-    let controller = Controller::new(machine.overrides(), reloader, generation, Box::new(record));
+    let controller = Controller::new(machine.overrides(), reloader, generation, Box::new(recorder));
     let listener = Listener::Tcp(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
     let app = app::start(AppConfig::from_config(loaded.config).unwrap(), vec![listener]).unwrap();
     (app, controller, records)

@@ -26,7 +26,7 @@ impl AuthFailures {
     #[must_use]
     pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&network(address))?;
-        // If the clock was set back, failures may be dated in the future. They no longer count.
+        // If the clock was set back, failures may be dated in the future. Such failures do not count.
         let is_past = failures.back().is_some_and(|last| *last <= now);
         let oldest = failures.front().filter(|_| is_past && failures.len() >= MAX_FAILURES)?;
         let remaining = oldest.plus(WINDOW).since(now);

@@ -260,7 +260,7 @@ mod tests {
         EventContent::Change(number.to_string().into())
     }
 
-    /// Returns the documents of the events after a position.
+    /// Checks the documents of the events after a position.
     #[track_caller]
     fn check(listener: &EventListener, position: u64, expected: &[&str], is_incomplete: bool) {
         let batch = listener.read(position);

@@ -52,12 +52,12 @@ pub enum ProbeError {
     Malformed,
 }
 
-/// The maximum times of a probe.
+/// The timeouts of a probe.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeTimeouts {
-    /// For the lookup of the name and all handshakes together.
+    /// The timeout for the lookup of the name and all handshakes together.
     pub connect: Duration,
-    /// From the request to the end of the response head.
+    /// The timeout from the request to the end of the response head.
     pub response: Duration,
 }
 

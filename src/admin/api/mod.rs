@@ -36,8 +36,11 @@ use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
 pub(in crate::admin) use auth::AdminTokenCheck;
 pub use auth::AuthFailureTable;
-pub use documents::meaning;
-use documents::{attempts, changes, check, client, config, key, me, overview, usage};
+pub use documents::describe_refusal;
+use documents::{
+    check_document, client_document, config_document, key_document, overview_document, own_document,
+    read_attempts, read_changes, read_usage,
+};
 use error::ApiError;
 use events::EventStream;
 pub use events::{EventSource, record_change_event};
@@ -191,7 +194,8 @@ impl Admin {
     {
         let request_id = AttemptRecord::new_id(clock::now()).to_string();
         let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
-        // Read before the document: a change in between makes the tag too old, which a later `If-Match` notices.
+        // The generation is read before the document. A change in between makes the tag too old, so that a later request
+        // with `If-Match` fails.
         let generation = self.generation();
         let result = if is_foreign_page {
             Err(ApiError::foreign_page())
@@ -262,20 +266,28 @@ impl Admin {
             query.check(&[])?;
         }
         match resource {
-            Resource::Overview => Ok(ApiResponse::ok(&overview(self, generation, now))),
+            Resource::Overview => Ok(ApiResponse::ok(&overview_document(self, generation, now))),
             Resource::Keys => {
-                let keys: Vec<_> =
-                    self.pool.snapshot(now).iter().map(|snapshot| key(&self.pool, snapshot, now)).collect();
+                let keys: Vec<_> = self
+                    .pool
+                    .snapshot(now)
+                    .iter()
+                    .map(|snapshot| key_document(&self.pool, snapshot, now))
+                    .collect();
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
             }
-            Resource::Key(id) => Ok(ApiResponse::ok(&key(&self.pool, &self.find_key(id, now)?, now))),
+            Resource::Key(id) => {
+                Ok(ApiResponse::ok(&key_document(&self.pool, &self.find_key(id, now)?, now)))
+            }
             Resource::Clients => {
                 let config = self.config.load();
                 let clients = documents::clients_by_name(&config.clients);
                 let usage = &config.client_usage;
                 let clients: Vec<_> = clients
                     .into_iter()
-                    .map(|configured| client(configured, &usage.used(&configured.client.name, now), now))
+                    .map(|configured| {
+                        client_document(configured, &usage.used(&configured.client.name, now), now)
+                    })
                     .collect();
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
@@ -284,23 +296,25 @@ impl Admin {
                 let configured =
                     config.clients.with_token().find(|configured| configured.client.name.as_str() == name);
                 let configured = configured.ok_or_else(ApiError::client_not_found)?;
-                Ok(ApiResponse::ok(&client(
+                Ok(ApiResponse::ok(&client_document(
                     configured,
                     &config.client_usage.used(&configured.client.name, now),
                     now,
                 )))
             }
             Resource::Usage => {
-                usage(&self.history, &query, now).await.map(|document| ApiResponse::ok(&document))
+                read_usage(&self.history, &query, now).await.map(|document| ApiResponse::ok(&document))
             }
             Resource::Attempts => {
-                attempts(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
+                read_attempts(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
             }
             Resource::Changes => {
                 // A reload that changes nothing is recorded without a new generation.
-                changes(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
+                read_changes(&self.history, &query).await.map(|document| ApiResponse::ok(&document))
             }
-            Resource::Config => Ok(ApiResponse::ok(&config(&self.settings.load(), generation)).versioned()),
+            Resource::Config => {
+                Ok(ApiResponse::ok(&config_document(&self.settings.load(), generation)).versioned())
+            }
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
@@ -329,14 +343,14 @@ impl Admin {
                 Some((user, used))
             }
         };
-        Ok(ApiResponse::ok(&me(&caller, &config.client_usage.used(&caller.name, now), user, now)))
+        Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.used(&caller.name, now), user, now)))
     }
 
     async fn check_key(&self, id: &str, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let snapshot = self.find_key(id, now)?;
         let result = self.key_checker.check(&snapshot.key).await;
         let result = result.map_err(|_| ApiError::check_in_progress())?;
-        Ok(ApiResponse::ok(&check(&snapshot.key, &result)))
+        Ok(ApiResponse::ok(&check_document(&snapshot.key, &result)))
     }
 
     /// Returns the key with this id, the first digits of its fingerprint.

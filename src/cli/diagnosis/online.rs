@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Finding, free_plans_message};
-use crate::admin::meaning;
+use crate::admin::describe_refusal;
 use crate::app::{AppConfig, CheckOutcome, CheckedKey, KeyCheck, OnlineCheck, RouteCheck, TableCheck};
 use crate::cli::table::abbreviate;
 use crate::config::Config;
@@ -157,7 +157,7 @@ fn describe_key(checked: &CheckedKey) -> Finding {
         }
         CheckOutcome::Refused { status, verdict } => {
             let message = format!("{name} is refused: {status} {}", verdict.as_str());
-            Finding::problem("keys", message).next(meaning(*verdict))
+            Finding::problem("keys", message).next(describe_refusal(*verdict))
         }
         CheckOutcome::NoResponse { reason } => {
             Finding::problem("keys", format_args!("{name}: no response: {reason}"))

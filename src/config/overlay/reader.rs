@@ -154,7 +154,7 @@ pub(in crate::config) fn apply_clients(
                 });
             }
             (None, None) => warnings.push(span.warning(format!(
-                "the client `{name}` is not in the configuration file anymore, so that this change of it has no effect"
+                "the client `{name}` is no longer in the configuration file, so that this entry has no effect"
             ))),
         }
     }

@@ -118,8 +118,8 @@ fn revoking_the_last_client_of_an_exposed_address_is_a_mistake() {
 fn a_change_of_a_client_that_left_the_file_is_a_warning() {
     FakeMachine::with_key().file(OVERLAY, "[[clients]]\nname = \"app\"\nmax_concurrent = 2\n").check_warnings(
         &[&format!(
-            "{OVERLAY}:2:8: the client `app` is not in the configuration file anymore, so that this change of it \
-             has no effect"
+            "{OVERLAY}:2:8: the client `app` is no longer in the configuration file, so that this entry has no \
+             effect"
         )],
     );
 }

@@ -74,14 +74,14 @@ fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimit
     admit_at(usage, rules, METERED, NOW)
 }
 
-/// Returns the remaining amount of the client's quota, and the amount that a refused request needs.
+/// Returns the shortfall of the client's quota that refused a request.
 #[track_caller]
 fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall> {
     let Err(ClientLimitExceeded::Quota(exceeded)) = refused else { panic!("{refused:?}") };
     exceeded.shortfall
 }
 
-/// Returns the used requests and credits, including reserved ones.
+/// Checks the used requests and credits, including reserved ones.
 #[track_caller]
 fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
     let used = usage.used(&app(), NOW);
@@ -176,7 +176,7 @@ fn unpriced_requests_are_limited_and_charged() {
         "requests of known price are admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
-    // The session may still run; its price is charged.
+    // The session may still run, so its price is charged.
     let second = unpriced().unwrap();
     check_used(&usage, 2, 1_500);
     second.charge(ChargeOutcome::Unknown, None, NOW);

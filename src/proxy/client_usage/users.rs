@@ -107,7 +107,7 @@ pub(super) async fn load(
 #[derive(Debug, Default)]
 pub(super) struct CachedUser {
     counters: Arc<UsageCounters>,
-    /// Set when the stored usage is added to the counters.
+    /// This cell is set when the stored usage has been added to the counters.
     is_restored: OnceCell<()>,
 }
 

@@ -94,9 +94,9 @@ fn id_range(request_id: Option<&str>) -> (String, String) {
 /// The sums to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageFilter {
-    /// From the hour that contains this time.
+    /// The start. The hour that contains it is included.
     pub since: UnixMs,
-    /// Before this time. The hour that contains it is included.
+    /// The end. The hour that contains it is included.
     pub until: UnixMs,
     /// The dimension.
     pub dimension: UsageDimension,

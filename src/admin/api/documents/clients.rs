@@ -90,7 +90,7 @@ pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&Configur
 }
 
 /// Returns the document of a client with this usage.
-pub(in crate::admin::api) fn client(
+pub(in crate::admin::api) fn client_document(
     configured: &ConfiguredClient,
     used: &UsageTotals,
     now: UnixMs,
@@ -103,7 +103,7 @@ pub(in crate::admin::api) fn client(
         source: tokens.origin.as_str(),
         expires_at: tokens.current.expires_at.map(UnixMs::rfc3339),
         previous_token_expires_at: previous.and_then(|token| token.expires_at).map(UnixMs::rfc3339),
-        limits: limits(rules, used, now),
+        limits: limits_document(rules, used, now),
         keys: rules.allowed_keys.keys.clone(),
         workspaces: rules.allowed_keys.workspaces.clone(),
         bring_your_own_key: rules.may_bring_key,
@@ -114,7 +114,7 @@ pub(in crate::admin::api) fn client(
 }
 
 /// Returns the document that a client reads about itself, and about the end user that it names.
-pub(in crate::admin::api) fn me(
+pub(in crate::admin::api) fn own_document(
     client: &Client,
     used: &UsageTotals,
     user: Option<(UserFingerprint, UsageTotals)>,
@@ -122,22 +122,22 @@ pub(in crate::admin::api) fn me(
 ) -> OwnDocument {
     let user = user.map(|(fingerprint, used)| UserDocument {
         id: fingerprint.to_string(),
-        quota: client.rules.user_quota.map(|limit| quota(limit, &used, now)),
+        quota: client.rules.user_quota.map(|limit| quota_document(limit, &used, now)),
         requests: totals(used.requests),
         credits: totals(used.credits),
     });
     OwnDocument {
         client: client.name.as_str().to_owned(),
-        limits: limits(&client.rules, used, now),
+        limits: limits_document(&client.rules, used, now),
         requests: totals(used.requests),
         credits: totals(used.credits),
         user,
     }
 }
 
-fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
+fn limits_document(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
     LimitsDocument {
-        quota: rules.quota.map(|limit| quota(limit, used, now)),
+        quota: rules.quota.map(|limit| quota_document(limit, used, now)),
         user_quota: rules.user_quota.map(|limit| limit.to_string()),
         rate_limit: rules.rate_limit.map(|limit| limit.to_string()),
         max_concurrent: rules.max_concurrent,
@@ -145,7 +145,7 @@ fn limits(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
     }
 }
 
-fn quota(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaDocument {
+fn quota_document(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaDocument {
     let (unit, [day, month, total]) = match quota.unit {
         QuotaUnit::Requests => ("requests", used.requests),
         QuotaUnit::Credits => ("credits", used.credits),

@@ -23,7 +23,7 @@ const MAX_USAGE_ROWS: usize = 1_000;
 const DEFAULT_USAGE_SPAN: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Responds to `GET usage`.
-pub(in crate::admin::api) async fn usage(
+pub(in crate::admin::api) async fn read_usage(
     history: &History,
     query: &Query,
     now: UnixMs,
@@ -77,7 +77,10 @@ fn usage_row(row: &UsageRow, dimension: UsageDimension) -> Value {
 }
 
 /// Responds to `GET attempts`.
-pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) -> Result<Value, ApiError> {
+pub(in crate::admin::api) async fn read_attempts(
+    history: &History,
+    query: &Query,
+) -> Result<Value, ApiError> {
     query.check(&["limit", "before", "request_id", "failed"])?;
     let failed_only = match query.value("failed") {
         None | Some("false") => false,
@@ -95,11 +98,11 @@ pub(in crate::admin::api) async fn attempts(history: &History, query: &Query) ->
             failed_only,
         })
         .await?;
-    let attempts: Vec<Value> = page.attempts.iter().map(attempt).collect();
+    let attempts: Vec<Value> = page.attempts.iter().map(attempt_document).collect();
     Ok(json!({"attempts": attempts, "next": page.next}))
 }
 
-fn attempt(attempt: &StoredAttempt) -> Value {
+fn attempt_document(attempt: &StoredAttempt) -> Value {
     json!({
         "id": attempt.id,
         "request_id": attempt.request_id,
@@ -132,19 +135,19 @@ fn key_id(hash: &str) -> Value {
 }
 
 /// Responds to `GET changes`.
-pub(in crate::admin::api) async fn changes(history: &History, query: &Query) -> Result<Value, ApiError> {
+pub(in crate::admin::api) async fn read_changes(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before"])?;
     let limit = limit(query)?;
     let mut changes = history.changes(query.value("before").map(str::to_owned), limit + 1).await?;
     let has_more = changes.len() > limit;
     changes.truncate(limit);
     let next = changes.last().filter(|_| has_more).map(|change| change.id.clone());
-    let changes: Vec<Value> = changes.iter().map(change).collect();
+    let changes: Vec<Value> = changes.iter().map(change_document).collect();
     Ok(json!({"changes": changes, "next": next}))
 }
 
 /// Returns the document of a change.
-pub(in crate::admin::api) fn change(change: &StoredChange) -> Value {
+pub(in crate::admin::api) fn change_document(change: &StoredChange) -> Value {
     let detail: Value = serde_json::from_str(&change.detail).unwrap_or(Value::Null);
     json!({
         "id": change.id,

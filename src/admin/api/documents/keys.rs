@@ -49,7 +49,7 @@ pub(in crate::admin::api) struct KeyDocument {
 }
 
 /// Returns the document of a key at `now`.
-pub(in crate::admin::api) fn key(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
+pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
     let workspace = key.workspace();
     let state = DisplayedState::new(snapshot);
@@ -154,7 +154,7 @@ struct Refusal {
 }
 
 /// Returns the document of the result of a check.
-pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocument {
+pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> CheckDocument {
     let mut document = CheckDocument {
         id: key_id(key),
         name: key.name().map(str::to_owned),
@@ -183,8 +183,11 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
         CheckOutcome::QuotaUnreadable => document.outcome = "quota_unreadable",
         CheckOutcome::Refused { status, verdict } => {
             document.outcome = "refused";
-            document.refusal =
-                Some(Refusal { status: *status, code: verdict.as_str(), meaning: meaning(*verdict) });
+            document.refusal = Some(Refusal {
+                status: *status,
+                code: verdict.as_str(),
+                meaning: describe_refusal(*verdict),
+            });
         }
         CheckOutcome::NoResponse { reason } => document.reason = Some(reason.clone()),
     }
@@ -193,7 +196,7 @@ pub(in crate::admin::api) fn check(key: &Key, result: &KeyCheck) -> CheckDocumen
 
 /// Describes a refusal for the operator.
 #[must_use]
-pub fn meaning(verdict: Verdict) -> &'static str {
+pub fn describe_refusal(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::InvalidKey => {
             advice(CooldownReason::Invalid).unwrap_or("ElevenLabs does not know this key.")

@@ -5,8 +5,8 @@ mod history;
 mod keys;
 mod overview;
 
-pub(super) use clients::{client, clients_by_name, me};
-pub(super) use history::{attempts, change, changes, usage};
-pub use keys::meaning;
-pub(super) use keys::{check, key, key_id};
-pub(super) use overview::{config, overview};
+pub(super) use clients::{client_document, clients_by_name, own_document};
+pub(super) use history::{change_document, read_attempts, read_changes, read_usage};
+pub use keys::describe_refusal;
+pub(super) use keys::{check_document, key_document, key_id};
+pub(super) use overview::{config_document, overview_document};

@@ -12,8 +12,8 @@ use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
 
-/// Responds to `GET overview`.
-pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixMs) -> Value {
+/// Returns the document of `GET overview`.
+pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, now: UnixMs) -> Value {
     let keys = admin.pool.snapshot(now);
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
     let with_status =
@@ -72,7 +72,7 @@ pub(in crate::admin::api) fn overview(admin: &Admin, generation: u64, now: UnixM
     })
 }
 
-/// Responds to `GET config`.
-pub(in crate::admin::api) fn config(settings: &Value, generation: u64) -> Value {
+/// Returns the document of `GET config`.
+pub(in crate::admin::api) fn config_document(settings: &Value, generation: u64) -> Value {
     json!({"generation": generation, "settings": settings})
 }

@@ -156,6 +156,6 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
 /// Records a change of an operator for the listeners.
 pub fn record_change_event(ring: &EventRing, change: &StoredChange) {
     if ring.is_recording() {
-        ring.record([EventContent::Change(documents::change(change).to_string().into())]);
+        ring.record([EventContent::Change(documents::change_document(change).to_string().into())]);
     }
 }

@@ -15,7 +15,7 @@ use crate::telemetry::{EventContent, EventListener, EventRing};
 /// Minimum time between two comparisons, for any number of listeners.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// Members that change with the time alone. A change of only such members is no event.
+/// Members that change with the time alone. A change of only such members is not an event.
 const VOLATILE_KEY_MEMBERS: [&str; 2] = ["credits_per_day", "exhausted_at"];
 const VOLATILE_OVERVIEW_MEMBERS: [&str; 3] = ["/now", "/credits/per_day", "/credits/exhausted_at"];
 
@@ -92,9 +92,9 @@ impl EventSource {
         let now = clock::now();
         recorded.sampled_at = Some(clock::instant());
         let keys = admin.pool.snapshot(now);
-        let keys = keys.iter().map(|snapshot| documents::key(&admin.pool, snapshot, now));
+        let keys = keys.iter().map(|snapshot| documents::key_document(&admin.pool, snapshot, now));
         let keys = keys.map(|key| serde_json::to_value(key).unwrap_or_default()).collect();
-        let overview = documents::overview(admin, admin.generation(), now);
+        let overview = documents::overview_document(admin, admin.generation(), now);
         self.ring.record(recorded.replace(keys, overview));
     }
 

@@ -29,7 +29,7 @@ const QUOTA: ClientQuota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, p
 struct StoredUsers {
     requests: Mutex<HashMap<UserFingerprint, u64>>,
     reads: AtomicUsize,
-    /// A read waits for a permit.
+    /// Each read holds a permit.
     read_permits: Semaphore,
 }
 
