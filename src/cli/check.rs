@@ -1,6 +1,6 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a start. With
-//! `--online`, it also examines the provider and the mirror. An address or a database that a running Keychoir uses is not
-//! a problem.
+//! `--online`, it also examines the provider and the mirror. An address or a database that a running Keychoir uses is
+//! not a problem.
 
 use std::process::ExitCode;
 

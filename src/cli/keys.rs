@@ -1,5 +1,5 @@
-//! `keychoir keys`: lists, adds, removes, pauses, resumes and checks the keys of the pool. `list` prints the short forms
-//! of the keys and their states, which come from the running Keychoir, as in `keychoir status`, or else from the
+//! `keychoir keys`: lists, adds, removes, pauses, resumes and checks the keys of the pool. `list` prints the short
+//! forms of the keys and their states, which come from the running Keychoir, as in `keychoir status`, or else from the
 //! database.
 
 mod check;

@@ -21,8 +21,8 @@ const MAX_SOCKS_CREDENTIAL: usize = 255;
 /// A `proxy` setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ProxySetting {
-    /// The setting is empty. A key and the mirror use the proxy of `upstream.proxy`, and an empty `upstream.proxy` means
-    /// the proxy of the environment variables.
+    /// The setting is empty. A key and the mirror use the proxy of `upstream.proxy`, and an empty `upstream.proxy`
+    /// means the proxy of the environment variables.
     #[default]
     Inherited,
     /// Connections are direct. The environment variables are ignored.

@@ -160,7 +160,8 @@ impl Controller {
         let directory =
             self.load_current()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
-        // The configuration is loaded again, because another process may have changed the overlay before the lock was acquired.
+        // The configuration is loaded again, because another process may have changed the overlay before the lock was
+        // acquired.
         let current = self.load_current()?.config;
         let overlay = read_overlay(&lock, &directory)?;
         self.check_generation(overlay.generation, expected_generation)?;
@@ -217,8 +218,8 @@ impl Controller {
                 path.display()
             ));
         }
-        // The generation is stored after the configuration is applied, so that no reader gets the new generation with an earlier
-        // configuration.
+        // The generation is stored after the configuration is applied, so that no reader gets the new generation with
+        // an earlier configuration.
         self.generation.store(generation, Ordering::Release);
         self.record(origin, action, Some(target), &detail, generation).await;
         Ok(ChangeReceipt { generation, key_id, token, warnings })

@@ -1,8 +1,7 @@
 //! Finds the known name that is most similar to an unknown one, for suggestions in error messages.
 
-/// Finds the candidate that is most similar to `name`, if at most a third of the characters differ.
-/// With a higher limit, suggestions would be guesses. With a lower limit, a short name with two typos
-/// would get no suggestion.
+/// Finds the candidate that is most similar to `name`, if at most a third of the characters differ. With a higher
+/// limit, suggestions would be guesses. With a lower limit, a short name with two typos would get no suggestion.
 #[must_use]
 pub fn find_similar<T: AsRef<str>>(name: &str, candidates: impl IntoIterator<Item = T>) -> Option<T> {
     let max_distance = (name.chars().count() / 3).max(1);

@@ -1,5 +1,5 @@
-//! Identifies the end user of a request, whom a client names in `x-keychoir-user`. Only the fingerprint of the id leaves
-//! this module, so that no record contains the id itself.
+//! Identifies the end user of a request, whom a client names in `x-keychoir-user`. Only the fingerprint of the id
+//! leaves this module, so that no record contains the id itself.
 
 use http::HeaderMap;
 

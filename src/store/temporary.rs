@@ -1,5 +1,5 @@
-//! Creates temporary files and directories beside the database. They are locked while they are used, so that a later run
-//! finds and removes those of a process that was killed.
+//! Creates temporary files and directories beside the database. They are locked while they are used, so that a later
+//! run finds and removes those of a process that was killed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -1,5 +1,5 @@
-//! The hourly sums by client, end user and region. Their table is separate from `hours`, whose sums by key, route and model
-//! would need one row each per user.
+//! The hourly sums by client, end user and region. Their table is separate from `hours`, whose sums by key, route and
+//! model would need one row each per user.
 //!
 //! Only attempts that may have cost something are counted for their user, and all others without a user. A client
 //! can name any number of users, so the number of rows is bounded by what the client has paid for.

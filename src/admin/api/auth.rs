@@ -47,8 +47,8 @@ pub(in crate::admin) enum AdminTokenCheck {
 
 impl Admin {
     /// Checks the token in the `Authorization` header of a request to the API or to a page. A wrong token is counted
-    /// and logged. An address with too many wrong ones is refused before its token
-    /// is compared, so that further guesses cannot succeed.
+    /// and logged. An address with too many wrong ones is refused before its token is compared, so that further
+    /// guesses cannot succeed.
     pub(in crate::admin) fn check_admin_token(
         &self,
         headers: &HeaderMap,

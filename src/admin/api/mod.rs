@@ -65,8 +65,8 @@ enum BodyKind {
 struct ApiResponse {
     status: StatusCode,
     body: BodyKind,
-    /// Whether the document changes only with the generation, so that a request with
-    /// `If-None-Match` may get a 304 response.
+    /// Whether the document changes only with the generation, so that a request with `If-None-Match` may get a 304
+    /// response.
     is_versioned: bool,
     /// The generation in the `ETag`, or `None` for the current one.
     generation: Option<u64>,
@@ -194,8 +194,8 @@ impl Admin {
     {
         let request_id = AttemptRecord::new_id(clock::now()).to_string();
         let if_none_match = request.headers().get(IF_NONE_MATCH).cloned();
-        // The generation is read before the document. A change in between makes the tag too old, so that a later request
-        // with `If-Match` fails.
+        // The generation is read before the document. A change in between makes the tag too old, so that a later
+        // request with `If-Match` fails.
         let generation = self.generation();
         let result = if is_foreign_page {
             Err(ApiError::foreign_page())
@@ -232,7 +232,8 @@ impl Admin {
             router::check_method(Resource::Me, &head.method)?;
             return self.me(&head, clock::now()).await;
         }
-        // The token is checked before the path and the method, so that a request without the token does not find out which paths exist.
+        // The token is checked before the path and the method, so that a request without the token does not find out
+        // which paths exist.
         self.authorize(&head.uri, &head.headers, peer, clock::now())?;
         let resource = resource.ok_or_else(ApiError::unknown_path)?;
         router::check_method(resource, &head.method)?;

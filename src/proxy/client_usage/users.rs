@@ -117,8 +117,8 @@ fn is_in_use(user: &Arc<CachedUser>) -> bool {
     Arc::strong_count(user) > 1 || Arc::strong_count(&user.counters) > 1
 }
 
-/// The users of one client whose usage is in memory, in two generations. Users move to the recent generation
-/// when they are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This costs
+/// The users of one client whose usage is in memory, in two generations. Users move to the recent generation when they
+/// are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This costs
 /// constant time per request on average, and no list of all users in the order of their use.
 #[derive(Debug, Default)]
 pub(super) struct UserTable {

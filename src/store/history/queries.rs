@@ -28,8 +28,8 @@ pub struct AttemptFilter {
 pub struct AttemptPage {
     /// The attempts.
     pub attempts: Vec<StoredAttempt>,
-    /// The id before which the next page starts, or `None` after the last attempt. A page that ended at the time limit may have few
-    /// attempts, or none.
+    /// The id before which the next page starts, or `None` after the last attempt. A page that ended at the time limit
+    /// may have few attempts, or none.
     pub next: Option<String>,
 }
 

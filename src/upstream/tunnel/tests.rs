@@ -202,7 +202,7 @@ fn readable_stream(response: &[u8]) -> impl AsyncRead + AsyncWrite + Unpin + use
     tokio::io::join(std::io::Cursor::new(response.to_vec()), tokio::io::sink())
 }
 
-/// Opens a tunnel by SOCKS5 through a proxy that answers each message with the next of `responses`.
+/// Opens a tunnel by SOCKS5 through a proxy that responds to each message with the next of `responses`.
 async fn open_socks(
     proxy: &ForwardProxy,
     responses: &[&[u8]],

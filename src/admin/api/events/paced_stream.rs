@@ -23,8 +23,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 /// A comment, which listeners ignore.
 const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 
-/// A body of paced frames. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only when the
-/// connection accepts more data, so a slow listener never has more than one frame in memory.
+/// A body of paced frames. `F` returns the next frame, or `None` if there is nothing to send. The body is polled only
+/// when the connection accepts more data, so a slow listener never has more than one frame in memory.
 pub(in crate::admin::api) struct PacedStream<F> {
     next_frame: F,
     timer: Pin<Box<Sleep>>,
