@@ -155,21 +155,39 @@ impl Admin {
         let refusal = match page_access(is_public, peer) {
             PageAccess::Open => None,
             PageAccess::Client if !self.config.load().clients.require_token() => None,
-            PageAccess::Client if self.check_admin_token(headers, peer, now) == AdminTokenCheck::Accepted => {
-                None
-            }
-            PageAccess::Client => match self.authenticate_client(uri, headers, now) {
-                // A client with allowed paths may read the state of the pool only if they include the page.
-                Ok(client) if client.rules.permit(uri.path()) => None,
-                Ok(_) => Some(ProxyError::PathNotAllowed.response("", now)),
-                Err(refusal) => Some(ProxyError::from(refusal).response("", now)),
-            },
+            PageAccess::Client => self.refuse_client_page(uri, headers, peer, now),
             PageAccess::Operator => self.refuse_page(uri, headers, peer, now),
         };
         if refusal.is_some() {
             return refusal;
         }
         Some(page(self, headers, now))
+    }
+
+    /// Returns the refusal of a page that the token of a client opens, too, unless the request presents a valid token.
+    fn refuse_client_page(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        now: UnixMs,
+    ) -> Option<Response<Bytes>> {
+        let check = self.check_admin_token(headers, peer, now);
+        if check == AdminTokenCheck::Accepted {
+            return None;
+        }
+        match self.authenticate_client(uri, headers, now) {
+            // A client with allowed paths may read the state of the pool only if they include the page.
+            Ok(client) if client.rules.permit(uri.path()) => None,
+            Ok(_) => Some(ProxyError::PathNotAllowed.response("", now)),
+            Err(refusal) => Some(match check {
+                AdminTokenCheck::NotCompared(remaining) => api::too_many_failures(remaining),
+                AdminTokenCheck::Accepted
+                | AdminTokenCheck::Absent
+                | AdminTokenCheck::ClientToken
+                | AdminTokenCheck::Wrong => ProxyError::from(refusal).response("", now),
+            }),
+        }
     }
 
     /// Whether a path is for operators, so that with `admin.listen` only that address serves it.

@@ -76,7 +76,7 @@ fn print_configuration(loaded: &LoadedConfig) {
     }
     let config = &loaded.config;
     print(&describe_files(loaded));
-    print(&keys_loaded_message(config.keys.len(), &config.key_source.to_string()));
+    print(&keys_loaded_message(config.keys.len(), &config.describe_key_sources()));
     for (position, key) in config.keys.iter().enumerate() {
         print(&format_args!("{}  {}", key_name(position, key.name.as_deref()), key.key.short()));
     }

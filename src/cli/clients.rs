@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::control::{ControlOptions, Target, parse_duration, parse_end, parse_expiry};
-use super::{CommandResult, EX_CONFIG, build_runtime, fail, fail_with, print, print_error};
+use super::{CommandResult, build_runtime, fail, print, print_error};
 use crate::admin::control::{Change, ClientRules, TokenExpiry};
+use crate::clock;
 use crate::config::{self, ClientConfig};
 use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
@@ -253,7 +254,7 @@ fn show(name: &str, options: &ControlOptions) -> CommandResult {
     let clients = read_clients(options)?;
     let Some(client) = clients.iter().find(|client| client.name == name) else {
         let message = "no client has this name: `keychoir clients list` lists them";
-        return Err(fail_with(EX_CONFIG, message));
+        return Err(fail(message));
     };
     if options.json {
         print(&json!(client));
@@ -287,6 +288,11 @@ fn format_rules(client: &ListedClient) -> String {
             parts.push(format!("{label} {}", list.join(" ")));
         }
     }
+    let end = client.expires_at.as_deref().and_then(UnixMs::parse);
+    parts.extend(end.map(|end| match end <= clock::now() {
+        true => "expired".to_owned(),
+        false => format!("expires {}", end.rfc3339_seconds()),
+    }));
     parts.extend(client.bring_your_own_key.then(|| "may bring its own key".to_owned()));
     parts.extend(client.provider_tokens.then(|| "may request tokens of the provider".to_owned()));
     if parts.is_empty() { "without limits".to_owned() } else { parts.join(", ") }

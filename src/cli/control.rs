@@ -1,7 +1,6 @@
 //! Makes changes of keys and clients for the commands: through the admin API of the running server, or without
 //! one by editing the overlay, so that the change applies at the next start.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,6 +9,7 @@ use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::admin_token::find_admin_token;
 use super::server::{ServerAddress, ServerRequestError, StatusClient};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, build_runtime, fail, fail_with, load, print, print_error,
@@ -71,9 +71,6 @@ pub(super) struct Receipt {
 
 /// The path prefix of the admin API.
 const API: &str = "/api/keychoir/v1";
-
-/// The variable with the admin token.
-const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
 
 /// The state directory of the service in `systemd/`.
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
@@ -150,25 +147,13 @@ impl ControlOptions {
     /// Reads the admin token. A missing default file is not an error, because some requests to a server need no
     /// token.
     fn read_token(&self, config: Option<&Config>) -> Result<Option<String>, ExitCode> {
-        let read = |path: &Path| {
-            fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
-                fail(format_args!("the admin token cannot be read from {}: {error}", path.display()))
-            })
-        };
-        if let Some(path) = &self.admin_token_file {
-            return read(path).map(Some);
-        }
-        let variable = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
-        if !variable.trim().is_empty() {
-            return Ok(Some(variable.trim().to_owned()));
-        }
-        let Some(config) = config else { return Ok(None) };
-        if let Some(hint) = service_hint(config, Path::new(SERVICE_DIRECTORY)) {
+        let is_named = self.admin_token_file.is_some();
+        if let Some(hint) =
+            config.filter(|_| !is_named).and_then(|config| service_hint(config, Path::new(SERVICE_DIRECTORY)))
+        {
             return Err(fail(hint));
         }
-        let generated = config.state_directory().map(|directory| directory.admin_token_path());
-        let path = config.admin.token_file.clone().or(generated).filter(|path| path.exists());
-        path.as_deref().map(read).transpose()
+        find_admin_token(self.admin_token_file.as_deref(), config).map_err(fail)
     }
 
     /// Makes a change, and prints `message` and the token that the change generated.
@@ -250,9 +235,8 @@ impl AdminClient {
         let found = ["id", "name", "short_key"].map(matches).into_iter().find(|found| !found.is_empty());
         match found.as_deref() {
             Some([key]) => Ok(key["id"].as_str().unwrap_or_default().to_owned()),
-            Some(_) => Err(fail_with(EX_CONFIG, "several keys have this short form: use the id of the key")),
-            None => Err(fail_with(
-                EX_CONFIG,
+            Some(_) => Err(fail("several keys have this short form: use the id of the key")),
+            None => Err(fail(
                 "the pool has no key with this id, name or short form: `keychoir keys list` lists them",
             )),
         }
@@ -279,7 +263,7 @@ impl AdminClient {
             _ => {
                 let message =
                     document["detail"]["message"].as_str().unwrap_or("the server refuses the request");
-                let code = if matches!(status, 400 | 404 | 409 | 422) { EX_CONFIG } else { 1 };
+                let code = if matches!(status, 400 | 422) { EX_CONFIG } else { 1 };
                 Err(fail_with(code, format_args!("{message} (HTTP {status})")))
             }
         }
@@ -359,15 +343,14 @@ fn report_error(error: ControlError) -> ExitCode {
         | ControlError::Unwritable { .. }
         | ControlError::UnreadableOverlay { .. }
         | ControlError::NoRandomNumbers
-        | ControlError::Unavailable => fail(error),
-        ControlError::NotFound(_)
+        | ControlError::NotFound(_)
         | ControlError::AlreadyExists(_)
         | ControlError::LastClient
         | ControlError::GraceNotEnded
         | ControlError::NotPaused(_)
-        | ControlError::Invalid(_)
         | ControlError::NotManaged(_)
-        | ControlError::NoStateDirectory => fail_with(EX_CONFIG, error),
+        | ControlError::Unavailable => fail(error),
+        ControlError::Invalid(_) | ControlError::NoStateDirectory => fail_with(EX_CONFIG, error),
     }
 }
 
@@ -394,6 +377,8 @@ pub(super) fn parse_expiry(text: &str) -> Result<TokenExpiry, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -178,6 +178,12 @@ fn add(arguments: AddArguments) -> CommandResult {
         }
     };
     read.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
+    if text.len() as u64 >= MAX_KEY_BYTES {
+        return Err(fail_with(
+            EX_USAGE,
+            format_args!("the input is not a key: it has more than {MAX_KEY_BYTES} bytes"),
+        ));
+    }
     let key = ApiKey::new(text.trim()).map_err(|error| fail_with(EX_USAGE, error))?;
     let message = format!("Added the key `{name}` ({}).", key.short());
     options.run(Change::AddKey(NewKey { name, key, workspace, base_url, weight }), &message)

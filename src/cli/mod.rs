@@ -3,6 +3,7 @@
 
 mod serve;
 
+mod admin_token;
 mod attempts;
 mod check;
 mod clients;

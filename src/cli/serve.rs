@@ -110,7 +110,7 @@ async fn serve(
         warn!("{warning}");
     }
     let config = &loaded.config;
-    let keys_message = keys_loaded_message(config.keys.len(), &config.key_source.to_string());
+    let keys_message = keys_loaded_message(config.keys.len(), &config.describe_key_sources());
     info!(event = "keys_loaded", count = config.keys.len(), "{keys_message}");
     info!(event = "configuration_read", "{files}");
     if let Some(text) = proxy_message(config) {

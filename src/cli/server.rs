@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{ConfigSources, load};
+use super::admin_token::find_admin_token;
+use super::{ConfigSources, fail, load};
 use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress};
 use crate::upstream::{TlsError, http_client_trusting};
 
@@ -24,9 +25,13 @@ pub(super) struct ServerOptions {
     /// Connect here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// A file with a client token, if Keychoir requires one.
+    /// A file with a client token. By default, the admin token is used.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// A file with the admin token. By default: KEYCHOIR_ADMIN_TOKEN, or else the token in the directory of the
+    /// usage database.
+    #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
+    admin_token_file: Option<PathBuf>,
 }
 
 /// The address of a running Keychoir.
@@ -42,7 +47,10 @@ pub(super) enum ServerAddress {
 pub(super) struct StatusClient {
     address: ServerAddress,
     client: reqwest::Client,
+    /// The token of a client.
     token: Option<String>,
+    /// The admin token, which is sent if there is no token of a client.
+    admin_token: Option<String>,
 }
 
 /// The reason why a request to a running Keychoir failed. The message contains advice.
@@ -60,10 +68,14 @@ pub(super) enum ServerRequestError {
         "Keychoir does not respond at {address}: {reason}. Is it running (`keychoir serve`)? Use --url for another address."
     )]
     NoResponse { address: String, reason: String },
-    #[error("Keychoir at {0} requires a client token: use --token-file with a file that contains one")]
+    #[error(
+        "Keychoir at {0} requires a token: use --admin-token-file, KEYCHOIR_ADMIN_TOKEN, or --token-file with the token of a client"
+    )]
     TokenRequired(String),
     #[error("Keychoir at {0} rejects the client token of --token-file")]
     TokenRefused(String),
+    #[error("Keychoir at {0} rejects the admin token")]
+    AdminTokenRefused(String),
     #[error("the server at {address} is not a Keychoir, or has a different version ({reason})")]
     NotKeychoir { address: String, reason: String },
     #[error("{0}")]
@@ -86,21 +98,30 @@ impl ServerOptions {
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);
         let (address, config) = match &self.url {
             Some(url) => {
-                let address = ServerAddress::parse(url);
-                let is_https = address.as_ref().is_ok_and(ServerAddress::is_https);
-                // The configuration names the local CA. Other addresses work with an invalid one.
-                (
-                    address,
-                    is_https.then(|| config::load(&overrides).ok()).flatten().map(|loaded| loaded.config),
-                )
+                // The configuration names the local CA and the admin token. An invalid one is ignored.
+                let config = config::load(&overrides).ok().map(|loaded| loaded.config);
+                (ServerAddress::parse(url), config)
             }
             None => {
                 let config = load(&overrides)?.config;
                 (ServerAddress::from_config(&config), Some(config))
             }
         };
+        let address = match address {
+            Ok(address) => address,
+            Err(error) => return Ok(Err(error)),
+        };
+        let admin_token = match self.token_file {
+            Some(_) => None,
+            None => {
+                // The token of this machine is not sent to other machines.
+                let config = config.as_ref().filter(|_| address.is_local());
+                find_admin_token(self.admin_token_file.as_deref(), config).map_err(fail)?
+            }
+        };
         let ca_file = config.and_then(|config| config.local_ca_file());
-        Ok(address.and_then(|address| StatusClient::new(address, self.token_file, ca_file.as_deref())))
+        let client = StatusClient::new(address, self.token_file, ca_file.as_deref());
+        Ok(client.map(|client| StatusClient { admin_token, ..client }))
     }
 }
 
@@ -186,7 +207,7 @@ impl StatusClient {
             ServerAddress::Url(_) => builder.build()?,
             ServerAddress::Unix(path) => builder.unix_socket(path.clone()).build()?,
         };
-        Ok(Self { address, client, token })
+        Ok(Self { address, client, token, admin_token: None })
     }
 
     /// Creates a client without a token for the Keychoir that runs with this configuration.
@@ -275,8 +296,10 @@ impl StatusClient {
         path: &str,
     ) -> Result<(String, T), ServerRequestError> {
         let mut request = self.client.get(format!("{}{path}", self.base()));
-        if let Some(token) = &self.token {
-            request = request.header("xi-api-key", token);
+        match (&self.token, &self.admin_token) {
+            (Some(token), _) => request = request.header("xi-api-key", token),
+            (None, Some(admin_token)) => request = request.bearer_auth(admin_token),
+            (None, None) => {}
         }
         let no_response = |error: reqwest::Error| ServerRequestError::NoResponse {
             address: self.address_text(),
@@ -288,6 +311,9 @@ impl StatusClient {
         match response.status().as_u16() {
             200 | 503 => {}
             401 if self.token.is_some() => return Err(ServerRequestError::TokenRefused(self.address_text())),
+            401 | 429 if self.admin_token.is_some() => {
+                return Err(ServerRequestError::AdminTokenRefused(self.address_text()));
+            }
             401 => return Err(ServerRequestError::TokenRequired(self.address_text())),
             status => return Err(not_keychoir(format!("status {status}"))),
         }

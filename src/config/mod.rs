@@ -76,6 +76,7 @@ pub use tls::{TlsConfig, TlsMode};
 
 use crate::certificate::{self, Certificate};
 use crate::clock;
+use crate::policy::key_state::KeyOrigin;
 use crate::secret::{AdminTokenFingerprint, ApiKey};
 
 /// The settings from the command line, which override all other sources.
@@ -171,6 +172,21 @@ pub fn load_with_files(
         loaded.warnings.push(span.warning(message));
     }
     Ok(loaded)
+}
+
+impl Config {
+    /// Returns the sources of the keys for messages, such as `ELEVENLABS_API_KEYS and /var/lib/keychoir/managed.toml`.
+    #[must_use]
+    pub fn describe_key_sources(&self) -> String {
+        let has_managed_keys = self.keys.iter().any(|key| key.origin == KeyOrigin::Managed);
+        match (&self.key_source, self.state_directory()) {
+            (source @ KeyListSource::Managed(_), _) => source.to_string(),
+            (source, Some(directory)) if has_managed_keys => {
+                format!("{source} and {}", directory.overlay_path().display())
+            }
+            (source, _) => source.to_string(),
+        }
+    }
 }
 
 /// The usual name of a configuration file.

@@ -115,7 +115,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     draft.check_tls(sources, is_complete);
     draft.check_retry();
     draft.check_upstream();
-    draft.config.supabase.find_target(sources, &draft.spans, &mut draft.report);
+    draft.config.supabase.find_target(sources, &mut draft.spans, &mut draft.report);
     draft.read_environment_proxies(sources);
     draft.check_loop();
     draft.config.setting_sources =

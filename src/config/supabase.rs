@@ -127,7 +127,7 @@ impl SupabaseConfig {
     pub(super) fn find_target(
         &mut self,
         sources: &ValueSources<'_>,
-        spans: &HashMap<&'static str, SourceSpan>,
+        spans: &mut HashMap<&'static str, SourceSpan>,
         report: &mut Report,
     ) {
         if !self.enabled {
@@ -146,6 +146,9 @@ impl SupabaseConfig {
                 // Without a key, an invalid variable is not an error: it may be for another app.
                 Err(_) if key.is_none() => {}
                 Err(error) => report.problems.push(span.problem(error)),
+            }
+            if self.url.0.is_some() {
+                spans.insert("supabase.url", span.clone());
             }
             url_span = Some(span);
         }

@@ -141,7 +141,7 @@ impl ConfigReloader {
         }
         let clients = config.clients.len();
         let (count, added, removed) = (summary.keys, summary.added, summary.removed);
-        let text = keys_loaded_message(count, &config.key_source.to_string());
+        let text = keys_loaded_message(count, &config.describe_key_sources());
         info!(
             event = "reloaded",
             keys = count,

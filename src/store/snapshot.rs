@@ -121,6 +121,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Backup, SnapshotError> {
     let started_at = clock::instant();
     let unreadable = |source| SnapshotError::Unreadable { path: path.to_owned(), source };
+    if is_part_of(target, path) {
+        return Err(SnapshotError::Itself(target.to_owned()));
+    }
     if let (Ok(file), Ok(target_file)) = (fs::metadata(path), fs::metadata(target)) {
         if (file.dev(), file.ino()) == (target_file.dev(), target_file.ino()) {
             return Err(SnapshotError::Itself(target.to_owned()));
@@ -137,6 +140,23 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
     publish(partial.path(), target, existing)?;
     let bytes = fs::metadata(target).map(|file| file.len()).unwrap_or_default();
     Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
+}
+
+/// Returns whether `target` is one of the files beside the database at `path` that belong to it: its write-ahead
+/// log, its locks, an earlier version, or a file of the overlay.
+fn is_part_of(target: &Path, path: &Path) -> bool {
+    // A missing target is in the resolved directory that would contain it.
+    let resolve = |path: &Path| {
+        let in_directory = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(in_directory).unwrap_or_else(|| path.to_owned())
+    };
+    let (target, path) = (resolve(target), resolve(path));
+    let (Some(name), Some(database)) = (target.file_name(), path.file_name()) else { return false };
+    let (name, database) = (name.as_encoded_bytes(), database.as_encoded_bytes());
+    let companions: [&[u8]; 4] = [b"-wal", b"-shm", b"-journal", b".lock"];
+    let is_companion = name.strip_prefix(database).is_some_and(|suffix| companions.contains(&suffix));
+    let is_state = [b"managed.toml".as_slice(), b"managed.lock", b"admin_token"].contains(&name);
+    target.parent() == path.parent() && (is_companion || is_state)
 }
 
 /// Opens a database of Keychoir of any version, without changing it.

@@ -116,6 +116,11 @@ impl Admin {
     }
 }
 
+/// Returns the response to an address that has sent too many wrong admin tokens to a page.
+pub(in crate::admin) fn too_many_failures(remaining: Duration) -> Response<Bytes> {
+    ApiError::too_many_failures(remaining).for_page().response("")
+}
+
 /// Returns the token of the `Authorization` header.
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;

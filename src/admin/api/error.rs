@@ -131,7 +131,14 @@ impl ApiError {
 
     pub(super) fn unauthenticated(error: Unauthenticated) -> Self {
         let code = ProxyError::Unauthenticated(error).code();
-        let message = "Send the token of a client as xi-api-key or as `Authorization: Bearer TOKEN`.";
+        let message = match error {
+            Unauthenticated::ExpiredToken => {
+                "This client token has expired. Ask the operator of Keychoir for a new one."
+            }
+            Unauthenticated::MissingToken | Unauthenticated::UnknownToken | Unauthenticated::MalformedKey => {
+                "Send the token of a client as xi-api-key or as `Authorization: Bearer TOKEN`."
+            }
+        };
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", code, message)
     }
 

@@ -34,8 +34,8 @@ use crate::policy::units::UnixMs;
 use crate::policy::user::identify_user;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
-pub(in crate::admin) use auth::AdminTokenCheck;
 pub use auth::AuthFailureTable;
+pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
 pub use documents::describe_refusal;
 use documents::{
     check_document, client_document, config_document, key_document, overview_document, own_document,

@@ -41,7 +41,7 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
         Finding::problem("keys", "no keys are configured")
             .next("set ELEVENLABS_API_KEYS=sk_first,sk_second, or run `keychoir keys add NAME < key`")
     } else {
-        Finding::ok("keys", format_args!("{} from {}", config.keys.len(), config.key_source))
+        Finding::ok("keys", format_args!("{} from {}", config.keys.len(), config.describe_key_sources()))
     });
     findings.extend(describe_certificate(config));
     let limit = ConnectionLimit::determine(config);

@@ -51,7 +51,13 @@ impl ClientEditor<'_> {
         });
         let detail = json!({"expires_at": expires_at.map(UnixMs::rfc3339), "rules": rules.to_json()});
         let token = Some(ClientToken::new(token));
-        Ok(EditSummary { token, ..EditSummary::for_client("client_added", name, detail) })
+        let mut summary = EditSummary::for_client("client_added", name, detail);
+        if config.clients.is_empty() {
+            summary
+                .warnings
+                .push("this is the first client: from now on, requests without a token get 401".to_owned());
+        }
+        Ok(EditSummary { token, ..summary })
     }
 
     /// Replaces the rules that `rules` sets, and the end of the current token.

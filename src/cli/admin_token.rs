@@ -1,0 +1,42 @@
+//! Finds the admin token for the commands: in the file of `--admin-token-file`, in `KEYCHOIR_ADMIN_TOKEN`, or else in
+//! the file that the server uses.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::config::Config;
+
+/// The variable with the admin token.
+const TOKEN_VARIABLE: &str = "KEYCHOIR_ADMIN_TOKEN";
+
+/// The file with the admin token cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the admin token cannot be read from {}: {source}", .path.display())]
+pub(super) struct AdminTokenError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Returns the admin token. `file` is that of `--admin-token-file`. Without `config`, the file of the server is not
+/// read. Returns `None` if there is no token, because some requests to a server need none.
+pub(super) fn find_admin_token(
+    file: Option<&Path>,
+    config: Option<&Config>,
+) -> Result<Option<String>, AdminTokenError> {
+    let read = |path: &Path| {
+        let text = fs::read_to_string(path);
+        text.map(|text| text.trim().to_owned())
+            .map_err(|source| AdminTokenError { path: path.to_owned(), source })
+    };
+    if let Some(file) = file {
+        return read(file).map(Some);
+    }
+    let variable = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
+    if !variable.trim().is_empty() {
+        return Ok(Some(variable.trim().to_owned()));
+    }
+    let Some(config) = config else { return Ok(None) };
+    let generated = config.state_directory().map(|directory| directory.admin_token_path());
+    let path = config.admin.token_file.clone().or(generated).filter(|path| path.exists());
+    path.as_deref().map(read).transpose()
+}
