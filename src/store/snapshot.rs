@@ -37,7 +37,7 @@ pub enum SnapshotError {
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
     /// The copy would replace the database.
-    #[error("{} is the database itself", .0.display())]
+    #[error("{} belongs to the database itself: choose another path", .0.display())]
     Itself(PathBuf),
     /// The disk has too little space for the copy.
     #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), mebibytes(*.available), mebibytes(*.needed) + 1)]

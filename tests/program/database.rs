@@ -127,6 +127,15 @@ fn a_backup_refuses_to_replace_a_file() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
+    // The files beside the database belong to it, whether they exist or not.
+    for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
+        let before = fs::read(folder.path().join(name)).ok();
+        let target = folder.path().join(name);
+        let output = db(&database, &["backup", "--force", target.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
+        assert_eq!(fs::read(&target).ok(), before, "{name}");
+    }
     let output = db(&database, &["backup", "--force", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(String::from_utf8(output.stdout).unwrap().contains("1 attempts"));
