@@ -57,7 +57,7 @@ async fn a_guess_beside_the_token_of_a_client_or_at_a_page_is_counted() {
     assert_error(keys, 429, "too_many_failures").await;
     let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(ADMIN_TOKEN);
     assert_eq!(status.send().await.unwrap().status(), 401, "the admin token must not be compared");
-    // The tokens of clients still open the pages, also as a bearer token.
+    // The tokens of clients still open the pages, even as a bearer token.
     let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(CLIENT_TOKEN);
     assert_eq!(status.send().await.unwrap().status(), 200);
     proxy.close().await;
