@@ -1,5 +1,6 @@
-//! Measures the cost of WebSocket sessions: the memory of an idle session, and the time that the proxy adds to a message
-//! of a busy session. The benchmark starts the simulator and a proxy in front of it, and opens sessions to both in turns.
+//! Measures the cost of WebSocket sessions: the memory of an idle session, and the time that the proxy adds to a
+//! message of a busy session. The benchmark starts the simulator and a proxy in front of it, and opens sessions to both
+//! alternately.
 //!
 //! ```text
 //! cargo bench --bench sockets

@@ -1,7 +1,7 @@
 //! Measures the processor time that usage records add to a request, in the writer thread and on the request path.
 //!
 //! The benchmark starts the simulator and two proxies, one with a database file and one with `--ephemeral`. It sends
-//! requests through them in turns at a fixed rate, and reads the processor time of the proxy and of its thread
+//! requests through them alternately at a fixed rate, and reads the processor time of the proxy and of its thread
 //! `usage-store` from /proc. The cost on the request path is measured separately, without a proxy.
 //!
 //! ```text
@@ -308,7 +308,7 @@ fn is_complete(response: &[u8]) -> bool {
     }
 }
 
-/// The processor time since the start of the program, in seconds.
+/// The processor time since startup, in seconds.
 struct ProcessorTime {
     all_threads: f64,
     writer_thread: f64,

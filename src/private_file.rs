@@ -1,8 +1,8 @@
 //! Creates and replaces files that only their owner may read: keys, tokens, the database and lock files.
 //!
-//! A command that an administrator runs as root writes into the directory of the service. New files and
-//! directories therefore get the owner of the directory that contains them. Otherwise the service could not open
-//! them at its next start.
+//! A command that an administrator runs as root writes into the directory of the service. New files and directories
+//! therefore get the owner of the directory that contains them. Otherwise the service could not open them at its next
+//! startup.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};

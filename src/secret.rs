@@ -39,7 +39,7 @@ impl ShortKey {
         Self(short.into())
     }
 
-    /// The short form as it appears in the status document and the log.
+    /// Returns the short form as it appears in the status document and the log.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -83,19 +83,19 @@ impl ApiKey {
         Ok(Self { value: value.into(), short: ShortKey::new(value), fingerprint: Fingerprint::new(value) })
     }
 
-    /// The plain text of the key. Use it only in the header of an upstream request.
+    /// Returns the plain text of the key. Use it only in the header of an upstream request.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// The short form, which may be displayed.
+    /// Returns the short form, which may be displayed.
     #[must_use]
     pub fn short(&self) -> &ShortKey {
         &self.short
     }
 
-    /// The digest that identifies the key in the database.
+    /// Returns the digest that identifies the key in the database.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint

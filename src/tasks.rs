@@ -41,7 +41,7 @@ impl Tasks {
         self.tracker.spawn_on(future, handle)
     }
 
-    /// The current number of tasks and tokens.
+    /// Returns the current number of tasks and tokens.
     #[must_use]
     pub fn count(&self) -> usize {
         self.tracker.len()

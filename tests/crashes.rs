@@ -165,7 +165,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
         }
         committed_ids = found_ids;
     }
-    // In short runs, most records may follow the last commit. The first commit after the start is immediate.
+    // In short runs, most records may follow the last commit. The first commit after startup is immediate.
     assert!(
         committed_ids.len() > kills / 2,
         "a request per two kills must be recorded: {} of {total_count}",

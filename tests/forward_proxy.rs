@@ -510,7 +510,7 @@ async fn tls_with_the_provider_passes_through_http_and_https_proxies() {
         assert_eq!(proxy.request_speech(SPEECH_PATH).await.status(), 200);
         let messages = synthesize(proxy.app.address()).await;
         assert_eq!(messages.last().unwrap()["isFinal"], true);
-        // The proxy's own certificate is checked, too.
+        // The proxy's own certificate is also checked.
         let untrusted = start_proxy(url, |config| {
             config.upstream.base_url = format!("https://localhost:{provider_port}").parse().unwrap();
         })

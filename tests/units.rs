@@ -1,4 +1,5 @@
-//! Verifies the systemd units with `systemd-analyze`, without starting them. `make units` runs these tests.
+//! Checks the systemd units in systemd/ with systemd-analyze, and checks settings that it does not cover. The
+//! units are not started.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +38,8 @@ fn text(bytes: &[u8]) -> String {
 fn systemd_verifies_the_units_without_warnings() {
     let directory = tempfile::tempdir().unwrap();
     for name in ["keychoir.service", "keychoir.socket"] {
-        // The path of the program in the unit does not exist on this machine.
+        // `systemd-analyze` requires that the executable exists, so the installed path is replaced by the
+        // test binary.
         let unit = fs::read_to_string(unit_path(name)).unwrap();
         let unit = unit.replace("/usr/local/bin/keychoir", env!("CARGO_BIN_EXE_keychoir"));
         fs::write(directory.path().join(name), unit).unwrap();
@@ -73,5 +75,5 @@ fn the_service_has_a_low_exposure_level() {
 #[test]
 fn a_crash_does_not_write_keys_to_a_core_dump() {
     let unit = fs::read_to_string(unit_path("keychoir.service")).unwrap();
-    assert!(unit.lines().any(|line| line == "LimitCORE=0"));
+    assert!(unit.lines().any(|line| line == "LimitCORE=0"), "the unit must contain LimitCORE=0");
 }

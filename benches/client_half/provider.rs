@@ -137,7 +137,7 @@ pub struct MemoryStream {
     /// Number of response bytes that become readable at once.
     burst_bytes: usize,
     response: Bytes,
-    /// Number of missing bytes of the request body, or `None` before the request head.
+    /// The number of remaining bytes of the request body, or `None` before the request head.
     remaining_request: Option<usize>,
     remaining_response: Bytes,
     /// Number of readable bytes of `remaining_response`.

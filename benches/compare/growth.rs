@@ -1,4 +1,4 @@
-//! Measures the cost of a request with more keys, clients, connections or processors.
+//! Measures how the cost of a request changes with the number of keys, clients, connections and processors.
 
 use crate::machine;
 use crate::peers::{Peer, Setup};
@@ -6,7 +6,7 @@ use crate::rounds::{self, Entry, Plan};
 use crate::table::{self, Reference};
 use crate::workload::Workload;
 
-/// Requests per second, low enough for one connection with one request at a time.
+/// The number of requests per second, low enough that a single connection can serve it sequentially.
 const RATE: u32 = 1_000;
 const LOAD_CLIENTS: u32 = 48;
 
@@ -15,7 +15,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     for peer in peers {
         let growth = Growth { plan: &plan, peer, setup };
         let is_ours = matches!(peer, Peer::Keychoir(..));
-        // nginx is the reference for the cost of the kernel and the caches.
+        // nginx shows how much of the growth is caused by the kernel and the CPU caches.
         if is_ours || *peer == Peer::Nginx {
             growth.measure_connections();
         }

@@ -1,13 +1,14 @@
-//! A minimal HTTP/1.1 parser for the load generator and the simulated provider. It finds the ends of heads and bodies.
+//! A minimal HTTP/1.1 parser for the load generator and the simulated provider. It finds the end of heads and bodies,
+//! and does not validate them or support trailers.
 
 use std::str;
 
 use memchr::{memchr, memmem};
 
-/// The remaining body of a message, by its framing.
+/// The state of a message body that is being read, by its framing.
 #[derive(Debug)]
 pub enum Body {
-    /// The number of missing bytes.
+    /// The number of remaining bytes.
     Length(u64),
     Chunked(ChunkState),
 }
@@ -15,15 +16,15 @@ pub enum Body {
 /// The parser state in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkState {
-    /// The parser is in the digits of a size. Contains the value of the previous digits.
+    /// In the digits of a chunk size, with the value so far.
     Size(u64),
-    /// The parser is behind the digits of a size and before the end of the line. Contains the size.
+    /// After the digits, before the end of the line, with the size.
     SizeLine(u64),
-    /// The parser is in the data. Contains the number of missing bytes.
+    /// In the chunk data, with the remaining length.
     Data(u64),
-    /// The parser is between the data of a chunk and the next size.
+    /// Between chunk data and the next size.
     DataLine,
-    /// The parser is behind the size line of the last chunk. Contains the number of missing line feeds.
+    /// After the size line of the last chunk, with the number of remaining line feeds.
     Last(u8),
 }
 
@@ -75,7 +76,7 @@ impl ChunkState {
             Self::SizeLine(size) if byte == b'\n' => Self::Data(size),
             Self::DataLine if byte == b'\n' => Self::START,
             Self::Last(lines) if byte == b'\n' => Self::Last(lines - 1),
-            // A carriage return does not change the state.
+            // Other bytes, such as a carriage return or a chunk extension, do not change the state.
             same @ (Self::SizeLine(_) | Self::DataLine | Self::Last(_)) => same,
         };
         1
@@ -101,7 +102,7 @@ pub fn headers(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 pub fn parse_body_framing(head: &[u8]) -> Body {
     let mut body = Body::Length(0);
     for (name, value) in headers(head) {
-        // The length is compared first, because it excludes most names.
+        // Comparing the length first rules out most names cheaply.
         match name.len() {
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 body = Body::Length(str::from_utf8(value).unwrap().parse().unwrap());

@@ -71,7 +71,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Opens clients with one request at a time. Each client uses its connections in turns.
+    /// Opens clients with one request at a time. Each client uses its connections in rotation.
     pub async fn open(target: &Target, load_clients: u32, connections_per_client: u32) -> Self {
         let connector = target.tls.clone().map(TlsConnector::from);
         let mut load = Self { load_clients: Vec::new() };

@@ -96,7 +96,7 @@ impl OtherLoad {
         Self { started_at: Instant::now(), before: processor_seconds() }
     }
 
-    /// Returns the share of all processors that other programs have used since the start, without the processor time of
+    /// Returns the share of all processors that other programs have used since `start`, without the processor time of
     /// this program and `proxy_seconds`.
     pub fn share(&self, proxy_seconds: f64) -> f64 {
         let now = processor_seconds();
@@ -134,7 +134,7 @@ impl PeerProcess {
         processes
     }
 
-    /// Returns the processor time of all threads since the start.
+    /// Returns the processor time of all threads since startup.
     pub fn processor_time(&self) -> ProcessorTime {
         let mut time = ProcessorTime::default();
         for process in self.process_ids() {
@@ -151,7 +151,7 @@ impl PeerProcess {
         time
     }
 
-    /// Returns the processor time of each worker thread of Keychoir since the start, in seconds.
+    /// Returns the processor time of each worker thread of Keychoir since startup, in seconds.
     pub fn worker_times(&self) -> Vec<f64> {
         let mut workers = BTreeMap::new();
         for process in self.process_ids() {

@@ -1,6 +1,6 @@
 //! Compares Keychoir with other proxies: the processor time per request, the added latency, and the maximum rate on one
 //! core, with each proxy configured for the same work. The benchmark starts a simulated provider and each installed
-//! proxy, and sends requests to all of them in turns.
+//! proxy, and sends requests to all of them in rotation.
 //!
 //! ```text
 //! cargo bench --bench compare                    all workloads

@@ -67,7 +67,7 @@ impl Upstream {
         upstream
     }
 
-    /// Returns the number of requests since the start.
+    /// Returns the number of requests since startup.
     pub fn request_count(&self) -> u64 {
         self.counters.requests.load(Relaxed)
     }

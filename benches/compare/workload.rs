@@ -1,32 +1,34 @@
-//! The workloads: five typical requests of apps, with their rates and the number of their connections.
+//! The workloads: five requests typical of client applications, with their rates, connection counts and cost limits
+//! relative to nginx.
 
 use std::sync::Arc;
 
-/// The prefix of the pool's keys, and the first key, which has no suffix.
+/// The first key of the pool. Further keys append `_1`, `_2` and so on.
 pub const KEY: &str = "sk_bench_key_of_the_pool";
-/// The prefix of the client tokens, and the first token. Clients send it as their key.
+/// The first client token, which clients send as their key. Further tokens append `_1`, `_2` and so on.
 pub const TOKEN: &str = "a-token-of-the-client-0123456789";
-/// The size of the pieces of a paced stream.
+/// The size of a chunk of a paced stream.
 pub const PACED_BYTES: u64 = 1024;
-/// The interval between the pieces of a paced stream.
+/// The interval between chunks of a paced stream.
 pub const PACED_MS: u64 = 20;
 
-/// The body length of a speech request.
+/// The length of the body of a speech request.
 pub const TEXT_BYTES: usize = 200;
-/// The body length of an upload.
+/// The length of the body of an upload.
 pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
 
+/// A kind of request that the benchmark sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// A small JSON document.
     Get,
-    /// A short speech, as one response.
+    /// A short speech, sent as one response.
     Tts,
     /// A long speech, streamed as fast as possible.
     Stream,
-    /// An upload to be transcribed.
+    /// An upload of audio for transcription.
     Upload,
-    /// Long speech, streamed in real time.
+    /// A long speech, streamed in real time.
     Paced,
 }
 
@@ -94,7 +96,7 @@ impl Workload {
         }
     }
 
-    /// Returns the complete request of the provider's Python SDK with this key.
+    /// Returns a complete request as the provider's Python SDK sends it with this key.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
         let chunks = self.response_bytes(seconds) / PACED_BYTES;
@@ -138,7 +140,7 @@ fn speech_body() -> Vec<u8> {
     format!("{plain}{}}}", " ".repeat(TEXT_BYTES - 1 - plain.len())).into_bytes()
 }
 
-/// Returns a form with an audio file.
+/// Returns the body of an upload: a form with an audio file.
 fn upload_body() -> Vec<u8> {
     let mut form = b"--b0b0b0\r\ncontent-disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v1\r\n\
         --b0b0b0\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\

@@ -113,7 +113,7 @@ impl RunningProgram {
         format!("/proc/{}", self.child.id())
     }
 
-    /// Returns the processor time of all threads since the start, in seconds.
+    /// Returns the processor time of all threads since startup, in seconds.
     pub fn processor_seconds(&self) -> f64 {
         let stat = self.read_proc_file("stat");
         let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

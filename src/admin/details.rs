@@ -1,5 +1,5 @@
-//! The document of `GET /api/keychoir-keys`: details of the keys. Separate from the status document, which
-//! apps rely on and which therefore gets no new fields.
+//! The document of `GET /api/keychoir-keys`: details of the keys. It is separate from the status document,
+//! which apps rely on and which therefore gets no new fields.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct KeyDetails {
-    /// Number of requests that are queued for a key.
+    /// The number of requests that are queued for a key.
     waiting: usize,
     /// When all credits will be used up at the current rate, if that is before the next reset.
     spent_by: Option<String>,
@@ -128,11 +128,11 @@ impl KeyDetails {
 /// The state of a key in the documents. A pause replaces the state that the key has without it.
 pub(super) struct DisplayedState {
     pub(super) name: &'static str,
-    /// The operator's reason of a pause, or the reason of a cooldown.
+    /// The operator's reason for the pause, or the reason for the cooldown.
     pub(super) reason: Option<String>,
     pub(super) since: Option<UnixMs>,
     pub(super) until: Option<UnixMs>,
-    /// The reason of the cooldown, even if the key is paused.
+    /// The reason for the cooldown, even if the key is paused.
     pub(super) cooldown: Option<CooldownReason>,
 }
 
@@ -189,7 +189,7 @@ impl RestrictionDetail {
     }
 }
 
-/// Advice for the operator about a key that needs attention.
+/// Returns advice for the operator about a key that needs attention.
 pub(super) fn advice(reason: CooldownReason) -> Option<&'static str> {
     match reason {
         CooldownReason::Exhausted | CooldownReason::RateLimited => None,
@@ -204,7 +204,7 @@ pub(super) fn advice(reason: CooldownReason) -> Option<&'static str> {
     }
 }
 
-/// The operations that a key can still serve.
+/// Returns the operations that a key can still serve.
 fn possible_operations(reason: Option<CooldownReason>, cannot: &[Restriction]) -> &'static str {
     match reason {
         None if cannot.is_empty() => "everything",

@@ -98,12 +98,12 @@ impl Readiness {
         }
     }
 
-    /// `ready`, `degraded` or `unready`.
+    /// Returns `ready`, `degraded` or `unready`.
     pub(super) fn status(&self) -> &'static str {
         self.status
     }
 
-    /// The state of the usage store, as in the document.
+    /// Returns the state of the usage store, as in the document.
     pub(super) fn store(&self) -> &'static str {
         self.store
     }
@@ -113,7 +113,7 @@ impl Readiness {
         self.upstream
     }
 
-    /// The state of the mirror, as in the document.
+    /// Returns the state of the mirror, as in the document.
     pub(super) fn mirror(&self) -> &'static str {
         self.mirror
     }

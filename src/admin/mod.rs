@@ -164,7 +164,7 @@ impl Admin {
         Some(page(self, headers, now))
     }
 
-    /// Returns the refusal of a page that the token of a client opens, too, unless the request presents a valid token.
+    /// Returns the refusal of a page that a client token also opens, unless the request presents a valid token.
     fn refuse_client_page(
         &self,
         uri: &Uri,

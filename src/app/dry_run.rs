@@ -1,5 +1,5 @@
-//! Checks whether the program could start: performs the steps of the start that can fail, and examines the
-//! database without changing it. Unlike `start`, the check continues after a problem.
+//! Checks whether the program could start: performs the startup steps that can fail, and examines the database without
+//! changing it. Unlike `start`, it collects all problems instead of stopping at the first.
 
 use std::io;
 
@@ -16,16 +16,16 @@ use crate::upstream::TcpTlsConnector;
 /// The result of a dry run.
 #[derive(Debug, Default)]
 pub struct DryRun {
-    /// Why the program would not start.
+    /// The problems that prevent startup.
     pub problems: Vec<StartProblem>,
-    /// What would not work as configured after the start.
+    /// The conditions under which the program starts but does not work as configured.
     pub warnings: Vec<StartWarning>,
 }
 
-/// A problem that prevents the start.
+/// A problem that prevents startup.
 #[derive(Debug, thiserror::Error)]
 pub enum StartProblem {
-    /// Listening on an address failed.
+    /// The program cannot listen on an address.
     #[error("{address}: {source}")]
     Address {
         /// The configured address.
@@ -33,15 +33,15 @@ pub enum StartProblem {
         /// The I/O error.
         source: io::Error,
     },
-    /// The start would fail with this error.
+    /// Startup would fail with this error.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
-/// A state in which the program starts and does not work as configured.
+/// A condition under which the program starts but does not work as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum StartWarning {
-    /// The database cannot be opened at the moment. Requests are served, and usage records stay in memory.
+    /// The database cannot currently be opened. Requests are served, and usage records are kept in memory.
     #[error("{0}; requests are served without it until it can be used")]
     Database(#[source] OpenError),
     /// The system allows fewer open files than the configured connections need.
@@ -49,8 +49,8 @@ pub enum StartWarning {
     Connections(ConnectionLimit),
 }
 
-/// Performs the steps of a start with `config` that can fail. Sockets passed by systemd are not checked, because
-/// they exist only when systemd starts the program.
+/// Performs the startup steps with `config` that can fail. Sockets passed by systemd are not checked, because they
+/// exist only when systemd starts the program.
 pub async fn dry_run(config: Config) -> DryRun {
     let mut result = DryRun::default();
     let limit = ConnectionLimit::determine(&config);

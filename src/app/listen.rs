@@ -29,7 +29,7 @@ pub enum ListenError {
 /// The listeners of the program.
 #[derive(Debug, Default)]
 pub struct ProgramListeners {
-    /// Those for clients. Without any for operators, they serve Keychoir's own pages and the admin API, too.
+    /// Those for clients. Without any for operators, they also serve Keychoir's own pages and the admin API.
     pub clients: Vec<Listener>,
     /// Those for operators, which serve only Keychoir's own pages and the admin API.
     pub operators: Vec<Listener>,

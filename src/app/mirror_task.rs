@@ -36,7 +36,7 @@ impl MirrorTask {
     /// Sends the remaining rows, for up to `final_push_timeout`, and ends the task.
     pub(super) async fn finish(self) {
         self.shutdown.cancel();
-        // Rows that are not sent in time are sent after the next start.
+        // Rows that are not sent in time are sent after the next startup.
         let _ = tokio::time::timeout(self.final_push_timeout, self.tasks.wait_until_ended()).await;
         drop(self.abort_guard);
     }

@@ -94,7 +94,7 @@ pub enum DrainOutcome {
 pub struct ShutdownReport {
     /// Whether all requests were completed.
     pub drain_outcome: DrainOutcome,
-    /// The number of usage records lost since the start, because they could not be written.
+    /// The number of usage records lost since startup, because they could not be written.
     pub records_lost: u64,
 }
 
@@ -269,7 +269,7 @@ fn to_document(settings: &[SettingValue]) -> Value {
 }
 
 impl RunningApp {
-    /// The address of the first TCP listener, or 127.0.0.1:0 without one.
+    /// Returns the address of the first TCP listener, or 127.0.0.1:0 without one.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         let tcp_address = self.addresses.iter().find_map(|address| match address {
@@ -279,25 +279,26 @@ impl RunningApp {
         tcp_address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// The addresses of the listeners for clients.
+    /// Returns the addresses of the listeners for clients.
     #[must_use]
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
     }
 
-    /// The addresses of the listeners for operators; empty if those for clients serve operators.
+    /// Returns the addresses of the listeners for operators. The list is empty if those for clients
+    /// serve operators.
     #[must_use]
     pub fn operator_addresses(&self) -> &[Address] {
         &self.operator_addresses
     }
 
-    /// The TLS state of the listener at `address`.
+    /// Returns the TLS state of the listener at `address`.
     #[must_use]
     pub fn https(&self, address: &Address) -> HttpsState {
         self.certificates.state(address)
     }
 
-    /// The sorted names of the clients with a token. If the list is empty, no token is required.
+    /// Returns the sorted names of the clients with a token. If the list is empty, no token is required.
     #[must_use]
     pub fn client_names(&self) -> Vec<String> {
         let config = self.config.load();
@@ -313,19 +314,19 @@ impl RunningApp {
         self.store_writer.history.clone()
     }
 
-    /// The events for listeners of the admin API.
+    /// Returns the events for listeners of the admin API.
     #[must_use]
     pub fn events(&self) -> EventRing {
         self.events.clone()
     }
 
-    /// A snapshot of the keys and their state.
+    /// Returns a snapshot of the keys and their state.
     #[must_use]
     pub fn keys(&self) -> Vec<KeySnapshot> {
         self.pool.snapshot(clock::now())
     }
 
-    /// The number of requests that wait for a key.
+    /// Returns the number of requests that wait for a key.
     #[must_use]
     pub fn queued_requests(&self) -> usize {
         self.pool.queued_requests()
@@ -349,7 +350,7 @@ impl RunningApp {
         self.shut_down(drain_timeout, pending()).await.drain_outcome
     }
 
-    /// The maximum duration of a shutdown after its drain timeout.
+    /// Returns the maximum duration of a shutdown after its drain timeout.
     #[must_use]
     pub fn max_duration_after_drain(&self) -> Duration {
         ABORT_TIMEOUT

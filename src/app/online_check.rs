@@ -1,5 +1,5 @@
-//! Examines what a start cannot: the routes to the provider, each key at the provider, and the tables of the
-//! mirror. Used by `keychoir check --online` and `keychoir doctor`, beside a running program or without one.
+//! Examines what startup cannot: the routes to the provider, each key at the provider, and the tables of the mirror.
+//! Used by `keychoir check --online` and `keychoir doctor`, beside a running program or without one.
 
 use std::io;
 use std::net::IpAddr;
@@ -52,7 +52,7 @@ pub struct RouteCheck {
 }
 
 impl RouteCheck {
-    /// The certificate of the host, if it has one.
+    /// Returns the certificate of the host, if it has one.
     #[must_use]
     pub fn certificate(&self) -> Option<PeerCertificate> {
         PeerCertificate::parse(self.probe.as_ref().ok()?.certificates.first()?)
@@ -154,7 +154,7 @@ impl OnlineCheck {
         Some(mirror::check_tables(settings, self.mirrors_events).await)
     }
 
-    /// The URL of the mirror.
+    /// Returns the URL of the mirror.
     #[must_use]
     pub fn mirror_url(&self) -> Option<&str> {
         self.mirror.as_ref().map(|settings| settings.base_url.as_str())

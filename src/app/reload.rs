@@ -19,10 +19,9 @@ impl RunningApp {
         check_exposure(&self.addresses, &app_config.clients)
     }
 
-    /// Applies the keys, pauses, clients, admin token and limits of `app_config` to new requests, and the
-    /// certificates to new connections. Other settings apply only at the next start, so `app_config` must be made
-    /// by [`AppConfig::from_reload`]. Requests in progress keep their settings,
-    /// and remaining keys keep their state.
+    /// Applies the keys, pauses, clients, admin token and limits of `app_config` to new requests, and the certificates
+    /// to new connections. Other settings apply only at the next startup, so `app_config` must be made by
+    /// [`AppConfig::from_reload`]. Requests in progress keep their settings, and remaining keys keep their state.
     ///
     /// # Errors
     ///

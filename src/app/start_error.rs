@@ -41,7 +41,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// What the operator can do, if the message does not say it.
+    /// Returns what the operator can do, if the message does not say it.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
         match self {

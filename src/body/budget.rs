@@ -119,25 +119,25 @@ impl BufferBudget {
         BufferShare { budget: Some(self.clone()), free_bytes: free as u64, taken_bytes: 0 }
     }
 
-    /// Bytes of memory in use.
+    /// Returns the number of bytes of memory in use.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.0.memory.used()
     }
 
-    /// Maximum number of bytes of memory.
+    /// Returns the maximum number of bytes of memory.
     #[must_use]
     pub fn max_memory(&self) -> u64 {
         self.0.memory.max.load(Ordering::Relaxed)
     }
 
-    /// Bytes of disk in use.
+    /// Returns the number of bytes of disk in use.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
         self.0.disk.used()
     }
 
-    /// Maximum number of bytes of disk.
+    /// Returns the maximum number of bytes of disk.
     #[must_use]
     pub fn max_disk(&self) -> u64 {
         self.0.disk.max.load(Ordering::Relaxed)
@@ -202,7 +202,7 @@ impl BufferShare {
         true
     }
 
-    /// The budget of the share, or `None` for the default share.
+    /// Returns the budget of the share, or `None` for the default share.
     pub(super) fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }

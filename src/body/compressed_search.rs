@@ -168,7 +168,7 @@ impl CompressedSearch {
         self.current_frame.is_some()
     }
 
-    /// The number of bytes received and not yet forwarded.
+    /// Returns the number of bytes received and not yet forwarded.
     pub(super) fn unsent_bytes(&self) -> u64 {
         (data_bytes(self.released_frames.iter().chain(&self.current_frame)) + self.held_bytes()) as u64
     }

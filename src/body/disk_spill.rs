@@ -71,7 +71,7 @@ impl DiskSpill {
         }
     }
 
-    /// Bytes in the file and in the queue.
+    /// Returns the number of bytes in the file and in the queue.
     pub(super) fn bytes(&self) -> u64 {
         self.written_bytes + self.queue_bytes
     }

@@ -158,7 +158,7 @@ where
         AttemptBody { shared: Arc::clone(&self.shared), attempt: shared.attempt, offset: 0 }
     }
 
-    /// The declared length of the body.
+    /// Returns the declared length of the body.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
         lock(&self.shared).length
@@ -172,14 +172,14 @@ where
         if is_complete { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
     }
 
-    /// The time at which bytes last arrived from the client, or the start of the request if none have
+    /// Returns the time at which bytes last arrived from the client, or the start of the request if none have
     /// arrived.
     #[must_use]
     pub fn last_received_at(&self) -> Instant {
         lock(&self.shared).last_received_at
     }
 
-    /// The reason why the replay buffer is incomplete, or `None` while the buffer is complete.
+    /// Returns the reason why the replay buffer is incomplete, or `None` while the buffer is complete.
     #[must_use]
     pub fn loss(&self) -> Option<ReplayLoss> {
         lock(&self.shared).buffer.loss()
@@ -195,7 +195,7 @@ impl<B> AttemptBody<B> {
 }
 
 impl<B> UploadProgress<B> {
-    /// The event that the upload waits for.
+    /// Returns the event that the upload waits for.
     #[must_use]
     pub fn waits_for(&self) -> UploadWait {
         match lock(&self.shared).source_state {
@@ -217,7 +217,7 @@ impl<B> UploadProgress<B> {
         lock(&self.shared).has_started
     }
 
-    /// The number of bytes that the current attempt has taken to send.
+    /// Returns the number of bytes that the current attempt has taken to send.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         lock(&self.shared).sent_bytes
@@ -237,14 +237,14 @@ impl<B> UploadProgress<B> {
         shared.discard_if_released();
     }
 
-    /// The time by which the client must send more bytes to reach `rate`, or `None` while the upload does not
-    /// wait for the client.
+    /// Returns the time by which the client must send more bytes to reach `rate`, or `None` while the upload
+    /// does not wait for the client.
     #[must_use]
     pub fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
         lock(&self.shared).min_rate_deadline(rate)
     }
 
-    /// The time at which the current attempt last took bytes to send.
+    /// Returns the time at which the current attempt last took bytes to send.
     #[must_use]
     pub fn last_sent_at(&self) -> Instant {
         lock(&self.shared).last_sent_at

@@ -24,7 +24,7 @@ pub enum ReplayLoss {
 }
 
 impl ReplayLoss {
-    /// The code in the log.
+    /// Returns the code in the log.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -89,7 +89,7 @@ impl ReplayBuffer {
         }
     }
 
-    /// The reason why the buffer is incomplete, or `None` while it is complete.
+    /// Returns the reason why the buffer is incomplete, or `None` while it is complete.
     pub(super) fn loss(&self) -> Option<ReplayLoss> {
         self.loss
     }
@@ -99,7 +99,7 @@ impl ReplayBuffer {
         self.spill.is_some()
     }
 
-    /// Bytes in memory and on disk.
+    /// Returns the number of bytes in memory and on disk.
     pub(super) fn bytes(&self) -> u64 {
         self.memory_bytes() + self.spill.as_ref().map_or(0, DiskSpill::bytes)
     }

@@ -41,7 +41,7 @@ pub enum PrivateKeyError {
     /// The file contains a certificate, but no private key.
     #[error("the file contains a certificate, but no private key")]
     IsCertificate,
-    /// The key is encrypted with a passphrase, which cannot be entered at the start.
+    /// The key is encrypted with a passphrase, which cannot be entered at startup.
     #[error("the private key is encrypted")]
     Encrypted,
     /// The key is malformed, or of a type that the TLS library does not support.
@@ -70,7 +70,7 @@ impl CertificateChain {
         }
     }
 
-    /// The validity period of the server's certificate.
+    /// Returns the validity period of the server's certificate.
     #[must_use]
     pub fn validity_period(&self) -> ValidityPeriod {
         self.validity_period

@@ -104,13 +104,13 @@ impl LocalCa {
         }
     }
 
-    /// The certificate in PEM, without the private key.
+    /// Returns the certificate in PEM, without the private key.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The certificate and private key in PEM. They may be written only to the key file of the CA.
+    /// Returns the certificate and private key in PEM. They may be written only to the key file of the CA.
     pub(super) fn secret_pem(&self) -> String {
         format!("{}{}", self.pem, self.issuer.key().serialize_pem())
     }

@@ -48,7 +48,7 @@ impl Certificate {
         Arc::clone(&self.certified_key)
     }
 
-    /// The validity period of the certificate.
+    /// Returns the validity period of the certificate.
     #[must_use]
     pub fn validity_period(&self) -> ValidityPeriod {
         self.validity_period

@@ -1,4 +1,4 @@
-//! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent a start. With
+//! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent startup. With
 //! `--online`, it also examines the provider and the mirror. An address or a database that a running Keychoir uses is
 //! not a problem.
 
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// The exit code if a start would succeed, and the provider, a key or the mirror has a problem.
+/// The exit code if startup would succeed, and the provider, a key or the mirror has a problem.
 const ONLINE_PROBLEM: u8 = 1;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
@@ -82,7 +82,7 @@ fn print_configuration(loaded: &LoadedConfig) {
     }
 }
 
-/// Prints the findings about the start, problems to standard error, and all findings about the network.
+/// Prints the findings about startup, problems to standard error, and all findings about the network.
 fn print_findings(start: &[Finding], network: &[Finding]) {
     for finding in start {
         match finding.severity {

@@ -1,5 +1,5 @@
-//! Makes changes of keys and clients for the commands: through the admin API of the running server, or without
-//! one by editing the overlay, so that the change applies at the next start.
+//! Makes changes of keys and clients for the commands: through the admin API of the running server, or without one by
+//! editing the overlay, so that the change applies at the next startup.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -71,7 +71,7 @@ impl DatabaseOptions {
         }
     }
 
-    /// The path of the database. If there is none, prints the error and returns the exit code.
+    /// Returns the path of the database. If there is none, prints the error and returns the exit code.
     pub(super) fn path(&self) -> Result<PathBuf, ExitCode> {
         if let Some(file) = &self.file {
             return Ok(file.clone());

@@ -32,8 +32,8 @@ use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
 
-/// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not
-/// respond must not delay the start for longer.
+/// Maximum wait for the first polls of the quotas, which the table of keys shows. A provider that does not respond must
+/// not delay startup for longer.
 const FIRST_POLL_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Margin between the longest shutdown and the stop timeout of the service manager.
@@ -83,7 +83,7 @@ fn line_format(format: LogFormat) -> LineFormat {
     }
 }
 
-/// Saves the admin token that was generated at the first start.
+/// Saves the admin token that was generated at the first startup.
 fn save_admin_token(new_token: NewAdminToken, reloader: &mut ConfigReloader) {
     match new_token.save() {
         Ok(path) => {

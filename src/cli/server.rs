@@ -261,7 +261,7 @@ impl StatusClient {
         Ok((status, document))
     }
 
-    /// The readiness of the server: `ready`, `degraded` or `unready`.
+    /// Returns the readiness of the server: `ready`, `degraded` or `unready`.
     pub(super) async fn readiness(&self) -> Result<String, ServerRequestError> {
         #[derive(Deserialize)]
         struct Readiness {
@@ -270,7 +270,7 @@ impl StatusClient {
         self.get::<Readiness>("/readyz").await.map(|(_, page)| page.status)
     }
 
-    /// The version of the server, which its metrics contain. `None` if they require another token.
+    /// Returns the version of the server, which its metrics contain. Returns `None` if they require another token.
     pub(super) async fn version(&self, admin_token: Option<&str>) -> Option<String> {
         const LABEL: &str = "keychoir_build_info{version=\"";
         let mut request = self.client.get(format!("{}/metrics", self.base()));

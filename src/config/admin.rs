@@ -93,7 +93,7 @@ impl AdminConfig {
     }
 
     /// Finds the admin token: in the environment, in the file that the setting at `span` names, in the service's
-    /// credential, or else in the state directory, where the first start generates it.
+    /// credential, or else in the state directory, where the first startup generates it.
     pub(super) fn find_token(
         &self,
         directory: Option<&StateDirectory>,

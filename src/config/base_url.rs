@@ -19,32 +19,32 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// The scheme.
+    /// Returns the scheme.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host in lowercase. An IPv6 address has no brackets, as DNS lookups and the server name of a
-    /// TLS handshake require.
+    /// Returns the host in lowercase. An IPv6 address has no brackets, as DNS lookups and the server name of
+    /// a TLS handshake require.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, or the scheme's default if the URL has none.
+    /// Returns the port, or the scheme's default if the URL has none.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The prefix of every path: empty, or `/prefix` without a trailing slash.
+    /// Returns the prefix of every path: empty, or `/prefix` without a trailing slash.
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.path_prefix
     }
 
-    /// The value of the `Host` header: an IPv6 address has brackets, and the scheme's default port is
+    /// Returns the value of the `Host` header: an IPv6 address has brackets, and the scheme's default port is
     /// omitted.
     #[must_use]
     pub fn authority(&self) -> String {

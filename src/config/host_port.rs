@@ -22,13 +22,13 @@ enum Host {
 }
 
 impl HostPort {
-    /// The port. With 0, the operating system chooses one.
+    /// Returns the port. With 0, the operating system chooses one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The addresses to bind. Binding the first one must succeed.
+    /// Returns the addresses to bind. Binding the first one must succeed.
     ///
     /// `localhost` has an IPv4 and an IPv6 address, so that clients that try `::1` first are served if
     /// the machine has IPv6. With port 0, the IPv6 address uses the port that the IPv4 address got.

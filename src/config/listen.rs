@@ -59,12 +59,12 @@ impl ListenAddresses {
         Ok(Self(listens))
     }
 
-    /// The addresses in the configured order.
+    /// Returns the addresses in the configured order.
     pub fn iter(&self) -> std::slice::Iter<'_, ListenAddress> {
         self.0.iter()
     }
 
-    /// The TCP addresses.
+    /// Returns the TCP addresses.
     pub fn tcp_addresses(&self) -> impl Iterator<Item = &HostPort> {
         self.iter().filter_map(|listen| match listen {
             ListenAddress::Tcp(address) => Some(address),
@@ -72,14 +72,14 @@ impl ListenAddresses {
         })
     }
 
-    /// The first TCP address with a port other than 0, which is known before Keychoir listens.
+    /// Returns the first TCP address with a port other than 0, which is known before Keychoir listens.
     #[must_use]
     pub fn fixed_port(&self) -> Option<&HostPort> {
         self.tcp_addresses().find(|address| address.port() != 0)
     }
 
-    /// The first TCP address that other machines can reach. The sockets that systemd passes are checked
-    /// when they are received.
+    /// Returns the first TCP address that other machines can reach. The sockets that systemd passes are
+    /// checked when they are received.
     #[must_use]
     pub fn exposed_address(&self) -> Option<&HostPort> {
         self.tcp_addresses().find(|address| !address.is_loopback())
@@ -161,7 +161,7 @@ impl FromStr for ListenAddress {
 }
 
 impl UnixMode {
-    /// The permission bits.
+    /// Returns the permission bits.
     #[must_use]
     pub fn bits(self) -> u32 {
         self.0

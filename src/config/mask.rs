@@ -55,7 +55,7 @@ pub(super) fn mask_line(line: &str, section: Option<&str>) -> String {
     let is_section = setting::is_section(section) || old_names::new_section(section).is_some();
     let is_harmless = is_section
         && !has_secret_word(name)
-        // A proxy may have a password, also in a URL that cannot be parsed.
+        // A proxy may have a password, even in a URL that cannot be parsed.
         && !name.contains("proxy")
         && !has_secret_word(value)
         && !looks_like_secret(value)

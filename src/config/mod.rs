@@ -254,20 +254,20 @@ impl Config {
         config
     }
 
-    /// The folder of the usage database, in which changes at runtime are saved; `None` if usage records are
+    /// Returns the folder of the usage database, in which changes at runtime are saved; `None` if usage records are
     /// kept only in memory.
     #[must_use]
     pub fn state_directory(&self) -> Option<StateDirectory> {
         self.storage.file()?.parent().map(|folder| StateDirectory::new(folder.to_owned()))
     }
 
-    /// The forward proxies for connections to the provider and to Supabase.
+    /// Returns the forward proxies for connections to the provider and to Supabase.
     #[must_use]
     pub fn proxy_routes(&self) -> ProxyRoutes {
         ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
-    /// The folder of the local CA: `server.tls_directory`, or the folder of the usage database.
+    /// Returns the folder of the local CA: `server.tls_directory`, or the folder of the usage database.
     #[must_use]
     pub fn ca_location(&self) -> certificate::CaLocation {
         let default = || Some(self.storage.file()?.parent()?.join("tls"));
@@ -277,7 +277,7 @@ impl Config {
         }
     }
 
-    /// The certificate of the local CA, if the server has created it.
+    /// Returns the certificate of the local CA, if the server has created it.
     #[must_use]
     pub fn local_ca_file(&self) -> Option<PathBuf> {
         match self.ca_location() {

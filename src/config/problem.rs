@@ -185,7 +185,7 @@ impl Problem {
         &self.span.origin
     }
 
-    /// The source, the message and the advice in one line, without an excerpt of the file.
+    /// Returns the source, the message and the advice in one line, without an excerpt of the file.
     #[must_use]
     pub fn summary(&self) -> String {
         format!("{}: {}", self.span.origin, self.error)
@@ -217,7 +217,7 @@ impl Problems {
 }
 
 impl Problems {
-    /// The problems in their order.
+    /// Returns the problems in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -235,7 +235,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// A message about a corrected or unusual setting. It does not prevent a start.
+/// A message about a corrected or unusual setting. It does not prevent startup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     origin: ValueOrigin,

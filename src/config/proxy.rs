@@ -1,7 +1,7 @@
-//! Parses forward proxies from the settings and from the environment variables of the system, and decides which
-//! proxy is used for which host.
+//! Parses forward proxies from the settings and from the standard environment variables, and decides which proxy is
+//! used for which host.
 //!
-//! A proxy's URL may contain a password, so no message of this module quotes a part of it.
+//! A proxy's URL may contain a password, so error messages of this module never quote it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,14 +15,14 @@ use crate::policy::authority::Scheme;
 use crate::policy::forward_proxy::{ForwardProxy, ProxyScheme, percent_decode};
 use crate::secret::ProxyCredentials;
 
-/// Maximum bytes of a user and of a password for SOCKS5 (RFC 1929). Other proxies have no common limit.
+/// The maximum length of a SOCKS5 username or password (RFC 1929). HTTP proxies have no common limit.
 const MAX_SOCKS_CREDENTIAL: usize = 255;
 
 /// A `proxy` setting.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ProxySetting {
-    /// The setting is empty. A key and the mirror use the proxy of `upstream.proxy`, and an empty `upstream.proxy`
-    /// means the proxy of the environment variables.
+    /// The setting is empty. Keys and the mirror inherit `upstream.proxy`, which itself falls back to the environment
+    /// variables.
     #[default]
     Inherited,
     /// Connections are direct. The environment variables are ignored.
@@ -80,7 +80,7 @@ fn parse_url(url: &str) -> Result<ForwardProxy, ValueError> {
     let scheme = match scheme.to_ascii_lowercase().as_str() {
         "http" => ProxyScheme::Http,
         "https" => ProxyScheme::Https,
-        // Names are resolved by the proxy in any case, because a machine behind it may have no DNS.
+        // The proxy resolves host names for both schemes, because this machine may not have DNS.
         "socks5" | "socks5h" => ProxyScheme::Socks5,
         _ => return Err(error("the proxy's scheme is not http, https or socks5h")),
     };
@@ -113,7 +113,7 @@ fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredent
         return Err(ValueError::new("the proxy's URL has no user before the password").advise(NOTATION));
     }
     match scheme {
-        // `Basic` separates user and password by the first colon.
+        // `Basic` authentication separates the user from the password at the first colon.
         ProxyScheme::Http | ProxyScheme::Https if user.contains(':') => {
             return Err(ValueError::new("the user for a proxy over HTTP has a colon"));
         }
@@ -136,7 +136,7 @@ pub(super) fn conflicting_proxies_error(setting: &str, file: &str) -> ValueError
     ValueError::new(format!("both `{setting}` and `{file}` are set")).advise("remove one of them")
 }
 
-/// A proxy of the environment, with the variable that names it.
+/// A proxy that an environment variable specifies.
 #[derive(Clone, Debug)]
 struct EnvironmentProxy {
     variable: &'static str,
@@ -159,7 +159,7 @@ impl EnvironmentProxies {
         let mut read = |names: [&'static str; 2]| {
             let (variable, text) =
                 names.into_iter().find_map(|name| Some((name, environment.value(name)?)))?;
-            // Other programs accept a proxy without a scheme, too.
+            // Like other programs, accept a proxy without a scheme.
             let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
             match parse_url(&url) {
                 Ok(proxy) => Some(EnvironmentProxy { variable, proxy: Arc::new(proxy) }),
@@ -176,7 +176,7 @@ impl EnvironmentProxies {
         Self { https, all, exemptions: exemptions.map(NoProxy::parse).unwrap_or_default() }
     }
 
-    /// Returns the proxy for connections to `url`, or the reason for direct ones.
+    /// Returns the proxy for connections to `url`, or the reason why connections are direct.
     fn find(&self, url: &BaseUrl) -> EnvironmentRoute<'_> {
         let for_scheme = match url.scheme() {
             Scheme::Https => self.https.as_ref().or(self.all.as_ref()),
@@ -203,7 +203,7 @@ enum EnvironmentRoute<'a> {
     Proxy(&'a EnvironmentProxy),
 }
 
-/// The proxies for all hosts: `upstream.proxy`, and the environment's if that is empty.
+/// The proxies for all hosts: `upstream.proxy`, or the environment variables if that is empty.
 #[derive(Clone, Debug, Default)]
 pub struct ProxyRoutes {
     setting: ProxySetting,

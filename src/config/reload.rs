@@ -159,7 +159,7 @@ impl Config {
         config
     }
 
-    /// Returns whether all settings, keys, clients and the admin token are the same as in `other`, also in parts that
+    /// Returns whether all settings, keys, clients and the admin token are the same as in `other`, including parts that
     /// are not printed. The generation is not compared.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {

@@ -91,7 +91,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     }
     let mut configured_clients =
         clients::parse(sources, &contents.clients, folders, &draft.config.keys, &mut draft.report);
-    // An entry with a mistake is a client, too.
+    // An entry with a mistake is still a client.
     let has_invalid_clients = configured_clients.len() < contents.clients.len();
     overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
     draft.config.clients = configured_clients;

@@ -127,8 +127,8 @@ const REGIONS: [&str; 4] = [
 ];
 
 impl UpstreamConfig {
-    /// The regional hosts at which the region of a key is searched: the configured ones, or else those
-    /// of the provider if the upstream is the provider. Another upstream has no default regions,
+    /// Returns the regional hosts at which the region of a key is searched: the configured ones, or else
+    /// those of the provider if the upstream is the provider. Another upstream has no default regions,
     /// because keys are sent only to configured hosts.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
@@ -310,7 +310,7 @@ pub struct StorageConfig {
 }
 
 impl StorageConfig {
-    /// The database file, or `None` if usage records are kept only in memory.
+    /// Returns the database file, or `None` if usage records are kept only in memory.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         (!self.ephemeral).then_some(self.path.as_path())

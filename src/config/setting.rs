@@ -80,12 +80,12 @@ pub(super) fn find_by_name(name: &str) -> Option<&'static Setting> {
 }
 
 impl Setting {
-    /// The part of the path before the last dot.
+    /// Returns the part of the path before the last dot.
     pub(super) fn section(&self) -> &'static str {
         self.path.rsplit_once('.').map_or(self.path, |(section, _)| section)
     }
 
-    /// The part of the path after the last dot.
+    /// Returns the part of the path after the last dot.
     pub(super) fn name(&self) -> &'static str {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
@@ -95,7 +95,7 @@ impl Setting {
         find(self.section()).is_some()
     }
 
-    /// The name of its environment variable.
+    /// Returns the name of the setting's environment variable.
     pub(super) fn variable_name(&self) -> String {
         variable_name(self.path)
     }
@@ -150,7 +150,7 @@ impl Setting {
         Ok(())
     }
 
-    /// Whether the values in two configurations differ, also in a part that is not printed.
+    /// Whether the values in two configurations differ, even in a part that is not printed.
     pub(super) fn differs(&self, first: &mut Config, second: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(first) != field(second),

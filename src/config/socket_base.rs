@@ -13,7 +13,7 @@ use super::problem::ValueError;
 pub struct SocketBase(String);
 
 impl SocketBase {
-    /// The URL without a trailing slash, or `None` if it is not configured.
+    /// Returns the URL without a trailing slash, or `None` if it is not configured.
     #[must_use]
     pub fn url(&self) -> Option<&str> {
         (!self.0.is_empty()).then_some(self.0.as_str())

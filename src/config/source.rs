@@ -35,30 +35,30 @@ impl Environment {
         std::env::vars_os().collect()
     }
 
-    /// The trimmed value of a variable, or `None` if it is unset or blank.
+    /// Returns the trimmed value of a variable, or `None` if it is unset or blank.
     pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }
 
-    /// All variables with a value, by name.
+    /// Returns all variables with a value, by name.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// The home folder, which replaces `~` in paths.
+    /// Returns the home folder, which replaces `~` in paths.
     pub(super) fn home(&self) -> Option<&Path> {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
 
-    /// The default paths of the configuration file, in order. The first existing file is read, and
-    /// a new file is created at the first path.
+    /// Returns the default paths of the configuration file, in order. The first existing file is read, and a
+    /// new file is created at the first path.
     pub(super) fn default_config_files(&self) -> Vec<PathBuf> {
         let user_file =
             self.xdg_folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("keychoir/keychoir.toml"));
         user_file.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
-    /// The default path of the usage database: in systemd's state folder if it is set, else in the
+    /// Returns the default path of the usage database: in systemd's state folder if it is set, else in the
     /// XDG state folder.
     pub(super) fn default_database(&self) -> Option<PathBuf> {
         // systemd separates several folders by colons. Keychoir uses the first.

@@ -80,7 +80,7 @@ impl Default for SupabaseConfig {
 }
 
 impl SupabaseConfig {
-    /// The URL and the key, if the mirror is enabled and has both.
+    /// Returns the URL and the key, if the mirror is enabled and has both.
     #[must_use]
     pub fn target(&self) -> Option<(&BaseUrl, &SupabaseKey)> {
         self.url.0.as_ref().zip(self.key.as_ref()).filter(|_| self.enabled)

@@ -49,7 +49,7 @@ impl TlsConfig {
         Self { keyword: TlsKeyword::Off, ..Self::default() }
     }
 
-    /// The resolved source of the certificate. Files take precedence over a keyword.
+    /// Returns the resolved source of the certificate. Files take precedence over a keyword.
     #[must_use]
     pub fn mode(&self) -> TlsMode {
         match (&self.cert, &self.key, self.keyword) {

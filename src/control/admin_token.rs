@@ -1,4 +1,4 @@
-//! Generates the admin token at the first start, if the operator gave none.
+//! Generates the admin token at the first startup, if the operator gave none.
 
 use std::path::PathBuf;
 

@@ -94,7 +94,7 @@ impl Controller {
         }
     }
 
-    /// Creates a controller without a running program. Its changes apply at the next start.
+    /// Creates a controller without a running program. Its changes apply at the next startup.
     #[must_use]
     pub fn offline(overrides: Overrides, recorder: ChangeRecorder) -> Self {
         Self {
@@ -386,7 +386,7 @@ fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
     ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
 }
 
-/// Deletes the key files that an interrupted change left in the state directory. Called at the start.
+/// Deletes the key files that an interrupted change left in the state directory. Startup calls it.
 pub fn delete_leftover_key_files(config: &Config) {
     let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
     let Some(directory) = config.state_directory().filter(has_keys) else { return };

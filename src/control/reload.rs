@@ -16,7 +16,7 @@ use crate::telemetry::{LogLevelHandle, keys_loaded_message};
 pub struct ConfigReloader {
     /// Sets the level of the log. `None` if the caller did not start the log.
     level: Option<LogLevelHandle>,
-    /// The configuration at the start. Settings that need a restart keep its values.
+    /// The configuration at startup. Settings that need a restart keep its values.
     start_config: Config,
     /// The configuration that was applied last.
     applied_config: Config,

@@ -284,7 +284,7 @@ async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change()
         assert!(records.try_recv().is_err());
         assert!(machine.state().join(KEY_FILE).exists());
         assert_eq!(machine.config().keys.len(), keys);
-        // The next start deletes what no entry names.
+        // The next startup deletes what no entry names.
         delete_leftover_key_files(&machine.config());
         assert_eq!(machine.state().join(KEY_FILE).exists(), keys == 2);
     }

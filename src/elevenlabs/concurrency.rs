@@ -71,7 +71,7 @@ impl ConcurrencyGroup {
         }
     }
 
-    /// Maximum number of concurrent requests of this group on a plan, or `None` if it is unknown.
+    /// Returns the maximum number of concurrent requests of this group on a plan, or `None` if it is unknown.
     ///
     /// Source: the provider's blog of June 2026. The provider changes these numbers, so a number reported
     /// in a response replaces them.

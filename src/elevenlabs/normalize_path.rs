@@ -16,7 +16,7 @@ pub enum PathFix {
 }
 
 impl PathFix {
-    /// The correction of the base URL, for the log.
+    /// Returns the correction of the base URL, for the log.
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
@@ -31,7 +31,7 @@ impl PathFix {
 #[must_use]
 pub fn fix_path(path: &str) -> Option<(String, PathFix)> {
     if let Some(fixed_path) = without_doubled_slash(path) {
-        // The version of such a base URL may be wrong, too.
+        // The version of such a base URL may also be wrong.
         return Some(fix_path(&fixed_path).unwrap_or((fixed_path, PathFix::DoubledSlash)));
     }
     let relative_path = path.strip_prefix('/')?;

@@ -26,7 +26,7 @@ impl Permission {
         NAMES.binary_search(&name).ok().and_then(|index| u8::try_from(index).ok()).map(Self::from_number)
     }
 
-    /// The provider's name of the permission.
+    /// Returns the provider's name of the permission.
     #[must_use]
     pub fn name(self) -> &'static str {
         NAMES.get(usize::from(self.number())).copied().unwrap_or_default()

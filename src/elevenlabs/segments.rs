@@ -26,12 +26,12 @@ pub struct Segments<'a> {
 const MAX_INLINE: usize = 12;
 
 impl<'a> Segment<'a> {
-    /// The segment as written.
+    /// Returns the segment as written.
     pub(super) fn text(&self) -> &'a str {
         self.text
     }
 
-    /// The literal of the API that the segment equals, if any.
+    /// Returns the literal of the API that the segment equals, if any.
     pub(super) fn literal(&self) -> Option<Literal> {
         self.literal
     }

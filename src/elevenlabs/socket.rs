@@ -65,7 +65,7 @@ impl Dialect {
         Self::Foreign,
     ];
 
-    /// The name in metrics.
+    /// Returns the name in metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -80,7 +80,7 @@ impl Dialect {
         }
     }
 
-    /// The work of a session, which determines its price and concurrency group.
+    /// Returns the work of a session, which determines its price and concurrency group.
     #[must_use]
     pub fn operation(self) -> Operation {
         match self {
@@ -122,7 +122,8 @@ impl Dialect {
         self.generates_speech()
     }
 
-    /// The model of a session that names no model. Source: the OpenAPI document, for speech over HTTP.
+    /// Returns the model of a session that names no model. Source: the OpenAPI document, for speech over
+    /// HTTP.
     #[must_use]
     pub fn default_model(self) -> Option<&'static str> {
         match self {

@@ -63,7 +63,7 @@ pub(super) enum FailureReason {
 }
 
 impl FailureReason {
-    /// The error code that the outbox stores.
+    /// Returns the error code that the outbox stores.
     pub(super) fn code(&self) -> String {
         match self {
             Self::Response { status, code } => code.clone().unwrap_or_else(|| status.to_string()),

@@ -27,40 +27,41 @@ struct MirrorHealthCells {
     refused: AtomicU64,
     sent: AtomicU64,
     failures: AtomicU64,
-    /// Time at which the outbox was last empty, in milliseconds since 1970; 0 before the start.
+    /// The time at which the outbox was last empty, in milliseconds since 1970; 0 before startup.
     empty_at: AtomicU64,
 }
 
 const STATES: [MirrorState; 3] = [MirrorState::Working, MirrorState::Failing, MirrorState::Paused];
 
 impl MirrorHealth {
-    /// The current state.
+    /// Returns the current state.
     #[must_use]
     pub fn state(&self) -> MirrorState {
         let index = usize::from(self.0.state.load(Ordering::Acquire));
         STATES.get(index).copied().unwrap_or(MirrorState::Working)
     }
 
-    /// Number of rows that Supabase refused. The mirror will retry them.
+    /// Returns the number of rows that Supabase refused. The mirror will retry them.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Acquire)
     }
 
-    /// Number of rows delivered in this run of the program. A row that is sent twice counts twice.
+    /// Returns the number of rows delivered in this run of the program. A row that is sent twice counts
+    /// twice.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
     }
 
-    /// Number of failed pushes in this run of the program.
+    /// Returns the number of failed pushes in this run of the program.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)
     }
 
-    /// Upper bound of the age of an unsent row at `now`: the time since the outbox was last empty. Zero
-    /// before the mirror starts.
+    /// Returns an upper bound of the age of an unsent row at `now`: the time since the outbox was last empty.
+    /// Returns zero before the mirror starts.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         let at = self.0.empty_at.load(Ordering::Acquire);

@@ -116,7 +116,7 @@ impl Mirror {
     ///
     /// # Cancel safety
     ///
-    /// Rows whose delivery is not yet recorded are sent again after the next start.
+    /// Rows whose delivery is not yet recorded are sent again after the next startup.
     pub async fn run(mut self, end: CancellationToken) {
         info!(
             event = "mirror_started",

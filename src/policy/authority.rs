@@ -18,7 +18,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// `http` or `https`.
+    /// Returns `http` or `https`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +27,7 @@ impl Scheme {
         }
     }
 
-    /// The port of a URL that does not specify one.
+    /// Returns the port of a URL that does not specify one.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -70,25 +70,25 @@ impl Authority {
         })
     }
 
-    /// The same authority, with connections through `proxy`, or direct ones without it.
+    /// Returns the same authority, with connections through `proxy`, or direct ones without it.
     #[must_use]
     pub fn through(self, proxy: Option<Arc<ForwardProxy>>) -> Self {
         Self { proxy, ..self }
     }
 
-    /// The forward proxy through which connections are opened; `None` for direct connections.
+    /// Returns the forward proxy through which connections are opened; `None` for direct connections.
     #[must_use]
     pub fn proxy(&self) -> Option<&Arc<ForwardProxy>> {
         self.proxy.as_ref()
     }
 
-    /// The scheme of all upstream requests.
+    /// Returns the scheme of all upstream requests.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host name or address, without the brackets of an IPv6 address.
+    /// Returns the host name or address, without the brackets of an IPv6 address.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -102,19 +102,19 @@ impl Authority {
         host.strip_suffix(DOMAIN).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     }
 
-    /// The port, even if it is the default one.
+    /// Returns the port, even if it is the default one.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The value of the `Host` header.
+    /// Returns the value of the `Host` header.
     #[must_use]
     pub fn host_header(&self) -> &HeaderValue {
         &self.host_header
     }
 
-    /// The path prefix, which is prepended to the path of each request. The scheme and host of the client's
+    /// Returns the path prefix, which is prepended to the path of each request. The scheme and host of the client's
     /// request target are ignored, so that a client cannot choose where a key is sent.
     #[must_use]
     pub fn prefix(&self) -> &str {

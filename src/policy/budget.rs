@@ -32,7 +32,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// The remaining included credits, as in the status document. 0 if the limit is unknown.
+    /// Returns the remaining included credits, as in the status document. Returns 0 if the limit is unknown.
     #[must_use]
     pub fn remaining(&self) -> u64 {
         self.limit.unwrap_or(0).saturating_sub(self.count)
@@ -45,13 +45,15 @@ impl Quota {
         self.spendable() == Some(0)
     }
 
-    /// The credits that may still be spent, including those beyond the limit. `None` if unknown or unlimited.
+    /// Returns the credits that may still be spent, including those beyond the limit. Returns `None` if
+    /// unknown or unlimited.
     #[must_use]
     pub fn spendable(&self) -> Option<u64> {
         self.ceiling().map(|ceiling| ceiling.saturating_sub(self.count))
     }
 
-    /// The maximum of `count`, including the credits beyond the limit. `None` if unknown or unlimited.
+    /// Returns the maximum of `count`, including the credits beyond the limit. Returns `None` if unknown or
+    /// unlimited.
     #[must_use]
     pub fn ceiling(&self) -> Option<u64> {
         match (self.limit, self.extension) {
@@ -61,7 +63,8 @@ impl Quota {
         }
     }
 
-    /// The used fraction of the limit, above 1.0 with credits beyond the limit. 0.0 if the limit is unknown.
+    /// Returns the used fraction of the limit, above 1.0 with credits beyond the limit. Returns 0.0 if the
+    /// limit is unknown.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "credits are far below 2^53")]
     pub fn usage_ratio(&self) -> f64 {
@@ -72,7 +75,8 @@ impl Quota {
         }
     }
 
-    /// The used percentage of the limit, rounded down, so that 100 means that no included credits remain.
+    /// Returns the used percentage of the limit, rounded down, so that 100 means that no included credits
+    /// remain.
     #[must_use]
     pub fn usage_percent(&self) -> u64 {
         match self.limit {

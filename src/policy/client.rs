@@ -27,7 +27,7 @@ impl ClientName {
         Self(name.into())
     }
 
-    /// The configured name.
+    /// Returns the configured name.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -109,7 +109,7 @@ pub enum ClientOrigin {
 }
 
 impl ClientOrigin {
-    /// The identifier in documents.
+    /// Returns the identifier in documents.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -232,17 +232,17 @@ impl Clients {
         !self.require_token() || !Arc::ptr_eq(&caller.client, &self.anonymous_client)
     }
 
-    /// The clients that have a token.
+    /// Returns the clients that have a token.
     pub fn with_token(&self) -> impl Iterator<Item = &ConfiguredClient> {
         self.with_token.iter()
     }
 
-    /// The names of the clients that have a token.
+    /// Returns the names of the clients that have a token.
     pub fn names_with_token(&self) -> impl Iterator<Item = &ClientName> {
         self.with_token.iter().map(|configured| &configured.client.name)
     }
 
-    /// The names of all clients.
+    /// Returns the names of all clients.
     pub fn names(&self) -> impl Iterator<Item = &ClientName> {
         self.names_with_token().chain([&self.anonymous_client.name])
     }

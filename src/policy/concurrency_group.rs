@@ -18,7 +18,7 @@ impl ConcurrencyGroup {
         Self(number)
     }
 
-    /// The number of the group, as an index below [`COUNT`](Self::COUNT).
+    /// Returns the number of the group, as an index below [`COUNT`](Self::COUNT).
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)

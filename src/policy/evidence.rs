@@ -104,7 +104,7 @@ impl ClaimedFault {
         }
     }
 
-    /// The identifier in the database and on the status page.
+    /// Returns the identifier in the database and on the status page.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -128,7 +128,7 @@ pub enum EvidenceStrength {
 }
 
 impl EvidenceStrength {
-    /// The identifier on the status page.
+    /// Returns the identifier on the status page.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -168,7 +168,7 @@ pub struct RefusalSource {
 }
 
 impl Evidence {
-    /// The strength of the evidence.
+    /// Returns the strength of the evidence.
     #[must_use]
     pub fn strength(&self) -> EvidenceStrength {
         let has_credits = matches!(self.claim, ClaimedFault::Credits { reported: Some(_), .. });

@@ -38,7 +38,7 @@ impl Spending {
         Self { credits: decayed.credits + credits as f32, ..decayed }
     }
 
-    /// The rate at `now` in credits per day.
+    /// Returns the rate at `now` in credits per day.
     #[must_use]
     pub fn per_day(self, now: UnixMs) -> f64 {
         let per_second =

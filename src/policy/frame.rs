@@ -101,7 +101,7 @@ fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
 }
 
 impl FrameHeader {
-    /// Length in bytes of the shortest encoding.
+    /// Returns the length in bytes of the shortest encoding.
     #[must_use]
     pub const fn encoded_length(&self) -> usize {
         let length = match self.length {

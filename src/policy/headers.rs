@@ -193,7 +193,7 @@ pub enum PresentedCredential<'a> {
 }
 
 impl PresentedCredential<'_> {
-    /// The value of the credential.
+    /// Returns the value of the credential.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {

@@ -19,7 +19,7 @@ pub enum KeyOrigin {
 }
 
 impl KeyOrigin {
-    /// The identifier in documents.
+    /// Returns the identifier in documents.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ pub enum KeyStatus {
 }
 
 impl KeyStatus {
-    /// The identifier in the status document, in usage records and in the mirror.
+    /// Returns the identifier in the status document, in usage records and in the mirror.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -81,7 +81,7 @@ pub enum CooldownReason {
 }
 
 impl CooldownReason {
-    /// The identifier on the status page.
+    /// Returns the identifier on the status page.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl CooldownReason {
         }
     }
 
-    /// The status of a key in this cooldown.
+    /// Returns the status of a key in this cooldown.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
@@ -214,7 +214,7 @@ impl KeyState {
         matches!(self, Self::Paused { .. })
     }
 
-    /// The status in the status document, which has no status for a paused key: it reports the status that the
+    /// Returns the status in the status document, which has no status for a paused key: it reports the status that the
     /// key would have without the pause.
     #[must_use]
     pub fn status(self) -> KeyStatus {

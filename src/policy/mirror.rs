@@ -51,7 +51,7 @@ pub enum MirrorProblem {
 }
 
 impl MirrorProblem {
-    /// The message for the operator: the cause and what to do.
+    /// Returns the message for the operator: the cause and what to do.
     #[must_use]
     pub fn message(self) -> &'static str {
         match self {

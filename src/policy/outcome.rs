@@ -13,7 +13,7 @@ macro_rules! outcomes {
             /// All outcomes, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// The identifier in usage records, logs and metrics.
+            /// Returns the identifier in usage records, logs and metrics.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
                 match self {

@@ -68,7 +68,7 @@ impl<'a> Path<'a> {
         Ok(Self(decoded))
     }
 
-    /// The decoded path.
+    /// Returns the decoded path.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

@@ -72,7 +72,7 @@ pub enum Choice {
 }
 
 impl Choice {
-    /// The position of the selected key in the pool.
+    /// Returns the position of the selected key in the pool.
     #[must_use]
     pub fn position(self) -> usize {
         match self {

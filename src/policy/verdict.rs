@@ -133,7 +133,7 @@ impl Subject {
         Self::Unnamed,
     ];
 
-    /// The identifier in the database.
+    /// Returns the identifier in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -268,7 +268,7 @@ impl Verdict {
         }
     }
 
-    /// The identifier in logs, usage records and metrics.
+    /// Returns the identifier in logs, usage records and metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.outcome().as_str()

@@ -28,7 +28,7 @@ mod tests {
     fn a_clock_jumps_forward_and_slows_by_one_percent() {
         for (error, elapsed, expected) in [
             (0, SECOND, 0),
-            // Forward: a laptop that resumes, or a clock that is set after the start.
+            // Forward: a laptop that resumes, or a clock that is set after startup.
             (1, SECOND, 1),
             (HOUR, SECOND, HOUR),
             (HOUR, 0, HOUR),

@@ -136,8 +136,8 @@ pub(super) struct ProviderResponse {
 }
 
 impl ProviderResponse {
-    /// What a response to a request for the subscription proves about the key. `None` for an error that does
-    /// not concern the key.
+    /// Returns what a response to a request for the subscription proves about the key. Returns `None` for an
+    /// error that does not concern the key.
     pub(super) fn observation(&self) -> Option<Observation> {
         match self.verdict {
             Verdict::Served => Subscription::parse(&self.body).map(|subscription| Observation::Quota {

@@ -1,5 +1,5 @@
-//! Polls the provider for the quota of each key, in the background: at the start, at a long interval, and
-//! after a refusal that a poll can decide about.
+//! Polls the provider for the quota of each key, in the background: at startup, at a long interval, and after a refusal
+//! that a poll can decide about.
 //!
 //! The quota confirms or refutes refusals. It also corrects the pool's count if other applications spend
 //! the same credits.
@@ -96,8 +96,8 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, usage, settings }
     }
 
-    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after the
-    /// start and after each change of the settings. New keys are polled when [`Pool::poll_requested`] completes.
+    /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after startup and after
+    /// each change of the settings. New keys are polled when [`Pool::poll_requested`] completes.
     pub async fn run(mut self, rounds: watch::Sender<u64>) {
         let mut state = PollerState::default();
         let mut is_counted = false;

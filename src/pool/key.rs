@@ -84,7 +84,7 @@ impl Key {
             && membership.name().is_none_or(|name| self.workspace.membership().name() == Some(name))
     }
 
-    /// The position in the latest roster, from 0. A removed key keeps its last position.
+    /// Returns the position in the latest roster, from 0. A removed key keeps its last position.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position.load(Ordering::Acquire)
@@ -94,44 +94,45 @@ impl Key {
         self.position.store(position, Ordering::Release);
     }
 
-    /// The secret key that is sent to the provider.
+    /// Returns the secret key that is sent to the provider.
     #[must_use]
     pub fn api_key(&self) -> &ApiKey {
         &self.api_key
     }
 
-    /// The name in the configuration, if it has one.
+    /// Returns the name in the configuration, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Where the key is configured.
+    /// Returns where the key is configured.
     #[must_use]
     pub fn origin(&self) -> KeyOrigin {
         self.origin
     }
 
-    /// Its share of the requests relative to other keys, at least 1.
+    /// Returns the key's share of the requests relative to other keys, at least 1.
     #[must_use]
     pub fn weight(&self) -> u32 {
         self.weight
     }
 
-    /// The provider's host and port for this key, or `None` for the default host.
+    /// Returns the provider's host and port for this key, or `None` for the default host.
     #[must_use]
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
     }
 
-    /// Where requests with the key are sent: its own host, or the default host through the key's own proxy.
-    /// `None` for the default host and the default proxy.
+    /// Returns where requests with the key are sent: its own host, or the default host through the key's own
+    /// proxy. Returns `None` for the default host and the default proxy.
     #[must_use]
     pub fn destination(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref().or(self.default_route.as_ref())
     }
 
-    /// A host of the provider, reached like the default host: through the key's own proxy, if it has one.
+    /// Returns a host of the provider, reached like the default host: through the key's own proxy, if it has
+    /// one.
     #[must_use]
     pub fn route_to(&self, host: &Arc<Authority>) -> Arc<Authority> {
         match &self.default_route {
@@ -140,26 +141,26 @@ impl Key {
         }
     }
 
-    /// The workspace that the key belongs to.
+    /// Returns the workspace that the key belongs to.
     #[must_use]
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
     }
 
-    /// Number of current leases on the key.
+    /// Returns the number of current leases on the key.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// The state at `now` for status pages and logs. A key whose workspace is rate limited for speech is
-    /// reported as rate limited.
+    /// Returns the state at `now` for status pages and logs. A key whose workspace is rate limited for speech
+    /// is reported as rate limited.
     #[must_use]
     pub fn state(&self, now: UnixMs) -> KeyState {
         self.with_pause(self.unpaused_state(now), now)
     }
 
-    /// The state at `now` that the key has, or would have without its pause.
+    /// Returns the state at `now` that the key has, or would have without its pause.
     #[must_use]
     pub fn unpaused_state(&self, now: UnixMs) -> KeyState {
         let state =
@@ -172,7 +173,7 @@ impl Key {
         }
     }
 
-    /// The state for selection. It ignores rate limits of concurrency groups, which selection checks
+    /// Returns the state for selection. It ignores rate limits of concurrency groups, which selection checks
     /// separately.
     pub(super) fn selection_state(&self, quota: &Quota, now: UnixMs) -> KeyState {
         self.with_pause(KeyState::new(self.cooldown.load(), self.workspace.cooldown(), quota, now), now)
@@ -185,7 +186,7 @@ impl Key {
         }
     }
 
-    /// The operator's pause, unless it has ended at `now`.
+    /// Returns the operator's pause, unless it has ended at `now`.
     #[must_use]
     pub fn pause(&self, now: UnixMs) -> Option<Arc<Pause>> {
         self.pause.load(now)
@@ -198,7 +199,7 @@ impl Key {
         }
     }
 
-    /// Current refusals of the key itself.
+    /// Returns the current refusals of the key itself.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence_cell.entries()
@@ -232,7 +233,7 @@ impl Key {
         self.workspace.state_change_cache.invalidate();
     }
 
-    /// The key's own cooldown, even after its end.
+    /// Returns the key's own cooldown, even after its end.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
@@ -257,7 +258,7 @@ impl Key {
         self.is_poll_requested.store(is_requested, Ordering::Release);
     }
 
-    /// The next time at which the key's state changes without an event.
+    /// Returns the next time at which the key's state changes without an event.
     pub(super) fn next_change(&self, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().filter(|cooldown| cooldown.is_active(now));
         let pause_end = self.pause.active_until(now).flatten();

@@ -63,13 +63,13 @@ impl Lease {
         })
     }
 
-    /// The reserved key.
+    /// Returns the reserved key.
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key
     }
 
-    /// The time at which the key was reserved.
+    /// Returns the time at which the key was reserved.
     #[must_use]
     pub fn reserved_at(&self) -> UnixMs {
         self.reserved_at
@@ -80,7 +80,7 @@ impl Lease {
         self.is_sent = true;
     }
 
-    /// Credits that the lease still reserves.
+    /// Returns the credits that the lease still reserves.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.reserved

@@ -58,7 +58,7 @@ impl WorkspaceMembership {
             || matches!(other.basis, MembershipBasis::Reported(_))
     }
 
-    /// The name in the configuration, if it has one.
+    /// Returns the name in the configuration, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()

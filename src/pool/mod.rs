@@ -149,13 +149,13 @@ impl Pool {
         }
     }
 
-    /// The current roster. A request loads it once and uses it until the request ends.
+    /// Returns the current roster. A request loads it once and uses it until the request ends.
     #[must_use]
     pub fn roster(&self) -> Arc<Roster> {
         self.roster.load_full()
     }
 
-    /// The models of the provider, from the last poll. Empty before the first poll.
+    /// Returns the models of the provider, from the last poll. The list is empty before the first poll.
     #[must_use]
     pub fn models(&self) -> Arc<Models> {
         self.models.load_full()
@@ -166,7 +166,7 @@ impl Pool {
         self.models.store(Arc::new(models));
     }
 
-    /// The restrictions of plans, workspaces and keys.
+    /// Returns the restrictions of plans, workspaces and keys.
     #[must_use]
     pub fn restrictions(&self) -> &Restrictions {
         &self.restrictions
@@ -210,7 +210,7 @@ impl Pool {
         forecast_remaining(remaining, resets_at, spent_per_day, now)
     }
 
-    /// Number of requests that are currently queued for a key.
+    /// Returns the number of requests that are currently queued for a key.
     #[must_use]
     pub fn queued_requests(&self) -> usize {
         self.queue.len()

@@ -31,7 +31,7 @@ impl OwnerId {
         Self(text.into())
     }
 
-    /// The identity as it is stored.
+    /// Returns the identity as it is stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -135,7 +135,7 @@ impl OwnershipIndex {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), limits }
     }
 
-    /// The bounds on the number and age of entries.
+    /// Returns the bounds on the number and age of entries.
     #[must_use]
     pub fn limits(&self) -> RetentionLimits {
         self.limits
@@ -195,7 +195,7 @@ impl OwnershipIndex {
         }
     }
 
-    /// Number of entries.
+    /// Returns the number of entries.
     #[must_use]
     pub fn count(&self) -> usize {
         let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));

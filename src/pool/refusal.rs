@@ -91,7 +91,8 @@ impl RefusalRecord {
         self
     }
 
-    /// The identity of its workspace in `roster`, or `None` if the roster has no key of that workspace.
+    /// Returns the identity of its workspace in `roster`, or `None` if the roster has no key of that
+    /// workspace.
     pub(super) fn workspace_in(&self, roster: &Roster) -> Option<OwnerId> {
         let key = roster.find(self.key);
         key.map(|key| key.workspace().identity()).or_else(|| roster.identity_of(&self.workspace)).cloned()

@@ -108,13 +108,13 @@ impl Restrictions {
         self.table.load().is_empty()
     }
 
-    /// Number of changes of the table.
+    /// Returns the number of changes of the table.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// All restrictions that have not expired at `now`, by ascending sequence number.
+    /// Returns all restrictions that have not expired at `now`, by ascending sequence number.
     #[must_use]
     pub fn all(&self, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
@@ -124,7 +124,7 @@ impl Restrictions {
         restrictions
     }
 
-    /// The restrictions of `key` and its plan that have not expired at `now`, latest first.
+    /// Returns the restrictions of `key` and its plan that have not expired at `now`, latest first.
     #[must_use]
     pub fn for_key(&self, key: &Key, now: UnixMs) -> Vec<Restriction> {
         let table = self.table.load();
@@ -143,7 +143,7 @@ impl Restrictions {
         restrictions
     }
 
-    /// The restricted keys of `roster` for a request with these features at `now`: their positions,
+    /// Returns the restricted keys of `roster` for a request with these features at `now`: their positions,
     /// ascending, and levels.
     #[must_use]
     pub fn restricted_keys(

@@ -183,19 +183,19 @@ impl Roster {
         }
     }
 
-    /// The keys, in pool order.
+    /// Returns the keys, in pool order.
     #[must_use]
     pub fn keys(&self) -> &[Arc<Key>] {
         &self.keys
     }
 
-    /// The key with this fingerprint.
+    /// Returns the key with this fingerprint.
     #[must_use]
     pub fn find(&self, fingerprint: Fingerprint) -> Option<&Arc<Key>> {
         self.keys.iter().find(|key| key.api_key().fingerprint() == fingerprint)
     }
 
-    /// The position of `key` in this roster. [`Key::position`] may already be its position in a later
+    /// Returns the position of `key` in this roster. [`Key::position`] may already be its position in a later
     /// roster.
     #[must_use]
     pub fn position_of(&self, key: &Key) -> Option<usize> {
@@ -213,8 +213,8 @@ impl Roster {
         if with_capacity.len() == self.keys.len() { Vec::new() } else { with_capacity }
     }
 
-    /// The current identity of the workspace that was stored as `owner`, or `None` if the roster has no key
-    /// of that workspace.
+    /// Returns the current identity of the workspace that was stored as `owner`, or `None` if the roster has
+    /// no key of that workspace.
     #[must_use]
     pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {
         self.keys.get(*self.first_positions.get(owner)?).map(|key| key.workspace().identity())
@@ -232,13 +232,13 @@ impl Roster {
         quota.is_near_limit(self.settings.near_limit_ratio)
     }
 
-    /// The redactor that finds the pool's keys in relayed bytes.
+    /// Returns the redactor that finds the pool's keys in relayed bytes.
     #[must_use]
     pub fn redactor(&self) -> &Arc<Redactor> {
         &self.redactor
     }
 
-    /// Maximum time a request is queued for a key.
+    /// Returns the maximum time a request is queued for a key.
     #[must_use]
     pub fn queue_timeout(&self) -> Duration {
         self.settings.queue_timeout

@@ -48,7 +48,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The cooldowns that turn evidence into key state.
+    /// Returns the cooldowns that turn evidence into key state.
     #[must_use]
     pub fn cooldowns(&self) -> Cooldowns {
         Cooldowns {

@@ -39,8 +39,8 @@ pub struct KeyRequest {
     pub allow_exhausted: bool,
     /// Positions of keys that are restricted for this kind of request, ascending, with their levels.
     pub restricted: Vec<(usize, RestrictionLevel)>,
-    /// Whether the provider has refused this request already. Keys that have refused this kind of request
-    /// are then not tried, because they would refuse it, too.
+    /// Whether the provider has refused this request already. Keys that have refused this kind of request are
+    /// then not tried, because they would also refuse it.
     pub was_refused: bool,
 }
 
@@ -117,7 +117,7 @@ impl WaitQueue {
         self.count.load(Ordering::Acquire) == 0
     }
 
-    /// Number of queued requests.
+    /// Returns the number of queued requests.
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
@@ -257,7 +257,7 @@ impl KeyRequest {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// The level of the restrictions on the key at this position.
+    /// Returns the level of the restrictions on the key at this position.
     pub(super) fn restriction_level(&self, position: usize) -> Option<RestrictionLevel> {
         let index = self.restricted.binary_search_by_key(&position, |(position, _)| *position).ok()?;
         self.restricted.get(index).map(|(_, level)| *level)
@@ -294,7 +294,7 @@ impl Waiter {
 }
 
 impl QueuedWaiter<'_> {
-    /// The time at which a retry may succeed without a released key.
+    /// Returns the time at which a retry may succeed without a released key.
     pub(super) fn retry_at(&self) -> Option<UnixMs> {
         let queues = self.wait_queue.lock();
         let mut waiters = queues.clients.iter().flat_map(|queue| &queue.waiters);

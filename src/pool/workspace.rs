@@ -68,39 +68,39 @@ impl Workspace {
         }
     }
 
-    /// The current identification of the workspace.
+    /// Returns the current identification of the workspace.
     #[must_use]
     pub fn membership(&self) -> Guard<Arc<WorkspaceMembership>> {
         self.membership.load()
     }
 
-    /// The stable identity of the workspace, under which its resources are stored.
+    /// Returns the stable identity of the workspace, under which its resources are stored.
     #[must_use]
     pub fn identity(&self) -> &OwnerId {
         &self.identity
     }
 
-    /// The quota at `now`.
+    /// Returns the quota at `now`.
     #[must_use]
     pub fn quota(&self, now: UnixMs) -> Quota {
         self.quota_cell.load(now)
     }
 
-    /// Time of the last poll, if it returned the quota.
+    /// Returns the time of the last poll, if it returned the quota.
     #[must_use]
     pub fn polled_at(&self) -> Option<UnixMs> {
         let poll = self.evidence_cell.last_poll()?;
         matches!(poll.result, PollResult::Quota { .. }).then_some(poll.at)
     }
 
-    /// Credits that requests in flight may still spend.
+    /// Returns the credits that requests in flight may still spend.
     #[must_use]
     pub fn reserved(&self) -> u64 {
         self.quota_cell.reserved()
     }
 
-    /// Sum of the differences by which the provider's counts of this period exceeded ours. Negative if
-    /// they were lower.
+    /// Returns the sum of the differences by which the provider's counts of this period exceeded ours. The
+    /// sum is negative if they were lower.
     #[must_use]
     pub fn discrepancy(&self) -> i64 {
         self.quota_cell.discrepancy()
@@ -112,56 +112,56 @@ impl Workspace {
         forecast(&self.quota(now), self.spent_per_day(now), now)
     }
 
-    /// Spent credits per day, at the rate of the last hours.
+    /// Returns the credits spent per day, at the rate of the last hours.
     #[must_use]
     pub fn spent_per_day(&self, now: UnixMs) -> f64 {
         self.spending.load().per_day(now)
     }
 
-    /// The provider's name of the plan, if a poll has reported it.
+    /// Returns the provider's name of the plan, if a poll has reported it.
     #[must_use]
     pub fn tier(&self) -> Option<Arc<String>> {
         self.tier.load_full()
     }
 
-    /// The features and limits of the plan, from the last poll.
+    /// Returns the features and limits of the plan, from the last poll.
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities.load().as_deref().copied().unwrap_or_default()
     }
 
-    /// Current refusals of the workspace.
+    /// Returns the current refusals of the workspace.
     #[must_use]
     pub fn evidence(&self) -> Vec<Evidence> {
         self.evidence_cell.entries()
     }
 
-    /// End of the rate limit of speech, or `None` if speech is not rate limited at `now`.
+    /// Returns the end of the rate limit of speech, or `None` if speech is not rate limited at `now`.
     #[must_use]
     pub fn speech_limited_until(&self, now: UnixMs) -> Option<UnixMs> {
         Some(UnixMs(self.speech_limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
     }
 
-    /// Number of current leases on its keys.
+    /// Returns the number of current leases on its keys.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Number of running requests of a concurrency group, and their maximum if it is known.
+    /// Returns the number of running requests of a concurrency group, and their maximum if it is known.
     #[must_use]
     pub fn concurrency(&self, group: ConcurrencyGroup) -> (u32, Option<u32>) {
         let limiter = self.limiter(group);
         (limiter.running(), limiter.known_max())
     }
 
-    /// The workspace's cooldown, even after its end.
+    /// Returns the workspace's cooldown, even after its end.
     #[must_use]
     pub fn cooldown(&self) -> Option<Cooldown> {
         self.cooldown.load()
     }
 
-    /// The next time at which the state of the workspace changes without an event.
+    /// Returns the next time at which the state of the workspace changes without an event.
     pub(super) fn next_change(&self, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
         let cooldown = self.cooldown.load().map(|cooldown| cooldown.until);
         let times = [cooldown, self.speech_limited_until(now), quota.resets_at];

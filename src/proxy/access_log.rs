@@ -16,8 +16,8 @@ use crate::telemetry::{EndedRequest, EventContent, EventRing, RequestLabels, Req
 /// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
-/// The guard of a running request. Dropping the guard writes the event, also for the listeners of the admin API,
-/// and records the request in the metrics.
+/// The guard of a running request. Dropping the guard writes the event, even for requests to the listeners of the admin
+/// API, and records the request in the metrics.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     pub(super) summary: RequestSummary,

@@ -183,7 +183,7 @@ impl AccountAffinity {
             || (self.response_ownership == ResponseOwnership::Created && self.is_free)
     }
 
-    /// The account that is tried first, if any.
+    /// Returns the account that is tried first, if any.
     pub(super) fn preferred_account(&self) -> Option<&OwnerId> {
         match &self.scope {
             Scope::Preferred(identity) => Some(identity),
@@ -206,7 +206,7 @@ impl AccountAffinity {
         self.is_free && (self.response_ownership != ResponseOwnership::None || !self.identifiers.is_empty())
     }
 
-    /// The kind of the owned resource, if only its owner may serve the request.
+    /// Returns the kind of the owned resource, if only its owner may serve the request.
     pub(super) fn pinning_kind(&self) -> Option<ResourceKind> {
         match &self.scope {
             Scope::Pinned(_, kind) => Some(*kind),

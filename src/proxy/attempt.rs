@@ -197,7 +197,7 @@ impl Attempt {
         })
     }
 
-    /// The host to which this attempt sends the request.
+    /// Returns the host to which this attempt sends the request.
     pub(super) fn authority(&self) -> &Arc<Authority> {
         &self.record.authority
     }

@@ -1,8 +1,8 @@
 //! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user.
 //!
-//! The counters of a client are atomic integers. They are loaded from the usage store at the start, and
-//! survive a reload of the configuration. The counters of a user are loaded with the first request of the user. Each
-//! admitted request holds a [`ClientPermit`], which counts it in the counters of its client and its user.
+//! The counters of a client are atomic integers. They are loaded from the usage store at startup, and survive a reload
+//! of the configuration. The counters of a user are loaded with the first request of the user. Each admitted request
+//! holds a [`ClientPermit`], which counts it in the counters of its client and its user.
 
 mod client_permit;
 mod counters;

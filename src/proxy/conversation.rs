@@ -23,13 +23,13 @@ pub struct EndedConversation {
 pub type ConversationSender = mpsc::Sender<EndedConversation>;
 
 impl EndedConversation {
-    /// The provider's conversation ID.
+    /// Returns the provider's conversation ID.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// The key that was used for the conversation.
+    /// Returns the key that was used for the conversation.
     #[must_use]
     pub fn key(&self) -> &Arc<Key> {
         &self.key

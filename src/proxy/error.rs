@@ -120,17 +120,17 @@ pub enum ProxyError {
     Upstream(#[from] SendError),
 }
 
-/// The value of the `Allow` header. Extension methods are proxied too.
+/// The value of the `Allow` header. Extension methods are also proxied.
 const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 impl ProxyError {
-    /// The code in `x-keychoir-error`.
+    /// Returns the code in `x-keychoir-error`.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.content(UnixMs::default()).code
     }
 
-    /// The status and the message of the response, for an error message in a WebSocket session.
+    /// Returns the status and the message of the response, for an error message in a WebSocket session.
     pub(super) fn message(&self, now: UnixMs) -> (StatusCode, String) {
         let ErrorResponse { http, message, .. } = self.content(now);
         (http, message)

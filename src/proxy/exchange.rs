@@ -105,7 +105,7 @@ impl<C: Connect> Proxy<C> {
     ///
     /// # Errors
     ///
-    /// Returns the error response if the request is refused, or if no response of the provider is to be
+    /// Returns the error response if the request is refused, or if no response of the provider must be
     /// relayed.
     pub(super) async fn forward_request(
         self: &Arc<Self>,

@@ -49,7 +49,7 @@ struct RecordedRefusal {
 pub(super) struct Conclusions {
     /// Changes of the state of keys.
     pub(super) transitions: Vec<Transition>,
-    /// Keys whose evidence was recorded or withdrawn, also if their state is the same.
+    /// Keys whose evidence was recorded or withdrawn, even if their state is the same.
     pub(super) evidence_changes: Vec<Arc<Key>>,
     /// Restrictions of accounts, each with a key of the account.
     pub(super) restricted: Vec<(Arc<Key>, Restriction)>,
@@ -131,7 +131,7 @@ impl Refusals {
         conclusions
     }
 
-    /// The number of refusals of the request by `key`.
+    /// Returns the number of refusals of the request by `key`.
     pub(super) fn count_by_key(&self, key: &Key) -> usize {
         self.0.iter().filter(|refusal| std::ptr::eq(&*refusal.key, key)).count()
     }
@@ -153,12 +153,12 @@ impl Refusals {
         self.0.last().is_some_and(|last| last.is_repeated)
     }
 
-    /// The keys that refused in the same way as the last refusal.
+    /// Returns the keys that refused in the same way as the last refusal.
     pub(super) fn agreeing_keys(&self) -> impl Iterator<Item = &Key> {
         self.agreeing().map(|refusal| &*refusal.key)
     }
 
-    /// Number of workspaces that refused in the same way as the last refusal.
+    /// Returns the number of workspaces that refused in the same way as the last refusal.
     pub(super) fn agreeing_workspaces(&self) -> u32 {
         count_workspaces(self.agreeing())
     }
@@ -168,8 +168,8 @@ impl Refusals {
         self.0.iter().filter(move |refusal| last.is_some_and(|last| refusal.is_same_kind(last)))
     }
 
-    /// Number of workspaces with an abuse verdict that have the same plan as the workspace of the last
-    /// refusal.
+    /// Returns the number of workspaces with an abuse verdict that have the same plan as the workspace of the
+    /// last refusal.
     pub(super) fn abuse_suspicions(&self) -> u32 {
         let Some(last) = self.0.last() else { return 0 };
         let tier = last.key.workspace().tier();
@@ -180,7 +180,7 @@ impl Refusals {
         )
     }
 
-    /// Keys whose plan does not allow the request.
+    /// Returns the keys whose plan does not allow the request.
     pub(super) fn plan_refused_keys(&self) -> impl Iterator<Item = &Arc<Key>> {
         let is_refused_for_plan =
             |refusal: &&RecordedRefusal| matches!(refusal.verdict, Verdict::PlanFeature(_) | Verdict::Abuse);

@@ -104,8 +104,8 @@ impl RequestSummary {
         Arc::clone(&self.request_id)
     }
 
-    /// The short form of the last attempt's key, `own` for the client's own key, or `-` if there was no
-    /// attempt.
+    /// Returns the short form of the last attempt's key, `own` for the client's own key, or `-` if there was
+    /// no attempt.
     pub(super) fn key(&self) -> &str {
         match &self.key {
             LastKey::None => "-",
@@ -114,7 +114,7 @@ impl RequestSummary {
         }
     }
 
-    /// The short form of the last attempt's key, unless it is the client's own.
+    /// Returns the short form of the last attempt's key, unless it is the client's own.
     pub(super) fn short_key(&self) -> Option<&ShortKey> {
         match &self.key {
             LastKey::None | LastKey::Client => None,
@@ -122,17 +122,17 @@ impl RequestSummary {
         }
     }
 
-    /// The `User-Agent` header, or an empty string if the header is missing or invalid.
+    /// Returns the `User-Agent` header, or an empty string if the header is missing or invalid.
     pub(super) fn user_agent(&self) -> &str {
         self.user_agent.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The time since the request's head was received.
+    /// Returns the time since the request's head was received.
     pub(super) fn elapsed(&self) -> Duration {
         clock::elapsed_since(self.started_at)
     }
 
-    /// The part of `elapsed` that the proxy itself used: neither spent on attempts nor waiting.
+    /// Returns the part of `elapsed` that the proxy itself used: neither spent on attempts nor waiting.
     pub(super) fn overhead(&self, elapsed: Duration) -> Duration {
         elapsed.saturating_sub(self.upstream_time + self.wait_time)
     }

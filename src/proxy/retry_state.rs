@@ -391,7 +391,7 @@ impl RetryState {
         if !may_recover || self.refusals.count_by_key(key) > 1 {
             self.key_request.tried.extend(self.roster.position_of(key));
         }
-        // A rate limit that a second account reports is about the request, so the first key is excluded too.
+        // A rate limit that a second account reports is about the request, so the first key is also excluded.
         if matches!(self.last_verdict, Some(Verdict::RateLimited(_))) && self.refusals.is_repeated_elsewhere()
         {
             let agreeing_positions =

@@ -26,8 +26,8 @@ pub struct SocketLimits {
 }
 
 impl SocketLimits {
-    /// Maximum number of bytes of a frame that are buffered before the frame is forwarded in parts: at most a
-    /// quarter of the session's buffer.
+    /// Returns the maximum number of bytes of a frame that are buffered before the frame is forwarded in
+    /// parts: at most a quarter of the session's buffer.
     pub(super) fn max_frame_part(&self) -> usize {
         self.max_buffered_message_size.min(self.max_session_buffer / 4)
     }

@@ -127,7 +127,7 @@ impl TokenFingerprint {
         Digest::parse(hex).map(Self)
     }
 
-    /// The first eight bytes, as the key of a lookup table.
+    /// Returns the first eight bytes, as the key of a lookup table.
     #[must_use]
     pub fn index(&self) -> u64 {
         self.0.0.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
@@ -180,7 +180,7 @@ const USER_DOMAIN: &[u8] = b"keychoir:user:1:";
 /// Identifies an end user of a client: the first 8 bytes of the SHA-256 of `keychoir:user:1:`, the client's
 /// name, a colon and the user's id. Printed as 16 hexadecimal digits.
 ///
-/// The name of the client makes the users of two clients different, also if their ids are equal. 64 bits
+/// The name of the client makes the users of two clients different, even if their ids are equal. 64 bits
 /// suffice, because a user who finds two ids with equal fingerprints only shares one quota between both.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserFingerprint(u64);

@@ -21,19 +21,19 @@ impl ProxyCredentials {
         Self { user: user.into(), password: password.into() }
     }
 
-    /// The user, for the handshake with the proxy only.
+    /// Returns the user, for the handshake with the proxy only.
     #[must_use]
     pub fn expose_user(&self) -> &str {
         &self.user
     }
 
-    /// The password, for the handshake with the proxy only.
+    /// Returns the password, for the handshake with the proxy only.
     #[must_use]
     pub fn expose_password(&self) -> &str {
         &self.password
     }
 
-    /// The credentials of the scheme `Basic` in `proxy-authorization` (RFC 7617): user and password in base64,
+    /// Returns the credentials of the scheme `Basic` in `proxy-authorization` (RFC 7617): user and password in base64,
     /// which anyone can decode.
     #[must_use]
     pub fn expose_basic(&self) -> String {

@@ -163,8 +163,8 @@ impl Redactor {
         !self.search(bytes).keys.is_empty()
     }
 
-    /// Number of bytes at the end of `bytes` that may belong to an incomplete key and that its short form
-    /// does not show.
+    /// Returns the number of bytes at the end of `bytes` that may belong to an incomplete key and that its
+    /// short form does not show.
     #[must_use]
     pub fn partial_key_length(&self, bytes: &[u8]) -> usize {
         let matches = self.search(bytes);

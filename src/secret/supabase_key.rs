@@ -66,13 +66,13 @@ impl SupabaseKey {
         Ok(Self { value: value.into(), form })
     }
 
-    /// The plain text of the key. Use it only in the headers of the mirror's requests.
+    /// Returns the plain text of the key. Use it only in the headers of the mirror's requests.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.value
     }
 
-    /// The form, which determines the headers in which the key is sent.
+    /// Returns the form, which determines the headers in which the key is sent.
     #[must_use]
     pub fn form(&self) -> SupabaseKeyForm {
         self.form

@@ -115,7 +115,7 @@ impl Accepted {
         }
     }
 
-    /// The address of the client, or `None` for a Unix socket.
+    /// Returns the address of the client, or `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<net::IpAddr> {
         match self {
             // The address is unknown if the client has already disconnected.

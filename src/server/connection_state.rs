@@ -75,12 +75,12 @@ impl ConnectionState {
         *self.requests() = RequestCounter::expecting_request(requests);
     }
 
-    /// The address of the client, or `None` for a Unix socket.
+    /// Returns the address of the client, or `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         self.peer
     }
 
-    /// The byte counters of the stream.
+    /// Returns the byte counters of the stream.
     pub(super) fn counters(&self) -> &IoCounters {
         &self.counters
     }

@@ -26,7 +26,7 @@ struct StreamCounts {
 }
 
 impl IoCounters {
-    /// Bytes read so far.
+    /// Returns the number of bytes read so far.
     pub(super) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
@@ -36,7 +36,7 @@ impl IoCounters {
         self.0.is_write_blocked.load(Ordering::Relaxed)
     }
 
-    /// The phase of the current request.
+    /// Returns the phase of the current request.
     pub(super) fn phase(&self) -> &ConnectionPhase {
         &self.0.phase
     }

@@ -28,7 +28,7 @@ impl InheritedSockets {
         Self { sockets, names }
     }
 
-    /// The number of sockets that the service manager passed.
+    /// Returns the number of sockets that the service manager passed.
     #[must_use]
     pub fn count(&self) -> usize {
         self.sockets.len()

@@ -180,13 +180,13 @@ impl ConnectionLimiter {
         Self { permits: Arc::new(permits), counts: Arc::default() }
     }
 
-    /// The number of open connections.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.counts.open.load(Ordering::Relaxed)
     }
 
-    /// The number of connections accepted since the start.
+    /// Returns the number of connections accepted since startup.
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.counts.accepted.load(Ordering::Relaxed)

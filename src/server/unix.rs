@@ -84,7 +84,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
-            // A file that cannot be removed is replaced at the next start.
+            // A file that cannot be removed is replaced at the next startup.
             let _ = fs::remove_file(&self.path);
         }
     }

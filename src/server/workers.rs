@@ -74,7 +74,7 @@ impl WorkerThreads {
         Ok(receiver)
     }
 
-    /// The number of worker threads.
+    /// Returns the number of worker threads.
     #[must_use]
     pub fn count(&self) -> usize {
         self.handles.len()

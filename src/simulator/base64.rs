@@ -1,4 +1,4 @@
-//! Encodes data in base64, also if it arrives in several chunks.
+//! Encodes data in base64, even if it arrives in several chunks.
 
 use bytes::Bytes;
 

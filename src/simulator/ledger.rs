@@ -3,100 +3,100 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A snapshot. All counts begin at the start of the simulator.
+/// A snapshot of the simulator's state. Counters start at zero when the simulator starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// The keys in the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// The workspaces that the plan describes, then the workspaces that only keys name.
+    /// The workspaces that the plan describes, followed by those that only keys name.
     pub workspaces: Vec<WorkspaceEntry>,
     /// The sums over all requests, including those without a known key.
     pub totals: Totals,
-    /// Forbidden content that was received, described without its value. The oldest entries are
-    /// kept.
+    /// Descriptions of forbidden content in requests, without the content. When the list is full, later
+    /// violations are only counted.
     pub violations: Vec<String>,
-    /// The last requests that have a response or a broken connection, oldest first. A WebSocket
-    /// session is included from its handshake on, and its entry changes until it ends.
+    /// The most recent requests that were answered or whose connection closed, oldest first. A WebSocket
+    /// session is listed from its handshake, and its entry changes until the session ends.
     pub requests: Vec<RequestSummary>,
 }
 
 /// The counts of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyEntry {
-    /// The key as it was configured. It should not be logged, although a simulator's key is no
-    /// secret.
+    /// The key as it was configured. It should not be logged, although a simulator's key is not secret.
     pub key: String,
-    /// The workspace whose credits it uses.
+    /// The workspace that is charged for this key.
     pub workspace: String,
-    /// Requests received with this key.
+    /// The number of requests received with this key.
     pub requests: u64,
-    /// Responses with a status below 400.
+    /// The number of responses with a status below 400.
     pub served: u64,
-    /// Responses with a status of 400 and above.
+    /// The number of responses with a status of 400 or above.
     pub refused: u64,
-    /// Requests without a response: the client disconnected, or a fault closed the connection.
+    /// The number of requests without a response: the client disconnected, or a fault closed the connection.
     pub unanswered: u64,
-    /// Credits charged to this key.
+    /// The credits charged to this key.
     pub charged: u64,
-    /// Remaining credits of its workspace.
+    /// The remaining credits of the key's workspace.
     pub remaining: u64,
 }
 
 /// The counts of one workspace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceEntry {
-    /// Its name, also its `workspace_id`.
+    /// The name of the workspace, which is its `workspace_id` as well.
     pub name: String,
-    /// Credits per period.
+    /// The credits per period.
     pub limit: u64,
-    /// Used credits in this period.
+    /// The credits used in this period.
     pub used: u64,
-    /// Current concurrent requests.
+    /// The number of requests in progress.
     pub running: u32,
-    /// Highest number of concurrent requests since the start.
+    /// The highest number of concurrent requests so far.
     pub running_max: u32,
 }
 
-/// Sums over all requests.
+/// The sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Requests received, except those to the simulator's own endpoints.
+    /// The number of requests received, except those to the simulator's own endpoints.
     pub requests: u64,
-    /// Responses with a status below 400.
+    /// The number of responses with a status below 400.
     pub served: u64,
-    /// Responses with a status of 400 and above.
+    /// The number of responses with a status of 400 or above.
     pub refused: u64,
-    /// Requests without a response.
+    /// The number of requests without a response.
     pub unanswered: u64,
-    /// Received requests without a response or a broken connection.
+    /// Requests that have neither been answered nor disconnected.
     pub in_flight: u64,
-    /// Credits charged.
+    /// The credits charged.
     pub charged: u64,
-    /// Open WebSocket sessions. Their handshakes are counted as served.
+    /// The number of open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
     pub sockets_open: u64,
-    /// Violations, including those that the list does not contain.
+    /// The number of violations, including those omitted from the list.
     pub violations: u64,
 }
 
 /// The record of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestSummary {
-    /// The method as sent.
+    /// The method as it was sent.
     pub method: String,
-    /// The path and query as received, or `withheld` for a violation, which may contain a credential.
+    /// The path and query as they were received, or `withheld` for a violation, which may contain a
+    /// credential.
     pub path_and_query: String,
     /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request has no key.
     pub key: Option<String>,
-    /// The status of the response, or `None` without a response.
+    /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
-    /// Bytes of the body that were read before the response.
+    /// The number of body bytes read before the response.
     pub body_bytes: u64,
-    /// SHA-256 of the read bytes, in hexadecimal digits.
+    /// The SHA-256 of those bytes, in hexadecimal.
     pub body_sha256: String,
-    /// Whether the read bytes are the whole body.
+    /// Whether those bytes are the whole body.
     pub body_complete: bool,
-    /// Credits charged for this request.
+    /// The credits charged for this request.
     pub charged: u64,
     /// The WebSocket session, if the status is 101.
     #[serde(default)]
@@ -108,35 +108,35 @@ pub struct RequestSummary {
 pub struct SocketSummary {
     /// Whether the session is open.
     pub is_open: bool,
-    /// The key whose workspace pays, as it was configured. It comes from the head, the first
-    /// message or a token. `None` before the session is authorized.
+    /// The key whose workspace pays, as it was configured. The key is taken from the request head, the first
+    /// message or a token, and is `None` until the session is authorized.
     pub payer: Option<String>,
-    /// The header `Origin`.
+    /// The value of the `Origin` header.
     pub origin: Option<String>,
-    /// The subprotocols that the client offered, in its order.
+    /// The subprotocols that the client offered, in the client's order.
     pub protocols: Vec<String>,
     /// The selected subprotocol.
     pub protocol: Option<String>,
     /// The extensions that the client offered. The simulator accepts none.
     pub extensions: Option<String>,
-    /// Text messages received.
+    /// The number of text messages received.
     pub text_messages: u64,
-    /// Binary messages received.
+    /// The number of binary messages received.
     pub binary_messages: u64,
-    /// Bytes of all received messages.
+    /// The number of bytes of all received messages.
     pub message_bytes: u64,
-    /// The first text messages as received, up to a limit. A message with a credential is replaced by
-    /// `withheld`.
+    /// The first text messages as they were received, up to a limit. A message with a credential is replaced
+    /// by `withheld`.
     pub messages: Vec<String>,
-    /// Messages sent, without close and pong frames.
+    /// The number of messages sent, excluding close and pong frames.
     pub messages_sent: u64,
     /// The text that was converted to speech, in order, up to a limit.
     pub spoken: String,
     /// The name of the refusal that was sent in the session.
     pub refused: Option<String>,
-    /// The close frame received.
+    /// The close frame that was received.
     pub close_received: Option<SocketClose>,
-    /// The close frame sent, also in reply to a received one.
+    /// The close frame that was sent, including one that answers a received frame.
     pub close_sent: Option<SocketClose>,
 }
 
@@ -145,18 +145,18 @@ pub struct SocketSummary {
 pub struct SocketClose {
     /// The close code, or 1005 if the frame has no code.
     pub code: u16,
-    /// The reason, possibly empty.
+    /// The reason, which may be empty.
     pub reason: String,
 }
 
 impl Ledger {
-    /// Returns the entry of a key.
+    /// Returns the entry of a key, if it has one.
     #[must_use]
     pub fn key(&self, key: &str) -> Option<&KeyEntry> {
         self.keys.iter().find(|entry| entry.key == key)
     }
 
-    /// Returns the entry of a workspace.
+    /// Returns the entry of a workspace, if it has one.
     #[must_use]
     pub fn workspace(&self, name: &str) -> Option<&WorkspaceEntry> {
         self.workspaces.iter().find(|entry| entry.name == name)

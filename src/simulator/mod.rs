@@ -121,7 +121,7 @@ impl Simulator {
         format!("http://{}", self.address)
     }
 
-    /// Returns the requests and charges since the start. A request is included before its response is sent.
+    /// Returns the requests and charges since startup. A request is included before its response is sent.
     #[must_use]
     pub fn ledger(&self) -> Ledger {
         self.provider.ledger()

@@ -80,7 +80,7 @@ pub enum RefusalWording {
     Current,
     /// 400 `free_users_not_allowed`, and an older message for clones.
     Old400,
-    /// 402 `payment_required` with a message, also for clones.
+    /// 402 `payment_required` with a message, including for clones.
     Old402,
 }
 

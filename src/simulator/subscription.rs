@@ -1,4 +1,4 @@
-//! Creates the documents of an account: the user, and the subscription with its credits.
+//! Builds the provider's account responses: the user, and the subscription with its credits.
 
 use serde_json::{Value, json};
 
@@ -7,8 +7,7 @@ use crate::secret::ApiKey;
 use super::accounts::{Key, Workspace};
 use super::plan::{Billing, ReportedLimit};
 
-/// Creates the response to `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current
-/// SDKs.
+/// Builds the response to `GET /v1/user`: the user of the OpenAPI document with the `workspace_id` of current SDKs.
 pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     let preview = ApiKey::new(&key.plan.key).map(|key| key.short().to_string()).ok();
     json!({
@@ -30,7 +29,7 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     })
 }
 
-/// Creates the response to `GET /v1/user/subscription`: the subscription of the user with its invoices.
+/// Builds the response to `GET /v1/user/subscription`: the subscription of the user with its invoices.
 pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
     let next_payment = match workspace.plan.reported_limit {
@@ -44,6 +43,7 @@ pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
         "discounts": [],
         "next_payment_attempt_unix": next_payment,
         "payment_intent_status": "processing",
+        // The provider's spelling.
         "payment_intent_statusses": ["processing"],
     });
     let mut document = subscription(workspace);
@@ -54,6 +54,7 @@ pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
     document
 }
 
+/// Builds the subscription that both responses contain.
 fn subscription(workspace: &Workspace) -> Value {
     let plan = &workspace.plan;
     let status = match plan.billing {
@@ -98,6 +99,7 @@ fn subscription(workspace: &Workspace) -> Value {
             }
         }
     }
+    // Credits without a reported limit are never reset.
     document["next_character_count_reset_unix"] = Value::Null;
     document
 }

@@ -292,7 +292,7 @@ impl HourAmounts {
         self.quota_credits += amount(attempt.quota.credits);
     }
 
-    /// The amounts in the order of [`SUM_COLUMNS`].
+    /// Returns the amounts in the order of [`SUM_COLUMNS`].
     pub(super) fn columns(&self) -> [i64; SUM_COLUMNS.len()] {
         [
             self.attempts,

@@ -1,5 +1,5 @@
 //! Renames the rows of keys in files of earlier versions, which named a key by its plain SHA-256. That digest
-//! must not stay in the file or, through the outbox, in the mirror, because it is a secret too.
+//! must not stay in the file or, through the outbox, in the mirror, because it is also a secret.
 //!
 //! There are two steps, because the file does not contain the keys. The migration replaces every plain digest
 //! by a retired one ([`Fingerprint::from_plain_digest`]). Each start then finds the rows of the configured

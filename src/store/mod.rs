@@ -146,7 +146,7 @@ impl Health {
         self.counters.write_errors.load(Ordering::Relaxed)
     }
 
-    /// The time from when the oldest unwritten record left the queue to `now`.
+    /// Returns the time from when the oldest unwritten record left the queue to `now`.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
         match self.counters.unwritten_since.load(Ordering::Relaxed) {
@@ -223,7 +223,7 @@ impl Store {
         }
     }
 
-    /// The new path of a corrupt file that was renamed.
+    /// Returns the new path of a corrupt file that was renamed.
     #[must_use]
     pub fn quarantined_path(&self) -> Option<&PathBuf> {
         self.quarantined_path.as_ref()

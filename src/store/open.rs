@@ -118,7 +118,7 @@ fn process_suffix(pid: Option<u32>) -> String {
 pub(super) enum IntegrityCheck {
     /// Not checked; SQLite reports corruption when it reads or writes a corrupt page.
     Skip,
-    /// Checked as a whole, unless the size of the file would delay the start.
+    /// Checked as a whole, unless the size of the file would delay startup.
     Quick,
     /// Checked as a whole, because SQLite has reported corruption.
     Full,
@@ -140,8 +140,8 @@ const OPEN_BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait for the lock in later writes. It is short because the queue fills meanwhile; records that are
 /// not written are kept and retried.
 const WRITE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The largest file that is checked at the start, in about a second. Corruption of a larger file is detected
-/// when SQLite reads the corrupt page.
+/// The largest file that is checked at startup, in about a second. Corruption of a larger file is detected when SQLite
+/// reads the corrupt page.
 const MAX_QUICK_CHECK_BYTES: u64 = 256 * 1024 * 1024;
 /// SQLite truncates a larger write-ahead log to this size.
 const MAX_KEPT_LOG_BYTES: i64 = 16 * 1024 * 1024;
@@ -189,12 +189,13 @@ fn open_in_memory() -> Result<Database, rusqlite::Error> {
     Ok(Database::in_memory(connection))
 }
 
-/// Checks whether a start could open the database: the file can be written, no other process uses it, and it is
-/// of Keychoir and of no newer version. Creates and changes nothing. A corrupt file is not an error, because a start replaces it.
+/// Checks whether startup could open the database: the file can be written, no other process uses it, and it is of
+/// Keychoir and of no newer version. Creates and changes nothing. A corrupt file is not an error, because startup
+/// replaces it.
 ///
 /// # Errors
 ///
-/// The error that a start would report.
+/// The error that startup would report.
 pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     let path = match location {
         DatabaseLocation::File(path) => path,
@@ -206,7 +207,7 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The innermost folder that exists: a start would create the folders below it.
+    // The innermost folder that exists: startup would create the folders below it.
     let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
         true => Path::new("."),
         false => folder,
@@ -249,7 +250,7 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     }
 }
 
-/// Reads what a start reads.
+/// Reads what startup reads.
 fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
     read::keys(connection)?;
     refusals::read(connection)?;

@@ -1,5 +1,5 @@
-//! Stores the owners of identifiers. They are written in the transactions of the usage records, read at the
-//! start, and limited in number and age. Only the hash of an identifier is stored.
+//! Stores the owners of identifiers. They are written in the transactions of the usage records, read at
+//! startup, and limited in number and age. Only the hash of an identifier is stored.
 //!
 //! Identifiers of resources that users create have one row each. Identifiers that every request creates are
 //! appended to a log, because each row with a random hash as its key would cost one page write.

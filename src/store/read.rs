@@ -1,4 +1,4 @@
-//! Reads the stored state of the keys and the usage of the clients, which a start restores.
+//! Reads the stored state of the keys and the usage of the clients, which startup restores.
 
 use rusqlite::{Connection, Row};
 

@@ -127,11 +127,11 @@ pub struct StoredKey {
 pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
-    /// Whether the file has users and regions; the next start migrates an older one.
+    /// Whether the file has users and regions; the next startup migrates an older one.
     has_users: bool,
 }
 
-/// Maximum wait for a lock. Only a start that migrates the file locks out readers.
+/// Maximum wait for a lock. Only a startup that migrates the file locks out readers.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl UsageReader {

@@ -109,7 +109,7 @@ pub enum ExistingFile {
     Replace,
 }
 
-/// Maximum wait for a lock. Only a start that migrates the database locks out readers.
+/// Maximum wait for a lock. Only a startup that migrates the database locks out readers.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Copies the database at `path` to `target` and checks the copy. Another process may be writing the database.

@@ -205,7 +205,7 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     }
     let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
     location.lock()?;
-    // Unlike at a start, a corrupt file is not quarantined.
+    // Unlike at startup, a corrupt file is not quarantined.
     let connection = open::connect(path, IntegrityCheck::Full).map_err(failed)?;
     let database = open::migrate(connection, path, None)?.database;
     while migration::move_next_attempts(&database.connection).map_err(failed)? {}

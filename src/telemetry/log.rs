@@ -98,7 +98,7 @@ impl LogSink {
         let default_hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             // Queued lines are written before the panic message. If they cannot be written, printing the
-            // message directly could block forever, so it is queued too.
+            // message directly could block forever, so it is also queued.
             if flush_within(PANIC_FLUSH_TIMEOUT) {
                 default_hook(info)
             } else {

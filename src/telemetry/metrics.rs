@@ -211,7 +211,8 @@ impl Default for RequestMetrics {
             }),
         );
         let sessions: MetricTable<&'static str, SessionCounts> = MetricTable::new(Dialect::ALL.len(), OTHER);
-        // Sessions are rare. Their counters exist from the start, so that Prometheus sees the first increase.
+        // Sessions are rare. Their counters exist from startup on, so that Prometheus sees the first
+        // increase.
         Dialect::ALL
             .iter()
             .for_each(|dialect| sessions.update(dialect.as_str(), || dialect.as_str(), |_| {}));
@@ -275,7 +276,7 @@ fn add_metric<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
 }
 
 impl RequestMetrics {
-    /// The registry of these metrics.
+    /// Returns the registry of these metrics.
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.0.registry

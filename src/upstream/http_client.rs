@@ -20,7 +20,7 @@ pub fn http_client() -> Result<ClientBuilder, TlsError> {
     client_with_roots(None)
 }
 
-/// Returns a builder like [`http_client`], of a client that trusts the certificate authorities in `ca_file`, too.
+/// Returns a builder like [`http_client`], of a client that also trusts the certificate authorities in `ca_file`.
 ///
 /// # Errors
 ///

@@ -119,7 +119,7 @@ impl<C> Clone for Upstream<C> {
 }
 
 impl<C> Upstream<C> {
-    /// The configured authority, which keys without a region use.
+    /// Returns the configured authority, which keys without a region use.
     #[must_use]
     pub fn authority(&self) -> &Arc<Authority> {
         &self.inner.default_pool.authority

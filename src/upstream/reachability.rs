@@ -1,5 +1,5 @@
 //! Records whether the last connection attempt to the configured authority succeeded. All cores and the quota
-//! poller share one cell. The polls at the start set the cell before the first request arrives.
+//! poller share one cell. The polls at startup set the cell before the first request arrives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,7 +20,7 @@ pub enum Reachability {
 pub struct ReachabilityCell(Arc<AtomicU8>);
 
 impl ReachabilityCell {
-    /// The result of the last connection attempt.
+    /// Returns the result of the last connection attempt.
     #[must_use]
     pub fn get(&self) -> Reachability {
         match self.0.load(Ordering::Relaxed) {

@@ -42,7 +42,7 @@ impl Running {
     }
 }
 
-/// Checks that the command changed the running program, and not the files for the next start.
+/// Checks that the command changed the running program, and not the files for the next startup.
 #[track_caller]
 fn assert_online(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));

@@ -327,7 +327,7 @@ async fn a_wrong_supabase_key_pauses_the_mirror_until_a_restart_with_a_valid_one
     request_speech_times(&proxy, 2).await;
     wait_for_mirror(&proxy, "paused", 0).await;
     assert_eq!(event_count(&supabase), 0);
-    // The next start has a valid key.
+    // The next startup has a valid key.
     let (_, folder) = proxy.close().await;
     let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
     wait_until(|| event_count(&supabase) == 2).await;
@@ -505,8 +505,8 @@ async fn no_row_is_lost_if_a_table_refuses_every_row() {
     let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
     request_speech_times(&proxy, 5).await;
     let (_, folder) = proxy.close().await;
-    // At the next start, all rows are sent together. If Supabase refuses one row, the row is at fault. If it
-    // refuses all of several rows, the table is at fault.
+    // At the next startup, all rows are sent together. If Supabase refuses one row, the row is at fault. If
+    // it refuses all of several rows, the table is at fault.
     supabase.gateway.set_fault(Fault::None);
     let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
     wait_for_mirror(&proxy, "paused", 0).await;

@@ -1,5 +1,5 @@
 //! A refusal restricts only the account, the endpoint or the request that it is about. All other requests are
-//! served with the same keys, also after a restart.
+//! served with the same keys, even after a restart.
 
 mod all_accounts;
 mod one_account;

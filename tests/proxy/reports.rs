@@ -343,8 +343,8 @@ async fn keys_are_listed_by_their_short_forms() {
     let keys: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
         keys[0],
-        json!({"shortKey": "sk_key_numb...00001", "name": "first", "workspace": "studio", "status": "exhausted",
-            "characterCount": 55, "characterLimit": 10_000})
+        json!({"id": Fingerprint::new(FIRST_KEY).key_id(), "shortKey": "sk_key_numb...00001", "name": "first",
+            "workspace": "studio", "status": "exhausted", "characterCount": 55, "characterLimit": 10_000})
     );
     assert_eq!(keys[2]["status"], Value::Null);
     // Without keys in the configuration, the command lists the keys of the database.

@@ -89,7 +89,7 @@ async fn start_app(config: &Config, change_app: impl FnOnce(&mut AppConfig)) -> 
     change_app(&mut app_config);
     let mut app = app::start(app_config, vec![bind_loopback().await.into()]).unwrap();
     if config.quota_polling.enabled {
-        // The faults of a test must not affect the poll at the start.
+        // The faults of a test must not affect the poll at startup.
         let is_polled = app.wait_for_first_poll(Duration::from_secs(30)).await;
         assert!(is_polled, "the first quota poll must end");
     }
@@ -153,7 +153,7 @@ fn http_client() -> reqwest::Client {
 }
 
 impl TestProxy {
-    /// Reloads the configuration of the start, changed by `change` and `change_app`.
+    /// Reloads the configuration of startup, changed by `change` and `change_app`.
     pub fn reload(&self, change: impl FnOnce(&mut Config), change_app: impl FnOnce(&mut AppConfig)) {
         let mut config = self.config.clone();
         change(&mut config);

@@ -120,7 +120,7 @@ pub struct StartedPeer {
     pub running: PeerProcess,
     /// The log file, which has one line per request.
     pub log: PathBuf,
-    /// The time from the start to the first response.
+    /// The time from startup to the first response.
     pub start_duration: Duration,
 }
 

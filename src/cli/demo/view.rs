@@ -52,7 +52,7 @@ impl View {
         self.is_terminal
     }
 
-    /// The format of log lines.
+    /// Returns the format of log lines.
     pub(super) fn format(&self) -> LineFormat {
         self.format
     }

@@ -45,7 +45,7 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
     });
     findings.extend(describe_certificate(config));
     let limit = ConnectionLimit::determine(config);
-    // A reduced limit is a warning of the start.
+    // A reduced limit is a warning of startup.
     if !limit.is_reduced() {
         let message = format_args!(
             "{} open files suffice for {} connections",

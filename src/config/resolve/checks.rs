@@ -41,8 +41,8 @@ impl ConfigDraft {
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
     }
 
-    /// Rejects an address for operators that is one for clients, and one that other machines can reach if there
-    /// is no admin token. Without a configured token, the first start generates one in the state directory.
+    /// Rejects an address for operators that is one for clients, and one that other machines can reach if there is no
+    /// admin token. Without a configured token, the first startup generates one in the state directory.
     pub(super) fn check_admin_listen(&mut self) {
         let Config { server, admin, admin_token, .. } = &self.config;
         let Some(address) = admin.listen.address() else { return };

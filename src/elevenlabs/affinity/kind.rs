@@ -18,7 +18,7 @@ macro_rules! kinds {
             /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$kind,)*];
 
-            /// The name in the database and in messages to clients.
+            /// Returns the name in the database and in messages to clients.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$kind => $name,)* }
@@ -116,8 +116,9 @@ impl ResourceKind {
         self == Self::Voice
     }
 
-    /// Upper bound of the time for which the provider accepts an identifier of this kind, or `None` if there
-    /// is no limit. Requests can be continued for two hours; tokens and signed URLs are valid for 15 minutes.
+    /// Returns an upper bound of the time for which the provider accepts an identifier of this kind, or
+    /// `None` if there is no limit. Requests can be continued for two hours; tokens and signed URLs are valid
+    /// for 15 minutes.
     #[must_use]
     pub fn lifetime(self) -> Option<Duration> {
         if self == Self::Request {
@@ -129,7 +130,7 @@ impl ResourceKind {
         (self == Self::Cursor).then_some(24 * HOUR)
     }
 
-    /// The storage class of identifiers of this kind.
+    /// Returns the storage class of identifiers of this kind.
     #[must_use]
     pub fn storage_class(self) -> StorageClass {
         if self.lifetime().is_some() {
@@ -158,7 +159,7 @@ impl StorageClass {
     /// All classes.
     pub const ALL: [Self; 3] = [Self::LongLived, Self::PerRequest, Self::ShortLived];
 
-    /// The number in the database.
+    /// Returns the number in the database.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -180,7 +181,7 @@ pub struct RetentionLimits {
 }
 
 impl RetentionLimits {
-    /// Maximum number of identifiers of a class.
+    /// Returns the maximum number of identifiers of a class.
     #[must_use]
     pub fn max_count(&self, class: StorageClass) -> usize {
         match class {
@@ -189,7 +190,8 @@ impl RetentionLimits {
         }
     }
 
-    /// Maximum time since the last use of an identifier of a class, or `None` if there is no limit.
+    /// Returns the maximum time since the last use of an identifier of a class, or `None` if there is no
+    /// limit.
     #[must_use]
     pub fn max_idle(&self, class: StorageClass) -> Option<Duration> {
         match class {
@@ -234,7 +236,7 @@ impl IdentifierHash {
         Self(bytes)
     }
 
-    /// The bytes of the hash, which are uniformly distributed.
+    /// Returns the bytes of the hash, which are uniformly distributed.
     #[must_use]
     pub fn bytes(&self) -> &[u8; 16] {
         &self.0

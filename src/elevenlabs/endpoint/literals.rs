@@ -17,12 +17,12 @@ impl Literal {
         if segment.is_ascii() { find_ascii(segment) } else { find_ascii(&segment.to_lowercase()) }
     }
 
-    /// The segment in lower case.
+    /// Returns the segment in lower case.
     pub(in crate::elevenlabs) fn text(self) -> &'static str {
         LITERALS[usize::from(self.0)]
     }
 
-    /// The index of the literal, below [`COUNT`](Self::COUNT) and 255.
+    /// Returns the index of the literal, below [`COUNT`](Self::COUNT) and 255.
     pub(in crate::elevenlabs) fn number(self) -> u8 {
         self.0
     }

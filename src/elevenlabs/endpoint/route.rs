@@ -64,13 +64,13 @@ impl Route {
         &self.codes[..usize::from(self.count).min(MAX_SEGMENTS)]
     }
 
-    /// The codes after the version, which identify the route in every version, or `None` for a truncated
-    /// path.
+    /// Returns the codes after the version, which identify the route in every version, or `None` for a
+    /// truncated path.
     pub(in crate::elevenlabs) fn after_version(&self) -> Option<&[u8]> {
         (!self.is_truncated()).then_some(self.codes_after_version())
     }
 
-    /// The first literal after the version.
+    /// Returns the first literal after the version.
     pub(in crate::elevenlabs) fn root(&self) -> Option<Literal> {
         self.codes_after_version().first().and_then(|code| Literal::from_number(*code))
     }

@@ -1,8 +1,8 @@
 //! The table of the provider's endpoints: the known properties of the requests of each path.
 //!
 //! To add an endpoint, add a row. Its literal segments must be in `literals.rs` and its route in
-//! `routes.txt`, which the tests check. If its path, body or response names resources of an account, add a
-//! row to `affinity/table.rs`, too. The cost of an `Operation::Other` cannot be estimated, so
+//! `routes.txt`, which the tests check. If its path, body or response names resources of an account, also add
+//! a row to `affinity/table.rs`. The cost of an `Operation::Other` cannot be estimated, so
 //! `access.unpriced_credits` is reserved for it.
 //!
 //! A property is taken from the first matching row that has it, so the row for a narrower path must precede

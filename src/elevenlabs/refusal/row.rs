@@ -15,7 +15,7 @@ pub(crate) struct RefusalRow {
     pub(super) statuses: Statuses,
     /// The body must match this pattern.
     pub(super) pattern: BodyPattern,
-    /// The body must match this pattern, too.
+    /// The body must also match this pattern.
     pub(super) and_pattern: BodyPattern,
     /// The body must not match this pattern, unless the pattern is empty.
     pub(super) excluded_pattern: BodyPattern,

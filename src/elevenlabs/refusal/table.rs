@@ -218,7 +218,7 @@ static ROWS: &[RefusalRow] = &[
                 "Your subscription does not include professional voice cloning. Please upgrade your plan."),
         ]),
     // Sources: captured responses, and the refusals of plans that public issues quote. Refusals for
-    // concurrency and for used-up credits are excluded, because they advise to upgrade, too.
+    // concurrency and for used-up credits are excluded, because they also advise to upgrade.
     row(message_parts(&["free users cannot ", "free users can not ", "free users are not allowed ", "upgrade your subscription", "upgrade your plan", "your subscription does not include ", "your subscription has no access ", "not available on your ", "is only available on the ", "you need to be on the ", "you do not have access to the model "]), RefusalMeaning::PlanFeature(None))
         .except_statuses(&[404, 429])
         .without(message_parts(&["credit", "quota", "too many"]))

@@ -103,7 +103,7 @@ pub fn classify_message(
 pub fn classify_close(code: u16, reason: &str, follows_error: bool, has_token: bool) -> Option<Verdict> {
     let body = ErrorBody::from_close_reason(reason);
     let verdict = classify_without_status(&body).or(match code {
-        // Live transcription uses these codes after its errors, too.
+        // Live transcription also uses these codes after its errors.
         1000 | 1001 | 1005 if follows_error => Some(Verdict::RequestError),
         // A normal end of the session.
         1000 | 1001 | 1005 => None,

@@ -52,7 +52,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// The code and the reason of the close frame that reports the violation.
+    /// Returns the code and the reason of the close frame that reports the violation.
     #[must_use]
     pub const fn close(self) -> (u16, &'static str) {
         match self {
@@ -150,7 +150,7 @@ impl FrameValidator {
         }
     }
 
-    /// The reason why no more bytes are accepted, if the stream has ended.
+    /// Returns the reason why no more bytes are accepted, if the stream has ended.
     #[must_use]
     pub const fn end(&self) -> Option<StreamEnd> {
         self.end

@@ -36,12 +36,12 @@ impl KnownHeader {
         Self::from_index(index)
     }
 
-    /// The header name of a row that covers one name.
+    /// Returns the header name of a row that covers one name.
     pub(super) fn name(self) -> &'static HeaderName {
         &HEADERS[usize::from(self.0)]
     }
 
-    /// The row in the table.
+    /// Returns the row in the table.
     pub(super) fn row(self) -> &'static HeaderRow {
         &ROWS[usize::from(self.0)]
     }

@@ -29,7 +29,7 @@ pub(super) struct HeaderRow {
 }
 
 impl HeaderRow {
-    /// The prefix, if the row covers more than one name.
+    /// Returns the prefix, if the row covers more than one name.
     pub(super) const fn prefix(&self) -> Option<&'static str> {
         match self.name.as_bytes() {
             [start @ .., b'*'] => Some(self.name.split_at(start.len()).0),

@@ -16,8 +16,8 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     reported_max: AtomicU32,
     /// The maximum of the plan; 0 if unknown.
     plan_max: AtomicU32,
-    /// End of the saturation after a refusal for too many concurrent requests. It applies whatever
-    /// our own count is, because other programs may use the workspace, too.
+    /// End of the saturation after a refusal for too many concurrent requests. It applies whatever our own
+    /// count is, because other programs may also use the workspace.
     full_until: AtomicU64,
     /// End of the rate limit.
     limited_until: AtomicU64,
@@ -94,7 +94,7 @@ impl ConcurrencyLimiter {
         self.running.load(Ordering::Acquire)
     }
 
-    /// Maximum number of concurrent requests, if it is known.
+    /// Returns the maximum number of concurrent requests, if it is known.
     pub(in crate::pool) fn known_max(&self) -> Option<u32> {
         let max = self.max();
         (max != u32::MAX).then_some(max)

@@ -108,7 +108,7 @@ impl EvidenceCell {
         summary
     }
 
-    /// A copy of all evidence.
+    /// Returns a copy of all evidence.
     pub(in crate::pool) fn entries(&self) -> Vec<Evidence> {
         if self.is_empty() { Vec::new() } else { self.lock().evidence.clone() }
     }

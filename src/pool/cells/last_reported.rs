@@ -15,7 +15,7 @@ const NEAR_LIMIT: u8 = 0x80;
 const PAUSED: u8 = 0x40;
 
 impl LastReportedState {
-    /// Records the state. Returns its change since the previous call, if it is to be reported.
+    /// Records the state. Returns its change since the previous call, if it must be reported.
     pub(in crate::pool) fn update(
         &self,
         state: KeyState,

@@ -35,7 +35,7 @@ impl PauseCell {
         true
     }
 
-    /// The end of the pause if it has not ended at `now`; `Some(None)` if only an operator ends it.
+    /// Returns the end of the pause if it has not ended at `now`; `Some(None)` if only an operator ends it.
     pub(in crate::pool) fn active_until(&self, now: UnixMs) -> Option<Option<UnixMs>> {
         match self.until.load(Ordering::Acquire) {
             NO_END => Some(None),
@@ -43,7 +43,7 @@ impl PauseCell {
         }
     }
 
-    /// The pause, unless it has ended at `now`.
+    /// Returns the pause, unless it has ended at `now`.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Option<Arc<Pause>> {
         self.details.load_full().filter(|pause| pause.is_active(now))
     }

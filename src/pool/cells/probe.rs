@@ -28,14 +28,14 @@ impl ProbeCell {
         let _ = self.allowed_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, reschedule);
     }
 
-    /// The time at which a retry may succeed: the next probe is allowed, or the result of the last probe
-    /// is overdue. `None` when probes are forbidden.
+    /// Returns the time at which a retry may succeed: the next probe is allowed, or the result of the last
+    /// probe is overdue. Returns `None` when probes are forbidden.
     pub(in crate::pool) fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
         let result_due_at = UnixMs(self.result_due_at.load(Ordering::Acquire));
         self.allowed_at().map(|at| if result_due_at > now { at.min(result_due_at) } else { at })
     }
 
-    /// The time from which the next probe is allowed. `None` when probes are forbidden.
+    /// Returns the time from which the next probe is allowed. Returns `None` when probes are forbidden.
     pub(in crate::pool) fn allowed_at(&self) -> Option<UnixMs> {
         Some(self.allowed_at.load(Ordering::Acquire)).filter(|at| *at > 0).map(UnixMs)
     }

@@ -78,7 +78,7 @@ impl QuotaCell {
         self.stored().reset_if_due(now)
     }
 
-    /// Credits that requests in flight may still spend.
+    /// Returns the credits that requests in flight may still spend.
     pub(in crate::pool) fn reserved(&self) -> u64 {
         self.reserved.load(Ordering::Acquire)
     }
@@ -137,8 +137,8 @@ impl QuotaCell {
         is_new
     }
 
-    /// Sum of the differences by which the provider's counts of this period exceeded ours. Negative if
-    /// they were lower.
+    /// Returns the sum of the differences by which the provider's counts of this period exceeded ours. The
+    /// sum is negative if they were lower.
     pub(in crate::pool) fn discrepancy(&self) -> i64 {
         self.discrepancy.load(Ordering::Acquire)
     }

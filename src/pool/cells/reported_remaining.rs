@@ -37,13 +37,13 @@ impl Default for ReportedRemaining {
 }
 
 impl ReportedRemaining {
-    /// The remaining credits at `now`. `None` without a current report.
+    /// Returns the remaining credits at `now`. Returns `None` without a current report.
     pub(in crate::pool) fn credits(&self, now: UnixMs) -> Option<u64> {
         let credits = self.credits.load(Ordering::Acquire);
         (credits != UNKNOWN && now.0 < self.expires_at.load(Ordering::Acquire)).then_some(credits)
     }
 
-    /// The time at which the report expires. `None` without a current report.
+    /// Returns the time at which the report expires. Returns `None` without a current report.
     pub(in crate::pool) fn expires_at(&self, now: UnixMs) -> Option<UnixMs> {
         self.credits(now).map(|_| UnixMs(self.expires_at.load(Ordering::Acquire)))
     }

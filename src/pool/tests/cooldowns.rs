@@ -163,7 +163,7 @@ fn a_poll_refutes_an_exhaustion_by_a_new_limit_or_after_the_lag() {
     assert!(pool.select(&[], later(1)).is_err());
     pool.report_quota(0, 90, 1_000, later(2));
     assert_eq!(pool.select(&[], later(2)), Ok(0));
-    // A poll that follows the refusal by more than the lag refutes it, too.
+    // A poll that follows the refusal by more than the lag also refutes it.
     pool.record_verdict(0, quota_refusal(), later(3));
     pool.report_quota(0, 90, 1_000, later(302));
     assert!(pool.select(&[], later(302)).is_err());

@@ -12,7 +12,7 @@ use crate::telemetry::log_transitions;
 
 impl Attempt {
     /// Charges the cost of a response when its head arrives. The provider reports the cost there, so a
-    /// response whose body is interrupted was probably charged too.
+    /// response whose body is interrupted was probably also charged.
     pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
         let reserved_credits = self.key_source.reserved_credits();
         let (credits, source) = match (reported, verdict) {

@@ -1,5 +1,5 @@
-//! An attempt that has opened a WebSocket session: its verdict, its charges for text or duration, and the
-//! concurrency slot that it holds while speech is generated.
+//! Methods of `Attempt` for WebSocket sessions: they record the verdict, the charges and the end of the session, and
+//! manage the concurrency slot that the lease holds while speech is generated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
 
 impl Attempt {
-    /// Records that the provider serves the session, or that a message has refused it.
+    /// Records the verdict on the session: the provider serves it, or has refused it in a message.
     pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
         let now = clock::now();
         self.record.outcome = verdict.outcome();
@@ -35,7 +35,8 @@ impl Attempt {
             self.record.quota.add(charged);
             return;
         }
-        // An error after the session was served refunds nothing; after an earlier error, nothing is charged.
+        // If the session has been served, an error does not refund its charges. If it has not, the client is not
+        // charged.
         if self.pending_charge != (PendingCharge::Session { is_served: true }) {
             self.pending_charge = PendingCharge::Nothing;
         }
@@ -46,8 +47,8 @@ impl Attempt {
         }
     }
 
-    /// Ends the attempt of a session that fails over before the provider has sent a useful message. If
-    /// `may_be_charged`, text was sent and the provider may have charged it.
+    /// Records that the session fails over before the provider has accepted it. If `may_be_charged`, text was sent and
+    /// the provider may have charged it.
     pub(in crate::proxy) fn abandon(&mut self, progress: Progress, may_be_charged: bool) {
         let now = clock::now();
         self.charge_lease(0, now);
@@ -77,14 +78,15 @@ impl Attempt {
         self.charge_lease(additional_credits, now);
     }
 
-    /// Sets the estimated credits of all text that was sent since the start of the session. The provider may
-    /// charge them even if it does not serve the session.
+    /// Sets the estimated credits for all text sent since the start of the session. The provider may charge them even
+    /// if it does not serve the session.
     pub(in crate::proxy) fn set_text_credits(&mut self, credits: u64) {
         self.text_credits = credits;
     }
 
-    /// Charges a session at its end. A served session costs its text, its duration or, if its price is
-    /// unknown, its reservation. A session that was not served costs the text that was sent to the provider.
+    /// Charges a session at its end. A served session is charged for its text or its duration. If neither has a known
+    /// price, the reserved credits are charged. A session that was not served is charged for the text already sent to
+    /// the provider.
     pub(super) fn charge_session(&mut self, is_served: bool, now: UnixMs) {
         let is_billed_by_text = self.speech_group.is_some();
         let (outcome, price) = match (is_served, self.text_credits) {
@@ -102,8 +104,8 @@ impl Attempt {
         self.pending_charge = PendingCharge::Nothing;
     }
 
-    /// Charges the elapsed time of a session that is billed by its duration. Returns the owner of a quota that
-    /// has no credits left.
+    /// Charges the elapsed time of a session that is billed by its duration. Returns the owner of the first exhausted
+    /// quota, if any.
     pub(in crate::proxy) fn charge_duration(&mut self) -> Option<QuotaOwner> {
         let now = clock::now();
         if self.pending_charge == (PendingCharge::Session { is_served: true }) {
@@ -120,16 +122,16 @@ impl Attempt {
         self.record.quota.add(charged);
     }
 
-    /// Returns the ended conversation `id`, whose cost is to be polled from the provider. Returns `None` if
-    /// the cost is known, or if the client's own key was used.
+    /// Returns the ended conversation `id`, whose cost must be requested from the provider. Returns `None` if the cost
+    /// is known, or if the client's own key was used.
     pub(in crate::proxy) fn ended_conversation(&self, id: Arc<str>) -> Option<EndedConversation> {
         let key = Arc::clone(self.key().filter(|_| self.record.credits_from == CreditSource::Unknown)?);
         let (record, price) = (self.record.clone(), self.permits.client.late_price());
         Some(EndedConversation { id, key, record, price })
     }
 
-    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is `None` if the
-    /// session was failing over, so that the attempt already has its outcome.
+    /// Records the end of a session: its outcome, and the bytes sent and received. `outcome` is `None` if the session
+    /// failed over, because its outcome has already been recorded.
     pub(in crate::proxy) fn record_end(
         &mut self,
         outcome: Option<Outcome>,
@@ -146,22 +148,22 @@ impl Attempt {
         self.record.audio = Some(audio).filter(|audio| !audio.is_zero());
     }
 
-    /// Credits charged so far.
+    /// Returns the credits charged so far.
     pub(in crate::proxy) fn charged_credits(&self) -> u64 {
         self.record.credits
     }
 
-    /// The model of the session, if it is known.
+    /// Returns the model of the session, if it is known.
     pub(in crate::proxy) fn model(&self) -> Option<&str> {
         self.body_features.as_ref()?.model.as_deref()
     }
 
-    /// The pool's key, or `None` if the client's own key is used.
+    /// Returns the pool's key, or `None` if the client's own key is used.
     pub(in crate::proxy) fn key(&self) -> Option<&Arc<Key>> {
         self.key_source.lease().map(Lease::key)
     }
 
-    /// Continues with a new lease of the same key, and releases the credits that the former lease reserved.
+    /// Replaces the lease with a new lease of the same key, and releases the credits reserved by the old one.
     pub(in crate::proxy) fn replace_lease(&mut self, mut new_lease: Lease) {
         self.charge_lease(0, clock::now());
         new_lease.mark_sent();
@@ -177,6 +179,7 @@ impl Attempt {
         }
     }
 
+    /// Returns whether the attempt holds a concurrency slot.
     pub(in crate::proxy) fn has_slot(&self) -> bool {
         self.key_source.lease().is_some_and(Lease::has_slot)
     }

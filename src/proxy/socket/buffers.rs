@@ -67,12 +67,12 @@ impl ReadBuffer {
         self.validate_from(former_length);
     }
 
-    /// The close frame or violation after which no more bytes are accepted.
+    /// Returns the close frame or violation after which no more bytes are accepted.
     pub(super) fn stream_end(&self) -> Option<StreamEnd> {
         self.validator.as_ref().and_then(|validator| validator.end())
     }
 
-    /// The protocol violation, if one was detected.
+    /// Returns the protocol violation, if one was detected.
     pub(super) fn violation(&self) -> Option<Violation> {
         match self.stream_end() {
             Some(StreamEnd::Violated(violation)) => Some(violation),
@@ -80,7 +80,7 @@ impl ReadBuffer {
         }
     }
 
-    /// The end of the session by the client: a close frame or a violation.
+    /// Returns the end of the session by the client: a close frame or a violation.
     pub(super) fn client_end(&self) -> Option<SessionEnd> {
         self.stream_end().map(|end| match end {
             StreamEnd::Closed { code } => SessionEnd::ClientClosed { code },

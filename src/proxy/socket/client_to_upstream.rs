@@ -106,18 +106,18 @@ impl ClientToUpstream {
         self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
 
-    /// Bytes of audio received so far, including those of an incomplete message.
+    /// Returns the number of bytes of audio received so far, including those of an incomplete message.
     pub(super) fn audio_bytes(&self) -> u64 {
         let counts_audio = self.dialect == Dialect::Transcription;
         self.audio_bytes + if counts_audio { self.counter.audio_bytes_so_far() } else { 0 }
     }
 
-    /// Bytes of the held message.
+    /// Returns the number of bytes of the held message.
     pub(super) fn held_bytes(&self) -> usize {
         self.staged.len() + self.message_start.len()
     }
 
-    /// Memory of the buffers for the held message.
+    /// Returns the memory of the buffers for the held message.
     pub(super) fn capacity(&self) -> usize {
         self.staged.capacity() + self.message_start.capacity()
     }

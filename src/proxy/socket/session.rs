@@ -178,14 +178,14 @@ impl<C> Session<C> {
         self.config.limits.websocket
     }
 
-    /// Maximum number of bytes that may be read ahead of processing.
+    /// Returns the maximum number of bytes that may be read ahead of processing.
     pub(super) fn max_read_ahead(&self) -> usize {
         let held_bytes =
             self.client_to_upstream.held_bytes() + self.opening_messages.as_ref().map_or(0, Vec::len);
         self.limits().max_session_buffer.saturating_sub(held_bytes)
     }
 
-    /// Memory of the session's buffers, except the one for bytes from the client.
+    /// Returns the memory of the session's buffers, except the one for bytes from the client.
     pub(super) fn other_capacity(&self) -> usize {
         self.to_upstream.bytes.capacity()
             + self.from_upstream.bytes.capacity()

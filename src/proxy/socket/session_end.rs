@@ -44,7 +44,8 @@ pub(super) enum SessionSide {
 }
 
 impl SessionEnd {
-    /// The close code and reason for the client and for the provider, or `None` if no close frame is sent.
+    /// Returns the close code and reason for the client and for the provider, or `None` if no close frame is
+    /// sent.
     pub(super) fn close_frames(self) -> Option<[(u16, &'static str); 2]> {
         match self {
             Self::Closed | Self::ClientDisconnected | Self::UpstreamReset => None,

@@ -146,7 +146,7 @@ impl<C: Connect> Session<C> {
         }
     }
 
-    /// The maximum cost of `characters` in credits.
+    /// Returns the maximum cost of `characters` in credits.
     pub(super) fn text_price(&self, characters: u64) -> u64 {
         let model = self.attempt.model().or(self.dialect.default_model()).unwrap_or_default();
         self.proxy.pool.models().max_credits(model, characters)

@@ -53,7 +53,7 @@ impl SpeechPermit {
         }
     }
 
-    /// The duration of `audio_bytes` of audio.
+    /// Returns the duration of `audio_bytes` of audio.
     pub(super) fn audio_duration(&self, audio_bytes: u64) -> Duration {
         Duration::from_millis(audio_bytes.saturating_mul(1_000) / self.audio_bytes_per_second.max(1))
     }

@@ -116,17 +116,18 @@ impl UpstreamToClient {
         output.unsplit(std::mem::take(&mut self.held));
     }
 
-    /// Missing bytes of the current frame. Until they are forwarded, no other frame may be inserted.
+    /// Returns the number of remaining bytes of the current frame. Until they are forwarded, no other frame
+    /// may be inserted.
     pub(super) fn frame_remaining(&self) -> u64 {
         self.frame.as_ref().map_or(0, |frame| frame.remaining)
     }
 
-    /// The first message, until it is forwarded.
+    /// Returns the first message, until it is forwarded.
     pub(super) fn first_message(&self) -> &[u8] {
         self.text.as_deref().unwrap_or_default()
     }
 
-    /// Memory of the held bytes.
+    /// Returns the memory of the held bytes.
     pub(super) fn capacity(&self) -> usize {
         self.held.capacity() + self.text.as_ref().map_or(0, Vec::capacity) + self.partial_key.capacity()
     }

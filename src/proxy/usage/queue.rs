@@ -29,8 +29,8 @@ struct Counts {
 }
 
 impl QueueDepth {
-    /// Number of records that are not written yet. A set of ownership updates counts while it is in the
-    /// queue.
+    /// Returns the number of records that are not written yet. A set of ownership updates counts while it is
+    /// in the queue.
     #[must_use]
     pub fn records(&self) -> u64 {
         self.queued() + self.0.taken.load(Ordering::Acquire)
@@ -96,7 +96,7 @@ struct UsageQueueState {
     depth: QueueDepth,
     /// The queue length at which the writer is woken once.
     wake_threshold: AtomicU64,
-    /// Whether the state of the keys is to be written.
+    /// Whether the state of the keys must be written.
     are_keys_changed: AtomicBool,
     /// Whether all senders and permits were dropped.
     is_ended: AtomicBool,
@@ -292,7 +292,7 @@ impl UsageQueue {
         }
     }
 
-    /// Moves all entries of the queue to `taken`. Returns whether the state of the keys is to be written.
+    /// Moves all entries of the queue to `taken`. Returns whether the state of the keys must be written.
     pub fn take(&mut self, taken: &mut UsageBatch) -> bool {
         let state = &*self.0;
         state.wake_threshold.store(NEVER, Ordering::SeqCst);
@@ -313,7 +313,7 @@ impl UsageQueue {
         are_keys_changed
     }
 
-    /// Number of entries in the queue.
+    /// Returns the number of entries in the queue.
     #[must_use]
     pub fn queued(&self) -> u64 {
         self.0.depth.queued()

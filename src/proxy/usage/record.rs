@@ -27,7 +27,7 @@ pub enum OwnershipUpdate {
 }
 
 impl OwnershipUpdate {
-    /// The identifier whose owner changes.
+    /// Returns the identifier whose owner changes.
     #[must_use]
     pub fn identifier(&self) -> &Identifier {
         match self {
@@ -149,7 +149,7 @@ pub enum CreditSource {
 }
 
 impl CreditSource {
-    /// The name in the usage store.
+    /// Returns the name in the usage store.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

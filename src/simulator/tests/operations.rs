@@ -73,7 +73,7 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
         let before = charged(&sim).await;
         assert_eq!(call().key("rich").to(&sim).await.status, 200, "{permission}");
         assert!(charged(&sim).await > before, "{permission}");
-        // A scripted refusal contains the cost, too.
+        // A scripted refusal also contains the cost.
         let needed = format!("{} credits are required", charged(&sim).await - before);
         sim.queue_faults("rich", vec!["quota".parse().unwrap()]);
         let refused = call().key("rich").to(&sim).await;

@@ -200,7 +200,7 @@ async fn the_credits_of_a_pay_as_you_go_workspace_are_not_reported() {
             assert_eq!(subscription.get("character_limit").is_some(), shown == ReportedLimit::Zero);
             assert_eq!(subscription["next_character_count_reset_unix"], Value::Null);
         }
-        // The credits of these workspaces can run out, too.
+        // The credits of these workspaces can also run out.
         let over = speech("hello").key("payg").to(&sim).await;
         assert_eq!(status_and_name(&over), (401, "quota_exceeded".into()));
     }

@@ -185,7 +185,7 @@ async fn a_running_session_is_in_the_ledger() {
         wait_until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
     assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
     assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
-    // A client that disconnects without a close frame ends its session, too.
+    // A client that disconnects without a close frame also ends its session.
     drop(client);
     let (request, socket) = ended(&sim).await;
     assert_eq!((request.key.as_deref(), socket.close_received, socket.close_sent), (Some("sk"), None, None));

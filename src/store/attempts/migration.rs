@@ -2,7 +2,7 @@
 //! attempts of a commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`,
 //! and both referred to their common columns in `series`.
 //!
-//! Moving all attempts of a large file would delay the start by minutes. The migration therefore moves a
+//! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a
 //! limited number of attempts, and maintenance moves the others in separate transactions. Until then, the old
 //! tables exist and their attempts are missing in `attempts`. If the program stops at any point, each attempt
 //! is in exactly one table.
@@ -76,7 +76,8 @@ pub(in crate::store) const TABLE: &str = "
 /// Maximum number of rows that a step moves, and the number of attempts after which it moves no further
 /// shared row. A step takes less than a tenth of a second.
 const MAX_STEP_ROWS: i64 = 4_096;
-/// Maximum steps in the transaction of the migration, which delay the start by less than two seconds.
+/// The maximum number of steps in the transaction of the migration, which delay startup by less than two
+/// seconds.
 const MAX_START_STEPS: usize = 16;
 
 /// Moves the first attempts, in the transaction of the migration.

@@ -53,7 +53,7 @@ impl Pack {
         })
     }
 
-    /// The latest use of an identifier in the pack.
+    /// Returns the latest use of an identifier in the pack.
     pub(super) fn last_used_at(&self) -> UnixMs {
         UnixMs(self.changes.iter().map(|change| change.used_at).max().unwrap_or(0))
     }

@@ -1,4 +1,5 @@
-//! Tests of stored refusals: a restart must not change any restriction.
+//! Tests of stored refusals: they survive restarts unchanged, contain no secrets, and tolerate unreadable
+//! rows.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ const SETTINGS: Settings = Settings {
 };
 const VOICE: &str = "AVoiceOfTheTests0001";
 
-/// Four keys; the last two are of one workspace.
+/// Returns four keys. The last two belong to the same workspace.
 fn entries() -> Vec<KeyEntry> {
     let entry = |(number, workspace): (usize, Option<&str>)| {
         let key = ApiKey::new(&format!("sk_canary_of_the_refusals_{number:026}")).unwrap();
@@ -67,7 +68,7 @@ fn features() -> RequestFeatures {
     }
 }
 
-/// Requests that each differ from `features` in one or more properties.
+/// Returns `features()` and variants of it.
 fn requests() -> Vec<RequestFeatures> {
     let same = features();
     vec![
@@ -81,7 +82,7 @@ fn requests() -> Vec<RequestFeatures> {
     ]
 }
 
-/// Every verdict that leads to a restriction.
+/// Returns every verdict that leads to a restriction.
 fn verdicts() -> Vec<Verdict> {
     let span = Some(Duration::from_millis(4_500));
     let shortfall = Shortfall { remaining: Some(0), required: Some(7), quota: Some(10) };
@@ -222,7 +223,7 @@ impl TestDatabase {
         assert!(!self.database.refusals.are_stale(pool.restrictions(), now));
     }
 
-    /// Reopens the database, and restores a pool from it as a start does.
+    /// Reopens the database, and restores a pool from it as startup does.
     fn restore_pool(&mut self, now: UnixMs) -> Arc<Pool> {
         self.database = open(&self.location, now, IntegrityCheck::Skip).unwrap().database;
         let pool = pool();
@@ -272,7 +273,7 @@ fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option
     pool.observe(&roster, &roster.keys()[key], observation, now);
 }
 
-/// A restriction without its sequence number, which a restart changes.
+/// A restriction without its sequence number, which changes when the program restarts.
 type ComparedRestriction = (RestrictionScope, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
 
 fn compared(restriction: &Restriction) -> ComparedRestriction {

@@ -1,5 +1,5 @@
 //! Tests of the migration to schema version 12, in which each attempt gets a separate row, and most attempts
-//! of a large file are moved after the start.
+//! of a large file are moved after startup.
 
 use rusqlite::params;
 

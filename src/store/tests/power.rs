@@ -21,7 +21,7 @@ impl Snapshot {
         }
     }
 
-    /// Opens the snapshot as a start would, and returns the credits of its attempts in their order. The file
+    /// Opens the snapshot as startup would, and returns the credits of its attempts in their order. The file
     /// must not be quarantined, and the sums must agree with the attempts.
     #[track_caller]
     fn attempts(&self) -> Vec<i64> {

@@ -46,7 +46,7 @@ fn an_upgrade_keeps_a_copy_of_the_earlier_version() {
     assert_eq!(query_number(&connection, "SELECT count(*) FROM attempts"), 2);
     assert_eq!(snapshot::count_attempts(&connection), Some(2));
     drop(connection);
-    // The next start upgrades nothing and copies nothing.
+    // The next startup upgrades nothing and copies nothing.
     fs::remove_file(&copy).unwrap();
     drop(Store::open(&location, NOW).unwrap());
     assert!(!copy.exists());
@@ -184,7 +184,7 @@ async fn a_backup_has_the_records_that_are_still_in_the_log() {
     assert_eq!(read_attempts(&target), read_attempts(&path));
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
-    // The copy is a database that a start can use.
+    // The copy is a database that startup can use.
     assert_eq!(Store::open(&DatabaseLocation::File(target), NOW).unwrap().quarantined_path(), None);
 }
 

@@ -124,7 +124,7 @@ fn an_upgraded_file_has_its_earlier_sums_without_users() {
          DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series",
     )
     .unwrap();
-    // Until the next start migrates the file, the commands read what it has.
+    // Until the next startup migrates the file, the commands read what it has.
     let reader = UsageReader::open(&path).unwrap();
     let all = UnixMs(0)..UnixMs(u64::MAX);
     assert_eq!(reader.usage(all.clone(), UsageDimension::Client).unwrap().len(), 2);

@@ -179,7 +179,7 @@ fn an_output_with_short_writes_gets_every_byte() {
 fn lost_lines_are_reported_when_the_output_works_again() {
     let log_test = LogTest::new();
     assert_eq!(log_test.write("a\nb\n", [disk_full()]), "");
-    // While the message about lost lines cannot be written, later lines are lost too.
+    // While the message about lost lines cannot be written, later lines are also lost.
     assert_eq!(log_test.write("c\n", [disk_full()]), "");
     let text = log_test.write("d\n", [Ok(999), Ok(999)]);
     let (line, rest) = text.split_once('\n').unwrap();

@@ -1,5 +1,5 @@
-//! Reproducible mutations of the bytes of a case. A failed mutation reports its seed, with which it can be
-//! run again.
+//! Reproducible mutations of the raw bytes of a test case: the pseudorandom generator, the mutations, and the
+//! seeds of a test run. A failing mutation reports the seed that reproduces it.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -8,8 +8,8 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        // Neighbouring seeds must not give similar sequences (the finalizer of SplitMix64), and 0
-        // would stay 0.
+        // The SplitMix64 finalizer gives adjacent seeds unrelated sequences. The state must not be 0, because
+        // xorshift would never leave 0.
         let mut state = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -32,14 +32,14 @@ impl Random {
         &choices[self.index_below(choices.len())]
     }
 
-    /// Returns a range of at most `max_length` bytes within `0..length`.
+    /// Returns a random range of at most `max_length` bytes within `0..length`.
     fn range(&mut self, length: usize, max_length: usize) -> std::ops::Range<usize> {
         let start = self.index_below(length + 1);
         start..(start + self.index_below(max_length) + 1).min(length)
     }
 }
 
-/// Separators of HTTP, and bytes that a lenient parser accepts as separators.
+/// HTTP delimiters, and other fragments that parsers may misinterpret.
 const SEPARATORS: [&[u8]; 24] = [
     b"\r",
     b"\n",
@@ -67,11 +67,11 @@ const SEPARATORS: [&[u8]; 24] = [
     b"\x80",
 ];
 
-/// The maximum length of a mutation, so that mutations of large cases stay fast.
+/// The maximum length of a mutated test case, so that large test cases are fast to run.
 const MAX_MUTATION_BYTES: usize = 256 * 1024;
 
-/// Changes the bytes of a case at a few positions, partly with bytes of other cases. Returns the result in
-/// chunks.
+/// Changes the bytes of a test case at a few positions, partly with bytes of other test cases. Returns the
+/// result in chunks.
 pub fn mutate_and_split(random: &mut Random, original: &[u8], all_cases: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut bytes = original.to_vec();
     for _ in 0..=random.index_below(4) {
@@ -84,26 +84,30 @@ pub fn mutate_and_split(random: &mut Random, original: &[u8], all_cases: &[Vec<u
 fn mutate(random: &mut Random, bytes: &mut Vec<u8>, all_cases: &[Vec<u8>]) {
     let position = random.index_below(bytes.len() + 1);
     match random.index_below(8) {
+        // Flip one bit.
         0 if !bytes.is_empty() => {
             let position = random.index_below(bytes.len());
             bytes[position] ^= 1 << random.index_below(8);
         }
+        // Insert a fragment.
         1 => {
             let separator = random.choose(&SEPARATORS).to_vec();
             bytes.splice(position..position, separator);
         }
+        // Remove a range.
         2 => drop(bytes.drain(random.range(bytes.len(), 16))),
+        // Duplicate a range elsewhere.
         3 => {
             let copied = bytes[random.range(bytes.len(), 64)].to_vec();
             bytes.splice(position..position, copied);
         }
-        // The start of this case is joined to the end of another case.
+        // Join the start of this case to the end of another case.
         4 => {
             let other_case = random.choose(all_cases);
             bytes.truncate(position);
             bytes.extend_from_slice(&other_case[random.index_below(other_case.len() + 1)..]);
         }
-        // A line of another case is inserted.
+        // Insert a line of another case.
         5 => {
             let lines: Vec<&[u8]> = random.choose(all_cases).split_inclusive(|byte| *byte == b'\n').collect();
             let line = if lines.is_empty() { Vec::new() } else { random.choose(&lines).to_vec() };
@@ -111,7 +115,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, all_cases: &[Vec<u8>]) {
             let position = if line_starts.is_empty() { position } else { *random.choose(&line_starts) };
             bytes.splice(position..position, line);
         }
-        // A line of this case is removed.
+        // Remove a line of this case.
         6 => {
             let line_starts = line_starts(bytes);
             if line_starts.len() > 1 {
@@ -119,6 +123,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, all_cases: &[Vec<u8>]) {
                 bytes.drain(line_starts[first]..line_starts[first + 1]);
             }
         }
+        // Truncate.
         _ => bytes.truncate(position),
     }
 }
@@ -128,7 +133,7 @@ fn line_starts(bytes: &[u8]) -> Vec<usize> {
     (0..bytes.len()).filter(|position| bytes[*position] == b'\n').map(|position| position + 1).collect()
 }
 
-/// Splits bytes at a few random positions, or after each of the first 63 bytes.
+/// Splits bytes at a few random positions, after each of the first 63 bytes, or not at all.
 fn split_randomly(random: &mut Random, bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut cuts: Vec<usize> = match random.index_below(4) {
         0 => (1..bytes.len().min(64)).collect(),
@@ -156,7 +161,7 @@ impl Seeds {
         let number =
             |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("the variable is a number"));
         let (count, first) = (number("KEYCHOIR_MUTATIONS"), number("KEYCHOIR_MUTATION_SEED"));
-        // A new hasher has random keys.
+        // Each new `RandomState` has random keys, so that even the hash of no input is random.
         let random_seed = || RandomState::new().build_hasher().finish() >> 1;
         let first = first.unwrap_or_else(|| if count.is_some() { random_seed() } else { DEFAULT_FIRST_SEED });
         Self { first, count: count.unwrap_or(DEFAULT_MUTATION_COUNT) }
@@ -166,8 +171,8 @@ impl Seeds {
         self.first..self.first + self.count
     }
 
-    /// Describes how to run a mutation again, alone and with all mutations before it, because these may have
-    /// caused the failure.
+    /// Describes the environment variables that reproduce the mutation with this seed: alone, and after all
+    /// mutations that precede it, because these may have caused the failure.
     pub fn reproduction_hint(&self, seed: u64) -> String {
         format!(
             "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation alone, and \

@@ -1,4 +1,4 @@
-//! The document of a key, and the result of its check.
+//! The JSON documents of the admin API for a pool key and for the result of checking one.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::policy::verdict::Verdict;
 use crate::poller::{CheckOutcome, KeyCheck};
 use crate::pool::{Key, KeySnapshot, Pool, Restriction};
 
-/// Returns the id of a key.
+/// Returns the identifier of the key in the admin API.
 pub(in crate::admin::api) fn key_id(key: &Key) -> String {
     key.api_key().fingerprint().key_id()
 }
@@ -27,10 +27,13 @@ pub(in crate::admin::api) struct KeyDocument {
     /// `active`, `near_limit`, `rate_limited`, `exhausted`, `invalid` or `paused`.
     state: &'static str,
     paused: bool,
-    /// The operator's reason of a pause, or the reason of a cooldown.
+    /// The operator's reason for the pause, or the reason for the cooldown.
     reason: Option<String>,
+    /// When the state began.
     since: Option<String>,
+    /// When the cooldown or pause ends.
     until: Option<String>,
+    /// Where the key was configured.
     source: &'static str,
     removable: bool,
     base_url: Option<String>,
@@ -40,15 +43,18 @@ pub(in crate::admin::api) struct KeyDocument {
     credits_remaining: Option<u64>,
     resets_at: Option<String>,
     in_flight: u32,
+    /// Credits reserved by requests in flight.
     reserved: u64,
+    /// The average consumption.
     credits_per_day: u64,
+    /// The forecast time of exhaustion.
     exhausted_at: Option<String>,
     evidence: Vec<Value>,
     restrictions: Vec<Value>,
     advice: Option<&'static str>,
 }
 
-/// Returns the document of a key at `now`.
+/// Returns the document for a key at `now`.
 pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
     let workspace = key.workspace();
@@ -84,7 +90,7 @@ pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, n
     }
 }
 
-/// Returns the document of a refusal of the key or of its workspace. The message is the provider's, without secrets.
+/// Returns the document for a refusal of the key or of its workspace. The message is the provider's, without secrets.
 fn evidence_document(evidence: &Evidence) -> Value {
     let source = &evidence.source;
     json!({
@@ -98,7 +104,7 @@ fn evidence_document(evidence: &Evidence) -> Value {
     })
 }
 
-/// Returns the document of an operation that the provider refused for the key or its plan.
+/// Returns the document for an operation that the provider refused for the key or its plan.
 fn restriction_document(restriction: &Restriction) -> Value {
     let source = &restriction.record.source;
     json!({
@@ -131,11 +137,11 @@ pub(in crate::admin::api) struct CheckDocument {
     credits_remaining: Option<u64>,
     resets_at: Option<String>,
     permissions: Permissions,
-    /// Maximum concurrent speech requests.
+    /// The maximum number of concurrent speech requests.
     max_concurrent_speech: Option<u32>,
     latency_ms: u64,
     refusal: Option<Refusal>,
-    /// The cause of `no_response`.
+    /// The reason for the outcome `no_response`.
     reason: Option<String>,
 }
 
@@ -153,7 +159,7 @@ struct Refusal {
     meaning: &'static str,
 }
 
-/// Returns the document of the result of a check.
+/// Returns the document for the result of a check.
 pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> CheckDocument {
     let mut document = CheckDocument {
         id: key_id(key),

@@ -273,7 +273,7 @@ fn a_code_is_recognized_in_every_format_on_every_websocket() {
     }
 }
 
-/// A message of HTTP is recognized in messages and close frames, also if the code is less specific.
+/// A message of HTTP is recognized in messages and close frames, even if the code is less specific.
 #[test]
 fn a_message_of_http_is_recognized_in_every_format_on_every_websocket() {
     let missing = Verdict::MissingPermission(Permission::parse("speech_to_text"));

@@ -1,5 +1,5 @@
-//! Searches the bytes that a client received for keys and forbidden headers, also in compressed, escaped and
-//! UTF-16 text.
+//! Searches the bytes that a client received for keys and forbidden headers, including in compressed, escaped
+//! and UTF-16 text.
 
 use std::io::Read;
 
