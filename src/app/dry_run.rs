@@ -2,6 +2,8 @@
 //! changing it. Unlike `start`, it collects all problems instead of stopping at the first.
 
 use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use super::connection_limit::ConnectionLimit;
 use super::listen::listen_on;
@@ -10,7 +12,7 @@ use super::{AppConfig, StartError};
 use crate::config::{Config, ListenAddress};
 use crate::mirror;
 use crate::server::Listener;
-use crate::store::{self, OpenError};
+use crate::store::{self, DatabaseIntegrity, DatabaseLocation, OpenError, UsageReader};
 use crate::upstream::TcpTlsConnector;
 
 /// The result of a dry run.
@@ -44,6 +46,14 @@ pub enum StartWarning {
     /// The database cannot currently be opened. Requests are served, and usage records are kept in memory.
     #[error("{0}; requests are served without it until it can be used")]
     Database(#[source] OpenError),
+    /// The database is damaged. Startup renames the file and creates an empty one.
+    #[error("{} is damaged ({damage}): startup renames it and begins with an empty database", .path.display())]
+    DamagedDatabase {
+        /// The database.
+        path: PathBuf,
+        /// SQLite's report.
+        damage: String,
+    },
     /// The system allows fewer open files than the configured connections need.
     #[error("{0}")]
     Connections(ConnectionLimit),
@@ -84,11 +94,26 @@ pub async fn dry_run(config: Config) -> DryRun {
             ];
             result.problems.extend(errors.into_iter().flatten().map(StartProblem::from));
             match store::check_location(&app_config.database) {
-                Ok(()) => {}
+                Ok(()) => result.warnings.extend(find_damage(&app_config.database)),
                 Err(error) if error.is_temporary() => result.warnings.push(StartWarning::Database(error)),
                 Err(error) => result.problems.push(StartError::from(error).into()),
             }
         }
     }
     result
+}
+
+/// Maximum duration of the search for damage. A database that is too large for it is not searched completely.
+const MAX_INSPECTION_TIME: Duration = Duration::from_secs(5);
+
+/// Searches the database for damage. A database that cannot be read at the moment is not searched.
+fn find_damage(location: &DatabaseLocation) -> Option<StartWarning> {
+    let DatabaseLocation::File(path) = location else { return None };
+    let mut reader = UsageReader::open(path).ok()?;
+    match reader.inspect(MAX_INSPECTION_TIME).ok()?.integrity {
+        DatabaseIntegrity::Damaged(damage) => {
+            Some(StartWarning::DamagedDatabase { path: path.clone(), damage })
+        }
+        DatabaseIntegrity::Intact | DatabaseIntegrity::Unfinished => None,
+    }
 }

@@ -90,6 +90,23 @@ fn check_fails_for_each_cause_for_which_serve_fails() {
 }
 
 #[test]
+fn check_warns_of_a_damaged_database_which_serve_would_rename() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("keychoir.db");
+    drop(Store::open(&DatabaseLocation::File(path.clone()), UnixMs(1_800_000_000_000)).unwrap());
+    let check = || run(command_in(home.path(), &["check"]).env("KEYCHOIR_STORAGE__PATH", &path));
+    assert!(!stderr(&check()).contains("damaged"), "{}", stderr(&check()));
+    let mut content = fs::read(&path).unwrap();
+    assert!(content.len() > 8 * 4096, "{}", content.len());
+    content[2 * 4096..8 * 4096].fill(0x5a);
+    fs::write(&path, content).unwrap();
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stderr(&output) + &stdout(&output);
+    assert!(text.contains("is damaged") && text.contains("empty database"), "{text}");
+}
+
+#[test]
 fn a_database_in_use_prevents_a_start_only_beside_the_running_program() {
     let environment = ProgramEnvironment::new("http://127.0.0.1:9");
     environment.configure(&[FIRST_KEY], "");

@@ -60,7 +60,7 @@ fn describe_error(error: &StartError) -> Finding {
 
 fn describe_warning(warning: &StartWarning) -> Finding {
     let area = match warning {
-        StartWarning::Database(_) => "database",
+        StartWarning::Database(_) | StartWarning::DamagedDatabase { .. } => "database",
         StartWarning::Connections(_) => "limits",
     };
     Finding::warning(area, warning)
