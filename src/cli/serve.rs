@@ -22,11 +22,13 @@ use crate::app::{
     self, Address, AppConfig, ConnectionLimit, DrainOutcome, HttpsState, InheritedSockets, ListenError,
     ProgramListeners, RunningApp, ShutdownReport, StartError,
 };
+use crate::clock;
 use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
 use crate::control::{
     ConfigReloader, Controller, NewAdminToken, delete_leftover_key_files, log_reload_error, record_in,
+    record_unrecorded_changes,
 };
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
@@ -150,6 +152,7 @@ async fn serve(
     if let Some(new_token) = new_token {
         save_admin_token(new_token, &mut reloader);
     }
+    record_unrecorded_changes(&app.history(), generation.load(Ordering::Acquire), clock::now()).await;
     let controller = Controller::new(overrides, reloader, generation, record_in(app.history(), app.events()));
     notify::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await

@@ -24,7 +24,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::NewAdminToken;
-pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline};
+pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline, record_unrecorded_changes};
 pub use reload::{ConfigReloader, log_reload_error};
 
 use edit::{Edit, EditSummary, KeyFile};

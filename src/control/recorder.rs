@@ -3,9 +3,11 @@
 
 use std::pin::Pin;
 
+use serde_json::json;
 use tracing::warn;
 
 use crate::admin::record_change_event;
+use crate::policy::units::UnixMs;
 use crate::store::{History, OfflineChanges, StoredChange};
 use crate::telemetry::EventRing;
 
@@ -31,6 +33,33 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
             }
         })
     })
+}
+
+/// The action of a record that stands for changes without one.
+const UNRECORDED: &str = "unrecorded_changes";
+
+/// Records at startup that changes up to `generation` are in force although they have no record: the program was
+/// killed before it wrote them, or the database could not be written.
+pub async fn record_unrecorded_changes(history: &History, generation: u64, now: UnixMs) {
+    let Ok(latest) = history.changes(None, 1).await else { return };
+    let recorded = latest.first().map_or(0, |change| change.generation);
+    if recorded >= generation {
+        return;
+    }
+    let detail = json!({"first_generation": recorded + 1, "last_generation": generation});
+    let change = StoredChange {
+        id: StoredChange::new_id(now),
+        at: now,
+        actor: "startup".to_owned(),
+        address: None,
+        action: UNRECORDED.to_owned(),
+        target: None,
+        detail: detail.to_string(),
+        generation,
+    };
+    if let Err(error) = history.record_change(change).await {
+        warn!(event = "change_not_recorded", "Changes without a record are in force: {error}");
+    }
 }
 
 /// Creates a recorder that writes changes to a database that no program uses.

@@ -214,6 +214,38 @@ fn check_reports_an_address_for_operators_that_is_one_for_clients() {
     assert!(stderr(&output).contains(expected), "{}", stderr(&output));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_without_a_record_gets_one_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("keychoir.db");
+    let mut add = keychoir_command(&["clients", "add", "app"]);
+    assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
+    // As if the program had been killed after the overlay was saved.
+    let connection = rusqlite::Connection::open(&database).unwrap();
+    assert_eq!(connection.execute("DELETE FROM changes", []).unwrap(), 1);
+    drop(connection);
+    let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command
+        .env("ELEVENLABS_API_KEYS", FIRST_KEY)
+        .env("KEYCHOIR_STORAGE__PATH", &database)
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
+        .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
+        .env("KEYCHOIR_LOG__FORMAT", "json");
+    for _ in 0..2 {
+        let mut program = Program::start(&mut command);
+        let url = format!("http://{}/api/keychoir/v1/changes", program.wait_for_address());
+        let token = fs::read_to_string(folder.path().join("admin_token")).unwrap();
+        let client = keychoir::upstream::http_client().unwrap().build().unwrap();
+        let response = client.get(url).bearer_auth(token.trim()).send().await.unwrap();
+        let document: Value = response.json().await.unwrap();
+        let changes = document["changes"].as_array().unwrap();
+        assert_eq!(changes.len(), 1, "{document}");
+        assert_eq!(changes[0]["action"], "unrecorded_changes", "{document}");
+        assert_eq!((&changes[0]["actor"], &changes[0]["generation"]), (&json!("startup"), &json!(1)));
+        assert_eq!(program.terminate().0, Some(0));
+    }
+}
+
 /// Returns the content of every file below `folder` that a change may write, by name.
 fn state_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
