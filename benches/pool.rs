@@ -14,6 +14,8 @@
     reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
 )]
 
+mod pool_settings;
+
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
@@ -29,17 +31,15 @@ use keychoir::policy::evidence::RefusalSource;
 use keychoir::policy::select::Unavailable;
 use keychoir::policy::strategy::{STRATEGIES, Strategy};
 use keychoir::policy::verdict::{Shortfall, Verdict};
-use keychoir::pool::{
-    KeyEntry, KeyRequest, Lease, Observation, Pool, RefusedAttempt, Reserved, Roster, Settings,
-};
+use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, RefusedAttempt, Reserved, Roster};
 use keychoir::secret::ApiKey;
+use pool_settings::{HOUR, pool_settings};
 
 const SIZES: [usize; 4] = [1, 10, 100, 1_000];
 /// Each result is the median of this number of samples.
 const SAMPLES: usize = 15;
 /// Approximate duration of a sample, which determines its repetitions.
 const SAMPLE_DURATION: Duration = Duration::from_millis(20);
-const HOUR: Duration = Duration::from_secs(3_600);
 
 fn main() {
     println!("reserve, charge and release, ns (median of {SAMPLES} samples of {SAMPLE_DURATION:?})");
@@ -124,27 +124,7 @@ impl PoolBench {
             workspace: workspace(number),
             ..KeyEntry::from(ApiKey::new(&format!("sk_bench_key_number_{number:06}")).unwrap())
         });
-        let settings = Settings {
-            strategy,
-            // No queue: a full pool rejects a request immediately.
-            queue_timeout: Duration::ZERO,
-            max_queued: 0,
-            near_limit_ratio: 0.8,
-            rate_limited_cooldown: HOUR,
-            concurrency_cooldown: HOUR,
-            exhausted_cooldown: HOUR,
-            billing_cooldown: HOUR,
-            invalid_confirm_cooldown: HOUR,
-            invalid_cooldown: HOUR,
-            permission_cooldown: HOUR,
-            feature_cooldown: HOUR,
-            endpoint_cooldown: HOUR,
-            unproven_cooldown: HOUR,
-            max_retry_after: HOUR,
-            probe_after: HOUR,
-            quota_lag: HOUR,
-        };
-        let pool = Arc::new(Pool::new(entries.collect(), settings));
+        let pool = Arc::new(Pool::new(entries.collect(), pool_settings(strategy)));
         let roster = pool.roster();
         for key in roster.keys() {
             let quota = Quota {

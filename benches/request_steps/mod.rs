@@ -10,6 +10,9 @@
     reason = "a measurement ends at a failed expectation, and each target uses a part of this module"
 )]
 
+#[path = "../pool_settings/mod.rs"]
+mod pool_settings;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::hint::black_box;
@@ -17,7 +20,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -47,12 +49,11 @@ use keychoir::policy::path::strip_base_path;
 use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
-use keychoir::pool::{
-    KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, ServedAttempt, Settings,
-};
+use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, ServedAttempt};
 use keychoir::proxy::{route, sanitize};
 use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
 use keychoir::upstream::UpstreamBodyError;
+use pool_settings::{HOUR, pool_settings};
 
 /// A measured step.
 #[derive(Clone, Copy)]
@@ -452,32 +453,11 @@ pub struct PoolWithCredits {
 
 impl PoolWithCredits {
     pub fn new(count: usize, strategy: &'static Strategy, spread: Spread) -> Self {
-        const HOUR: Duration = Duration::from_secs(3_600);
         let entries = (0..count).map(|number| KeyEntry {
             workspace: (spread == Spread::OneWorkspace).then(|| "studio".to_owned()),
             ..KeyEntry::from(key(number))
         });
-        let settings = Settings {
-            strategy,
-            // No queue: a full pool rejects a request immediately.
-            queue_timeout: Duration::ZERO,
-            max_queued: 0,
-            near_limit_ratio: 0.8,
-            rate_limited_cooldown: HOUR,
-            concurrency_cooldown: HOUR,
-            exhausted_cooldown: HOUR,
-            billing_cooldown: HOUR,
-            invalid_confirm_cooldown: HOUR,
-            invalid_cooldown: HOUR,
-            permission_cooldown: HOUR,
-            feature_cooldown: HOUR,
-            endpoint_cooldown: HOUR,
-            unproven_cooldown: HOUR,
-            max_retry_after: HOUR,
-            probe_after: HOUR,
-            quota_lag: HOUR,
-        };
-        let pool = Arc::new(Pool::new(entries.collect(), settings));
+        let pool = Arc::new(Pool::new(entries.collect(), pool_settings(strategy)));
         let roster = pool.roster();
         for (number, key) in roster.keys().iter().enumerate() {
             let has_credits = spread != Spread::OnlyLastHasCredits || number + 1 == count;

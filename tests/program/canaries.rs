@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::environment::recorded_actions;
 use crate::support::program::{Program, keychoir_command};
 use http::StatusCode;
 use keychoir::secret::{ApiKey, Fingerprint};
@@ -165,13 +166,6 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     observed.read_all().await;
 
     let changes = observed.send(Method::GET, "changes", ADMIN_TOKEN, None).await;
-    let mut actions: Vec<&str> = changes["changes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|change| change["action"].as_str().unwrap())
-        .collect();
-    actions.reverse();
     let expected = [
         "key_added",
         "client_added",
@@ -184,7 +178,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         "client_revoked",
         "key_removed",
     ];
-    assert_eq!(actions, expected, "every change must be recorded");
+    assert_eq!(recorded_actions(&changes), expected, "every change must be recorded");
     let events = events.await.unwrap();
     for name in ["overview", "key", "request", "change"] {
         assert!(events.contains(&format!("event: {name}\n")), "the events must have a `{name}`");

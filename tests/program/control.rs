@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use crate::environment::recorded_actions;
 use crate::support::program::{Program, keychoir_command, read_all_files, run, stderr};
 use keychoir::secret::ApiKey;
 use keychoir::simulator::{Plan, Simulator};
@@ -121,13 +122,6 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     let url = format!("http://{}/api/keychoir/v1/changes", running.address);
     let request = running.client.get(url).bearer_auth(admin_token.trim());
     let document: Value = request.send().await.unwrap().json().await.unwrap();
-    let mut actions: Vec<&str> = document["changes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|change| change["action"].as_str().unwrap())
-        .collect();
-    actions.reverse();
     let expected = [
         "key_added",
         "key_paused",
@@ -141,7 +135,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
         "client_changed",
         "client_changed",
     ];
-    assert_eq!(actions, expected);
+    assert_eq!(recorded_actions(&document), expected);
 
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keychoir::simulator::{Plan, Simulator};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -196,4 +197,10 @@ pub fn assert_head_contains(head: &[String], lines: &[&str]) {
     for line in lines {
         assert!(head.iter().any(|head_line| head_line.starts_with(line)), "{line:?} is not in {head:#?}");
     }
+}
+
+/// Returns the actions in the document of `GET changes`, the earliest first.
+pub fn recorded_actions(changes: &Value) -> Vec<&str> {
+    let changes = changes["changes"].as_array().unwrap();
+    changes.iter().rev().map(|change| change["action"].as_str().unwrap()).collect()
 }

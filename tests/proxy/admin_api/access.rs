@@ -20,7 +20,7 @@ async fn only_the_admin_token_opens_the_api() {
     let lower_case = format!("bearer  {ADMIN_TOKEN}");
     let lower_case = request(&proxy, Method::GET, "overview").header(AUTHORIZATION, lower_case);
     assert_eq!(lower_case.send().await.unwrap().status(), 200);
-    // Without a token, nobody finds out which paths exist.
+    // A request without the token gets the same response for every path, so that it does not reveal which exist.
     let unknown = request(&proxy, Method::GET, "unknown").send().await.unwrap();
     assert_error(unknown, 401, "admin_token_missing").await;
     proxy.close().await;

@@ -140,7 +140,7 @@ async fn refused_changes_have_their_codes() {
         ("DELETE", format!("keys/{id}"), None, 409, "not_managed"),
         ("DELETE", "keys/000000000000".to_owned(), None, 404, "key_not_found"),
         ("POST", "clients".to_owned(), Some(json!({"name": "app"})), 409, "already_exists"),
-        ("DELETE", "clients/nobody".to_owned(), None, 404, "not_found"),
+        ("DELETE", "clients/unknown".to_owned(), None, 404, "not_found"),
         ("POST", "overview".to_owned(), None, 405, "method_not_allowed"),
         ("POST", "unknown".to_owned(), None, 404, "unknown_path"),
         ("POST", "keys/a/b/c".to_owned(), None, 404, "unknown_path"),

@@ -71,7 +71,7 @@ fn respond(
         Change::AddClient { .. } | Change::RotateClient { .. } => {
             token = Some(ClientToken::new("a-new-token".to_owned()));
         }
-        Change::RevokeClient { name } if name == "nobody" => {
+        Change::RevokeClient { name } if name == "unknown" => {
             return Err(ControlError::NotFound("no client has that name".to_owned()));
         }
         Change::SetClient { .. } | Change::RevokeClient { .. } | Change::Reload => {}

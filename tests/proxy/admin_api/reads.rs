@@ -164,7 +164,7 @@ async fn clients_and_settings_are_listed() {
     let app = &clients["clients"][0];
     assert_eq!((&app["source"], &app["expires_at"]), (&json!("file"), &json!(null)));
     assert_eq!(app["previous_token_expires_at"], json!(null));
-    assert_error(send(&proxy, Method::GET, "clients/nobody", None).await, 404, "client_not_found").await;
+    assert_error(send(&proxy, Method::GET, "clients/unknown", None).await, 404, "client_not_found").await;
     let settings = read(&proxy, "config").await;
     let settings = settings["settings"].as_array().unwrap();
     let setting = settings.iter().find(|setting| setting["name"] == "pool.max_queued").unwrap();
