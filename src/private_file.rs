@@ -57,8 +57,8 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Replaces the file at `path` atomically with a file of mode 0600 that contains `content`, and syncs it to the
-/// disk.
+/// Replaces the file at `path` atomically with a file of mode 0600 that contains `content`, and syncs its content to
+/// the disk. The caller syncs the directory with [`sync_directory_of`].
 ///
 /// # Errors
 ///
@@ -71,14 +71,20 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     file.write_all(content)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
-    // The file is replaced. If its directory cannot be synced, the change is lost only if the machine loses
-    // power before the file system writes the directory by itself.
-    let _ = File::open(directory).and_then(|directory| directory.sync_all());
     Ok(())
 }
 
 /// The start of the names of files that [`replace`] has not finished writing.
-pub const TEMPORARY_PREFIX: &str = ".keychoir-";
+const TEMPORARY_PREFIX: &str = ".keychoir-";
+
+/// Syncs the directory that contains the file at `path`, so that a replaced file survives a loss of power.
+///
+/// # Errors
+///
+/// When the directory cannot be opened or synced.
+pub fn sync_directory_of(path: &Path) -> io::Result<()> {
+    File::open(directory_of(path))?.sync_all()
+}
 
 /// Returns the directory that contains the file at `path`.
 fn directory_of(path: &Path) -> &Path {

@@ -26,7 +26,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("tasks", &[]),
     ("pool", &["clock", "elevenlabs", "policy", "secret"]),
     ("body", &["clock", "policy", "secret", "tasks"]),
-    ("certificate", &["policy", "tasks"]),
+    ("certificate", &["policy", "private_file", "tasks"]),
     ("private_file", &[]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "elevenlabs", "policy", "pool", "secret", "tasks"]),

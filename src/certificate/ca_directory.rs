@@ -3,9 +3,9 @@
 //! use the same CA. An unusable CA file is renamed (quarantined), never deleted.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::local_ca::{CaDefect, CertificateError, LocalCa};
 use super::{CaLocation, refresh_bundle};
 use crate::policy::units::UnixMs;
+use crate::private_file;
 use crate::tasks;
 
 /// The file with the CA's certificate and private key.
@@ -107,7 +108,7 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
         return Ok(OpenedCa { ca: *ca, quarantined: None });
     }
     let unwritable = |source| CaError::Unwritable { path: directory.clone(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unwritable)?;
+    private_file::create_directory(directory).map_err(unwritable)?;
     let _lock = lock(directory)?;
     // The file is read again, because another process may have generated the CA before this process held the
     // lock.
@@ -194,26 +195,17 @@ pub(super) fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), CaErro
     }
 }
 
-/// Replaces the file at `path` with a file of mode 0600 that contains `content`.
+/// Replaces the file at `path` with a file of mode 0600 that contains `content`, and syncs it with its directory.
 fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let replace = || {
-        // A temporary file is created with mode 0600.
-        let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
-        file.write_all(content)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        // The name of the file is stored in the directory, which is therefore synced as well.
-        File::open(directory)?.sync_all()
-    };
-    replace().map_err(|source| CaError::Unwritable { path: path.to_owned(), source })
+    let replaced = private_file::replace(path, content).and_then(|()| private_file::sync_directory_of(path));
+    replaced.map_err(|source| CaError::Unwritable { path: path.to_owned(), source })
 }
 
 /// Waits for the lock of the directory. Dropping the returned file releases the lock.
 fn lock(directory: &Path) -> Result<File, CaError> {
     let path = directory.join(LOCK_FILE);
     let unwritable = |source| CaError::Unwritable { path: path.clone(), source };
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(unwritable)?;
+    let file = private_file::open_or_create(&path).map_err(unwritable)?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::Error(error)) => return Err(unwritable(error)),

@@ -191,5 +191,10 @@ fn create_directory(path: &Path) -> Result<(), FileError> {
 }
 
 fn replace_file(path: PathBuf, text: &str) -> Result<(), FileError> {
-    private_file::replace(&path, text.as_bytes()).map_err(|source| FileError { path, source })
+    private_file::replace(&path, text.as_bytes())
+        .map_err(|source| FileError { path: path.clone(), source })?;
+    // The file is replaced. If its directory cannot be synced, the change is lost only if the machine loses
+    // power before the file system writes the directory by itself.
+    let _ = private_file::sync_directory_of(&path);
+    Ok(())
 }
