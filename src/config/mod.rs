@@ -148,7 +148,7 @@ pub fn load_with_files(
     kept: &FileContents,
 ) -> Result<LoadedConfig, Problems> {
     let environment = source::Environment::capture();
-    let read_files = RefCell::new((FileStamps::default(), FileContents::default()));
+    let contents = RefCell::new(FileContents::default());
     let read_file = |path: &Path| {
         let content = match (replaced.iter().find(|(replaced_path, _)| replaced_path == path), kept.get(path))
         {
@@ -156,15 +156,14 @@ pub fn load_with_files(
             (None, Some(content)) => content.clone(),
             (None, None) => FileContent::read(path),
         };
-        let (stamps, contents) = &mut *read_files.borrow_mut();
-        stamps.record(path, &content);
-        contents.insert(path, content.clone());
+        contents.borrow_mut().push(path, content.clone());
         content.text
     };
     let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
     let mut loaded = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
-    (loaded.files, loaded.contents) = read_files.into_inner();
+    loaded.contents = contents.into_inner();
+    loaded.files = loaded.contents.stamps();
     loaded.warnings.extend(permissions::check(&loaded, credentials.as_deref()));
     if loaded.file.is_none() && Path::new(FILE_NAME).exists() {
         let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));

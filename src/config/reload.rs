@@ -1,6 +1,5 @@
 //! Detects changes of the configuration files, and lists the changed settings that need a restart.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ pub struct FileStamps(Vec<(PathBuf, Option<FileStamp>)>);
 
 /// The content of files at the time of their last load. The content may be secret, so it cannot be printed.
 #[derive(Clone, Default)]
-pub struct FileContents(HashMap<PathBuf, FileContent>);
+pub struct FileContents(Vec<(PathBuf, FileContent)>);
 
 /// The content of a file, or the reason why it could not be read, and the metadata from before the read.
 #[derive(Clone)]
@@ -27,22 +26,28 @@ pub(super) struct FileContent {
 
 impl fmt::Debug for FileContents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.0.iter().map(|(path, _)| path)).finish()
     }
 }
 
 impl FileContents {
     pub(super) fn get(&self, path: &Path) -> Option<&FileContent> {
-        self.0.get(path)
+        self.0.iter().find(|(read_path, _)| read_path == path).map(|(_, content)| content)
     }
 
-    pub(super) fn insert(&mut self, path: &Path, content: FileContent) {
-        self.0.insert(path.to_owned(), content);
+    /// Adds a file that was read or searched.
+    pub(super) fn push(&mut self, path: &Path, content: FileContent) {
+        self.0.push((path.to_owned(), content));
+    }
+
+    /// Returns the metadata of the files.
+    pub(super) fn stamps(&self) -> FileStamps {
+        FileStamps(self.0.iter().map(|(path, content)| (path.clone(), content.stamp)).collect())
     }
 
     /// Removes the files below `directory`, so that the next load reads them again.
     pub fn forget_below(&mut self, directory: &Path) {
-        self.0.retain(|path, _| !path.starts_with(directory));
+        self.0.retain(|(path, _)| !path.starts_with(directory));
     }
 }
 
@@ -70,11 +75,6 @@ struct FileStamp {
 }
 
 impl FileStamps {
-    /// Records the metadata of a file that was read.
-    pub(super) fn record(&mut self, path: &Path, content: &FileContent) {
-        self.0.push((path.to_owned(), content.stamp));
-    }
-
     /// Returns the files that existed, without duplicates.
     pub fn existing(&self) -> impl Iterator<Item = &Path> {
         let existing = || self.0.iter().filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| path.as_path());
@@ -252,8 +252,9 @@ mod tests {
     fn a_changed_new_or_replaced_file_is_detected() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("k.toml");
-        let mut files = FileStamps::default();
-        files.record(&path, &FileContent::read(&path));
+        let mut contents = FileContents::default();
+        contents.push(&path, FileContent::read(&path));
+        let files = contents.stamps();
         assert_eq!(files, files.read_again());
         std::fs::write(&path, "1").unwrap();
         let written = files.read_again();
