@@ -11,8 +11,7 @@ use super::control::{ControlOptions, Target, parse_duration, parse_end, parse_ex
 use super::{CommandResult, build_runtime, fail, print, print_error};
 use crate::admin::control::{Change, ClientRules, TokenExpiry};
 use crate::clock;
-use crate::config::{self, ClientConfig};
-use crate::policy::client::Rules;
+use crate::config::{self, ClientConfig, ManagedRules};
 use crate::policy::units::UnixMs;
 
 #[derive(Debug, Args)]
@@ -190,28 +189,29 @@ fn read_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Strin
 impl From<&ClientConfig> for ListedClient {
     fn from(client: &ClientConfig) -> Self {
         let ClientConfig { name, token: _, expires_at, previous_token, origin, rules } = client;
-        let Rules {
+        let ManagedRules {
             quota,
             user_quota,
             rate_limit,
             max_concurrent,
             paths,
-            allowed_keys,
-            may_bring_key,
-            may_request_tokens,
-        } = rules;
+            keys,
+            workspaces,
+            bring_your_own_key,
+            provider_tokens,
+        } = ManagedRules::from(rules);
         Self {
             name: name.clone(),
             source: origin.as_str().to_owned(),
-            quota: quota.map(|quota| quota.to_string()),
-            user_quota: user_quota.map(|quota| quota.to_string()),
-            rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
-            max_concurrent: *max_concurrent,
-            paths: paths.clone(),
-            keys: allowed_keys.keys.clone(),
-            workspaces: allowed_keys.workspaces.clone(),
-            bring_your_own_key: *may_bring_key,
-            provider_tokens: *may_request_tokens,
+            quota,
+            user_quota,
+            rate_limit,
+            max_concurrent,
+            paths,
+            keys,
+            workspaces,
+            bring_your_own_key: bring_your_own_key.unwrap_or(false),
+            provider_tokens: provider_tokens.unwrap_or(false),
             expires_at: expires_at.map(UnixMs::rfc3339),
             previous_token_expires_at: previous_token.map(|(_, expires_at)| expires_at.rfc3339()),
             requests: None,

@@ -9,7 +9,7 @@ use super::problem::{Report, ValueError};
 use super::rules;
 use super::source::ValueSources;
 use super::value::BaseFolders;
-use crate::policy::client::{ClientOrigin, Rules};
+use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
 use crate::policy::units::UnixMs;
 use crate::secret::TokenFingerprint;
 
@@ -54,7 +54,7 @@ pub(super) fn parse(
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut tokens: HashMap<String, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&rules::FIELDS);
+        let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&RULE_NAMES);
         entry.check_names(&known_names.copied().collect::<Vec<_>>(), problems);
         let rules = rules::parse(entry, pool, problems);
         let name = entry.require_one_of(&["name"], problems);

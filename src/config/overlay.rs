@@ -17,6 +17,7 @@ pub use directory::{FileError, KEYS_DIRECTORY, LockError, StateDirectory, StateL
 pub use reader::PausedKeyConfig;
 pub(super) use reader::{add_keys, apply_clients, parse_generation, parse_paused_keys};
 
+use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
 
 /// The contents of the overlay.
@@ -149,6 +150,32 @@ pub struct ManagedRules {
     /// Whether it may request tokens of the provider although it has a quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_tokens: Option<bool>,
+}
+
+impl From<&Rules> for ManagedRules {
+    fn from(rules: &Rules) -> Self {
+        let Rules {
+            quota,
+            user_quota,
+            rate_limit,
+            max_concurrent,
+            paths,
+            allowed_keys,
+            may_bring_key,
+            may_request_tokens,
+        } = rules;
+        Self {
+            quota: quota.map(|quota| quota.to_string()),
+            user_quota: user_quota.map(|quota| quota.to_string()),
+            rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
+            max_concurrent: *max_concurrent,
+            paths: paths.clone(),
+            keys: allowed_keys.keys.clone(),
+            workspaces: allowed_keys.workspaces.clone(),
+            bring_your_own_key: may_bring_key.then_some(true),
+            provider_tokens: may_request_tokens.then_some(true),
+        }
+    }
 }
 
 /// The first line of the overlay.

@@ -13,19 +13,6 @@ use crate::policy::client_quota::{ClientQuota, Period, QuotaUnit, RateLimit};
 use crate::policy::path::Path;
 use crate::policy::similar::find_similar;
 
-/// The fields of a `[[clients]]` entry that this module parses.
-pub(super) const FIELDS: [&str; 9] = [
-    "quota",
-    "user_quota",
-    "rate_limit",
-    "max_concurrent",
-    "paths",
-    "keys",
-    "workspaces",
-    "bring_your_own_key",
-    "provider_tokens",
-];
-
 /// Parses the rules of an entry. Pinned keys and workspaces must be in `pool`.
 pub(super) fn parse(entry: &TableEntry<'_>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Rules {
     Rules {

@@ -13,6 +13,7 @@ use super::{Admin, ApiResponse};
 use crate::admin::control::{
     Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry, is_valid_reason,
 };
+use crate::policy::client::RULE_NAMES;
 use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::secret::ApiKey;
@@ -21,19 +22,6 @@ use crate::secret::ApiKey;
 pub(super) fn origin(peer: Option<IpAddr>) -> ChangeOrigin {
     ChangeOrigin { actor: Actor::AdminToken, address: peer }
 }
-
-/// The members of a client's rules.
-const RULES: [&str; 9] = [
-    "quota",
-    "user_quota",
-    "rate_limit",
-    "max_concurrent",
-    "paths",
-    "keys",
-    "workspaces",
-    "bring_your_own_key",
-    "provider_tokens",
-];
 
 /// Parses the change that a request describes.
 pub(super) fn parse(
@@ -63,7 +51,7 @@ pub(super) fn parse(
             Ok(Change::ResumeKey { key: known_key(pool, id)? })
         }
         Resource::Clients => {
-            members.check(&[&["name", "expires", "expires_at"], RULES.as_slice()].concat())?;
+            members.check(&[&["name", "expires", "expires_at"], RULE_NAMES.as_slice()].concat())?;
             Ok(Change::AddClient {
                 name: members.required_string("name")?,
                 rules: client_rules(&members)?,
@@ -71,7 +59,7 @@ pub(super) fn parse(
             })
         }
         Resource::Client(name) if *method == Method::PATCH => {
-            let known = [RULES.as_slice(), &["expires_at"]].concat();
+            let known = [RULE_NAMES.as_slice(), &["expires_at"]].concat();
             members.check(&known)?;
             let rules = client_rules(&members)?;
             let expiry = match members.future_time("expires_at", now)? {

@@ -11,7 +11,7 @@ use super::super::problem::{Problem, Report, ValueError};
 use super::super::rules;
 use super::super::value::{self, RawValue};
 use super::StateDirectory;
-use crate::policy::client::ClientOrigin;
+use crate::policy::client::{ClientOrigin, RULE_NAMES};
 use crate::policy::key_state::Pause;
 use crate::policy::units::UnixMs;
 use crate::secret::{Fingerprint, TokenFingerprint};
@@ -83,10 +83,10 @@ pub(in crate::config) fn apply_clients(
         clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
     let (mut names, mut revoked) = (HashSet::new(), HashSet::new());
     for entry in entries {
-        let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(rules::FIELDS).collect();
+        let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
         entry.check_names(&known_names, problems);
         let rules = rules::parse(entry, pool, problems);
-        let has_rules = rules::FIELDS.iter().any(|name| entry.has_field(name));
+        let has_rules = RULE_NAMES.iter().any(|name| entry.has_field(name));
         let token = parse_fingerprint(entry, "token_sha256", problems);
         let previous_token = parse_fingerprint(entry, "previous_token_sha256", problems);
         let replaced_token = parse_fingerprint(entry, "replaced_token_sha256", problems);

@@ -174,27 +174,7 @@ fn rules_in_notation(rules: &Rules, written: &ManagedRules) -> ManagedRules {
     if *written != ManagedRules::default() {
         return written.clone();
     }
-    let Rules {
-        quota,
-        user_quota,
-        rate_limit,
-        max_concurrent,
-        paths,
-        allowed_keys,
-        may_bring_key,
-        may_request_tokens,
-    } = rules;
-    ManagedRules {
-        quota: quota.map(|quota| quota.to_string()),
-        user_quota: user_quota.map(|quota| quota.to_string()),
-        rate_limit: rate_limit.map(|rate_limit| rate_limit.to_string()),
-        max_concurrent: *max_concurrent,
-        paths: paths.clone(),
-        keys: allowed_keys.keys.clone(),
-        workspaces: allowed_keys.workspaces.clone(),
-        bring_your_own_key: may_bring_key.then_some(true),
-        provider_tokens: may_request_tokens.then_some(true),
-    }
+    ManagedRules::from(rules)
 }
 
 /// Replaces the rules that `change` sets. An empty text or list and a zero remove a rule.
