@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::database::{DatabaseError, DatabaseOptions};
 use super::signals::Signals;
@@ -71,9 +71,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let attempts = read_attempts(&reader, &query)?;
     match (json, follow) {
         (true, false) => {
-            print(&json!({"attempts": attempts.iter().map(attempt_json).collect::<Vec<_>>()}));
+            print(&json!({"attempts": attempts}));
         }
-        (true, true) => attempts.iter().for_each(|attempt| print(&attempt_json(attempt))),
+        (true, true) => attempts.iter().for_each(|attempt| print(&json!(attempt))),
         (false, _) if query.request_id.is_some() => {
             attempts.iter().for_each(|attempt| print(&format_details(attempt)));
         }
@@ -146,7 +146,7 @@ async fn follow_attempts(
         };
         let attempts = printed.retain_new(read_attempts(reader, &new_query)?, ended_since);
         for attempt in &attempts {
-            let line = if json { attempt_json(attempt).to_string() } else { format_line(attempt) };
+            let line = if json { json!(attempt).to_string() } else { format_line(attempt) };
             if writeln!(io::stdout(), "{line}").is_err() {
                 return Ok(());
             }
@@ -236,34 +236,6 @@ fn format_details(attempt: &StoredAttempt) -> String {
         attempt.credits,
         attempt.credits_from,
     )
-}
-
-fn attempt_json(attempt: &StoredAttempt) -> Value {
-    json!({
-        "id": attempt.id,
-        "request_id": attempt.request_id,
-        "number": attempt.number,
-        "started_at": attempt.started_at.rfc3339(),
-        "client": attempt.client,
-        "user": attempt.user,
-        "region": attempt.region,
-        "key_hash": attempt.key_hash,
-        "short_key": attempt.short_key,
-        "key_name": attempt.key_name,
-        "workspace": attempt.workspace,
-        "method": attempt.method,
-        "route": attempt.route,
-        "model": attempt.model,
-        "status": attempt.status,
-        "outcome": attempt.outcome,
-        "request_bytes": attempt.request_bytes,
-        "response_bytes": attempt.response_bytes,
-        "characters": attempt.characters,
-        "credits": attempt.credits,
-        "credits_from": attempt.credits_from,
-        "first_byte_ms": attempt.first_byte_ms,
-        "total_ms": attempt.total_ms,
-    })
 }
 
 #[cfg(test)]

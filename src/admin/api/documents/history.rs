@@ -102,31 +102,15 @@ pub(in crate::admin::api) async fn read_attempts(
     Ok(json!({"attempts": attempts, "next": page.next}))
 }
 
+/// Returns the document of an attempt, in which the id of the key replaces its fingerprint.
 fn attempt_document(attempt: &StoredAttempt) -> Value {
-    json!({
-        "id": attempt.id,
-        "request_id": attempt.request_id,
-        "number": attempt.number,
-        "started_at": attempt.started_at.rfc3339(),
-        "client": attempt.client,
-        "user": attempt.user,
-        "region": attempt.region,
-        "key_id": key_id(&attempt.key_hash),
-        "short_key": attempt.short_key,
-        "key_name": attempt.key_name,
-        "method": attempt.method,
-        "route": attempt.route,
-        "model": attempt.model,
-        "status": attempt.status,
-        "outcome": attempt.outcome,
-        "request_bytes": attempt.request_bytes,
-        "response_bytes": attempt.response_bytes,
-        "characters": attempt.characters,
-        "credits": attempt.credits,
-        "credits_from": attempt.credits_from,
-        "first_byte_ms": attempt.first_byte_ms,
-        "total_ms": attempt.total_ms,
-    })
+    let mut document = json!(attempt);
+    if let Some(members) = document.as_object_mut() {
+        members.remove("key_hash");
+        members.remove("workspace");
+        members.insert("key_id".to_owned(), key_id(&attempt.key_hash));
+    }
+    document
 }
 
 /// Returns the id of the key with this fingerprint, or `null` for a client's own key.
