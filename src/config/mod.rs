@@ -96,6 +96,19 @@ pub struct Overrides {
     /// Whether an address that other machines can reach may have no client tokens. A command that adds the
     /// first client loads the configuration without it.
     pub allows_exposure: bool,
+    /// Where the overlay and the generated admin token are.
+    pub state_location: StateLocation,
+}
+
+/// The location of the overlay and of the generated admin token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StateLocation {
+    /// Beside the configured database.
+    #[default]
+    BesideDatabase,
+    /// In the state directory of the running program, or nowhere if its database is in memory. The database of a
+    /// running program changes only with a restart.
+    Fixed(Option<StateDirectory>),
 }
 
 /// Whether a command requires keys.

@@ -19,7 +19,7 @@ use super::reload::{FileContents, FileStamps};
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseFolders, RawValue};
-use super::{Config, LoadedConfig, Overrides, StateDirectory, clients, overlay, variables};
+use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clients, overlay, variables};
 
 /// Resolves the layers in `sources` and `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Result<LoadedConfig, Problems> {
@@ -66,7 +66,10 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         find_keys(sources, path.clone(), &contents.keys, folders, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
     // The overlay names runtime keys and clients, which apply after those of all other sources.
-    let directory = draft.config.state_directory();
+    let directory = match &overrides.state_location {
+        StateLocation::BesideDatabase => draft.config.state_directory(),
+        StateLocation::Fixed(directory) => directory.clone(),
+    };
     let overlay_file = directory.as_ref().and_then(|directory| draft.read_overlay(directory, sources));
     let overlay =
         overlay_file.as_ref().map(|(path, text)| Document::parse(path, text, &mut draft.syntax_errors));

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::source::{Environment, ReadFileError, ValueSources};
-use super::{Config, KeyRequirement, LoadedConfig, Overrides, Problems, resolve};
+use super::{Config, KeyRequirement, LoadedConfig, Overrides, Problems, StateLocation, resolve};
 use crate::policy::units::UnixMs;
 
 const KEY: &str = "sk_0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -90,6 +90,7 @@ impl<'a> FakeMachine<'a> {
             has_passed_sockets: self.has_passed_sockets,
             key_requirement: self.key_requirement,
             allows_exposure: false,
+            state_location: StateLocation::default(),
         };
         resolve::resolve(&overrides, &ValueSources { environment, read_file: &read_file, now: NOW })
     }

@@ -34,7 +34,7 @@ use crate::app::{AppConfig, RunningApp};
 use crate::clock;
 use crate::config::{
     self, Config, FileContents, KEYS_DIRECTORY, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides,
-    StateDirectory, StateLock,
+    StateDirectory, StateLocation, StateLock,
 };
 use crate::store::StoredChange;
 
@@ -84,8 +84,9 @@ impl Controller {
         generation: Arc<AtomicU64>,
         recorder: ChangeRecorder,
     ) -> Self {
+        let state_location = StateLocation::Fixed(reloader.state_directory());
         Self {
-            overrides,
+            overrides: Overrides { state_location, ..overrides },
             reloader: Some(Box::new(reloader)),
             generation,
             recorder,
@@ -157,11 +158,9 @@ impl Controller {
         if let Change::Reload = change {
             return self.reload(expected_generation, origin, app).await;
         }
-        let directory =
-            self.load_current()?.config.state_directory().ok_or(ControlError::NoStateDirectory)?;
+        let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
-        // The configuration is loaded again, because another process may have changed the overlay before the lock was
-        // acquired.
+        // The configuration is loaded under the lock, because another process may have changed the overlay before.
         let current = self.load_current()?.config;
         let overlay = read_overlay(&lock, &directory)?;
         self.check_generation(overlay.generation, expected_generation)?;
@@ -243,7 +242,7 @@ impl Controller {
         let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
         // A higher saved generation includes this change, which another process made.
         let generation = if is_changed && saved <= current { current + 1 } else { saved.max(current) };
-        let directory = loaded.config.state_directory();
+        let directory = self.state_directory()?;
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             warnings.extend(reloader.apply(loaded, app_config, app));
@@ -272,6 +271,14 @@ impl Controller {
         }
         if let Some(reloader) = &mut self.reloader {
             reloader.mark_as_loaded(directory.path());
+        }
+    }
+
+    /// Returns the state directory of the running program, or the configured one without a running program.
+    fn state_directory(&self) -> Result<Option<StateDirectory>, ControlError> {
+        match &self.reloader {
+            Some(reloader) => Ok(reloader.state_directory()),
+            None => Ok(self.load_current()?.config.state_directory()),
         }
     }
 

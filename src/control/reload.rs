@@ -52,9 +52,9 @@ impl ConfigReloader {
         &self.contents
     }
 
-    /// Returns the state directory of the running configuration.
+    /// Returns the state directory of the running program.
     pub(super) fn state_directory(&self) -> Option<StateDirectory> {
-        self.applied_config.state_directory()
+        self.start_config.state_directory()
     }
 
     /// Returns the timeout for running requests to finish at shutdown.

@@ -556,3 +556,28 @@ async fn a_change_whose_caller_has_gone_is_not_made() {
     assert_eq!((records.try_iter().count(), machine.config().generation), (0, 0));
     app.drain(Duration::ZERO).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_with_another_database_keeps_the_keys_and_clients_of_the_running_program() {
+    let machine = Machine::new();
+    let (app, mut controller, _records) = start(&machine).await;
+    controller.make(Change::AddKey(new_key()), None, ORIGIN, Some(&app)).await.unwrap();
+    let add = |name: &str| Change::AddClient {
+        name: name.to_owned(),
+        rules: quota("9 requests"),
+        expires_at: None,
+    };
+    controller.make(add("web"), None, ORIGIN, Some(&app)).await.unwrap();
+    // The database of the running program changes with a restart, and the overlay is beside it.
+    let moved = machine.temporary.path().join("moved/keychoir.db");
+    let text = fs::read_to_string(machine.file()).unwrap();
+    let previous = machine.state().join("keychoir.db").display().to_string();
+    fs::write(machine.file(), text.replace(&previous, &moved.display().to_string())).unwrap();
+    controller.make(Change::Reload, None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!((app.keys().len(), app.client_names()), (2, vec!["app".to_owned(), "web".to_owned()]));
+    controller.make(add("phone"), None, ORIGIN, Some(&app)).await.unwrap();
+    assert_eq!(app.client_names().len(), 3);
+    assert!(fs::read_to_string(machine.state().join("managed.toml")).unwrap().contains("phone"));
+    assert!(!moved.parent().unwrap().exists(), "nothing must be written beside the next database");
+    app.drain(Duration::ZERO).await;
+}

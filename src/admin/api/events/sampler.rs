@@ -1,7 +1,7 @@
 //! Compares the state of the keys and of the program with the state that was recorded last, once for all
 //! listeners.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -122,8 +122,9 @@ impl RecordedState {
             }
             order.push(id);
         }
+        let in_pool: HashSet<&Arc<str>> = order.iter().collect();
         self.keys.retain(|id, _| {
-            let is_in_pool = order.contains(id);
+            let is_in_pool = in_pool.contains(id);
             if !is_in_pool {
                 let document = json!({"id": &**id, "removed": true}).to_string();
                 events.push(EventContent::Key { id: Arc::clone(id), document: document.into() });
