@@ -28,6 +28,7 @@ pub mod min_rate;
 pub mod permission;
 pub mod poll_schedule;
 pub mod select;
+pub mod shared_id;
 pub mod strategy;
 
 pub mod outcome;

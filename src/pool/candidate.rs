@@ -233,12 +233,12 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
         // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.
-        (None, Some(_)) => Affordability::Short { is_unreserved: quota.reserved() == 0 },
+        (None, Some(_)) => Affordability::Short { is_unreserved: quota.may_overcommit() },
         (Some(credits), Some(remaining)) if credits <= remaining => Affordability::Enough,
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits) => Affordability::Enough,
         // A request beyond the ceiling must not spend the credits that the key leaves unspent.
-        (Some(_), None) if key.kept_credits > 0 && quota.reserved() == 0 => Affordability::Refused,
-        (Some(_), None) => Affordability::Short { is_unreserved: quota.reserved() == 0 },
+        (Some(_), None) if key.kept_credits > 0 && quota.may_overcommit() => Affordability::Refused,
+        (Some(_), None) => Affordability::Short { is_unreserved: quota.may_overcommit() },
     }
 }

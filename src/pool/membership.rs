@@ -5,13 +5,13 @@
 //! without either is the only key of its workspace.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::roster::KeyEntry;
+use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::secret::Fingerprint;
 
-/// The workspace identifiers that the provider has reported, by key.
-pub(super) type ReportedIds = HashMap<Fingerprint, Arc<str>>;
+/// Digests of the workspace identifiers that the provider has reported, by key.
+pub(super) type ReportedIds = HashMap<Fingerprint, SharedId>;
 
 /// The known identification of the workspace of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub struct WorkspaceMembership {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum MembershipBasis {
-    /// The provider's identifier.
-    Reported(Arc<str>),
+    /// A digest of the provider's identifier.
+    Reported(SharedId),
     /// The name in the configuration.
     Configured(String),
     /// The only key of the workspace.
@@ -35,7 +35,7 @@ impl WorkspaceMembership {
     /// The workspace of `entry`. It is identified by the identifier that the provider reported for this
     /// key or for another key with the same configured workspace, or else by the configuration.
     pub(super) fn for_entry(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
-        let reported_id = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).map(Arc::clone);
+        let reported_id = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).copied();
         let same_workspace =
             || entries.iter().filter(|other| entry.workspace.is_some() && other.workspace == entry.workspace);
         let basis =
@@ -56,6 +56,17 @@ impl WorkspaceMembership {
     pub(super) fn may_become(&self, other: &Self) -> bool {
         matches!(self.basis, MembershipBasis::SingleKey(_))
             || matches!(other.basis, MembershipBasis::Reported(_))
+    }
+
+    /// Returns the name of the workspace for other replicas. Replicas with the same configuration and the same reported
+    /// identifiers have the same names.
+    pub(super) fn shared_id(&self) -> SharedId {
+        let name = |text: &str| SharedId::new(SharedKind::Workspace, &[text.as_bytes()]);
+        match &self.basis {
+            MembershipBasis::Reported(id) => *id,
+            MembershipBasis::Configured(configured) => name(configured),
+            MembershipBasis::SingleKey(fingerprint) => name(&fingerprint.to_string()),
+        }
     }
 
     /// Returns the name in the configuration, if it has one.

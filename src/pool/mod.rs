@@ -7,6 +7,7 @@
 
 mod candidate;
 mod cells;
+mod division;
 mod key;
 mod lease;
 mod membership;
@@ -22,10 +23,10 @@ mod transitions;
 mod wait_queue;
 mod workspace;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::elevenlabs::models::Models;
 use crate::policy::authority::Authority;
@@ -33,10 +34,13 @@ use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::forecast::{Forecast, forecast_remaining};
 use crate::policy::key_state::{KeyState, Pause};
+use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 use sync::{AtomicU64, AtomicUsize};
 
+pub use cells::{CreditShare, CreditUse, RunningCount};
+pub use division::{PoolChange, QueuedDemand, SlotUse};
 pub use key::Key;
 pub use lease::Lease;
 pub use membership::WorkspaceMembership;
@@ -131,6 +135,10 @@ pub struct Pool {
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
     poll_request: Notify,
+    /// The changes that other replicas must learn, if there are others.
+    changes: OnceLock<mpsc::Sender<PoolChange>>,
+    /// Notified when a request is queued, because this replica may need a larger share.
+    demand: Notify,
 }
 
 impl Pool {
@@ -146,6 +154,8 @@ impl Pool {
             last_turn: AtomicU64::new(0),
             restrictions: Restrictions::default(),
             poll_request: Notify::new(),
+            changes: OnceLock::new(),
+            demand: Notify::new(),
         }
     }
 
@@ -240,16 +250,25 @@ impl Pool {
     /// Records the workspace identifier that the provider reports for a key. From then on, keys with
     /// the same identifier share their credits. Returns whether the identifier has changed.
     pub fn record_workspace(&self, key: &Key, id: &str) -> bool {
+        // Workspace identifiers are unique only within a region of the provider.
+        let region = key.authority().map_or("", |region| region.host());
+        self.record_workspace_id(
+            key,
+            SharedId::new(SharedKind::Workspace, &[region.as_bytes(), id.as_bytes()]),
+        )
+    }
+
+    /// Records the digest of the workspace identifier that the provider reports for a key. Returns whether it has
+    /// changed.
+    pub fn record_workspace_id(&self, key: &Key, id: SharedId) -> bool {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.roster();
         let fingerprint = key.api_key().fingerprint();
-        // Workspace identifiers are unique only within a region of the provider.
-        let id = key.authority().map_or_else(|| id.to_owned(), |region| format!("{}/{id}", region.host()));
-        if before.reported_ids.get(&fingerprint).is_some_and(|known| **known == id) {
+        if before.reported_ids.get(&fingerprint) == Some(&id) {
             return false;
         }
         let mut reported_ids = before.reported_ids.clone();
-        reported_ids.insert(fingerprint, id.as_str().into());
+        reported_ids.insert(fingerprint, id);
         let next = Arc::new(before.next(before.entries.to_vec(), before.settings, reported_ids));
         self.roster.store(Arc::clone(&next));
         self.restrictions.update_identities(&next);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Pool;
 use super::cells::FinishedReservation;
+use super::division::PoolChange;
 use super::key::Key;
 use super::lease::Lease;
 use super::refusal::RefusalRecord;
@@ -100,6 +101,11 @@ impl Pool {
         let retry_after = if let Verdict::RateLimited(span) = verdict { span } else { None };
         let evidence = Evidence { claim, at: now, retry_after, is_repeated_elsewhere, source };
         let is_about_key = claim.is_about_key(matches!(verdict, Verdict::KeyQuota(_)));
+        self.publish(|| PoolChange::Refused {
+            key: key.api_key().fingerprint(),
+            is_about_key,
+            evidence: evidence.clone(),
+        });
         let cell = if is_about_key { &key.evidence_cell } else { &workspace.evidence_cell };
         let is_poll_requested =
             decisive_poll_at(&evidence, cell.last_poll(), &settings.cooldowns()) == Some(now);
@@ -184,16 +190,22 @@ impl Pool {
         now: UnixMs,
     ) -> Vec<Transition> {
         let (settings, workspace) = (&roster.settings, key.workspace());
-        let has_key_changed = key.evidence_cell.remove_if(&is_removed);
-        let has_workspace_changed = workspace.evidence_cell.remove_if(&is_removed);
-        if has_key_changed {
+        let key_claims = key.evidence_cell.remove_if(&is_removed);
+        let workspace_claims = workspace.evidence_cell.remove_if(&is_removed);
+        if !key_claims.is_empty() {
             key.apply_evidence(settings, now);
         }
-        if has_workspace_changed {
+        if !workspace_claims.is_empty() {
             workspace.apply_evidence(settings, now);
         }
-        if !has_key_changed && !has_workspace_changed {
+        if key_claims.is_empty() && workspace_claims.is_empty() {
             return Vec::new();
+        }
+        for (is_about_key, claims) in [(true, key_claims), (false, workspace_claims)] {
+            for claim in claims {
+                let key = key.api_key().fingerprint();
+                self.publish(|| PoolChange::Refuted { key, is_about_key, claim, at: now });
+            }
         }
         self.dispatch_waiters(now);
         workspace_transitions(roster, workspace, now)
@@ -211,6 +223,7 @@ impl Pool {
     ) -> Option<Restriction> {
         let record = RefusalRecord::new(key, features, refused, now);
         let restriction = record.clone().into_restriction(&roster.settings)?;
+        self.publish(|| PoolChange::Restricted(restriction.record.clone()));
         let is_new = self.restrictions.record(&restriction, now);
         let plan_record = RefusalRecord { applies_to_plan: true, ..record };
         if let Some(plan_restriction) = plan_record.into_restriction(&roster.settings) {
@@ -253,6 +266,40 @@ impl Pool {
         observation: Observation,
         now: UnixMs,
     ) -> Vec<Transition> {
+        let poll = self.apply_observation(roster, key, observation, now, now);
+        if matches!(poll.result, PollResult::Quota { .. }) {
+            key.workspace().evidence_cell.record_poll(poll);
+        }
+        key.evidence_cell.record_poll(poll);
+        self.apply_poll_evidence(roster, key, now)
+    }
+
+    /// Records the result of another replica's poll with `key` at `at`. Returns the state changes.
+    pub fn observe_shared(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        observation: Observation,
+        at: UnixMs,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let poll = self.apply_observation(roster, key, observation, at, now);
+        if matches!(poll.result, PollResult::Quota { .. }) {
+            key.workspace().evidence_cell.record_shared_poll(poll);
+        }
+        key.evidence_cell.record_shared_poll(poll);
+        self.apply_poll_evidence(roster, key, now)
+    }
+
+    /// Applies what a poll at `at` reports beside its evidence.
+    fn apply_observation(
+        &self,
+        roster: &Roster,
+        key: &Key,
+        observation: Observation,
+        at: UnixMs,
+        now: UnixMs,
+    ) -> Poll {
         let (settings, workspace) = (&roster.settings, key.workspace());
         key.set_poll_requested(false);
         let result = match observation {
@@ -261,9 +308,7 @@ impl Pool {
                 if capabilities.voices_left.is_some_and(|left| left > 0) {
                     self.restrictions.remove(workspace.identity(), Verdict::Slots);
                 }
-                let result = PollResult::Quota { spendable: quota.spendable(), is_paid };
-                workspace.evidence_cell.record_poll(Poll { at: now, result });
-                result
+                PollResult::Quota { spendable: quota.spendable(), is_paid }
             }
             Observation::Unreadable => PollResult::Unreadable,
             Observation::Invalid { verdict, source } => {
@@ -274,7 +319,7 @@ impl Pool {
                 };
                 key.evidence_cell.add(Evidence {
                     claim,
-                    at: now,
+                    at,
                     retry_after: None,
                     is_repeated_elsewhere: false,
                     source,
@@ -282,7 +327,11 @@ impl Pool {
                 PollResult::Invalid
             }
         };
-        key.evidence_cell.record_poll(Poll { at: now, result });
+        Poll { at, result }
+    }
+
+    fn apply_poll_evidence(self: &Arc<Self>, roster: &Roster, key: &Key, now: UnixMs) -> Vec<Transition> {
+        let (settings, workspace) = (&roster.settings, key.workspace());
         key.apply_evidence(settings, now);
         workspace.apply_evidence(settings, now);
         self.dispatch_waiters(now);

@@ -77,6 +77,7 @@ impl Pool {
             }
             return result;
         };
+        self.demand.notify_one();
         let busy = || Err(Unavailable::Full { until: None });
         let waiting = async {
             loop {

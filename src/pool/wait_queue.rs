@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Notify, oneshot};
 
 use super::Reserved;
+use super::division::QueuedDemand;
 use super::restrictions::RestrictionLevel;
 use super::roster::Roster;
 use super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering, fence};
@@ -120,6 +121,22 @@ impl WaitQueue {
     /// Returns the number of queued requests.
     pub(super) fn len(&self) -> usize {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Returns what the queued requests need.
+    pub(super) fn demand(&self) -> QueuedDemand {
+        let mut demand = QueuedDemand::default();
+        if self.len() == 0 {
+            return demand;
+        }
+        let queues = self.lock();
+        for waiter in queues.clients.iter().flat_map(|queue| &queue.waiters) {
+            if let Some(group) = waiter.request.group {
+                demand.slots[group.index()] += 1;
+            }
+            demand.credits = demand.credits.saturating_add(waiter.request.estimate.unwrap_or(0));
+        }
+        demand
     }
 
     /// Appends a request to the queue of its client. Returns `None` when the queue is full.

@@ -8,14 +8,22 @@ use super::probe::ProbeCell;
 use crate::policy::select::ConcurrencyState;
 use crate::policy::units::UnixMs;
 
+/// The value of a limit that is unknown.
+const UNLIMITED: u32 = u32::MAX;
+
 /// The limiter of one concurrency group of a workspace.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::pool) struct ConcurrencyLimiter {
-    running: AtomicU32,
+    /// The number of running requests in the lower half, and its peak since the last sample in the upper half.
+    running: AtomicU64,
+    /// The maximum number of running requests: the lower one of the provider's maximum and of this replica's share.
+    max: AtomicU32,
     /// The maximum that the provider last reported, in a response or a refusal; 0 until then.
     reported_max: AtomicU32,
     /// The maximum of the plan; 0 if unknown.
     plan_max: AtomicU32,
+    /// The share of this replica; [`UNLIMITED`] if the group is not divided between replicas.
+    share: AtomicU32,
     /// End of the saturation after a refusal for too many concurrent requests. It applies whatever our own
     /// count is, because other programs may also use the workspace.
     full_until: AtomicU64,
@@ -23,6 +31,41 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     limited_until: AtomicU64,
     /// Schedules probes of the rate limit.
     pub(in crate::pool) probe: ProbeCell,
+}
+
+/// The running requests of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunningCount {
+    /// Their current number.
+    pub running: u32,
+    /// Their highest number since the last sample.
+    pub peak: u32,
+}
+
+impl RunningCount {
+    #[expect(clippy::cast_possible_truncation, reason = "each half of the word is cast separately")]
+    fn from_bits(word: u64) -> Self {
+        Self { running: word as u32, peak: (word >> 32) as u32 }
+    }
+
+    fn to_bits(self) -> u64 {
+        u64::from(self.peak) << 32 | u64::from(self.running)
+    }
+}
+
+impl Default for ConcurrencyLimiter {
+    fn default() -> Self {
+        Self {
+            running: AtomicU64::new(0),
+            max: AtomicU32::new(UNLIMITED),
+            reported_max: AtomicU32::new(0),
+            plan_max: AtomicU32::new(0),
+            share: AtomicU32::new(UNLIMITED),
+            full_until: AtomicU64::new(0),
+            limited_until: AtomicU64::new(0),
+            probe: ProbeCell::default(),
+        }
+    }
 }
 
 impl ConcurrencyLimiter {
@@ -36,7 +79,7 @@ impl ConcurrencyLimiter {
         if limited_until > now.0 {
             return ConcurrencyState::Cooling { until: UnixMs(limited_until) };
         }
-        if self.running() < self.max() {
+        if self.running() < self.max.load(Ordering::Acquire) {
             ConcurrencyState::Free
         } else {
             ConcurrencyState::Full { until: None }
@@ -56,8 +99,12 @@ impl ConcurrencyLimiter {
 
     /// Acquires a slot. Returns `false` when no slot is free.
     pub(in crate::pool) fn try_acquire(&self) -> bool {
-        let max = self.max();
-        let increment = |running: u32| (running < max).then_some(running.saturating_add(1));
+        let max = self.max.load(Ordering::Acquire);
+        let increment = |word: u64| {
+            let RunningCount { running, peak } = RunningCount::from_bits(word);
+            let running = running.saturating_add(1);
+            (running <= max).then(|| RunningCount { running, peak: peak.max(running) }.to_bits())
+        };
         self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, increment).is_ok()
     }
 
@@ -72,14 +119,23 @@ impl ConcurrencyLimiter {
         if self.reported_max.load(Ordering::Acquire) == max {
             return false;
         }
-        let before = self.max();
+        let before = self.max.load(Ordering::Acquire);
         self.reported_max.store(max, Ordering::Release);
-        max > before
+        self.update_max() > before
     }
 
     /// Sets the maximum of the plan, or `None` if it is unknown.
     pub(in crate::pool) fn set_plan_max(&self, max: Option<u32>) {
         self.plan_max.store(max.unwrap_or(0), Ordering::Release);
+        self.update_max();
+    }
+
+    /// Sets the share of this replica, or `None` if the group is not divided. Returns whether the maximum has
+    /// increased.
+    pub(in crate::pool) fn set_share(&self, share: Option<u32>) -> bool {
+        let before = self.max.load(Ordering::Acquire);
+        self.share.store(share.unwrap_or(UNLIMITED), Ordering::Release);
+        self.update_max() > before
     }
 
     /// Records a refusal for too many concurrent requests.
@@ -91,20 +147,43 @@ impl ConcurrencyLimiter {
     }
 
     pub(in crate::pool) fn running(&self) -> u32 {
-        self.running.load(Ordering::Acquire)
+        RunningCount::from_bits(self.running.load(Ordering::Acquire)).running
     }
 
-    /// Returns the maximum number of concurrent requests, if it is known.
+    /// Returns the number of running requests and its peak since the previous call.
+    pub(in crate::pool) fn sample(&self) -> RunningCount {
+        let restart_peak = |word| {
+            let RunningCount { running, .. } = RunningCount::from_bits(word);
+            Some(RunningCount { running, peak: running }.to_bits())
+        };
+        let (Ok(word) | Err(word)) =
+            self.running.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart_peak);
+        RunningCount::from_bits(word)
+    }
+
+    /// Returns the provider's maximum number of concurrent requests, if it is known.
     pub(in crate::pool) fn known_max(&self) -> Option<u32> {
-        let max = self.max();
-        (max != u32::MAX).then_some(max)
+        let max = self.provider_max();
+        (max != UNLIMITED).then_some(max)
     }
 
-    fn max(&self) -> u32 {
+    fn provider_max(&self) -> u32 {
         match (self.reported_max.load(Ordering::Acquire), self.plan_max.load(Ordering::Acquire)) {
-            (0, 0) => u32::MAX,
+            (0, 0) => UNLIMITED,
             (0, plan_max) => plan_max,
             (reported, _) => reported,
+        }
+    }
+
+    /// Computes and returns the maximum after one of its inputs has changed.
+    fn update_max(&self) -> u32 {
+        loop {
+            let max = self.provider_max().min(self.share.load(Ordering::Acquire));
+            self.max.store(max, Ordering::Release);
+            // A concurrent change of an input may have stored its maximum before this one.
+            if max == self.provider_max().min(self.share.load(Ordering::Acquire)) {
+                return max;
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 
 use super::super::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::evidence::{Cooldowns, Evidence, EvidenceEffect, Poll, evaluate};
+use crate::policy::evidence::{ClaimedFault, Cooldowns, Evidence, EvidenceEffect, Poll, evaluate};
 use crate::policy::key_state::Cooldown;
 use crate::policy::units::UnixMs;
 
@@ -67,13 +67,13 @@ impl EvidenceCell {
         self.count.store(state.evidence.len(), Ordering::Release);
     }
 
-    /// Removes the evidence that `is_removed` selects. Returns whether evidence was removed.
-    pub(in crate::pool) fn remove_if(&self, is_removed: impl Fn(&Evidence) -> bool) -> bool {
+    /// Removes the evidence that `is_removed` selects. Returns the claims of the removed evidence.
+    pub(in crate::pool) fn remove_if(&self, is_removed: impl Fn(&Evidence) -> bool) -> Vec<ClaimedFault> {
         let mut state = self.lock();
-        let before = state.evidence.len();
-        state.evidence.retain(|entry| !is_removed(entry));
+        let removed = state.evidence.extract_if(.., |entry| is_removed(entry));
+        let claims = removed.map(|entry| entry.claim).collect();
         self.count.store(state.evidence.len(), Ordering::Release);
-        state.evidence.len() < before
+        claims
     }
 
     /// Records the result of a poll. Its time is moved after that of all recorded evidence, even within
@@ -83,6 +83,14 @@ impl EvidenceCell {
         let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
         let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
         state.last_poll = Some(Poll { at, ..poll });
+    }
+
+    /// Records the result of another replica's poll, which may be older than the recorded evidence and polls.
+    pub(in crate::pool) fn record_shared_poll(&self, poll: Poll) {
+        let mut state = self.lock();
+        if state.last_poll.is_none_or(|known| known.at < poll.at) {
+            state.last_poll = Some(poll);
+        }
     }
 
     pub(in crate::pool) fn last_poll(&self) -> Option<Poll> {

@@ -13,11 +13,13 @@ mod spending;
 mod state_change;
 
 pub(super) use concurrency::ConcurrencyLimiter;
+pub use concurrency::RunningCount;
 pub(super) use cooldown::CooldownCell;
 pub(super) use evidence::EvidenceCell;
 pub(super) use last_reported::LastReportedState;
 pub(super) use pause::PauseCell;
 pub(super) use probe::ProbeCell;
+pub use quota::{CreditShare, CreditUse};
 pub(super) use quota::{FinishedReservation, QuotaCell};
 pub(super) use reported_remaining::{ReportedDecrease, ReportedRemaining};
 pub(super) use spending::SpendingCell;

@@ -6,9 +6,10 @@
 //! separately, for readers. Every change is added to the sum as a difference, so that concurrent changes
 //! may be applied in any order.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::super::sync::{AtomicI64, AtomicU64, Ordering};
+use super::super::sync::{AtomicBool, AtomicI64, AtomicU64, Mutex, MutexGuard, Ordering};
 use super::reported_remaining::ReportedRemaining;
 use crate::policy::budget::{BillingDiscrepancy, Extension, Quota};
 use crate::policy::units::UnixMs;
@@ -27,12 +28,22 @@ pub(in crate::pool) struct QuotaCell {
     limit: AtomicU64,
     /// 0: none; [`UNKNOWN`]: unlimited.
     extension: AtomicU64,
+    /// The maximum of the spent credits, from the limit and the extension; [`UNKNOWN`] if unknown or unlimited.
+    ceiling: AtomicU64,
     /// 0: unknown.
     resets_at: AtomicU64,
     /// Time of the last charge.
     last_spent_at: AtomicU64,
     /// Sum of the differences by which the provider's counts of this period exceeded ours.
     discrepancy: AtomicI64,
+    /// The maximum of the sum of spent and reserved credits that this replica may reach; [`UNKNOWN`] if the credits
+    /// are not divided between replicas.
+    share: AtomicU64,
+    /// Whether a request may exceed the ceiling while no other one has reserved credits.
+    may_overcommit: AtomicBool,
+    /// The part of the spent credits that this process did not charge: polled, restored, or charged by other
+    /// replicas. Negative after the start of a new period. Every change of it also changes the count.
+    foreign: Mutex<i64>,
     /// The remaining credits that the provider reported when it last refused a request for its price.
     pub(in crate::pool) reported_remaining: ReportedRemaining,
 }
@@ -46,6 +57,29 @@ pub(in crate::pool) struct FinishedReservation {
     pub(in crate::pool) spent: u64,
 }
 
+/// The credits of a workspace by their origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditUse {
+    /// Credits that this process has charged since its start, in all periods.
+    pub charged_here: i64,
+    /// The difference between the count of the current period and `charged_here`.
+    pub foreign: i64,
+    /// Credits that requests in flight may still spend.
+    pub reserved: u64,
+}
+
+/// The credits of a workspace that this replica may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreditShare {
+    /// The new value of [`CreditUse::foreign`].
+    pub foreign: i64,
+    /// The maximum of the credits that this process has charged and reserved since its start. `None` if the credits
+    /// are not divided.
+    pub granted: Option<i64>,
+    /// Whether one request at a time may exceed the credits when no other key can serve it.
+    pub may_overcommit: bool,
+}
+
 impl Default for QuotaCell {
     fn default() -> Self {
         Self {
@@ -54,9 +88,13 @@ impl Default for QuotaCell {
             reserved: AtomicU64::new(0),
             limit: AtomicU64::new(UNKNOWN),
             extension: AtomicU64::new(0),
+            ceiling: AtomicU64::new(UNKNOWN),
             resets_at: AtomicU64::new(0),
             last_spent_at: AtomicU64::new(0),
             discrepancy: AtomicI64::new(0),
+            share: AtomicU64::new(UNKNOWN),
+            may_overcommit: AtomicBool::new(true),
+            foreign: Mutex::new(0),
             reported_remaining: ReportedRemaining::default(),
         }
     }
@@ -85,20 +123,34 @@ impl QuotaCell {
 
     /// Whether `credits` can be reserved so that at least `kept` credits remain.
     pub(in crate::pool) fn fits(&self, credits: u64, kept: u64) -> bool {
-        let sum = not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits);
-        self.limits().ceiling().is_none_or(|ceiling| sum <= ceiling.saturating_sub(kept))
+        not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits) <= self.bound(kept)
+    }
+
+    /// The maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
+    fn bound(&self, kept: u64) -> u64 {
+        let share = self.share.load(Ordering::Acquire);
+        match self.ceiling.load(Ordering::Acquire) {
+            UNKNOWN => share,
+            ceiling => ceiling.saturating_sub(kept).min(share),
+        }
     }
 
     /// Reserves `credits` if at least `kept` credits remain, or unconditionally when `kept` is
     /// `None`. Returns `false` and changes nothing if fewer would remain.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
-        let ceiling = kept.and_then(|kept| Some(self.limits().ceiling()?.saturating_sub(kept)));
-        self.reserve_if(credits, |sum, _| ceiling.is_none_or(|ceiling| sum <= ceiling))
+        let bound = kept.map_or(UNKNOWN, |kept| self.bound(kept));
+        self.reserve_if(credits, |sum, _| sum <= bound)
     }
 
     /// Reserves `credits` beyond the ceiling, unless another request has reserved credits.
     pub(in crate::pool) fn overcommit(&self, credits: u64) -> bool {
-        self.reserve_if(credits, |_, reserved_before| reserved_before == 0)
+        let may_overcommit = self.may_overcommit.load(Ordering::Acquire);
+        self.reserve_if(credits, |_, reserved_before| may_overcommit && reserved_before == 0)
+    }
+
+    /// Whether [`overcommit`](Self::overcommit) would succeed.
+    pub(in crate::pool) fn may_overcommit(&self) -> bool {
+        self.reserved() == 0 && self.may_overcommit.load(Ordering::Acquire)
     }
 
     fn reserve_if(&self, credits: u64, fits: impl Fn(u64, u64) -> bool) -> bool {
@@ -167,10 +219,52 @@ impl QuotaCell {
 
     /// Replaces the count of spent credits.
     fn replace_count(&self, new_count: impl Fn(u64) -> u64) {
+        self.replace_foreign(&mut self.lock_foreign(), new_count);
+    }
+
+    /// Replaces the count of spent credits. The difference counts as spent elsewhere.
+    fn replace_foreign(&self, foreign: &mut i64, new_count: impl Fn(u64) -> u64) {
         let replace = |spent| Some(new_count(spent));
         let (Ok(before) | Err(before)) =
             self.spent.fetch_update(Ordering::AcqRel, Ordering::Acquire, replace);
-        self.committed.fetch_add(new_count(before).wrapping_sub(before), Ordering::AcqRel);
+        let difference = new_count(before).wrapping_sub(before);
+        self.committed.fetch_add(difference, Ordering::AcqRel);
+        *foreign = foreign.wrapping_add(difference.cast_signed());
+        // The credits that this replica may still reserve stay the same.
+        let shift = |share: u64| (share != UNKNOWN).then(|| not_below_zero(share.wrapping_add(difference)));
+        let _ = self.share.fetch_update(Ordering::AcqRel, Ordering::Acquire, shift);
+    }
+
+    fn lock_foreign(&self) -> MutexGuard<'_, i64> {
+        self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the credits by their origin.
+    pub(in crate::pool) fn credit_use(&self) -> CreditUse {
+        let foreign = self.lock_foreign();
+        let spent = self.spent.load(Ordering::Acquire);
+        CreditUse {
+            charged_here: spent.cast_signed().wrapping_sub(*foreign),
+            foreign: *foreign,
+            reserved: self.reserved(),
+        }
+    }
+
+    /// Applies the credits that were spent elsewhere, and the share of this replica.
+    pub(in crate::pool) fn divide(&self, share: CreditShare, now: UnixMs) {
+        let mut foreign = self.lock_foreign();
+        let increase = share.foreign.saturating_sub(*foreign);
+        if increase != 0 {
+            self.replace_foreign(&mut foreign, |count| count.saturating_add_signed(increase));
+        }
+        if increase > 0 {
+            self.last_spent_at.fetch_max(now.0, Ordering::AcqRel);
+        }
+        let bound = share.granted.map_or(UNKNOWN, |granted| {
+            u64::try_from(granted.saturating_add(*foreign)).unwrap_or(0).min(UNKNOWN - 1)
+        });
+        self.share.store(bound, Ordering::Release);
+        self.may_overcommit.store(share.may_overcommit, Ordering::Release);
     }
 
     fn set_limits(&self, quota: Quota) {
@@ -181,6 +275,7 @@ impl QuotaCell {
         };
         self.limit.store(quota.limit.map_or(UNKNOWN, |limit| limit.min(UNKNOWN - 1)), Ordering::Release);
         self.extension.store(extension, Ordering::Release);
+        self.ceiling.store(quota.ceiling().unwrap_or(UNKNOWN), Ordering::Release);
         self.resets_at.store(quota.resets_at.map_or(0, |at| at.0), Ordering::Release);
     }
 

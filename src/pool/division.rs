@@ -1,0 +1,246 @@
+//! The pool's side of a pool that several replicas share. It tells which credits and concurrency slots this replica
+//! uses and needs, and which changes other replicas must learn. It applies the shares of this replica, and the changes
+//! of others.
+//!
+//! This module does not know how the replicas communicate. A pool without other replicas sends no changes and is never
+//! divided.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::Pool;
+use super::cells::{CreditShare, CreditUse, RunningCount};
+use super::key::Key;
+use super::ownership_index::OwnerId;
+use super::refusal::RefusalRecord;
+use super::roster::Roster;
+use super::transitions::{Transition, transitions_after_charge, workspace_transitions};
+use super::workspace::Workspace;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::{ClaimedFault, Evidence, decisive_poll_at};
+use crate::policy::shared_id::SharedId;
+use crate::policy::units::UnixMs;
+use crate::secret::Fingerprint;
+
+/// A change of the pool that other replicas must learn.
+#[derive(Clone, Debug)]
+pub enum PoolChange {
+    /// The provider has refused a key or its workspace.
+    Refused {
+        /// The fingerprint of the key.
+        key: Fingerprint,
+        /// Whether the evidence is about the key and not about its workspace.
+        is_about_key: bool,
+        /// The refusal.
+        evidence: Evidence,
+    },
+    /// The evidence of a claim is refuted or withdrawn.
+    Refuted {
+        /// The fingerprint of the key.
+        key: Fingerprint,
+        /// Whether the evidence was about the key and not about its workspace.
+        is_about_key: bool,
+        /// The claim.
+        claim: ClaimedFault,
+        /// The time of the removal. Evidence after this time is not refuted.
+        at: UnixMs,
+    },
+    /// The provider has refused a kind of request.
+    Restricted(Arc<RefusalRecord>),
+}
+
+/// The concurrent requests of a concurrency group of a workspace at this replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotUse {
+    /// The running requests.
+    pub count: RunningCount,
+    /// The provider's maximum for all replicas together, if it is known.
+    pub max: Option<u32>,
+}
+
+/// What the queued requests need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueuedDemand {
+    /// The number of queued requests of each concurrency group.
+    pub slots: [u32; ConcurrencyGroup::COUNT],
+    /// The sum of the estimated costs of the queued requests.
+    pub credits: u64,
+}
+
+impl Pool {
+    /// Sends the changes that other replicas must learn to `changes` from now on. Has no effect if they are sent
+    /// already. A change is dropped when the channel is full.
+    pub fn send_changes_to(&self, changes: mpsc::Sender<PoolChange>) {
+        let _ = self.changes.set(changes);
+    }
+
+    /// Sends a change to the other replicas, if there are any.
+    pub(super) fn publish(&self, change: impl FnOnce() -> PoolChange) {
+        if let Some(changes) = self.changes.get() {
+            // The receiver restates all evidence at intervals, so that a dropped change is only late.
+            let _ = changes.try_send(change());
+        }
+    }
+
+    /// Completes when a request was queued, because this replica may need a larger share.
+    pub async fn demand(&self) {
+        self.demand.notified().await;
+    }
+
+    /// Returns what the queued requests need.
+    #[must_use]
+    pub fn queued_demand(&self) -> QueuedDemand {
+        self.queue.demand()
+    }
+
+    /// Applies the credits that were spent elsewhere, and the credits that this replica may use. Returns the state
+    /// changes.
+    pub fn divide_credits(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        share: CreditShare,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        workspace.quota_cell.divide(share, now);
+        self.dispatch_waiters(now);
+        transitions_after_charge(&self.roster.load(), workspace, now)
+    }
+
+    /// Sets the number of concurrent requests of a group that this replica may send, or `None` if the group is not
+    /// divided.
+    pub fn divide_slots(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        group: ConcurrencyGroup,
+        share: Option<u32>,
+        now: UnixMs,
+    ) {
+        if workspace.limiter(group).set_share(share) {
+            self.dispatch_waiters(now);
+        }
+    }
+
+    /// Records the maximum of a concurrency group that another replica has learned.
+    pub fn record_shared_maximum(
+        self: &Arc<Self>,
+        workspace: &Workspace,
+        group: ConcurrencyGroup,
+        max: u32,
+        now: UnixMs,
+    ) {
+        if workspace.limiter(group).set_reported_max(max) {
+            self.dispatch_waiters(now);
+        }
+    }
+
+    /// Records a refusal that another replica has received. Returns the state changes.
+    pub fn record_shared_refusal(
+        &self,
+        roster: &Roster,
+        key: &Key,
+        is_about_key: bool,
+        evidence: Evidence,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let (settings, workspace) = (&roster.settings, key.workspace());
+        let cell = if is_about_key { &key.evidence_cell } else { &workspace.evidence_cell };
+        let decided_at = decisive_poll_at(&evidence, cell.last_poll(), &settings.cooldowns());
+        cell.add(evidence);
+        if is_about_key {
+            key.apply_evidence(settings, now);
+        } else {
+            workspace.apply_evidence(settings, now);
+        }
+        if decided_at.is_some_and(|at| at <= now) {
+            self.request_poll(key);
+        }
+        workspace_transitions(roster, workspace, now)
+    }
+
+    /// Removes the evidence of a claim that another replica has refuted or withdrawn at `at`. Returns the state
+    /// changes.
+    pub fn remove_shared_refusal(
+        self: &Arc<Self>,
+        roster: &Roster,
+        key: &Key,
+        is_about_key: bool,
+        is_refuted: impl Fn(&Evidence) -> bool,
+        now: UnixMs,
+    ) -> Vec<Transition> {
+        let (settings, workspace) = (&roster.settings, key.workspace());
+        let cell = if is_about_key { &key.evidence_cell } else { &workspace.evidence_cell };
+        if cell.remove_if(is_refuted).is_empty() {
+            return Vec::new();
+        }
+        if is_about_key {
+            key.apply_evidence(settings, now);
+        } else {
+            workspace.apply_evidence(settings, now);
+        }
+        self.dispatch_waiters(now);
+        workspace_transitions(roster, workspace, now)
+    }
+
+    /// Records the restriction that follows from a refusal at another replica.
+    pub fn record_shared_restriction(&self, roster: &Roster, record: RefusalRecord, now: UnixMs) {
+        let record = record.restored(roster, now);
+        let for_plan = RefusalRecord { applies_to_plan: true, ..record.clone() };
+        for restriction in
+            [record, for_plan].into_iter().filter_map(|it| it.into_restriction(&roster.settings))
+        {
+            if restriction.until > now {
+                self.restrictions.record(&restriction, now);
+            }
+        }
+    }
+}
+
+impl Workspace {
+    /// Returns the name of the workspace for other replicas.
+    #[must_use]
+    pub fn shared_id(&self) -> SharedId {
+        self.membership().shared_id()
+    }
+
+    /// Returns the credits by their origin.
+    #[must_use]
+    pub fn credit_use(&self) -> CreditUse {
+        self.quota_cell.credit_use()
+    }
+
+    /// Returns the concurrent requests of a group, and restarts the measurement of their peak.
+    #[must_use]
+    pub fn sample_slots(&self, group: ConcurrencyGroup) -> SlotUse {
+        let limiter = self.limiter(group);
+        SlotUse { count: limiter.sample(), max: limiter.known_max() }
+    }
+}
+
+impl Roster {
+    /// Returns the digest of the workspace identifier that the provider has reported for the key with this
+    /// fingerprint.
+    #[must_use]
+    pub fn reported_workspace(&self, key: Fingerprint) -> Option<SharedId> {
+        self.reported_ids.get(&key).copied()
+    }
+
+    /// Returns the workspaces of the keys, each once, in the order of the keys.
+    #[must_use]
+    pub fn workspaces(&self) -> Vec<&Arc<Workspace>> {
+        let mut workspaces: Vec<&Arc<Workspace>> = Vec::new();
+        for key in self.keys() {
+            if !workspaces.iter().any(|known| Arc::ptr_eq(known, &key.workspace)) {
+                workspaces.push(&key.workspace);
+            }
+        }
+        workspaces
+    }
+
+    /// Returns the identity of the workspace with this name.
+    #[must_use]
+    pub fn owner_with_shared_id(&self, id: SharedId) -> Option<OwnerId> {
+        let key = self.keys().iter().find(|key| key.workspace().shared_id() == id)?;
+        Some(key.workspace().identity().clone())
+    }
+}

@@ -1,0 +1,232 @@
+//! This replica's part of the credits of a workspace.
+//!
+//! Each replica states what it has charged in all, which only grows. The count of a workspace is the base, which the
+//! provider reports, plus the charges of all replicas. A grant is the amount up to which a replica may charge and
+//! reserve credits until its lease ends. `grants.lua` computes both.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::reply::{UnexpectedReply, amount, integer, tuple};
+use crate::pool::{CreditShare, CreditUse};
+
+/// The lease of a grant at Redis.
+pub(super) const GRANT_LEASE: Duration = Duration::from_secs(10);
+/// The time before the end of a lease at which a replica stops using its grant, because clocks and messages differ.
+pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// The time without use after which a replica asks only for a small grant.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
+
+/// What this replica states about the credits of a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CreditStatement {
+    /// Credits that this replica has charged in all. `None` before its earlier statement is known.
+    pub(super) used: Option<u64>,
+    /// Credits that its requests may need in addition.
+    pub(super) needed: u64,
+    /// Up to which amount this replica may use more, until the reply.
+    pub(super) held: u64,
+    /// The maximum of the count.
+    pub(super) limit: u64,
+    /// A changed base, and the shared time at which it was learned.
+    pub(super) base: Option<(i64, u64)>,
+    /// Whether the replica has not used the workspace recently.
+    pub(super) is_idle: bool,
+}
+
+/// The reply to a [`CreditStatement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CreditGrant {
+    granted: u64,
+    used_by_others: u64,
+    base: i64,
+    base_stamp: u64,
+    may_exceed: bool,
+    /// What this replica had stated before.
+    stated_before: Option<u64>,
+    /// What is left for all replicas together.
+    left: u64,
+}
+
+impl CreditGrant {
+    pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
+        let [granted, others, base, stamp, may_exceed, before, left] = tuple(value)?;
+        Ok(Self {
+            granted: amount(granted)?,
+            used_by_others: amount(others)?,
+            base: integer(base)?,
+            base_stamp: amount(stamp)?,
+            may_exceed: integer(may_exceed)? == 1,
+            stated_before: u64::try_from(integer(before)?).ok(),
+            left: amount(left)?,
+        })
+    }
+
+    /// Whether the grant is lower than what the replica holds.
+    pub(super) fn is_lower_than(self, statement: CreditStatement) -> bool {
+        self.granted < statement.held
+    }
+}
+
+/// The state of the credits of a workspace at this replica.
+#[derive(Debug)]
+pub(super) struct Credits {
+    /// What this replica had charged before this process, or before the pool forgot its count. `None` until Redis has
+    /// returned it.
+    used_before: Option<u64>,
+    /// [`CreditUse::charged_here`] at the last statement.
+    charged: i64,
+    used_by_others: u64,
+    /// [`CreditUse::foreign`] as it was last applied. Another value is a change by this replica.
+    foreign: Option<i64>,
+    base_stamp: u64,
+    last_used: Instant,
+    /// The end of the grant, or `None` without one.
+    lease_end: Option<Instant>,
+    /// [`CreditShare::granted`] as it was last applied, or `None` while the credits are not divided.
+    bound: Option<i64>,
+    left: u64,
+}
+
+/// A use of credits, and the circumstances under which it is stated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CreditSituation {
+    pub(super) usage: CreditUse,
+    /// The maximum of the count.
+    pub(super) limit: u64,
+    /// The estimated cost of the queued requests.
+    pub(super) queued: u64,
+    /// The shared time of the last poll, or of the statement if there was none since the last one.
+    pub(super) learned_at: u64,
+    pub(super) instant: Instant,
+}
+
+impl Credits {
+    pub(super) fn new(instant: Instant) -> Self {
+        Self {
+            used_before: None,
+            charged: 0,
+            used_by_others: 0,
+            foreign: None,
+            base_stamp: 0,
+            last_used: instant,
+            lease_end: None,
+            bound: None,
+            left: 0,
+        }
+    }
+
+    /// Returns the statement of the next beat.
+    pub(super) fn statement(&mut self, situation: CreditSituation) -> CreditStatement {
+        let CreditSituation { usage, limit, queued, learned_at, instant } = situation;
+        if usage.charged_here != self.charged || usage.reserved > 0 || queued > 0 {
+            self.last_used = instant;
+        }
+        if usage.charged_here < self.charged {
+            // The pool has replaced the workspace, and counts from zero again.
+            let lost = u64::try_from(self.charged).unwrap_or(0);
+            self.used_before = self.used_before.map(|used| used.saturating_add(lost));
+        }
+        self.charged = usage.charged_here;
+        let base = self.used_before.filter(|_| self.foreign != Some(usage.foreign)).map(|used_before| {
+            let shared = used_before.saturating_add(self.used_by_others);
+            (usage.foreign.saturating_sub_unsigned(shared), learned_at.max(self.base_stamp))
+        });
+        let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
+        let held = self.bound.map_or(committed, |bound| bound.max(committed));
+        let in_all = |amount: i64| self.used_before.unwrap_or(0).saturating_add_signed(amount);
+        CreditStatement {
+            used: self.used_before.map(|_| in_all(usage.charged_here)),
+            needed: usage.reserved.saturating_add(queued),
+            held: in_all(held),
+            limit,
+            base,
+            is_idle: instant.saturating_duration_since(self.last_used) >= IDLE_AFTER,
+        }
+    }
+
+    /// Applies the reply to a statement that was sent at `sent`. Returns the share of this replica.
+    pub(super) fn apply(
+        &mut self,
+        statement: CreditStatement,
+        grant: CreditGrant,
+        usage: CreditUse,
+        sent: Instant,
+    ) -> Option<CreditShare> {
+        self.left = grant.left;
+        self.used_by_others = grant.used_by_others;
+        self.base_stamp = grant.base_stamp;
+        let Some(used_before) = self.used_before else {
+            self.restore(grant, usage);
+            return None;
+        };
+        let is_base_superseded = statement.base.is_none() && self.foreign != Some(usage.foreign);
+        if is_base_superseded {
+            // A poll has changed the count while the statement was on its way. The next statement contains it.
+            return None;
+        }
+        let foreign = grant
+            .base
+            .saturating_add_unsigned(used_before)
+            .saturating_add_unsigned(grant.used_by_others);
+        self.foreign = Some(foreign);
+        self.lease_end = Some(sent + GRANT_LEASE - LEASE_MARGIN);
+        let granted = grant.granted.cast_signed().saturating_sub_unsigned(used_before);
+        self.bound = Some(granted);
+        Some(CreditShare { foreign, granted: self.bound, may_overcommit: grant.may_exceed })
+    }
+
+    /// Continues the statements of an earlier process of this replica. Credits that are counted here and not at Redis
+    /// were charged by that process and never stated, because it ended before its next beat.
+    fn restore(&mut self, grant: CreditGrant, usage: CreditUse) {
+        let count = usage.charged_here.saturating_add(usage.foreign);
+        let stated = grant.stated_before.unwrap_or(0);
+        let shared_count = grant
+            .base
+            .saturating_add_unsigned(stated)
+            .saturating_add_unsigned(grant.used_by_others)
+            .saturating_add(usage.charged_here);
+        let is_known = grant.base_stamp > 0 || grant.stated_before.is_some() || grant.used_by_others > 0;
+        let unstated = if is_known && grant.stated_before.is_some() {
+            u64::try_from(count.saturating_sub(shared_count)).unwrap_or(0)
+        } else {
+            0
+        };
+        self.used_before = Some(stated.saturating_add(unstated));
+        // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
+        self.foreign = is_known.then_some(usage.foreign);
+        self.charged = usage.charged_here;
+    }
+
+    /// Returns the share of this replica after its grant has ended without a new one: of what was left, a part for
+    /// each of the `replicas`. Returns `None` while the grant lasts.
+    pub(super) fn fall_back(
+        &mut self,
+        usage: CreditUse,
+        replicas: u32,
+        count_left: u64,
+        instant: Instant,
+    ) -> Option<CreditShare> {
+        let has_ended = self.lease_end.is_none_or(|end| end <= instant);
+        let has_changed = self.foreign != Some(usage.foreign);
+        if !has_ended || (self.lease_end.is_none() && !has_changed) {
+            return None;
+        }
+        self.lease_end = None;
+        self.foreign = Some(usage.foreign);
+        self.left = self.left.min(count_left);
+        let part = if has_changed { count_left } else { self.left } / u64::from(replicas.max(1));
+        let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
+        self.bound = Some(committed.saturating_add_unsigned(part));
+        Some(CreditShare { foreign: usage.foreign, granted: self.bound, may_overcommit: true })
+    }
+
+    /// Whether the demand of a statement was not met although credits are left, so that other replicas should return
+    /// grants that they do not use.
+    pub(super) fn is_unmet(statement: CreditStatement, grant: CreditGrant) -> bool {
+        let used = statement.used.unwrap_or(0);
+        let extra = grant.granted.saturating_sub(used);
+        statement.needed > extra && grant.left > extra && !grant.may_exceed
+    }
+}

@@ -1,0 +1,254 @@
+//! The text of evidence in the map of refusals: what a refusal claims, and about which key or workspace.
+//!
+//! A workspace is named by one of its keys, because replicas may know its identifier or not. The provider's message is
+//! not shared, because it may contain data of a client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::{ClaimedFault, Evidence, RefusalSource};
+use crate::policy::shared_id::{SharedId, SharedKind};
+use crate::policy::units::UnixMs;
+use crate::secret::Fingerprint;
+
+/// The value that replaces refuted evidence.
+pub(super) const REFUTED: &str = "-";
+
+/// Returns the name of a key for other replicas.
+pub(super) fn key_id(fingerprint: Fingerprint) -> SharedId {
+    SharedId::new(SharedKind::Key, &[fingerprint.to_string().as_bytes()])
+}
+
+/// The name of an entry: a claim about a key or a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct EvidenceName {
+    pub(super) key: SharedId,
+    pub(super) is_about_key: bool,
+    claim: ClaimName,
+}
+
+/// The kind of a claim, without its amounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum ClaimName {
+    Credits,
+    RateLimited(ConcurrencyGroup),
+    Locked,
+    Suspected,
+    InvalidKey,
+    WrongHost,
+}
+
+impl EvidenceName {
+    pub(super) fn new(key: Fingerprint, is_about_key: bool, claim: ClaimedFault) -> Self {
+        let claim = match claim {
+            ClaimedFault::Credits { .. } => ClaimName::Credits,
+            ClaimedFault::RateLimited(group) => ClaimName::RateLimited(group),
+            ClaimedFault::Locked => ClaimName::Locked,
+            ClaimedFault::Suspected => ClaimName::Suspected,
+            ClaimedFault::InvalidKey => ClaimName::InvalidKey,
+            ClaimedFault::WrongHost => ClaimName::WrongHost,
+        };
+        Self { key: key_id(key), is_about_key, claim }
+    }
+
+    /// Whether `evidence` makes this claim.
+    pub(super) fn names(&self, evidence: &Evidence) -> bool {
+        match (self.claim, evidence.claim) {
+            (ClaimName::Credits, ClaimedFault::Credits { .. })
+            | (ClaimName::Locked, ClaimedFault::Locked)
+            | (ClaimName::Suspected, ClaimedFault::Suspected)
+            | (ClaimName::InvalidKey, ClaimedFault::InvalidKey)
+            | (ClaimName::WrongHost, ClaimedFault::WrongHost) => true,
+            (ClaimName::RateLimited(named), ClaimedFault::RateLimited(group)) => named == group,
+            (
+                ClaimName::Credits
+                | ClaimName::RateLimited(_)
+                | ClaimName::Locked
+                | ClaimName::Suspected
+                | ClaimName::InvalidKey
+                | ClaimName::WrongHost,
+                _,
+            ) => false,
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(':');
+        let is_about_key = match parts.next()? {
+            "key" => true,
+            "workspace" => false,
+            _ => return None,
+        };
+        let key = SharedId::parse(parts.next()?)?;
+        let claim = match (parts.next()?, parts.next()) {
+            ("credits", None) => ClaimName::Credits,
+            ("rate_limited", Some(number)) => {
+                let number: usize = number.parse().ok()?;
+                ClaimName::RateLimited(ConcurrencyGroup::all().nth(number)?)
+            }
+            ("locked", None) => ClaimName::Locked,
+            ("suspected", None) => ClaimName::Suspected,
+            ("invalid_key", None) => ClaimName::InvalidKey,
+            ("wrong_host", None) => ClaimName::WrongHost,
+            _ => return None,
+        };
+        Some(Self { key, is_about_key, claim })
+    }
+}
+
+impl std::fmt::Display for EvidenceName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scope = if self.is_about_key { "key" } else { "workspace" };
+        write!(f, "{scope}:{}:", self.key)?;
+        match self.claim {
+            ClaimName::Credits => f.write_str("credits"),
+            ClaimName::RateLimited(group) => write!(f, "rate_limited:{}", group.index()),
+            ClaimName::Locked => f.write_str("locked"),
+            ClaimName::Suspected => f.write_str("suspected"),
+            ClaimName::InvalidKey => f.write_str("invalid_key"),
+            ClaimName::WrongHost => f.write_str("wrong_host"),
+        }
+    }
+}
+
+/// The amounts of a claim, and its circumstances.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct EvidenceDocument {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remaining: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    required: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scaled_remaining: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    is_repeated_elsewhere: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+}
+
+/// Formats evidence without its claim and its time.
+pub(super) fn format_evidence(evidence: &Evidence) -> String {
+    let (reported, scaled_remaining) = match evidence.claim {
+        ClaimedFault::Credits { reported, scaled_remaining } => (reported, Some(scaled_remaining)),
+        ClaimedFault::RateLimited(_)
+        | ClaimedFault::Locked
+        | ClaimedFault::Suspected
+        | ClaimedFault::InvalidKey
+        | ClaimedFault::WrongHost => (None, None),
+    };
+    let document = EvidenceDocument {
+        remaining: reported.map(|(remaining, _)| remaining),
+        required: reported.map(|(_, required)| required),
+        scaled_remaining,
+        retry_after_ms: evidence
+            .retry_after
+            .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        is_repeated_elsewhere: evidence.is_repeated_elsewhere,
+        status: evidence.source.status,
+    };
+    // Numbers and booleans are always valid JSON.
+    serde_json::to_string(&document).unwrap_or_default()
+}
+
+/// Parses the evidence of another replica. `at` is the local time of the refusal, `replica` the id of that replica.
+pub(super) fn parse_evidence(
+    name: &EvidenceName,
+    text: &str,
+    at: UnixMs,
+    replica: &str,
+) -> Option<Evidence> {
+    let document: EvidenceDocument = serde_json::from_str(text).ok()?;
+    let claim = match name.claim {
+        ClaimName::Credits => ClaimedFault::Credits {
+            reported: document.remaining.zip(document.required),
+            scaled_remaining: document.scaled_remaining.unwrap_or(0),
+        },
+        ClaimName::RateLimited(group) => ClaimedFault::RateLimited(group),
+        ClaimName::Locked => ClaimedFault::Locked,
+        ClaimName::Suspected => ClaimedFault::Suspected,
+        ClaimName::InvalidKey => ClaimedFault::InvalidKey,
+        ClaimName::WrongHost => ClaimedFault::WrongHost,
+    };
+    let source = RefusalSource {
+        status: document.status,
+        message: format!("reported by the replica {replica}").into(),
+        route: Arc::default(),
+        request_id: Arc::default(),
+    };
+    Some(Evidence {
+        claim,
+        at,
+        retry_after: document.retry_after_ms.map(Duration::from_millis),
+        is_repeated_elsewhere: document.is_repeated_elsewhere,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::ApiKey;
+
+    fn fingerprint() -> Fingerprint {
+        ApiKey::new("sk_0123456789abcdef").unwrap().fingerprint()
+    }
+
+    #[test]
+    fn evidence_survives_the_way_to_another_replica() {
+        let claims = [
+            ClaimedFault::Credits { reported: Some((3, 10)), scaled_remaining: 6 },
+            ClaimedFault::Credits { reported: None, scaled_remaining: 0 },
+            ClaimedFault::RateLimited(ConcurrencyGroup::from_number(7)),
+            ClaimedFault::Locked,
+            ClaimedFault::Suspected,
+            ClaimedFault::InvalidKey,
+            ClaimedFault::WrongHost,
+        ];
+        for claim in claims {
+            let evidence = Evidence {
+                claim,
+                at: UnixMs(1_000),
+                retry_after: Some(Duration::from_millis(1_500)),
+                is_repeated_elsewhere: true,
+                source: RefusalSource {
+                    status: Some(429),
+                    message: "a secret text of the client".into(),
+                    route: "/v1/text-to-speech/{voice_id}".into(),
+                    request_id: "id".into(),
+                },
+            };
+            let name = EvidenceName::new(fingerprint(), false, claim);
+            assert_eq!(EvidenceName::parse(&name.to_string()), Some(name), "{name}");
+            assert!(name.names(&evidence));
+            let text = format_evidence(&evidence);
+            assert!(!text.contains("secret") && !text.contains("id\""), "{text}");
+            let received = parse_evidence(&name, &text, evidence.at, "r1").unwrap();
+            let source = RefusalSource { status: Some(429), ..received.source.clone() };
+            assert_eq!(received, Evidence { source, ..evidence }, "{text}");
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        let id = key_id(fingerprint());
+        for name in [
+            String::new(),
+            "key".to_owned(),
+            format!("account:{id}:locked"),
+            format!("key:{id}:unknown"),
+            format!("key:{id}:rate_limited:16"),
+            format!("key:{id}:rate_limited"),
+            "key:0:locked".to_owned(),
+        ] {
+            assert_eq!(EvidenceName::parse(&name), None, "{name}");
+        }
+        let name = EvidenceName::new(fingerprint(), true, ClaimedFault::Locked);
+        assert_eq!(parse_evidence(&name, REFUTED, UnixMs(0), "r1"), None);
+    }
+}

@@ -1,0 +1,216 @@
+//! The maps of changes that all replicas apply: which entries this replica has applied, and which it must state.
+
+use std::collections::HashMap;
+
+use super::scripts::{Keyspace, Map, ScriptCall};
+
+/// An entry of a map. The entry with the highest stamp wins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MapEntry {
+    pub(super) map: Map,
+    pub(super) name: String,
+    /// The time of the change, in the time of Redis.
+    pub(super) stamp: u64,
+    /// The time at which the entry is forgotten, in the time of Redis.
+    pub(super) expires_ms: u64,
+    pub(super) value: String,
+}
+
+impl MapEntry {
+    /// Parses "stamp expires value".
+    pub(super) fn parse(map: Map, name: &str, text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, ' ');
+        Some(Self {
+            map,
+            name: name.to_owned(),
+            stamp: parts.next()?.parse().ok()?,
+            expires_ms: parts.next()?.parse().ok()?,
+            value: parts.next()?.to_owned(),
+        })
+    }
+}
+
+/// A message of another replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// An entry was stored.
+    Entry {
+        replica: String,
+        /// The version of the map with this entry.
+        version: u64,
+        entry: MapEntry,
+    },
+    /// A replica needs more than is free, so that the others should state what they do not need.
+    Demand { replica: String },
+    /// An identifier has got an owner.
+    Owner { replica: String, text: String },
+}
+
+impl Message {
+    /// Parses a message. Returns `None` for the message of a later version.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (kind, rest) = text.split_once(' ')?;
+        if kind == "demand" {
+            return Some(Self::Demand { replica: rest.to_owned() });
+        }
+        let (replica, rest) = rest.split_once(' ')?;
+        let replica = replica.to_owned();
+        if kind == "owner" {
+            return Some(Self::Owner { replica, text: rest.to_owned() });
+        }
+        let map = Map::from_str(kind)?;
+        let mut parts = rest.splitn(3, ' ');
+        let version = parts.next()?.parse().ok()?;
+        let entry = MapEntry::parse(map, parts.next()?, parts.next()?)?;
+        Some(Self::Entry { replica, version, entry })
+    }
+
+    /// The id of the replica that sent the message.
+    pub(super) fn replica(&self) -> &str {
+        match self {
+            Self::Entry { replica, .. } | Self::Demand { replica } | Self::Owner { replica, .. } => replica,
+        }
+    }
+}
+
+/// The entries that this replica has stated or applied.
+#[derive(Debug, Default)]
+pub(super) struct KnownMaps {
+    stamps: [HashMap<String, u64>; Map::ALL.len()],
+    versions: [u64; Map::ALL.len()],
+}
+
+impl KnownMaps {
+    /// Records an entry. Returns whether it is newer than the known one.
+    pub(super) fn record(&mut self, entry: &MapEntry) -> bool {
+        let stamps = &mut self.stamps[entry.map.index()];
+        if stamps.get(&entry.name).is_some_and(|known| *known >= entry.stamp) {
+            return false;
+        }
+        // Redis forgets entries that expire first. Here, all are forgotten together, which only applies them again.
+        if stamps.len() >= 2 * entry.map.max_entries() {
+            stamps.clear();
+        }
+        stamps.insert(entry.name.clone(), entry.stamp);
+        true
+    }
+
+    /// Records the version of a map after one more entry was applied.
+    pub(super) fn advance(&mut self, map: Map, version: u64) {
+        let known = &mut self.versions[map.index()];
+        if Some(version) == known.checked_add(1) {
+            *known = version;
+        }
+    }
+
+    /// Records that all entries up to a version are applied.
+    pub(super) fn set_version(&mut self, map: Map, version: u64) {
+        self.versions[map.index()] = version;
+    }
+
+    /// Returns the maps whose version is not the known one, and of these, those that Redis has lost entries of.
+    pub(super) fn compare(&mut self, versions: &[u64; Map::ALL.len()]) -> Outdated {
+        let mut outdated = Outdated::default();
+        for map in Map::ALL {
+            let (known, current) = (self.versions[map.index()], versions[map.index()]);
+            if current == known {
+                continue;
+            }
+            outdated.to_read.push(map);
+            if current < known {
+                self.stamps[map.index()].clear();
+                outdated.to_restate.push(map);
+            }
+        }
+        outdated
+    }
+
+    /// Forgets all versions, so that the maps are read again after a lost connection.
+    pub(super) fn forget_versions(&mut self) {
+        // A version that Redis never has: an empty map has version 0.
+        self.versions = [u64::MAX; Map::ALL.len()];
+    }
+}
+
+/// The maps that differ from those at Redis.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outdated {
+    pub(super) to_read: Vec<Map>,
+    pub(super) to_restate: Vec<Map>,
+}
+
+/// Returns the calls that state these entries, one for each map.
+pub(super) fn store_calls(keyspace: &Keyspace, replica: &str, entries: &[MapEntry]) -> Vec<ScriptCall> {
+    let call = |map: Map| {
+        let mut arguments = vec![
+            keyspace.channel(),
+            map.as_str().to_owned(),
+            replica.to_owned(),
+            map.max_entries().to_string(),
+        ];
+        let fixed = arguments.len();
+        for entry in entries.iter().filter(|entry| entry.map == map) {
+            arguments.extend([
+                entry.name.clone(),
+                entry.stamp.to_string(),
+                entry.expires_ms.to_string(),
+                entry.value.clone(),
+            ]);
+        }
+        (arguments.len() > fixed).then(|| ScriptCall {
+            script: super::scripts::NEWEST,
+            keys: vec![keyspace.map(map)],
+            arguments,
+        })
+    };
+    Map::ALL.into_iter().filter_map(call).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(stamp: u64) -> MapEntry {
+        MapEntry {
+            map: Map::Evidence,
+            name: "key:1:locked".to_owned(),
+            stamp,
+            expires_ms: stamp + 60_000,
+            value: r#"{"status":401 }"#.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_message_is_parsed() {
+        let text = r#"evidence r2 7 key:1:locked 1000 61000 {"status":401 }"#;
+        let message = Message::Entry { replica: "r2".to_owned(), version: 7, entry: entry(1_000) };
+        assert_eq!(Message::parse(text), Some(message));
+        assert_eq!(Message::parse("demand r2").unwrap().replica(), "r2");
+        for other in ["", "demand", "evidence", "evidence r2", "evidence r2 x n 1 2 v", "evidence r2 1 n 1", "new r2 1 n 1 2 v"] {
+            assert_eq!(Message::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_newer_entries_are_applied() {
+        let mut known = KnownMaps::default();
+        assert!(known.record(&entry(5)) && !known.record(&entry(5)) && !known.record(&entry(4)));
+        assert!(known.record(&entry(6)));
+    }
+
+    #[test]
+    fn a_missed_message_and_a_lost_map_are_detected() {
+        let mut known = KnownMaps::default();
+        let outdated = |known: &mut KnownMaps, version| known.compare(&[version, 0, 0, 0]);
+        assert_eq!(outdated(&mut known, 0), Outdated::default());
+        known.advance(Map::Evidence, 1);
+        known.advance(Map::Evidence, 3);
+        assert_eq!(outdated(&mut known, 3).to_read, [Map::Evidence], "a message was missed");
+        known.set_version(Map::Evidence, 3);
+        assert_eq!(outdated(&mut known, 3), Outdated::default());
+        known.record(&entry(5));
+        let lost = outdated(&mut known, 0);
+        assert_eq!((lost.to_read, lost.to_restate), (vec![Map::Evidence], vec![Map::Evidence]));
+        assert!(known.record(&entry(5)), "the entry must be stated again");
+    }
+}

@@ -1,0 +1,165 @@
+//! The text of the result of a poll in the map of polls. One replica polls the provider, and all apply its results.
+
+use serde::{Deserialize, Serialize};
+
+use crate::elevenlabs::plan::Capabilities;
+use crate::policy::budget::{Extension, Quota};
+use crate::policy::evidence::RefusalSource;
+use crate::policy::shared_id::SharedId;
+use crate::policy::verdict::Verdict;
+use crate::pool::Observation;
+
+/// A poll with its key and the digest of the workspace that the provider reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SharedPoll {
+    pub(super) observation: Observation,
+    pub(super) workspace: Option<SharedId>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct PollDocument {
+    /// `quota`, `unreadable`, `invalid` or `wrong_host`.
+    result: String,
+    count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extension: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    has_unlimited_extension: bool,
+    /// The time until the count is reset, in the time of Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resets_at_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tier: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_paid: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    can_clone: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    voices_left: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workspace: Option<String>,
+}
+
+const QUOTA: &str = "quota";
+const UNREADABLE: &str = "unreadable";
+const INVALID: &str = "invalid";
+const WRONG_HOST: &str = "wrong_host";
+
+/// Formats the result of a poll. The reset date is the provider's, so that it is the same on every machine.
+pub(super) fn format_poll(poll: &SharedPoll) -> String {
+    let workspace = poll.workspace.map(|id| id.to_string());
+    let document = match &poll.observation {
+        Observation::Quota { quota, tier, is_paid, capabilities } => PollDocument {
+            result: QUOTA.to_owned(),
+            count: quota.count,
+            limit: quota.limit,
+            extension: match quota.extension {
+                Extension::Credits(credits) => Some(credits),
+                Extension::None | Extension::Unlimited => None,
+            },
+            has_unlimited_extension: quota.extension == Extension::Unlimited,
+            resets_at_ms: quota.resets_at.map(|at| at.0),
+            tier: tier.clone(),
+            is_paid: *is_paid,
+            can_clone: capabilities.can_clone,
+            voices_left: capabilities.voices_left,
+            workspace,
+        },
+        Observation::Unreadable => {
+            PollDocument { result: UNREADABLE.to_owned(), workspace, ..PollDocument::default() }
+        }
+        Observation::Invalid { verdict, .. } => {
+            let result = if *verdict == Verdict::WrongHost { WRONG_HOST } else { INVALID };
+            PollDocument { result: result.to_owned(), workspace, ..PollDocument::default() }
+        }
+    };
+    // Texts, numbers and booleans are always valid JSON.
+    serde_json::to_string(&document).unwrap_or_default()
+}
+
+/// Parses the result of another replica's poll. Returns `None` for another text.
+pub(super) fn parse_poll(text: &str, replica: &str) -> Option<SharedPoll> {
+    let document: PollDocument = serde_json::from_str(text).ok()?;
+    let workspace = document.workspace.as_deref().and_then(SharedId::parse);
+    let refusal = |verdict| Observation::Invalid {
+        verdict,
+        source: RefusalSource {
+            message: format!("reported by the replica {replica}").into(),
+            ..RefusalSource::default()
+        },
+    };
+    let observation = match document.result.as_str() {
+        QUOTA => Observation::Quota {
+            quota: Quota {
+                count: document.count,
+                limit: document.limit,
+                extension: match (document.has_unlimited_extension, document.extension) {
+                    (true, _) => Extension::Unlimited,
+                    (false, Some(credits)) => Extension::Credits(credits),
+                    (false, None) => Extension::None,
+                },
+                resets_at: document.resets_at_ms.map(crate::policy::units::UnixMs),
+            },
+            tier: document.tier,
+            is_paid: document.is_paid,
+            capabilities: Capabilities {
+                can_clone: document.can_clone,
+                voices_left: document.voices_left,
+            },
+        },
+        UNREADABLE => Observation::Unreadable,
+        INVALID => refusal(Verdict::InvalidKey),
+        WRONG_HOST => refusal(Verdict::WrongHost),
+        _ => return None,
+    };
+    Some(SharedPoll { observation, workspace })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::units::UnixMs;
+
+    #[test]
+    fn a_poll_survives_the_way_to_another_replica() {
+        let quota = |extension| Observation::Quota {
+            quota: Quota { count: 7, limit: Some(10), extension, resets_at: Some(UnixMs(1_796_000_000_000)) },
+            tier: Some("creator".to_owned()),
+            is_paid: Some(false),
+            capabilities: Capabilities { can_clone: Some(true), voices_left: Some(3) },
+        };
+        for observation in [
+            quota(Extension::None),
+            quota(Extension::Credits(0)),
+            quota(Extension::Credits(5)),
+            quota(Extension::Unlimited),
+            Observation::Unreadable,
+        ] {
+            let poll = SharedPoll { observation, workspace: SharedId::parse(&"0a".repeat(16)) };
+            assert_eq!(parse_poll(&format_poll(&poll), "r1"), Some(poll));
+        }
+        for verdict in [Verdict::InvalidKey, Verdict::WrongHost] {
+            let source = RefusalSource { message: "a text".into(), ..RefusalSource::default() };
+            let poll =
+                SharedPoll { observation: Observation::Invalid { verdict, source }, workspace: None };
+            let text = format_poll(&poll);
+            assert!(!text.contains("a text"), "{text}");
+            let Some(SharedPoll { observation: Observation::Invalid { verdict: received, .. }, .. }) =
+                parse_poll(&text, "r1")
+            else {
+                panic!("{text} must be parsed")
+            };
+            assert_eq!(received, verdict);
+        }
+    }
+
+    #[test]
+    fn other_texts_are_refused() {
+        for text in ["", "-", "{}", r#"{"result":"other"}"#, r#"{"result":"quota","count":-1}"#] {
+            assert_eq!(parse_poll(text, "r1"), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The state of this replica as a member of the pool, without input and output: what it states at the next beat, and
+//! what follows from the replies and from the messages of others. Time is an argument, so that tests can simulate many
+//! replicas on virtual time.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits, GRANT_LEASE};
+use super::maps::{KnownMaps, MapEntry, Outdated};
+use super::members::{Description, LEADER_LEASE, LISTED, MEMBER_TTL, Membership};
+use super::reply::{UnexpectedReply, list};
+use super::scripts::{self, Keyspace, Map, ScriptCall};
+use super::shared_clock::{Moment, SharedClock};
+use super::slots::{ROTATION, SLOT_LEASE, SlotGrant, SlotStatement, Slots};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::shared_id::SharedId;
+use crate::policy::units::UnixMs;
+use crate::pool::{Pool, QueuedDemand, Roster, Workspace};
+use crate::telemetry::log_transitions;
+
+/// Maximum interval between two statements about a subject that did not change.
+pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// The time after which Redis forgets the credits of a workspace that no replica states.
+const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
+/// Maximum number of subjects in one call, so that a call does not block Redis for long.
+const MAX_SUBJECTS: usize = 128;
+
+/// The state of this replica.
+#[derive(Debug)]
+pub(super) struct Replica {
+    pub(super) id: String,
+    pub(super) keyspace: Keyspace,
+    pub(super) pool: Arc<Pool>,
+    pub(super) clock: SharedClock,
+    pub(super) maps: KnownMaps,
+    description: Description,
+    started_at: UnixMs,
+    /// Whether this replica can poll the provider for all.
+    can_lead: bool,
+    membership: Option<Membership>,
+    /// The number of live replicas at the last reply.
+    replicas: u32,
+    workspaces: HashMap<SharedId, WorkspaceState>,
+    last_full_beat: Option<Instant>,
+    /// Whether Redis does not respond, so that divided amounts are used carefully.
+    is_alone: bool,
+}
+
+/// The state of a workspace at this replica.
+#[derive(Debug)]
+struct WorkspaceState {
+    credits: Credits,
+    /// The last statement, to detect changes.
+    stated: Option<CreditStatement>,
+    slots: [Slots; ConcurrencyGroup::COUNT],
+    polled_at: Option<UnixMs>,
+}
+
+impl WorkspaceState {
+    fn new(instant: Instant) -> Self {
+        Self {
+            credits: Credits::new(instant),
+            stated: None,
+            slots: Default::default(),
+            polled_at: None,
+        }
+    }
+}
+
+/// The statements of one beat, and the calls that make them.
+#[derive(Debug)]
+pub(super) struct Beat {
+    pub(super) calls: Vec<ScriptCall>,
+    sent: Moment,
+    workspaces: HashMap<SharedId, Arc<Workspace>>,
+    credits: Vec<(SharedId, CreditStatement)>,
+    slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
+}
+
+/// What follows from the replies to a beat.
+#[derive(Debug, Default)]
+pub(super) struct BeatOutcome {
+    pub(super) outdated: Outdated,
+    /// Whether other replicas hold what this replica needs.
+    pub(super) is_unmet: bool,
+    /// Whether this replica holds less than it has stated, so that the next statement frees the rest for others.
+    pub(super) has_released: bool,
+    /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
+    pub(super) is_incomplete: bool,
+}
+
+impl Replica {
+    pub(super) fn new(id: String, pool_name: &str, pool: Arc<Pool>, can_lead: bool, started_at: UnixMs) -> Self {
+        let description = Description {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            process: fastrand::u64(1..1 << 53),
+            ..Description::default()
+        };
+        Self {
+            id,
+            keyspace: Keyspace::new(pool_name),
+            pool,
+            clock: SharedClock::default(),
+            maps: KnownMaps::default(),
+            description,
+            started_at,
+            can_lead,
+            membership: None,
+            replicas: 1,
+            workspaces: HashMap::new(),
+            last_full_beat: None,
+            is_alone: true,
+        }
+    }
+
+    /// Returns the replicas at the last reply, if there was one.
+    pub(super) fn membership(&self) -> Option<&Membership> {
+        self.membership.as_ref()
+    }
+
+    /// Returns the number of live replicas at the last reply, at least 1.
+    pub(super) fn live_replicas(&self) -> u32 {
+        self.replicas
+    }
+
+    /// Whether this replica polls the provider: it is the leader, or no other replica is known to be.
+    pub(super) fn is_polling(&self) -> bool {
+        self.is_alone || self.membership.as_ref().is_none_or(|known| known.leader == self.id)
+    }
+
+    /// Records whether Redis responds.
+    pub(super) fn set_alone(&mut self, is_alone: bool) {
+        if is_alone && !mem::replace(&mut self.is_alone, true) {
+            self.maps.forget_versions();
+        }
+        self.is_alone = is_alone;
+    }
+
+    /// Returns the statements of the next beat. `is_full` states every workspace, whether it changed or not.
+    pub(super) fn beat(&mut self, moment: Moment) -> Beat {
+        let roster = self.pool.roster();
+        let queued = self.pool.queued_demand();
+        let is_full = self.last_full_beat.is_none_or(|last| {
+            moment.instant.saturating_duration_since(last) >= FULL_BEAT_INTERVAL
+        });
+        if is_full {
+            self.last_full_beat = Some(moment.instant);
+        }
+        let mut beat = Beat {
+            calls: Vec::new(),
+            sent: moment,
+            workspaces: HashMap::new(),
+            credits: Vec::new(),
+            slots: Vec::new(),
+        };
+        for workspace in roster.workspaces() {
+            self.state_workspace(workspace, &queued, is_full, moment, &mut beat);
+        }
+        if is_full {
+            self.forget_removed(&roster);
+        }
+        self.description.slots = beat.slots.iter().map(|(.., statement)| u64::from(statement.held)).sum();
+        self.description.started_ms = self.clock.to_shared(self.started_at);
+        beat.calls.push(self.members_call());
+        for credits in beat.credits.chunks(MAX_SUBJECTS) {
+            beat.calls.push(self.credits_call(credits));
+        }
+        for slots in beat.slots.chunks(MAX_SUBJECTS) {
+            beat.calls.push(self.slots_call(slots));
+        }
+        beat
+    }
+
+    fn state_workspace(
+        &mut self,
+        workspace: &Arc<Workspace>,
+        queued: &QueuedDemand,
+        is_full: bool,
+        moment: Moment,
+        beat: &mut Beat,
+    ) {
+        let id = workspace.shared_id();
+        let shared_now = self.clock.to_shared(moment.now);
+        let quota = workspace.quota(moment.now);
+        let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
+        let polled_at = workspace.polled_at();
+        if let Some(limit) = quota.ceiling() {
+            let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
+            let learned_at = match polled_at {
+                Some(at) if has_new_poll => self.clock.to_shared(at),
+                Some(_) | None => shared_now,
+            };
+            let statement = state.credits.statement(CreditSituation {
+                usage: workspace.credit_use(),
+                limit,
+                queued: queued.credits,
+                learned_at,
+                instant: moment.instant,
+            });
+            if is_full || state.stated != Some(statement) || statement.needed > 0 {
+                state.stated = Some(statement);
+                beat.credits.push((id, statement));
+            }
+        }
+        for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
+            let usage = workspace.sample_slots(group);
+            let queued = queued.slots[group.index()];
+            if let Some(statement) = slots.statement(usage, queued, shared_now, moment.instant) {
+                beat.slots.push((id, group, statement));
+            }
+        }
+        beat.workspaces.insert(id, Arc::clone(workspace));
+    }
+
+    /// Forgets the workspaces that no key belongs to.
+    fn forget_removed(&mut self, roster: &Roster) {
+        let workspaces = roster.workspaces();
+        self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
+    }
+
+    fn members_call(&self) -> ScriptCall {
+        let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
+        keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
+        let lease = if self.can_lead { LEADER_LEASE } else { Duration::ZERO };
+        let mut arguments =
+            vec![self.id.clone(), serde_json::to_string(&self.description).unwrap_or_default()];
+        arguments.extend([MEMBER_TTL, LISTED, lease].map(|span| span.as_millis().to_string()));
+        ScriptCall { script: scripts::MEMBERS, keys, arguments }
+    }
+
+    fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
+        let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
+        let mut arguments =
+            vec![self.id.clone(), self.replicas.to_string(), GRANT_LEASE.as_millis().to_string()];
+        for (_, statement) in statements {
+            arguments.extend(grant_arguments(statement, CREDITS_TTL));
+        }
+        ScriptCall { script: scripts::GRANTS, keys, arguments }
+    }
+
+    fn slots_call(&self, statements: &[(SharedId, ConcurrencyGroup, SlotStatement)]) -> ScriptCall {
+        let key = |(workspace, group, _): &(SharedId, ConcurrencyGroup, _)| {
+            self.keyspace.slots(*workspace, group.index())
+        };
+        let mut arguments = vec![
+            self.id.clone(),
+            SLOT_LEASE.as_millis().to_string(),
+            ROTATION.as_millis().to_string(),
+        ];
+        for (.., statement) in statements {
+            let SlotStatement { held, demand, max, max_stamp } = statement;
+            arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
+        }
+        ScriptCall { script: scripts::SLOTS, keys: statements.iter().map(key).collect(), arguments }
+    }
+
+    /// Applies the replies to a beat, which arrived at `received`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when Redis returned something else than the scripts return.
+    pub(super) fn apply(
+        &mut self,
+        beat: &Beat,
+        replies: &[Value],
+        received: Moment,
+    ) -> Result<BeatOutcome, UnexpectedReply> {
+        let (first, others) = replies.split_first().ok_or(UnexpectedReply)?;
+        let membership = Membership::from_value(first)?;
+        self.clock.record(membership.now_ms, beat.sent, received);
+        self.replicas = membership.live_count();
+        let mut outcome =
+            BeatOutcome { outdated: self.maps.compare(&membership.versions), ..BeatOutcome::default() };
+        self.membership = Some(membership);
+        let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
+        let (credit_replies, slot_replies) = others.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
+        let credit_replies = flatten(credit_replies)?;
+        let slot_replies = flatten(slot_replies)?;
+        if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
+            return Err(UnexpectedReply);
+        }
+        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
+            self.apply_credits(*id, *statement, CreditGrant::from_value(reply)?, beat, received, &mut outcome);
+        }
+        for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
+            let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
+                continue;
+            };
+            let grant = SlotGrant::from_value(reply)?;
+            let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
+            outcome.is_unmet |= grant.is_unmet && grant.active_replicas > 1;
+            if let Some(max) = change.max {
+                self.pool.record_shared_maximum(workspace, *group, max, received.now);
+            }
+            if let Some(share) = change.share {
+                outcome.has_released |= share.is_some_and(|share| share < statement.held);
+                self.pool.divide_slots(workspace, *group, share, received.now);
+            }
+        }
+        self.fall_back(received);
+        Ok(outcome)
+    }
+
+    fn apply_credits(
+        &mut self,
+        id: SharedId,
+        statement: CreditStatement,
+        grant: CreditGrant,
+        beat: &Beat,
+        received: Moment,
+        outcome: &mut BeatOutcome,
+    ) {
+        let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
+            return;
+        };
+        outcome.is_unmet |= Credits::is_unmet(statement, grant);
+        outcome.has_released |= grant.is_lower_than(statement);
+        outcome.is_incomplete |= statement.used.is_none();
+        let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
+        if let Some(share) = share {
+            log_transitions(&self.pool.divide_credits(workspace, share, received.now));
+        }
+    }
+
+    /// Replaces the grants that have ended by careful shares.
+    pub(super) fn fall_back(&mut self, moment: Moment) {
+        let roster = self.pool.roster();
+        for workspace in roster.workspaces() {
+            let id = workspace.shared_id();
+            let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
+            if self.is_alone
+                && let Some(left) = workspace.quota(moment.now).spendable()
+            {
+                let usage = workspace.credit_use();
+                let share = state.credits.fall_back(usage, self.replicas, left, moment.instant);
+                if let Some(share) = share {
+                    log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
+                }
+            }
+            for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
+                if let Some(share) = slots.fall_back(self.replicas, self.is_alone, moment.instant) {
+                    self.pool.divide_slots(workspace, group, share, moment.now);
+                }
+            }
+        }
+    }
+
+    /// Applies an entry of a map that is newer than the known one. Returns an entry that this module does not know
+    /// how to apply.
+    pub(super) fn record_entry(&mut self, entry: &MapEntry) -> bool {
+        self.maps.record(entry)
+    }
+}
+
+/// Returns the arguments of `grants.lua` for one amount.
+pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 8] {
+    let CreditStatement { used, needed, held, limit, base, is_idle } = *statement;
+    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    [
+        text(used),
+        needed.to_string(),
+        held.to_string(),
+        limit.to_string(),
+        base.map(|(base, _)| base.to_string()).unwrap_or_default(),
+        text(base.map(|(_, stamp)| stamp)),
+        u8::from(is_idle).to_string(),
+        ttl.as_millis().to_string(),
+    ]
+}
+
+fn flatten(replies: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
+    let mut elements = Vec::new();
+    for reply in replies {
+        elements.extend(list(reply)?);
+    }
+    Ok(elements)
+}

@@ -1,0 +1,148 @@
+//! The scripts that run inside Redis, and the names of the keys that they use.
+//!
+//! All keys of a pool begin with `{keychoir:POOL}:1:`. The braces put them into one hash slot of a cluster, and the
+//! number is the version of their format. Every key has a time to live.
+
+use redis::Cmd;
+
+use crate::policy::shared_id::SharedId;
+
+/// The version of the format of keys and values.
+const FORMAT: &str = "1";
+
+pub(super) const MEMBERS: &str = include_str!("scripts/members.lua");
+pub(super) const GRANTS: &str = include_str!("scripts/grants.lua");
+pub(super) const SLOTS: &str = include_str!("scripts/slots.lua");
+pub(super) const NEWEST: &str = include_str!("scripts/newest.lua");
+pub(super) const OWNERS: &str = include_str!("scripts/owners.lua");
+
+/// A call of a script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ScriptCall {
+    pub(super) script: &'static str,
+    pub(super) keys: Vec<String>,
+    pub(super) arguments: Vec<String>,
+}
+
+impl ScriptCall {
+    /// Returns the command. The text of the script is sent with each call, because a restarted server has lost it.
+    pub(super) fn command(&self) -> Cmd {
+        let mut command = redis::cmd("EVAL");
+        command.arg(self.script).arg(self.keys.len());
+        for text in self.keys.iter().chain(&self.arguments) {
+            command.arg(text);
+        }
+        command
+    }
+}
+
+/// The names of the keys of one pool.
+#[derive(Clone, Debug)]
+pub(super) struct Keyspace {
+    prefix: String,
+}
+
+/// A map in which the newest entry of a name wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Map {
+    /// Refusals as evidence about keys and workspaces, and their refutations.
+    Evidence,
+    /// Refusals of kinds of requests.
+    Refusals,
+    /// The results of polls.
+    Polls,
+    /// The changes of operators, sealed.
+    Overlay,
+}
+
+impl Map {
+    pub(super) const ALL: [Self; 4] = [Self::Evidence, Self::Refusals, Self::Polls, Self::Overlay];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Evidence => "evidence",
+            Self::Refusals => "refusals",
+            Self::Polls => "polls",
+            Self::Overlay => "overlay",
+        }
+    }
+
+    pub(super) fn from_str(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|map| map.as_str() == text)
+    }
+
+    /// The index of the map in [`ALL`](Self::ALL).
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Evidence => 0,
+            Self::Refusals => 1,
+            Self::Polls => 2,
+            Self::Overlay => 3,
+        }
+    }
+
+    /// The maximum number of entries.
+    pub(super) fn max_entries(self) -> usize {
+        match self {
+            Self::Evidence | Self::Polls => 8_192,
+            Self::Refusals => 1_024,
+            Self::Overlay => 1,
+        }
+    }
+}
+
+impl Keyspace {
+    pub(super) fn new(pool: &str) -> Self {
+        Self { prefix: format!("{{keychoir:{pool}}}:{FORMAT}:") }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    pub(super) fn channel(&self) -> String {
+        self.key("changes")
+    }
+
+    pub(super) fn members(&self) -> String {
+        self.key("members")
+    }
+
+    pub(super) fn leader(&self) -> String {
+        self.key("leader")
+    }
+
+    pub(super) fn map(&self, map: Map) -> String {
+        self.key(map.as_str())
+    }
+
+    /// The credits of a workspace.
+    pub(super) fn credits(&self, workspace: SharedId) -> String {
+        self.key(&format!("credits:{workspace}"))
+    }
+
+    /// The concurrent requests of a concurrency group of a workspace.
+    pub(super) fn slots(&self, workspace: SharedId, group: usize) -> String {
+        self.key(&format!("slots:{workspace}:{group}"))
+    }
+
+    /// The concurrent requests of a client.
+    pub(super) fn client_slots(&self, client: SharedId) -> String {
+        self.key(&format!("client:{client}"))
+    }
+
+    /// The quota of a client or user in a period that starts at this time.
+    pub(super) fn quota(&self, owner: SharedId, unit: &str, period: &str, start_ms: u64) -> String {
+        self.key(&format!("quota:{owner}:{unit}:{period}:{start_ms}"))
+    }
+
+    /// The workspace that owns an identifier.
+    pub(super) fn owner(&self, identifier: SharedId) -> String {
+        self.key(&format!("owner:{identifier}"))
+    }
+
+    /// The workspace that last served a list to a client.
+    pub(super) fn list_account(&self, client: SharedId) -> String {
+        self.key(&format!("list:{client}"))
+    }
+}

@@ -1,0 +1,46 @@
+-- Records that a replica is alive, and renews or takes the lease of the leader.
+--
+-- KEYS: members (hash: replica -> "expires description"), leader (string: replica), then the maps whose versions are
+-- returned. ARGV: replica, description, time to live of a replica in ms, time for which an ended replica stays listed
+-- in ms, time to live of the leader's lease in ms, or 0 to give the lease up.
+-- Returns the time in ms, the leader, the versions, and for each replica its id, its expiry and its description.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local members, leader = KEYS[1], KEYS[2]
+local me, description = ARGV[1], ARGV[2]
+local ttl, listed, lease = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = now_ms()
+
+redis.call('HSET', members, me, text(now + ttl) .. ' ' .. description)
+redis.call('PEXPIRE', members, text(listed))
+local replicas = {}
+local fields = redis.call('HGETALL', members)
+for index = 1, #fields, 2 do
+  local expires, about = string.match(fields[index + 1], '^(%d+) (.*)$')
+  if not expires or tonumber(expires) + listed < now then
+    redis.call('HDEL', members, fields[index])
+  else
+    replicas[#replicas + 1] = { fields[index], tonumber(expires), about }
+  end
+end
+
+local holder = redis.call('GET', leader)
+if lease > 0 and (not holder or holder == me) then
+  redis.call('SET', leader, me, 'PX', text(lease))
+  holder = me
+elseif lease == 0 and holder == me then
+  redis.call('DEL', leader)
+  holder = false
+end
+
+local versions = {}
+for index = 3, #KEYS do
+  versions[#versions + 1] = tonumber(redis.call('HGET', KEYS[index], '_version') or '0')
+end
+return { now, holder or '', versions, replicas }

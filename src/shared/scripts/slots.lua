@@ -1,0 +1,113 @@
+-- Divides concurrent requests between the replicas by fair share: each gets what it demands while all demands fit, and
+-- else an equal part. Spare slots are divided among the active replicas. The sum of the granted slots never exceeds the
+-- maximum, unless the maximum itself falls.
+--
+-- KEYS: one hash per subject, with the fields
+--   max      "maximum stamp": the newest maximum, and the time of this knowledge in ms
+--   REPLICA  "held demand expires": the slots that a replica uses or may use, and those that it could use
+-- ARGV: replica, lease in ms, time in ms after which the remainder goes to other replicas, then for each subject:
+-- held, demand (0 to give the slots back that are not used), maximum (0 if unknown), stamp of the maximum.
+-- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether the demand is unmet (0 or 1).
+local ARGUMENTS = 4
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local me, lease, rotation = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now = now_ms()
+
+-- Returns the fair share of this replica. `active` has the name and demand of each active replica.
+local function fair_share(active, max)
+  table.sort(active, function(a, b)
+    return a.demand < b.demand or (a.demand == b.demand and a.name < b.name)
+  end)
+  local left, mine = max, 0
+  for index, replica in ipairs(active) do
+    replica.share = math.min(replica.demand, math.floor(left / (#active - index + 1)))
+    left = left - replica.share
+  end
+  -- The rest, in turns that change with the time: first one slot for each unmet demand, then equal parts.
+  table.sort(active, function(a, b) return a.name < b.name end)
+  local first = math.floor(now / rotation) % #active
+  for round = 1, 2 do
+    local entitled = {}
+    for offset = 0, #active - 1 do
+      local replica = active[(first + offset) % #active + 1]
+      if round == 2 or replica.share < replica.demand then
+        entitled[#entitled + 1] = replica
+      end
+    end
+    for index, replica in ipairs(entitled) do
+      local part = math.ceil(left / (#entitled - index + 1))
+      if round == 1 then
+        part = math.min(part, replica.demand - replica.share)
+      end
+      replica.share = replica.share + part
+      left = left - part
+    end
+  end
+  for _, replica in ipairs(active) do
+    if replica.name == me then
+      mine = replica.share
+    end
+  end
+  return mine
+end
+
+local function divide(key, held, demand, max, stamp)
+  local known_max, known_stamp = 0, 0
+  local active, taken = {}, 0
+  local fields = redis.call('HGETALL', key)
+  for index = 1, #fields, 2 do
+    local name, value = fields[index], fields[index + 1]
+    if name == 'max' then
+      local amount, at = string.match(value, '^(%d+) (%d+)$')
+      known_max, known_stamp = tonumber(amount) or 0, tonumber(at) or 0
+    elseif name ~= me then
+      local its_slots, its_demand, expires = string.match(value, '^(%d+) (%d+) (%d+)$')
+      if its_slots and tonumber(expires) > now then
+        taken = taken + tonumber(its_slots)
+        if tonumber(its_demand) > 0 then
+          active[#active + 1] = { name = name, demand = tonumber(its_demand) }
+        end
+      else
+        redis.call('HDEL', key, name)
+      end
+    end
+  end
+  if max > 0 and (known_max == 0 or stamp > known_stamp) then
+    known_max, known_stamp = max, stamp
+    redis.call('HSET', key, 'max', text(max) .. ' ' .. text(stamp))
+  end
+  local granted = 0
+  if demand > 0 and known_max > 0 then
+    active[#active + 1] = { name = me, demand = demand }
+    granted = math.max(math.min(fair_share(active, known_max), known_max - taken), 0)
+  end
+  local recorded = math.max(granted, held)
+  if recorded == 0 and demand == 0 then
+    redis.call('HDEL', key, me)
+  else
+    redis.call('HSET', key, me, text(recorded) .. ' ' .. text(demand) .. ' ' .. text(now + lease))
+  end
+  redis.call('PEXPIRE', key, 86400000)
+  local unmet = demand > granted and known_max > 0 and 1 or 0
+  return { granted, known_max, known_stamp, #active, unmet }
+end
+
+local results = {}
+for index, key in ipairs(KEYS) do
+  local at = 3 + (index - 1) * ARGUMENTS
+  results[index] = divide(
+    key,
+    tonumber(ARGV[at + 1]),
+    tonumber(ARGV[at + 2]),
+    tonumber(ARGV[at + 3]),
+    tonumber(ARGV[at + 4])
+  )
+end
+return results

@@ -1,0 +1,152 @@
+//! This replica's part of the concurrent requests of a concurrency group, or of a client. `slots.lua` divides them.
+
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use super::credits::LEASE_MARGIN;
+use super::reply::{UnexpectedReply, amount, integer, tuple};
+use crate::pool::SlotUse;
+
+/// The lease of granted slots at Redis.
+pub(super) const SLOT_LEASE: Duration = Duration::from_secs(5);
+/// The time without use after which a replica gives its slots back.
+const IDLE_AFTER: Duration = Duration::from_secs(30);
+/// The interval at which slots that cannot be divided equally go to other replicas.
+pub(super) const ROTATION: Duration = Duration::from_secs(2);
+/// The slots that a replica may use before its first statement.
+const LOAN: u32 = 1;
+
+/// What this replica states about concurrent requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotStatement {
+    /// The slots that this replica uses or may use until the reply.
+    pub(super) held: u32,
+    /// The slots that the replica could use; 0 gives its slots back.
+    pub(super) demand: u32,
+    /// The maximum of all replicas together; 0 if unknown.
+    pub(super) max: u32,
+    /// The shared time at which the maximum was learned.
+    pub(super) max_stamp: u64,
+}
+
+/// The reply to a [`SlotStatement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotGrant {
+    granted: u32,
+    max: u32,
+    max_stamp: u64,
+    /// The number of replicas that use the subject.
+    pub(super) active_replicas: u32,
+    /// Whether the demand exceeds the granted slots.
+    pub(super) is_unmet: bool,
+}
+
+impl SlotGrant {
+    pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
+        let [granted, max, stamp, active, unmet] = tuple(value)?;
+        let count = |value| amount(value).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        Ok(Self {
+            granted: count(granted)?,
+            max: count(max)?,
+            max_stamp: amount(stamp)?,
+            active_replicas: count(active)?,
+            is_unmet: integer(unmet)? == 1,
+        })
+    }
+}
+
+/// The change that follows from a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotChange {
+    /// The new share of this replica; `None` if it stays.
+    pub(super) share: Option<Option<u32>>,
+    /// A maximum that another replica has learned.
+    pub(super) max: Option<u32>,
+}
+
+/// The state of a subject at this replica.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    last_used: Option<Instant>,
+    lease_end: Option<Instant>,
+    /// The last maximum of this replica, and the shared time at which it was learned.
+    max: Option<u32>,
+    max_stamp: u64,
+    /// The share that was applied last.
+    share: Option<u32>,
+}
+
+impl Slots {
+    /// Returns the statement of the next beat, or `None` if there is nothing to state.
+    pub(super) fn statement(
+        &mut self,
+        usage: SlotUse,
+        queued: u32,
+        shared_now: u64,
+        instant: Instant,
+    ) -> Option<SlotStatement> {
+        if usage.max != self.max {
+            self.max = usage.max;
+            self.max_stamp = shared_now;
+        }
+        let is_used = usage.count.peak > 0 || queued > 0;
+        if is_used {
+            self.last_used = Some(instant);
+        }
+        let last_used = self.last_used?;
+        let is_idle = instant.saturating_duration_since(last_used) >= IDLE_AFTER;
+        if is_idle {
+            self.last_used = None;
+        }
+        let peak = usage.count.peak.max(1);
+        let is_saturated = self.share.is_some_and(|share| peak >= share);
+        let headroom = if is_saturated { (peak / 2).max(1) } else { 0 };
+        let demand = peak.saturating_add(queued).saturating_add(headroom);
+        Some(SlotStatement {
+            held: usage.count.running.max(self.share.unwrap_or(0)),
+            demand: if is_idle { 0 } else { demand },
+            max: usage.max.unwrap_or(0),
+            max_stamp: self.max_stamp,
+        })
+    }
+
+    /// Applies the reply to a statement that was sent at `sent`.
+    pub(super) fn apply(&mut self, statement: SlotStatement, grant: SlotGrant, sent: Instant) -> SlotChange {
+        let mut change = SlotChange::default();
+        if grant.max_stamp > self.max_stamp && grant.max > 0 && self.max != Some(grant.max) {
+            self.max = Some(grant.max);
+            self.max_stamp = grant.max_stamp;
+            change.max = Some(grant.max);
+        }
+        if statement.demand == 0 || grant.max == 0 {
+            self.lease_end = None;
+            return change;
+        }
+        self.lease_end = Some(sent + SLOT_LEASE - LEASE_MARGIN);
+        change.share = self.set_share(Some(grant.granted));
+        change
+    }
+
+    /// Returns the share without a current grant, if it changes: a loan, or without a link a part of the maximum.
+    pub(super) fn fall_back(&mut self, replicas: u32, is_alone: bool, instant: Instant) -> Option<Option<u32>> {
+        if self.lease_end.is_some_and(|end| end > instant) {
+            return None;
+        }
+        self.lease_end = None;
+        let share = match (self.max, replicas) {
+            (None, _) | (_, 0 | 1) => None,
+            (Some(max), _) if is_alone => Some((max / replicas).max(1)),
+            (Some(_), _) => Some(LOAN),
+        };
+        self.set_share(share)
+    }
+
+    fn set_share(&mut self, share: Option<u32>) -> Option<Option<u32>> {
+        if self.share == share {
+            return None;
+        }
+        self.share = share;
+        Some(share)
+    }
+}
