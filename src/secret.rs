@@ -5,6 +5,7 @@
 mod fingerprint;
 mod proxy_credentials;
 mod redactor;
+mod redis_credentials;
 mod supabase_key;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 pub use fingerprint::{AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, TokenFingerprint, UserFingerprint};
 pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
+pub use redis_credentials::RedisCredentials;
 pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 
 /// The short form of an API key: its first and last characters.

@@ -23,7 +23,7 @@ use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
 use crate::secret::AdminTokenFingerprint;
-use crate::{mirror, poller, pool, proxy, server, store, upstream};
+use crate::{mirror, poller, pool, proxy, server, shared, store, upstream};
 
 /// The settings of all modules, for [`start`](super::start).
 #[derive(Clone, Debug)]
@@ -62,6 +62,8 @@ pub struct AppConfig {
     pub store: store::Settings,
     /// The settings of the mirror in Supabase, or `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
+    /// The Redis that replicas share, or `None` for a single replica.
+    pub redis: Option<shared::LinkSettings>,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
     /// The digest of the admin token; `None` disables the admin API.
@@ -109,6 +111,7 @@ impl AppConfig {
             },
             store: store_settings(&config, mirror.is_some()),
             mirror,
+            redis: link_settings(&config),
             control: None,
             admin_token: config.admin_token,
             public_pages: PublicPages {
@@ -343,6 +346,20 @@ fn mirror_settings(config: &Config) -> Option<mirror::Settings> {
         max_retry_delay: supabase.max_retry_delay,
         pause: supabase.setup_error_delay,
         final_push_timeout: supabase.final_push_timeout,
+    })
+}
+
+fn link_settings(config: &Config) -> Option<shared::LinkSettings> {
+    let redis = &config.redis;
+    Some(shared::LinkSettings {
+        url: redis.url.url()?.clone(),
+        ca_file: redis.ca_file.clone(),
+        pool: redis.pool.clone(),
+        wait_timeout: redis.wait_timeout,
+        beat_interval: redis.beat_interval,
+        response_timeout: redis.response_timeout,
+        connect_timeout: redis.connect_timeout,
+        max_reconnect_delay: redis.max_reconnect_delay,
     })
 }
 

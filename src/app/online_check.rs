@@ -1,5 +1,5 @@
-//! Examines what startup cannot: the routes to the provider, each key at the provider, and the tables of the mirror.
-//! Used by `keychoir check --online` and `keychoir doctor`, beside a running program or without one.
+//! Examines what startup cannot: the routes to the provider, each key at the provider, the tables of the mirror, and
+//! Redis. Used by `keychoir check --online` and `keychoir doctor`, beside a running program or without one.
 
 use std::io;
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ use crate::policy::units::UnixMs;
 use crate::poller::{CheckInProgress, KeyCheck, KeyChecker};
 use crate::pool::{Key, Pool};
 use crate::proxy::{QueueDepth, UsageSink};
+use crate::shared::{self, LinkSettings, RedisProbe, RedisProbeError};
 use crate::tasks::Tasks;
 use crate::upstream::{self, ProbeError, ProbeTimeouts, RouteProbe, TcpTlsConnector, TlsError, Upstream};
 
@@ -34,6 +35,7 @@ pub struct OnlineCheck {
     timeouts: ProbeTimeouts,
     mirror: Option<mirror::Settings>,
     mirrors_events: bool,
+    redis: Option<LinkSettings>,
 }
 
 /// A way to a host of the provider, and what it showed.
@@ -84,6 +86,7 @@ impl OnlineCheck {
             key_check_timeout,
             mirror,
             store,
+            redis,
             ..
         } = app_config;
         let connector = TcpTlsConnector::new(ca_file.as_deref())?;
@@ -92,7 +95,7 @@ impl OnlineCheck {
         let mirrors_events = store.mirror_scope == crate::store::MirrorScope::KeysAndEvents;
         let upstream = Upstream::new(authority, connector.clone(), upstream_settings, Tasks::new(), None);
         let pool = Arc::new(Pool::new(keys, pool));
-        Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events })
+        Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events, redis })
     }
 
     /// Tries every route that a key uses, and the direct one beside each proxy, all at the same time.
@@ -152,6 +155,21 @@ impl OnlineCheck {
     pub async fn check_mirror(&self) -> Option<Result<Vec<TableCheck>, MirrorStartError>> {
         let settings = self.mirror.as_ref()?;
         Some(mirror::check_tables(settings, self.mirrors_events).await)
+    }
+
+    /// Tries Redis as a replica would use it. Returns `None` without Redis.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a replica could not use it.
+    pub async fn check_redis(&self) -> Option<Result<RedisProbe, RedisProbeError>> {
+        Some(shared::probe(self.redis.as_ref()?).await)
+    }
+
+    /// Returns the settings of Redis.
+    #[must_use]
+    pub fn redis(&self) -> Option<&LinkSettings> {
+        self.redis.as_ref()
     }
 
     /// Returns the URL of the mirror.

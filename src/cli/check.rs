@@ -1,5 +1,5 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent startup. With
-//! `--online`, it also examines the provider and the mirror. An address or a database that a running Keychoir uses is
+//! `--online`, it also examines the provider, the mirror and Redis. An address or a database that a running Keychoir uses is
 //! not a problem.
 
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     /// Check as for `keychoir serve --ephemeral`.
     #[arg(long)]
     ephemeral: bool,
-    /// Also connect to ElevenLabs, and check each key and the tables of the mirror.
+    /// Also connect to ElevenLabs, and check each key, the tables of the mirror, and Redis.
     #[arg(long)]
     online: bool,
     /// Print JSON.
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// The exit code if startup would succeed, and the provider, a key or the mirror has a problem.
+/// The exit code if startup would succeed, and the provider, a key, the mirror or Redis has a problem.
 const ONLINE_PROBLEM: u8 = 1;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {

@@ -183,6 +183,7 @@ fn omission_reason(value: &SettingValue, set: &BTreeSet<&str>) -> Option<Omissio
         "server.tls.cert" | "server.tls.key" if !has_certificate => Some(OmissionReason::Unused),
         "upstream.proxy" if set.contains("upstream.proxy_file") => Some(OmissionReason::Secret),
         "supabase.proxy" if set.contains("supabase.proxy_file") => Some(OmissionReason::Secret),
+        "redis.url" if set.contains("redis.url_file") => Some(OmissionReason::Secret),
         _ => value.is_masked.then_some(OmissionReason::Secret),
     }
 }
@@ -266,6 +267,7 @@ mod tests {
             ("upstream.proxy", &[], "setting"),
             ("upstream.proxy", &["upstream.proxy_file"], "comment"),
             ("supabase.proxy", &["supabase.proxy_file"], "comment"),
+            ("redis.url", &["redis.url_file"], "comment"),
         ] {
             assert_eq!(lines(name, "\"x\"", set, false), expected, "{name} {set:?}");
         }

@@ -57,7 +57,7 @@ const HELP: &[CommandHelp] = &[
         command: "check",
         examples: &[
             ("keychoir check --config keychoir.toml", "report all mistakes of this file"),
-            ("keychoir check --online", "also try ElevenLabs, each key and the mirror"),
+            ("keychoir check --online", "also try ElevenLabs, each key, the mirror and Redis"),
         ],
         exit_codes: &[
             (0, "a start would succeed"),

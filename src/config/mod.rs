@@ -30,6 +30,7 @@ mod listen;
 mod log;
 mod no_proxy;
 mod proxy;
+mod redis;
 mod sections;
 mod strategy;
 mod supabase;
@@ -64,6 +65,7 @@ pub use overlay::{
 };
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
 pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
+pub use redis::{RedisConfig, RedisUrlSetting};
 use reload::FileContent;
 pub use reload::{FileContents, FileStamps};
 pub use sections::{
@@ -221,6 +223,8 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The mirror in Supabase.
     pub supabase: SupabaseConfig,
+    /// The Redis that several replicas share.
+    pub redis: RedisConfig,
     /// The records of which account owns which identifier.
     pub affinity: AffinityConfig,
     /// The limits of WebSocket sessions.

@@ -60,6 +60,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     }
 
     draft.read_proxy_files(sources);
+    draft.config.redis.find_url(sources, &mut draft.spans, &mut draft.report);
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
     let base_url = &draft.config.upstream.base_url;
     let FoundKeys { keys, source } =
@@ -128,7 +129,8 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     }
     let file_contains_secrets =
         contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets)
-            || draft.file_contains_proxy_credentials();
+            || draft.file_contains_proxy_credentials()
+            || draft.file_contains_redis_password();
     draft.finish(path, file_contains_secrets)
 }
 
@@ -298,6 +300,13 @@ impl ConfigDraft {
                 setting.has_credentials() && span.is_some()
             },
         )
+    }
+
+    /// Whether the configuration file contains the password of Redis.
+    fn file_contains_redis_password(&self) -> bool {
+        let span = self.spans.get("redis.url");
+        self.config.redis.url.has_credentials()
+            && span.is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
     }
 
     fn finish(

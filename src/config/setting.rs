@@ -14,6 +14,7 @@ use super::Config;
 use super::listen::ListenAddresses;
 use super::problem::ValueError;
 use super::proxy::ProxySetting;
+use super::redis::RedisUrlSetting;
 use super::tls::{self, TlsConfig};
 use super::value::{
     BaseFolders, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio, parse_size,
@@ -43,6 +44,8 @@ enum ValueKind {
     Listen(fn(&mut Config) -> &mut ListenAddresses),
     /// The URL of a forward proxy, whose credentials are not printed.
     Proxy(fn(&mut Config) -> &mut ProxySetting),
+    /// The URL of Redis, whose credentials are not printed.
+    Redis(fn(&mut Config) -> &mut RedisUrlSetting),
     /// A string, or a table whose members are settings.
     Tls(fn(&mut Config) -> &mut TlsConfig),
     /// A list of strings, each parsed by the function.
@@ -111,6 +114,7 @@ impl Setting {
         match &self.kind {
             ValueKind::Text(field) => field(config).set(parse_string(raw)?)?,
             ValueKind::Proxy(field) => *field(config) = parse_string(raw)?.parse()?,
+            ValueKind::Redis(field) => *field(config) = parse_string(raw)?.parse()?,
             ValueKind::Tls(field) => match raw {
                 RawValue::Toml(value) if !value.is_str() => {
                     let suggestion = value.as_bool().map(|is_on| if is_on { "\"auto\"" } else { "\"off\"" });
@@ -154,6 +158,7 @@ impl Setting {
     pub(super) fn differs(&self, first: &mut Config, second: &mut Config) -> bool {
         match &self.kind {
             ValueKind::Proxy(field) => field(first) != field(second),
+            ValueKind::Redis(field) => field(first) != field(second),
             ValueKind::Text(_)
             | ValueKind::Listen(_)
             | ValueKind::Tls(_)
@@ -169,6 +174,26 @@ impl Setting {
         }
     }
 
+    /// Whether the value in `config` contains credentials, which are not printed.
+    pub(super) fn contains_secret(&self, config: &mut Config) -> bool {
+        match &self.kind {
+            ValueKind::Proxy(field) => field(config).has_credentials(),
+            ValueKind::Redis(field) => field(config).has_credentials(),
+            ValueKind::Text(_)
+            | ValueKind::Listen(_)
+            | ValueKind::Tls(_)
+            | ValueKind::Strings(..)
+            | ValueKind::Duration(..)
+            | ValueKind::Retention(_)
+            | ValueKind::Size(..)
+            | ValueKind::Count(..)
+            | ValueKind::Ratio(_)
+            | ValueKind::Bool(_)
+            | ValueKind::File(_)
+            | ValueKind::OptionalFile(_) => false,
+        }
+    }
+
     /// Copies the value of `source` to `target`.
     pub(super) fn copy(&self, source: &mut Config, target: &mut Config) {
         match &self.kind {
@@ -177,6 +202,7 @@ impl Setting {
                 let _ = field(target).set(&field(source).to_string());
             }
             ValueKind::Proxy(field) => field(target).clone_from(field(source)),
+            ValueKind::Redis(field) => field(target).clone_from(field(source)),
             ValueKind::Tls(field) => field(target).clone_from(field(source)),
             ValueKind::Listen(field) => field(target).clone_from(field(source)),
             ValueKind::Strings(_, field) => field(target).clone_from(field(source)),
@@ -198,6 +224,7 @@ impl Setting {
             }
             ValueKind::Text(field) => quote(&field(config).to_string()),
             ValueKind::Proxy(field) => quote(&field(config).to_string()),
+            ValueKind::Redis(field) => quote(&field(config).to_string()),
             ValueKind::Tls(field) => quote(&field(config).to_string()),
             ValueKind::Listen(field) => field(config).to_string(),
             ValueKind::Duration(_, field) | ValueKind::Retention(field) => {
@@ -326,11 +353,12 @@ mod tests {
     }
 
     /// For each type of setting, at least one valid value that is not the default.
-    const SAMPLES: [&str; 18] = [
+    const SAMPLES: [&str; 20] = [
         "status",
         "/below",
         "999",
         "99",
+        "70ms",
         "7s",
         "7d",
         "9KiB",
@@ -341,6 +369,7 @@ mod tests {
         "trace",
         "https://h",
         "wss://h",
+        "redis://h",
         "127.0.0.1:1",
         "0600",
         "off",

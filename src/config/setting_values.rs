@@ -34,7 +34,7 @@ impl Config {
             let source = self.setting_sources.get(setting.path).cloned();
             SettingValue {
                 name: setting.path,
-                is_masked: value != unmasked,
+                is_masked: value != unmasked || setting.contains_secret(&mut config),
                 value,
                 source: source.unwrap_or_else(|| "default".to_owned()),
                 pending: None,

@@ -8,6 +8,7 @@ mod layers;
 mod old_names;
 mod overlay;
 mod proxy;
+mod redis;
 mod reference;
 mod supabase;
 mod tls;

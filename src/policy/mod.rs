@@ -16,6 +16,7 @@ pub mod method;
 pub mod origin;
 pub mod page_access;
 pub mod path;
+pub mod redis_url;
 pub mod user;
 
 pub mod budget;

@@ -62,7 +62,7 @@ pub enum TlsError {
     #[error("TLS cannot be configured: {0}")]
     Library(#[from] rustls::Error),
     /// The file of certificate authorities cannot be read.
-    #[error("upstream.ca_file {} cannot be read as PEM: {source}", .path.display())]
+    #[error("the file of certificate authorities {} cannot be read as PEM: {source}", .path.display())]
     Unreadable {
         /// The configured path.
         path: PathBuf,
@@ -70,10 +70,10 @@ pub enum TlsError {
         source: pem::Error,
     },
     /// The file contains no certificate.
-    #[error("upstream.ca_file {} contains no certificate", .0.display())]
+    #[error("the file of certificate authorities {} contains no certificate", .0.display())]
     Empty(PathBuf),
     /// A certificate in the file cannot be used as a certificate authority.
-    #[error("upstream.ca_file {} has a certificate that is not a certificate authority: {source}", .path.display())]
+    #[error("the file of certificate authorities {} has a certificate that is not a certificate authority: {source}", .path.display())]
     Unusable {
         /// The configured path.
         path: PathBuf,
@@ -105,6 +105,23 @@ pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, 
     if let Some(path) = ca_file {
         add_roots(&mut roots, path)?;
     }
+    tls_config_with(roots)
+}
+
+/// Returns a TLS configuration that trusts only the certificate authorities in `ca_file`, or those of the public web
+/// without a file. A server in a private network needs no public authority.
+///
+/// # Errors
+///
+/// Fails when the file cannot be used, or the TLS library supports no protocol version.
+pub fn private_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let Some(path) = ca_file else { return client_tls_config(None) };
+    let mut roots = RootCertStore::empty();
+    add_roots(&mut roots, path)?;
+    tls_config_with(roots)
+}
+
+fn tls_config_with(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -196,7 +213,7 @@ const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// The reason why a name accepts no TCP connection.
 #[derive(Debug)]
-enum TcpError {
+pub enum TcpError {
     /// The name has no address.
     Name(io::Error),
     /// No address accepts a connection.
@@ -204,8 +221,12 @@ enum TcpError {
 }
 
 /// Connects to the first address of the name that accepts (RFC 8305). An address that drops packets delays
-/// the next one only by [`CONNECTION_ATTEMPT_DELAY`].
-async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
+/// the next one only by 250 ms. The caller bounds the time.
+///
+/// # Errors
+///
+/// Fails when the name has no address, or no address accepts a connection.
+pub async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
     let resolved = tokio::net::lookup_host((host, port)).await.map_err(TcpError::Name)?;
     let mut addresses = interleave_families(resolved.collect()).into_iter();
     let mut attempts = JoinSet::new();

@@ -40,7 +40,9 @@ use crate::policy::min_rate::MinRate;
 use crate::secret::ApiKey;
 use crate::tasks::Tasks;
 
-pub use connect::{Connect, ConnectError, TcpTlsConnector, TlsError};
+pub use connect::{
+    Connect, ConnectError, TcpError, TcpTlsConnector, TlsError, connect_tcp, private_tls_config,
+};
 use connection::Connection;
 pub use connection::{BoxedStream, ByteStream};
 use head::{RequestFraming, ResponseHead};

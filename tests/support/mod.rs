@@ -5,7 +5,10 @@
 
 pub mod events;
 pub mod program;
+pub mod redis;
+pub mod replicas;
 pub mod routes;
+pub mod slow_forwarder;
 pub mod supabase;
 pub mod websocket;
 

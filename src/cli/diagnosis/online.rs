@@ -1,11 +1,14 @@
-//! Examines the parts that need the network: the routes to the provider, the clock, the keys and the mirror.
+//! Examines the parts that need the network: the routes to the provider, the clock, the keys, the mirror and Redis.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::{Finding, free_plans_message};
 use crate::admin::describe_refusal;
-use crate::app::{AppConfig, CheckOutcome, CheckedKey, KeyCheck, OnlineCheck, RouteCheck, TableCheck};
+use crate::app::{
+    AppConfig, CheckOutcome, CheckedKey, KeyCheck, LinkSettings, OnlineCheck, RedisProbe, RedisProbeError,
+    RouteCheck, TableCheck, acl_line,
+};
 use crate::cli::table::abbreviate;
 use crate::config::Config;
 use crate::policy::units::UnixMs;
@@ -19,7 +22,8 @@ const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(10);
 const FREE_PLAN: &str = "free";
 
 /// Examines the network with the settings of `config`. Everything is examined at the same time, and each request
-/// has a timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or those of `supabase`.
+/// has a timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or those of `supabase`
+/// and `redis`.
 pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
     let check = AppConfig::from_config(config.clone())
         .map_err(|error| error.to_string())
@@ -28,7 +32,8 @@ pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
         Ok(check) => check,
         Err(message) => return vec![Finding::problem("upstream", message)],
     };
-    let (routes, keys, mirror) = tokio::join!(check.check_routes(), check.check_keys(), check.check_mirror());
+    let (routes, keys, mirror, redis) =
+        tokio::join!(check.check_routes(), check.check_keys(), check.check_mirror(), check.check_redis());
     let mut findings = Vec::new();
     for route in &routes {
         findings.extend(describe_route(route));
@@ -40,6 +45,10 @@ pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
         None => vec![Finding::ok("mirror", "no mirror is configured")],
         Some(Err(error)) => vec![Finding::problem("mirror", error)],
         Some(Ok(tables)) => describe_tables(check.mirror_url().unwrap_or_default(), &tables),
+    });
+    findings.extend(match (check.redis(), redis) {
+        (Some(settings), Some(result)) => describe_redis(settings, &result),
+        (_, _) => vec![Finding::ok("redis", "no Redis is configured: this is the only replica of its pool")],
     });
     findings
 }
@@ -185,6 +194,40 @@ fn describe_tables(url: &str, tables: &[TableCheck]) -> Vec<Finding> {
         Err(reason) => Finding::problem("mirror", format_args!("{table} at {url}: {reason}")),
     };
     tables.iter().map(describe).collect()
+}
+
+/// Describes the Redis of `settings`, and the permissions that a user needs in it.
+fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProbeError>) -> Vec<Finding> {
+    let acl = acl_line(settings);
+    let probe = match result {
+        Ok(probe) => probe,
+        Err(error) if error.is_permission_denied() => {
+            return vec![Finding::problem("redis", error).next(format!("run in Redis: {acl}"))];
+        }
+        Err(error) => return vec![Finding::problem("redis", error)],
+    };
+    let RedisProbe { server, round_trip, server_time, local_time } = probe;
+    let milliseconds = round_trip.as_secs_f64() * 1_000.0;
+    let message = format!(
+        "{} ({} {}) accepts the pool {}, round trip {milliseconds:.1} ms",
+        server.address, server.product, server.version, settings.pool
+    );
+    let fact = if *round_trip > settings.wait_timeout {
+        let next = "place Redis near the replicas, or raise redis.wait_timeout";
+        let limit = settings.wait_timeout.as_millis();
+        Finding::warning("redis", format_args!("{message}, longer than redis.wait_timeout ({limit} ms)"))
+            .next(next)
+    } else {
+        Finding::ok("redis", message)
+    };
+    let difference = server_time.since(*local_time).max(local_time.since(*server_time));
+    let clock = (difference > MAX_CLOCK_DIFFERENCE).then(|| {
+        let seconds = difference.as_secs();
+        Finding::warning("redis", format_args!("this clock and that of Redis differ by {seconds} s"))
+            .next("synchronize both (NTP); replicas use the clock of Redis among themselves")
+    });
+    let permissions = Finding::ok("redis", format_args!("a user with these permissions suffices: {acl}"));
+    [fact].into_iter().chain(clock).chain([permissions]).collect()
 }
 
 #[cfg(test)]

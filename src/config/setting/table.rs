@@ -6,6 +6,7 @@ use super::super::list_items;
 use super::{DAY, Setting, ValueKind, ZERO};
 
 const MS: Duration = Duration::from_millis(1);
+const TEN_MS: Duration = Duration::from_millis(10);
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const TEN_MINUTES: Duration = Duration::from_secs(600);
@@ -160,6 +161,24 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry(
         "supabase.final_push_timeout",
         ValueKind::Duration(ZERO..=HOUR, field!(supabase.final_push_timeout)),
+    ),
+    entry("redis.url", ValueKind::Redis(field!(redis.url))),
+    entry("redis.url_file", ValueKind::OptionalFile(field!(redis.url_file))),
+    entry("redis.ca_file", ValueKind::OptionalFile(field!(redis.ca_file))),
+    entry("redis.pool", ValueKind::Text(field!(redis.pool))),
+    entry("redis.wait_timeout", ValueKind::Duration(MS..=SECOND, field!(redis.wait_timeout))),
+    entry(
+        "redis.beat_interval",
+        ValueKind::Duration(Duration::from_millis(20)..=Duration::from_secs(2), field!(redis.beat_interval)),
+    ),
+    entry(
+        "redis.response_timeout",
+        ValueKind::Duration(TEN_MS..=Duration::from_secs(10), field!(redis.response_timeout)),
+    ),
+    entry("redis.connect_timeout", ValueKind::Duration(TEN_MS..=MINUTE, field!(redis.connect_timeout))),
+    entry(
+        "redis.max_reconnect_delay",
+        ValueKind::Duration(TEN_MS..=MINUTE, field!(redis.max_reconnect_delay)),
     ),
     entry("affinity.max_identifiers", ValueKind::Count(256..=100_000_000, field!(affinity.max_identifiers))),
     entry("affinity.retention", ValueKind::Retention(field!(affinity.retention))),

@@ -1,0 +1,460 @@
+//! Parses the settings of Redis, which several replicas share, and finds its URL in a setting, a file or a credential
+//! of systemd.
+//!
+//! A URL may contain a password, so error messages of this module never quote it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::base_url::{parse_host, split_port};
+use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::source::{ReadFileError, ValueSources};
+use crate::policy::forward_proxy::percent_decode;
+use crate::policy::redis_url::{
+    REDIS_PORT, RedisAddress, RedisRoute, RedisTransport, RedisUrl, SENTINEL_PORT, SentinelRoute,
+    SharedPoolName,
+};
+use crate::secret::RedisCredentials;
+
+/// The file in the folder of systemd's credentials that contains the URL.
+const CREDENTIAL: &str = "redis_url";
+
+/// The settings of Redis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RedisConfig {
+    /// The URL. Without one, the process is the only replica of its pool.
+    pub url: RedisUrlSetting,
+    /// A file with the value of `url`.
+    pub url_file: Option<PathBuf>,
+    /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// The name of the pool that the replicas share.
+    pub pool: SharedPoolName,
+    /// Maximum wait of a request for Redis.
+    pub wait_timeout: Duration,
+    /// Interval between two statements of a replica while something changes.
+    pub beat_interval: Duration,
+    /// Time without a response after which Redis counts as lost.
+    pub response_timeout: Duration,
+    /// Timeout for sentinels, DNS, TCP, TLS and authentication together.
+    pub connect_timeout: Duration,
+    /// Maximum delay between two attempts to connect.
+    pub max_reconnect_delay: Duration,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            url: RedisUrlSetting::default(),
+            url_file: None,
+            ca_file: None,
+            pool: SharedPoolName::default(),
+            wait_timeout: Duration::from_millis(20),
+            beat_interval: Duration::from_millis(200),
+            response_timeout: Duration::from_millis(250),
+            connect_timeout: Duration::from_secs(2),
+            max_reconnect_delay: Duration::from_secs(1),
+        }
+    }
+}
+
+impl RedisConfig {
+    /// Reads the URL from `url_file`, or else from the credential of systemd, unless `url` is set.
+    pub(super) fn find_url(
+        &mut self,
+        sources: &ValueSources<'_>,
+        spans: &mut HashMap<&'static str, SourceSpan>,
+        report: &mut Report,
+    ) {
+        let Some(path) = &self.url_file else {
+            if self.url.url().is_none() {
+                self.read_credential(sources, spans, report);
+            }
+            return;
+        };
+        let span = spans.get("redis.url_file").cloned();
+        let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
+        let parsed = (sources.read_file)(path)
+            .map_err(|reason| unreadable_file_error("the file", &reason))
+            .and_then(|text| parse_file(&text));
+        match parsed {
+            Ok(_) if self.url.url().is_some() => {
+                let error = ValueError::new("both `redis.url` and `redis.url_file` are set");
+                report.problems.push(span.problem(error.advise("remove one of them")));
+            }
+            Ok(url) => self.url = url,
+            Err(error) => report.problems.push(span.problem(error)),
+        }
+    }
+
+    fn read_credential(
+        &mut self,
+        sources: &ValueSources<'_>,
+        spans: &mut HashMap<&'static str, SourceSpan>,
+        report: &mut Report,
+    ) {
+        let Some(folder) = sources.environment.value(CREDENTIALS) else { return };
+        let path = PathBuf::from(folder).join(CREDENTIAL);
+        let content = (sources.read_file)(&path);
+        let span = SourceSpan::new(ValueOrigin::File(path));
+        let parsed = match content {
+            Ok(text) => parse_file(&text),
+            // The service may have credentials for other programs only.
+            Err(ReadFileError::Missing) => return,
+            Err(reason) => Err(unreadable_file_error("the file", &reason)),
+        };
+        match parsed {
+            Ok(url) => {
+                self.url = url;
+                spans.insert("redis.url", span);
+            }
+            Err(error) => report.problems.push(span.problem(error)),
+        }
+    }
+}
+
+fn parse_file(text: &str) -> Result<RedisUrlSetting, ValueError> {
+    let url: RedisUrlSetting = text.parse()?;
+    if url.url().is_none() {
+        return Err(error("the file contains no URL of Redis"));
+    }
+    Ok(url)
+}
+
+/// The URL of Redis, if it is configured. `Display` and `Debug` print no credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedisUrlSetting(Option<RedisUrl>);
+
+impl RedisUrlSetting {
+    /// Returns the URL.
+    #[must_use]
+    pub fn url(&self) -> Option<&RedisUrl> {
+        self.0.as_ref()
+    }
+
+    /// Returns whether the URL contains a password.
+    #[must_use]
+    pub fn has_credentials(&self) -> bool {
+        self.0.as_ref().is_some_and(|url| url.credentials.is_some())
+    }
+}
+
+impl fmt::Display for RedisUrlSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|url| f.write_str(&url.format_masked()))
+    }
+}
+
+impl FromStr for RedisUrlSetting {
+    type Err = ValueError;
+
+    /// An empty string means no URL.
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let text = text.trim();
+        if text.is_empty() { Ok(Self(None)) } else { parse_url(text).map(|url| Self(Some(url))) }
+    }
+}
+
+impl FromStr for SharedPoolName {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Self::new(text.trim()).ok_or_else(|| {
+            ValueError::new("the name of the pool is invalid")
+                .advise("write 1 to 64 characters of `a`-`z`, `0`-`9`, `_`, `.` and `-`")
+        })
+    }
+}
+
+const NOTATION: &str = "write redis://HOST:PORT, rediss://HOST:PORT for TLS, or unix:/PATH for a Unix socket, with \
+                        USER:PASSWORD@ or :PASSWORD@ before the host and /NUMBER of the database at the end if needed";
+const SENTINEL_NOTATION: &str =
+    "write redis+sentinel://HOST:26379,HOST:26379/MASTER with the name of the master at the sentinels";
+
+/// Returns an error that shows the notation.
+fn error(message: &str) -> ValueError {
+    ValueError::new(message).advise(NOTATION)
+}
+
+fn parse_url(text: &str) -> Result<RedisUrl, ValueError> {
+    if let Some(rest) = text.strip_prefix("unix:") {
+        return parse_unix(rest);
+    }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(error("the URL of Redis has no scheme"));
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "redis" => parse_server(rest, RedisTransport::Plain),
+        "rediss" => parse_server(rest, RedisTransport::Tls),
+        "redis+sentinel" => parse_sentinel(rest, RedisTransport::Plain),
+        "rediss+sentinel" => parse_sentinel(rest, RedisTransport::Tls),
+        "valkey" => Err(error("the scheme of Valkey is redis, because its protocol is that of Redis")),
+        "valkeys" => {
+            Err(error("the scheme of Valkey with TLS is rediss, because its protocol is that of Redis"))
+        }
+        "http" | "https" => Err(error("this is the URL of a web server, and Redis does not use HTTP")),
+        "sentinel" | "redis-sentinel" | "rediss-sentinel" | "valkey+sentinel" => {
+            Err(ValueError::new("the scheme of sentinels is redis+sentinel or rediss+sentinel")
+                .advise(SENTINEL_NOTATION))
+        }
+        "cluster" | "redis+cluster" | "redis-cluster" | "rediss+cluster" | "rediss-cluster" => Err(error(
+            "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
+        )),
+        _ => Err(error("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel")),
+    }
+}
+
+/// The parts of a URL after its scheme.
+struct UrlParts<'a> {
+    credentials: Option<RedisCredentials>,
+    addresses: &'a str,
+    /// What follows the first slash, without a slash at its end.
+    path: &'a str,
+}
+
+/// Splits `[[USER]:PASSWORD@]ADDRESSES[/PATH]`.
+fn split_url(rest: &str) -> Result<UrlParts<'_>, ValueError> {
+    let (userinfo, rest) = match rest.rsplit_once('@') {
+        Some((userinfo, rest)) => (Some(userinfo), rest),
+        None => (None, rest),
+    };
+    if rest.contains(['?', '#']) {
+        return Err(error("the URL of Redis has a part with `?` or `#`, which is not supported"));
+    }
+    let (addresses, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let credentials = userinfo.map(parse_userinfo).transpose()?;
+    Ok(UrlParts { credentials, addresses, path })
+}
+
+fn parse_server(rest: &str, transport: RedisTransport) -> Result<RedisUrl, ValueError> {
+    let UrlParts { credentials, addresses, path } = split_url(rest)?;
+    if addresses.contains(',') {
+        return Err(error("the URL of Redis has several addresses: write one node of a cluster")
+            .advise("or, for sentinels, redis+sentinel://HOST:26379,HOST:26379/MASTER"));
+    }
+    let address = parse_address(addresses, REDIS_PORT)?;
+    Ok(RedisUrl {
+        route: RedisRoute::Server(address, transport),
+        credentials,
+        database: parse_database(path)?,
+    })
+}
+
+fn parse_sentinel(rest: &str, transport: RedisTransport) -> Result<RedisUrl, ValueError> {
+    let UrlParts { credentials, addresses, path } = split_url(rest)?;
+    let (master, database) = path.split_once('/').unwrap_or((path, ""));
+    if master.is_empty() {
+        return Err(
+            ValueError::new("the URL of the sentinels has no name of a master").advise(SENTINEL_NOTATION)
+        );
+    }
+    // The characters that a sentinel accepts.
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if !master.bytes().all(is_name_byte) {
+        return Err(ValueError::new(
+            "the name of the master has a character other than letters, digits and `.-_`",
+        )
+        .advise(SENTINEL_NOTATION));
+    }
+    let sentinels = addresses
+        .split(',')
+        .map(|address| parse_address(address, SENTINEL_PORT))
+        .collect::<Result<_, _>>()?;
+    let route = SentinelRoute { sentinels, master: master.to_owned(), transport };
+    Ok(RedisUrl { route: RedisRoute::Sentinel(route), credentials, database: parse_database(database)? })
+}
+
+/// Parses `/PATH[?db=NUMBER&user=USER&pass=PASSWORD]`.
+fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let path = path.strip_prefix("//").unwrap_or(path);
+    if !path.starts_with('/') || path.contains(char::is_control) {
+        return Err(error("the path of the Unix socket is not absolute"));
+    }
+    let (mut database, mut user, mut password) = (0, None, None);
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        match name {
+            "db" => database = parse_database(value)?,
+            "user" => user = Some(decode(value)?),
+            "pass" => password = Some(decode(value)?),
+            _ => {
+                return Err(error(
+                    "the URL of the Unix socket has a part other than `db`, `user` and `pass`",
+                ));
+            }
+        }
+    }
+    let credentials = match (user, password) {
+        (user, Some(password)) if !password.is_empty() => {
+            Some(RedisCredentials::new(user.as_deref(), &password))
+        }
+        (None, None) => None,
+        (_, _) => return Err(ValueError::new(NO_PASSWORD).advise("add `pass=PASSWORD`")),
+    };
+    Ok(RedisUrl { route: RedisRoute::Unix(path.to_owned()), credentials, database })
+}
+
+const NO_PASSWORD: &str = "the URL of Redis has a user without a password";
+
+fn parse_userinfo(userinfo: &str) -> Result<RedisCredentials, ValueError> {
+    if userinfo.contains(['/', '?', '#', '@']) {
+        return Err(ValueError::new("the user or password has a character that must be escaped in a URL")
+            .advise(ESCAPES));
+    }
+    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    if password.is_empty() {
+        return Err(ValueError::new(NO_PASSWORD)
+            .advise("write USER:PASSWORD@ before the host, or :PASSWORD@ without a user"));
+    }
+    let user = if user.is_empty() { None } else { Some(decode(user)?) };
+    Ok(RedisCredentials::new(user.as_deref(), &decode(password)?))
+}
+
+const ESCAPES: &str = "write % as %25, / as %2F, : as %3A, ? as %3F, # as %23, & as %26 and @ as %40";
+
+fn decode(text: &str) -> Result<String, ValueError> {
+    percent_decode(text).ok_or_else(|| {
+        ValueError::new("the user or password has an invalid escape or a control character").advise(ESCAPES)
+    })
+}
+
+fn parse_address(text: &str, default_port: u16) -> Result<RedisAddress, ValueError> {
+    let (host, port) = split_port(text, text).map_err(|_| error("the URL of Redis has no valid port"))?;
+    let host = parse_host(host).map_err(|_| error("the host of Redis is not a valid name or address"))?;
+    Ok(RedisAddress { host, port: port.unwrap_or(default_port) })
+}
+
+/// Parses the number of a database; empty for the first.
+fn parse_database(text: &str) -> Result<u32, ValueError> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    let number = text.parse().ok().filter(|_| !text.starts_with('+'));
+    number.ok_or_else(|| error("the database of Redis is not a number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a URL, and checks its masked form or its error without advice.
+    #[track_caller]
+    fn check(text: &str, expected: Result<&str, &str>) {
+        let parsed = match text.parse::<RedisUrlSetting>() {
+            Ok(url) => Ok(url.to_string()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!text.contains("hunter"), "an error must not show the password: {text}");
+                let (message, advice) = text.split_once("; ").unwrap();
+                assert!(advice.starts_with("write") || advice.starts_with("add"), "{text}");
+                Err(message.to_owned())
+            }
+        };
+        assert_eq!(parsed, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+    }
+
+    #[test]
+    fn a_url_names_a_server_a_socket_or_sentinels() {
+        check("", Ok(""));
+        check("redis://cache", Ok("redis://cache:6379"));
+        check(" REDIS://Cache:1/ \n", Ok("redis://cache:1"));
+        check("rediss://[::1]:7/15", Ok("rediss://[::1]:7/15"));
+        check("redis://:hunter2@10.0.0.1/0", Ok("redis://...@10.0.0.1:6379"));
+        check("redis://alice:hunt:er%402@h/3", Ok("redis://...@h:6379/3"));
+        check("unix:/run/redis.sock", Ok("unix:/run/redis.sock"));
+        check("unix:///run/redis.sock?db=2", Ok("unix:/run/redis.sock?db=2"));
+        check("unix:/r?user=alice&pass=hunter2", Ok("unix:/r?pass=..."));
+        check("unix:/r?pass=hunter2&db=1", Ok("unix:/r?db=1&pass=..."));
+        check("redis+sentinel://s/main", Ok("redis+sentinel://s:26379/main"));
+        check(
+            "rediss+sentinel://a:hunter2@s:1,[::1]:2,t/my.main-1/4",
+            Ok("rediss+sentinel://...@s:1,[::1]:2,t:26379/my.main-1/4"),
+        );
+    }
+
+    #[test]
+    fn the_credentials_of_a_url_are_decoded() {
+        let credentials =
+            |text: &str| text.parse::<RedisUrlSetting>().unwrap().0.unwrap().credentials.unwrap();
+        let named = credentials("redis://al%3Aice:p:w%2F@h");
+        assert_eq!((named.expose_user(), named.expose_password()), (Some("al:ice"), "p:w/"));
+        assert_eq!(credentials("redis://:pw@h").expose_user(), None);
+        assert_eq!(credentials("unix:/r?user=a%26b&pass=p%3Dw").expose_user(), Some("a&b"));
+    }
+
+    #[test]
+    fn an_invalid_url_is_refused_with_what_to_write_and_without_its_password() {
+        let (host, query) = (
+            "the host of Redis is not a valid name or address",
+            "the URL of Redis has a part with `?` or `#`, which is not supported",
+        );
+        check("localhost:6379", Err("the URL of Redis has no scheme"));
+        check("hunter2", Err("the URL of Redis has no scheme"));
+        check("valkey://h", Err("the scheme of Valkey is redis, because its protocol is that of Redis"));
+        check(
+            "valkeys://a:hunter2@h",
+            Err("the scheme of Valkey with TLS is rediss, because its protocol is that of Redis"),
+        );
+        check("https://hunter2", Err("this is the URL of a web server, and Redis does not use HTTP"));
+        check(
+            "redis+cluster://:hunter2@h",
+            Err(
+                "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
+            ),
+        );
+        check("tcp://hunter2@h", Err("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel"));
+        check("sentinel://h", Err("the scheme of sentinels is redis+sentinel or rediss+sentinel"));
+        check(
+            "redis://a:hunter2@h:1,i:2",
+            Err("the URL of Redis has several addresses: write one node of a cluster"),
+        );
+        for url in ["redis+sentinel://h", "redis+sentinel://:hunter2@h/", "redis+sentinel://h//1"] {
+            check(url, Err("the URL of the sentinels has no name of a master"));
+        }
+        check(
+            "redis+sentinel://h/hunter 2",
+            Err("the name of the master has a character other than letters, digits and `.-_`"),
+        );
+        check("redis://", Err(host));
+        check("redis://a:hunter2@", Err(host));
+        check("redis://hunter 2", Err(host));
+        check("redis+sentinel://h,/m", Err(host));
+        check("redis://a:hunter2", Err("the URL of Redis has no valid port"));
+        check("redis://h:0", Err("the URL of Redis has no valid port"));
+        check("redis://h/hunter", Err("the database of Redis is not a number"));
+        check("redis://h/-1", Err("the database of Redis is not a number"));
+        check("redis://h/+1", Err("the database of Redis is not a number"));
+        check("redis://h/?hunter2", Err(query));
+        check("redis://h#hunter2", Err(query));
+        check("redis://hunter2@h", Err(NO_PASSWORD));
+        check("redis://hunter2:@h", Err(NO_PASSWORD));
+        check("unix:/r?user=hunter2", Err(NO_PASSWORD));
+        check("unix:/r?user=a&pass=", Err(NO_PASSWORD));
+        check("unix:run?pass=hunter2", Err("the path of the Unix socket is not absolute"));
+        check("unix://hunter2@/r", Err("the path of the Unix socket is not absolute"));
+        check(
+            "unix:/r?hunter2",
+            Err("the URL of the Unix socket has a part other than `db`, `user` and `pass`"),
+        );
+        check(
+            "redis://a:hun/ter@h",
+            Err("the user or password has a character that must be escaped in a URL"),
+        );
+        check(
+            "redis://a:hunter%@h",
+            Err("the user or password has an invalid escape or a control character"),
+        );
+    }
+
+    #[test]
+    fn the_name_of_a_pool_is_checked() {
+        assert_eq!(" studio-1 ".parse::<SharedPoolName>().unwrap().to_string(), "studio-1");
+        assert!("Studio".parse::<SharedPoolName>().unwrap_err().to_string().contains("1 to 64 characters"));
+    }
+}

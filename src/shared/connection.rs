@@ -1,0 +1,372 @@
+//! Opens the connection to Redis: TCP, TLS or a Unix socket, the address of the master from sentinels, and the
+//! handshake of the protocol.
+//!
+//! The stream is opened here and not by the client library, so that TLS has the same library and settings as
+//! everywhere in the program, and so that each reason for a failure has its own message.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, Value};
+use rustls::pki_types::ServerName;
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::LinkSettings;
+use super::connect_error::{RedisConnectError, RedisRefusal};
+use super::push::{self, Pushes};
+use crate::policy::redis_url::{RedisAddress, RedisRoute, RedisTransport, RedisUrl, SentinelRoute};
+use crate::tasks::{AbortOnDrop, Tasks};
+use crate::upstream::{BoxedStream, TcpError, TlsError, connect_tcp, private_tls_config};
+
+/// The oldest version with RESP3, access control of channels, and all commands that replicas use. All versions of
+/// Valkey are later.
+const MIN_VERSION: (u32, u32) = (6, 2);
+
+/// A Redis to which connections can be opened. `Debug` prints no credentials.
+#[derive(Clone)]
+pub struct RedisEndpoint {
+    url: RedisUrl,
+    tls: TlsConnector,
+    connect_timeout: Duration,
+    response_timeout: Duration,
+}
+
+/// An open connection. Dropping it closes the connection, also for clones of `commands`.
+#[derive(Debug)]
+pub struct RedisConnection {
+    /// Sends commands. May be cloned. A command fails after `redis.response_timeout` without a response.
+    pub commands: MultiplexedConnection,
+    /// Receives the messages of subscribed channels.
+    pub pushes: Pushes,
+    /// What Redis reported about itself.
+    pub server: RedisServer,
+    /// Drives the connection.
+    _driver: AbortOnDrop,
+}
+
+/// What a Redis reports about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisServer {
+    /// The address of the server, without credentials. With sentinels, that of the master.
+    pub address: String,
+    /// `redis`, `valkey` or another product.
+    pub product: String,
+    /// The version, such as `7.0.15`.
+    pub version: String,
+}
+
+impl RedisEndpoint {
+    /// Prepares connections. Nothing is opened yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails when `redis.ca_file` cannot be used, or the TLS library supports no protocol version.
+    pub fn new(settings: &LinkSettings) -> Result<Self, TlsError> {
+        Ok(Self {
+            url: settings.url.clone(),
+            tls: TlsConnector::from(Arc::new(private_tls_config(settings.ca_file.as_deref())?)),
+            connect_timeout: settings.connect_timeout,
+            response_timeout: settings.response_timeout,
+        })
+    }
+
+    /// Opens a connection within `redis.connect_timeout`. `tasks` runs its driver, which ends with the connection.
+    ///
+    /// The server was a master, and has loaded its data. It may lose both later, which the error of a command shows.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no Redis that replicas can use responds in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes what was opened.
+    pub async fn open(&self, tasks: &Tasks) -> Result<RedisConnection, RedisConnectError> {
+        let timeout = self.connect_timeout;
+        // The future of a handshake is large.
+        let opened = tokio::time::timeout(timeout, Box::pin(self.open_without_timeout(tasks))).await;
+        opened.unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
+    }
+
+    /// Returns the node that a cluster names in a MOVED error, or `None` for any other error.
+    #[must_use]
+    pub fn redirect(&self, error: &RedisError) -> Option<Self> {
+        let RedisRoute::Server(current, transport) = &self.url.route else { return None };
+        let moved = error.clone().into_server_errors()?;
+        let moved = moved.iter().find(|(_, error)| error.code() == "MOVED")?;
+        // `SLOT HOST:PORT`, with an empty host for the same host, and an IPv6 address without brackets.
+        let (host, port) = moved.1.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+        let host = if matches!(host, "" | "?") { &current.host } else { host };
+        let address = RedisAddress { host: host.to_owned(), port: port.parse().ok()? };
+        let url = RedisUrl { route: RedisRoute::Server(address, *transport), ..self.url.clone() };
+        Some(Self { url, ..self.clone() })
+    }
+
+    async fn open_without_timeout(&self, tasks: &Tasks) -> Result<RedisConnection, RedisConnectError> {
+        let (stream, address) = match &self.url.route {
+            RedisRoute::Server(address, transport) => {
+                (self.open_tcp(address, *transport).await?, address.to_string())
+            }
+            RedisRoute::Unix(path) => {
+                let stream = UnixStream::connect(path).await;
+                let server = format!("unix:{path}");
+                let stream = stream
+                    .map_err(|source| RedisConnectError::Unreachable { server: server.clone(), source })?;
+                (Box::new(stream) as BoxedStream, server)
+            }
+            RedisRoute::Sentinel(route) => {
+                let address = self.find_master(route).await?;
+                (self.open_tcp(&address, route.transport).await?, address.to_string())
+            }
+        };
+        self.shake_hands(stream, address, tasks).await
+    }
+
+    async fn open_tcp(
+        &self,
+        address: &RedisAddress,
+        transport: RedisTransport,
+    ) -> Result<BoxedStream, RedisConnectError> {
+        let server = || address.to_string();
+        let tcp = connect_tcp(&address.host, address.port).await.map_err(|error| match error {
+            TcpError::Name(source) => RedisConnectError::Name { host: address.host.clone(), source },
+            TcpError::Connect(source) => RedisConnectError::Unreachable { server: server(), source },
+        })?;
+        if transport == RedisTransport::Plain {
+            return Ok(Box::new(tcp));
+        }
+        let tls_error = |source| RedisConnectError::Tls { server: server(), source };
+        let name =
+            ServerName::try_from(address.host.clone()).map_err(|error| tls_error(io::Error::other(error)))?;
+        Ok(Box::new(self.tls.connect(name, tcp).await.map_err(tls_error)?))
+    }
+
+    /// Performs the handshake of the protocol, and checks that replicas can use the server.
+    async fn shake_hands(
+        &self,
+        stream: BoxedStream,
+        address: String,
+        tasks: &Tasks,
+    ) -> Result<RedisConnection, RedisConnectError> {
+        let failed = |error: RedisError| connect_error(&address, &error);
+        let (push, pushes) = push::queue();
+        let config = connection_config().set_push_sender(push);
+        let (mut commands, driver) =
+            MultiplexedConnection::new_with_config(&self.connection_info(), stream, config)
+                .await
+                .map_err(failed)?;
+        let driver = tasks.spawn_guarded(driver);
+        // Without an argument, HELLO changes nothing. It requires no permission.
+        let reported: HashMap<String, Value> =
+            redis::cmd("HELLO").query_async(&mut commands).await.map_err(failed)?;
+        let server = check_server(&reported, &address)?;
+        if self.url.database != 0 {
+            let selected = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
+            selected.map_err(|error| match failed(error) {
+                RedisConnectError::Refused { server, refusal: RedisRefusal::Other(_) } => {
+                    RedisConnectError::Refused { server, refusal: RedisRefusal::Database }
+                }
+                other => other,
+            })?;
+        }
+        // HELLO is allowed while Redis loads its data, and PING is not.
+        redis::cmd("PING").exec_async(&mut commands).await.map_err(failed)?;
+        commands.set_response_timeout(self.response_timeout);
+        Ok(RedisConnection { commands, pushes, server, _driver: driver })
+    }
+
+    /// Returns the settings of the handshake. `CLIENT SETINFO` is not sent, because Redis has it from 7.2 on, and a line
+    /// of the access control with a command that Redis does not know is an error.
+    fn connection_info(&self) -> RedisConnectionInfo {
+        let mut info =
+            RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
+        if let Some(credentials) = &self.url.credentials {
+            info = info.set_password(credentials.expose_password());
+            if let Some(user) = credentials.expose_user() {
+                info = info.set_username(user);
+            }
+        }
+        info
+    }
+
+    /// Asks all sentinels at the same time, because one that is down may not respond, and returns the first answer. A
+    /// sentinel that was apart from the others may name an old master, which then reports that it is a replica.
+    async fn find_master(&self, route: &SentinelRoute) -> Result<RedisAddress, RedisConnectError> {
+        let mut queries = JoinSet::new();
+        for sentinel in &route.sentinels {
+            let (endpoint, sentinel, route) = (self.clone(), sentinel.clone(), route.clone());
+            queries.spawn(async move { endpoint.ask_sentinel(&sentinel, &route).await });
+        }
+        let (mut has_response, mut failure) = (false, None);
+        while let Some(result) = queries.join_next().await {
+            match result {
+                Ok(Ok(Some(address))) => return Ok(address),
+                Ok(Ok(None)) => has_response = true,
+                Ok(Err(error)) => failure = Some(error),
+                // A query that panicked has no answer.
+                Err(_) => {}
+            }
+        }
+        match failure {
+            Some(error) if !has_response => Err(RedisConnectError::NoSentinel(Box::new(error))),
+            Some(_) | None => Err(RedisConnectError::UnknownMaster { master: route.master.clone() }),
+        }
+    }
+
+    /// Asks one sentinel for the address of the master, without authentication. Returns `None` if the sentinel does not
+    /// know the master.
+    async fn ask_sentinel(
+        &self,
+        sentinel: &RedisAddress,
+        route: &SentinelRoute,
+    ) -> Result<Option<RedisAddress>, RedisConnectError> {
+        let stream = self.open_tcp(sentinel, route.transport).await?;
+        let info =
+            RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
+        let name = sentinel.to_string();
+        let failed = |error: RedisError| connect_error(&name, &error);
+        let (mut commands, driver) =
+            MultiplexedConnection::new_with_config(&info, stream, connection_config())
+                .await
+                .map_err(failed)?;
+        let mut query = redis::cmd("SENTINEL");
+        query.arg("GET-MASTER-ADDR-BY-NAME").arg(&route.master);
+        let address: Option<(String, u16)> = tokio::select! {
+            address = query.query_async(&mut commands) => address.map_err(failed)?,
+            () = driver => return Err(RedisConnectError::Broken { server: name }),
+        };
+        Ok(address.map(|(host, port)| RedisAddress { host, port }))
+    }
+}
+
+impl fmt::Debug for RedisEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RedisEndpoint").field(&self.url).finish()
+    }
+}
+
+/// Returns settings without timeouts, because `redis.connect_timeout` bounds the handshake.
+fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
+}
+
+fn connect_error(address: &str, error: &RedisError) -> RedisConnectError {
+    let server = address.to_owned();
+    match RedisRefusal::from_error(error) {
+        Some(refusal) => RedisConnectError::Refused { server, refusal },
+        None => RedisConnectError::Broken { server },
+    }
+}
+
+/// Checks the version and the role in the response to HELLO.
+fn check_server(reported: &HashMap<String, Value>, address: &str) -> Result<RedisServer, RedisConnectError> {
+    let text = |name: &str| match reported.get(name) {
+        Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
+        Some(Value::SimpleString(text) | Value::VerbatimString { text, .. }) => text.clone(),
+        Some(_) | None => String::new(),
+    };
+    let server =
+        RedisServer { address: address.to_owned(), product: text("server"), version: text("version") };
+    let refusal = if text("mode") == "sentinel" {
+        RedisRefusal::Sentinel
+    } else if parse_version(&server.version).is_some_and(|version| version < MIN_VERSION) {
+        RedisRefusal::TooOld
+    } else if text("role") == "replica" {
+        RedisRefusal::ReadOnly
+    } else {
+        return Ok(server);
+    };
+    Err(RedisConnectError::Refused { server: server.address, refusal })
+}
+
+/// Returns the first two numbers of a version. Products other than Redis and Valkey may have another notation.
+fn parse_version(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::parse_redis_value;
+
+    use super::*;
+    use crate::policy::redis_url::SharedPoolName;
+    use crate::secret::RedisCredentials;
+
+    fn settings() -> LinkSettings {
+        let address = RedisAddress { host: "node-1".to_owned(), port: 7000 };
+        LinkSettings {
+            url: RedisUrl {
+                route: RedisRoute::Server(address, RedisTransport::Tls),
+                credentials: Some(RedisCredentials::new(Some("alice"), "hunter2")),
+                database: 0,
+            },
+            ca_file: None,
+            pool: SharedPoolName::default(),
+            wait_timeout: Duration::from_millis(20),
+            beat_interval: Duration::from_millis(200),
+            response_timeout: Duration::from_millis(250),
+            connect_timeout: Duration::from_secs(2),
+            max_reconnect_delay: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_printed_without_its_credentials() {
+        let endpoint = RedisEndpoint::new(&settings()).unwrap();
+        let printed = format!("{endpoint:?}{endpoint:#?}{:?}", settings());
+        assert!(!printed.contains("alice") && !printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn a_moved_error_names_the_next_node_with_the_same_credentials_and_tls() {
+        let endpoint = RedisEndpoint::new(&settings()).unwrap();
+        for (response, expected) in [
+            ("-MOVED 12182 10.0.0.2:7001\r\n", Some("rediss://10.0.0.2:7001")),
+            ("-MOVED 12182 :7002\r\n", Some("rediss://node-1:7002")),
+            ("-MOVED 12182 ?:7002\r\n", Some("rediss://node-1:7002")),
+            ("-MOVED 12182 2001:db8::1:7003\r\n", Some("rediss://[2001:db8::1]:7003")),
+            ("-MOVED 12182\r\n", None),
+            ("-MOVED 12182 host:port\r\n", None),
+            ("-MOVED\r\n", None),
+            ("-ASK 12182 10.0.0.2:7001\r\n", None),
+            ("-ERR MOVED 12182 10.0.0.2:7001\r\n", None),
+        ] {
+            let error = parse_redis_value(response.as_bytes()).unwrap().extract_error().unwrap_err();
+            let next = endpoint.redirect(&error);
+            assert_eq!(next.as_ref().map(|next| next.url.to_string()).as_deref(), expected, "{response}");
+            assert!(next.is_none_or(|next| next.url.credentials == endpoint.url.credentials));
+        }
+        let mut unix = settings();
+        unix.url.route = RedisRoute::Unix("/r".to_owned());
+        let error = parse_redis_value(b"-MOVED 1 h:1\r\n").unwrap().extract_error().unwrap_err();
+        assert!(RedisEndpoint::new(&unix).unwrap().redirect(&error).is_none());
+    }
+
+    #[test]
+    fn a_server_must_be_a_master_of_a_recent_version() {
+        let check = |version: &str, mode: &str, role: &str| {
+            let fields = [("server", "redis"), ("version", version), ("mode", mode), ("role", role)];
+            let reported =
+                fields.map(|(name, value)| (name.to_owned(), Value::SimpleString(value.to_owned())));
+            match check_server(&reported.into(), "h:1") {
+                Ok(server) => Ok(server.version),
+                Err(RedisConnectError::Refused { refusal, .. }) => Err(refusal),
+                Err(other) => panic!("{other}"),
+            }
+        };
+        assert_eq!(check("6.2.0", "standalone", "master"), Ok("6.2.0".to_owned()));
+        assert_eq!(check("10.0.1", "cluster", "master"), Ok("10.0.1".to_owned()));
+        assert_eq!(check("unknown", "", ""), Ok("unknown".to_owned()));
+        assert_eq!(check("6.0.16", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check("5.9.9", "standalone", "master"), Err(RedisRefusal::TooOld));
+        assert_eq!(check("7.0.15", "standalone", "replica"), Err(RedisRefusal::ReadOnly));
+        assert_eq!(check("7.0.15", "sentinel", ""), Err(RedisRefusal::Sentinel));
+    }
+}

@@ -1,0 +1,42 @@
+//! Several replicas of Keychoir that use one pool of keys through a Redis.
+//!
+//! A replica has one connection for statements and for the changes that other replicas publish. Without `[redis]`
+//! nothing of this module runs.
+
+mod access;
+mod connect_error;
+mod connection;
+mod probe;
+mod push;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::redis_url::{RedisUrl, SharedPoolName};
+
+pub use access::acl_line;
+pub use connect_error::{RedisConnectError, RedisRefusal};
+pub use connection::{RedisConnection, RedisEndpoint, RedisServer};
+pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
+pub use push::{Push, Pushes};
+
+/// The Redis that replicas share, and the timing of the connection to it.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// The way to Redis.
+    pub url: RedisUrl,
+    /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// The pool that the replicas share.
+    pub pool: SharedPoolName,
+    /// Maximum wait of a request for Redis.
+    pub wait_timeout: Duration,
+    /// Interval between two statements of a replica while something changes.
+    pub beat_interval: Duration,
+    /// Time without a response after which Redis counts as lost.
+    pub response_timeout: Duration,
+    /// Timeout for sentinels, DNS, TCP, TLS and authentication together.
+    pub connect_timeout: Duration,
+    /// Maximum delay between two attempts to connect.
+    pub max_reconnect_delay: Duration,
+}

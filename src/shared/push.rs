@@ -1,0 +1,116 @@
+//! The messages that Redis pushes over the connection, in a queue of bounded memory.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redis::aio::SendError;
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+/// Maximum queued messages. Replicas publish a few messages per second.
+const MAX_QUEUED: usize = 256;
+/// Maximum bytes of a message. Messages of replicas have less than 1 KiB, and another program that publishes on the
+/// channel must not use more memory than `MAX_QUEUED` of these.
+const MAX_MESSAGE_SIZE: usize = 64 * 1024;
+
+/// An event on the channel of the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// A message that a replica published.
+    Message(Vec<u8>),
+    /// Messages were lost, because they were too large or arrived faster than they were read.
+    Missed,
+}
+
+/// Receives the messages of the channels to which the connection is subscribed.
+#[derive(Debug)]
+pub struct Pushes {
+    queue: mpsc::Receiver<Push>,
+    has_missed: Arc<AtomicBool>,
+}
+
+impl Pushes {
+    /// Returns the next event, or `None` after the connection has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses no message.
+    pub async fn next(&mut self) -> Option<Push> {
+        if self.has_missed.swap(false, Ordering::Relaxed) {
+            return Some(Push::Missed);
+        }
+        self.queue.recv().await
+    }
+}
+
+/// Returns the queue and the function that fills it. The queue ends when the function is dropped.
+pub(super) fn queue() -> (impl Fn(PushInfo) -> Result<(), SendError> + Send + Sync + 'static, Pushes) {
+    let (sender, queue) = mpsc::channel(MAX_QUEUED);
+    let has_missed = Arc::new(AtomicBool::new(false));
+    let missed = Arc::clone(&has_missed);
+    let push = move |info: PushInfo| {
+        let Some(event) = to_push(info) else { return Ok(()) };
+        match sender.try_send(event) {
+            Ok(()) => Ok(()),
+            // The receiver has messages to read, so it also sees the flag.
+            Err(TrySendError::Full(_)) => {
+                missed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(TrySendError::Closed(_)) => Err(SendError),
+        }
+    };
+    (push, Pushes { queue, has_missed })
+}
+
+/// Returns the event of a message; `None` for all other pushes, such as the confirmation of a subscription.
+fn to_push(info: PushInfo) -> Option<Push> {
+    if info.kind != PushKind::Message {
+        return None;
+    }
+    // A message has the channel and the payload.
+    let Some(Value::BulkString(payload)) = info.data.into_iter().nth(1) else { return None };
+    Some(if payload.len() > MAX_MESSAGE_SIZE { Push::Missed } else { Push::Message(payload) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: Vec<u8>) -> PushInfo {
+        let data = vec![Value::BulkString(b"channel".to_vec()), Value::BulkString(payload)];
+        PushInfo { kind: PushKind::Message, data }
+    }
+
+    #[tokio::test]
+    async fn messages_arrive_in_order_until_the_connection_ends() {
+        let (push, mut pushes) = queue();
+        push(message(b"a".to_vec())).unwrap();
+        push(PushInfo { kind: PushKind::Subscribe, data: vec![] }).unwrap();
+        push(PushInfo { kind: PushKind::Message, data: vec![Value::Nil] }).unwrap();
+        push(message(b"b".to_vec())).unwrap();
+        drop(push);
+        assert_eq!(pushes.next().await, Some(Push::Message(b"a".to_vec())));
+        assert_eq!(pushes.next().await, Some(Push::Message(b"b".to_vec())));
+        assert_eq!(pushes.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn messages_beyond_the_bounds_are_reported_as_missed() {
+        let (push, mut pushes) = queue();
+        push(message(vec![0; MAX_MESSAGE_SIZE])).unwrap();
+        push(message(vec![0; MAX_MESSAGE_SIZE + 1])).unwrap();
+        assert_eq!(pushes.next().await, Some(Push::Message(vec![0; MAX_MESSAGE_SIZE])));
+        assert_eq!(pushes.next().await, Some(Push::Missed));
+        for _ in 0..=MAX_QUEUED {
+            push(message(b"a".to_vec())).unwrap();
+        }
+        assert_eq!(pushes.next().await, Some(Push::Missed), "a lost message must be reported");
+        for _ in 0..MAX_QUEUED {
+            assert_eq!(pushes.next().await, Some(Push::Message(b"a".to_vec())));
+        }
+        drop(pushes);
+        assert!(push(message(b"a".to_vec())).is_err());
+    }
+}

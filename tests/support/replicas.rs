@@ -1,0 +1,169 @@
+//! Runs several Keychoir programs with the same keys in front of one simulator. Each has its own state directory and
+//! database. With the URL of a Redis, they are one pool.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keychoir::secret::Fingerprint;
+use keychoir::simulator::{Ledger, Plan, Simulator};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::program::{Program, keychoir_command};
+use super::{SPEECH_PATH, UsageRecord, bind_loopback, http_client, read_usage_records};
+
+/// The running programs and their provider.
+pub struct TestReplicas {
+    pub simulator: Simulator,
+    pub client: reqwest::Client,
+    replicas: Vec<Replica>,
+    next: AtomicUsize,
+    settings: Vec<(String, String)>,
+}
+
+struct Replica {
+    /// `None` while the replica is killed.
+    program: Option<Program>,
+    url: String,
+    folder: TempDir,
+}
+
+/// The books of all replicas and of the provider, after the end of the replicas.
+pub struct ReplicaBooks {
+    /// The usage records of each replica, oldest first.
+    pub records: Vec<Vec<UsageRecord>>,
+    pub ledger: Ledger,
+}
+
+impl TestReplicas {
+    /// Starts this number of replicas. Without the URL of a Redis, each of them is a pool of its own.
+    pub async fn start(count: usize, plan: Plan, redis_url: Option<&str>) -> Self {
+        Self::start_with(count, plan, redis_url, &[]).await
+    }
+
+    /// Starts replicas like [`start`](Self::start), with further environment variables.
+    pub async fn start_with(
+        count: usize,
+        plan: Plan,
+        redis_url: Option<&str>,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let keys: Vec<&str> = plan.keys.iter().map(|key| key.key.as_str()).collect();
+        let mut environment = vec![
+            ("ELEVENLABS_API_KEYS".to_owned(), keys.join(",")),
+            ("KEYCHOIR_SERVER__TLS".to_owned(), "off".to_owned()),
+            ("KEYCHOIR_LOG__FORMAT".to_owned(), "json".to_owned()),
+            ("KEYCHOIR_QUOTA_POLLING__ENABLED".to_owned(), "false".to_owned()),
+            // The test clients keep idle connections open, and the drain need not wait for them.
+            ("KEYCHOIR_SERVER__DRAIN_IDLE_TIMEOUT".to_owned(), "0s".to_owned()),
+        ];
+        environment.extend(redis_url.map(|url| ("KEYCHOIR_REDIS__URL".to_owned(), url.to_owned())));
+        environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
+        environment.push(("KEYCHOIR_UPSTREAM__BASE_URL".to_owned(), simulator.base_url()));
+        let replicas =
+            (0..count).map(|_| Replica::start(tempfile::tempdir().unwrap(), &environment)).collect();
+        Self { simulator, client: http_client(), replicas, next: AtomicUsize::new(0), settings: environment }
+    }
+
+    pub fn url(&self, replica: usize) -> &str {
+        &self.replicas[replica].url
+    }
+
+    /// Returns the program of a running replica, whose log a test may read.
+    pub fn program(&mut self, replica: usize) -> &mut Program {
+        self.replicas[replica].program.as_mut().expect("the replica must run")
+    }
+
+    /// Returns a request to the next running replica in turn.
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let running: Vec<&Replica> =
+            self.replicas.iter().filter(|replica| replica.program.is_some()).collect();
+        let replica = running[self.next.fetch_add(1, Ordering::Relaxed) % running.len()];
+        self.client.request(method, format!("{}{path}", replica.url))
+    }
+
+    /// Requests speech of this number of characters, which costs the same number of credits, from the next replica.
+    pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
+        let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
+        self.request(Method::POST, SPEECH_PATH).json(&body).send().await.unwrap()
+    }
+
+    /// Returns the JSON document at a path of one replica.
+    pub async fn document(&self, replica: usize, path: &str) -> Value {
+        let response = self.client.get(format!("{}{path}", self.url(replica))).send().await.unwrap();
+        response.json().await.unwrap()
+    }
+
+    /// Kills a replica (SIGKILL). Its requests in flight fail, and its last usage records may be lost.
+    pub fn kill(&mut self, replica: usize) {
+        let program = self.replicas[replica].program.take().expect("the replica must run");
+        program.send_signal("KILL");
+        program.wait_for_exit();
+    }
+
+    /// Starts a killed replica with its state directory, on another port.
+    pub fn restart(&mut self, replica: usize) {
+        let replica = &mut self.replicas[replica];
+        assert!(replica.program.is_none(), "only a killed replica can be restarted");
+        (replica.program, replica.url) = start_program(&replica.folder, &self.settings);
+    }
+
+    /// Ends all replicas and the provider. Returns the books without a comparison, for a test that has killed a
+    /// replica.
+    pub async fn close_unchecked(self) -> ReplicaBooks {
+        let mut records = Vec::new();
+        for replica in self.replicas {
+            if let Some(program) = replica.program {
+                let (code, stderr) = program.terminate();
+                assert_eq!(code, Some(0), "a replica must end without an error: {stderr}");
+            }
+            records.push(read_usage_records(&database_path(&replica.folder)));
+        }
+        let ledger = self.simulator.ledger();
+        self.simulator.stop().await;
+        ReplicaBooks { records, ledger }
+    }
+
+    /// Ends all replicas and the provider. Asserts that the provider recorded no violation, and that the books of all
+    /// replicas together have the credits that the provider charged to each key.
+    pub async fn close(self) -> ReplicaBooks {
+        let books = self.close_unchecked().await;
+        assert_eq!(books.ledger.violations, Vec::<String>::new());
+        for entry in &books.ledger.keys {
+            assert_eq!(books.credits_of(&entry.key), entry.charged, "recorded credits of {}", entry.key);
+        }
+        books
+    }
+}
+
+impl ReplicaBooks {
+    /// Returns the credits of a key in the books of all replicas.
+    pub fn credits_of(&self, key: &str) -> u64 {
+        let key_hash = Fingerprint::new(key).to_string();
+        let records = self.records.iter().flatten().filter(|record| record.key_hash == key_hash);
+        u64::try_from(records.map(|record| record.credits).sum::<i64>()).unwrap()
+    }
+}
+
+impl Replica {
+    fn start(folder: TempDir, settings: &[(String, String)]) -> Self {
+        let (program, url) = start_program(&folder, settings);
+        Self { program, url, folder }
+    }
+}
+
+/// Starts a program. Returns it with its URL.
+fn start_program(folder: &TempDir, settings: &[(String, String)]) -> (Option<Program>, String) {
+    let mut command: Command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+    command.env("KEYCHOIR_STORAGE__PATH", database_path(folder)).envs(settings.iter().cloned());
+    let mut program = Program::start(&mut command);
+    let url = format!("http://{}", program.wait_for_address());
+    (Some(program), url)
+}
+
+fn database_path(folder: &TempDir) -> PathBuf {
+    folder.path().join("keychoir.db")
+}
