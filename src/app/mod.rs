@@ -9,6 +9,7 @@ mod listen;
 mod mirror_task;
 mod online_check;
 mod reload;
+mod replica_task;
 mod router;
 mod start_error;
 
@@ -49,6 +50,7 @@ pub use start_error::{StartError, UnprotectedListener};
 
 use https::Certificates;
 use mirror_task::MirrorTask;
+use replica_task::ReplicaTask;
 use router::{ListenerScope, Router};
 use start_error::{check_exposure, check_operator_exposure};
 
@@ -79,6 +81,7 @@ pub struct RunningApp {
     renewal_task: AbortOnDrop,
     store_writer: WriterHandle,
     mirror_task: Option<MirrorTask>,
+    replica: Option<ReplicaTask>,
 }
 
 /// Whether all requests were completed before the drain ended.
@@ -132,6 +135,7 @@ pub fn start(
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_totals = store.read_client_usage(clock::now())?;
+    let replica_id = store.replica_id(&replica_task::new_id())?;
     let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
     let user_reader = Arc::new(store_writer.history.clone());
     let client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
@@ -178,11 +182,18 @@ pub fn start(
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
+    let replica = app_config.redis.map(|settings| {
+        let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
+        ReplicaTask::start(settings, &pool, replica_id, regions)
+    });
+    let replica = replica.transpose()?;
     let (polling_settings, quota_task) = app_config
         .polling
         .map(|polling| {
             let (settings_sender, settings) = watch::channel(polling);
-            let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), usage.clone(), settings);
+            let sharing = replica.as_ref().map(|replica| replica.poll_sharing.clone());
+            let poller = QuotaPoller::new(Arc::clone(&pool), upstream.clone(), usage.clone(), settings)
+                .with_sharing(sharing);
             (settings_sender, Tasks::new().spawn_guarded(poller.run(rounds_sender)))
         })
         .unzip();
@@ -260,6 +271,7 @@ pub fn start(
         renewal_task,
         store_writer,
         mirror_task,
+        replica,
     })
 }
 

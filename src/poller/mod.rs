@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::clock;
@@ -21,6 +21,7 @@ use crate::policy::budget::Quota;
 use crate::policy::forecast::Forecast;
 use crate::policy::key_state::CooldownReason;
 use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_delay};
+use crate::policy::units::UnixMs;
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
@@ -42,6 +43,39 @@ pub struct Settings {
     pub regions: Arc<[Arc<Authority>]>,
 }
 
+/// Whether this program polls the provider. Of several replicas of a pool, one polls for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollingRole {
+    /// The replicas have not decided yet.
+    Undecided,
+    /// This program polls.
+    Leader,
+    /// Another replica polls, and this program applies its results.
+    Follower,
+}
+
+/// The result of a poll, for the other replicas of the pool.
+#[derive(Clone, Debug)]
+pub struct OwnPoll {
+    /// The fingerprint of the key.
+    pub key: Fingerprint,
+    /// The result.
+    pub observation: Observation,
+    /// The time of the response.
+    pub at: UnixMs,
+    /// The host of the key, if it is not the default one.
+    pub region: Option<Arc<Authority>>,
+}
+
+/// The connection of a poller to the other replicas of the pool.
+#[derive(Clone, Debug)]
+pub struct PollSharing {
+    /// Whether this program polls.
+    pub role: watch::Receiver<PollingRole>,
+    /// Receives the results.
+    pub polls: mpsc::Sender<OwnPoll>,
+}
+
 /// Minimum interval between two polls of one key, whatever requests are refused, because the provider also
 /// limits the rate of polls.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +87,7 @@ pub struct QuotaPoller<C> {
     upstream: Upstream<C>,
     usage: UsageSink,
     settings: watch::Receiver<Settings>,
+    sharing: Option<PollSharing>,
 }
 
 /// Interval between two requests for the list of models. The provider adds models a few times a
@@ -93,7 +128,17 @@ impl<C: Connect> QuotaPoller<C> {
         usage: UsageSink,
         settings: watch::Receiver<Settings>,
     ) -> Self {
-        Self { pool, upstream, usage, settings }
+        Self { pool, upstream, usage, settings, sharing: None }
+    }
+
+    /// Polls only while the replicas decide so, and sends the results to the others.
+    #[must_use]
+    pub fn with_sharing(self, sharing: Option<PollSharing>) -> Self {
+        Self { sharing, ..self }
+    }
+
+    fn role(&self) -> PollingRole {
+        self.sharing.as_ref().map_or(PollingRole::Leader, |sharing| *sharing.role.borrow())
     }
 
     /// Polls one key at a time and never returns. Increments `rounds` when every key was polled after startup and after
@@ -112,8 +157,12 @@ impl<C: Connect> QuotaPoller<C> {
                 }
                 is_counted = false;
             }
-            self.poll_due_keys(&mut state, &settings).await;
-            if !std::mem::replace(&mut is_counted, true) {
+            let role = self.role();
+            match role {
+                PollingRole::Leader => self.poll_due_keys(&mut state, &settings).await,
+                PollingRole::Follower | PollingRole::Undecided => {}
+            }
+            if role != PollingRole::Undecided && !std::mem::replace(&mut is_counted, true) {
                 rounds.send_modify(|rounds| *rounds += 1);
             }
             let next_poll_at = state.keys.values().filter_map(|key| key.next_poll_at).min();
@@ -125,10 +174,21 @@ impl<C: Connect> QuotaPoller<C> {
                     std::future::pending::<()>().await;
                 }
             };
+            let mut role_changes = self.sharing.as_ref().map(|sharing| sharing.role.clone());
+            let role_changed = async {
+                if let Some(changes) = &mut role_changes
+                    && changes.wait_for(|current| *current != role).await.is_ok()
+                {
+                    return;
+                }
+                // Without other replicas, and while the program ends, the role stays the same.
+                std::future::pending().await
+            };
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 () = self.pool.poll_requested() => {}
                 () = changed => {}
+                () = role_changed => {}
             }
         }
     }
@@ -157,14 +217,20 @@ impl<C: Connect> QuotaPoller<C> {
                 polled_key.next_poll_at = Some(next);
                 continue;
             }
+            if self.sharing.is_some() && polled_key.next_poll_at.is_none() {
+                // The previous leader may have polled the key recently.
+                let age = key.workspace().polled_at().map(|at| clock::now().since(at));
+                polled_key.next_poll_at =
+                    age.and_then(|age| settings.interval.checked_sub(age)).map(|rest| now + rest);
+            }
             if polled_key.next_poll_at.is_some_and(|at| at > now) && !key.is_poll_requested() {
                 continue;
             }
-            let mut outcome = self.poll(&client, &roster, key, &mut quotas).await;
+            let (mut outcome, mut observation) = self.poll(&client, &roster, key, &mut quotas).await;
             let has_wrong_host =
                 key.cooldown().is_some_and(|cooldown| cooldown.reason == CooldownReason::WrongHost);
             if has_wrong_host && !std::mem::replace(&mut polled_key.has_tried_regions, true) {
-                self.find_region(&client, key, &settings.regions).await;
+                observation = self.find_region(&client, key, &settings.regions).await.or(observation);
                 outcome = PollOutcome::Quota;
             }
             self.find_workspace(&client, key, outcome, polled_key).await;
@@ -172,6 +238,16 @@ impl<C: Connect> QuotaPoller<C> {
             // The poll may have found the region of the key.
             let current_roster = self.pool.roster();
             polled_key.destination = current_roster.find(fingerprint).unwrap_or(key).destination().cloned();
+            if let Some((sharing, observation)) = self.sharing.as_ref().zip(observation) {
+                let region = current_roster.find(fingerprint).and_then(|key| key.authority()).cloned();
+                // The next poll replaces one that is dropped because the others cannot be reached.
+                let _ = sharing.polls.try_send(OwnPoll {
+                    key: fingerprint,
+                    observation,
+                    at: clock::now(),
+                    region,
+                });
+            }
             let now = clock::now();
             let delay =
                 next_poll_delay(&poll_state(&roster, key, outcome), settings.interval, fastrand::f64(), now);
@@ -202,10 +278,10 @@ impl<C: Connect> QuotaPoller<C> {
         roster: &Roster,
         key: &'k Key,
         quotas: &mut Vec<PolledQuota<'k>>,
-    ) -> PollOutcome {
+    ) -> (PollOutcome, Option<Observation>) {
         let Some(observation) = client.quota(key).await else {
             debug!(key = key.api_key().short().as_str(), "the provider returned no quota of this key");
-            return PollOutcome::NoResponse;
+            return (PollOutcome::NoResponse, None);
         };
         let outcome = match &observation {
             Observation::Quota { quota, .. } => {
@@ -219,13 +295,18 @@ impl<C: Connect> QuotaPoller<C> {
             Observation::Invalid { .. } => PollOutcome::Quota,
             Observation::Unreadable => PollOutcome::Unreadable,
         };
-        log_transitions(&self.pool.observe(roster, key, observation, clock::now()));
-        outcome
+        log_transitions(&self.pool.observe(roster, key, observation.clone(), clock::now()));
+        (outcome, Some(observation))
     }
 
     /// Polls a key of another region at each regional host, with one free request per host. From then on,
-    /// requests with the key are sent to the first host that accepts it.
-    async fn find_region(&self, client: &ProviderClient<'_, C>, key: &Key, regions: &[Arc<Authority>]) {
+    /// requests with the key are sent to the first host that accepts it. Returns its response.
+    async fn find_region(
+        &self,
+        client: &ProviderClient<'_, C>,
+        key: &Key,
+        regions: &[Arc<Authority>],
+    ) -> Option<Observation> {
         let name = key.api_key().short().as_str();
         for region in regions.iter().map(|region| key.route_to(region)) {
             if Some(&region) == key.authority() {
@@ -238,7 +319,7 @@ impl<C: Connect> QuotaPoller<C> {
             self.pool.record_region(key, &region);
             let roster = self.pool.roster();
             if let Some(regional_key) = roster.find(key.api_key().fingerprint()) {
-                log_transitions(&self.pool.observe(&roster, regional_key, observation, clock::now()));
+                log_transitions(&self.pool.observe(&roster, regional_key, observation.clone(), clock::now()));
             }
             let event = "key_region_found";
             let host = region.host();
@@ -248,8 +329,9 @@ impl<C: Connect> QuotaPoller<C> {
                 host,
                 "Key {name} works at {host}; its requests go there. Set that host as the base_url of the key"
             );
-            return;
+            return Some(observation);
         }
+        None
     }
 
     /// Requests the workspace of a key whose poll returned its quota, once per key.

@@ -3,7 +3,7 @@
 use super::LinkSettings;
 
 /// The commands of replicas, by themselves and in scripts. HELLO needs no permission.
-pub(super) const COMMANDS: [&str; 13] = [
+pub(super) const COMMANDS: [&str; 16] = [
     "eval",
     "get",
     "set",
@@ -12,7 +12,10 @@ pub(super) const COMMANDS: [&str; 13] = [
     "hset",
     "hdel",
     "hgetall",
+    "hincrby",
+    "hlen",
     "pexpire",
+    "pttl",
     "time",
     "publish",
     "subscribe",

@@ -35,6 +35,14 @@ pub(super) struct CreditStatement {
     pub(super) is_idle: bool,
 }
 
+impl CreditStatement {
+    /// Whether another statement would lead to the same reply.
+    pub(super) fn is_same(self, other: Self) -> bool {
+        let without_base = |statement| Self { base: None, held: 0, ..statement };
+        self.base.is_some() == other.base.is_some() && without_base(self) == without_base(other)
+    }
+}
+
 /// The reply to a [`CreditStatement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CreditGrant {
@@ -166,10 +174,8 @@ impl Credits {
             // A poll has changed the count while the statement was on its way. The next statement contains it.
             return None;
         }
-        let foreign = grant
-            .base
-            .saturating_add_unsigned(used_before)
-            .saturating_add_unsigned(grant.used_by_others);
+        let foreign =
+            grant.base.saturating_add_unsigned(used_before).saturating_add_unsigned(grant.used_by_others);
         self.foreign = Some(foreign);
         self.lease_end = Some(sent + GRANT_LEASE - LEASE_MARGIN);
         let granted = grant.granted.cast_signed().saturating_sub_unsigned(used_before);

@@ -146,9 +146,7 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
         remaining: reported.map(|(remaining, _)| remaining),
         required: reported.map(|(_, required)| required),
         scaled_remaining,
-        retry_after_ms: evidence
-            .retry_after
-            .map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        retry_after_ms: evidence.retry_after.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
         is_repeated_elsewhere: evidence.is_repeated_elsewhere,
         status: evidence.source.status,
     };
@@ -157,12 +155,7 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
 }
 
 /// Parses the evidence of another replica. `at` is the local time of the refusal, `replica` the id of that replica.
-pub(super) fn parse_evidence(
-    name: &EvidenceName,
-    text: &str,
-    at: UnixMs,
-    replica: &str,
-) -> Option<Evidence> {
+pub(super) fn parse_evidence(name: &EvidenceName, text: &str, at: UnixMs, replica: &str) -> Option<Evidence> {
     let document: EvidenceDocument = serde_json::from_str(text).ok()?;
     let claim = match name.claim {
         ClaimName::Credits => ClaimedFault::Credits {

@@ -186,7 +186,15 @@ mod tests {
         let message = Message::Entry { replica: "r2".to_owned(), version: 7, entry: entry(1_000) };
         assert_eq!(Message::parse(text), Some(message));
         assert_eq!(Message::parse("demand r2").unwrap().replica(), "r2");
-        for other in ["", "demand", "evidence", "evidence r2", "evidence r2 x n 1 2 v", "evidence r2 1 n 1", "new r2 1 n 1 2 v"] {
+        for other in [
+            "",
+            "demand",
+            "evidence",
+            "evidence r2",
+            "evidence r2 x n 1 2 v",
+            "evidence r2 1 n 1",
+            "new r2 1 n 1 2 v",
+        ] {
             assert_eq!(Message::parse(other), None, "{other}");
         }
     }

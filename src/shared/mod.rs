@@ -4,10 +4,23 @@
 //! nothing of this module runs.
 
 mod access;
+mod changes;
 mod connect_error;
 mod connection;
+mod credits;
+mod evidence;
+mod maps;
+mod members;
+mod polls;
 mod probe;
 mod push;
+mod replica;
+mod reply;
+mod scripts;
+mod shared_clock;
+mod slots;
+mod task;
+mod view;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +32,8 @@ pub use connect_error::{RedisConnectError, RedisRefusal};
 pub use connection::{RedisConnection, RedisEndpoint, RedisServer};
 pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
 pub use push::{Push, Pushes};
+pub use task::{LinkInputs, LinkTask};
+pub use view::{LinkState, PoolView, ReplicaInfo, SharedPoolView};
 
 /// The Redis that replicas share, and the timing of the connection to it.
 #[derive(Clone, Debug)]

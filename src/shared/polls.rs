@@ -14,6 +14,8 @@ use crate::pool::Observation;
 pub(super) struct SharedPoll {
     pub(super) observation: Observation,
     pub(super) workspace: Option<SharedId>,
+    /// The host of the key's region, if it is not the default one.
+    pub(super) region: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -41,6 +43,8 @@ struct PollDocument {
     voices_left: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     workspace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    region: Option<String>,
 }
 
 const QUOTA: &str = "quota";
@@ -51,6 +55,7 @@ const WRONG_HOST: &str = "wrong_host";
 /// Formats the result of a poll. The reset date is the provider's, so that it is the same on every machine.
 pub(super) fn format_poll(poll: &SharedPoll) -> String {
     let workspace = poll.workspace.map(|id| id.to_string());
+    let region = poll.region.clone();
     let document = match &poll.observation {
         Observation::Quota { quota, tier, is_paid, capabilities } => PollDocument {
             result: QUOTA.to_owned(),
@@ -67,13 +72,14 @@ pub(super) fn format_poll(poll: &SharedPoll) -> String {
             can_clone: capabilities.can_clone,
             voices_left: capabilities.voices_left,
             workspace,
+            region,
         },
         Observation::Unreadable => {
-            PollDocument { result: UNREADABLE.to_owned(), workspace, ..PollDocument::default() }
+            PollDocument { result: UNREADABLE.to_owned(), workspace, region, ..PollDocument::default() }
         }
         Observation::Invalid { verdict, .. } => {
             let result = if *verdict == Verdict::WrongHost { WRONG_HOST } else { INVALID };
-            PollDocument { result: result.to_owned(), workspace, ..PollDocument::default() }
+            PollDocument { result: result.to_owned(), workspace, region, ..PollDocument::default() }
         }
     };
     // Texts, numbers and booleans are always valid JSON.
@@ -105,17 +111,14 @@ pub(super) fn parse_poll(text: &str, replica: &str) -> Option<SharedPoll> {
             },
             tier: document.tier,
             is_paid: document.is_paid,
-            capabilities: Capabilities {
-                can_clone: document.can_clone,
-                voices_left: document.voices_left,
-            },
+            capabilities: Capabilities { can_clone: document.can_clone, voices_left: document.voices_left },
         },
         UNREADABLE => Observation::Unreadable,
         INVALID => refusal(Verdict::InvalidKey),
         WRONG_HOST => refusal(Verdict::WrongHost),
         _ => return None,
     };
-    Some(SharedPoll { observation, workspace })
+    Some(SharedPoll { observation, workspace, region: document.region })
 }
 
 #[cfg(test)]
@@ -138,13 +141,20 @@ mod tests {
             quota(Extension::Unlimited),
             Observation::Unreadable,
         ] {
-            let poll = SharedPoll { observation, workspace: SharedId::parse(&"0a".repeat(16)) };
+            let poll = SharedPoll {
+                observation,
+                workspace: SharedId::parse(&"0a".repeat(16)),
+                region: Some("api.eu.residency.elevenlabs.io".to_owned()),
+            };
             assert_eq!(parse_poll(&format_poll(&poll), "r1"), Some(poll));
         }
         for verdict in [Verdict::InvalidKey, Verdict::WrongHost] {
             let source = RefusalSource { message: "a text".into(), ..RefusalSource::default() };
-            let poll =
-                SharedPoll { observation: Observation::Invalid { verdict, source }, workspace: None };
+            let poll = SharedPoll {
+                observation: Observation::Invalid { verdict, source },
+                workspace: None,
+                region: None,
+            };
             let text = format_poll(&poll);
             assert!(!text.contains("a text"), "{text}");
             let Some(SharedPoll { observation: Observation::Invalid { verdict: received, .. }, .. }) =

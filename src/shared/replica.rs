@@ -9,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::changes::KeyIndex;
 use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits, GRANT_LEASE};
-use super::maps::{KnownMaps, MapEntry, Outdated};
+use super::maps::{KnownMaps, Outdated};
 use super::members::{Description, LEADER_LEASE, LISTED, MEMBER_TTL, Membership};
 use super::reply::{UnexpectedReply, list};
 use super::scripts::{self, Keyspace, Map, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
 use super::slots::{ROTATION, SLOT_LEASE, SlotGrant, SlotStatement, Slots};
+use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
 use crate::policy::units::UnixMs;
 use crate::pool::{Pool, QueuedDemand, Roster, Workspace};
@@ -26,8 +29,22 @@ use crate::telemetry::log_transitions;
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// The time after which Redis forgets the credits of a workspace that no replica states.
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
+/// The assumed number of replicas before Redis has responded, so that a replica that starts without it does not use the
+/// whole pool.
+const UNKNOWN_REPLICAS: u32 = 2;
 /// Maximum number of subjects in one call, so that a call does not block Redis for long.
 const MAX_SUBJECTS: usize = 128;
+
+/// What distinguishes this replica from others.
+#[derive(Debug)]
+pub(super) struct ReplicaSettings {
+    pub(super) id: String,
+    pub(super) pool_name: SharedPoolName,
+    /// Whether this replica can poll the provider for all.
+    pub(super) can_lead: bool,
+    /// The regional hosts of the provider.
+    pub(super) regions: Arc<[Arc<Authority>]>,
+}
 
 /// The state of this replica.
 #[derive(Debug)]
@@ -37,6 +54,9 @@ pub(super) struct Replica {
     pub(super) pool: Arc<Pool>,
     pub(super) clock: SharedClock,
     pub(super) maps: KnownMaps,
+    pub(super) key_index: KeyIndex,
+    /// The regional hosts of the provider.
+    pub(super) regions: Arc<[Arc<Authority>]>,
     description: Description,
     started_at: UnixMs,
     /// Whether this replica can poll the provider for all.
@@ -62,12 +82,7 @@ struct WorkspaceState {
 
 impl WorkspaceState {
     fn new(instant: Instant) -> Self {
-        Self {
-            credits: Credits::new(instant),
-            stated: None,
-            slots: Default::default(),
-            polled_at: None,
-        }
+        Self { credits: Credits::new(instant), stated: None, slots: Default::default(), polled_at: None }
     }
 }
 
@@ -79,6 +94,9 @@ pub(super) struct Beat {
     workspaces: HashMap<SharedId, Arc<Workspace>>,
     credits: Vec<(SharedId, CreditStatement)>,
     slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
+    /// Whether a statement differs from the last one, or all are due again.
+    pub(super) is_due: bool,
+    is_full: bool,
 }
 
 /// What follows from the replies to a beat.
@@ -94,7 +112,8 @@ pub(super) struct BeatOutcome {
 }
 
 impl Replica {
-    pub(super) fn new(id: String, pool_name: &str, pool: Arc<Pool>, can_lead: bool, started_at: UnixMs) -> Self {
+    pub(super) fn new(settings: ReplicaSettings, pool: Arc<Pool>, started_at: UnixMs) -> Self {
+        let ReplicaSettings { id, pool_name, can_lead, regions } = settings;
         let description = Description {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             process: fastrand::u64(1..1 << 53),
@@ -106,11 +125,13 @@ impl Replica {
             pool,
             clock: SharedClock::default(),
             maps: KnownMaps::default(),
+            key_index: KeyIndex::default(),
+            regions,
             description,
             started_at,
             can_lead,
             membership: None,
-            replicas: 1,
+            replicas: UNKNOWN_REPLICAS,
             workspaces: HashMap::new(),
             last_full_beat: None,
             is_alone: true,
@@ -122,9 +143,9 @@ impl Replica {
         self.membership.as_ref()
     }
 
-    /// Returns the number of live replicas at the last reply, at least 1.
-    pub(super) fn live_replicas(&self) -> u32 {
-        self.replicas
+    /// Whether Redis does not respond.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_alone
     }
 
     /// Whether this replica polls the provider: it is the leader, or no other replica is known to be.
@@ -144,18 +165,17 @@ impl Replica {
     pub(super) fn beat(&mut self, moment: Moment) -> Beat {
         let roster = self.pool.roster();
         let queued = self.pool.queued_demand();
-        let is_full = self.last_full_beat.is_none_or(|last| {
-            moment.instant.saturating_duration_since(last) >= FULL_BEAT_INTERVAL
-        });
-        if is_full {
-            self.last_full_beat = Some(moment.instant);
-        }
+        let is_full = self
+            .last_full_beat
+            .is_none_or(|last| moment.instant.saturating_duration_since(last) >= FULL_BEAT_INTERVAL);
         let mut beat = Beat {
             calls: Vec::new(),
             sent: moment,
             workspaces: HashMap::new(),
             credits: Vec::new(),
             slots: Vec::new(),
+            is_due: is_full,
+            is_full,
         };
         for workspace in roster.workspaces() {
             self.state_workspace(workspace, &queued, is_full, moment, &mut beat);
@@ -201,8 +221,9 @@ impl Replica {
                 learned_at,
                 instant: moment.instant,
             });
-            if is_full || state.stated != Some(statement) || statement.needed > 0 {
-                state.stated = Some(statement);
+            let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
+            beat.is_due |= is_changed;
+            if is_full || is_changed || statement.needed > 0 {
                 beat.credits.push((id, statement));
             }
         }
@@ -210,6 +231,7 @@ impl Replica {
             let usage = workspace.sample_slots(group);
             let queued = queued.slots[group.index()];
             if let Some(statement) = slots.statement(usage, queued, shared_now, moment.instant) {
+                beat.is_due |= slots.is_changed(statement);
                 beat.slots.push((id, group, statement));
             }
         }
@@ -246,11 +268,8 @@ impl Replica {
         let key = |(workspace, group, _): &(SharedId, ConcurrencyGroup, _)| {
             self.keyspace.slots(*workspace, group.index())
         };
-        let mut arguments = vec![
-            self.id.clone(),
-            SLOT_LEASE.as_millis().to_string(),
-            ROTATION.as_millis().to_string(),
-        ];
+        let mut arguments =
+            vec![self.id.clone(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
         for (.., statement) in statements {
             let SlotStatement { held, demand, max, max_stamp } = statement;
             arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
@@ -276,6 +295,9 @@ impl Replica {
         let mut outcome =
             BeatOutcome { outdated: self.maps.compare(&membership.versions), ..BeatOutcome::default() };
         self.membership = Some(membership);
+        if beat.is_full {
+            self.last_full_beat = Some(beat.sent.instant);
+        }
         let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
         let (credit_replies, slot_replies) = others.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
         let credit_replies = flatten(credit_replies)?;
@@ -284,7 +306,14 @@ impl Replica {
             return Err(UnexpectedReply);
         }
         for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
-            self.apply_credits(*id, *statement, CreditGrant::from_value(reply)?, beat, received, &mut outcome);
+            self.apply_credits(
+                *id,
+                *statement,
+                CreditGrant::from_value(reply)?,
+                beat,
+                received,
+                &mut outcome,
+            );
         }
         for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
@@ -317,6 +346,7 @@ impl Replica {
         let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
             return;
         };
+        state.stated = Some(statement);
         outcome.is_unmet |= Credits::is_unmet(statement, grant);
         outcome.has_released |= grant.is_lower_than(statement);
         outcome.is_incomplete |= statement.used.is_none();
@@ -347,12 +377,6 @@ impl Replica {
                 }
             }
         }
-    }
-
-    /// Applies an entry of a map that is newer than the known one. Returns an entry that this module does not know
-    /// how to apply.
-    pub(super) fn record_entry(&mut self, entry: &MapEntry) -> bool {
-        self.maps.record(entry)
     }
 }
 

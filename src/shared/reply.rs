@@ -5,7 +5,7 @@ use redis::Value;
 /// A reply of a shape that no script of this version returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Redis returned a reply of an unexpected shape")]
-pub struct UnexpectedReply;
+pub(super) struct UnexpectedReply;
 
 /// Returns the elements of a list.
 pub(super) fn list(value: &Value) -> Result<&[Value], UnexpectedReply> {
@@ -20,9 +20,7 @@ pub(super) fn list(value: &Value) -> Result<&[Value], UnexpectedReply> {
 pub(super) fn integer(value: &Value) -> Result<i64, UnexpectedReply> {
     match value {
         Value::Int(number) => Ok(*number),
-        Value::BulkString(_) | Value::SimpleString(_) => {
-            text(value)?.parse().map_err(|_| UnexpectedReply)
-        }
+        Value::BulkString(_) | Value::SimpleString(_) => text(value)?.parse().map_err(|_| UnexpectedReply),
         _ => Err(UnexpectedReply),
     }
 }
@@ -50,10 +48,7 @@ pub(super) fn tuple<const N: usize>(value: &Value) -> Result<&[Value; N], Unexpe
 pub(super) fn fields(value: &Value) -> Result<Vec<(&str, &str)>, UnexpectedReply> {
     match value {
         Value::Map(pairs) => pairs.iter().map(|(field, value)| Ok((text(field)?, text(value)?))).collect(),
-        _ => list(value)?
-            .chunks_exact(2)
-            .map(|pair| Ok((text(&pair[0])?, text(&pair[1])?)))
-            .collect(),
+        _ => list(value)?.chunks_exact(2).map(|pair| Ok((text(&pair[0])?, text(&pair[1])?))).collect(),
     }
 }
 

@@ -1,14 +1,9 @@
-//! The scripts that run inside Redis, and the names of the keys that they use.
-//!
-//! All keys of a pool begin with `{keychoir:POOL}:1:`. The braces put them into one hash slot of a cluster, and the
-//! number is the version of their format. Every key has a time to live.
+//! The scripts that run inside Redis, and the names of the keys that they use. Every key has a time to live.
 
 use redis::Cmd;
 
+use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
-
-/// The version of the format of keys and values.
-const FORMAT: &str = "1";
 
 pub(super) const MEMBERS: &str = include_str!("scripts/members.lua");
 pub(super) const GRANTS: &str = include_str!("scripts/grants.lua");
@@ -36,10 +31,10 @@ impl ScriptCall {
     }
 }
 
-/// The names of the keys of one pool.
+/// The names of the keys of one pool. All are in one hash slot of a cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Keyspace {
-    prefix: String,
+    pool: SharedPoolName,
 }
 
 /// A map in which the newest entry of a name wins.
@@ -92,16 +87,16 @@ impl Map {
 }
 
 impl Keyspace {
-    pub(super) fn new(pool: &str) -> Self {
-        Self { prefix: format!("{{keychoir:{pool}}}:{FORMAT}:") }
+    pub(super) fn new(pool: SharedPoolName) -> Self {
+        Self { pool }
     }
 
     fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
+        self.pool.key_prefix() + name
     }
 
     pub(super) fn channel(&self) -> String {
-        self.key("changes")
+        self.pool.changes_channel()
     }
 
     pub(super) fn members(&self) -> String {

@@ -6,11 +6,11 @@ use crate::policy::units::UnixMs;
 
 /// One moment on both clocks of this process.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(super) struct Moment {
     /// The date and time.
-    pub now: UnixMs,
+    pub(super) now: UnixMs,
     /// The monotonic clock, for leases.
-    pub instant: Instant,
+    pub(super) instant: Instant,
 }
 
 /// The offset between the clock of Redis and that of this process, from the sample with the shortest round trip.

@@ -75,6 +75,8 @@ pub(super) struct Slots {
     max_stamp: u64,
     /// The share that was applied last.
     share: Option<u32>,
+    /// The last statement that Redis has received.
+    stated: Option<SlotStatement>,
 }
 
 impl Slots {
@@ -111,8 +113,14 @@ impl Slots {
         })
     }
 
+    /// Whether a statement differs from the last one that Redis has received.
+    pub(super) fn is_changed(&self, statement: SlotStatement) -> bool {
+        self.stated != Some(statement)
+    }
+
     /// Applies the reply to a statement that was sent at `sent`.
     pub(super) fn apply(&mut self, statement: SlotStatement, grant: SlotGrant, sent: Instant) -> SlotChange {
+        self.stated = Some(statement);
         let mut change = SlotChange::default();
         if grant.max_stamp > self.max_stamp && grant.max > 0 && self.max != Some(grant.max) {
             self.max = Some(grant.max);
@@ -129,7 +137,12 @@ impl Slots {
     }
 
     /// Returns the share without a current grant, if it changes: a loan, or without a link a part of the maximum.
-    pub(super) fn fall_back(&mut self, replicas: u32, is_alone: bool, instant: Instant) -> Option<Option<u32>> {
+    pub(super) fn fall_back(
+        &mut self,
+        replicas: u32,
+        is_alone: bool,
+        instant: Instant,
+    ) -> Option<Option<u32>> {
         if self.lease_end.is_some_and(|end| end > instant) {
             return None;
         }

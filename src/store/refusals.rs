@@ -118,6 +118,18 @@ impl RefusalRows {
     }
 }
 
+/// Formats a refusal as it is stored.
+#[must_use]
+pub fn refusal_to_json(record: &RefusalRecord) -> String {
+    document::to_json(record)
+}
+
+/// Parses a stored refusal. Returns `None` for another text.
+#[must_use]
+pub fn refusal_from_json(json: &str) -> Option<RefusalRecord> {
+    document::from_json(json)
+}
+
 /// Reads all refusals, the oldest first. An unreadable row is skipped, because the provider will refuse the
 /// request again.
 pub(super) fn read(connection: &Connection) -> Result<Vec<RefusalRecord>, rusqlite::Error> {

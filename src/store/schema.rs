@@ -6,7 +6,7 @@ use super::attempts::migration;
 use super::{changes, key_names, owners, refusals, users};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 14] = [
+const MIGRATIONS: [&str; 15] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -350,6 +350,12 @@ const MIGRATIONS: [&str; 14] = [
     migration::TABLE,
     changes::TABLE,
     users::TABLE,
+    "
+    -- The id of this replica in a pool that several replicas share: one row.
+    CREATE TABLE replica (
+        id TEXT PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+    ",
 ];
 
 /// The version from which the log of owners has one row per commit.

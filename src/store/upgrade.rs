@@ -32,6 +32,7 @@ const CHANGES: [&str; schema::VERSION] = [
     "one row per attempt; the rest of a large file is converted while Keychoir runs",
     "a table for the changes of operators",
     "end users and regions of attempts, and their hourly sums",
+    "the id of the replica",
 ];
 
 /// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.

@@ -1,0 +1,203 @@
+//! Turns changes of the pool into entries of the maps, and applies the entries of other replicas to the pool.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::evidence::{EvidenceName, REFUTED, format_evidence, key_id, parse_evidence};
+use super::maps::MapEntry;
+use super::polls::{SharedPoll, format_poll, parse_poll};
+use super::replica::Replica;
+use super::scripts::Map;
+use super::shared_clock::Moment;
+use crate::policy::evidence::{ClaimedFault, Evidence};
+use crate::policy::shared_id::{SharedId, SharedKind};
+use crate::policy::units::UnixMs;
+use crate::poller::OwnPoll;
+use crate::pool::{Key, OwnerId, PoolChange, RefusalRecord, Roster};
+use crate::secret::Fingerprint;
+use crate::store::{refusal_from_json, refusal_to_json};
+use crate::telemetry::log_transitions;
+
+/// The time for which the result of a poll is kept. It outlasts the longest interval between two polls.
+const POLL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
+/// The time for which a refusal of a kind of request is kept, which outlasts the restriction that follows from it.
+const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
+
+impl Replica {
+    /// Returns the entry that states a change of the pool.
+    pub(super) fn entry_of_change(&mut self, change: &PoolChange) -> Option<MapEntry> {
+        let entry = match change {
+            PoolChange::Refused { key, is_about_key, evidence } => {
+                self.evidence_entry(*key, *is_about_key, evidence)
+            }
+            PoolChange::Refuted { key, is_about_key, claim, at } => {
+                let name = EvidenceName::new(*key, *is_about_key, *claim);
+                self.entry(Map::Evidence, name.to_string(), *at, evidence_ttl(*claim), REFUTED.to_owned())
+            }
+            PoolChange::Restricted(record) => self.refusal_entry(record),
+        };
+        self.maps.record(&entry).then_some(entry)
+    }
+
+    /// Returns the entry that states a poll by this replica.
+    pub(super) fn entry_of_poll(&mut self, poll: OwnPoll) -> Option<MapEntry> {
+        let workspace = self.pool.roster().reported_workspace(poll.key);
+        let region = poll.region.map(|region| region.host().to_owned());
+        let value = format_poll(&SharedPoll { observation: poll.observation, workspace, region });
+        let entry = self.entry(Map::Polls, key_id(poll.key).to_string(), poll.at, POLL_TTL, value);
+        self.maps.record(&entry).then_some(entry)
+    }
+
+    /// Returns all entries of a map that this replica can state from its own knowledge.
+    pub(super) fn restate(&mut self, map: Map, now: UnixMs) -> Vec<MapEntry> {
+        let roster = self.pool.roster();
+        let mut entries = Vec::new();
+        match map {
+            Map::Evidence => {
+                for key in roster.keys() {
+                    let fingerprint = key.api_key().fingerprint();
+                    let about_key = key.evidence().into_iter().map(|evidence| (true, evidence));
+                    let about_workspace =
+                        key.workspace().evidence().into_iter().map(|evidence| (false, evidence));
+                    entries.extend(about_key.chain(about_workspace).map(|(is_about_key, evidence)| {
+                        self.evidence_entry(fingerprint, is_about_key, &evidence)
+                    }));
+                }
+            }
+            Map::Refusals => {
+                let restrictions = self.pool.restrictions().all(now);
+                entries
+                    .extend(restrictions.iter().map(|restriction| self.refusal_entry(&restriction.record)));
+            }
+            // The leader states the next poll, and the owner of the overlay states it by itself.
+            Map::Polls | Map::Overlay => {}
+        }
+        entries.retain(|entry| self.maps.record(entry));
+        entries
+    }
+
+    fn evidence_entry(&self, key: Fingerprint, is_about_key: bool, evidence: &Evidence) -> MapEntry {
+        let name = EvidenceName::new(key, is_about_key, evidence.claim).to_string();
+        self.entry(Map::Evidence, name, evidence.at, evidence_ttl(evidence.claim), format_evidence(evidence))
+    }
+
+    fn refusal_entry(&self, record: &RefusalRecord) -> MapEntry {
+        // The name of a workspace stays on this machine. Other replicas find it by the key.
+        let record =
+            RefusalRecord { workspace: OwnerId::from_stored(""), source: Arc::default(), ..record.clone() };
+        let features = format!("{:?} {:?} {}", record.features, record.verdict.as_str(), record.key);
+        let name = SharedId::new(SharedKind::Identifier, &[features.as_bytes()]).to_string();
+        self.entry(Map::Refusals, name, record.at, REFUSAL_TTL, refusal_to_json(&record))
+    }
+
+    fn entry(&self, map: Map, name: String, at: UnixMs, ttl: Duration, value: String) -> MapEntry {
+        let stamp = self.clock.to_shared(at);
+        let ttl = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        MapEntry { map, name, stamp, expires_ms: stamp.saturating_add(ttl), value }
+    }
+
+    /// Applies an entry that `replica` has stated, if it is newer than the known one.
+    pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) {
+        let shared_now = self.clock.to_shared(moment.now);
+        if entry.expires_ms <= shared_now || !self.maps.record(entry) {
+            return;
+        }
+        let applied = match entry.map {
+            Map::Evidence => self.apply_evidence(entry, replica, moment.now),
+            Map::Refusals => self.apply_refusal(entry, moment.now),
+            Map::Polls => self.apply_poll(entry, replica, moment.now),
+            Map::Overlay => Some(()),
+        };
+        if applied.is_none() {
+            debug!(map = entry.map.as_str(), replica, "an entry of another replica has no effect here");
+        }
+    }
+
+    fn apply_evidence(&mut self, entry: &MapEntry, replica: &str, now: UnixMs) -> Option<()> {
+        let name = EvidenceName::parse(&entry.name)?;
+        let roster = self.pool.roster();
+        let key = self.key_index.find(&roster, name.key)?;
+        let transitions = if entry.value == REFUTED {
+            let is_refuted = |evidence: &Evidence| {
+                name.names(evidence) && self.clock.to_shared(evidence.at) <= entry.stamp
+            };
+            self.pool.remove_shared_refusal(&roster, key, name.is_about_key, is_refuted, now)
+        } else {
+            let at = self.clock.to_local(entry.stamp).min(now);
+            let evidence = parse_evidence(&name, &entry.value, at, replica)?;
+            self.pool.record_shared_refusal(&roster, key, name.is_about_key, evidence, now)
+        };
+        log_transitions(&transitions);
+        Some(())
+    }
+
+    fn apply_refusal(&self, entry: &MapEntry, now: UnixMs) -> Option<()> {
+        let mut record = refusal_from_json(&entry.value)?;
+        record.at = self.clock.to_local(entry.stamp).min(now);
+        let roster = self.pool.roster();
+        // A key that is not configured here restricts nothing.
+        roster.find(record.key)?;
+        self.pool.record_shared_restriction(&roster, record, now);
+        Some(())
+    }
+
+    fn apply_poll(&mut self, entry: &MapEntry, replica: &str, now: UnixMs) -> Option<()> {
+        let SharedPoll { observation, workspace, region } = parse_poll(&entry.value, replica)?;
+        let id = SharedId::parse(&entry.name)?;
+        let roster = self.pool.roster();
+        let key = self.key_index.find(&roster, id)?;
+        if let Some(workspace) = workspace {
+            self.pool.record_workspace_id(key, workspace);
+        }
+        let region = self.regions.iter().find(|known| region.as_deref() == Some(known.host()));
+        if let Some(region) = region.map(|region| key.route_to(region))
+            && key.authority() != Some(&region)
+        {
+            self.pool.record_region(key, &region);
+        }
+        // The workspace or the region may have replaced the roster.
+        let roster = self.pool.roster();
+        let key = self.key_index.find(&roster, id)?;
+        let at = self.clock.to_local(entry.stamp).min(now);
+        log_transitions(&self.pool.observe_shared(&roster, key, observation, at, now));
+        Some(())
+    }
+}
+
+/// Returns how long the evidence of a claim is kept for replicas that start later. Evidence that is still effective is
+/// stated again by those that have it.
+fn evidence_ttl(claim: ClaimedFault) -> Duration {
+    const DAY: u64 = 24 * 3_600;
+    Duration::from_secs(match claim {
+        ClaimedFault::RateLimited(_) => 3_600,
+        ClaimedFault::Locked
+        | ClaimedFault::Suspected
+        | ClaimedFault::InvalidKey
+        | ClaimedFault::WrongHost => 2 * DAY,
+        ClaimedFault::Credits { .. } => 32 * DAY,
+    })
+}
+
+/// Finds keys by their names for other replicas.
+#[derive(Debug, Default)]
+pub(super) struct KeyIndex {
+    /// The roster of the positions.
+    roster: Weak<Roster>,
+    positions: HashMap<SharedId, usize>,
+}
+
+impl KeyIndex {
+    fn find<'r>(&mut self, roster: &'r Arc<Roster>, id: SharedId) -> Option<&'r Arc<Key>> {
+        if !std::ptr::eq(self.roster.as_ptr(), Arc::as_ptr(roster)) {
+            let keys = roster.keys().iter().enumerate();
+            self.positions =
+                keys.map(|(position, key)| (key_id(key.api_key().fingerprint()), position)).collect();
+            // The reference keeps the address from being used for another roster.
+            self.roster = Arc::downgrade(roster);
+        }
+        roster.keys().get(*self.positions.get(&id)?)
+    }
+}

@@ -1,0 +1,123 @@
+//! What this replica knows of the pool, for status pages, metrics and the path of requests.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::members::Membership;
+use super::shared_clock::SharedClock;
+use crate::policy::units::UnixMs;
+
+/// The state of the connection to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// The first connection is not decided yet.
+    Connecting,
+    /// Redis responds, and the replicas share one pool.
+    Connected,
+    /// Redis does not respond, and this replica uses its part of the pool.
+    Alone,
+}
+
+impl LinkState {
+    /// Returns the text on status pages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Alone => "alone",
+        }
+    }
+}
+
+/// A replica of the pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaInfo {
+    /// Its random id, which it keeps in its database.
+    pub id: String,
+    /// The version of its program.
+    pub version: String,
+    /// The time of its start.
+    pub started_at: UnixMs,
+    /// The time of its last statement.
+    pub last_seen: UnixMs,
+    /// Whether it states itself regularly.
+    pub is_live: bool,
+    /// Whether it polls the provider for all replicas.
+    pub is_leader: bool,
+    /// Whether it is the replica that reports this.
+    pub is_self: bool,
+    /// Its part of the concurrent requests that are granted to replicas, from 0 to 1.
+    pub share: f64,
+}
+
+/// The pool as this replica knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolView {
+    /// The state of the connection to Redis.
+    pub link: LinkState,
+    /// The replicas at the last statement, the oldest first.
+    pub replicas: Vec<ReplicaInfo>,
+}
+
+/// A handle to the current [`PoolView`]. All clones share it.
+#[derive(Clone, Debug)]
+pub struct SharedPoolView(Arc<ArcSwap<PoolView>>);
+
+impl Default for SharedPoolView {
+    fn default() -> Self {
+        let view = PoolView { link: LinkState::Connecting, replicas: Vec::new() };
+        Self(Arc::new(ArcSwap::from_pointee(view)))
+    }
+}
+
+impl SharedPoolView {
+    /// Returns the current view.
+    #[must_use]
+    pub fn get(&self) -> Arc<PoolView> {
+        self.0.load_full()
+    }
+
+    pub(super) fn set(&self, view: PoolView) {
+        self.0.store(Arc::new(view));
+    }
+}
+
+/// Returns the replicas of a membership, as the replica `own_id` sees them.
+pub(super) fn replica_infos(
+    membership: &Membership,
+    own_id: &str,
+    clock: SharedClock,
+    member_ttl_ms: u64,
+) -> Vec<ReplicaInfo> {
+    let is_live = |expires_ms: u64| expires_ms > membership.now_ms;
+    let live = || membership.members.iter().filter(|member| is_live(member.expires_ms));
+    let slots: u64 = live().map(|member| member.description.slots).sum();
+    let count = live().count().max(1);
+    let mut replicas: Vec<ReplicaInfo> = membership
+        .members
+        .iter()
+        .map(|member| ReplicaInfo {
+            id: member.id.clone(),
+            version: member.description.version.clone(),
+            started_at: clock.to_local(member.description.started_ms),
+            last_seen: clock.to_local(member.expires_ms.saturating_sub(member_ttl_ms)),
+            is_live: is_live(member.expires_ms),
+            is_leader: membership.leader == member.id,
+            is_self: member.id == own_id,
+            share: match (is_live(member.expires_ms), slots) {
+                (false, _) => 0.0,
+                (true, 0) => 1.0 / lossy(count as u64),
+                (true, slots) => lossy(member.description.slots) / lossy(slots),
+            },
+        })
+        .collect();
+    replicas.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+    replicas
+}
+
+#[expect(clippy::cast_precision_loss, reason = "the counts are far below 2^53")]
+fn lossy(count: u64) -> f64 {
+    count as f64
+}
