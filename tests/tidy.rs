@@ -65,6 +65,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "proxy",
             "secret",
             "server",
+            "shared",
             "store",
             "telemetry",
             "upstream",

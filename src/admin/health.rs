@@ -6,6 +6,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::mirror;
 use crate::pool::KeySnapshot;
+use crate::shared::{LinkState, PoolView};
 use crate::store;
 use crate::upstream::Reachability;
 
@@ -53,6 +54,10 @@ pub struct Readiness {
     mirror: &'static str,
     /// Rows that Supabase refuses because of their content.
     mirror_rows_refused: u64,
+    /// `off` without other replicas, `connecting`, `connected`, or `alone` while Redis does not respond.
+    shared: &'static str,
+    /// The replicas that share the pool; 1 without others.
+    replicas: usize,
 }
 
 impl Readiness {
@@ -64,13 +69,15 @@ impl Readiness {
         mirror: Option<&mirror::MirrorHealth>,
         reachability: Reachability,
         is_draining: bool,
+        shared: Option<&PoolView>,
     ) -> Self {
         let is_store_failing = store_health.is_failing();
         let has_key = keys.iter().any(|key| key.state.can_serve());
         let mirror_state = mirror.map(mirror::MirrorHealth::state);
         let needs_operator = is_store_failing
             || mirror_state == Some(mirror::MirrorState::Paused)
-            || reachability == Reachability::Unreachable;
+            || reachability == Reachability::Unreachable
+            || shared.is_some_and(|view| view.link == LinkState::Alone);
         let status = match (has_key && !is_draining, needs_operator) {
             (false, _) => "unready",
             (true, true) => "degraded",
@@ -95,6 +102,8 @@ impl Readiness {
                 Some(mirror::MirrorState::Paused) => "paused",
             },
             mirror_rows_refused: mirror.map_or(0, mirror::MirrorHealth::refused),
+            shared: shared.map_or("off", |view| view.link.as_str()),
+            replicas: shared.map_or(1, |view| view.live_replicas().count().max(1)),
         }
     }
 

@@ -33,6 +33,7 @@ use crate::pool::Pool;
 use crate::proxy::{ProxyError, SharedConfig};
 use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
+use crate::shared::{PoolView, SharedPoolView};
 use crate::store;
 use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
@@ -55,6 +56,8 @@ pub struct Admin {
     pub store_health: store::Health,
     /// The state of the mirror, if there is one.
     pub mirror: Option<mirror::MirrorHealth>,
+    /// The pool as this replica sees it; `None` without other replicas.
+    pub shared: Option<SharedPoolView>,
     /// Whether the shutdown has started.
     pub draining: DrainFlag,
     /// The metrics of requests.
@@ -118,6 +121,11 @@ const METRICS_PATH: &str = "/metrics";
 const USAGE_PATH: &str = "/api/keychoir-usage";
 
 impl Admin {
+    /// Returns the pool as this replica sees it; `None` without other replicas.
+    fn pool_view(&self) -> Option<Arc<PoolView>> {
+        self.shared.as_ref().map(SharedPoolView::get)
+    }
+
     /// Returns the response if the path is one of Keychoir's; requests for other paths are proxied.
     #[must_use]
     pub fn response(
@@ -234,8 +242,14 @@ impl Admin {
     fn ready(&self, now: UnixMs) -> Response<Bytes> {
         let keys = self.pool.snapshot(now);
         let (mirror, reachability) = (self.mirror.as_ref(), self.reachability.get());
-        let readiness =
-            Readiness::new(&keys, &self.store_health, mirror, reachability, self.draining.is_set());
+        let readiness = Readiness::new(
+            &keys,
+            &self.store_health,
+            mirror,
+            reachability,
+            self.draining.is_set(),
+            self.pool_view().as_deref(),
+        );
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut response = json(status, &readiness);
         if self.draining.is_set() {

@@ -161,11 +161,17 @@ pub fn start(
     let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
+    let replica = app_config.redis.map(|settings| {
+        let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
+        ReplicaTask::start(settings, &pool, replica_id, regions)
+    });
+    let replica = replica.transpose()?;
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         store_health: store_writer.health.clone(),
         mirror: mirror_task.as_ref().map(|mirror_task| mirror_task.health.clone()),
+        shared: replica.as_ref().map(|replica| replica.view.clone()),
         draining: drain_flag.clone(),
         metrics: metrics.clone(),
         connections: connection_limiter.clone(),
@@ -182,11 +188,6 @@ pub fn start(
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
-    let replica = app_config.redis.map(|settings| {
-        let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
-        ReplicaTask::start(settings, &pool, replica_id, regions)
-    });
-    let replica = replica.transpose()?;
     let (polling_settings, quota_task) = app_config
         .polling
         .map(|polling| {
@@ -382,7 +383,7 @@ impl RunningApp {
         let Drain { draining, kept_connections, stop_accepting, close_idle, abort, .. } = &self.drain;
         self.drain_flag.set();
         draining.cancel();
-        drop((self.quota_task, self.conversation_task, self.renewal_task));
+        drop((self.quota_task, self.conversation_task, self.renewal_task, self.replica));
         // Idle connections get at most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {

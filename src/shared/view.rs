@@ -61,6 +61,13 @@ pub struct PoolView {
     pub replicas: Vec<ReplicaInfo>,
 }
 
+impl PoolView {
+    /// Returns the replicas that state themselves regularly.
+    pub fn live_replicas(&self) -> impl Iterator<Item = &ReplicaInfo> {
+        self.replicas.iter().filter(|replica| replica.is_live)
+    }
+}
+
 /// A handle to the current [`PoolView`]. All clones share it.
 #[derive(Clone, Debug)]
 pub struct SharedPoolView(Arc<ArcSwap<PoolView>>);

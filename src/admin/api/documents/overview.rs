@@ -11,6 +11,7 @@ use crate::admin::{Admin, Readiness};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
+use crate::shared::ReplicaInfo;
 
 /// Returns the document of `GET overview`.
 pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, now: UnixMs) -> Value {
@@ -27,7 +28,15 @@ pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, n
     let per_day = workspaces.iter().map(|key| key.key.workspace().spent_per_day(now)).sum::<f64>();
     let config = admin.config.load();
     let (health, mirror) = (&admin.store_health, admin.mirror.as_ref());
-    let readiness = Readiness::new(&keys, health, mirror, admin.reachability.get(), admin.draining.is_set());
+    let pool_view = admin.pool_view();
+    let readiness = Readiness::new(
+        &keys,
+        health,
+        mirror,
+        admin.reachability.get(),
+        admin.draining.is_set(),
+        pool_view.as_deref(),
+    );
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "generation": generation,
@@ -69,6 +78,21 @@ pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, n
             "state": readiness.mirror(),
             "refused_rows": mirror.map_or(0, crate::mirror::MirrorHealth::refused),
         },
+        "shared": pool_view.as_ref().map_or("off", |view| view.link.as_str()),
+        "replicas": pool_view.iter().flat_map(|view| &view.replicas).map(replica_document).collect::<Vec<_>>(),
+    })
+}
+
+fn replica_document(replica: &ReplicaInfo) -> Value {
+    json!({
+        "id": replica.id,
+        "version": replica.version,
+        "started_at": replica.started_at.rfc3339(),
+        "last_seen": replica.last_seen.rfc3339(),
+        "is_live": replica.is_live,
+        "is_leader": replica.is_leader,
+        "is_self": replica.is_self,
+        "share": replica.share,
     })
 }
 
