@@ -1,8 +1,8 @@
 # Checks, tests, benchmarks and fuzzing. `make check test` runs what a pull request must pass.
 #
 # The targets install the packages that they need into directories that git ignores: the official SDKs, voice
-# frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. PostgreSQL and the forward proxies
-# tinyproxy and microsocks must be installed by the system's package manager.
+# frameworks, the Autobahn cases, schemathesis, PostgREST, and the proxies of the comparison. PostgreSQL, the forward proxies
+# tinyproxy and microsocks, redis-server, redis-sentinel and haproxy must be installed by the system's package manager.
 
 PYTHON ?= python3
 VENV := tests/sdk/python/.venv
@@ -20,7 +20,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo clean deny faults mutations bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare fuzz units
 
 check:
 	cargo fmt --check
@@ -104,16 +104,24 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 demo:
 	cargo run --locked --release -- demo
 
+# Runs two replicas with redis-server and haproxy, and kills one of them under load: deploy/replicas/README.md.
+demo-replicas:
+	cargo build --locked --release
+	$(PYTHON) deploy/replicas/demo/demo.py target/release/keychoir
+
 # Checks licences, sources and duplicate crates. It needs `cargo install cargo-deny`.
 deny:
 	cargo deny check bans licenses sources
 
 # Runs the fault tests that take too long for `make test`: all Autobahn cases; overload by clients, connections and
 # upstream failures; misbehaving WebSocket sessions; a full, read-only or failing disk (with a tmpfs and `strace`, if
-# available); 100 kills under load; uploads of up to 1 GB that are refused before, during and after the body. Finally
-# it runs mutations of hostile clients and providers until one fails. FAULTS_ROUNDS=1 stops after one round.
+# available); 100 kills under load; three replicas while Redis or a replica is lost; uploads of up to 1 GB that are refused
+# before, during and after the body. Finally it runs mutations of hostile clients and providers until one fails.
+# FAULTS_ROUNDS=1 stops after one round.
 FAULTS_LARGEST_MB ?= 1000
 FAULTS_KILLS ?= 100
+# Duration of each phase of the replicas in seconds.
+FAULTS_PHASE_SECONDS ?= 10
 
 faults: $(SOCKETS)/.installed
 	cargo build --locked --release
@@ -122,6 +130,7 @@ faults: $(SOCKETS)/.installed
 	$(PYTHON) tests/faults/sockets.py target/release/keychoir
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
+	$(PYTHON) tests/faults/replicas.py target/release/keychoir $(FAULTS_PHASE_SECONDS)
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 

@@ -549,7 +549,7 @@ fn forbidden_words_are_not_used() {
             }
         }
     };
-    for place in ["src", "tests", "benches", "config", "docs", "systemd"] {
+    for place in ["src", "tests", "benches", "config", "deploy", "docs", "systemd"] {
         walk(&root().join(place), &mut |path| {
             let is_text = ["rs", "md", "toml", "py", "mjs", "js", "sql", "service", "txt"]
                 .iter()

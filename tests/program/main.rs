@@ -19,6 +19,7 @@ mod config_show;
 mod control;
 mod database;
 mod demo;
+mod demo_replicas;
 mod diagnosis;
 mod lifecycle;
 mod log;

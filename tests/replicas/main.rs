@@ -16,10 +16,11 @@ mod credits;
 mod evidence;
 mod slots;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use keychoir::simulator::{KeyPlan, Ledger, Plan, WorkspacePlan};
 use support::redis::RedisServer;
 use support::replicas::TestReplicas;
-use tokio::task::JoinSet;
 
 const FIRST_KEY: &str = "sk_first_key_of_the_replicas_0000";
 const SECOND_KEY: &str = "sk_second_key_of_the_replicas_000";
@@ -78,37 +79,26 @@ fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
 /// Requests speech of this number of characters `count` times, `concurrent` at a time. Returns the numbers of served
 /// requests and of others.
 async fn request_speech(
-    replicas: &std::sync::Arc<TestReplicas>,
+    replicas: &TestReplicas,
     count: usize,
     concurrent: usize,
     characters: usize,
 ) -> (usize, usize) {
-    let (mut served, mut failed, mut sent) = (0, 0, 0);
-    let mut requests = JoinSet::new();
-    loop {
-        while sent < count && requests.len() < concurrent {
-            let replicas = std::sync::Arc::clone(replicas);
-            requests.spawn(async move {
-                let response = replicas.request_speech(characters).await;
-                let is_served = response.status() == 200;
-                let body = response.bytes().await;
-                is_served && body.is_ok()
-            });
-            sent += 1;
+    let (sent, served) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let send_in_turn = |_| async {
+        while sent.fetch_add(1, Ordering::Relaxed) < count {
+            let response = replicas.request_speech(characters).await;
+            if response.status() == 200 && response.bytes().await.is_ok() {
+                served.fetch_add(1, Ordering::Relaxed);
+            }
         }
-        match requests.join_next().await {
-            Some(is_served) => *(if is_served.unwrap() { &mut served } else { &mut failed }) += 1,
-            None => return (served, failed),
-        }
-    }
+    };
+    support::join_all((0..concurrent).map(send_in_turn)).await;
+    let served = served.into_inner();
+    (served, count - served)
 }
 
 /// Returns the number of requests for speech that the provider refused.
 fn refused_attempts(ledger: &Ledger) -> u64 {
     ledger.keys.iter().map(|key| key.refused).sum()
-}
-
-/// Returns the only owner of the replicas.
-fn into_inner(replicas: std::sync::Arc<TestReplicas>) -> TestReplicas {
-    std::sync::Arc::into_inner(replicas).expect("all requests have ended")
 }

@@ -1,8 +1,6 @@
 //! The concurrent requests of accounts that several replicas use.
 
-use std::sync::Arc;
-
-use super::{FIRST_KEY, SECOND_KEY, into_inner, plan, request_speech, start};
+use super::{FIRST_KEY, SECOND_KEY, plan, request_speech, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_requests_of_all_replicas_stay_within_the_plan() {
@@ -10,14 +8,13 @@ async fn the_requests_of_all_replicas_stay_within_the_plan() {
     for key in [FIRST_KEY, SECOND_KEY] {
         replicas.simulator.set_fault(key, Some("slow_body=20".parse().unwrap()));
     }
-    let replicas = Arc::new(replicas);
     // The first requests may exceed the maximum by one per replica, until the replicas have stated that they use the
     // account.
     request_speech(&replicas, 30, 3, 10).await;
     let warm_up: Vec<u64> = replicas.simulator.ledger().keys.iter().map(|key| key.refused).collect();
     let (served, failed) = request_speech(&replicas, 200, 18, 10).await;
     assert_eq!((served, failed), (200, 0));
-    let books = into_inner(replicas).close().await;
+    let books = replicas.close().await;
     for workspace in &books.ledger.workspaces {
         assert!(workspace.running_max <= 5, "{workspace:?}");
     }

@@ -103,9 +103,14 @@ impl RedisServer {
         socket_path(self.folder.path())
     }
 
-    /// Returns the URL of the Unix socket, without credentials.
+    /// Returns the URL of the Unix socket, with the credentials that it requires.
     pub fn unix_url(&self) -> String {
-        format!("unix:{}", self.socket_path().display())
+        let credentials = match &self.options.auth {
+            RedisAuth::Open => String::new(),
+            RedisAuth::Password => format!("?pass={PASSWORD}"),
+            RedisAuth::AclUser(_) => format!("?user={USER}&pass={PASSWORD}"),
+        };
+        format!("unix:{}{credentials}", self.socket_path().display())
     }
 
     /// Returns the path of the certificate that clients must trust. It exists if the server requires TLS.
@@ -192,9 +197,8 @@ impl Monitor<'_> {
         self.server.command::<()>(&["ECHO", &marker]);
         let mut commands = String::new();
         loop {
-            let line = match self.connection.recv_response().unwrap() {
-                Value::SimpleString(line) => line,
-                other => panic!("MONITOR must send lines: {other:?}"),
+            let Value::SimpleString(line) = self.connection.recv_response().unwrap() else {
+                panic!("MONITOR must send lines");
             };
             if line.contains(&marker) {
                 return commands;

@@ -2,7 +2,6 @@
 //! database. With the URL of a Redis, they are one pool.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use keychoir::secret::Fingerprint;
@@ -108,7 +107,7 @@ impl TestReplicas {
     pub fn restart(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];
         assert!(replica.program.is_none(), "only a killed replica can be restarted");
-        (replica.program, replica.url) = start_program(&replica.folder, &self.settings);
+        replica.run(&self.settings);
     }
 
     /// Ends all replicas and the provider. Returns the books without a comparison, for a test that has killed a
@@ -150,18 +149,18 @@ impl ReplicaBooks {
 
 impl Replica {
     fn start(folder: TempDir, settings: &[(String, String)]) -> Self {
-        let (program, url) = start_program(&folder, settings);
-        Self { program, url, folder }
+        let mut replica = Self { program: None, url: String::new(), folder };
+        replica.run(settings);
+        replica
     }
-}
 
-/// Starts a program. Returns it with its URL.
-fn start_program(folder: &TempDir, settings: &[(String, String)]) -> (Option<Program>, String) {
-    let mut command: Command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
-    command.env("KEYCHOIR_STORAGE__PATH", database_path(folder)).envs(settings.iter().cloned());
-    let mut program = Program::start(&mut command);
-    let url = format!("http://{}", program.wait_for_address());
-    (Some(program), url)
+    fn run(&mut self, settings: &[(String, String)]) {
+        let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
+        command.env("KEYCHOIR_STORAGE__PATH", database_path(&self.folder)).envs(settings.iter().cloned());
+        let mut program = Program::start(&mut command);
+        self.url = format!("http://{}", program.wait_for_address());
+        self.program = Some(program);
+    }
 }
 
 fn database_path(folder: &TempDir) -> PathBuf {

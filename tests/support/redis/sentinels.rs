@@ -48,9 +48,11 @@ impl Sentinels {
         Self { servers: [master, replica], master: 0, sentinels }
     }
 
-    /// Returns the addresses of the sentinels, as `127.0.0.1:PORT`.
-    pub fn addresses(&self) -> Vec<String> {
-        self.sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.process.port)).collect()
+    /// Returns the URL of the master with the addresses of the sentinels.
+    pub fn url(&self) -> String {
+        let address = |sentinel: &Sentinel| format!("127.0.0.1:{}", sentinel.process.port);
+        let addresses: Vec<String> = self.sentinels.iter().map(address).collect();
+        format!("redis+sentinel://{}/{MASTER_NAME}", addresses.join(","))
     }
 
     /// Returns the current master.

@@ -1,0 +1,137 @@
+"""Compares the usage databases of all replicas with the provider's ledger, request by request."""
+
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from load import CUT_OFF
+from processes import Failure
+
+
+class LedgerReader:
+    """Collects the provider's list of requests, of which the provider keeps the last thousand."""
+
+    def __init__(self, provider):
+        self._provider = provider
+        self.entries, self.totals, self.keys, self.violations = [], {}, [], []
+
+    def read(self):
+        """Adds the requests since the last call."""
+        ledger = self._provider.ledger()
+        self.totals, listed = ledger["totals"], ledger["requests"]
+        new_count = self.totals["requests"] - self.totals["in_flight"] - len(self.entries)
+        if new_count > len(listed):
+            raise Failure("the provider's ledger was not read often enough")
+        self.entries += listed[len(listed) - new_count :]
+        self.keys, self.violations = ledger["keys"], ledger["violations"]
+
+
+@dataclass
+class Unrecorded:
+    """A request whose charge is in no database, because the replica was killed before it wrote the record."""
+
+    number: int
+    credits: int
+    # The seconds between the response and the kill, or `None` if there was no response.
+    seconds_before_kill: "float | None"
+
+
+@dataclass
+class Comparison:
+    charged: int
+    recorded: int
+    # The recorded credits by replica.
+    by_replica: dict
+    unrecorded: list = field(default_factory=list)
+    # Differences that no kill explains.
+    errors: list = field(default_factory=list)
+
+    @property
+    def unrecorded_credits(self):
+        return sum(request.credits for request in self.unrecorded)
+
+
+def read_records(database):
+    """Returns the request ids and credits of all usage records of a replica."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    try:
+        return connection.execute("SELECT request_id, credits FROM attempts").fetchall()
+    finally:
+        connection.close()
+
+
+def compare(requests, databases, ledger, kills):
+    """Compares the requests of a load, the databases by the names of their replicas, and the ledger. `kills` has the
+    kill of each killed replica by its name."""
+    charged, recorded = defaultdict(list), defaultdict(list)
+    for entry in ledger.entries:
+        charged[entry["body_sha256"]].append(entry["charged"])
+    by_replica = {}
+    for name, database in databases.items():
+        records = read_records(database)
+        by_replica[name] = sum(credits for _, credits in records)
+        for request_id, credits in records:
+            recorded[request_id].append(credits)
+    result = Comparison(ledger.totals["charged"], sum(by_replica.values()), by_replica)
+    if sum(map(sum, charged.values())) != result.charged:
+        result.errors.append("the provider's list of requests does not have all charges")
+
+    for request in requests:
+        request_ids = [f"{request.number}-{retry}" for retry in range(len(request.attempts))]
+        difference = sum(charged[request.digest]) - sum(sum(recorded[request_id]) for request_id in request_ids)
+        if difference > 0 and (lost := find_lost_attempt(request, kills)):
+            result.unrecorded.append(Unrecorded(request.number, difference, lost.seconds_before_kill))
+        elif difference != 0:
+            result.errors.append(f"request {request.number}: charged {charged[request.digest]}, recorded {[recorded[request_id] for request_id in request_ids]}, attempts {request.attempts}")
+    check_order(requests, result, recorded, kills)
+    if result.recorded + result.unrecorded_credits != result.charged:
+        result.errors.append(f"{result.charged} credits charged, {result.recorded} recorded, {result.unrecorded_credits} explained by a kill")
+    return result
+
+
+@dataclass
+class LostAttempt:
+    seconds_before_kill: "float | None"
+
+
+def was_in_flight(attempt, kill):
+    """Returns whether an attempt without a complete response may have failed because of a kill."""
+    return attempt.result in ("502", CUT_OFF) and attempt.started_at <= kill.ended_at and attempt.ended_at >= kill.started_at
+
+
+def unexplained_attempts(requests, kills):
+    """Returns descriptions of the failed attempts that no kill explains."""
+    return [
+        f"request {request.number}: attempt {retry + 1} ended with {attempt.result}"
+        for request in requests
+        for retry, attempt in enumerate(request.attempts)
+        if attempt.result != "200" and not any(was_in_flight(attempt, kill) for kill in kills.values())
+    ]
+
+
+def find_lost_attempt(request, kills):
+    """Returns the attempt of a request whose record a kill may have lost: it was in flight at the kill and failed, or it
+    was served by the killed replica before the kill."""
+    for attempt in request.attempts:
+        for name, kill in kills.items():
+            if was_in_flight(attempt, kill):
+                return LostAttempt(None)
+            if attempt.replica == name and attempt.started_at <= kill.ended_at:
+                return LostAttempt(max(0.0, kill.started_at - attempt.ended_at))
+    return None
+
+
+def check_order(requests, result, recorded, kills):
+    """Adds an error if a record was lost although the same client received a later response of the same replica whose
+    record was kept: a replica writes its records in order, so that a kill can lose only the last of them."""
+    unrecorded = {request.number for request in result.unrecorded if request.seconds_before_kill is not None}
+    for name, kill in kills.items():
+        lost_clients = {}
+        for request in sorted(requests, key=lambda request: request.number):
+            attempt = request.attempts[-1]
+            if attempt.replica != name or attempt.started_at > kill.ended_at:
+                continue
+            if request.number in unrecorded:
+                lost_clients[request.client] = request.number
+            elif request.client in lost_clients:
+                result.errors.append(f"request {lost_clients[request.client]} has no record, although the later request {request.number} has one")

@@ -1,0 +1,150 @@
+"""Starts programs in a temporary directory, and ends all of them on any exit."""
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+START_TIMEOUT_SECONDS = 30
+END_TIMEOUT_SECONDS = 60
+POLL_SECONDS = 0.01
+# The system gives ports from 32768 on to clients and to listeners with port 0. None of them can take a port below.
+PORTS = range(20_000, 32_000)
+MAX_START_ATTEMPTS = 50
+
+
+class Failure(Exception):
+    """A step that did not succeed. The text says which."""
+
+
+def wait_until(what, condition, timeout=START_TIMEOUT_SECONDS):
+    """Polls `condition` until it returns a true value, and returns this value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise Failure(f"{what}: not within {timeout} seconds")
+        time.sleep(POLL_SECONDS)
+    return value
+
+
+def end_with_parent():
+    """Lets the kernel kill the calling process when its parent is killed. Only Linux can do this."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl:
+        set_parent_death_signal = 1
+        prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+class Process:
+    """A started program. Its output is in a file."""
+
+    def __init__(self, name, arguments, output, environment=None, pass_fds=()):
+        self.name, self.output = name, output
+        try:
+            with open(output, "wb") as file:
+                self.child = subprocess.Popen(
+                    arguments,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=pass_fds,
+                    preexec_fn=end_with_parent,
+                )
+        except FileNotFoundError:
+            raise Failure(f"{arguments[0]} is not installed") from None
+
+    def text(self):
+        """Returns the output so far."""
+        with open(self.output, encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def has_ended(self):
+        return self.child.poll() is not None
+
+    def wait_for_output(self, pattern):
+        """Waits until the output matches a compiled pattern. Returns the first group of the match."""
+
+        def find():
+            match = pattern.search(self.text())
+            if not match and self.has_ended():
+                raise Failure(f"{self.name} has ended:\n{self.text()}")
+            return match
+
+        return wait_until(f"{self.name} must print {pattern.pattern}", find).group(1)
+
+    def kill(self):
+        """Sends SIGKILL and waits for the end."""
+        self.child.kill()
+        self.child.wait(END_TIMEOUT_SECONDS)
+
+    def end(self):
+        """Sends SIGTERM and waits for the end. Returns the exit code."""
+        self.child.send_signal(signal.SIGCONT)
+        self.child.terminate()
+        try:
+            return self.child.wait(END_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise Failure(f"{self.name} did not end within {END_TIMEOUT_SECONDS} seconds") from None
+
+
+class Processes:
+    """A temporary directory and the programs that were started in it. Leaving the context kills the programs that still
+    run and removes the directory. SIGTERM and SIGHUP leave the context as well."""
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        self._directory = tempfile.TemporaryDirectory(prefix="keychoir-replicas-")
+        self.directory = self._directory.name
+        self._started = []
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self._started):
+            if not process.has_ended():
+                process.kill()
+        self._directory.cleanup()
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def start(self, name, arguments, environment=None, pass_fds=()):
+        """Starts a program with these variables in addition to the path. Returns the process."""
+        # Debian keeps HAProxy out of the path of users.
+        path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
+        environment = {"PATH": path, **(environment or {})}
+        output = self.path(f"{name}-{len(self._started)}.log")
+        process = Process(name, arguments, output, environment, pass_fds)
+        self._started.append(process)
+        return process
+
+    def start_on_free_port(self, start, is_ready):
+        """Calls `start` with random ports until one of the programs becomes ready. Returns the process and its port."""
+        for _ in range(MAX_START_ATTEMPTS):
+            port = random.choice(PORTS)
+            process = start(port)
+            wait_until(f"{process.name} must be ready", lambda: is_ready(process, port) or process.has_ended())
+            if not process.has_ended():
+                return process, port
+            if "in use" not in process.text():
+                raise Failure(f"{process.name} has ended:\n{process.text()}")
+        raise Failure(f"{process.name} has found no free port in {MAX_START_ATTEMPTS} attempts")
+
+
+def redis_answers(family, address):
+    """Returns whether a Redis at this address executes commands."""
+    try:
+        with socket.socket(family) as connection:
+            connection.settimeout(1)
+            connection.connect(address)
+            connection.sendall(b"PING\r\n")
+            return connection.recv(100).startswith(b"+PONG")
+    except OSError:
+        return False

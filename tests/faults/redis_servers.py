@@ -1,0 +1,90 @@
+"""Starts Redis servers and sentinels, for the fault script of the replicas."""
+
+import os
+import signal
+import socket
+
+from processes import redis_answers, wait_until
+
+MASTER_NAME = "keychoir"
+SENTINELS = 3
+
+
+def execute(port, command):
+    """Runs a command at a port of this machine. Returns the beginning of the reply."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(65_536).decode()
+
+
+def is_ready(_, port):
+    return redis_answers(socket.AF_INET, ("127.0.0.1", port))
+
+
+class RedisServer:
+    """A `redis-server` that keeps nothing on the disk."""
+
+    def __init__(self, processes, *options):
+        self._processes, self._options = processes, options
+        self.process, self.port = processes.start_on_free_port(self._start, is_ready)
+
+    def _start(self, port):
+        arguments = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", self._processes.directory]
+        return self._processes.start("redis", [*arguments, "--repl-diskless-sync-delay", "0", *self._options])
+
+    def kill(self):
+        self.process.kill()
+
+    def restart(self):
+        """Starts the killed server on the same port, without its data."""
+        self.process = self._start(self.port)
+        wait_until("Redis must answer", lambda: is_ready(self.process, self.port))
+
+    def stop(self):
+        """Stops the process (SIGSTOP). Connections to it stay open and are not answered."""
+        self.process.child.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.child.send_signal(signal.SIGCONT)
+
+    def flush(self):
+        execute(self.port, "FLUSHALL")
+
+
+class Sentinels:
+    """A master, a replica of it, and sentinels that promote the replica when the master is lost."""
+
+    def __init__(self, processes):
+        self.master = RedisServer(processes)
+        self.replica = RedisServer(processes, "--replicaof", f"127.0.0.1 {self.master.port}")
+        is_connected = lambda: "master_link_status:up" in execute(self.replica.port, "INFO replication")
+        wait_until("the replica must be connected", is_connected)
+        self._ports = [self._start_sentinel(processes, number) for number in range(SENTINELS)]
+        addresses = ",".join(f"127.0.0.1:{port}" for port in self._ports)
+        self.url = f"redis+sentinel://{addresses}/{MASTER_NAME}"
+        others = f"num-other-sentinels\r\n$1\r\n{SENTINELS - 1}"
+
+        def is_complete(port):
+            fields = execute(port, f"SENTINEL MASTER {MASTER_NAME}")
+            return others in fields and "num-slaves\r\n$1\r\n1" in fields
+
+        wait_until("the sentinels must know all servers", lambda: all(map(is_complete, self._ports)))
+
+    def _start_sentinel(self, processes, number):
+        folder = processes.path(f"sentinel-{number}")
+        os.mkdir(folder)
+        config = os.path.join(folder, "sentinel.conf")
+        # A master without an answer for 300 ms counts as lost, if two of the three sentinels agree.
+        with open(config, "w") as file:
+            file.write(f"bind 127.0.0.1\ndir {folder}\n")
+            file.write(f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.master.port} 2\n")
+            file.write(f"sentinel down-after-milliseconds {MASTER_NAME} 300\n")
+            file.write(f"sentinel failover-timeout {MASTER_NAME} 1000\n")
+        start = lambda port: processes.start("sentinel", ["redis-sentinel", config, "--port", str(port)])
+        return processes.start_on_free_port(start, is_ready)[1]
+
+    def fail_over(self):
+        """Kills the master and waits until all sentinels name the replica."""
+        self.master.kill()
+        names = lambda port: str(self.replica.port) in execute(port, f"SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}")
+        wait_until("the sentinels must name the new master", lambda: all(map(names, self._ports)))

@@ -1,0 +1,180 @@
+"""Tests three replicas of Keychoir under load while Redis is killed, stopped, flushed, slow or fails over, and while a
+replica is killed, or stopped and started as for an upgrade.
+
+No request of the app may fail, and the books of all replicas together must have every credit that the provider has charged.
+The script prints p50 and p99 of each phase, their ratios to the phase without a fault, and the time until all replicas share
+the pool again. The exit code is 1 if a case fails. It needs only Python, the programs redis-server, redis-sentinel and
+haproxy, and the built program, and takes about two minutes with 10 seconds per phase:
+
+    python3 tests/faults/replicas.py target/release/keychoir 10
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "deploy", "replicas", "demo"))
+
+from books import LedgerReader, compare
+from load import Load
+from processes import Failure, Processes
+from redis_servers import RedisServer, Sentinels
+from pool import Provider, Replica, start_haproxy
+from slow_forwarder import SlowForwarder
+
+CLIENTS = 12
+KEYS = {f"sk_faults_key_number_{number}": "1000000000:tier=scale" for number in range(3)}
+NAMES = ("one", "two", "three")
+RESPONSE_DELAY = "30ms"
+BASELINE = "no fault"
+WARM_UP_SECONDS = 2
+# Half of a round trip of 300 ms.
+SLOW_DELAY_SECONDS = 0.15
+
+failures = 0
+
+
+def report(case, is_ok, measured):
+    global failures
+    failures += not is_ok
+    print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
+
+
+class Scene:
+    """Three replicas under load. A phase is a part of the load."""
+
+    def __init__(self, processes, binary, redis_url, phase_seconds):
+        self.phase_seconds = phase_seconds
+        provider = Provider(processes, binary, KEYS, RESPONSE_DELAY)
+        self.replicas = {name: Replica(processes, binary, name, provider, redis_url) for name in NAMES}
+        self.ledger = LedgerReader(provider)
+        self.kills, self.recoveries = {}, {}
+        self.wait_until_shared()
+        self.load = Load([start_haproxy(processes, self.replicas.values())], CLIENTS)
+        self.load.phase = "warm-up"
+        self.load.start()
+        self.run_phase("warm-up", WARM_UP_SECONDS)
+        self.run_phase(BASELINE)
+
+    def wait_until_shared(self):
+        for replica in self.replicas.values():
+            replica.wait_until_shared()
+
+    def run_phase(self, name, seconds=None, every_second=lambda: None):
+        """Lets the load run as this phase."""
+        self.load.phase = name
+        end = time.monotonic() + (seconds or self.phase_seconds)
+        while time.monotonic() < end:
+            every_second()
+            self.ledger.read()
+            time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+
+    def recover(self, name):
+        """Waits until all replicas share the pool again. The time belongs to the phase."""
+        started_at = time.monotonic()
+        self.wait_until_shared()
+        self.recoveries[name] = time.monotonic() - started_at
+        self.run_phase("recovered", 1)
+
+    def finish(self):
+        """Ends the load and the replicas, and reports each phase and the comparison of the books."""
+        self.load.stop()
+        for replica in self.replicas.values():
+            replica.process.end()
+        self.ledger.read()
+        requests = self.load.requests
+        phases = {}
+        for request in requests:
+            phases.setdefault(request.phase, []).append(request)
+        for phase, members in phases.items():
+            report_phase(phase, members, phases[BASELINE], self.recoveries.get(phase))
+        databases = {name: replica.database for name, replica in self.replicas.items()}
+        comparison = compare(requests, databases, self.ledger, self.kills)
+        measured = f"{comparison.charged:,} credits charged, {comparison.recorded:,} recorded, {comparison.unrecorded_credits:,} of {len(comparison.unrecorded)} requests lost by a kill"
+        problems = comparison.errors + self.ledger.violations
+        report("books", not problems, "; ".join([measured, *problems[:10]]))
+
+
+def quantile(requests, share):
+    durations = sorted(request.seconds for request in requests)
+    return durations[int(len(durations) * share)]
+
+
+def report_phase(phase, requests, baseline, recovery_seconds):
+    failed = [request for request in requests if not request.is_served]
+    causes = Counter(attempt.result for request in requests for attempt in request.attempts[:-1])
+    retried = f"{sum(causes.values())} sent again" + (f" {dict(causes)}" if causes else "")
+    measured = [f"{len(requests)} requests, {len(failed)} failed, {retried}"]
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        value = quantile(requests, share)
+        measured.append(f"{name} {value * 1e3:.1f} ms ({value / quantile(baseline, share):.2f})")
+    if recovery_seconds is not None:
+        measured.append(f"shared again after {recovery_seconds:.2f} s")
+    measured += [f"request {request.number}: {[attempt.result for attempt in request.attempts]}" for request in failed[:5]]
+    report(phase, not failed, ", ".join(measured))
+
+
+def test_server(binary, phase_seconds):
+    """Tests the faults of one Redis, and of a replica."""
+    with Processes() as processes:
+        redis = RedisServer(processes)
+        forwarder = SlowForwarder(redis.port)
+        scene = Scene(processes, binary, f"redis://127.0.0.1:{forwarder.port}", phase_seconds)
+
+        redis.kill()
+        scene.run_phase("Redis killed")
+        redis.restart()
+        scene.recover("Redis killed")
+
+        redis.stop()
+        scene.run_phase("Redis stopped")
+        redis.resume()
+        scene.recover("Redis stopped")
+
+        scene.run_phase("Redis flushed every second", every_second=redis.flush)
+        scene.recover("Redis flushed every second")
+
+        forwarder.delay = SLOW_DELAY_SECONDS
+        scene.run_phase("round trips of 300 ms")
+        forwarder.delay = 0.0
+        scene.recover("round trips of 300 ms")
+
+        scene.load.phase = "replica killed"
+        scene.kills["two"] = scene.replicas["two"].kill()
+        scene.run_phase("replica killed")
+        scene.replicas["two"].restart()
+        scene.recover("replica killed")
+
+        scene.load.phase = "replica stopped and started"
+        scene.replicas["three"].process.end()
+        scene.run_phase("replica stopped and started")
+        scene.replicas["three"].restart()
+        scene.recover("replica stopped and started")
+        scene.finish()
+
+
+def test_failover(binary, phase_seconds):
+    """Tests the failover of sentinels."""
+    with Processes() as processes:
+        sentinels = Sentinels(processes)
+        scene = Scene(processes, binary, sentinels.url, phase_seconds)
+        scene.load.phase = "failover"
+        sentinels.fail_over()
+        scene.run_phase("failover")
+        scene.recover("failover")
+        scene.finish()
+
+
+def main(binary, phase_seconds):
+    for case in (test_server, test_failover):
+        try:
+            case(binary, phase_seconds)
+        except Failure as failure:
+            report(case.__name__, False, failure)
+    print(f"{failures} cases failed")
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], float(sys.argv[2])))
