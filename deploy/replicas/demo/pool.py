@@ -108,7 +108,7 @@ class Replica:
             document = self.readiness()
             if "shared" not in document:
                 raise Failure(f"/readyz of replica {self.name} does not report a shared pool: {document}")
-            return document["status"] == "ready" and document["shared"] not in ("off", "alone")
+            return document["status"] == "ready" and document["shared"] == "connected"
 
         wait_until(f"replica {self.name} must share the pool", is_shared)
 
