@@ -32,7 +32,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("telemetry", &["clock", "elevenlabs", "policy", "pool", "secret", "tasks"]),
     ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
     ("server", &["clock", "policy", "tasks"]),
-    ("shared", &["clock", "policy", "secret", "tasks", "upstream"]),
+    ("shared", &["clock", "policy", "tasks", "upstream"]),
     ("store", &["clock", "elevenlabs", "policy", "pool", "private_file", "proxy", "secret", "tasks"]),
     (
         "poller",

@@ -86,14 +86,14 @@ pub enum RedisProbeError {
 }
 
 impl RedisProbeError {
-    /// Whether other permissions of the user would help.
+    /// Returns the reason for which Redis refused the connection or a step, or `None` if it did not.
     #[must_use]
-    pub fn is_permission_denied(&self) -> bool {
+    pub fn refusal(&self) -> Option<&RedisRefusal> {
         match self {
             Self::Refused { refusal, .. } | Self::Connect(RedisConnectError::Refused { refusal, .. }) => {
-                *refusal == RedisRefusal::PermissionDenied
+                Some(refusal)
             }
-            Self::Tls(_) | Self::Connect(_) | Self::NoResponse { .. } => false,
+            Self::Tls(_) | Self::Connect(_) | Self::NoResponse { .. } => None,
         }
     }
 }
