@@ -385,7 +385,8 @@ mod tests {
         let named = credentials("redis://al%3Aice:p:w%2F@h");
         assert_eq!((named.expose_user(), named.expose_password()), (Some("al:ice"), "p:w/"));
         assert_eq!(credentials("redis://:pw@h").expose_user(), None);
-        assert_eq!(credentials("unix:/r?user=a%26b&pass=p%3Dw").expose_user(), Some("a&b"));
+        let of_socket = credentials("unix:/r?user=a%26b&pass=p%3Dw");
+        assert_eq!((of_socket.expose_user(), of_socket.expose_password()), (Some("a&b"), "p=w"));
     }
 
     #[test]
