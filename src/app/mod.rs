@@ -39,7 +39,7 @@ use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream}
 pub use crate::mirror::TableCheck;
 pub use crate::poller::{CheckOutcome, KeyCheck};
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
-pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, acl_line};
+pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, RedisRefusal, acl_line};
 pub use app_config::AppConfig;
 pub use connection_limit::ConnectionLimit;
 pub use dry_run::{DryRun, StartProblem, StartWarning, dry_run};
