@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use super::config::Limits;
 use super::not_found_cache::NotFoundCache;
 use super::ownership_recorder::OwnershipRecorder;
-use super::replica_owners::record_owner;
+use super::replica_owners::{ReplicaOwners, record_owner};
 use super::request_meta::RequestMeta;
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
@@ -110,7 +110,8 @@ impl AccountAffinity {
         {
             self.identifiers.add_body(&bytes);
         }
-        self.scope = match self.find_named_owner(proxy, roster).await? {
+        let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
+        self.scope = match self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await? {
             Some((kind, owner)) => Scope::Pinned(owner, kind),
             None if self.prefers_account() => {
                 let account = find_list_account(proxy, roster, client).await;
@@ -136,7 +137,9 @@ impl AccountAffinity {
     ) -> Result<(), ConflictingOwners> {
         if roster.has_several_workspaces() {
             self.identifiers.add_body(message);
-            if let Some((kind, owner)) = self.find_named_owner(proxy, roster).await? {
+            let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
+            let owner = self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await?;
+            if let Some((kind, owner)) = owner {
                 self.scope = Scope::Pinned(owner, kind);
             }
             self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
@@ -145,22 +148,23 @@ impl AccountAffinity {
     }
 
     /// Returns the account that owns the named resources, if this replica or another one knows it.
-    async fn find_named_owner<C>(
+    async fn find_named_owner(
         &mut self,
-        proxy: &Proxy<C>,
         roster: &Roster,
+        owners: &OwnershipIndex,
+        replicas: Option<&ReplicaOwners>,
+        not_found_cache: &NotFoundCache,
     ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
-        let known = self.named_owner(roster, &proxy.owners)?;
-        let Some(replicas) = &proxy.replica_owners else { return Ok(known) };
-        if known.is_some() || self.identifiers.is_empty() {
+        let known = self.named_owner(roster, owners)?;
+        let Some(replicas) = replicas.filter(|_| known.is_none() && !self.identifiers.is_empty()) else {
             return Ok(known);
-        }
-        let question = replicas.find(&self.identifiers, &proxy.owners, clock::now());
+        };
+        let question = replicas.find(&self.identifiers, owners, clock::now());
         // Only the requests that may ask pay for the future.
         let Some(updates) = Box::pin(question).await else { return Ok(None) };
         self.updates.extend(updates);
-        proxy.not_found_cache.remove(&self.identifiers);
-        self.named_owner(roster, &proxy.owners)
+        not_found_cache.remove(&self.identifiers);
+        self.named_owner(roster, owners)
     }
 
     /// Returns the account that owns the named resources, if this replica knows it.
@@ -391,3 +395,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
+
+#[cfg(test)]
+mod tests;

@@ -116,4 +116,4 @@ pub(super) fn record_owner(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -24,6 +24,9 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// account, so that a request waits longer than for two answers only if they are slow and refuse most requests.
 const TURN_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// Time after a question without an answer in which requests decide alone instead of waiting for another one.
+const UNANSWERED_TTL: Duration = Duration::from_millis(100);
+
 /// The quotas that are stated regularly, because they were used or hold a grant.
 #[derive(Debug, Default)]
 pub(super) struct ActiveQuotas(Mutex<Vec<Weak<UsageCounters>>>);
@@ -72,11 +75,16 @@ struct ShareState {
     is_listed: bool,
     /// The sum of the demands of the requests that ask or wait.
     wanted: u64,
-    /// The number of questions without an answer.
-    unanswered: u64,
+    /// The time until which no question is asked, because the last one had no answer.
+    alone_until: Option<Instant>,
 }
 
 impl ShareState {
+    /// Whether requests decide alone at `now`.
+    fn is_alone(&self, now: Instant) -> bool {
+        self.alone_until.is_some_and(|alone_until| now < alone_until)
+    }
+
     /// Returns the state of `quota` in the period that contains `now`.
     fn quota(&mut self, quota: ClientQuota, tallies: &Tallies, now: UnixMs) -> &mut SharedQuota {
         let period_start = quota.period.start(now);
@@ -191,6 +199,10 @@ impl QuotaShare {
         state.used_at = Some(time);
         let is_listed = std::mem::replace(&mut state.is_listed, true);
         let shared = *state.quota(quota, tallies, now);
+        let grant_use = match grant_use {
+            GrantUse::Extensible if state.is_alone(time) => GrantUse::Alone,
+            GrantUse::Extensible | GrantUse::Current | GrantUse::Alone => grant_use,
+        };
         let limit = shared.limit(grant_use, self.link.replicas(), time);
         let used = tallies.used(quota.period, now);
         let left = limit.saturating_sub(used);
@@ -224,16 +236,15 @@ impl QuotaShare {
         now: UnixMs,
     ) -> GrantUse {
         let tallies = counters.tallies(quota.unit);
-        let unanswered = {
+        {
             let mut state = self.state();
             state.wanted = state.wanted.saturating_add(demand.max);
-            state.unanswered
-        };
+        }
         let _waiting = WaitingDemand { share: self, amount: demand.max };
         let Ok(_turn) = timeout(TURN_TIMEOUT, self.asking.lock()).await else { return GrantUse::Current };
         let statement = {
             let (mut state, time) = (self.state(), clock::instant());
-            if state.unanswered != unanswered {
+            if state.is_alone(time) {
                 return GrantUse::Alone;
             }
             let (wanted, shared) = (state.wanted, *state.quota(quota, tallies, now));
@@ -277,12 +288,12 @@ impl QuotaShare {
     /// Applies the answer to a statement of this quota.
     pub(super) fn apply(&self, statement: &QuotaStatement, answer: QuotaAnswer) {
         let mut state = self.state();
-        if answer == QuotaAnswer::Unknown {
-            state.unanswered += 1;
-        } else if let Some(shared) = &mut state.quota
+        let time = clock::instant();
+        state.alone_until = (answer == QuotaAnswer::Unknown).then(|| time + UNANSWERED_TTL);
+        if let Some(shared) = &mut state.quota
             && self.key(shared) == statement.key
         {
-            shared.apply(statement, answer, clock::instant());
+            shared.apply(statement, answer, time);
         }
     }
 

@@ -8,11 +8,12 @@ use crate::proxy::replica_link::{LinkFuture, QuotaAnswer, QuotaStatement};
 use crate::secret::Fingerprint;
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);
-const LIMITS: RetentionLimits = RetentionLimits { max_identifiers: 1_000, max_idle: None };
+pub(in crate::proxy) const LIMITS: RetentionLimits =
+    RetentionLimits { max_identifiers: 1_000, max_idle: None };
 
 /// What all replicas have recorded.
 #[derive(Debug, Default)]
-struct Siblings {
+pub(in crate::proxy) struct Siblings {
     owners: Mutex<HashMap<IdentifierHash, OwnerId>>,
     lists: Mutex<HashMap<ClientName, OwnerId>>,
     questions: AtomicUsize,
@@ -20,6 +21,11 @@ struct Siblings {
 }
 
 impl Siblings {
+    /// Returns the number of questions so far.
+    pub(in crate::proxy) fn question_count(&self) -> usize {
+        self.questions.load(Ordering::Acquire)
+    }
+
     fn answer<T>(&self, answer: Answer<T>) -> LinkFuture<'_, Answer<T>>
     where
         T: Send + 'static,
@@ -112,9 +118,9 @@ async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_questi
         "{updates:?}"
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
-    assert_eq!(siblings.questions.load(Ordering::Acquire), 1);
+    assert_eq!(siblings.question_count(), 1);
     assert_eq!(second.find(&named, NOW).await, None, "nothing is unknown any more");
-    assert_eq!(siblings.questions.load(Ordering::Acquire), 1);
+    assert_eq!(siblings.question_count(), 1);
 }
 
 #[tokio::test]
@@ -123,12 +129,12 @@ async fn an_identifier_without_an_owner_is_asked_for_once_in_ten_seconds() {
     let replica = replica(&siblings);
     for (second, questions) in [(0, 1), (9, 1), (10, 2)] {
         assert_eq!(replica.find(&speech("premade"), NOW.plus(Duration::from_secs(second))).await, None);
-        assert_eq!(siblings.questions.load(Ordering::Acquire), questions, "after {second} s");
+        assert_eq!(siblings.question_count(), questions, "after {second} s");
     }
     siblings.is_down.store(true, Ordering::Release);
     for questions in [3, 4] {
         assert_eq!(replica.find(&speech("other"), NOW).await, None);
-        assert_eq!(siblings.questions.load(Ordering::Acquire), questions, "no answer must not be remembered");
+        assert_eq!(siblings.question_count(), questions, "no answer must not be remembered");
     }
 }
 
@@ -152,6 +158,6 @@ async fn the_list_account_of_a_client_is_asked_for_once_a_minute() {
     for (second_of_minute, questions) in [(0, 2), (59, 2), (60, 3)] {
         let now = NOW.plus(Duration::from_secs(second_of_minute));
         assert_eq!(second.owners.find_list_account(&other, now).await, None);
-        assert_eq!(siblings.questions.load(Ordering::Acquire), questions);
+        assert_eq!(siblings.question_count(), questions);
     }
 }

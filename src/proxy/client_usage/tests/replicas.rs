@@ -6,6 +6,7 @@ use tokio::runtime;
 
 use super::replica_pool::{GRANT, TestReplica, start};
 use super::*;
+use crate::proxy::replica_link::{QuotaAnswer, QuotaGrant};
 use crate::tasks::Tasks;
 
 fn requests(amount: u64) -> Rules {
@@ -175,6 +176,29 @@ async fn an_idle_replica_gives_back_its_grant_and_states_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_answer_does_not_return_what_was_given_back() {
+    let rules = requests(1_000);
+    let (_, replicas) = start(2, &rules, &[]);
+    let usage = &replicas[0].usage;
+    replicas[0].serve(&rules, NOW).await.unwrap();
+    let regular = || usage.quota_statements(StatementScope::Active, NOW).remove(0);
+    let early = regular();
+    assert_eq!(early.held, 5);
+    regular();
+    let last = regular();
+    assert_eq!((last.held, last.generation), (1, early.generation + 1));
+    let grant = |granted| QuotaGrant { granted, used_by_others: 7, valid_until: clock::instant() + GRANT };
+    usage.apply_grant(&early, QuotaAnswer::Granted(grant(500)));
+    assert_eq!(regular().held, 1);
+    assert_eq!(usage.used(&app(), NOW).requests[2], 8, "the use by others must be applied");
+    usage.apply_grant(&last, QuotaAnswer::Granted(grant(3)));
+    for _ in 0..2 {
+        admit(usage, &rules).unwrap().charge(ChargeOutcome::Served, None, NOW);
+    }
+    assert!(admit(usage, &rules).is_err(), "3 requests were granted");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_lost_its_data_is_restored_by_statements_of_all_quotas() {
     let rules = requests(100);
     let (pool, replicas) = start(2, &rules, &[]);
@@ -235,6 +259,18 @@ async fn a_replica_without_any_answer_uses_its_share() {
     set_down(&replicas, true);
     let served = serve_in_turn(&replicas[..1], &rules, 100).await;
     assert_eq!(served, 3, "a third of the 8 that are left, rounded up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_without_an_answer_is_not_repeated_by_every_request() {
+    let rules = requests(1_000);
+    let (pool, replicas) = start(2, &rules, &[]);
+    set_down(&replicas, true);
+    for questions in 1..3 {
+        assert_eq!(serve_in_turn(&replicas[..1], &rules, 100).await, 100);
+        assert_eq!(pool.questions.load(Ordering::Acquire), questions);
+        tokio::time::advance(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
