@@ -213,6 +213,7 @@ pub fn start(
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         owners,
+        replica_link: None,
         usage,
         metrics,
         events: events.clone(),
