@@ -12,6 +12,7 @@ pub mod admin;
 pub mod mirror;
 pub mod poller;
 pub mod server;
+pub mod shared;
 pub mod store;
 
 pub mod proxy;
