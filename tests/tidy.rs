@@ -38,6 +38,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
     ),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
+    ("shared", &["policy", "secret"]),
     (
         "admin",
         &[
@@ -79,7 +80,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("control", &["admin", "app", "clock", "config", "policy", "secret", "store", "telemetry"]),
+    ("control", &["admin", "app", "clock", "config", "policy", "secret", "shared", "store", "telemetry"]),
     (
         "cli",
         &[
