@@ -73,7 +73,7 @@ impl Controller {
     pub async fn share_overlay(&mut self, app: Option<&RunningApp>) -> Result<OverlayPort, ControlError> {
         let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
-        if let Err(error) = self.retry_left_out(&lock, &directory, app).await {
+        if let Err(error) = Box::pin(self.retry_left_out(&lock, &directory, app)).await {
             self.log_failure(&error);
         }
         let overlay = lock.read().map_err(|error| unreadable(&error))?;
@@ -279,7 +279,7 @@ impl Controller {
         let share = async {
             let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
             let lock = self.lock(&directory).await?;
-            self.retry_left_out(&lock, &directory, app).await?;
+            Box::pin(self.retry_left_out(&lock, &directory, app)).await?;
             let overlay = lock.read().map_err(|error| unreadable(&error))?;
             self.publish(&lock, &overlay, &api_keys(&self.load_current()?.config));
             Ok::<(), MergeError>(())
