@@ -1,11 +1,10 @@
 //! The questions that requests ask the other replicas, and the owners of identifiers that they tell them. A question
 //! is a command on the connection of the replica. It ends within `redis.wait_timeout`, with or without an answer.
 
-use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use redis::aio::MultiplexedConnection;
@@ -16,7 +15,7 @@ use tokio::time::timeout;
 use super::quotas::{grant_of, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
-use crate::elevenlabs::affinity::{Identifier, RetentionLimits, StorageClass};
+use crate::elevenlabs::affinity::{Identifier, RetentionLimits};
 use crate::policy::client::ClientName;
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool, Roster};
@@ -24,10 +23,6 @@ use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, 
 
 /// The number of questions in sequence without an answer from which no more are asked until the next beat succeeds.
 const MAX_UNANSWERED: u32 = 3;
-/// The time for which an identifier without an owner is not asked for again. A new owner ends it.
-const ABSENT_TTL: Duration = Duration::from_secs(60);
-/// Maximum number of identifiers that are known to have no owner.
-const MAX_ABSENT: usize = 16_384;
 /// Maximum number of updates that wait to be sent. An update beyond it is dropped, and other replicas then find the
 /// owner by asking the accounts.
 const MAX_QUEUED_UPDATES: usize = 8_192;
@@ -47,7 +42,6 @@ pub(super) struct RedisLink {
     wait_timeout: Duration,
     pool: Arc<Pool>,
     owner_limits: RetentionLimits,
-    absent: Mutex<HashMap<SharedId, Instant>>,
     updates: mpsc::Sender<OwnerUpdate>,
 }
 
@@ -58,8 +52,6 @@ pub(super) struct OwnerUpdate {
     /// `None` if the entry is removed.
     owner: Option<SharedId>,
     ttl: Duration,
-    /// The name of the identifier for replicas that know that it has no owner.
-    message: Option<SharedId>,
 }
 
 /// What a [`RedisLink`] needs.
@@ -86,7 +78,6 @@ impl RedisLink {
             wait_timeout,
             pool,
             owner_limits,
-            absent: Mutex::default(),
             updates,
         };
         (link, receiver)
@@ -94,10 +85,6 @@ impl RedisLink {
 
     /// Uses a connection from now on, or none.
     pub(super) fn set_connection(&self, commands: Option<MultiplexedConnection>) {
-        if commands.is_none() {
-            // Owners may be recorded while this replica is not told about them.
-            self.lock_absent().clear();
-        }
         self.commands.store(commands.map(Arc::new));
     }
 
@@ -105,11 +92,6 @@ impl RedisLink {
     pub(super) fn record_beat(&self, replicas: u32) {
         self.unanswered.store(0, Ordering::Relaxed);
         self.replicas.store(replicas, Ordering::Relaxed);
-    }
-
-    /// Records that an identifier has got an owner at another replica.
-    pub(super) fn record_new_owner(&self, identifier: SharedId) {
-        self.lock_absent().remove(&identifier);
     }
 
     /// Sends commands, and returns their replies within `redis.wait_timeout`.
@@ -135,28 +117,11 @@ impl RedisLink {
         // See `MAX_QUEUED_UPDATES`.
         let _ = self.updates.try_send(update);
     }
-
-    fn lock_absent(&self) -> std::sync::MutexGuard<'_, HashMap<SharedId, Instant>> {
-        // Every change is complete before the lock is released.
-        self.absent.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_absent(&self, identifier: SharedId, now: Instant) -> bool {
-        self.lock_absent().get(&identifier).is_some_and(|until| *until > now)
-    }
-
-    fn record_absent(&self, identifier: SharedId, now: Instant) {
-        let mut absent = self.lock_absent();
-        if absent.len() >= MAX_ABSENT {
-            absent.clear();
-        }
-        absent.insert(identifier, now + ABSENT_TTL);
-    }
 }
 
 /// Returns the name of an identifier for other replicas.
 fn identifier_id(identifier: &Identifier) -> SharedId {
-    SharedId::new(SharedKind::Identifier, &[&identifier.hash.bytes()])
+    SharedId::new(SharedKind::Identifier, &[identifier.hash.bytes()])
 }
 
 /// Returns the name of a client for other replicas.
@@ -178,51 +143,39 @@ impl ReplicaLink for RedisLink {
 
     fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
         Box::pin(async move {
-            let now = clock::instant();
-            let named: Vec<(&Identifier, SharedId)> = identifiers
-                .iter()
-                .map(|identifier| (identifier, identifier_id(identifier)))
-                .filter(|(_, id)| !self.is_absent(*id, now))
-                .collect();
-            if named.is_empty() {
-                return Answer::Absent;
-            }
             let mut pipeline = redis::pipe();
-            for (_, id) in &named {
-                pipeline.cmd("GET").arg(self.keyspace.owner(*id));
+            for identifier in identifiers {
+                pipeline.cmd("GET").arg(self.keyspace.owner(identifier_id(identifier)));
             }
-            let Some(owners) = self.ask::<Vec<Option<String>>>(pipeline).await else { return Answer::Unknown };
+            let Some(owners) = self.ask::<Vec<Option<String>>>(pipeline).await else {
+                return Answer::Unknown;
+            };
             let roster = self.pool.roster();
-            let mut found = Vec::new();
-            for ((identifier, id), owner) in named.into_iter().zip(owners) {
-                let owner = owner.and_then(|text| SharedId::parse(&text));
-                match owner.and_then(|owner| roster.owner_with_shared_id(owner)) {
-                    Some(owner) => found.push(FoundOwner { identifier: *identifier, owner }),
-                    // A new owner of a short-lived identifier is not published, so it is asked for again.
-                    None if is_published(identifier) => self.record_absent(id, now),
-                    None => {}
-                }
-            }
+            let found: Vec<FoundOwner> = identifiers
+                .iter()
+                .zip(owners)
+                .filter_map(|(identifier, owner)| {
+                    let owner = roster.owner_with_shared_id(SharedId::parse(&owner?)?)?;
+                    Some(FoundOwner { identifier: *identifier, owner })
+                })
+                .collect();
             if found.is_empty() { Answer::Absent } else { Answer::Known(found) }
         })
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
-        let id = identifier_id(&identifier);
-        self.record_new_owner(id);
         let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
         let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
         self.update(OwnerUpdate {
-            key: self.keyspace.owner(id),
+            key: self.keyspace.owner(identifier_id(&identifier)),
             owner: Some(owner),
             ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
-            message: is_published(&identifier).then_some(id),
         });
     }
 
     fn remove_owner(&self, identifier: Identifier) {
         let key = self.keyspace.owner(identifier_id(&identifier));
-        self.update(OwnerUpdate { key, owner: None, ttl: Duration::ZERO, message: None });
+        self.update(OwnerUpdate { key, owner: None, ttl: Duration::ZERO });
     }
 
     fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
@@ -246,7 +199,6 @@ impl ReplicaLink for RedisLink {
             key: self.keyspace.list_account(client_id(client)),
             owner: Some(owner),
             ttl: LIST_ACCOUNT_TTL,
-            message: None,
         });
     }
 
@@ -259,7 +211,10 @@ impl ReplicaLink for RedisLink {
             pipeline.add_command(call.command());
             let Some([reply]) = self.ask::<[Value; 1]>(pipeline).await else { return QuotaAnswer::Unknown };
             let answers = super::reply::list(&reply);
-            answers.ok().and_then(<[Value]>::first).map_or(QuotaAnswer::Unknown, |answer| grant_of(answer, sent))
+            answers
+                .ok()
+                .and_then(<[Value]>::first)
+                .map_or(QuotaAnswer::Unknown, |answer| grant_of(answer, sent))
         })
     }
 }
@@ -270,18 +225,12 @@ impl fmt::Debug for RedisLink {
     }
 }
 
-/// Whether other replicas are told about the owner of an identifier. Those of short-lived identifiers, which every
-/// request creates, are only stored.
-fn is_published(identifier: &Identifier) -> bool {
-    identifier.kind.storage_class() == StorageClass::LongLived
-}
-
 /// Returns the call that stores updates.
-pub(super) fn owners_call(keyspace: &Keyspace, replica: &str, updates: &[OwnerUpdate]) -> ScriptCall {
-    let mut arguments = vec![keyspace.channel(), replica.to_owned()];
-    for OwnerUpdate { owner, ttl, message, .. } in updates {
-        let text = |id: &Option<SharedId>| id.map(|id| id.to_string()).unwrap_or_default();
-        arguments.extend([text(owner), ttl.as_millis().max(1).to_string(), text(message)]);
+pub(super) fn owners_call(updates: &[OwnerUpdate]) -> ScriptCall {
+    let mut arguments = Vec::with_capacity(2 * updates.len());
+    for OwnerUpdate { owner, ttl, .. } in updates {
+        let owner = owner.map(|id| id.to_string()).unwrap_or_default();
+        arguments.extend([owner, ttl.as_millis().max(1).to_string()]);
     }
     let keys = updates.iter().map(|update| update.key.clone()).collect();
     ScriptCall { script: OWNERS, keys, arguments }

@@ -24,15 +24,13 @@ pub(super) fn quota_call(
     replicas: u32,
     statements: &[QuotaStatement],
 ) -> ScriptCall {
-    let mut arguments = vec![
-        replica.to_owned(),
-        replicas.max(1).to_string(),
-        GRANT_LEASE.as_millis().to_string(),
-    ];
+    let mut arguments =
+        vec![replica.to_owned(), replicas.max(1).to_string(), GRANT_LEASE.as_millis().to_string()];
     for statement in statements {
         let QuotaStatement { key, limit, used, held, generation, needed, wanted } = statement;
         let ttl = ttl(key).as_millis();
-        arguments.extend([*limit, *used, *held, *generation, *needed, *wanted].map(|number| number.to_string()));
+        arguments
+            .extend([*limit, *used, *held, *generation, *needed, *wanted].map(|number| number.to_string()));
         arguments.push(ttl.to_string());
     }
     let keys = statements.iter().map(|statement| quota_key(keyspace, &statement.key)).collect();
@@ -58,10 +56,9 @@ pub(super) fn grant_of(reply: &Value, sent: Instant) -> QuotaAnswer {
 
 fn quota_key(keyspace: &Keyspace, key: &QuotaKey) -> String {
     let owner = match key.user {
-        Some(user) => SharedId::new(
-            SharedKind::User,
-            &[key.client.as_str().as_bytes(), user.to_string().as_bytes()],
-        ),
+        Some(user) => {
+            SharedId::new(SharedKind::User, &[key.client.as_str().as_bytes(), user.to_string().as_bytes()])
+        }
         None => client_id(&key.client),
     };
     let unit = match key.unit {
