@@ -32,3 +32,31 @@ async fn a_voice_that_is_cloned_at_one_replica_speaks_at_the_others() {
     }
     replicas.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_page_of_a_list_comes_from_the_same_account_at_another_replica() {
+    let mut accounts = plan(&[(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)], None);
+    for (index, workspace) in accounts.workspaces.iter_mut().enumerate() {
+        workspace.voices = (0..5).map(|voice| format!("voice-{voice}-of-{index}")).collect();
+    }
+    let (_redis, replicas) = start(3, accounts).await;
+    let get = async |path: String| {
+        let response = replicas.request(Method::GET, &path).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        response.json::<Value>().await.unwrap()
+    };
+    let voices = |page: &Value| -> Vec<String> {
+        let voices = page["voices"].as_array().unwrap().iter();
+        voices.map(|voice| voice["voice_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut page = get("/v2/voices?page_size=2".to_owned()).await;
+    let mut listed = voices(&page);
+    while let Some(token) = page["next_page_token"].as_str() {
+        page = get(format!("/v2/voices?page_size=2&next_page_token={token}")).await;
+        listed.extend(voices(&page));
+    }
+    let of_account =
+        |index: usize| listed.iter().filter(|voice| voice.ends_with(&format!("-of-{index}"))).count();
+    assert_eq!((of_account(0), of_account(1)), (5, 0), "all pages must be of one account: {listed:?}");
+    replicas.close().await;
+}

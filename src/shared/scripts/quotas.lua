@@ -40,7 +40,9 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
   if is_granted then
     local extra = math.min(wanted, free)
     if needed > 0 then
-      extra = math.max(needed, extra, math.floor(free / (2 * replicas)))
+      -- Near the limit, a replica gets only what it needs, so that the others are not denied what it does not use.
+      local part = math.floor(free / (2 * replicas))
+      extra = math.max(needed, extra, part >= 4 * needed and part or 0)
     end
     mine = math.max(mine, used + extra)
   end

@@ -1,0 +1,44 @@
+//! Other ways to run Redis: a cluster, and a master that sentinels fail over.
+
+use super::{FIRST_KEY, POLLING, SECOND_KEY, plan, refused_attempts, request_speech, wait_until_shared};
+use crate::support::redis::{RedisCluster, Sentinels};
+use crate::support::replicas::TestReplicas;
+
+const KEYS: [(&str, u64); 2] = [(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_a_pool_through_a_cluster() {
+    let cluster = RedisCluster::start(3).await;
+    // Each node is asked, so that at least one replica is sent to another node.
+    for node in &cluster.nodes {
+        let replicas = TestReplicas::start_with(2, plan(&KEYS, Some(9)), Some(&node.url()), &POLLING).await;
+        wait_until_shared(&replicas, 2).await;
+        assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
+        let books = replicas.close().await;
+        assert_eq!(refused_attempts(&books.ledger), 0);
+        cluster.nodes[cluster.owner_of("{keychoir:default}:1:members")].command::<i64>(&["DBSIZE"]);
+        cluster.nodes[cluster.owner_of("{keychoir:default}:1:members")].flush();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_during_a_failover() {
+    let mut sentinels = Sentinels::start().await;
+    let replicas = TestReplicas::start_with(3, plan(&KEYS, Some(9)), Some(&sentinels.url()), &POLLING).await;
+    wait_until_shared(&replicas, 3).await;
+    let load = async {
+        let mut served = 0;
+        for _ in 0..20 {
+            let (more, failed) = request_speech(&replicas, 30, 6, 10).await;
+            assert_eq!(failed, 0, "no request must fail");
+            served += more;
+        }
+        served
+    };
+    let (served, ()) = tokio::join!(load, sentinels.fail_over());
+    assert_eq!(served, 600);
+    wait_until_shared(&replicas, 3).await;
+    assert_eq!(request_speech(&replicas, 30, 6, 10).await, (30, 0));
+    let books = replicas.close().await;
+    assert_eq!(refused_attempts(&books.ledger), 0);
+}
