@@ -1,6 +1,13 @@
 //! Refusals that one replica receives and all take into account.
 
-use super::{FIRST_KEY, SECOND_KEY, plan, start, wait_until_async};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{
+    ADMIN, ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, plan, start, start_with, wait_until_async, wait_until_shared,
+};
+use crate::support::replicas::TestReplicas;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_at_one_replica_is_known_at_all() {
@@ -16,6 +23,60 @@ async fn a_refusal_at_one_replica_is_known_at_all() {
     }
     for _ in 0..9 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
+    }
+    let books = replicas.close().await;
+    assert_eq!(books.ledger.keys[0].refused, 1, "one replica must have asked the limited account");
+}
+
+/// The library that changes the clock of a program, as Debian's package `faketime` installs it.
+fn faketime_library() -> String {
+    let libraries = ["x86_64-linux-gnu", "aarch64-linux-gnu"];
+    let path = |library| format!("/usr/lib/{library}/faketime/libfaketimeMT.so.1");
+    let found = libraries.map(path).into_iter().find(|path| Path::new(path).exists());
+    found.expect("this test needs faketime: apt-get install faketime")
+}
+
+/// Returns the state of the first key at a replica, and the rest of its cooldown in seconds on the clock of the replica.
+async fn cooldown_of_first_key(replicas: &TestReplicas, replica: usize) -> (String, f64) {
+    let get = async |path: &str| -> Value {
+        let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
+        let response = replicas.client.get(url).bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+        response.json().await.unwrap()
+    };
+    let (keys, overview) = (get("keys").await, get("overview").await);
+    let key = &keys["keys"][0];
+    let time = |value: &Value| value.as_str().map(|text| text.parse::<jiff::Timestamp>().unwrap());
+    let rest = time(&key["until"])
+        .zip(time(&overview["now"]))
+        .map_or(0.0, |(until, now)| until.duration_since(now).as_secs_f64());
+    (key["state"].as_str().unwrap().to_owned(), rest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
+    let (_redis, mut replicas) =
+        start_with(1, plan(&[(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)], None), &ADMIN).await;
+    let library = faketime_library();
+    for offset in ["+3600s", "-3600s"] {
+        replicas.add(&[
+            ("LD_PRELOAD", library.as_str()),
+            ("FAKETIME", offset),
+            // Only the date is wrong, as on a machine whose clock was set by hand.
+            ("DONT_FAKE_MONOTONIC", "1"),
+        ]);
+    }
+    wait_until_shared(&replicas, 3).await;
+    replicas.simulator.set_fault(FIRST_KEY, Some("rate_limit=200".parse().unwrap()));
+    for _ in 0..3 {
+        assert_eq!(replicas.request_speech(10).await.status(), 200);
+    }
+    let mut rests = Vec::new();
+    for replica in 0..3 {
+        wait_until_async(async || cooldown_of_first_key(&replicas, replica).await.0 == "rate_limited").await;
+        rests.push(cooldown_of_first_key(&replicas, replica).await.1);
+    }
+    for rest in &rests {
+        assert!((100.0..=201.0).contains(rest), "the cooldown lasts 200 s on every clock: {rests:?}");
     }
     let books = replicas.close().await;
     assert_eq!(books.ledger.keys[0].refused, 1, "one replica must have asked the limited account");

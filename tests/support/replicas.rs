@@ -42,6 +42,13 @@ impl TestReplicas {
         Self::start_with(count, plan, redis_url, &[]).await
     }
 
+    /// Adds a replica with further environment variables, such as another clock.
+    pub fn add(&mut self, settings: &[(&str, &str)]) {
+        let mut environment = self.settings.clone();
+        environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.replicas.push(Replica::start(tempfile::tempdir().unwrap(), &environment));
+    }
+
     /// Starts replicas like [`start`](Self::start), with further environment variables.
     pub async fn start_with(
         count: usize,
