@@ -236,3 +236,11 @@ impl Credits {
         statement.needed > extra && grant.left > extra && !grant.may_exceed
     }
 }
+
+#[cfg(test)]
+impl Credits {
+    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    pub(super) fn bound(&self) -> (Option<i64>, u64) {
+        (self.bound, self.left)
+    }
+}

@@ -8,6 +8,7 @@ mod changes;
 mod connect_error;
 mod connection;
 mod credits;
+mod demand_pace;
 mod evidence;
 mod maps;
 mod members;
@@ -18,6 +19,9 @@ mod replica;
 mod reply;
 mod scripts;
 mod shared_clock;
+#[cfg(test)]
+#[cfg(not(keychoir_model))]
+mod simulation;
 mod slots;
 mod task;
 mod view;

@@ -380,6 +380,32 @@ impl Replica {
     }
 }
 
+#[cfg(test)]
+impl Replica {
+    /// Returns the number of live replicas at the last reply.
+    pub(super) fn known_replicas(&self) -> u32 {
+        self.replicas
+    }
+
+    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
+        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
+    }
+
+    /// Returns the slots that this replica may use.
+    pub(super) fn slot_share(&self, workspace: SharedId, group: ConcurrencyGroup) -> u32 {
+        self.workspaces
+            .get(&workspace)
+            .and_then(|state| state.slots[group.index()].share())
+            .unwrap_or(u32::MAX)
+    }
+
+    /// Whether this replica has no grant of slots, so that it uses a loan.
+    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
+        self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
+    }
+}
+
 /// Returns the arguments of `grants.lua` for one amount.
 pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 8] {
     let CreditStatement { used, needed, held, limit, base, is_idle } = *statement;
