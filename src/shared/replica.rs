@@ -349,8 +349,8 @@ impl Replica {
         state.stated = Some(statement);
         outcome.is_unmet |= Credits::is_unmet(statement, grant);
         outcome.has_released |= grant.is_lower_than(statement);
-        outcome.is_incomplete |= statement.used.is_none();
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_base_lost();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));
         }
@@ -407,12 +407,13 @@ impl Replica {
 }
 
 /// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 8] {
-    let CreditStatement { used, needed, held, limit, base, is_idle } = *statement;
+pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 9] {
+    let CreditStatement { used, needed, reserved, held, limit, base, is_idle } = *statement;
     let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
         text(used),
         needed.to_string(),
+        reserved.to_string(),
         held.to_string(),
         limit.to_string(),
         base.map(|(base, _)| base.to_string()).unwrap_or_default(),

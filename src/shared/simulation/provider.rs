@@ -35,7 +35,7 @@ impl ProviderWorkspace {
         while self.history.get(1).is_some_and(|(at, _)| *at + lag <= now) {
             self.history.pop_front();
         }
-        let count = self.history.front().filter(|(at, _)| *at + lag <= now).map_or(0, |(_, count)| *count);
+        let count = self.history.front().map_or(0, |(_, count)| *count);
         Quota { count, limit: Some(self.limit), ..Quota::default() }
     }
 }
@@ -55,13 +55,15 @@ pub(super) struct RunningRequest {
 }
 
 impl Provider {
-    pub(super) fn new(limits: &[u64], random: impl Fn() -> f64) -> Rc<Self> {
+    pub(super) fn new(limits: &[u64], start: Instant, random: impl Fn() -> f64) -> Rc<Self> {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
         let plan = |random: f64| PLANS[((random * PLANS.len() as f64) as usize).min(PLANS.len() - 1)];
         let workspace = |limit: &u64| {
             let (tier, max) = plan(random());
-            let history = VecDeque::new();
-            ProviderWorkspace { limit: *limit, spent: 0, committed: 0, running: 0, max, tier, history }
+            // Credits that were spent before the replicas started.
+            let spent = limit / 4;
+            let history = VecDeque::from([(start, spent)]);
+            ProviderWorkspace { limit: *limit, spent, committed: 0, running: 0, max, tier, history }
         };
         Rc::new(Self { workspaces: RefCell::new(limits.iter().map(workspace).collect()) })
     }

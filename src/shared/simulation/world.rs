@@ -110,7 +110,7 @@ impl World {
         let start = clock::instant();
         Rc::new(Self {
             redis: SimulatedRedis::new(),
-            provider: Provider::new(&scenario.limits, || plans.borrow_mut().f64()),
+            provider: Provider::new(&scenario.limits, start, || plans.borrow_mut().f64()),
             violations: Violations::default(),
             is_up: Cell::new(true),
             clock_offset_ms: Cell::new(EPOCH_MS),
