@@ -17,10 +17,27 @@ use crate::policy::wall_clock::correction;
 /// A call reads the monotonic clock once and loads a cache line that is written at most once a second.
 #[must_use]
 pub fn now() -> UnixMs {
+    #[cfg(test)]
+    if let Some(time) = simulated_now() {
+        return time;
+    }
     static CLOCK: LazyLock<AnchoredClock> = LazyLock::new(AnchoredClock::anchor_now);
     let time = instant();
     CLOCK.compare(time);
     CLOCK.time_at(CLOCK.elapsed(time))
+}
+
+#[cfg(test)]
+tokio::task_local! {
+    /// The date and time of a simulated machine at the first instant of its simulation. Its tasks read it instead of
+    /// the wall clock.
+    pub(crate) static SIMULATED_CLOCK: (Instant, UnixMs);
+}
+
+#[cfg(test)]
+fn simulated_now() -> Option<UnixMs> {
+    let (start, origin) = SIMULATED_CLOCK.try_get().ok()?;
+    Some(origin.plus(instant().saturating_duration_since(start)))
 }
 
 /// The current time of the monotonic clock, for durations and deadlines. Reads the clock of the runtime, so

@@ -234,7 +234,14 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.
         (None, Some(_)) => Affordability::Short { is_unreserved: quota.may_overcommit() },
-        (Some(credits), Some(remaining)) if credits <= remaining => Affordability::Enough,
+        // The report is about all replicas together.
+        (Some(credits), Some(remaining)) if credits <= remaining => {
+            if quota.fits_share(credits) {
+                Affordability::Enough
+            } else {
+                Affordability::Short { is_unreserved: quota.may_overcommit() }
+            }
+        }
         (Some(_), Some(_)) => Affordability::Refused,
         (Some(credits), None) if quota.fits(credits, key.kept_credits) => Affordability::Enough,
         // A request beyond the ceiling must not spend the credits that the key leaves unspent.

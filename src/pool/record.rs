@@ -266,7 +266,7 @@ impl Pool {
         observation: Observation,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let poll = self.apply_observation(roster, key, observation, now, now);
+        let poll = self.apply_observation(roster, key, observation, now);
         if matches!(poll.result, PollResult::Quota { .. }) {
             key.workspace().evidence_cell.record_poll(poll);
         }
@@ -283,7 +283,11 @@ impl Pool {
         at: UnixMs,
         now: UnixMs,
     ) -> Vec<Transition> {
-        let poll = self.apply_observation(roster, key, observation, at, now);
+        // A replica that connects again receives the last polls again.
+        if key.evidence_cell.last_poll().is_some_and(|known| known.at >= at) {
+            return Vec::new();
+        }
+        let poll = self.apply_observation(roster, key, observation, at);
         if matches!(poll.result, PollResult::Quota { .. }) {
             key.workspace().evidence_cell.record_shared_poll(poll);
         }
@@ -292,19 +296,12 @@ impl Pool {
     }
 
     /// Applies what a poll at `at` reports beside its evidence.
-    fn apply_observation(
-        &self,
-        roster: &Roster,
-        key: &Key,
-        observation: Observation,
-        at: UnixMs,
-        now: UnixMs,
-    ) -> Poll {
+    fn apply_observation(&self, roster: &Roster, key: &Key, observation: Observation, at: UnixMs) -> Poll {
         let (settings, workspace) = (&roster.settings, key.workspace());
         key.set_poll_requested(false);
         let result = match observation {
             Observation::Quota { quota, tier, is_paid, capabilities } => {
-                workspace.apply_poll(quota, tier, capabilities, now, settings.quota_lag);
+                workspace.apply_poll(quota, tier, capabilities, at, settings.quota_lag);
                 if capabilities.voices_left.is_some_and(|left| left > 0) {
                     self.restrictions.remove(workspace.identity(), Verdict::Slots);
                 }

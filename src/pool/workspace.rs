@@ -219,17 +219,17 @@ impl Workspace {
         &self.limiters[group.index()]
     }
 
-    /// Applies the quota and the plan from a poll.
+    /// Applies the quota and the plan from a poll at `at`.
     pub(super) fn apply_poll(
         &self,
         polled: Quota,
         tier: Option<String>,
         capabilities: Capabilities,
-        now: UnixMs,
+        at: UnixMs,
         lag: Duration,
     ) {
         // Earlier refusals for credits do not apply to a new period or to a new limit.
-        if self.quota_cell.apply_poll(polled, now, lag) {
+        if self.quota_cell.apply_poll(polled, at, lag) {
             self.evidence_cell.remove_if(|known| matches!(known.claim, ClaimedFault::Credits { .. }));
             self.skip_logged_until.store(0, Ordering::Release);
         }

@@ -18,6 +18,9 @@ pub(super) const LEASE_MARGIN: Duration = Duration::from_secs(1);
 /// The time without use after which a replica asks only for a small grant.
 const IDLE_AFTER: Duration = Duration::from_secs(30);
 
+/// The time of a base that is restored from a database. Every polled base is newer.
+const RESTORED_STAMP: u64 = 1;
+
 /// What this replica states about the credits of a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CreditStatement {
@@ -25,6 +28,8 @@ pub(super) struct CreditStatement {
     pub(super) used: Option<u64>,
     /// Credits that its requests may need in addition.
     pub(super) needed: u64,
+    /// The part of `needed` that requests in flight have reserved.
+    pub(super) reserved: u64,
     /// Up to which amount this replica may use more, until the reply.
     pub(super) held: u64,
     /// The maximum of the count.
@@ -86,9 +91,17 @@ pub(super) struct Credits {
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
     used_by_others: u64,
+    /// The time since which Redis knows of fewer credits that others have used.
+    is_behind_since: Option<Instant>,
     /// [`CreditUse::foreign`] as it was last applied. Another value is a change by this replica.
     foreign: Option<i64>,
+    /// The last known base, and the shared time at which it was learned.
+    base: i64,
     base_stamp: u64,
+    /// Whether Redis has lost the base.
+    is_base_lost: bool,
+    /// [`CreditUse::foreign`] as the database has restored it, if Redis did not know the workspace.
+    restored_foreign: Option<i64>,
     last_used: Instant,
     /// The end of the grant, or `None` without one.
     lease_end: Option<Instant>,
@@ -116,8 +129,12 @@ impl Credits {
             used_before: None,
             charged: 0,
             used_by_others: 0,
+            is_behind_since: None,
             foreign: None,
+            base: 0,
             base_stamp: 0,
+            is_base_lost: false,
+            restored_foreign: None,
             last_used: instant,
             lease_end: None,
             bound: None,
@@ -137,9 +154,14 @@ impl Credits {
             self.used_before = self.used_before.map(|used| used.saturating_add(lost));
         }
         self.charged = usage.charged_here;
-        let base = self.used_before.filter(|_| self.foreign != Some(usage.foreign)).map(|used_before| {
+        let base = self.used_before.and_then(|used_before| {
+            if self.foreign == Some(usage.foreign) {
+                return self.is_base_lost.then_some((self.base, self.base_stamp));
+            }
             let shared = used_before.saturating_add(self.used_by_others);
-            (usage.foreign.saturating_sub_unsigned(shared), learned_at.max(self.base_stamp))
+            let is_restored = self.restored_foreign == Some(usage.foreign);
+            let stamp = if is_restored { RESTORED_STAMP } else { learned_at.max(self.base_stamp) };
+            Some((usage.foreign.saturating_sub_unsigned(shared), stamp))
         });
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
@@ -147,6 +169,7 @@ impl Credits {
         CreditStatement {
             used: self.used_before.map(|_| in_all(usage.charged_here)),
             needed: usage.reserved.saturating_add(queued),
+            reserved: usage.reserved,
             held: in_all(held),
             limit,
             base,
@@ -163,24 +186,59 @@ impl Credits {
         sent: Instant,
     ) -> Option<CreditShare> {
         self.left = grant.left;
-        self.used_by_others = grant.used_by_others;
-        self.base_stamp = grant.base_stamp;
         let Some(used_before) = self.used_before else {
             self.restore(grant, usage);
             return None;
         };
+        self.learn_use_by_others(grant, sent);
+        self.learn_base(grant);
         let is_base_superseded = statement.base.is_none() && self.foreign != Some(usage.foreign);
         if is_base_superseded {
             // A poll has changed the count while the statement was on its way. The next statement contains it.
             return None;
         }
         let foreign =
-            grant.base.saturating_add_unsigned(used_before).saturating_add_unsigned(grant.used_by_others);
+            self.base.saturating_add_unsigned(used_before).saturating_add_unsigned(self.used_by_others);
         self.foreign = Some(foreign);
         self.lease_end = Some(sent + GRANT_LEASE - LEASE_MARGIN);
-        let granted = grant.granted.cast_signed().saturating_sub_unsigned(used_before);
-        self.bound = Some(granted);
-        Some(CreditShare { foreign, granted: self.bound, may_overcommit: grant.may_exceed })
+        let is_behind = self.is_behind_since.is_some() || self.is_base_lost;
+        // Redis grants too much while it has lost what others have used.
+        let granted = if is_behind { grant.granted.min(statement.held) } else { grant.granted };
+        self.bound = Some(granted.cast_signed().saturating_sub_unsigned(used_before));
+        let may_overcommit = grant.may_exceed && !is_behind;
+        Some(CreditShare { foreign, granted: self.bound, may_overcommit })
+    }
+
+    /// Records what other replicas have used. The amount only grows. After a loss of data, each replica states its part
+    /// again within the time of a lease. What is missing afterwards was used by replicas that have ended, and becomes a
+    /// part of the base.
+    fn learn_use_by_others(&mut self, grant: CreditGrant, sent: Instant) {
+        let Some(missing) =
+            self.used_by_others.checked_sub(grant.used_by_others).filter(|missing| *missing > 0)
+        else {
+            self.used_by_others = grant.used_by_others;
+            self.is_behind_since = None;
+            return;
+        };
+        let since = *self.is_behind_since.get_or_insert(sent);
+        if sent.saturating_duration_since(since) >= GRANT_LEASE {
+            self.base = self.base.saturating_add_unsigned(missing);
+            self.used_by_others = grant.used_by_others;
+            self.is_behind_since = None;
+        }
+    }
+
+    /// Records the base, unless Redis has an older one than this replica, because it has lost the newer one.
+    fn learn_base(&mut self, grant: CreditGrant) {
+        self.is_base_lost = (grant.base_stamp, grant.base) < (self.base_stamp, self.base);
+        if !self.is_base_lost {
+            (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
+        }
+    }
+
+    /// Whether another statement must follow at once, because Redis has lost the base.
+    pub(super) fn is_base_lost(&self) -> bool {
+        self.is_base_lost
     }
 
     /// Continues the statements of an earlier process of this replica. Credits that are counted here and not at Redis
@@ -200,8 +258,11 @@ impl Credits {
             0
         };
         self.used_before = Some(stated.saturating_add(unstated));
+        self.used_by_others = grant.used_by_others;
+        (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
         self.foreign = is_known.then_some(usage.foreign);
+        self.restored_foreign = (!is_known).then_some(usage.foreign);
         self.charged = usage.charged_here;
     }
 
@@ -234,5 +295,13 @@ impl Credits {
         let used = statement.used.unwrap_or(0);
         let extra = grant.granted.saturating_sub(used);
         statement.needed > extra && grant.left > extra && !grant.may_exceed
+    }
+}
+
+#[cfg(test)]
+impl Credits {
+    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    pub(super) fn bound(&self) -> (Option<i64>, u64) {
+        (self.bound, self.left)
     }
 }

@@ -9,6 +9,7 @@ mod clients;
 mod connect_error;
 mod connection;
 mod credits;
+mod demand_pace;
 mod envelope;
 mod evidence;
 mod link;
@@ -23,6 +24,9 @@ mod replica;
 mod reply;
 mod scripts;
 mod shared_clock;
+#[cfg(test)]
+#[cfg(not(keychoir_model))]
+mod simulation;
 mod slots;
 mod task;
 mod view;

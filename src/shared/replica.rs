@@ -354,8 +354,8 @@ impl Replica {
         state.stated = Some(statement);
         outcome.is_unmet |= Credits::is_unmet(statement, grant);
         outcome.has_released |= grant.is_lower_than(statement);
-        outcome.is_incomplete |= statement.used.is_none();
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_base_lost();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));
         }
@@ -385,13 +385,40 @@ impl Replica {
     }
 }
 
+#[cfg(test)]
+impl Replica {
+    /// Returns the number of live replicas at the last reply.
+    pub(super) fn known_replicas(&self) -> u32 {
+        self.replicas
+    }
+
+    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
+        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
+    }
+
+    /// Returns the slots that this replica may use.
+    pub(super) fn slot_share(&self, workspace: SharedId, group: ConcurrencyGroup) -> u32 {
+        self.workspaces
+            .get(&workspace)
+            .and_then(|state| state.slots[group.index()].share())
+            .unwrap_or(u32::MAX)
+    }
+
+    /// Whether this replica has no grant of slots, so that it uses a loan.
+    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
+        self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
+    }
+}
+
 /// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 8] {
-    let CreditStatement { used, needed, held, limit, base, is_idle } = *statement;
+pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 9] {
+    let CreditStatement { used, needed, reserved, held, limit, base, is_idle } = *statement;
     let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
         text(used),
         needed.to_string(),
+        reserved.to_string(),
         held.to_string(),
         limit.to_string(),
         base.map(|(base, _)| base.to_string()).unwrap_or_default(),

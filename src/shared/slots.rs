@@ -38,7 +38,7 @@ pub(super) struct SlotGrant {
     max_stamp: u64,
     /// The number of replicas that use the subject.
     pub(super) active_replicas: u32,
-    /// Whether the demand exceeds the granted slots.
+    /// Whether other replicas hold slots that this replica demands and is entitled to.
     pub(super) is_unmet: bool,
 }
 
@@ -166,5 +166,18 @@ impl Slots {
         }
         self.share = share;
         Some(share)
+    }
+}
+
+#[cfg(test)]
+impl Slots {
+    /// Returns the share that was applied last.
+    pub(super) fn share(&self) -> Option<u32> {
+        self.share
+    }
+
+    /// Whether the share is a grant of Redis.
+    pub(super) fn has_grant(&self) -> bool {
+        self.lease_end.is_some()
     }
 }

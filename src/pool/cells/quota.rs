@@ -135,10 +135,16 @@ impl QuotaCell {
         }
     }
 
-    /// Reserves `credits` if at least `kept` credits remain, or unconditionally when `kept` is
-    /// `None`. Returns `false` and changes nothing if fewer would remain.
+    /// Whether `credits` can be reserved within the share of this replica.
+    pub(in crate::pool) fn fits_share(&self, credits: u64) -> bool {
+        let committed = not_below_zero(self.committed.load(Ordering::Acquire));
+        committed.saturating_add(credits) <= self.share.load(Ordering::Acquire)
+    }
+
+    /// Reserves `credits` within the share of this replica, if at least `kept` credits remain, or whatever remains
+    /// when `kept` is `None`. Returns `false` and changes nothing if fewer would remain.
     pub(in crate::pool) fn reserve(&self, credits: u64, kept: Option<u64>) -> bool {
-        let bound = kept.map_or(UNKNOWN, |kept| self.bound(kept));
+        let bound = kept.map_or_else(|| self.share.load(Ordering::Acquire), |kept| self.bound(kept));
         self.reserve_if(credits, |sum, _| sum <= bound)
     }
 
@@ -175,10 +181,10 @@ impl QuotaCell {
         self.reserved.fetch_sub(finished.reserved, Ordering::AcqRel);
     }
 
-    /// Applies the quota of a poll. Returns whether it starts a new period or sets a new limit.
-    pub(in crate::pool) fn apply_poll(&self, polled: Quota, now: UnixMs, lag: Duration) -> bool {
+    /// Applies the quota of a poll at `at`. Returns whether it starts a new period or sets a new limit.
+    pub(in crate::pool) fn apply_poll(&self, polled: Quota, at: UnixMs, lag: Duration) -> bool {
         let before = self.stored();
-        let idle = now.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
+        let idle = at.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
         self.record_discrepancy(before.discrepancy(polled, idle, lag));
         self.replace_count(|count| Quota { count, ..before }.reconcile(polled, idle, lag).count);
         self.set_limits(polled);

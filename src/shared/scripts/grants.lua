@@ -5,14 +5,18 @@
 --
 -- KEYS: one hash per amount, with the fields
 --   base     "amount stamp": what was used outside of the replicas, and the time of this knowledge in ms
---   last     "replica expires": the replica that may use more than is left, as the last one
+--   turn     "replica end": the replica that collects what is left, when it does not suffice for all, until which time
 --   REPLICA  "used held expires": what a replica has used, up to which amount it may use more, until which time
 -- ARGV: replica, number of replicas, lease in ms, then for each amount: used here ('' to read only), needed in addition,
--- up to which amount it may use more now, limit, base ('' if unknown), stamp of the base, whether the replica is idle
+-- the part of it that is reserved, up to which amount it may use more now, limit, base ('' if unknown), stamp of the base, whether the replica is idle
 -- (0 or 1), time to live in ms.
 -- Returns for each amount: granted, used by the other replicas, base, stamp, may use more than is left (0 or 1),
 -- what this replica had stated before (-1 without), what is left for all replicas.
-local ARGUMENTS = 8
+local ARGUMENTS = 9
+-- The time in ms for which one replica collects what is left, and for which only others may do so afterwards.
+local TURN, PAUSE = 5000, 1000
+-- The rest of a turn in which a replica may not exceed what is left any more. Replicas state themselves more often.
+local LAST_PART = 2500
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -24,20 +28,18 @@ end
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 
-local function divide(key, used, needed, held, limit, base, stamp, idle, ttl)
+local function divide(key, used, needed, reserved, held, limit, base, stamp, idle, ttl)
   local known_base, known_stamp
-  local last, others, unused, before = nil, 0, 0, -1
+  local turn, turn_end, others, unused, before = nil, 0, 0, 0, -1
   local fields = redis.call('HGETALL', key)
   for index = 1, #fields, 2 do
     local name, value = fields[index], fields[index + 1]
     if name == 'base' then
       local amount, at = string.match(value, '^(%-?%d+) (%d+)$')
       known_base, known_stamp = tonumber(amount), tonumber(at)
-    elseif name == 'last' then
-      local replica, expires = string.match(value, '^(%S+) (%d+)$')
-      if replica and tonumber(expires) > now and replica ~= me then
-        last = replica
-      end
+    elseif name == 'turn' then
+      local replica, ends = string.match(value, '^(%S+) (%d+)$')
+      turn, turn_end = replica, tonumber(ends) or 0
     else
       local its_use, its_bound, expires = string.match(value, '^(%d+) (%d+) (%d+)$')
       its_use, its_bound, expires = tonumber(its_use), tonumber(its_bound), tonumber(expires)
@@ -62,7 +64,13 @@ local function divide(key, used, needed, held, limit, base, stamp, idle, ttl)
   local left = limit - (known_base or 0) - others - used
   local free = math.max(left - unused, 0)
   local extra = math.min(needed, free)
-  if idle then
+  local is_turn_of_other = turn and turn ~= me and turn_end > now
+  if is_turn_of_other then
+    -- Parts that do not suffice for any replica would strand what is left, so that one replica collects them.
+    if needed > extra then
+      extra = math.min(reserved, free)
+    end
+  elseif idle then
     -- An idle replica keeps a small grant for its next request, unless little is left.
     if free * 10 > limit then
       extra = math.max(extra, math.floor(free / (4 * replicas)))
@@ -77,9 +85,18 @@ local function divide(key, used, needed, held, limit, base, stamp, idle, ttl)
   end
   local granted = used + extra
   local exceeds = 0
-  if is_statement and needed > extra and unused == 0 and not last then
-    redis.call('HSET', key, 'last', me .. ' ' .. text(now + lease))
-    exceeds = 1
+  if is_statement and needed > extra and not is_turn_of_other then
+    if turn ~= me or turn_end + PAUSE <= now then
+      turn_end = now + TURN
+      redis.call('HSET', key, 'turn', me .. ' ' .. text(turn_end))
+    end
+    if turn_end - LAST_PART > now and unused == 0 then
+      exceeds = 1
+    elseif turn_end <= now then
+      granted = used + math.min(reserved, free)
+    end
+  elseif is_statement and turn == me then
+    redis.call('HDEL', key, 'turn')
   end
   if is_statement then
     redis.call('HSET', key, me, text(used) .. ' ' .. text(math.max(granted, held)) .. ' ' .. text(now + lease))
@@ -99,8 +116,9 @@ for index, key in ipairs(KEYS) do
     tonumber(ARGV[at + 4]),
     tonumber(ARGV[at + 5]),
     tonumber(ARGV[at + 6]),
-    ARGV[at + 7] == '1',
-    tonumber(ARGV[at + 8])
+    tonumber(ARGV[at + 7]),
+    ARGV[at + 8] == '1',
+    tonumber(ARGV[at + 9])
   )
 end
 return results

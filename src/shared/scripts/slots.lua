@@ -7,7 +7,8 @@
 --   REPLICA  "held demand expires": the slots that a replica uses or may use, and those that it could use
 -- ARGV: replica, lease in ms, time in ms after which the remainder goes to other replicas, then for each subject:
 -- held, demand (0 to give the slots back that are not used), maximum (0 if unknown), stamp of the maximum.
--- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether the demand is unmet (0 or 1).
+-- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether others hold what it
+-- demands and is entitled to (0 or 1).
 local ARGUMENTS = 4
 local function now_ms()
   local time = redis.call('TIME')
@@ -83,12 +84,13 @@ local function divide(key, held, demand, max, stamp)
     known_max, known_stamp = max, stamp
     redis.call('HSET', key, 'max', text(max) .. ' ' .. text(stamp))
   end
-  local granted = 0
+  local granted, fair = 0, 0
   if demand > 0 then
     active[#active + 1] = { name = me, demand = demand }
   end
   if demand > 0 and known_max > 0 then
-    granted = math.max(math.min(fair_share(active, known_max), known_max - taken), 0)
+    fair = fair_share(active, known_max)
+    granted = math.max(math.min(fair, known_max - taken), 0)
   end
   local recorded = math.max(granted, held)
   if recorded == 0 and demand == 0 then
@@ -97,7 +99,8 @@ local function divide(key, held, demand, max, stamp)
     redis.call('HSET', key, me, text(recorded) .. ' ' .. text(demand) .. ' ' .. text(now + lease))
   end
   redis.call('PEXPIRE', key, 86400000)
-  local unmet = demand > granted and known_max > 0 and 1 or 0
+  -- Others hold more than their share. They return it when they are asked.
+  local unmet = math.min(demand, fair) > granted and 1 or 0
   return { granted, known_max, known_stamp, #active, unmet }
 end
 

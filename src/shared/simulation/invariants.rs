@@ -1,0 +1,262 @@
+//! The invariants of a simulation. Violations are collected, so that a failed simulation reports all of them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::world::{Process, World};
+use crate::clock::{self, SIMULATED_CLOCK};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::pool::Lease;
+
+/// The time after the last fault in which the state heals.
+pub(super) const GRACE: Duration = Duration::from_secs(8);
+/// Maximum number of reported violations.
+const MAX_VIOLATIONS: usize = 10;
+
+/// The violations of the invariants, and the numbers by which a simulation proves that it has tested them.
+#[derive(Debug, Default)]
+pub(super) struct Violations {
+    found: RefCell<Vec<String>>,
+    pub(super) served: Cell<usize>,
+    pub(super) refused_for_credits: Cell<usize>,
+    pub(super) longest_wait: Cell<Duration>,
+    overcommitted: RefCell<Vec<u32>>,
+    running: RefCell<Vec<u32>>,
+}
+
+/// What a replica without a connection may use of a workspace.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AloneUse {
+    max_committed: i64,
+    max_running: u32,
+}
+
+/// How a request was admitted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Admission {
+    workspace: usize,
+    /// Whether the reserved credits exceed those that are left.
+    pub(super) is_overcommitted: bool,
+    /// Whether the slot was lent to a replica that had none.
+    is_loan: bool,
+    pub(super) was_healthy: bool,
+}
+
+impl Violations {
+    pub(super) fn take(&self) -> Vec<String> {
+        self.found.take()
+    }
+}
+
+fn change(counts: &RefCell<Vec<u32>>, index: usize, is_added: bool) -> u32 {
+    let mut counts = counts.borrow_mut();
+    if counts.len() <= index {
+        counts.resize(index + 1, 0);
+    }
+    if is_added {
+        counts[index] += 1;
+    } else {
+        counts[index] -= 1;
+    }
+    counts[index]
+}
+
+impl World {
+    /// Records a violation.
+    pub(super) fn fail(&self, text: String) {
+        let mut found = self.violations.found.borrow_mut();
+        if found.len() < MAX_VIOLATIONS {
+            found.push(format!("{:?}: {text}", clock::elapsed_since(self.start)));
+        }
+    }
+
+    /// Whether no fault has an effect now.
+    pub(super) fn is_healthy(&self) -> bool {
+        clock::instant() >= self.healthy_at.get()
+    }
+
+    /// Records what a replica that has lost its connection may use.
+    pub(super) fn watch_alone(&self, process: &Process) {
+        if process.alone.borrow().is_empty() {
+            self.set_alone_use(process);
+        }
+    }
+
+    /// A poll shows what others have used, so that the share of a replica without a connection is computed again.
+    pub(super) fn watch_poll(&self, process: &Process) {
+        if process.replica.borrow().is_alone() && process.is_decided.get() {
+            self.set_alone_use(process);
+        }
+    }
+
+    fn set_alone_use(&self, process: &Process) {
+        let replica = process.replica.borrow();
+        let replicas = replica.known_replicas();
+        for (index, key) in process.pool.roster().keys().iter().enumerate() {
+            let workspace = key.workspace();
+            let usage = workspace.credit_use();
+            let (bound, left) = replica.credit_bound(workspace.shared_id());
+            let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
+            let left = workspace.quota(clock::now()).spendable().unwrap_or(0).max(left);
+            let base = bound.map_or(committed, |bound| bound.max(committed));
+            let max_committed = base.saturating_add_unsigned(left / u64::from(replicas));
+            let (running, max) = workspace.concurrency(ConcurrencyGroup::SPEECH);
+            let share = replica.slot_share(workspace.shared_id(), ConcurrencyGroup::SPEECH);
+            let max_running = running.max(share).max(max.map_or(u32::MAX, |max| (max / replicas).max(1)));
+            process.alone.borrow_mut().insert(index, AloneUse { max_committed, max_running });
+        }
+    }
+
+    /// Checks the invariants of an admitted request.
+    pub(super) fn admit(&self, process: &Process, lease: &Lease) -> Admission {
+        let key = lease.key();
+        let (index, workspace) = (key.position(), key.workspace());
+        let group = ConcurrencyGroup::SPEECH;
+        let quota = workspace.quota(clock::now());
+        let usage = workspace.credit_use();
+        let is_overcommitted =
+            quota.ceiling().is_some_and(|ceiling| quota.count.saturating_add(usage.reserved) > ceiling);
+        let replica = process.replica.borrow();
+        let is_loan = replica.is_slot_loan(workspace.shared_id(), group);
+        let was_healthy = self.is_healthy();
+        if is_overcommitted {
+            let count = change(&self.violations.overcommitted, index, true);
+            if was_healthy && count > 1 {
+                self.fail(format!("{count} requests exceed the credits of workspace {index} at once"));
+            }
+        }
+        if !is_loan {
+            let running = change(&self.violations.running, index, true);
+            let max = self.provider.workspaces.borrow()[index].max;
+            if was_healthy && running > max {
+                self.fail(format!("{running} of {max} requests run in workspace {index}"));
+            }
+        }
+        if let Some(alone) = process.alone.borrow().get(&index).filter(|_| replica.is_alone()) {
+            let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
+            if committed > alone.max_committed && !is_overcommitted {
+                self.fail(format!(
+                    "{} uses {committed} credits of {alone:?} of workspace {index}",
+                    process.id
+                ));
+            }
+            let (running, _) = workspace.concurrency(group);
+            if running > alone.max_running {
+                self.fail(format!("{} uses {running} slots of {alone:?} of workspace {index}", process.id));
+            }
+        }
+        Admission { workspace: index, is_overcommitted, is_loan, was_healthy }
+    }
+
+    /// Records that an admitted request has ended.
+    pub(super) fn end_admission(&self, admission: Admission) {
+        if admission.is_overcommitted {
+            change(&self.violations.overcommitted, admission.workspace, false);
+        }
+        if !admission.is_loan {
+            change(&self.violations.running, admission.workspace, false);
+        }
+    }
+
+    /// Records a refusal for credits.
+    pub(super) fn refuse_credits(&self, process: &Process, admission: Admission) {
+        self.violations.refused_for_credits.set(self.violations.refused_for_credits.get() + 1);
+        if admission.was_healthy && !admission.is_overcommitted {
+            let workspace = admission.workspace;
+            self.fail(format!(
+                "{} was refused for credits of workspace {workspace} that it counts",
+                process.id
+            ));
+        }
+    }
+
+    /// Checks that one connected replica polls, at any time without faults.
+    pub(super) fn check_leader(&self) {
+        const MAX_VACANCY: Duration = Duration::from_secs(10);
+        if !self.is_healthy() {
+            return;
+        }
+        let is_leader = |process: &Rc<Process>| {
+            let replica = process.replica.borrow();
+            !replica.is_alone() && replica.is_polling()
+        };
+        let leaders: Vec<String> =
+            self.processes().into_iter().filter(is_leader).map(|process| process.id.clone()).collect();
+        if leaders.len() > 1 {
+            self.fail(format!("{leaders:?} poll at once"));
+        }
+        if leaders.is_empty() && clock::instant() >= self.healthy_at.get() + MAX_VACANCY - GRACE {
+            self.fail("no replica polls".to_owned());
+        }
+    }
+
+    /// Checks that all replicas agree. With `is_exact`, the counts must also be those of the provider.
+    pub(super) fn check_agreement(&self, is_exact: bool) {
+        let processes = self.processes();
+        let views: Vec<ReplicaView> = processes.iter().map(|process| view(process)).collect();
+        for (process, view) in processes.iter().zip(&views) {
+            if process.replica.borrow().is_alone() {
+                self.fail(format!("{} is alone", process.id));
+            }
+            let members = processes.len();
+            if view.live != members {
+                self.fail(format!("{} counts {} of {members} replicas", process.id, view.live));
+            }
+            if view.leader != views[0].leader || view.leader.is_empty() {
+                self.fail(format!(
+                    "{} has the leader {:?}, not {:?}",
+                    process.id, view.leader, views[0].leader
+                ));
+            }
+            for index in 0..self.scenario.limits.len() {
+                if view.evidence[index] != views[0].evidence[index] {
+                    let other = &views[0].evidence[index];
+                    self.fail(format!(
+                        "{} has the evidence {:?} of workspace {index}, not {other:?}",
+                        process.id, view.evidence[index]
+                    ));
+                }
+                let spent = self.provider.workspaces.borrow()[index].spent;
+                let expected = if is_exact { spent } else { views[0].counts[index] };
+                if view.counts[index] != expected {
+                    self.fail(format!(
+                        "{} counts {} of {expected} spent credits of workspace {index}",
+                        process.id, view.counts[index]
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// What a replica knows.
+struct ReplicaView {
+    live: usize,
+    leader: String,
+    counts: Vec<u64>,
+    evidence: Vec<Vec<String>>,
+}
+
+fn view(process: &Process) -> ReplicaView {
+    SIMULATED_CLOCK.sync_scope(process.clock, || {
+        let replica = process.replica.borrow();
+        let membership = replica.membership();
+        let roster = process.pool.roster();
+        let workspaces = || roster.keys().iter().map(|key| key.workspace());
+        let now = clock::now();
+        // An entry without an effect is removed when the evidence is evaluated, at different times.
+        let evidence = roster.keys().iter().map(|key| {
+            let entries = key.evidence().into_iter().chain(key.workspace().evidence());
+            let mut texts: Vec<String> = entries.map(|entry| format!("{:?}", entry.claim)).collect();
+            texts.sort();
+            texts
+        });
+        ReplicaView {
+            live: membership.map_or(0, |known| usize::try_from(known.live_count()).unwrap()),
+            leader: membership.map_or_else(String::new, |known| known.leader.clone()),
+            evidence: evidence.collect(),
+            counts: workspaces().map(|workspace| workspace.quota(now).count).collect(),
+        }
+    })
+}

@@ -1,0 +1,314 @@
+//! The way of one replica to Redis, as `task.rs` uses it, over a network that delays and loses messages.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use super::super::demand_pace::DemandPace;
+use super::super::maps::{MapEntry, Message, store_calls};
+use super::super::replica::{Beat, Replica};
+use super::super::reply::fields;
+use super::super::scripts::{Map, ScriptCall};
+use super::super::shared_clock::Moment;
+use super::world::{Process, World};
+use crate::clock;
+use crate::poller::OwnPoll;
+use crate::pool::PoolChange;
+
+/// The defaults of `[redis]`, and the constants of `task.rs`.
+const BEAT_INTERVAL: Duration = Duration::from_millis(200);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
+const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
+const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(1);
+
+/// The quality of the network of one replica.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinkQuality {
+    /// Maximum delay in each direction.
+    pub(super) max_delay: Duration,
+    /// The probabilities that a request or its reply is lost.
+    pub(super) request_loss: f64,
+    pub(super) reply_loss: f64,
+    /// The probability that a request arrives only after the replica has given up.
+    pub(super) late: f64,
+}
+
+impl LinkQuality {
+    pub(super) const GOOD: Self =
+        Self { max_delay: Duration::from_millis(3), request_loss: 0.0, reply_loss: 0.0, late: 0.0 };
+    pub(super) const CUT: Self = Self { request_loss: 1.0, ..Self::GOOD };
+}
+
+/// The connection has failed.
+pub(super) struct ConnectionFailed;
+
+type Response<T> = Result<T, ConnectionFailed>;
+
+/// The changes and polls of one process that other replicas must receive.
+pub(super) struct Outgoing {
+    pub(super) changes: mpsc::Receiver<PoolChange>,
+    pub(super) polls: mpsc::UnboundedReceiver<OwnPoll>,
+}
+
+/// An open connection.
+struct Connection {
+    world: Rc<World>,
+    process: Rc<Process>,
+    pushes: mpsc::UnboundedReceiver<(Instant, String)>,
+    arrived: VecDeque<(Instant, String)>,
+    last_beat: Option<Instant>,
+    pace: DemandPace,
+}
+
+pub(super) fn moment() -> Moment {
+    Moment { now: clock::now(), instant: clock::instant() }
+}
+
+/// Connects a replica and keeps it connected, as `LinkTask::run` does.
+pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoing: Outgoing) {
+    let mut delay = FIRST_RECONNECT_DELAY;
+    loop {
+        if let Ok(mut connection) = connect(&world, &process).await {
+            delay = FIRST_RECONNECT_DELAY;
+            while connection.step(&mut outgoing).await.is_ok() {}
+        }
+        process.is_decided.set(true);
+        process.replica.borrow_mut().set_alone(true);
+        world.watch_alone(&process);
+        let pause = delay.mul_f64(0.5 + world.random() / 2.0);
+        delay = (delay * 2).min(MAX_RECONNECT_DELAY);
+        stay_alone(&world, &process, &mut outgoing, pause).await;
+    }
+}
+
+async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Outgoing, pause: Duration) {
+    let end = clock::instant() + pause;
+    loop {
+        process.replica.borrow_mut().fall_back(moment());
+        world.watch_alone(process);
+        while outgoing.changes.try_recv().is_ok() || outgoing.polls.try_recv().is_ok() {}
+        let now = clock::instant();
+        if now >= end {
+            return;
+        }
+        sleep(BEAT_INTERVAL.min(end - now)).await;
+    }
+}
+
+async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Connection> {
+    let opening = async {
+        let quality = world.quality(process.index);
+        sleep(world.delay(quality)).await;
+        if !world.is_up.get() || world.chance(quality.request_loss) {
+            sleep(RESPONSE_TIMEOUT).await;
+            return Err(ConnectionFailed);
+        }
+        Ok(())
+    };
+    tokio::pin!(opening);
+    loop {
+        tokio::select! {
+            biased;
+            opened = &mut opening => { opened?; break }
+            () = sleep(BEAT_INTERVAL) => if process.is_decided.get() {
+                process.replica.borrow_mut().fall_back(moment());
+            }
+        }
+    }
+    let mut connection = Connection {
+        world: Rc::clone(world),
+        process: Rc::clone(process),
+        pushes: world.subscribe(process.index),
+        arrived: VecDeque::new(),
+        last_beat: None,
+        pace: DemandPace::default(),
+    };
+    process.replica.borrow_mut().set_alone(false);
+    connection.beat(true).await?;
+    process.alone.borrow_mut().clear();
+    process.is_decided.set(true);
+    Ok(connection)
+}
+
+impl Connection {
+    fn replica(&self) -> std::cell::RefMut<'_, Replica> {
+        RefCell::borrow_mut(&self.process.replica)
+    }
+
+    async fn step(&mut self, outgoing: &mut Outgoing) -> Response<()> {
+        let after = |interval| self.last_beat.map_or_else(clock::instant, |last| last + interval);
+        let (next_beat, earliest_beat) = (after(BEAT_INTERVAL), after(MIN_BEAT_INTERVAL));
+        let response_at = self.pace.response_at(clock::instant());
+        let pool = Arc::clone(&self.process.pool);
+        let demand = async {
+            pool.demand().await;
+            sleep_until(earliest_beat.into()).await;
+        };
+        tokio::select! {
+            biased;
+            message = next_message(&mut self.pushes, &mut self.arrived) => match message {
+                Some(message) => {
+                    self.handle(&message);
+                    Ok(())
+                }
+                None => Err(ConnectionFailed),
+            },
+            Some(change) = outgoing.changes.recv() => {
+                let mut entries: Vec<MapEntry> = self.replica().entry_of_change(&change).into_iter().collect();
+                while let Ok(change) = outgoing.changes.try_recv() {
+                    entries.extend(self.replica().entry_of_change(&change));
+                }
+                self.store(entries).await
+            }
+            Some(poll) = outgoing.polls.recv() => {
+                let entry = self.replica().entry_of_poll(poll);
+                self.store(entry.into_iter().collect()).await
+            }
+            () = wait_until(response_at) => {
+                self.pace.record_response(clock::instant());
+                // The first beat lowers what this replica holds, and the second one states it.
+                self.beat(true).await?;
+                self.beat(true).await
+            }
+            () = demand => self.beat(true).await,
+            () = sleep_until(next_beat.into()) => self.beat(false).await,
+        }
+    }
+
+    async fn beat(&mut self, is_needed: bool) -> Response<()> {
+        self.last_beat = Some(clock::instant());
+        for _ in 0..2 {
+            let beat = self.replica().beat(moment());
+            if !beat.is_due && !is_needed {
+                self.replica().fall_back(moment());
+                return Ok(());
+            }
+            let replies = self.call(&beat.calls).await?;
+            if !self.apply(&beat, &replies).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
+        let outcome = self.replica().apply(beat, replies, moment()).unwrap();
+        for map in outcome.outdated.to_read {
+            self.read_map(map).await?;
+        }
+        for map in outcome.outdated.to_restate {
+            let entries = self.replica().restate(map, clock::now());
+            self.store(entries).await?;
+        }
+        if self.pace.asks(outcome.is_unmet, clock::instant()) {
+            let message = format!("demand {}", self.process.id);
+            self.query(move |world| world.redis.publish(message)).await?;
+        }
+        Ok(outcome.is_incomplete)
+    }
+
+    fn handle(&mut self, message: &str) {
+        let message = Message::parse(message).unwrap();
+        let is_own = message.replica() == self.process.id;
+        match message {
+            Message::Entry { replica, version, entry } => {
+                self.replica().maps.advance(entry.map, version);
+                if !is_own {
+                    self.replica().apply_entry(&entry, &replica, moment());
+                }
+            }
+            Message::Demand { .. } if !is_own => self.pace.record_question(),
+            Message::Demand { .. } | Message::Owner { .. } => {}
+        }
+    }
+
+    async fn read_map(&mut self, map: Map) -> Response<()> {
+        let key = self.replica().keyspace.map(map);
+        let hash = self.query(move |world| world.redis.hash_fields(&key)).await?;
+        let mut version = 0;
+        for (name, text) in fields(&hash).unwrap() {
+            if name == "_version" {
+                version = text.parse().unwrap();
+            } else if let Some(entry) = MapEntry::parse(map, name, text) {
+                self.replica().apply_entry(&entry, "", moment());
+            }
+        }
+        self.replica().maps.set_version(map, version);
+        Ok(())
+    }
+
+    async fn store(&self, entries: Vec<MapEntry>) -> Response<()> {
+        let calls = store_calls(&self.replica().keyspace, &self.process.id, &entries);
+        if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
+    }
+
+    async fn call(&self, calls: &[ScriptCall]) -> Response<Vec<Value>> {
+        let calls = calls.to_vec();
+        self.query(move |world| calls.iter().map(|call| world.redis.run(call)).collect()).await
+    }
+
+    /// Runs a query at Redis, with the delays and the losses of the network.
+    async fn query<T: 'static>(&self, query: impl FnOnce(&World) -> T + 'static) -> Response<T> {
+        let world = &self.world;
+        let quality = world.quality(self.process.index);
+        let exchange = async {
+            sleep(world.delay(quality)).await;
+            if !world.is_up.get() || world.chance(quality.request_loss) {
+                return std::future::pending().await;
+            }
+            if world.chance(quality.late) {
+                // The request waits in the network while this replica connects again.
+                let (late_world, delay) =
+                    (Rc::clone(world), RESPONSE_TIMEOUT.mul_f64(1.0 + 8.0 * world.random()));
+                spawn_local(async move {
+                    sleep(delay).await;
+                    late_world.at_redis(query);
+                });
+                return std::future::pending().await;
+            }
+            let reply = world.at_redis(query);
+            sleep(world.delay(quality)).await;
+            if world.chance(quality.reply_loss) {
+                return std::future::pending().await;
+            }
+            reply
+        };
+        timeout(RESPONSE_TIMEOUT, exchange).await.map_err(|_| ConnectionFailed)
+    }
+}
+
+/// Returns the next message that has arrived, or `None` after the connection was closed.
+async fn next_message(
+    pushes: &mut mpsc::UnboundedReceiver<(Instant, String)>,
+    arrived: &mut VecDeque<(Instant, String)>,
+) -> Option<String> {
+    if arrived.is_empty() {
+        arrived.push_back(pushes.recv().await?);
+    }
+    let (at, _) = arrived.front()?;
+    sleep_until((*at).into()).await;
+    arrived.pop_front().map(|(_, message)| message)
+}
+
+/// Completes at this time, or never.
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Starts the link of a process.
+pub(super) fn start_link(world: &Rc<World>, process: &Rc<Process>, outgoing: Outgoing) {
+    let link = run_link(Rc::clone(world), Rc::clone(process), outgoing);
+    let task = spawn_local(crate::clock::SIMULATED_CLOCK.scope(process.clock, link));
+    process.tasks.borrow_mut().push(task.abort_handle());
+}

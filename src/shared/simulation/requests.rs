@@ -1,0 +1,139 @@
+//! The requests of clients, which select a key, are served or refused by the provider, and are charged.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::task::spawn_local;
+use tokio::time::sleep;
+
+use super::world::{Process, World};
+use crate::clock::{self, SIMULATED_CLOCK};
+use crate::policy::client::ClientName;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::evidence::RefusalSource;
+use crate::policy::select::Unavailable;
+use crate::policy::verdict::Verdict;
+use crate::pool::{KeyRequest, RefusedAttempt, ServedAttempt};
+
+/// Maximum wait of a request while credits are left and no fault has an effect.
+const MAX_WAIT: Duration = Duration::from_secs(15);
+/// Maximum attempts of a request.
+const MAX_ATTEMPTS: usize = 12;
+
+/// A request of a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SimulatedRequest {
+    /// The upper bound of the cost.
+    pub(super) estimate: u64,
+    pub(super) cost: u64,
+    pub(super) duration: Duration,
+    pub(super) client: usize,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestEnd {
+    Served,
+    Unavailable(Unavailable),
+    /// The replica was not ready or ended.
+    NotReady,
+}
+
+/// Sends a request to a replica and waits for its end.
+pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequest) -> RequestEnd {
+    let Some(process) = world.process(index).filter(|process| process.is_decided.get()) else {
+        return RequestEnd::NotReady;
+    };
+    let serving = serve(Rc::clone(world), Rc::clone(&process), request);
+    let task = spawn_local(SIMULATED_CLOCK.scope(process.clock, serving));
+    let mut tasks = process.tasks.borrow_mut();
+    tasks.retain(|task| !task.is_finished());
+    tasks.push(task.abort_handle());
+    drop(tasks);
+    match task.await {
+        Ok(end) => end,
+        Err(error) if error.is_cancelled() => RequestEnd::NotReady,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Ends the admission of a request when it is dropped.
+struct AdmissionGuard<'a>(&'a World, super::invariants::Admission);
+
+impl Drop for AdmissionGuard<'_> {
+    fn drop(&mut self) {
+        self.0.end_admission(self.1);
+    }
+}
+
+async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest) -> RequestEnd {
+    let pool = &process.pool;
+    let group = Some(ConcurrencyGroup::SPEECH);
+    let client = ClientName::new(&format!("client-{}", request.client));
+    let mut key_request = KeyRequest::new(client, Some(request.estimate), group);
+    for _ in 0..MAX_ATTEMPTS {
+        let roster = pool.roster();
+        let (began_at, was_healthy) = (clock::instant(), world.is_healthy());
+        let reserved = match pool.reserve(&roster, &key_request).await {
+            Ok(reserved) => reserved,
+            Err(reason) => {
+                check_wait(&world, &process, &request, began_at, was_healthy);
+                return RequestEnd::Unavailable(reason);
+            }
+        };
+        check_wait(&world, &process, &request, began_at, was_healthy);
+        let mut lease = reserved.lease;
+        let admission = world.admit(&process, &lease);
+        let _admission = AdmissionGuard(&world, admission);
+        let key = std::sync::Arc::clone(lease.key());
+        lease.mark_sent();
+        let refusal = match world.provider.begin(key.position(), request.cost, request.estimate) {
+            Ok(running) => {
+                sleep(request.duration).await;
+                running.charge(clock::instant());
+                let now = clock::now();
+                pool.charge(&roster, &mut lease, request.cost, now);
+                let began_at = lease.reserved_at();
+                let served = ServedAttempt { request: Some(&key_request), began_at, is_charged: true };
+                pool.record_service(&roster, &key, served, now);
+                world.violations.served.set(world.violations.served.get() + 1);
+                return RequestEnd::Served;
+            }
+            Err(refusal) => refusal,
+        };
+        let now = clock::now();
+        if matches!(refusal, Verdict::WorkspaceQuota(_)) {
+            world.refuse_credits(&process, admission);
+        }
+        pool.charge(&roster, &mut lease, 0, now);
+        let refused = RefusedAttempt {
+            verdict: refusal,
+            request: Some(&key_request),
+            is_repeated_elsewhere: false,
+            source: RefusalSource::default(),
+        };
+        pool.record_refusal(&roster, &key, refused, now);
+        if !matches!(refusal, Verdict::Concurrency { .. }) {
+            key_request.tried.push(key.position());
+        }
+    }
+    RequestEnd::Unavailable(Unavailable::Tried)
+}
+
+fn check_wait(
+    world: &World,
+    process: &Process,
+    request: &SimulatedRequest,
+    began_at: std::time::Instant,
+    was_healthy: bool,
+) {
+    let waited = clock::elapsed_since(began_at);
+    if !was_healthy || !world.is_healthy() {
+        return;
+    }
+    world.violations.longest_wait.set(world.violations.longest_wait.get().max(waited));
+    let left = world.provider.workspaces.borrow().iter().map(|workspace| workspace.left()).max();
+    if waited > MAX_WAIT && left > Some(request.estimate) {
+        world.fail(format!("{} let {request:?} wait for {waited:?} with {left:?} credits", process.id));
+    }
+}

@@ -1,0 +1,263 @@
+//! A small Redis in memory on virtual time. It runs the real scripts in Lua 5.1, as Redis does.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use mlua::{Function, Lua, MultiValue, Table, Value as LuaValue, Variadic};
+use redis::Value;
+
+use super::super::scripts::ScriptCall;
+
+/// A value with the time at which it expires.
+#[derive(Clone, Debug)]
+struct StoredKey {
+    content: Content,
+    expires_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Text(String),
+    Hash(BTreeMap<String, String>),
+}
+
+/// The data of the store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct StoredData {
+    keys: BTreeMap<String, StoredKey>,
+}
+
+#[derive(Debug, Default)]
+struct StoreState {
+    data: StoredData,
+    now_micros: u64,
+    published: Vec<String>,
+}
+
+/// The reply of a command to a script.
+enum CommandReply {
+    Status,
+    Missing,
+    Integer(i64),
+    Text(String),
+    List(Vec<String>),
+}
+
+impl StoreState {
+    fn now_ms(&self) -> u64 {
+        self.now_micros / 1_000
+    }
+
+    fn find(&mut self, key: &str) -> Option<&mut StoredKey> {
+        let now = self.now_ms();
+        if self.data.keys.get(key).is_some_and(|stored| stored.expires_ms.is_some_and(|at| at <= now)) {
+            self.data.keys.remove(key);
+        }
+        self.data.keys.get_mut(key)
+    }
+
+    fn hash(&mut self, key: &str) -> Option<&mut BTreeMap<String, String>> {
+        match &mut self.find(key)?.content {
+            Content::Hash(fields) => Some(fields),
+            Content::Text(_) => panic!("WRONGTYPE {key}"),
+        }
+    }
+
+    fn hash_or_new(&mut self, key: &str) -> &mut BTreeMap<String, String> {
+        if self.find(key).is_none() {
+            let content = Content::Hash(BTreeMap::new());
+            self.data.keys.insert(key.to_owned(), StoredKey { content, expires_ms: None });
+        }
+        self.hash(key).unwrap()
+    }
+
+    fn run(&mut self, command: &[String]) -> CommandReply {
+        let parts: Vec<&str> = command.iter().map(String::as_str).collect();
+        let count = |number: usize| CommandReply::Integer(i64::try_from(number).unwrap());
+        let text = |found: Option<String>| found.map_or(CommandReply::Missing, CommandReply::Text);
+        match *parts {
+            ["TIME"] => {
+                let (seconds, micros) = (self.now_micros / 1_000_000, self.now_micros % 1_000_000);
+                CommandReply::List(vec![seconds.to_string(), micros.to_string()])
+            }
+            ["HSET", key, field, value] => {
+                let before = self.hash_or_new(key).insert(field.to_owned(), value.to_owned());
+                count(usize::from(before.is_none()))
+            }
+            ["HGET", key, field] => text(self.hash(key).and_then(|fields| fields.get(field).cloned())),
+            ["HGETALL", key] => CommandReply::List(self.hash(key).map_or_else(Vec::new, |fields| {
+                fields.iter().flat_map(|(field, value)| [field.clone(), value.clone()]).collect()
+            })),
+            ["HDEL", key, field] => {
+                let fields = self.hash(key);
+                let is_empty =
+                    fields.as_ref().is_some_and(|fields| fields.len() == 1 && fields.contains_key(field));
+                let removed = fields.and_then(|fields| fields.remove(field)).is_some();
+                if is_empty {
+                    self.data.keys.remove(key);
+                }
+                count(usize::from(removed))
+            }
+            ["HLEN", key] => count(self.hash(key).map_or(0, |fields| fields.len())),
+            ["HINCRBY", key, field, by] => {
+                let by: i64 = by.parse().unwrap();
+                let stored = self.hash_or_new(key).entry(field.to_owned()).or_insert_with(|| "0".to_owned());
+                let sum = stored.parse::<i64>().unwrap() + by;
+                *stored = sum.to_string();
+                CommandReply::Integer(sum)
+            }
+            ["GET", key] => text(self.find(key).map(|stored| match &stored.content {
+                Content::Text(text) => text.clone(),
+                Content::Hash(_) => panic!("WRONGTYPE {key}"),
+            })),
+            ["SET", key, value, "PX", ttl] => {
+                let expires_ms = Some(self.now_ms() + ttl.parse::<u64>().unwrap());
+                let content = Content::Text(value.to_owned());
+                self.data.keys.insert(key.to_owned(), StoredKey { content, expires_ms });
+                CommandReply::Status
+            }
+            ["DEL", key] => {
+                let existed = self.find(key).is_some();
+                self.data.keys.remove(key);
+                count(usize::from(existed))
+            }
+            ["PEXPIRE", key, ttl] => {
+                let expires_ms = self.now_ms() + ttl.parse::<u64>().unwrap();
+                let stored = self.find(key);
+                let exists = stored.is_some();
+                stored.into_iter().for_each(|stored| stored.expires_ms = Some(expires_ms));
+                count(usize::from(exists))
+            }
+            ["PTTL", key] => {
+                let now = self.now_ms();
+                CommandReply::Integer(match self.find(key) {
+                    None => -2,
+                    Some(stored) => {
+                        stored.expires_ms.map_or(-1, |at| i64::try_from(at.saturating_sub(now)).unwrap())
+                    }
+                })
+            }
+            ["PUBLISH", _, message] => {
+                self.published.push(message.to_owned());
+                count(0)
+            }
+            _ => panic!("no script may use the command {parts:?}"),
+        }
+    }
+}
+
+/// A server with the real scripts.
+#[derive(Debug)]
+pub(super) struct SimulatedRedis {
+    lua: Lua,
+    functions: RefCell<HashMap<&'static str, Function>>,
+    state: Rc<RefCell<StoreState>>,
+}
+
+impl SimulatedRedis {
+    pub(super) fn new() -> Self {
+        let lua = Lua::new();
+        let state = Rc::new(RefCell::new(StoreState::default()));
+        let for_scripts = Rc::clone(&state);
+        let call = lua.create_function(move |lua, parts: Variadic<LuaValue>| {
+            let command: Vec<String> = parts.iter().map(command_part).collect();
+            to_lua(lua, for_scripts.borrow_mut().run(&command))
+        });
+        let table = lua.create_table().unwrap();
+        table.set("call", call.unwrap()).unwrap();
+        lua.globals().set("redis", table).unwrap();
+        Self { lua, functions: RefCell::default(), state }
+    }
+
+    /// Sets the time of the server, in microseconds since 1970.
+    pub(super) fn set_time(&self, micros: u64) {
+        self.state.borrow_mut().now_micros = micros;
+    }
+
+    /// Runs a script and returns its reply.
+    pub(super) fn run(&self, call: &ScriptCall) -> Value {
+        let globals = self.lua.globals();
+        globals.set("KEYS", call.keys.clone()).unwrap();
+        globals.set("ARGV", call.arguments.clone()).unwrap();
+        let mut functions = self.functions.borrow_mut();
+        let function = functions
+            .entry(call.script)
+            .or_insert_with(|| self.lua.load(call.script).into_function().unwrap())
+            .clone();
+        drop(functions);
+        let reply: MultiValue = function.call(()).unwrap();
+        from_lua(&reply.into_iter().next().unwrap_or(LuaValue::Nil))
+    }
+
+    /// Returns the fields of a hash.
+    pub(super) fn hash_fields(&self, key: &str) -> Value {
+        let mut state = self.state.borrow_mut();
+        let bulk = |text: &String| Value::BulkString(text.clone().into_bytes());
+        Value::Map(state.hash(key).map_or_else(Vec::new, |fields| {
+            fields.iter().map(|(field, value)| (bulk(field), bulk(value))).collect()
+        }))
+    }
+
+    pub(super) fn publish(&self, message: String) {
+        self.state.borrow_mut().published.push(message);
+    }
+
+    /// Returns the messages that were published since the last call.
+    pub(super) fn take_published(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.borrow_mut().published)
+    }
+
+    pub(super) fn flush(&self) {
+        self.state.borrow_mut().data = StoredData::default();
+    }
+
+    pub(super) fn snapshot(&self) -> StoredData {
+        self.state.borrow().data.clone()
+    }
+
+    pub(super) fn restore(&self, data: StoredData) {
+        self.state.borrow_mut().data = data;
+    }
+}
+
+/// Returns a part of a command as Redis reads it.
+#[expect(clippy::cast_possible_truncation, reason = "scripts use whole numbers below 2^53")]
+fn command_part(value: &LuaValue) -> String {
+    match value {
+        LuaValue::String(text) => text.to_string_lossy(),
+        LuaValue::Integer(number) => number.to_string(),
+        LuaValue::Number(number) => (*number as i64).to_string(),
+        other => panic!("a command must consist of texts and numbers, not {other:?}"),
+    }
+}
+
+fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
+    Ok(match reply {
+        CommandReply::Missing => LuaValue::Boolean(false),
+        CommandReply::Integer(number) => LuaValue::Integer(number),
+        CommandReply::Text(text) => LuaValue::String(lua.create_string(text)?),
+        CommandReply::List(texts) => LuaValue::Table(lua.create_sequence_from(texts)?),
+        CommandReply::Status => {
+            let table: Table = lua.create_table()?;
+            table.set("ok", "OK")?;
+            LuaValue::Table(table)
+        }
+    })
+}
+
+/// Converts the result of a script as Redis does: numbers are truncated, and lists end at the first `nil`.
+#[expect(clippy::cast_possible_truncation, reason = "Redis truncates in the same way")]
+fn from_lua(value: &LuaValue) -> Value {
+    match value {
+        LuaValue::Nil | LuaValue::Boolean(false) => Value::Nil,
+        LuaValue::Boolean(true) => Value::Int(1),
+        LuaValue::Integer(number) => Value::Int(*number),
+        LuaValue::Number(number) => Value::Int(*number as i64),
+        LuaValue::String(text) => Value::BulkString(text.as_bytes().to_vec()),
+        LuaValue::Table(table) => Value::Array(
+            table.sequence_values::<LuaValue>().map(|element| from_lua(&element.unwrap())).collect(),
+        ),
+        other => panic!("a script must not return {other:?}"),
+    }
+}

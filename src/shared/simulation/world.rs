@@ -1,0 +1,307 @@
+//! The replicas, their machines and networks, Redis, and the provider, on the virtual time of the runtime.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::sleep;
+
+use super::super::replica::{Replica, ReplicaSettings};
+use super::invariants::{AloneUse, Violations};
+use super::link::{LinkQuality, Outgoing, start_link};
+use super::provider::Provider;
+use super::store::SimulatedRedis;
+use crate::clock::{self, SIMULATED_CLOCK};
+use crate::elevenlabs::plan::Capabilities;
+use crate::policy::redis_url::SharedPoolName;
+use crate::policy::units::UnixMs;
+use crate::poller::OwnPoll;
+use crate::pool::{KeyEntry, Observation, Pool, PoolChange, RestoredKey, Settings};
+use crate::secret::ApiKey;
+
+/// The time of Redis at the start of a simulation, in ms since 1970.
+const EPOCH_MS: u64 = 1_800_000_000_000;
+
+/// What happens in one simulation.
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) seed: u64,
+    pub(super) replicas: usize,
+    /// The limits of the workspaces in credits.
+    pub(super) limits: Vec<u64>,
+    pub(super) requests: usize,
+    /// Duration of the requests and faults.
+    pub(super) duration: Duration,
+    /// Interval between two polls of the leader, or `None` if it polls only once.
+    pub(super) poll_interval: Option<Duration>,
+    /// The lag of the provider's count.
+    pub(super) lag: Duration,
+    pub(super) faults: usize,
+    /// Whether replicas are killed, which loses charges that were not stated.
+    pub(super) kills: bool,
+}
+
+/// The settings of all pools.
+pub(super) fn pool_settings() -> Settings {
+    Settings {
+        queue_timeout: Duration::from_secs(30),
+        max_queued: 10_000,
+        concurrency_cooldown: Duration::from_millis(100),
+        rate_limited_cooldown: Duration::from_secs(2),
+        unproven_cooldown: Duration::from_secs(2),
+        probe_after: Duration::from_secs(1),
+        quota_lag: QUOTA_LAG,
+        ..Settings::FOR_TESTS
+    }
+}
+
+/// The configured lag, which is longer than that of the provider.
+pub(super) const QUOTA_LAG: Duration = Duration::from_secs(4);
+
+/// One run of a replica.
+pub(super) struct Process {
+    pub(super) index: usize,
+    pub(super) id: String,
+    pub(super) replica: RefCell<Replica>,
+    pub(super) pool: Arc<Pool>,
+    /// Whether the first attempt to connect has ended.
+    pub(super) is_decided: Cell<bool>,
+    pub(super) clock: (Instant, UnixMs),
+    pub(super) tasks: RefCell<Vec<AbortHandle>>,
+    polls: mpsc::UnboundedSender<OwnPoll>,
+    /// What this process may use while it is alone, by workspace.
+    pub(super) alone: RefCell<HashMap<usize, AloneUse>>,
+}
+
+/// Everything that one simulation contains.
+pub(super) struct World {
+    pub(super) scenario: Scenario,
+    pub(super) redis: SimulatedRedis,
+    pub(super) provider: Rc<Provider>,
+    pub(super) violations: Violations,
+    /// Whether Redis accepts connections.
+    pub(super) is_up: Cell<bool>,
+    /// The clock of Redis less the virtual time, in ms.
+    clock_offset_ms: Cell<u64>,
+    pub(super) start: Instant,
+    rng: RefCell<fastrand::Rng>,
+    qualities: RefCell<Vec<LinkQuality>>,
+    subscribers: RefCell<HashMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
+    processes: RefCell<Vec<Option<Rc<Process>>>>,
+    /// The origins of the replicas' clocks.
+    origins: Vec<UnixMs>,
+    /// The time from which no fault has an effect.
+    pub(super) healthy_at: Cell<Instant>,
+    pub(super) is_polling_paused: Cell<bool>,
+    faults: RefCell<Vec<String>>,
+}
+
+impl World {
+    pub(super) fn new(scenario: Scenario) -> Rc<Self> {
+        let mut rng = fastrand::Rng::with_seed(scenario.seed);
+        const HOUR_MS: u64 = 3_600_000;
+        let origins =
+            (0..scenario.replicas).map(|_| UnixMs(EPOCH_MS - HOUR_MS + rng.u64(0..2 * HOUR_MS))).collect();
+        let plans = RefCell::new(rng.fork());
+        let start = clock::instant();
+        Rc::new(Self {
+            redis: SimulatedRedis::new(),
+            provider: Provider::new(&scenario.limits, start, || plans.borrow_mut().f64()),
+            violations: Violations::default(),
+            is_up: Cell::new(true),
+            clock_offset_ms: Cell::new(EPOCH_MS),
+            start,
+            rng: RefCell::new(rng),
+            qualities: RefCell::new(vec![LinkQuality::GOOD; scenario.replicas]),
+            subscribers: RefCell::default(),
+            processes: RefCell::new(vec![None; scenario.replicas]),
+            origins,
+            healthy_at: Cell::new(start),
+            is_polling_paused: Cell::new(false),
+            faults: RefCell::default(),
+            scenario,
+        })
+    }
+
+    /// Records a fault for the report of a failed simulation.
+    pub(super) fn record_fault(&self, fault: String) {
+        self.faults.borrow_mut().push(format!("{:?}: {fault}", clock::elapsed_since(self.start)));
+    }
+
+    pub(super) fn faults(&self) -> Vec<String> {
+        self.faults.borrow().clone()
+    }
+
+    pub(super) fn random(&self) -> f64 {
+        self.rng.borrow_mut().f64()
+    }
+
+    pub(super) fn random_below(&self, bound: usize) -> usize {
+        self.rng.borrow_mut().usize(0..bound)
+    }
+
+    pub(super) fn chance(&self, probability: f64) -> bool {
+        probability > 0.0 && self.random() < probability
+    }
+
+    pub(super) fn quality(&self, index: usize) -> LinkQuality {
+        self.qualities.borrow()[index]
+    }
+
+    pub(super) fn set_quality(&self, index: usize, quality: LinkQuality) {
+        self.qualities.borrow_mut()[index] = quality;
+    }
+
+    pub(super) fn delay(&self, quality: LinkQuality) -> Duration {
+        quality.max_delay.mul_f64(self.random())
+    }
+
+    pub(super) fn processes(&self) -> Vec<Rc<Process>> {
+        self.processes.borrow().iter().flatten().cloned().collect()
+    }
+
+    pub(super) fn process(&self, index: usize) -> Option<Rc<Process>> {
+        self.processes.borrow()[index].clone()
+    }
+
+    /// Runs `query` at the time of Redis, and delivers the messages that it publishes.
+    pub(super) fn at_redis<T>(&self, query: impl FnOnce(&Self) -> T) -> T {
+        let elapsed = clock::elapsed_since(self.start);
+        let micros = u64::try_from(elapsed.as_micros()).unwrap();
+        self.redis.set_time(self.clock_offset_ms.get() * 1_000 + micros);
+        let reply = query(self);
+        for message in self.redis.take_published() {
+            for (index, subscriber) in self.subscribers.borrow().iter() {
+                let quality = self.quality(*index);
+                if !self.chance(quality.request_loss) {
+                    // The delay of a push is constant, so that pushes arrive in order.
+                    let _ = subscriber.send((clock::instant() + quality.max_delay / 2, message.clone()));
+                }
+            }
+        }
+        reply
+    }
+
+    pub(super) fn subscribe(&self, index: usize) -> mpsc::UnboundedReceiver<(Instant, String)> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.subscribers.borrow_mut().insert(index, sender);
+        receiver
+    }
+
+    /// Closes all connections, or those of one replica.
+    pub(super) fn disconnect(&self, index: Option<usize>) {
+        self.subscribers.borrow_mut().retain(|known, _| index.is_some_and(|index| *known != index));
+    }
+
+    /// Moves the clock of Redis, as a failover to another machine does.
+    pub(super) fn shift_clock(&self, milliseconds: i64) {
+        self.clock_offset_ms.set(self.clock_offset_ms.get().saturating_add_signed(milliseconds));
+    }
+
+    pub(super) fn api_key(workspace: usize) -> ApiKey {
+        ApiKey::new(&format!("sk_simulated_workspace_{workspace:04}")).unwrap()
+    }
+
+    /// Starts a replica, with the state that its database has restored.
+    pub(super) fn start_replica(self: &Rc<Self>, index: usize, restored: &[RestoredKey]) {
+        let clock = (self.start, self.origins[index]);
+        let process = SIMULATED_CLOCK.sync_scope(clock, || {
+            let entries = (0..self.scenario.limits.len()).map(|workspace| {
+                let name = Some(format!("workspace-{workspace}"));
+                KeyEntry { workspace: name, ..Self::api_key(workspace).into() }
+            });
+            let pool = Arc::new(Pool::new(entries.collect(), pool_settings()));
+            pool.restore(restored, clock::now());
+            let (changes_sender, changes) = mpsc::channel::<PoolChange>(4_096);
+            pool.send_changes_to(changes_sender);
+            let id = format!("replica-{index}");
+            let settings = ReplicaSettings {
+                id: id.clone(),
+                pool_name: SharedPoolName::default(),
+                can_lead: true,
+                regions: Arc::new([]),
+            };
+            let (polls_sender, polls) = mpsc::unbounded_channel();
+            let process = Rc::new(Process {
+                index,
+                id,
+                replica: RefCell::new(Replica::new(settings, Arc::clone(&pool), clock::now())),
+                pool,
+                is_decided: Cell::new(false),
+                clock,
+                tasks: RefCell::default(),
+                polls: polls_sender,
+                alone: RefCell::default(),
+            });
+            start_link(self, &process, Outgoing { changes, polls });
+            process
+        });
+        let poller = SIMULATED_CLOCK.scope(clock, run_poller(Rc::clone(self), Rc::clone(&process)));
+        process.tasks.borrow_mut().push(spawn_local(poller).abort_handle());
+        self.processes.borrow_mut()[index] = Some(process);
+    }
+
+    /// Kills a replica and returns what its database would restore.
+    pub(super) fn kill_replica(&self, index: usize) -> Vec<RestoredKey> {
+        let Some(process) = self.processes.borrow_mut()[index].take() else { return Vec::new() };
+        let restored = SIMULATED_CLOCK.sync_scope(process.clock, || {
+            let roster = process.pool.roster();
+            let restored = roster.keys().iter().map(|key| RestoredKey {
+                fingerprint: key.api_key().fingerprint(),
+                quota: key.workspace().quota(clock::now()),
+                tier: key.workspace().tier().map(|tier| tier.to_string()),
+                key_evidence: key.evidence(),
+                workspace_evidence: key.workspace().evidence(),
+            });
+            restored.collect()
+        });
+        process.tasks.borrow().iter().for_each(AbortHandle::abort);
+        self.disconnect(Some(index));
+        restored
+    }
+
+    /// Polls the quota of every workspace with this replica.
+    pub(super) fn poll_all(&self, process: &Process) {
+        let lag = self.scenario.lag.mul_f64(self.random());
+        for (index, workspace) in self.provider.workspaces.borrow_mut().iter_mut().enumerate() {
+            let roster = process.pool.roster();
+            let key = &roster.keys()[index];
+            let observation = Observation::Quota {
+                quota: workspace.quota(clock::instant(), lag),
+                tier: Some(workspace.tier.to_owned()),
+                is_paid: Some(true),
+                capabilities: Capabilities::default(),
+            };
+            let at = clock::now();
+            process.pool.observe(&roster, key, observation.clone(), at);
+            let key = key.api_key().fingerprint();
+            let _ = process.polls.send(OwnPoll { key, observation, at, region: None });
+        }
+        self.watch_poll(process);
+    }
+}
+
+/// Polls while this replica is the one that polls.
+async fn run_poller(world: Rc<World>, process: Rc<Process>) {
+    let mut has_polled = false;
+    loop {
+        sleep(Duration::from_millis(50)).await;
+        let is_polling = process.is_decided.get() && process.replica.borrow().is_polling();
+        let is_known = process
+            .pool
+            .roster()
+            .keys()
+            .iter()
+            .all(|key| key.workspace().quota(clock::now()).limit.is_some());
+        let is_due = !has_polled && !is_known || world.scenario.poll_interval.is_some();
+        if is_polling && is_due && !world.is_polling_paused.get() {
+            has_polled = true;
+            world.poll_all(&process);
+            sleep(world.scenario.poll_interval.unwrap_or(Duration::ZERO)).await;
+        }
+    }
+}
