@@ -14,6 +14,7 @@ mod support;
 
 mod credits;
 mod evidence;
+mod operators;
 mod slots;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
