@@ -54,6 +54,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
     ),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
+    ("shared", &["policy", "secret"]),
     (
         "admin",
         &[
@@ -97,7 +98,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "secret",
         ],
     ),
-    ("control", &["admin", "app", "clock", "config", "policy", "secret", "store", "telemetry"]),
+    ("control", &["admin", "app", "clock", "config", "policy", "secret", "shared", "store", "telemetry"]),
     (
         "cli",
         &[

@@ -163,6 +163,8 @@ pub enum Actor {
     CommandLine,
     /// A change of the configuration files, or a signal to reload them.
     Reload,
+    /// Changes that were made at another replica.
+    Replica,
 }
 
 impl Actor {
@@ -173,6 +175,7 @@ impl Actor {
             Self::AdminToken => "admin_token",
             Self::CommandLine => "command_line",
             Self::Reload => "reload",
+            Self::Replica => "replica",
         }
     }
 }

@@ -39,7 +39,7 @@ use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream}
 pub use crate::mirror::TableCheck;
 pub use crate::poller::{CheckOutcome, KeyCheck};
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
-pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, acl_line};
+pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, RedisRefusal, acl_line};
 pub use app_config::AppConfig;
 pub use connection_limit::ConnectionLimit;
 pub use dry_run::{DryRun, StartProblem, StartWarning, dry_run};
@@ -48,9 +48,10 @@ pub use listen::{ListenError, ProgramListeners, listen, listen_for_operators};
 pub use online_check::{CheckedKey, OnlineCheck, RouteCheck};
 pub use start_error::{StartError, UnprotectedListener};
 
+use crate::shared::OverlayPort;
 use https::Certificates;
 use mirror_task::MirrorTask;
-use replica_task::ReplicaTask;
+use replica_task::{PreparedReplica, ReplicaTask};
 use router::{ListenerScope, Router};
 use start_error::{check_exposure, check_operator_exposure};
 
@@ -138,7 +139,16 @@ pub fn start(
     let replica_id = store.replica_id(&replica_task::new_id())?;
     let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
     let user_reader = Arc::new(store_writer.history.clone());
-    let client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
+    let mut client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
+    let replica = app_config.redis.map(|settings| {
+        let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
+        PreparedReplica::new(settings, &pool, replica_id, regions, app_config.store.owner_limits)
+    });
+    let replica = replica.transpose()?;
+    let replica_link = replica.as_ref().map(PreparedReplica::link);
+    if let Some(link) = &replica_link {
+        client_usage = client_usage.with_link(Arc::clone(link), &app_config.clients, clock::now());
+    }
     let mirror_task = MirrorTask::start(app_config.mirror, &mut store_writer)?;
 
     let upstream = {
@@ -154,6 +164,7 @@ pub fn start(
         access_rules: app_config.access_rules,
         base_path: app_config.base_path,
     }));
+    let replica = replica.map(|replica| replica.start(Arc::clone(&config)));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
     let events = EventRing::default();
@@ -161,11 +172,6 @@ pub fn start(
     let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
-    let replica = app_config.redis.map(|settings| {
-        let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
-        ReplicaTask::start(settings, &pool, replica_id, regions)
-    });
-    let replica = replica.transpose()?;
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -213,6 +219,7 @@ pub fn start(
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
         owners,
+        replica_link,
         usage,
         metrics,
         events: events.clone(),
@@ -344,6 +351,20 @@ impl RunningApp {
     #[must_use]
     pub fn queued_requests(&self) -> usize {
         self.pool.queued_requests()
+    }
+
+    /// Whether this program shares its pool with other replicas.
+    #[must_use]
+    pub fn has_replicas(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// Shares the overlay through these channels.
+    pub fn share_overlay(&self, port: OverlayPort) {
+        if let Some(replica) = &self.replica {
+            // The task that receives it ends with the program.
+            let _ = replica.overlay.try_send(port);
+        }
     }
 
     /// Whether the last connection attempt to the provider succeeded.

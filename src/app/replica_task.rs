@@ -4,41 +4,64 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
-use crate::poller::PollSharing;
+use crate::poller::{OwnPoll, PollSharing};
 use crate::pool::Pool;
-use crate::shared::{LinkInputs, LinkSettings, LinkTask, SharedPoolView};
+use crate::proxy::{ReplicaLink, SharedConfig};
+use crate::shared::{LinkHandles, LinkInputs, LinkSettings, LinkTask, OverlayPort, SharedPoolView};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::TlsError;
 
-/// The running task. Dropping it ends the link.
+/// The link to the other replicas, before it runs.
+pub(super) struct PreparedReplica {
+    task: LinkTask,
+    polls: mpsc::Sender<OwnPoll>,
+    handles: LinkHandles,
+}
+
+/// The running link. Dropping it ends the link.
 #[derive(Debug)]
 pub(super) struct ReplicaTask {
     pub(super) poll_sharing: PollSharing,
     pub(super) view: SharedPoolView,
+    pub(super) overlay: mpsc::Sender<OverlayPort>,
     _task: AbortOnDrop,
 }
 
-impl ReplicaTask {
-    /// Starts the task. `regions` are the regional hosts of the provider, or `None` if this program does not poll.
-    pub(super) fn start(
+impl PreparedReplica {
+    /// Prepares the link. `regions` are the regional hosts of the provider, or `None` if this program does not poll.
+    pub(super) fn new(
         settings: LinkSettings,
         pool: &Arc<Pool>,
         replica_id: String,
         regions: Option<Arc<[Arc<Authority>]>>,
+        owner_limits: RetentionLimits,
     ) -> Result<Self, TlsError> {
         /// More polls than keys are never waiting, because one key is polled at a time.
         const MAX_QUEUED_POLLS: usize = 1_024;
-        let (sender, receiver) = mpsc::channel(MAX_QUEUED_POLLS);
+        let (polls, receiver) = mpsc::channel(MAX_QUEUED_POLLS);
         let inputs = LinkInputs {
             pool: Arc::clone(pool),
             replica_id,
             polls: regions.is_some().then_some(receiver),
             regions: regions.unwrap_or_default(),
+            owner_limits,
         };
-        let (link, role, view) = LinkTask::new(settings, inputs)?;
-        let task = Tasks::new().spawn_guarded(link.run());
-        Ok(Self { poll_sharing: PollSharing { role, polls: sender }, view, _task: task })
+        let (task, handles) = LinkTask::new(settings, inputs)?;
+        Ok(Self { task, polls, handles })
+    }
+
+    /// Returns the link of requests.
+    pub(super) fn link(&self) -> Arc<dyn ReplicaLink> {
+        Arc::clone(&self.handles.link)
+    }
+
+    /// Starts the task, which states the use of the clients in `config`.
+    pub(super) fn start(self, config: SharedConfig) -> ReplicaTask {
+        let Self { task, polls, handles: LinkHandles { role, view, overlay, .. } } = self;
+        let task = Tasks::new().spawn_guarded(task.run(config));
+        ReplicaTask { poll_sharing: PollSharing { role, polls }, view, overlay, _task: task }
     }
 }
 

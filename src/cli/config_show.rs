@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::clients::ListedClient;
 use super::{CommandResult, ConfigSources, describe_files, load, print, print_error};
+use crate::clock;
 use crate::config::{Config, KeyConfig, KeyRequirement, LoadedConfig, Overrides, ProxySetting, SettingValue};
 use crate::policy::key_state::KeyOrigin;
 
@@ -86,7 +87,10 @@ impl ListedConfigKey {
             proxy: key.proxy.to_string(),
             weight: key.weight,
             reserve_credits: key.reserve_credits,
-            paused: config.paused_keys.iter().any(|paused| paused.fingerprint == fingerprint),
+            paused: config
+                .paused_keys
+                .iter()
+                .any(|paused| paused.fingerprint == fingerprint && paused.pause().is_active(clock::now())),
             source,
         }
     }

@@ -27,8 +27,8 @@ use crate::config::{
     Config, KeyRequirement, ListenAddress, LoadedConfig, LogFormat, Overrides, ProxySetting,
 };
 use crate::control::{
-    ConfigReloader, Controller, NewAdminToken, delete_leftover_key_files, log_reload_error, record_in,
-    record_unrecorded_changes,
+    ConfigReloader, Controller, ControllerEvent, NewAdminToken, delete_leftover_key_files, log_reload_error,
+    record_in, record_unrecorded_changes,
 };
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
@@ -305,21 +305,14 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
     event
 }
 
-/// Serves and reloads until a signal to stop, and then shuts down gracefully. A second signal to stop
-/// aborts the running requests.
-/// Makes the change of a request. A change may wait for another process, which must not delay a stop: returns the
-/// stop at once, and a reload after the change.
-async fn handle_request(
-    controller: &mut Controller,
-    request: ControlRequest,
-    app: &RunningApp,
-    signals: &mut Signals,
-) -> Option<SignalEvent> {
+/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop at once, and a
+/// reload after the change.
+async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
-    let mut handling = Box::pin(controller.handle(request, app));
+    let mut change = Box::pin(change);
     loop {
         tokio::select! {
-            () = &mut handling => return reload,
+            () = &mut change => return reload,
             event = signals.next() => match event {
                 SignalEvent::Stop => return Some(event),
                 SignalEvent::Reload => reload = Some(event),
@@ -328,12 +321,29 @@ async fn handle_request(
     }
 }
 
+/// Shares the changes of operators with the other replicas, if there are any.
+async fn share_overlay(controller: &mut Controller, app: &RunningApp) {
+    if !app.has_replicas() {
+        return;
+    }
+    match Box::pin(controller.share_overlay(Some(app))).await {
+        Ok(port) => app.share_overlay(port),
+        Err(error) => warn!(
+            event = "overlay_not_shared",
+            "Changes of operators at this replica do not apply to the others: {error}"
+        ),
+    }
+}
+
+/// Serves and reloads until a signal to stop, and then shuts down gracefully. A second signal to stop
+/// aborts the running requests.
 async fn run_until_stopped(
     mut app: RunningApp,
     mut signals: Signals,
     mut controller: Controller,
     mut requests: Receiver<ControlRequest>,
 ) -> CommandResult {
+    share_overlay(&mut controller, &app).await;
     let mut pending_event = welcome_until_signal(&mut app, &mut signals).await;
     loop {
         let event = match pending_event.take() {
@@ -341,12 +351,20 @@ async fn run_until_stopped(
             None => tokio::select! {
                 event = signals.next() => event,
                 Some(request) = requests.recv() => {
-                    match handle_request(&mut controller, request, &app, &mut signals).await {
+                    match make_change(controller.handle(request, &app), &mut signals).await {
                         Some(event) => event,
                         None => continue,
                     }
                 }
-                () = controller.wait_for_change() => SignalEvent::Reload,
+                event = controller.next_event() => match event {
+                    ControllerEvent::FilesChanged => SignalEvent::Reload,
+                    ControllerEvent::OverlayReceived(overlay) => {
+                        match make_change(controller.merge_overlay(overlay, Some(&app)), &mut signals).await {
+                            Some(event) => event,
+                            None => continue,
+                        }
+                    }
+                },
             },
         };
         match event {

@@ -48,6 +48,7 @@ pub(super) struct OverlayContents<'a> {
     pub(super) keys: Vec<TableEntry<'a>>,
     pub(super) paused_keys: Vec<TableEntry<'a>>,
     pub(super) clients: Vec<TableEntry<'a>>,
+    pub(super) removed: Vec<TableEntry<'a>>,
 }
 
 /// One `[[keys]]`, `[[paused_keys]]` or `[[clients]]` entry.
@@ -120,7 +121,7 @@ impl<'a> Document<'a> {
 
     /// Collects the entries of the overlay.
     pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
-        const KNOWN: [&str; 4] = ["generation", "keys", "paused_keys", "clients"];
+        const KNOWN: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
         let mut contents = OverlayContents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
@@ -135,6 +136,7 @@ impl<'a> Document<'a> {
                 "clients" => {
                     contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
                 }
+                "removed" => contents.removed = self.collect_entries("removed", "id", value, problems),
                 unknown => {
                     let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
                         .suggest(find_similar(unknown, KNOWN));

@@ -22,6 +22,14 @@ const LIST_FILE: &str = "ELEVENLABS_API_KEYS_FILE";
 pub(super) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 const CREDENTIAL: &str = "elevenlabs_api_keys";
 
+/// The fields of a `[[keys]]` entry of the configuration file.
+const KEY_FIELDS: [&str; 9] =
+    ["key", "key_file", "name", "workspace", "base_url", "proxy", "proxy_file", "weight", "reserve_credits"];
+
+/// The fields of a `[[keys]]` entry of the overlay.
+const MANAGED_KEY_FIELDS: [&str; 7] =
+    ["key_file", "name", "workspace", "base_url", "weight", "changed_at", "left_out"];
+
 /// Maximum weight of a key. With a larger weight, the other keys would serve almost no requests.
 const MAX_WEIGHT: u32 = 1_000;
 /// Maximum reserve of a key. No plan of the provider has more credits.
@@ -169,7 +177,7 @@ pub(super) fn find_keys(
     }
     if let (Some(config_file), Some(first)) = (config_file, entries.first()) {
         let is_selected = search.select(KeyListSource::ConfigFile(config_file), &first.span);
-        search.add_entries(entries, KeyOrigin::File, is_selected);
+        search.add_entries(entries.iter(), KeyOrigin::File, is_selected);
     }
     search.found
 }
@@ -203,8 +211,12 @@ impl KeySearch<'_> {
     }
 
     /// Appends the keys of the overlay's entries.
-    pub(super) fn add_managed_entries(&mut self, entries: &[TableEntry<'_>]) {
-        self.add_entries(entries, KeyOrigin::Managed, true);
+    pub(super) fn add_managed_entries(&mut self, entries: &[&TableEntry<'_>]) {
+        for entry in entries {
+            entry.parse_time("changed_at", &mut self.report.problems);
+            entry.parse_bool("left_out", &mut self.report.problems);
+        }
+        self.add_entries(entries.iter().copied(), KeyOrigin::Managed, true);
     }
 
     fn add_list(&mut self, text: &str, format: KeyListFormat, origin: KeyOrigin, span: &SourceSpan) {
@@ -245,27 +257,25 @@ impl KeySearch<'_> {
 
     /// Validates the entries, and adds their keys if this source is selected. Otherwise, their key
     /// files are not read.
-    fn add_entries(&mut self, entries: &[TableEntry<'_>], origin: KeyOrigin, is_selected: bool) {
+    fn add_entries<'e>(
+        &mut self,
+        entries: impl Iterator<Item = &'e TableEntry<'e>>,
+        origin: KeyOrigin,
+        is_selected: bool,
+    ) {
         let found_keys = self.found.keys.iter().enumerate();
         let mut names: HashMap<String, usize> =
             found_keys.clone().filter_map(|(index, key)| Some((key.name.clone()?, index))).collect();
         let mut keys: HashMap<_, _> = found_keys.map(|(index, key)| (key.key.fingerprint(), index)).collect();
         let offset = self.found.keys.len();
-        for (index, entry) in entries.iter().enumerate() {
+        for (index, entry) in entries.enumerate() {
             let index = offset + index;
             let problems = &mut self.report.problems;
             entry.check_names(
-                &[
-                    "key",
-                    "key_file",
-                    "name",
-                    "workspace",
-                    "base_url",
-                    "proxy",
-                    "proxy_file",
-                    "weight",
-                    "reserve_credits",
-                ],
+                match origin {
+                    KeyOrigin::Managed => &MANAGED_KEY_FIELDS,
+                    KeyOrigin::File | KeyOrigin::Environment => &KEY_FIELDS,
+                },
                 problems,
             );
             let weight = entry.parse_count("weight", 1..=MAX_WEIGHT, problems);

@@ -55,8 +55,9 @@ pub(super) fn mask_line(line: &str, section: Option<&str>) -> String {
     let is_section = setting::is_section(section) || old_names::new_section(section).is_some();
     let is_harmless = is_section
         && !has_secret_word(name)
-        // A proxy may have a password, even in a URL that cannot be parsed.
+        // A proxy and Redis may have a password, even in a URL that cannot be parsed.
         && !name.contains("proxy")
+        && !(section == "redis" && (name.contains("url") || value.contains(':')))
         && !has_secret_word(value)
         && !looks_like_secret(value)
         && !value.contains('@');
@@ -115,6 +116,10 @@ mod tests {
         check("[pool]\nstrategy = \"0123456789abcdef0123\"", "strategy = ***");
         check("[upstream]\nbase_url = \"https://user:hunter2@host\"", "base_url = ***");
         check("[upstream]\nproxy = \"user:hunter2\"", "proxy = ***");
+        check("[redis]\nurl = \"redis://user:hunter2\"", "url = ***");
+        check("[redis]\npool = \"redis://user:hunter2\"", "pool = ***");
+        check("[redis]\npool = \"Studio\"", "pool = \"Studio\"");
+        check("redis.url = \"redis://user:hunter2\"", "redis.url = ***");
         check("[pool]\nsk_12 = 3", "***");
         check("[\"sk_12\"]", "***");
     }

@@ -60,8 +60,8 @@ pub use keys::{KeyConfig, KeyListSource};
 pub use listen::{ListenAddress, ListenAddresses, UnixMode};
 pub use log::{LogFilter, LogFormat};
 pub use overlay::{
-    FileError, KEYS_DIRECTORY, LockError, ManagedClient, ManagedKey, ManagedRules, Overlay, PausedKey,
-    PausedKeyConfig, StateDirectory, StateLock,
+    EntryKind, FileError, KEYS_DIRECTORY, LockError, ManagedClient, ManagedKey, ManagedRules, Overlay,
+    PausedKey, PausedKeyConfig, RemovedEntry, StateDirectory, StateLock,
 };
 pub use problem::{Problem, Problems, ValueError, ValueOrigin, Warning};
 pub use proxy::{EnvironmentProxies, ProxyRoutes, ProxySetting};
@@ -201,6 +201,12 @@ impl Config {
             (source, _) => source.to_string(),
         }
     }
+}
+
+/// Returns whether a key, a workspace or a client may have this name.
+#[must_use]
+pub fn is_valid_name(name: &str) -> bool {
+    keys::check_name(name).is_ok()
 }
 
 /// The usual name of a configuration file.

@@ -4,6 +4,9 @@
 //! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
 //! readers validate them. Runtime keys are in files of their own, `managed_keys/NAME`, so that the overlay contains
 //! no secret.
+//!
+//! Each entry has the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
+//! that the overlays of several replicas can be merged.
 
 mod directory;
 mod reader;
@@ -15,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 pub use directory::{FileError, KEYS_DIRECTORY, LockError, StateDirectory, StateLock};
 pub use reader::PausedKeyConfig;
-pub(super) use reader::{add_keys, apply_clients, parse_generation, parse_paused_keys};
+pub(super) use reader::{add_keys, apply_clients, check_removed, parse_generation, parse_paused_keys};
 
 use crate::policy::client::Rules;
 use crate::policy::units::UnixMs;
@@ -35,10 +38,13 @@ pub struct Overlay {
     /// Clients that are added, and changes of configured clients.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<ManagedClient>,
+    /// Entries that were removed, so that an older overlay of another replica does not restore them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedEntry>,
 }
 
 /// A key that was added at runtime.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManagedKey {
     /// Its name, which is also the name of its file.
@@ -54,10 +60,22 @@ pub struct ManagedKey {
     /// Its share of the requests in weighted strategies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// The time of its last change, which can be ahead of the clock.
+    #[serde(
+        default,
+        skip_serializing_if = "is_zero",
+        serialize_with = "write_time",
+        deserialize_with = "read_time"
+    )]
+    pub changed_at: UnixMs,
+    /// Whether the key is not used, because the entry of another replica conflicts with the configuration file of
+    /// this machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
 }
 
 /// A key that serves no new requests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PausedKey {
     /// The fingerprint of the key, 64 hexadecimal digits.
@@ -78,11 +96,52 @@ pub struct PausedKey {
     /// The operator's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The time of its last change, which can be ahead of the clock.
+    #[serde(
+        default,
+        skip_serializing_if = "is_zero",
+        serialize_with = "write_time",
+        deserialize_with = "read_time"
+    )]
+    pub changed_at: UnixMs,
+}
+
+impl PausedKey {
+    /// Whether the pause has not ended at `now`.
+    #[must_use]
+    pub fn is_active(&self, now: UnixMs) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// The kind of an entry of the overlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EntryKind {
+    /// A key.
+    Key,
+    /// A pause.
+    PausedKey,
+    /// A client.
+    Client,
+}
+
+/// An entry that was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovedEntry {
+    /// Its kind.
+    pub kind: EntryKind,
+    /// The fingerprint of the key, or the name of the client.
+    pub id: String,
+    /// The time of the removal, which can be ahead of the clock.
+    #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
+    pub changed_at: UnixMs,
 }
 
 /// A client that was added or changed at runtime. Without any rule, a client of the configuration file with
 /// this name keeps its rules.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedClient {
     /// Its name.
@@ -114,13 +173,20 @@ pub struct ManagedClient {
     /// Whether the client of the configuration file was revoked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,
+    /// The time of its last change, which can be ahead of the clock.
+    #[serde(skip_serializing_if = "is_zero", serialize_with = "write_time", deserialize_with = "read_time")]
+    pub changed_at: UnixMs,
+    /// Whether the entry has no effect, because the entry of another replica conflicts with the configuration file
+    /// of this machine.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub left_out: bool,
     /// The rules.
     #[serde(flatten)]
     pub rules: ManagedRules,
 }
 
 /// The rules of a client in the notation of `[[clients]]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedRules {
     /// Its quota, such as `50 requests per day`.
@@ -202,6 +268,11 @@ impl Overlay {
         let text = toml::to_string(self).map_err(|error| error.to_string())?;
         Ok(format!("{FIRST_LINE}{text}"))
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
+fn is_zero(time: &UnixMs) -> bool {
+    *time == UnixMs(0)
 }
 
 fn write_time<S: Serializer>(time: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {

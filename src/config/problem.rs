@@ -181,7 +181,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(super) fn origin(&self) -> &ValueOrigin {
+    /// Returns the source of the value.
+    #[must_use]
+    pub fn origin(&self) -> &ValueOrigin {
         &self.span.origin
     }
 

@@ -55,7 +55,7 @@ impl Default for RedisConfig {
             pool: SharedPoolName::default(),
             wait_timeout: Duration::from_millis(20),
             beat_interval: Duration::from_millis(200),
-            response_timeout: Duration::from_millis(250),
+            response_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
             max_reconnect_delay: Duration::from_secs(1),
         }
@@ -385,7 +385,8 @@ mod tests {
         let named = credentials("redis://al%3Aice:p:w%2F@h");
         assert_eq!((named.expose_user(), named.expose_password()), (Some("al:ice"), "p:w/"));
         assert_eq!(credentials("redis://:pw@h").expose_user(), None);
-        assert_eq!(credentials("unix:/r?user=a%26b&pass=p%3Dw").expose_user(), Some("a&b"));
+        let of_socket = credentials("unix:/r?user=a%26b&pass=p%3Dw");
+        assert_eq!((of_socket.expose_user(), of_socket.expose_password()), (Some("a&b"), "p=w"));
     }
 
     #[test]

@@ -100,6 +100,7 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
     draft.config.clients = configured_clients;
     draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
+    overlay::check_removed(&managed.removed, &mut draft.report.problems);
     draft.config.generation = managed.generation;
     let token_span = draft.find_span(&["admin.token_file"]);
     draft.config.admin_token =

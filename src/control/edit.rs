@@ -5,8 +5,9 @@ mod clients;
 
 use serde_json::{Value, json};
 
+use super::overlay_state::key_file;
 use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, is_valid_reason};
-use crate::config::{Config, KEYS_DIRECTORY, KeyConfig, ManagedKey, Overlay, PausedKey};
+use crate::config::{Config, KeyConfig, ManagedKey, Overlay, PausedKey};
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, KEY_ID_DIGITS};
@@ -15,12 +16,13 @@ use clients::ClientEditor;
 /// An edited overlay.
 pub(super) struct Edit {
     pub(super) overlay: Overlay,
-    pub(super) new_key: Option<KeyFile>,
+    pub(super) new_keys: Vec<KeyFile>,
     pub(super) summary: EditSummary,
 }
 
-/// The file of a new key, which has the name of the key.
+/// The file of a new key.
 pub(super) struct KeyFile {
+    /// The name of the file, which is usually the name of the key.
     pub(super) name: String,
     pub(super) key: ApiKey,
 }
@@ -53,7 +55,7 @@ impl EditSummary {
     }
 }
 
-/// Edits the overlay. `token` is the new token of a client, if the change needs one.
+/// Edits the overlay, without the times of the changes. `token` is the new token of a client, if the change needs one.
 pub(super) fn edit(
     change: Change,
     mut overlay: Overlay,
@@ -61,14 +63,13 @@ pub(super) fn edit(
     now: UnixMs,
     token: String,
 ) -> Result<Edit, ControlError> {
-    // Remove pauses that have ended.
-    overlay.paused_keys.retain(|paused| paused.until.is_none_or(|until| until > now));
-    let mut new_key = None;
+    check_left_out(&change, &overlay)?;
+    let mut new_keys = Vec::new();
     let summary = match change {
-        Change::AddKey(key) => add_key(key, &mut overlay, &mut new_key, config)?,
+        Change::AddKey(key) => add_key(key, &mut overlay, &mut new_keys, config)?,
         Change::RemoveKey { key } => remove_key(&key, &mut overlay, config)?,
         Change::PauseKey { key, until, reason } => pause_key(&key, until, reason, &mut overlay, config, now)?,
-        Change::ResumeKey { key } => resume_key(&key, &mut overlay, config)?,
+        Change::ResumeKey { key } => resume_key(&key, &mut overlay, config, now)?,
         Change::AddClient { name, rules, expires_at } => {
             ClientEditor { overlay: &mut overlay, config, now }.add(&name, &rules, expires_at, token)?
         }
@@ -81,7 +82,31 @@ pub(super) fn edit(
         Change::RevokeClient { name } => ClientEditor { overlay: &mut overlay, config, now }.revoke(&name)?,
         Change::Reload => return Err(ControlError::Invalid("a reload edits nothing".to_owned())),
     };
-    Ok(Edit { overlay, new_key, summary })
+    Ok(Edit { overlay, new_keys, summary })
+}
+
+/// Refuses a change of an entry of another replica that has no effect on this machine: it would apply to another key
+/// or client of the same name.
+fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError> {
+    let (name, is_left_out) = match change {
+        Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => {
+            (name, overlay.keys.iter().any(|entry| entry.left_out && entry.name == *name))
+        }
+        Change::AddClient { name, .. }
+        | Change::SetClient { name, .. }
+        | Change::RotateClient { name, .. }
+        | Change::RevokeClient { name } => {
+            (name, overlay.clients.iter().any(|entry| entry.left_out && entry.name == *name))
+        }
+        Change::PauseKey { .. } | Change::ResumeKey { .. } | Change::Reload => return Ok(()),
+    };
+    if is_left_out {
+        return Err(ControlError::NotManaged(format!(
+            "another replica has added a different `{name}`, which conflicts with the configuration file of this \
+             machine: remove one of them where it was added"
+        )));
+    }
+    Ok(())
 }
 
 /// Returns the name of a key for messages.
@@ -113,7 +138,7 @@ fn find_key<'a>(text: &str, config: &'a Config) -> Result<&'a KeyConfig, Control
 fn add_key(
     key: NewKey,
     overlay: &mut Overlay,
-    new_key: &mut Option<KeyFile>,
+    new_keys: &mut Vec<KeyFile>,
     config: &Config,
 ) -> Result<EditSummary, ControlError> {
     let NewKey { name, key, workspace, base_url, weight } = key;
@@ -135,9 +160,12 @@ fn add_key(
         "weight": weight,
     });
     let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
-    let key_file = format!("{KEYS_DIRECTORY}/{name}");
-    overlay.keys.push(ManagedKey { name: name.clone(), key_file, workspace, base_url, weight });
-    *new_key = Some(KeyFile { name, key });
+    // The key that had the file before may be another one, whose file is deleted after the overlay is written.
+    let is_used = overlay.keys.iter().any(|other| other.key_file == key_file(&name));
+    let file_name = if is_used { format!("{name}-{}", key.fingerprint()) } else { name.clone() };
+    let key_file = key_file(&file_name);
+    overlay.keys.push(ManagedKey { name, key_file, workspace, base_url, weight, ..ManagedKey::default() });
+    new_keys.push(KeyFile { name: file_name, key });
     Ok(summary)
 }
 
@@ -190,17 +218,25 @@ fn pause_key(
     }
     let fingerprint = key.key.fingerprint().to_string();
     let earlier = overlay.paused_keys.iter().position(|paused| paused.fingerprint == fingerprint);
-    let since = earlier.map_or(now, |index| overlay.paused_keys.remove(index).since);
+    let earlier = earlier.map(|index| overlay.paused_keys.remove(index));
+    let since = earlier.filter(|paused| paused.is_active(now)).map_or(now, |paused| paused.since);
     let detail = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
     let short_key = key.key.short().to_string();
-    overlay.paused_keys.push(PausedKey { fingerprint, short_key, since, until, reason });
+    let changed_at = UnixMs(0);
+    overlay.paused_keys.push(PausedKey { fingerprint, short_key, since, until, reason, changed_at });
     Ok(EditSummary::for_key("key_paused", &key.key, key.name.as_deref(), detail))
 }
 
-fn resume_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<EditSummary, ControlError> {
+fn resume_key(
+    text: &str,
+    overlay: &mut Overlay,
+    config: &Config,
+    now: UnixMs,
+) -> Result<EditSummary, ControlError> {
     let key = find_key(text, config)?;
     let fingerprint = key.key.fingerprint().to_string();
-    let Some(index) = overlay.paused_keys.iter().position(|paused| paused.fingerprint == fingerprint) else {
+    let is_paused = |paused: &PausedKey| paused.fingerprint == fingerprint && paused.is_active(now);
+    let Some(index) = overlay.paused_keys.iter().position(is_paused) else {
         return Err(ControlError::NotPaused(format!("the key {} is not paused", label(key))));
     };
     overlay.paused_keys.remove(index);

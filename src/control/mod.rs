@@ -7,14 +7,20 @@
 //! written changes nothing.
 
 mod admin_token;
+mod document;
 mod edit;
+mod files;
+mod left_out;
+mod load;
+mod merge;
+mod overlay_state;
 mod recorder;
 mod reload;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -24,18 +30,20 @@ use serde_json::json;
 use tracing::{info, warn};
 
 pub use admin_token::NewAdminToken;
+pub use files::delete_leftover_key_files;
 pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline, record_unrecorded_changes};
 pub use reload::{ConfigReloader, log_reload_error};
 
-use edit::{Edit, EditSummary, KeyFile};
+use edit::{Edit, EditSummary};
+use files::{next_files, unreadable, unwritable};
+use overlay_state::OverlayState;
 
 use crate::admin::control::{Actor, Change, ChangeOrigin, ChangeReceipt, ControlError, ControlRequest};
-use crate::app::{AppConfig, RunningApp};
+use crate::app::RunningApp;
 use crate::clock;
-use crate::config::{
-    self, Config, FileContents, KEYS_DIRECTORY, KeyRequirement, LoadedConfig, LockError, Overlay, Overrides,
-    StateDirectory, StateLocation, StateLock,
-};
+use crate::config::{FileContents, LockError, Overrides, StateDirectory, StateLocation, StateLock};
+use crate::secret::ApiKey;
+use crate::shared::{OverlayExchange, SealedOverlay};
 use crate::store::StoredChange;
 
 /// The action of a reload in the record of changes.
@@ -55,9 +63,22 @@ pub struct Controller {
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     recorder: ChangeRecorder,
+    /// Publishes the overlay and receives those of other replicas. `None` if no overlay is shared.
+    exchange: Option<OverlayExchange>,
+    /// The reason that was logged when the last overlay of another replica was not merged.
+    merge_failure: Option<String>,
     /// The step after which a test stops a change, as a crash would.
     #[cfg(test)]
     stop_after: Option<Step>,
+}
+
+/// An event that the controller waits for.
+#[derive(Debug)]
+pub enum ControllerEvent {
+    /// A configuration file has changed: make [`Change::Reload`].
+    FilesChanged,
+    /// An overlay of another replica arrived: call [`Controller::merge_overlay`].
+    OverlayReceived(SealedOverlay),
 }
 
 /// The steps of a change that write files.
@@ -90,6 +111,8 @@ impl Controller {
             reloader: Some(Box::new(reloader)),
             generation,
             recorder,
+            exchange: None,
+            merge_failure: None,
             #[cfg(test)]
             stop_after: None,
         }
@@ -103,20 +126,35 @@ impl Controller {
             reloader: None,
             generation: Arc::default(),
             recorder,
+            exchange: None,
+            merge_failure: None,
             #[cfg(test)]
             stop_after: None,
         }
     }
 
-    /// Waits until a configuration file has changed.
+    /// Waits until a configuration file has changed, or an overlay of another replica arrives.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future only delays the next check.
-    pub async fn wait_for_change(&mut self) {
-        match &mut self.reloader {
-            Some(reloader) => reloader.wait_for_change().await,
-            None => std::future::pending().await,
+    /// Dropping the future only delays the next check. No overlay is lost.
+    pub async fn next_event(&mut self) -> ControllerEvent {
+        let Self { reloader, exchange, .. } = self;
+        let files_changed = async {
+            match reloader {
+                Some(reloader) => reloader.wait_for_change().await,
+                None => pending().await,
+            }
+        };
+        let overlay_received = async {
+            match exchange {
+                Some(exchange) => exchange.incoming.recv().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = files_changed => ControllerEvent::FilesChanged,
+            Some(overlay) = overlay_received => ControllerEvent::OverlayReceived(overlay),
         }
     }
 
@@ -162,10 +200,20 @@ impl Controller {
         let lock = self.lock(&directory).await?;
         // The configuration is loaded under the lock, because another process may have changed the overlay before.
         let current = self.load_current()?.config;
-        let overlay = read_overlay(&lock, &directory)?;
+        let overlay = lock.read().map_err(|error| unreadable(&error))?;
         self.check_generation(overlay.generation, expected_generation)?;
         let token = generate_token("kc_").ok_or(ControlError::NoRandomNumbers)?;
-        let edit = edit::edit(change, overlay, &current, clock::now(), token)?;
+        let mut secrets = lock.read_keys(&overlay).map_err(|error| unreadable(&error))?;
+        let previous = OverlayState::new(&overlay, &secrets);
+        let now = clock::now();
+        let mut edit = edit::edit(change, overlay, &current, now, token)?;
+        secrets
+            .extend(edit.new_keys.iter().map(|file| (overlay_state::key_file(&file.name), file.key.clone())));
+        let mut state = OverlayState::new(&edit.overlay, &secrets);
+        state.stamp_changes(&previous, now);
+        state.forget_old(now);
+        // The new keys have entries in the edited overlay.
+        state.write_to(&mut edit.overlay, &secrets);
         self.commit(edit, &lock, &directory, origin, app).await
     }
 
@@ -178,34 +226,15 @@ impl Controller {
         origin: ChangeOrigin,
         app: Option<&RunningApp>,
     ) -> Result<ChangeReceipt, ControlError> {
-        let Edit { mut overlay, new_key, summary } = edit;
+        let Edit { mut overlay, new_keys, summary } = edit;
         overlay.generation = overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
         let generation = overlay.generation;
         let text = overlay.format().map_err(ControlError::Invalid)?;
-        let mut files = vec![(directory.overlay_path(), text.clone())];
-        files.extend(
-            new_key.iter().map(|file| (directory.key_path(&file.name), file.key.expose().to_owned())),
-        );
+        let files = next_files(directory, &text, &new_keys);
         let (loaded, app_config) = self.load_next(&files, &self.kept_contents(directory), app)?;
+        self.save(lock, directory, &new_keys, &overlay, &text)?;
 
-        let unwritable = |error: config::FileError| unwritable(directory, error.source.to_string());
-        if let Some(KeyFile { name, key }) = &new_key {
-            lock.write_key(name, key).map_err(unwritable)?;
-            #[cfg(test)]
-            self.check_stop(Step::KeyWritten)?;
-        }
-        if let Err(error) = lock.save(&text) {
-            // The overlay does not name the new key file. If the file cannot be deleted, the next change deletes
-            // it.
-            if let Ok(previous) = lock.read() {
-                let _ = lock.delete_orphaned_key_files(&previous);
-            }
-            return Err(unwritable(error));
-        }
-        #[cfg(test)]
-        self.check_stop(Step::OverlaySaved)?;
-        delete_orphaned_key_files(lock, &overlay);
-
+        let keys: Vec<ApiKey> = loaded.config.keys.iter().map(|key| key.key.clone()).collect();
         let EditSummary { action, target, detail, key_id, token, mut warnings } = summary;
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
             reloader.apply(loaded, app_config, app);
@@ -220,6 +249,7 @@ impl Controller {
         // The generation is stored after the configuration is applied, so that no reader gets the new generation with
         // an earlier configuration.
         self.generation.store(generation, Ordering::Release);
+        self.publish(lock, &overlay, &keys);
         self.record(origin, action, Some(target), &detail, generation).await;
         Ok(ChangeReceipt { generation, key_id, token, warnings })
     }
@@ -254,6 +284,10 @@ impl Controller {
         if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
             self.save_generation(&directory, generation).await;
         }
+        if is_changed {
+            // The keys that can open the published overlay, or the overlay itself, may have changed.
+            Box::pin(self.share_again(app)).await;
+        }
         Ok(ChangeReceipt { generation, key_id: None, token: None, warnings })
     }
 
@@ -261,7 +295,7 @@ impl Controller {
     async fn save_generation(&mut self, directory: &StateDirectory, generation: u64) {
         let save = async {
             let lock = self.lock(directory).await?;
-            let mut overlay = read_overlay(&lock, directory)?;
+            let mut overlay = lock.read().map_err(|error| unreadable(&error))?;
             overlay.generation = overlay.generation.max(generation);
             let text = overlay.format().map_err(ControlError::Invalid)?;
             lock.save(&text).map_err(|error| unwritable(directory, error.source.to_string()))
@@ -272,58 +306,6 @@ impl Controller {
         if let Some(reloader) = &mut self.reloader {
             reloader.mark_as_loaded(directory.path());
         }
-    }
-
-    /// Returns the state directory of the running program, or the configured one without a running program.
-    fn state_directory(&self) -> Result<Option<StateDirectory>, ControlError> {
-        match &self.reloader {
-            Some(reloader) => Ok(reloader.state_directory()),
-            None => Ok(self.load_current()?.config.state_directory()),
-        }
-    }
-
-    /// Returns the files outside of the state directory as they were when the running configuration was loaded. Edits
-    /// of those files apply with the next reload, and not with a change.
-    fn kept_contents(&self, directory: &StateDirectory) -> FileContents {
-        let mut contents =
-            self.reloader.as_ref().map(|reloader| reloader.contents().clone()).unwrap_or_default();
-        contents.forget_below(directory.path());
-        contents
-    }
-
-    /// Loads the configuration before the change, which may be the first key or client.
-    fn load_current(&self) -> Result<LoadedConfig, ControlError> {
-        let overrides = Overrides {
-            key_requirement: KeyRequirement::Optional,
-            allows_exposure: true,
-            ..self.overrides.clone()
-        };
-        let directory = self.reloader.as_ref().and_then(|reloader| reloader.state_directory());
-        let kept = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
-        config::load_with_files(&overrides, &[], &kept)
-            .map_err(|problems| ControlError::Invalid(problems.to_string()))
-    }
-
-    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`. Files
-    /// in `kept` are not read again.
-    fn load_next(
-        &self,
-        files: &[(PathBuf, String)],
-        kept: &FileContents,
-        app: Option<&RunningApp>,
-    ) -> Result<(LoadedConfig, AppConfig), ControlError> {
-        let invalid = |error: &dyn std::fmt::Display| ControlError::Invalid(error.to_string());
-        let loaded =
-            config::load_with_files(&self.overrides, files, kept).map_err(|error| invalid(&error))?;
-        let app_config = match &self.reloader {
-            Some(reloader) => reloader.app_config(&loaded.config),
-            None => AppConfig::from_config(loaded.config.clone()),
-        };
-        let app_config = app_config.map_err(|error| invalid(&error))?;
-        if let Some(app) = app {
-            app.check_reload(&app_config).map_err(|error| invalid(&error))?;
-        }
-        Ok((loaded, app_config))
     }
 
     /// Compares the generation that the caller has read with the current one.
@@ -381,41 +363,6 @@ impl Controller {
         })
         .await;
     }
-
-    /// Aborts a change at the step that a test has set, as a crash would.
-    #[cfg(test)]
-    fn check_stop(&self, step: Step) -> Result<(), ControlError> {
-        if self.stop_after == Some(step) { Err(ControlError::Unavailable) } else { Ok(()) }
-    }
-}
-
-fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
-    ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
-}
-
-/// Deletes the key files that an interrupted change left in the state directory. Startup calls it.
-pub fn delete_leftover_key_files(config: &Config) {
-    let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
-    let Some(directory) = config.state_directory().filter(has_keys) else { return };
-    // If another process holds the lock, its change deletes the files.
-    if let Ok(lock) = directory.try_lock()
-        && let Ok(overlay) = lock.read()
-    {
-        delete_orphaned_key_files(&lock, &overlay);
-    }
-}
-
-fn delete_orphaned_key_files(lock: &StateLock<'_>, overlay: &Overlay) {
-    if let Err(error) = lock.delete_orphaned_key_files(overlay) {
-        warn!(event = "key_file_not_deleted", "The file of a removed key cannot be deleted: {error}");
-    }
-}
-
-fn read_overlay(lock: &StateLock<'_>, directory: &StateDirectory) -> Result<Overlay, ControlError> {
-    lock.read().map_err(|error| ControlError::UnreadableOverlay {
-        path: directory.overlay_path().display().to_string(),
-        reason: error.source.to_string(),
-    })
 }
 
 /// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it. Returns

@@ -1,13 +1,15 @@
 //! Tests of changes, with real files and, where noted, the running program.
 
+mod replicas;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver};
 
 use super::*;
 use crate::admin::control::{ClientRules, NewKey, TokenExpiry};
-use crate::app::{self, Listener};
-use crate::config::ClientConfig;
+use crate::app::{self, AppConfig, Listener};
+use crate::config::{self, ClientConfig, Config, KEYS_DIRECTORY, Overlay};
 use crate::policy::client::ClientOrigin;
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;

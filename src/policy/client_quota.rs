@@ -20,7 +20,7 @@ pub struct ClientQuota {
 }
 
 /// The unit that a quota counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuotaUnit {
     /// Requests that the provider served and charges for.
     Requests,
@@ -29,7 +29,7 @@ pub enum QuotaUnit {
 }
 
 /// The period after which the count is reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Period {
     /// A calendar day in UTC.
     Day,
@@ -234,6 +234,16 @@ impl fmt::Display for RateLimit {
 }
 
 impl RateLimit {
+    /// Returns the limit of one of `replicas` replicas that serve the client: the requests divided by the replicas,
+    /// at the exact rate. If there are more replicas than requests, the limit is one request in a longer span.
+    #[must_use]
+    pub fn divided(self, replicas: u32) -> Self {
+        let replicas = replicas.max(1);
+        let requests = (self.requests / replicas).max(1);
+        let span = self.span.saturating_mul(replicas).saturating_mul(requests) / self.requests.max(1);
+        Self { requests, span }
+    }
+
     /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
     /// earlier requests have used the limit. Both are in nanoseconds since the same point in time. Returns
     /// the new `used_until`.
@@ -397,6 +407,25 @@ mod tests {
         assert_eq!(quota(3, QuotaUnit::Requests, Period::Total), "3 requests");
         assert_eq!(quota(1, QuotaUnit::Requests, Period::Day), "1 request per day");
         assert_eq!(quota(10_000, QuotaUnit::Credits, Period::Month), "10,000 credits per month");
+    }
+
+    #[test]
+    fn the_divided_rate_limits_of_all_replicas_have_the_rate_of_the_whole() {
+        let limit =
+            |requests, milliseconds| RateLimit { requests, span: Duration::from_millis(milliseconds) };
+        for (whole, replicas, expected) in [
+            (limit(10, 1_000), 0, limit(10, 1_000)),
+            (limit(10, 1_000), 1, limit(10, 1_000)),
+            (limit(10, 1_000), 2, limit(5, 1_000)),
+            // 3 requests in 900 ms are 10 requests in 3 s.
+            (limit(10, 1_000), 3, limit(3, 900)),
+            (limit(1, 1_000), 3, limit(1, 3_000)),
+            (limit(2, 1_000), 3, limit(1, 1_500)),
+        ] {
+            assert_eq!(whole.divided(replicas), expected, "{whole} / {replicas}");
+        }
+        let single = limit(1, 1_000).divided(4);
+        assert!(single.admit(0, 0).is_ok(), "a single request must stay possible");
     }
 
     #[test]

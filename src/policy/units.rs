@@ -4,12 +4,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 /// The last time that the calendar library can express, in the year 9999.
 const MAX_MS: u64 = 253_402_207_200_999;
 
 /// A time, in milliseconds since 1970-01-01T00:00:00Z.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UnixMs(pub u64);
 
 impl UnixMs {

@@ -12,12 +12,12 @@ use hyper::body::Incoming;
 
 use super::config::Limits;
 use super::not_found_cache::NotFoundCache;
+use super::ownership_recorder::OwnershipRecorder;
+use super::replica_owners::{ReplicaOwners, record_owner};
 use super::request_meta::RequestMeta;
 use super::state::Proxy;
 use super::upstream_response::UpstreamResponse;
 use super::usage::{OwnershipUpdate, UsagePermit};
-use crate::body::decode::decode_body;
-use crate::body::inspect::BodyInspector;
 use crate::body::replay::{BodyStart, Replay};
 use crate::clock;
 use crate::elevenlabs::affinity::required_owner::{ConflictingOwners, required_owner};
@@ -88,7 +88,8 @@ impl AccountAffinity {
     }
 
     /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to
-    /// a maximum size and time, because it may name an owned resource.
+    /// a maximum size and time, because it may name an owned resource. Asks the other replicas once if this replica knows
+    /// no owner.
     ///
     /// # Errors
     ///
@@ -109,10 +110,12 @@ impl AccountAffinity {
         {
             self.identifiers.add_body(&bytes);
         }
-        self.scope = match self.named_owner(roster, &proxy.owners)? {
+        let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
+        self.scope = match self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await? {
             Some((kind, owner)) => Scope::Pinned(owner, kind),
             None if self.prefers_account() => {
-                proxy.list_affinity.account_for(client).map_or(Scope::Any, Scope::Preferred)
+                let account = find_list_account(proxy, roster, client).await;
+                account.map_or(Scope::Any, Scope::Preferred)
             }
             None => Scope::Any,
         };
@@ -126,7 +129,7 @@ impl AccountAffinity {
     /// # Errors
     ///
     /// Fails when the session names resources of two accounts.
-    pub(super) fn add_message_identifiers<C>(
+    pub(super) async fn add_message_identifiers<C>(
         &mut self,
         message: &[u8],
         proxy: &Proxy<C>,
@@ -134,15 +137,37 @@ impl AccountAffinity {
     ) -> Result<(), ConflictingOwners> {
         if roster.has_several_workspaces() {
             self.identifiers.add_body(message);
-            self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
-            if let Some((kind, owner)) = self.named_owner(roster, &proxy.owners)? {
+            let (owners, replicas) = (&proxy.owners, proxy.replica_owners.as_deref());
+            let owner = self.find_named_owner(roster, owners, replicas, &proxy.not_found_cache).await?;
+            if let Some((kind, owner)) = owner {
                 self.scope = Scope::Pinned(owner, kind);
             }
+            self.may_try_other_accounts &= !proxy.not_found_cache.contains(&self.identifiers, clock::now());
         }
         Ok(())
     }
 
-    /// Returns the account that owns the named resources, if it is known.
+    /// Returns the account that owns the named resources, if this replica or another one knows it.
+    async fn find_named_owner(
+        &mut self,
+        roster: &Roster,
+        owners: &OwnershipIndex,
+        replicas: Option<&ReplicaOwners>,
+        not_found_cache: &NotFoundCache,
+    ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
+        let known = self.named_owner(roster, owners)?;
+        let Some(replicas) = replicas.filter(|_| known.is_none() && !self.identifiers.is_empty()) else {
+            return Ok(known);
+        };
+        let question = replicas.find(&self.identifiers, owners, clock::now());
+        // Only the requests that may ask pay for the future.
+        let Some(updates) = Box::pin(question).await else { return Ok(None) };
+        self.updates.extend(updates);
+        not_found_cache.remove(&self.identifiers);
+        self.named_owner(roster, owners)
+    }
+
+    /// Returns the account that owns the named resources, if this replica knows it.
     fn named_owner(
         &mut self,
         roster: &Roster,
@@ -172,8 +197,10 @@ impl AccountAffinity {
         proxy.not_found_cache.remove(&self.identifiers);
         let created = affinity::identifiers_in_first_message(first_message);
         let identifiers = created.into_iter().chain(self.proven_identifiers());
-        let updates = identifiers.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
-        self.updates.extend(updates.map(OwnershipUpdate::Recorded));
+        let replicas = proxy.replica_owners.as_deref();
+        let record = |identifier| record_owner(&proxy.owners, replicas, identifier, &owner, now);
+        let updates = identifiers.filter_map(record);
+        self.updates.extend(updates);
         mem::take(&mut self.updates)
     }
 
@@ -280,9 +307,13 @@ impl AccountAffinity {
     ) -> Option<OwnershipRecorder> {
         let owner = key.workspace().identity().clone();
         let now = clock::now();
+        let replicas = proxy.replica_owners.as_deref();
         for update in &self.updates {
             if let OwnershipUpdate::Removed(identifier) = update {
                 proxy.owners.remove(identifier);
+                if let Some(replicas) = replicas {
+                    replicas.publish(update);
+                }
             }
         }
         let UpstreamResponse { head, verdict, .. } = response;
@@ -294,10 +325,14 @@ impl AccountAffinity {
             proxy.not_found_cache.remove(&self.identifiers);
             let identifiers =
                 affinity::identifiers_in_headers(&head.headers).into_iter().chain(self.proven_identifiers());
-            let updates = identifiers.filter_map(|identifier| proxy.owners.record(identifier, &owner, now));
-            self.updates.extend(updates.map(OwnershipUpdate::Recorded));
-            if self.prefers_account() && self.pinning_kind().is_none() {
-                proxy.list_affinity.record(&meta.client, &owner);
+            let record = |identifier| record_owner(&proxy.owners, replicas, identifier, &owner, now);
+            self.updates.extend(identifiers.filter_map(record));
+            if self.prefers_account()
+                && self.pinning_kind().is_none()
+                && proxy.list_affinity.record(&meta.client, &owner)
+                && let Some(replicas) = replicas
+            {
+                replicas.record_list_account(&meta.client, &owner);
             }
         }
         let may_contain_identifiers =
@@ -311,7 +346,19 @@ impl AccountAffinity {
         let Self { method, route, path, updates, .. } = self;
         let (owners, max_bytes) = (Arc::clone(&proxy.owners), limits.max_response_scan_size);
         let permit = Some(permit);
-        Some(OwnershipRecorder { owners, owner, method, route, path, encoding, max_bytes, updates, permit })
+        let replica_owners = proxy.replica_owners.clone();
+        Some(OwnershipRecorder {
+            owners,
+            replica_owners,
+            owner,
+            method,
+            route,
+            path,
+            encoding,
+            max_bytes,
+            updates,
+            permit,
+        })
     }
 
     /// The identifiers in the request that belong to the serving account, as the success of the request
@@ -333,39 +380,14 @@ impl AccountAffinity {
     }
 }
 
-/// Records the ownership of the identifiers in a response body. Dropping it writes the updates, including
-/// those from the response head.
-#[derive(Debug)]
-pub struct OwnershipRecorder {
-    owners: Arc<OwnershipIndex>,
-    owner: OwnerId,
-    method: Method,
-    route: Route,
-    path: Arc<str>,
-    encoding: Option<String>,
-    /// Maximum number of bytes of the body that are copied.
-    pub(super) max_bytes: usize,
-    updates: Vec<OwnershipUpdate>,
-    permit: Option<UsagePermit>,
-}
-
-impl BodyInspector for OwnershipRecorder {
-    fn inspect(mut self, body: &[u8]) {
-        let Some(document) = decode_body(body, self.encoding.as_deref(), self.max_bytes) else { return };
-        let now = clock::now();
-        let identifiers = affinity::identifiers_in_response(&self.method, &self.route, &self.path, &document);
-        let updates =
-            identifiers.into_iter().filter_map(|identifier| self.owners.record(identifier, &self.owner, now));
-        self.updates.extend(updates.map(OwnershipUpdate::Recorded));
-    }
-}
-
-impl Drop for OwnershipRecorder {
-    fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            permit.record_ownership(mem::take(&mut self.updates));
-        }
-    }
+/// Returns the account that last served `client` a list, if this replica or another one knows it.
+async fn find_list_account<C>(proxy: &Proxy<C>, roster: &Roster, client: &ClientName) -> Option<OwnerId> {
+    let known = proxy.list_affinity.account_for(client);
+    let Some(replicas) = proxy.replica_owners.as_ref().filter(|_| known.is_none()) else { return known };
+    let account = replicas.find_list_account(client, clock::now()).await?;
+    let account = roster.identity_of(&account)?;
+    proxy.list_affinity.record(client, account);
+    Some(account.clone())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -373,3 +395,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = value.as_bytes().split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(b"application/json")
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,11 @@ mod permit;
 mod tallies;
 mod users;
 
+mod client_share;
+mod grant;
+mod quota_share;
+mod replicas;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,13 +22,16 @@ use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::policy::client::{Client, ClientName, Clients};
-use crate::policy::client_quota::Period;
+use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::secret::UserFingerprint;
 pub(super) use client_permit::{ClientPermit, RequestLatePrice};
+pub use client_share::{ClientActivity, ClientShare};
 pub use counters::ClientLimitExceeded;
 pub(super) use counters::{AdmissionRequest, QuotaOwner};
 use counters::{ClientCounters, UsageCounters};
+use replicas::SharedUsage;
+pub use replicas::StatementScope;
 use tallies::Tallies;
 pub use users::{RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 
@@ -46,6 +54,8 @@ pub struct ClientUsage {
     user_reader: Arc<dyn UserUsageReader>,
     /// Rate limits measure time since this instant.
     clock_origin: Instant,
+    /// The other replicas, with which the limits of the clients are shared.
+    shared: Option<SharedUsage>,
 }
 
 impl ClientUsage {
@@ -64,7 +74,8 @@ impl ClientUsage {
             usage.requests.add(requests, now);
             usage.credits.add(credits, now);
         }
-        Self { by_name: Arc::new(by_name), user_reader, clock_origin: clock::instant() }.with_clients(clients)
+        let (by_name, clock_origin) = (Arc::new(by_name), clock::instant());
+        Self { by_name, user_reader, clock_origin, shared: None }.with_clients(clients)
     }
 
     /// Returns the counters after a reload with `clients`. Existing counters are kept, even those of removed
@@ -80,14 +91,13 @@ impl ClientUsage {
         for client in configured.filter(|client| client.rules.user_quota.is_none()) {
             by_name.entry(client.name.clone()).or_default().users().clear();
         }
-        Self {
-            by_name: Arc::new(by_name),
-            user_reader: Arc::clone(&self.user_reader),
-            clock_origin: self.clock_origin,
-        }
+        let usage = Self { by_name: Arc::new(by_name), ..self.clone() };
+        usage.configure_shares(clients, clock::now());
+        usage
     }
 
-    /// Returns the usage of a client at `now`, including the reservations of its requests in progress.
+    /// Returns the usage of a client at `now`, including the reservations of its requests in progress. In the unit and
+    /// the period of its quota, it includes the usage at other replicas.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> UsageTotals {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();
@@ -95,7 +105,7 @@ impl ClientUsage {
     }
 
     /// Returns the usage of a user at `now`. If the client has a quota per user, it includes the reservations of
-    /// requests in progress, and the user stays in memory like one that sends a request.
+    /// requests in progress and the usage at other replicas, and the user stays in memory like one that sends a request.
     ///
     /// # Errors
     ///
@@ -111,7 +121,9 @@ impl ClientUsage {
             return self.user_reader.read_user_usage(&client.name, user, now).await;
         }
         let user = self.load_user(&client.name, user, max_cached_users, now).await?;
-        user.counters().map(|counters| totals(&client.name, counters, now)).ok_or(UserUsageUnavailable)
+        let counters = user.counters().ok_or(UserUsageUnavailable)?;
+        self.refresh_user(client, counters, now).await;
+        Ok(totals(&client.name, counters, now))
     }
 
     /// Returns the user of a request with its counters, which are read from the usage store if they are not in
@@ -128,7 +140,16 @@ impl ClientUsage {
         now: UnixMs,
     ) -> Result<RequestUser, UserUsageUnavailable> {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();
-        users::load(client, &counters, user, max_cached_users, &*self.user_reader, now).await
+        let loaded = users::load(client, &counters, user, max_cached_users, &*self.user_reader, now).await?;
+        if let (Some(shared), Some(counters)) = (&self.shared, loaded.counters()) {
+            shared.share(counters, client, Some(user));
+        }
+        Ok(loaded)
+    }
+
+    /// Whether a request of `client` counts against a quota that other replicas use too.
+    pub(super) fn shares_quota_of(&self, client: &Client) -> bool {
+        self.shared.is_some() && client.rules.quota.is_some()
     }
 
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
@@ -139,16 +160,68 @@ impl ClientUsage {
         admission: AdmissionRequest,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
+        let (permit, counters) = self.count_in_progress(client, admission)?;
+        permit.take_from_client(|quota, grant_use| quota.check(now, grant_use))?;
+        self.check_access_and_rate(client, &counters, admission)?;
+        permit.take_from_client(|quota, grant_use| quota.count_at_admission(now, grant_use))?;
+        Ok(permit)
+    }
+
+    /// Admits a request like [`admit`](Self::admit). Asks the other replicas if the grant of this replica is
+    /// insufficient.
+    pub(super) async fn admit_shared(
+        &self,
+        client: &Client,
+        admission: AdmissionRequest,
+        now: UnixMs,
+    ) -> Result<ClientPermit, ClientLimitExceeded> {
+        let (permit, counters) = self.count_in_progress(client, admission)?;
+        if let Some(shared) = &self.shared {
+            shared.share(&counters.usage, &client.name, None);
+        }
+        permit.take_from_shared_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
+        self.check_access_and_rate(client, &counters, admission)?;
+        permit
+            .take_from_shared_client(now, |quota, grant_use| quota.count_at_admission(now, grant_use))
+            .await?;
+        Ok(permit)
+    }
+
+    /// Counts a request as one in progress, if the client may have another one.
+    fn count_in_progress(
+        &self,
+        client: &Client,
+        admission: AdmissionRequest,
+    ) -> Result<(ClientPermit, Arc<ClientCounters>), ClientLimitExceeded> {
         let counters = self.by_name.get(&client.name).cloned().unwrap_or_default();
         let rules = &client.rules;
         let in_progress = counters.in_progress.fetch_add(1, Ordering::AcqRel);
         let permit = ClientPermit::new(Arc::clone(&counters), rules.quota, admission);
-        let quota_permit = permit.quota_permit();
         let max = rules.max_concurrent.unwrap_or(admission.max_concurrent);
-        if in_progress >= max {
+        let mut max_here = max;
+        if let Some(shared) =
+            self.shared.as_ref().filter(|_| rules.max_concurrent.is_some() || rules.rate_limit.is_some())
+        {
+            if rules.max_concurrent.is_some() {
+                max_here = counters.share.max_concurrent(max, shared.link.replicas());
+            }
+            let is_refused = in_progress >= max_here;
+            counters.share.record(in_progress + 1, is_refused, rules.max_concurrent, self.elapsed_ns());
+        }
+        if in_progress >= max_here {
             return Err(ClientLimitExceeded::Concurrency { max });
         }
-        quota_permit.check(now).map_err(ClientLimitExceeded::Quota)?;
+        Ok((permit, counters))
+    }
+
+    /// Checks that the client may request direct access, and uses its rate limit.
+    fn check_access_and_rate(
+        &self,
+        client: &Client,
+        counters: &ClientCounters,
+        admission: AdmissionRequest,
+    ) -> Result<(), ClientLimitExceeded> {
+        let rules = &client.rules;
         if admission.grants_direct_access
             && admission.counts_against_quotas()
             && (rules.quota.is_some() || rules.user_quota.is_some())
@@ -156,28 +229,35 @@ impl ClientUsage {
         {
             return Err(ClientLimitExceeded::DirectAccess);
         }
-        if let Some(rate) = rules.rate_limit {
-            let elapsed_ns =
-                u64::try_from(clock::elapsed_since(self.clock_origin).as_nanos()).unwrap_or(u64::MAX);
-            let mut wait = Duration::ZERO;
-            let admit =
-                |used_until| rate.admit(used_until, elapsed_ns).map_err(|required| wait = required).ok();
-            if counters.rate_used_until.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit).is_err() {
-                return Err(ClientLimitExceeded::Rate { wait });
-            }
+        let Some(rate) = rules.rate_limit else { return Ok(()) };
+        let rate = if self.shared.is_some() { counters.share.divide(rate) } else { rate };
+        let elapsed_ns = self.elapsed_ns();
+        let mut wait = Duration::ZERO;
+        let admit = |used_until| rate.admit(used_until, elapsed_ns).map_err(|required| wait = required).ok();
+        match counters.rate_used_until.fetch_update(Ordering::AcqRel, Ordering::Acquire, admit) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ClientLimitExceeded::Rate { wait }),
         }
-        quota_permit.count_at_admission(now).map_err(ClientLimitExceeded::Quota)?;
-        Ok(permit)
+    }
+
+    /// Returns the time since the origin of the clock of rate limits, in nanoseconds.
+    fn elapsed_ns(&self) -> u64 {
+        u64::try_from(clock::elapsed_since(self.clock_origin).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 fn totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
     let totals = |tallies: &Tallies| Period::ALL.map(|period| tallies.used(period, now));
-    UsageTotals {
-        client: client.clone(),
-        requests: totals(&counters.requests),
-        credits: totals(&counters.credits),
+    let (mut requests, mut credits) = (totals(&counters.requests), totals(&counters.credits));
+    if let Some((quota, used_by_others)) = counters.share().and_then(|share| share.used_by_others(now)) {
+        let amounts = match quota.unit {
+            QuotaUnit::Requests => &mut requests,
+            QuotaUnit::Credits => &mut credits,
+        };
+        let total = &mut amounts[tallies::index(quota.period)];
+        *total = total.saturating_add(used_by_others);
     }
+    UsageTotals { client: client.clone(), requests, credits }
 }
 
 #[cfg(test)]

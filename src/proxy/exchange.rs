@@ -158,7 +158,7 @@ impl<C: Connect> Proxy<C> {
         let models = self.pool.models();
         let estimate = meta.estimate_cost(&endpoint, &upstream_head, &body, &models, limits);
         let mut key_request = summary.count_wait(estimate).await;
-        meta.reserve_credits(&key_request, limits)?;
+        summary.count_wait(meta.reserve_credits(&key_request, limits)).await?;
         meta.prefer_free_slot(&mut key_request, &roster);
         let features = meta.features(&endpoint, &upstream_head, &affinity.identifiers);
         let mut retry = RetryState::new(

@@ -18,11 +18,14 @@ impl ListAffinity {
         self.lock().get(client).cloned()
     }
 
-    pub(super) fn record(&self, client: &ClientName, account: &OwnerId) {
+    /// Records the account that served a list to `client`. Returns whether it is another one than before.
+    pub(super) fn record(&self, client: &ClientName, account: &OwnerId) -> bool {
         let mut accounts = self.lock();
-        if accounts.get(client) != Some(account) {
+        let is_changed = accounts.get(client) != Some(account);
+        if is_changed {
             accounts.insert(client.clone(), account.clone());
         }
+        is_changed
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ClientName, OwnerId>> {

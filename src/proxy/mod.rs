@@ -7,6 +7,7 @@ mod exchange;
 mod config;
 mod state;
 
+mod absent_answers;
 mod account_affinity;
 mod attempt;
 mod base_url_hints;
@@ -15,9 +16,12 @@ mod conversation;
 mod head;
 mod list_affinity;
 mod not_found_cache;
+mod ownership_recorder;
 mod permits;
 mod refusals;
 mod relay;
+mod replica_link;
+mod replica_owners;
 mod reply;
 mod request_context;
 mod request_limiter;
@@ -36,14 +40,17 @@ mod usage;
 
 pub use crate::body::budget::BufferBudget;
 pub use client_usage::{
-    ClientLimitExceeded, ClientUsage, RequestUser, UsageTotals, UserUsageFuture, UserUsageReader,
-    UserUsageUnavailable,
+    ClientActivity, ClientLimitExceeded, ClientShare, ClientUsage, RequestUser, StatementScope, UsageTotals,
+    UserUsageFuture, UserUsageReader, UserUsageUnavailable,
 };
 pub use config::{Limits, RuntimeConfig, SharedConfig};
 pub use conversation::{ConversationSender, EndedConversation};
 pub use error::{BuffersFull, ProxyError, RedactionFailed};
 pub use head::{route, sanitize};
 pub use relay::ResponseBody;
+pub use replica_link::{
+    Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
+};
 pub use reply::{ProxyResponse, Socket};
 pub use request_limiter::Overloaded;
 pub use socket_limits::SocketLimits;

@@ -14,9 +14,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 
 use super::access_log::AccessLog;
-use super::account_affinity::OwnershipRecorder;
 use super::attempt::Attempt;
 use super::error::ProxyError;
+use super::ownership_recorder::OwnershipRecorder;
 use super::upstream_response::UpstreamResponse;
 use crate::body::budget::{BufferBudget, BufferShare};
 use crate::body::decode::parse_codings;

@@ -2,8 +2,8 @@
 
 use http::Response;
 
-use super::account_affinity::OwnershipRecorder;
 use super::attempt::Attempt;
+use super::ownership_recorder::OwnershipRecorder;
 use super::relay::ResponseBody;
 use super::socket::{Handshake, Session, UnauthenticatedSession};
 use super::upstream_response::UpstreamResponse;

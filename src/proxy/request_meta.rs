@@ -161,12 +161,13 @@ impl RequestMeta {
     }
 
     /// Reserves the estimated cost of `key_request` in the client's quota, or the configured amount if the
-    /// price is unknown. A session that is charged by its duration reserves nothing.
+    /// price is unknown. A session that is charged by its duration reserves nothing. If the quota is shared with
+    /// other replicas and the grant of this replica is insufficient, asks them.
     ///
     /// # Errors
     ///
     /// Fails when the quota has fewer credits left.
-    pub(super) fn reserve_credits(
+    pub(super) async fn reserve_credits(
         &self,
         key_request: &KeyRequest,
         limits: &Limits,
@@ -175,11 +176,16 @@ impl RequestMeta {
         if self.credits_per_minute.is_some() {
             return Ok(());
         }
-        match (permit.billing(), key_request.estimate) {
-            (Billing::Free, _) => Ok(()),
-            (Billing::Metered, Some(estimate)) => permit.reserve(estimate, now),
-            (Billing::Metered, None) | (Billing::Unlisted, _) => {
-                permit.reserve_unpriced(limits.unpriced_credits, limits.max_unpriced_requests, now)
+        let (unpriced_credits, max_unpriced) = (limits.unpriced_credits, limits.max_unpriced_requests);
+        match (permit.billing(), key_request.estimate, permit.is_shared()) {
+            (Billing::Free, _, _) => Ok(()),
+            (Billing::Metered, Some(estimate), false) => permit.reserve(estimate, now),
+            (Billing::Metered, Some(estimate), true) => Box::pin(permit.reserve_shared(estimate, now)).await,
+            (Billing::Metered, None, false) | (Billing::Unlisted, _, false) => {
+                permit.reserve_unpriced(unpriced_credits, max_unpriced, now)
+            }
+            (Billing::Metered, None, true) | (Billing::Unlisted, _, true) => {
+                Box::pin(permit.reserve_unpriced_shared(unpriced_credits, max_unpriced, now)).await
             }
         }
     }
@@ -230,7 +236,10 @@ pub(super) async fn admit(
     if user_quota.is_some() && user.is_none() && admission.counts_against_quotas() {
         return Err(ProxyError::UserRequired);
     }
-    let permit = config.client_usage.admit(client, admission, clock::now())?;
+    let permit = match config.client_usage.shares_quota_of(client) {
+        false => config.client_usage.admit(client, admission, clock::now())?,
+        true => Box::pin(config.client_usage.admit_shared(client, admission, clock::now())).await?,
+    };
     let mut permits = RequestPermits { client: permit, _request: request_permit };
     let user = match user.zip(user_quota) {
         None => user.map(RequestUser::new),
@@ -239,7 +248,7 @@ pub(super) async fn admit(
             let load = config.client_usage.load_user(&client.name, user, max_cached_users, clock::now());
             // Only the requests of clients with a quota per user pay for the future.
             let user = Box::pin(load).await?;
-            permits.client.admit_user(&user, quota, admission, clock::now())?;
+            Box::pin(permits.client.admit_user(&user, quota, admission, clock::now())).await?;
             Some(user)
         }
     };

@@ -283,13 +283,13 @@ impl RetryState {
     /// # Errors
     ///
     /// Fails when the session names resources of two accounts.
-    pub(super) fn add_message_identifiers<C>(
+    pub(super) async fn add_message_identifiers<C>(
         &mut self,
         message: &[u8],
         proxy: &Proxy<C>,
         key: &Key,
     ) -> Result<bool, ConflictingOwners> {
-        self.affinity.add_message_identifiers(message, proxy, &self.roster)?;
+        self.affinity.add_message_identifiers(message, proxy, &self.roster).await?;
         Ok(self.eligibility(key) != Eligibility::No)
     }
 

@@ -9,6 +9,8 @@ use super::config::SharedConfig;
 use super::conversation::ConversationSender;
 use super::list_affinity::ListAffinity;
 use super::not_found_cache::NotFoundCache;
+use super::replica_link::ReplicaLink;
+use super::replica_owners::ReplicaOwners;
 use super::request_limiter::RequestLimiter;
 use super::retry_budget::SharedRetryBudget;
 use super::usage::UsageSink;
@@ -26,6 +28,8 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) owners: Arc<OwnershipIndex>,
     pub(super) list_affinity: Arc<ListAffinity>,
     pub(super) not_found_cache: Arc<NotFoundCache>,
+    /// The owners that other replicas have recorded, if there are other replicas.
+    pub(super) replica_owners: Option<Arc<ReplicaOwners>>,
     pub(super) usage: UsageSink,
     pub(super) retry_budget: Arc<SharedRetryBudget>,
     pub(super) base_url_hints: Arc<BaseUrlHints>,
@@ -46,6 +50,8 @@ pub struct SharedState {
     pub pool: Arc<Pool>,
     /// The owners of the provider's resources.
     pub owners: Arc<OwnershipIndex>,
+    /// The other replicas of the pool, or `None` without `[redis]`.
+    pub replica_link: Option<Arc<dyn ReplicaLink>>,
     /// The queue of usage records to the usage store.
     pub usage: UsageSink,
     /// The metrics.
@@ -59,7 +65,8 @@ pub struct SharedState {
 impl<C> Proxy<C> {
     /// Creates a proxy. `drain_expired` is cancelled when the drain timeout expires at shutdown.
     pub fn new(shared: SharedState, upstream: Upstream<C>, drain_expired: CancellationToken) -> Self {
-        let SharedState { config, pool, owners, usage, metrics, events, ended_conversations } = shared;
+        let SharedState { config, pool, owners, replica_link, usage, metrics, events, ended_conversations } =
+            shared;
         Self {
             config,
             pool,
@@ -67,6 +74,7 @@ impl<C> Proxy<C> {
             owners,
             list_affinity: Arc::default(),
             not_found_cache: Arc::default(),
+            replica_owners: replica_link.map(|link| Arc::new(ReplicaOwners::new(link))),
             usage,
             retry_budget: Arc::new(SharedRetryBudget::new()),
             base_url_hints: Arc::default(),

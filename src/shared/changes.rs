@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use tracing::debug;
 
 use super::evidence::{EvidenceName, REFUTED, format_evidence, key_id, parse_evidence};
 use super::maps::MapEntry;
+use super::overlay::SealedOverlay;
 use super::polls::{SharedPoll, format_poll, parse_poll};
 use super::replica::Replica;
 use super::scripts::Map;
@@ -23,6 +26,8 @@ use crate::telemetry::log_transitions;
 
 /// The time for which the result of a poll is kept. It outlasts the longest interval between two polls.
 const POLL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
+/// The time for which the overlay is kept. Every replica has it in its own files, too.
+const OVERLAY_TTL: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// The time for which a refusal of a kind of request is kept, which outlasts the restriction that follows from it.
 const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 
@@ -99,11 +104,20 @@ impl Replica {
         MapEntry { map, name, stamp, expires_ms: stamp.saturating_add(ttl), value }
     }
 
-    /// Applies an entry that `replica` has stated, if it is newer than the known one.
-    pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) {
+    /// Returns the entry that states the overlay of this replica.
+    pub(super) fn overlay_entry(&mut self, overlay: &SealedOverlay, now: UnixMs) -> Option<MapEntry> {
+        // The name is the same for all replicas, so that the last statement replaces the others. Each replica merges
+        // every statement with its own overlay, and states the result if it differs.
+        let value = BASE64_STANDARD.encode(overlay.as_bytes());
+        let entry = self.entry(Map::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
+        self.maps.record(&entry).then_some(entry)
+    }
+
+    /// Applies an entry that `replica` has stated. Returns whether it is newer than the known one.
+    pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) -> bool {
         let shared_now = self.clock.to_shared(moment.now);
         if entry.expires_ms <= shared_now || !self.maps.record(entry) {
-            return;
+            return false;
         }
         let applied = match entry.map {
             Map::Evidence => self.apply_evidence(entry, replica, moment.now),
@@ -114,6 +128,7 @@ impl Replica {
         if applied.is_none() {
             debug!(map = entry.map.as_str(), replica, "an entry of another replica has no effect here");
         }
+        true
     }
 
     fn apply_evidence(&mut self, entry: &MapEntry, replica: &str, now: UnixMs) -> Option<()> {
@@ -165,6 +180,12 @@ impl Replica {
         log_transitions(&self.pool.observe_shared(&roster, key, observation, at, now));
         Some(())
     }
+}
+
+/// Parses the overlay of another replica.
+pub(super) fn parse_overlay(value: &str) -> Option<SealedOverlay> {
+    let bytes = BASE64_STANDARD.decode(value).ok()?;
+    SealedOverlay::parse(bytes).ok()
 }
 
 /// Returns how long the evidence of a claim is kept for replicas that start later. Evidence that is still effective is

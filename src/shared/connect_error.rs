@@ -29,7 +29,8 @@ pub enum RedisConnectError {
     },
     /// The connection was not ready in time.
     #[error(
-        "{server} does not respond within {} ms: correct redis.url or the firewall, or raise redis.connect_timeout",
+        "{server} does not respond within {} ms: correct the address and the scheme in redis.url (rediss:// for TLS \
+         only) or the firewall, or raise redis.connect_timeout",
         .timeout.as_millis()
     )]
     Timeout {
@@ -108,6 +109,15 @@ pub enum RedisRefusal {
     /// The server is a sentinel.
     #[error("is a sentinel: write redis+sentinel://HOST:PORT/MASTER in redis.url")]
     Sentinel,
+    /// The server is asked as a sentinel, and is none.
+    #[error("is not a sentinel: correct its port in redis.url, or write redis://HOST:PORT without sentinels")]
+    NotSentinel,
+    /// The sentinel requires a password.
+    #[error(
+        "is a sentinel that requires a password, and sentinels are asked without one: permit its user default the \
+         command SENTINEL GET-MASTER-ADDR-BY-NAME"
+    )]
+    SentinelPassword,
     /// Connections from other machines are refused without a password.
     #[error("accepts connections of its own machine only (protected mode): set a password in Redis")]
     ProtectedMode,

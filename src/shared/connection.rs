@@ -168,11 +168,11 @@ impl RedisEndpoint {
         let server = check_server(&reported, &address)?;
         if self.url.database != 0 {
             let selected = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
-            selected.map_err(|error| match failed(error) {
-                RedisConnectError::Refused { server, refusal: RedisRefusal::Other(_) } => {
-                    RedisConnectError::Refused { server, refusal: RedisRefusal::Database }
+            selected.map_err(|error| match RedisRefusal::from_error(&error) {
+                Some(RedisRefusal::Other(_)) => {
+                    RedisConnectError::Refused { server: address.clone(), refusal: RedisRefusal::Database }
                 }
-                other => other,
+                Some(_) | None => failed(error),
             })?;
         }
         // HELLO is allowed while Redis loads its data, and PING is not.
@@ -230,7 +230,15 @@ impl RedisEndpoint {
         let info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
         let name = sentinel.to_string();
-        let failed = |error: RedisError| connect_error(&name, &error);
+        let failed = |error: RedisError| {
+            let refusal = match RedisRefusal::from_error(&error) {
+                Some(RedisRefusal::PasswordRequired) => RedisRefusal::SentinelPassword,
+                // A server knows no command SENTINEL.
+                Some(RedisRefusal::TooOld) => RedisRefusal::NotSentinel,
+                Some(_) | None => return connect_error(&name, &error),
+            };
+            RedisConnectError::Refused { server: name.clone(), refusal }
+        };
         let (mut commands, driver) =
             MultiplexedConnection::new_with_config(&info, stream, connection_config())
                 .await

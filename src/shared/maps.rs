@@ -42,8 +42,6 @@ pub(super) enum Message {
     },
     /// A replica needs more than is free, so that the others should state what they do not need.
     Demand { replica: String },
-    /// An identifier has got an owner.
-    Owner { replica: String, text: String },
 }
 
 impl Message {
@@ -55,9 +53,6 @@ impl Message {
         }
         let (replica, rest) = rest.split_once(' ')?;
         let replica = replica.to_owned();
-        if kind == "owner" {
-            return Some(Self::Owner { replica, text: rest.to_owned() });
-        }
         let map = Map::from_str(kind)?;
         let mut parts = rest.splitn(3, ' ');
         let version = parts.next()?.parse().ok()?;
@@ -68,7 +63,7 @@ impl Message {
     /// The id of the replica that sent the message.
     pub(super) fn replica(&self) -> &str {
         match self {
-            Self::Entry { replica, .. } | Self::Demand { replica } | Self::Owner { replica, .. } => replica,
+            Self::Entry { replica, .. } | Self::Demand { replica } => replica,
         }
     }
 }
@@ -123,6 +118,11 @@ impl KnownMaps {
             }
         }
         outdated
+    }
+
+    /// Forgets the entries of a map, so that they are applied again when they are read.
+    pub(super) fn forget(&mut self, map: Map) {
+        self.stamps[map.index()].clear();
     }
 
     /// Forgets all versions, so that the maps are read again after a lost connection.

@@ -5,16 +5,21 @@
 
 mod access;
 mod changes;
+mod clients;
 mod connect_error;
 mod connection;
 mod credits;
+mod envelope;
 mod evidence;
+mod link;
 mod link_counts;
 mod maps;
 mod members;
+mod overlay;
 mod polls;
 mod probe;
 mod push;
+mod quotas;
 mod replica;
 mod reply;
 mod scripts;
@@ -31,10 +36,12 @@ use crate::policy::redis_url::{RedisUrl, SharedPoolName};
 pub use access::acl_line;
 pub use connect_error::{RedisConnectError, RedisRefusal};
 pub use connection::{RedisConnection, RedisEndpoint, RedisServer};
+pub use envelope::{OpenEnvelopeError, SealEnvelopeError, SecretDocument};
 pub use link_counts::LinkCounts;
+pub use overlay::{OverlayExchange, OverlayPort, OverlayVersion, SealedOverlay};
 pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
 pub use push::{Push, Pushes};
-pub use task::{LinkInputs, LinkTask};
+pub use task::{LinkHandles, LinkInputs, LinkTask};
 pub use view::{LinkState, PoolView, ReplicaInfo, SharedPoolView};
 
 /// The Redis that replicas share, and the timing of the connection to it.

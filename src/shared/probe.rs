@@ -25,9 +25,12 @@ redis.call('GET', KEYS[1])
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'a', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], 5000)
+redis.call('PTTL', KEYS[1])
+redis.call('HINCRBY', KEYS[1], 'b', 1)
+redis.call('HLEN', KEYS[1])
 redis.call('HGET', KEYS[1], 'a')
 redis.call('HGETALL', KEYS[1])
-redis.call('HDEL', KEYS[1], 'a')
+redis.call('HDEL', KEYS[1], 'a', 'b')
 redis.call('PUBLISH', ARGV[2], ARGV[1])
 return time[1] * 1000 + math.floor(time[2] / 1000)";
 
@@ -86,14 +89,14 @@ pub enum RedisProbeError {
 }
 
 impl RedisProbeError {
-    /// Whether other permissions of the user would help.
+    /// Returns the reason for which Redis refused the connection or a step, or `None` if it did not.
     #[must_use]
-    pub fn is_permission_denied(&self) -> bool {
+    pub fn refusal(&self) -> Option<&RedisRefusal> {
         match self {
             Self::Refused { refusal, .. } | Self::Connect(RedisConnectError::Refused { refusal, .. }) => {
-                *refusal == RedisRefusal::PermissionDenied
+                Some(refusal)
             }
-            Self::Tls(_) | Self::Connect(_) | Self::NoResponse { .. } => false,
+            Self::Tls(_) | Self::Connect(_) | Self::NoResponse { .. } => None,
         }
     }
 }

@@ -143,6 +143,11 @@ impl Replica {
         self.membership.as_ref()
     }
 
+    /// Returns the number of live replicas at the last reply, at least 1.
+    pub(super) fn live_replicas(&self) -> u32 {
+        self.replicas
+    }
+
     /// Whether Redis does not respond.
     pub(super) fn is_alone(&self) -> bool {
         self.is_alone

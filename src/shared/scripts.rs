@@ -9,6 +9,7 @@ pub(super) const MEMBERS: &str = include_str!("scripts/members.lua");
 pub(super) const GRANTS: &str = include_str!("scripts/grants.lua");
 pub(super) const SLOTS: &str = include_str!("scripts/slots.lua");
 pub(super) const NEWEST: &str = include_str!("scripts/newest.lua");
+pub(super) const QUOTAS: &str = include_str!("scripts/quotas.lua");
 pub(super) const OWNERS: &str = include_str!("scripts/owners.lua");
 
 /// A call of a script.

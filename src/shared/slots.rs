@@ -155,6 +155,11 @@ impl Slots {
         self.set_share(share)
     }
 
+    /// Returns the share that was applied last; `None` if the subject is not divided.
+    pub(super) fn share(&self) -> Option<u32> {
+        self.share
+    }
+
     fn set_share(&mut self, share: Option<u32>) -> Option<Option<u32>> {
         if self.share == share {
             return None;

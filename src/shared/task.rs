@@ -11,22 +11,28 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::LinkSettings;
+use super::changes::parse_overlay;
+use super::clients::{CallContext, ClientShares};
 use super::connect_error::RedisConnectError;
 use super::connection::{RedisConnection, RedisEndpoint};
+use super::link::{OwnerUpdate, RedisLink, RedisLinkSettings, owners_call};
 use super::link_counts::{LinkCounts, LinkFault};
 use super::maps::{MapEntry, Message, store_calls};
 use super::members::MEMBER_TTL;
+use super::overlay::OverlayPort;
 use super::push::Push;
 use super::replica::{Beat, Replica, ReplicaSettings};
 use super::reply::{UnexpectedReply, fields};
-use super::scripts::{Map, ScriptCall};
+use super::scripts::{Keyspace, Map, ScriptCall};
 use super::shared_clock::Moment;
 use super::view::{LinkState, PoolView, SharedPoolView, replica_infos};
 use crate::clock;
+use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
 use crate::poller::OwnPoll;
 use crate::poller::PollingRole;
 use crate::pool::{Pool, PoolChange};
+use crate::proxy::{ReplicaLink, SharedConfig};
 use crate::tasks::Tasks;
 use crate::upstream::TlsError;
 
@@ -34,6 +40,8 @@ use crate::upstream::TlsError;
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
 /// Minimum time between two messages by which a replica asks the others for what they do not need.
 const MIN_DEMAND_INTERVAL: Duration = Duration::from_millis(50);
+/// Minimum time between two calls that store owners of identifiers, because requests may record many.
+const MIN_OWNER_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum number of changes that one call states.
 const MAX_CHANGES: usize = 256;
 /// The delay before the second attempt to connect. It doubles with each attempt.
@@ -50,6 +58,21 @@ pub struct LinkInputs {
     pub polls: Option<mpsc::Receiver<OwnPoll>>,
     /// The regional hosts of the provider.
     pub regions: Arc<[Arc<Authority>]>,
+    /// How long owners of identifiers are kept.
+    pub owner_limits: RetentionLimits,
+}
+
+/// The handles of a [`LinkTask`], for the rest of the program.
+#[derive(Debug)]
+pub struct LinkHandles {
+    /// Whether this replica polls.
+    pub role: watch::Receiver<PollingRole>,
+    /// What this replica knows of the pool.
+    pub view: SharedPoolView,
+    /// The link of requests.
+    pub link: Arc<dyn ReplicaLink>,
+    /// Receives the channels of the owner of the overlay, once.
+    pub overlay: mpsc::Sender<OverlayPort>,
 }
 
 /// The link of this replica to the pool.
@@ -63,6 +86,11 @@ pub struct LinkTask {
     role: watch::Sender<PollingRole>,
     view: SharedPoolView,
     tasks: Tasks,
+    clients: ClientShares,
+    link: Arc<RedisLink>,
+    owner_updates: mpsc::Receiver<OwnerUpdate>,
+    overlay_ports: mpsc::Receiver<OverlayPort>,
+    overlay: Option<OverlayPort>,
 }
 
 /// The reason that a connection is not used any more.
@@ -99,41 +127,55 @@ impl LinkTask {
     /// # Errors
     ///
     /// Fails when `redis.ca_file` cannot be used.
-    pub fn new(
-        settings: LinkSettings,
-        inputs: LinkInputs,
-    ) -> Result<(Self, watch::Receiver<PollingRole>, SharedPoolView), TlsError> {
+    pub fn new(settings: LinkSettings, inputs: LinkInputs) -> Result<(Self, LinkHandles), TlsError> {
         /// Changes beyond this number are stated with the next restatement.
         const MAX_QUEUED_CHANGES: usize = 4_096;
-        let LinkInputs { pool, replica_id, polls, regions } = inputs;
+        let LinkInputs { pool, replica_id, polls, regions, owner_limits } = inputs;
         let (changes_sender, changes) = mpsc::channel(MAX_QUEUED_CHANGES);
         pool.send_changes_to(changes_sender);
-        let can_lead = polls.is_some();
         let (role, role_receiver) = watch::channel(PollingRole::Undecided);
         let view = SharedPoolView::default();
-        let replica_settings =
-            ReplicaSettings { id: replica_id, pool_name: settings.pool.clone(), can_lead, regions };
-        let replica = Replica::new(replica_settings, pool, clock::now());
+        let (link, owner_updates) = RedisLink::new(RedisLinkSettings {
+            replica_id: replica_id.clone(),
+            keyspace: Keyspace::new(settings.pool.clone()),
+            wait_timeout: settings.wait_timeout,
+            pool: Arc::clone(&pool),
+            owner_limits,
+            counts: view.counts().clone(),
+        });
+        let link = Arc::new(link);
+        let replica_settings = ReplicaSettings {
+            id: replica_id,
+            pool_name: settings.pool.clone(),
+            can_lead: polls.is_some(),
+            regions,
+        };
+        let (overlay_sender, overlay_ports) = mpsc::channel(1);
         let task = Self {
             endpoint: RedisEndpoint::new(&settings)?,
             settings,
-            replica,
+            replica: Replica::new(replica_settings, pool, clock::now()),
             changes,
             polls: polls.unwrap_or_else(|| mpsc::channel(1).1),
             role,
             view: view.clone(),
             tasks: Tasks::new(),
+            clients: ClientShares::default(),
+            link: Arc::clone(&link),
+            owner_updates,
+            overlay_ports,
+            overlay: None,
         };
-        Ok((task, role_receiver, view))
+        Ok((task, LinkHandles { role: role_receiver, view, link, overlay: overlay_sender }))
     }
 
     /// Runs the link and never returns.
-    pub async fn run(mut self) {
+    pub async fn run(mut self, config: SharedConfig) {
         let mut endpoint = self.endpoint.clone();
         let mut delay = FIRST_RECONNECT_DELAY;
         let mut is_reported = false;
         loop {
-            let error = match self.connect(&endpoint).await {
+            let error = match self.connect(&endpoint, &config).await {
                 Ok(mut link) => {
                     let state = if is_reported { "again" } else { "now" };
                     info!(
@@ -148,6 +190,8 @@ impl LinkTask {
                 Err(error) => error,
             };
             self.replica.set_alone(true);
+            self.link.set_connection(None);
+            self.clients.restate();
             self.publish_view();
             endpoint = match &error {
                 // The node of a cluster that has the keys of the pool, at once.
@@ -166,27 +210,35 @@ impl LinkTask {
             }
             let pause = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
             delay = (delay * 2).min(self.settings.max_reconnect_delay);
-            self.stay_alone(pause).await;
+            self.stay_alone(pause, &config).await;
         }
     }
 
     /// Uses only the part of this replica for the duration of `pause`. Drops the changes of the pool, which are stated
     /// again after the next connection.
-    async fn stay_alone(&mut self, pause: Duration) {
+    async fn stay_alone(&mut self, pause: Duration, config: &SharedConfig) {
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);
         let mut ticks = interval(self.settings.beat_interval);
         loop {
             tokio::select! {
                 () = &mut wait => return,
-                _ = ticks.tick() => self.replica.fall_back(moment()),
+                _ = ticks.tick() => self.fall_back(config),
                 Some(_) = self.changes.recv() => {}
                 Some(_) = self.polls.recv() => {}
+                Some(_) = self.owner_updates.recv() => {}
+                Some(port) = self.overlay_ports.recv() => self.overlay = Some(port),
             }
         }
     }
 
-    async fn connect(&mut self, endpoint: &RedisEndpoint) -> Result<Link, LinkError> {
+    /// Replaces the grants that have ended by parts of what was left.
+    fn fall_back(&mut self, config: &SharedConfig) {
+        self.replica.fall_back(moment());
+        self.clients.fall_back(&config.load().client_usage, self.replica.live_replicas(), moment());
+    }
+
+    async fn connect(&mut self, endpoint: &RedisEndpoint, config: &SharedConfig) -> Result<Link, LinkError> {
         let tasks = self.tasks.clone();
         let opening = endpoint.open(&tasks);
         tokio::pin!(opening);
@@ -197,7 +249,7 @@ impl LinkTask {
                 connection = &mut opening => break connection?,
                 // Before the first connection is decided, nothing is divided.
                 _ = ticks.tick() => if self.view.get().link == LinkState::Alone {
-                    self.replica.fall_back(moment());
+                    self.fall_back(config);
                 }
             }
         };
@@ -207,12 +259,28 @@ impl LinkTask {
             response_timeout: self.settings.response_timeout,
             last_beat: None,
             last_demand: None,
+            next_owner_call: clock::instant(),
+            config: Arc::clone(config),
         };
         let channel = self.replica.keyspace.channel();
         link.query(|mut commands| async move { commands.subscribe(channel).await }).await?;
         self.replica.set_alone(false);
         link.beat(self, true).await?;
+        self.link.set_connection(Some(link.connection.commands.clone()));
         Ok(link)
+    }
+
+    /// Applies an entry of a map that `replica` has stated.
+    fn apply_entry(&mut self, entry: &MapEntry, replica: &str) {
+        let is_new = self.replica.apply_entry(entry, replica, moment());
+        if is_new
+            && entry.map == Map::Overlay
+            && let Some(port) = &self.overlay
+            && let Some(overlay) = parse_overlay(&entry.value)
+        {
+            // Each overlay contains all changes, so the next one replaces an overlay that is dropped here.
+            let _ = port.incoming.try_send(overlay);
+        }
     }
 
     fn publish_view(&self) {
@@ -237,6 +305,9 @@ struct Link {
     response_timeout: Duration,
     last_beat: Option<Instant>,
     last_demand: Option<Instant>,
+    /// The time from which the next call may store owners.
+    next_owner_call: Instant,
+    config: SharedConfig,
 }
 
 impl Link {
@@ -271,6 +342,17 @@ impl Link {
                 let entry = task.replica.entry_of_poll(poll);
                 self.store(task, entry.into_iter().collect()).await
             }
+            Some(update) = next_update(&mut task.owner_updates, self.next_owner_call) => {
+                self.store_owners(task, update).await
+            }
+            Some(port) = task.overlay_ports.recv() => {
+                task.overlay = Some(port);
+                // The overlay of another replica may have arrived before its receiver.
+                task.replica.maps.forget(Map::Overlay);
+                self.read_map(task, Map::Overlay).await?;
+                self.store_overlay(task).await
+            }
+            () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
             () = demand => self.beat(task, true).await,
             () = sleep_until(next_beat.into()) => self.beat(task, false).await,
         }
@@ -292,6 +374,26 @@ impl Link {
         if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
     }
 
+    /// Stores owners of identifiers, and the accounts of lists.
+    async fn store_owners(&mut self, task: &mut LinkTask, first: OwnerUpdate) -> Result<(), LinkError> {
+        self.next_owner_call = clock::instant() + MIN_OWNER_INTERVAL;
+        let mut updates = vec![first];
+        while updates.len() < MAX_CHANGES
+            && let Ok(update) = task.owner_updates.try_recv()
+        {
+            updates.push(update);
+        }
+        self.call(&[owners_call(&updates)]).await.map(|_| ())
+    }
+
+    /// States the overlay of this replica, unless Redis has it.
+    async fn store_overlay(&self, task: &mut LinkTask) -> Result<(), LinkError> {
+        let Some(port) = &mut task.overlay else { return Ok(()) };
+        let overlay = port.outgoing.borrow_and_update().clone();
+        let entry = task.replica.overlay_entry(&overlay, clock::now());
+        self.store(task, entry.into_iter().collect()).await
+    }
+
     /// States what changed, or without a change only waits for the next beat. `is_needed` states it in any case.
     async fn beat(&mut self, task: &mut LinkTask, is_needed: bool) -> Result<(), LinkError> {
         self.last_beat = Some(clock::instant());
@@ -302,29 +404,42 @@ impl Link {
                 task.replica.fall_back(moment());
                 return Ok(());
             }
-            let replies = self.call(&beat.calls).await?;
-            if !self.apply(task, &beat, &replies).await? {
+            if !self.send(task, &beat).await? {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Applies the replies to a beat. Returns whether another beat must follow at once.
-    async fn apply(
-        &mut self,
-        task: &mut LinkTask,
-        beat: &Beat,
-        replies: &[Value],
-    ) -> Result<bool, LinkError> {
-        let outcome = task.replica.apply(beat, replies, moment())?;
+    /// Sends a beat and applies the replies. Returns whether another beat must follow at once.
+    async fn send(&mut self, task: &mut LinkTask, beat: &Beat) -> Result<bool, LinkError> {
+        let config = self.config.load_full();
+        let context = CallContext {
+            keyspace: &task.replica.keyspace,
+            replica: &task.replica.id,
+            replicas: task.replica.live_replicas(),
+        };
+        let sent = moment();
+        let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent);
+        let calls = [beat.calls.as_slice(), &client_beat.calls].concat();
+        let replies = self.call(&calls).await?;
+        let (pool_replies, client_replies) =
+            replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
+        let outcome = task.replica.apply(beat, pool_replies, moment())?;
+        task.clients.apply(&config.client_usage, &client_beat, client_replies, sent)?;
+        task.link.record_beat(task.replica.live_replicas());
         task.publish_view();
+        let is_lost = !outcome.outdated.to_restate.is_empty();
         for map in outcome.outdated.to_read {
             self.read_map(task, map).await?;
         }
         for map in outcome.outdated.to_restate {
             let entries = task.replica.restate(map, clock::now());
             self.store(task, entries).await?;
+        }
+        if is_lost {
+            task.clients.restate();
+            self.store_overlay(task).await?;
         }
         if outcome.is_unmet {
             self.ask_for_unneeded(task).await?;
@@ -354,7 +469,7 @@ impl Link {
         match message {
             Message::Entry { replica, version, entry } => {
                 task.replica.maps.advance(entry.map, version);
-                task.replica.apply_entry(&entry, &replica, moment());
+                task.apply_entry(&entry, &replica);
                 Ok(())
             }
             Message::Demand { .. } => {
@@ -362,7 +477,6 @@ impl Link {
                 self.beat(task, true).await?;
                 self.beat(task, true).await
             }
-            Message::Owner { .. } => Ok(()),
         }
     }
 
@@ -376,7 +490,7 @@ impl Link {
             if name == "_version" {
                 version = text.parse().map_err(|_| UnexpectedReply)?;
             } else if let Some(entry) = MapEntry::parse(map, name, text) {
-                task.replica.apply_entry(&entry, "", moment());
+                task.apply_entry(&entry, "");
             }
         }
         task.replica.maps.set_version(map, version);
@@ -416,6 +530,28 @@ impl Link {
             self.counts.record_round_trip(clock::elapsed_since(sent));
         }
         Ok(response.map_err(|_| LinkError::Timeout(self.response_timeout))??)
+    }
+}
+
+/// Waits for the next owner to be stored, and until `earliest`. Several owners are stored by one call.
+///
+/// # Cancel safety
+///
+/// Dropping the future loses no update.
+async fn next_update(updates: &mut mpsc::Receiver<OwnerUpdate>, earliest: Instant) -> Option<OwnerUpdate> {
+    sleep_until(earliest.into()).await;
+    updates.recv().await
+}
+
+/// Completes when the overlay of this replica has changed.
+async fn overlay_changed(port: &mut Option<OverlayPort>) {
+    let is_changed = match port {
+        Some(port) => port.outgoing.changed().await.is_ok(),
+        None => false,
+    };
+    if !is_changed {
+        // There is no owner of an overlay, or it has ended with the program.
+        std::future::pending::<()>().await;
     }
 }
 

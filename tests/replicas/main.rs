@@ -14,6 +14,7 @@ mod support;
 
 mod credits;
 mod evidence;
+mod lost_redis;
 mod operators;
 mod slots;
 

@@ -7,7 +7,7 @@ use super::{Finding, free_plans_message};
 use crate::admin::describe_refusal;
 use crate::app::{
     AppConfig, CheckOutcome, CheckedKey, KeyCheck, LinkSettings, OnlineCheck, RedisProbe, RedisProbeError,
-    RouteCheck, TableCheck, acl_line,
+    RedisRefusal, RouteCheck, TableCheck, acl_line,
 };
 use crate::cli::table::abbreviate;
 use crate::config::Config;
@@ -201,7 +201,7 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
     let acl = acl_line(settings);
     let probe = match result {
         Ok(probe) => probe,
-        Err(error) if error.is_permission_denied() => {
+        Err(error) if error.refusal() == Some(&RedisRefusal::PermissionDenied) => {
             return vec![Finding::problem("redis", error).next(format!("run in Redis: {acl}"))];
         }
         Err(error) => return vec![Finding::problem("redis", error)],

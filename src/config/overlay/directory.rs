@@ -4,11 +4,12 @@
 //! A key file is written before the overlay that names it, and deleted after the overlay that no longer names
 //! it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.
 
+use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Overlay;
+use super::{ManagedKey, Overlay};
 use crate::private_file;
 use crate::secret::ApiKey;
 
@@ -146,6 +147,22 @@ impl StateLock<'_> {
     pub fn write_key(&self, name: &str, key: &ApiKey) -> Result<(), FileError> {
         create_directory(&self.directory.path.join(KEYS_DIRECTORY))?;
         replace_file(self.directory.key_path(name), &format!("{}\n", key.expose()))
+    }
+
+    /// Reads the keys that `overlay` names, by the `key_file` of their entries.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a file cannot be read or contains no key.
+    pub fn read_keys(&self, overlay: &Overlay) -> Result<HashMap<String, ApiKey>, FileError> {
+        let read = |entry: &ManagedKey| {
+            let path = self.directory.path.join(&entry.key_file);
+            let key = fs::read_to_string(&path)
+                .and_then(|text| ApiKey::new(text.trim()).map_err(io::Error::other))
+                .map_err(|source| FileError { path, source })?;
+            Ok((entry.key_file.clone(), key))
+        };
+        overlay.keys.iter().map(read).collect()
     }
 
     /// Writes the admin token.

@@ -52,13 +52,20 @@ pub(in crate::config) fn add_keys(
         if search.found.source == KeyListSource::Absent {
             search.found.source = KeyListSource::Managed(directory.overlay_path());
         }
-        search.add_managed_entries(entries);
+        let entries: Vec<_> = entries.iter().filter(|entry| !is_left_out(entry)).collect();
+        search.add_managed_entries(&entries);
     }
     search.found
 }
 
+/// Returns whether the entry of another replica has no effect on this machine. A value that is not a boolean is
+/// reported where the entry is read.
+fn is_left_out(entry: &TableEntry<'_>) -> bool {
+    entry.parse_bool("left_out", &mut Vec::new()).unwrap_or(false)
+}
+
 /// The fields of a `[[clients]]` entry beside its rules.
-const CLIENT_FIELDS: [&str; 7] = [
+const CLIENT_FIELDS: [&str; 9] = [
     "name",
     "token_sha256",
     "expires_at",
@@ -66,6 +73,8 @@ const CLIENT_FIELDS: [&str; 7] = [
     "previous_token_expires_at",
     "replaced_token_sha256",
     "revoked",
+    "changed_at",
+    "left_out",
 ];
 
 /// Adds, changes or removes clients by name.
@@ -82,7 +91,7 @@ pub(in crate::config) fn apply_clients(
     let mut names_by_token: HashMap<String, String> =
         clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
     let (mut names, mut revoked) = (HashSet::new(), HashSet::new());
-    for entry in entries {
+    for entry in entries.iter().filter(|entry| !is_left_out(entry)) {
         let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
         entry.check_names(&known_names, problems);
         let rules = rules::parse(entry, pool, problems);
@@ -93,6 +102,8 @@ pub(in crate::config) fn apply_clients(
         let expires_at = entry.parse_time("expires_at", problems);
         let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
         let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
+        entry.parse_bool("left_out", problems);
+        entry.parse_time("changed_at", problems);
         let Some((_, name, span)) = entry.require_one_of(&["name"], problems) else { continue };
         problems.extend(clients::check_client_name(name).err().map(|error| span.problem(error)));
         if !names.insert(name) {
@@ -161,6 +172,14 @@ pub(in crate::config) fn apply_clients(
     clients.retain(|client| !revoked.contains(client.name.as_str()));
 }
 
+/// Checks the `[[removed]]` entries, which have no effect on this machine.
+pub(in crate::config) fn check_removed(entries: &[TableEntry<'_>], problems: &mut Vec<Problem>) {
+    for entry in entries {
+        entry.check_names(&["kind", "id", "changed_at"], problems);
+        entry.parse_time("changed_at", problems);
+    }
+}
+
 /// Parses the `[[paused_keys]]` entries.
 pub(in crate::config) fn parse_paused_keys(
     entries: &[TableEntry<'_>],
@@ -168,7 +187,8 @@ pub(in crate::config) fn parse_paused_keys(
 ) -> Vec<PausedKeyConfig> {
     let mut paused_keys = Vec::new();
     for entry in entries {
-        entry.check_names(&["fingerprint", "short_key", "since", "until", "reason"], problems);
+        entry.check_names(&["fingerprint", "short_key", "since", "until", "reason", "changed_at"], problems);
+        entry.parse_time("changed_at", problems);
         let since = entry.parse_time("since", problems).unwrap_or(UnixMs(0));
         let until = entry.parse_time("until", problems);
         let reason = entry.parse_string("reason", problems).map(|(reason, _)| Arc::from(reason));

@@ -12,9 +12,7 @@ fn key(name: &str) -> ManagedKey {
     ManagedKey {
         name: name.to_owned(),
         key_file: format!("{KEYS_DIRECTORY}/{name}"),
-        workspace: None,
-        base_url: None,
-        weight: None,
+        ..ManagedKey::default()
     }
 }
 
@@ -29,8 +27,10 @@ prop_compose! {
         workspace in proptest::option::of(".*"),
         base_url in proptest::option::of(".*"),
         weight in proptest::option::of(any::<u32>()),
+        changed_at in time(),
+        left_out in any::<bool>(),
     ) -> ManagedKey {
-        ManagedKey { key_file: format!("keys/{name}"), name, workspace, base_url, weight }
+        ManagedKey { key_file: format!("keys/{name}"), name, workspace, base_url, weight, changed_at, left_out }
     }
 }
 
@@ -41,8 +41,9 @@ prop_compose! {
         since in time(),
         until in proptest::option::of(time()),
         reason in proptest::option::of(".*"),
+        changed_at in time(),
     ) -> PausedKey {
-        PausedKey { fingerprint, short_key, since, until, reason }
+        PausedKey { fingerprint, short_key, since, until, reason, changed_at }
     }
 }
 
@@ -53,6 +54,8 @@ prop_compose! {
         expires_at in proptest::option::of(time()),
         previous_token_expires_at in proptest::option::of(time()),
         revoked in any::<bool>(),
+        changed_at in time(),
+        left_out in any::<bool>(),
         quota in proptest::option::of(".*"),
         max_concurrent in proptest::option::of(any::<u32>()),
         paths in proptest::collection::vec(".*", 0..3),
@@ -63,8 +66,18 @@ prop_compose! {
             ManagedRules { quota, max_concurrent, paths, bring_your_own_key, ..ManagedRules::default() };
         ManagedClient {
             name, token_sha256, expires_at, previous_token_sha256, previous_token_expires_at, replaced_token_sha256,
-            revoked, rules,
+            revoked, changed_at, left_out, rules,
         }
+    }
+}
+
+prop_compose! {
+    fn removed_entry()(
+        kind in prop_oneof![Just(EntryKind::Key), Just(EntryKind::PausedKey), Just(EntryKind::Client)],
+        id in ".*",
+        changed_at in time(),
+    ) -> RemovedEntry {
+        RemovedEntry { kind, id, changed_at }
     }
 }
 
@@ -75,8 +88,9 @@ proptest! {
         keys in proptest::collection::vec(managed_key(), 0..3),
         paused_keys in proptest::collection::vec(paused_key(), 0..3),
         clients in proptest::collection::vec(managed_client(), 0..3),
+        removed in proptest::collection::vec(removed_entry(), 0..3),
     ) {
-        let overlay = Overlay { generation, keys, paused_keys, clients };
+        let overlay = Overlay { generation, keys, paused_keys, clients, removed };
         let text = overlay.format().unwrap();
         prop_assert_eq!(Overlay::parse(&text).unwrap(), overlay, "{}", text);
     }

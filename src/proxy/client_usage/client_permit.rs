@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::counters::{AdmissionRequest, ClientCounters, ClientLimitExceeded, QuotaOwner};
+use super::grant::GrantUse;
 use super::permit::{LatePrice, QuotaPermit, ReservationRefused};
 use super::users::RequestUser;
 use crate::policy::charge::{Billing, Charge, ChargeOutcome};
@@ -34,16 +35,37 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    pub(super) fn quota_permit(&self) -> &QuotaPermit {
-        &self.client
+    /// Makes `attempt`, which takes an amount from the client's quota.
+    pub(super) fn take_from_client(
+        &self,
+        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused>,
+    ) -> Result<(), ClientLimitExceeded> {
+        attempt(&self.client, GrantUse::Current)
+            .map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
-    /// Admits the request by the quota of its user. A request that is not free is counted here.
+    /// Makes `attempt`, and asks the other replicas for a grant if it needs one.
+    pub(super) async fn take_from_shared_client(
+        &self,
+        now: UnixMs,
+        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused>,
+    ) -> Result<(), ClientLimitExceeded> {
+        let result = self.client.with_grant(now, attempt).await;
+        result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
+    }
+
+    /// Returns whether the request counts against a quota that other replicas use too.
+    pub(in crate::proxy) fn is_shared(&self) -> bool {
+        self.client.is_shared() || self.user.as_ref().is_some_and(QuotaPermit::is_shared)
+    }
+
+    /// Admits the request by the quota of its user. A request that is not free is counted here. Asks the other
+    /// replicas if the grant of this replica is insufficient.
     ///
     /// # Errors
     ///
     /// Fails when the user's quota is used up.
-    pub(in crate::proxy) fn admit_user(
+    pub(in crate::proxy) async fn admit_user(
         &mut self,
         user: &RequestUser,
         quota: ClientQuota,
@@ -52,8 +74,10 @@ impl ClientPermit {
     ) -> Result<(), ClientLimitExceeded> {
         let Some(counters) = user.counters() else { return Ok(()) };
         let permit = QuotaPermit::new(Arc::clone(counters), Some(quota), admission);
-        permit.check(now).map_err(ClientLimitExceeded::UserQuota)?;
-        permit.count_at_admission(now).map_err(ClientLimitExceeded::UserQuota)?;
+        let exceeded = |refused| limit_exceeded(refused, QuotaOwner::User);
+        permit.with_grant(now, |permit, grant_use| permit.check(now, grant_use)).await.map_err(exceeded)?;
+        let count = permit.with_grant(now, |permit, grant_use| permit.count_at_admission(now, grant_use));
+        count.await.map_err(exceeded)?;
         self.user = Some(permit);
         Ok(())
     }
@@ -74,8 +98,26 @@ impl ClientPermit {
     ///
     /// Fails when a quota has fewer credits left. Earlier reservations are kept.
     pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
-        let reserve = |permit: &QuotaPermit| permit.reserve(total, now).map_err(ReservationRefused::from);
-        self.for_each_quota(reserve)
+        self.for_each_quota(|permit| permit.reserve(total, now, GrantUse::Current))
+    }
+
+    /// Reserves the request's maximum cost like [`reserve`](Self::reserve). Asks the other replicas if the grant of
+    /// this replica is insufficient.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a quota has fewer credits left. Earlier reservations are kept.
+    pub(in crate::proxy) async fn reserve_shared(
+        &self,
+        total: u64,
+        now: UnixMs,
+    ) -> Result<(), ClientLimitExceeded> {
+        for (permit, owner) in self.quotas() {
+            let reserved =
+                permit.with_grant(now, |permit, grant_use| permit.reserve(total, now, grant_use)).await;
+            reserved.map_err(|refused| limit_exceeded(refused, owner))?;
+        }
+        Ok(())
     }
 
     /// Reserves credits for a request of unknown price. See [`QuotaPermit::reserve_unpriced`].
@@ -89,16 +131,41 @@ impl ClientPermit {
         max: u32,
         now: UnixMs,
     ) -> Result<(), ClientLimitExceeded> {
-        self.for_each_quota(|permit| permit.reserve_unpriced(amount, max, now))
+        self.for_each_quota(|permit| permit.reserve_unpriced(amount, max, now, GrantUse::Current))
+    }
+
+    /// Reserves credits for a request of unknown price like [`reserve_unpriced`](Self::reserve_unpriced). Asks the
+    /// other replicas if the grant of this replica is insufficient.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a quota is used up, or `max` requests of unknown price are in progress.
+    pub(in crate::proxy) async fn reserve_unpriced_shared(
+        &self,
+        amount: u64,
+        max: u32,
+        now: UnixMs,
+    ) -> Result<(), ClientLimitExceeded> {
+        for (permit, owner) in self.quotas() {
+            let reserve = permit
+                .with_grant(now, |permit, grant_use| permit.reserve_unpriced(amount, max, now, grant_use))
+                .await;
+            reserve.map_err(|refused| limit_exceeded(refused, owner))?;
+        }
+        Ok(())
+    }
+
+    fn quotas(&self) -> impl Iterator<Item = (&QuotaPermit, QuotaOwner)> {
+        let user = self.user.iter().map(|user| (user, QuotaOwner::User));
+        std::iter::once((&self.client, QuotaOwner::Client)).chain(user)
     }
 
     fn for_each_quota(
         &self,
         reserve: impl Fn(&QuotaPermit) -> Result<(), ReservationRefused>,
     ) -> Result<(), ClientLimitExceeded> {
-        reserve(&self.client).map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))?;
-        let Some(user) = &self.user else { return Ok(()) };
-        reserve(user).map_err(|refused| limit_exceeded(refused, QuotaOwner::User))
+        self.quotas()
+            .try_for_each(|(permit, owner)| reserve(permit).map_err(|refused| limit_exceeded(refused, owner)))
     }
 
     /// Returns the owner of the quota that does not let a running session use more credits. A session may use
@@ -159,7 +226,9 @@ fn limit_exceeded(refused: ReservationRefused, owner: QuotaOwner) -> ClientLimit
         QuotaOwner::User => ClientLimitExceeded::UserQuota(exceeded),
     };
     match (refused, owner) {
-        (ReservationRefused::Quota(exceeded), _) => quota(exceeded),
+        (ReservationRefused::Quota(exceeded) | ReservationRefused::Grant { exceeded, .. }, _) => {
+            quota(exceeded)
+        }
         (ReservationRefused::Unpriced { max }, QuotaOwner::Client) => ClientLimitExceeded::Unpriced { max },
         (ReservationRefused::Unpriced { max }, QuotaOwner::User) => ClientLimitExceeded::UserUnpriced { max },
     }

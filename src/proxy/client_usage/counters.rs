@@ -2,9 +2,11 @@
 //! of the request, and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::client_share::ClientShareCell;
+use super::quota_share::QuotaShare;
 use super::tallies::Tallies;
 use super::users::UserTable;
 use crate::policy::charge::Billing;
@@ -17,6 +19,8 @@ pub(in crate::proxy) struct UsageCounters {
     pub(super) credits: Tallies,
     /// The requests in progress whose price is unknown until their response.
     pub(super) unpriced_in_progress: AtomicU32,
+    /// The share in the quota, if other replicas use the quota too.
+    share: OnceLock<Box<QuotaShare>>,
 }
 
 /// The counters of one client.
@@ -26,6 +30,8 @@ pub(in crate::proxy) struct ClientCounters {
     /// The time up to which the rate limit is used. See [`RateLimit`](crate::policy::client_quota::RateLimit).
     pub(super) rate_used_until: AtomicU64,
     pub(super) in_progress: AtomicU32,
+    /// The share in the rate limit and the concurrent requests, and the activity that determines it.
+    pub(super) share: ClientShareCell,
     /// The users whose usage is in memory, if the client has a quota per user.
     users: Mutex<UserTable>,
 }
@@ -106,6 +112,16 @@ impl ClientCounters {
 }
 
 impl UsageCounters {
+    /// Returns the share in the quota, or `None` without other replicas.
+    pub(super) fn share(&self) -> Option<&QuotaShare> {
+        self.share.get().map(|share| &**share)
+    }
+
+    /// Returns the share in the quota, which is created with `create` if it is missing.
+    pub(super) fn share_with(&self, create: impl FnOnce() -> QuotaShare) -> &QuotaShare {
+        self.share.get_or_init(|| Box::new(create()))
+    }
+
     pub(super) fn tallies(&self, unit: QuotaUnit) -> &Tallies {
         match unit {
             QuotaUnit::Requests => &self.requests,

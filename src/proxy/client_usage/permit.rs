@@ -5,24 +5,25 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::counters::{AdmissionRequest, UsageCounters};
-use super::tallies::PeriodNumbers;
+use super::grant::GrantUse;
+use super::tallies::{Demand, PeriodNumbers};
 use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaUnit};
 use crate::policy::units::UnixMs;
 
-/// The reason that credits cannot be reserved.
+/// Maximum number of questions of one request to the other replicas. Other requests may use a grant before the request
+/// that asked for it.
+const MAX_QUESTIONS: u32 = 4;
+
+/// The reason that an amount cannot be taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReservationRefused {
     /// The quota is used up, or is insufficient for this request.
     Quota(QuotaExceeded),
     /// The maximum number of requests of unknown price is in progress.
     Unpriced { max: u32 },
-}
-
-impl From<QuotaExceeded> for ReservationRefused {
-    fn from(exceeded: QuotaExceeded) -> Self {
-        Self::Quota(exceeded)
-    }
+    /// The grant of this replica is insufficient, and the other replicas may extend it.
+    Grant { demand: Demand, exceeded: QuotaExceeded },
 }
 
 /// A request in progress that counts against one quota.
@@ -72,11 +73,62 @@ impl QuotaPermit {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
 
+    /// Returns whether the request counts against a quota that other replicas use too.
+    pub(super) fn is_shared(&self) -> bool {
+        self.counters.share().is_some() && self.quota().is_some()
+    }
+
     /// Checks that the quota is not used up. Other requests may use it up before this request reserves its credits.
-    pub(super) fn check(&self, now: UnixMs) -> Result<(), QuotaExceeded> {
-        self.quota().map_or(Ok(()), |quota| {
-            quota.check(self.counters.tallies(quota.unit).used(quota.period, now), now)
-        })
+    pub(super) fn check(&self, now: UnixMs, grant_use: GrantUse) -> Result<(), ReservationRefused> {
+        let Some(quota) = self.quota() else { return Ok(()) };
+        match self.counters.share() {
+            Some(share) => share.check(&self.counters, quota, now, grant_use),
+            None => quota
+                .check(self.counters.tallies(quota.unit).used(quota.period, now), now)
+                .map_err(ReservationRefused::Quota),
+        }
+    }
+
+    /// Takes `demand` from `quota`.
+    fn try_add(
+        &self,
+        quota: ClientQuota,
+        demand: Demand,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(u64, PeriodNumbers), ReservationRefused> {
+        match self.counters.share() {
+            Some(share) => share.try_add(&self.counters, quota, demand, now, grant_use),
+            None => {
+                let tallies = self.counters.tallies(quota.unit);
+                let exceeded = |used| ReservationRefused::Quota(quota.exceeded(used, demand.min, now));
+                tallies.try_add(quota.period, quota.amount, demand, now).map_err(exceeded)
+            }
+        }
+    }
+
+    /// Makes `attempt`, which takes an amount from the quota. While the grant of this replica is insufficient, asks
+    /// the other replicas to extend it, and makes the attempt again.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the quota of all replicas is insufficient. Without an answer in time, fails when the share of this
+    /// replica is insufficient.
+    pub(super) async fn with_grant<T>(
+        &self,
+        now: UnixMs,
+        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused>,
+    ) -> Result<T, ReservationRefused> {
+        let mut grant_use = GrantUse::Extensible;
+        for _ in 0..MAX_QUESTIONS {
+            match (attempt(self, grant_use), self.counters.share(), self.quota()) {
+                (Err(ReservationRefused::Grant { demand, .. }), Some(share), Some(quota)) => {
+                    grant_use = share.extend(&self.counters, quota, demand, now).await;
+                }
+                (result, ..) => return result,
+            }
+        }
+        attempt(self, GrantUse::Current)
     }
 
     fn credit_quota(&self) -> Option<ClientQuota> {
@@ -93,13 +145,17 @@ impl QuotaPermit {
     }
 
     /// Counts the request at admission, when it is unknown whether the provider will serve it.
-    pub(super) fn count_at_admission(&self, now: UnixMs) -> Result<(), QuotaExceeded> {
+    pub(super) fn count_at_admission(
+        &self,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(), ReservationRefused> {
         if !self.is_charged || self.billing == Billing::Free {
             return Ok(());
         }
         let request_quota = self.quota().filter(|quota| quota.unit == QuotaUnit::Requests);
         let periods = match request_quota {
-            Some(quota) => self.counters.requests.try_add(quota, now, |_| 1)?.1,
+            Some(quota) => self.try_add(quota, Demand::exactly(1), now, grant_use)?.1,
             None => self.counters.requests.add(&[1; 3], now),
         };
         self.state().request_periods = Some(periods);
@@ -113,11 +169,16 @@ impl QuotaPermit {
     /// # Errors
     ///
     /// Fails when the quota has fewer credits left. Earlier reservations are kept.
-    pub(super) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
+    pub(super) fn reserve(
+        &self,
+        total: u64,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
         let more = total.saturating_sub(state.estimated_credits);
         if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
-            let (reserved, periods) = self.counters.credits.try_add(quota, now, |_| more)?;
+            let (reserved, periods) = self.try_add(quota, Demand::exactly(more), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = state.estimated_credits.max(total);
@@ -136,16 +197,16 @@ impl QuotaPermit {
         amount: u64,
         max: u32,
         now: UnixMs,
+        grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
         if let Some(quota) = self.credit_quota() {
-            state.is_unpriced = true;
-            if self.counters.unpriced_in_progress.fetch_add(1, Ordering::AcqRel) >= max {
+            // Another attempt to reserve credits counts the request once.
+            let is_counted = std::mem::replace(&mut state.is_unpriced, true);
+            if !is_counted && self.counters.unpriced_in_progress.fetch_add(1, Ordering::AcqRel) >= max {
                 return Err(ReservationRefused::Unpriced { max });
             }
-            let remaining = |used: u64| quota.amount.saturating_sub(used);
-            let (reserved, periods) =
-                self.counters.credits.try_add(quota, now, |used| amount.min(remaining(used)))?;
+            let (reserved, periods) = self.try_add(quota, Demand::up_to(amount), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = amount;
@@ -166,7 +227,10 @@ impl QuotaPermit {
     pub(super) fn may_spend(&self, now: UnixMs) -> bool {
         let Some(quota) = self.credit_quota() else { return true };
         self.state().reserved_credits > 0
-            || quota.check(self.counters.credits.used(quota.period, now), now).is_ok()
+            || match self.counters.share() {
+                Some(share) => share.may_spend(&self.counters, quota, now),
+                None => quota.check(self.counters.credits.used(quota.period, now), now).is_ok(),
+            }
     }
 
     /// Charges an attempt that ended with `outcome`, and whose response reported the price `reported`.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::policy::client_quota::{ClientQuota, Period, QuotaExceeded, Tally};
+use crate::policy::client_quota::{Period, Tally};
 use crate::policy::units::UnixMs;
 
 /// The sum of each period. All periods are counted, because a reload may change the period of a quota.
@@ -14,7 +14,34 @@ pub(super) struct Tallies([AtomicU64; 3]);
 /// periods.
 pub(super) type PeriodNumbers = [u16; 3];
 
-fn index(period: Period) -> usize {
+/// The amount that a request takes from a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// The amount without which the request is refused.
+    pub(super) min: u64,
+    /// The amount that the request takes if it is left.
+    pub(super) max: u64,
+}
+
+impl Demand {
+    /// Exactly `amount`.
+    pub(super) fn exactly(amount: u64) -> Self {
+        Self { min: amount, max: amount }
+    }
+
+    /// `amount`, or what is left of it.
+    pub(super) fn up_to(amount: u64) -> Self {
+        Self { min: amount.min(1), max: amount }
+    }
+
+    /// Returns the amount to take if `left` is left, or `None` if that is too little. Nothing can be taken from a
+    /// quota that is used up, not even 0.
+    pub(super) fn fit(self, left: u64) -> Option<u64> {
+        (left > 0 && self.min <= left).then_some(self.max.min(left))
+    }
+}
+
+pub(super) fn index(period: Period) -> usize {
     match period {
         Period::Day => 0,
         Period::Month => 1,
@@ -32,30 +59,26 @@ impl Tallies {
         Period::ALL.map(|period| self.add_to(period, amounts[index(period)], now))
     }
 
-    /// Adds an amount to each period, if it fits into `quota`. A single compare-and-swap on the sum of the
-    /// quota's period decides. `amount` maps the used amount of that period to the amount to add.
+    /// Adds an amount to each period: as much of `demand` as fits below `limit` in the quota's `period`. A single
+    /// compare-and-swap on the sum of that period decides.
     ///
     /// # Errors
     ///
-    /// Fails when the amount does not fit. The sums are then unchanged.
+    /// Fails when less than the minimum fits, with the used amount. The sums are then unchanged.
     pub(super) fn try_add(
         &self,
-        quota: ClientQuota,
+        period: Period,
+        limit: u64,
+        demand: Demand,
         now: UnixMs,
-        amount: impl Fn(u64) -> u64,
-    ) -> Result<(u64, PeriodNumbers), QuotaExceeded> {
-        let period = quota.period;
+    ) -> Result<(u64, PeriodNumbers), u64> {
         let used_amount = |bits| Tally::from_bits(bits).used(period, now);
         let result = self.0[index(period)].fetch_update(Ordering::AcqRel, Ordering::Acquire, |bits| {
-            let (used, tally) = (used_amount(bits), Tally::from_bits(bits));
-            let more = amount(used);
-            quota.allows(used, more).then(|| tally.add(more, period, now).to_bits())
+            let amount = demand.fit(limit.saturating_sub(used_amount(bits)))?;
+            Some(Tally::from_bits(bits).add(amount, period, now).to_bits())
         });
-        let before = result.map_err(|bits| {
-            let used = used_amount(bits);
-            quota.exceeded(used, amount(used), now)
-        })?;
-        let added = amount(used_amount(before));
+        let before = result.map_err(used_amount)?;
+        let added = demand.fit(limit.saturating_sub(used_amount(before))).unwrap_or(0);
         let quota_period = Tally::from_bits(before).add(added, period, now).period_number();
         let periods =
             Period::ALL.map(|each| if each == period { quota_period } else { self.add_to(each, added, now) });

@@ -1,3 +1,6 @@
+mod replica_pool;
+mod replicas;
+
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
@@ -8,7 +11,7 @@ use crate::policy::charge::Billing;
 use crate::policy::charge::{Charge, ChargeOutcome};
 use crate::policy::client::{AnonymousAccess, Rules};
 use crate::policy::client_quota::QuotaUnit;
-use crate::policy::client_quota::{ClientQuota, QuotaShortfall, RateLimit};
+use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaShortfall, RateLimit};
 use crate::secret::TokenFingerprint;
 
 const NOW: UnixMs = UnixMs(1_796_000_000_000);

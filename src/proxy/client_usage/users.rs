@@ -153,6 +153,17 @@ impl UserTable {
         self.recent = kept;
     }
 
+    /// Returns the counters of a user that is in memory.
+    pub(super) fn find(&self, user: UserFingerprint) -> Option<Arc<UsageCounters>> {
+        let cached = self.recent.get(&user).or_else(|| self.older.get(&user))?;
+        Some(Arc::clone(&cached.counters))
+    }
+
+    /// Returns the counters of all users in memory.
+    pub(super) fn counters(&self) -> impl Iterator<Item = &UsageCounters> {
+        self.recent.values().chain(self.older.values()).map(|cached| &*cached.counters)
+    }
+
     /// Removes all users. Requests in progress keep their counters.
     pub(super) fn clear(&mut self) {
         *self = Self::default();

@@ -62,7 +62,7 @@ impl<C: Connect> Session<C> {
     /// Dropping the future cancels its wait for a key or a connection. The session can then only be ended.
     async fn handle_event(&mut self, event: SessionEvent) -> Option<SessionEnd> {
         match event {
-            SessionEvent::HeldMessage(content) => match self.reserve_text_credits(content) {
+            SessionEvent::HeldMessage(content) => match self.reserve_text_credits(content).await {
                 Ok(()) => self.process_message(content).await,
                 Err(end) => return Some(end),
             },

@@ -16,18 +16,25 @@ use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
     /// Reserves the price of all text so far, including the held message, in the credit quotas of the client and
-    /// its user. Concurrent sessions cannot reserve the same credits.
+    /// its user. Concurrent sessions cannot reserve the same credits. If other replicas share the quota and the grant
+    /// of this replica is insufficient, waits for their answer. The provider's messages are forwarded after the answer.
     ///
     /// # Errors
     ///
     /// Fails when a quota is insufficient, with the end of the session.
-    pub(super) fn reserve_text_credits(&self, content: ChargedContent) -> Result<(), SessionEnd> {
+    pub(super) async fn reserve_text_credits(&mut self, content: ChargedContent) -> Result<(), SessionEnd> {
         let Some(PooledSession { context, .. }) = self.pooled.as_ref().filter(|_| content.characters > 0)
         else {
             return Ok(());
         };
         let total = self.text_price(self.speech.requested_characters.saturating_add(content.characters));
-        context.meta.permits.client.reserve(total, clock::now()).map_err(|exceeded| {
+        let (permits, now) = (Arc::clone(&context.meta.permits), clock::now());
+        let permit = &permits.client;
+        let reserved = match permit.is_shared() {
+            false => permit.reserve(total, now),
+            true => Box::pin(permit.reserve_shared(total, now)).await,
+        };
+        reserved.map_err(|exceeded| {
             SessionEnd::QuotaExceeded(match exceeded {
                 ClientLimitExceeded::UserQuota(_) | ClientLimitExceeded::UserUnpriced { .. } => {
                     QuotaOwner::User
@@ -66,11 +73,8 @@ impl<C: Connect> Session<C> {
         };
         // A served session remains with its account.
         if !is_open && self.dialect.generates_speech() {
-            let may_serve = context.retry.add_message_identifiers(
-                &self.client_to_upstream.message_start,
-                &self.proxy,
-                &key,
-            );
+            let message_start = &self.client_to_upstream.message_start;
+            let may_serve = context.retry.add_message_identifiers(message_start, &self.proxy, &key).await;
             if may_serve == Ok(false) && characters == 0 {
                 return self.select_owner_key().await;
             }

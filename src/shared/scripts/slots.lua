@@ -84,8 +84,10 @@ local function divide(key, held, demand, max, stamp)
     redis.call('HSET', key, 'max', text(max) .. ' ' .. text(stamp))
   end
   local granted = 0
-  if demand > 0 and known_max > 0 then
+  if demand > 0 then
     active[#active + 1] = { name = me, demand = demand }
+  end
+  if demand > 0 and known_max > 0 then
     granted = math.max(math.min(fair_share(active, known_max), known_max - taken), 0)
   end
   local recorded = math.max(granted, held)

@@ -92,7 +92,7 @@ impl Setup {
     ) -> Result<(ClientPermit, RequestUser), ClientLimitExceeded> {
         let user = self.load(user_number(user), max_cached).await.unwrap();
         let mut permit = self.usage.admit(&self.client, METERED, NOW)?;
-        permit.admit_user(&user, QUOTA, METERED, NOW)?;
+        permit.admit_user(&user, QUOTA, METERED, NOW).await?;
         Ok((permit, user))
     }
 

@@ -1,0 +1,78 @@
+//! The JSON document in which replicas send each other their overlays, before it is encrypted.
+
+use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+
+use super::overlay_state::{EntryChecks, OverlayState};
+use crate::admin::control::is_valid_reason;
+use crate::config::is_valid_name;
+use crate::policy::units::UnixMs;
+use crate::shared::{OverlayVersion, SecretDocument};
+
+/// The version of the format. Increment it when an entry gets a field, so that an earlier version of Keychoir does
+/// not drop the field.
+const FORMAT: u32 = 1;
+
+/// The domain prefix of the hash of the content.
+const CONTENT_DOMAIN: &[u8] = b"keychoir:overlay:1:";
+
+/// 2100-01-01. A later time of a change is a mistake, and would leave no room for the times of later changes.
+const LAST_TIME: UnixMs = UnixMs(4_102_444_800_000);
+
+/// Maximum number of changes. A higher number is a mistake, and would leave no room for further changes.
+const MAX_GENERATION: u64 = 1 << 53;
+
+/// The overlay of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OverlayDocument {
+    format: u32,
+    /// The number of changes.
+    pub(super) generation: u64,
+    pub(super) state: OverlayState,
+}
+
+/// The reason that a document of another replica is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum DocumentError {
+    /// Another version of Keychoir has written the document.
+    #[error("they are not in the format of this version of Keychoir: run the same version on all replicas")]
+    UnknownFormat,
+    /// An entry is invalid.
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+impl OverlayDocument {
+    pub(super) fn new(generation: u64, state: OverlayState) -> Self {
+        Self { format: FORMAT, generation, state }
+    }
+
+    /// Parses a decrypted document and checks its entries.
+    pub(super) fn parse(document: &SecretDocument) -> Result<Self, DocumentError> {
+        // The message of the parser could contain a part of the document.
+        let document: Self =
+            serde_json::from_slice(document.expose()).map_err(|_| DocumentError::UnknownFormat)?;
+        if document.format != FORMAT {
+            return Err(DocumentError::UnknownFormat);
+        }
+        let checks = EntryChecks { last_time: LAST_TIME, is_name: is_valid_name, is_reason: is_valid_reason };
+        if document.generation > MAX_GENERATION {
+            return Err(DocumentError::Invalid("the number of changes is not plausible"));
+        }
+        document.state.check(&checks).map_err(DocumentError::Invalid)?;
+        Ok(document)
+    }
+
+    /// Formats the document. Returns it with its version.
+    pub(super) fn format(&self) -> Result<(OverlayVersion, SecretDocument), serde_json::Error> {
+        let document = SecretDocument::new(serde_json::to_vec(self)?);
+        let mut hash = Context::new(&SHA256);
+        hash.update(CONTENT_DOMAIN);
+        hash.update(&serde_json::to_vec(&self.state)?);
+        let mut content_hash = [0; 16];
+        content_hash.iter_mut().zip(hash.finish().as_ref()).for_each(|(byte, digest)| *byte = *digest);
+        let changed_at = self.state.last_change();
+        Ok((OverlayVersion { generation: self.generation, changed_at, content_hash }, document))
+    }
+}

@@ -1,0 +1,83 @@
+//! Writes the files of a change.
+
+use std::path::PathBuf;
+
+use tracing::warn;
+
+use super::Controller;
+#[cfg(test)]
+use super::Step;
+use super::edit::KeyFile;
+use crate::admin::control::ControlError;
+use crate::config::{Config, FileError, KEYS_DIRECTORY, Overlay, StateDirectory, StateLock};
+
+impl Controller {
+    /// Writes the new key files and then the overlay, which is formatted as `text`.
+    pub(super) fn save(
+        &self,
+        lock: &StateLock<'_>,
+        directory: &StateDirectory,
+        new_keys: &[KeyFile],
+        overlay: &Overlay,
+        text: &str,
+    ) -> Result<(), ControlError> {
+        let write_all = || {
+            new_keys.iter().try_for_each(|KeyFile { name, key }| lock.write_key(name, key))?;
+            #[cfg(test)]
+            if self.stop_after == Some(Step::KeyWritten) {
+                return Ok(());
+            }
+            lock.save(text)
+        };
+        if let Err(error) = write_all() {
+            // The overlay does not name the new key files. If a file cannot be deleted, the next change deletes it.
+            if let Ok(previous) = lock.read() {
+                let _ = lock.delete_orphaned_key_files(&previous);
+            }
+            return Err(unwritable(directory, error.source.to_string()));
+        }
+        #[cfg(test)]
+        if self.stop_after.is_some() {
+            return Err(ControlError::Unavailable);
+        }
+        delete_orphaned_key_files(lock, overlay);
+        Ok(())
+    }
+}
+
+/// Returns the paths and contents of the files of a change.
+pub(super) fn next_files(
+    directory: &StateDirectory,
+    overlay: &str,
+    new_keys: &[KeyFile],
+) -> Vec<(PathBuf, String)> {
+    let keys = new_keys.iter().map(|file| (directory.key_path(&file.name), file.key.expose().to_owned()));
+    std::iter::once((directory.overlay_path(), overlay.to_owned())).chain(keys).collect()
+}
+
+pub(super) fn unreadable(error: &FileError) -> ControlError {
+    let FileError { path, source } = error;
+    ControlError::UnreadableOverlay { path: path.display().to_string(), reason: source.to_string() }
+}
+
+pub(super) fn unwritable(directory: &StateDirectory, reason: String) -> ControlError {
+    ControlError::Unwritable { directory: directory.path().display().to_string(), reason }
+}
+
+/// Deletes the key files that an interrupted change left in the state directory. Startup calls it.
+pub fn delete_leftover_key_files(config: &Config) {
+    let has_keys = |directory: &StateDirectory| directory.path().join(KEYS_DIRECTORY).exists();
+    let Some(directory) = config.state_directory().filter(has_keys) else { return };
+    // If another process holds the lock, its change deletes the files.
+    if let Ok(lock) = directory.try_lock()
+        && let Ok(overlay) = lock.read()
+    {
+        delete_orphaned_key_files(&lock, &overlay);
+    }
+}
+
+fn delete_orphaned_key_files(lock: &StateLock<'_>, overlay: &Overlay) {
+    if let Err(error) = lock.delete_orphaned_key_files(overlay) {
+        warn!(event = "key_file_not_deleted", "The file of a removed key cannot be deleted: {error}");
+    }
+}

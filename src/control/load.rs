@@ -1,0 +1,70 @@
+//! Loads the configuration before and after a change.
+
+use std::path::PathBuf;
+
+use super::Controller;
+use crate::admin::control::ControlError;
+use crate::app::{AppConfig, RunningApp};
+use crate::config::{self, FileContents, KeyRequirement, LoadedConfig, Overrides, StateDirectory};
+
+impl Controller {
+    /// Returns the state directory of the running program, or the configured one without a running program.
+    pub(super) fn state_directory(&self) -> Result<Option<StateDirectory>, ControlError> {
+        match &self.reloader {
+            Some(reloader) => Ok(reloader.state_directory()),
+            None => Ok(self.load_current()?.config.state_directory()),
+        }
+    }
+
+    /// Returns the files outside of the state directory as they were when the running configuration was loaded. Edits
+    /// of those files apply with the next reload, and not with a change.
+    pub(super) fn kept_contents(&self, directory: &StateDirectory) -> FileContents {
+        let mut contents =
+            self.reloader.as_ref().map(|reloader| reloader.contents().clone()).unwrap_or_default();
+        contents.forget_below(directory.path());
+        contents
+    }
+
+    /// Loads the configuration before the change, which may be the first key or client.
+    pub(super) fn load_current(&self) -> Result<LoadedConfig, ControlError> {
+        let overrides = Overrides {
+            key_requirement: KeyRequirement::Optional,
+            allows_exposure: true,
+            ..self.overrides.clone()
+        };
+        let directory = self.reloader.as_ref().and_then(|reloader| reloader.state_directory());
+        let kept = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
+        config::load_with_files(&overrides, &[], &kept)
+            .map_err(|problems| ControlError::Invalid(problems.to_string()))
+    }
+
+    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`. Files
+    /// in `kept` are not read again.
+    pub(super) fn load_next(
+        &self,
+        files: &[(PathBuf, String)],
+        kept: &FileContents,
+        app: Option<&RunningApp>,
+    ) -> Result<(LoadedConfig, AppConfig), ControlError> {
+        let loaded = config::load_with_files(&self.overrides, files, kept);
+        self.check_next(loaded.map_err(|problems| ControlError::Invalid(problems.to_string()))?, app)
+    }
+
+    /// Checks that a loaded configuration can be applied to `app`.
+    pub(super) fn check_next(
+        &self,
+        loaded: LoadedConfig,
+        app: Option<&RunningApp>,
+    ) -> Result<(LoadedConfig, AppConfig), ControlError> {
+        let invalid = |error: &dyn std::fmt::Display| ControlError::Invalid(error.to_string());
+        let app_config = match &self.reloader {
+            Some(reloader) => reloader.app_config(&loaded.config),
+            None => AppConfig::from_config(loaded.config.clone()),
+        };
+        let app_config = app_config.map_err(|error| invalid(&error))?;
+        if let Some(app) = app {
+            app.check_reload(&app_config).map_err(|error| invalid(&error))?;
+        }
+        Ok((loaded, app_config))
+    }
+}

@@ -1,0 +1,347 @@
+//! Shares the overlay with other replicas: publishes it after each change, and merges the overlays of others.
+//!
+//! A merged overlay is saved and applied like a change of an operator, so that it survives a restart without Redis.
+//! An overlay that cannot be merged changes nothing, and the reason is logged once.
+
+use std::sync::atomic::Ordering;
+
+use serde_json::json;
+use tracing::{info, warn};
+
+use super::Controller;
+use super::document::{DocumentError, OverlayDocument};
+use super::edit::KeyFile;
+use super::files::{next_files, unreadable};
+use super::left_out::{LeftOutEntry, leave_out_clients_of_file, leave_out_invalid};
+use super::overlay_state::{ChangedNames, KeySecrets, OverlayState};
+use crate::admin::control::{Actor, ChangeOrigin, ControlError};
+use crate::app::{AppConfig, RunningApp};
+use crate::clock;
+use crate::config::{self, Config, EntryKind, LoadedConfig, Overlay, StateDirectory, StateLock};
+use crate::secret::ApiKey;
+use crate::shared::{OpenEnvelopeError, OverlayExchange, OverlayPort, SealEnvelopeError, SealedOverlay};
+
+/// The action of a merge in the record of changes.
+const MERGED: &str = "merged";
+
+/// Maximum attempts to load the configuration with entries that are left out. An entry can become invalid because
+/// another one is left out, such as a client of a key.
+const MAX_LOAD_ATTEMPTS: usize = 4;
+
+/// The reason that an overlay of another replica is not merged.
+#[derive(Debug, thiserror::Error)]
+enum MergeError {
+    #[error(transparent)]
+    Envelope(#[from] OpenEnvelopeError),
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    #[error(
+        "no client would be left, and without clients every request is served without a token: add a client at one \
+         of the replicas"
+    )]
+    LastClient,
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// The reason that the overlay is not shared.
+#[derive(Debug, thiserror::Error)]
+enum ShareError {
+    #[error(transparent)]
+    Envelope(#[from] SealEnvelopeError),
+    #[error("it cannot be formatted: {0}")]
+    Format(#[from] serde_json::Error),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// The overlay after a merge, and the configuration with it.
+struct NextOverlay {
+    overlay: Overlay,
+    text: String,
+    loaded: LoadedConfig,
+    app_config: AppConfig,
+    left_out: Vec<LeftOutEntry>,
+}
+
+impl Controller {
+    /// Starts to share the overlay. Returns the channels of the connection to the other replicas.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the program has no state directory, or the overlay cannot be read or encrypted.
+    pub async fn share_overlay(&mut self, app: Option<&RunningApp>) -> Result<OverlayPort, ControlError> {
+        let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
+        let lock = self.lock(&directory).await?;
+        if let Err(error) = Box::pin(self.retry_left_out(&lock, &directory, app)).await {
+            self.log_failure(&error);
+        }
+        let overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let keys = api_keys(&self.load_current()?.config);
+        let sealed =
+            self.seal(&lock, &overlay, &keys).map_err(|error| ControlError::Invalid(error.to_string()))?;
+        let (exchange, port) = OverlayExchange::channel(sealed);
+        self.exchange = Some(exchange);
+        Ok(port)
+    }
+
+    /// Merges the overlay of another replica with the own one. If that changes the own one, saves, applies, records and
+    /// publishes it. Otherwise, or if it cannot be merged, changes nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before the files are written cancels the merge. Afterwards it only drops the record of the
+    /// merge.
+    pub async fn merge_overlay(&mut self, sealed: SealedOverlay, app: Option<&RunningApp>) {
+        match Box::pin(self.try_merge(&sealed, app)).await {
+            Ok(()) => self.merge_failure = None,
+            Err(error) => self.log_failure(&error),
+        }
+    }
+
+    /// Logs a failure, unless it is the same as the last one.
+    fn log_failure(&mut self, error: &MergeError) {
+        let reason = describe(error);
+        if self.merge_failure.as_ref() != Some(&reason) {
+            warn!(
+                event = "overlay_not_merged",
+                "Changes of another replica do not apply to this one: {reason}"
+            );
+            self.merge_failure = Some(reason);
+        }
+    }
+
+    async fn try_merge(
+        &mut self,
+        sealed: &SealedOverlay,
+        app: Option<&RunningApp>,
+    ) -> Result<(), MergeError> {
+        let Some(exchange) = &self.exchange else { return Ok(()) };
+        if exchange.outgoing.borrow().version() == sealed.version() {
+            return Ok(());
+        }
+        let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
+        let lock = self.lock(&directory).await?;
+        let current = self.load_current()?.config;
+        let document = OverlayDocument::parse(&sealed.open(&api_keys(&current))?)?;
+        let previous = lock.read().map_err(|error| unreadable(&error))?;
+        let secrets = lock.read_keys(&previous).map_err(|error| unreadable(&error))?;
+
+        let now = clock::now();
+        let (mut own, mut other) = (OverlayState::new(&previous, &secrets), document.state);
+        own.forget_old(now);
+        other.forget_old(now);
+        let mut merged = own.clone().merge(other.clone());
+        merged.resolve_names();
+        let own_generation = previous.generation.max(self.generation.load(Ordering::Acquire));
+        let newest = own_generation.max(document.generation);
+        // Different overlays never have the same generation, so that the merged one replaces both at Redis.
+        let is_taken =
+            (merged != own && own_generation == newest) || (merged != other && document.generation == newest);
+        let generation = if is_taken { newest + 1 } else { newest };
+        if merged == own {
+            // Nothing changes at this replica, so the generation is kept in memory only.
+            if generation != own_generation {
+                self.generation.store(generation, Ordering::Release);
+                self.publish(&lock, &previous, &api_keys(&current));
+            }
+            return Ok(());
+        }
+
+        let changed = merged.names_changed_since(&own);
+        let mut overlay = Overlay { generation, ..previous.clone() };
+        let new_keys = merged.write_to(&mut overlay, &secrets);
+        let next = self.load_merged(overlay, &previous, &current, &new_keys, &directory, app)?;
+        if !current.clients.is_empty() && next.loaded.config.clients.is_empty() {
+            return Err(MergeError::LastClient);
+        }
+        self.save(&lock, &directory, &new_keys, &next.overlay, &next.text)?;
+        self.apply_merged(next, &previous, &changed, &lock, &directory, app).await;
+        Ok(())
+    }
+
+    /// Applies entries that were left out, and that do not conflict with the configuration file any more.
+    async fn retry_left_out(
+        &mut self,
+        lock: &StateLock<'_>,
+        directory: &StateDirectory,
+        app: Option<&RunningApp>,
+    ) -> Result<(), MergeError> {
+        let previous = lock.read().map_err(|error| unreadable(&error))?;
+        let has_left_out = previous.keys.iter().any(|entry| entry.left_out)
+            || previous.clients.iter().any(|entry| entry.left_out);
+        if !has_left_out {
+            return Ok(());
+        }
+        let current = self.load_current()?.config;
+        let generation = previous.generation.max(self.generation.load(Ordering::Acquire)) + 1;
+        let overlay = Overlay { generation, ..previous.clone() };
+        let next = self.load_merged(overlay, &previous, &current, &[], directory, app)?;
+        let keys = previous.keys.iter().filter(|entry| !next.overlay.keys.contains(entry));
+        let clients = previous.clients.iter().filter(|entry| !next.overlay.clients.contains(entry));
+        let changed = ChangedNames {
+            keys: keys.map(|entry| entry.name.clone()).collect(),
+            paused_keys: Vec::new(),
+            clients: clients.map(|entry| entry.name.clone()).collect(),
+        };
+        if changed != ChangedNames::default() {
+            self.save(lock, directory, &[], &next.overlay, &next.text)?;
+            self.apply_merged(next, &previous, &changed, lock, directory, app).await;
+        }
+        Ok(())
+    }
+
+    /// Applies, publishes and records an overlay that was saved.
+    async fn apply_merged(
+        &mut self,
+        next: NextOverlay,
+        previous: &Overlay,
+        changed: &ChangedNames,
+        lock: &StateLock<'_>,
+        directory: &StateDirectory,
+        app: Option<&RunningApp>,
+    ) {
+        let NextOverlay { overlay, text: _, loaded, app_config, left_out } = next;
+        let generation = overlay.generation;
+        let keys = api_keys(&loaded.config);
+        if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
+            reloader.apply(loaded, app_config, app);
+            reloader.mark_as_loaded(directory.path());
+        }
+        self.generation.store(generation, Ordering::Release);
+        self.publish(lock, &overlay, &keys);
+        log_left_out(&left_out, previous);
+        info!(
+            event = "overlay_merged",
+            keys = changed.keys.len(),
+            paused_keys = changed.paused_keys.len(),
+            clients = changed.clients.len(),
+            generation,
+            "Applied the changes of another replica"
+        );
+        let origin = ChangeOrigin { actor: Actor::Replica, address: None };
+        self.record(origin, MERGED, None, &json!(changed), generation).await;
+    }
+
+    /// Loads the configuration with a merged overlay. Entries that conflict with the configuration of this machine are
+    /// left out.
+    fn load_merged(
+        &self,
+        mut overlay: Overlay,
+        previous: &Overlay,
+        current: &Config,
+        new_keys: &[KeyFile],
+        directory: &StateDirectory,
+        app: Option<&RunningApp>,
+    ) -> Result<NextOverlay, MergeError> {
+        // An entry that was left out may be valid now.
+        overlay.keys.iter_mut().for_each(|entry| entry.left_out = false);
+        overlay.clients.iter_mut().for_each(|entry| entry.left_out = false);
+        let mut left_out = leave_out_clients_of_file(&mut overlay, previous, current);
+        let (path, kept) = (directory.overlay_path(), self.kept_contents(directory));
+        for _ in 0..MAX_LOAD_ATTEMPTS {
+            let text = overlay.format().map_err(ControlError::Invalid)?;
+            let files = next_files(directory, &text, new_keys);
+            let problems = match config::load_with_files(&self.overrides, &files, &kept) {
+                Ok(loaded) => {
+                    let (loaded, app_config) = self.check_next(loaded, app)?;
+                    return Ok(NextOverlay { overlay, text, loaded, app_config, left_out });
+                }
+                Err(problems) => problems,
+            };
+            match leave_out_invalid(&mut overlay, &text, &path, &problems) {
+                Some(mut entries) => left_out.append(&mut entries),
+                None => return Err(ControlError::Invalid(problems.to_string()).into()),
+            }
+        }
+        Err(ControlError::Invalid("too many entries are invalid on this machine".to_owned()).into())
+    }
+
+    /// Publishes the overlay if it is shared. `keys` are the keys of the pool.
+    pub(super) fn publish(&self, lock: &StateLock<'_>, overlay: &Overlay, keys: &[ApiKey]) {
+        let Some(exchange) = &self.exchange else { return };
+        match self.seal(lock, overlay, keys) {
+            Ok(sealed) => {
+                exchange.outgoing.send_replace(sealed);
+            }
+            Err(error) => warn!(
+                event = "overlay_not_shared",
+                "The other replicas do not get the last change, which is in force here: {error}"
+            ),
+        }
+    }
+
+    /// Applies entries that were left out before a reload, and publishes the overlay for the reloaded keys.
+    pub(super) async fn share_again(&mut self, app: Option<&RunningApp>) {
+        if self.exchange.is_none() {
+            return;
+        }
+        let share = async {
+            let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
+            let lock = self.lock(&directory).await?;
+            Box::pin(self.retry_left_out(&lock, &directory, app)).await?;
+            let overlay = lock.read().map_err(|error| unreadable(&error))?;
+            self.publish(&lock, &overlay, &api_keys(&self.load_current()?.config));
+            Ok::<(), MergeError>(())
+        };
+        if let Err(error) = share.await {
+            self.log_failure(&error);
+        }
+    }
+
+    fn seal(
+        &self,
+        lock: &StateLock<'_>,
+        overlay: &Overlay,
+        keys: &[ApiKey],
+    ) -> Result<SealedOverlay, ShareError> {
+        let secrets: KeySecrets = lock.read_keys(overlay).map_err(|error| unreadable(&error))?;
+        let mut state = OverlayState::new(overlay, &secrets);
+        state.forget_old(clock::now());
+        let generation = overlay.generation.max(self.generation.load(Ordering::Acquire));
+        let (version, document) = OverlayDocument::new(generation, state).format()?;
+        Ok(SealedOverlay::seal(version, &document, keys)?)
+    }
+}
+
+fn api_keys(config: &Config) -> Vec<ApiKey> {
+    config.keys.iter().map(|key| key.key.clone()).collect()
+}
+
+/// Returns the reason of a failure with what to do, in one line.
+fn describe(error: &MergeError) -> String {
+    match error {
+        MergeError::Control(ControlError::NoStateDirectory) => {
+            "it keeps its state in memory only, so set storage.path and not storage.ephemeral".to_owned()
+        }
+        MergeError::Control(ControlError::Unwritable { directory, reason }) => {
+            format!("{directory} cannot be written ({reason}), so make it writable for Keychoir")
+        }
+        MergeError::Control(error) => error.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; "),
+        MergeError::Envelope(_) | MergeError::Document(_) | MergeError::LastClient => error.to_string(),
+    }
+}
+
+/// Logs the entries that were not left out before.
+fn log_left_out(left_out: &[LeftOutEntry], previous: &Overlay) {
+    for LeftOutEntry { kind, name, reason } in left_out {
+        let (kind, was_left_out) = match kind {
+            EntryKind::Key => {
+                ("key", previous.keys.iter().any(|entry| entry.left_out && entry.name == *name))
+            }
+            EntryKind::Client => {
+                ("client", previous.clients.iter().any(|entry| entry.left_out && entry.name == *name))
+            }
+            EntryKind::PausedKey => continue,
+        };
+        if !was_left_out {
+            warn!(
+                event = "overlay_entry_left_out",
+                kind,
+                name,
+                "The {kind} `{name}` of another replica does not apply to this one: {reason}; use the same \
+                 configuration file on all replicas"
+            );
+        }
+    }
+}

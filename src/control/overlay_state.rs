@@ -1,0 +1,653 @@
+//! The overlay as replicas share it: the newest version of each entry wins, and removed entries are remembered. The
+//! functions of this module are pure.
+//!
+//! An entry is identified by the fingerprint of its key or the name of its client, and has the time of its last
+//! change. Of two versions of an entry, the later one is kept. Versions of the same millisecond are ordered by their
+//! content, and a removal comes last. A merge is thus the maximum of a total order for each entry, so that replicas
+//! that have received the same versions are equal, whatever the order and the number of the messages.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::edit::KeyFile;
+use crate::config::{EntryKind, KEYS_DIRECTORY, ManagedClient, ManagedKey, Overlay, PausedKey, RemovedEntry};
+use crate::policy::units::UnixMs;
+use crate::secret::{ApiKey, Fingerprint};
+
+/// The time for which a removal and an ended pause are remembered. A replica that was stopped for longer restores
+/// the entries that were removed meanwhile. A month is longer than a replica is usually absent, and a program that
+/// adds and revokes 100 clients a day fills a quarter of the overlay's maximum size in this time.
+const REMOVAL_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The digits of a fingerprint that make the name of a key unique.
+const SUFFIX_DIGITS: usize = 6;
+
+/// Maximum bytes of a name before the suffix, so that the result has at most 64.
+const MAX_SUFFIXED_BYTES: usize = 64 - 1 - SUFFIX_DIGITS;
+
+/// The keys in the files that the overlay names, by the `key_file` of their entries.
+pub(super) type KeySecrets = HashMap<String, ApiKey>;
+
+/// A key that was added at runtime, with its secret.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SharedKey {
+    pub(super) key: String,
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) workspace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) base_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) weight: Option<u32>,
+}
+
+impl fmt::Debug for SharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedKey").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The content of an entry. The order decides between contents of the same time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum EntryContent<T> {
+    Present(T),
+    Removed,
+}
+
+impl<T> EntryContent<T> {
+    fn present(&self) -> Option<&T> {
+        match self {
+            Self::Present(content) => Some(content),
+            Self::Removed => None,
+        }
+    }
+}
+
+/// A version of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stamped<T> {
+    /// The time of the change in milliseconds, which can be ahead of the clock.
+    pub(super) changed_at: UnixMs,
+    pub(super) content: EntryContent<T>,
+}
+
+impl<T> Stamped<T> {
+    fn present(changed_at: UnixMs, content: T) -> Self {
+        Self { changed_at, content: EntryContent::Present(content) }
+    }
+}
+
+/// Entries by their identifiers.
+pub(super) type Entries<T> = BTreeMap<String, Stamped<T>>;
+
+/// All entries of an overlay. The entries themselves contain neither `changed_at` nor `left_out`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OverlayState {
+    /// By the fingerprint of the key.
+    pub(super) keys: Entries<SharedKey>,
+    /// By the fingerprint of the key.
+    pub(super) paused_keys: Entries<PausedKey>,
+    /// By name.
+    pub(super) clients: Entries<ManagedClient>,
+}
+
+/// The names of entries that differ between two states, for the record of changes.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct ChangedNames {
+    pub(super) keys: Vec<String>,
+    pub(super) paused_keys: Vec<String>,
+    pub(super) clients: Vec<String>,
+}
+
+impl OverlayState {
+    /// Collects the entries of an overlay, whose keys are in `secrets`. An entry whose key is missing there is not
+    /// shared.
+    pub(super) fn new(overlay: &Overlay, secrets: &KeySecrets) -> Self {
+        let mut state = Self::default();
+        for RemovedEntry { kind, id, changed_at } in overlay.removed.clone() {
+            match kind {
+                EntryKind::Key => insert_removed(&mut state.keys, id, changed_at),
+                EntryKind::PausedKey => insert_removed(&mut state.paused_keys, id, changed_at),
+                EntryKind::Client => insert_removed(&mut state.clients, id, changed_at),
+            }
+        }
+        // An entry that an operator has added again replaces its removal. Its time is set later.
+        for entry in &overlay.keys {
+            let Some(key) = secrets.get(&entry.key_file) else { continue };
+            let ManagedKey { name, key_file: _, workspace, base_url, weight, changed_at, left_out: _ } =
+                entry.clone();
+            let shared = SharedKey { key: key.expose().to_owned(), name, workspace, base_url, weight };
+            state.keys.insert(key.fingerprint().to_string(), Stamped::present(changed_at, shared));
+        }
+        for entry in overlay.paused_keys.iter().cloned() {
+            let (id, changed_at) = (entry.fingerprint.clone(), entry.changed_at);
+            let entry = PausedKey { changed_at: UnixMs(0), ..entry };
+            state.paused_keys.insert(id, Stamped::present(changed_at, entry));
+        }
+        for entry in overlay.clients.iter().cloned() {
+            let (id, changed_at) = (entry.name.clone(), entry.changed_at);
+            let entry = ManagedClient { changed_at: UnixMs(0), left_out: false, ..entry };
+            state.clients.insert(id, Stamped::present(changed_at, entry));
+        }
+        state
+    }
+
+    /// Adds the entries of another replica. The later version of each entry is kept.
+    #[must_use]
+    pub(super) fn merge(mut self, other: Self) -> Self {
+        let Self { keys, paused_keys, clients } = other;
+        merge_entries(&mut self.keys, keys);
+        merge_entries(&mut self.paused_keys, paused_keys);
+        merge_entries(&mut self.clients, clients);
+        self
+    }
+
+    /// Sets the time of each entry that differs from `previous`, and remembers the removal of missing entries. The
+    /// time is later than every earlier change, even if the clock is behind that of another replica.
+    pub(super) fn stamp_changes(&mut self, previous: &Self, now: UnixMs) {
+        let changed_at = now.max(UnixMs(previous.last_change().0.saturating_add(1)));
+        stamp_entries(&mut self.keys, &previous.keys, changed_at);
+        stamp_entries(&mut self.paused_keys, &previous.paused_keys, changed_at);
+        stamp_entries(&mut self.clients, &previous.clients, changed_at);
+    }
+
+    /// Returns the time of the last change, or 1970-01-01 without any.
+    pub(super) fn last_change(&self) -> UnixMs {
+        let Self { keys, paused_keys, clients } = self;
+        let keys = keys.values().map(|entry| entry.changed_at);
+        let paused_keys = paused_keys.values().map(|entry| entry.changed_at);
+        let clients = clients.values().map(|entry| entry.changed_at);
+        keys.chain(paused_keys).chain(clients).max().unwrap_or_default()
+    }
+
+    /// Forgets removals and ended pauses of more than 30 days ago.
+    pub(super) fn forget_old(&mut self, now: UnixMs) {
+        let is_kept = |time: UnixMs| time.plus(REMOVAL_RETENTION) > now;
+        self.keys.retain(|_, entry| entry.content.present().is_some() || is_kept(entry.changed_at));
+        self.clients.retain(|_, entry| entry.content.present().is_some() || is_kept(entry.changed_at));
+        self.paused_keys.retain(|_, entry| match entry.content.present() {
+            // An ended pause is remembered like a removal: an older version of it may have no end.
+            Some(paused) => paused.until.is_none_or(|until| is_kept(until.max(entry.changed_at))),
+            None => is_kept(entry.changed_at),
+        });
+    }
+
+    /// Gives keys with the same name different names. Two replicas can add such keys at the same time. The key that
+    /// was added first keeps its name. All replicas make the same change with the same time.
+    pub(super) fn resolve_names(&mut self) {
+        let mut by_age: Vec<(UnixMs, String)> =
+            self.keys.iter().map(|(id, entry)| (entry.changed_at, id.clone())).collect();
+        by_age.sort();
+        let mut names = HashSet::new();
+        for (_, id) in by_age {
+            let Some(Stamped { changed_at, content: EntryContent::Present(key) }) = self.keys.get_mut(&id)
+            else {
+                continue;
+            };
+            if names.insert(key.name.clone()) {
+                continue;
+            }
+            let (start, suffix) = (key.name.get(..MAX_SUFFIXED_BYTES), id.get(..SUFFIX_DIGITS));
+            key.name = format!("{}-{}", start.unwrap_or(&key.name), suffix.unwrap_or(&id));
+            names.insert(key.name.clone());
+            *changed_at = UnixMs(changed_at.0.saturating_add(1));
+        }
+    }
+
+    /// Replaces the entries of `overlay`, whose keys are in `secrets`, and returns the new key files. Entries that do
+    /// not change keep their positions and files.
+    pub(super) fn write_to(&self, overlay: &mut Overlay, secrets: &KeySecrets) -> Vec<KeyFile> {
+        let new_files = self.write_keys(overlay, secrets);
+        write_entries(
+            &self.paused_keys,
+            &mut overlay.paused_keys,
+            |entry| &entry.fingerprint,
+            |entry, time| PausedKey { changed_at: time, ..entry.clone() },
+        );
+        let left_out: HashSet<String> =
+            overlay.clients.iter().filter(|entry| entry.left_out).map(|entry| entry.name.clone()).collect();
+        write_entries(
+            &self.clients,
+            &mut overlay.clients,
+            |entry| &entry.name,
+            |entry, time| ManagedClient {
+                changed_at: time,
+                left_out: left_out.contains(&entry.name),
+                ..entry.clone()
+            },
+        );
+        overlay.removed = removed_entries(&self.keys, EntryKind::Key)
+            .chain(removed_entries(&self.paused_keys, EntryKind::PausedKey))
+            .chain(removed_entries(&self.clients, EntryKind::Client))
+            .collect();
+        new_files
+    }
+
+    fn write_keys(&self, overlay: &mut Overlay, secrets: &KeySecrets) -> Vec<KeyFile> {
+        let mut used_files: HashSet<String> =
+            overlay.keys.iter().map(|entry| entry.key_file.clone()).collect();
+        let mut missing: BTreeMap<&str, (&SharedKey, UnixMs)> = present_entries(&self.keys).collect();
+        overlay.keys.retain_mut(|entry| {
+            let id = secrets.get(&entry.key_file).map(|key| key.fingerprint().to_string());
+            let Some((key, changed_at)) = id.and_then(|id| missing.remove(id.as_str())) else { return false };
+            let (key_file, left_out) = (std::mem::take(&mut entry.key_file), entry.left_out);
+            *entry = ManagedKey { left_out, ..key_entry(key, key_file, changed_at) };
+            true
+        });
+        let mut new_files = Vec::new();
+        for (id, (key, changed_at)) in missing {
+            // A key that is invalid in a header was refused when the document was parsed.
+            let Ok(secret) = ApiKey::new(&key.key) else { continue };
+            let mut name = key.name.clone();
+            // The file of a removed key is deleted only after the overlay is written, and must not be overwritten.
+            if used_files.contains(&key_file(&name)) {
+                name = format!("{name}-{id}");
+            }
+            used_files.insert(key_file(&name));
+            overlay.keys.push(key_entry(key, key_file(&name), changed_at));
+            new_files.push(KeyFile { name, key: secret });
+        }
+        new_files
+    }
+
+    /// Returns the names of the entries that differ from `previous`.
+    pub(super) fn names_changed_since(&self, previous: &Self) -> ChangedNames {
+        ChangedNames {
+            keys: changed_names(&self.keys, &previous.keys, |key| key.name.clone()),
+            paused_keys: changed_names(&self.paused_keys, &previous.paused_keys, |key| key.short_key.clone()),
+            clients: changed_names(&self.clients, &previous.clients, |client| client.name.clone()),
+        }
+    }
+
+    /// Checks the entries of another replica, because their names become names of files.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason without any content of the entries.
+    pub(super) fn check(&self, checks: &EntryChecks) -> Result<(), &'static str> {
+        if self.last_change() > checks.last_time {
+            return Err("a time of a change is not plausible: check the clocks of the replicas");
+        }
+        for (id, key, _) in entries(&self.keys) {
+            let Some(key) = key else { continue };
+            if ApiKey::new(&key.key).is_err() || Fingerprint::new(&key.key).to_string() != *id {
+                return Err("a key is invalid");
+            }
+            if !(checks.is_name)(&key.name) {
+                return Err("the name of a key is invalid");
+            }
+        }
+        for (id, paused, _) in entries(&self.paused_keys) {
+            let Some(paused) = paused else { continue };
+            let is_same = paused.fingerprint == *id && Fingerprint::parse(id).is_some();
+            let is_stamped = paused.changed_at != UnixMs(0);
+            let is_valid_reason = paused.reason.as_deref().is_none_or(checks.is_reason);
+            if !is_same || is_stamped || !is_valid_reason || paused.short_key.chars().any(char::is_control) {
+                return Err("a pause is invalid");
+            }
+        }
+        for (id, client, _) in entries(&self.clients) {
+            let Some(client) = client else { continue };
+            if client.name != *id
+                || !(checks.is_name)(id)
+                || client.left_out
+                || client.changed_at != UnixMs(0)
+            {
+                return Err("a client is invalid");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the entries of another replica must satisfy.
+pub(super) struct EntryChecks {
+    /// The last plausible time of a change.
+    pub(super) last_time: UnixMs,
+    pub(super) is_name: fn(&str) -> bool,
+    pub(super) is_reason: fn(&str) -> bool,
+}
+
+/// Returns the path of a key file relative to the state directory.
+pub(super) fn key_file(name: &str) -> String {
+    format!("{KEYS_DIRECTORY}/{name}")
+}
+
+fn key_entry(key: &SharedKey, key_file: String, changed_at: UnixMs) -> ManagedKey {
+    let SharedKey { key: _, name, workspace, base_url, weight } = key.clone();
+    ManagedKey { name, key_file, workspace, base_url, weight, changed_at, left_out: false }
+}
+
+fn insert_removed<T>(entries: &mut Entries<T>, id: String, changed_at: UnixMs) {
+    entries.insert(id, Stamped { changed_at, content: EntryContent::Removed });
+}
+
+fn merge_entries<T: Ord>(own: &mut Entries<T>, other: Entries<T>) {
+    for (id, version) in other {
+        if own.get(&id).is_none_or(|current| *current < version) {
+            own.insert(id, version);
+        }
+    }
+}
+
+fn stamp_entries<T: Clone + PartialEq>(entries: &mut Entries<T>, previous: &Entries<T>, changed_at: UnixMs) {
+    for (id, entry) in entries.iter_mut() {
+        let unchanged = previous.get(id).filter(|earlier| earlier.content == entry.content);
+        entry.changed_at = unchanged.map_or(changed_at, |earlier| earlier.changed_at);
+    }
+    for id in previous.keys().filter(|id| !entries.contains_key(*id)).cloned().collect::<Vec<_>>() {
+        entries.insert(id, Stamped { changed_at, content: EntryContent::Removed });
+    }
+}
+
+fn entries<T>(entries: &Entries<T>) -> impl Iterator<Item = (&String, Option<&T>, UnixMs)> {
+    entries.iter().map(|(id, entry)| (id, entry.content.present(), entry.changed_at))
+}
+
+fn present_entries<T>(all: &Entries<T>) -> impl Iterator<Item = (&str, (&T, UnixMs))> {
+    entries(all).filter_map(|(id, content, changed_at)| Some((id.as_str(), (content?, changed_at))))
+}
+
+fn removed_entries<T>(all: &Entries<T>, kind: EntryKind) -> impl Iterator<Item = RemovedEntry> {
+    let removed = entries(all).filter(|(_, content, _)| content.is_none());
+    removed.map(move |(id, _, changed_at)| RemovedEntry { kind, id: id.clone(), changed_at })
+}
+
+/// Replaces the entries of a list in place, removes those that are missing in `all`, and appends new ones.
+fn write_entries<T>(
+    all: &Entries<T>,
+    list: &mut Vec<T>,
+    id_of: impl Fn(&T) -> &str,
+    with_time: impl Fn(&T, UnixMs) -> T,
+) {
+    let mut missing: BTreeMap<&str, (&T, UnixMs)> = present_entries(all).collect();
+    list.retain_mut(|entry| match missing.remove(id_of(entry)) {
+        Some((content, changed_at)) => {
+            *entry = with_time(content, changed_at);
+            true
+        }
+        None => false,
+    });
+    list.extend(missing.into_values().map(|(content, changed_at)| with_time(content, changed_at)));
+}
+
+fn changed_names<T: PartialEq>(
+    next: &Entries<T>,
+    previous: &Entries<T>,
+    name: impl Fn(&T) -> String,
+) -> Vec<String> {
+    let changed = next.iter().filter(|(id, entry)| previous.get(*id) != Some(*entry));
+    changed
+        .map(|(id, entry)| {
+            let earlier = || previous.get(id).and_then(|earlier| earlier.content.present());
+            entry.content.present().or_else(earlier).map_or_else(|| short_id(id), &name)
+        })
+        .collect()
+}
+
+/// Returns the first digits of a fingerprint, or a short name.
+fn short_id(id: &str) -> String {
+    id.chars().take(crate::secret::KEY_ID_DIGITS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+
+    fn id(number: u8) -> String {
+        format!("{number:064x}")
+    }
+
+    fn key(number: u8, name: &str) -> SharedKey {
+        let key = format!("sk_{number}");
+        SharedKey { key, name: name.to_owned(), workspace: None, base_url: None, weight: None }
+    }
+
+    fn client(name: &str, quota: u32) -> ManagedClient {
+        let mut client = ManagedClient { name: name.to_owned(), ..ManagedClient::default() };
+        client.rules.quota = Some(format!("{quota} requests"));
+        client
+    }
+
+    /// Adds a version of an entry, unless a later one is there.
+    fn insert<T: Ord>(entries: &mut Entries<T>, id: String, changed_at: UnixMs, content: EntryContent<T>) {
+        merge_entries(entries, Entries::from([(id, Stamped { changed_at, content })]));
+    }
+
+    fn paused(number: u8, until: Option<u64>) -> PausedKey {
+        PausedKey {
+            fingerprint: id(number),
+            short_key: "sk_...".to_owned(),
+            since: UnixMs(1),
+            until: until.map(UnixMs),
+            reason: None,
+            changed_at: UnixMs(0),
+        }
+    }
+
+    /// A version of the entry of one of three numbers, at one of four times, so that versions often conflict.
+    fn entries<T: Clone + Ord + fmt::Debug>(
+        content: impl Fn(u8, u32) -> T + Clone + 'static,
+        id_of: fn(u8) -> String,
+    ) -> impl Strategy<Value = Entries<T>> {
+        let entry =
+            (0..3_u8, 1..5_u64, proptest::option::of(0..3_u32)).prop_map(move |(number, time, variant)| {
+                let content = match variant {
+                    Some(variant) => EntryContent::Present(content(number, variant)),
+                    None => EntryContent::Removed,
+                };
+                (id_of(number), Stamped { changed_at: UnixMs(time), content })
+            });
+        proptest::collection::vec(entry, 0..5).prop_map(|entries| entries.into_iter().collect())
+    }
+
+    prop_compose! {
+        fn state()(
+            keys in entries(|number, variant| key(number, ["spare", "main", "other"][variant as usize]), id),
+            paused_keys in entries(|number, variant| paused(number, Some(u64::from(variant) + 5)), id),
+            clients in entries(|number, variant| client(&format!("c{number}"), variant), |number| format!("c{number}")),
+        ) -> OverlayState {
+            OverlayState { keys, paused_keys, clients }
+        }
+    }
+
+    /// A change of an operator at one of three replicas, or the arrival of the overlay of another one.
+    #[derive(Clone, Debug)]
+    enum Step {
+        SetClient { at: usize, client: u8, quota: u32 },
+        RemoveClient { at: usize, client: u8 },
+        AddKey { at: usize, key: u8, name: u8 },
+        Receive { at: usize, from: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..3_usize, 0..4_u8, 0..100_u32).prop_map(|(at, client, quota)| Step::SetClient {
+                at,
+                client,
+                quota
+            }),
+            (0..3_usize, 0..4_u8).prop_map(|(at, client)| Step::RemoveClient { at, client }),
+            (0..3_usize, 0..4_u8, 0..2_u8).prop_map(|(at, key, name)| Step::AddKey { at, key, name }),
+            (0..3_usize, 0..3_usize).prop_map(|(at, from)| Step::Receive { at, from }),
+        ]
+    }
+
+    fn receive(replica: &mut OverlayState, from: &OverlayState) {
+        *replica = replica.clone().merge(from.clone());
+        replica.resolve_names();
+    }
+
+    proptest! {
+        #[test]
+        fn a_merge_is_commutative_associative_and_idempotent(a in state(), b in state(), c in state()) {
+            let merge = |first: &OverlayState, second: &OverlayState| first.clone().merge(second.clone());
+            prop_assert_eq!(merge(&a, &b), merge(&b, &a));
+            prop_assert_eq!(merge(&merge(&a, &b), &c), merge(&a, &merge(&b, &c)));
+            prop_assert_eq!(merge(&a, &a), a);
+        }
+
+        #[test]
+        fn a_merge_keeps_the_latest_version_of_each_entry(a in state(), b in state()) {
+            let merged = a.clone().merge(b.clone());
+            for (id, entry) in &merged.clients {
+                let versions = [a.clients.get(id), b.clients.get(id)];
+                prop_assert_eq!(versions.into_iter().flatten().max(), Some(entry));
+            }
+            prop_assert!(a.clients.keys().chain(b.clients.keys()).all(|id| merged.clients.contains_key(id)));
+        }
+
+        #[test]
+        fn replicas_that_exchange_their_overlays_become_equal(
+            steps in proptest::collection::vec(step(), 0..30),
+            clocks in proptest::array::uniform3(0..20_u64),
+        ) {
+            let mut replicas = [(); 3].map(|()| OverlayState::default());
+            for (time, step) in steps.into_iter().enumerate() {
+                let now = |at: usize| UnixMs(time as u64 + clocks[at]);
+                let change = |at: usize, state: &mut OverlayState, edit: &dyn Fn(&mut OverlayState)| {
+                    let previous = state.clone();
+                    edit(state);
+                    state.stamp_changes(&previous, now(at));
+                };
+                let present = |content| Stamped { changed_at: UnixMs(0), content };
+                match step {
+                    Step::SetClient { at, client: number, quota } => change(at, &mut replicas[at], &|state| {
+                        let entry = client(&format!("c{number}"), quota);
+                        state.clients.insert(entry.name.clone(), present(EntryContent::Present(entry)));
+                    }),
+                    Step::RemoveClient { at, client } => change(at, &mut replicas[at], &|state| {
+                        state.clients.remove(&format!("c{client}"));
+                    }),
+                    Step::AddKey { at, key: number, name } => {
+                        let name = format!("k{name}");
+                        let is_used = replicas[at].keys.values().any(|entry| {
+                            entry.content.present().is_some_and(|other| other.name == name)
+                        });
+                        if !is_used {
+                            change(at, &mut replicas[at], &|state| {
+                                let entry = Stamped {
+                                    changed_at: UnixMs(0),
+                                    content: EntryContent::Present(key(number, &name)),
+                                };
+                                state.keys.insert(id(number), entry);
+                            });
+                        }
+                    }
+                    Step::Receive { at, from } => {
+                        let other = replicas[from].clone();
+                        receive(&mut replicas[at], &other);
+                    }
+                }
+            }
+            for (at, from) in [(0, 1), (0, 2), (1, 0), (2, 0), (0, 1), (0, 2), (1, 0), (2, 0)] {
+                let other = replicas[from].clone();
+                receive(&mut replicas[at], &other);
+            }
+            prop_assert_eq!(&replicas[0], &replicas[1]);
+            prop_assert_eq!(&replicas[0], &replicas[2]);
+            let names: Vec<_> =
+                replicas[0].keys.values().filter_map(|entry| entry.content.present()).map(|key| &key.name).collect();
+            prop_assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len(), "{:?}", names);
+        }
+
+        #[test]
+        fn an_overlay_has_the_entries_that_were_written_to_it(state in state()) {
+            let mut overlay = Overlay::default();
+            let state = OverlayState { keys: Entries::new(), ..state };
+            state.write_to(&mut overlay, &KeySecrets::new());
+            prop_assert_eq!(OverlayState::new(&overlay, &KeySecrets::new()), state);
+        }
+    }
+
+    #[test]
+    fn concurrent_changes_of_different_entries_are_both_kept() {
+        let change = |name: &str| {
+            let mut state = OverlayState::default();
+            let content = EntryContent::Present(client(name, 1));
+            insert(&mut state.clients, name.to_owned(), UnixMs(7), content);
+            state
+        };
+        let merged = change("app").merge(change("web"));
+        assert_eq!(merged.clients.keys().collect::<Vec<_>>(), ["app", "web"]);
+    }
+
+    #[test]
+    fn of_two_changes_at_the_same_time_a_removal_is_kept() {
+        let mut state = OverlayState::default();
+        insert(&mut state.clients, "app".to_owned(), UnixMs(7), EntryContent::Removed);
+        insert(&mut state.clients, "app".to_owned(), UnixMs(7), EntryContent::Present(client("app", 1)));
+        assert_eq!(state.clients["app"].content, EntryContent::Removed);
+        insert(&mut state.clients, "app".to_owned(), UnixMs(8), EntryContent::Present(client("app", 1)));
+        assert!(state.clients["app"].content.present().is_some());
+    }
+
+    #[test]
+    fn a_change_is_later_than_every_change_that_was_seen() {
+        let mut previous = OverlayState::default();
+        insert(&mut previous.clients, "app".to_owned(), UnixMs(900), EntryContent::Present(client("app", 1)));
+        let mut next = previous.clone();
+        next.clients.remove("app");
+        insert(&mut next.clients, "web".to_owned(), UnixMs(0), EntryContent::Present(client("web", 1)));
+        next.stamp_changes(&previous, UnixMs(5));
+        assert_eq!(
+            next.clients["app"],
+            Stamped { changed_at: UnixMs(901), content: EntryContent::Removed },
+            "a clock that is behind must not make the removal older"
+        );
+        assert_eq!(next.clients["web"].changed_at, UnixMs(901));
+        // Without a change, the times stay.
+        let mut same = next.clone();
+        same.stamp_changes(&next, UnixMs(2_000));
+        assert_eq!(same, next);
+    }
+
+    #[test]
+    fn a_removal_and_an_ended_pause_are_forgotten_after_30_days() {
+        let mut state = OverlayState::default();
+        insert(&mut state.clients, "app".to_owned(), UnixMs(7), EntryContent::Removed);
+        insert(&mut state.clients, "web".to_owned(), UnixMs(7), EntryContent::Present(client("web", 1)));
+        insert(&mut state.paused_keys, id(1), UnixMs(7), EntryContent::Present(paused(1, Some(8))));
+        insert(&mut state.paused_keys, id(2), UnixMs(7), EntryContent::Present(paused(2, None)));
+        let all = state.clone();
+        state.forget_old(UnixMs(30 * DAY_MS + 6));
+        assert_eq!(state, all);
+        state.forget_old(UnixMs(30 * DAY_MS + 7));
+        assert_eq!(state.clients.keys().collect::<Vec<_>>(), ["web"]);
+        assert_eq!(state.paused_keys.len(), 2);
+        state.forget_old(UnixMs(30 * DAY_MS + 8));
+        assert_eq!(state.paused_keys.keys().collect::<Vec<_>>(), [&id(2)]);
+    }
+
+    #[test]
+    fn the_key_that_was_added_first_keeps_a_name() {
+        let mut state = OverlayState::default();
+        for (number, time) in [(1, 20), (2, 10)] {
+            insert(&mut state.keys, id(number), UnixMs(time), EntryContent::Present(key(number, "spare")));
+        }
+        state.resolve_names();
+        let name = |number: u8| state.keys[&id(number)].content.present().map(|key| key.name.as_str());
+        assert_eq!((name(2), name(1)), (Some("spare"), Some("spare-000000")));
+        assert_eq!(state.keys[&id(1)].changed_at, UnixMs(21));
+        let resolved = state.clone();
+        state.resolve_names();
+        assert_eq!(state, resolved);
+    }
+
+    #[test]
+    fn a_shared_key_is_not_printed() {
+        let printed = format!("{:?}", key(1, "spare"));
+        assert!(printed.contains("spare") && !printed.contains("sk_1"), "{printed}");
+    }
+}

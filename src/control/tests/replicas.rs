@@ -1,0 +1,602 @@
+//! Tests of replicas that share their overlays, with a state directory and a controller each. Their channels are
+//! connected in the process.
+
+use super::*;
+use crate::shared::{OverlayPort, OverlayVersion};
+
+const THIRD: &str = "sk_00112233445566778899aabbccddeeff00112233445566778899aabb";
+
+/// A machine with a controller that shares its overlay.
+struct Replica {
+    machine: Machine,
+    controller: Controller,
+    records: Receiver<StoredChange>,
+    port: OverlayPort,
+    app: Option<RunningApp>,
+    /// The versions that were delivered to this replica, so that each is delivered once.
+    delivered: Vec<OverlayVersion>,
+}
+
+impl Replica {
+    /// Starts a replica without a running program.
+    async fn start(machine: Machine) -> Self {
+        let (controller, records) = machine.controller();
+        Self::share(machine, controller, records, None).await
+    }
+
+    /// Starts a replica with a running program.
+    async fn start_program(machine: Machine) -> Self {
+        let (app, controller, records) = start(&machine).await;
+        Self::share(machine, controller, records, Some(app)).await
+    }
+
+    async fn share(
+        machine: Machine,
+        mut controller: Controller,
+        records: Receiver<StoredChange>,
+        app: Option<RunningApp>,
+    ) -> Self {
+        let port = controller.share_overlay(app.as_ref()).await.unwrap();
+        Self { machine, controller, records, port, app, delivered: Vec::new() }
+    }
+
+    /// Starts the replica again from its files.
+    async fn restart(self) -> Self {
+        Self::start(self.machine).await
+    }
+
+    async fn make(&mut self, change: Change) -> ChangeReceipt {
+        self.controller.make(change, None, ORIGIN, self.app.as_ref()).await.unwrap()
+    }
+
+    fn published(&self) -> SealedOverlay {
+        self.port.outgoing.borrow().clone()
+    }
+
+    /// Delivers an overlay through the channel, as bytes. Returns whether it is new to this replica.
+    async fn receive(&mut self, overlay: &SealedOverlay) -> bool {
+        if self.delivered.contains(&overlay.version()) {
+            return false;
+        }
+        self.delivered.push(overlay.version());
+        let received = SealedOverlay::parse(overlay.as_bytes().clone()).unwrap();
+        self.port.incoming.send(received).await.unwrap();
+        match self.controller.next_event().await {
+            ControllerEvent::OverlayReceived(overlay) => {
+                self.controller.merge_overlay(overlay, self.app.as_ref()).await;
+            }
+            ControllerEvent::FilesChanged => panic!("no file was changed"),
+        }
+        true
+    }
+
+    fn overlay(&self) -> Overlay {
+        let text = fs::read_to_string(self.machine.state().join("managed.toml")).unwrap_or_default();
+        Overlay::parse(&text).unwrap()
+    }
+
+    /// Returns the names of the keys and clients that are in force.
+    fn names(&self) -> (Vec<String>, Vec<String>) {
+        let config = self.machine.config();
+        let key_names = config.keys.iter().filter_map(|key| key.name.clone()).collect();
+        (key_names, config.clients.iter().map(|client| client.name.clone()).collect())
+    }
+}
+
+/// Delivers the overlays of two replicas to each other until nothing is new.
+async fn settle(first: &mut Replica, second: &mut Replica) {
+    for _ in 0..10 {
+        let (from_first, from_second) = (first.published(), second.published());
+        let is_new = second.receive(&from_first).await;
+        if !first.receive(&from_second).await && !is_new {
+            return;
+        }
+    }
+    panic!("two replicas must become equal after a few exchanges");
+}
+
+/// Checks that two replicas publish the same and have the same in force.
+#[track_caller]
+fn check_equal(first: &Replica, second: &Replica) {
+    assert_eq!(first.published().version(), second.published().version());
+    let (mut first_names, mut second_names) = (first.names(), second.names());
+    for names in [&mut first_names, &mut second_names] {
+        names.0.sort();
+        names.1.sort();
+    }
+    assert_eq!(first_names, second_names);
+}
+
+async fn pair() -> (Replica, Replica) {
+    let mut first = Replica::start(Machine::new()).await;
+    let mut second = Replica::start(Machine::new()).await;
+    settle(&mut first, &mut second).await;
+    (first, second)
+}
+
+fn add_client(name: &str) -> Change {
+    Change::AddClient { name: name.to_owned(), rules: quota("9 requests"), expires_at: None }
+}
+
+fn set_quota(name: &str, text: &str) -> Change {
+    Change::SetClient { name: name.to_owned(), rules: quota(text), expiry: None }
+}
+
+fn revoke(name: &str) -> Change {
+    Change::RevokeClient { name: name.to_owned() }
+}
+
+fn remove(key: &str) -> Change {
+    Change::RemoveKey { key: key.to_owned() }
+}
+
+fn key_with(name: &str, key: &str) -> Change {
+    Change::AddKey(NewKey { name: name.to_owned(), key: ApiKey::new(key).unwrap(), ..new_key() })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_in_force_at_the_other_replica_and_can_be_paused_and_removed_there() {
+    let mut first = Replica::start_program(Machine::new()).await;
+    let mut second = Replica::start_program(Machine::new()).await;
+    settle(&mut first, &mut second).await;
+    let keys = |replica: &Replica| replica.app.as_ref().unwrap().keys();
+    let is_paused = |replica: &Replica| keys(replica).iter().any(|snapshot| snapshot.pause.is_some());
+
+    first.make(Change::AddKey(new_key())).await;
+    settle(&mut first, &mut second).await;
+    assert_eq!(keys(&second).len(), 2, "the key must serve at the other replica");
+    assert_eq!(fs::read_to_string(second.machine.state().join(KEY_FILE)).unwrap(), format!("{SPARE}\n"));
+
+    second.make(pause("spare")).await;
+    settle(&mut first, &mut second).await;
+    assert!(is_paused(&first), "the pause must be in force at the first replica");
+    first.make(Change::ResumeKey { key: "spare".to_owned() }).await;
+    settle(&mut first, &mut second).await;
+    assert!(!is_paused(&second), "the key must be resumed at the second replica");
+
+    second.make(remove("spare")).await;
+    settle(&mut first, &mut second).await;
+    assert_eq!((keys(&first).len(), keys(&second).len()), (1, 1));
+    assert!(!first.machine.state().join(KEY_FILE).exists());
+    check_equal(&first, &second);
+
+    let records: Vec<StoredChange> = second.records.try_iter().collect();
+    let rows: Vec<_> = records.iter().map(|record| (record.actor.as_str(), record.action.as_str())).collect();
+    let merged = ("replica", "merged");
+    assert_eq!(rows, [merged, ("command_line", "key_paused"), merged, ("command_line", "key_removed")]);
+    assert_eq!(records[0].detail, r#"{"clients":[],"keys":["spare"],"paused_keys":[]}"#);
+    assert!(records.iter().all(|record| !format!("{record:?}").contains(SPARE)));
+    for replica in [first, second] {
+        replica.app.unwrap().drain(Duration::ZERO).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_added_changed_rotated_and_revoked_at_both_replicas() {
+    let (mut first, mut second) = pair().await;
+    let client = |replica: &Replica, name: &str| {
+        replica.machine.config().clients.into_iter().find(|client| client.name == name)
+    };
+    let receipt = first.make(add_client("web")).await;
+    settle(&mut first, &mut second).await;
+    let token = TokenFingerprint::new(receipt.token.unwrap().expose());
+    assert_eq!(client(&second, "web").unwrap().token, token);
+
+    second.make(set_quota("web", "5 requests")).await;
+    settle(&mut first, &mut second).await;
+    assert_eq!(client(&first, "web").unwrap().rules.quota.unwrap().to_string(), "5 requests");
+
+    // A client of the configuration file of both.
+    let receipt = first.make(rotate(Duration::from_secs(3_600), None)).await;
+    settle(&mut first, &mut second).await;
+    let rotated = client(&second, "app").unwrap();
+    assert_eq!(rotated.token, TokenFingerprint::new(receipt.token.unwrap().expose()));
+    assert_eq!(rotated.previous_token.unwrap().0, TokenFingerprint::new("token-of-app"));
+
+    for name in ["web", "app"] {
+        if name == "app" {
+            second.make(add_client("phone")).await;
+        }
+        second.make(revoke(name)).await;
+        settle(&mut first, &mut second).await;
+        assert!(client(&first, name).is_none(), "{name} must be revoked at the other replica");
+    }
+    check_equal(&first, &second);
+}
+
+#[tokio::test]
+async fn the_generation_of_a_change_is_current_at_both_replicas() {
+    let (mut first, mut second) = pair().await;
+    let generation = first.make(pause("first")).await.generation;
+    settle(&mut first, &mut second).await;
+    assert_eq!(first.published().version().generation, generation);
+    let resume = || Change::ResumeKey { key: "first".to_owned() };
+    let stale = second.controller.make(resume(), Some(generation - 1), ORIGIN, None).await.unwrap_err();
+    assert_eq!(stale, ControlError::Stale { current: generation });
+    let receipt = second.controller.make(resume(), Some(generation), ORIGIN, None).await.unwrap();
+    assert_eq!(receipt.generation, generation + 1);
+}
+
+#[tokio::test]
+async fn concurrent_changes_of_different_entries_are_both_in_force() {
+    let (mut first, mut second) = pair().await;
+    let before = first.published().version().generation;
+    first.make(add_client("web")).await;
+    first.make(Change::AddKey(new_key())).await;
+    second.make(add_client("phone")).await;
+    second.make(pause("first")).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(first.names().0, ["first", "spare"]);
+    assert_eq!(first.names().1.len(), 3);
+    assert_eq!(first.machine.config().paused_keys.len(), 1);
+    assert_eq!(
+        first.published().version().generation,
+        before + 3,
+        "the merged overlay must be newer than both"
+    );
+}
+
+#[tokio::test]
+async fn concurrent_changes_of_one_entry_converge_to_one_of_them() {
+    let (mut first, mut second) = pair().await;
+    first.make(set_quota("app", "5 requests")).await;
+    second.make(set_quota("app", "6 requests")).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    let quota = |replica: &Replica| replica.machine.config().clients[0].rules.quota.unwrap().to_string();
+    assert_eq!(quota(&first), quota(&second));
+    assert!(["5 requests", "6 requests"].contains(&quota(&first).as_str()));
+}
+
+#[tokio::test]
+async fn different_keys_with_one_name_get_different_names() {
+    let (mut first, mut second) = pair().await;
+    first.make(key_with("spare", SPARE)).await;
+    second.make(key_with("spare", THIRD)).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    for replica in [&first, &second] {
+        let config = replica.machine.config();
+        let mut keys: Vec<&str> = config.keys.iter().map(|key| key.key.expose()).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, [THIRD, FIRST, SPARE], "no key must be lost or in the file of another");
+    }
+    second.make(remove("spare")).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(first.machine.config().keys.len(), 2);
+}
+
+#[tokio::test]
+async fn a_name_that_is_used_again_gets_the_file_of_its_key() {
+    let (mut first, mut second) = pair().await;
+    first.make(key_with("spare", SPARE)).await;
+    settle(&mut first, &mut second).await;
+    first.make(remove("spare")).await;
+    first.make(key_with("spare", THIRD)).await;
+    // A crash after the key file is written leaves the previous key in force.
+    second.controller.stop_after = Some(Step::KeyWritten);
+    let overlay = first.published();
+    second.receive(&overlay).await;
+    assert_eq!(second.machine.config().keys[1].key.expose(), SPARE);
+    second.controller.stop_after = None;
+    second.delivered.clear();
+    settle(&mut first, &mut second).await;
+    assert_eq!(second.machine.config().keys[1].key.expose(), THIRD);
+    assert_eq!(fs::read_dir(second.machine.state().join(KEYS_DIRECTORY)).unwrap().count(), 1);
+    check_equal(&first, &second);
+}
+
+#[tokio::test]
+async fn a_partition_heals_without_a_lost_change() {
+    let (mut first, mut second) = pair().await;
+    first.make(add_client("web")).await;
+    first.make(Change::AddKey(new_key())).await;
+    settle(&mut first, &mut second).await;
+    // Neither replica sees the changes of the other.
+    first.make(revoke("web")).await;
+    first.make(pause("spare")).await;
+    first.make(add_client("phone")).await;
+    second.make(pause("first")).await;
+    second.make(set_quota("app", "5 requests")).await;
+    second.make(key_with("third", THIRD)).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    let config = first.machine.config();
+    assert_eq!((config.keys.len(), config.paused_keys.len()), (3, 2));
+    let mut names = first.names().1;
+    names.sort();
+    assert_eq!(names, ["app", "phone"]);
+    assert_eq!(config.clients[0].rules.quota.unwrap().to_string(), "5 requests");
+}
+
+#[tokio::test]
+async fn a_removed_key_and_a_revoked_client_are_not_restored_after_a_restart() {
+    let (mut first, mut second) = pair().await;
+    first.make(Change::AddKey(new_key())).await;
+    first.make(add_client("web")).await;
+    settle(&mut first, &mut second).await;
+    let old = second.published();
+    first.make(remove("spare")).await;
+    first.make(revoke("web")).await;
+    let mut first = first.restart().await;
+    let removed = first.overlay().removed;
+    assert_eq!(removed.len(), 2, "{removed:?}");
+    first.receive(&old).await;
+    assert_eq!(first.names(), (vec!["first".to_owned()], vec!["app".to_owned()]));
+    let mut second = second.restart().await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(second.names().0, ["first"]);
+    // The same key and client can be added again.
+    second.make(Change::AddKey(new_key())).await;
+    second.make(add_client("web")).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!((first.names().0.len(), first.overlay().removed.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn a_new_replica_gets_the_changes_of_the_pool() {
+    let mut first = Replica::start(Machine::new()).await;
+    first.make(Change::AddKey(new_key())).await;
+    first.make(pause("first")).await;
+    let mut second = Replica::start(Machine::new()).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(second.machine.config().paused_keys.len(), 1);
+    let (files, others) = (first.overlay(), second.overlay());
+    assert_eq!((files.keys, files.paused_keys), (others.keys, others.paused_keys));
+}
+
+#[tokio::test]
+async fn an_overlay_that_is_known_changes_nothing() {
+    let (mut first, mut second) = pair().await;
+    first.make(add_client("web")).await;
+    let old = second.published();
+    settle(&mut first, &mut second).await;
+    let (before, _) = (second.machine.contents(), second.records.try_iter().count());
+    second.delivered.clear();
+    for overlay in [first.published(), old, second.published()] {
+        second.receive(&overlay).await;
+    }
+    assert_eq!(second.machine.contents(), before);
+    assert_eq!(second.records.try_iter().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_conflicts_with_the_configuration_file_is_left_out_until_it_does_not() {
+    let mut first = Replica::start(Machine::new()).await;
+    let machine = Machine::new();
+    machine.configure(&format!("[[keys]]\nname = \"spare\"\nkey = \"{THIRD}\"\n"));
+    let mut second = Replica::start_program(machine).await;
+    first.make(Change::AddKey(new_key())).await;
+    first.make(pause("first")).await;
+    settle(&mut first, &mut second).await;
+    let config = second.machine.config();
+    assert_eq!(config.keys[1].key.expose(), THIRD, "the key of the file must stay");
+    assert_eq!((config.keys.len(), config.paused_keys.len()), (2, 1), "the other changes must apply");
+    assert_eq!(first.published().version(), second.published().version(), "the entry must still be shared");
+    let error = second.controller.make(remove("spare"), None, ORIGIN, None).await.unwrap_err();
+    assert!(matches!(error, ControlError::NotManaged(_)), "{error}");
+    // The mark survives another change, and the key applies when the file is corrected.
+    second.make(Change::ResumeKey { key: "first".to_owned() }).await;
+    assert!(second.overlay().keys[0].left_out);
+    second.machine.configure("");
+    second.make(Change::Reload).await;
+    assert_eq!(second.machine.config().keys[1].key.expose(), SPARE);
+    assert_eq!(second.app.as_ref().unwrap().keys().len(), 2);
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    second.app.unwrap().drain(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_client_that_the_configuration_file_defines_keeps_its_token() {
+    let (mut first, mut second) = pair().await;
+    let token = TokenFingerprint::new("token-of-web");
+    second.machine.configure(&format!("[[clients]]\nname = \"web\"\ntoken_sha256 = \"{token}\"\n"));
+    first.make(add_client("web")).await;
+    first.make(rotate_client("web")).await;
+    first.make(add_client("phone")).await;
+    settle(&mut first, &mut second).await;
+    let clients = second.machine.config().clients;
+    assert_eq!((clients[1].name.as_str(), clients[1].token), ("web", token));
+    assert_eq!(clients.len(), 3, "the other client must be added");
+    let error = second.controller.make(revoke("web"), None, ORIGIN, None).await.unwrap_err();
+    assert!(matches!(error, ControlError::NotManaged(_)), "{error}");
+    // The client can still be changed where it was added.
+    first.make(revoke("web")).await;
+    settle(&mut first, &mut second).await;
+    assert_eq!(second.machine.config().clients.len(), 3);
+    assert_eq!(first.published().version(), second.published().version());
+}
+
+fn rotate_client(name: &str) -> Change {
+    Change::RotateClient { name: name.to_owned(), grace: Duration::ZERO, expires_at: None }
+}
+
+#[tokio::test]
+async fn a_client_whose_key_was_removed_elsewhere_is_left_out_at_both_replicas() {
+    let (mut first, mut second) = pair().await;
+    first.make(Change::AddKey(new_key())).await;
+    settle(&mut first, &mut second).await;
+    first.make(remove("spare")).await;
+    let rules = ClientRules { keys: Some(vec!["spare".to_owned()]), ..ClientRules::default() };
+    second.make(Change::AddClient { name: "web".to_owned(), rules, expires_at: None }).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(first.names().1, ["app"]);
+    assert!(first.overlay().clients[0].left_out && second.overlay().clients[0].left_out);
+}
+
+#[tokio::test]
+async fn concurrent_revocations_leave_a_client() {
+    let (mut first, mut second) = pair().await;
+    first.make(add_client("web")).await;
+    settle(&mut first, &mut second).await;
+    first.make(revoke("app")).await;
+    second.make(revoke("web")).await;
+    settle(&mut first, &mut second).await;
+    let names = |replica: &Replica| replica.names().1;
+    assert_eq!((names(&first), names(&second)), (vec!["web".to_owned()], vec!["app".to_owned()]));
+    first.make(add_client("phone")).await;
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+    assert_eq!(names(&second), ["phone"]);
+}
+
+#[tokio::test]
+async fn an_overlay_without_a_common_key_changes_nothing() {
+    let mut first = Replica::start(Machine::new()).await;
+    let machine = Machine::new();
+    let text = fs::read_to_string(machine.file()).unwrap();
+    fs::write(machine.file(), text.replace(FIRST, THIRD)).unwrap();
+    let mut second = Replica::start(machine).await;
+    first.make(add_client("web")).await;
+    let before = second.machine.contents();
+    let overlay = first.published();
+    second.receive(&overlay).await;
+    assert_eq!(second.machine.contents(), before);
+    let reason = second.controller.merge_failure.clone().unwrap();
+    assert!(reason.contains("configure at least one same ElevenLabs API key"), "{reason}");
+    // A common key at runtime suffices.
+    second.make(key_with("common", FIRST)).await;
+    second.delivered.clear();
+    settle(&mut first, &mut second).await;
+    assert_eq!(second.controller.merge_failure, None);
+    assert_eq!(second.names().1, ["app", "web"]);
+}
+
+#[tokio::test]
+async fn changes_that_cannot_be_saved_are_not_applied_until_they_can() {
+    let (mut first, mut second) = pair().await;
+    first.make(Change::AddKey(new_key())).await;
+    // A file in place of the directory of keys fails for every user, as a full disk would.
+    fs::create_dir_all(second.machine.state()).unwrap();
+    fs::write(second.machine.state().join(KEYS_DIRECTORY), "").unwrap();
+    let overlay = first.published();
+    second.receive(&overlay).await;
+    assert_eq!(second.machine.config().keys.len(), 1);
+    let reason = second.controller.merge_failure.clone().unwrap();
+    assert!(reason.contains("make it writable"), "{reason}");
+    fs::remove_file(second.machine.state().join(KEYS_DIRECTORY)).unwrap();
+    second.delivered.clear();
+    settle(&mut first, &mut second).await;
+    check_equal(&first, &second);
+}
+
+#[tokio::test]
+async fn a_replica_without_a_state_directory_shares_no_overlay() {
+    let machine = Machine::new();
+    let overrides = Overrides { is_ephemeral: true, ..machine.overrides() };
+    let recorder = |_| -> RecordFuture { Box::pin(std::future::ready(())) };
+    let mut controller = Controller::offline(overrides, Box::new(recorder));
+    assert_eq!(controller.share_overlay(None).await.unwrap_err(), ControlError::NoStateDirectory);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_another_process_is_shared_with_the_next_reload() {
+    let mut first = Replica::start_program(Machine::new()).await;
+    let mut second = Replica::start(Machine::new()).await;
+    first.machine.make(pause("first")).await.unwrap();
+    first.make(Change::Reload).await;
+    settle(&mut first, &mut second).await;
+    assert_eq!(second.machine.config().paused_keys.len(), 1);
+    first.app.unwrap().drain(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn an_ended_pause_does_not_return() {
+    let (mut first, mut second) = pair().await;
+    first.make(pause("first")).await;
+    settle(&mut first, &mut second).await;
+    let old = second.published();
+    // The pause gets an end, which passes.
+    let until = Some(clock::now().plus(Duration::from_secs(3_600)));
+    first.make(Change::PauseKey { key: "first".to_owned(), until, reason: None }).await;
+    let mut overlay = first.overlay();
+    let end = clock::now().minus(Duration::from_millis(1));
+    overlay.paused_keys[0].until = Some(end);
+    fs::write(first.machine.state().join("managed.toml"), overlay.format().unwrap()).unwrap();
+    first.make(add_client("web")).await;
+    first.receive(&old).await;
+    assert_eq!(first.machine.config().paused_keys[0].until, Some(end));
+    let error =
+        first.controller.make(Change::ResumeKey { key: "first".to_owned() }, None, ORIGIN, None).await;
+    assert!(matches!(error, Err(ControlError::NotPaused(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_sealed_overlay_contains_no_key_token_or_name() {
+    let mut first = Replica::start(Machine::new()).await;
+    first.make(Change::AddKey(new_key())).await;
+    let receipt = first.make(add_client("canary-client")).await;
+    first.make(pause("spare")).await;
+    let token = receipt.token.unwrap();
+    let sealed = first.published();
+    let fingerprint = ApiKey::new(SPARE).unwrap().fingerprint().to_string();
+    let digest = TokenFingerprint::new(token.expose()).to_string();
+    let contains = |text: &str| sealed.as_bytes().windows(text.len()).any(|window| window == text.as_bytes());
+    for canary in [
+        SPARE,
+        FIRST,
+        token.expose(),
+        "canary-client",
+        "spare",
+        "billing",
+        &fingerprint,
+        &digest,
+        "sk_",
+        "generation",
+    ] {
+        assert!(!contains(canary), "the sealed overlay must not contain {canary}");
+    }
+    let printed = format!("{sealed:?}{:?}{:?}", first.controller, first.port);
+    assert!(!printed.contains("sk_") && !printed.contains("canary"), "{printed}");
+}
+
+#[tokio::test]
+async fn hostile_overlays_change_nothing() {
+    let (first, mut second) = pair().await;
+    let key = ApiKey::new(FIRST).unwrap();
+    let before = second.machine.contents();
+    let state = |keys: &str, clients: &str| {
+        format!(
+            r#"{{"format":1,"generation":9,"state":{{"keys":{{{keys}}},"paused_keys":{{}},"clients":{{{clients}}}}}}}"#
+        )
+    };
+    let client = |name: &str, time: u64| {
+        let content = format!(r#"{{"present":{{"name":"{name}","quota":"1 request"}}}}"#);
+        state("", &format!(r#""{name}":{{"changed_at":{time},"content":{content}}}"#))
+    };
+    let shared_key = |name: &str| {
+        let id = ApiKey::new(SPARE).unwrap().fingerprint();
+        let content = format!(r#"{{"present":{{"key":"{SPARE}","name":"{name}"}}}}"#);
+        state(&format!(r#""{id}":{{"changed_at":5,"content":{content}}}"#), "")
+    };
+    for (number, text) in [
+        String::new(),
+        "{}".to_owned(),
+        state("", "").replace(r#""format":1"#, r#""format":2"#),
+        state("", "").replace(r#""generation":9"#, r#""generation":18446744073709551615"#),
+        client("../web", 5),
+        client("web", u64::MAX),
+        shared_key("../../evil"),
+        shared_key("a\\nb"),
+        shared_key("x").replace(SPARE, THIRD),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let version =
+            OverlayVersion { generation: 100 + number as u64, changed_at: UnixMs(0), content_hash: [0; 16] };
+        let document = crate::shared::SecretDocument::new(text.clone().into_bytes());
+        let sealed = SealedOverlay::seal(version, &document, [&key]).unwrap();
+        second.receive(&sealed).await;
+        assert_eq!(second.machine.contents(), before, "{text}");
+        assert!(second.controller.merge_failure.take().is_some(), "{text}");
+    }
+    drop(first);
+}

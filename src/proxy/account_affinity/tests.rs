@@ -1,0 +1,60 @@
+use http::Request;
+use http::header::HOST;
+
+use super::*;
+use crate::pool::{Pool, Settings};
+use crate::proxy::head;
+use crate::proxy::replica_link::ReplicaLink;
+use crate::proxy::replica_owners::tests::{LIMITS, Siblings};
+use crate::secret::ApiKey;
+
+fn roster() -> Arc<Roster> {
+    let keys = ["sk_of_the_first_account_000000000001", "sk_of_the_second_account_00000000002"];
+    let entries = keys.iter().map(|key| ApiKey::new(key).unwrap().into());
+    Pool::new(entries.collect(), Settings::FOR_TESTS).roster()
+}
+
+fn speech() -> AccountAffinity {
+    let request = Request::post("/v1/text-to-speech/cloned").header(HOST, "localhost").body(()).unwrap();
+    let (mut head, ()) = request.into_parts();
+    let (endpoint, identifiers, _) = head::route(&mut head, false).unwrap();
+    AccountAffinity::new(&head, &endpoint, identifiers)
+}
+
+#[tokio::test]
+async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_account() {
+    let roster = roster();
+    let owner = roster.keys()[1].workspace().identity().clone();
+    let siblings = Arc::new(Siblings::default());
+    let link: Arc<dyn ReplicaLink> = siblings.clone();
+    let replicas = ReplicaOwners::new(link);
+    let (owners, not_found_cache) = (OwnershipIndex::new(LIMITS), NotFoundCache::default());
+    let mut request = speech();
+    not_found_cache.insert(&request.identifiers, Duration::from_secs(60), clock::now());
+    let found = request.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    assert_eq!(found, None, "there are no other replicas");
+    siblings.record_owner(request.identifiers.path[0], &owner);
+    let found = request.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
+    assert_eq!(found, Some((ResourceKind::Voice, owner.clone())));
+    assert!(matches!(&*request.updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner));
+    let is_missing = not_found_cache.contains(&request.identifiers, clock::now());
+    assert!(!is_missing, "a known owner must clear the cached 404 response");
+    let mut next = speech();
+    let found = next.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    assert_eq!(found, Some((ResourceKind::Voice, owner)), "the owner must be known here now");
+}
+
+#[tokio::test]
+async fn an_owner_without_a_key_here_pins_no_request() {
+    let siblings = Arc::new(Siblings::default());
+    let link: Arc<dyn ReplicaLink> = siblings.clone();
+    let replicas = ReplicaOwners::new(link);
+    let (owners, not_found_cache) = (OwnershipIndex::new(LIMITS), NotFoundCache::default());
+    let mut request = speech();
+    siblings.record_owner(request.identifiers.path[0], &OwnerId::from_stored("elsewhere"));
+    for _ in 0..2 {
+        let found = request.find_named_owner(&roster(), &owners, Some(&replicas), &not_found_cache).await;
+        assert_eq!(found, Ok(None));
+    }
+    assert_eq!(siblings.question_count(), 1, "the known owner must not be asked for again");
+}

@@ -1,0 +1,357 @@
+//! The share of this replica in the quota of a client or of a user, which all replicas of the pool share. Requests
+//! use the grant of this replica without a wait. Only a request for which the grant is insufficient asks the others.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use super::counters::UsageCounters;
+use super::grant::{GrantUse, SharedQuota};
+use super::permit::ReservationRefused;
+use super::tallies::{Demand, PeriodNumbers, Tallies};
+use crate::clock;
+use crate::policy::client::ClientName;
+use crate::policy::client_quota::ClientQuota;
+use crate::policy::units::UnixMs;
+use crate::proxy::replica_link::{QuotaAnswer, QuotaKey, QuotaStatement, ReplicaLink};
+use crate::secret::UserFingerprint;
+
+/// Time without a request after which a replica gives back its grant.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Maximum wait for the questions of other requests about the same quota. An answer takes all waiting requests into
+/// account, so that a request waits longer than for two answers only if they are slow and refuse most requests.
+const TURN_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Time after a question without an answer in which requests decide alone instead of waiting for another one.
+const UNANSWERED_TTL: Duration = Duration::from_millis(100);
+
+/// The quotas that are stated regularly, because they were used or hold a grant.
+#[derive(Debug, Default)]
+pub(super) struct ActiveQuotas(Mutex<Vec<Weak<UsageCounters>>>);
+
+impl ActiveQuotas {
+    fn add(&self, counters: &Arc<UsageCounters>) {
+        self.lock().push(Arc::downgrade(counters));
+    }
+
+    /// Takes up to `max` quotas off the list, those that have waited longest first.
+    pub(super) fn take(&self, max: usize) -> Vec<Weak<UsageCounters>> {
+        let mut list = self.lock();
+        let count = list.len().min(max);
+        list.drain(..count).collect()
+    }
+
+    /// Puts quotas back at the end of the list.
+    pub(super) fn put_back(&self, quotas: Vec<Weak<UsageCounters>>) {
+        self.lock().extend(quotas);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<UsageCounters>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The share in one quota.
+#[derive(Debug)]
+pub(super) struct QuotaShare {
+    link: Arc<dyn ReplicaLink>,
+    active: Arc<ActiveQuotas>,
+    client: ClientName,
+    user: Option<UserFingerprint>,
+    state: Mutex<ShareState>,
+    /// Held by the request that asks. The answer is also for the requests that wait here.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct ShareState {
+    /// The quota, since its first use or since the start.
+    quota: Option<SharedQuota>,
+    used_at: Option<Instant>,
+    stated_at: Option<Instant>,
+    /// Whether the quota is among the [`ActiveQuotas`].
+    is_listed: bool,
+    /// The sum of the demands of the requests that ask or wait.
+    wanted: u64,
+    /// The time until which no question is asked, because the last one had no answer.
+    alone_until: Option<Instant>,
+}
+
+impl ShareState {
+    /// Whether requests decide alone at `now`.
+    fn is_alone(&self, now: Instant) -> bool {
+        self.alone_until.is_some_and(|alone_until| now < alone_until)
+    }
+
+    /// Returns the state of `quota` in the period that contains `now`.
+    fn quota(&mut self, quota: ClientQuota, tallies: &Tallies, now: UnixMs) -> &mut SharedQuota {
+        let period_start = quota.period.start(now);
+        let is_current = |shared: &SharedQuota| {
+            (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period)
+                // If the clock was set back, a later period still counts.
+                && shared.period_start >= period_start
+        };
+        let current = self.quota.take().filter(is_current);
+        let used = tallies.used(quota.period, now);
+        let shared =
+            self.quota.insert(current.unwrap_or_else(|| SharedQuota::new(quota, period_start, used, now)));
+        if shared.quota.amount != quota.amount {
+            shared.change_amount(quota.amount);
+        }
+        shared
+    }
+}
+
+/// Counts a request among those that ask or wait, until it is dropped.
+struct WaitingDemand<'a> {
+    share: &'a QuotaShare,
+    amount: u64,
+}
+
+impl Drop for WaitingDemand<'_> {
+    fn drop(&mut self) {
+        let mut state = self.share.state();
+        state.wanted = state.wanted.saturating_sub(self.amount);
+    }
+}
+
+impl QuotaShare {
+    pub(super) fn new(
+        link: Arc<dyn ReplicaLink>,
+        active: Arc<ActiveQuotas>,
+        client: ClientName,
+        user: Option<UserFingerprint>,
+    ) -> Self {
+        Self { link, active, client, user, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, ShareState> {
+        // Every change is complete before the lock is released.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key(&self, shared: &SharedQuota) -> QuotaKey {
+        QuotaKey {
+            client: self.client.clone(),
+            user: self.user,
+            unit: shared.quota.unit,
+            period: shared.quota.period,
+            period_start: shared.period_start,
+        }
+    }
+
+    /// Sets the configured quota, so that the share is stated before its first use.
+    pub(super) fn configure(&self, counters: &UsageCounters, quota: ClientQuota, now: UnixMs) {
+        self.state().quota(quota, counters.tallies(quota.unit), now);
+    }
+
+    /// Adds as much of `demand` to the use of `quota` as the grant allows. The lock on the state ensures that no
+    /// request uses a part of the grant that this replica has given back.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the grant does not allow the minimum. If `grant_use` permits it and the other replicas may extend
+    /// the grant, also fails when the grant does not allow the maximum.
+    pub(super) fn try_add(
+        &self,
+        counters: &Arc<UsageCounters>,
+        quota: ClientQuota,
+        demand: Demand,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(u64, PeriodNumbers), ReservationRefused> {
+        self.with_grant(counters, quota, demand, now, grant_use, |limit| {
+            counters.tallies(quota.unit).try_add(quota.period, limit, demand, now)
+        })
+    }
+
+    /// Checks that a part of `quota` is left.
+    ///
+    /// # Errors
+    ///
+    /// Fails in the same cases as [`try_add`](Self::try_add) for the amount 1.
+    pub(super) fn check(
+        &self,
+        counters: &Arc<UsageCounters>,
+        quota: ClientQuota,
+        now: UnixMs,
+        grant_use: GrantUse,
+    ) -> Result<(), ReservationRefused> {
+        self.with_grant(counters, quota, Demand::exactly(1), now, grant_use, |limit| {
+            let used = counters.tallies(quota.unit).used(quota.period, now);
+            if used < limit { Ok(()) } else { Err(used) }
+        })
+    }
+
+    fn with_grant<T>(
+        &self,
+        counters: &Arc<UsageCounters>,
+        quota: ClientQuota,
+        demand: Demand,
+        now: UnixMs,
+        grant_use: GrantUse,
+        apply: impl FnOnce(u64) -> Result<T, u64>,
+    ) -> Result<T, ReservationRefused> {
+        let (tallies, time) = (counters.tallies(quota.unit), clock::instant());
+        let mut state = self.state();
+        state.used_at = Some(time);
+        let is_listed = std::mem::replace(&mut state.is_listed, true);
+        let shared = *state.quota(quota, tallies, now);
+        let grant_use = match grant_use {
+            GrantUse::Extensible if state.is_alone(time) => GrantUse::Alone,
+            GrantUse::Extensible | GrantUse::Current | GrantUse::Alone => grant_use,
+        };
+        let limit = shared.limit(grant_use, self.link.replicas(), time);
+        let used = tallies.used(quota.period, now);
+        let left = limit.saturating_sub(used);
+        let result = if grant_use == GrantUse::Extensible && shared.may_extend(used, left, demand, time) {
+            let exceeded = shared.exceeded(used, left, demand, now);
+            Err(ReservationRefused::Grant { demand, exceeded })
+        } else {
+            apply(limit).map_err(|used| {
+                let left = limit.saturating_sub(used);
+                ReservationRefused::Quota(shared.exceeded(used, left, demand, now))
+            })
+        };
+        drop(state);
+        if !is_listed {
+            self.active.add(counters);
+        }
+        result
+    }
+
+    /// Asks the other replicas to extend the grant for `demand`. Requests that wait for the answer share it. Returns
+    /// how the request may use the quota now.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the wait. An answer is then lost, and the next answer repeats the grant.
+    pub(super) async fn extend(
+        &self,
+        counters: &UsageCounters,
+        quota: ClientQuota,
+        demand: Demand,
+        now: UnixMs,
+    ) -> GrantUse {
+        let tallies = counters.tallies(quota.unit);
+        {
+            let mut state = self.state();
+            state.wanted = state.wanted.saturating_add(demand.max);
+        }
+        let _waiting = WaitingDemand { share: self, amount: demand.max };
+        let Ok(_turn) = timeout(TURN_TIMEOUT, self.asking.lock()).await else { return GrantUse::Current };
+        let statement = {
+            let (mut state, time) = (self.state(), clock::instant());
+            if state.is_alone(time) {
+                return GrantUse::Alone;
+            }
+            let (wanted, shared) = (state.wanted, *state.quota(quota, tallies, now));
+            let used = tallies.used(quota.period, now);
+            let limit = shared.limit(GrantUse::Extensible, self.link.replicas(), time);
+            // Another request may have asked during the wait.
+            if !shared.may_extend(used, limit.saturating_sub(used), demand, time) {
+                return GrantUse::Extensible;
+            }
+            shared.statement(self.key(&shared), used, demand.min, wanted, time)
+        };
+        let answer = self.link.extend_grant(&statement).await;
+        self.apply(&statement, answer);
+        match answer {
+            QuotaAnswer::Granted(_) | QuotaAnswer::Denied(_) => GrantUse::Extensible,
+            QuotaAnswer::Unknown => GrantUse::Alone,
+        }
+    }
+
+    /// Asks the other replicas for their use of the quota, unless they have answered within `max_age`.
+    pub(super) async fn refresh(
+        &self,
+        counters: &UsageCounters,
+        quota: ClientQuota,
+        max_age: Duration,
+        now: UnixMs,
+    ) {
+        let statement = {
+            let (mut state, time) = (self.state(), clock::instant());
+            let tallies = counters.tallies(quota.unit);
+            let shared = *state.quota(quota, tallies, now);
+            if shared.answer_age(time).is_some_and(|age| age <= max_age) {
+                return;
+            }
+            shared.statement(self.key(&shared), tallies.used(quota.period, now), 0, 0, time)
+        };
+        let answer = self.link.extend_grant(&statement).await;
+        self.apply(&statement, answer);
+    }
+
+    /// Applies the answer to a statement of this quota.
+    pub(super) fn apply(&self, statement: &QuotaStatement, answer: QuotaAnswer) {
+        let mut state = self.state();
+        let time = clock::instant();
+        state.alone_until = (answer == QuotaAnswer::Unknown).then(|| time + UNANSWERED_TTL);
+        if let Some(shared) = &mut state.quota
+            && self.key(shared) == statement.key
+        {
+            shared.apply(statement, answer, time);
+        }
+    }
+
+    /// Returns the regular statement of a quota that was used recently or holds a grant. Gives back the part of the
+    /// grant that is not needed soon. Returns `None` when the quota is idle, which is then no longer listed.
+    pub(super) fn active_statement(&self, counters: &UsageCounters, now: UnixMs) -> Option<QuotaStatement> {
+        let time = clock::instant();
+        let mut state = self.state();
+        let is_idle = state.used_at.is_none_or(|used_at| time.duration_since(used_at) >= IDLE_TIMEOUT);
+        let is_granted = state.quota.as_ref().is_some_and(|shared| shared.is_granted(time));
+        let is_active = !is_idle || is_granted;
+        state.is_listed = is_active;
+        if is_active { self.regular_statement(&mut state, counters, now, time) } else { None }
+    }
+
+    /// Returns the statement of a quota that is not listed, if it was not stated within [`IDLE_TIMEOUT`] or
+    /// `is_forced`.
+    pub(super) fn idle_statement(
+        &self,
+        counters: &UsageCounters,
+        is_forced: bool,
+        now: UnixMs,
+    ) -> Option<QuotaStatement> {
+        let time = clock::instant();
+        let mut state = self.state();
+        let is_due = state.stated_at.is_none_or(|stated_at| time.duration_since(stated_at) >= IDLE_TIMEOUT);
+        let is_stated = !state.is_listed && (is_forced || is_due);
+        if is_stated { self.regular_statement(&mut state, counters, now, time) } else { None }
+    }
+
+    fn regular_statement(
+        &self,
+        state: &mut ShareState,
+        counters: &UsageCounters,
+        now: UnixMs,
+        time: Instant,
+    ) -> Option<QuotaStatement> {
+        let quota = state.quota.as_ref()?.quota;
+        let (tallies, waiting) = (counters.tallies(quota.unit), state.wanted);
+        state.stated_at = Some(time);
+        let shared = state.quota(quota, tallies, now);
+        let used = tallies.used(quota.period, now);
+        let wanted = shared.prepare_regular(used, waiting, self.link.replicas(), time);
+        Some(shared.statement(self.key(shared), used, 0, wanted, time))
+    }
+
+    /// Returns whether a running session may use more credits of `quota`.
+    pub(super) fn may_spend(&self, counters: &UsageCounters, quota: ClientQuota, now: UnixMs) -> bool {
+        let tallies = counters.tallies(quota.unit);
+        let shared = *self.state().quota(quota, tallies, now);
+        shared.may_spend(tallies.used(quota.period, now), self.link.replicas(), clock::instant())
+    }
+
+    /// Returns the quota and the use by the other replicas, if it is known for the period that contains `now`.
+    pub(super) fn used_by_others(&self, now: UnixMs) -> Option<(ClientQuota, u64)> {
+        let state = self.state();
+        let shared = state.quota.as_ref()?;
+        let is_current = shared.period_start >= shared.quota.period.start(now);
+        is_current.then(|| (shared.quota, shared.used_by_others()))
+    }
+}

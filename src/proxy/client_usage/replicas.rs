@@ -1,0 +1,147 @@
+//! The regular exchange with the other replicas about the limits of clients: the statements and the activity of this
+//! replica, and the grants and the shares that it receives.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::ClientUsage;
+use super::client_share::{ClientActivity, ClientShare};
+use super::counters::UsageCounters;
+use super::quota_share::{ActiveQuotas, QuotaShare};
+use crate::policy::client::{Client, ClientName, Clients};
+use crate::policy::units::UnixMs;
+use crate::proxy::replica_link::{QuotaAnswer, QuotaStatement, ReplicaLink};
+use crate::secret::UserFingerprint;
+
+/// Maximum number of quotas in one exchange. Those of more users are stated in turn.
+const MAX_STATEMENTS: usize = 2_000;
+
+/// Maximum age of the use by other replicas in an answer about a user. It bounds the questions of a client that reads
+/// its usage again and again.
+const USER_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The quotas that are stated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatementScope {
+    /// The quotas that were used in the last 30 s or hold a grant, and each other client once in 30 s.
+    Active,
+    /// The quotas of all clients and of the users in memory, because the other side may have lost them.
+    All,
+}
+
+/// The link to the other replicas, and the quotas that are stated to them.
+#[derive(Clone, Debug)]
+pub(super) struct SharedUsage {
+    pub(super) link: Arc<dyn ReplicaLink>,
+    active: Arc<ActiveQuotas>,
+}
+
+impl SharedUsage {
+    /// Returns the share in the quota of a client or of one of its users.
+    pub(super) fn share<'a>(
+        &self,
+        counters: &'a UsageCounters,
+        client: &ClientName,
+        user: Option<UserFingerprint>,
+    ) -> &'a QuotaShare {
+        counters.share_with(|| {
+            QuotaShare::new(Arc::clone(&self.link), Arc::clone(&self.active), client.clone(), user)
+        })
+    }
+}
+
+impl ClientUsage {
+    /// Returns the counters of a replica whose clients also send requests to other replicas.
+    #[must_use]
+    pub fn with_link(mut self, link: Arc<dyn ReplicaLink>, clients: &Clients, now: UnixMs) -> Self {
+        self.shared = Some(SharedUsage { link, active: Arc::default() });
+        self.configure_shares(clients, now);
+        self
+    }
+
+    /// Creates the shares of the clients with a quota.
+    pub(super) fn configure_shares(&self, clients: &Clients, now: UnixMs) {
+        let Some(shared) = &self.shared else { return };
+        for client in clients.with_token().map(|configured| &configured.client) {
+            if let (Some(quota), Some(counters)) = (client.rules.quota, self.by_name.get(&client.name)) {
+                let share = shared.share(&counters.usage, &client.name, None);
+                share.configure(&counters.usage, quota, now);
+            }
+        }
+    }
+
+    /// Returns the statements of the regular exchange. Gives back the parts of the grants that are not needed soon,
+    /// so every statement must be sent. The answers go to [`apply_grant`](Self::apply_grant).
+    #[must_use]
+    pub fn quota_statements(&self, scope: StatementScope, now: UnixMs) -> Vec<QuotaStatement> {
+        let Some(shared) = &self.shared else { return Vec::new() };
+        let mut statements = Vec::new();
+        let mut listed = shared.active.take(MAX_STATEMENTS);
+        listed.retain(|counters| {
+            let Some(counters) = counters.upgrade() else { return false };
+            let statement = counters.share().and_then(|share| share.active_statement(&counters, now));
+            let is_active = statement.is_some();
+            statements.extend(statement);
+            is_active
+        });
+        shared.active.put_back(listed);
+        let is_forced = scope == StatementScope::All;
+        let mut add_idle = |counters: &UsageCounters| {
+            if statements.len() < MAX_STATEMENTS {
+                let share = counters.share();
+                statements.extend(share.and_then(|share| share.idle_statement(counters, is_forced, now)));
+            }
+        };
+        for counters in self.by_name.values() {
+            add_idle(&counters.usage);
+        }
+        for counters in self.by_name.values().filter(|_| is_forced) {
+            counters.users().counters().for_each(&mut add_idle);
+        }
+        statements
+    }
+
+    /// Applies the answer to a statement. An answer about a user that is no longer in memory is ignored.
+    pub fn apply_grant(&self, statement: &QuotaStatement, answer: QuotaAnswer) {
+        let Some(counters) = self.by_name.get(&statement.key.client) else { return };
+        match statement.key.user {
+            None => apply(&counters.usage, statement, answer),
+            Some(user) => {
+                if let Some(usage) = counters.users().find(user) {
+                    apply(&usage, statement, answer);
+                }
+            }
+        }
+    }
+
+    /// Sets the share of this replica in the rate limit and the concurrent requests of a client.
+    pub fn set_share(&self, client: &ClientName, share: ClientShare) {
+        if let Some(counters) = self.by_name.get(client) {
+            counters.share.set(share);
+        }
+    }
+
+    /// Returns the activity of the clients with a rate limit or a maximum of concurrent requests since the last call.
+    #[must_use]
+    pub fn activity(&self) -> Vec<ClientActivity> {
+        let elapsed_ns = self.elapsed_ns();
+        let report = |(name, counters): (&ClientName, &Arc<super::ClientCounters>)| {
+            counters.share.report(name, counters.in_progress.load(Ordering::Acquire), elapsed_ns)
+        };
+        self.by_name.iter().filter_map(report).collect()
+    }
+
+    /// Asks the other replicas for their use of the quota of a user, unless the answer is recent.
+    pub(super) async fn refresh_user(&self, client: &Client, counters: &UsageCounters, now: UnixMs) {
+        if let (Some(share), Some(quota)) = (counters.share(), client.rules.user_quota) {
+            share.refresh(counters, quota, USER_REFRESH_INTERVAL, now).await;
+        }
+    }
+}
+
+fn apply(counters: &UsageCounters, statement: &QuotaStatement, answer: QuotaAnswer) {
+    if let Some(share) = counters.share() {
+        share.apply(statement, answer);
+    }
+}

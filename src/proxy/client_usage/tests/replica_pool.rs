@@ -1,0 +1,212 @@
+//! A pool of replicas in memory: an exact model of the grants, and of the regular exchange of each replica.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Mutex, MutexGuard};
+
+use super::*;
+use crate::elevenlabs::affinity::Identifier;
+use crate::pool::OwnerId;
+use crate::proxy::replica_link::{
+    Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
+};
+
+/// The duration of a grant at the replica and at the pool. The replica gives up its grant first.
+pub(super) const GRANT: Duration = Duration::from_secs(9);
+const LEASE: Duration = Duration::from_secs(10);
+
+/// The use and the grant of one replica.
+#[derive(Clone, Copy, Debug)]
+struct ReplicaUse {
+    total: u64,
+    granted: u64,
+    generation: u64,
+    expires_at: Instant,
+}
+
+/// The quotas that all replicas share.
+#[derive(Debug, Default)]
+pub(super) struct ReplicaPool {
+    quotas: Mutex<HashMap<QuotaKey, HashMap<usize, ReplicaUse>>>,
+    /// The number of questions of requests.
+    pub(super) questions: AtomicUsize,
+}
+
+impl ReplicaPool {
+    fn lock(&self) -> MutexGuard<'_, HashMap<QuotaKey, HashMap<usize, ReplicaUse>>> {
+        self.quotas.lock().unwrap()
+    }
+
+    /// Answers a statement of `replica` as the script of the pool does.
+    fn answer(&self, replica: usize, replicas: u32, statement: &QuotaStatement) -> QuotaAnswer {
+        let now = clock::instant();
+        let mut quotas = self.lock();
+        let uses = quotas.entry(statement.key.clone()).or_default();
+        let others = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
+        let used_by_others: u64 = others().map(|other| other.total).sum();
+        let held_by_others: u64 = others()
+            .map(|other| if now < other.expires_at { other.granted.max(other.total) } else { other.total })
+            .sum();
+        let available = statement.limit.saturating_sub(held_by_others);
+        let former = uses.get(&replica).filter(|own| now < own.expires_at);
+        let held = match former {
+            Some(own) if own.generation >= statement.generation => own.granted.max(statement.held),
+            Some(_) | None => statement.held,
+        };
+        let held = held.min(available).max(statement.used);
+        let is_granted = statement.used.saturating_add(statement.needed) <= available;
+        let free = statement.limit.saturating_sub(used_by_others + statement.used);
+        let part = if statement.needed > 0 { free / (2 * u64::from(replicas)) } else { 0 };
+        let wanted = statement.used.saturating_add(statement.wanted.max(part)).min(available);
+        let granted = if is_granted { held.max(wanted) } else { held };
+        let generation = former.map_or(statement.generation, |own| own.generation.max(statement.generation));
+        let own = ReplicaUse { total: statement.used, granted, generation, expires_at: now + LEASE };
+        uses.insert(replica, own);
+        let grant = QuotaGrant { granted, used_by_others, valid_until: now + GRANT };
+        if is_granted || statement.needed == 0 {
+            QuotaAnswer::Granted(grant)
+        } else {
+            QuotaAnswer::Denied(grant)
+        }
+    }
+
+    /// Loses all data, like a server that is restarted.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+}
+
+/// The link of one replica to the pool.
+#[derive(Debug)]
+pub(super) struct PoolLink {
+    pool: Arc<ReplicaPool>,
+    replica: usize,
+    replicas: u32,
+    pub(super) is_down: AtomicBool,
+}
+
+impl ReplicaLink for PoolLink {
+    fn replicas(&self) -> u32 {
+        self.replicas
+    }
+
+    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+        Box::pin(async { Answer::Unknown })
+    }
+
+    fn record_owner(&self, _: Identifier, _: &OwnerId) {}
+
+    fn remove_owner(&self, _: Identifier) {}
+
+    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+        Box::pin(async { Answer::Unknown })
+    }
+
+    fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
+
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+        self.pool.questions.fetch_add(1, Ordering::AcqRel);
+        Box::pin(async {
+            // Other requests run during the round trip, before and after the pool decides.
+            tokio::task::yield_now().await;
+            let answer = self.answer(statement);
+            tokio::task::yield_now().await;
+            answer
+        })
+    }
+}
+
+impl PoolLink {
+    fn answer(&self, statement: &QuotaStatement) -> QuotaAnswer {
+        match self.is_down.load(Ordering::Acquire) {
+            true => QuotaAnswer::Unknown,
+            false => self.pool.answer(self.replica, self.replicas, statement),
+        }
+    }
+}
+
+/// One replica: its counters and its link.
+#[derive(Clone, Debug)]
+pub(super) struct TestReplica {
+    pub(super) usage: ClientUsage,
+    pub(super) link: Arc<PoolLink>,
+}
+
+impl TestReplica {
+    /// Sends the regular statements, and applies the answers.
+    pub(super) fn exchange(&self, scope: StatementScope, now: UnixMs) -> usize {
+        let statements = self.usage.quota_statements(scope, now);
+        for statement in &statements {
+            self.usage.apply_grant(statement, self.link.answer(statement));
+        }
+        statements.len()
+    }
+
+    /// Admits a request of the client `app`, and counts it.
+    pub(super) async fn admit(
+        &self,
+        rules: &Rules,
+        now: UnixMs,
+    ) -> Result<ClientPermit, ClientLimitExceeded> {
+        self.usage.admit_shared(&Client { name: app(), rules: rules.clone() }, METERED, now).await
+    }
+
+    /// Sends a request of 1 quota unit of requests that is served. Returns whether it was admitted.
+    pub(super) async fn serve(&self, rules: &Rules, now: UnixMs) -> Result<(), ClientLimitExceeded> {
+        self.admit(rules, now).await?.charge(ChargeOutcome::Served, Some(0), now);
+        Ok(())
+    }
+
+    /// Sends a request that costs `credits`.
+    pub(super) async fn spend(
+        &self,
+        rules: &Rules,
+        credits: u64,
+        now: UnixMs,
+    ) -> Result<(), ClientLimitExceeded> {
+        let permit = self.admit(rules, now).await?;
+        permit.reserve_shared(credits, now).await?;
+        permit.charge(ChargeOutcome::Served, Some(credits), now);
+        Ok(())
+    }
+}
+
+/// Starts `count` replicas of one pool, whose client `app` has `rules`. Each has used the amounts in `used`.
+pub(super) fn start(
+    count: usize,
+    rules: &Rules,
+    used: &[UsageTotals],
+) -> (Arc<ReplicaPool>, Vec<TestReplica>) {
+    let pool = Arc::new(ReplicaPool::default());
+    let client = Client { name: app(), rules: rules.clone() };
+    let clients = Clients::new(vec![(client, TokenFingerprint::new("app").into())], AnonymousAccess::Refused);
+    let replicas = u32::try_from(count).unwrap();
+    let start = |replica| {
+        let link = Arc::new(PoolLink {
+            pool: Arc::clone(&pool),
+            replica,
+            replicas,
+            is_down: AtomicBool::new(false),
+        });
+        let reader: Arc<dyn UserUsageReader> = Arc::new(UnusedUsers);
+        let usage = ClientUsage::new(&clients, used, reader, NOW).with_link(link.clone(), &clients, NOW);
+        TestReplica { usage, link }
+    };
+    let replicas = (0..count).map(start).collect();
+    (pool, replicas)
+}
+
+/// A usage store in which no user has used anything.
+#[derive(Debug)]
+struct UnusedUsers;
+
+impl UserUsageReader for UnusedUsers {
+    fn read_user_usage<'a>(
+        &'a self,
+        client: &'a ClientName,
+        _: UserFingerprint,
+        _: UnixMs,
+    ) -> UserUsageFuture<'a> {
+        Box::pin(async { Ok(UsageTotals { client: client.clone(), requests: [0; 3], credits: [0; 3] }) })
+    }
+}

@@ -1,0 +1,133 @@
+//! The seam to the other replicas of the pool: the questions that a request may ask them, and the statements that it
+//! makes to them. Without `[redis]` there is no link, and a request asks nothing.
+//!
+//! A question has three possible results. If there is no answer in time, the request decides by what this replica
+//! knows, and uses at most its share of what is divided.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Instant;
+
+use crate::elevenlabs::affinity::Identifier;
+use crate::policy::client::ClientName;
+use crate::policy::client_quota::{Period, QuotaUnit};
+use crate::policy::units::UnixMs;
+use crate::pool::OwnerId;
+use crate::secret::UserFingerprint;
+
+/// The answer of the other replicas to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<T> {
+    /// The replicas know the value.
+    Known(T),
+    /// No replica knows the value.
+    Absent,
+    /// There is no link, or no answer in time.
+    Unknown,
+}
+
+/// A question to the other replicas, which ends within `redis.wait_timeout`.
+pub type LinkFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The other replicas of the pool, as requests use them.
+///
+/// The implementation ends every question within `redis.wait_timeout`, and drops an answer that arrives later. The
+/// methods that return no future never wait.
+///
+/// # Cancel safety
+///
+/// A question whose future is dropped may have been answered. A grant that it extended is repeated by the next answer.
+pub trait ReplicaLink: fmt::Debug + Send + Sync {
+    /// Returns the number of replicas of the pool that were known last, including this one. It is at least 1.
+    fn replicas(&self) -> u32;
+
+    /// Asks for the owners of `identifiers`, whose owners this replica does not know. The answer contains only those
+    /// that another replica knows.
+    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>>;
+
+    /// Publishes the owner of an identifier that a response proved.
+    fn record_owner(&self, identifier: Identifier, owner: &OwnerId);
+
+    /// Publishes that the owner of an identifier no longer has the resource.
+    fn remove_owner(&self, identifier: Identifier);
+
+    /// Asks for the account that last served `client` a list.
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>>;
+
+    /// Publishes the account that served `client` a list, when it is another one than before.
+    fn record_list_account(&self, client: &ClientName, owner: &OwnerId);
+
+    /// States the use of a quota by this replica, and asks that it may use [`QuotaStatement::needed`] more.
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer>;
+}
+
+/// The owner of an identifier, as another replica has recorded it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundOwner {
+    /// The identifier of the question.
+    pub identifier: Identifier,
+    /// The account that owns the resource.
+    pub owner: OwnerId,
+}
+
+/// Identifies one period of the quota of a client, or of one of its users.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct QuotaKey {
+    /// The client.
+    pub client: ClientName,
+    /// The user, if the quota is that of a user.
+    pub user: Option<UserFingerprint>,
+    /// The unit that the quota counts.
+    pub unit: QuotaUnit,
+    /// The period after which the count is reset.
+    pub period: Period,
+    /// The start of the current period.
+    pub period_start: UnixMs,
+}
+
+/// The absolute statement of this replica about a quota that all replicas share. All amounts are in the unit of the
+/// quota and count from the start of the period.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaStatement {
+    /// The quota, its owner and its period.
+    pub key: QuotaKey,
+    /// The maximum of all replicas together.
+    pub limit: u64,
+    /// The amount that this replica has used or reserved. It falls when a reservation is refunded.
+    pub used: u64,
+    /// The amount that this replica may use by its current grant, at least `used` without a grant.
+    pub held: u64,
+    /// Increases when the replica gives back a part of its grant. The grant of a replica is `held` if the generation
+    /// is newer than that of its last statement. Otherwise, it is the larger one of `held` and its last grant, because
+    /// the answer that extended the grant may still be on its way.
+    pub generation: u64,
+    /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
+    /// regular statement, which is never denied.
+    pub needed: u64,
+    /// The amount in addition to `used` that this replica wants to hold, at least `needed`. As much of it is granted as
+    /// is left. In the answer to a request, more may be granted far from the limit.
+    pub wanted: u64,
+}
+
+/// The answer to a [`QuotaStatement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuotaAnswer {
+    /// The replica may use what it needs.
+    Granted(QuotaGrant),
+    /// The limit does not allow what the replica needs. Its grant is not larger than before.
+    Denied(QuotaGrant),
+    /// There is no link, or no answer in time.
+    Unknown,
+}
+
+/// The part of a quota that one replica may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaGrant {
+    /// The amount that the replica may use in the period, including what it has used.
+    pub granted: u64,
+    /// The amount that the other replicas have used or reserved.
+    pub used_by_others: u64,
+    /// The end of the grant on the monotonic clock of this replica.
+    pub valid_until: Instant,
+}

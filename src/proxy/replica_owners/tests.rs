@@ -1,0 +1,163 @@
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::*;
+use crate::elevenlabs::affinity::RetentionLimits;
+use crate::proxy::replica_link::{LinkFuture, QuotaAnswer, QuotaStatement};
+use crate::secret::Fingerprint;
+
+const NOW: UnixMs = UnixMs(1_796_000_000_000);
+pub(in crate::proxy) const LIMITS: RetentionLimits =
+    RetentionLimits { max_identifiers: 1_000, max_idle: None };
+
+/// What all replicas have recorded.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Siblings {
+    owners: Mutex<HashMap<IdentifierHash, OwnerId>>,
+    lists: Mutex<HashMap<ClientName, OwnerId>>,
+    questions: AtomicUsize,
+    is_down: AtomicBool,
+}
+
+impl Siblings {
+    /// Returns the number of questions so far.
+    pub(in crate::proxy) fn question_count(&self) -> usize {
+        self.questions.load(Ordering::Acquire)
+    }
+
+    fn answer<T>(&self, answer: Answer<T>) -> LinkFuture<'_, Answer<T>>
+    where
+        T: Send + 'static,
+    {
+        self.questions.fetch_add(1, Ordering::AcqRel);
+        let answer = if self.is_down.load(Ordering::Acquire) { Answer::Unknown } else { answer };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+impl ReplicaLink for Siblings {
+    fn replicas(&self) -> u32 {
+        2
+    }
+
+    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+        let owners = self.owners.lock().unwrap();
+        let found = identifiers.iter().filter_map(|identifier| {
+            let owner = owners.get(&identifier.hash)?.clone();
+            Some(FoundOwner { identifier: *identifier, owner })
+        });
+        let found: Vec<_> = found.collect();
+        self.answer(if found.is_empty() { Answer::Absent } else { Answer::Known(found) })
+    }
+
+    fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
+        self.owners.lock().unwrap().insert(identifier.hash, owner.clone());
+    }
+
+    fn remove_owner(&self, identifier: Identifier) {
+        self.owners.lock().unwrap().remove(&identifier.hash);
+    }
+
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+        let account = self.lists.lock().unwrap().get(client).cloned();
+        self.answer(account.map_or(Answer::Absent, Answer::Known))
+    }
+
+    fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
+        self.lists.lock().unwrap().insert(client.clone(), owner.clone());
+    }
+
+    fn extend_grant<'a>(&'a self, _: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+        Box::pin(std::future::ready(QuotaAnswer::Unknown))
+    }
+}
+
+fn owner(name: &str) -> OwnerId {
+    OwnerId::new(Some(name), Fingerprint::new("sk"))
+}
+
+fn speech(voice: &str) -> RequestIdentifiers {
+    RequestIdentifiers::parse(&format!("/v1/text-to-speech/{voice}"), None)
+}
+
+/// A replica with its own index of owners.
+struct Replica {
+    index: OwnershipIndex,
+    owners: ReplicaOwners,
+}
+
+fn replica(siblings: &Arc<Siblings>) -> Replica {
+    let link: Arc<dyn ReplicaLink> = siblings.clone();
+    Replica { index: OwnershipIndex::new(LIMITS), owners: ReplicaOwners::new(link) }
+}
+
+impl Replica {
+    async fn find(&self, identifiers: &RequestIdentifiers, now: UnixMs) -> Option<Vec<OwnershipUpdate>> {
+        self.owners.find(identifiers, &self.index, now).await
+    }
+}
+
+fn only(identifiers: &RequestIdentifiers) -> Identifier {
+    *identifiers.all().next().unwrap()
+}
+
+#[tokio::test]
+async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_question() {
+    let siblings = Arc::new(Siblings::default());
+    let (first, second) = (replica(&siblings), replica(&siblings));
+    let mut named = speech("cloned");
+    let voice = only(&named);
+    record_owner(&first.index, Some(&first.owners), voice, &owner("a"), NOW).unwrap();
+    assert_eq!(record_owner(&first.index, Some(&first.owners), voice, &owner("a"), NOW), None);
+    named.add_body(br#"{"previous_request_ids":["r1"]}"#);
+    assert!(named.all().count() > 1);
+    let updates = second.find(&named, NOW).await.unwrap();
+    assert!(
+        matches!(&*updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner("a")),
+        "{updates:?}"
+    );
+    assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
+    assert_eq!(siblings.question_count(), 1);
+    assert_eq!(second.find(&named, NOW).await, None, "nothing is unknown any more");
+    assert_eq!(siblings.question_count(), 1);
+}
+
+#[tokio::test]
+async fn an_identifier_without_an_owner_is_asked_for_once_in_ten_seconds() {
+    let siblings = Arc::new(Siblings::default());
+    let replica = replica(&siblings);
+    for (second, questions) in [(0, 1), (9, 1), (10, 2)] {
+        assert_eq!(replica.find(&speech("premade"), NOW.plus(Duration::from_secs(second))).await, None);
+        assert_eq!(siblings.question_count(), questions, "after {second} s");
+    }
+    siblings.is_down.store(true, Ordering::Release);
+    for questions in [3, 4] {
+        assert_eq!(replica.find(&speech("other"), NOW).await, None);
+        assert_eq!(siblings.question_count(), questions, "no answer must not be remembered");
+    }
+}
+
+#[tokio::test]
+async fn a_removed_owner_is_removed_for_all_replicas() {
+    let siblings = Arc::new(Siblings::default());
+    let replica = replica(&siblings);
+    let voice = only(&speech("cloned"));
+    record_owner(&OwnershipIndex::new(LIMITS), Some(&replica.owners), voice, &owner("a"), NOW).unwrap();
+    replica.owners.publish(&OwnershipUpdate::Removed(voice));
+    assert_eq!(replica.find(&speech("cloned"), NOW).await, None);
+}
+
+#[tokio::test]
+async fn the_list_account_of_a_client_is_asked_for_once_a_minute() {
+    let siblings = Arc::new(Siblings::default());
+    let (first, second) = (replica(&siblings), replica(&siblings));
+    let (app, other) = (ClientName::new("app"), ClientName::new("other"));
+    first.owners.record_list_account(&app, &owner("a"));
+    assert_eq!(second.owners.find_list_account(&app, NOW).await, Some(owner("a")));
+    for (second_of_minute, questions) in [(0, 2), (59, 2), (60, 3)] {
+        let now = NOW.plus(Duration::from_secs(second_of_minute));
+        assert_eq!(second.owners.find_list_account(&other, now).await, None);
+        assert_eq!(siblings.question_count(), questions);
+    }
+}

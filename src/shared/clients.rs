@@ -1,0 +1,154 @@
+//! The limits of clients that the replicas divide: quotas, rates and concurrent requests. This module states their use
+//! at each beat, and gives the shares to the proxy.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use redis::Value;
+
+use super::link::client_id;
+use super::quotas::{grant_of, quota_call};
+use super::reply::{UnexpectedReply, list};
+use super::scripts::{Keyspace, SLOTS, ScriptCall};
+use super::shared_clock::{Moment, SharedClock};
+use super::slots::{ROTATION, SLOT_LEASE, SlotGrant, SlotStatement, Slots};
+use crate::policy::client::ClientName;
+use crate::pool::{RunningCount, SlotUse};
+use crate::proxy::{ClientShare, ClientUsage, QuotaStatement, StatementScope};
+
+/// Maximum number of subjects in one call, so that a call does not block Redis for long.
+const MAX_SUBJECTS: usize = 128;
+/// Interval between two statements of quotas. Requests state the quotas that they need themselves.
+const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The shares of this replica in the limits of clients.
+#[derive(Debug, Default)]
+pub(super) struct ClientShares {
+    slots: HashMap<ClientName, Slots>,
+    last_quota_statement: Option<std::time::Instant>,
+    /// Whether Redis may have lost the use of quotas, so that all are stated.
+    must_restate: bool,
+}
+
+/// The statements about clients in one beat.
+#[derive(Debug, Default)]
+pub(super) struct ClientBeat {
+    pub(super) calls: Vec<ScriptCall>,
+    quotas: Vec<QuotaStatement>,
+    slots: Vec<(ClientName, SlotStatement)>,
+}
+
+impl ClientShares {
+    /// States all quotas with the next beat.
+    pub(super) fn restate(&mut self) {
+        self.must_restate = true;
+    }
+
+    /// Returns the statements of the next beat, which must be sent.
+    pub(super) fn beat(
+        &mut self,
+        usage: &ClientUsage,
+        call: CallContext<'_>,
+        clock: SharedClock,
+        moment: Moment,
+    ) -> ClientBeat {
+        let mut beat = ClientBeat::default();
+        let is_due = self
+            .last_quota_statement
+            .is_none_or(|last| moment.instant.saturating_duration_since(last) >= QUOTA_INTERVAL);
+        if is_due || self.must_restate {
+            let scope = if self.must_restate { StatementScope::All } else { StatementScope::Active };
+            beat.quotas = usage.quota_statements(scope, moment.now);
+            self.last_quota_statement = Some(moment.instant);
+        }
+        for activity in usage.activity() {
+            let slots = self.slots.entry(activity.client.clone()).or_default();
+            let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
+            let count = RunningCount { running: activity.running, peak };
+            let slot_use = SlotUse { count, max: activity.max_concurrent };
+            if let Some(statement) = slots.statement(slot_use, 0, clock.to_shared(moment.now), moment.instant)
+            {
+                beat.slots.push((activity.client, statement));
+            }
+        }
+        for statements in beat.quotas.chunks(MAX_SUBJECTS) {
+            beat.calls.push(quota_call(call.keyspace, call.replica, call.replicas, statements));
+        }
+        for statements in beat.slots.chunks(MAX_SUBJECTS) {
+            beat.calls.push(slots_call(call, statements));
+        }
+        beat
+    }
+
+    /// Applies the replies to a beat that was sent at `sent`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when Redis returned something else than the scripts return.
+    pub(super) fn apply(
+        &mut self,
+        usage: &ClientUsage,
+        beat: &ClientBeat,
+        replies: &[Value],
+        sent: Moment,
+    ) -> Result<(), UnexpectedReply> {
+        let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
+        let (quota_replies, slot_replies) = replies.split_at_checked(quota_calls).ok_or(UnexpectedReply)?;
+        let quota_answers = elements(quota_replies)?;
+        let slot_grants = elements(slot_replies)?;
+        if quota_answers.len() != beat.quotas.len() || slot_grants.len() != beat.slots.len() {
+            return Err(UnexpectedReply);
+        }
+        self.must_restate &= beat.quotas.is_empty();
+        for (statement, answer) in beat.quotas.iter().zip(quota_answers) {
+            usage.apply_grant(statement, grant_of(answer, sent.instant));
+        }
+        for ((client, statement), reply) in beat.slots.iter().zip(slot_grants) {
+            let grant = SlotGrant::from_value(reply)?;
+            if let Some(slots) = self.slots.get_mut(client) {
+                slots.apply(*statement, grant, sent.instant);
+                let max_concurrent = slots.share();
+                let rate_divisor = grant.active_replicas.max(1);
+                usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
+            }
+        }
+        Ok(())
+    }
+
+    /// Divides the limits equally while Redis does not respond.
+    pub(super) fn fall_back(&mut self, usage: &ClientUsage, replicas: u32, moment: Moment) {
+        for (client, slots) in &mut self.slots {
+            if slots.fall_back(replicas, true, moment.instant).is_some() {
+                usage
+                    .set_share(client, ClientShare { rate_divisor: replicas, max_concurrent: slots.share() });
+            }
+        }
+    }
+}
+
+/// What all calls of a replica contain.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallContext<'a> {
+    pub(super) keyspace: &'a Keyspace,
+    pub(super) replica: &'a str,
+    /// The number of live replicas.
+    pub(super) replicas: u32,
+}
+
+fn slots_call(call: CallContext<'_>, statements: &[(ClientName, SlotStatement)]) -> ScriptCall {
+    let mut arguments =
+        vec![call.replica.to_owned(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
+    for (_, SlotStatement { held, demand, max, max_stamp }) in statements {
+        arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
+    }
+    let keys = statements.iter().map(|(client, _)| call.keyspace.client_slots(client_id(client))).collect();
+    ScriptCall { script: SLOTS, keys, arguments }
+}
+
+fn elements(replies: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
+    let mut elements = Vec::new();
+    for reply in replies {
+        elements.extend(list(reply)?);
+    }
+    Ok(elements)
+}

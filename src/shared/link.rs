@@ -1,0 +1,242 @@
+//! The questions that requests ask the other replicas, and the owners of identifiers that they tell them. A question
+//! is a command on the connection of the replica. It ends within `redis.wait_timeout`, with or without an answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::aio::MultiplexedConnection;
+use redis::{FromRedisValue, Pipeline, Value};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::link_counts::LinkCounts;
+use super::quotas::{grant_of, quota_call};
+use super::scripts::{Keyspace, OWNERS, ScriptCall};
+use crate::clock;
+use crate::elevenlabs::affinity::{Identifier, RetentionLimits};
+use crate::policy::client::ClientName;
+use crate::policy::shared_id::{SharedId, SharedKind};
+use crate::pool::{OwnerId, Pool, Roster};
+use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, ReplicaLink};
+
+/// The number of questions in sequence without an answer from which no more are asked until the next beat succeeds.
+const MAX_UNANSWERED: u32 = 3;
+/// Maximum number of updates that wait to be sent. An update beyond it is dropped, and other replicas then find the
+/// owner by asking the accounts.
+const MAX_QUEUED_UPDATES: usize = 8_192;
+/// The time for which the account that served a client a list is kept.
+const LIST_ACCOUNT_TTL: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// The time for which owners are kept if the configuration does not limit it.
+const MAX_OWNER_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
+
+/// The link of requests to Redis.
+pub(super) struct RedisLink {
+    /// `None` while the replica is alone.
+    commands: ArcSwapOption<MultiplexedConnection>,
+    unanswered: AtomicU32,
+    replicas: AtomicU32,
+    replica_id: String,
+    keyspace: Keyspace,
+    wait_timeout: Duration,
+    pool: Arc<Pool>,
+    owner_limits: RetentionLimits,
+    updates: mpsc::Sender<OwnerUpdate>,
+    counts: LinkCounts,
+}
+
+/// A new or removed owner, or the account of a client's list.
+#[derive(Debug)]
+pub(super) struct OwnerUpdate {
+    key: String,
+    /// `None` if the entry is removed.
+    owner: Option<SharedId>,
+    ttl: Duration,
+}
+
+/// What a [`RedisLink`] needs.
+#[derive(Debug)]
+pub(super) struct RedisLinkSettings {
+    pub(super) replica_id: String,
+    pub(super) keyspace: Keyspace,
+    pub(super) wait_timeout: Duration,
+    pub(super) pool: Arc<Pool>,
+    pub(super) owner_limits: RetentionLimits,
+    pub(super) counts: LinkCounts,
+}
+
+impl RedisLink {
+    /// Creates a link without a connection, and the receiver of the updates that the task sends.
+    pub(super) fn new(settings: RedisLinkSettings) -> (Self, mpsc::Receiver<OwnerUpdate>) {
+        let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits, counts } = settings;
+        let (updates, receiver) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let link = Self {
+            commands: ArcSwapOption::empty(),
+            unanswered: AtomicU32::new(0),
+            replicas: AtomicU32::new(1),
+            replica_id,
+            keyspace,
+            wait_timeout,
+            pool,
+            owner_limits,
+            updates,
+            counts,
+        };
+        (link, receiver)
+    }
+
+    /// Uses a connection from now on, or none.
+    pub(super) fn set_connection(&self, commands: Option<MultiplexedConnection>) {
+        self.commands.store(commands.map(Arc::new));
+    }
+
+    /// Records that Redis responds, and how many replicas share the pool.
+    pub(super) fn record_beat(&self, replicas: u32) {
+        self.unanswered.store(0, Ordering::Relaxed);
+        self.replicas.store(replicas, Ordering::Relaxed);
+    }
+
+    /// Sends commands, and returns their replies within `redis.wait_timeout`.
+    async fn ask<T: FromRedisValue>(&self, pipeline: Pipeline) -> Option<T> {
+        if self.unanswered.load(Ordering::Relaxed) >= MAX_UNANSWERED {
+            return None;
+        }
+        let mut commands = self.commands.load().as_deref()?.clone();
+        self.counts.record_commands(pipeline.len());
+        let answer = timeout(self.wait_timeout, pipeline.query_async(&mut commands)).await;
+        match answer {
+            Ok(Ok(answer)) => {
+                self.unanswered.store(0, Ordering::Relaxed);
+                Some(answer)
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    fn update(&self, update: OwnerUpdate) {
+        // See `MAX_QUEUED_UPDATES`.
+        let _ = self.updates.try_send(update);
+    }
+}
+
+/// Returns the name of an identifier for other replicas.
+fn identifier_id(identifier: &Identifier) -> SharedId {
+    SharedId::new(SharedKind::Identifier, &[identifier.hash.bytes()])
+}
+
+/// Returns the name of a client for other replicas.
+pub(super) fn client_id(client: &ClientName) -> SharedId {
+    SharedId::new(SharedKind::Client, &[client.as_str().as_bytes()])
+}
+
+/// Returns the name of an owner for other replicas, or `None` if the roster has no key of it.
+fn owner_id(roster: &Roster, owner: &OwnerId) -> Option<SharedId> {
+    let identity = roster.identity_of(owner)?;
+    let key = roster.keys().iter().find(|key| key.workspace().identity() == identity)?;
+    Some(key.workspace().shared_id())
+}
+
+impl ReplicaLink for RedisLink {
+    fn replicas(&self) -> u32 {
+        self.replicas.load(Ordering::Relaxed)
+    }
+
+    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+        Box::pin(async move {
+            let mut pipeline = redis::pipe();
+            for identifier in identifiers {
+                pipeline.cmd("GET").arg(self.keyspace.owner(identifier_id(identifier)));
+            }
+            let Some(owners) = self.ask::<Vec<Option<String>>>(pipeline).await else {
+                return Answer::Unknown;
+            };
+            let roster = self.pool.roster();
+            let found: Vec<FoundOwner> = identifiers
+                .iter()
+                .zip(owners)
+                .filter_map(|(identifier, owner)| {
+                    let owner = roster.owner_with_shared_id(SharedId::parse(&owner?)?)?;
+                    Some(FoundOwner { identifier: *identifier, owner })
+                })
+                .collect();
+            if found.is_empty() { Answer::Absent } else { Answer::Known(found) }
+        })
+    }
+
+    fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
+        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
+        self.update(OwnerUpdate {
+            key: self.keyspace.owner(identifier_id(&identifier)),
+            owner: Some(owner),
+            ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
+        });
+    }
+
+    fn remove_owner(&self, identifier: Identifier) {
+        let key = self.keyspace.owner(identifier_id(&identifier));
+        self.update(OwnerUpdate { key, owner: None, ttl: Duration::ZERO });
+    }
+
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+        Box::pin(async move {
+            let mut pipeline = redis::pipe();
+            pipeline.cmd("GET").arg(self.keyspace.list_account(client_id(client)));
+            let Some([account]) = self.ask::<[Option<String>; 1]>(pipeline).await else {
+                return Answer::Unknown;
+            };
+            let account = account.and_then(|text| SharedId::parse(&text));
+            match account.and_then(|account| self.pool.roster().owner_with_shared_id(account)) {
+                Some(owner) => Answer::Known(owner),
+                None => Answer::Absent,
+            }
+        })
+    }
+
+    fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
+        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        self.update(OwnerUpdate {
+            key: self.keyspace.list_account(client_id(client)),
+            owner: Some(owner),
+            ttl: LIST_ACCOUNT_TTL,
+        });
+    }
+
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+        Box::pin(async move {
+            let sent = clock::instant();
+            let statements = std::slice::from_ref(statement);
+            let call = quota_call(&self.keyspace, &self.replica_id, self.replicas(), statements);
+            let mut pipeline = redis::pipe();
+            pipeline.add_command(call.command());
+            let Some([reply]) = self.ask::<[Value; 1]>(pipeline).await else { return QuotaAnswer::Unknown };
+            let answers = super::reply::list(&reply);
+            answers
+                .ok()
+                .and_then(<[Value]>::first)
+                .map_or(QuotaAnswer::Unknown, |answer| grant_of(answer, sent))
+        })
+    }
+}
+
+impl fmt::Debug for RedisLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisLink").field("replica_id", &self.replica_id).finish_non_exhaustive()
+    }
+}
+
+/// Returns the call that stores updates.
+pub(super) fn owners_call(updates: &[OwnerUpdate]) -> ScriptCall {
+    let mut arguments = Vec::with_capacity(2 * updates.len());
+    for OwnerUpdate { owner, ttl, .. } in updates {
+        let owner = owner.map(|id| id.to_string()).unwrap_or_default();
+        arguments.extend([owner, ttl.as_millis().max(1).to_string()]);
+    }
+    let keys = updates.iter().map(|update| update.key.clone()).collect();
+    ScriptCall { script: OWNERS, keys, arguments }
+}

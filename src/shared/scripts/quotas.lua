@@ -1,0 +1,69 @@
+-- Divides the quotas of clients and users between the replicas. A replica may use its grant without asking. The sum of
+-- what was used and of the unused grants never exceeds the limit. Unlike credits, a use may be refunded, and a request
+-- gets what it needs as a whole or not at all.
+--
+-- KEYS: one hash per quota and period, with one field per replica, "used granted generation expires". ARGV: replica,
+-- number of replicas, lease in ms, then for each quota: limit, used here (including reservations), held here,
+-- generation of the held amount, needed in addition, wanted in addition, time to live in ms.
+-- Returns for each quota: whether the need was granted (0 or 1), granted in all, used by the other replicas.
+local ARGUMENTS = 7
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function divide(key, limit, used, held, generation, needed, wanted, ttl)
+  local others, unused, mine = 0, 0, held
+  local fields = redis.call('HGETALL', key)
+  for index = 1, #fields, 2 do
+    local pattern = '^(%d+) (%d+) (%d+) (%d+)$'
+    local its_use, granted, its_generation, expires = string.match(fields[index + 1], pattern)
+    its_use, granted, expires = tonumber(its_use), tonumber(granted), tonumber(expires)
+    if its_use and fields[index] == me then
+      -- An answer that extended the grant may still be on its way.
+      if tonumber(its_generation) >= generation and expires > now then
+        mine = math.max(mine, granted)
+      end
+    elseif its_use then
+      others = others + its_use
+      if expires > now and granted > its_use then
+        unused = unused + granted - its_use
+      end
+    end
+  end
+  mine = math.max(mine, used)
+  local free = math.max(limit - others - used - unused, 0)
+  local is_granted = needed <= free
+  if is_granted then
+    local extra = math.min(wanted, free)
+    if needed > 0 then
+      extra = math.max(needed, extra, math.floor(free / (2 * replicas)))
+    end
+    mine = math.max(mine, used + extra)
+  end
+  redis.call(
+    'HSET', key, me,
+    text(used) .. ' ' .. text(mine) .. ' ' .. text(generation) .. ' ' .. text(now + lease)
+  )
+  redis.call('PEXPIRE', key, text(ttl))
+  return { is_granted and 1 or 0, mine, others }
+end
+
+local results = {}
+for index, key in ipairs(KEYS) do
+  local at = 3 + (index - 1) * ARGUMENTS
+  results[index] = divide(
+    key,
+    tonumber(ARGV[at + 1]),
+    tonumber(ARGV[at + 2]),
+    tonumber(ARGV[at + 3]),
+    tonumber(ARGV[at + 4]),
+    tonumber(ARGV[at + 5]),
+    tonumber(ARGV[at + 6]),
+    tonumber(ARGV[at + 7])
+  )
+end
+return results
