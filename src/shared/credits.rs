@@ -88,7 +88,11 @@ pub(super) struct Credits {
     used_by_others: u64,
     /// [`CreditUse::foreign`] as it was last applied. Another value is a change by this replica.
     foreign: Option<i64>,
+    /// The newest base that Redis has returned, and its stamp.
+    base: i64,
     base_stamp: u64,
+    /// Whether Redis has returned an older base than before, because it has lost data.
+    is_base_lost: bool,
     last_used: Instant,
     /// The end of the grant, or `None` without one.
     lease_end: Option<Instant>,
@@ -117,7 +121,9 @@ impl Credits {
             charged: 0,
             used_by_others: 0,
             foreign: None,
+            base: 0,
             base_stamp: 0,
+            is_base_lost: false,
             last_used: instant,
             lease_end: None,
             bound: None,
@@ -137,9 +143,15 @@ impl Credits {
             self.used_before = self.used_before.map(|used| used.saturating_add(lost));
         }
         self.charged = usage.charged_here;
-        let base = self.used_before.filter(|_| self.foreign != Some(usage.foreign)).map(|used_before| {
-            let shared = used_before.saturating_add(self.used_by_others);
-            (usage.foreign.saturating_sub_unsigned(shared), learned_at.max(self.base_stamp))
+        let base = self.used_before.and_then(|used_before| {
+            if self.foreign != Some(usage.foreign) {
+                let shared = used_before.saturating_add(self.used_by_others);
+                return Some((
+                    usage.foreign.saturating_sub_unsigned(shared),
+                    learned_at.max(self.base_stamp),
+                ));
+            }
+            self.is_base_lost.then_some((self.base, self.base_stamp))
         });
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
@@ -162,8 +174,14 @@ impl Credits {
         usage: CreditUse,
         sent: Instant,
     ) -> Option<CreditShare> {
+        self.is_base_lost = grant.base_stamp < self.base_stamp;
+        if self.is_base_lost {
+            // The next statement contains the base again. Until then, the count and the share stay as they are.
+            return None;
+        }
         self.left = grant.left;
         self.used_by_others = grant.used_by_others;
+        self.base = grant.base;
         self.base_stamp = grant.base_stamp;
         let Some(used_before) = self.used_before else {
             self.restore(grant, usage);
