@@ -12,10 +12,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod clients;
 mod credits;
 mod evidence;
 mod lost_redis;
 mod operators;
+mod owners;
 mod slots;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +28,11 @@ use support::replicas::TestReplicas;
 
 const FIRST_KEY: &str = "sk_first_key_of_the_replicas_0000";
 const SECOND_KEY: &str = "sk_second_key_of_the_replicas_000";
+
+const ADMIN_TOKEN: &str = "an-admin-token-of-the-replicas-0123456789";
+
+/// The settings with which all replicas have the same admin token.
+const ADMIN: [(&str, &str); 1] = [("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)];
 
 /// The settings with which quotas are polled. By default, the tests do not poll.
 const POLLING: [(&str, &str); 1] = [("KEYCHOIR_QUOTA_POLLING__ENABLED", "true")];

@@ -5,19 +5,21 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use super::{FIRST_KEY, SECOND_KEY, plan, request_speech, start_with, wait_until_async, wait_until_shared};
+use super::{
+    ADMIN, ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, plan, request_speech, start_with, wait_until_async,
+    wait_until_shared,
+};
 use crate::support::events::EventReader;
 use crate::support::program::{keychoir_command, run, stderr};
 use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
 
-const ADMIN_TOKEN: &str = "kca_admin_token_of_the_replicas";
 const OVERVIEW_PATH: &str = "/api/keychoir/v1/overview";
 const DOCUMENTATION: &str = include_str!("../../docs/operations.md");
 
 async fn start_replicas(count: usize) -> (RedisServer, TestReplicas) {
     let plan = plan(&[(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)], None);
-    start_with(count, plan, &[("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)]).await
+    start_with(count, plan, &ADMIN).await
 }
 
 /// Requests a path of the admin API.
