@@ -1,5 +1,5 @@
 //! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
-//! the usage store, the mirror and the connections. The metrics of requests are updated by each request and
+//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request and
 //! are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +16,7 @@ use crate::mirror::{self, MirrorState};
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
+use crate::shared::{LinkState, SharedPoolView};
 use crate::telemetry::{self, GaugeSamples, key_label};
 
 /// The statuses of the status document, and `paused`.
@@ -116,7 +117,33 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
         GaugeSamples(states.into()),
     );
     register_key_metrics(registry, &keys);
+    if let Some(shared) = &admin.shared {
+        register_replica_metrics(registry, shared);
+    }
     page_registry
+}
+
+/// Registers the metrics of the replicas and of Redis, which exist only with `[redis]`.
+fn register_replica_metrics(registry: &mut Registry, shared: &SharedPoolView) {
+    let view = shared.get();
+    let is_connected = view.link == LinkState::Connected;
+    let is_leader = is_connected && view.replicas.iter().any(|replica| replica.is_self && replica.is_leader);
+    for (name, help, value) in [
+        ("redis_up", "1 while the replicas share the pool through Redis, else 0", u64::from(is_connected)),
+        (
+            "replicas",
+            "Live replicas of the pool when Redis responded last, with this one",
+            view.live_replicas().count().max(1) as u64,
+        ),
+        (
+            "replica_is_leader",
+            "1 while this replica polls the provider for all replicas, else 0",
+            u64::from(is_leader),
+        ),
+    ] {
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    shared.counts().register(registry);
 }
 
 fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::color::{ColorOption, Palette, Tone};
 use super::server::{ServerOptions, ServerRequestError, StatusClient};
@@ -23,11 +24,11 @@ use why::ExplainedKey;
 pub(super) struct Arguments {
     #[command(flatten)]
     server: ServerOptions,
-    /// Print the document of /api/elevenlabs-status unchanged.
+    /// Print the document of /api/elevenlabs-status. With [redis], `shared` and `replicas` of /readyz are added.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 if all keys are active and usage records are written, 2 if no key can serve or
-    /// Keychoir does not respond, and 1 otherwise.
+    /// Exit with 0 if all keys are active, usage records are written and other replicas can be reached, 2 if no key
+    /// can serve or Keychoir does not respond, and 1 otherwise.
     #[arg(long)]
     check: bool,
     /// Explain the state of one key, given by its number, name or short form: the reason, the times, the
@@ -49,13 +50,15 @@ pub(super) struct Arguments {
     color: ColorOption,
 }
 
-/// The exit code of `--check` if a key is not active or usage records cannot be written.
+/// The exit code of `--check` if a key is not active, usage records cannot be written, or Redis does not respond.
 const CHECK_DEGRADED: u8 = 1;
 /// The exit code of `--check` if no key can serve or Keychoir does not respond.
 const CHECK_UNAVAILABLE: u8 = 2;
 
 /// The value in `/readyz` for a provider that cannot be reached.
 const UNREACHABLE: &str = "unreachable";
+/// The value in `/readyz` of a replica whose Redis does not respond.
+const ALONE: &str = "alone";
 
 /// The fields of the status document that are printed.
 #[derive(Debug, Deserialize)]
@@ -91,6 +94,12 @@ struct ReportedReadiness {
     draining: String,
     records_waiting: u64,
     records_lost: u64,
+    /// The state of the connection to other replicas. `off` without `[redis]`, and empty at an earlier version.
+    #[serde(default)]
+    shared: String,
+    /// The replicas that share the pool.
+    #[serde(default)]
+    replicas: u64,
 }
 
 /// The document `/api/keychoir-keys`, with the fields of `K` for each key. The document lists the keys in the
@@ -138,14 +147,32 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let documents =
         runtime.block_on(async { fetch(&client?).await }).map_err(|error| fail_with(error_code, error))?;
     if json {
-        print(&documents.text);
+        print(&documents.to_json());
     } else {
         print(&documents.format(why.as_deref(), palette).map_err(fail)?);
     }
     if check { check_status(&documents.page, &documents.readiness) } else { Ok(()) }
 }
 
+impl ReportedReadiness {
+    /// Whether this Keychoir is configured to share its pool with other replicas.
+    fn is_shared(&self) -> bool {
+        !matches!(&*self.shared, "" | "off")
+    }
+}
+
 impl StatusDocuments {
+    /// Returns the status document, with the state of the replicas at its end if the pool is shared.
+    fn to_json(&self) -> String {
+        let ReportedReadiness { shared, replicas, .. } = &self.readiness;
+        match self.text.trim_end().strip_suffix('}') {
+            Some(members) if self.readiness.is_shared() => {
+                format!("{members},\"shared\":{},\"replicas\":{replicas}}}", json!(shared))
+            }
+            Some(_) | None => self.text.clone(),
+        }
+    }
+
     /// Formats the state of all keys, or everything about one of them. Returns an error message if that key is
     /// unknown.
     fn format(&self, requested_key: Option<&str>, palette: Palette) -> Result<String, String> {
@@ -183,7 +210,9 @@ fn check_status(page: &StatusPage, readiness: &ReportedReadiness) -> CommandResu
     if page.active_keys == 0 || readiness.draining == "yes" {
         return Err(ExitCode::from(CHECK_UNAVAILABLE));
     }
-    if page.active_keys < page.total_keys || readiness.store != "ok" || readiness.upstream == UNREACHABLE {
+    let is_degraded =
+        readiness.store != "ok" || readiness.upstream == UNREACHABLE || readiness.shared == ALONE;
+    if page.active_keys < page.total_keys || is_degraded {
         return Err(ExitCode::from(CHECK_DEGRADED));
     }
     Ok(())
@@ -208,6 +237,7 @@ fn format_page(
         format_total_remaining(page)
     ));
     text.push_str(&format_discrepancies(details));
+    text.push_str(&format_replicas(readiness, palette));
     if readiness.upstream == UNREACHABLE {
         text.push_str("\nElevenLabs cannot be reached: connections to it fail.");
     }
@@ -223,6 +253,23 @@ fn format_page(
         ));
     }
     text
+}
+
+/// Formats a line about the replicas that share the pool. Returns an empty text if there can be no others.
+fn format_replicas(readiness: &ReportedReadiness, palette: Palette) -> String {
+    if !readiness.is_shared() {
+        return String::new();
+    }
+    let line = match (&*readiness.shared, readiness.replicas) {
+        (ALONE, _) => palette.paint(
+            Tone::Warning,
+            "Alone: Redis does not respond, and this replica uses its part of the pool.",
+        ),
+        ("connecting", _) => "This replica is connecting to Redis.".to_owned(),
+        (_, 0 | 1) => "No other replica shares the pool.".to_owned(),
+        (_, replicas) => format!("{replicas} replicas share the pool."),
+    };
+    format!("\n{line}")
 }
 
 /// Formats the total of remaining characters. Keys with an unknown limit are counted separately.
@@ -377,6 +424,8 @@ mod tests {
             draining: "yes".to_owned(),
             records_waiting: 1_000_000,
             records_lost: u64::from(u32::MAX),
+            shared: ALONE.to_owned(),
+            replicas: 1_000,
         };
         let details_of_key = |drift, name: Option<&str>| ReportedKeyDetails {
             short_key: "sk_6c036526...d452b".to_owned(),
@@ -398,7 +447,7 @@ mod tests {
             assert_eq!(text.matches("Drift of ").count(), 2, "{text}");
             let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
             assert!(widest <= 80, "{widest}\n{}", text.lines().next().unwrap());
-            assert!(text.contains("Dec 31") && text.contains("are lost."));
+            assert!(text.contains("Dec 31") && text.contains("are lost.") && text.contains("\nAlone: "));
             assert_eq!(text.contains("a-name-t..."), name.is_some(), "{text}");
         }
     }
@@ -436,6 +485,8 @@ mod tests {
                 draining: "no".into(),
                 records_waiting: 0,
                 records_lost: 0,
+                shared: "off".into(),
+                replicas: 1,
             };
             format_page(&page, &details, &readiness, Palette::default())
         };
@@ -444,5 +495,24 @@ mod tests {
         let text = format_keys(vec![key(0, 0), key(100, 60)], Some("payg"));
         assert!(text.contains("unknown  pay as you go"), "{text}");
         assert!(text.ends_with("60 characters left and 1 key without a known limit"), "{text}");
+    }
+
+    #[test]
+    fn the_number_of_replicas_is_shown_only_if_there_can_be_others() {
+        let check = |shared: &str, replicas, expected: &str| {
+            let document = json!({
+                "store": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0, "shared": shared,
+                "replicas": replicas,
+            });
+            let readiness: ReportedReadiness = serde_json::from_value(document).unwrap();
+            let text = format_replicas(&readiness, Palette::default());
+            assert_eq!(text.trim_start(), expected, "{shared} {replicas}");
+        };
+        check("off", 1, "");
+        check("", 0, "");
+        check("connecting", 1, "This replica is connecting to Redis.");
+        check("connected", 1, "No other replica shares the pool.");
+        check("connected", 3, "3 replicas share the pool.");
+        check("alone", 3, "Alone: Redis does not respond, and this replica uses its part of the pool.");
     }
 }

@@ -12,6 +12,7 @@ use redis::{FromRedisValue, Pipeline, Value};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::link_counts::LinkCounts;
 use super::quotas::{grant_of, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
@@ -43,6 +44,7 @@ pub(super) struct RedisLink {
     pool: Arc<Pool>,
     owner_limits: RetentionLimits,
     updates: mpsc::Sender<OwnerUpdate>,
+    counts: LinkCounts,
 }
 
 /// A new or removed owner, or the account of a client's list.
@@ -62,12 +64,13 @@ pub(super) struct RedisLinkSettings {
     pub(super) wait_timeout: Duration,
     pub(super) pool: Arc<Pool>,
     pub(super) owner_limits: RetentionLimits,
+    pub(super) counts: LinkCounts,
 }
 
 impl RedisLink {
     /// Creates a link without a connection, and the receiver of the updates that the task sends.
     pub(super) fn new(settings: RedisLinkSettings) -> (Self, mpsc::Receiver<OwnerUpdate>) {
-        let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits } = settings;
+        let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits, counts } = settings;
         let (updates, receiver) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
@@ -79,6 +82,7 @@ impl RedisLink {
             pool,
             owner_limits,
             updates,
+            counts,
         };
         (link, receiver)
     }
@@ -100,6 +104,7 @@ impl RedisLink {
             return None;
         }
         let mut commands = self.commands.load().as_deref()?.clone();
+        self.counts.record_commands(pipeline.len());
         let answer = timeout(self.wait_timeout, pipeline.query_async(&mut commands)).await;
         match answer {
             Ok(Ok(answer)) => {

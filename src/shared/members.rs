@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::reply::{UnexpectedReply, amount, list, text, tuple};
 use super::scripts::Map;
 
-/// The time after its last beat at which a replica counts as ended.
-pub(super) const MEMBER_TTL: Duration = Duration::from_secs(10);
+/// The time after its last beat at which a replica counts as ended. The others notice it at their next full beat, at most
+/// 2 s later, so that they all know of it within 10 s.
+pub(super) const MEMBER_TTL: Duration = Duration::from_secs(8);
 /// The time for which an ended replica is listed.
 pub(super) const LISTED: Duration = Duration::from_secs(3_600);
-/// The lease of the leader. It is renewed at each beat.
-pub(super) const LEADER_LEASE: Duration = Duration::from_secs(10);
+/// The lease of the leader. It is renewed at each beat, and taken over at a full beat of another replica.
+pub(super) const LEADER_LEASE: Duration = Duration::from_secs(8);
 
 /// What a replica tells about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ use super::clients::{CallContext, ClientShares};
 use super::connect_error::RedisConnectError;
 use super::connection::{RedisConnection, RedisEndpoint};
 use super::link::{OwnerUpdate, RedisLink, RedisLinkSettings, owners_call};
+use super::link_counts::{LinkCounts, LinkFault};
 use super::maps::{MapEntry, Message, store_calls};
 use super::members::MEMBER_TTL;
 use super::overlay::OverlayPort;
@@ -107,6 +108,19 @@ enum LinkError {
     Reply(#[from] UnexpectedReply),
 }
 
+impl LinkError {
+    /// Returns the reason for the metrics.
+    fn fault(&self) -> LinkFault {
+        match self {
+            Self::Connect(error) => LinkFault::of_connect(error),
+            Self::Command(error) => LinkFault::of_command(error),
+            Self::Timeout(_) => LinkFault::Timeout,
+            Self::Closed => LinkFault::Closed,
+            Self::Reply(_) => LinkFault::Reply,
+        }
+    }
+}
+
 impl LinkTask {
     /// Prepares the link. Nothing is connected yet.
     ///
@@ -127,6 +141,7 @@ impl LinkTask {
             wait_timeout: settings.wait_timeout,
             pool: Arc::clone(&pool),
             owner_limits,
+            counts: view.counts().clone(),
         });
         let link = Arc::new(link);
         let replica_settings = ReplicaSettings {
@@ -186,6 +201,7 @@ impl LinkTask {
                 }
                 _ => self.endpoint.clone(),
             };
+            self.view.counts().record_error(error.fault());
             if !std::mem::replace(&mut is_reported, true) {
                 warn!(
                     event = "redis_lost",
@@ -239,6 +255,7 @@ impl LinkTask {
         };
         let mut link = Link {
             connection,
+            counts: self.view.counts().clone(),
             response_timeout: self.settings.response_timeout,
             last_beat: None,
             last_demand: None,
@@ -284,6 +301,7 @@ impl LinkTask {
 #[derive(Debug)]
 struct Link {
     connection: RedisConnection,
+    counts: LinkCounts,
     response_timeout: Duration,
     last_beat: Option<Instant>,
     last_demand: Option<Instant>,
@@ -484,14 +502,33 @@ impl Link {
         for call in calls {
             pipeline.add_command(call.command());
         }
-        self.query(|mut commands| async move { pipeline.query_async(&mut commands).await }).await
+        self.query_all(calls.len(), |mut commands| async move { pipeline.query_async(&mut commands).await })
+            .await
     }
 
+    /// Sends one command.
     async fn query<T, F>(&self, query: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, LinkError>
     where
         F: Future<Output = Result<T, RedisError>>,
     {
+        self.query_all(1, query).await
+    }
+
+    /// Sends this number of commands together.
+    async fn query_all<T, F>(
+        &self,
+        commands: usize,
+        query: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, LinkError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        let sent = clock::instant();
+        self.counts.record_commands(commands);
         let response = timeout(self.response_timeout, query(self.connection.commands.clone())).await;
+        if response.is_ok() {
+            self.counts.record_round_trip(clock::elapsed_since(sent));
+        }
         Ok(response.map_err(|_| LinkError::Timeout(self.response_timeout))??)
     }
 }

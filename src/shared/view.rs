@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::link_counts::LinkCounts;
 use super::members::Membership;
 use super::shared_clock::SharedClock;
 use crate::policy::units::UnixMs;
@@ -68,14 +69,17 @@ impl PoolView {
     }
 }
 
-/// A handle to the current [`PoolView`]. All clones share it.
+/// A handle to the current [`PoolView`], and to the counts of the connection. All clones share them.
 #[derive(Clone, Debug)]
-pub struct SharedPoolView(Arc<ArcSwap<PoolView>>);
+pub struct SharedPoolView {
+    view: Arc<ArcSwap<PoolView>>,
+    counts: LinkCounts,
+}
 
 impl Default for SharedPoolView {
     fn default() -> Self {
         let view = PoolView { link: LinkState::Connecting, replicas: Vec::new() };
-        Self(Arc::new(ArcSwap::from_pointee(view)))
+        Self { view: Arc::new(ArcSwap::from_pointee(view)), counts: LinkCounts::default() }
     }
 }
 
@@ -83,11 +87,17 @@ impl SharedPoolView {
     /// Returns the current view.
     #[must_use]
     pub fn get(&self) -> Arc<PoolView> {
-        self.0.load_full()
+        self.view.load_full()
+    }
+
+    /// Returns the counts of the connection to Redis.
+    #[must_use]
+    pub fn counts(&self) -> &LinkCounts {
+        &self.counts
     }
 
     pub(super) fn set(&self, view: PoolView) {
-        self.0.store(Arc::new(view));
+        self.view.store(Arc::new(view));
     }
 }
 

@@ -26,7 +26,7 @@ use crate::policy::method::recorded_method;
 use crate::policy::outcome::Outcome;
 use crate::pool::Key;
 pub use exposition::{ExpositionFormat, GaugeSamples};
-use histogram::Histogram;
+pub use histogram::Histogram;
 use table::MetricTable;
 
 /// Bucket bounds in seconds: from the provider's fastest responses to its longest generated speech.

@@ -24,7 +24,8 @@ pub use event_ring::{EndedRequest, Event, EventBatch, EventContent, EventListene
 pub use line::{LineFormat, LineLayer};
 pub use log::{FlushOnDrop, LogSink, dropped_lines, flush};
 pub use metrics::{
-    AttemptUsage, ExpositionFormat, GaugeSamples, OpenSession, RequestLabels, RequestMetrics, key_label,
+    AttemptUsage, ExpositionFormat, GaugeSamples, Histogram, OpenSession, RequestLabels, RequestMetrics,
+    key_label,
 };
 pub use transitions::{
     describe_unknown_limit, key_name, keys_loaded_message, log_discrepancy, log_restriction, log_transitions,

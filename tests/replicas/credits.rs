@@ -1,6 +1,6 @@
 //! The credits of accounts that several replicas spend.
 
-use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start};
+use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start, wait_until_async};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_replicas_spend_all_credits_without_a_refusal() {
@@ -12,4 +12,31 @@ async fn three_replicas_spend_all_credits_without_a_refusal() {
     let books = replicas.close().await;
     assert_eq!(books.ledger.totals.charged, 2_000);
     assert_eq!(refused_attempts(&books.ledger), 0, "no replica must ask for more than is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_redis_gets_the_credits_that_others_have_used_again() {
+    let mut plan = plan(&[(FIRST_KEY, 1_000)], None);
+    plan.workspaces[0].used = 500;
+    let (redis, replicas) = start(2, plan).await;
+    assert_eq!(request_speech(&replicas, 10, 2, 10).await, (10, 0));
+    let is_counted = async || {
+        for replica in 0..2 {
+            let status = replicas.document(replica, "/api/elevenlabs-status").await;
+            if status["keys"][0]["characterCount"] != 600 {
+                return false;
+            }
+        }
+        true
+    };
+    wait_until_async(is_counted).await;
+    let has_base = async || {
+        let keys: Vec<String> = redis.command(&["KEYS", "*:credits:*"]);
+        keys.len() == 1 && redis.command::<Option<String>>(&["HGET", &keys[0], "base"]).is_some()
+    };
+    assert!(has_base().await);
+    redis.flush();
+    wait_until_async(has_base).await;
+    wait_until_async(is_counted).await;
+    replicas.close().await;
 }

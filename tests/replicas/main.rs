@@ -17,6 +17,7 @@ mod credits;
 mod evidence;
 mod killed;
 mod lost_redis;
+mod operators;
 mod owners;
 mod secrets;
 mod servers;

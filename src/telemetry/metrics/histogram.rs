@@ -12,7 +12,7 @@ use prometheus_client::metrics::MetricType;
 
 /// A histogram whose counts are shared by all clones.
 #[derive(Clone, Debug)]
-pub(super) struct Histogram(Arc<Buckets>);
+pub struct Histogram(Arc<Buckets>);
 
 #[derive(Debug)]
 struct Buckets {
@@ -24,12 +24,15 @@ struct Buckets {
 }
 
 impl Histogram {
-    pub(super) fn new(bounds: &'static [f64]) -> Self {
+    /// Creates an empty histogram with these upper bounds of its buckets in seconds, ascending.
+    #[must_use]
+    pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::default()).collect();
         Self(Arc::new(Buckets { bounds, counts, sum_us: AtomicU64::default() }))
     }
 
-    pub(super) fn observe(&self, duration: Duration) {
+    /// Records a duration.
+    pub fn observe(&self, duration: Duration) {
         let Buckets { bounds, counts, sum_us } = &*self.0;
         let seconds = duration.as_secs_f64();
         let bucket = bounds.iter().position(|bound| seconds <= *bound).unwrap_or(bounds.len());

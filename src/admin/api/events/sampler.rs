@@ -18,6 +18,8 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// Members that change with the time alone. A change of only such members is not an event.
 const VOLATILE_KEY_MEMBERS: [&str; 2] = ["credits_per_day", "exhausted_at"];
 const VOLATILE_OVERVIEW_MEMBERS: [&str; 3] = ["/now", "/credits/per_day", "/credits/exhausted_at"];
+/// The member of each replica in the overview that changes with the time alone.
+const VOLATILE_REPLICA_MEMBER: &str = "last_seen";
 
 /// The ring of events, and the state that was recorded in it. Clones share both.
 #[derive(Clone, Debug)]
@@ -157,6 +159,10 @@ impl RecordedDocument {
                 *member = Value::Null;
             }
         }
+        let replicas = overview.pointer_mut("/replicas").and_then(Value::as_array_mut).into_iter().flatten();
+        replicas
+            .filter_map(Value::as_object_mut)
+            .for_each(|replica| drop(replica.remove(VOLATILE_REPLICA_MEMBER)));
         Self { document, compared: overview.to_string() }
     }
 }
@@ -166,7 +172,9 @@ mod tests {
     use super::*;
 
     fn overview(now: &str, total: u64) -> Value {
-        json!({"now": now, "credits": {"per_day": now.len(), "exhausted_at": now}, "keys": total})
+        let replica = json!({"id": "r1", "last_seen": now, "is_live": true});
+        let credits = json!({"per_day": now.len(), "exhausted_at": now});
+        json!({"now": now, "credits": credits, "keys": total, "shared": "connected", "replicas": [replica]})
     }
 
     fn key(id: &str, in_flight: u64, per_day: u64) -> Value {
@@ -194,6 +202,17 @@ mod tests {
         assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a"]);
         assert_eq!(changed(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
         assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a", "overview"]);
+    }
+
+    #[test]
+    fn a_lost_redis_and_an_ended_replica_are_events() {
+        let mut recorded = RecordedState::default();
+        changed(&mut recorded, Vec::new(), overview("1", 1));
+        for (path, value) in [("/shared", json!("alone")), ("/replicas/0/is_live", json!(false))] {
+            let mut changed_overview = overview("1", 1);
+            *changed_overview.pointer_mut(path).unwrap() = value;
+            assert_eq!(changed(&mut recorded, Vec::new(), changed_overview), ["overview"], "{path}");
+        }
     }
 
     #[test]
