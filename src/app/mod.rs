@@ -48,10 +48,10 @@ pub use listen::{ListenError, ProgramListeners, listen, listen_for_operators};
 pub use online_check::{CheckedKey, OnlineCheck, RouteCheck};
 pub use start_error::{StartError, UnprotectedListener};
 
-use crate::shared::OverlayPort;
+use crate::shared::{OverlayPort, new_replica_id};
 use https::Certificates;
 use mirror_task::MirrorTask;
-use replica_task::{PreparedReplica, ReplicaTask};
+use replica_task::{LEAVE_TIMEOUT, PreparedReplica, ReplicaTask};
 use router::{ListenerScope, Router};
 use start_error::{check_exposure, check_operator_exposure};
 
@@ -136,7 +136,7 @@ pub fn start(
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_totals = store.read_client_usage(clock::now())?;
-    let replica_id = store.replica_id(&replica_task::new_id())?;
+    let replica_id = store.replica_id(&new_replica_id())?;
     let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
     let user_reader = Arc::new(store_writer.history.clone());
     let mut client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
@@ -389,6 +389,7 @@ impl RunningApp {
     #[must_use]
     pub fn max_duration_after_drain(&self) -> Duration {
         ABORT_TIMEOUT
+            + self.replica.as_ref().map_or(Duration::ZERO, |_| LEAVE_TIMEOUT)
             + WRITE_TIMEOUT
             + self.mirror_task.as_ref().map_or(Duration::ZERO, |mirror_task| mirror_task.final_push_timeout)
     }
@@ -404,7 +405,7 @@ impl RunningApp {
         let Drain { draining, kept_connections, stop_accepting, close_idle, abort, .. } = &self.drain;
         self.drain_flag.set();
         draining.cancel();
-        drop((self.quota_task, self.conversation_task, self.renewal_task, self.replica));
+        drop((self.quota_task, self.conversation_task, self.renewal_task));
         // Idle connections get at most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {
@@ -436,6 +437,9 @@ impl RunningApp {
         drop((self.worker_pool, self.operator_pool));
         let workers_timeout = ABORT_TIMEOUT.saturating_sub(clock::elapsed_since(abort_start));
         let _ = tokio::time::timeout(workers_timeout, self.workers.shut_down()).await;
+        if let Some(replica) = self.replica {
+            replica.leave().await;
+        }
         let write_start = clock::instant();
         let is_written = self.store_writer.wait_until_written(WRITE_TIMEOUT).await;
         // The duration of this write shortens the wait until the database is closed.

@@ -1,8 +1,10 @@
 //! The task that shares the pool with other replicas, and its connections to the rest of the program.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
@@ -26,8 +28,22 @@ pub(super) struct ReplicaTask {
     pub(super) poll_sharing: PollSharing,
     pub(super) view: SharedPoolView,
     pub(super) overlay: mpsc::Sender<OverlayPort>,
+    leaving: CancellationToken,
+    tasks: Tasks,
     _task: AbortOnDrop,
 }
+
+impl ReplicaTask {
+    /// Gives everything back that this replica holds, so that the others need not wait for the end of its leases.
+    pub(super) async fn leave(self) {
+        self.leaving.cancel();
+        // If Redis does not respond in time, the leases end by themselves.
+        let _ = tokio::time::timeout(LEAVE_TIMEOUT, self.tasks.wait_until_ended()).await;
+    }
+}
+
+/// Maximum duration of [`ReplicaTask::leave`].
+pub(super) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl PreparedReplica {
     /// Prepares the link. `regions` are the regional hosts of the provider, or `None` if this program does not poll.
@@ -59,13 +75,9 @@ impl PreparedReplica {
 
     /// Starts the task, which states the use of the clients in `config`.
     pub(super) fn start(self, config: SharedConfig) -> ReplicaTask {
-        let Self { task, polls, handles: LinkHandles { role, view, overlay, .. } } = self;
-        let task = Tasks::new().spawn_guarded(task.run(config));
-        ReplicaTask { poll_sharing: PollSharing { role, polls }, view, overlay, _task: task }
+        let Self { task, polls, handles: LinkHandles { role, view, overlay, leaving, .. } } = self;
+        let tasks = Tasks::new();
+        let task = tasks.spawn_guarded(task.run(config));
+        ReplicaTask { poll_sharing: PollSharing { role, polls }, view, overlay, leaving, tasks, _task: task }
     }
-}
-
-/// Returns a new random id of a replica.
-pub(super) fn new_id() -> String {
-    format!("r{:012x}", fastrand::u64(..1 << 48))
 }

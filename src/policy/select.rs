@@ -219,8 +219,10 @@ fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choic
     {
         return Ok(Choice::Probe(position));
     }
-    let with_most_credits =
-        usable().filter(|(_, key)| is_short(key)).max_by_key(|(_, key)| key.ranking.remaining);
+    let is_cooling = |key: &Candidate| matches!(key.concurrency, ConcurrencyState::Cooling { .. });
+    let with_most_credits = usable()
+        .filter(|(_, key)| is_short(key) && !is_cooling(key))
+        .max_by_key(|(_, key)| key.ranking.remaining);
     match with_most_credits {
         Some((
             position,
@@ -230,11 +232,9 @@ fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choic
                 ..
             },
         )) => Ok(Choice::Overcommit(position)),
-        // Requests in flight may return credits that they have reserved.
-        Some((_, Candidate { concurrency: ConcurrencyState::Free | ConcurrencyState::Full { .. }, .. })) => {
-            busy
-        }
-        Some((_, Candidate { concurrency: ConcurrencyState::Cooling { .. }, .. })) | None => {
+        // Requests in flight, here or at other replicas, may return credits that they have reserved.
+        Some(_) => busy,
+        None => {
             // The cooldown and the lack of credits are both unproven.
             let is_probe_candidate = |key: &Candidate| key.may_probe && is_free(key);
             if let Some((position, _)) =

@@ -41,6 +41,12 @@ pub(super) struct CreditStatement {
 }
 
 impl CreditStatement {
+    /// Returns the statement of a replica that leaves: it needs nothing and holds nothing that it has not used.
+    pub(super) fn without_need(self) -> Self {
+        let used = self.used.unwrap_or(0);
+        Self { needed: 0, reserved: 0, held: used, limit: 0, ..self }
+    }
+
     /// Whether another statement would lead to the same reply.
     pub(super) fn is_same(self, other: Self) -> bool {
         let without_base = |statement| Self { base: None, held: 0, ..statement };

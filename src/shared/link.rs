@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Pipeline, Value};
 use tokio::sync::mpsc;
@@ -38,7 +38,7 @@ pub(super) struct RedisLink {
     commands: ArcSwapOption<MultiplexedConnection>,
     unanswered: AtomicU32,
     replicas: AtomicU32,
-    replica_id: String,
+    replica_id: ArcSwap<String>,
     keyspace: Keyspace,
     wait_timeout: Duration,
     pool: Arc<Pool>,
@@ -76,7 +76,7 @@ impl RedisLink {
             commands: ArcSwapOption::empty(),
             unanswered: AtomicU32::new(0),
             replicas: AtomicU32::new(1),
-            replica_id,
+            replica_id: ArcSwap::from_pointee(replica_id),
             keyspace,
             wait_timeout,
             pool,
@@ -90,6 +90,11 @@ impl RedisLink {
     /// Uses a connection from now on, or none.
     pub(super) fn set_connection(&self, commands: Option<MultiplexedConnection>) {
         self.commands.store(commands.map(Arc::new));
+    }
+
+    /// States quotas under a new id from now on.
+    pub(super) fn replace_id(&self, id: String) {
+        self.replica_id.store(Arc::new(id));
     }
 
     /// Records that Redis responds, and how many replicas share the pool.
@@ -211,7 +216,7 @@ impl ReplicaLink for RedisLink {
         Box::pin(async move {
             let sent = clock::instant();
             let statements = std::slice::from_ref(statement);
-            let call = quota_call(&self.keyspace, &self.replica_id, self.replicas(), statements);
+            let call = quota_call(&self.keyspace, &self.replica_id.load(), self.replicas(), statements);
             let mut pipeline = redis::pipe();
             pipeline.add_command(call.command());
             let Some([reply]) = self.ask::<[Value; 1]>(pipeline).await else { return QuotaAnswer::Unknown };

@@ -120,6 +120,12 @@ impl KnownMaps {
         outdated
     }
 
+    /// Returns all maps as lost. They are read and stated again.
+    pub(super) fn lose_all(&mut self) -> Outdated {
+        self.stamps.iter_mut().for_each(HashMap::clear);
+        Outdated { to_read: Map::ALL.to_vec(), to_restate: Map::ALL.to_vec() }
+    }
+
     /// Forgets the entries of a map, so that they are applied again when they are read.
     pub(super) fn forget(&mut self, map: Map) {
         self.stamps[map.index()].clear();

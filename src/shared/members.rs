@@ -48,11 +48,13 @@ pub(super) struct Membership {
     /// The versions of the maps, in the order of [`Map::ALL`].
     pub(super) versions: [u64; Map::ALL.len()],
     pub(super) members: Vec<Member>,
+    /// What the replica had told about itself before; `None` if Redis did not know it.
+    pub(super) previous: Option<Description>,
 }
 
 impl Membership {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [now, leader, versions, members] = tuple(value)?;
+        let [now, leader, versions, members, previous] = tuple(value)?;
         let versions: &[Value; Map::ALL.len()] = tuple(versions)?;
         let mut known_versions = [0; Map::ALL.len()];
         for (known, version) in known_versions.iter_mut().zip(versions) {
@@ -72,6 +74,10 @@ impl Membership {
             leader: text(leader)?.to_owned(),
             versions: known_versions,
             members: list(members)?.iter().map(member).collect::<Result<_, _>>()?,
+            previous: match text(previous)? {
+                "" => None,
+                description => Some(serde_json::from_str(description).unwrap_or_default()),
+            },
         })
     }
 

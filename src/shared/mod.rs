@@ -16,6 +16,7 @@ mod link;
 mod link_counts;
 mod maps;
 mod members;
+mod open_link;
 mod overlay;
 mod polls;
 mod probe;
@@ -45,7 +46,7 @@ pub use link_counts::LinkCounts;
 pub use overlay::{OverlayExchange, OverlayPort, OverlayVersion, SealedOverlay};
 pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
 pub use push::{Push, Pushes};
-pub use task::{LinkHandles, LinkInputs, LinkTask};
+pub use task::{LinkHandles, LinkInputs, LinkTask, new_replica_id};
 pub use view::{LinkState, PoolView, ReplicaInfo, SharedPoolView};
 
 /// The Redis that replicas share, and the timing of the connection to it.

@@ -68,6 +68,10 @@ pub(super) struct Replica {
     last_full_beat: Option<Instant>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
     is_alone: bool,
+    /// Whether Redis has received a statement of this replica over the current connection.
+    has_stated: bool,
+    /// Whether the replica gives everything back, because its program ends.
+    is_leaving: bool,
 }
 
 /// The state of a workspace at this replica.
@@ -103,6 +107,10 @@ pub(super) struct Beat {
 #[derive(Debug, Default)]
 pub(super) struct BeatOutcome {
     pub(super) outdated: Outdated,
+    /// Whether Redis has lost what this replica had stated.
+    pub(super) is_lost: bool,
+    /// Whether another program states itself under the id of this replica, because it has a copy of its database.
+    pub(super) has_duplicate_id: bool,
     /// Whether other replicas hold what this replica needs.
     pub(super) is_unmet: bool,
     /// Whether this replica holds less than it has stated, so that the next statement frees the rest for others.
@@ -135,7 +143,23 @@ impl Replica {
             workspaces: HashMap::new(),
             last_full_beat: None,
             is_alone: true,
+            has_stated: false,
+            is_leaving: false,
         }
+    }
+
+    /// Gives everything back with the next beat, which must be the last one.
+    pub(super) fn leave(&mut self) {
+        self.is_leaving = true;
+        self.last_full_beat = None;
+    }
+
+    /// Uses a new id, because another program uses the previous one.
+    pub(super) fn replace_id(&mut self, id: String) {
+        self.id = id;
+        // The statements under the previous id belong to the other program.
+        self.workspaces.clear();
+        self.last_full_beat = None;
     }
 
     /// Returns the replicas at the last reply, if there was one.
@@ -162,6 +186,7 @@ impl Replica {
     pub(super) fn set_alone(&mut self, is_alone: bool) {
         if is_alone && !mem::replace(&mut self.is_alone, true) {
             self.maps.forget_versions();
+            self.has_stated = false;
         }
         self.is_alone = is_alone;
     }
@@ -226,6 +251,7 @@ impl Replica {
                 learned_at,
                 instant: moment.instant,
             });
+            let statement = if self.is_leaving { statement.without_need() } else { statement };
             let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
             beat.is_due |= is_changed;
             if is_full || is_changed || statement.needed > 0 {
@@ -236,6 +262,11 @@ impl Replica {
             let usage = workspace.sample_slots(group);
             let queued = queued.slots[group.index()];
             if let Some(statement) = slots.statement(usage, queued, shared_now, moment.instant) {
+                let statement = if self.is_leaving {
+                    SlotStatement { held: usage.count.running, demand: 0, ..statement }
+                } else {
+                    statement
+                };
                 beat.is_due |= slots.is_changed(statement);
                 beat.slots.push((id, group, statement));
             }
@@ -252,10 +283,14 @@ impl Replica {
     fn members_call(&self) -> ScriptCall {
         let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
         keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
-        let lease = if self.can_lead { LEADER_LEASE } else { Duration::ZERO };
+        let (ttl, lease) = match (self.is_leaving, self.can_lead) {
+            (true, _) => (Duration::ZERO, Duration::ZERO),
+            (false, true) => (MEMBER_TTL, LEADER_LEASE),
+            (false, false) => (MEMBER_TTL, Duration::ZERO),
+        };
         let mut arguments =
             vec![self.id.clone(), serde_json::to_string(&self.description).unwrap_or_default()];
-        arguments.extend([MEMBER_TTL, LISTED, lease].map(|span| span.as_millis().to_string()));
+        arguments.extend([ttl, LISTED, lease].map(|span| span.as_millis().to_string()));
         ScriptCall { script: scripts::MEMBERS, keys, arguments }
     }
 
@@ -297,8 +332,12 @@ impl Replica {
         let membership = Membership::from_value(first)?;
         self.clock.record(membership.now_ms, beat.sent, received);
         self.replicas = membership.live_count();
-        let mut outcome =
-            BeatOutcome { outdated: self.maps.compare(&membership.versions), ..BeatOutcome::default() };
+        let is_lost = self.has_stated && membership.previous.is_none();
+        let outdated = if is_lost { self.maps.lose_all() } else { self.maps.compare(&membership.versions) };
+        let is_other = |previous: &Description| previous.process != self.description.process;
+        let has_duplicate_id = self.has_stated && membership.previous.as_ref().is_some_and(is_other);
+        self.has_stated = true;
+        let mut outcome = BeatOutcome { outdated, is_lost, has_duplicate_id, ..BeatOutcome::default() };
         self.membership = Some(membership);
         if beat.is_full {
             self.last_full_beat = Some(beat.sent.instant);

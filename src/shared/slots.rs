@@ -171,11 +171,6 @@ impl Slots {
 
 #[cfg(test)]
 impl Slots {
-    /// Returns the share that was applied last.
-    pub(super) fn share(&self) -> Option<u32> {
-        self.share
-    }
-
     /// Whether the share is a grant of Redis.
     pub(super) fn has_grant(&self) -> bool {
         self.lease_end.is_some()

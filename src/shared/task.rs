@@ -2,48 +2,39 @@
 //! applies those of others. Without a response, the replica continues alone until Redis responds again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{RedisError, Value};
+use redis::RedisError;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::LinkSettings;
 use super::changes::parse_overlay;
-use super::clients::{CallContext, ClientShares};
+use super::clients::ClientShares;
 use super::connect_error::RedisConnectError;
-use super::connection::{RedisConnection, RedisEndpoint};
-use super::link::{OwnerUpdate, RedisLink, RedisLinkSettings, owners_call};
-use super::link_counts::{LinkCounts, LinkFault};
-use super::maps::{MapEntry, Message, store_calls};
+use super::connection::RedisEndpoint;
+use super::link::{OwnerUpdate, RedisLink, RedisLinkSettings};
+use super::link_counts::LinkFault;
+use super::maps::MapEntry;
 use super::members::MEMBER_TTL;
+use super::open_link::Link;
 use super::overlay::OverlayPort;
-use super::push::Push;
-use super::replica::{Beat, Replica, ReplicaSettings};
-use super::reply::{UnexpectedReply, fields};
-use super::scripts::{Keyspace, Map, ScriptCall};
+use super::replica::{Replica, ReplicaSettings};
+use super::reply::UnexpectedReply;
+use super::scripts::{Keyspace, Map};
 use super::shared_clock::Moment;
 use super::view::{LinkState, PoolView, SharedPoolView, replica_infos};
 use crate::clock;
 use crate::elevenlabs::affinity::RetentionLimits;
 use crate::policy::authority::Authority;
-use crate::poller::OwnPoll;
-use crate::poller::PollingRole;
+use crate::poller::{OwnPoll, PollingRole};
 use crate::pool::{Pool, PoolChange};
 use crate::proxy::{ReplicaLink, SharedConfig};
 use crate::tasks::Tasks;
 use crate::upstream::TlsError;
 
-/// Minimum time between two beats, however many requests are queued.
-const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
-/// Minimum time between two messages by which a replica asks the others for what they do not need.
-const MIN_DEMAND_INTERVAL: Duration = Duration::from_millis(50);
-/// Minimum time between two calls that store owners of identifiers, because requests may record many.
-const MIN_OWNER_INTERVAL: Duration = Duration::from_millis(10);
-/// Maximum number of changes that one call states.
-const MAX_CHANGES: usize = 256;
 /// The delay before the second attempt to connect. It doubles with each attempt.
 const FIRST_RECONNECT_DELAY: Duration = Duration::from_millis(100);
 
@@ -73,29 +64,32 @@ pub struct LinkHandles {
     pub link: Arc<dyn ReplicaLink>,
     /// Receives the channels of the owner of the overlay, once.
     pub overlay: mpsc::Sender<OverlayPort>,
+    /// Cancelled when the program ends, so that the replica gives everything back.
+    pub leaving: CancellationToken,
 }
 
 /// The link of this replica to the pool.
 #[derive(Debug)]
 pub struct LinkTask {
     endpoint: RedisEndpoint,
-    settings: LinkSettings,
-    replica: Replica,
-    changes: mpsc::Receiver<PoolChange>,
-    polls: mpsc::Receiver<OwnPoll>,
+    pub(super) settings: LinkSettings,
+    pub(super) replica: Replica,
+    pub(super) changes: mpsc::Receiver<PoolChange>,
+    pub(super) polls: mpsc::Receiver<OwnPoll>,
     role: watch::Sender<PollingRole>,
-    view: SharedPoolView,
+    pub(super) view: SharedPoolView,
     tasks: Tasks,
-    clients: ClientShares,
-    link: Arc<RedisLink>,
-    owner_updates: mpsc::Receiver<OwnerUpdate>,
-    overlay_ports: mpsc::Receiver<OverlayPort>,
-    overlay: Option<OverlayPort>,
+    pub(super) clients: ClientShares,
+    pub(super) link: Arc<RedisLink>,
+    pub(super) owner_updates: mpsc::Receiver<OwnerUpdate>,
+    pub(super) overlay_ports: mpsc::Receiver<OverlayPort>,
+    pub(super) overlay: Option<OverlayPort>,
+    pub(super) leaving: CancellationToken,
 }
 
 /// The reason that a connection is not used any more.
 #[derive(Debug, thiserror::Error)]
-enum LinkError {
+pub(super) enum LinkError {
     #[error(transparent)]
     Connect(#[from] RedisConnectError),
     #[error("{0}")]
@@ -104,6 +98,8 @@ enum LinkError {
     Timeout(Duration),
     #[error("the connection was closed")]
     Closed,
+    #[error("the program ends")]
+    Left,
     #[error(transparent)]
     Reply(#[from] UnexpectedReply),
 }
@@ -115,7 +111,7 @@ impl LinkError {
             Self::Connect(error) => LinkFault::of_connect(error),
             Self::Command(error) => LinkFault::of_command(error),
             Self::Timeout(_) => LinkFault::Timeout,
-            Self::Closed => LinkFault::Closed,
+            Self::Closed | Self::Left => LinkFault::Closed,
             Self::Reply(_) => LinkFault::Reply,
         }
     }
@@ -151,6 +147,7 @@ impl LinkTask {
             regions,
         };
         let (overlay_sender, overlay_ports) = mpsc::channel(1);
+        let leaving = CancellationToken::new();
         let task = Self {
             endpoint: RedisEndpoint::new(&settings)?,
             settings,
@@ -165,11 +162,12 @@ impl LinkTask {
             owner_updates,
             overlay_ports,
             overlay: None,
+            leaving: leaving.clone(),
         };
-        Ok((task, LinkHandles { role: role_receiver, view, link, overlay: overlay_sender }))
+        Ok((task, LinkHandles { role: role_receiver, view, link, overlay: overlay_sender, leaving }))
     }
 
-    /// Runs the link and never returns.
+    /// Runs the link until it leaves.
     pub async fn run(mut self, config: SharedConfig) {
         let mut endpoint = self.endpoint.clone();
         let mut delay = FIRST_RECONNECT_DELAY;
@@ -180,15 +178,18 @@ impl LinkTask {
                     let state = if is_reported { "again" } else { "now" };
                     info!(
                         event = "redis_connected",
-                        server = link.connection.server.address,
+                        server = link.connection().server.address,
                         "The replicas share one pool {state}, through {}",
-                        link.connection.server.address
+                        link.connection().server.address
                     );
                     (is_reported, delay) = (false, FIRST_RECONNECT_DELAY);
                     link.run(&mut self).await
                 }
                 Err(error) => error,
             };
+            if self.leaving.is_cancelled() {
+                return;
+            }
             self.replica.set_alone(true);
             self.link.set_connection(None);
             self.clients.restate();
@@ -223,6 +224,7 @@ impl LinkTask {
         loop {
             tokio::select! {
                 () = &mut wait => return,
+                () = self.leaving.cancelled() => return,
                 _ = ticks.tick() => self.fall_back(config),
                 Some(_) = self.changes.recv() => {}
                 Some(_) = self.polls.recv() => {}
@@ -253,25 +255,31 @@ impl LinkTask {
                 }
             }
         };
-        let mut link = Link {
-            connection,
-            counts: self.view.counts().clone(),
-            response_timeout: self.settings.response_timeout,
-            last_beat: None,
-            last_demand: None,
-            next_owner_call: clock::instant(),
-            config: Arc::clone(config),
-        };
+        let counts = self.view.counts().clone();
+        let mut link = Link::new(connection, counts, self.settings.response_timeout, Arc::clone(config));
         let channel = self.replica.keyspace.channel();
         link.query(|mut commands| async move { commands.subscribe(channel).await }).await?;
         self.replica.set_alone(false);
         link.beat(self, true).await?;
-        self.link.set_connection(Some(link.connection.commands.clone()));
+        self.link.set_connection(Some(link.connection().commands.clone()));
         Ok(link)
     }
 
+    /// Uses a new id, because another program uses the previous one.
+    pub(super) fn replace_id(&mut self) {
+        let id = new_replica_id();
+        warn!(
+            event = "replica_id_in_use",
+            "Another replica has the id {}, because its database is a copy of that of this replica. Until the next \
+             start, this replica is {id}. Delete the row of the table `replica` of one of them while it is stopped",
+            self.replica.id
+        );
+        self.link.replace_id(id.clone());
+        self.replica.replace_id(id);
+    }
+
     /// Applies an entry of a map that `replica` has stated.
-    fn apply_entry(&mut self, entry: &MapEntry, replica: &str) {
+    pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str) {
         let is_new = self.replica.apply_entry(entry, replica, moment());
         if is_new
             && entry.map == Map::Overlay
@@ -283,7 +291,7 @@ impl LinkTask {
         }
     }
 
-    fn publish_view(&self) {
+    pub(super) fn publish_view(&self) {
         let replica = &self.replica;
         let is_alone = replica.is_alone();
         let replicas = replica.membership().map_or_else(Vec::new, |membership| {
@@ -297,264 +305,12 @@ impl LinkTask {
     }
 }
 
-/// An open connection to Redis.
-#[derive(Debug)]
-struct Link {
-    connection: RedisConnection,
-    counts: LinkCounts,
-    response_timeout: Duration,
-    last_beat: Option<Instant>,
-    last_demand: Option<Instant>,
-    /// The time from which the next call may store owners.
-    next_owner_call: Instant,
-    config: SharedConfig,
+/// Returns a new random id of a replica.
+#[must_use]
+pub fn new_replica_id() -> String {
+    format!("r{:012x}", fastrand::u64(..1 << 48))
 }
 
-impl Link {
-    /// Uses the connection until it fails.
-    async fn run(&mut self, task: &mut LinkTask) -> LinkError {
-        loop {
-            if let Err(error) = self.step(task).await {
-                return error;
-            }
-        }
-    }
-
-    /// Waits for the next event and handles it.
-    async fn step(&mut self, task: &mut LinkTask) -> Result<(), LinkError> {
-        let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + task.settings.beat_interval);
-        let earliest_beat = self.last_beat.map_or_else(clock::instant, |last| last + MIN_BEAT_INTERVAL);
-        let pool = Arc::clone(&task.replica.pool);
-        let demand = async {
-            pool.demand().await;
-            sleep_until(earliest_beat.into()).await;
-        };
-        tokio::select! {
-            biased;
-            push = self.connection.pushes.next() => match push {
-                Some(Push::Message(message)) => self.handle_message(task, &message).await,
-                // A missed message is found by the version of its map.
-                Some(Push::Missed) => self.beat(task, true).await,
-                None => Err(LinkError::Closed),
-            },
-            Some(change) = task.changes.recv() => self.state_changes(task, change).await,
-            Some(poll) = task.polls.recv() => {
-                let entry = task.replica.entry_of_poll(poll);
-                self.store(task, entry.into_iter().collect()).await
-            }
-            Some(update) = next_update(&mut task.owner_updates, self.next_owner_call) => {
-                self.store_owners(task, update).await
-            }
-            Some(port) = task.overlay_ports.recv() => {
-                task.overlay = Some(port);
-                // The overlay of another replica may have arrived before its receiver.
-                task.replica.maps.forget(Map::Overlay);
-                self.read_map(task, Map::Overlay).await?;
-                self.store_overlay(task).await
-            }
-            () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
-            () = demand => self.beat(task, true).await,
-            () = sleep_until(next_beat.into()) => self.beat(task, false).await,
-        }
-    }
-
-    async fn state_changes(&mut self, task: &mut LinkTask, first: PoolChange) -> Result<(), LinkError> {
-        let mut entries: Vec<MapEntry> = task.replica.entry_of_change(&first).into_iter().collect();
-        while entries.len() < MAX_CHANGES
-            && let Ok(change) = task.changes.try_recv()
-        {
-            entries.extend(task.replica.entry_of_change(&change));
-        }
-        self.store(task, entries).await
-    }
-
-    /// States entries of maps.
-    async fn store(&self, task: &LinkTask, entries: Vec<MapEntry>) -> Result<(), LinkError> {
-        let calls = store_calls(&task.replica.keyspace, &task.replica.id, &entries);
-        if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
-    }
-
-    /// Stores owners of identifiers, and the accounts of lists.
-    async fn store_owners(&mut self, task: &mut LinkTask, first: OwnerUpdate) -> Result<(), LinkError> {
-        self.next_owner_call = clock::instant() + MIN_OWNER_INTERVAL;
-        let mut updates = vec![first];
-        while updates.len() < MAX_CHANGES
-            && let Ok(update) = task.owner_updates.try_recv()
-        {
-            updates.push(update);
-        }
-        self.call(&[owners_call(&updates)]).await.map(|_| ())
-    }
-
-    /// States the overlay of this replica, unless Redis has it.
-    async fn store_overlay(&self, task: &mut LinkTask) -> Result<(), LinkError> {
-        let Some(port) = &mut task.overlay else { return Ok(()) };
-        let overlay = port.outgoing.borrow_and_update().clone();
-        let entry = task.replica.overlay_entry(&overlay, clock::now());
-        self.store(task, entry.into_iter().collect()).await
-    }
-
-    /// States what changed, or without a change only waits for the next beat. `is_needed` states it in any case.
-    async fn beat(&mut self, task: &mut LinkTask, is_needed: bool) -> Result<(), LinkError> {
-        self.last_beat = Some(clock::instant());
-        // The first beat of a replica only reads its earlier statements, and is followed by another one.
-        for _ in 0..2 {
-            let beat = task.replica.beat(moment());
-            if !beat.is_due && !is_needed {
-                task.replica.fall_back(moment());
-                return Ok(());
-            }
-            if !self.send(task, &beat).await? {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends a beat and applies the replies. Returns whether another beat must follow at once.
-    async fn send(&mut self, task: &mut LinkTask, beat: &Beat) -> Result<bool, LinkError> {
-        let config = self.config.load_full();
-        let context = CallContext {
-            keyspace: &task.replica.keyspace,
-            replica: &task.replica.id,
-            replicas: task.replica.live_replicas(),
-        };
-        let sent = moment();
-        let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent);
-        let calls = [beat.calls.as_slice(), &client_beat.calls].concat();
-        let replies = self.call(&calls).await?;
-        let (pool_replies, client_replies) =
-            replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
-        let outcome = task.replica.apply(beat, pool_replies, moment())?;
-        task.clients.apply(&config.client_usage, &client_beat, client_replies, sent)?;
-        task.link.record_beat(task.replica.live_replicas());
-        task.publish_view();
-        let is_lost = !outcome.outdated.to_restate.is_empty();
-        for map in outcome.outdated.to_read {
-            self.read_map(task, map).await?;
-        }
-        for map in outcome.outdated.to_restate {
-            let entries = task.replica.restate(map, clock::now());
-            self.store(task, entries).await?;
-        }
-        if is_lost {
-            task.clients.restate();
-            self.store_overlay(task).await?;
-        }
-        if outcome.is_unmet {
-            self.ask_for_unneeded(task).await?;
-        }
-        Ok(outcome.is_incomplete)
-    }
-
-    /// Asks the other replicas to state what they do not need.
-    async fn ask_for_unneeded(&mut self, task: &LinkTask) -> Result<(), LinkError> {
-        if self.last_demand.is_some_and(|last| clock::elapsed_since(last) < MIN_DEMAND_INTERVAL) {
-            return Ok(());
-        }
-        self.last_demand = Some(clock::instant());
-        let mut publish = redis::cmd("PUBLISH");
-        publish.arg(task.replica.keyspace.channel()).arg(format!("demand {}", task.replica.id));
-        self.query(|mut commands| async move { publish.exec_async(&mut commands).await }).await
-    }
-
-    async fn handle_message(&mut self, task: &mut LinkTask, message: &[u8]) -> Result<(), LinkError> {
-        let Some(message) = std::str::from_utf8(message).ok().and_then(Message::parse) else { return Ok(()) };
-        if message.replica() == task.replica.id {
-            if let Message::Entry { version, entry, .. } = message {
-                task.replica.maps.advance(entry.map, version);
-            }
-            return Ok(());
-        }
-        match message {
-            Message::Entry { replica, version, entry } => {
-                task.replica.maps.advance(entry.map, version);
-                task.apply_entry(&entry, &replica);
-                Ok(())
-            }
-            Message::Demand { .. } => {
-                // The first beat lowers what this replica holds, and the second one states it.
-                self.beat(task, true).await?;
-                self.beat(task, true).await
-            }
-        }
-    }
-
-    async fn read_map(&self, task: &mut LinkTask, map: Map) -> Result<(), LinkError> {
-        let mut read = redis::cmd("HGETALL");
-        read.arg(task.replica.keyspace.map(map));
-        let hash: Value =
-            self.query(|mut commands| async move { read.query_async(&mut commands).await }).await?;
-        let mut version = 0;
-        for (name, text) in fields(&hash)? {
-            if name == "_version" {
-                version = text.parse().map_err(|_| UnexpectedReply)?;
-            } else if let Some(entry) = MapEntry::parse(map, name, text) {
-                task.apply_entry(&entry, "");
-            }
-        }
-        task.replica.maps.set_version(map, version);
-        Ok(())
-    }
-
-    async fn call(&self, calls: &[ScriptCall]) -> Result<Vec<Value>, LinkError> {
-        let mut pipeline = redis::pipe();
-        for call in calls {
-            pipeline.add_command(call.command());
-        }
-        self.query_all(calls.len(), |mut commands| async move { pipeline.query_async(&mut commands).await })
-            .await
-    }
-
-    /// Sends one command.
-    async fn query<T, F>(&self, query: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, LinkError>
-    where
-        F: Future<Output = Result<T, RedisError>>,
-    {
-        self.query_all(1, query).await
-    }
-
-    /// Sends this number of commands together.
-    async fn query_all<T, F>(
-        &self,
-        commands: usize,
-        query: impl FnOnce(MultiplexedConnection) -> F,
-    ) -> Result<T, LinkError>
-    where
-        F: Future<Output = Result<T, RedisError>>,
-    {
-        let sent = clock::instant();
-        self.counts.record_commands(commands);
-        let response = timeout(self.response_timeout, query(self.connection.commands.clone())).await;
-        if response.is_ok() {
-            self.counts.record_round_trip(clock::elapsed_since(sent));
-        }
-        Ok(response.map_err(|_| LinkError::Timeout(self.response_timeout))??)
-    }
-}
-
-/// Waits for the next owner to be stored, and until `earliest`. Several owners are stored by one call.
-///
-/// # Cancel safety
-///
-/// Dropping the future loses no update.
-async fn next_update(updates: &mut mpsc::Receiver<OwnerUpdate>, earliest: Instant) -> Option<OwnerUpdate> {
-    sleep_until(earliest.into()).await;
-    updates.recv().await
-}
-
-/// Completes when the overlay of this replica has changed.
-async fn overlay_changed(port: &mut Option<OverlayPort>) {
-    let is_changed = match port {
-        Some(port) => port.outgoing.changed().await.is_ok(),
-        None => false,
-    };
-    if !is_changed {
-        // There is no owner of an overlay, or it has ended with the program.
-        std::future::pending::<()>().await;
-    }
-}
-
-fn moment() -> Moment {
+pub(super) fn moment() -> Moment {
     Moment { now: clock::now(), instant: clock::instant() }
 }

@@ -1,11 +1,11 @@
-//! A replica is killed: the others get what it held.
+//! A replica is killed or stopped: the others get what it held.
 
 use std::time::Duration;
 
 use keychoir::clock;
 use serde_json::Value;
 
-use super::{FIRST_KEY, plan, request_speech, start, wait_until_async};
+use super::{ADMIN, ADMIN_TOKEN, FIRST_KEY, plan, request_speech, start, start_with, wait_until_async};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
@@ -26,4 +26,41 @@ async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
     let books = replicas.close_unchecked().await;
     assert_eq!(books.ledger.totals.charged, 1_000);
     assert_eq!(books.ledger.workspaces[0].running_max.max(4), 4, "no more than the plan allows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stops_gives_everything_back_at_once() {
+    let (redis, mut replicas) = start(2, plan(&[(FIRST_KEY, 1_000)], Some(4))).await;
+    assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
+    replicas.stop(0);
+    let members: Vec<String> = redis.command(&["HKEYS", "{keychoir:default}:1:members"]);
+    assert_eq!(members.len(), 1, "a replica that has left must not be a member: {members:?}");
+    let leader: Option<String> = redis.command(&["GET", "{keychoir:default}:1:leader"]);
+    assert!(leader.is_none_or(|leader| leader == members[0]), "a replica that has left must not lead");
+    assert_eq!(request_speech(&replicas, 80, 4, 10).await, (80, 0), "all credits must be usable");
+    let books = replicas.close().await;
+    assert_eq!(books.ledger.totals.charged, 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_with_copies_of_one_database_have_different_ids() {
+    let accounts = plan(&[(FIRST_KEY, 10_000)], Some(4));
+    let (_redis, mut replicas) = start_with(1, accounts, &ADMIN).await;
+    replicas.stop(0);
+    replicas.add_copy_of(0);
+    replicas.restart(0);
+    wait_until_async(async || {
+        let mut ids = Vec::new();
+        for replica in 0..2 {
+            let url = format!("{}/api/keychoir/v1/overview", replicas.url(replica));
+            let overview = replicas.client.get(url).bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+            let overview: Value = overview.json().await.unwrap();
+            let mut listed = overview["replicas"].as_array().unwrap().iter();
+            ids.push(listed.find(|listed| listed["is_self"] == true).map(|listed| listed["id"].clone()));
+        }
+        ids.iter().all(Option::is_some) && ids[0] != ids[1]
+    })
+    .await;
+    assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
+    replicas.close().await;
 }

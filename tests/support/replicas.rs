@@ -110,6 +110,20 @@ impl TestReplicas {
         program.wait_for_exit();
     }
 
+    /// Stops a replica gracefully (SIGTERM).
+    pub fn stop(&mut self, replica: usize) {
+        let program = self.replicas[replica].program.take().expect("the replica must run");
+        let (code, stderr) = program.terminate();
+        assert_eq!(code, Some(0), "a replica must end without an error: {stderr}");
+    }
+
+    /// Adds a replica whose database is a copy of that of a stopped one.
+    pub fn add_copy_of(&mut self, replica: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(database_path(&self.replicas[replica].folder), database_path(&folder)).unwrap();
+        self.replicas.push(Replica::start(folder, &self.settings));
+    }
+
     /// Starts a killed replica with its state directory, on another port.
     pub fn restart(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];

@@ -1,9 +1,10 @@
--- Records that a replica is alive, and renews or takes the lease of the leader.
+-- Records that a replica is alive or leaves, and renews, takes or gives up the lease of the leader.
 --
 -- KEYS: members (hash: replica -> "expires description"), leader (string: replica), then the maps whose versions are
--- returned. ARGV: replica, description, time to live of a replica in ms, time for which an ended replica stays listed
--- in ms, time to live of the leader's lease in ms, or 0 to give the lease up.
--- Returns the time in ms, the leader, the versions, and for each replica its id, its expiry and its description.
+-- returned. ARGV: replica, description, time to live of a replica in ms, or 0 if it leaves, time for which an ended
+-- replica stays listed in ms, time to live of the leader's lease in ms, or 0 to give the lease up.
+-- Returns the time in ms, the leader, the versions, for each replica its id, its expiry and its description, and the
+-- previous description of this replica ('' without one).
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -17,7 +18,12 @@ local me, description = ARGV[1], ARGV[2]
 local ttl, listed, lease = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 
-redis.call('HSET', members, me, text(now + ttl) .. ' ' .. description)
+local previous = redis.call('HGET', members, me)
+if ttl > 0 then
+  redis.call('HSET', members, me, text(now + ttl) .. ' ' .. description)
+else
+  redis.call('HDEL', members, me)
+end
 redis.call('PEXPIRE', members, text(listed))
 local replicas = {}
 local fields = redis.call('HGETALL', members)
@@ -43,4 +49,4 @@ local versions = {}
 for index = 3, #KEYS do
   versions[#versions + 1] = tonumber(redis.call('HGET', KEYS[index], '_version') or '0')
 end
-return { now, holder or '', versions, replicas }
+return { now, holder or '', versions, replicas, previous and string.match(previous, '^%d+ (.*)$') or '' }

@@ -226,7 +226,7 @@ impl Connection {
                 }
             }
             Message::Demand { .. } if !is_own => self.pace.record_question(),
-            Message::Demand { .. } | Message::Owner { .. } => {}
+            Message::Demand { .. } => {}
         }
     }
 

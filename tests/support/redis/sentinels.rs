@@ -50,9 +50,13 @@ impl Sentinels {
 
     /// Returns the URL of the master with the addresses of the sentinels.
     pub fn url(&self) -> String {
+        format!("redis+sentinel://{}/{MASTER_NAME}", self.addresses().join(","))
+    }
+
+    /// Returns the addresses of the sentinels.
+    pub fn addresses(&self) -> Vec<String> {
         let address = |sentinel: &Sentinel| format!("127.0.0.1:{}", sentinel.process.port);
-        let addresses: Vec<String> = self.sentinels.iter().map(address).collect();
-        format!("redis+sentinel://{}/{MASTER_NAME}", addresses.join(","))
+        self.sentinels.iter().map(address).collect()
     }
 
     /// Returns the current master.

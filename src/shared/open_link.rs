@@ -1,0 +1,325 @@
+//! An open connection to Redis: waits for the next event of this replica or of others, and handles it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
+use tokio::sync::mpsc;
+use tokio::time::{sleep_until, timeout};
+
+use super::clients::CallContext;
+use super::connection::RedisConnection;
+use super::demand_pace::DemandPace;
+use super::link::{OwnerUpdate, owners_call};
+use super::link_counts::LinkCounts;
+use super::maps::{MapEntry, Message, store_calls};
+use super::overlay::OverlayPort;
+use super::push::Push;
+use super::replica::Beat;
+use super::reply::{UnexpectedReply, fields};
+use super::scripts::{Map, ScriptCall};
+use super::task::{LinkError, LinkTask, moment};
+use crate::clock;
+use crate::pool::PoolChange;
+use crate::proxy::SharedConfig;
+
+/// Minimum time between two beats, however many requests are queued.
+const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
+/// Minimum time between two calls that store owners of identifiers, because requests may record many.
+const MIN_OWNER_INTERVAL: Duration = Duration::from_millis(10);
+/// Maximum number of changes that one call states.
+const MAX_CHANGES: usize = 256;
+
+/// An open connection to Redis.
+#[derive(Debug)]
+pub(super) struct Link {
+    connection: RedisConnection,
+    counts: LinkCounts,
+    response_timeout: Duration,
+    last_beat: Option<Instant>,
+    pace: DemandPace,
+    /// The time from which the next call may store owners.
+    next_owner_call: Instant,
+    config: SharedConfig,
+}
+
+impl Link {
+    pub(super) fn new(
+        connection: RedisConnection,
+        counts: LinkCounts,
+        response_timeout: Duration,
+        config: SharedConfig,
+    ) -> Self {
+        let (pace, next_owner_call) = (DemandPace::default(), clock::instant());
+        Self { connection, counts, response_timeout, last_beat: None, pace, next_owner_call, config }
+    }
+
+    /// Returns the connection.
+    pub(super) fn connection(&self) -> &RedisConnection {
+        &self.connection
+    }
+
+    /// Uses the connection until it fails.
+    pub(super) async fn run(&mut self, task: &mut LinkTask) -> LinkError {
+        loop {
+            if let Err(error) = self.step(task).await {
+                return error;
+            }
+        }
+    }
+
+    /// Waits for the next event and handles it.
+    async fn step(&mut self, task: &mut LinkTask) -> Result<(), LinkError> {
+        let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + task.settings.beat_interval);
+        let earliest_beat = self.last_beat.map_or_else(clock::instant, |last| last + MIN_BEAT_INTERVAL);
+        let pool = Arc::clone(&task.replica.pool);
+        let demand = async {
+            pool.demand().await;
+            sleep_until(earliest_beat.into()).await;
+        };
+        tokio::select! {
+            biased;
+            push = self.connection.pushes.next() => match push {
+                Some(Push::Message(message)) => self.handle_message(task, &message).await,
+                // A missed message is found by the version of its map.
+                Some(Push::Missed) => self.beat(task, true).await,
+                None => Err(LinkError::Closed),
+            },
+            Some(change) = task.changes.recv() => self.state_changes(task, change).await,
+            Some(poll) = task.polls.recv() => {
+                let entry = task.replica.entry_of_poll(poll);
+                self.store(task, entry.into_iter().collect()).await
+            }
+            Some(update) = next_update(&mut task.owner_updates, self.next_owner_call) => {
+                self.store_owners(task, update).await
+            }
+            Some(port) = task.overlay_ports.recv() => {
+                task.overlay = Some(port);
+                // The overlay of another replica may have arrived before its receiver.
+                task.replica.maps.forget(Map::Overlay);
+                self.read_map(task, Map::Overlay).await?;
+                self.store_overlay(task).await
+            }
+            () = task.leaving.cancelled() => {
+                task.replica.leave();
+                self.beat(task, true).await?;
+                Err(LinkError::Left)
+            }
+            () = sleep_until_some(self.pace.response_at(clock::instant())) => {
+                self.pace.record_response(clock::instant());
+                // The first beat lowers what this replica holds, and the second one states it.
+                self.beat(task, true).await?;
+                self.beat(task, true).await
+            }
+            () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
+            () = demand => self.beat(task, true).await,
+            () = sleep_until(next_beat.into()) => self.beat(task, false).await,
+        }
+    }
+
+    async fn state_changes(&mut self, task: &mut LinkTask, first: PoolChange) -> Result<(), LinkError> {
+        let mut entries: Vec<MapEntry> = task.replica.entry_of_change(&first).into_iter().collect();
+        while entries.len() < MAX_CHANGES
+            && let Ok(change) = task.changes.try_recv()
+        {
+            entries.extend(task.replica.entry_of_change(&change));
+        }
+        self.store(task, entries).await
+    }
+
+    /// States entries of maps.
+    async fn store(&self, task: &LinkTask, entries: Vec<MapEntry>) -> Result<(), LinkError> {
+        let calls = store_calls(&task.replica.keyspace, &task.replica.id, &entries);
+        if calls.is_empty() { Ok(()) } else { self.call(&calls).await.map(|_| ()) }
+    }
+
+    /// Stores owners of identifiers, and the accounts of lists.
+    async fn store_owners(&mut self, task: &mut LinkTask, first: OwnerUpdate) -> Result<(), LinkError> {
+        self.next_owner_call = clock::instant() + MIN_OWNER_INTERVAL;
+        let mut updates = vec![first];
+        while updates.len() < MAX_CHANGES
+            && let Ok(update) = task.owner_updates.try_recv()
+        {
+            updates.push(update);
+        }
+        self.call(&[owners_call(&updates)]).await.map(|_| ())
+    }
+
+    /// States the overlay of this replica, unless Redis has it.
+    async fn store_overlay(&self, task: &mut LinkTask) -> Result<(), LinkError> {
+        let Some(port) = &mut task.overlay else { return Ok(()) };
+        let overlay = port.outgoing.borrow_and_update().clone();
+        let entry = task.replica.overlay_entry(&overlay, clock::now());
+        self.store(task, entry.into_iter().collect()).await
+    }
+
+    /// States what changed, or without a change only waits for the next beat. `is_needed` states it in any case.
+    pub(super) async fn beat(&mut self, task: &mut LinkTask, is_needed: bool) -> Result<(), LinkError> {
+        self.last_beat = Some(clock::instant());
+        // The first beat of a replica only reads its earlier statements, and is followed by another one.
+        for _ in 0..2 {
+            let beat = task.replica.beat(moment());
+            if !beat.is_due && !is_needed {
+                task.replica.fall_back(moment());
+                return Ok(());
+            }
+            if !self.send(task, &beat).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a beat and applies the replies. Returns whether another beat must follow at once.
+    async fn send(&mut self, task: &mut LinkTask, beat: &Beat) -> Result<bool, LinkError> {
+        let config = self.config.load_full();
+        let context = CallContext {
+            keyspace: &task.replica.keyspace,
+            replica: &task.replica.id,
+            replicas: task.replica.live_replicas(),
+        };
+        let sent = moment();
+        let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent);
+        let calls = [beat.calls.as_slice(), &client_beat.calls].concat();
+        let replies = self.call(&calls).await?;
+        let (pool_replies, client_replies) =
+            replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
+        let outcome = task.replica.apply(beat, pool_replies, moment())?;
+        task.clients.apply(&config.client_usage, &client_beat, client_replies, sent)?;
+        task.link.record_beat(task.replica.live_replicas());
+        task.publish_view();
+        if outcome.has_duplicate_id {
+            task.replace_id();
+        }
+        let is_lost = outcome.is_lost || !outcome.outdated.to_restate.is_empty();
+        for map in outcome.outdated.to_read {
+            self.read_map(task, map).await?;
+        }
+        for map in outcome.outdated.to_restate {
+            let entries = task.replica.restate(map, clock::now());
+            self.store(task, entries).await?;
+        }
+        if is_lost {
+            task.clients.restate();
+            self.store_overlay(task).await?;
+        }
+        if self.pace.asks(outcome.is_unmet, clock::instant()) {
+            self.ask_for_unneeded(task).await?;
+        }
+        Ok(outcome.is_incomplete)
+    }
+
+    /// Asks the other replicas to state what they do not need.
+    async fn ask_for_unneeded(&self, task: &LinkTask) -> Result<(), LinkError> {
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg(task.replica.keyspace.channel()).arg(format!("demand {}", task.replica.id));
+        self.query(|mut commands| async move { publish.exec_async(&mut commands).await }).await
+    }
+
+    async fn handle_message(&mut self, task: &mut LinkTask, message: &[u8]) -> Result<(), LinkError> {
+        let Some(message) = std::str::from_utf8(message).ok().and_then(Message::parse) else { return Ok(()) };
+        if message.replica() == task.replica.id {
+            if let Message::Entry { version, entry, .. } = message {
+                task.replica.maps.advance(entry.map, version);
+            }
+            return Ok(());
+        }
+        match message {
+            Message::Entry { replica, version, entry } => {
+                task.replica.maps.advance(entry.map, version);
+                task.apply_entry(&entry, &replica);
+                Ok(())
+            }
+            Message::Demand { .. } => {
+                self.pace.record_question();
+                Ok(())
+            }
+        }
+    }
+
+    async fn read_map(&self, task: &mut LinkTask, map: Map) -> Result<(), LinkError> {
+        let mut read = redis::cmd("HGETALL");
+        read.arg(task.replica.keyspace.map(map));
+        let hash: Value =
+            self.query(|mut commands| async move { read.query_async(&mut commands).await }).await?;
+        let mut version = 0;
+        for (name, text) in fields(&hash)? {
+            if name == "_version" {
+                version = text.parse().map_err(|_| UnexpectedReply)?;
+            } else if let Some(entry) = MapEntry::parse(map, name, text) {
+                task.apply_entry(&entry, "");
+            }
+        }
+        task.replica.maps.set_version(map, version);
+        Ok(())
+    }
+
+    async fn call(&self, calls: &[ScriptCall]) -> Result<Vec<Value>, LinkError> {
+        let mut pipeline = redis::pipe();
+        for call in calls {
+            pipeline.add_command(call.command());
+        }
+        self.query_all(calls.len(), |mut commands| async move { pipeline.query_async(&mut commands).await })
+            .await
+    }
+
+    /// Sends one command.
+    pub(super) async fn query<T, F>(
+        &self,
+        query: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, LinkError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        self.query_all(1, query).await
+    }
+
+    /// Sends this number of commands together.
+    async fn query_all<T, F>(
+        &self,
+        commands: usize,
+        query: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, LinkError>
+    where
+        F: Future<Output = Result<T, RedisError>>,
+    {
+        let sent = clock::instant();
+        self.counts.record_commands(commands);
+        let response = timeout(self.response_timeout, query(self.connection.commands.clone())).await;
+        if response.is_ok() {
+            self.counts.record_round_trip(clock::elapsed_since(sent));
+        }
+        Ok(response.map_err(|_| LinkError::Timeout(self.response_timeout))??)
+    }
+}
+
+/// Waits for the next owner to be stored, and until `earliest`. Several owners are stored by one call.
+///
+/// # Cancel safety
+///
+/// Dropping the future loses no update.
+async fn next_update(updates: &mut mpsc::Receiver<OwnerUpdate>, earliest: Instant) -> Option<OwnerUpdate> {
+    sleep_until(earliest.into()).await;
+    updates.recv().await
+}
+
+/// Completes at a time, or never without one.
+async fn sleep_until_some(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Completes when the overlay of this replica has changed.
+async fn overlay_changed(port: &mut Option<OverlayPort>) {
+    let is_changed = match port {
+        Some(port) => port.outgoing.changed().await.is_ok(),
+        None => false,
+    };
+    if !is_changed {
+        // There is no owner of an overlay, or it has ended with the program.
+        std::future::pending::<()>().await;
+    }
+}
