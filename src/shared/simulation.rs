@@ -145,11 +145,13 @@ async fn drain(world: &Rc<World>) {
 
 #[test]
 fn replicas_share_a_pool_whatever_fails() {
+    // Seeds of less than three seconds each. A seed that has found a fault stays here after the fix.
+    const SEEDS: [u64; 8] = [0, 2, 4, 5, 8, 10, 13, 14];
     let seeds = match std::env::var("KEYCHOIR_SIMULATION_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => {
-            let count = std::env::var("KEYCHOIR_SIMULATION_SEEDS").map_or(12, |text| text.parse().unwrap());
-            (0..count).collect()
+            let count = std::env::var("KEYCHOIR_SIMULATION_SEEDS").ok();
+            count.map_or_else(|| SEEDS.to_vec(), |count| (0..count.parse().unwrap()).collect())
         }
     };
     let failed: Vec<Vec<String>> = seeds

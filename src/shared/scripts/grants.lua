@@ -8,8 +8,8 @@
 --   turn     "replica end": the replica that collects what is left, when it does not suffice for all, until which time
 --   REPLICA  "used held expires": what a replica has used, up to which amount it may use more, until which time
 -- ARGV: replica, number of replicas, lease in ms, then for each amount: used here ('' to read only), needed in addition,
--- the part of it that is reserved, up to which amount it may use more now, limit, base ('' if unknown), stamp of the base, whether the replica is idle
--- (0 or 1), time to live in ms.
+-- the part of it that is reserved, up to which amount it may use more now, limit, base ('' if unknown), stamp of the
+-- base, whether the replica is idle (0 or 1), time to live in ms.
 -- Returns for each amount: granted, used by the other replicas, base, stamp, may use more than is left (0 or 1),
 -- what this replica had stated before (-1 without), what is left for all replicas.
 local ARGUMENTS = 9

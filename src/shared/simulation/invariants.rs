@@ -248,7 +248,7 @@ fn view(process: &Process) -> ReplicaView {
         // An entry without an effect is removed when the evidence is evaluated, at different times.
         let evidence = roster.keys().iter().map(|key| {
             let entries = key.evidence().into_iter().chain(key.workspace().evidence());
-            let mut texts: Vec<String> = entries.map(|entry| format!("{:?}", entry.claim)).collect();
+            let mut texts: Vec<String> = entries.map(|entry| entry.claim.as_str().to_owned()).collect();
             texts.sort();
             texts
         });

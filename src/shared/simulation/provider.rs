@@ -6,10 +6,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::policy::budget::Quota;
+use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Shortfall, Verdict};
 
 /// The plans of workspaces, with the concurrent speech requests of each.
 const PLANS: [(&str, u32); 4] = [("free", 2), ("starter", 3), ("creator", 5), ("scale", 15)];
+
+/// The end of the billing period, after every simulation.
+const RESETS_AT: UnixMs = UnixMs(1_900_000_000_000);
 
 /// A workspace at the provider.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ impl ProviderWorkspace {
             self.history.pop_front();
         }
         let count = self.history.front().map_or(0, |(_, count)| *count);
-        Quota { count, limit: Some(self.limit), ..Quota::default() }
+        Quota { count, limit: Some(self.limit), resets_at: Some(RESETS_AT), ..Quota::default() }
     }
 }
 

@@ -1,1 +1,325 @@
-//! Tests the scripts directly.
+//! Tests the scripts directly, in the store in memory and in a real Redis.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::Value;
+
+use super::super::credits::CreditStatement;
+use super::super::replica::grant_arguments;
+use super::super::reply::{amount, integer, list, text, tuple};
+use super::super::scripts::{GRANTS, MEMBERS, NEWEST, SLOTS, ScriptCall};
+use super::store::SimulatedRedis;
+
+const LEASE_MS: u64 = 10_000;
+const LIMIT: u64 = 1_000;
+const FRESH: CreditStatement = CreditStatement {
+    used: Some(0),
+    needed: 0,
+    reserved: 0,
+    held: 0,
+    limit: LIMIT,
+    base: None,
+    is_idle: false,
+};
+
+fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
+    let mut arguments = vec![replica.to_owned(), replicas.to_string(), LEASE_MS.to_string()];
+    arguments.extend(grant_arguments(statement, Duration::from_secs(60)));
+    ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
+}
+
+fn slots_call(replica: &str, [held, demand, max, stamp]: [u64; 4]) -> ScriptCall {
+    // The remainder does not move.
+    let mut arguments = vec![replica.to_owned(), "5000".to_owned(), "1000000000000000".to_owned()];
+    arguments.extend([held, demand, max, stamp].map(|number| number.to_string()));
+    ScriptCall { script: SLOTS, keys: vec!["slots".to_owned()], arguments }
+}
+
+fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
+    let mut arguments = vec!["channel".to_owned(), "evidence".to_owned(), "r1".to_owned(), max.to_string()];
+    for (name, stamp, expires) in entries {
+        arguments.extend([(*name).to_owned(), stamp.to_string(), expires.to_string(), "a value".to_owned()]);
+    }
+    ScriptCall { script: NEWEST, keys: vec!["map".to_owned()], arguments }
+}
+
+/// The numbers of the first subject in a reply.
+fn numbers(reply: &Value) -> Vec<i64> {
+    list(&list(reply).unwrap()[0]).unwrap().iter().map(|number| integer(number).unwrap()).collect()
+}
+
+/// A replica that uses its grant in any way that it permits.
+#[derive(Clone, Debug, Default)]
+struct ModelReplica {
+    used: u64,
+    bound: u64,
+    lease_end: u64,
+    may_exceed: bool,
+}
+
+#[test]
+fn grants_never_exceed_the_limit_in_any_order_of_statements() {
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let redis = SimulatedRedis::new();
+        let mut replicas = vec![ModelReplica::default(); 4];
+        let mut now = 1_000_000;
+        for _ in 0..400 {
+            // A long pause ends leases.
+            now += if rng.u8(..) < 8 { rng.u64(0..12_000) } else { rng.u64(0..300) };
+            redis.set_time(now * 1_000);
+            let index = rng.usize(..replicas.len());
+            let replica = &mut replicas[index];
+            if replica.lease_end <= now {
+                // The replica stops using a grant that has ended.
+                replica.bound = replica.used;
+            }
+            replica.used += rng.u64(0..=replica.bound.saturating_sub(replica.used).min(40));
+            let needed = if rng.bool() { rng.u64(0..200) } else { 0 };
+            let held = replica.bound.max(replica.used);
+            let statement =
+                CreditStatement { used: Some(replica.used), needed, held, is_idle: rng.bool(), ..FRESH };
+            let reply = numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
+            replica.bound = u64::try_from(reply[0]).unwrap();
+            replica.may_exceed = reply[4] == 1;
+            replica.lease_end = now + LEASE_MS - 1_000;
+            let total: u64 = replicas
+                .iter()
+                .map(
+                    |replica| {
+                        if replica.lease_end > now { replica.bound.max(replica.used) } else { replica.used }
+                    },
+                )
+                .sum();
+            assert!(total <= LIMIT, "seed {seed}: {total} are used or granted: {replicas:?}");
+        }
+        let others_used = |me: usize| -> i64 {
+            let others = replicas.iter().enumerate().filter(|(index, _)| *index != me);
+            i64::try_from(others.map(|(_, replica)| replica.used).sum::<u64>()).unwrap()
+        };
+        // After all have stated what they do not need, the last request gets all that is left.
+        let total: u64 = replicas.iter().map(|replica| replica.used).sum();
+        for _ in 0..2 {
+            for (index, replica) in replicas.iter().enumerate() {
+                let statement =
+                    CreditStatement { used: Some(replica.used), held: replica.used, needed: LIMIT, ..FRESH };
+                redis.run(&grants_call(&index.to_string(), 4, &statement));
+            }
+        }
+        now += 7_000;
+        redis.set_time(now * 1_000);
+        let used = replicas[3].used;
+        let statement = CreditStatement { used: Some(used), held: used, needed: LIMIT - total, ..FRESH };
+        redis.run(&grants_call("3", 4, &statement));
+        for index in 0..3 {
+            let used = replicas[index].used;
+            let statement = CreditStatement { used: Some(used), held: used, ..FRESH };
+            redis.run(&grants_call(&index.to_string(), 4, &statement));
+            redis.run(&grants_call(&index.to_string(), 4, &statement));
+        }
+        let reply = numbers(&redis.run(&grants_call("3", 4, &statement)));
+        assert!(reply[0] <= i64::try_from(used + LIMIT - total).unwrap(), "{reply:?}");
+        assert_eq!(
+            (reply[1], reply[6]),
+            (others_used(3), i64::try_from(LIMIT - total).unwrap()),
+            "seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn one_replica_at_a_time_collects_and_exceeds_what_is_left() {
+    let redis = SimulatedRedis::new();
+    let mut now = 1_000_000;
+    let state = |now: u64, replica: &str, statement: CreditStatement| {
+        redis.set_time(now * 1_000);
+        numbers(&redis.run(&grants_call(replica, 2, &statement)))
+    };
+    let base = Some((990, 5));
+    let wants = CreditStatement { needed: 20, base, ..FRESH };
+    let reply = state(now, "a", wants);
+    assert_eq!((reply[0], reply[4]), (10, 1), "the first one gets what is left and may exceed it");
+    let reply = state(now, "b", wants);
+    assert_eq!((reply[0], reply[4]), (0, 0), "the turn belongs to another replica");
+    now += 5_100;
+    let reply = state(now, "a", CreditStatement { held: 10, ..wants });
+    assert_eq!((reply[0], reply[4]), (0, 0), "a turn ends");
+    let reply = state(now, "a", wants);
+    assert_eq!((reply[0], reply[4]), (0, 0), "after its turn, a replica lets others have theirs");
+    let reply = state(now, "b", wants);
+    assert_eq!((reply[0], reply[4]), (10, 1));
+    let reply = state(now + 2_600, "b", CreditStatement { held: 10, ..wants });
+    assert_eq!(
+        (reply[0], reply[4]),
+        (10, 0),
+        "a replica must not exceed what is left at the end of its turn"
+    );
+}
+
+#[test]
+fn slots_are_divided_by_fair_shares() {
+    for (max, demands, expected) in [
+        (10, vec![10], vec![10]),
+        (10, vec![2, 3], vec![5, 5]),
+        (10, vec![10, 10], vec![5, 5]),
+        (10, vec![1, 20, 20], vec![1, 5, 4]),
+        (2, vec![1, 1, 1], vec![1, 1, 0]),
+        (15, vec![4, 4, 4], vec![5, 5, 5]),
+        (1, vec![8], vec![1]),
+    ] {
+        let redis = SimulatedRedis::new();
+        redis.set_time(1_000_000_000);
+        let mut shares = vec![0; demands.len()];
+        for _ in 0..4 {
+            for (index, demand) in demands.iter().enumerate() {
+                let reply =
+                    numbers(&redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])));
+                shares[index] = u64::try_from(reply[0]).unwrap();
+                assert!(shares.iter().sum::<u64>() <= max, "{shares:?} of {max}");
+            }
+        }
+        let mut sorted = shares.clone();
+        let mut expected_sorted = expected.clone();
+        sorted.sort_unstable();
+        expected_sorted.sort_unstable();
+        assert_eq!(sorted, expected_sorted, "{demands:?} of {max}");
+    }
+}
+
+#[test]
+fn slots_never_exceed_the_maximum_in_any_order_of_statements() {
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let redis = SimulatedRedis::new();
+        let max = rng.u64(1..16);
+        let mut shares = [0_u64; 5];
+        let mut running = [0_u64; 5];
+        for step in 0..300 {
+            redis.set_time((1_000_000 + step * 100) * 1_000);
+            let index = rng.usize(..5);
+            running[index] = rng.u64(0..=shares[index]);
+            let demand = if rng.u8(..) < 30 { 0 } else { rng.u64(1..10) };
+            let held = shares[index].max(running[index]);
+            let mut call = slots_call(&index.to_string(), [held, demand, max, 1]);
+            "2000".clone_into(&mut call.arguments[2]);
+            "60000".clone_into(&mut call.arguments[1]);
+            let reply = numbers(&redis.run(&call));
+            // Requests in flight keep their slots.
+            shares[index] = u64::try_from(reply[0]).unwrap().max(running[index]);
+            assert!(shares.iter().sum::<u64>() <= max, "seed {seed}: {shares:?} of {max}");
+        }
+    }
+}
+
+#[test]
+fn the_newest_entry_wins_until_it_expires() {
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000 * 1_000);
+    let stored = |entries: &[(&str, u64, u64)]| {
+        let reply = redis.run(&newest_call(2, entries));
+        let [version, results] = tuple(&reply).unwrap();
+        let results: Vec<i64> =
+            list(results).unwrap().iter().map(|result| integer(result).unwrap()).collect();
+        (amount(version).unwrap(), results)
+    };
+    assert_eq!(stored(&[("a", 10, 5_000), ("b", 10, 6_000)]), (2, vec![1, 1]));
+    assert_eq!(
+        stored(&[("a", 10, 9_000), ("b", 9, 9_000)]),
+        (2, vec![0, 0]),
+        "only newer entries are stored"
+    );
+    let message = "evidence r1 2 b 10 6000 a value";
+    assert_eq!(redis.take_published().last().map(String::as_str), Some(message));
+    assert_eq!(stored(&[("c", 11, 7_000)]), (3, vec![1]));
+    let Value::Map(fields) = redis.hash_fields("map") else { panic!("a map is a hash") };
+    let names: Vec<&str> = fields.iter().map(|(name, _)| text(name).unwrap()).collect();
+    assert_eq!(names, ["_version", "b", "c"], "the entry that expires first must go");
+}
+
+#[test]
+fn the_leader_keeps_its_lease_and_loses_it_by_silence() {
+    let redis = SimulatedRedis::new();
+    let leader = |now: u64, replica: &str, lease: u64| {
+        redis.set_time(now * 1_000);
+        let keys = ["members", "leader", "map"].map(str::to_owned).to_vec();
+        let mut arguments = vec![replica.to_owned(), "{}".to_owned()];
+        arguments.extend([10_000, 3_600_000, lease].map(|number| number.to_string()));
+        let reply = redis.run(&ScriptCall { script: MEMBERS, keys, arguments });
+        let [_, leader, _, members] = tuple(&reply).unwrap();
+        (text(leader).unwrap().to_owned(), list(members).unwrap().len())
+    };
+    let is = |leader: &str, members| (leader.to_owned(), members);
+    assert_eq!(leader(1_000, "a", 10_000), is("a", 1));
+    assert_eq!(leader(2_000, "b", 10_000), is("a", 2));
+    assert_eq!(leader(9_000, "a", 10_000), is("a", 2));
+    assert_eq!(leader(18_999, "b", 10_000), is("a", 2));
+    assert_eq!(leader(19_000, "b", 10_000), is("b", 2), "the lease has ended");
+    assert_eq!(leader(20_000, "b", 0), is("", 2), "a replica that does not poll gives the lease up");
+    assert_eq!(leader(3_700_000, "b", 0), is("", 1), "an ended replica is forgotten after an hour");
+}
+
+/// A Redis on a Unix socket.
+struct RealRedis {
+    process: Child,
+    connection: redis::Connection,
+    _folder: tempfile::TempDir,
+}
+
+impl RealRedis {
+    /// Starts the server, or returns `None` if it is not installed.
+    fn start() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("redis.sock");
+        let process = Command::new("redis-server")
+            .args(["--port", "0", "--save", "", "--unixsocket"])
+            .arg(&socket)
+            .current_dir(folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .ok()?;
+        let client = redis::Client::open(format!("redis+unix://{}", socket.display())).unwrap();
+        let connection = loop {
+            match client.get_connection() {
+                Ok(connection) => break connection,
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        Some(Self { process, connection, _folder: folder })
+    }
+}
+
+impl Drop for RealRedis {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_store_in_memory_behaves_like_redis() {
+    let Some(mut real) = RealRedis::start() else { return };
+    let redis = SimulatedRedis::new();
+    redis.set_time(crate::clock::now().0 * 1_000);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let expires = crate::clock::now().0 + 3_600_000;
+    let mut used = [0_u64; 3];
+    for step in 0..300_u64 {
+        let index = rng.usize(..3);
+        let replica = index.to_string();
+        used[index] += rng.u64(0..4);
+        let call = match rng.u8(..4) {
+            0 => slots_call(&replica, [rng.u64(0..4), rng.u64(0..5), rng.u64(0..9), step]),
+            1 => newest_call(3, &[(&format!("name-{}", rng.u8(..6)), rng.u64(0..50), expires + step)]),
+            _ => {
+                let used = if rng.u8(..) < 20 { None } else { Some(used[index]) };
+                let base = rng.bool().then(|| (rng.i64(-5..50), rng.u64(1..50)));
+                let (needed, held) = (rng.u64(0..300), used.unwrap_or(0) + rng.u64(0..50));
+                let statement = CreditStatement { used, needed, held, base, is_idle: rng.bool(), ..FRESH };
+                grants_call(&replica, 3, &statement)
+            }
+        };
+        let expected: Value = call.command().query(&mut real.connection).unwrap();
+        assert_eq!(redis.run(&call), expected, "step {step}: {:?}", call.arguments);
+    }
+}
