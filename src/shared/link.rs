@@ -18,7 +18,7 @@ use crate::clock;
 use crate::elevenlabs::affinity::{Identifier, RetentionLimits};
 use crate::policy::client::ClientName;
 use crate::policy::shared_id::{SharedId, SharedKind};
-use crate::pool::{OwnerId, Pool, Roster};
+use crate::pool::{OwnerId, Pool};
 use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, ReplicaLink};
 
 /// The number of questions in sequence without an answer from which no more are asked until the next beat succeeds.
@@ -129,13 +129,6 @@ pub(super) fn client_id(client: &ClientName) -> SharedId {
     SharedId::new(SharedKind::Client, &[client.as_str().as_bytes()])
 }
 
-/// Returns the name of an owner for other replicas, or `None` if the roster has no key of it.
-fn owner_id(roster: &Roster, owner: &OwnerId) -> Option<SharedId> {
-    let identity = roster.identity_of(owner)?;
-    let key = roster.keys().iter().find(|key| key.workspace().identity() == identity)?;
-    Some(key.workspace().shared_id())
-}
-
 impl ReplicaLink for RedisLink {
     fn replicas(&self) -> u32 {
         self.replicas.load(Ordering::Relaxed)
@@ -164,7 +157,7 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
-        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
         self.update(OwnerUpdate {
             key: self.keyspace.owner(identifier_id(&identifier)),
@@ -194,7 +187,7 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
-        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         self.update(OwnerUpdate {
             key: self.keyspace.list_account(client_id(client)),
             owner: Some(owner),
