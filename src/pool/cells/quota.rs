@@ -104,16 +104,20 @@ impl QuotaCell {
     /// Returns the quota at `now`. Ends the period first if its reset date has passed.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Quota {
         let resets_at = self.resets_at.load(Ordering::Acquire);
+        if resets_at != 0 && resets_at <= now.0 {
+            self.end_period(resets_at);
+        }
+        self.stored().reset_if_due(now)
+    }
+
+    #[cold]
+    fn end_period(&self, resets_at: u64) {
         // Of several tasks, only the one that removes the date resets the count.
-        if resets_at != 0
-            && resets_at <= now.0
-            && self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
+        if self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Requests in flight are charged in the new period.
             self.replace_count(|_| 0);
             self.reported_remaining.clear();
         }
-        self.stored().reset_if_due(now)
     }
 
     /// Whether no credits remain at `now`. This check is cheaper than that of [`load`](Self::load), and is `false` from
