@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use super::quotas::{grant_of, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
-use crate::elevenlabs::affinity::{Identifier, RetentionLimits};
+use crate::elevenlabs::affinity::{Identifier, ResourceKind, RetentionLimits};
 use crate::policy::client::ClientName;
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool};
@@ -43,6 +43,31 @@ pub(super) struct RedisLink {
     pool: Arc<Pool>,
     owner_limits: RetentionLimits,
     updates: mpsc::Sender<OwnerUpdate>,
+    frequent_updates: mpsc::Sender<OwnerUpdate>,
+}
+
+/// The queued updates of owners.
+#[derive(Debug)]
+pub(super) struct OwnerUpdates {
+    /// Those that the next request of a client may need, such as a cloned voice or the cursor of a list.
+    pub(super) urgent: mpsc::Receiver<OwnerUpdate>,
+    /// Those that every speech request causes, so that they are stored less often and together.
+    pub(super) frequent: mpsc::Receiver<OwnerUpdate>,
+}
+
+impl OwnerUpdates {
+    /// Discards the next update.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future discards no update.
+    pub(super) async fn discard(&mut self) {
+        tokio::select! {
+            Some(_) = self.urgent.recv() => {}
+            Some(_) = self.frequent.recv() => {}
+            else => std::future::pending().await,
+        }
+    }
 }
 
 /// A new or removed owner, or the account of a client's list.
@@ -65,10 +90,11 @@ pub(super) struct RedisLinkSettings {
 }
 
 impl RedisLink {
-    /// Creates a link without a connection, and the receiver of the updates that the task sends.
-    pub(super) fn new(settings: RedisLinkSettings) -> (Self, mpsc::Receiver<OwnerUpdate>) {
+    /// Creates a link without a connection, and the updates that the task sends.
+    pub(super) fn new(settings: RedisLinkSettings) -> (Self, OwnerUpdates) {
         let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits } = settings;
-        let (updates, receiver) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let (updates, urgent) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let (frequent_updates, frequent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
             unanswered: AtomicU32::new(0),
@@ -79,8 +105,9 @@ impl RedisLink {
             pool,
             owner_limits,
             updates,
+            frequent_updates,
         };
-        (link, receiver)
+        (link, OwnerUpdates { urgent, frequent })
     }
 
     /// Uses a connection from now on, or none.
@@ -159,11 +186,17 @@ impl ReplicaLink for RedisLink {
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
         let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
-        self.update(OwnerUpdate {
+        let update = OwnerUpdate {
             key: self.keyspace.owner(identifier_id(&identifier)),
             owner: Some(owner),
             ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
-        });
+        };
+        if [ResourceKind::Request, ResourceKind::HistoryItem].contains(&identifier.kind) {
+            // See `MAX_QUEUED_UPDATES`.
+            let _ = self.frequent_updates.try_send(update);
+        } else {
+            self.update(update);
+        }
     }
 
     fn remove_owner(&self, identifier: Identifier) {
