@@ -21,7 +21,7 @@ use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool};
 use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, ReplicaLink};
 
-/// The number of questions in sequence without an answer from which no more are asked until the next beat succeeds.
+/// The number of questions in sequence without an answer from which no more are asked until a beat is fast enough.
 const MAX_UNANSWERED: u32 = 3;
 /// Maximum number of updates that wait to be sent. An update beyond it is dropped, and other replicas then find the
 /// owner by asking the accounts.
@@ -115,9 +115,12 @@ impl RedisLink {
         self.commands.store(commands.map(Arc::new));
     }
 
-    /// Records that Redis responds, and how many replicas share the pool.
-    pub(super) fn record_beat(&self, replicas: u32) {
-        self.unanswered.store(0, Ordering::Relaxed);
+    /// Records a beat: its round trip, and how many replicas share the pool. A slow beat shows that questions would not
+    /// be answered in time either.
+    pub(super) fn record_beat(&self, replicas: u32, round_trip: Duration) {
+        if round_trip < self.wait_timeout {
+            self.unanswered.store(0, Ordering::Relaxed);
+        }
         self.replicas.store(replicas, Ordering::Relaxed);
     }
 

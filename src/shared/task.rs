@@ -415,11 +415,12 @@ impl Link {
         let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent);
         let calls = [beat.calls.as_slice(), &client_beat.calls].concat();
         let replies = self.call(&calls).await?;
+        let round_trip = clock::elapsed_since(sent.instant);
         let (pool_replies, client_replies) =
             replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
         let outcome = task.replica.apply(beat, pool_replies, moment())?;
         task.clients.apply(&config.client_usage, &client_beat, client_replies, sent)?;
-        task.link.record_beat(task.replica.live_replicas());
+        task.link.record_beat(task.replica.live_replicas(), round_trip);
         task.publish_view();
         let is_lost = !outcome.outdated.to_restate.is_empty();
         for map in outcome.outdated.to_read {
