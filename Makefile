@@ -20,7 +20,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units
 
 check:
 	cargo fmt --check
@@ -147,8 +147,8 @@ mutations:
 	done
 
 # Measures the pure steps of a request, key selection, usage records, log lines, WebSocket sessions, the HTTP/1.1
-# client compared with hyper's, and Keychoir compared with other proxies.
-bench: bench-compare
+# client compared with hyper's, Keychoir compared with other proxies, and replicas with and without Redis.
+bench: bench-compare bench-replicas
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench usage_records
@@ -162,6 +162,10 @@ bench-compare: $(PEERS)/.installed
 	-PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" cargo build --locked --release \
 		--manifest-path benches/compare/pingora/Cargo.toml --target-dir target/pingora
 	cargo bench --locked --bench compare
+
+# Counts the commands of Redis, and compares the latency of replicas with and without Redis. It needs redis-server.
+bench-replicas:
+	cargo bench --locked --bench compare -- replicas
 
 # Duration of each fuzz target in seconds.
 FUZZ_SECONDS ?= 60

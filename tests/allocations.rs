@@ -42,6 +42,11 @@ const MAX_ALLOCATIONS: &[(&str, u64)] = &[
     ("relay 16 KiB of text, 1000 keys", 0),
     ("request path, GET", 0),
     ("request path, TTS", 2),
+    ("request path, GET, quota", 0),
+    ("request path, TTS, quota", 2),
+    // The futures that may wait for the other replicas.
+    ("request path, GET, quota, replica", 1),
+    ("request path, TTS, quota, replica", 4),
 ];
 
 #[test]

@@ -13,6 +13,7 @@
 //! cargo bench --bench compare -- uneven          latency of small requests during long streams
 //! cargo bench --bench compare -- kept            requests on kept-alive connections of one worker
 //! cargo bench --bench compare -- slow            latency of speech requests during slow clients
+//! cargo bench --bench compare -- replicas        commands of Redis, and latency of replicas with and without it
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
 //! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
 //! ```
@@ -33,6 +34,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
 mod growth;
 mod http1;
 mod idle_connections;
@@ -40,6 +44,7 @@ mod load;
 mod machine;
 mod memory;
 mod peers;
+mod replicas;
 mod rounds;
 mod slow;
 mod table;
@@ -111,6 +116,7 @@ impl Selection {
                 ("uneven", None) => selection.studies.push(uneven::measure),
                 ("kept", None) => selection.studies.push(idle_connections::measure),
                 ("slow", None) => selection.studies.push(slow::measure),
+                ("replicas", None) => selection.studies.push(replicas::measure),
                 (word, None) => panic!("unknown measurement `{word}`"),
             }
         }

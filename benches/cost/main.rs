@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{env, fs};
 
-use request_steps::STEPS;
+use request_steps::{GET_OF_REPLICA, GET_WITH_QUOTA, STEPS, TTS_OF_REPLICA, TTS_WITH_QUOTA};
 
 /// N. It is small enough to be quick, and large enough to average rare events.
 const CALLS: usize = 64;
@@ -43,6 +43,11 @@ const GLIBC_CACHE_SETTING: &str = "glibc.malloc.tcache_count=60000";
 /// Tolerance above the recorded cost, in percent and in instructions, because compilers and libraries differ slightly.
 const SLACK_PERCENT: u64 = 10;
 const SLACK_INSTRUCTIONS: u64 = 30;
+
+/// The steps of a replica, and the same steps without other replicas.
+const REPLICA_STEPS: [(&str, &str); 2] = [(GET_OF_REPLICA, GET_WITH_QUOTA), (TTS_OF_REPLICA, TTS_WITH_QUOTA)];
+/// Tolerance of a step of a replica above the same step without other replicas, in percent.
+const MAX_REPLICA_PERCENT: u64 = 3;
 
 fn main() -> ExitCode {
     let has = |word: &str| env::args().any(|argument| argument == word);
@@ -177,6 +182,7 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
     {
         writeln!(violations, "`{name}` has a bound, but is no longer measured: `make record-cost`").unwrap();
     }
+    check_replica_steps(measured, &mut violations);
     if violations.is_empty() {
         return true;
     }
@@ -184,4 +190,17 @@ fn compare(measured: &[(&str, u64)], recorded: &BTreeMap<String, u64>) -> bool {
         "\n{violations}If the change is intended: run `make record-cost`, and state the reason in the commit."
     );
     false
+}
+
+/// Adds the steps of a replica that cost more than permitted to `violations`.
+fn check_replica_steps(measured: &[(&str, u64)], violations: &mut String) {
+    let cost = |step: &str| measured.iter().find(|(name, _)| *name == step).unwrap().1;
+    for (shared, alone) in REPLICA_STEPS {
+        let (cost, bound) = (cost(shared), cost(alone) + cost(alone) * MAX_REPLICA_PERCENT / 100);
+        println!("{shared:<48}{:>10}{bound:>10}{cost:>10}", "");
+        if cost > bound {
+            writeln!(violations, "`{shared}` takes {cost} instructions, more than its bound of {bound}")
+                .unwrap();
+        }
+    }
 }

@@ -31,7 +31,7 @@ use keychoir::body::inspect::{BodyInspector, Inspect};
 use keychoir::body::redacted_body::{RedactedBody, redact_headers};
 use keychoir::body::replay::Replay;
 use keychoir::clock;
-use keychoir::elevenlabs::affinity::{self, RequestIdentifiers};
+use keychoir::elevenlabs::affinity::{self, Identifier, RequestIdentifiers};
 use keychoir::elevenlabs::cost::ReportedCost;
 use keychoir::elevenlabs::endpoint::{Operation, Route, lookup};
 use keychoir::elevenlabs::estimate::estimate_credits;
@@ -40,8 +40,9 @@ use keychoir::elevenlabs::plan::Capabilities;
 use keychoir::elevenlabs::refusal::{ErrorBody, classify};
 use keychoir::elevenlabs::request_body::RequestBodyFeatures;
 use keychoir::policy::budget::{Extension, Quota};
+use keychoir::policy::charge::{Billing, ChargeOutcome};
 use keychoir::policy::client::{AnonymousAccess, Client, ClientName, Clients, Rules, authenticate};
-use keychoir::policy::client_quota::{Period, Tally};
+use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit, Tally};
 use keychoir::policy::concurrency_group::ConcurrencyGroup;
 use keychoir::policy::headers::{ForwardedHeaders, is_searched, strip_response};
 use keychoir::policy::origin::{AccessRules, check_origin};
@@ -49,11 +50,19 @@ use keychoir::policy::path::strip_base_path;
 use keychoir::policy::strategy::Strategy;
 use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
-use keychoir::pool::{KeyEntry, KeyRequest, Lease, Observation, Pool, Reserved, Roster, ServedAttempt};
-use keychoir::proxy::{route, sanitize};
-use keychoir::secret::{ApiKey, Redactor, TokenFingerprint};
+use keychoir::pool::{
+    CreditShare, KeyEntry, KeyRequest, Lease, Observation, OwnerId, Pool, PoolChange, Reserved, Roster,
+    ServedAttempt,
+};
+use keychoir::proxy::{
+    AdmissionRequest, Answer, ClientPermit, ClientUsage, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant,
+    QuotaStatement, ReplicaLink, StatementScope, UserUsageFuture, UserUsageReader, UserUsageUnavailable,
+    route, sanitize,
+};
+use keychoir::secret::{ApiKey, Redactor, TokenFingerprint, UserFingerprint};
 use keychoir::upstream::UpstreamBodyError;
 use pool_settings::{HOUR, pool_settings};
+use tokio::sync::mpsc;
 
 /// A measured step.
 #[derive(Clone, Copy)]
@@ -151,9 +160,26 @@ pub const STEPS: &[Step] = &[
             ))))
         },
     },
-    Step { name: "request path, GET", set_up: || prepare_request_path(RequestKind::Voices) },
-    Step { name: "request path, TTS", set_up: || prepare_request_path(RequestKind::Speech) },
+    Step {
+        name: "request path, GET",
+        set_up: || prepare_request_path(RequestKind::Voices, ClientLimits::None),
+    },
+    Step {
+        name: "request path, TTS",
+        set_up: || prepare_request_path(RequestKind::Speech, ClientLimits::None),
+    },
+    Step { name: GET_WITH_QUOTA, set_up: || prepare_request_path(RequestKind::Voices, ClientLimits::Quota) },
+    Step { name: TTS_WITH_QUOTA, set_up: || prepare_request_path(RequestKind::Speech, ClientLimits::Quota) },
+    Step { name: GET_OF_REPLICA, set_up: || prepare_request_path(RequestKind::Voices, ClientLimits::Shared) },
+    Step { name: TTS_OF_REPLICA, set_up: || prepare_request_path(RequestKind::Speech, ClientLimits::Shared) },
 ];
+
+/// Requests of a client with a quota, without other replicas.
+pub const GET_WITH_QUOTA: &str = "request path, GET, quota";
+pub const TTS_WITH_QUOTA: &str = "request path, TTS, quota";
+/// The same requests at a replica that holds a part of the pool's credits and slots, and of the client's quota.
+pub const GET_OF_REPLICA: &str = "request path, GET, quota, replica";
+pub const TTS_OF_REPLICA: &str = "request path, TTS, quota, replica";
 
 /// The kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,6 +198,16 @@ pub enum Spread {
     WorkspacePerKey,
     OneWorkspace,
     OnlyLastHasCredits,
+}
+
+/// The limits of the clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientLimits {
+    None,
+    /// A monthly quota of credits.
+    Quota,
+    /// The same quota, of which this replica holds a grant. The pool is divided between replicas as well.
+    Shared,
 }
 
 const TEXT: &[u8] = br#"{"text":"The first move is what sets everything in motion, and what follows is the rest of a sentence that is long enough to be one.","model_id":"eleven_multilingual_v2"}"#;
@@ -246,11 +282,11 @@ fn response_heads(count: usize) -> Vec<HeaderMap> {
     vec![response_headers; count]
 }
 
-fn clients(count: usize) -> Clients {
+fn clients(count: usize, rules: &Rules) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
-        (Client { name, rules: Rules::default() }, token.into())
+        (Client { name, rules: rules.clone() }, token.into())
     };
     Clients::new((0..count).map(client).collect(), AnonymousAccess::Refused)
 }
@@ -262,7 +298,7 @@ fn check_request_origin(head: &Parts) {
 }
 
 fn prepare_authentication(count: usize) -> PrepareCalls {
-    let clients = clients(count);
+    let clients = clients(count, &Rules::default());
     prepare(
         move |n| heads(n, RequestKind::Voices),
         move |head| {
@@ -475,6 +511,23 @@ impl PoolWithCredits {
         Self { pool, request }
     }
 
+    /// Gives this replica a part of the credits and of the concurrent requests, which suffices for all calls. Returns
+    /// the receiver of the changes for the other replicas, which must be kept.
+    pub fn divide(&self) -> mpsc::Receiver<PoolChange> {
+        let (sender, receiver) = mpsc::channel(64);
+        self.pool.send_changes_to(sender);
+        let roster = self.pool.roster();
+        for workspace in roster.workspaces() {
+            let foreign = workspace.credit_use().foreign;
+            let share = CreditShare { foreign, granted: Some(1 << 36), may_overcommit: false };
+            self.pool.divide_credits(workspace, share, clock::now());
+            for group in ConcurrencyGroup::all() {
+                self.pool.divide_slots(workspace, group, Some(5), clock::now());
+            }
+        }
+        receiver
+    }
+
     /// Runs the pool operations of a served request, from loading the roster to the release.
     pub fn serve(&self) {
         let roster = self.pool.roster();
@@ -513,19 +566,117 @@ fn prepare_key_selection(keys: usize, strategy: &'static Strategy, spread: Sprea
     prepare(no_items, move |()| keys.serve())
 }
 
+/// A link to replicas that grants any amount. No call needs an answer of it, because the grant suffices.
+#[derive(Debug)]
+struct GrantingLink;
+
+impl GrantingLink {
+    fn answer(statement: &QuotaStatement) -> QuotaAnswer {
+        let grant = QuotaGrant {
+            granted: statement.limit / 2,
+            used_by_others: 0,
+            valid_until: clock::instant() + HOUR,
+        };
+        QuotaAnswer::Granted(grant)
+    }
+}
+
+impl ReplicaLink for GrantingLink {
+    fn replicas(&self) -> u32 {
+        2
+    }
+
+    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+        Box::pin(async { Answer::Unknown })
+    }
+
+    fn record_owner(&self, _: Identifier, _: &OwnerId) {}
+
+    fn remove_owner(&self, _: Identifier) {}
+
+    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+        Box::pin(async { Answer::Unknown })
+    }
+
+    fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
+
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+        Box::pin(async { Self::answer(statement) })
+    }
+}
+
+/// A usage store without users.
+#[derive(Debug)]
+struct NoUsers;
+
+impl UserUsageReader for NoUsers {
+    fn read_user_usage<'a>(
+        &'a self,
+        _: &'a ClientName,
+        _: UserFingerprint,
+        _: UnixMs,
+    ) -> UserUsageFuture<'a> {
+        Box::pin(async { Err(UserUsageUnavailable) })
+    }
+}
+
 /// Runs all pure steps from the parsed request head to the head for the provider, and the processing of the response
 /// head, without bodies, usage records and log lines.
 struct RequestPath {
     clients: Clients,
+    client_limits: ClientLimits,
+    client_usage: ClientUsage,
     keys: PoolWithCredits,
+    /// Receives the changes for the other replicas.
+    _changes: Option<mpsc::Receiver<PoolChange>>,
     models: Models,
     redactor: Arc<Redactor>,
 }
 
 impl RequestPath {
-    fn new() -> Self {
+    fn new(client_limits: ClientLimits) -> Self {
         let keys = PoolWithCredits::new(10, Strategy::DEFAULT, Spread::WorkspacePerKey);
-        Self { clients: clients(10), keys, models: Models::default(), redactor: redactor() }
+        let quota = ClientQuota { amount: 1 << 40, unit: QuotaUnit::Credits, period: Period::Month };
+        let quota = (client_limits != ClientLimits::None).then_some(quota);
+        let clients = clients(10, &Rules { quota, ..Rules::default() });
+        let now = clock::now();
+        let mut client_usage = ClientUsage::new(&clients, &[], Arc::new(NoUsers), now);
+        let mut changes = None;
+        if client_limits == ClientLimits::Shared {
+            client_usage = client_usage.with_link(Arc::new(GrantingLink), &clients, now);
+            for statement in client_usage.quota_statements(StatementScope::All, now) {
+                client_usage.apply_grant(&statement, GrantingLink::answer(&statement));
+            }
+            changes = Some(keys.divide());
+        }
+        let (models, redactor) = (Models::default(), redactor());
+        Self { clients, client_limits, client_usage, keys, _changes: changes, models, redactor }
+    }
+
+    /// Admits a request by the limits of its client, and reserves its credits.
+    fn admit(&self, client: &Client, credits: Option<u64>) -> Option<ClientPermit> {
+        let (usage, now) = (&self.client_usage, clock::now());
+        let billing = if credits == Some(0) { Billing::Free } else { Billing::Metered };
+        let admission =
+            AdmissionRequest { billing, grants_direct_access: false, is_charged: true, max_concurrent: 100 };
+        let is_shared = match self.client_limits {
+            ClientLimits::None => return None,
+            ClientLimits::Quota => false,
+            ClientLimits::Shared => true,
+        };
+        let permit = match is_shared {
+            false => usage.admit(client, admission, now),
+            true => poll_ready(Box::pin(usage.admit_shared(client, admission, now))),
+        };
+        let permit = permit.unwrap();
+        match (billing, credits, is_shared) {
+            (Billing::Metered, Some(credits), false) => permit.reserve(credits, now).unwrap(),
+            (Billing::Metered, Some(credits), true) => {
+                poll_ready(Box::pin(permit.reserve_shared(credits, now))).unwrap();
+            }
+            (Billing::Metered | Billing::Unlisted | Billing::Free, ..) => {}
+        }
+        Some(permit)
     }
 
     fn run(&self, (mut head, mut response_headers): (Parts, HeaderMap)) {
@@ -542,6 +693,7 @@ impl RequestPath {
             RequestBodyFeatures::default()
         };
         let credits = estimate_credits(endpoint.operation, &features, None, &self.models);
+        let permit = self.admit(&caller.client, credits);
         let group = ConcurrencyGroup::for_operation(endpoint.operation);
         let request = KeyRequest::new(caller.client.name.clone(), credits, group);
         let roster = pool.roster();
@@ -554,6 +706,9 @@ impl RequestPath {
         let reported = ReportedCost::from_headers(&response_headers);
         lease.record_concurrency_limit(reported.max_concurrent.unwrap());
         black_box(pool.charge(&roster, &mut lease, reported.credits.unwrap(), now));
+        if let Some(permit) = permit {
+            black_box(permit.charge(ChargeOutcome::Served, reported.credits, now));
+        }
         strip_response(&mut response_headers);
         redact_headers(&mut response_headers, &self.redactor);
         black_box(is_searched(&response_headers));
@@ -561,8 +716,16 @@ impl RequestPath {
     }
 }
 
-fn prepare_request_path(kind: RequestKind) -> PrepareCalls {
-    let request_path = RequestPath::new();
+/// Polls a future that must be ready.
+fn poll_ready<T>(mut future: Pin<Box<impl Future<Output = T>>>) -> T {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the grant must suffice"),
+    }
+}
+
+fn prepare_request_path(kind: RequestKind, client_limits: ClientLimits) -> PrepareCalls {
+    let request_path = RequestPath::new(client_limits);
     let requests = move |count| heads(count, kind).into_iter().zip(response_heads(count)).collect::<Vec<_>>();
     prepare(requests, move |request| request_path.run(request))
 }

@@ -114,7 +114,7 @@ impl Period {
     pub fn start(self, now: UnixMs) -> UnixMs {
         match self {
             Self::Day => UnixMs(now.0 - now.0 % DAY_MS),
-            Self::Month => start_of_month(now, 0).unwrap_or_default(),
+            Self::Month => UnixMs(first_day_of_month(now.0 / DAY_MS) * DAY_MS),
             Self::Total => UnixMs::default(),
         }
     }
@@ -124,7 +124,7 @@ impl Period {
     pub fn end(self, now: UnixMs) -> Option<UnixMs> {
         match self {
             Self::Day => self.start(now).0.checked_add(DAY_MS).map(UnixMs),
-            Self::Month => start_of_month(now, 1),
+            Self::Month => start_of_next_month(now),
             Self::Total => None,
         }
     }
@@ -148,12 +148,12 @@ fn first_day_of_month(day: u64) -> u64 {
     day + 1 - day_of_month
 }
 
-/// Returns the midnight at which the month of `now` started, plus this number of months.
-fn start_of_month(now: UnixMs, months_later: i32) -> Option<UnixMs> {
+/// Returns the midnight at which the month after that of `now` starts.
+fn start_of_next_month(now: UnixMs) -> Option<UnixMs> {
     let timestamp = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
     let this_month = Offset::UTC.to_datetime(timestamp).date().first_of_month();
-    let month = this_month.checked_add(jiff::Span::new().try_months(months_later).ok()?).ok()?;
-    let start = Offset::UTC.to_timestamp(month.to_datetime(jiff::civil::Time::midnight())).ok()?;
+    let next_month = this_month.checked_add(jiff::Span::new().try_months(1).ok()?).ok()?;
+    let start = Offset::UTC.to_timestamp(next_month.to_datetime(jiff::civil::Time::midnight())).ok()?;
     u64::try_from(start.as_millisecond()).ok().map(UnixMs)
 }
 

@@ -201,7 +201,9 @@ pub(super) fn is_unavailable(
     round: SelectionRound,
     now: UnixMs,
 ) -> bool {
-    if is_excluded(position, request, round) {
+    // A key without credits is unavailable whatever else its state is.
+    let is_exhausted = !round.allow_exhausted && key.workspace().quota_cell.is_used_up(now);
+    if is_exhausted || is_excluded(position, request, round) {
         return true;
     }
     match key.selection_state(&key.workspace().quota(now), now) {

@@ -5,6 +5,7 @@
 //! This module does not know how the replicas communicate. A pool without other replicas sends no changes and is never
 //! divided.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -228,13 +229,16 @@ impl Roster {
     /// Returns the workspaces of the keys, each once, in the order of the keys.
     #[must_use]
     pub fn workspaces(&self) -> Vec<&Arc<Workspace>> {
-        let mut workspaces: Vec<&Arc<Workspace>> = Vec::new();
-        for key in self.keys() {
-            if !workspaces.iter().any(|known| Arc::ptr_eq(known, &key.workspace)) {
-                workspaces.push(&key.workspace);
-            }
-        }
-        workspaces
+        let mut known = HashSet::with_capacity(self.keys().len());
+        let workspaces = self.keys().iter().map(|key| &key.workspace);
+        workspaces.filter(|workspace| known.insert(Arc::as_ptr(workspace))).collect()
+    }
+
+    /// Returns the name for other replicas of the workspace that was stored as `owner`, or `None` if the roster has no
+    /// key of that workspace.
+    #[must_use]
+    pub fn shared_id_of(&self, owner: &OwnerId) -> Option<SharedId> {
+        self.workspace_of(owner).map(Workspace::shared_id)
     }
 
     /// Returns the identity of the workspace with this name.

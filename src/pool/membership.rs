@@ -17,6 +17,8 @@ pub(super) type ReportedIds = HashMap<Fingerprint, SharedId>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkspaceMembership {
     basis: MembershipBasis,
+    /// The name of the workspace for other replicas.
+    shared_id: SharedId,
     /// The workspace's name in the configuration.
     name: Option<String>,
 }
@@ -44,7 +46,7 @@ impl WorkspaceMembership {
                 (None, Some(name)) => MembershipBasis::Configured(name.clone()),
                 (None, None) => MembershipBasis::SingleKey(entry.key.fingerprint()),
             };
-        Self { basis, name: entry.workspace.clone() }
+        Self { shared_id: basis.shared_id(), basis, name: entry.workspace.clone() }
     }
 
     /// Whether both identify the same workspace. Its name may differ.
@@ -61,17 +63,23 @@ impl WorkspaceMembership {
     /// Returns the name of the workspace for other replicas. Replicas with the same configuration and the same reported
     /// identifiers have the same names.
     pub(super) fn shared_id(&self) -> SharedId {
-        let name = |text: &str| SharedId::new(SharedKind::Workspace, &[text.as_bytes()]);
-        match &self.basis {
-            MembershipBasis::Reported(id) => *id,
-            MembershipBasis::Configured(configured) => name(configured),
-            MembershipBasis::SingleKey(fingerprint) => name(&fingerprint.to_string()),
-        }
+        self.shared_id
     }
 
     /// Returns the name in the configuration, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+}
+
+impl MembershipBasis {
+    fn shared_id(&self) -> SharedId {
+        let name = |text: &str| SharedId::new(SharedKind::Workspace, &[text.as_bytes()]);
+        match self {
+            Self::Reported(id) => *id,
+            Self::Configured(configured) => name(configured),
+            Self::SingleKey(fingerprint) => name(&fingerprint.to_string()),
+        }
     }
 }

@@ -217,7 +217,12 @@ impl Roster {
     /// no key of that workspace.
     #[must_use]
     pub fn identity_of(&self, owner: &OwnerId) -> Option<&OwnerId> {
-        self.keys.get(*self.first_positions.get(owner)?).map(|key| key.workspace().identity())
+        self.workspace_of(owner).map(Workspace::identity)
+    }
+
+    /// Returns the workspace that was stored as `owner`, or `None` if the roster has no key of it.
+    pub(super) fn workspace_of(&self, owner: &OwnerId) -> Option<&Workspace> {
+        self.keys.get(*self.first_positions.get(owner)?).map(|key| key.workspace())
     }
 
     /// Whether the keys belong to more than one workspace.

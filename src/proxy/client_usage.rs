@@ -25,10 +25,11 @@ use crate::policy::client::{Client, ClientName, Clients};
 use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::units::UnixMs;
 use crate::secret::UserFingerprint;
-pub(super) use client_permit::{ClientPermit, RequestLatePrice};
+pub use client_permit::ClientPermit;
+pub(super) use client_permit::RequestLatePrice;
 pub use client_share::{ClientActivity, ClientShare};
-pub use counters::ClientLimitExceeded;
-pub(super) use counters::{AdmissionRequest, QuotaOwner};
+pub(super) use counters::QuotaOwner;
+pub use counters::{AdmissionRequest, ClientLimitExceeded};
 use counters::{ClientCounters, UsageCounters};
 use replicas::SharedUsage;
 pub use replicas::StatementScope;
@@ -154,7 +155,11 @@ impl ClientUsage {
 
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
     /// credits are reserved later by [`ClientPermit::reserve`], when its price is known.
-    pub(super) fn admit(
+    ///
+    /// # Errors
+    ///
+    /// Fails when a limit of the client does not allow the request.
+    pub fn admit(
         &self,
         client: &Client,
         admission: AdmissionRequest,
@@ -169,7 +174,11 @@ impl ClientUsage {
 
     /// Admits a request like [`admit`](Self::admit). Asks the other replicas if the grant of this replica is
     /// insufficient.
-    pub(super) async fn admit_shared(
+    ///
+    /// # Errors
+    ///
+    /// Fails when a limit of the client does not allow the request.
+    pub async fn admit_shared(
         &self,
         client: &Client,
         admission: AdmissionRequest,

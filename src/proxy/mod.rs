@@ -40,8 +40,8 @@ mod usage;
 
 pub use crate::body::budget::BufferBudget;
 pub use client_usage::{
-    ClientActivity, ClientLimitExceeded, ClientShare, ClientUsage, RequestUser, StatementScope, UsageTotals,
-    UserUsageFuture, UserUsageReader, UserUsageUnavailable,
+    AdmissionRequest, ClientActivity, ClientLimitExceeded, ClientPermit, ClientShare, ClientUsage,
+    RequestUser, StatementScope, UsageTotals, UserUsageFuture, UserUsageReader, UserUsageUnavailable,
 };
 pub use config::{Limits, RuntimeConfig, SharedConfig};
 pub use conversation::{ConversationSender, EndedConversation};

@@ -16,13 +16,13 @@ use super::link_counts::LinkCounts;
 use super::quotas::{grant_of, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
-use crate::elevenlabs::affinity::{Identifier, RetentionLimits};
+use crate::elevenlabs::affinity::{Identifier, ResourceKind, RetentionLimits};
 use crate::policy::client::ClientName;
 use crate::policy::shared_id::{SharedId, SharedKind};
-use crate::pool::{OwnerId, Pool, Roster};
+use crate::pool::{OwnerId, Pool};
 use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, ReplicaLink};
 
-/// The number of questions in sequence without an answer from which no more are asked until the next beat succeeds.
+/// The number of questions in sequence without an answer from which no more are asked until a beat is fast enough.
 const MAX_UNANSWERED: u32 = 3;
 /// Maximum number of updates that wait to be sent. An update beyond it is dropped, and other replicas then find the
 /// owner by asking the accounts.
@@ -45,6 +45,31 @@ pub(super) struct RedisLink {
     owner_limits: RetentionLimits,
     updates: mpsc::Sender<OwnerUpdate>,
     counts: LinkCounts,
+    frequent_updates: mpsc::Sender<OwnerUpdate>,
+}
+
+/// The queued updates of owners.
+#[derive(Debug)]
+pub(super) struct OwnerUpdates {
+    /// Those that the next request of a client may need, such as a cloned voice or the cursor of a list.
+    pub(super) urgent: mpsc::Receiver<OwnerUpdate>,
+    /// Those that every speech request causes, so that they are stored less often and together.
+    pub(super) frequent: mpsc::Receiver<OwnerUpdate>,
+}
+
+impl OwnerUpdates {
+    /// Discards the next update.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future discards no update.
+    pub(super) async fn discard(&mut self) {
+        tokio::select! {
+            Some(_) = self.urgent.recv() => {}
+            Some(_) = self.frequent.recv() => {}
+            else => std::future::pending().await,
+        }
+    }
 }
 
 /// A new or removed owner, or the account of a client's list.
@@ -68,10 +93,11 @@ pub(super) struct RedisLinkSettings {
 }
 
 impl RedisLink {
-    /// Creates a link without a connection, and the receiver of the updates that the task sends.
-    pub(super) fn new(settings: RedisLinkSettings) -> (Self, mpsc::Receiver<OwnerUpdate>) {
+    /// Creates a link without a connection, and the updates that the task sends.
+    pub(super) fn new(settings: RedisLinkSettings) -> (Self, OwnerUpdates) {
         let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits, counts } = settings;
-        let (updates, receiver) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let (updates, urgent) = mpsc::channel(MAX_QUEUED_UPDATES);
+        let (frequent_updates, frequent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
             unanswered: AtomicU32::new(0),
@@ -83,8 +109,9 @@ impl RedisLink {
             owner_limits,
             updates,
             counts,
+            frequent_updates,
         };
-        (link, receiver)
+        (link, OwnerUpdates { urgent, frequent })
     }
 
     /// Uses a connection from now on, or none.
@@ -97,9 +124,12 @@ impl RedisLink {
         self.replica_id.store(Arc::new(id));
     }
 
-    /// Records that Redis responds, and how many replicas share the pool.
-    pub(super) fn record_beat(&self, replicas: u32) {
-        self.unanswered.store(0, Ordering::Relaxed);
+    /// Records a beat: its round trip, and how many replicas share the pool. A slow beat shows that questions would not
+    /// be answered in time either.
+    pub(super) fn record_beat(&self, replicas: u32, round_trip: Duration) {
+        if round_trip < self.wait_timeout {
+            self.unanswered.store(0, Ordering::Relaxed);
+        }
         self.replicas.store(replicas, Ordering::Relaxed);
     }
 
@@ -139,13 +169,6 @@ pub(super) fn client_id(client: &ClientName) -> SharedId {
     SharedId::new(SharedKind::Client, &[client.as_str().as_bytes()])
 }
 
-/// Returns the name of an owner for other replicas, or `None` if the roster has no key of it.
-fn owner_id(roster: &Roster, owner: &OwnerId) -> Option<SharedId> {
-    let identity = roster.identity_of(owner)?;
-    let key = roster.keys().iter().find(|key| key.workspace().identity() == identity)?;
-    Some(key.workspace().shared_id())
-}
-
 impl ReplicaLink for RedisLink {
     fn replicas(&self) -> u32 {
         self.replicas.load(Ordering::Relaxed)
@@ -174,13 +197,19 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
-        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
-        self.update(OwnerUpdate {
+        let update = OwnerUpdate {
             key: self.keyspace.owner(identifier_id(&identifier)),
             owner: Some(owner),
             ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
-        });
+        };
+        if [ResourceKind::Request, ResourceKind::HistoryItem].contains(&identifier.kind) {
+            // See `MAX_QUEUED_UPDATES`.
+            let _ = self.frequent_updates.try_send(update);
+        } else {
+            self.update(update);
+        }
     }
 
     fn remove_owner(&self, identifier: Identifier) {
@@ -204,7 +233,7 @@ impl ReplicaLink for RedisLink {
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
-        let Some(owner) = owner_id(&self.pool.roster(), owner) else { return };
+        let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         self.update(OwnerUpdate {
             key: self.keyspace.list_account(client_id(client)),
             owner: Some(owner),

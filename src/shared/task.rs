@@ -15,7 +15,7 @@ use super::changes::parse_overlay;
 use super::clients::ClientShares;
 use super::connect_error::RedisConnectError;
 use super::connection::RedisEndpoint;
-use super::link::{OwnerUpdate, RedisLink, RedisLinkSettings};
+use super::link::{OwnerUpdates, RedisLink, RedisLinkSettings};
 use super::link_counts::LinkFault;
 use super::maps::MapEntry;
 use super::members::MEMBER_TTL;
@@ -81,7 +81,7 @@ pub struct LinkTask {
     tasks: Tasks,
     pub(super) clients: ClientShares,
     pub(super) link: Arc<RedisLink>,
-    pub(super) owner_updates: mpsc::Receiver<OwnerUpdate>,
+    pub(super) owner_updates: OwnerUpdates,
     pub(super) overlay_ports: mpsc::Receiver<OverlayPort>,
     pub(super) overlay: Option<OverlayPort>,
     pub(super) leaving: CancellationToken,
@@ -228,7 +228,7 @@ impl LinkTask {
                 _ = ticks.tick() => self.fall_back(config),
                 Some(_) = self.changes.recv() => {}
                 Some(_) = self.polls.recv() => {}
-                Some(_) = self.owner_updates.recv() => {}
+                () = self.owner_updates.discard() => {}
                 Some(port) = self.overlay_ports.recv() => self.overlay = Some(port),
             }
         }

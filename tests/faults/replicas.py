@@ -2,8 +2,8 @@
 replica is killed, or stopped and started as for an upgrade.
 
 No request of the app may fail, and the books of all replicas together must have every credit that the provider has charged.
-The script prints p50 and p99 of each phase, their ratios to the phase without a fault, and the time until all replicas share
-the pool again. The exit code is 1 if a case fails. It needs only Python, the programs redis-server, redis-sentinel and
+After a fault, all replicas must share the pool again within two seconds, or five on a busy machine. The script also prints p50
+and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a case fails. It needs only Python, the programs redis-server, redis-sentinel and
 haproxy, and the built program, and takes about two minutes with 10 seconds per phase:
 
     python3 tests/faults/replicas.py target/release/keychoir 10
@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "deploy",
 
 from books import LedgerReader, compare
 from load import Load
-from processes import Failure, Processes
+from processes import Failure, Processes, wait_until
 from redis_servers import RedisServer, Sentinels
 from pool import Provider, Replica, start_haproxy
 from slow_forwarder import SlowForwarder
@@ -31,6 +31,9 @@ BASELINE = "no fault"
 WARM_UP_SECONDS = 2
 # Half of a round trip of 300 ms.
 SLOW_DELAY_SECONDS = 0.15
+# The maximum time from the end of a fault until all replicas share the pool again, and the time that a busy machine may add.
+MAX_RECOVERY_SECONDS = 2
+MEASURING_MARGIN_SECONDS = 3
 
 failures = 0
 
@@ -58,8 +61,12 @@ class Scene:
         self.run_phase(BASELINE)
 
     def wait_until_shared(self):
+        """Waits until every replica is connected and knows all others."""
         for replica in self.replicas.values():
             replica.wait_until_shared()
+        for name, replica in self.replicas.items():
+            knows_all = lambda: replica.readiness().get("replicas") == len(NAMES)
+            wait_until(f"replica {name} must know {len(NAMES)} replicas", knows_all)
 
     def run_phase(self, name, seconds=None, every_second=lambda: None):
         """Lets the load run as this phase."""
@@ -109,10 +116,11 @@ def report_phase(phase, requests, baseline, recovery_seconds):
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         value = quantile(requests, share)
         measured.append(f"{name} {value * 1e3:.1f} ms ({value / quantile(baseline, share):.2f})")
+    has_recovered = recovery_seconds is None or recovery_seconds <= MAX_RECOVERY_SECONDS + MEASURING_MARGIN_SECONDS
     if recovery_seconds is not None:
-        measured.append(f"shared again after {recovery_seconds:.2f} s")
+        measured.append(f"shared again after {recovery_seconds:.2f} s (at most {MAX_RECOVERY_SECONDS})")
     measured += [f"request {request.number}: {[attempt.result for attempt in request.attempts]}" for request in failed[:5]]
-    report(phase, not failed, ", ".join(measured))
+    report(phase, not failed and has_recovered, ", ".join(measured))
 
 
 def test_server(binary, phase_seconds):

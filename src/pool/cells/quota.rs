@@ -104,16 +104,31 @@ impl QuotaCell {
     /// Returns the quota at `now`. Ends the period first if its reset date has passed.
     pub(in crate::pool) fn load(&self, now: UnixMs) -> Quota {
         let resets_at = self.resets_at.load(Ordering::Acquire);
+        if resets_at != 0 && resets_at <= now.0 {
+            self.end_period(resets_at);
+        }
+        self.stored().reset_if_due(now)
+    }
+
+    #[cold]
+    fn end_period(&self, resets_at: u64) {
         // Of several tasks, only the one that removes the date resets the count.
-        if resets_at != 0
-            && resets_at <= now.0
-            && self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
-        {
+        if self.resets_at.compare_exchange(resets_at, 0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // Requests in flight are charged in the new period.
             self.replace_count(|_| 0);
             self.reported_remaining.clear();
         }
-        self.stored().reset_if_due(now)
+    }
+
+    /// Whether no credits remain at `now`. This check is cheaper than that of [`load`](Self::load), and is `false` from
+    /// the end of a period until the next one is loaded.
+    pub(in crate::pool) fn is_used_up(&self, now: UnixMs) -> bool {
+        let ceiling = self.ceiling.load(Ordering::Acquire);
+        if ceiling == UNKNOWN || self.spent.load(Ordering::Acquire) < ceiling {
+            return false;
+        }
+        let resets_at = self.resets_at.load(Ordering::Acquire);
+        resets_at == 0 || now.0 < resets_at
     }
 
     /// Returns the credits that requests in flight may still spend.
@@ -336,6 +351,7 @@ mod tests {
             let quota = Quota { count: 3, limit: Some(10), extension, resets_at: Some(UnixMs(100)) };
             cell.restore(quota, NOW);
             assert_eq!(cell.load(UnixMs(99)), quota);
+            assert!(!cell.is_used_up(UnixMs(99)));
         }
     }
 
@@ -349,6 +365,16 @@ mod tests {
         finish(&cell, 4, 4);
         assert_eq!((cell.load(NOW).count, cell.reserved()), (97, 0));
         assert!(cell.fits(3, 0) && !cell.fits(4, 0) && !cell.fits(3, 1));
+    }
+
+    #[test]
+    fn credits_are_used_up_until_the_period_ends() {
+        assert!(!QuotaCell::default().is_used_up(NOW));
+        let cell = quota_cell(99, 100);
+        assert!(!cell.is_used_up(NOW));
+        finish(&cell, 0, 1);
+        assert!(cell.is_used_up(NOW) && cell.load(NOW).is_exhausted());
+        assert!(!cell.is_used_up(UnixMs(100)) && !cell.load(UnixMs(100)).is_exhausted());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::policy::units::UnixMs;
 /// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
 /// not charged.
 #[derive(Debug)]
-pub(in crate::proxy) struct ClientPermit {
+pub struct ClientPermit {
     counters: Arc<ClientCounters>,
     client: QuotaPermit,
     /// The user's permit, if the client has a quota per user and the request names its user.
@@ -97,7 +97,7 @@ impl ClientPermit {
     /// # Errors
     ///
     /// Fails when a quota has fewer credits left. Earlier reservations are kept.
-    pub(in crate::proxy) fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
+    pub fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
         self.for_each_quota(|permit| permit.reserve(total, now, GrantUse::Current))
     }
 
@@ -107,11 +107,7 @@ impl ClientPermit {
     /// # Errors
     ///
     /// Fails when a quota has fewer credits left. Earlier reservations are kept.
-    pub(in crate::proxy) async fn reserve_shared(
-        &self,
-        total: u64,
-        now: UnixMs,
-    ) -> Result<(), ClientLimitExceeded> {
+    pub async fn reserve_shared(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
         for (permit, owner) in self.quotas() {
             let reserved =
                 permit.with_grant(now, |permit, grant_use| permit.reserve(total, now, grant_use)).await;
@@ -178,12 +174,7 @@ impl ClientPermit {
     }
 
     /// Charges an attempt. See [`QuotaPermit::charge`]. Returns the charge to each quota.
-    pub(in crate::proxy) fn charge(
-        &self,
-        outcome: ChargeOutcome,
-        reported: Option<u64>,
-        now: UnixMs,
-    ) -> Charge {
+    pub fn charge(&self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) -> Charge {
         self.apply(|permit| permit.charge(outcome, reported, now))
     }
 

@@ -38,15 +38,15 @@ pub(in crate::proxy) struct ClientCounters {
 
 /// The properties of a request on which its client's limits depend.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::proxy) struct AdmissionRequest {
+pub struct AdmissionRequest {
     /// How the provider bills the request.
-    pub(in crate::proxy) billing: Billing,
+    pub billing: Billing,
     /// Whether the response lets the client use the provider without the proxy.
-    pub(in crate::proxy) grants_direct_access: bool,
+    pub grants_direct_access: bool,
     /// Whether the client's quota is charged, which is false for a request with the client's own key.
-    pub(in crate::proxy) is_charged: bool,
+    pub is_charged: bool,
     /// Maximum number of requests in progress of a client without a configured limit.
-    pub(in crate::proxy) max_concurrent: u32,
+    pub max_concurrent: u32,
 }
 
 impl AdmissionRequest {

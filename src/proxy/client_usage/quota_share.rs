@@ -93,10 +93,12 @@ impl ShareState {
                 // If the clock was set back, a later period still counts.
                 && shared.period_start >= period_start
         };
-        let current = self.quota.take().filter(is_current);
-        let used = tallies.used(quota.period, now);
-        let shared =
-            self.quota.insert(current.unwrap_or_else(|| SharedQuota::new(quota, period_start, used, now)));
+        if !self.quota.as_ref().is_some_and(is_current) {
+            self.quota = None;
+        }
+        let shared = self.quota.get_or_insert_with(|| {
+            SharedQuota::new(quota, period_start, tallies.used(quota.period, now), now)
+        });
         if shared.quota.amount != quota.amount {
             shared.change_amount(quota.amount);
         }
@@ -198,11 +200,11 @@ impl QuotaShare {
         let mut state = self.state();
         state.used_at = Some(time);
         let is_listed = std::mem::replace(&mut state.is_listed, true);
-        let shared = *state.quota(quota, tallies, now);
         let grant_use = match grant_use {
             GrantUse::Extensible if state.is_alone(time) => GrantUse::Alone,
             GrantUse::Extensible | GrantUse::Current | GrantUse::Alone => grant_use,
         };
+        let shared = state.quota(quota, tallies, now);
         let limit = shared.limit(grant_use, self.link.replicas(), time);
         let used = tallies.used(quota.period, now);
         let left = limit.saturating_sub(used);

@@ -1,0 +1,403 @@
+//! Measures what a shared pool costs: the commands that Redis executes for one to three replicas and different rates of
+//! requests, and the latency of requests while Redis responds, is killed, is stopped or is slow, as a ratio to the
+//! latency without `[redis]`. The simulator is the provider. Everything shares two processors.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use keychoir::simulator::{KeyPlan, Plan as ProviderPlan, WorkspacePlan};
+use tempfile::TempDir;
+use tokio::runtime::Builder;
+use tokio::time::sleep;
+
+use crate::harness::{format_median_and_range, median};
+use crate::http1;
+use crate::load::{Load, LoadResults, RequestSpec};
+use crate::machine;
+use crate::peers::{Peer, Setup, Target};
+use crate::rounds::{Plan, quantile};
+use crate::support::SPEECH_PATH;
+use crate::support::redis::RedisServer;
+use crate::support::replicas::TestReplicas;
+use crate::support::slow_forwarder::SlowForwarder;
+
+const KEYS: usize = 3;
+const CREDITS: u64 = 1 << 50;
+/// The maximum number of concurrent requests of each workspace.
+const MAX_CONCURRENT: u32 = 200;
+const MAX_REPLICAS: usize = 3;
+/// The maximum number of clients per replica, each with one request at a time.
+const MAX_CLIENTS: u32 = 16;
+/// Requests per second of all clients together while commands are counted. `None` is as many as possible.
+const RATES: [Option<u32>; 5] = [Some(0), Some(10), Some(100), Some(1_000), None];
+/// Requests per second while the latency is measured.
+const LATENCY_RATE: u32 = 300;
+/// Half of a round trip of 300 ms.
+const SLOW_DELAY: Duration = Duration::from_millis(150);
+/// The time after the start of the replicas in which their polls and shares settle.
+const SETTLING_TIME: Duration = Duration::from_secs(3);
+
+/// A kind of request. Each has its own client.
+#[derive(Clone, Copy)]
+enum SharedWorkload {
+    /// The list of voices, which is free.
+    List,
+    Speech,
+    /// Speech of a client with a quota of credits, which the replicas divide.
+    SpeechWithQuota,
+}
+
+impl SharedWorkload {
+    const ALL: [Self; 3] = [Self::List, Self::Speech, Self::SpeechWithQuota];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::List => "GET",
+            Self::Speech => "speech",
+            Self::SpeechWithQuota => "speech, quota",
+        }
+    }
+
+    /// Returns the token of its client.
+    fn token(self) -> &'static str {
+        match self {
+            Self::List | Self::Speech => "a-token-of-the-client-0123456789",
+            Self::SpeechWithQuota => "a-token-of-the-client-with-quota",
+        }
+    }
+
+    fn request(self) -> Vec<u8> {
+        let token = self.token();
+        let headers = format!("host: localhost\r\naccept: */*\r\nxi-api-key: {token}\r\n");
+        match self {
+            Self::List => format!("GET /v1/voices HTTP/1.1\r\n{headers}\r\n").into_bytes(),
+            Self::Speech | Self::SpeechWithQuota => {
+                let body = r#"{"text":"Hello, and welcome back.","model_id":"eleven_flash_v2_5"}"#;
+                let length = body.len();
+                format!(
+                    "POST {SPEECH_PATH} HTTP/1.1\r\n{headers}content-type: application/json\r\n\
+                     content-length: {length}\r\n\r\n{body}"
+                )
+                .into_bytes()
+            }
+        }
+    }
+}
+
+/// Running replicas that have answered one request of each workload.
+struct Scene {
+    replicas: TestReplicas,
+    count: usize,
+    request_specs: Vec<RequestSpec>,
+    _folder: TempDir,
+}
+
+impl Scene {
+    /// Starts replicas. Without the URL of a Redis, each of them is a pool of its own.
+    async fn start(count: usize, redis_url: Option<&str>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("keychoir.toml");
+        std::fs::write(&config, config_text()).unwrap();
+        let settings = [
+            ("KEYCHOIR_CONFIG", config.to_str().unwrap()),
+            ("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"),
+            // Requests are not logged, because the cost of logging would hide the measured cost.
+            ("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info"),
+        ];
+        let replicas = TestReplicas::start_with(count, provider_plan(), redis_url, &settings).await;
+        let mut scene = Self { replicas, count, request_specs: Vec::new(), _folder: folder };
+        if redis_url.is_some() {
+            scene.wait_until_shared().await;
+        }
+        for workload in SharedWorkload::ALL {
+            let request_spec = scene.request_spec(workload).await;
+            scene.request_specs.push(request_spec);
+        }
+        sleep(SETTLING_TIME).await;
+        scene
+    }
+
+    /// Waits until every replica knows all others.
+    async fn wait_until_shared(&self) {
+        for replica in 0..self.count {
+            let is_shared = async || {
+                let readiness = self.replicas.document(replica, "/readyz").await;
+                readiness["shared"] == "connected" && readiness["replicas"] == self.count
+            };
+            while !is_shared().await {
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    /// Returns the request of a workload with the length of its response.
+    async fn request_spec(&self, workload: SharedWorkload) -> RequestSpec {
+        let client = &self.replicas.client;
+        let request = match workload {
+            SharedWorkload::List => client.get(format!("{}/v1/voices", self.replicas.url(0))),
+            SharedWorkload::Speech | SharedWorkload::SpeechWithQuota => {
+                let body = workload.request();
+                let body = body[http1::head_length(&body).unwrap()..].to_vec();
+                let request = client.post(format!("{}{SPEECH_PATH}", self.replicas.url(0))).body(body);
+                request.header("content-type", "application/json")
+            }
+        };
+        let response = request.header("xi-api-key", workload.token()).send().await.unwrap();
+        assert_eq!(response.status(), 200, "a request before the measurement must be served");
+        let response_bytes = response.bytes().await.unwrap().len() as u64;
+        RequestSpec { request: workload.request().into(), response_bytes, is_stamped: false }
+    }
+
+    /// Opens clients of all replicas.
+    async fn open_load(&self, clients_per_replica: u32) -> Load {
+        let mut load: Option<Load> = None;
+        for replica in 0..self.count {
+            let address = self.replicas.url(replica).trim_start_matches("http://").parse().unwrap();
+            let target = Target { address, tls: None, key: "" };
+            let opened = Load::open(&target, clients_per_replica, 1).await;
+            match &mut load {
+                Some(load) => load.append(opened),
+                None => load = Some(opened),
+            }
+        }
+        load.unwrap()
+    }
+
+    /// Sends requests for `seconds` at a rate, or as many as possible without one.
+    async fn send(&self, workload: usize, rate: Option<u32>, seconds: f64) -> LoadResults {
+        let request_spec = &self.request_specs[workload];
+        let clients = rate.map_or(MAX_CLIENTS, |rate| (rate / 10).clamp(1, MAX_CLIENTS));
+        let mut load = self.open_load(clients).await;
+        match rate {
+            Some(rate) => load.at_rate(request_spec, rate, seconds).await,
+            None => load.saturating(request_spec, seconds).await,
+        }
+    }
+}
+
+fn config_text() -> String {
+    let client = |name: &str, workload: SharedWorkload, rules: &str| {
+        format!("[[clients]]\nname = \"{name}\"\ntoken = \"{}\"\n{rules}\n", workload.token())
+    };
+    client("app", SharedWorkload::Speech, "")
+        + &client("metered", SharedWorkload::SpeechWithQuota, "quota = \"1000000000000 credits per month\"")
+}
+
+fn provider_plan() -> ProviderPlan {
+    (0..KEYS).fold(ProviderPlan::of([]), |plan, number| {
+        let name = format!("workspace {number}");
+        let workspace =
+            WorkspacePlan { max_concurrent: Some(MAX_CONCURRENT), ..WorkspacePlan::new(&name, CREDITS) };
+        let key = format!("sk_bench_key_of_the_replicas_{number}");
+        plan.with_workspace(workspace)
+            .with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(&key, CREDITS) })
+    })
+}
+
+pub fn measure(plan: &Plan, _: &[Peer], _: &Setup) {
+    machine::pin_to_processor("0,1");
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        measure_commands(plan).await;
+        measure_latency(plan).await;
+    });
+}
+
+/// The commands that Redis has executed, by their kind. A script counts as the kind of its first key.
+#[derive(Default)]
+struct CommandCounts {
+    by_kind: BTreeMap<String, usize>,
+    in_scripts: usize,
+}
+
+impl CommandCounts {
+    /// Parses the lines of MONITOR, without the commands of this program, which uses the Unix socket.
+    fn parse(lines: &str) -> Self {
+        let mut counts = Self::default();
+        for line in lines.lines() {
+            let Some((source, command)) = line.split_once("] ") else { continue };
+            if source.ends_with(" lua") {
+                counts.in_scripts += 1;
+            } else if !source.contains(" unix:") {
+                *counts.by_kind.entry(command_kind(command)).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn total(&self) -> usize {
+        self.by_kind.values().sum()
+    }
+}
+
+/// Returns the kind of a command as MONITOR shows it: `members` for `"EVAL" "…" "6" "{keychoir:default}:1:members" …`.
+fn command_kind(command: &str) -> String {
+    let name = command.trim_start_matches('"').split('"').next().unwrap_or_default().to_lowercase();
+    let key = command.split_once("}:1:").map_or("", |(_, key)| key);
+    match (&*name, key.split(['"', ':']).next().unwrap_or_default()) {
+        ("eval", kind) => kind.to_owned(),
+        (name, "") => name.to_owned(),
+        (name, kind) => format!("{name} {kind}"),
+    }
+}
+
+/// Prints the commands per second of each number of replicas, workload and rate.
+async fn measure_commands(plan: &Plan) {
+    println!("\nreplicas: commands of Redis per second, {} s each, {KEYS} workspaces", plan.seconds);
+    println!(
+        "{:<10}{:<15}{:>12}{:>11}{:>13}{:>12}{:>9}  by kind",
+        "replicas", "requests", "requests/s", "commands", "per replica", "in scripts", "Redis"
+    );
+    for count in 1..=MAX_REPLICAS {
+        let redis = RedisServer::start().await;
+        let scene = Scene::start(count, Some(&redis.url())).await;
+        for (workload, shared_workload) in SharedWorkload::ALL.into_iter().enumerate() {
+            for rate in RATES {
+                let name = if rate == Some(0) { "none" } else { shared_workload.name() };
+                if rate == Some(0) && workload > 0 {
+                    continue;
+                }
+                let mut monitor = redis.monitor();
+                let (started_at, processor_before) = (Instant::now(), processor_seconds(&redis));
+                let sent = match rate {
+                    Some(0) => {
+                        sleep(Duration::from_secs_f64(plan.seconds)).await;
+                        0
+                    }
+                    rate => scene.send(workload, rate, plan.seconds).await.requests,
+                };
+                let seconds = started_at.elapsed().as_secs_f64();
+                let processor = (processor_seconds(&redis) - processor_before) / seconds;
+                let counts = CommandCounts::parse(&monitor.read_commands());
+                let per_second = |count: usize| count as f64 / seconds;
+                let kinds = counts.by_kind.iter();
+                let kinds: Vec<String> =
+                    kinds.map(|(kind, count)| format!("{kind} {:.1}", per_second(*count))).collect();
+                println!(
+                    "{count:<10}{name:<15}{:>12.0}{:>11.1}{:>13.1}{:>12.0}{:>8.1}%  {}",
+                    sent as f64 / seconds,
+                    per_second(counts.total()),
+                    per_second(counts.total()) / count as f64,
+                    per_second(counts.in_scripts),
+                    processor * 100.0,
+                    kinds.join(", ")
+                );
+            }
+        }
+        scene.replicas.close_unchecked().await;
+    }
+}
+
+/// Returns the processor time of a Redis since its start.
+fn processor_seconds(redis: &RedisServer) -> f64 {
+    let field = |name: &str| redis.info("cpu", name).unwrap().trim().parse::<f64>().unwrap();
+    field("used_cpu_user") + field("used_cpu_sys")
+}
+
+/// A state of Redis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RedisState {
+    Responding,
+    Killed,
+    /// The process is stopped. Connections stay open and are not answered.
+    Stopped,
+    Slow,
+}
+
+impl RedisState {
+    const ALL: [Self; 4] = [Self::Responding, Self::Killed, Self::Stopped, Self::Slow];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Responding => "responds",
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+            Self::Slow => "300 ms slower",
+        }
+    }
+
+    fn start(self, redis: &mut RedisServer, forwarder: &SlowForwarder) {
+        match self {
+            Self::Responding => {}
+            Self::Killed => redis.kill(),
+            Self::Stopped => redis.pause(),
+            Self::Slow => forwarder.set_delay(SLOW_DELAY),
+        }
+    }
+
+    async fn end(self, redis: &mut RedisServer, forwarder: &SlowForwarder) {
+        match self {
+            Self::Responding => {}
+            Self::Killed => redis.restart().await,
+            Self::Stopped => redis.resume(),
+            Self::Slow => forwarder.set_delay(Duration::ZERO),
+        }
+    }
+}
+
+/// The p50 and the p99 of the requests of a turn, in µs.
+struct LatencyTurn {
+    with_redis: [f64; 2],
+    without_redis: [f64; 2],
+}
+
+/// Prints the latency of each workload in each state of Redis, as a ratio to replicas without `[redis]`. The turns with
+/// and without Redis alternate.
+async fn measure_latency(plan: &Plan) {
+    println!(
+        "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s with Redis beside the same without; {} rounds of \
+         {} s in turns",
+        plan.rounds, plan.seconds
+    );
+    println!(
+        "{:<16}{:<15}{:>10}{:>10}{:>24}{:>24}{:>22}",
+        "Redis", "requests", "p50, µs", "p99, µs", "p50, x", "p99, x", "shared again, s"
+    );
+    let mut redis = RedisServer::start().await;
+    let forwarder = SlowForwarder::start(redis.port(), Duration::ZERO).await;
+    let shared = Scene::start(MAX_REPLICAS, Some(&format!("redis://{}", forwarder.address()))).await;
+    let separate = Scene::start(MAX_REPLICAS, None).await;
+    for state in RedisState::ALL {
+        let mut turns: Vec<Vec<LatencyTurn>> = SharedWorkload::ALL.iter().map(|_| Vec::new()).collect();
+        let mut recoveries = Vec::new();
+        for round in 0..plan.rounds {
+            state.start(&mut redis, &forwarder);
+            for (workload, turns) in turns.iter_mut().enumerate() {
+                let mut turn = LatencyTurn { with_redis: [0.0; 2], without_redis: [0.0; 2] };
+                for is_shared in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
+                    let scene = if is_shared { &shared } else { &separate };
+                    let mut results = scene.send(workload, Some(LATENCY_RATE), plan.seconds).await;
+                    let latency = [0.5, 0.99].map(|part| quantile(&mut results.total_times, part));
+                    *(if is_shared { &mut turn.with_redis } else { &mut turn.without_redis }) = latency;
+                }
+                turns.push(turn);
+            }
+            state.end(&mut redis, &forwarder).await;
+            let ended_at = Instant::now();
+            shared.wait_until_shared().await;
+            recoveries.push(ended_at.elapsed().as_secs_f64());
+            sleep(Duration::from_secs(1)).await;
+        }
+        for (workload, turns) in SharedWorkload::ALL.into_iter().zip(&turns) {
+            let ratio = |index: usize| {
+                format_median_and_range(
+                    turns.iter().map(|turn| turn.with_redis[index] / turn.without_redis[index]),
+                    2,
+                )
+            };
+            println!(
+                "{:<16}{:<15}{:>10.0}{:>10.0}{:>24}{:>24}{:>22}",
+                state.name(),
+                workload.name(),
+                median(turns.iter().map(|turn| turn.with_redis[0])),
+                median(turns.iter().map(|turn| turn.with_redis[1])),
+                ratio(0),
+                ratio(1),
+                format_median_and_range(recoveries.iter().copied(), 2)
+            );
+        }
+    }
+    let books = shared.replicas.close_unchecked().await;
+    assert_eq!(books.ledger.violations, Vec::<String>::new());
+    separate.replicas.close_unchecked().await;
+}
