@@ -54,7 +54,6 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
     ),
     ("mirror", &["clock", "policy", "secret", "store", "upstream"]),
-    ("shared", &["policy", "secret"]),
     (
         "admin",
         &[

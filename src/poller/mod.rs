@@ -6,30 +6,32 @@
 
 mod client;
 mod conversations;
+mod discrepancies;
 mod key_check;
+mod sharing;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 use crate::clock;
 use crate::policy::authority::Authority;
-use crate::policy::budget::Quota;
 use crate::policy::forecast::Forecast;
 use crate::policy::key_state::CooldownReason;
 use crate::policy::poll_schedule::{PollOutcome, PollState, next_poll_delay};
-use crate::policy::units::UnixMs;
 use crate::pool::{Key, Observation, Pool, Roster};
 use crate::proxy::UsageSink;
 use crate::secret::Fingerprint;
-use crate::telemetry::{log_discrepancy, log_transitions};
+use crate::telemetry::log_transitions;
 use crate::upstream::{Connect, Upstream};
 use client::ProviderClient;
 pub use conversations::ConversationPoller;
+use discrepancies::{PolledQuota, log_discrepancies};
 pub use key_check::{CheckInProgress, CheckOutcome, KeyCheck, KeyChecker};
+pub use sharing::{OwnPoll, PollSharing, PollingRole};
 
 /// The settings of the poller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,39 +43,6 @@ pub struct Settings {
     /// Regional hosts of the provider, at which a key is polled that the default host refuses as one of
     /// another region.
     pub regions: Arc<[Arc<Authority>]>,
-}
-
-/// Whether this program polls the provider. Of several replicas of a pool, one polls for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PollingRole {
-    /// The replicas have not decided yet.
-    Undecided,
-    /// This program polls.
-    Leader,
-    /// Another replica polls, and this program applies its results.
-    Follower,
-}
-
-/// The result of a poll, for the other replicas of the pool.
-#[derive(Clone, Debug)]
-pub struct OwnPoll {
-    /// The fingerprint of the key.
-    pub key: Fingerprint,
-    /// The result.
-    pub observation: Observation,
-    /// The time of the response.
-    pub at: UnixMs,
-    /// The host of the key, if it is not the default one.
-    pub region: Option<Arc<Authority>>,
-}
-
-/// The connection of a poller to the other replicas of the pool.
-#[derive(Clone, Debug)]
-pub struct PollSharing {
-    /// Whether this program polls.
-    pub role: watch::Receiver<PollingRole>,
-    /// Receives the results.
-    pub polls: mpsc::Sender<OwnPoll>,
 }
 
 /// Minimum interval between two polls of one key, whatever requests are refused, because the provider also
@@ -420,31 +389,6 @@ impl PollerState {
                 );
             }
         }
-    }
-}
-
-/// The quota that the provider reported for a key.
-struct PolledQuota<'a> {
-    key: &'a Key,
-    quota: Quota,
-    /// The billing discrepancy of its workspace before this poll.
-    discrepancy_before: i64,
-}
-
-/// Logs the differences between the provider's quotas and the pool's counts. Must be called after all
-/// polls, because two keys with equal quotas probably belong to one workspace.
-fn log_discrepancies(quotas: &[PolledQuota<'_>]) {
-    for PolledQuota { key, quota, discrepancy_before } in quotas {
-        // At the start of a period the discrepancy is zero. A change to zero is not logged.
-        let discrepancy = key.workspace().discrepancy();
-        let change = discrepancy - discrepancy_before;
-        if change == 0 || discrepancy == 0 {
-            continue;
-        }
-        let is_same_workspace = |other: &&PolledQuota<'_>| {
-            other.quota.is_same_workspace(quota) && !std::ptr::eq(other.key.workspace(), key.workspace())
-        };
-        log_discrepancy(key, change, quotas.iter().find(is_same_workspace).map(|other| other.key));
     }
 }
 

@@ -126,7 +126,7 @@ impl WaitQueue {
     /// Returns what the queued requests need.
     pub(super) fn demand(&self) -> QueuedDemand {
         let mut demand = QueuedDemand::default();
-        if self.len() == 0 {
+        if self.is_empty() {
             return demand;
         }
         let queues = self.lock();

@@ -117,7 +117,7 @@ impl std::fmt::Display for EvidenceName {
 /// The amounts of a claim, and its circumstances.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct EvidenceDocument {
+struct SharedEvidence {
     #[serde(skip_serializing_if = "Option::is_none")]
     remaining: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +142,7 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
         | ClaimedFault::InvalidKey
         | ClaimedFault::WrongHost => (None, None),
     };
-    let document = EvidenceDocument {
+    let document = SharedEvidence {
         remaining: reported.map(|(remaining, _)| remaining),
         required: reported.map(|(_, required)| required),
         scaled_remaining,
@@ -156,7 +156,7 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
 
 /// Parses the evidence of another replica. `at` is the local time of the refusal, `replica` the id of that replica.
 pub(super) fn parse_evidence(name: &EvidenceName, text: &str, at: UnixMs, replica: &str) -> Option<Evidence> {
-    let document: EvidenceDocument = serde_json::from_str(text).ok()?;
+    let document: SharedEvidence = serde_json::from_str(text).ok()?;
     let claim = match name.claim {
         ClaimName::Credits => ClaimedFault::Credits {
             reported: document.remaining.zip(document.required),

@@ -1,5 +1,10 @@
 //! Reads the replies of the scripts. A reply of another shape is an error and never a panic.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the client library may add variants, which are all unexpected"
+)]
+
 use redis::Value;
 
 /// A reply of a shape that no script of this version returns.

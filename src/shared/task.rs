@@ -194,14 +194,13 @@ impl LinkTask {
             self.link.set_connection(None);
             self.clients.restate();
             self.publish_view();
-            endpoint = match &error {
+            let node = if let LinkError::Command(error) = &error { endpoint.redirect(error) } else { None };
+            if let Some(node) = node {
                 // The node of a cluster that has the keys of the pool, at once.
-                LinkError::Command(error) if let Some(node) = endpoint.redirect(error) => {
-                    endpoint = node;
-                    continue;
-                }
-                _ => self.endpoint.clone(),
-            };
+                endpoint = node;
+                continue;
+            }
+            endpoint = self.endpoint.clone();
             self.view.counts().record_error(error.fault());
             if !std::mem::replace(&mut is_reported, true) {
                 warn!(

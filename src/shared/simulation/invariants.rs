@@ -34,7 +34,7 @@ pub(super) struct AloneUse {
 
 /// How a request was admitted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Admission {
+pub(super) struct ProviderAdmission {
     workspace: usize,
     /// Whether the reserved credits exceed those that are left.
     pub(super) is_overcommitted: bool,
@@ -109,7 +109,7 @@ impl World {
     }
 
     /// Checks the invariants of an admitted request.
-    pub(super) fn admit(&self, process: &Process, lease: &Lease) -> Admission {
+    pub(super) fn admit(&self, process: &Process, lease: &Lease) -> ProviderAdmission {
         let key = lease.key();
         let (index, workspace) = (key.position(), key.workspace());
         let group = ConcurrencyGroup::SPEECH;
@@ -146,11 +146,11 @@ impl World {
                 self.fail(format!("{} uses {running} slots of {alone:?} of workspace {index}", process.id));
             }
         }
-        Admission { workspace: index, is_overcommitted, is_loan, was_healthy }
+        ProviderAdmission { workspace: index, is_overcommitted, is_loan, was_healthy }
     }
 
     /// Records that an admitted request has ended.
-    pub(super) fn end_admission(&self, admission: Admission) {
+    pub(super) fn end_admission(&self, admission: ProviderAdmission) {
         if admission.is_overcommitted {
             change(&self.violations.overcommitted, admission.workspace, false);
         }
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Records a refusal for credits.
-    pub(super) fn refuse_credits(&self, process: &Process, admission: Admission) {
+    pub(super) fn refuse_credits(&self, process: &Process, admission: ProviderAdmission) {
         self.violations.refused_for_credits.set(self.violations.refused_for_credits.get() + 1);
         if admission.was_healthy && !admission.is_overcommitted {
             let workspace = admission.workspace;

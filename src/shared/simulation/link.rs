@@ -59,7 +59,7 @@ pub(super) struct Outgoing {
 }
 
 /// An open connection.
-struct Connection {
+struct SimulatedConnection {
     world: Rc<World>,
     process: Rc<Process>,
     pushes: mpsc::UnboundedReceiver<(Instant, String)>,
@@ -103,7 +103,7 @@ async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Out
     }
 }
 
-async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Connection> {
+async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<SimulatedConnection> {
     let opening = async {
         let quality = world.quality(process.index);
         sleep(world.delay(quality)).await;
@@ -123,7 +123,7 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Connectio
             }
         }
     }
-    let mut connection = Connection {
+    let mut connection = SimulatedConnection {
         world: Rc::clone(world),
         process: Rc::clone(process),
         pushes: world.subscribe(process.index),
@@ -138,7 +138,7 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Connectio
     Ok(connection)
 }
 
-impl Connection {
+impl SimulatedConnection {
     fn replica(&self) -> std::cell::RefMut<'_, Replica> {
         RefCell::borrow_mut(&self.process.replica)
     }

@@ -46,10 +46,8 @@ pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequ
     };
     let serving = serve(Rc::clone(world), Rc::clone(&process), request);
     let task = spawn_local(SIMULATED_CLOCK.scope(process.clock, serving));
-    let mut tasks = process.tasks.borrow_mut();
-    tasks.retain(|task| !task.is_finished());
-    tasks.push(task.abort_handle());
-    drop(tasks);
+    process.tasks.borrow_mut().retain(|task| !task.is_finished());
+    process.tasks.borrow_mut().push(task.abort_handle());
     match task.await {
         Ok(end) => end,
         Err(error) if error.is_cancelled() => RequestEnd::NotReady,
@@ -58,7 +56,7 @@ pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequ
 }
 
 /// Ends the admission of a request when it is dropped.
-struct AdmissionGuard<'a>(&'a World, super::invariants::Admission);
+struct AdmissionGuard<'a>(&'a World, super::invariants::ProviderAdmission);
 
 impl Drop for AdmissionGuard<'_> {
     fn drop(&mut self) {

@@ -112,8 +112,8 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         let used = replicas[3].used;
         let statement = CreditStatement { used: Some(used), held: used, needed: LIMIT - total, ..FRESH };
         redis.run(&grants_call("3", 4, &statement));
-        for index in 0..3 {
-            let used = replicas[index].used;
+        for (index, replica) in replicas.iter().take(3).enumerate() {
+            let used = replica.used;
             let statement = CreditStatement { used: Some(used), held: used, ..FRESH };
             redis.run(&grants_call(&index.to_string(), 4, &statement));
             redis.run(&grants_call(&index.to_string(), 4, &statement));

@@ -11,13 +11,13 @@ use super::super::scripts::ScriptCall;
 
 /// A value with the time at which it expires.
 #[derive(Clone, Debug)]
-struct StoredKey {
-    content: Content,
+struct StoreEntry {
+    content: StoredContent,
     expires_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
-enum Content {
+enum StoredContent {
     Text(String),
     Hash(BTreeMap<String, String>),
 }
@@ -25,7 +25,7 @@ enum Content {
 /// The data of the store.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoredData {
-    keys: BTreeMap<String, StoredKey>,
+    keys: BTreeMap<String, StoreEntry>,
 }
 
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl StoreState {
         self.now_micros / 1_000
     }
 
-    fn find(&mut self, key: &str) -> Option<&mut StoredKey> {
+    fn find(&mut self, key: &str) -> Option<&mut StoreEntry> {
         let now = self.now_ms();
         if self.data.keys.get(key).is_some_and(|stored| stored.expires_ms.is_some_and(|at| at <= now)) {
             self.data.keys.remove(key);
@@ -59,15 +59,15 @@ impl StoreState {
 
     fn hash(&mut self, key: &str) -> Option<&mut BTreeMap<String, String>> {
         match &mut self.find(key)?.content {
-            Content::Hash(fields) => Some(fields),
-            Content::Text(_) => panic!("WRONGTYPE {key}"),
+            StoredContent::Hash(fields) => Some(fields),
+            StoredContent::Text(_) => panic!("WRONGTYPE {key}"),
         }
     }
 
     fn hash_or_new(&mut self, key: &str) -> &mut BTreeMap<String, String> {
         if self.find(key).is_none() {
-            let content = Content::Hash(BTreeMap::new());
-            self.data.keys.insert(key.to_owned(), StoredKey { content, expires_ms: None });
+            let content = StoredContent::Hash(BTreeMap::new());
+            self.data.keys.insert(key.to_owned(), StoreEntry { content, expires_ms: None });
         }
         self.hash(key).unwrap()
     }
@@ -108,13 +108,13 @@ impl StoreState {
                 CommandReply::Integer(sum)
             }
             ["GET", key] => text(self.find(key).map(|stored| match &stored.content {
-                Content::Text(text) => text.clone(),
-                Content::Hash(_) => panic!("WRONGTYPE {key}"),
+                StoredContent::Text(text) => text.clone(),
+                StoredContent::Hash(_) => panic!("WRONGTYPE {key}"),
             })),
             ["SET", key, value, "PX", ttl] => {
                 let expires_ms = Some(self.now_ms() + ttl.parse::<u64>().unwrap());
-                let content = Content::Text(value.to_owned());
-                self.data.keys.insert(key.to_owned(), StoredKey { content, expires_ms });
+                let content = StoredContent::Text(value.to_owned());
+                self.data.keys.insert(key.to_owned(), StoreEntry { content, expires_ms });
                 CommandReply::Status
             }
             ["DEL", key] => {
@@ -223,6 +223,7 @@ impl SimulatedRedis {
 
 /// Returns a part of a command as Redis reads it.
 #[expect(clippy::cast_possible_truncation, reason = "scripts use whole numbers below 2^53")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn command_part(value: &LuaValue) -> String {
     match value {
         LuaValue::String(text) => text.to_string_lossy(),
@@ -248,6 +249,7 @@ fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
 
 /// Converts the result of a script as Redis does: numbers are truncated, and lists end at the first `nil`.
 #[expect(clippy::cast_possible_truncation, reason = "Redis truncates in the same way")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "the scripts use no other types")]
 fn from_lua(value: &LuaValue) -> Value {
     match value {
         LuaValue::Nil | LuaValue::Boolean(false) => Value::Nil,
