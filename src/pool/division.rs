@@ -67,6 +67,8 @@ pub struct QueuedDemand {
     pub slots: [u32; ConcurrencyGroup::COUNT],
     /// The sum of the estimated costs of the queued requests.
     pub credits: u64,
+    /// The highest estimated cost of a queued request.
+    pub max_credits: u64,
 }
 
 impl Pool {

@@ -134,7 +134,9 @@ impl WaitQueue {
             if let Some(group) = waiter.request.group {
                 demand.slots[group.index()] += 1;
             }
-            demand.credits = demand.credits.saturating_add(waiter.request.estimate.unwrap_or(0));
+            let credits = waiter.request.estimate.unwrap_or(0);
+            demand.credits = demand.credits.saturating_add(credits);
+            demand.max_credits = demand.max_credits.max(credits);
         }
         demand
     }

@@ -247,7 +247,8 @@ impl Replica {
             let statement = state.credits.statement(CreditSituation {
                 usage: workspace.credit_use(),
                 limit,
-                queued: queued.credits,
+                // Not more than can start soon, because other replicas also need what is left.
+                queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
                 learned_at,
                 instant: moment.instant,
             });
