@@ -115,7 +115,7 @@ mod tests {
         check_unknown("KEYCHOIR_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_server__listen", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_CONFG", "did you mean `KEYCHOIR_CONFIG`?");
-        check_unknown("KEYCHOIR_TOKEN_FILE", "did you mean `KEYCHOIR_CLIENT_TOKEN_FILE`?");
+        check_unknown("KEYCHOIR_CLIENT_TOKENFILE", "did you mean `KEYCHOIR_CLIENT_TOKEN_FILE`?");
         check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
         check_unknown(
             "KEYCHOIR_LOG__COLOUR_OF_THE_MOON",

@@ -69,7 +69,7 @@ fn a_program_without_a_usable_key_is_unhealthy() {
     environment.configure(&[FIRST_KEY], "");
     let (_program, address) = environment.start();
     let url = format!("http://{address}");
-    let mut pause = keychoir_command(&["keys", "pause", "1", "--url", &url]);
+    let mut pause = keychoir_command(&["keys", "pause", "sk_key_numb...00001", "--url", &url]);
     let output = run(pause.env("KEYCHOIR_STORAGE__PATH", environment.path("keychoir.db")));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_unhealthy(&mut healthcheck(&environment, &["--url", &url]), "no key can serve");
