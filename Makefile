@@ -12,6 +12,8 @@ API := tests/api/.venv
 PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
+SHIP := tests/ship/.venv
+MACHINE := $(shell uname -m)
 
 # Creates the virtual environment of the target with the packages of its requirements file.
 define packages
@@ -20,7 +22,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units
+.PHONY: check test test-ship test-image test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units
 
 check:
 	cargo fmt --check
@@ -28,7 +30,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship
 
 test-rust: postgrest
 	cargo test --locked
@@ -71,6 +73,43 @@ test-sockets: build $(SOCKETS)/.installed
 test-api: build $(API)/.installed
 	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
 
+# Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
+# user root, buildah and busybox-static; without them these tests are skipped. The program is the debug build, linked
+# statically, which takes seconds and is not small. `make test-image` runs the same with the released program.
+test-ship: $(SHIP)/.installed
+	cargo rustc --locked --bin keychoir -- -C target-feature=+crt-static
+	mkdir -p target/ship
+	cp target/debug/keychoir target/ship/keychoir
+	KEYCHOIR_STATIC_BIN=$(CURDIR)/target/ship/keychoir $(SHIP)/bin/python -m pytest tests/ship -q
+
+# Too slow for `make test`: the program of `make static`, which is a release build of several minutes, and its size.
+test-image: static $(SHIP)/.installed
+	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-$(MACHINE)-linux $(SHIP)/bin/python -m pytest tests/ship -q
+
+# Too slow for `make test`: builds `Dockerfile` completely, with the Rust toolchain and the compiler of this machine.
+test-image-build: $(SHIP)/.installed
+	$(SHIP)/bin/python tests/ship/build_image.py
+
+# The static program for Linux, in dist/: no library, no certificate and no file of the machine is needed to run it.
+# `--target` is needed although it is this machine's: procedural macros cannot be linked statically.
+# Without the other flag, random bytes would be read from /dev/urandom, because a static program does not find the
+# function of glibc by its name (getrandom 0.4).
+# `state` is the empty folder that an image needs for its volume.
+STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+
+static: static-$(MACHINE)
+
+static-x86_64 static-aarch64: static-%:
+	RUSTFLAGS='$(STATIC_FLAGS)' CARGO_PROFILE_RELEASE_STRIP=symbols \
+		cargo build --locked --release --bin keychoir --target $*-unknown-linux-gnu --target-dir target/static
+	mkdir -p dist/state
+	cp target/static/$*-unknown-linux-gnu/release/keychoir dist/keychoir-$*-linux
+
+# On another machine than arm64: rustup target add aarch64-unknown-linux-gnu && apt-get install gcc-aarch64-linux-gnu
+ifneq ($(MACHINE),aarch64)
+static-aarch64: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = aarch64-linux-gnu-gcc
+endif
+
 build:
 	cargo build --locked
 
@@ -81,6 +120,9 @@ $(SOCKETS)/.installed: tests/sockets/requirements.txt
 	$(packages)
 
 $(API)/.installed: tests/api/requirements.txt
+	$(packages)
+
+$(SHIP)/.installed: tests/ship/requirements.txt
 	$(packages)
 
 $(PEERS)/.installed: benches/compare/requirements.txt
@@ -178,4 +220,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf dist $(SHIP) $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules

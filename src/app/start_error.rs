@@ -51,9 +51,10 @@ impl StartError {
                 "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \
                  storage.ephemeral = true (or --ephemeral).",
             ),
-            Self::UnprotectedListener(_) => {
-                Some("Write a [[clients]] entry with `name` and `token_sha256`, or listen on 127.0.0.1.")
-            }
+            Self::UnprotectedListener(_) => Some(
+                "Write a [[clients]] entry with `name` and `token_sha256`, or put a token into a file and set \
+                      KEYCHOIR_CLIENT_TOKEN_FILE to its path, or listen on 127.0.0.1 or a Unix socket.",
+            ),
             Self::AdminWithoutToken(_) => {
                 Some("Set admin.token_file or KEYCHOIR_ADMIN_TOKEN, or listen on 127.0.0.1 (admin.listen).")
             }

@@ -108,6 +108,19 @@ const HELP: &[CommandHelp] = &[
         ],
     },
     CommandHelp {
+        command: "healthcheck",
+        examples: &[
+            ("keychoir healthcheck", "ask the Keychoir at the configured address"),
+            ("keychoir healthcheck --url unix:/run/keychoir/keychoir.sock", "ask at this Unix socket"),
+            ("keychoir healthcheck --timeout 1s", "wait at most one second"),
+        ],
+        exit_codes: &[
+            (0, "at least one key can serve"),
+            (1, "no key can serve, Keychoir is shutting down, or it does not respond in time"),
+            USAGE,
+        ],
+    },
+    CommandHelp {
         command: "usage",
         examples: &[
             ("keychoir usage", "the last seven days by key"),

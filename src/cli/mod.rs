@@ -13,6 +13,7 @@ mod db;
 mod demo;
 mod doctor;
 mod env;
+mod healthcheck;
 mod keys;
 mod man;
 mod simulate;
@@ -69,6 +70,8 @@ enum Command {
     Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
+    /// Report in the exit code whether a running Keychoir can serve, for the health checks of containers.
+    Healthcheck(healthcheck::Arguments),
     /// Show the recorded usage by key, client, model, route, hour or day.
     Usage(usage::Arguments),
     /// Show single attempts to serve requests, the latest last.
@@ -149,6 +152,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config_show::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Healthcheck(arguments) => healthcheck::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
         Command::Attempts(arguments) => attempts::run(arguments),
         Command::Keys(arguments) => keys::run(arguments),

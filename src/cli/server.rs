@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::admin_token::find_admin_token;
 use super::{ConfigSources, fail, load};
-use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress};
+use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress, ListenAddresses};
 use crate::upstream::{TlsError, http_client_trusting};
 
 /// The options with the address of a running Keychoir.
@@ -161,11 +161,20 @@ impl ServerAddress {
         if let Some(address) = config.admin.listen.address() {
             return Self::of_listener(address).ok_or(ServerRequestError::NoFixedPort);
         }
-        let listen = &config.server.listen;
+        Self::of_clients(&config.server.listen).ok_or(ServerRequestError::NoFixedPort)
+    }
+
+    /// Returns the address for clients, as [`Self::from_config`] does without an address for operators. If there is only
+    /// an address for operators, returns that.
+    pub(super) fn for_clients(config: &Config) -> Result<Self, ServerRequestError> {
+        Self::of_clients(&config.server.listen).map_or_else(|| Self::from_config(config), Ok)
+    }
+
+    /// The first TCP address with a fixed port, or else the first Unix socket.
+    fn of_clients(listen: &ListenAddresses) -> Option<Self> {
         let is_unix_socket = |address: &&ListenAddress| matches!(address, ListenAddress::Unix(_));
         let url = listen.fixed_port().map(|address| Self::Url(base_url(address)));
         url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::of_listener))
-            .ok_or(ServerRequestError::NoFixedPort)
     }
 
     /// The address of a listener, unless it is known only to the running server.
@@ -382,7 +391,7 @@ mod tests {
     fn the_address_comes_from_the_configuration() {
         let address = |listen: &[&str]| {
             let mut config = Config::default();
-            config.server.listen = crate::config::ListenAddresses::parse(listen).unwrap();
+            config.server.listen = ListenAddresses::parse(listen).unwrap();
             ServerAddress::from_config(&config).ok()
         };
         let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
@@ -403,5 +412,22 @@ mod tests {
         assert_eq!(address("127.0.0.1:9"), Some(ServerAddress::Url("http://127.0.0.1:9".to_owned())));
         assert_eq!(address("unix:/s"), Some(ServerAddress::Unix(PathBuf::from("/s"))));
         assert_eq!(address("127.0.0.1:0"), None);
+    }
+
+    #[test]
+    fn a_health_check_asks_the_address_for_clients_first() {
+        let address = |listen: &str, operators: &str| {
+            let mut config = Config::default();
+            config.server.listen = ListenAddresses::parse(&[listen]).unwrap();
+            config.admin.listen = operators.parse().unwrap();
+            ServerAddress::for_clients(&config).ok()
+        };
+        let url = |text: &str| Some(ServerAddress::Url(text.to_owned()));
+        let socket = |path: &str| Some(ServerAddress::Unix(PathBuf::from(path)));
+        assert_eq!(address("0.0.0.0:80", "127.0.0.1:9"), url("http://127.0.0.1:80"));
+        assert_eq!(address("unix:/s", "127.0.0.1:9"), socket("/s"));
+        assert_eq!(address("127.0.0.1:0", "127.0.0.1:9"), url("http://127.0.0.1:9"));
+        assert_eq!(address("systemd", "unix:/o"), socket("/o"));
+        assert_eq!(address("systemd", ""), None);
     }
 }

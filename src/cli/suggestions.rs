@@ -9,7 +9,8 @@ use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["start", "run", "up", "server", "listen", "proxy", "daemon"], &["serve"]),
     (&["validate", "verify", "test", "lint", "configtest"], &["check"]),
-    (&["ps", "info", "state", "health", "show", "top"], &["status", "show", "list"]),
+    (&["ps", "info", "state", "show", "top"], &["status", "show", "list"]),
+    (&["health", "ping", "probe", "healthz", "ready"], &["healthcheck"]),
     (&["stats", "report", "billing", "costs", "cost"], &["usage"]),
     (&["logs", "log", "history", "requests", "tail"], &["attempts", "usage"]),
     (&["users", "user", "tokens", "token", "apps"], &["clients"]),

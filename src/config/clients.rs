@@ -4,17 +4,21 @@
 use std::collections::HashMap;
 
 use super::document::TableEntry;
-use super::keys::{KeyConfig, check_name, read_secret_file};
-use super::problem::{Report, ValueError};
+use super::keys::{KeyConfig, check_name, read_secret_file, unreadable_file_error};
+use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::rules;
 use super::source::ValueSources;
 use super::value::BaseFolders;
+use super::variables::CLIENT_TOKEN_FILE;
 use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
 use crate::policy::units::UnixMs;
 use crate::secret::TokenFingerprint;
 
 /// Minimum recommended characters of a token. A shorter token could be guessed.
 const MIN_RECOMMENDED_TOKEN_CHARS: usize = 16;
+
+/// The name of the client whose token is in the file of `KEYCHOIR_CLIENT_TOKEN_FILE`.
+const DEFAULT_CLIENT: &str = "default";
 
 /// A client and the fingerprint of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +38,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// A client of the configuration file with a token that does not expire.
+    /// A client of the configuration file or the environment with a token that does not expire.
     #[must_use]
     pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
         Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
@@ -95,6 +99,46 @@ pub(super) fn parse(
         }
     }
     clients
+}
+
+/// Adds the client `default`, whose token is in the file that `KEYCHOIR_CLIENT_TOKEN_FILE` names, to `clients`. It has no
+/// rules. A container needs no configuration file for it.
+pub(super) fn add_default_client(
+    sources: &ValueSources<'_>,
+    clients: &mut Vec<ClientConfig>,
+    report: &mut Report,
+) {
+    let Some(path) = sources.environment.value(CLIENT_TOKEN_FILE) else { return };
+    let folders = BaseFolders { base: None, home: sources.environment.home() };
+    let span = SourceSpan::new(ValueOrigin::Variable(CLIENT_TOKEN_FILE.to_owned()));
+    let read = folders.resolve(path).and_then(|path| {
+        (sources.read_file)(&path).map_err(|reason| unreadable_file_error("the file", &reason))
+    });
+    let error = match read.and_then(|text| hash_token(text.trim())) {
+        Err(error) => error,
+        Ok(token) => {
+            match clients.iter().find(|client| client.name == DEFAULT_CLIENT || client.token == token) {
+                None => {
+                    clients.push(ClientConfig::new(DEFAULT_CLIENT.to_owned(), token, Rules::default()));
+                    return;
+                }
+                Some(client) if client.name == DEFAULT_CLIENT => {
+                    let message = format!(
+                        "this variable and a [[clients]] entry both define the client `{DEFAULT_CLIENT}`"
+                    );
+                    ValueError::new(message).advise("remove the variable, or rename the entry")
+                }
+                Some(client) => {
+                    let message = format!(
+                        "the client `{DEFAULT_CLIENT}` has the same token as the client `{}`",
+                        client.name
+                    );
+                    ValueError::new(message).advise("give each client its own token")
+                }
+            }
+        }
+    };
+    report.problems.push(span.problem(error));
 }
 
 /// Names that usage records and metrics use for other purposes, each with its purpose.

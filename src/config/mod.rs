@@ -150,6 +150,16 @@ pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[], &FileContents::default())
 }
 
+/// Loads what can be read of the configuration, for a command that must find a running program although its files have
+/// been edited and contain mistakes. The program continues with the last configuration without mistakes.
+#[must_use]
+pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
+    let read_file = |path: &Path| FileContent::read(path).text;
+    let environment = source::Environment::capture();
+    let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
+    resolve::resolve_ignoring_mistakes(overrides, &sources)
+}
+
 /// Loads the configuration as if each of the `replaced` files had this content, to validate a change before its
 /// files are written. Files in `kept` are not read again, so that a change does not apply what an operator is
 /// writing to another file at this moment.

@@ -13,6 +13,9 @@ const NON_OWNER_BITS: u32 = 0o077;
 /// The write bits of the group and of all other users.
 const NON_OWNER_WRITE_BITS: u32 = 0o022;
 
+/// The folder in which container runtimes mount secrets, for the processes of the container only.
+const CONTAINER_SECRETS: &str = "/run/secrets";
+
 /// Whether the content of a file is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
@@ -40,7 +43,7 @@ fn describe_risk(mode: u32, content: Content) -> Option<String> {
 }
 
 /// Returns warnings about the files that were read, and about the database if it exists. The files in
-/// the folder `credentials` are skipped, because systemd protects them.
+/// the folder `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
 pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
     let LoadedConfig { config, file, file_contains_secrets, files, .. } = loaded;
     let content = |path: &Path| {
@@ -48,7 +51,9 @@ pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Wa
         let is_certificate = config.server.tls.cert.as_deref() == Some(path);
         if has_only_settings || is_certificate { Content::Public } else { Content::Secret }
     };
-    let is_credential = |path: &Path| credentials.is_some_and(|folder| path.starts_with(folder));
+    let is_credential = |path: &Path| {
+        path.starts_with(CONTAINER_SECRETS) || credentials.is_some_and(|folder| path.starts_with(folder))
+    };
     let files = files.existing().filter(|path| !is_credential(path));
     let files = files.map(|path| (path.to_owned(), content(path)));
     let database = config.storage.file().into_iter().flat_map(|path| {

@@ -23,6 +23,16 @@ use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clie
 
 /// Resolves the layers in `sources` and `overrides`.
 pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Result<LoadedConfig, Problems> {
+    merge_layers(overrides, sources).finish()
+}
+
+/// Resolves the layers and ignores their mistakes. A setting with a mistake has the value of an earlier layer.
+pub(super) fn resolve_ignoring_mistakes(overrides: &Overrides, sources: &ValueSources<'_>) -> Config {
+    merge_layers(overrides, sources).draft.config
+}
+
+/// Merges and validates the layers.
+fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLayers {
     let mut draft = ConfigDraft::default();
     let home = sources.environment.home();
     let default_database = sources.environment.default_database();
@@ -95,8 +105,10 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
     }
     let mut configured_clients =
         clients::parse(sources, &contents.clients, folders, &draft.config.keys, &mut draft.report);
-    // An entry with a mistake is still a client.
-    let has_invalid_clients = configured_clients.len() < contents.clients.len();
+    clients::add_default_client(sources, &mut configured_clients, &mut draft.report);
+    // An entry or a variable with a mistake is still a client.
+    let has_variable = sources.environment.value(variables::CLIENT_TOKEN_FILE).is_some();
+    let has_invalid_clients = configured_clients.len() < contents.clients.len() + usize::from(has_variable);
     overlay::apply_clients(&mut configured_clients, &managed.clients, &draft.config.keys, &mut draft.report);
     draft.config.clients = configured_clients;
     draft.config.paused_keys = overlay::parse_paused_keys(&managed.paused_keys, &mut draft.report.problems);
@@ -132,7 +144,32 @@ pub(super) fn resolve(overrides: &Overrides, sources: &ValueSources<'_>) -> Resu
         contents.keys.iter().chain(&contents.clients).any(TableEntry::contains_secrets)
             || draft.file_contains_proxy_credentials()
             || draft.file_contains_redis_password();
-    draft.finish(path, file_contains_secrets)
+    MergedLayers { draft, file: path, file_contains_secrets }
+}
+
+/// The merged layers with all their mistakes.
+struct MergedLayers {
+    draft: ConfigDraft,
+    /// The path of the configuration file that was read.
+    file: Option<PathBuf>,
+    /// Whether this file contains keys or tokens.
+    file_contains_secrets: bool,
+}
+
+impl MergedLayers {
+    /// Returns the configuration if it has no mistakes.
+    fn finish(self) -> Result<LoadedConfig, Problems> {
+        let Self { draft, file, file_contains_secrets } = self;
+        let ConfigDraft { config, mut syntax_errors, report: Report { mut problems, warnings }, .. } = draft;
+        syntax_errors.append(&mut problems);
+        match Problems::new(syntax_errors) {
+            Some(problems) => Err(problems),
+            None => {
+                let (files, contents) = (FileStamps::default(), FileContents::default());
+                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files, contents })
+            }
+        }
+    }
 }
 
 /// The settings of proxies, each with the setting that names a file instead.
@@ -308,22 +345,5 @@ impl ConfigDraft {
         let span = self.spans.get("redis.url");
         self.config.redis.url.has_credentials()
             && span.is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
-    }
-
-    fn finish(
-        mut self,
-        file: Option<PathBuf>,
-        file_contains_secrets: bool,
-    ) -> Result<LoadedConfig, Problems> {
-        let Report { mut problems, warnings } = self.report;
-        self.syntax_errors.append(&mut problems);
-        match Problems::new(self.syntax_errors) {
-            Some(problems) => Err(problems),
-            None => {
-                let (config, files) = (self.config, FileStamps::default());
-                let contents = FileContents::default();
-                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files, contents })
-            }
-        }
     }
 }

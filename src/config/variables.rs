@@ -14,6 +14,12 @@ pub(super) const CONFIG: &str = "KEYCHOIR_CONFIG";
 /// The variable with the admin token.
 pub(super) const ADMIN_TOKEN: &str = "KEYCHOIR_ADMIN_TOKEN";
 
+/// The variable that names the file with the token of the client `default`.
+pub(super) const CLIENT_TOKEN_FILE: &str = "KEYCHOIR_CLIENT_TOKEN_FILE";
+
+/// The variables that are not settings.
+const OTHER_VARIABLES: [&str; 3] = [CONFIG, ADMIN_TOKEN, CLIENT_TOKEN_FILE];
+
 const PREFIX: &str = "KEYCHOIR_";
 
 /// Returns the settings in the environment, each with its text and source.
@@ -26,7 +32,7 @@ pub(super) fn find_settings<'e>(
         problems.push(SourceSpan::new(ValueOrigin::Variable(name.clone())).problem(error));
     }
     let mut settings = Vec::new();
-    let is_setting = |name: &str| name.starts_with(PREFIX) && ![CONFIG, ADMIN_TOKEN].contains(&name);
+    let is_setting = |name: &str| name.starts_with(PREFIX) && !OTHER_VARIABLES.contains(&name);
     for (name, value) in environment.iter().filter(|(name, _)| is_setting(name)) {
         let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
         match setting::SETTINGS.iter().find(|setting| setting.variable_name() == name) {
@@ -63,9 +69,8 @@ fn unknown_variable_error(name: &str) -> ValueError {
     }
     // A name without its section, such as `KEYCHOIR_LISTEN`.
     let by_name = setting::find_by_name(&name_without_prefix.to_lowercase()).map(Setting::variable_name);
-    let names = || {
-        setting::SETTINGS.iter().map(Setting::variable_name).chain([CONFIG, ADMIN_TOKEN].map(str::to_owned))
-    };
+    let names =
+        || setting::SETTINGS.iter().map(Setting::variable_name).chain(OTHER_VARIABLES.map(str::to_owned));
     let suggestion = by_name.or_else(|| find_similar(&upper, names()));
     match suggestion {
         Some(suggestion) => error.suggest(Some(suggestion)),
@@ -110,6 +115,7 @@ mod tests {
         check_unknown("KEYCHOIR_LISTEN", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_server__listen", "did you mean `KEYCHOIR_SERVER__LISTEN`?");
         check_unknown("KEYCHOIR_CONFG", "did you mean `KEYCHOIR_CONFIG`?");
+        check_unknown("KEYCHOIR_CLIENT_TOKENFILE", "did you mean `KEYCHOIR_CLIENT_TOKEN_FILE`?");
         check_unknown("KEYCHOIR_API_KEYS", "did you mean `ELEVENLABS_API_KEYS`?");
         check_unknown(
             "KEYCHOIR_LOG__COLOUR_OF_THE_MOON",

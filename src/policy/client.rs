@@ -48,7 +48,7 @@ pub struct Client {
 /// Where a client is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientOrigin {
-    /// The configuration file.
+    /// The configuration file, or a file that a variable names.
     File,
     /// The configuration file, and a change at runtime.
     Changed,

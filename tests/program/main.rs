@@ -21,6 +21,7 @@ mod database;
 mod demo;
 mod demo_replicas;
 mod diagnosis;
+mod healthcheck;
 mod lifecycle;
 mod log;
 mod reading;

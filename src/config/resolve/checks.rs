@@ -37,7 +37,12 @@ impl ConfigDraft {
         let error =
             ValueError::new(format!("{listen} is open to other machines, and no client token is required"))
                 .advise("add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`")
-                .advise(format!("or listen on 127.0.0.1:{}", listen.port()));
+                .advise("or put a token into a file and set KEYCHOIR_CLIENT_TOKEN_FILE to its path, for example to a secret of a container")
+                .advise(format!(
+                    "or listen on 127.0.0.1:{}, also in a container that shares the network of the app",
+                    listen.port()
+                ))
+                .advise("or listen on a Unix socket in a folder that the app shares: unix:/run/keychoir/keychoir.sock");
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
     }
 

@@ -121,6 +121,54 @@ fn names_have_1_to_64_characters() {
     assert!(!check("") && !check(&"a-".repeat(33)) && !check("A") && !check("a b") && !check(KEY));
 }
 
+/// A machine whose environment names the file `/run/secrets/token` with the token of the client `default`.
+fn machine_with_token_file() -> FakeMachine<'static> {
+    FakeMachine::with_key().variable("KEYCHOIR_CLIENT_TOKEN_FILE", "/run/secrets/token")
+}
+
+#[test]
+fn the_environment_can_name_the_token_file_of_one_client() {
+    let machine = FakeMachine { listen: Some("0.0.0.0:80"), ..machine_with_token_file() };
+    let config = machine.file("/run/secrets/token", "a-token-of-an-app\n").config();
+    assert_eq!(config.clients.len(), 1);
+    assert_eq!(config.clients[0].name, "default");
+    assert_eq!(config.clients[0].token, crate::secret::TokenFingerprint::new("a-token-of-an-app"));
+}
+
+#[test]
+fn a_mistake_in_the_token_file_of_the_environment_is_reported_once() {
+    for (text, expected) in [
+        (None, "the file cannot be read: it does not exist"),
+        (Some("\n"), "the token is empty"),
+        (
+            Some("two words"),
+            "the token contains a space, a control character or a character outside ASCII\n    = a header cannot \
+             contain it: use letters, digits and punctuation",
+        ),
+    ] {
+        let mut machine = FakeMachine { listen: Some("0.0.0.0:80"), ..machine_with_token_file() };
+        if let Some(text) = text {
+            machine = machine.file("/run/secrets/token", text);
+        }
+        machine.check_problems(&format!("KEYCHOIR_CLIENT_TOKEN_FILE: {expected}"));
+    }
+}
+
+#[test]
+fn the_client_of_the_environment_differs_from_those_of_the_file() {
+    let machine = || machine_with_token_file().file("/run/secrets/token", TOKEN);
+    let client = |name: &str, token: &str| format!("[[clients]]\nname = \"{name}\"\ntoken = \"{token}\"\n");
+    machine().toml(&client("default", "another-token-0123456789")).check_problems(
+        "KEYCHOIR_CLIENT_TOKEN_FILE: this variable and a [[clients]] entry both define the client `default`
+    = remove the variable, or rename the entry",
+    );
+    machine().toml(&client("app", TOKEN)).check_problems(
+        "KEYCHOIR_CLIENT_TOKEN_FILE: the client `default` has the same token as the client `app`
+    = give each client its own token",
+    );
+    assert_eq!(machine().toml(&client("app", "another-token-0123456789")).config().clients.len(), 2);
+}
+
 #[test]
 fn a_short_token_causes_a_warning() {
     let client_with = |token: &str| format!("[[clients]]\nname = \"a\"\ntoken = \"{token}\"\n");
@@ -137,7 +185,9 @@ fn a_listener_beyond_loopback_requires_a_client_token() {
         "
 --listen: 0.0.0.0:80 is open to other machines, and no client token is required
     = add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`
-    = or listen on 127.0.0.1:80
+    = or put a token into a file and set KEYCHOIR_CLIENT_TOKEN_FILE to its path, for example to a secret of a container
+    = or listen on 127.0.0.1:80, also in a container that shares the network of the app
+    = or listen on a Unix socket in a folder that the app shares: unix:/run/keychoir/keychoir.sock
 ",
     );
     let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");

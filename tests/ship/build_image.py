@@ -1,0 +1,57 @@
+"""Builds `Dockerfile` completely and without a network, and runs the program of the image.
+
+The base image is made here and has the name of the real one. It is empty: the Rust toolchain, the compiler and the
+downloaded crates of this machine are mounted into it, because no registry is used. It needs the user root and buildah.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+
+from conftest import ROOT, run
+from test_images import MAX_IMAGE_SIZE, Buildah
+
+BUILD_TIMEOUT_SECONDS = 3600
+
+
+def make_base(buildah, folder, base_name):
+    for name in ["usr", "etc/alternatives", "tmp", "rust", "cargo/registry"]:
+        (folder / name).mkdir(parents=True)
+    for name in ["bin", "lib", "lib64", "sbin"]:
+        (folder / name).symlink_to(f"usr/{name}")
+    container = buildah("from", "scratch").strip()
+    buildah("copy", container, folder, "/")
+    environment = ["PATH=/rust/bin:/usr/bin:/bin", "CARGO_HOME=/cargo", "CARGO_NET_OFFLINE=true"]
+    buildah("config", *(word for variable in environment for word in ("--env", variable)), container)
+    buildah("commit", "--format", "docker", container, f"docker.io/library/{base_name}")
+
+
+def main():
+    base_name = re.search(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    channel = re.search(r'channel = "(.*)"', (ROOT / "rust-toolchain.toml").read_text())[1]
+    rustc = run("rustup", "which", "--toolchain", channel, "rustc", environment=dict(os.environ)).stdout.strip()
+    cargo_home = pathlib.Path(os.environ.get("CARGO_HOME", pathlib.Path.home() / ".cargo"))
+    mounts = {
+        "/usr": "/usr",
+        "/etc/alternatives": "/etc/alternatives",
+        pathlib.Path(rustc).parents[1]: "/rust",
+        cargo_home / "registry": "/cargo/registry",
+    }
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="keychoir-image-"))
+    try:
+        buildah = Buildah(folder, timeout=BUILD_TIMEOUT_SECONDS)
+        make_base(buildah, folder / "base", base_name)
+        volumes = [word for source, target in mounts.items() for word in ("--volume", f"{source}:{target}:ro")]
+        image = buildah.build(ROOT, "Dockerfile", "keychoir-built", None, *volumes)
+        size = image.archive(folder / "image.tar").stat().st_size
+        assert size <= MAX_IMAGE_SIZE, f"the image must have at most {MAX_IMAGE_SIZE} bytes: {size}"
+        root = image.copy_root(folder / "root")
+        version = run("chroot", root, "/keychoir", "--version").stdout.strip()
+        print(f"{version} in an image of {size / 1e6:.1f} MB")
+    finally:
+        shutil.rmtree(folder)
+
+
+main()

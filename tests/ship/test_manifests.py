@@ -1,0 +1,243 @@
+"""The Dockerfiles, the compose files and the manifests of Kubernetes: their schemas, what they refer to, and whether
+Keychoir accepts their settings."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import BINARY, CLIENT_TOKEN, KEYS, ROOT, run
+
+TOOLS = pathlib.Path(sys.executable).parent
+DEPLOY = ROOT / "deploy"
+COMPOSE_FILES = [DEPLOY / "compose.yaml", DEPLOY / "compose.redis.yaml"]
+KUBERNETES_FILES = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
+# Kinds that Kubernetes itself does not have. Their fields are checked below.
+OTHER_KINDS = {"Kustomization", "ServiceMonitor"}
+KUSTOMIZATION_FIELDS = {"apiVersion", "kind", "namespace", "resources", "images"}
+# Services of the compose files and containers of the manifests that run Keychoir.
+IMAGE = "keychoir"
+VERSION = re.search(r'^version = "(.*)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE)[1]
+
+
+def load(path):
+    return yaml.safe_load(path.read_text())
+
+
+def last_stage(name):
+    return (ROOT / name).read_text().split("\nFROM scratch\n")[1]
+
+
+def kustomize(folder):
+    """The documents of a folder and of those below it that it names, without changes."""
+    documents = []
+    for name in load(folder / "kustomization.yaml")["resources"]:
+        path = folder / name
+        documents += kustomize(path) if path.is_dir() else [load(path)]
+    return documents
+
+
+def find(documents, kind):
+    (document,) = [document for document in documents if document["kind"] == kind]
+    return document
+
+
+def pod_containers(deployment):
+    pod = deployment["spec"]["template"]["spec"]
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def keychoir_container(deployment):
+    (container,) = [container for container in pod_containers(deployment) if container["image"] == IMAGE]
+    return container
+
+
+def has_labels(labels, selector):
+    return all(labels.get(name) == value for name, value in selector["matchLabels"].items())
+
+
+def test_hadolint_has_no_findings():
+    run(TOOLS / "hadolint", "--failure-threshold", "style", ROOT / "Dockerfile", ROOT / "Dockerfile.prebuilt")
+
+
+def test_both_images_are_run_alike():
+    def settings(name):
+        lines = last_stage(name).splitlines()
+        return [line for line in lines if not line.startswith(("COPY", "ARG PROGRAM"))]
+
+    assert settings("Dockerfile") == settings("Dockerfile.prebuilt")
+
+
+def test_the_image_is_built_with_the_pinned_toolchain():
+    channel = re.search(r'channel = "(.*)"', (ROOT / "rust-toolchain.toml").read_text())[1]
+    base = re.search(r"^FROM (\S+) AS build$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1]
+    assert base.startswith(f"rust:{channel}-"), base
+
+
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
+def test_a_compose_file_matches_its_schema(path):
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
+
+
+@pytest.mark.parametrize("path", KUBERNETES_FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_a_manifest_matches_its_schema(path):
+    if load(path)["kind"] in OTHER_KINDS:
+        return
+    result = run(TOOLS / "kubernetes-validate", "--strict", path)
+    assert "passed for resource" in result.stdout + result.stderr, result.stdout
+
+
+def test_every_manifest_belongs_to_a_kustomization():
+    for folder in {path.parent for path in KUBERNETES_FILES}:
+        kustomization = load(folder / "kustomization.yaml")
+        assert set(kustomization) <= KUSTOMIZATION_FIELDS
+        assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+        names = {name for name in kustomization["resources"] if not (folder / name).is_dir()}
+        assert names == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}, folder
+        for image in kustomization.get("images", []):
+            assert image == {"name": IMAGE, "newTag": VERSION}
+
+
+def test_the_image_has_the_version_of_the_package():
+    for path in COMPOSE_FILES:
+        images = [service["image"] for service in load(path)["services"].values()]
+        assert f"{IMAGE}:{VERSION}" in images, f"{path.name} must use the version of Cargo.toml"
+
+
+def test_the_parts_of_the_pool_refer_to_each_other():
+    documents = kustomize(DEPLOY / "kubernetes/pool")
+    kinds = "Namespace Deployment Service PodDisruptionBudget NetworkPolicy Secret ServiceMonitor".split()
+    assert sorted(document["kind"] for document in documents) == sorted(kinds)
+    deployment, service = find(documents, "Deployment"), find(documents, "Service")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert has_labels(labels, deployment["spec"]["selector"])
+    assert has_labels(labels, {"matchLabels": service["spec"]["selector"]})
+    assert has_labels(labels, find(documents, "PodDisruptionBudget")["spec"]["selector"])
+    policy = find(documents, "NetworkPolicy")["spec"]
+    assert has_labels(labels, policy["podSelector"])
+    container = keychoir_container(deployment)
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    (port,) = service["spec"]["ports"]
+    assert ports[port["targetPort"]] == 11011 and ports[policy["ingress"][0]["ports"][0]["port"]] == 11011
+    monitor = find(documents, "ServiceMonitor")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    assert has_labels(service["metadata"]["labels"], monitor["spec"]["selector"])
+    assert monitor["spec"]["endpoints"][0]["port"] == port["name"]
+    # A drained node must be able to evict a pod.
+    assert find(documents, "PodDisruptionBudget")["spec"]["minAvailable"] < deployment["spec"]["replicas"]
+
+
+@pytest.mark.parametrize("name", ["pool", "sidecar"])
+def test_the_files_of_a_pod_are_in_its_secret(name):
+    documents = kustomize(DEPLOY / "kubernetes" / name)
+    deployment, secret = find(documents, "Deployment"), find(documents, "Secret")
+    (volume,) = [volume for volume in deployment["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"]
+    container = keychoir_container(deployment)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    files = [variable["value"] for variable in container["env"] if variable["name"].endswith("_FILE")]
+    assert files and {f"{mounts[volume['name']]}/{name}" for name in secret["stringData"]} == set(files)
+
+
+@pytest.mark.parametrize("name", ["pool", "sidecar"])
+def test_every_container_is_restricted(name):
+    deployment = find(kustomize(DEPLOY / "kubernetes" / name), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]["securityContext"]
+    assert pod["runAsNonRoot"] and pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["runAsUser"] == pod["fsGroup"] == 65532
+    for container in pod_containers(deployment):
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False and context["capabilities"] == {"drop": ["ALL"]}
+    assert keychoir_container(deployment)["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_sidecar_starts_before_the_app_and_ends_after_it():
+    deployment = find(kustomize(DEPLOY / "kubernetes/sidecar"), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (sidecar,) = pod["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+    for probe in ["startupProbe", "readinessProbe"]:
+        # The kubelet's own probes do not reach loopback.
+        assert sidecar[probe]["exec"]["command"][:2] == ["/keychoir", "healthcheck"]
+    variables = {variable["name"]: variable["value"] for variable in sidecar["env"]}
+    assert variables["KEYCHOIR_SERVER__LISTEN"].startswith("127.0.0.1:")
+    app = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
+    assert app["ELEVENLABS_BASE_URL"] == f"http://{variables['KEYCHOIR_SERVER__LISTEN']}"
+
+
+def keychoir_settings():
+    """The settings of every Keychoir in the compose files and manifests."""
+    for path in COMPOSE_FILES:
+        for name, service in load(path)["services"].items():
+            if service["image"].startswith(f"{IMAGE}:"):
+                yield pytest.param(service["environment"], id=f"{path.name}-{name}")
+    for name in ["pool", "sidecar"]:
+        container = keychoir_container(find(kustomize(DEPLOY / "kubernetes" / name), "Deployment"))
+        variables = {variable["name"]: variable["value"] for variable in container["env"]}
+        yield pytest.param(variables, id=f"kubernetes-{name}")
+
+
+@pytest.mark.parametrize("settings", list(keychoir_settings()))
+def test_keychoir_accepts_the_settings(settings, tmp_path):
+    files = {
+        "elevenlabs_api_keys": "\n".join(KEYS),
+        "client_token": CLIENT_TOKEN,
+        "admin_token": "kca_token_of_the_operators",
+        "redis_url": "redis://redis:6379",
+    }
+    for name, text in files.items():
+        for folder in [tmp_path, tmp_path / "keychoir"]:
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o600)
+    image = dict(re.findall(r"^\s+(\w+)=(\S+)", last_stage("Dockerfile").split("\nENV ")[1], re.MULTILINE))
+    image["KEYCHOIR_SERVER__LISTEN"] = re.search(r"KEYCHOIR_SERVER__LISTEN=(\S+)", last_stage("Dockerfile"))[1]
+    environment = {
+        name: value.replace("/run/secrets", str(tmp_path)).replace("/var/lib/keychoir", str(tmp_path))
+        for name, value in {**image, **settings}.items()
+    }
+    # The ports of this machine may be in use.
+    environment["KEYCHOIR_SERVER__LISTEN"] = environment["KEYCHOIR_SERVER__LISTEN"].replace(":11011", ":0")
+    run(BINARY, "check", environment=environment)
+
+
+@pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
+def test_every_service_of_a_compose_file_is_restricted(path):
+    document = load(path)
+    for name, service in document["services"].items():
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        if service["image"].startswith(f"{IMAGE}:"):
+            files = [value for key, value in service["environment"].items() if key.endswith("_FILE")]
+            assert set(files) == {f"/run/secrets/{secret}" for secret in service["secrets"]}
+    for secret in document["secrets"].values():
+        assert secret["file"].startswith("./secrets/")
+
+
+def test_the_compose_file_has_the_health_check_of_the_image():
+    check = load(COMPOSE_FILES[0])["services"]["keychoir"]["healthcheck"]["test"]
+    assert f"CMD {check[1:]}".replace("'", '"') in last_stage("Dockerfile")
+
+
+@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy")
+def test_haproxy_accepts_the_settings_of_the_compose_file():
+    document = load(COMPOSE_FILES[1])
+    balancer = document["services"]["balancer"]
+    (source,) = [volume.split(":")[0] for volume in balancer["volumes"]]
+    variables = balancer["environment"]
+    replicas = {variables["KEYCHOIR_REPLICA_ONE"], variables["KEYCHOIR_REPLICA_TWO"]}
+    assert replicas == {f"{name}:11011" for name in document["services"] if name in balancer["depends_on"]}
+    # This machine does not know the names of the services.
+    known = {name: re.sub(r"^\w+:", "127.0.0.1:", value) for name, value in variables.items()}
+    run("haproxy", "-c", "-f", DEPLOY / source, environment=known)
+
+
+def test_the_folder_of_the_secrets_is_ignored_by_git():
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--quiet", "deploy/secrets/client_token"], cwd=ROOT, env=dict(os.environ), check=False
+    )
+    assert ignored.returncode == 0

@@ -1,0 +1,117 @@
+"""The static program in a root that contains nothing else."""
+
+import struct
+
+import pytest
+from conftest import (
+    BINARY,
+    CLIENT_TOKEN,
+    IS_RELEASE,
+    PROVIDER,
+    Container,
+    copy_program,
+    free_port,
+    needs_root,
+    speak,
+    tls_in_front_of,
+)
+
+MAX_SIZE = 15 * 1000 * 1000
+# The type of the program header that names a dynamic loader.
+PT_INTERP = 3
+# The released program reads random bytes by a system call. The debug build needs the device for it, because only the
+# program itself, and not its dependencies, is built for static linking.
+HAS_DEVICES = not IS_RELEASE
+# Names of authorities that sign certificates of the web.
+WEB_AUTHORITIES = [b"ISRG Root X1", b"DigiCert Global Root G2", b"GTS Root R1"]
+
+
+@pytest.fixture
+def empty_root(tmp_path):
+    """A root with the program and nothing else."""
+    root = tmp_path / "root"
+    copy_program(root)
+    return root
+
+
+def settings(port, upstream):
+    return {
+        "KEYCHOIR_SERVER__LISTEN": f"127.0.0.1:{port}",
+        "KEYCHOIR_STORAGE__PATH": "/var/lib/keychoir/keychoir.db",
+        "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
+        "ELEVENLABS_API_KEYS_FILE": "/run/secrets/elevenlabs_api_keys",
+        "KEYCHOIR_CLIENT_TOKEN_FILE": "/run/secrets/client_token",
+    }
+
+
+def test_the_program_needs_no_loader():
+    content = BINARY.read_bytes()
+    (start,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    kinds = [struct.unpack_from("<I", content, start + index * size)[0] for index in range(count)]
+    assert PT_INTERP not in kinds, "a static program must name no dynamic loader"
+
+
+@pytest.mark.skipif(not IS_RELEASE, reason="only the released program is small")
+def test_the_released_program_is_small():
+    assert BINARY.stat().st_size <= MAX_SIZE
+    assert b".debug_info" not in BINARY.read_bytes(), "the program must be stripped"
+
+
+def test_the_program_contains_the_authorities_of_the_web():
+    content = BINARY.read_bytes()
+    missing = [name for name in WEB_AUTHORITIES if name not in content]
+    assert not missing, "the roots of webpki-roots must be in the program"
+
+
+@needs_root
+def test_names_are_resolved_over_the_network_in_an_empty_root(empty_root, state, secrets, simulator, nameserver):
+    port = free_port()
+    container = Container(empty_root, state, secrets, nameserver=nameserver, has_devices=HAS_DEVICES)
+    environment = settings(port, f"http://{PROVIDER}:{simulator}")
+    with container.start("/keychoir", environment=environment) as process:
+        process.wait_for("Base URL")
+        status, size = speak(port)
+        assert status == 200 and size > 0
+        assert speak(port, "another-token-0123456789")[0] == 401
+        assert process.terminate() == 0
+
+
+@needs_root
+def test_a_name_that_does_not_exist_is_reported_in_an_empty_root(empty_root, state, secrets, nameserver):
+    port = free_port()
+    container = Container(empty_root, state, secrets, nameserver=nameserver, has_devices=HAS_DEVICES)
+    environment = settings(port, "http://unknown.test:1")
+    with container.start("/keychoir", environment=environment) as process:
+        process.wait_for("Base URL")
+        assert speak(port)[0] == 502
+
+
+@needs_root
+def test_certificates_are_verified_in_a_root_without_any(
+    empty_root, state, secrets, simulator, nameserver, tmp_path
+):
+    with tls_in_front_of(simulator, tmp_path / "tls") as tls_port:
+        (empty_root / "ca.pem").write_bytes((tmp_path / "tls/ca.pem").read_bytes())
+        container = Container(empty_root, state, secrets, nameserver=nameserver, has_devices=HAS_DEVICES)
+        for ca_file, expected in [(None, 502), ("/ca.pem", 200)]:
+            port = free_port()
+            environment = settings(port, f"https://{PROVIDER}:{tls_port}")
+            if ca_file:
+                environment["KEYCHOIR_UPSTREAM__CA_FILE"] = ca_file
+            with container.start("/keychoir", environment=environment) as process:
+                process.wait_for("Base URL")
+                assert speak(port)[0] == expected, "a certificate of an unknown authority must be refused"
+                assert process.terminate() == 0
+
+
+@needs_root
+def test_the_health_check_works_in_an_empty_root(empty_root, state, secrets):
+    port = free_port()
+    container = Container(empty_root, state, secrets, has_devices=HAS_DEVICES)
+    environment = settings(port, "http://127.0.0.1:9")
+    assert container.run("/keychoir", "healthcheck", environment=environment).returncode == 1
+    with container.start("/keychoir", environment=environment) as process:
+        process.wait_for("Base URL")
+        assert container.run("/keychoir", "healthcheck", environment=environment).returncode == 0
+    assert CLIENT_TOKEN not in "".join(process.output)
