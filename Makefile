@@ -12,6 +12,7 @@ API := tests/api/.venv
 PEERS := benches/compare/.venv
 NODE := tests/sdk/js
 SUPABASE := tests/supabase
+WORKFLOWS := tests/ship/.venv
 
 # Creates the virtual environment of the target with the packages of its requirements file.
 define packages
@@ -20,7 +21,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare fuzz units
+.PHONY: check test test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare fuzz units packages dist test-packages check-platforms first-run
 
 check:
 	cargo fmt --check
@@ -83,6 +84,9 @@ $(SOCKETS)/.installed: tests/sockets/requirements.txt
 $(API)/.installed: tests/api/requirements.txt
 	$(packages)
 
+$(WORKFLOWS)/.installed: tests/ship/workflows.requirements.txt
+	$(packages)
+
 $(PEERS)/.installed: benches/compare/requirements.txt
 	$(packages)
 
@@ -104,6 +108,51 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 demo:
 	cargo run --locked --release -- demo
 
+# Clones the repository, builds it with an empty target directory and runs the demo. Prints what takes how long.
+first-run:
+	$(PYTHON) tests/ship/first_run.py
+
+# The profile of the packages: `dist` serves, and `release` is built faster, for tests.
+PACKAGE_PROFILE ?= dist
+TOOLS := target/tools
+CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
+
+# Builds the .deb, the .rpm and the tarball of this machine's architecture, and writes them into dist/.
+packages: $(TOOLS)/cargo-deb-$(CARGO_DEB) $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM)
+	cargo build --locked --profile $(PACKAGE_PROFILE)
+	deploy/packages/stage target/$(PACKAGE_PROFILE)/keychoir
+	mkdir -p dist
+	rm -f dist/*.deb dist/*.rpm
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo deb --locked --no-build --profile $(PACKAGE_PROFILE) --output dist
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo generate-rpm --profile $(PACKAGE_PROFILE) --output dist
+	deploy/packages/tarball target/$(PACKAGE_PROFILE)/keychoir $$(rustc --print host-tuple)
+
+# The packages with their checksums.
+dist: packages
+	deploy/packages/checksums
+
+# Unoptimized, which takes half the time to build. An older version is replaced.
+$(TOOLS)/cargo-deb-$(CARGO_DEB):
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build --no-default-features cargo-deb@$(CARGO_DEB)
+	touch $@
+
+$(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-generate-rpm@$(CARGO_GENERATE_RPM)
+	touch $@
+
+# Installs, upgrades, removes and purges the .deb in a root of its own, which needs root, debootstrap and lintian; checks
+# the .rpm, the tarball, the Homebrew formula and the Nix flake; and checks versions and workflows.
+test-packages: $(WORKFLOWS)/.installed
+	$(PYTHON) tests/ship/versions.py
+	$(WORKFLOWS)/bin/python tests/ship/workflows.py
+	$(MAKE) dist PACKAGE_PROFILE=release
+	$(PYTHON) tests/ship/packages.py dist
+
+# Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
+check-platforms:
+	$(PYTHON) tests/ship/platforms.py
+
 # Runs two replicas with redis-server and haproxy, and kills one of them under load: deploy/replicas/README.md.
 demo-replicas:
 	cargo build --locked --release
@@ -124,14 +173,14 @@ FAULTS_KILLS ?= 100
 FAULTS_PHASE_SECONDS ?= 10
 
 faults: $(SOCKETS)/.installed
-	cargo build --locked --release
-	$(SOCKETS)/bin/python tests/sockets/conformance.py target/release/keychoir --all
-	$(PYTHON) tests/faults/overload.py target/release/keychoir
-	$(PYTHON) tests/faults/sockets.py target/release/keychoir
-	$(PYTHON) tests/faults/disk.py target/release/keychoir
+	cargo build --locked --profile dist
+	$(SOCKETS)/bin/python tests/sockets/conformance.py target/dist/keychoir --all
+	$(PYTHON) tests/faults/overload.py target/dist/keychoir
+	$(PYTHON) tests/faults/sockets.py target/dist/keychoir
+	$(PYTHON) tests/faults/disk.py target/dist/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
-	$(PYTHON) tests/faults/replicas.py target/release/keychoir $(FAULTS_PHASE_SECONDS)
-	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
+	$(PYTHON) tests/faults/replicas.py target/dist/keychoir $(FAULTS_PHASE_SECONDS)
+	$(PYTHON) tests/faults/uploads.py target/dist/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 
 # Number of rounds of mutations, or empty for no limit, and mutations per round.
@@ -174,4 +223,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf dist $(WORKFLOWS) $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
