@@ -106,14 +106,15 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 	touch $@
 
 demo:
-	cargo run --locked --release -- demo
+	cargo run --locked -- demo
 
 # Clones the repository, builds it with an empty target directory and runs the demo. Prints what takes how long.
 first-run:
 	$(PYTHON) tests/ship/first_run.py
 
-# The profile of the packages: `dist` serves, and `release` is built faster, for tests.
-PACKAGE_PROFILE ?= dist
+# The profile of the packages: `release` serves, and `dev` is built faster, for tests.
+PACKAGE_PROFILE ?= release
+PACKAGE_PROGRAM = target/$(patsubst dev,debug,$(PACKAGE_PROFILE))/keychoir
 TOOLS := target/tools
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
@@ -121,18 +122,18 @@ CARGO_GENERATE_RPM := 0.21.1
 # Builds the .deb, the .rpm and the tarball of this machine's architecture, and writes them into dist/.
 packages: $(TOOLS)/cargo-deb-$(CARGO_DEB) $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM)
 	cargo build --locked --profile $(PACKAGE_PROFILE)
-	deploy/packages/stage target/$(PACKAGE_PROFILE)/keychoir
+	deploy/packages/stage $(PACKAGE_PROGRAM)
 	mkdir -p dist
 	rm -f dist/*.deb dist/*.rpm
-	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo deb --locked --no-build --profile $(PACKAGE_PROFILE) --output dist
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo deb --locked --no-build --strip --profile $(PACKAGE_PROFILE) --output dist
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo generate-rpm --profile $(PACKAGE_PROFILE) --output dist
-	deploy/packages/tarball target/$(PACKAGE_PROFILE)/keychoir $$(rustc --print host-tuple)
+	deploy/packages/tarball $(PACKAGE_PROGRAM) $$(rustc --print host-tuple)
 
 # The packages with their checksums.
 dist: packages
 	deploy/packages/checksums
 
-# Unoptimized, which takes half the time to build. An older version is replaced.
+# The tools are unoptimized, because they are built more often than they run long.
 $(TOOLS)/cargo-deb-$(CARGO_DEB):
 	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build --no-default-features cargo-deb@$(CARGO_DEB)
 	touch $@
@@ -146,7 +147,7 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 test-packages: $(WORKFLOWS)/.installed
 	$(PYTHON) tests/ship/versions.py
 	$(WORKFLOWS)/bin/python tests/ship/workflows.py
-	$(MAKE) dist PACKAGE_PROFILE=release
+	$(MAKE) dist PACKAGE_PROFILE=dev
 	$(PYTHON) tests/ship/packages.py dist
 
 # Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
@@ -173,14 +174,14 @@ FAULTS_KILLS ?= 100
 FAULTS_PHASE_SECONDS ?= 10
 
 faults: $(SOCKETS)/.installed
-	cargo build --locked --profile dist
-	$(SOCKETS)/bin/python tests/sockets/conformance.py target/dist/keychoir --all
-	$(PYTHON) tests/faults/overload.py target/dist/keychoir
-	$(PYTHON) tests/faults/sockets.py target/dist/keychoir
-	$(PYTHON) tests/faults/disk.py target/dist/keychoir
+	cargo build --locked --release
+	$(SOCKETS)/bin/python tests/sockets/conformance.py target/release/keychoir --all
+	$(PYTHON) tests/faults/overload.py target/release/keychoir
+	$(PYTHON) tests/faults/sockets.py target/release/keychoir
+	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
-	$(PYTHON) tests/faults/replicas.py target/dist/keychoir $(FAULTS_PHASE_SECONDS)
-	$(PYTHON) tests/faults/uploads.py target/dist/keychoir $(FAULTS_LARGEST_MB)
+	$(PYTHON) tests/faults/replicas.py target/release/keychoir $(FAULTS_PHASE_SECONDS)
+	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 
 # Number of rounds of mutations, or empty for no limit, and mutations per round.

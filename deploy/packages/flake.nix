@@ -5,7 +5,7 @@
 # Untested with Nix: only the syntax is checked, and there is no flake.lock yet, so the first run writes one.
 # nixpkgs must have at least the Rust version that Cargo.toml names.
 {
-  description = "A transparent reverse proxy that gives ElevenLabs apps one base URL for all their API keys";
+  description = "Transparent reverse proxy with one base URL for all your ElevenLabs API keys";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixpkgs-unstable";
 
@@ -22,7 +22,6 @@
           version = manifest.version;
           src = ../..;
           cargoLock.lockFile = ../../Cargo.lock;
-          buildType = "dist";
           # The tests need PostgreSQL, Redis and other programs: `make test`.
           doCheck = false;
           nativeBuildInputs = [ pkgs.installShellFiles ];

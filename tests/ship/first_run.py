@@ -1,5 +1,5 @@
 """Measures what a newcomer waits for: a clean clone of the repository, an empty target directory, and
-`cargo run --release -- demo` until the first response and until its end.
+`cargo run -- demo` until the first response and until its end.
 
     python first_run.py [PROFILE]
 
@@ -47,7 +47,7 @@ def environment(clone):
 
 
 def main():
-    profile = sys.argv[1] if len(sys.argv) > 1 else "release"
+    profile = sys.argv[1] if len(sys.argv) > 1 else "dev"
     arguments = ["--profile", profile]
     with tempfile.TemporaryDirectory() as folder:
         clone = pathlib.Path(folder, "keychoir")

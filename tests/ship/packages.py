@@ -97,6 +97,8 @@ class DebianRoot:
             "CREDENTIALS_DIRECTORY": str(credentials),
             "KEYCHOIR_SERVER__LISTEN": ADDRESS,
             "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
+            # The attempts of the earlier database are kept, however old they are.
+            "KEYCHOIR_STORAGE__ATTEMPTS_RETENTION": "0s",
         }
         user = f"--userspec={settings['User']}:{settings['Group']}"
         command = ["chroot", user, str(self.path), *settings["ExecStart"].split()]
