@@ -106,7 +106,7 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 	touch $@
 
 demo:
-	cargo run --locked -- demo
+	cargo demo
 
 # Clones the repository, builds it with an empty target directory and runs the demo. Prints what takes how long.
 first-run:
