@@ -92,7 +92,7 @@ class DebianRoot:
         self.run("install", "-d", "-o", settings["User"], "-m", "500", credentials)
         self.run("install", "-o", settings["User"], "-m", "400", source, credentials / name)
         environment |= {
-            "PATH": "/usr/bin:/bin",
+            "PATH": "/usr/sbin:/usr/bin",
             "STATE_DIRECTORY": str(state),
             "CREDENTIALS_DIRECTORY": str(credentials),
             "KEYCHOIR_SERVER__LISTEN": ADDRESS,
