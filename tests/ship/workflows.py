@@ -33,7 +33,7 @@ def the_updates_match_their_schema():
 
 
 def zizmor_finds_nothing():
-    succeed("zizmor", "--offline", "--no-progress", "--persona", "pedantic", ".github")
+    succeed("zizmor", "--offline", "--no-progress", "--strict-collection", "--persona", "pedantic", ".github")
 
 
 def each_action_is_pinned_to_a_commit_and_names_its_version():
