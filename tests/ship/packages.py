@@ -56,6 +56,7 @@ class DebianRoot:
     """A Debian system in a directory, into which packages are installed."""
 
     def __init__(self, directory):
+        assert os.geteuid() == 0, "a root of its own needs root"
         self.path = pathlib.Path(directory)
         suite = dict(line.split("=", 1) for line in open("/etc/os-release").read().splitlines() if "=" in line)
         run("debootstrap", "--variant=minbase", "--include=systemd,init-system-helpers", suite["VERSION_CODENAME"], self.path)
