@@ -14,6 +14,7 @@ NODE := tests/sdk/js
 SUPABASE := tests/supabase
 SHIP := tests/ship/.venv
 MACHINE := $(shell uname -m)
+WORKFLOWS := tests/ship/.workflows-venv
 
 # Creates the virtual environment of the target with the packages of its requirements file.
 define packages
@@ -22,7 +23,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-ship test-image test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units
+.PHONY: check test test-ship test-image test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
 
 check:
 	cargo fmt --check
@@ -125,6 +126,9 @@ $(API)/.installed: tests/api/requirements.txt
 $(SHIP)/.installed: tests/ship/requirements.txt
 	$(packages)
 
+$(WORKFLOWS)/.installed: tests/ship/workflows.requirements.txt
+	$(packages)
+
 $(PEERS)/.installed: benches/compare/requirements.txt
 	$(packages)
 
@@ -144,7 +148,53 @@ $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/packag
 	touch $@
 
 demo:
-	cargo run --locked --release -- demo
+	cargo demo
+
+# Clones the repository, builds it with an empty target directory and runs the demo. Prints what takes how long.
+first-run:
+	$(PYTHON) tests/ship/first_run.py
+
+# The profile of the packages: `release` serves, and `dev` is built faster, for tests.
+PACKAGE_PROFILE ?= release
+PACKAGE_PROGRAM = target/$(patsubst dev,debug,$(PACKAGE_PROFILE))/keychoir
+TOOLS := target/tools
+CARGO_DEB := 3.8.0
+CARGO_GENERATE_RPM := 0.21.1
+
+# Builds the .deb, the .rpm and the tarball of this machine's architecture, and writes them into dist/.
+packages: $(TOOLS)/cargo-deb-$(CARGO_DEB) $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM)
+	cargo build --locked --profile $(PACKAGE_PROFILE)
+	deploy/packages/stage $(PACKAGE_PROGRAM)
+	mkdir -p dist
+	rm -f dist/*.deb dist/*.rpm
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo deb --locked --no-build --strip --profile $(PACKAGE_PROFILE) --output dist
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" cargo generate-rpm --profile $(PACKAGE_PROFILE) --output dist
+	deploy/packages/tarball $(PACKAGE_PROGRAM) $$(rustc --print host-tuple)
+
+# The packages with their checksums.
+dist: packages
+	deploy/packages/checksums
+
+# The tools are unoptimized, because they are built more often than they run long.
+$(TOOLS)/cargo-deb-$(CARGO_DEB):
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build --no-default-features cargo-deb@$(CARGO_DEB)
+	touch $@
+
+$(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
+	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-generate-rpm@$(CARGO_GENERATE_RPM)
+	touch $@
+
+# Installs, upgrades, removes and purges the .deb in a root of its own, which needs root, debootstrap and lintian; checks
+# the .rpm, the tarball, the Homebrew formula and the Nix flake; and checks versions and workflows.
+test-packages: $(WORKFLOWS)/.installed
+	$(PYTHON) tests/ship/versions.py
+	$(WORKFLOWS)/bin/python tests/ship/workflows.py
+	$(MAKE) dist PACKAGE_PROFILE=dev
+	$(PYTHON) tests/ship/packages.py dist
+
+# Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
+check-platforms:
+	$(PYTHON) tests/ship/platforms.py
 
 # Runs two replicas with redis-server and haproxy, and kills one of them under load: deploy/replicas/README.md.
 demo-replicas:
@@ -220,4 +270,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf dist $(SHIP) $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
+	rm -rf dist $(SHIP) $(WORKFLOWS) $(VENV) $(FRAMEWORKS) $(SOCKETS) $(API) $(PEERS) $(NODE)/node_modules $(SUPABASE)/node_modules
