@@ -154,9 +154,9 @@ demo:
 first-run:
 	$(PYTHON) tests/ship/first_run.py
 
-# The profile of the packages: `release` serves, and `dev` is built faster, for tests.
+# The profile of the packages: `release` serves, and `demo` is built faster, for tests.
 PACKAGE_PROFILE ?= release
-PACKAGE_PROGRAM = target/$(patsubst dev,debug,$(PACKAGE_PROFILE))/keychoir
+PACKAGE_PROGRAM = target/$(PACKAGE_PROFILE)/keychoir
 TOOLS := target/tools
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
@@ -189,7 +189,7 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 test-packages: $(WORKFLOWS)/.installed
 	$(PYTHON) tests/ship/versions.py
 	$(WORKFLOWS)/bin/python tests/ship/workflows.py
-	$(MAKE) dist PACKAGE_PROFILE=dev
+	$(MAKE) dist PACKAGE_PROFILE=demo
 	$(PYTHON) tests/ship/packages.py dist
 
 # Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
