@@ -104,7 +104,7 @@ async fn the_health_pages_report_liveness_and_readiness() {
     assert_eq!(page("/livez").await, (200, json!({"status": "live"})));
     let ready = json!({
         "status": "ready", "keys": "ok", "store": "ok", "upstream": "ok", "draining": "no", "recordsWaiting": 0, "recordsLost": 0,
-        "mirror": "off", "mirrorRowsRefused": 0,
+        "mirror": "off", "mirrorRowsRefused": 0, "shared": "off", "replicas": 1,
     });
     assert_eq!(page("/readyz").await, (200, ready));
     let response = proxy.post("/readyz", &json!({})).await;

@@ -404,7 +404,7 @@ fn downgrade_database(folder: &Path, supabase: &Supabase) {
     }
     let sql =
         "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; DROP TABLE refusals;
-         DROP TABLE changes;
+         DROP TABLE changes; DROP TABLE replica;
          ALTER TABLE keys DROP COLUMN plan; PRAGMA user_version = 9";
     database.execute_batch(sql).unwrap();
 }
