@@ -1,6 +1,7 @@
 //! The composition root: wires all modules into a running program, reloads it and shuts it down. The tests
 //! start the same program as the command line.
 
+mod accessors;
 mod app_config;
 mod connection_limit;
 mod dry_run;
@@ -15,7 +16,6 @@ mod start_error;
 
 use std::future::{Future, pending};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +28,13 @@ use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedAdminT
 use crate::clock;
 use crate::config::SettingValue;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
-use crate::pool::{KeySnapshot, OwnershipIndex, Pool};
+use crate::pool::{OwnershipIndex, Pool};
 use crate::proxy::{ClientUsage, Proxy, RuntimeConfig, SharedConfig, SharedState};
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
-use crate::store::{History, Store, WriterHandle};
+use crate::store::{Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::telemetry::{EventRing, RequestMetrics};
-use crate::upstream::{Reachability, ReachabilityCell, TcpTlsConnector, Upstream};
+use crate::upstream::{ReachabilityCell, TcpTlsConnector, Upstream};
 
 pub use crate::mirror::TableCheck;
 pub use crate::poller::{CheckOutcome, KeyCheck};
@@ -48,7 +48,7 @@ pub use listen::{ListenError, ProgramListeners, listen, listen_for_operators};
 pub use online_check::{CheckedKey, OnlineCheck, RouteCheck};
 pub use start_error::{StartError, UnprotectedListener};
 
-use crate::shared::{OverlayPort, new_replica_id};
+use crate::shared::new_replica_id;
 use https::Certificates;
 use mirror_task::MirrorTask;
 use replica_task::{LEAVE_TIMEOUT, PreparedReplica, ReplicaTask};
@@ -290,89 +290,6 @@ fn to_document(settings: &[SettingValue]) -> Value {
 }
 
 impl RunningApp {
-    /// Returns the address of the first TCP listener, or 127.0.0.1:0 without one.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        let tcp_address = self.addresses.iter().find_map(|address| match address {
-            Address::Tcp(tcp_address) => Some(*tcp_address),
-            Address::Unix(_) => None,
-        });
-        tcp_address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
-    }
-
-    /// Returns the addresses of the listeners for clients.
-    #[must_use]
-    pub fn addresses(&self) -> &[Address] {
-        &self.addresses
-    }
-
-    /// Returns the addresses of the listeners for operators. The list is empty if those for clients
-    /// serve operators.
-    #[must_use]
-    pub fn operator_addresses(&self) -> &[Address] {
-        &self.operator_addresses
-    }
-
-    /// Returns the TLS state of the listener at `address`.
-    #[must_use]
-    pub fn https(&self, address: &Address) -> HttpsState {
-        self.certificates.state(address)
-    }
-
-    /// Returns the sorted names of the clients with a token. If the list is empty, no token is required.
-    #[must_use]
-    pub fn client_names(&self) -> Vec<String> {
-        let config = self.config.load();
-        let mut names: Vec<String> =
-            config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// Reads stored records, and records changes.
-    #[must_use]
-    pub fn history(&self) -> History {
-        self.store_writer.history.clone()
-    }
-
-    /// Returns the events for listeners of the admin API.
-    #[must_use]
-    pub fn events(&self) -> EventRing {
-        self.events.clone()
-    }
-
-    /// Returns a snapshot of the keys and their state.
-    #[must_use]
-    pub fn keys(&self) -> Vec<KeySnapshot> {
-        self.pool.snapshot(clock::now())
-    }
-
-    /// Returns the number of requests that wait for a key.
-    #[must_use]
-    pub fn queued_requests(&self) -> usize {
-        self.pool.queued_requests()
-    }
-
-    /// Whether this program shares its pool with other replicas.
-    #[must_use]
-    pub fn has_replicas(&self) -> bool {
-        self.replica.is_some()
-    }
-
-    /// Shares the overlay through these channels.
-    pub fn share_overlay(&self, port: OverlayPort) {
-        if let Some(replica) = &self.replica {
-            // The task that receives it ends with the program.
-            let _ = replica.overlay.try_send(port);
-        }
-    }
-
-    /// Whether the last connection attempt to the provider succeeded.
-    #[must_use]
-    pub fn reachability(&self) -> Reachability {
-        self.reachability.get()
-    }
-
     /// Waits up to `timeout` until the quota of every key has been polled once. Returns whether all quotas
     /// have been polled.
     pub async fn wait_for_first_poll(&mut self, timeout: Duration) -> bool {

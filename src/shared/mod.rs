@@ -4,6 +4,7 @@
 //! nothing of this module runs.
 
 mod access;
+mod beat_calls;
 mod changes;
 mod clients;
 mod connect_error;

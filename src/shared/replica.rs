@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::changes::KeyIndex;
-use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits, GRANT_LEASE};
+use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits};
 use super::maps::{KnownMaps, Outdated};
-use super::members::{Description, LEADER_LEASE, LISTED, MEMBER_TTL, Membership};
+use super::members::{Description, Membership};
 use super::reply::{UnexpectedReply, list};
-use super::scripts::{self, Keyspace, Map, ScriptCall};
+use super::scripts::{Keyspace, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{ROTATION, SLOT_LEASE, SlotGrant, SlotStatement, Slots};
+use super::slots::{SlotGrant, SlotStatement, Slots};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::redis_url::SharedPoolName;
@@ -27,8 +27,6 @@ use crate::telemetry::log_transitions;
 
 /// Maximum interval between two statements about a subject that did not change.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// The time after which Redis forgets the credits of a workspace that no replica states.
-const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 /// The assumed number of replicas before Redis has responded, so that a replica that starts without it does not use the
 /// whole pool.
 const UNKNOWN_REPLICAS: u32 = 2;
@@ -57,13 +55,13 @@ pub(super) struct Replica {
     pub(super) key_index: KeyIndex,
     /// The regional hosts of the provider.
     pub(super) regions: Arc<[Arc<Authority>]>,
-    description: Description,
+    pub(super) description: Description,
     started_at: UnixMs,
     /// Whether this replica can poll the provider for all.
-    can_lead: bool,
+    pub(super) can_lead: bool,
     membership: Option<Membership>,
     /// The number of live replicas at the last reply.
-    replicas: u32,
+    pub(super) replicas: u32,
     workspaces: HashMap<SharedId, WorkspaceState>,
     last_full_beat: Option<Instant>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
@@ -71,7 +69,7 @@ pub(super) struct Replica {
     /// Whether Redis has received a statement of this replica over the current connection.
     has_stated: bool,
     /// Whether the replica gives everything back, because its program ends.
-    is_leaving: bool,
+    pub(super) is_leaving: bool,
 }
 
 /// The state of a workspace at this replica.
@@ -281,43 +279,6 @@ impl Replica {
         self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
     }
 
-    fn members_call(&self) -> ScriptCall {
-        let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
-        keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
-        let (ttl, lease) = match (self.is_leaving, self.can_lead) {
-            (true, _) => (Duration::ZERO, Duration::ZERO),
-            (false, true) => (MEMBER_TTL, LEADER_LEASE),
-            (false, false) => (MEMBER_TTL, Duration::ZERO),
-        };
-        let mut arguments =
-            vec![self.id.clone(), serde_json::to_string(&self.description).unwrap_or_default()];
-        arguments.extend([ttl, LISTED, lease].map(|span| span.as_millis().to_string()));
-        ScriptCall { script: scripts::MEMBERS, keys, arguments }
-    }
-
-    fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
-        let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
-        let mut arguments =
-            vec![self.id.clone(), self.replicas.to_string(), GRANT_LEASE.as_millis().to_string()];
-        for (_, statement) in statements {
-            arguments.extend(grant_arguments(statement, CREDITS_TTL));
-        }
-        ScriptCall { script: scripts::GRANTS, keys, arguments }
-    }
-
-    fn slots_call(&self, statements: &[(SharedId, ConcurrencyGroup, SlotStatement)]) -> ScriptCall {
-        let key = |(workspace, group, _): &(SharedId, ConcurrencyGroup, _)| {
-            self.keyspace.slots(*workspace, group.index())
-        };
-        let mut arguments =
-            vec![self.id.clone(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
-        for (.., statement) in statements {
-            let SlotStatement { held, demand, max, max_stamp } = statement;
-            arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
-        }
-        ScriptCall { script: scripts::SLOTS, keys: statements.iter().map(key).collect(), arguments }
-    }
-
     /// Applies the replies to a beat, which arrived at `received`.
     ///
     /// # Errors
@@ -449,23 +410,6 @@ impl Replica {
     pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
         self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
     }
-}
-
-/// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 9] {
-    let CreditStatement { used, needed, reserved, held, limit, base, is_idle } = *statement;
-    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
-    [
-        text(used),
-        needed.to_string(),
-        reserved.to_string(),
-        held.to_string(),
-        limit.to_string(),
-        base.map(|(base, _)| base.to_string()).unwrap_or_default(),
-        text(base.map(|(_, stamp)| stamp)),
-        u8::from(is_idle).to_string(),
-        ttl.as_millis().to_string(),
-    ]
 }
 
 fn flatten(replies: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {

@@ -26,6 +26,7 @@ mod evidence;
 mod outbox;
 mod owners;
 mod refusals;
+mod replica;
 mod source;
 mod users;
 
@@ -41,7 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use crate::elevenlabs::affinity::RetentionLimits;
@@ -255,24 +256,6 @@ impl Store {
     /// Fails when the file cannot be read.
     pub fn read_refusals(&self) -> Result<Vec<RefusalRecord>, rusqlite::Error> {
         self.read(refusals::read)
-    }
-
-    /// Returns the id of this replica, and stores `new_id` if the database has none. Returns `new_id` if the database
-    /// is not open.
-    ///
-    /// # Errors
-    ///
-    /// Fails when the file cannot be read or written.
-    pub fn replica_id(&self, new_id: &str) -> Result<String, rusqlite::Error> {
-        let stored = self.read(|connection| {
-            let read = || connection.query_row("SELECT id FROM replica", [], |row| row.get(0)).optional();
-            if let Some(id) = read()? {
-                return Ok(vec![id]);
-            }
-            connection.execute("INSERT INTO replica VALUES (?1)", [new_id])?;
-            Ok(vec![new_id.to_owned()])
-        })?;
-        Ok(stored.into_iter().next().unwrap_or_else(|| new_id.to_owned()))
     }
 
     /// Reads the owners of identifiers, the least recently used first; empty if the database is not open.

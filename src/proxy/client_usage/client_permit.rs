@@ -116,7 +116,7 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price. See [`QuotaPermit::reserve_unpriced`].
+    /// Reserves credits for a request of unknown price. See `QuotaPermit::reserve_unpriced`.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl ClientPermit {
         self.user.as_ref().filter(|user| !user.may_spend(now)).map(|_| QuotaOwner::User)
     }
 
-    /// Charges an attempt. See [`QuotaPermit::charge`]. Returns the charge to each quota.
+    /// Charges an attempt. See `QuotaPermit::charge`. Returns the charge to each quota.
     pub fn charge(&self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) -> Charge {
         self.apply(|permit| permit.charge(outcome, reported, now))
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use redis::Value;
 
+use super::super::beat_calls::grant_arguments;
 use super::super::credits::CreditStatement;
-use super::super::replica::grant_arguments;
 use super::super::reply::{amount, integer, list, text, tuple};
 use super::super::scripts::{GRANTS, MEMBERS, NEWEST, SLOTS, ScriptCall};
 use super::store::SimulatedRedis;

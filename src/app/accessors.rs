@@ -1,0 +1,97 @@
+//! What the running program tells about itself.
+
+use std::net::SocketAddr;
+
+use super::https::HttpsState;
+use super::{Address, RunningApp};
+use crate::clock;
+use crate::pool::KeySnapshot;
+use crate::shared::OverlayPort;
+use crate::store::History;
+use crate::telemetry::EventRing;
+use crate::upstream::Reachability;
+
+impl RunningApp {
+    /// Returns the address of the first TCP listener, or 127.0.0.1:0 without one.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        let tcp_address = self.addresses.iter().find_map(|address| match address {
+            Address::Tcp(tcp_address) => Some(*tcp_address),
+            Address::Unix(_) => None,
+        });
+        tcp_address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Returns the addresses of the listeners for clients.
+    #[must_use]
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// Returns the addresses of the listeners for operators. The list is empty if those for clients
+    /// serve operators.
+    #[must_use]
+    pub fn operator_addresses(&self) -> &[Address] {
+        &self.operator_addresses
+    }
+
+    /// Returns the TLS state of the listener at `address`.
+    #[must_use]
+    pub fn https(&self, address: &Address) -> HttpsState {
+        self.certificates.state(address)
+    }
+
+    /// Returns the sorted names of the clients with a token. If the list is empty, no token is required.
+    #[must_use]
+    pub fn client_names(&self) -> Vec<String> {
+        let config = self.config.load();
+        let mut names: Vec<String> =
+            config.clients.names_with_token().map(|name| name.as_str().to_owned()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Reads stored records, and records changes.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.store_writer.history.clone()
+    }
+
+    /// Returns the events for listeners of the admin API.
+    #[must_use]
+    pub fn events(&self) -> EventRing {
+        self.events.clone()
+    }
+
+    /// Returns a snapshot of the keys and their state.
+    #[must_use]
+    pub fn keys(&self) -> Vec<KeySnapshot> {
+        self.pool.snapshot(clock::now())
+    }
+
+    /// Returns the number of requests that wait for a key.
+    #[must_use]
+    pub fn queued_requests(&self) -> usize {
+        self.pool.queued_requests()
+    }
+
+    /// Whether this program shares its pool with other replicas.
+    #[must_use]
+    pub fn has_replicas(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// Shares the overlay through these channels.
+    pub fn share_overlay(&self, port: OverlayPort) {
+        if let Some(replica) = &self.replica {
+            // The task that receives it ends with the program.
+            let _ = replica.overlay.try_send(port);
+        }
+    }
+
+    /// Whether the last connection attempt to the provider succeeded.
+    #[must_use]
+    pub fn reachability(&self) -> Reachability {
+        self.reachability.get()
+    }
+}

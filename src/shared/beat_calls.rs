@@ -1,0 +1,73 @@
+//! The script calls of a beat.
+
+use std::time::Duration;
+
+use super::credits::{CreditStatement, GRANT_LEASE};
+use super::members::{LEADER_LEASE, LISTED, MEMBER_TTL};
+use super::replica::Replica;
+use super::scripts::{self, Map, ScriptCall};
+use super::slots::{ROTATION, SLOT_LEASE, SlotStatement};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::shared_id::SharedId;
+
+/// The time after which Redis forgets the credits of a workspace that no replica states.
+const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
+
+impl Replica {
+    pub(super) fn members_call(&self) -> ScriptCall {
+        let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
+        keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
+        let (ttl, lease) = match (self.is_leaving, self.can_lead) {
+            (true, _) => (Duration::ZERO, Duration::ZERO),
+            (false, true) => (MEMBER_TTL, LEADER_LEASE),
+            (false, false) => (MEMBER_TTL, Duration::ZERO),
+        };
+        let mut arguments =
+            vec![self.id.clone(), serde_json::to_string(&self.description).unwrap_or_default()];
+        arguments.extend([ttl, LISTED, lease].map(|span| span.as_millis().to_string()));
+        ScriptCall { script: scripts::MEMBERS, keys, arguments }
+    }
+
+    pub(super) fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
+        let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
+        let mut arguments =
+            vec![self.id.clone(), self.replicas.to_string(), GRANT_LEASE.as_millis().to_string()];
+        for (_, statement) in statements {
+            arguments.extend(grant_arguments(statement, CREDITS_TTL));
+        }
+        ScriptCall { script: scripts::GRANTS, keys, arguments }
+    }
+
+    pub(super) fn slots_call(
+        &self,
+        statements: &[(SharedId, ConcurrencyGroup, SlotStatement)],
+    ) -> ScriptCall {
+        let key = |(workspace, group, _): &(SharedId, ConcurrencyGroup, _)| {
+            self.keyspace.slots(*workspace, group.index())
+        };
+        let mut arguments =
+            vec![self.id.clone(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
+        for (.., statement) in statements {
+            let SlotStatement { held, demand, max, max_stamp } = statement;
+            arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
+        }
+        ScriptCall { script: scripts::SLOTS, keys: statements.iter().map(key).collect(), arguments }
+    }
+}
+
+/// Returns the arguments of `grants.lua` for one amount.
+pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 9] {
+    let CreditStatement { used, needed, reserved, held, limit, base, is_idle } = *statement;
+    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    [
+        text(used),
+        needed.to_string(),
+        reserved.to_string(),
+        held.to_string(),
+        limit.to_string(),
+        base.map(|(base, _)| base.to_string()).unwrap_or_default(),
+        text(base.map(|(_, stamp)| stamp)),
+        u8::from(is_idle).to_string(),
+        ttl.as_millis().to_string(),
+    ]
+}

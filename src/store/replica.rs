@@ -1,0 +1,25 @@
+//! The id of this replica in a pool that several replicas share.
+
+use rusqlite::OptionalExtension;
+
+use super::Store;
+
+impl Store {
+    /// Returns the id of this replica, and stores `new_id` if the database has none. Returns `new_id` if the database
+    /// is not open.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the file cannot be read or written.
+    pub fn replica_id(&self, new_id: &str) -> Result<String, rusqlite::Error> {
+        let stored = self.read(|connection| {
+            let read = || connection.query_row("SELECT id FROM replica", [], |row| row.get(0)).optional();
+            if let Some(id) = read()? {
+                return Ok(vec![id]);
+            }
+            connection.execute("INSERT INTO replica VALUES (?1)", [new_id])?;
+            Ok(vec![new_id.to_owned()])
+        })?;
+        Ok(stored.into_iter().next().unwrap_or_else(|| new_id.to_owned()))
+    }
+}
