@@ -11,7 +11,9 @@ mod supabase_key;
 use std::fmt;
 use std::sync::Arc;
 
-pub use fingerprint::{AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, TokenFingerprint, UserFingerprint};
+pub use fingerprint::{
+    AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, TokenFingerprint, UserFingerprint, parse_hex,
+};
 pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use redis_credentials::RedisCredentials;

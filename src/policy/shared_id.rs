@@ -5,6 +5,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use crate::secret::parse_hex;
+
 /// The first 16 bytes of a SHA-256 digest, which is printed as 32 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SharedId([u8; 16]);
@@ -56,16 +58,7 @@ impl SharedId {
     /// Parses 32 hexadecimal digits.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let digits = text.as_bytes();
-        if digits.len() != 32 {
-            return None;
-        }
-        let mut id = [0; 16];
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            let (high, low) = (char::from(pair[0]).to_digit(16)?, char::from(pair[1]).to_digit(16)?);
-            *byte = u8::try_from(high * 16 + low).ok()?;
-        }
-        Some(Self(id))
+        parse_hex(text).map(Self)
     }
 }
 
