@@ -103,7 +103,7 @@ async fn a_password_is_required_and_checked() {
     check_refused(probe(&settings(&format!("redis://{address}"))).await, RedisRefusal::PasswordRequired);
     let wrong = format!("redis://:wrong-canary@{address}");
     check_refused(probe(&settings(&wrong)).await, RedisRefusal::WrongPassword);
-    let wrong = format!("redis://nobody:{PASSWORD}@{address}");
+    let wrong = format!("redis://unknown-user:{PASSWORD}@{address}");
     check_refused(probe(&settings(&wrong)).await, RedisRefusal::WrongPassword);
 }
 
