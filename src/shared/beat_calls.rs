@@ -6,7 +6,7 @@ use super::credits::{CreditStatement, GRANT_LEASE};
 use super::members::{LEADER_LEASE, LISTED, MEMBER_TTL};
 use super::replica::Replica;
 use super::scripts::{self, Map, ScriptCall};
-use super::slots::{ROTATION, SLOT_LEASE, SlotStatement};
+use super::slots::{SlotStatement, slots_call};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::shared_id::SharedId;
 
@@ -45,13 +45,11 @@ impl Replica {
         let key = |(workspace, group, _): &(SharedId, ConcurrencyGroup, _)| {
             self.keyspace.slots(*workspace, group.index())
         };
-        let mut arguments =
-            vec![self.id.clone(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
-        for (.., statement) in statements {
-            let SlotStatement { held, demand, max, max_stamp } = statement;
-            arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
-        }
-        ScriptCall { script: scripts::SLOTS, keys: statements.iter().map(key).collect(), arguments }
+        slots_call(
+            &self.id,
+            statements.iter().map(key).collect(),
+            statements.iter().map(|(.., statement)| statement),
+        )
     }
 }
 

@@ -8,16 +8,14 @@ use redis::Value;
 
 use super::link::client_id;
 use super::quotas::{grant_of, quota_call};
-use super::reply::{UnexpectedReply, list};
-use super::scripts::{Keyspace, SLOTS, ScriptCall};
+use super::reply::{UnexpectedReply, flatten};
+use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{ROTATION, SLOT_LEASE, SlotGrant, SlotStatement, Slots};
+use super::slots::{SlotGrant, SlotStatement, Slots, slots_call};
 use crate::policy::client::ClientName;
 use crate::pool::{RunningCount, SlotUse};
 use crate::proxy::{ClientShare, ClientUsage, QuotaStatement, StatementScope};
 
-/// Maximum number of subjects in one call, so that a call does not block Redis for long.
-const MAX_SUBJECTS: usize = 128;
 /// Interval between two statements of quotas. Requests state the quotas that they need themselves.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -75,7 +73,14 @@ impl ClientShares {
             beat.calls.push(quota_call(call.keyspace, call.replica, call.replicas, statements));
         }
         for statements in beat.slots.chunks(MAX_SUBJECTS) {
-            beat.calls.push(slots_call(call, statements));
+            let key =
+                |(client, _): &(ClientName, SlotStatement)| call.keyspace.client_slots(client_id(client));
+            let keys = statements.iter().map(key).collect();
+            beat.calls.push(slots_call(
+                call.replica,
+                keys,
+                statements.iter().map(|(_, statement)| statement),
+            ));
         }
         beat
     }
@@ -94,8 +99,8 @@ impl ClientShares {
     ) -> Result<(), UnexpectedReply> {
         let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
         let (quota_replies, slot_replies) = replies.split_at_checked(quota_calls).ok_or(UnexpectedReply)?;
-        let quota_answers = elements(quota_replies)?;
-        let slot_grants = elements(slot_replies)?;
+        let quota_answers = flatten(quota_replies)?;
+        let slot_grants = flatten(slot_replies)?;
         if quota_answers.len() != beat.quotas.len() || slot_grants.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
@@ -133,22 +138,4 @@ pub(super) struct CallContext<'a> {
     pub(super) replica: &'a str,
     /// The number of live replicas.
     pub(super) replicas: u32,
-}
-
-fn slots_call(call: CallContext<'_>, statements: &[(ClientName, SlotStatement)]) -> ScriptCall {
-    let mut arguments =
-        vec![call.replica.to_owned(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
-    for (_, SlotStatement { held, demand, max, max_stamp }) in statements {
-        arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
-    }
-    let keys = statements.iter().map(|(client, _)| call.keyspace.client_slots(client_id(client))).collect();
-    ScriptCall { script: SLOTS, keys, arguments }
-}
-
-fn elements(replies: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
-    let mut elements = Vec::new();
-    for reply in replies {
-        elements.extend(list(reply)?);
-    }
-    Ok(elements)
 }

@@ -81,11 +81,6 @@ impl CreditGrant {
             left: amount(left)?,
         })
     }
-
-    /// Whether the grant is lower than what the replica holds.
-    pub(super) fn is_lower_than(self, statement: CreditStatement) -> bool {
-        self.granted < statement.held
-    }
 }
 
 /// The state of the credits of a workspace at this replica.

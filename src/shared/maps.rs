@@ -120,18 +120,13 @@ impl KnownMaps {
         outdated
     }
 
-    /// Returns all maps as lost. They are read and stated again.
-    pub(super) fn lose_all(&mut self) -> Outdated {
-        self.stamps.iter_mut().for_each(HashMap::clear);
-        Outdated { to_read: Map::ALL.to_vec(), to_restate: Map::ALL.to_vec() }
-    }
-
     /// Forgets the entries of a map, so that they are applied again when they are read.
     pub(super) fn forget(&mut self, map: Map) {
         self.stamps[map.index()].clear();
     }
 
-    /// Forgets all versions, so that the maps are read again after a lost connection.
+    /// Forgets all versions, so that the maps are read and stated again after a lost connection, or when Redis has lost
+    /// its data.
     pub(super) fn forget_versions(&mut self) {
         // A version that Redis never has: an empty map has version 0.
         self.versions = [u64::MAX; Map::ALL.len()];

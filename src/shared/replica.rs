@@ -13,8 +13,8 @@ use super::changes::KeyIndex;
 use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits};
 use super::maps::{KnownMaps, Outdated};
 use super::members::{Description, Membership};
-use super::reply::{UnexpectedReply, list};
-use super::scripts::{Keyspace, ScriptCall};
+use super::reply::{UnexpectedReply, flatten};
+use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
 use super::slots::{SlotGrant, SlotStatement, Slots};
 use crate::policy::authority::Authority;
@@ -30,8 +30,6 @@ pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// The assumed number of replicas before Redis has responded, so that a replica that starts without it does not use the
 /// whole pool.
 const UNKNOWN_REPLICAS: u32 = 2;
-/// Maximum number of subjects in one call, so that a call does not block Redis for long.
-const MAX_SUBJECTS: usize = 128;
 
 /// What distinguishes this replica from others.
 #[derive(Debug)]
@@ -111,8 +109,6 @@ pub(super) struct BeatOutcome {
     pub(super) has_duplicate_id: bool,
     /// Whether other replicas hold what this replica needs.
     pub(super) is_unmet: bool,
-    /// Whether this replica holds less than it has stated, so that the next statement frees the rest for others.
-    pub(super) has_released: bool,
     /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
     pub(super) is_incomplete: bool,
 }
@@ -295,7 +291,10 @@ impl Replica {
         self.clock.record(membership.now_ms, beat.sent, received);
         self.replicas = membership.live_count();
         let is_lost = self.has_stated && membership.previous.is_none();
-        let outdated = if is_lost { self.maps.lose_all() } else { self.maps.compare(&membership.versions) };
+        if is_lost {
+            self.maps.forget_versions();
+        }
+        let outdated = self.maps.compare(&membership.versions);
         let is_other = |previous: &Description| previous.process != self.description.process;
         let has_duplicate_id = self.has_stated && membership.previous.as_ref().is_some_and(is_other);
         self.has_stated = true;
@@ -332,7 +331,6 @@ impl Replica {
                 self.pool.record_shared_maximum(workspace, *group, max, received.now);
             }
             if let Some(share) = change.share {
-                outcome.has_released |= share.is_some_and(|share| share < statement.held);
                 self.pool.divide_slots(workspace, *group, share, received.now);
             }
         }
@@ -354,7 +352,6 @@ impl Replica {
         };
         state.stated = Some(statement);
         outcome.is_unmet |= Credits::is_unmet(statement, grant);
-        outcome.has_released |= grant.is_lower_than(statement);
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
         outcome.is_incomplete |= statement.used.is_none() || state.credits.is_base_lost();
         if let Some(share) = share {
@@ -388,11 +385,6 @@ impl Replica {
 
 #[cfg(test)]
 impl Replica {
-    /// Returns the number of live replicas at the last reply.
-    pub(super) fn known_replicas(&self) -> u32 {
-        self.replicas
-    }
-
     /// Returns up to which amount this process may use credits, and what was left at the last reply.
     pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
         self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
@@ -410,12 +402,4 @@ impl Replica {
     pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
         self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
     }
-}
-
-fn flatten(replies: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
-    let mut elements = Vec::new();
-    for reply in replies {
-        elements.extend(list(reply)?);
-    }
-    Ok(elements)
 }

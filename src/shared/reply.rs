@@ -21,6 +21,15 @@ pub(super) fn list(value: &Value) -> Result<&[Value], UnexpectedReply> {
     }
 }
 
+/// Returns the elements of several lists.
+pub(super) fn flatten(values: &[Value]) -> Result<Vec<&Value>, UnexpectedReply> {
+    let mut elements = Vec::new();
+    for value in values {
+        elements.extend(list(value)?);
+    }
+    Ok(elements)
+}
+
 /// Returns an integer, which scripts may also return as text.
 pub(super) fn integer(value: &Value) -> Result<i64, UnexpectedReply> {
     match value {

@@ -5,12 +5,20 @@ use redis::Cmd;
 use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
 
-pub(super) const MEMBERS: &str = include_str!("scripts/members.lua");
-pub(super) const GRANTS: &str = include_str!("scripts/grants.lua");
-pub(super) const SLOTS: &str = include_str!("scripts/slots.lua");
-pub(super) const NEWEST: &str = include_str!("scripts/newest.lua");
-pub(super) const QUOTAS: &str = include_str!("scripts/quotas.lua");
-pub(super) const OWNERS: &str = include_str!("scripts/owners.lua");
+pub(super) const MEMBERS: &str =
+    concat!(include_str!("scripts/common.lua"), include_str!("scripts/members.lua"));
+pub(super) const GRANTS: &str =
+    concat!(include_str!("scripts/common.lua"), include_str!("scripts/grants.lua"));
+pub(super) const SLOTS: &str = concat!(include_str!("scripts/common.lua"), include_str!("scripts/slots.lua"));
+pub(super) const NEWEST: &str =
+    concat!(include_str!("scripts/common.lua"), include_str!("scripts/newest.lua"));
+pub(super) const QUOTAS: &str =
+    concat!(include_str!("scripts/common.lua"), include_str!("scripts/quotas.lua"));
+pub(super) const OWNERS: &str =
+    concat!(include_str!("scripts/common.lua"), include_str!("scripts/owners.lua"));
+
+/// Maximum number of subjects in one call, so that a call does not block Redis for long.
+pub(super) const MAX_SUBJECTS: usize = 128;
 
 /// A call of a script.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use redis::Value;
 
 use super::credits::LEASE_MARGIN;
 use super::reply::{UnexpectedReply, amount, integer, tuple};
+use super::scripts::{SLOTS, ScriptCall};
 use crate::pool::SlotUse;
 
 /// The lease of granted slots at Redis.
@@ -28,6 +29,20 @@ pub(super) struct SlotStatement {
     pub(super) max: u32,
     /// The shared time at which the maximum was learned.
     pub(super) max_stamp: u64,
+}
+
+/// Returns the call that states the concurrent requests of these subjects. `keys` are their keys, in the same order.
+pub(super) fn slots_call<'a>(
+    replica: &str,
+    keys: Vec<String>,
+    statements: impl IntoIterator<Item = &'a SlotStatement>,
+) -> ScriptCall {
+    let mut arguments =
+        vec![replica.to_owned(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
+    for SlotStatement { held, demand, max, max_stamp } in statements {
+        arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
+    }
+    ScriptCall { script: SLOTS, keys, arguments }
 }
 
 /// The reply to a [`SlotStatement`].

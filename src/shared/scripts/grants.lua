@@ -17,13 +17,6 @@ local ARGUMENTS = 9
 local TURN, PAUSE = 5000, 1000
 -- The rest of a turn in which a replica may not exceed what is left any more. Replicas state themselves more often.
 local LAST_PART = 2500
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-local function text(number)
-  return string.format('%.0f', number)
-end
 
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
@@ -70,7 +63,7 @@ local function divide(key, used, needed, reserved, held, limit, base, stamp, idl
     if needed > extra then
       extra = math.min(reserved, free)
     end
-  elseif idle then
+  elseif idle == 1 then
     -- An idle replica keeps a small grant for its next request, unless little is left.
     if free * 10 > limit then
       extra = math.max(extra, math.floor(free / (4 * replicas)))
@@ -105,20 +98,4 @@ local function divide(key, used, needed, reserved, held, limit, base, stamp, idl
   return { granted, others, known_base or 0, known_stamp or 0, exceeds, before, math.max(left, 0) }
 end
 
-local results = {}
-for index, key in ipairs(KEYS) do
-  local at = 3 + (index - 1) * ARGUMENTS
-  results[index] = divide(
-    key,
-    tonumber(ARGV[at + 1]),
-    tonumber(ARGV[at + 2]),
-    tonumber(ARGV[at + 3]),
-    tonumber(ARGV[at + 4]),
-    tonumber(ARGV[at + 5]),
-    tonumber(ARGV[at + 6]),
-    tonumber(ARGV[at + 7]),
-    ARGV[at + 8] == '1',
-    tonumber(ARGV[at + 9])
-  )
-end
-return results
+return divide_each(3, ARGUMENTS, divide)

@@ -5,13 +5,6 @@
 -- replica stays listed in ms, time to live of the leader's lease in ms, or 0 to give the lease up.
 -- Returns the time in ms, the leader, the versions, for each replica its id, its expiry and its description, and the
 -- previous description of this replica ('' without one).
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-local function text(number)
-  return string.format('%.0f', number)
-end
 
 local members, leader = KEYS[1], KEYS[2]
 local me, description = ARGV[1], ARGV[2]

@@ -6,8 +6,7 @@
 local ARGUMENTS = 4
 local map = KEYS[1]
 local channel, map_name, me, max = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 
 -- Removes expired entries, and when there are too many, those that expire first.
 local function shrink()
@@ -49,6 +48,6 @@ if redis.call('HLEN', map) > max + 1 then
 end
 local ttl = redis.call('PTTL', map)
 if ttl < latest - now + 60000 then
-  redis.call('PEXPIRE', map, string.format('%.0f', latest - now + 86400000))
+  redis.call('PEXPIRE', map, text(latest - now + 86400000))
 end
 return { tonumber(redis.call('HGET', map, '_version') or '0'), results }

@@ -7,13 +7,9 @@
 -- generation of the held amount, needed in addition, wanted in addition, time to live in ms.
 -- Returns for each quota: whether the need was granted (0 or 1), granted in all, used by the other replicas.
 local ARGUMENTS = 7
-local function text(number)
-  return string.format('%.0f', number)
-end
 
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 
 local function divide(key, limit, used, held, generation, needed, wanted, ttl)
   local others, unused, mine = 0, 0, held
@@ -54,18 +50,4 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
   return { is_granted and 1 or 0, mine, others }
 end
 
-local results = {}
-for index, key in ipairs(KEYS) do
-  local at = 3 + (index - 1) * ARGUMENTS
-  results[index] = divide(
-    key,
-    tonumber(ARGV[at + 1]),
-    tonumber(ARGV[at + 2]),
-    tonumber(ARGV[at + 3]),
-    tonumber(ARGV[at + 4]),
-    tonumber(ARGV[at + 5]),
-    tonumber(ARGV[at + 6]),
-    tonumber(ARGV[at + 7])
-  )
-end
-return results
+return divide_each(3, ARGUMENTS, divide)

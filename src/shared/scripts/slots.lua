@@ -10,13 +10,6 @@
 -- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether others hold what it
 -- demands and is entitled to (0 or 1).
 local ARGUMENTS = 4
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-local function text(number)
-  return string.format('%.0f', number)
-end
 
 local me, lease, rotation = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
@@ -104,15 +97,4 @@ local function divide(key, held, demand, max, stamp)
   return { granted, known_max, known_stamp, #active, unmet }
 end
 
-local results = {}
-for index, key in ipairs(KEYS) do
-  local at = 3 + (index - 1) * ARGUMENTS
-  results[index] = divide(
-    key,
-    tonumber(ARGV[at + 1]),
-    tonumber(ARGV[at + 2]),
-    tonumber(ARGV[at + 3]),
-    tonumber(ARGV[at + 4])
-  )
-end
-return results
+return divide_each(3, ARGUMENTS, divide)
