@@ -34,7 +34,7 @@ use counters::{ClientCounters, UsageCounters};
 use replicas::SharedUsage;
 pub use replicas::StatementScope;
 use tallies::Tallies;
-pub use users::{RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
+pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 
 /// The usage of a client, or of one of its users, in the current periods.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -41,7 +41,8 @@ mod usage;
 pub use crate::body::budget::BufferBudget;
 pub use client_usage::{
     AdmissionRequest, ClientActivity, ClientLimitExceeded, ClientPermit, ClientShare, ClientUsage,
-    RequestUser, StatementScope, UsageTotals, UserUsageFuture, UserUsageReader, UserUsageUnavailable,
+    NoStoredUsage, RequestUser, StatementScope, UsageTotals, UserUsageFuture, UserUsageReader,
+    UserUsageUnavailable,
 };
 pub use config::{Limits, RuntimeConfig, SharedConfig};
 pub use conversation::{ConversationSender, EndedConversation};

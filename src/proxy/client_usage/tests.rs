@@ -38,22 +38,7 @@ fn clients(names: &[&str]) -> Clients {
 }
 
 fn usage() -> ClientUsage {
-    ClientUsage::new(&clients(&["app"]), &[], Arc::new(NoUsers), NOW)
-}
-
-/// A usage store without users.
-#[derive(Debug)]
-struct NoUsers;
-
-impl UserUsageReader for NoUsers {
-    fn read_user_usage<'a>(
-        &'a self,
-        _: &'a ClientName,
-        _: UserFingerprint,
-        _: UnixMs,
-    ) -> UserUsageFuture<'a> {
-        Box::pin(async { Err(UserUsageUnavailable) })
-    }
+    ClientUsage::new(&clients(&["app"]), &[], Arc::new(NoStoredUsage), NOW)
 }
 
 fn rules_with_quota(amount: u64, unit: QuotaUnit, period: Period) -> Rules {
@@ -304,7 +289,7 @@ fn an_exceeded_rate_limit_names_the_wait() {
 fn a_reload_and_a_restart_keep_the_usage() {
     let used = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
     let totals = [used(app()), used(ClientName::new("gone"))];
-    let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoUsers), NOW);
+    let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoStoredUsage), NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
     let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
     assert_eq!(

@@ -188,25 +188,13 @@ pub(super) fn start(
             replicas,
             is_down: AtomicBool::new(false),
         });
-        let reader: Arc<dyn UserUsageReader> = Arc::new(UnusedUsers);
-        let usage = ClientUsage::new(&clients, used, reader, NOW).with_link(link.clone(), &clients, NOW);
+        let usage = ClientUsage::new(&clients, used, Arc::new(NoStoredUsage), NOW).with_link(
+            link.clone(),
+            &clients,
+            NOW,
+        );
         TestReplica { usage, link }
     };
     let replicas = (0..count).map(start).collect();
     (pool, replicas)
-}
-
-/// A usage store in which no user has used anything.
-#[derive(Debug)]
-struct UnusedUsers;
-
-impl UserUsageReader for UnusedUsers {
-    fn read_user_usage<'a>(
-        &'a self,
-        client: &'a ClientName,
-        _: UserFingerprint,
-        _: UnixMs,
-    ) -> UserUsageFuture<'a> {
-        Box::pin(async { Ok(UsageTotals { client: client.clone(), requests: [0; 3], credits: [0; 3] }) })
-    }
 }
