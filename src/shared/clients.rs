@@ -85,7 +85,7 @@ impl ClientShares {
         beat
     }
 
-    /// Applies the replies to a beat that was sent at `sent`.
+    /// Applies the replies to a beat that was sent at `sent`. `replicas` is the number of live replicas.
     ///
     /// # Errors
     ///
@@ -95,6 +95,7 @@ impl ClientShares {
         usage: &ClientUsage,
         beat: &ClientBeat,
         replies: &[Value],
+        replicas: u32,
         sent: Moment,
     ) -> Result<(), UnexpectedReply> {
         let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
@@ -117,10 +118,12 @@ impl ClientShares {
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
             }
         }
+        self.fall_back(usage, replicas, sent);
         Ok(())
     }
 
-    /// Divides the limits equally while Redis does not respond.
+    /// Replaces the shares without a current grant by equal parts: those of clients that are idle here, and all shares
+    /// while Redis does not respond.
     pub(super) fn fall_back(&mut self, usage: &ClientUsage, replicas: u32, moment: Moment) {
         for (client, slots) in &mut self.slots {
             if slots.fall_back(replicas, true, moment.instant).is_some() {
@@ -138,4 +141,79 @@ pub(super) struct CallContext<'a> {
     pub(super) replica: &'a str,
     /// The number of live replicas.
     pub(super) replicas: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use redis::Value::{Array, Int};
+
+    use super::*;
+    use crate::clock;
+    use crate::elevenlabs::affinity::RetentionLimits;
+    use crate::policy::charge::Billing;
+    use crate::policy::client::{AnonymousAccess, Client, Clients, Rules};
+    use crate::policy::redis_url::SharedPoolName;
+    use crate::policy::units::UnixMs;
+    use crate::pool::{Pool, Settings};
+    use crate::proxy::{AdmissionRequest, ClientPermit, NoStoredUsage};
+    use crate::secret::TokenFingerprint;
+    use crate::shared::link::{RedisLink, RedisLinkSettings};
+    use crate::shared::slots::SLOT_LEASE;
+    use crate::shared::view::SharedPoolView;
+
+    const ADMISSION: AdmissionRequest = AdmissionRequest {
+        billing: Billing::Free,
+        grants_direct_access: false,
+        is_charged: true,
+        max_concurrent: 100,
+    };
+
+    /// Returns the number of requests of the client that are admitted at the same time.
+    fn admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
+        let permits: Vec<ClientPermit> =
+            std::iter::repeat_with(|| usage.admit(client, ADMISSION, now)).map_while(Result::ok).collect();
+        permits.len()
+    }
+
+    #[test]
+    fn the_share_of_an_idle_client_becomes_an_equal_part() {
+        let rules = Rules { max_concurrent: Some(8), ..Rules::default() };
+        let client = Client { name: ClientName::new("app"), rules };
+        let clients = Clients::new(
+            vec![(client.clone(), TokenFingerprint::new("app").into())],
+            AnonymousAccess::Refused,
+        );
+        let now = UnixMs(1_796_000_000_000);
+        let (link, _updates) = RedisLink::new(RedisLinkSettings {
+            replica_id: "r1".to_owned(),
+            keyspace: Keyspace::new(SharedPoolName::default()),
+            wait_timeout: Duration::from_millis(50),
+            pool: Arc::new(Pool::new(Vec::new(), Settings::FOR_TESTS)),
+            owner_limits: RetentionLimits { max_identifiers: 100, max_idle: None },
+            counts: SharedPoolView::default().counts().clone(),
+        });
+        let usage = ClientUsage::new(&clients, &[], Arc::new(NoStoredUsage), now).with_link(
+            Arc::new(link),
+            &clients,
+            now,
+        );
+        let mut shares = ClientShares::default();
+        let sent = Moment { now, instant: clock::instant() };
+        let statement = SlotStatement { held: 0, demand: 8, max: 8, max_stamp: 1 };
+        let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
+        shares.slots.entry(client.name.clone()).or_default().statement(
+            SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },
+            0,
+            1,
+            sent.instant,
+        );
+        let grant = Array(vec![Array([7, 8, 1, 1, 0].map(Int).to_vec())]);
+        shares.apply(&usage, &beat, &[grant], 2, sent).unwrap();
+        assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
+        let later = Moment { now, instant: sent.instant + SLOT_LEASE };
+        shares.apply(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
+        assert_eq!(admitted(&usage, &client, now), 4, "an equal part of 8 without a grant");
+    }
 }

@@ -197,7 +197,8 @@ impl Link {
         let (pool_replies, client_replies) =
             replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
         let outcome = task.replica.apply(beat, pool_replies, moment())?;
-        task.clients.apply(&config.client_usage, &client_beat, client_replies, sent)?;
+        let replicas = task.replica.live_replicas();
+        task.clients.apply(&config.client_usage, &client_beat, client_replies, replicas, sent)?;
         task.link.record_beat(task.replica.live_replicas(), round_trip);
         task.publish_view();
         if outcome.has_duplicate_id {
