@@ -41,6 +41,8 @@ pub(super) struct Link {
     counts: LinkCounts,
     response_timeout: Duration,
     last_beat: Option<Instant>,
+    /// Whether requests were queued since the last beat, because this replica may need a larger share.
+    is_demanded: bool,
     pace: DemandPace,
     /// The time from which the next call may store owners.
     next_owner_call: Instant,
@@ -55,7 +57,16 @@ impl Link {
         config: SharedConfig,
     ) -> Self {
         let (pace, next_owner_call) = (DemandPace::default(), clock::instant());
-        Self { connection, counts, response_timeout, last_beat: None, pace, next_owner_call, config }
+        Self {
+            connection,
+            counts,
+            response_timeout,
+            last_beat: None,
+            is_demanded: false,
+            pace,
+            next_owner_call,
+            config,
+        }
     }
 
     /// Returns the connection.
@@ -74,13 +85,9 @@ impl Link {
 
     /// Waits for the next event and handles it.
     async fn step(&mut self, task: &mut LinkTask) -> Result<(), LinkError> {
-        let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + task.settings.beat_interval);
-        let earliest_beat = self.last_beat.map_or_else(clock::instant, |last| last + MIN_BEAT_INTERVAL);
+        let interval = if self.is_demanded { MIN_BEAT_INTERVAL } else { task.settings.beat_interval };
+        let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + interval);
         let pool = Arc::clone(&task.replica.pool);
-        let demand = async {
-            pool.demand().await;
-            sleep_until(earliest_beat.into()).await;
-        };
         tokio::select! {
             biased;
             push = self.connection.pushes.next() => match push {
@@ -120,8 +127,12 @@ impl Link {
                 self.beat(task, true).await
             }
             () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
-            () = demand => self.beat(task, true).await,
-            () = sleep_until(next_beat.into()) => self.beat(task, false).await,
+            // The next beat states the demand, whatever happens until then.
+            () = pool.demand() => {
+                self.is_demanded = true;
+                Ok(())
+            }
+            () = sleep_until(next_beat.into()) => self.beat(task, self.is_demanded).await,
         }
     }
 
@@ -167,6 +178,7 @@ impl Link {
     /// States what changed, or without a change only waits for the next beat. `is_needed` states it in any case.
     pub(super) async fn beat(&mut self, task: &mut LinkTask, is_needed: bool) -> Result<(), LinkError> {
         self.last_beat = Some(clock::instant());
+        self.is_demanded = false;
         // The first beat of a replica only reads its earlier statements, and is followed by another one.
         for _ in 0..2 {
             let beat = task.replica.beat(moment());
