@@ -7,6 +7,7 @@ mod api;
 mod details;
 mod health;
 mod metrics;
+mod sessions;
 mod status;
 mod usage;
 
@@ -39,9 +40,13 @@ use crate::telemetry::{ExpositionFormat, RequestMetrics};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
 use api::AdminTokenCheck;
+pub(crate) use api::{
+    ActionError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
+};
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
+pub use sessions::{SessionToken, Sessions};
 pub use status::StatusDocument;
 pub use usage::ClientUsageReport;
 
@@ -84,6 +89,8 @@ pub struct Admin {
     pub auth_failures: AuthFailureTable,
     /// The events for listeners.
     pub events: EventSource,
+    /// The sessions of the dashboard.
+    pub sessions: Sessions,
 }
 
 /// The pages that may be read without a token on every address.

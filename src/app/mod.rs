@@ -24,7 +24,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedAdminToken, SharedSettings};
+use crate::admin::{
+    Admin, AuthFailureTable, DrainFlag, EventSource, Sessions, SharedAdminToken, SharedSettings,
+};
 use crate::clock;
 use crate::config::SettingValue;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
@@ -172,6 +174,8 @@ pub fn start(
     let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
+    let sessions =
+        Sessions::open(app_config.sessions_file, app_config.session_limits, Arc::clone(&admin_token));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -191,6 +195,7 @@ pub fn start(
         settings: Arc::clone(&settings),
         auth_failures: AuthFailureTable::default(),
         events: EventSource::new(events.clone(), app_config.max_event_listeners),
+        sessions,
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
