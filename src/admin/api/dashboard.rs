@@ -2,6 +2,7 @@
 //! form and a request of the API have the same checks.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde_json::{Map, Value};
@@ -90,6 +91,11 @@ impl Admin {
     /// Records and logs a wrong code of the dashboard.
     pub(crate) fn record_wrong_code(&self, peer: Option<IpAddr>, now: UnixMs) {
         self.record_auth_failure(peer, now, "A wrong or expired code of the dashboard was refused");
+    }
+
+    /// Returns the maximum time in which a form must arrive.
+    pub(crate) fn form_timeout(&self) -> Duration {
+        self.request_body_timeout()
     }
 
     /// Returns the URI of the server as a browser that sent these headers sees it, without a path.
