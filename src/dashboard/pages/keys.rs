@@ -60,7 +60,8 @@ pub(in crate::dashboard) fn keys(request: &PageRequest<'_>) -> Markup {
                             td { (reason(key, now)) }
                             td { (actions(key)) }
                         }
-                    } @empty { tr { td colspan="8" { "No key matches the filter." } } }
+                    }
+                    @if found.is_empty() { tr { td colspan="8" { "No key matches the filter." } } }
                 }
             }
         }

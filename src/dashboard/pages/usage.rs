@@ -115,7 +115,8 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
                             td.number { (number(sums.characters)) }
                             td.number { (number(sums.response_bytes)) }
                         }
-                    } @empty { tr { td colspan="8" { "No attempts were recorded in this period." } } }
+                    }
+                    @if rows.is_empty() { tr { td colspan="8" { "No attempts were recorded in this period." } } }
                 }
             }
         }
