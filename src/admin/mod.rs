@@ -36,7 +36,7 @@ use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
 use crate::shared::{PoolView, SharedPoolView};
 use crate::store;
-use crate::telemetry::{ExpositionFormat, RequestMetrics};
+use crate::telemetry::{ExpositionFormat, RequestMetrics, TimelineHandle};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
 use api::AdminTokenCheck;
@@ -67,6 +67,8 @@ pub struct Admin {
     pub draining: DrainFlag,
     /// The metrics of requests.
     pub metrics: RequestMetrics,
+    /// The requests of the last 24 hours.
+    pub timeline: TimelineHandle,
     /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
