@@ -68,7 +68,8 @@ impl Service for Router {
             Err(refusal) => return (*refusal).into(),
         };
         let is_dashboard = Dashboard::serves(request.uri().path());
-        if *scope == ListenerScope::Clients && (is_dashboard || Admin::is_operator_path(request.uri().path())) {
+        if *scope == ListenerScope::Clients && (is_dashboard || Admin::is_operator_path(request.uri().path()))
+        {
             return Admin::served_elsewhere().map(ResponseBody::from).into();
         }
         let is_api = Admin::is_api_path(request.uri().path());

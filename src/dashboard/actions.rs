@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use http::{Method, Response, StatusCode};
 use serde_json::{Map, Value};
 
+use super::PageRequest;
 use super::form::Form;
 use super::layout::{Notice, Page};
 use super::pages::{check_result, new_token};
 use super::response::{found_elsewhere, html, text};
-use super::PageRequest;
 use crate::admin::{ActionError, ApiBody};
 use crate::policy::quantity::duration;
 
@@ -51,7 +51,9 @@ pub(super) async fn perform(
         }
         ("keys", "check") => {
             return match request.admin.check_pool_key(id, request.now).await {
-                Ok(check) => show(request, Page::Keys, StatusCode::OK, Notice::Content(check_result(&check).0)).await,
+                Ok(check) => {
+                    show(request, Page::Keys, StatusCode::OK, Notice::Content(check_result(&check).0)).await
+                }
                 Err(error) => failed(request, Page::Keys, error).await,
             };
         }
@@ -70,9 +72,9 @@ pub(super) async fn perform(
                 Err(error) => Err(error),
             }
         }
-        ("clients", "revoke") => {
-            call(Method::DELETE, format!("clients/{id}"), none).await.map(|_| "clients?done=revoked".to_owned())
-        }
+        ("clients", "revoke") => call(Method::DELETE, format!("clients/{id}"), none)
+            .await
+            .map(|_| "clients?done=revoked".to_owned()),
         ("system", "reload") => {
             call(post, "reload".to_owned(), none).await.map(|_| "system?done=reloaded".to_owned())
         }
@@ -89,6 +91,11 @@ async fn failed(request: &PageRequest<'_>, page: Page, error: ActionError) -> Re
     show(request, page, error.status, Notice::Failed(error.message)).await
 }
 
-async fn show(request: &PageRequest<'_>, page: Page, status: StatusCode, notice: Notice) -> Response<ApiBody> {
+async fn show(
+    request: &PageRequest<'_>,
+    page: Page,
+    status: StatusCode,
+    notice: Notice,
+) -> Response<ApiBody> {
     html(status, &request.render(page, Some(notice)).await)
 }

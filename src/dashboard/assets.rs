@@ -43,7 +43,8 @@ impl Asset {
         // Writing to a `Vec` cannot fail.
         let compressed = encoder.write_all(content).and_then(|()| encoder.finish()).unwrap_or_default();
         let digest = Fingerprint::new(&String::from_utf8_lossy(content)).key_id();
-        let tag = HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"0\""));
+        let tag =
+            HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"0\""));
         Self { name, content_type, content, compressed: compressed.into(), tag }
     }
 }
@@ -96,7 +97,10 @@ mod tests {
     fn a_known_asset_is_not_sent_again() {
         let first = respond("app.css", &HeaderMap::new());
         let headers = HeaderMap::from_iter([(IF_NONE_MATCH, first.headers()[ETAG].clone())]);
-        assert_eq!((first.status(), respond("app.css", &headers).status()), (StatusCode::OK, StatusCode::NOT_MODIFIED));
+        assert_eq!(
+            (first.status(), respond("app.css", &headers).status()),
+            (StatusCode::OK, StatusCode::NOT_MODIFIED)
+        );
         assert_eq!(respond("secret.txt", &headers).status(), StatusCode::NOT_FOUND);
     }
 }

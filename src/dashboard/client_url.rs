@@ -14,8 +14,10 @@ pub(super) fn client_url(base_url: &str, settings: &Value) -> String {
     if value("admin.listen").trim_matches('"').is_empty() {
         return base_url.to_owned();
     }
-    let addresses = value("server.listen").split(['"', ',', '[', ' ']).map(|address| address.trim_end_matches(']'));
-    let address = addresses.filter(|address| !address.contains('/')).find_map(|address| address.rsplit_once(':'));
+    let addresses =
+        value("server.listen").split(['"', ',', '[', ' ']).map(|address| address.trim_end_matches(']'));
+    let address =
+        addresses.filter(|address| !address.contains('/')).find_map(|address| address.rsplit_once(':'));
     let Some((host, port)) = address.filter(|(_, port)| !port.is_empty()) else { return base_url.to_owned() };
     let host = if matches!(host, "0.0.0.0" | "::" | "*" | "") { browser_host(base_url) } else { host };
     format!("http://{host}:{port}")

@@ -29,8 +29,10 @@ pub(super) async fn respond(request: &PageRequest<'_>) -> Response<ApiBody> {
 }
 
 fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
-    let mut text =
-        format!("{},credits,attempts,served,failed,characters,request_bytes,response_bytes\r\n", dimension.as_str());
+    let mut text = format!(
+        "{},credits,attempts,served,failed,characters,request_bytes,response_bytes\r\n",
+        dimension.as_str()
+    );
     for row in rows {
         let sums = row.sums;
         let group = row.key_name.as_deref().or(row.short_key.as_deref()).unwrap_or(&row.group);
@@ -54,7 +56,8 @@ fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
 /// Quotes a field (RFC 4180). A spreadsheet would run a field that begins with one of these characters as a formula, so
 /// such a field gets an apostrophe.
 fn field(text: &str) -> String {
-    let text = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
+    let text =
+        if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
     if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 

@@ -99,7 +99,10 @@ mod tests {
     #[test]
     fn fields_are_decoded_and_trimmed() {
         let form = Form::parse("name=+a%26b%2B1+&empty=&name=second&flag");
-        assert_eq!((form.value("name"), form.value("empty"), form.value("flag")), (Some("a&b+1"), None, None));
+        assert_eq!(
+            (form.value("name"), form.value("empty"), form.value("flag")),
+            (Some("a&b+1"), None, None)
+        );
         assert_eq!(Value::Object(form.members(&["name", "empty"])), serde_json::json!({"name": "a&b+1"}));
     }
 }

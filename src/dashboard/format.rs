@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn numbers_have_commas_between_thousands() {
-        let numbers = [(0, "0"), (999, "999"), (1_000, "1,000"), (84_766, "84,766"), (1_234_567, "1,234,567")];
+        let numbers =
+            [(0, "0"), (999, "999"), (1_000, "1,000"), (84_766, "84,766"), (1_234_567, "1,234,567")];
         for (number, text) in numbers {
             assert_eq!(grouped(number), text);
         }
@@ -129,7 +130,14 @@ mod tests {
 
     #[test]
     fn durations_are_in_their_largest_unit() {
-        let spans = [(59, "59 s"), (60, "1 min"), (3_599, "59 min"), (3_600, "1 h"), (172_799, "47 h"), (172_800, "2 d")];
+        let spans = [
+            (59, "59 s"),
+            (60, "1 min"),
+            (3_599, "59 min"),
+            (3_600, "1 h"),
+            (172_799, "47 h"),
+            (172_800, "2 d"),
+        ];
         for (seconds, text) in spans {
             assert_eq!(span(Duration::from_secs(seconds)), text);
         }
@@ -141,7 +149,10 @@ mod tests {
 
     #[test]
     fn a_percentage_is_rounded_down_and_at_most_100() {
-        assert_eq!([percent(0, 0), percent(999, 1_000), percent(3, 2), percent(u64::MAX, u64::MAX)], [0, 99, 100, 100]);
+        assert_eq!(
+            [percent(0, 0), percent(999, 1_000), percent(3, 2), percent(u64::MAX, u64::MAX)],
+            [0, 99, 100, 100]
+        );
     }
 
     #[test]

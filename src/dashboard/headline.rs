@@ -84,7 +84,9 @@ impl Headline {
             (_, None, Some(remaining)) => {
                 let lasting = format!("{} credits are left", grouped(remaining));
                 match reset {
-                    Some(reset) => format!("{lasting}, and last until their reset at the current rate. {reset}"),
+                    Some(reset) => {
+                        format!("{lasting}, and last until their reset at the current rate. {reset}")
+                    }
                     None => format!("{lasting}."),
                 }
             }

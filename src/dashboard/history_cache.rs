@@ -20,7 +20,11 @@ const MAX_ROWS: usize = 25_000;
 pub(super) struct HistoryCache(Mutex<Option<(Instant, Arc<Vec<HourOfKey>>)>>);
 
 impl HistoryCache {
-    pub(super) async fn hours(&self, history: &History, now: UnixMs) -> Result<Arc<Vec<HourOfKey>>, HistoryError> {
+    pub(super) async fn hours(
+        &self,
+        history: &History,
+        now: UnixMs,
+    ) -> Result<Arc<Vec<HourOfKey>>, HistoryError> {
         if let Some((read_at, hours)) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner)
             && clock::elapsed_since(*read_at) < LIFETIME
         {

@@ -91,8 +91,12 @@ impl Notice {
 
     fn render(&self) -> Markup {
         match self {
-            Self::Done(message) => html! { p.notice.ok role="status" { span aria-hidden="true" { "✓ " } (message) } },
-            Self::Failed(message) => html! { p.notice.bad role="alert" { span aria-hidden="true" { "✕ " } (message) } },
+            Self::Done(message) => {
+                html! { p.notice.ok role="status" { span aria-hidden="true" { "✓ " } (message) } }
+            }
+            Self::Failed(message) => {
+                html! { p.notice.bad role="alert" { span aria-hidden="true" { "✕ " } (message) } }
+            }
             Self::Content(content) => html! { div.notice.ok role="status" { (maud::PreEscaped(content)) } },
         }
     }
@@ -111,10 +115,16 @@ pub(super) fn page(page: Page, notice: Option<&Notice>, content: &Markup) -> Mar
         }
         form method="post" action="logout" { button.quiet type="submit" { "Sign out" } }
     };
-    document(page.title(), page.path(), page.has_chart(), Some(&navigation), &html! {
-        @if let Some(notice) = notice { (notice.render()) }
-        (content)
-    })
+    document(
+        page.title(),
+        page.path(),
+        page.has_chart(),
+        Some(&navigation),
+        &html! {
+            @if let Some(notice) = notice { (notice.render()) }
+            (content)
+        },
+    )
 }
 
 /// Renders a page without navigation.
@@ -122,7 +132,13 @@ pub(super) fn bare_page(title: &str, content: &Markup) -> Markup {
     document(title, "login", false, None, content)
 }
 
-fn document(title: &str, name: &str, has_chart: bool, navigation: Option<&Markup>, content: &Markup) -> Markup {
+fn document(
+    title: &str,
+    name: &str,
+    has_chart: bool,
+    navigation: Option<&Markup>,
+    content: &Markup,
+) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {

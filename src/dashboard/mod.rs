@@ -109,7 +109,11 @@ impl Dashboard {
         };
         let is_read = head.method == Method::GET || head.method == Method::HEAD;
         if let Some(name) = path.strip_prefix("assets/") {
-            return if is_read { assets::respond(name, &head.headers) } else { method_not_allowed("GET, HEAD") };
+            return if is_read {
+                assets::respond(name, &head.headers)
+            } else {
+                method_not_allowed("GET, HEAD")
+            };
         }
         let now = clock::now();
         if !is_read {
@@ -121,9 +125,14 @@ impl Dashboard {
             }
         }
         if path == "login" {
-            return if is_read { html(StatusCode::OK, &pages::login(None)) } else { self.sign_in(head, body, peer).await };
+            return if is_read {
+                html(StatusCode::OK, &pages::login(None))
+            } else {
+                self.sign_in(head, body, peer).await
+            };
         }
-        let Some(token) = session::token(&head.headers).filter(|token| admin.sessions.is_valid(token, now)) else {
+        let Some(token) = session::token(&head.headers).filter(|token| admin.sessions.is_valid(token, now))
+        else {
             return match path {
                 "events" => text(StatusCode::UNAUTHORIZED, "The session has ended.\n"),
                 _ => found_elsewhere(StatusCode::SEE_OTHER, "login"),
@@ -152,9 +161,10 @@ impl Dashboard {
                 if head.method == Method::HEAD {
                     return text(StatusCode::OK, "");
                 }
-                request.admin.dashboard_events(&head.headers).unwrap_or_else(|error| {
-                    text(error.status, format!("{}\n", error.message))
-                })
+                request
+                    .admin
+                    .dashboard_events(&head.headers)
+                    .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,
             _ => match Page::at(path) {

@@ -137,10 +137,7 @@ mod tests {
             response.headers()[SET_COOKIE].to_str().unwrap().to_owned()
         };
         let plain = cookie(&[("host", "localhost:11011"), ("origin", "http://localhost:11011")]);
-        assert_eq!(
-            plain,
-            "keychoir_session_11011=kcs_1; Path=/; Max-Age=60; HttpOnly; SameSite=Strict"
-        );
+        assert_eq!(plain, "keychoir_session_11011=kcs_1; Path=/; Max-Age=60; HttpOnly; SameSite=Strict");
         let secure = cookie(&[("host", "keys.example"), ("origin", "https://keys.example")]);
         assert!(secure.ends_with("; Secure"), "{secure}");
     }

@@ -10,7 +10,8 @@ pub(in crate::dashboard) fn connect(request: &PageRequest<'_>) -> Markup {
     let needs_token = request.admin.config.load().clients.require_token();
     let token = if needs_token { "YOUR_CLIENT_TOKEN" } else { "anything" };
     let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host);
-    let websocket = if url.starts_with("https://") { format!("wss://{host}") } else { format!("ws://{host}") };
+    let websocket =
+        if url.starts_with("https://") { format!("wss://{host}") } else { format!("ws://{host}") };
     html! {
         h1 { "Connect" }
         p { "Keep your ElevenLabs SDK, and change its base URL to " code data-copy { (url) } "." }

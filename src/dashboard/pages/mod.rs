@@ -25,27 +25,33 @@ use crate::store::HistoryError;
 
 /// The page on which a one-time code starts a session.
 pub(super) fn login(error: Option<&str>) -> Markup {
-    layout::bare_page("Sign in", &html! {
-        div.login {
-            h1 { "Sign in" }
-            @if let Some(error) = error {
-                p.notice.bad role="alert" { span aria-hidden="true" { "✕ " } (error) }
+    layout::bare_page(
+        "Sign in",
+        &html! {
+            div.login {
+                h1 { "Sign in" }
+                @if let Some(error) = error {
+                    p.notice.bad role="alert" { span aria-hidden="true" { "✕ " } (error) }
+                }
+                p { "Run " code { "keychoir dashboard" } " on the machine of this server. It prints a link with a code that is valid once, for 10 minutes." }
+                form method="post" action="login" data-login {
+                    label for="code" { "Code" }
+                    input #code name="code" autocomplete="off" autocapitalize="none" spellcheck="false" required placeholder="kcd_…";
+                    button type="submit" { "Sign in" }
+                }
             }
-            p { "Run " code { "keychoir dashboard" } " on the machine of this server. It prints a link with a code that is valid once, for 10 minutes." }
-            form method="post" action="login" data-login {
-                label for="code" { "Code" }
-                input #code name="code" autocomplete="off" autocapitalize="none" spellcheck="false" required placeholder="kcd_…";
-                button type="submit" { "Sign in" }
-            }
-        }
-    })
+        },
+    )
 }
 
 pub(super) fn not_found() -> Markup {
-    layout::bare_page("Not found", &html! {
-        h1 { "Not found" }
-        p { "The dashboard has no such page. " a href="./" { "Go to the overview" } }
-    })
+    layout::bare_page(
+        "Not found",
+        &html! {
+            h1 { "Not found" }
+            p { "The dashboard has no such page. " a href="./" { "Go to the overview" } }
+        },
+    )
 }
 
 /// The name of a key, and its short form if it has a name.

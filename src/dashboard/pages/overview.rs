@@ -157,9 +157,8 @@ fn credits_chart(hours: &[HourOfKey], now: UnixMs) -> Markup {
         series.push("other keys".to_owned());
     }
     let first = start_of_hour(now.minus(CHART_SPAN));
-    let mut rows: Vec<(UnixMs, Vec<Option<u64>>)> = (0..=24_u64)
-        .map(|hour| (UnixMs(first.0 + hour * 3_600_000), vec![Some(0); series.len()]))
-        .collect();
+    let mut rows: Vec<(UnixMs, Vec<Option<u64>>)> =
+        (0..=24_u64).map(|hour| (UnixMs(first.0 + hour * 3_600_000), vec![Some(0); series.len()])).collect();
     for hour in hours {
         let row = usize::try_from(hour.hour.since(first).as_secs() / 3_600).unwrap_or(usize::MAX);
         let Some(column) = index.get(hour.key_hash.as_str()) else { continue };
@@ -201,7 +200,8 @@ fn first_byte_chart(intervals: &[TimelineInterval]) -> Markup {
     };
     Chart {
         title: "Time to first byte",
-        description: "The median and the 95th percentile of the time to the first byte, every 5 minutes.".to_owned(),
+        description: "The median and the 95th percentile of the time to the first byte, every 5 minutes."
+            .to_owned(),
         unit: Unit::Milliseconds,
         is_stacked: false,
         series: vec!["median".to_owned(), "95 %".to_owned()],
@@ -218,8 +218,9 @@ fn requests_chart(intervals: &[TimelineInterval]) -> Markup {
         grouped(sum(|interval| interval.retries)),
         grouped(sum(|interval| interval.failed))
     );
-    let values =
-        |interval: &TimelineInterval| vec![Some(interval.requests), Some(interval.retries), Some(interval.failed)];
+    let values = |interval: &TimelineInterval| {
+        vec![Some(interval.requests), Some(interval.retries), Some(interval.failed)]
+    };
     Chart {
         title: "Requests and failovers",
         description,

@@ -117,7 +117,8 @@ fn warnings(keys: &[KeyDocument], overview: &OverviewDocument) -> Vec<String> {
         ));
     }
     if overview.clients == 0 {
-        warnings.push("No clients are configured: every program on this machine can use the keys.".to_owned());
+        warnings
+            .push("No clients are configured: every program on this machine can use the keys.".to_owned());
     }
     if overview.usage_store.lost_records > 0 {
         warnings.push(format!("{} usage records were lost.", overview.usage_store.lost_records));

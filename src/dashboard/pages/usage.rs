@@ -32,7 +32,8 @@ impl UsageQuery {
         let by = query.value("by").unwrap_or("day");
         let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
         let since = query.value("since").unwrap_or("7d");
-        let (period, _, days) = PERIODS.into_iter().find(|(period, ..)| *period == since).unwrap_or(PERIODS[1]);
+        let (period, _, days) =
+            PERIODS.into_iter().find(|(period, ..)| *period == since).unwrap_or(PERIODS[1]);
         Self {
             dimension: dimension.unwrap_or(UsageDimension::Day),
             period,
