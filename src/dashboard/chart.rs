@@ -1,6 +1,8 @@
 //! A chart of stacked or plain series. The data is a table, which the script draws and which everybody can open, so the
 //! page contains each number once.
 
+use std::time::Duration;
+
 use maud::{Markup, html};
 
 use super::format::number;
@@ -24,14 +26,22 @@ impl Unit {
     }
 }
 
+/// How the values are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// A line for each series.
+    Lines,
+    /// A bar for each period of this length, with the series on top of each other.
+    StackedBars(Duration),
+}
+
 /// A chart over time.
 pub(super) struct Chart<'c> {
     pub(super) title: &'c str,
     /// What the chart shows, in a sentence for viewers who do not see it.
     pub(super) description: String,
     pub(super) unit: Unit,
-    /// Whether the values of a time are drawn on top of each other.
-    pub(super) is_stacked: bool,
+    pub(super) style: Style,
     pub(super) series: Vec<String>,
     /// A value for each series, by time. `None` where a series has no value.
     pub(super) rows: Vec<(UnixMs, Vec<Option<u64>>)>,
@@ -39,9 +49,13 @@ pub(super) struct Chart<'c> {
 
 impl Chart<'_> {
     pub(super) fn render(&self) -> Markup {
-        let Self { title, description, unit, is_stacked, series, rows } = self;
+        let Self { title, description, unit, style, series, rows } = self;
+        let bar_seconds = match style {
+            Style::Lines => None,
+            Style::StackedBars(period) => Some(period.as_secs()),
+        };
         html! {
-            figure.chart data-unit=(unit.as_str()) data-stacked[*is_stacked] {
+            figure.chart data-unit=(unit.as_str()) data-bar-seconds=[bar_seconds] {
                 figcaption { h2 { (title) } }
                 div.plot role="img" aria-label=(description) {}
                 details {

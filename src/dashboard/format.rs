@@ -7,6 +7,13 @@ use maud::{Markup, html};
 
 use crate::policy::units::UnixMs;
 
+/// The time of day of a recent event. The script replaces it by the time of the viewer's zone.
+pub(super) fn time_of_day(time: UnixMs) -> Markup {
+    let rfc3339 = time.rfc3339();
+    let clock = rfc3339.get(11..19).unwrap_or_default().to_owned();
+    html! { time datetime=(rfc3339) data-clock { (clock) " UTC" } }
+}
+
 /// A number with a separator between thousands.
 pub(super) fn number(number: u64) -> Markup {
     html! { data data-number value=(number) { (grouped(number)) } }
@@ -110,9 +117,15 @@ pub(super) fn credits_meter(label: &str, used: u64, limit: Option<u64>) -> Marku
     };
     let percent = percent(used, limit);
     html! {
-        meter min="0" max="100" low="80" high="95" optimum="0" value=(percent) aria-label={ (label) ": " (percent) " % of credits used" } {}
+        (usage_meter(label, percent, "of credits used"))
         span.small { (number(used)) span.muted { " of " } (number(limit)) span.muted { " (" (percent) " %)" } }
     }
+}
+
+/// A meter of a used percentage, which warns from 80 percent.
+pub(super) fn usage_meter(label: &str, percent: u64, of: &str) -> Markup {
+    let text = format!("{label}: {percent} % {of}");
+    html! { meter min="0" max="100" low="80" high="95" optimum="0" value=(percent) aria-label=(text) {} }
 }
 
 #[cfg(test)]

@@ -1,8 +1,42 @@
 //! The answer to the first question of an operator: can requests still be served, and until when?
 
+use std::collections::HashSet;
+
 use super::format::{grouped, span};
 use crate::admin::{KeyDocument, OverviewDocument};
 use crate::policy::units::UnixMs;
+
+/// The credits of the workspaces whose limits are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KnownCredits {
+    pub(super) used: u64,
+    pub(super) limit: u64,
+    pub(super) remaining: u64,
+    /// Whether the limits of all workspaces are known.
+    pub(super) is_complete: bool,
+}
+
+impl KnownCredits {
+    /// Adds the credits of all keys. Keys of one named workspace share its credits.
+    pub(super) fn new(keys: &[KeyDocument]) -> Self {
+        let mut counted = HashSet::new();
+        let mut sum = Self { is_complete: true, ..Self::default() };
+        for key in keys {
+            if key.workspace.as_ref().is_some_and(|workspace| !counted.insert(workspace)) {
+                continue;
+            }
+            match (key.credits_limit, key.credits_remaining) {
+                (Some(limit), Some(remaining)) => {
+                    sum.used = sum.used.saturating_add(key.credits_used);
+                    sum.limit = sum.limit.saturating_add(limit);
+                    sum.remaining = sum.remaining.saturating_add(remaining);
+                }
+                (None, _) | (_, None) => sum.is_complete = false,
+            }
+        }
+        sum
+    }
+}
 
 /// How urgent a headline is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,29 +102,28 @@ impl Headline {
             let keys = if usable == 1 { "the key".to_owned() } else { format!("all {usable} keys") };
             (Urgency::Good, format!("Yes: {keys} can serve requests."))
         };
-        let detail = match (usable, &overview.credits.exhausted_at, overview.credits.remaining) {
-            (0, ..) => match (end, reset) {
+        let credits = KnownCredits::new(keys);
+        let detail = match (usable, &overview.credits.exhausted_at) {
+            (0, _) => match (end, reset) {
                 (Some(end), _) => format!("The first key can be used again in {}.", span(end.since(now))),
                 (None, Some(reset)) => reset,
                 (None, None) => "See below for the reason of each key.".to_owned(),
             },
-            (_, Some(at), _) => match UnixMs::parse(at).filter(|at| *at > now) {
+            (_, Some(at)) => match UnixMs::parse(at).filter(|at| *at > now) {
                 Some(at) => format!(
                     "At the current rate, the credits run out in {}, before their reset.",
                     span(at.since(now))
                 ),
                 None => "At the current rate, the credits run out now.".to_owned(),
             },
-            (_, None, Some(remaining)) => {
-                let lasting = format!("{} credits are left", grouped(remaining));
-                match reset {
-                    Some(reset) => {
-                        format!("{lasting}, and last until their reset at the current rate. {reset}")
-                    }
-                    None => format!("{lasting}."),
-                }
-            }
-            (_, None, None) => "The number of credits is not known yet.".to_owned(),
+            (_, None) if credits.limit == 0 => "The number of credits is not known yet.".to_owned(),
+            (_, None) => match reset {
+                Some(reset) => format!(
+                    "{} credits are left, and last until their reset at the current rate. {reset}",
+                    grouped(credits.remaining)
+                ),
+                None => format!("{} credits are left.", grouped(credits.remaining)),
+            },
         };
         Self { urgency, title, detail }
     }

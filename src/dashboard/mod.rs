@@ -226,7 +226,7 @@ impl PageRequest<'_> {
             Page::Key => pages::key(self),
             Page::Live => pages::live(self).await,
             Page::Usage => pages::usage(self).await,
-            Page::Clients => pages::clients(self),
+            Page::Clients => pages::clients(self).await,
             Page::Connect => pages::connect(self),
             Page::System => pages::system(self).await,
         };

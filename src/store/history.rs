@@ -112,6 +112,15 @@ impl History {
         self.read(move |connection| queries::credits_by_hour(connection, since, until, limit)).await
     }
 
+    /// Reads the last hour since `since` in which each client sent a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the database cannot be read in time.
+    pub async fn last_hours_of_clients(&self, since: UnixMs) -> Result<Vec<(String, UnixMs)>, HistoryError> {
+        self.read(move |connection| queries::last_hours_of_clients(connection, since)).await
+    }
+
     /// Reads at most `limit` changes with ids below `before`, the latest first.
     ///
     /// # Errors

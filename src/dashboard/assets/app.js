@@ -70,13 +70,17 @@ function readTable(figure) {
 function drawChart(figure) {
   const plot = find(".plot", figure);
   const { names, x, columns } = readTable(figure);
-  if (x.length < 2 || names.length === 0 || !self.uPlot) return null;
+  const barSeconds = Number(figure.dataset.barSeconds ?? 0);
+  if (!self.uPlot) return null;
+  if (names.length === 0 || x.length < (barSeconds ? 1 : 2)) {
+    plot.replaceChildren(element("p", { class: "muted" }, "There is not enough data yet."));
+    return null;
+  }
   const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
   const palette = palettes[isDark ? "dark" : "light"];
   const line = isDark ? "#323b3f" : "#d9dee0";
-  const isStacked = "stacked" in figure.dataset;
   const drawn = columns.map((column) => [...column]);
-  if (isStacked)
+  if (barSeconds)
     for (let series = drawn.length - 2; series >= 0; series--)
       for (let row = 0; row < x.length; row++) drawn[series][row] += drawn[series + 1][row];
   const format = (value) => (value == null ? "–" : numbers.format(value));
@@ -85,18 +89,23 @@ function drawChart(figure) {
   const series = names.map((label, index) => ({
     label,
     stroke: palette[index % palette.length],
-    fill: isStacked ? palette[index % palette.length] + "99" : undefined,
-    width: 2,
-    points: { show: false },
-    paths: isStacked ? uPlot.paths.stepped({ align: 1 }) : undefined,
+    fill: barSeconds ? palette[index % palette.length] : undefined,
+    width: barSeconds ? 0 : 2,
+    points: { show: !barSeconds && x.length < 30 },
+    paths: barSeconds ? uPlot.paths.bars({ size: [0.8, 60], align: 1 }) : undefined,
     value: (_, __, seriesIndex, row) => format(row == null ? null : columns[seriesIndex - 1][row]),
   }));
   const options = {
     width: plot.clientWidth,
     height: 230,
-    series: [{ value: (_, time) => (time == null ? "" : times.format(time * 1000)) }, ...series],
-    scales: { y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] } },
+    series: [{ label: "Time", value: (_, time) => (time == null ? "–" : times.format(time * 1000)) }, ...series],
+    scales: {
+      x: { range: (_, min, max) => [min, Math.max(max + barSeconds, min + 1)] },
+      y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] },
+    },
     axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => short.format(tick)) }],
+    // A day is one of UTC.
+    ...(barSeconds >= 86400 && { tzDate: (time) => uPlot.tzDate(new Date(time * 1000), "Etc/UTC") }),
     cursor: { drag: { x: false, y: false } },
   };
   plot.replaceChildren();

@@ -1,14 +1,24 @@
 //! The clients: their quotas and use, new tokens, rotation and revocation.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use maud::{Markup, html};
 
 use crate::admin::{ClientDocument, QuotaDocument};
 use crate::dashboard::PageRequest;
-use crate::dashboard::format::{number, percent, time};
+use crate::dashboard::format::{number, percent, time, usage_meter};
+use crate::policy::units::UnixMs;
+
+/// The span in which the last use of a client is searched.
+const LAST_USE_SPAN: Duration = Duration::from_secs(30 * 86_400);
 
 /// Renders the page.
-pub(in crate::dashboard) fn clients(request: &PageRequest<'_>) -> Markup {
+pub(in crate::dashboard) async fn clients(request: &PageRequest<'_>) -> Markup {
     let clients = request.admin.clients(request.now);
+    let since = request.now.minus(LAST_USE_SPAN);
+    let last_hours: HashMap<String, UnixMs> =
+        request.admin.history.last_hours_of_clients(since).await.unwrap_or_default().into_iter().collect();
     html! {
         h1 { "Clients" }
         @if clients.is_empty() {
@@ -20,9 +30,9 @@ pub(in crate::dashboard) fn clients(request: &PageRequest<'_>) -> Markup {
                     thead { tr {
                         th scope="col" { "Client" } th scope="col" { "Quota" } th scope="col" { "Rate limit" }
                         th.number scope="col" { "Requests today" } th.number scope="col" { "Credits today" } th.number scope="col" { "Credits this month" }
-                        th scope="col" { "Token" } th scope="col" { "Actions" }
+                        th scope="col" { "Last used" } th scope="col" { "Token" } th scope="col" { "Actions" }
                     } }
-                    tbody { @for client in &clients { (row(client)) } }
+                    tbody { @for client in &clients { (row(client, last_hours.get(&client.name).copied())) } }
                 }
             }
         }
@@ -30,7 +40,7 @@ pub(in crate::dashboard) fn clients(request: &PageRequest<'_>) -> Markup {
     }
 }
 
-fn row(client: &ClientDocument) -> Markup {
+fn row(client: &ClientDocument, last_hour: Option<UnixMs>) -> Markup {
     html! {
         tr {
             th scope="row" { (client.name) }
@@ -40,6 +50,7 @@ fn row(client: &ClientDocument) -> Markup {
             td.number { (number(client.requests.day)) }
             td.number { (number(client.credits.day)) }
             td.number { (number(client.credits.month)) }
+            td { @match last_hour { Some(hour) => { "hour of " (time(&hour.rfc3339_seconds())) }, None => span.muted { "not in 30 days" } } }
             td { @match &client.expires_at { Some(at) => { "until " (time(at)) }, None => "does not expire" }
                 @if let Some(at) = &client.previous_token_expires_at { span.muted { "; previous token until " (time(at)) } } }
             td { (actions(client)) }
@@ -50,7 +61,7 @@ fn row(client: &ClientDocument) -> Markup {
 fn quota_meter(name: &str, quota: &QuotaDocument) -> Markup {
     let percent = percent(quota.used, quota.amount);
     html! {
-        meter min="0" max="100" low="80" high="95" optimum="0" value=(percent) aria-label={ (name) ": " (percent) " % of the quota used" } {}
+        (usage_meter(name, percent, "of the quota used"))
         span.small { (number(quota.used)) span.muted { " of " (quota.limit) } }
     }
 }
@@ -58,7 +69,7 @@ fn quota_meter(name: &str, quota: &QuotaDocument) -> Markup {
 fn actions(client: &ClientDocument) -> Markup {
     html! {
         details {
-            summary aria-label={ "Actions for " (client.name) } { "Token" }
+            summary { "Token" span.hidden { " of " (client.name) } }
             form.fields method="post" action="clients" {
                 input type="hidden" name="name" value=(client.name);
                 label { "The previous token stays valid for" select name="grace" {

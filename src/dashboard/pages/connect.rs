@@ -31,7 +31,7 @@ pub(in crate::dashboard) fn connect(request: &PageRequest<'_>) -> Markup {
 
 fn snippet(title: &str, code: &str) -> Markup {
     html! {
-        section {
+        section.snippet {
             h2 { (title) }
             pre tabindex="0" role="region" aria-label={ "Code: " (title) } { code data-copy { (code) } }
         }

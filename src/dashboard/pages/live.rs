@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::history_unavailable;
 use crate::dashboard::PageRequest;
-use crate::dashboard::format::{latency, number, time};
+use crate::dashboard::format::{latency, number, time_of_day};
 use crate::store::{AttemptFilter, StoredAttempt};
 
 /// Attempts of the list that is part of the page.
@@ -69,7 +69,7 @@ fn row(request: &EndedRequest<'_>) -> Markup {
     let class = if last.outcome == "served" { "ok" } else { "bad" };
     html! {
         tr.(class) data-request=(last.request_id) {
-            td { (time(&last.started_at.rfc3339())) }
+            td { (time_of_day(last.started_at)) }
             td { code { (last.method) " " (last.route) } }
             td { (last.client) }
             td { (last.key_name.as_deref().or(last.short_key.as_deref()).unwrap_or("own key")) }

@@ -8,11 +8,12 @@ use maud::{Markup, html};
 use super::{history_unavailable, key_name};
 use crate::admin::{KeyDocument, OverviewDocument};
 use crate::dashboard::PageRequest;
-use crate::dashboard::chart::{Chart, Unit};
+use crate::dashboard::chart::{Chart, Style, Unit};
 use crate::dashboard::format::{
-    credits_meter, grouped, known, known_time, latency, number, percent, span, state, time, unknown, until,
+    credits_meter, grouped, known_time, latency, number, percent, span, state, time, unknown, until,
+    usage_meter,
 };
-use crate::dashboard::headline::{Headline, earliest};
+use crate::dashboard::headline::{Headline, KnownCredits, earliest};
 use crate::dashboard::history_cache::CHART_SPAN;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
@@ -59,21 +60,22 @@ pub(in crate::dashboard) async fn overview(request: &PageRequest<'_>) -> Markup 
 
 fn tiles(overview: &OverviewDocument, keys: &[KeyDocument], recent: &RecentRequests, now: UnixMs) -> Markup {
     let credits = &overview.credits;
+    let known = KnownCredits::new(keys);
     let next_reset = earliest(keys.iter().filter_map(|key| key.resets_at.as_deref()), now);
     html! {
         dl.tiles {
             div { dt { "Credits left" }
-                dd { strong data-field="credits.remaining" { (known(credits.remaining)) }
-                    @if let Some(limit) = credits.limit {
-                        span.small { (credits_meter("All workspaces", credits.used, Some(limit))) }
-                    }
-                } }
+                dd { @if known.limit == 0 { strong { (unknown()) } } @else {
+                    strong { (number(known.remaining)) }
+                    (usage_meter("All workspaces", percent(known.used, known.limit), "of credits used"))
+                    span.small.muted { "of " (number(known.limit)) @if !known.is_complete { "; without keys of unknown credits" } }
+                } } }
             div { dt { "Consumption" }
                 dd { strong { (number(credits.per_day)) } span.small.muted { "credits per day, by the last hours" } } }
             div { dt { "Credits run out" }
                 dd { @match credits.exhausted_at.as_deref() {
                     Some(at) => { strong { (until(at, now)) } span.small { (time(at)) } },
-                    None => { strong { "not before the reset" } span.small.muted { "at the current rate" } },
+                    None => { strong { "no" } span.small.muted { "not before their reset, at the current rate" } },
                 } } }
             div { dt { "Next reset" }
                 dd { @match next_reset {
@@ -179,7 +181,7 @@ fn credits_chart(hours: &[HourOfKey], now: UnixMs) -> Markup {
         title: "Credits by key, last 24 hours",
         description,
         unit: Unit::Credits,
-        is_stacked: true,
+        style: Style::StackedBars(Duration::from_secs(3_600)),
         series,
         rows,
     }
@@ -203,7 +205,7 @@ fn first_byte_chart(intervals: &[TimelineInterval]) -> Markup {
         description: "The median and the 95th percentile of the time to the first byte, every 5 minutes."
             .to_owned(),
         unit: Unit::Milliseconds,
-        is_stacked: false,
+        style: Style::Lines,
         series: vec!["median".to_owned(), "95 %".to_owned()],
         rows: intervals.iter().map(|interval| (interval.start, values(interval))).collect(),
     }
@@ -225,7 +227,7 @@ fn requests_chart(intervals: &[TimelineInterval]) -> Markup {
         title: "Requests and failovers",
         description,
         unit: Unit::Requests,
-        is_stacked: false,
+        style: Style::Lines,
         series: vec!["requests".to_owned(), "failovers".to_owned(), "failed".to_owned()],
         rows: intervals.iter().map(|interval| (interval.start, values(interval))).collect(),
     }

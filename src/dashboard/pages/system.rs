@@ -85,13 +85,27 @@ fn change_list(changes: &[StoredChange]) -> Markup {
     }
 }
 
+/// The settings that the operator has set, and the defaults in a list that can be opened.
 fn setting_list(settings: &Value) -> Markup {
     let settings = settings.as_array().map_or(&[][..], Vec::as_slice);
+    let (defaults, set): (Vec<&Value>, Vec<&Value>) =
+        settings.iter().partition(|setting| setting["source"] == "default" && setting["pending"].is_null());
+    html! {
+        @if set.is_empty() { p.muted { "All settings have their defaults." } }
+        @else { (setting_table("Settings that are set", &set)) }
+        details {
+            summary { (defaults.len()) " settings with their defaults" }
+            (setting_table("Settings with their defaults", &defaults))
+        }
+    }
+}
+
+fn setting_table(title: &str, settings: &[&Value]) -> Markup {
     let text = |setting: &Value, member: &str| setting[member].as_str().unwrap_or_default().to_owned();
     html! {
-        div.scroll tabindex="0" role="region" aria-label="Table: Settings" {
+        div.scroll tabindex="0" role="region" aria-label={ "Table: " (title) } {
             table {
-                caption.hidden { "Settings with their sources" }
+                caption.hidden { (title) }
                 thead { tr { th scope="col" { "Setting" } th scope="col" { "Value" } th scope="col" { "Source" } } }
                 tbody { @for setting in settings {
                     tr {

@@ -1,12 +1,13 @@
 //! Sums of attempts and credits by day, key, client, user, region, model or route.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use maud::{Markup, html};
 
 use super::history_unavailable;
 use crate::dashboard::PageRequest;
-use crate::dashboard::chart::{Chart, Unit};
+use crate::dashboard::chart::{Chart, Style, Unit};
 use crate::dashboard::form::Form;
 use crate::dashboard::format::{grouped, number, percent, time};
 use crate::policy::units::UnixMs;
@@ -42,6 +43,11 @@ impl UsageQuery {
         }
     }
 
+    /// Returns whether a chart has few enough bars. The hours of a year would not be visible.
+    fn is_drawable(&self) -> bool {
+        self.dimension == UsageDimension::Day || self.period != "365d"
+    }
+
     /// Returns the filter for at most `limit` rows.
     pub(in crate::dashboard) fn filter(&self, limit: usize) -> UsageFilter {
         let Self { dimension, since, until, .. } = *self;
@@ -69,25 +75,30 @@ pub(in crate::dashboard) async fn usage(request: &PageRequest<'_>) -> Markup {
         @match &rows {
             Err(error) => (history_unavailable(error)),
             Ok(rows) => {
-                @if query.dimension.is_time() { (time_chart(rows)) }
+                @if query.dimension.is_time() && query.is_drawable() { (time_chart(rows, &query)) }
                 (table(rows, query.dimension))
             },
         }
     }
 }
 
-fn time_chart(rows: &[UsageRow]) -> Markup {
-    let value = |row: &UsageRow| Some((UnixMs::parse(&row.group)?, vec![Some(row.sums.credits)]));
-    let mut values: Vec<_> = rows.iter().filter_map(value).collect();
-    values.reverse();
+/// The credits of each day or hour, also of those without any.
+fn time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
+    let period = Duration::from_secs(if query.dimension == UsageDimension::Hour { 3_600 } else { 86_400 });
     let total = rows.iter().map(|row| row.sums.credits).fold(0, u64::saturating_add);
+    let credits: HashMap<u64, u64> =
+        rows.iter().filter_map(|row| Some((UnixMs::parse(&row.group)?.0, row.sums.credits))).collect();
+    let period_ms = u64::try_from(period.as_millis()).unwrap_or(u64::MAX);
+    let first = query.since.0 - query.since.0 % period_ms;
+    let starts = (0..).map(|index| first + index * period_ms).take_while(|start| *start < query.until.0);
+    let rows = starts.map(|start| (UnixMs(start), vec![Some(credits.get(&start).copied().unwrap_or(0))]));
     Chart {
         title: "Credits",
         description: format!("{} credits were used in this period.", grouped(total)),
         unit: Unit::Credits,
-        is_stacked: false,
+        style: Style::StackedBars(period),
         series: vec!["credits".to_owned()],
-        rows: values,
+        rows: rows.collect(),
     }
     .render()
 }
@@ -126,8 +137,16 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
 }
 
 fn group(row: &UsageRow, dimension: UsageDimension) -> Markup {
-    if dimension.is_time() {
-        return time(&row.group);
+    match dimension {
+        // A day is one of UTC, also for a viewer in another zone.
+        UsageDimension::Day => return html! { (row.group.get(..10).unwrap_or(&row.group)) },
+        UsageDimension::Hour => return time(&row.group),
+        UsageDimension::Key
+        | UsageDimension::Client
+        | UsageDimension::User
+        | UsageDimension::Region
+        | UsageDimension::Model
+        | UsageDimension::Route => {}
     }
     let name = row.key_name.as_deref().or(row.short_key.as_deref());
     match (name, row.group.as_str()) {
