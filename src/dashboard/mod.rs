@@ -120,8 +120,8 @@ impl Dashboard {
             if head.method != Method::POST {
                 return method_not_allowed("GET, HEAD, POST");
             }
-            if let Err(refusal) = session::check_same_origin(&head.headers) {
-                return refusal;
+            if !session::is_same_origin(&head.headers) {
+                return text(StatusCode::FORBIDDEN, "Only a page of this dashboard may send this form.\n");
             }
         }
         if path == "login" {

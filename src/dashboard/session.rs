@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::header::{COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN, SET_COOKIE};
 use http::{Response, StatusCode};
 
-use super::response::{found_elsewhere, text};
+use super::response::found_elsewhere;
 use crate::admin::{ApiBody, SessionToken};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -22,25 +22,21 @@ pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     cookies.find_map(|cookie| cookie.strip_prefix(&*name)?.strip_prefix('='))
 }
 
-/// Refuses a form unless a page of this server sent it. Browsers report the origin of a form in `Origin`, and in
+/// Returns whether a page of this server sent a form. Browsers report the origin of a form in `Origin`, and in
 /// `Sec-Fetch-Site`.
-pub(super) fn check_same_origin(headers: &HeaderMap) -> Result<(), Response<ApiBody>> {
+pub(super) fn is_same_origin(headers: &HeaderMap) -> bool {
     let origin = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok());
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     let is_own_origin = origin
         .and_then(|origin| origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")))
         .is_some_and(|origin| host.is_some_and(|host| origin.eq_ignore_ascii_case(host)));
     let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
-    let is_accepted = match (origin, site) {
+    match (origin, site) {
         (Some(_), Some(site)) => is_own_origin && site == b"same-origin",
         (Some(_), None) => is_own_origin,
         (None, Some(site)) => site == b"same-origin",
         (None, None) => false,
-    };
-    if is_accepted {
-        return Ok(());
     }
-    Err(text(StatusCode::FORBIDDEN, "Only a page of this dashboard may send this form.\n"))
 }
 
 /// Returns whether the browser uses HTTPS, as the origin of its form says. Another proxy may end TLS.
@@ -99,7 +95,7 @@ mod tests {
     fn check_form(sent: &[(&'static str, &'static str)], is_accepted: bool) {
         let mut sent = sent.to_vec();
         sent.push(("host", "localhost:11011"));
-        assert_eq!(check_same_origin(&headers(&sent)).is_ok(), is_accepted, "{sent:?}");
+        assert_eq!(is_same_origin(&headers(&sent)), is_accepted, "{sent:?}");
     }
 
     #[test]

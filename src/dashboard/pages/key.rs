@@ -64,7 +64,9 @@ fn cell(column: &str, value: &Value) -> Markup {
         Value::String(text) if matches!(column, "at" | "since" | "until") => time(text),
         Value::String(text) => html! { (text) },
         Value::Null => html! { span.muted { "–" } },
-        other => html! { (other.to_string()) },
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            html! { (value.to_string()) }
+        }
     }
 }
 
