@@ -227,6 +227,16 @@ const FIRST_LINE: &str = "# Written by Keychoir (`keychoir keys`, `keychoir clie
      Keychoir runs.\n";
 
 impl Overlay {
+    /// Returns whether an entry with this name has no effect on this machine. Pauses are never left out.
+    #[must_use]
+    pub fn is_left_out(&self, kind: EntryKind, name: &str) -> bool {
+        match kind {
+            EntryKind::Key => self.keys.iter().any(|entry| entry.left_out && entry.name == name),
+            EntryKind::Client => self.clients.iter().any(|entry| entry.left_out && entry.name == name),
+            EntryKind::PausedKey => false,
+        }
+    }
+
     /// Parses the overlay. Loading the configuration validates its values and reports mistakes with their
     /// positions.
     ///
