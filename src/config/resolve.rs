@@ -15,7 +15,7 @@ use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
 use super::proxy::{self, EnvironmentProxies, ProxySetting};
-use super::reload::{FileContents, FileStamps};
+use super::reload::FileContents;
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseFolders, RawValue};
@@ -165,8 +165,8 @@ impl MergedLayers {
         match Problems::new(syntax_errors) {
             Some(problems) => Err(problems),
             None => {
-                let (files, contents) = (FileStamps::default(), FileContents::default());
-                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files, contents })
+                let contents = FileContents::default();
+                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, contents })
             }
         }
     }
