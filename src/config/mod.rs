@@ -14,6 +14,7 @@ mod setting;
 mod setting_values;
 mod socket_base;
 mod value;
+mod value_file;
 mod variables;
 
 mod clients;
