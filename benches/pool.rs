@@ -93,17 +93,18 @@ fn print_row<F: FnMut()>(name: &str, make: impl Fn(usize) -> F) {
 
 /// Returns the median duration of a call, in nanoseconds.
 fn nanoseconds(mut call: impl FnMut()) -> f64 {
-    let mut timed = |repetitions: u32| {
+    let mut measure_repetitions = |repetitions: u32| {
         let started_at = Instant::now();
         (0..repetitions).for_each(|_| call());
         started_at.elapsed()
     };
     let mut repetitions = 1;
-    while timed(repetitions) < SAMPLE_DURATION {
+    while measure_repetitions(repetitions) < SAMPLE_DURATION {
         repetitions *= 2;
     }
-    let mut samples: Vec<f64> =
-        (0..SAMPLES).map(|_| timed(repetitions).as_secs_f64() * 1e9 / f64::from(repetitions)).collect();
+    let mut samples: Vec<f64> = (0..SAMPLES)
+        .map(|_| measure_repetitions(repetitions).as_secs_f64() * 1e9 / f64::from(repetitions))
+        .collect();
     samples.sort_by(f64::total_cmp);
     samples[SAMPLES / 2]
 }
@@ -167,13 +168,13 @@ impl PoolBench {
         for key in roster.keys().iter().take(count) {
             let verdict =
                 Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(1), quota: None });
-            let refused = RefusedAttempt {
+            let refused_attempt = RefusedAttempt {
                 verdict,
                 request: Some(&self.request),
                 is_repeated_elsewhere: false,
                 source: RefusalSource::default(),
             };
-            self.pool.record_refusal(&roster, key, refused, clock::now());
+            self.pool.record_refusal(&roster, key, refused_attempt, clock::now());
         }
     }
 

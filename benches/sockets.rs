@@ -311,10 +311,10 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
                 println!("          not every round reached the rate: set a lower BENCH_RATE");
             }
         }
-        let added = |field: fn(&Round) -> f64| -> Vec<f64> {
+        let added_times = |field: fn(&Round) -> f64| -> Vec<f64> {
             through.iter().zip(&direct).map(|(through, direct)| field(through) - field(direct)).collect()
         };
-        let (p50, p99) = (added(|round| round.p50_ms), added(|round| round.p99_ms));
+        let (p50, p99) = (added_times(|round| round.p50_ms), added_times(|round| round.p99_ms));
         is_within_limit &= median(p99.iter().copied()) < MAX_ADDED_MS;
         println!("{name:<10}{:<10}{:>24}{:>24}", "added", format_values(p50), format_values(p99));
     }

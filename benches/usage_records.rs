@@ -114,16 +114,17 @@ fn main() {
         for (_, proxy) in &proxies {
             let _ = run_round(proxy, &request, rate, 1);
         }
-        let mut measured = [const { Vec::new() }; 2];
+        let mut rounds_by_proxy = [const { Vec::new() }; 2];
         for _ in 0..rounds {
-            for ((_, proxy), rounds) in proxies.iter().zip(&mut measured) {
+            for ((_, proxy), rounds) in proxies.iter().zip(&mut rounds_by_proxy) {
                 rounds.push(run_round(proxy, &request, rate, seconds));
             }
         }
-        for ((storage, _), rounds) in proxies.iter().zip(&measured) {
+        for ((storage, _), rounds) in proxies.iter().zip(&rounds_by_proxy) {
             print_rounds(name, storage, rounds, request_path_cost);
         }
-        let [file, memory] = measured.map(|rounds| median(rounds.iter().map(|round| round.all_threads)));
+        let [file, memory] =
+            rounds_by_proxy.map(|rounds| median(rounds.iter().map(|round| round.all_threads)));
         println!("{name:<8}file / ephemeral, all threads: {:.3}", file / memory);
     }
     println!("`share`: the cost of usage records, relative to all other costs of a request");

@@ -72,13 +72,13 @@ async fn send_until_failure(
     response_count: &AtomicUsize,
 ) -> Vec<(String, Instant)> {
     let client = http_client();
-    let mut completed = Vec::new();
+    let mut completed_requests = Vec::new();
     loop {
-        let request_id = format!("{id_prefix}-{}", completed.len());
+        let request_id = format!("{id_prefix}-{}", completed_requests.len());
         if !request_speech(&client, url, &request_id).await {
-            return completed;
+            return completed_requests;
         }
-        completed.push((request_id, clock::instant()));
+        completed_requests.push((request_id, clock::instant()));
         response_count.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -155,11 +155,11 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
             // receives the end of the response.
             let is_lost = |(id, _): &(String, Instant)| !found_ids.contains(id);
             let first_lost = client_requests.iter().position(is_lost).unwrap_or(client_requests.len());
-            let lost = &client_requests[first_lost..];
-            assert!(lost.iter().all(is_lost), "only the last records of a client may be lost");
+            let lost_requests = &client_requests[first_lost..];
+            assert!(lost_requests.iter().all(is_lost), "only the last records of a client may be lost");
             total_count += client_requests.len();
-            lost_count += lost.len();
-            for (_, completed_at) in lost {
+            lost_count += lost_requests.len();
+            for (_, completed_at) in lost_requests {
                 max_loss_age = max_loss_age.max(killed_at.saturating_duration_since(*completed_at));
             }
         }

@@ -1,5 +1,5 @@
-//! Requests, uploads, streams and WebSocket sessions through forward proxies: real ones of the packages `tinyproxy`
-//! and `microsocks`, with and without credentials, and one in this process for responses that those never send.
+//! Tests requests, uploads, streams and WebSocket sessions through forward proxies: `tinyproxy` and `microsocks`, with
+//! and without credentials, and a proxy in the test process for responses that these two never send.
 
 #![allow(
     clippy::unwrap_used,
@@ -107,12 +107,12 @@ impl ProxyProcess {
             .unwrap_or_else(|error| {
                 panic!("{program} cannot be started (apt-get install {program}): {error}")
             });
-        let started = async {
+        let listening = async {
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        within_timeout(started).await;
+        within_timeout(listening).await;
         let userinfo = if requires_credentials { format!("{USER}:{PASSWORD}@") } else { String::new() };
         Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _folder: folder }
     }
@@ -279,9 +279,10 @@ async fn missing_or_wrong_credentials_are_reported_as_such() {
 
 #[tokio::test]
 async fn a_proxy_that_cannot_be_reached_is_a_failed_connection() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for scheme in ["http", "https", "socks5h"] {
-        check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed}"), "upstream_unreachable").await;
+        check_refused(&format!("{scheme}://{USER}:{PASSWORD}@{closed_address}"), "upstream_unreachable")
+            .await;
     }
 }
 
@@ -392,8 +393,9 @@ async fn check_served_by_second_key(default_proxy: &str, first: KeyConfig, secon
 async fn a_key_whose_route_fails_is_replaced_by_one_with_another_route() {
     let forward = ProxyProcess::start_tinyproxy(true).await;
     let wrong = forward.url_with_wrong_password();
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (closed_url, closed_proxy) = (format!("http://{closed}"), format!("socks5h://{closed}"));
+    let closed_address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (closed_url, closed_proxy) =
+        (format!("http://{closed_address}"), format!("socks5h://{closed_address}"));
     let key = |key: &str| KeyConfig::from(ApiKey::new(key).unwrap());
     let through = |name: &str, proxy: &str| KeyConfig { proxy: proxy.parse().unwrap(), ..key(name) };
     for failing in [&wrong, &closed_proxy] {

@@ -1,4 +1,4 @@
-//! The connection to Redis and `keychoir check --online`, against real servers: every kind of URL, every reason to refuse
+//! Tests the connection to Redis and `keychoir check --online`, against real servers: every kind of URL, every reason to refuse
 //! a connection, and the permissions that suffice.
 
 #![allow(
@@ -70,10 +70,10 @@ async fn a_server_is_used_by_tcp_and_by_its_unix_socket() {
     let server = RedisServer::start().await;
     check_usable(probe(&settings(&server.url())).await);
     check_usable(probe(&settings(&server.unix_url())).await);
-    let named = server.url().replace("127.0.0.1", "localhost");
-    let found = check_usable(probe(&settings(&named)).await);
-    assert_eq!(found.server.address, format!("localhost:{}", server.port()));
-    assert_eq!(found.server.product, "redis");
+    let url_with_name = server.url().replace("127.0.0.1", "localhost");
+    let redis_probe = check_usable(probe(&settings(&url_with_name)).await);
+    assert_eq!(redis_probe.server.address, format!("localhost:{}", server.port()));
+    assert_eq!(redis_probe.server.product, "redis");
     let keys: Vec<String> = server.command(&["KEYS", "*"]);
     for key in keys {
         assert!(key.starts_with("{keychoir:default}:1:"), "{key}");
@@ -131,8 +131,8 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
         check_refused(probe(&settings).await, RedisRefusal::PermissionDenied);
     }
     set_rules(&rules);
-    let other = LinkSettings { pool: "other".parse().unwrap(), ..settings };
-    check_refused(probe(&other).await, RedisRefusal::PermissionDenied);
+    let other_settings = LinkSettings { pool: "other".parse().unwrap(), ..settings };
+    check_refused(probe(&other_settings).await, RedisRefusal::PermissionDenied);
 }
 
 #[tokio::test]
@@ -142,10 +142,10 @@ async fn tls_requires_the_configured_authority() {
         RedisServer::start_with(RedisOptions { auth, requires_tls: true, ..RedisOptions::default() }).await;
     let url = server.url();
     check_usable(probe(&settings_trusting(&url, server.ca_file())).await);
-    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other_certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let other_ca = folder.path().join("ca.pem");
-    std::fs::write(&other_ca, other.cert.pem()).unwrap();
+    std::fs::write(&other_ca, other_certificate.cert.pem()).unwrap();
     let wrong_name = url.replace("localhost", "127.0.0.1");
     for settings in
         [settings(&url), settings_trusting(&url, other_ca), settings_trusting(&wrong_name, server.ca_file())]
@@ -216,8 +216,8 @@ async fn a_dropped_connection_is_closed_with_its_clones() {
     let connection = endpoint.open(&tasks).await.unwrap();
     let mut clone = connection.commands.clone();
     drop(connection);
-    let ended = tokio::time::timeout(TEST_TIMEOUT, tasks.wait_until_ended()).await;
-    assert!(ended.is_ok(), "the driver must end");
+    let tasks_ended = tokio::time::timeout(TEST_TIMEOUT, tasks.wait_until_ended()).await;
+    assert!(tasks_ended.is_ok(), "the driver must end");
     assert!(redis::cmd("PING").exec_async(&mut clone).await.is_err(), "a clone must not keep the connection");
 }
 
@@ -242,13 +242,13 @@ async fn sentinels_name_the_master_also_after_a_failover() {
     // A sentinel that is down does not delay the others.
     addresses.insert(0, "127.0.0.1:1".to_owned());
     let url = format!("redis+sentinel://{}/keychoir", addresses.join(","));
-    let found = check_usable(probe(&settings(&url)).await);
-    assert_eq!(found.server.address, format!("127.0.0.1:{}", sentinels.master().port()));
+    let redis_probe = check_usable(probe(&settings(&url)).await);
+    assert_eq!(redis_probe.server.address, format!("127.0.0.1:{}", sentinels.master().port()));
     let old_port = sentinels.master().port();
     sentinels.fail_over().await;
-    let found = check_usable(probe(&settings(&url)).await);
+    let redis_probe = check_usable(probe(&settings(&url)).await);
     assert_ne!(sentinels.master().port(), old_port);
-    assert_eq!(found.server.address, format!("127.0.0.1:{}", sentinels.master().port()));
+    assert_eq!(redis_probe.server.address, format!("127.0.0.1:{}", sentinels.master().port()));
     let replica_url = format!("redis://127.0.0.1:{old_port}");
     sentinels.restart_replica().await;
     check_refused(probe(&settings(&replica_url)).await, RedisRefusal::ReadOnly);
@@ -276,8 +276,8 @@ async fn every_node_of_a_cluster_leads_to_the_node_of_the_pool() {
     let cluster = RedisCluster::start(3).await;
     let owner = &cluster.nodes[cluster.owner_of("{keychoir:default}:1:check")];
     for node in &cluster.nodes {
-        let found = check_usable(probe(&settings(&node.url())).await);
-        assert_eq!(found.server.address, format!("127.0.0.1:{}", owner.port()));
+        let redis_probe = check_usable(probe(&settings(&node.url())).await);
+        assert_eq!(redis_probe.server.address, format!("127.0.0.1:{}", owner.port()));
     }
     check_refused(probe(&settings(&format!("{}/1", owner.url()))).await, RedisRefusal::Database);
 }
@@ -308,17 +308,17 @@ async fn an_online_check_tries_redis_and_prints_the_permissions() {
             .map(|line| line.to_owned() + "\n")
             .collect::<String>()
     };
-    let denied = text(&server.url());
+    let denied_output = text(&server.url());
     assert!(
-        denied.starts_with("problem") && denied.contains("ACL SETUSER keychoir on >PASSWORD"),
-        "{denied}"
+        denied_output.starts_with("problem") && denied_output.contains("ACL SETUSER keychoir on >PASSWORD"),
+        "{denied_output}"
     );
     server.command::<()>(&["ACL", "SETUSER", USER, "+hset"]);
-    let allowed = text(&server.url());
-    assert!(allowed.contains("accepts the pool default"), "{allowed}");
+    let allowed_output = text(&server.url());
+    assert!(allowed_output.contains("accepts the pool default"), "{allowed_output}");
     assert!(
-        allowed.contains("ok       redis     a user with these permissions suffices: ACL SETUSER"),
-        "{allowed}"
+        allowed_output.contains("ok       redis     a user with these permissions suffices: ACL SETUSER"),
+        "{allowed_output}"
     );
     let wrong = text(&format!("redis://:wrong-canary@127.0.0.1:{}", server.port()));
     assert!(wrong.starts_with("problem") && wrong.contains("refuses the user or the password"), "{wrong}");

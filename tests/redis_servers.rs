@@ -1,5 +1,5 @@
-//! Tests the harness with which other tests run replicas: real Redis servers, clusters and sentinels, a forwarder with a
-//! latency, and several programs whose books are compared with the provider's ledger.
+//! Tests the helpers that other tests use to run replicas: real Redis servers, clusters and sentinels, a forwarder with
+//! a latency, and several programs whose usage records are compared with the provider's ledger.
 
 #![allow(
     clippy::unwrap_used,

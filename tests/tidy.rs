@@ -198,7 +198,7 @@ struct File {
     modules: Vec<String>,
     is_test: bool,
     text: String,
-    parsed: syn::File,
+    syntax: syn::File,
 }
 
 fn root() -> &'static Path {
@@ -206,14 +206,14 @@ fn root() -> &'static Path {
 }
 
 fn files() -> Vec<File> {
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     walk(&root().join("src"), &mut |path| {
         if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(File::read(path.to_owned()));
+            files.push(File::read(path.to_owned()));
         }
     });
-    assert!(found.len() > 40, "the source files are found");
-    found
+    assert!(files.len() > 40, "the source files are found");
+    files
 }
 
 fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
@@ -232,7 +232,7 @@ fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
 impl File {
     fn read(path: PathBuf) -> Self {
         let text = fs::read_to_string(&path).unwrap();
-        let parsed = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let inside = path.strip_prefix(root().join("src")).unwrap().with_extension("");
         let mut modules: Vec<String> =
             inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
@@ -240,7 +240,7 @@ impl File {
             modules.pop();
         }
         let is_test = modules.iter().any(|module| module == "tests");
-        Self { path, modules, is_test, text, parsed }
+        Self { path, modules, is_test, text, syntax }
     }
 
     fn module(&self) -> &str {
@@ -249,16 +249,16 @@ impl File {
 
     /// Returns the number of lines without those of test items.
     fn lines(&self) -> usize {
-        let all = self.text.lines().count();
-        let tests = self.parsed.items.iter().filter(|item| is_for_tests(attributes(item)));
-        all - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
+        let line_count = self.text.lines().count();
+        let tests = self.syntax.items.iter().filter(|item| is_for_tests(attributes(item)));
+        line_count - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
     }
 
     /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`.
     fn paths(&self) -> Paths {
         let mut paths = Paths { modules: self.modules.clone(), ..Paths::default() };
         if !self.is_test {
-            paths.visit_file(&self.parsed);
+            paths.visit_file(&self.syntax);
         }
         paths
     }
@@ -288,8 +288,8 @@ impl Paths {
                     }
                     rest = tail;
                 }
-                let whole = ["crate".to_owned()].into_iter().chain(base).chain(rest.iter().cloned());
-                self.found.insert(whole.collect());
+                let full_path = ["crate".to_owned()].into_iter().chain(base).chain(rest.iter().cloned());
+                self.found.insert(full_path.collect());
             }
             _ => {
                 self.found.insert(path);
@@ -298,10 +298,10 @@ impl Paths {
     }
 
     fn add_tree(&mut self, before: &[String], tree: &syn::UseTree) {
-        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        let path_with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
         match tree {
-            syn::UseTree::Path(path) => self.add_tree(&with(&path.ident), &path.tree),
-            syn::UseTree::Name(name) => self.add(with(&name.ident)),
+            syn::UseTree::Path(path) => self.add_tree(&path_with(&path.ident), &path.tree),
+            syn::UseTree::Name(name) => self.add(path_with(&name.ident)),
             syn::UseTree::Rename(name) => {
                 let is_root = before.iter().all(|part| ["crate", "super", "self"].contains(&part.as_str()));
                 if is_root
@@ -309,7 +309,7 @@ impl Paths {
                 {
                     self.violations.push(format!("gives `{}` another name", name.ident));
                 }
-                self.add(with(&name.ident));
+                self.add(path_with(&name.ident));
             }
             syn::UseTree::Glob(_) => {
                 if ["crate", "keychoir"].contains(&before.join("::").as_str()) {
@@ -523,7 +523,7 @@ fn dependencies() -> BTreeSet<String> {
 fn type_names_are_unique() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
-        for item in file.parsed.items.iter().filter(|item| !is_for_tests(attributes(item))) {
+        for item in file.syntax.items.iter().filter(|item| !is_for_tests(attributes(item))) {
             let name = match item {
                 syn::Item::Enum(item) => &item.ident,
                 syn::Item::Struct(item) => &item.ident,
@@ -575,7 +575,7 @@ fn forbidden_words_are_not_used() {
 fn tokens_are_compared_in_constant_time() {
     let files = files();
     let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
-    for item in &file.parsed.items {
+    for item in &file.syntax.items {
         match item {
             syn::Item::Struct(token) if token.ident.to_string().ends_with("TokenFingerprint") => {
                 let derives =

@@ -30,7 +30,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 
-const LIMITS: ConnectionLimits = ConnectionLimits {
+const CONNECTION_LIMITS: ConnectionLimits = ConnectionLimits {
     request_headers_timeout: Duration::from_secs(30),
     keepalive_timeout: Duration::from_secs(75),
     linger_timeout: Duration::from_secs(10),
@@ -76,7 +76,7 @@ struct TestServer {
 
 impl TestServer {
     fn start(worker_count: usize) -> Self {
-        Self::start_with(worker_count, LIMITS)
+        Self::start_with(worker_count, CONNECTION_LIMITS)
     }
 
     fn start_with(worker_count: usize, limits: ConnectionLimits) -> Self {
@@ -208,7 +208,7 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
     test.server.drain.draining.cancel();
     // Connections in the accept queue are accepted, even if the only worker is busy with other connections.
     let mut clients = Vec::new();
-    for _ in 0..LIMITS.max_connections {
+    for _ in 0..CONNECTION_LIMITS.max_connections {
         clients.push(connect(address).await);
     }
     test.server.drain.stop_accepting.cancel();
@@ -221,7 +221,7 @@ async fn connections_in_the_accept_queue_are_served_during_the_drain() {
 
 #[tokio::test]
 async fn two_listeners_share_the_connection_limit() {
-    let test = TestServer::start_with(1, ConnectionLimits { max_connections: 1, ..LIMITS });
+    let test = TestServer::start_with(1, ConnectionLimits { max_connections: 1, ..CONNECTION_LIMITS });
     let (first, second) = (test.listen_on_port(), test.listen_on_port());
     for _ in 0..3 {
         for address in [first, second] {
@@ -276,7 +276,8 @@ async fn a_connection_without_a_request_counts_as_an_expected_request() {
 
 #[tokio::test]
 async fn an_idle_connection_moves_to_the_worker_with_fewer_requests() {
-    let test = TestServer::start_with(2, ConnectionLimits { idle_after: Duration::ZERO, ..LIMITS });
+    let test =
+        TestServer::start_with(2, ConnectionLimits { idle_after: Duration::ZERO, ..CONNECTION_LIMITS });
     let address = test.listen_on_port();
     let (mut first, mut second, mut third) =
         (connect(address).await, connect(address).await, connect(address).await);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use keychoir::upstream::UpstreamRequestHead;
 
+/// The requests of a case and their responses.
 pub struct Case {
     pub name: &'static str,
     method: Method,
@@ -24,7 +25,7 @@ pub struct Case {
     pub counted_requests: usize,
 }
 
-const SMALL: Case = Case {
+const SMALL_GET: Case = Case {
     name: "GET, 120 B",
     method: Method::GET,
     body_bytes: 0,
@@ -37,7 +38,7 @@ const SMALL: Case = Case {
 };
 
 pub const CASES: [Case; 7] = [
-    SMALL,
+    SMALL_GET,
     Case {
         name: "speech: POST of 300 B, 60 KiB in 5 chunks",
         method: Method::POST,
@@ -45,7 +46,7 @@ pub const CASES: [Case; 7] = [
         chunks: &[8_192, 16_384, 12_000, 16_384, 8_480],
         requests: 300,
         counted_requests: 100,
-        ..SMALL
+        ..SMALL_GET
     },
     Case {
         name: "stream: 64 MiB in chunks of 16 KiB",
@@ -54,7 +55,7 @@ pub const CASES: [Case; 7] = [
         counted_blocks: 64,
         requests: 1,
         counted_requests: 2,
-        ..SMALL
+        ..SMALL_GET
     },
     Case {
         name: "stream: 64 MiB in chunks of 8 KiB",
@@ -63,7 +64,7 @@ pub const CASES: [Case; 7] = [
         counted_blocks: 64,
         requests: 1,
         counted_requests: 2,
-        ..SMALL
+        ..SMALL_GET
     },
     Case {
         name: "stream: 64 MiB in chunks of 1 KiB",
@@ -72,7 +73,7 @@ pub const CASES: [Case; 7] = [
         counted_blocks: 64,
         requests: 1,
         counted_requests: 2,
-        ..SMALL
+        ..SMALL_GET
     },
     Case {
         name: "stream: 200 paced chunks of 1 KiB",
@@ -82,7 +83,7 @@ pub const CASES: [Case; 7] = [
         pause: Some(Duration::from_micros(50)),
         requests: 1,
         counted_requests: 5,
-        ..SMALL
+        ..SMALL_GET
     },
     Case {
         name: "upload: POST of 16 MiB",
@@ -90,11 +91,11 @@ pub const CASES: [Case; 7] = [
         body_bytes: 16 * 1024 * 1024,
         requests: 2,
         counted_requests: 5,
-        ..SMALL
+        ..SMALL_GET
     },
 ];
 
-const SMALL_BYTES: usize = 120;
+const SMALL_RESPONSE_BYTES: usize = 120;
 
 impl Case {
     /// Returns the response head, with the headers of the provider's responses.
@@ -102,7 +103,7 @@ impl Case {
         let mut head =
             "HTTP/1.1 200 OK\r\ndate: Sun, 29 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\n".to_owned();
         let framing = match self.chunks {
-            [] => format!("content-length: {SMALL_BYTES}\r\n"),
+            [] => format!("content-length: {SMALL_RESPONSE_BYTES}\r\n"),
             _ => "transfer-encoding: chunked\r\n".to_owned(),
         };
         head.push_str(&framing);
@@ -125,7 +126,7 @@ impl Case {
     /// Returns one block of the response body.
     pub fn response_block(&self) -> Vec<u8> {
         let mut block = match self.chunks {
-            [] => vec![b'x'; SMALL_BYTES],
+            [] => vec![b'x'; SMALL_RESPONSE_BYTES],
             _ => Vec::new(),
         };
         for bytes in self.chunks {
@@ -147,8 +148,9 @@ impl Case {
 
     /// Returns the number of body bytes in this number of blocks.
     pub fn response_bytes(&self, blocks: usize) -> usize {
-        let block = if self.chunks.is_empty() { SMALL_BYTES } else { self.chunks.iter().sum() };
-        block * blocks
+        let block_bytes =
+            if self.chunks.is_empty() { SMALL_RESPONSE_BYTES } else { self.chunks.iter().sum() };
+        block_bytes * blocks
     }
 
     /// Returns the request head as the proxy sends it. The path is the index of the case, which selects the response.

@@ -35,8 +35,8 @@ pub struct HyperClient<C: Connect> {
     connector: C,
     settings: Settings,
     key: HeaderValue,
-    hop: HeaderValue,
-    idle: Mutex<IdlePool<C::Io>>,
+    hop_id: HeaderValue,
+    idle_pool: Mutex<IdlePool<C::Io>>,
 }
 
 /// Connections without a request, with the times at which they became idle.
@@ -54,8 +54,8 @@ impl<C: Connect> HyperClient<C> {
     pub fn new(authority: Authority, connector: C, settings: Settings, key: &str) -> Arc<Self> {
         let mut key = HeaderValue::try_from(key).unwrap();
         key.set_sensitive(true);
-        let hop = HeaderValue::from_static("0198c2f07b1a70008000000100000002");
-        Arc::new(Self { authority, connector, settings, key, hop, idle: Mutex::default() })
+        let hop_id = HeaderValue::from_static("0198c2f07b1a70008000000100000002");
+        Arc::new(Self { authority, connector, settings, key, hop_id, idle_pool: Mutex::default() })
     }
 
     pub async fn send(
@@ -120,7 +120,7 @@ impl<C: Connect> HyperClient<C> {
         }
         headers.remove(TRANSFER_ENCODING);
         headers.insert(HOST, self.authority.host_header().clone());
-        headers.append(HeaderName::from_static("x-keychoir-hop"), self.hop.clone());
+        headers.append(HeaderName::from_static("x-keychoir-hop"), self.hop_id.clone());
         headers.insert(HeaderName::from_static("xi-api-key"), self.key.clone());
         *request.headers_mut() = headers;
         request
@@ -128,9 +128,9 @@ impl<C: Connect> HyperClient<C> {
 
     /// Takes the most recently used connection that still accepts a request.
     fn take_idle(&self) -> Option<Box<Connection<C::Io>>> {
-        let mut idle = self.idle.lock().unwrap();
+        let mut idle_pool = self.idle_pool.lock().unwrap();
         let now = clock::instant();
-        while let Some((mut connection, idle_since)) = idle.pop() {
+        while let Some((mut connection, idle_since)) = idle_pool.pop() {
             let is_fresh = now.saturating_duration_since(idle_since) < self.settings.keepalive_timeout
                 && now.saturating_duration_since(connection.opened_at)
                     < self.settings.max_connection_duration;
@@ -194,7 +194,7 @@ pub struct HyperBody<C: Connect> {
     idle_timeout: Duration,
     last_frame_at: Instant,
     has_received: bool,
-    /// Whether the body has not been polled. The connection may have read the first piece together with the head.
+    /// Whether the body has not been polled. The connection may have read the first chunk together with the head.
     is_first_poll: bool,
 }
 
@@ -206,7 +206,7 @@ impl<C: Connect> HyperBody<C> {
         if connection.sender.is_ready()
             || (connection.drive(&mut cx).is_pending() && connection.sender.is_ready())
         {
-            self.client.idle.lock().unwrap().push((connection, clock::instant()));
+            self.client.idle_pool.lock().unwrap().push((connection, clock::instant()));
         }
     }
 }
@@ -226,7 +226,7 @@ impl<C: Connect> Body for HyperBody<C> {
             let _ = connection.drive(cx);
         }
         loop {
-            // Only the driver sends pieces, so the waker of the channel is never needed.
+            // Only the driver sends frames, so the waker of the channel is never needed.
             let mut noop = Context::from_waker(Waker::noop());
             match Pin::new(&mut this.incoming).poll_frame(&mut noop) {
                 Poll::Ready(Some(Ok(frame))) => {
@@ -275,25 +275,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteDetector<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, to)
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDetector<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, from);
-        self.mark_written(written)
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let write_result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.mark_written(write_result)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        from: &[IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, from);
-        self.mark_written(written)
+        let write_result = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.mark_written(write_result)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -86,13 +86,13 @@ const SETTINGS: Settings = Settings {
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
-    if let Some(at) = arguments.iter().position(|argument| argument == "--counted") {
+    if let Some(flag_index) = arguments.iter().position(|argument| argument == "--counted") {
         let [case, client, requests] =
-            std::array::from_fn(|offset| arguments[at + 1 + offset].parse().unwrap());
+            std::array::from_fn(|offset| arguments[flag_index + 1 + offset].parse().unwrap());
         return run_counted(&CASES[case], case, CLIENTS[client], requests);
     }
     println!(
-        "| | instructions, ours | hyper | hyper / ours | pieces, ours | hyper |\n|---|---|---|---|---|---|"
+        "| | instructions, ours | hyper | hyper / ours | frames, ours | hyper |\n|---|---|---|---|---|---|"
     );
     for (index, case) in CASES.iter().enumerate() {
         print_instructions(index, case);
@@ -196,12 +196,12 @@ async fn read_body<B>(mut body: B) -> ReceivedBody
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug> + Unpin,
 {
-    let mut received = ReceivedBody::default();
+    let mut received_body = ReceivedBody::default();
     while let Some(frame) = body.frame().await {
-        received.bytes += black_box(frame.unwrap().into_data().unwrap()).len();
-        received.frames += 1;
+        received_body.bytes += black_box(frame.unwrap().into_data().unwrap()).len();
+        received_body.frames += 1;
     }
-    received
+    received_body
 }
 
 /// A request body of this length whose bytes are available immediately.

@@ -38,30 +38,30 @@ pub fn start() -> (SocketAddr, Arc<AtomicUsize>) {
 /// Serves the requests of a connection. The path of a request is the index of its case.
 fn serve(mut connection: TcpStream) {
     connection.set_nodelay(true).unwrap();
-    let (mut read, mut buffer) = (Vec::new(), vec![0; 256 * 1024]);
+    let (mut request_bytes, mut buffer) = (Vec::new(), vec![0; 256 * 1024]);
     loop {
-        read.clear();
-        let end = loop {
+        request_bytes.clear();
+        let head_end = loop {
             let Ok(bytes @ 1..) = connection.read(&mut buffer) else { return };
-            read.extend_from_slice(&buffer[..bytes]);
-            if let Some(end) = find_end(&read) {
-                break end;
+            request_bytes.extend_from_slice(&buffer[..bytes]);
+            if let Some(head_end) = find_head_end(&request_bytes) {
+                break head_end;
             }
         };
-        let head = String::from_utf8_lossy(&read[..end]).into_owned();
+        let head = String::from_utf8_lossy(&request_bytes[..head_end]).into_owned();
         let path = head.split(' ').nth(1).unwrap().trim_start_matches('/');
         let case = &CASES[path.parse::<usize>().unwrap()];
-        let mut remaining = case.body_bytes - (read.len() - end);
+        let mut remaining = case.body_bytes - (request_bytes.len() - head_end);
         while remaining > 0 {
             let Ok(bytes @ 1..) = connection.read(&mut buffer) else { return };
             remaining -= bytes;
         }
         let block = case.response_block();
-        let mut first = case.response_head().into_bytes();
+        let mut first_write = case.response_head().into_bytes();
         if case.pause.is_none() {
-            first.extend_from_slice(&block);
+            first_write.extend_from_slice(&block);
         }
-        connection.write_all(&first).unwrap();
+        connection.write_all(&first_write).unwrap();
         for _ in usize::from(case.pause.is_none())..case.blocks {
             if let Some(pause) = case.pause {
                 std::thread::sleep(pause);
@@ -89,8 +89,8 @@ pub fn send_requests(address: SocketAddr, requests: usize) {
     }
 }
 
-fn find_end(read: &[u8]) -> Option<usize> {
-    memchr::memmem::find(read, END_OF_HEAD).map(|at| at + END_OF_HEAD.len())
+fn find_head_end(bytes: &[u8]) -> Option<usize> {
+    memchr::memmem::find(bytes, END_OF_HEAD).map(|index| index + END_OF_HEAD.len())
 }
 
 /// Opens streams in memory that respond to the requests of one case.
@@ -149,7 +149,7 @@ pub struct MemoryStream {
 impl MemoryStream {
     fn receive(&mut self, bytes: &[u8]) {
         let body = match self.remaining_request {
-            None => bytes.len() - find_end(bytes).expect("the head must be written at once"),
+            None => bytes.len() - find_head_end(bytes).expect("the head must be written at once"),
             Some(_) => bytes.len(),
         };
         let remaining = self.remaining_request.unwrap_or(self.body_bytes) - body;
@@ -167,7 +167,7 @@ impl AsyncRead for MemoryStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        to: &mut ReadBuf<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.remaining_response.is_empty() {
             self.reader = Some(cx.waker().clone());
@@ -178,8 +178,8 @@ impl AsyncRead for MemoryStream {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let bytes = self.readable_bytes.min(to.remaining());
-        to.put_slice(&self.remaining_response[..bytes]);
+        let bytes = self.readable_bytes.min(buffer.remaining());
+        buffer.put_slice(&self.remaining_response[..bytes]);
         self.remaining_response.advance(bytes);
         self.readable_bytes -= bytes;
         Poll::Ready(Ok(()))
@@ -187,18 +187,18 @@ impl AsyncRead for MemoryStream {
 }
 
 impl AsyncWrite for MemoryStream {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        self.receive(from);
-        Poll::Ready(Ok(from.len()))
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.receive(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-        from: &[IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let filled = from.iter().filter(|slice| !slice.is_empty());
-        Poll::Ready(Ok(filled.map(|slice| (self.receive(slice), slice.len()).1).sum()))
+        let filled_slices = slices.iter().filter(|slice| !slice.is_empty());
+        Poll::Ready(Ok(filled_slices.map(|slice| (self.receive(slice), slice.len()).1).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Measures how the cost of a request changes with the number of keys, clients, connections and processors.
 
 use crate::machine;
-use crate::peers::{Peer, Setup};
-use crate::rounds::{self, Entry, Plan};
+use crate::peers::{Peer, PeerSetup};
+use crate::rounds::{self, ComparedPeer, RoundPlan};
 use crate::table::{self, Reference};
 use crate::workload::Workload;
 
@@ -10,8 +10,8 @@ use crate::workload::Workload;
 const RATE: u32 = 1_000;
 const LOAD_CLIENTS: u32 = 48;
 
-pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
-    let plan = Plan { measures_max_rate: false, ..plan.clone() };
+pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
+    let plan = RoundPlan { measures_max_rate: false, ..plan.clone() };
     for peer in peers {
         let growth = Growth { plan: &plan, peer, setup };
         let is_ours = matches!(peer, Peer::Keychoir(..));
@@ -28,26 +28,33 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
 }
 
 struct Growth<'a> {
-    plan: &'a Plan,
+    plan: &'a RoundPlan,
     peer: &'a Peer,
-    setup: &'a Setup,
+    setup: &'a PeerSetup,
 }
 
 impl Growth<'_> {
-    fn entry(&self, name: &str, setup: Setup) -> Entry {
-        Entry { name: name.to_owned(), rate: RATE, ..Entry::new(self.peer.clone(), setup, Workload::Get) }
+    fn compared_peer(&self, name: &str, setup: PeerSetup) -> ComparedPeer {
+        ComparedPeer {
+            name: name.to_owned(),
+            rate: RATE,
+            ..ComparedPeer::new(self.peer.clone(), setup, Workload::Get)
+        }
     }
 
-    fn print_table(&self, title: &str, entries: &[Entry]) {
-        let measured = rounds::measure(self.plan, entries, Workload::Get);
+    fn print_table(&self, title: &str, compared_peers: &[ComparedPeer]) {
+        let peer_results = rounds::measure(self.plan, compared_peers, Workload::Get);
         let title = format!("growth of {}: {title}; get, {RATE} requests/s", self.peer.name());
         let reference = Reference { name: "the first", index: Some(0), max_ratio: None };
-        table::print(&title, entries, &measured, &reference);
+        table::print(&title, compared_peers, &peer_results, &reference);
     }
 
     fn measure_keys(&self) {
         let keys = |keys: u32, strategy: &'static str| {
-            self.entry(&format!("{keys} {strategy}"), Setup { keys, strategy, ..self.setup.clone() })
+            self.compared_peer(
+                &format!("{keys} {strategy}"),
+                PeerSetup { keys, strategy, ..self.setup.clone() },
+            )
         };
         self.print_table(
             "number of keys and selection strategy",
@@ -62,27 +69,31 @@ impl Growth<'_> {
     }
 
     fn measure_clients(&self) {
-        let clients =
-            |clients: u32| self.entry(&clients.to_string(), Setup { clients, ..self.setup.clone() });
+        let clients = |clients: u32| {
+            self.compared_peer(&clients.to_string(), PeerSetup { clients, ..self.setup.clone() })
+        };
         self.print_table("number of clients", &[clients(1), clients(100), clients(10_000)]);
     }
 
     fn measure_connections(&self) {
-        let connections = |load_clients: u32, connections_per_client: u32| Entry {
+        let connections = |load_clients: u32, connections_per_client: u32| ComparedPeer {
             load_clients,
             connections_per_client,
-            ..self.entry(&(load_clients * connections_per_client).to_string(), self.setup.clone())
+            ..self.compared_peer(&(load_clients * connections_per_client).to_string(), self.setup.clone())
         };
-        let mut entries =
+        let mut compared_peers =
             vec![connections(1, 1), connections(LOAD_CLIENTS, 1), connections(LOAD_CLIENTS, 20)];
         if machine::raise_open_files_limit() > 10_500 {
-            entries.push(connections(LOAD_CLIENTS, 208));
+            compared_peers.push(connections(LOAD_CLIENTS, 208));
         }
-        self.print_table("number of connections, used in turns", &entries);
+        self.print_table("number of connections, used in turns", &compared_peers);
     }
 
     fn measure_processors(&self) {
-        let two = Setup { processors: "0,1", threads: 2, ..self.setup.clone() };
-        self.print_table("processors", &[self.entry("one", self.setup.clone()), self.entry("two", two)]);
+        let two = PeerSetup { processors: "0,1", threads: 2, ..self.setup.clone() };
+        self.print_table(
+            "processors",
+            &[self.compared_peer("one", self.setup.clone()), self.compared_peer("two", two)],
+        );
     }
 }

@@ -38,17 +38,17 @@ impl Body {
     pub fn consume(&mut self, bytes: &[u8], payload: &mut impl FnMut(&[u8])) -> usize {
         match self {
             Self::Length(remaining) => {
-                let consumed = bytes.len().min(usize::try_from(*remaining).unwrap());
-                *remaining -= consumed as u64;
-                payload(&bytes[..consumed]);
-                consumed
+                let consumed_bytes = bytes.len().min(usize::try_from(*remaining).unwrap());
+                *remaining -= consumed_bytes as u64;
+                payload(&bytes[..consumed_bytes]);
+                consumed_bytes
             }
             Self::Chunked(state) => {
-                let mut consumed = 0;
-                while consumed < bytes.len() && *state != ChunkState::Last(0) {
-                    consumed += state.consume(&bytes[consumed..], payload);
+                let mut consumed_bytes = 0;
+                while consumed_bytes < bytes.len() && *state != ChunkState::Last(0) {
+                    consumed_bytes += state.consume(&bytes[consumed_bytes..], payload);
                 }
-                consumed
+                consumed_bytes
             }
         }
     }
@@ -62,11 +62,11 @@ impl ChunkState {
         let byte = bytes[0];
         *self = match *self {
             Self::Data(remaining) => {
-                let consumed = bytes.len().min(usize::try_from(remaining).unwrap());
-                payload(&bytes[..consumed]);
-                let remaining = remaining - consumed as u64;
+                let consumed_bytes = bytes.len().min(usize::try_from(remaining).unwrap());
+                payload(&bytes[..consumed_bytes]);
+                let remaining = remaining - consumed_bytes as u64;
                 *self = if remaining == 0 { Self::DataLine } else { Self::Data(remaining) };
-                return consumed;
+                return consumed_bytes;
             }
             Self::Size(size) => match char::from(byte).to_digit(16) {
                 Some(digit) => Self::Size(size * 16 + u64::from(digit)),

@@ -1,4 +1,4 @@
-//! Measures uneven load on idle connections (`kept` on the command line). Clients open connections that are spread
+//! Measures uneven load on idle connections (`idle-connections` on the command line). Clients open connections that are spread
 //! evenly over two workers. Then either the connections of one worker or random connections become busy. This build of
 //! Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares two processors with its
 //! clients and its provider.
@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use crate::harness::{format_median_and_range, median};
-use crate::load::{Load, RequestSpec};
-use crate::peers::{Peer, Setup, StartedPeer, Target};
-use crate::rounds::{Plan, current_thread_runtime, quantile};
-use crate::workload::{PACED_MS, Workload};
+use crate::load::{LoadGenerator, RequestSpec};
+use crate::peers::{Peer, PeerSetup, StartedPeer, Target};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
+use crate::workload::{PACED_INTERVAL_MS, Workload};
 
 /// The number of open connections per busy connection. Each worker has half of the open connections.
 const OPEN_PER_BUSY: u32 = 3;
@@ -24,7 +24,7 @@ const ROUND_DIVISOR: u32 = 8;
 
 /// Which connections become busy.
 #[derive(Clone, Copy, PartialEq)]
-enum Busy {
+enum BusyConnections {
     /// The connections of one worker. The next round uses the other worker.
     OneWorker,
     /// Random connections of any worker. Each round uses different connections.
@@ -33,45 +33,80 @@ enum Busy {
 
 /// The rate of the requests.
 #[derive(Clone, Copy)]
-enum Pace {
+enum RequestRate {
     /// Each connection sends the next request after each response.
     Saturating,
     /// The number of requests per second on all connections.
-    Rate(u32),
+    PerSecond(u32),
 }
 
 /// Requests on previously idle connections, and concurrent streams on other connections.
 struct Case {
     name: &'static str,
-    busy: Busy,
-    requests: (Workload, Pace),
+    busy_connections: BusyConnections,
+    requests: (Workload, RequestRate),
     connections: u32,
     /// The workload and the number of the streams.
     streams: (Workload, u32),
 }
 
 const CASES: [Case; 7] = [
-    case("get, 32 as fast as possible", Busy::OneWorker, (Workload::Get, Pace::Saturating), 32),
-    case("tts, 16 as fast as possible", Busy::OneWorker, (Workload::Tts, Pace::Saturating), 16),
-    case("get, 8 by chance, fast", Busy::Random, (Workload::Get, Pace::Saturating), 8),
-    case("get, 6,000/s over 32", Busy::OneWorker, (Workload::Get, Pace::Rate(6_000)), 32),
-    case("tts, 3,000/s over 32", Busy::OneWorker, (Workload::Tts, Pace::Rate(3_000)), 32),
+    case(
+        "get, 32 as fast as possible",
+        BusyConnections::OneWorker,
+        (Workload::Get, RequestRate::Saturating),
+        32,
+    ),
+    case(
+        "tts, 16 as fast as possible",
+        BusyConnections::OneWorker,
+        (Workload::Tts, RequestRate::Saturating),
+        16,
+    ),
+    case("get, 8 random, fast", BusyConnections::Random, (Workload::Get, RequestRate::Saturating), 8),
+    case(
+        "get, 6,000/s over 32",
+        BusyConnections::OneWorker,
+        (Workload::Get, RequestRate::PerSecond(6_000)),
+        32,
+    ),
+    case(
+        "tts, 3,000/s over 32",
+        BusyConnections::OneWorker,
+        (Workload::Tts, RequestRate::PerSecond(3_000)),
+        32,
+    ),
     Case {
         streams: (Workload::Paced, 100),
-        ..case("get, 500/s beside 100 paced", Busy::OneWorker, (Workload::Get, Pace::Rate(500)), 16)
+        ..case(
+            "get, 500/s beside 100 paced",
+            BusyConnections::OneWorker,
+            (Workload::Get, RequestRate::PerSecond(500)),
+            16,
+        )
     },
     Case {
         streams: (Workload::Stream, 4),
-        ..case("get, 500/s beside 4 fast", Busy::OneWorker, (Workload::Get, Pace::Rate(500)), 16)
+        ..case(
+            "get, 500/s beside 4 fast",
+            BusyConnections::OneWorker,
+            (Workload::Get, RequestRate::PerSecond(500)),
+            16,
+        )
     },
 ];
 
-const fn case(name: &'static str, busy: Busy, requests: (Workload, Pace), connections: u32) -> Case {
-    Case { name, busy, requests, connections, streams: (Workload::Stream, 0) }
+const fn case(
+    name: &'static str,
+    busy_connections: BusyConnections,
+    requests: (Workload, RequestRate),
+    connections: u32,
+) -> Case {
+    Case { name, busy_connections, requests, connections, streams: (Workload::Stream, 0) }
 }
 
 /// The results of a turn. Request times are in µs.
-struct Turn {
+struct TurnResults {
     /// Requests per second, or MiB per second of the concurrent fast streams.
     throughput: f64,
     p50: f64,
@@ -82,15 +117,15 @@ struct Turn {
     lesser_share: f64,
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
-    let plan = &Plan {
+pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
+    let plan = &RoundPlan {
         seconds: plan.seconds / f64::from(ROUND_DIVISOR),
         rounds: plan.rounds * ROUND_DIVISOR as usize,
         ..plan.clone()
     };
-    let setup = Setup { processors: "0,1", threads: 2, ..setup.clone() };
+    let setup = PeerSetup { processors: "0,1", threads: 2, ..setup.clone() };
     println!(
-        "\nkept: requests on connections that were kept idle, of one worker or by chance, two \
+        "\nidle connections: requests on connections of one worker or on random ones, which were idle, two \
          processors; {} rounds of {} s in turns; ratios to the first build, medians of the rounds",
         plan.rounds, plan.seconds
     );
@@ -98,24 +133,24 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let start = |peer: &&Peer| peer.start(&setup, &directory.path().join(peer.name())).unwrap();
     let started_peers: Vec<StartedPeer> = peers.iter().map(start).collect();
-    let mut turns: Vec<Vec<Vec<Turn>>> =
+    let mut turns: Vec<Vec<Vec<TurnResults>>> =
         CASES.iter().map(|_| peers.iter().map(|_| Vec::new()).collect()).collect();
     for round in 0..plan.rounds {
         current_thread_runtime().block_on(async {
-            let mut prepared = Vec::new();
+            let mut prepared_loads = Vec::new();
             for case in &CASES {
                 for started_peer in &started_peers {
-                    prepared.push(
+                    prepared_loads.push(
                         PreparedLoad::open(&setup.target(Some(started_peer)), started_peer, case, round)
                             .await,
                     );
                 }
             }
             tokio::time::sleep(IDLE_TIME).await;
-            let mut prepared = prepared.into_iter();
+            let mut prepared_loads = prepared_loads.into_iter();
             for (case, turns) in CASES.iter().zip(&mut turns) {
                 let mut loads: Vec<Option<PreparedLoad>> =
-                    prepared.by_ref().take(peers.len()).map(Some).collect();
+                    prepared_loads.by_ref().take(peers.len()).map(Some).collect();
                 for turn in 0..peers.len() {
                     let index = (round + turn) % peers.len();
                     let load = loads[index].take().unwrap();
@@ -130,13 +165,13 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     }
 }
 
-fn print_case(case: &Case, peers: &[&Peer], turns: &[Vec<Turn>]) {
+fn print_case(case: &Case, peers: &[&Peer], turns: &[Vec<TurnResults>]) {
     println!(
         "\n{:<28}{:>12}{:>10}{:>10}{:>10}{:>8}",
         case.name, "per s", "p50, µs", "p99, µs", "CPU, µs", "lesser"
     );
     for (peer, peer_turns) in peers.iter().zip(turns) {
-        let result = |field: fn(&Turn) -> f64| median(peer_turns.iter().map(field));
+        let result = |field: fn(&TurnResults) -> f64| median(peer_turns.iter().map(field));
         println!(
             "  {:<26}{:>12.0}{:>10.0}{:>10.0}{:>10.1}{:>7.0}%",
             peer.name(),
@@ -148,7 +183,7 @@ fn print_case(case: &Case, peers: &[&Peer], turns: &[Vec<Turn>]) {
         );
     }
     for (peer, peer_turns) in peers.iter().zip(turns).skip(1) {
-        let ratio = |field: fn(&Turn) -> f64| {
+        let ratio = |field: fn(&TurnResults) -> f64| {
             let pairs = peer_turns.iter().zip(&turns[0]);
             let ratios: Vec<f64> = pairs.map(|(turn, first)| field(turn) / field(first)).collect();
             format_median_and_range(ratios.into_iter(), 2)
@@ -166,33 +201,46 @@ fn print_case(case: &Case, peers: &[&Peer], turns: &[Vec<Turn>]) {
 
 /// Connections that become busy in the next turn. The other connections stay idle.
 struct PreparedLoad {
-    load: Load,
-    streams: Load,
-    _idle: Load,
+    load: LoadGenerator,
+    streams: LoadGenerator,
+    _idle_connections: LoadGenerator,
 }
 
 impl PreparedLoad {
     async fn open(target: &Target, started_peer: &StartedPeer, case: &Case, round: usize) -> Self {
-        let busy = case.connections + case.streams.1;
-        let (mut idle, workers) = open_connections(target, started_peer, busy * OPEN_PER_BUSY).await;
-        let busy_indices = choose_connections(&workers, case.busy, busy as usize, round);
+        let busy_count = case.connections + case.streams.1;
+        let (mut idle_connections, workers) =
+            open_connections(target, started_peer, busy_count * OPEN_PER_BUSY).await;
+        let busy_indices = choose_connections(&workers, case.busy_connections, busy_count as usize, round);
         let (streams, load) = busy_indices.split_at(case.streams.1 as usize);
-        Self { load: idle.take_clients(load), streams: idle.take_clients(streams), _idle: idle }
+        Self {
+            load: idle_connections.take_clients(load),
+            streams: idle_connections.take_clients(streams),
+            _idle_connections: idle_connections,
+        }
     }
 
-    async fn take_turn(self, plan: &Plan, setup: &Setup, started_peer: &StartedPeer, case: &Case) -> Turn {
-        let Self { mut load, mut streams, _idle } = self;
+    async fn take_turn(
+        self,
+        plan: &RoundPlan,
+        setup: &PeerSetup,
+        started_peer: &StartedPeer,
+        case: &Case,
+    ) -> TurnResults {
+        let Self { mut load, mut streams, _idle_connections } = self;
         let (target, (stream_workload, stream_count)) = (setup.target(Some(started_peer)), case.streams);
-        let (workload, pace) = case.requests;
+        let (workload, rate) = case.requests;
         let request_spec = RequestSpec::new(workload, target.key, 0.0);
-        // The streams begin before the requests and end after them.
+        // The streams start before the requests and end after them.
         let seconds = if stream_count == 0 { plan.seconds } else { plan.seconds + 0.3 };
         let stream_spec = RequestSpec::new(stream_workload, target.key, seconds);
         let stream_load = async {
             match stream_workload {
-                Workload::Paced => streams.once_each(&stream_spec, Duration::from_millis(PACED_MS)).await,
+                Workload::Paced => {
+                    streams.send_once_per_client(&stream_spec, Duration::from_millis(PACED_INTERVAL_MS)).await
+                }
                 Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-                    streams.saturating(&stream_spec, seconds).await
+                    streams.send_saturating(&stream_spec, seconds).await
                 }
             }
         };
@@ -200,9 +248,9 @@ impl PreparedLoad {
             if stream_count > 0 {
                 tokio::time::sleep(Duration::from_millis(150)).await;
             }
-            match pace {
-                Pace::Saturating => load.saturating(&request_spec, plan.seconds).await,
-                Pace::Rate(rate) => load.at_rate(&request_spec, rate, plan.seconds).await,
+            match rate {
+                RequestRate::Saturating => load.send_saturating(&request_spec, plan.seconds).await,
+                RequestRate::PerSecond(rate) => load.send_at_rate(&request_spec, rate, plan.seconds).await,
             }
         };
         let process = &started_peer.running;
@@ -216,7 +264,7 @@ impl PreparedLoad {
         } else {
             (results.requests as f64, results.elapsed)
         };
-        Turn {
+        TurnResults {
             throughput: units / elapsed.as_secs_f64(),
             p50: quantile(&mut results.total_times, 0.5),
             p99: quantile(&mut results.total_times, 0.99),
@@ -232,20 +280,25 @@ fn differences(after: &[f64], before: &[f64]) -> Vec<f64> {
 }
 
 /// Opens connections. Returns them with the index of the worker of each.
-async fn open_connections(target: &Target, started_peer: &StartedPeer, count: u32) -> (Load, Vec<usize>) {
+async fn open_connections(
+    target: &Target,
+    started_peer: &StartedPeer,
+    count: u32,
+) -> (LoadGenerator, Vec<usize>) {
     let request_spec = RequestSpec::new(Workload::Get, target.key, 0.0);
-    let mut load = Load::open(target, 0, 1).await;
+    let mut load = LoadGenerator::open(target, 0, 1).await;
     for _ in 0..count {
         // Each connection sends a request before the next is opened, so that they alternate between the workers.
-        let mut client = Load::open(target, 1, 1).await;
-        client.in_turns(&request_spec, 1, |_| {}).await;
+        let mut client = LoadGenerator::open(target, 1, 1).await;
+        client.send_in_turns(&request_spec, 1, |_| {}).await;
         load.append(client);
     }
     let (mut workers, mut before) = (Vec::new(), started_peer.running.worker_times());
-    load.in_turns(&request_spec, PROBE_REQUESTS, |_| {
+    load.send_in_turns(&request_spec, PROBE_REQUESTS, |_| {
         let after = started_peer.running.worker_times();
         let times = differences(&after, &before);
-        workers.push((0..times.len()).max_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap());
+        workers
+            .push((0..times.len()).max_by(|first, second| times[*first].total_cmp(&times[*second])).unwrap());
         before = after;
     })
     .await;
@@ -253,7 +306,12 @@ async fn open_connections(target: &Target, started_peer: &StartedPeer, count: u3
 }
 
 /// Returns the indices of `count` connections that become busy in this round.
-fn choose_connections(workers: &[usize], busy: Busy, count: usize, round: usize) -> Vec<usize> {
+fn choose_connections(
+    workers: &[usize],
+    busy_connections: BusyConnections,
+    count: usize,
+    round: usize,
+) -> Vec<usize> {
     let mut order: Vec<usize> = (0..workers.len()).collect();
     // A Lehmer generator gives the same order in each run and for each build.
     let mut state = round as u64 * 7_919 + 1;
@@ -261,7 +319,7 @@ fn choose_connections(workers: &[usize], busy: Busy, count: usize, round: usize)
         state = state * 48_271 % 2_147_483_647;
         order.swap(index, (state % (index as u64 + 1)) as usize);
     }
-    order.retain(|index| busy == Busy::Random || workers[*index] == round % 2);
+    order.retain(|index| busy_connections == BusyConnections::Random || workers[*index] == round % 2);
     assert!(
         order.len() >= count,
         "the worker must have {count} connections: it has {} of {}",

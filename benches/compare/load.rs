@@ -20,8 +20,8 @@ use tokio_util::either::Either;
 
 use crate::http1;
 use crate::peers::Target;
-use crate::upstream::{EPOCH, STAMP_DIGITS};
-use crate::workload::{PACED_BYTES, Workload};
+use crate::upstream::{EPOCH, TIMESTAMP_DIGITS};
+use crate::workload::{PACED_CHUNK_BYTES, Workload};
 
 /// The maximum number of bytes per read.
 const MAX_READ_BYTES: usize = 256 * 1024;
@@ -31,8 +31,8 @@ const MAX_READ_BYTES: usize = 256 * 1024;
 pub struct RequestSpec {
     pub request: Arc<[u8]>,
     pub response_bytes: u64,
-    /// Whether each piece of the response contains the time at which it was sent.
-    pub is_stamped: bool,
+    /// Whether each chunk of the response contains the time at which it was sent.
+    pub has_timestamps: bool,
 }
 
 impl RequestSpec {
@@ -41,7 +41,7 @@ impl RequestSpec {
         Self {
             request: workload.request(key, seconds),
             response_bytes: workload.response_bytes(seconds),
-            is_stamped: workload == Workload::Paced,
+            has_timestamps: workload == Workload::Paced,
         }
     }
 }
@@ -52,7 +52,7 @@ pub struct LoadResults {
     pub requests: u64,
     /// Times to the first byte of a response.
     pub first_byte_times: Vec<f64>,
-    /// Times to the last byte. For paced streams, the time from sending to receiving each piece.
+    /// Times to the last byte. For paced streams, the time from sending to receiving each chunk.
     pub total_times: Vec<f64>,
     pub elapsed: Duration,
 }
@@ -65,12 +65,12 @@ impl LoadResults {
     }
 }
 
-/// Clients whose connections stay open between runs.
-pub struct Load {
+/// A group of clients whose connections stay open between runs.
+pub struct LoadGenerator {
     load_clients: Vec<LoadClient>,
 }
 
-impl Load {
+impl LoadGenerator {
     /// Opens clients with one request at a time. Each client uses its connections in rotation.
     pub async fn open(target: &Target, load_clients: u32, connections_per_client: u32) -> Self {
         let connector = target.tls.clone().map(TlsConnector::from);
@@ -86,15 +86,15 @@ impl Load {
     }
 
     /// Sends `rate` requests per second, distributed over all clients.
-    pub async fn at_rate(&mut self, request_spec: &RequestSpec, rate: u32, seconds: f64) -> LoadResults {
+    pub async fn send_at_rate(&mut self, request_spec: &RequestSpec, rate: u32, seconds: f64) -> LoadResults {
         let load_clients = u32::try_from(self.load_clients.len()).unwrap();
         let interval = Duration::from_secs(1) * load_clients / rate;
         let count = ((f64::from(rate) * seconds) as u32 / load_clients).max(1);
-        let begin = Instant::now() + Duration::from_millis(1);
+        let first_at = Instant::now() + Duration::from_millis(1);
         self.run(|index, load_client| {
             load_client.send_at_interval(
                 request_spec.clone(),
-                begin + interval / load_clients * index,
+                first_at + interval / load_clients * index,
                 interval,
                 count,
             )
@@ -103,13 +103,17 @@ impl Load {
     }
 
     /// Sends one request per client. Their start times are spread evenly over `interval`.
-    pub async fn once_each(&mut self, request_spec: &RequestSpec, interval: Duration) -> LoadResults {
+    pub async fn send_once_per_client(
+        &mut self,
+        request_spec: &RequestSpec,
+        interval: Duration,
+    ) -> LoadResults {
         let load_clients = u32::try_from(self.load_clients.len()).unwrap();
-        let begin = Instant::now() + Duration::from_millis(1);
+        let first_at = Instant::now() + Duration::from_millis(1);
         self.run(|index, load_client| {
             load_client.send_at_interval(
                 request_spec.clone(),
-                begin + interval / load_clients * index,
+                first_at + interval / load_clients * index,
                 interval,
                 1,
             )
@@ -118,7 +122,7 @@ impl Load {
     }
 
     /// Sends one request on each connection.
-    pub async fn once_per_connection(&mut self, request_spec: &RequestSpec) -> LoadResults {
+    pub async fn send_once_per_connection(&mut self, request_spec: &RequestSpec) -> LoadResults {
         let now = Instant::now();
         self.run(|_, load_client| {
             let count = u32::try_from(load_client.streams.len()).unwrap();
@@ -129,7 +133,7 @@ impl Load {
 
     /// Sends `count` requests per client, one client after the other. Calls `after_client` with the index of each
     /// client after its requests.
-    pub async fn in_turns(
+    pub async fn send_in_turns(
         &mut self,
         request_spec: &RequestSpec,
         count: u32,
@@ -137,13 +141,13 @@ impl Load {
     ) {
         for (index, load_client) in self.load_clients.iter_mut().enumerate() {
             for _ in 0..count {
-                load_client.request(request_spec, Instant::now(), &mut LoadResults::default()).await;
+                load_client.send_request(request_spec, Instant::now(), &mut LoadResults::default()).await;
             }
             after_client(index);
         }
     }
 
-    /// Adds the clients of another load.
+    /// Adds the clients of another group.
     pub fn append(&mut self, other: Self) {
         self.load_clients.extend(other.load_clients);
     }
@@ -159,7 +163,7 @@ impl Load {
     }
 
     /// Sends the next request of each client after each response, for `seconds`.
-    pub async fn saturating(&mut self, request_spec: &RequestSpec, seconds: f64) -> LoadResults {
+    pub async fn send_saturating(&mut self, request_spec: &RequestSpec, seconds: f64) -> LoadResults {
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         self.run(|_, load_client| load_client.send_until(request_spec.clone(), end)).await
     }
@@ -185,6 +189,7 @@ impl Load {
     }
 }
 
+/// A connection with or without TLS.
 type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> Stream {
@@ -221,15 +226,15 @@ impl LoadClient {
     async fn send_at_interval(
         mut self,
         request_spec: RequestSpec,
-        begin: Instant,
+        first_at: Instant,
         interval: Duration,
         count: u32,
     ) -> (Self, LoadResults) {
         let mut results = LoadResults::default();
         for number in 0..count {
-            let scheduled_at = begin + interval * number;
-            self.wait(scheduled_at).await;
-            self.request(&request_spec, scheduled_at, &mut results).await;
+            let scheduled_at = first_at + interval * number;
+            self.wait_until(scheduled_at).await;
+            self.send_request(&request_spec, scheduled_at, &mut results).await;
         }
         (self, results)
     }
@@ -241,31 +246,31 @@ impl LoadClient {
             if now >= end {
                 return (self, results);
             }
-            self.request(&request_spec, now, &mut results).await;
+            self.send_request(&request_spec, now, &mut results).await;
         }
     }
 
-    async fn wait(&self, scheduled_at: Instant) {
-        let left = scheduled_at.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+    async fn wait_until(&self, scheduled_at: Instant) {
+        let delay = scheduled_at.saturating_duration_since(Instant::now());
+        if delay.is_zero() {
             return;
         }
         let once = Itimerspec {
             it_interval: Timespec::default(),
-            it_value: Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) },
+            it_value: Timespec { tv_sec: delay.as_secs() as i64, tv_nsec: i64::from(delay.subsec_nanos()) },
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).unwrap();
         loop {
             let mut ready = self.timer.readable().await.unwrap();
-            let read = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0_u8; 8])?));
-            if read.is_ok() {
+            let timer_result = ready.try_io(|timer| Ok(rustix::io::read(timer, &mut [0_u8; 8])?));
+            if timer_result.is_ok() {
                 return;
             }
         }
     }
 
     /// Sends a request and reads the whole response.
-    async fn request(
+    async fn send_request(
         &mut self,
         request_spec: &RequestSpec,
         scheduled_at: Instant,
@@ -278,7 +283,7 @@ impl LoadClient {
         let (buffer, mut first_byte_time) = (&mut self.buffer, None);
         buffer.clear();
         let end = loop {
-            read(stream, buffer).await;
+            read_bytes(stream, buffer).await;
             first_byte_time.get_or_insert_with(|| scheduled_at.elapsed());
             if let Some(end) = http1::head_length(buffer) {
                 break end;
@@ -287,54 +292,56 @@ impl LoadClient {
         let (head, first_bytes) = buffer.split_at(end);
         assert!(head.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(head));
         let mut body = http1::parse_body_framing(head);
-        let mut payload = Payload { bytes: 0, stamp: request_spec.is_stamped.then(Vec::new), results };
-        let consumed = body.consume(first_bytes, &mut |chunk| payload.record(chunk));
-        assert_eq!(consumed, first_bytes.len(), "no bytes must follow the response");
+        let mut payload =
+            PayloadCounter { bytes: 0, timestamp: request_spec.has_timestamps.then(Vec::new), results };
+        let consumed_bytes = body.consume(first_bytes, &mut |chunk| payload.record(chunk));
+        assert_eq!(consumed_bytes, first_bytes.len(), "no bytes must follow the response");
         while !body.is_complete() {
             buffer.clear();
-            read(stream, buffer).await;
-            let consumed = body.consume(buffer, &mut |chunk| payload.record(chunk));
-            assert_eq!(consumed, buffer.len(), "no bytes must follow the response");
+            read_bytes(stream, buffer).await;
+            let consumed_bytes = body.consume(buffer, &mut |chunk| payload.record(chunk));
+            assert_eq!(consumed_bytes, buffer.len(), "no bytes must follow the response");
         }
         assert_eq!(payload.bytes, request_spec.response_bytes, "the response must be complete");
         results.requests += 1;
         results.first_byte_times.push(first_byte_time.unwrap().as_secs_f64());
-        if !request_spec.is_stamped {
+        if !request_spec.has_timestamps {
             results.total_times.push(scheduled_at.elapsed().as_secs_f64());
         }
     }
 }
 
-async fn read(stream: &mut Stream, buffer: &mut Vec<u8>) {
+async fn read_bytes(stream: &mut Stream, buffer: &mut Vec<u8>) {
     assert_ne!(stream.read_buf(buffer).await.unwrap(), 0, "the connection must stay open");
 }
 
-/// Counts the payload bytes of a response, and records the delay of each stamped piece.
-struct Payload<'a> {
+/// Counts the payload bytes of a response, and records the delay of each chunk with a timestamp.
+struct PayloadCounter<'a> {
     bytes: u64,
-    /// The received digits of the current piece's stamp.
-    stamp: Option<Vec<u8>>,
+    /// The received digits of the current chunk's timestamp.
+    timestamp: Option<Vec<u8>>,
     results: &'a mut LoadResults,
 }
 
-impl Payload<'_> {
+impl PayloadCounter<'_> {
     fn record(&mut self, mut chunk: &[u8]) {
-        let Some(stamp) = &mut self.stamp else {
+        let Some(timestamp) = &mut self.timestamp else {
             self.bytes += chunk.len() as u64;
             return;
         };
         while !chunk.is_empty() {
-            let offset = usize::try_from(self.bytes % PACED_BYTES).unwrap();
-            let is_in_stamp = offset < STAMP_DIGITS;
-            let end = if is_in_stamp { STAMP_DIGITS } else { usize::try_from(PACED_BYTES).unwrap() };
+            let offset = usize::try_from(self.bytes % PACED_CHUNK_BYTES).unwrap();
+            let is_in_timestamp = offset < TIMESTAMP_DIGITS;
+            let end =
+                if is_in_timestamp { TIMESTAMP_DIGITS } else { usize::try_from(PACED_CHUNK_BYTES).unwrap() };
             let length = (end - offset).min(chunk.len());
-            if is_in_stamp {
-                stamp.extend(&chunk[..length]);
-                if stamp.len() == STAMP_DIGITS {
-                    let sent_nanos: u64 = std::str::from_utf8(stamp).unwrap().parse().unwrap();
+            if is_in_timestamp {
+                timestamp.extend(&chunk[..length]);
+                if timestamp.len() == TIMESTAMP_DIGITS {
+                    let sent_nanos: u64 = std::str::from_utf8(timestamp).unwrap().parse().unwrap();
                     let delay = EPOCH.elapsed().saturating_sub(Duration::from_nanos(sent_nanos));
                     self.results.total_times.push(delay.as_secs_f64());
-                    stamp.clear();
+                    timestamp.clear();
                 }
             }
             self.bytes += length as u64;

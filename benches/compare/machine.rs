@@ -124,12 +124,12 @@ impl PeerProcess {
     /// Returns the IDs of the process and its descendants.
     fn process_ids(&self) -> Vec<u32> {
         let mut processes = vec![self.child.id()];
-        let mut next = 0;
-        while let Some(process) = processes.get(next) {
+        let mut next_process = 0;
+        while let Some(process) = processes.get(next_process) {
             let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
             let children = children.unwrap_or_default();
             processes.extend(children.split_whitespace().map(|child| child.parse::<u32>().unwrap()));
-            next += 1;
+            next_process += 1;
         }
         processes
     }
@@ -157,8 +157,11 @@ impl PeerProcess {
         for process in self.process_ids() {
             for thread in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
                 let thread = thread.unwrap().path();
-                let read = |file: &str| fs::read_to_string(thread.join(file));
-                let (Ok(name), Ok(schedule)) = (read("comm"), read("schedstat")) else { continue };
+                let read_thread_file = |file: &str| fs::read_to_string(thread.join(file));
+                let (Ok(name), Ok(schedule)) = (read_thread_file("comm"), read_thread_file("schedstat"))
+                else {
+                    continue;
+                };
                 if let Some(number) = name.trim().strip_prefix("keychoir-") {
                     let nanos = schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap();
                     workers.insert(number.parse::<usize>().unwrap(), nanos / 1e9);

@@ -11,7 +11,7 @@
 //! cargo bench --bench compare -- growth          cost per request with more keys, clients, connections
 //!                                                and cores; nginx with more connections
 //! cargo bench --bench compare -- uneven          latency of small requests during long streams
-//! cargo bench --bench compare -- kept            requests on kept-alive connections of one worker
+//! cargo bench --bench compare -- idle-connections    requests on idle connections that become busy
 //! cargo bench --bench compare -- slow            latency of speech requests during slow clients
 //! cargo bench --bench compare -- replicas        commands of Redis, and latency of replicas with and without it
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
@@ -56,8 +56,8 @@ mod workload;
 use std::path::PathBuf;
 
 use harness::env_number;
-use peers::{Peer, Setup, TlsMode};
-use rounds::{Entry, Plan};
+use peers::{Peer, PeerSetup, TlsMode};
+use rounds::{ComparedPeer, RoundPlan};
 use table::Reference;
 use tls::Certificates;
 use upstream::Upstream;
@@ -65,8 +65,9 @@ use workload::Workload;
 
 fn main() {
     // `cargo bench` also passes `--bench`.
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let selection = Selection::parse(&words);
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let selection = Selection::parse(&arguments);
     let peers = selected_peers();
     println!("{}", machine::describe());
     for peer in &peers {
@@ -76,7 +77,7 @@ fn main() {
     }
     machine::pin_to_processor("1");
     machine::raise_open_files_limit();
-    let plan = Plan {
+    let plan = RoundPlan {
         seconds: f64::from(env_number("BENCH_SECONDS", 4)),
         rounds: env_number("BENCH_ROUNDS", 5) as usize,
         measures_max_rate: true,
@@ -84,10 +85,10 @@ fn main() {
     };
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let certificates = Certificates::create(directory.path());
-    let setup = Setup::new(Upstream::start(&certificates), certificates);
+    let setup = PeerSetup::new(Upstream::start(&certificates), certificates);
     for tls_mode in selection.tls_modes {
         for workload in &selection.workloads {
-            compare(&plan, &peers, &Setup { tls_mode, ..setup.clone() }, *workload);
+            compare(&plan, &peers, &PeerSetup { tls_mode, ..setup.clone() }, *workload);
         }
     }
     for study in selection.studies {
@@ -99,14 +100,14 @@ fn main() {
 struct Selection {
     workloads: Vec<Workload>,
     tls_modes: Vec<TlsMode>,
-    studies: Vec<fn(&Plan, &[Peer], &Setup)>,
+    studies: Vec<fn(&RoundPlan, &[Peer], &PeerSetup)>,
 }
 
 impl Selection {
-    fn parse(words: &[String]) -> Self {
+    fn parse(arguments: &[String]) -> Self {
         let mut selection = Self { workloads: Vec::new(), tls_modes: Vec::new(), studies: Vec::new() };
-        for word in words {
-            match (&**word, Workload::ALL.into_iter().find(|workload| workload.name() == word)) {
+        for argument in arguments {
+            match (&**argument, Workload::ALL.into_iter().find(|workload| workload.name() == argument)) {
                 (_, Some(workload)) => selection.workloads.push(workload),
                 ("plain", None) => selection.tls_modes.push(TlsMode::Plain),
                 ("tls-upstream", None) => selection.tls_modes.push(TlsMode::TlsToProvider),
@@ -114,10 +115,10 @@ impl Selection {
                 ("memory", None) => selection.studies.push(memory::measure),
                 ("growth", None) => selection.studies.push(growth::measure),
                 ("uneven", None) => selection.studies.push(uneven::measure),
-                ("kept", None) => selection.studies.push(idle_connections::measure),
+                ("idle-connections", None) => selection.studies.push(idle_connections::measure),
                 ("slow", None) => selection.studies.push(slow::measure),
                 ("replicas", None) => selection.studies.push(replicas::measure),
-                (word, None) => panic!("unknown measurement `{word}`"),
+                (argument, None) => panic!("unknown measurement `{argument}`"),
             }
         }
         // A study runs without the comparison, and a TLS setup without workloads runs all of them.
@@ -133,19 +134,20 @@ impl Selection {
 }
 
 /// Measures one workload with all peers, and prints the results.
-fn compare(plan: &Plan, peers: &[Peer], setup: &Setup, workload: Workload) {
-    let entry = |peer: &Peer| Entry::new(peer.clone(), setup.clone(), workload);
-    let entries: Vec<Entry> = peers.iter().filter(|peer| peer.supports(setup.tls_mode)).map(entry).collect();
-    let measured = rounds::measure(plan, &entries, workload);
+fn compare(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup, workload: Workload) {
+    let compared_peer = |peer: &Peer| ComparedPeer::new(peer.clone(), setup.clone(), workload);
+    let compared_peers: Vec<ComparedPeer> =
+        peers.iter().filter(|peer| peer.supports(setup.tls_mode)).map(compared_peer).collect();
+    let peer_results = rounds::measure(plan, &compared_peers, workload);
     let tls_mode = match setup.tls_mode {
         TlsMode::Plain => "",
         TlsMode::TlsToProvider => "TLS to the provider, ",
         TlsMode::TlsOnBothSides => "TLS on both sides, ",
     };
     let title = format!("{tls_mode}{}", table::describe(plan, workload));
-    let index = entries.iter().position(|entry| entry.peer == Peer::Nginx);
+    let index = compared_peers.iter().position(|compared_peer| compared_peer.peer == Peer::Nginx);
     let max_ratio = Some(workload.max_ratio());
-    table::print(&title, &entries, &measured, &Reference { name: "nginx", index, max_ratio });
+    table::print(&title, &compared_peers, &peer_results, &Reference { name: "nginx", index, max_ratio });
 }
 
 /// Returns the installed peers that `BENCH_PEERS` names, or all installed peers.

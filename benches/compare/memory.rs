@@ -2,10 +2,10 @@
 //! its first response.
 
 use crate::harness::{format_median_and_range, median};
-use crate::load::{Load, RequestSpec};
+use crate::load::{LoadGenerator, RequestSpec};
 use crate::machine;
-use crate::peers::{Peer, Setup};
-use crate::rounds::{Plan, current_thread_runtime};
+use crate::peers::{Peer, PeerSetup};
+use crate::rounds::{RoundPlan, current_thread_runtime};
 use crate::workload::Workload;
 
 const CLIENTS: [u32; 2] = [1_000, 10_000];
@@ -13,7 +13,7 @@ const CLIENTS: [u32; 2] = [1_000, 10_000];
 const OTHER_FILES: u64 = 500;
 
 /// The results of a turn.
-struct Turn {
+struct TurnResults {
     first_start_ms: f64,
     restart_ms: f64,
     idle_mib: f64,
@@ -21,12 +21,12 @@ struct Turn {
     kib_per_client: Vec<f64>,
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
+pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     let files = machine::raise_open_files_limit();
     let peers: Vec<&Peer> = peers.iter().filter(|peer| **peer != Peer::Direct).collect();
     let clients: Vec<u32> =
         CLIENTS.into_iter().filter(|clients| u64::from(*clients) + OTHER_FILES <= files).collect();
-    let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
+    let mut turns: Vec<Vec<TurnResults>> = peers.iter().map(|_| Vec::new()).collect();
     for round in 0..plan.rounds {
         for turn in 0..peers.len() {
             let index = (round + turn) % peers.len();
@@ -41,7 +41,8 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
         "", "first response, ms", "when restarted", "idle, MiB"
     );
     for (peer, turns) in peers.iter().zip(&turns) {
-        let format_field = |field: &dyn Fn(&Turn) -> f64| format_median_and_range(turns.iter().map(field), 1);
+        let format_field =
+            |field: &dyn Fn(&TurnResults) -> f64| format_median_and_range(turns.iter().map(field), 1);
         let mut line = format!("{:<18}", peer.name());
         line += &format!("{:>24}", format_field(&|turn| turn.first_start_ms));
         line += &format!("{:>24}", format_field(&|turn| turn.restart_ms));
@@ -57,7 +58,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
 }
 
 /// Starts a proxy in a new directory and restarts it in the same directory, then connects clients.
-fn take_turn(plan: &Plan, peer: &Peer, setup: &Setup, clients: &[u32]) -> Turn {
+fn take_turn(plan: &RoundPlan, peer: &Peer, setup: &PeerSetup, clients: &[u32]) -> TurnResults {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let start_ms = || peer.start(setup, directory.path()).unwrap().start_duration.as_secs_f64() * 1e3;
     let (first_start_ms, restarts) = (start_ms(), [start_ms(), start_ms(), start_ms()]);
@@ -66,12 +67,12 @@ fn take_turn(plan: &Plan, peer: &Peer, setup: &Setup, clients: &[u32]) -> Turn {
     let request_spec = RequestSpec::new(Workload::Get, target.key, 0.0);
     let kib_per_client = clients.iter().map(|clients| {
         current_thread_runtime().block_on(async {
-            let mut load = Load::open(&target, 10, clients / 10).await;
-            load.once_per_connection(&request_spec).await;
+            let mut load = LoadGenerator::open(&target, 10, clients / 10).await;
+            load.send_once_per_connection(&request_spec).await;
             (started_peer.running.memory() - idle_mib) * 1024.0 / f64::from(*clients)
         })
     });
-    Turn {
+    TurnResults {
         first_start_ms,
         restart_ms: median(restarts.into_iter()),
         idle_mib,

@@ -12,10 +12,10 @@ use tokio::time::sleep;
 
 use crate::harness::{format_median_and_range, median};
 use crate::http1;
-use crate::load::{Load, LoadResults, RequestSpec};
+use crate::load::{LoadGenerator, LoadResults, RequestSpec};
 use crate::machine;
-use crate::peers::{Peer, Setup, Target};
-use crate::rounds::{Plan, quantile};
+use crate::peers::{Peer, PeerSetup, Target};
+use crate::rounds::{RoundPlan, quantile};
 use crate::support::SPEECH_PATH;
 use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
@@ -34,7 +34,7 @@ const RATES: [Option<u32>; 5] = [Some(0), Some(10), Some(100), Some(1_000), None
 const LATENCY_RATE: u32 = 300;
 /// Half of a round trip of 300 ms.
 const SLOW_DELAY: Duration = Duration::from_millis(150);
-/// The time after the start of the replicas in which their polls and shares settle.
+/// The time after the start of the replicas until their polls and shares of the pool no longer change.
 const SETTLING_TIME: Duration = Duration::from_secs(3);
 
 /// A kind of request. Each has its own client.
@@ -85,15 +85,15 @@ impl SharedWorkload {
 }
 
 /// Running replicas that have answered one request of each workload.
-struct Scene {
+struct ReplicaGroup {
     replicas: TestReplicas,
     count: usize,
     request_specs: Vec<RequestSpec>,
     _folder: TempDir,
 }
 
-impl Scene {
-    /// Starts replicas. Without the URL of a Redis, each of them is a pool of its own.
+impl ReplicaGroup {
+    /// Starts replicas. Without `redis_url`, each of them has its own pool.
     async fn start(count: usize, redis_url: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("keychoir.toml");
@@ -105,19 +105,19 @@ impl Scene {
             ("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info"),
         ];
         let replicas = TestReplicas::start_with(count, provider_plan(), redis_url, &settings).await;
-        let mut scene = Self { replicas, count, request_specs: Vec::new(), _folder: folder };
+        let mut group = Self { replicas, count, request_specs: Vec::new(), _folder: folder };
         if redis_url.is_some() {
-            scene.wait_until_shared().await;
+            group.wait_until_shared().await;
         }
         for workload in SharedWorkload::ALL {
-            let request_spec = scene.request_spec(workload).await;
-            scene.request_specs.push(request_spec);
+            let request_spec = group.request_spec(workload).await;
+            group.request_specs.push(request_spec);
         }
         sleep(SETTLING_TIME).await;
-        scene
+        group
     }
 
-    /// Waits until every replica knows all others.
+    /// Waits until every replica reports all others in its readiness.
     async fn wait_until_shared(&self) {
         for replica in 0..self.count {
             let is_shared = async || {
@@ -145,19 +145,19 @@ impl Scene {
         let response = request.header("xi-api-key", workload.token()).send().await.unwrap();
         assert_eq!(response.status(), 200, "a request before the measurement must be served");
         let response_bytes = response.bytes().await.unwrap().len() as u64;
-        RequestSpec { request: workload.request().into(), response_bytes, is_stamped: false }
+        RequestSpec { request: workload.request().into(), response_bytes, has_timestamps: false }
     }
 
     /// Opens clients of all replicas.
-    async fn open_load(&self, clients_per_replica: u32) -> Load {
-        let mut load: Option<Load> = None;
+    async fn open_load(&self, clients_per_replica: u32) -> LoadGenerator {
+        let mut load: Option<LoadGenerator> = None;
         for replica in 0..self.count {
             let address = self.replicas.url(replica).trim_start_matches("http://").parse().unwrap();
             let target = Target { address, tls: None, key: "" };
-            let opened = Load::open(&target, clients_per_replica, 1).await;
+            let replica_load = LoadGenerator::open(&target, clients_per_replica, 1).await;
             match &mut load {
-                Some(load) => load.append(opened),
-                None => load = Some(opened),
+                Some(load) => load.append(replica_load),
+                None => load = Some(replica_load),
             }
         }
         load.unwrap()
@@ -169,8 +169,8 @@ impl Scene {
         let clients = rate.map_or(MAX_CLIENTS, |rate| (rate / 10).clamp(1, MAX_CLIENTS));
         let mut load = self.open_load(clients).await;
         match rate {
-            Some(rate) => load.at_rate(request_spec, rate, seconds).await,
-            None => load.saturating(request_spec, seconds).await,
+            Some(rate) => load.send_at_rate(request_spec, rate, seconds).await,
+            None => load.send_saturating(request_spec, seconds).await,
         }
     }
 }
@@ -194,7 +194,7 @@ fn provider_plan() -> ProviderPlan {
     })
 }
 
-pub fn measure(plan: &Plan, _: &[Peer], _: &Setup) {
+pub fn measure(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     machine::pin_to_processor("0,1");
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -242,7 +242,7 @@ fn command_kind(command: &str) -> String {
 }
 
 /// Prints the commands per second of each number of replicas, workload and rate.
-async fn measure_commands(plan: &Plan) {
+async fn measure_commands(plan: &RoundPlan) {
     println!("\nreplicas: commands of Redis per second, {} s each, {KEYS} workspaces", plan.seconds);
     println!(
         "{:<10}{:<15}{:>12}{:>11}{:>13}{:>12}{:>9}  by kind",
@@ -250,7 +250,7 @@ async fn measure_commands(plan: &Plan) {
     );
     for count in 1..=MAX_REPLICAS {
         let redis = RedisServer::start().await;
-        let scene = Scene::start(count, Some(&redis.url())).await;
+        let group = ReplicaGroup::start(count, Some(&redis.url())).await;
         for (workload, shared_workload) in SharedWorkload::ALL.into_iter().enumerate() {
             for rate in RATES {
                 let name = if rate == Some(0) { "none" } else { shared_workload.name() };
@@ -259,15 +259,15 @@ async fn measure_commands(plan: &Plan) {
                 }
                 let mut monitor = redis.monitor();
                 let (started_at, processor_before) = (Instant::now(), processor_seconds(&redis));
-                let sent = match rate {
+                let sent_requests = match rate {
                     Some(0) => {
                         sleep(Duration::from_secs_f64(plan.seconds)).await;
                         0
                     }
-                    rate => scene.send(workload, rate, plan.seconds).await.requests,
+                    rate => group.send(workload, rate, plan.seconds).await.requests,
                 };
                 let seconds = started_at.elapsed().as_secs_f64();
-                let processor = (processor_seconds(&redis) - processor_before) / seconds;
+                let utilization = (processor_seconds(&redis) - processor_before) / seconds;
                 let counts = CommandCounts::parse(&monitor.read_commands());
                 let per_second = |count: usize| count as f64 / seconds;
                 let kinds = counts.by_kind.iter();
@@ -275,16 +275,16 @@ async fn measure_commands(plan: &Plan) {
                     kinds.map(|(kind, count)| format!("{kind} {:.1}", per_second(*count))).collect();
                 println!(
                     "{count:<10}{name:<15}{:>12.0}{:>11.1}{:>13.1}{:>12.0}{:>8.1}%  {}",
-                    sent as f64 / seconds,
+                    sent_requests as f64 / seconds,
                     per_second(counts.total()),
                     per_second(counts.total()) / count as f64,
                     per_second(counts.in_scripts),
-                    processor * 100.0,
+                    utilization * 100.0,
                     kinds.join(", ")
                 );
             }
         }
-        scene.replicas.close_unchecked().await;
+        group.replicas.close_unchecked().await;
     }
 }
 
@@ -343,7 +343,7 @@ struct LatencyTurn {
 
 /// Prints the latency of each workload in each state of Redis, as a ratio to replicas without `[redis]`. The turns with
 /// and without Redis alternate.
-async fn measure_latency(plan: &Plan) {
+async fn measure_latency(plan: &RoundPlan) {
     println!(
         "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s with Redis beside the same without; {} rounds of \
          {} s in turns",
@@ -355,8 +355,9 @@ async fn measure_latency(plan: &Plan) {
     );
     let mut redis = RedisServer::start().await;
     let forwarder = SlowForwarder::start(redis.port(), Duration::ZERO).await;
-    let shared = Scene::start(MAX_REPLICAS, Some(&format!("redis://{}", forwarder.address()))).await;
-    let separate = Scene::start(MAX_REPLICAS, None).await;
+    let shared_group =
+        ReplicaGroup::start(MAX_REPLICAS, Some(&format!("redis://{}", forwarder.address()))).await;
+    let separate_group = ReplicaGroup::start(MAX_REPLICAS, None).await;
     for state in RedisState::ALL {
         let mut turns: Vec<Vec<LatencyTurn>> = SharedWorkload::ALL.iter().map(|_| Vec::new()).collect();
         let mut recoveries = Vec::new();
@@ -365,16 +366,16 @@ async fn measure_latency(plan: &Plan) {
             for (workload, turns) in turns.iter_mut().enumerate() {
                 let mut turn = LatencyTurn { with_redis: [0.0; 2], without_redis: [0.0; 2] };
                 for is_shared in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
-                    let scene = if is_shared { &shared } else { &separate };
-                    let mut results = scene.send(workload, Some(LATENCY_RATE), plan.seconds).await;
-                    let latency = [0.5, 0.99].map(|part| quantile(&mut results.total_times, part));
+                    let group = if is_shared { &shared_group } else { &separate_group };
+                    let mut results = group.send(workload, Some(LATENCY_RATE), plan.seconds).await;
+                    let latency = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
                     *(if is_shared { &mut turn.with_redis } else { &mut turn.without_redis }) = latency;
                 }
                 turns.push(turn);
             }
             state.end(&mut redis, &forwarder).await;
             let ended_at = Instant::now();
-            shared.wait_until_shared().await;
+            shared_group.wait_until_shared().await;
             recoveries.push(ended_at.elapsed().as_secs_f64());
             sleep(Duration::from_secs(1)).await;
         }
@@ -397,7 +398,7 @@ async fn measure_latency(plan: &Plan) {
             );
         }
     }
-    let books = shared.replicas.close_unchecked().await;
+    let books = shared_group.replicas.close_unchecked().await;
     assert_eq!(books.ledger.violations, Vec::<String>::new());
-    separate.replicas.close_unchecked().await;
+    separate_group.replicas.close_unchecked().await;
 }

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::load::{Load, LoadResults, RequestSpec};
+use crate::load::{LoadGenerator, LoadResults, RequestSpec};
 use crate::machine::OtherLoad;
-use crate::peers::{Peer, Setup, StartedPeer};
-use crate::workload::{PACED_MS, Workload};
+use crate::peers::{Peer, PeerSetup, StartedPeer};
+use crate::workload::{PACED_INTERVAL_MS, Workload};
 
 /// Seconds of unmeasured load before each turn.
 const WARM_UP_SECONDS: f64 = 0.5;
 
-/// The extent of a comparison.
+/// The number and the duration of the turns of a comparison.
 #[derive(Clone)]
-pub struct Plan {
+pub struct RoundPlan {
     /// Seconds per turn.
     pub seconds: f64,
     pub rounds: usize,
@@ -26,19 +26,19 @@ pub struct Plan {
     pub directory: PathBuf,
 }
 
-/// A proxy with its setup and its load.
-pub struct Entry {
+/// A proxy that is compared, with its setup and the load that it gets.
+pub struct ComparedPeer {
     pub name: String,
     pub peer: Peer,
-    pub setup: Setup,
+    pub setup: PeerSetup,
     pub rate: u32,
     /// The number of clients, each with one request at a time.
     pub load_clients: u32,
     pub connections_per_client: u32,
 }
 
-impl Entry {
-    pub fn new(peer: Peer, setup: Setup, workload: Workload) -> Self {
+impl ComparedPeer {
+    pub fn new(peer: Peer, setup: PeerSetup, workload: Workload) -> Self {
         Self {
             name: peer.name().to_owned(),
             peer,
@@ -52,16 +52,16 @@ impl Entry {
 
 /// The results of a proxy, one per round.
 #[derive(Debug, Default)]
-pub struct Measured {
-    pub turns: Vec<Turn>,
+pub struct PeerResults {
+    pub turns: Vec<TurnResults>,
     /// Memory in MiB at the end.
     pub memory_mib: f64,
 }
 
 /// The results of a turn. Times are in µs.
 #[derive(Debug)]
-pub struct Turn {
-    /// Processor time per request, or per piece of a paced stream.
+pub struct TurnResults {
+    /// Processor time per request, or per chunk of a paced stream.
     pub cost: f64,
     pub first_byte_p50: f64,
     pub p50: f64,
@@ -83,24 +83,26 @@ pub struct MaxRate {
 }
 
 /// Starts the proxies and runs all rounds of one workload.
-pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measured> {
+pub fn measure(plan: &RoundPlan, compared_peers: &[ComparedPeer], workload: Workload) -> Vec<PeerResults> {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
-    let start = |(index, entry): (usize, &Entry)| {
-        entry.peer.start(&entry.setup, &directory.path().join(format!("{index}-{}", entry.name)))
+    let start = |(index, compared_peer): (usize, &ComparedPeer)| {
+        compared_peer
+            .peer
+            .start(&compared_peer.setup, &directory.path().join(format!("{index}-{}", compared_peer.name)))
     };
-    let started_peers: Vec<Option<StartedPeer>> = entries.iter().enumerate().map(start).collect();
-    let mut measured: Vec<Measured> = entries.iter().map(|_| Measured::default()).collect();
+    let started_peers: Vec<Option<StartedPeer>> = compared_peers.iter().enumerate().map(start).collect();
+    let mut peer_results: Vec<PeerResults> = compared_peers.iter().map(|_| PeerResults::default()).collect();
     let mut request_counts = vec![0; started_peers.len()];
-    let upstream = &entries[0].setup.upstream;
+    let upstream = &compared_peers[0].setup.upstream;
     let (runtime, requests_before) = (current_thread_runtime(), upstream.request_count());
     for round in 0..plan.rounds {
         for turn in 0..started_peers.len() {
             let index = (round + turn) % started_peers.len();
-            let turn = take_turn(plan, &entries[index], workload, started_peers[index].as_ref());
+            let turn = take_turn(plan, &compared_peers[index], workload, started_peers[index].as_ref());
             let (turn, requests) = runtime.block_on(turn);
             request_counts[index] += requests;
-            measured[index].turns.push(turn);
-            upstream.assert_credentials_were_replaced(&entries[index].name);
+            peer_results[index].turns.push(turn);
+            upstream.assert_credentials_were_replaced(&compared_peers[index].name);
         }
     }
     assert_eq!(
@@ -110,11 +112,11 @@ pub fn measure(plan: &Plan, entries: &[Entry], workload: Workload) -> Vec<Measur
     );
     for (index, started_peer) in started_peers.iter().enumerate() {
         if let Some(started_peer) = started_peer {
-            measured[index].memory_mib = started_peer.running.memory();
-            started_peer.assert_requests_are_logged(&entries[index].name, request_counts[index]);
+            peer_results[index].memory_mib = started_peer.running.memory();
+            started_peer.assert_requests_are_logged(&compared_peers[index].name, request_counts[index]);
         }
     }
-    measured
+    peer_results
 }
 
 pub fn current_thread_runtime() -> Runtime {
@@ -123,28 +125,30 @@ pub fn current_thread_runtime() -> Runtime {
 
 /// Runs one turn of a proxy. Returns its results and the number of sent requests.
 async fn take_turn(
-    plan: &Plan,
-    entry: &Entry,
+    plan: &RoundPlan,
+    compared_peer: &ComparedPeer,
     workload: Workload,
     started_peer: Option<&StartedPeer>,
-) -> (Turn, u64) {
-    let target = entry.setup.target(started_peer);
+) -> (TurnResults, u64) {
+    let target = compared_peer.setup.target(started_peer);
     let request_spec = |seconds: f64| RequestSpec::new(workload, target.key, seconds);
-    let mut load = Load::open(&target, entry.load_clients, entry.connections_per_client).await;
+    let mut load =
+        LoadGenerator::open(&target, compared_peer.load_clients, compared_peer.connections_per_client).await;
     // The first request of a connection costs more, so each connection sends at least one request before the measurement.
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.once_per_connection(&request_spec(WARM_UP_SECONDS)).await.requests
+            load.send_once_per_connection(&request_spec(WARM_UP_SECONDS)).await.requests
         }
     };
-    requests +=
-        run_load(&mut load, entry, workload, &request_spec(WARM_UP_SECONDS), WARM_UP_SECONDS).await.requests;
+    requests += run_load(&mut load, compared_peer, workload, &request_spec(WARM_UP_SECONDS), WARM_UP_SECONDS)
+        .await
+        .requests;
     let request_spec = request_spec(plan.seconds);
     let other_load = OtherLoad::start();
     let (mut results, seconds) = measure_processor_time(
         started_peer,
-        run_load(&mut load, entry, workload, &request_spec, plan.seconds),
+        run_load(&mut load, compared_peer, workload, &request_spec, plan.seconds),
     )
     .await;
     let other_load = other_load.share(seconds);
@@ -152,10 +156,11 @@ async fn take_turn(
     requests += results.requests;
     let mut max_rate = None;
     if let Some(connections) = workload.saturating_connections().filter(|_| plan.measures_max_rate) {
-        let mut load = Load::open(&target, connections, 1).await;
-        requests += load.saturating(&request_spec, WARM_UP_SECONDS / 2.0).await.requests;
+        let mut load = LoadGenerator::open(&target, connections, 1).await;
+        requests += load.send_saturating(&request_spec, WARM_UP_SECONDS / 2.0).await.requests;
         let (results, seconds) =
-            measure_processor_time(started_peer, load.saturating(&request_spec, plan.seconds / 2.0)).await;
+            measure_processor_time(started_peer, load.send_saturating(&request_spec, plan.seconds / 2.0))
+                .await;
         requests += results.requests;
         max_rate = Some(MaxRate {
             requests_per_second: results.requests as f64 / results.elapsed.as_secs_f64(),
@@ -163,8 +168,8 @@ async fn take_turn(
             utilization: seconds / results.elapsed.as_secs_f64(),
         });
     }
-    let turn = Turn {
-        // Paced streams record one time per piece.
+    let turn = TurnResults {
+        // Paced streams record one time per chunk.
         cost: seconds * 1e6 / results.total_times.len() as f64,
         first_byte_p50: quantile(&mut results.first_byte_times, 0.5),
         p50: quantile(&mut results.total_times, 0.5),
@@ -190,16 +195,18 @@ async fn measure_processor_time(
 
 /// Runs the workload at its rate for `seconds`.
 async fn run_load(
-    load: &mut Load,
-    entry: &Entry,
+    load: &mut LoadGenerator,
+    compared_peer: &ComparedPeer,
     workload: Workload,
     request_spec: &RequestSpec,
     seconds: f64,
 ) -> LoadResults {
     match workload {
-        Workload::Paced => load.once_each(request_spec, Duration::from_millis(PACED_MS)).await,
+        Workload::Paced => {
+            load.send_once_per_client(request_spec, Duration::from_millis(PACED_INTERVAL_MS)).await
+        }
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.at_rate(request_spec, entry.rate, seconds).await
+            load.send_at_rate(request_spec, compared_peer.rate, seconds).await
         }
     }
 }

@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 
 use crate::harness::{format_median_and_range, median};
 use crate::http1;
-use crate::load::{Load, RequestSpec};
-use crate::peers::{Peer, Setup, StartedPeer, Target};
-use crate::rounds::{Plan, current_thread_runtime, quantile};
+use crate::load::{LoadGenerator, RequestSpec};
+use crate::peers::{Peer, PeerSetup, StartedPeer, Target};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
 use crate::workload::Workload;
 
 /// Speech requests per second of all regular clients.
@@ -26,18 +26,18 @@ const TRICKLE_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_P99_RATIO: f64 = 1.2;
 
 /// The results of a turn: the median and the 99th percentile of the durations of speech requests in µs.
-struct Turn {
+struct TurnResults {
     without_slow_clients: [f64; 2],
     with_slow_clients: [f64; 2],
 }
 
-impl Turn {
+impl TurnResults {
     fn ratio(&self, index: usize) -> f64 {
         self.with_slow_clients[index] / self.without_slow_clients[index]
     }
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
+pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     println!(
         "\nslow: tts, {RATE} requests/s over {LOAD_CLIENTS} connections, beside {SLOW_CLIENTS_PER_KIND} clients that trickle and {SLOW_CLIENTS_PER_KIND} \
          that do not read and without them; {} rounds of 2 x {} s in turns",
@@ -50,7 +50,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let started_peers: Vec<Option<StartedPeer>> =
         peers.iter().map(|peer| peer.start(setup, &directory.path().join(peer.name()))).collect();
-    let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
+    let mut turns: Vec<Vec<TurnResults>> = peers.iter().map(|_| Vec::new()).collect();
     for round in 0..plan.rounds {
         for turn in 0..peers.len() {
             let index = (round + turn) % peers.len();
@@ -60,7 +60,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
         }
     }
     for (peer, turns) in peers.iter().zip(&turns) {
-        let median_of = |field: &dyn Fn(&Turn) -> f64| median(turns.iter().map(field));
+        let median_of = |field: &dyn Fn(&TurnResults) -> f64| median(turns.iter().map(field));
         let p99_ratios: Vec<f64> = turns.iter().map(|turn| turn.ratio(1)).collect();
         println!(
             "{:<18}{:>12.0}{:>12.0}{:>10.2}{:>24}",
@@ -74,19 +74,19 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
 }
 
 /// Runs the regular clients with and without the slow clients. The order alternates between rounds.
-async fn take_turn(plan: &Plan, target: &Target, round: usize) -> Turn {
-    let mut load = Load::open(target, LOAD_CLIENTS, 1).await;
+async fn take_turn(plan: &RoundPlan, target: &Target, round: usize) -> TurnResults {
+    let mut load = LoadGenerator::open(target, LOAD_CLIENTS, 1).await;
     let request_spec = RequestSpec::new(Workload::Tts, target.key, 0.0);
-    load.at_rate(&request_spec, RATE, 0.5).await;
+    load.send_at_rate(&request_spec, RATE, 0.5).await;
     let (mut without_slow_clients, mut with_slow_clients) = ([0.0; 2], [0.0; 2]);
     for has_slow_clients in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
         let slow_clients = if has_slow_clients { start_slow_clients(target).await } else { Vec::new() };
-        let mut results = load.at_rate(&request_spec, RATE, plan.seconds).await;
-        let times = [0.5, 0.99].map(|part| quantile(&mut results.total_times, part));
+        let mut results = load.send_at_rate(&request_spec, RATE, plan.seconds).await;
+        let times = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
         *(if has_slow_clients { &mut with_slow_clients } else { &mut without_slow_clients }) = times;
         drop(slow_clients);
     }
-    Turn { without_slow_clients, with_slow_clients }
+    TurnResults { without_slow_clients, with_slow_clients }
 }
 
 /// Starts the slow clients. They run until they are dropped.

@@ -2,8 +2,8 @@
 
 use crate::harness::{format_median_and_range, median};
 use crate::peers::Peer;
-use crate::rounds::{Entry, Measured, Plan, Turn};
-use crate::workload::{PACED_BYTES, PACED_MS, Workload};
+use crate::rounds::{ComparedPeer, PeerResults, RoundPlan, TurnResults};
+use crate::workload::{PACED_CHUNK_BYTES, PACED_INTERVAL_MS, Workload};
 
 /// The row that other rows are compared with.
 pub struct Reference {
@@ -15,11 +15,13 @@ pub struct Reference {
 }
 
 /// Returns the heading: workload, rate, connections and rounds.
-pub fn describe(plan: &Plan, workload: Workload) -> String {
+pub fn describe(plan: &RoundPlan, workload: Workload) -> String {
     let (rate, connections) = (workload.rate(), workload.connections());
     let load = match workload {
         Workload::Paced => {
-            format!("{rate} concurrent streams, {PACED_BYTES} B every {PACED_MS} ms; values are per piece")
+            format!(
+                "{rate} concurrent streams, {PACED_CHUNK_BYTES} B every {PACED_INTERVAL_MS} ms; values are per chunk"
+            )
         }
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
             format!("{rate} requests/s over {connections} connections")
@@ -28,8 +30,13 @@ pub fn describe(plan: &Plan, workload: Workload) -> String {
     format!("{}: {load}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
 }
 
-pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &Reference) {
-    let other_loads = measured.iter().flat_map(|measured| &measured.turns).map(|turn| turn.other_load);
+pub fn print(
+    title: &str,
+    compared_peers: &[ComparedPeer],
+    peer_results: &[PeerResults],
+    reference: &Reference,
+) {
+    let other_loads = peer_results.iter().flat_map(|results| &results.turns).map(|turn| turn.other_load);
     println!("\n{title}; others had {:.0}% of this machine", median(other_loads) * 100.0);
     println!(
         "{:<18}{:>24}{:>22}{:>9}{:>9}{:>9}{:>10}{:>8}{:>7}{:>6}{:>7}",
@@ -45,12 +52,12 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &
         "busy",
         "MiB"
     );
-    let direct_index = entries.iter().position(|entry| entry.peer == Peer::Direct);
-    let direct_turns = direct_index.map(|index| &*measured[index].turns);
-    for (index, (entry, row_results)) in entries.iter().zip(measured).enumerate() {
-        let reference_turns = reference.index.map(|index| &*measured[index].turns);
+    let direct_index = compared_peers.iter().position(|compared_peer| compared_peer.peer == Peer::Direct);
+    let direct_turns = direct_index.map(|index| &*peer_results[index].turns);
+    for (index, (compared_peer, row_results)) in compared_peers.iter().zip(peer_results).enumerate() {
+        let reference_turns = reference.index.map(|index| &*peer_results[index].turns);
         let ratios: Vec<f64> = match reference_turns {
-            Some(turns) if entry.peer != Peer::Direct && reference.index != Some(index) => {
+            Some(turns) if compared_peer.peer != Peer::Direct && reference.index != Some(index) => {
                 row_results.turns.iter().zip(turns).map(|(own, other)| own.cost / other.cost).collect()
             }
             _ => Vec::new(),
@@ -62,9 +69,9 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &
             let ratios: Vec<f64> = ratios.collect();
             (!ratios.is_empty()).then(|| median(ratios.into_iter()))
         });
-        print_row(entry, row_results, direct_turns, &ratios, max_rate_ratio);
+        print_row(compared_peer, row_results, direct_turns, &ratios, max_rate_ratio);
         if let (Peer::Keychoir(..), Some(max_ratio), false) =
-            (&entry.peer, reference.max_ratio, ratios.is_empty())
+            (&compared_peer.peer, reference.max_ratio, ratios.is_empty())
         {
             let ratio = median(ratios.iter().copied());
             if ratio > max_ratio {
@@ -78,27 +85,27 @@ pub fn print(title: &str, entries: &[Entry], measured: &[Measured], reference: &
 }
 
 fn print_row(
-    entry: &Entry,
-    measured: &Measured,
-    direct_turns: Option<&[Turn]>,
+    compared_peer: &ComparedPeer,
+    peer_results: &PeerResults,
+    direct_turns: Option<&[TurnResults]>,
     ratios: &[f64],
     max_rate_ratio: Option<f64>,
 ) {
-    let (turns, is_direct) = (&measured.turns, entry.peer == Peer::Direct);
+    let (turns, is_direct) = (&peer_results.turns, compared_peer.peer == Peer::Direct);
     let blank = String::new;
     let costs = turns.iter().map(|turn| turn.cost);
     let decimals = if median(costs.clone()) < 200.0 { 1 } else { 0 };
     let cost = if is_direct { blank() } else { format_median_and_range(costs, decimals) };
     let ratio = if ratios.is_empty() { blank() } else { format_median_and_range(ratios.iter().copied(), 2) };
     // Times are relative to the direct connection. The times of the direct connection itself are absolute.
-    let added = |field: fn(&Turn) -> f64| match direct_turns {
+    let added_time = |field: fn(&TurnResults) -> f64| match direct_turns {
         Some(direct_turns) if !is_direct => {
             median(turns.iter().zip(direct_turns).map(|(own, direct)| field(own) - field(direct)))
         }
         _ => median(turns.iter().map(field)),
     };
     let [p50, p99, first] =
-        [added(|turn| turn.p50), added(|turn| turn.p99), added(|turn| turn.first_byte_p50)];
+        [added_time(|turn| turn.p50), added_time(|turn| turn.p99), added_time(|turn| turn.first_byte_p50)];
     let max_rate_ratio = max_rate_ratio.map_or_else(blank, |ratio| format!("{ratio:.2}"));
     let (mut rate, mut rate_cost, mut utilization) = (blank(), blank(), blank());
     let max_rates = || turns.iter().filter_map(|turn| turn.max_rate.as_ref());
@@ -109,10 +116,10 @@ fn print_row(
             utilization = format!("{:.0}%", median(max_rates().map(|max_rate| max_rate.utilization)) * 100.0);
         }
     }
-    let memory = if is_direct { blank() } else { format!("{:.1}", measured.memory_mib) };
+    let memory = if is_direct { blank() } else { format!("{:.1}", peer_results.memory_mib) };
     println!(
         "{:<18}{cost:>24}{ratio:>22}{p50:>9.0}{p99:>9.0}{first:>9.0}{rate:>10}{rate_cost:>8}{max_rate_ratio:>7}{utilization:>6}{memory:>7}",
-        entry.name
+        compared_peer.name
     );
     if turns.iter().any(|turn| !turn.has_reached_rate) {
         println!("    not every round reached the rate");

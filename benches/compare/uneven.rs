@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use crate::harness::median;
-use crate::load::{Load, RequestSpec};
-use crate::peers::{Peer, Setup, StartedPeer};
-use crate::rounds::{Plan, current_thread_runtime, quantile};
-use crate::workload::{PACED_MS, Workload};
+use crate::load::{LoadGenerator, RequestSpec};
+use crate::peers::{Peer, PeerSetup, StartedPeer};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
+use crate::workload::{PACED_INTERVAL_MS, Workload};
 
 /// Small requests per second.
 const RATE: u32 = 500;
@@ -36,7 +36,7 @@ impl BackgroundLoad {
 }
 
 /// The results of a turn. Times of small requests are in µs.
-struct Turn {
+struct TurnResults {
     p50: f64,
     p99: f64,
     max: f64,
@@ -44,8 +44,8 @@ struct Turn {
     stream_throughput: f64,
 }
 
-pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
-    let setup = Setup { processors: "0,1", threads: 2, ..setup.clone() };
+pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
+    let setup = PeerSetup { processors: "0,1", threads: 2, ..setup.clone() };
     println!(
         "\nuneven: get, {RATE} requests/s over {LOAD_CLIENTS} connections beside long streams, two processors; \
          {} rounds of {} s in turns",
@@ -59,7 +59,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
     let started_peers: Vec<Option<StartedPeer>> =
         peers.iter().map(|peer| peer.start(&setup, &directory.path().join(peer.name()))).collect();
     for background_load in BackgroundLoad::ALL {
-        let mut turns: Vec<Vec<Turn>> = peers.iter().map(|_| Vec::new()).collect();
+        let mut turns: Vec<Vec<TurnResults>> = peers.iter().map(|_| Vec::new()).collect();
         for round in 0..plan.rounds {
             for turn in 0..peers.len() {
                 let index = (round + turn) % peers.len();
@@ -69,7 +69,7 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
             }
         }
         for (peer, turns) in peers.iter().zip(&turns) {
-            let median_of = |field: fn(&Turn) -> f64| median(turns.iter().map(field));
+            let median_of = |field: fn(&TurnResults) -> f64| median(turns.iter().map(field));
             println!(
                 "{:<18}{:<12}{:>12.0}{:>12.0}{:>12.0}{:>14.1}",
                 peer.name(),
@@ -84,13 +84,13 @@ pub fn measure(plan: &Plan, peers: &[Peer], setup: &Setup) {
 }
 
 async fn take_turn(
-    plan: &Plan,
-    setup: &Setup,
+    plan: &RoundPlan,
+    setup: &PeerSetup,
     started_peer: Option<&StartedPeer>,
     background_load: BackgroundLoad,
-) -> Turn {
+) -> TurnResults {
     let target = setup.target(started_peer);
-    // The streams begin before the small requests and end after them.
+    // The streams start before the small requests and end after them.
     let seconds = plan.seconds + 0.5;
     let (workload, count) = match background_load {
         BackgroundLoad::Nothing | BackgroundLoad::Paced(0) | BackgroundLoad::Fast(0) => (Workload::Stream, 0),
@@ -98,24 +98,26 @@ async fn take_turn(
         BackgroundLoad::Fast(count) => (Workload::Stream, count),
     };
     let stream_spec = RequestSpec::new(workload, target.key, seconds);
-    let mut streams = Load::open(&target, count, 1).await;
+    let mut streams = LoadGenerator::open(&target, count, 1).await;
     let stream_load = async {
         match workload {
-            Workload::Paced => streams.once_each(&stream_spec, Duration::from_millis(PACED_MS)).await,
+            Workload::Paced => {
+                streams.send_once_per_client(&stream_spec, Duration::from_millis(PACED_INTERVAL_MS)).await
+            }
             Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-                streams.saturating(&stream_spec, seconds).await
+                streams.send_saturating(&stream_spec, seconds).await
             }
         }
     };
     let request_spec = RequestSpec::new(Workload::Get, target.key, 0.0);
     let request_load = async {
         tokio::time::sleep(Duration::from_millis(250)).await;
-        let mut load = Load::open(&target, LOAD_CLIENTS, 1).await;
-        load.at_rate(&request_spec, RATE, plan.seconds).await
+        let mut load = LoadGenerator::open(&target, LOAD_CLIENTS, 1).await;
+        load.send_at_rate(&request_spec, RATE, plan.seconds).await
     };
     let (stream_results, mut results) = tokio::join!(stream_load, request_load);
     let bytes = stream_results.requests * stream_spec.response_bytes;
-    Turn {
+    TurnResults {
         p50: quantile(&mut results.total_times, 0.5),
         p99: quantile(&mut results.total_times, 0.99),
         max: quantile(&mut results.total_times, 1.0),

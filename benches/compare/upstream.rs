@@ -14,12 +14,14 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::http1;
 use crate::tls::Certificates;
-use crate::workload::{KEY, PACED_BYTES, PACED_MS, TEXT_BYTES, UPLOAD_BYTES, Workload};
+use crate::workload::{
+    PACED_CHUNK_BYTES, PACED_INTERVAL_MS, POOL_KEY, SPEECH_BODY_BYTES, UPLOAD_BODY_BYTES, Workload,
+};
 
-/// The time base of the stamps in paced streams. The provider and the clients are in the same process.
+/// The time base of the timestamps in paced streams. The provider and the clients are in the same process.
 pub static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-/// The number of digits of a stamp, which is the time of a piece in nanoseconds since `EPOCH`.
-pub const STAMP_DIGITS: usize = 16;
+/// The number of digits of a timestamp, which is the time of a chunk in nanoseconds since `EPOCH`.
+pub const TIMESTAMP_DIGITS: usize = 16;
 
 /// Bytes per chunk, similar to the chunks of the provider.
 const CHUNK_BYTES: usize = 8 * 1024;
@@ -47,7 +49,7 @@ impl Upstream {
     /// Starts the provider on a separate thread. It runs until the program ends.
     pub fn start(certificates: &Certificates) -> Self {
         LazyLock::force(&EPOCH);
-        let (listener, tls_listener) = (listener(), listener());
+        let (listener, tls_listener) = (bind_listener(), bind_listener());
         let counters = Arc::new(Counters::default());
         let upstream = Self {
             address: listener.local_addr().unwrap(),
@@ -59,8 +61,8 @@ impl Upstream {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let responses = Arc::new(PreparedResponses::new());
             runtime.block_on(async {
-                let plain = accept(listener, None, Arc::clone(&responses), Arc::clone(&counters));
-                tokio::join!(plain, accept(tls_listener, Some(acceptor), responses, counters));
+                let plain = accept_connections(listener, None, Arc::clone(&responses), Arc::clone(&counters));
+                tokio::join!(plain, accept_connections(tls_listener, Some(acceptor), responses, counters));
             });
         })
         .unwrap();
@@ -82,13 +84,13 @@ impl Upstream {
     }
 }
 
-fn listener() -> std::net::TcpListener {
+fn bind_listener() -> std::net::TcpListener {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     listener
 }
 
-async fn accept(
+async fn accept_connections(
     listener: std::net::TcpListener,
     acceptor: Option<TlsAcceptor>,
     responses: Arc<PreparedResponses>,
@@ -154,30 +156,30 @@ struct PreparedResponses {
 impl PreparedResponses {
     fn new() -> Self {
         let bytes = |workload: Workload| usize::try_from(workload.response_bytes(0.0)).unwrap();
-        let common = "HTTP/1.1 200 OK\r\ndate: Mon, 24 Nov 2025 10:00:00 GMT\r\nserver: uvicorn\r\n\
+        let common_headers = "HTTP/1.1 200 OK\r\ndate: Mon, 24 Nov 2025 10:00:00 GMT\r\nserver: uvicorn\r\n\
                       access-control-allow-origin: *\r\nstrict-transport-security: max-age=31536000\r\n\
                       x-trace-id: ################\r\nx-region: us-central1\r\nvia: 1.1 google\r\n\
                       alt-svc: h3=\":443\"; ma=2592000\r\n";
-        let speech = format!(
-            "{common}content-type: audio/mpeg\r\ncharacter-cost: 55\r\nrequest-id: Rq{blank}\r\n\
+        let speech_head = format!(
+            "{common_headers}content-type: audio/mpeg\r\ncharacter-cost: 55\r\nrequest-id: Rq{blank}\r\n\
              history-item-id: Hi{blank}\r\ntts-latency-ms: 180\r\ncurrent-concurrent-requests: 1\r\n\
              maximum-concurrent-requests: 1000\r\ntransfer-encoding: chunked\r\n",
             blank = "################"
         );
-        let json = |length: usize| {
+        let json_response = |length: usize| {
             let body = format!("{{\"stability\":0.5,\"style\":\"{}\"}}", "x".repeat(length - 28));
             assert_eq!(body.len(), length);
-            (format!("{common}content-type: application/json\r\ncontent-length: {length}\r\n"), body)
+            (format!("{common_headers}content-type: application/json\r\ncontent-length: {length}\r\n"), body)
         };
-        let (get, settings) = json(bytes(Workload::Get));
-        let (upload, words) = json(bytes(Workload::Upload));
-        let upload = upload + "character-cost: 90\r\nrequest-id: Rq################\r\n";
+        let (get_head, get_body) = json_response(bytes(Workload::Get));
+        let (upload_head, upload_body) = json_response(bytes(Workload::Upload));
+        let upload_head = upload_head + "character-cost: 90\r\nrequest-id: Rq################\r\n";
         Self {
-            get: PreparedResponse::new(&get, settings.as_bytes()),
-            tts: PreparedResponse::new(&speech, &chunked_audio(bytes(Workload::Tts))),
-            stream: PreparedResponse::new(&speech, &chunked_audio(bytes(Workload::Stream))),
-            upload: PreparedResponse::new(&upload, words.as_bytes()),
-            paced: PreparedResponse::new(&speech, &[]),
+            get: PreparedResponse::new(&get_head, get_body.as_bytes()),
+            tts: PreparedResponse::new(&speech_head, &chunked_audio(bytes(Workload::Tts))),
+            stream: PreparedResponse::new(&speech_head, &chunked_audio(bytes(Workload::Stream))),
+            upload: PreparedResponse::new(&upload_head, upload_body.as_bytes()),
+            paced: PreparedResponse::new(&speech_head, &[]),
         }
     }
 }
@@ -207,7 +209,7 @@ async fn serve(
     loop {
         buffer.clear();
         let end = loop {
-            read_some(&mut stream, &mut buffer).await?;
+            read_bytes(&mut stream, &mut buffer).await?;
             if let Some(end) = http1::head_length(&buffer) {
                 break end;
             }
@@ -218,13 +220,13 @@ async fn serve(
             (has_only_the_pool_key(head), http1::parse_body_framing(head), ReceivedRequest::parse(head));
         let mut body_bytes = 0;
         let mut payload = |chunk: &[u8]| body_bytes += chunk.len();
-        let consumed = body.consume(first_bytes, &mut payload);
-        assert_eq!(consumed, first_bytes.len(), "requests must not be pipelined");
+        let consumed_bytes = body.consume(first_bytes, &mut payload);
+        assert_eq!(consumed_bytes, first_bytes.len(), "requests must not be pipelined");
         while !body.is_complete() {
             buffer.clear();
-            read_some(&mut stream, &mut buffer).await?;
-            let consumed = body.consume(&buffer, &mut payload);
-            assert_eq!(consumed, buffer.len(), "requests must not be pipelined");
+            read_bytes(&mut stream, &mut buffer).await?;
+            let consumed_bytes = body.consume(&buffer, &mut payload);
+            assert_eq!(consumed_bytes, buffer.len(), "requests must not be pipelined");
         }
         if !has_only_the_pool_key || body_bytes != received_request.body_bytes() {
             counters.invalid_requests.fetch_add(1, Relaxed);
@@ -243,21 +245,22 @@ async fn serve(
 }
 
 /// Reads at least one byte. Returns `None` at the end of the connection.
-async fn read_some(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<()> {
+async fn read_bytes(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> Option<()> {
     (stream.read_buf(buffer).await.ok()? > 0).then_some(())
 }
 
-/// Writes `chunks` pieces, each at its scheduled time and with a stamp of its actual time.
+/// Writes this number of chunks, each at its scheduled time and with a timestamp of its actual time.
 async fn write_paced_chunks(stream: &mut (impl AsyncWrite + Unpin), chunks: u32) -> Option<()> {
-    let begin = Instant::now();
-    let mut chunk = format!("{PACED_BYTES:x}\r\n").into_bytes();
-    let stamp = chunk.len();
-    chunk.resize(stamp + usize::try_from(PACED_BYTES).unwrap(), 0xaa);
+    let started_at = Instant::now();
+    let mut chunk = format!("{PACED_CHUNK_BYTES:x}\r\n").into_bytes();
+    let timestamp_start = chunk.len();
+    chunk.resize(timestamp_start + usize::try_from(PACED_CHUNK_BYTES).unwrap(), 0xaa);
     chunk.extend(b"\r\n");
     for number in 0..chunks {
-        tokio::time::sleep_until((begin + Duration::from_millis(PACED_MS) * number).into()).await;
+        tokio::time::sleep_until((started_at + Duration::from_millis(PACED_INTERVAL_MS) * number).into())
+            .await;
         let now = format!("{:016}", EPOCH.elapsed().as_nanos());
-        chunk[stamp..stamp + STAMP_DIGITS].copy_from_slice(now.as_bytes());
+        chunk[timestamp_start..timestamp_start + TIMESTAMP_DIGITS].copy_from_slice(now.as_bytes());
         stream.write_all(&chunk).await.ok()?;
         stream.flush().await.ok()?;
     }
@@ -267,21 +270,21 @@ async fn write_paced_chunks(stream: &mut (impl AsyncWrite + Unpin), chunks: u32)
 
 /// Returns whether the head has the key of the pool and no credential of the client.
 fn has_only_the_pool_key(head: &[u8]) -> bool {
-    let mut keys = 0;
+    let mut key_count = 0;
     for (name, value) in http1::headers(head) {
         match name.len() {
             10 if name.eq_ignore_ascii_case(b"xi-api-key") => {
-                if !value.starts_with(KEY.as_bytes()) {
+                if !value.starts_with(POOL_KEY.as_bytes()) {
                     return false;
                 }
-                keys += 1;
+                key_count += 1;
             }
             13 if name.eq_ignore_ascii_case(b"authorization") => return false,
             16 if name.eq_ignore_ascii_case(b"x-keychoir-token") => return false,
             _ => {}
         }
     }
-    keys == 1
+    key_count == 1
 }
 
 #[derive(Clone, Copy)]
@@ -297,15 +300,15 @@ impl ReceivedRequest {
     fn body_bytes(self) -> usize {
         match self {
             Self::Get => 0,
-            Self::Tts | Self::Stream | Self::Paced(_) => TEXT_BYTES,
-            Self::Upload => UPLOAD_BYTES,
+            Self::Tts | Self::Stream | Self::Paced(_) => SPEECH_BODY_BYTES,
+            Self::Upload => UPLOAD_BODY_BYTES,
         }
     }
 
     fn parse(head: &[u8]) -> Self {
         let line = std::str::from_utf8(&head[..memchr::memchr(b'\r', head).unwrap()]).unwrap();
         let target = line.split(' ').nth(1).unwrap();
-        let chunks = target.split_once("pieces=").map(|(_, chunks)| chunks.parse().unwrap());
+        let chunks = target.split_once("chunks=").map(|(_, chunks)| chunks.parse().unwrap());
         match chunks {
             Some(chunks) => Self::Paced(chunks),
             None if line.starts_with("GET ") => Self::Get,

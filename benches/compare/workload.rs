@@ -4,18 +4,18 @@
 use std::sync::Arc;
 
 /// The first key of the pool. Further keys append `_1`, `_2` and so on.
-pub const KEY: &str = "sk_bench_key_of_the_pool";
+pub const POOL_KEY: &str = "sk_bench_key_of_the_pool";
 /// The first client token, which clients send as their key. Further tokens append `_1`, `_2` and so on.
-pub const TOKEN: &str = "a-token-of-the-client-0123456789";
+pub const CLIENT_TOKEN: &str = "a-token-of-the-client-0123456789";
 /// The size of a chunk of a paced stream.
-pub const PACED_BYTES: u64 = 1024;
+pub const PACED_CHUNK_BYTES: u64 = 1024;
 /// The interval between chunks of a paced stream.
-pub const PACED_MS: u64 = 20;
+pub const PACED_INTERVAL_MS: u64 = 20;
 
 /// The length of the body of a speech request.
-pub const TEXT_BYTES: usize = 200;
+pub const SPEECH_BODY_BYTES: usize = 200;
 /// The length of the body of an upload.
-pub const UPLOAD_BYTES: usize = 10 * 1024 * 1024;
+pub const UPLOAD_BODY_BYTES: usize = 10 * 1024 * 1024;
 
 /// A kind of request that the benchmark sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,14 +92,14 @@ impl Workload {
             Self::Tts => 16 * 1024,
             Self::Stream => 1024 * 1024,
             Self::Upload => 120,
-            Self::Paced => (seconds * 1e3) as u64 / PACED_MS * PACED_BYTES,
+            Self::Paced => (seconds * 1e3) as u64 / PACED_INTERVAL_MS * PACED_CHUNK_BYTES,
         }
     }
 
     /// Returns a complete request as the provider's Python SDK sends it with this key.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
-        let chunks = self.response_bytes(seconds) / PACED_BYTES;
+        let chunks = self.response_bytes(seconds) / PACED_CHUNK_BYTES;
         let (target, content, body) = match self {
             Self::Get => (format!("GET /v1/voices/{voice}/settings"), "", Vec::new()),
             Self::Tts => {
@@ -114,7 +114,7 @@ impl Workload {
                 ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", upload_body())
             }
             Self::Paced => {
-                let path = format!("POST /v1/text-to-speech/{voice}/stream?pieces={chunks}");
+                let path = format!("POST /v1/text-to-speech/{voice}/stream?chunks={chunks}");
                 (path, "application/json", speech_body())
             }
         };
@@ -137,7 +137,7 @@ impl Workload {
 fn speech_body() -> Vec<u8> {
     let plain =
         r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;
-    format!("{plain}{}}}", " ".repeat(TEXT_BYTES - 1 - plain.len())).into_bytes()
+    format!("{plain}{}}}", " ".repeat(SPEECH_BODY_BYTES - 1 - plain.len())).into_bytes()
 }
 
 /// Returns the body of an upload: a form with an audio file.
@@ -147,7 +147,7 @@ fn upload_body() -> Vec<u8> {
         content-type: audio/mpeg\r\n\r\n"
         .to_vec();
     let end = b"\r\n--b0b0b0--\r\n";
-    form.resize(UPLOAD_BYTES - end.len(), 0x55);
+    form.resize(UPLOAD_BODY_BYTES - end.len(), 0x55);
     form.extend(end);
     form
 }

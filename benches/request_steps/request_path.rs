@@ -160,11 +160,11 @@ impl RequestPath {
         let served =
             ServedAttempt { request: Some(&request), began_at: lease.reserved_at(), is_charged: true };
         black_box(pool.record_service(&roster, lease.key(), served, now));
-        let reported = ReportedCost::from_headers(&response_headers);
-        lease.record_concurrency_limit(reported.max_concurrent.unwrap());
-        black_box(pool.charge(&roster, &mut lease, reported.credits.unwrap(), now));
+        let reported_cost = ReportedCost::from_headers(&response_headers);
+        lease.record_concurrency_limit(reported_cost.max_concurrent.unwrap());
+        black_box(pool.charge(&roster, &mut lease, reported_cost.credits.unwrap(), now));
         if let Some(permit) = permit {
-            black_box(permit.charge(ChargeOutcome::Served, reported.credits, now));
+            black_box(permit.charge(ChargeOutcome::Served, reported_cost.credits, now));
         }
         strip_response(&mut response_headers);
         redact_headers(&mut response_headers, &self.redactor);

@@ -15,8 +15,8 @@ const MARKER: &str = "sk_marker_5d41402abc4b2a76b9719d911017c592";
 #[derive(Arbitrary, Debug)]
 struct Case {
     message: Message,
-    /// The lengths of the pieces, except the last piece.
-    piece_lengths: Vec<u8>,
+    /// The lengths of the chunks, except the last one.
+    chunk_lengths: Vec<u8>,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -142,11 +142,11 @@ fn object_to_json(members: &[Member]) -> String {
     text + "}"
 }
 
-fn blank_credentials(message: &[u8], piece_lengths: &[u8]) -> Vec<u8> {
+fn blank_credentials(message: &[u8], chunk_lengths: &[u8]) -> Vec<u8> {
     let (mut blanker, mut output, mut rest) = (CredentialBlanker::default(), Vec::new(), message);
-    for length in piece_lengths {
-        let (piece, following) = rest.split_at(usize::from(*length).min(rest.len()));
-        blanker.process(piece, &mut output);
+    for length in chunk_lengths {
+        let (chunk, following) = rest.split_at(usize::from(*length).min(rest.len()));
+        blanker.process(chunk, &mut output);
         assert!(output.len() <= message.len() - following.len(), "the output must not be longer than the input");
         rest = following;
     }
@@ -155,11 +155,11 @@ fn blank_credentials(message: &[u8], piece_lengths: &[u8]) -> Vec<u8> {
     output
 }
 
-fn count_characters(message: &[u8], piece_lengths: &[u8]) -> u64 {
+fn count_characters(message: &[u8], chunk_lengths: &[u8]) -> u64 {
     let (mut counter, mut rest) = (ContentCounter::default(), message);
-    for length in piece_lengths {
-        let (piece, following) = rest.split_at(usize::from(*length).min(rest.len()));
-        counter.process(piece);
+    for length in chunk_lengths {
+        let (chunk, following) = rest.split_at(usize::from(*length).min(rest.len()));
+        counter.process(chunk);
         rest = following;
     }
     counter.process(rest);
@@ -178,10 +178,10 @@ fuzz_target!(|case: Case| {
         Message::Bytes(bytes) => (bytes.clone(), false),
         Message::Object(members) => (object_to_json(members).into_bytes(), true),
     };
-    let output = blank_credentials(&message, &case.piece_lengths);
+    let output = blank_credentials(&message, &case.chunk_lengths);
     assert_eq!(output.len(), message.len());
     assert_eq!(output, blank_credentials(&message, &[]), "the output must not depend on the split");
-    let characters = count_characters(&message, &case.piece_lengths);
+    let characters = count_characters(&message, &case.chunk_lengths);
     assert_eq!(characters, count_characters(&message, &[]), "the count must not depend on the split");
     // A generated object fails to parse only if it is nested too deeply.
     let Ok(mut expected) = serde_json::from_slice::<Map<String, Value>>(&message) else { return };
@@ -198,5 +198,5 @@ fuzz_target!(|case: Case| {
             "the output must not contain a credential"
         );
     }
-    assert_eq!(blank_credentials(&output, &case.piece_lengths), output, "blanking must be idempotent");
+    assert_eq!(blank_credentials(&output, &case.chunk_lengths), output, "blanking must be idempotent");
 });

@@ -20,19 +20,19 @@ struct Case {
     split: u16,
     code: u16,
     reason: String,
-    /// The lengths of the validated pieces.
-    piece_lengths: Vec<u8>,
+    /// The lengths of the validated chunks.
+    chunk_lengths: Vec<u8>,
 }
 
-/// Validates a stream in pieces of these lengths and a last piece with the remaining bytes.
-fn validate_in_pieces(sender: Sender, stream: &[u8], piece_lengths: &[u8]) -> ValidationResult {
+/// Validates a stream in chunks of these lengths and a last chunk with the remaining bytes.
+fn validate_in_chunks(sender: Sender, stream: &[u8], chunk_lengths: &[u8]) -> ValidationResult {
     let (mut validator, mut total, mut rest) =
         (FrameValidator::new(sender), ValidationResult { valid_length: 0, end: None }, stream);
-    let mut lengths = piece_lengths.iter().map(|length| usize::from(*length)).chain(std::iter::repeat(usize::MAX));
+    let mut lengths = chunk_lengths.iter().map(|length| usize::from(*length)).chain(std::iter::repeat(usize::MAX));
     while !rest.is_empty() {
-        let (piece, following) = rest.split_at(lengths.next().unwrap_or(1).clamp(1, rest.len()));
-        let result = validator.validate(piece);
-        assert!(result.valid_length <= piece.len());
+        let (chunk, following) = rest.split_at(lengths.next().unwrap_or(1).clamp(1, rest.len()));
+        let result = validator.validate(chunk);
+        assert!(result.valid_length <= chunk.len());
         total = ValidationResult { valid_length: total.valid_length + result.valid_length, end: result.end };
         rest = following;
     }
@@ -40,13 +40,13 @@ fn validate_in_pieces(sender: Sender, stream: &[u8], piece_lengths: &[u8]) -> Va
 }
 
 fuzz_target!(|case: Case| {
-    let Case { bytes, mask, offset, split, code, reason, piece_lengths } = case;
+    let Case { bytes, mask, offset, split, code, reason, chunk_lengths } = case;
     for sender in [Sender::Client, Sender::Server] {
-        let (whole, pieces) =
-            (validate_in_pieces(sender, &bytes, &[]), validate_in_pieces(sender, &bytes, &piece_lengths));
-        assert_eq!(whole.end, pieces.end, "the result must not depend on the split");
+        let (whole, chunks) =
+            (validate_in_chunks(sender, &bytes, &[]), validate_in_chunks(sender, &bytes, &chunk_lengths));
+        assert_eq!(whole.end, chunks.end, "the result must not depend on the split");
         if let Some(StreamEnd::Closed { .. }) = whole.end {
-            assert_eq!(whole.valid_length, pieces.valid_length);
+            assert_eq!(whole.valid_length, chunks.valid_length);
         }
     }
     match parse_header(&bytes) {
@@ -60,28 +60,28 @@ fuzz_target!(|case: Case| {
                 Some((header, length)),
                 "bytes after the header must be ignored"
             );
-            let mut encoded = Vec::new();
-            header.encode(&mut encoded);
-            assert!(encoded.len() <= length, "the encoded header must have the shortest form");
-            assert_eq!(parse_header(&encoded), Some((header, encoded.len())));
+            let mut encoded_header = Vec::new();
+            header.encode(&mut encoded_header);
+            assert!(encoded_header.len() <= length, "the encoded header must have the shortest form");
+            assert_eq!(parse_header(&encoded_header), Some((header, encoded_header.len())));
             let masked_header = FrameHeader { mask: Some(mask), length: offset, ..header };
-            encoded.clear();
-            masked_header.encode(&mut encoded);
-            assert_eq!(parse_header(&encoded), Some((masked_header, encoded.len())));
+            encoded_header.clear();
+            masked_header.encode(&mut encoded_header);
+            assert_eq!(parse_header(&encoded_header), Some((masked_header, encoded_header.len())));
         }
         None => assert!(bytes.len() < MAX_HEADER_BYTES),
     }
 
-    let mut pieces = bytes.clone();
-    let (start, end) = pieces.split_at_mut(usize::from(split).min(bytes.len()));
+    let mut chunks = bytes.clone();
+    let (start, end) = chunks.split_at_mut(usize::from(split).min(bytes.len()));
     let end_offset = offset.wrapping_add(start.len() as u64);
     apply_mask(start, mask, offset);
     apply_mask(end, mask, end_offset);
     let expected =
         bytes.iter().enumerate().map(|(at, byte)| byte ^ mask[(offset as usize).wrapping_add(at) % 4]);
-    assert!(pieces.iter().copied().eq(expected));
-    apply_mask(&mut pieces, mask, offset);
-    assert_eq!(pieces, bytes, "masking twice must restore the bytes");
+    assert!(chunks.iter().copied().eq(expected));
+    apply_mask(&mut chunks, mask, offset);
+    assert_eq!(chunks, bytes, "masking twice must restore the bytes");
 
     let _ = parse_close(&bytes);
     let payload = close_payload(code, &reason);

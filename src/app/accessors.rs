@@ -1,4 +1,4 @@
-//! What the running program tells about itself.
+//! Read access to the state of the running program, for the command line and tests.
 
 use std::net::SocketAddr;
 

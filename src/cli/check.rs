@@ -112,7 +112,7 @@ fn print_json(loaded: &LoadedConfig, start: &[Finding], network: &[Finding]) {
         "status": diagnosis::worst(&findings),
         "starts": diagnosis::worst(start) != Severity::Problem,
         "file": loaded.file,
-        "files": loaded.files.existing().collect::<Vec<_>>(),
+        "files": loaded.contents.stamps().existing().collect::<Vec<_>>(),
         "keys": keys.collect::<Vec<_>>(),
         "findings": findings,
     }));

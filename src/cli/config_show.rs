@@ -110,7 +110,8 @@ fn secrets(config: &Config) -> [SecretPresence; 2] {
 }
 
 fn to_json(loaded: &LoadedConfig) -> Value {
-    let LoadedConfig { config, warnings, file, files, .. } = loaded;
+    let LoadedConfig { config, warnings, file, contents, .. } = loaded;
+    let files = contents.stamps();
     let keys: Vec<_> = config.keys.iter().map(|key| ListedConfigKey::new(key, config)).collect();
     let secrets = secrets(config).into_iter();
     json!({

@@ -127,7 +127,8 @@ fn load(overrides: &Overrides) -> Result<LoadedConfig, ExitCode> {
 
 /// Describes the files from which the configuration was loaded.
 fn describe_files(loaded: &LoadedConfig) -> String {
-    let paths: Vec<String> = loaded.files.existing().map(|path| path.display().to_string()).collect();
+    let files = loaded.contents.stamps();
+    let paths: Vec<String> = files.existing().map(|path| path.display().to_string()).collect();
     match (&loaded.file, paths.as_slice()) {
         (None, []) => "No configuration file: defaults and the environment".to_owned(),
         (None, paths) => format!("No configuration file; read {}", paths.join(", ")),

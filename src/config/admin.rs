@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::StateDirectory;
 use super::host_port::HostPort;
-use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::keys::CREDENTIALS;
 use super::listen::ListenAddress;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::{ReadFileError, ValueSources};
+use super::value_file::unreadable_file_error;
 use super::variables;
 use crate::secret::AdminTokenFingerprint;
 

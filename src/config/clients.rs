@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 
 use super::document::TableEntry;
-use super::keys::{KeyConfig, check_name, read_secret_file, unreadable_file_error};
+use super::keys::{KeyConfig, check_name};
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::rules;
 use super::source::ValueSources;
 use super::value::BaseFolders;
+use super::value_file::{read_secret_file, unreadable_file_error};
 use super::variables::CLIENT_TOKEN_FILE;
 use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
 use crate::policy::units::UnixMs;

@@ -11,9 +11,10 @@ use super::key_format::KeyProvider;
 use super::key_list::{self, KeyListFormat};
 use super::mask::{looks_like_secret, quote_masked};
 use super::problem::{Problem, Report, SourceSpan, ValueError, ValueOrigin};
-use super::proxy::{self, ProxySetting};
+use super::proxy::ProxySetting;
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
+use super::value_file::{conflicting_settings_error, read_secret_file, unreadable_file_error};
 use crate::policy::key_state::KeyOrigin;
 use crate::secret::ApiKey;
 
@@ -177,7 +178,7 @@ pub(super) fn find_keys(
     }
     if let (Some(config_file), Some(first)) = (config_file, entries.first()) {
         let is_selected = search.select(KeyListSource::ConfigFile(config_file), &first.span);
-        search.add_entries(entries.iter(), KeyOrigin::File, is_selected);
+        search.add_entries(&entries.iter().collect::<Vec<_>>(), KeyOrigin::File, is_selected);
     }
     search.found
 }
@@ -208,15 +209,6 @@ impl KeySearch<'_> {
 
     fn report_problem(&mut self, span: &SourceSpan, error: ValueError) {
         self.report.problems.push(span.problem(error));
-    }
-
-    /// Appends the keys of the overlay's entries.
-    pub(super) fn add_managed_entries(&mut self, entries: &[&TableEntry<'_>]) {
-        for entry in entries {
-            entry.parse_time("changed_at", &mut self.report.problems);
-            entry.parse_bool("left_out", &mut self.report.problems);
-        }
-        self.add_entries(entries.iter().copied(), KeyOrigin::Managed, true);
     }
 
     fn add_list(&mut self, text: &str, format: KeyListFormat, origin: KeyOrigin, span: &SourceSpan) {
@@ -257,18 +249,13 @@ impl KeySearch<'_> {
 
     /// Validates the entries, and adds their keys if this source is selected. Otherwise, their key
     /// files are not read.
-    fn add_entries<'e>(
-        &mut self,
-        entries: impl Iterator<Item = &'e TableEntry<'e>>,
-        origin: KeyOrigin,
-        is_selected: bool,
-    ) {
+    pub(super) fn add_entries(&mut self, entries: &[&TableEntry<'_>], origin: KeyOrigin, is_selected: bool) {
         let found_keys = self.found.keys.iter().enumerate();
         let mut names: HashMap<String, usize> =
             found_keys.clone().filter_map(|(index, key)| Some((key.name.clone()?, index))).collect();
         let mut keys: HashMap<_, _> = found_keys.map(|(index, key)| (key.key.fingerprint(), index)).collect();
         let offset = self.found.keys.len();
-        for (index, entry) in entries.enumerate() {
+        for (index, entry) in entries.iter().enumerate() {
             let index = offset + index;
             let problems = &mut self.report.problems;
             entry.check_names(
@@ -355,7 +342,7 @@ fn read_entry_proxy(
         return proxy.unwrap_or_default();
     };
     if proxy.is_some() {
-        problems.push(span.problem(proxy::conflicting_proxies_error("proxy", "proxy_file")));
+        problems.push(span.problem(conflicting_settings_error("proxy", "proxy_file")));
     }
     let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
     parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
@@ -373,23 +360,6 @@ fn parse_single_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<St
         (Some(key), _) => Ok((key, list.corrections)),
         (None, error) => Err(error.unwrap_or_else(|| ValueError::new(key_list::NO_KEY))),
     }
-}
-
-/// Reads a file that an entry names. No message contains the file name, because the operator may
-/// have written a secret in its place.
-pub(super) fn read_secret_file(
-    sources: &ValueSources<'_>,
-    folders: BaseFolders<'_>,
-    path: &str,
-) -> Result<String, ValueError> {
-    (sources.read_file)(&folders.resolve(path)?).map_err(|reason| {
-        unreadable_file_error("the file", &reason)
-            .advise("a relative path starts at the folder of the configuration file")
-    })
-}
-
-pub(super) fn unreadable_file_error(subject: &str, reason: &ReadFileError) -> ValueError {
-    ValueError::new(format!("{subject} cannot be read: {reason}"))
 }
 
 /// Checks the name of a key, workspace or client. Names appear in logs, metrics and usage records, so

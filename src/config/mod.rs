@@ -14,6 +14,7 @@ mod setting;
 mod setting_values;
 mod socket_base;
 mod value;
+mod value_file;
 mod variables;
 
 mod clients;
@@ -134,9 +135,7 @@ pub struct LoadedConfig {
     pub file: Option<PathBuf>,
     /// Whether this file contains keys or tokens.
     pub file_contains_secrets: bool,
-    /// The metadata of every file that was read or searched.
-    pub files: FileStamps,
-    /// The content of these files.
+    /// The content of every file that was read or searched, with its metadata.
     pub contents: FileContents,
 }
 
@@ -188,7 +187,6 @@ pub fn load_with_files(
     let mut loaded = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
     loaded.contents = contents.into_inner();
-    loaded.files = loaded.contents.stamps();
     loaded.warnings.extend(permissions::check(&loaded, credentials.as_deref()));
     if loaded.file.is_none() && Path::new(FILE_NAME).exists() {
         let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));

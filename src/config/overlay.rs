@@ -14,13 +14,14 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 pub use directory::{FileError, KEYS_DIRECTORY, LockError, StateDirectory, StateLock};
 pub use reader::PausedKeyConfig;
 pub(super) use reader::{add_keys, apply_clients, check_removed, parse_generation, parse_paused_keys};
 
 use crate::policy::client::Rules;
+use crate::policy::rfc3339;
 use crate::policy::units::UnixMs;
 
 /// The contents of the overlay.
@@ -61,12 +62,7 @@ pub struct ManagedKey {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
     /// The time of its last change, which can be ahead of the clock.
-    #[serde(
-        default,
-        skip_serializing_if = "is_zero",
-        serialize_with = "write_time",
-        deserialize_with = "read_time"
-    )]
+    #[serde(default, skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
     /// Whether the key is not used, because the entry of another replica conflicts with the configuration file of
     /// this machine.
@@ -83,26 +79,16 @@ pub struct PausedKey {
     /// The short form of the key, for readers of the file.
     pub short_key: String,
     /// The start of the pause.
-    #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
+    #[serde(with = "rfc3339")]
     pub since: UnixMs,
     /// The time at which the key is resumed, or `None` if only an operator resumes it.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "write_optional_time",
-        deserialize_with = "read_optional_time"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub until: Option<UnixMs>,
     /// The operator's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The time of its last change, which can be ahead of the clock.
-    #[serde(
-        default,
-        skip_serializing_if = "is_zero",
-        serialize_with = "write_time",
-        deserialize_with = "read_time"
-    )]
+    #[serde(default, skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
 }
 
@@ -135,7 +121,7 @@ pub struct RemovedEntry {
     /// The fingerprint of the key, or the name of the client.
     pub id: String,
     /// The time of the removal, which can be ahead of the clock.
-    #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
+    #[serde(with = "rfc3339")]
     pub changed_at: UnixMs,
 }
 
@@ -150,21 +136,13 @@ pub struct ManagedClient {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
     /// The time at which the token expires, even if the token is that of the configuration file.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "write_optional_time",
-        deserialize_with = "read_optional_time"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub expires_at: Option<UnixMs>,
     /// SHA-256 of the token before the last rotation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_token_sha256: Option<String>,
     /// The time at which the previous token expires.
-    #[serde(
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "write_optional_time",
-        deserialize_with = "read_optional_time"
-    )]
+    #[serde(skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub previous_token_expires_at: Option<UnixMs>,
     /// SHA-256 of the token in the configuration file that the rotation or revocation replaced. A different token
     /// in the file was written later.
@@ -174,7 +152,7 @@ pub struct ManagedClient {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,
     /// The time of its last change, which can be ahead of the clock.
-    #[serde(skip_serializing_if = "is_zero", serialize_with = "write_time", deserialize_with = "read_time")]
+    #[serde(skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
     /// Whether the entry has no effect, because the entry of another replica conflicts with the configuration file
     /// of this machine.
@@ -249,6 +227,16 @@ const FIRST_LINE: &str = "# Written by Keychoir (`keychoir keys`, `keychoir clie
      Keychoir runs.\n";
 
 impl Overlay {
+    /// Returns whether an entry with this name has no effect on this machine. Pauses are never left out.
+    #[must_use]
+    pub fn is_left_out(&self, kind: EntryKind, name: &str) -> bool {
+        match kind {
+            EntryKind::Key => self.keys.iter().any(|entry| entry.left_out && entry.name == name),
+            EntryKind::Client => self.clients.iter().any(|entry| entry.left_out && entry.name == name),
+            EntryKind::PausedKey => false,
+        }
+    }
+
     /// Parses the overlay. Loading the configuration validates its values and reports mistakes with their
     /// positions.
     ///
@@ -273,25 +261,4 @@ impl Overlay {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference to the field")]
 fn is_zero(time: &UnixMs) -> bool {
     *time == UnixMs(0)
-}
-
-fn write_time<S: Serializer>(time: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.rfc3339())
-}
-
-fn read_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UnixMs, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    UnixMs::parse(&text).ok_or_else(|| de::Error::custom("this is not an RFC 3339 time"))
-}
-
-#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-fn write_optional_time<S: Serializer>(time: &Option<UnixMs>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => write_time(time, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
-fn read_optional_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<UnixMs>, D::Error> {
-    read_time(deserializer).map(Some)
 }

@@ -131,11 +131,6 @@ fn parse_credentials(userinfo: &str, scheme: ProxyScheme) -> Result<ProxyCredent
     Ok(ProxyCredentials::new(&user, &password))
 }
 
-/// Returns the error for a proxy that is set both directly and by a file.
-pub(super) fn conflicting_proxies_error(setting: &str, file: &str) -> ValueError {
-    ValueError::new(format!("both `{setting}` and `{file}` are set")).advise("remove one of them")
-}
-
 /// A proxy that an environment variable specifies.
 #[derive(Clone, Debug)]
 struct EnvironmentProxy {

@@ -10,9 +10,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::base_url::{parse_host, split_port};
-use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::keys::CREDENTIALS;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::{ReadFileError, ValueSources};
+use super::value_file::{read_value_file, unreadable_file_error};
 use crate::policy::forward_proxy::percent_decode;
 use crate::policy::redis_url::{
     REDIS_PORT, RedisAddress, RedisRoute, RedisTransport, RedisUrl, SENTINEL_PORT, SentinelRoute,
@@ -76,18 +77,10 @@ impl RedisConfig {
             }
             return;
         };
-        let span = spans.get("redis.url_file").cloned();
-        let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
-        let parsed = (sources.read_file)(path)
-            .map_err(|reason| unreadable_file_error("the file", &reason))
-            .and_then(|text| parse_file(&text));
-        match parsed {
-            Ok(_) if self.url.url().is_some() => {
-                let error = ValueError::new("both `redis.url` and `redis.url_file` are set");
-                report.problems.push(span.problem(error.advise("remove one of them")));
-            }
-            Ok(url) => self.url = url,
-            Err(error) => report.problems.push(span.problem(error)),
+        let names = ["redis.url", "redis.url_file"];
+        let is_set = self.url.url().is_some();
+        if let Some(url) = read_value_file(path, names, is_set, sources, spans, report, parse_file) {
+            self.url = url;
         }
     }
 

@@ -41,7 +41,8 @@ impl FileContents {
     }
 
     /// Returns the metadata of the files.
-    pub(super) fn stamps(&self) -> FileStamps {
+    #[must_use]
+    pub fn stamps(&self) -> FileStamps {
         FileStamps(self.0.iter().map(|(path, content)| (path.clone(), content.stamp)).collect())
     }
 

@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Contents, Document, OverlayContents, TableEntry};
 use super::key_format::KeyProvider;
-use super::keys::{FoundKeys, KeySearch, find_keys, unreadable_file_error};
+use super::keys::{FoundKeys, KeySearch, find_keys};
 use super::listen::ListenAddresses;
 use super::mask::quote_masked;
 use super::problem::{Problem, Problems, Report, SourceSpan, ValueError, ValueOrigin};
-use super::proxy::{self, EnvironmentProxies, ProxySetting};
-use super::reload::{FileContents, FileStamps};
+use super::proxy::{EnvironmentProxies, ProxySetting};
+use super::reload::FileContents;
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
 use super::value::{BaseFolders, RawValue};
+use super::value_file::{read_value_file, unreadable_file_error};
 use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clients, overlay, variables};
 
 /// Resolves the layers in `sources` and `overrides`.
@@ -165,8 +166,8 @@ impl MergedLayers {
         match Problems::new(syntax_errors) {
             Some(problems) => Err(problems),
             None => {
-                let (files, contents) = (FileStamps::default(), FileContents::default());
-                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, files, contents })
+                let contents = FileContents::default();
+                Ok(LoadedConfig { config, warnings, file, file_contains_secrets, contents })
             }
         }
     }
@@ -294,25 +295,15 @@ impl ConfigDraft {
     /// Reads the proxies in the files that settings name.
     fn read_proxy_files(&mut self, sources: &ValueSources<'_>) {
         let Config { upstream, supabase, .. } = &mut self.config;
-        for (setting, path, [name, file_name]) in [
+        for (proxy, path, names) in [
             (&mut upstream.proxy, &upstream.proxy_file, PROXY_SETTINGS[0]),
             (&mut supabase.proxy, &supabase.proxy_file, PROXY_SETTINGS[1]),
         ] {
             let Some(path) = path else { continue };
-            let span = self.spans.get(file_name).cloned();
-            let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.clone())));
-            let parsed = (sources.read_file)(path)
-                .map_err(|reason| unreadable_file_error("the file", &reason))
-                .and_then(|text| text.parse());
-            match parsed {
-                Ok(_) if *setting != ProxySetting::Inherited => {
-                    self.report
-                        .problems
-                        .push(span.problem(proxy::conflicting_proxies_error(name, file_name)));
-                }
-                Ok(parsed) => *setting = parsed,
-                Err(error) => self.report.problems.push(span.problem(error)),
-            }
+            let is_set = *proxy != ProxySetting::Inherited;
+            let value =
+                read_value_file(path, names, is_set, sources, &self.spans, &mut self.report, str::parse);
+            *proxy = value.unwrap_or_else(|| std::mem::take(proxy));
         }
     }
 
@@ -331,19 +322,18 @@ impl ConfigDraft {
     /// Whether the configuration file contains the password of a proxy.
     fn file_contains_proxy_credentials(&self) -> bool {
         let Config { upstream, supabase, .. } = &self.config;
-        [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])].iter().any(
-            |(setting, [name, _])| {
-                let span =
-                    self.spans.get(name).filter(|span| matches!(span.origin, ValueOrigin::Line { .. }));
-                setting.has_credentials() && span.is_some()
-            },
-        )
+        [(&upstream.proxy, PROXY_SETTINGS[0]), (&supabase.proxy, PROXY_SETTINGS[1])]
+            .iter()
+            .any(|(proxy, [name, _])| proxy.has_credentials() && self.is_in_file(name))
     }
 
     /// Whether the configuration file contains the password of Redis.
     fn file_contains_redis_password(&self) -> bool {
-        let span = self.spans.get("redis.url");
-        self.config.redis.url.has_credentials()
-            && span.is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
+        self.config.redis.url.has_credentials() && self.is_in_file("redis.url")
+    }
+
+    /// Whether the configuration file sets this setting, and no later layer overrides it.
+    fn is_in_file(&self, name: &str) -> bool {
+        self.spans.get(name).is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
     }
 }

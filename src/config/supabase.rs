@@ -9,12 +9,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::base_url::BaseUrl;
-use super::keys::{CREDENTIALS, unreadable_file_error};
+use super::keys::CREDENTIALS;
 use super::mask::quote_masked;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::proxy::ProxySetting;
 use super::source::{ReadFileError, ValueSources};
 use super::value::BaseFolders;
+use super::value_file::unreadable_file_error;
 use crate::policy::authority::Scheme;
 use crate::secret::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 

@@ -5,10 +5,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::keys::unreadable_file_error;
 use super::mask::quote_masked;
 use super::problem::{Report, SourceSpan, ValueError};
 use super::source::{ReadFileError, ValueSources};
+use super::value_file::unreadable_file_error;
 use crate::certificate::{Certificate, CertificateChain, ChainError, PrivateKeyError};
 use crate::policy::certificate::Validity;
 use crate::policy::similar::find_similar;

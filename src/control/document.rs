@@ -3,10 +3,7 @@
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use super::overlay_state::{EntryChecks, OverlayState};
-use crate::admin::control::is_valid_reason;
-use crate::config::is_valid_name;
-use crate::policy::units::UnixMs;
+use super::overlay_state::OverlayState;
 use crate::shared::{OverlayVersion, SecretDocument};
 
 /// The version of the format. Increment it when an entry gets a field, so that an earlier version of Keychoir does
@@ -15,9 +12,6 @@ const FORMAT: u32 = 1;
 
 /// The domain prefix of the hash of the content.
 const CONTENT_DOMAIN: &[u8] = b"keychoir:overlay:1:";
-
-/// 2100-01-01. A later time of a change is a mistake, and would leave no room for the times of later changes.
-const LAST_TIME: UnixMs = UnixMs(4_102_444_800_000);
 
 /// Maximum number of changes. A higher number is a mistake, and would leave no room for further changes.
 const MAX_GENERATION: u64 = 1 << 53;
@@ -56,11 +50,10 @@ impl OverlayDocument {
         if document.format != FORMAT {
             return Err(DocumentError::UnknownFormat);
         }
-        let checks = EntryChecks { last_time: LAST_TIME, is_name: is_valid_name, is_reason: is_valid_reason };
         if document.generation > MAX_GENERATION {
             return Err(DocumentError::Invalid("the number of changes is not plausible"));
         }
-        document.state.check(&checks).map_err(DocumentError::Invalid)?;
+        document.state.check().map_err(DocumentError::Invalid)?;
         Ok(document)
     }
 

@@ -5,9 +5,9 @@ mod clients;
 
 use serde_json::{Value, json};
 
-use super::overlay_state::key_file;
+use super::overlay_state::{key_file, unused_file_name};
 use crate::admin::control::{Change, ClientToken, ControlError, MAX_REASON_CHARS, NewKey, is_valid_reason};
-use crate::config::{Config, KeyConfig, ManagedKey, Overlay, PausedKey};
+use crate::config::{Config, EntryKind, KeyConfig, ManagedKey, Overlay, PausedKey};
 use crate::policy::key_state::KeyOrigin;
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, KEY_ID_DIGITS};
@@ -88,19 +88,15 @@ pub(super) fn edit(
 /// Refuses a change of an entry of another replica that has no effect on this machine: it would apply to another key
 /// or client of the same name.
 fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError> {
-    let (name, is_left_out) = match change {
-        Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => {
-            (name, overlay.keys.iter().any(|entry| entry.left_out && entry.name == *name))
-        }
+    let (kind, name) = match change {
+        Change::AddKey(NewKey { name, .. }) | Change::RemoveKey { key: name } => (EntryKind::Key, name),
         Change::AddClient { name, .. }
         | Change::SetClient { name, .. }
         | Change::RotateClient { name, .. }
-        | Change::RevokeClient { name } => {
-            (name, overlay.clients.iter().any(|entry| entry.left_out && entry.name == *name))
-        }
+        | Change::RevokeClient { name } => (EntryKind::Client, name),
         Change::PauseKey { .. } | Change::ResumeKey { .. } | Change::Reload => return Ok(()),
     };
-    if is_left_out {
+    if overlay.is_left_out(kind, name) {
         return Err(ControlError::NotManaged(format!(
             "another replica has added a different `{name}`, which conflicts with the configuration file of this \
              machine: remove one of them where it was added"
@@ -160,9 +156,8 @@ fn add_key(
         "weight": weight,
     });
     let summary = EditSummary::for_key("key_added", &key, Some(&name), detail);
-    // The key that had the file before may be another one, whose file is deleted after the overlay is written.
-    let is_used = overlay.keys.iter().any(|other| other.key_file == key_file(&name));
-    let file_name = if is_used { format!("{name}-{}", key.fingerprint()) } else { name.clone() };
+    let is_used = |file: &str| overlay.keys.iter().any(|other| other.key_file == file);
+    let file_name = unused_file_name(&name, &key.fingerprint().to_string(), is_used);
     let key_file = key_file(&file_name);
     overlay.keys.push(ManagedKey { name, key_file, workspace, base_url, weight, ..ManagedKey::default() });
     new_keys.push(KeyFile { name: file_name, key });

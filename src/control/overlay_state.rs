@@ -13,7 +13,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::edit::KeyFile;
-use crate::config::{EntryKind, KEYS_DIRECTORY, ManagedClient, ManagedKey, Overlay, PausedKey, RemovedEntry};
+use crate::admin::control::is_valid_reason;
+use crate::config::{
+    EntryKind, KEYS_DIRECTORY, ManagedClient, ManagedKey, Overlay, PausedKey, RemovedEntry, is_valid_name,
+};
 use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, Fingerprint};
 
@@ -21,6 +24,9 @@ use crate::secret::{ApiKey, Fingerprint};
 /// the entries that were removed meanwhile. A month is longer than a replica is usually absent, and a program that
 /// adds and revokes 100 clients a day fills a quarter of the overlay's maximum size in this time.
 const REMOVAL_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// 2100-01-01. A later time of a change is a mistake, and would leave no room for the times of later changes.
+const LAST_TIME: UnixMs = UnixMs(4_102_444_800_000);
 
 /// The digits of a fingerprint that make the name of a key unique.
 const SUFFIX_DIGITS: usize = 6;
@@ -245,11 +251,7 @@ impl OverlayState {
         for (id, (key, changed_at)) in missing {
             // A key that is invalid in a header was refused when the document was parsed.
             let Ok(secret) = ApiKey::new(&key.key) else { continue };
-            let mut name = key.name.clone();
-            // The file of a removed key is deleted only after the overlay is written, and must not be overwritten.
-            if used_files.contains(&key_file(&name)) {
-                name = format!("{name}-{id}");
-            }
+            let name = unused_file_name(&key.name, id, |file| used_files.contains(file));
             used_files.insert(key_file(&name));
             overlay.keys.push(key_entry(key, key_file(&name), changed_at));
             new_files.push(KeyFile { name, key: secret });
@@ -271,8 +273,8 @@ impl OverlayState {
     /// # Errors
     ///
     /// Returns the reason without any content of the entries.
-    pub(super) fn check(&self, checks: &EntryChecks) -> Result<(), &'static str> {
-        if self.last_change() > checks.last_time {
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        if self.last_change() > LAST_TIME {
             return Err("a time of a change is not plausible: check the clocks of the replicas");
         }
         for (id, key, _) in entries(&self.keys) {
@@ -280,7 +282,7 @@ impl OverlayState {
             if ApiKey::new(&key.key).is_err() || Fingerprint::new(&key.key).to_string() != *id {
                 return Err("a key is invalid");
             }
-            if !(checks.is_name)(&key.name) {
+            if !is_valid_name(&key.name) {
                 return Err("the name of a key is invalid");
             }
         }
@@ -288,18 +290,14 @@ impl OverlayState {
             let Some(paused) = paused else { continue };
             let is_same = paused.fingerprint == *id && Fingerprint::parse(id).is_some();
             let is_stamped = paused.changed_at != UnixMs(0);
-            let is_valid_reason = paused.reason.as_deref().is_none_or(checks.is_reason);
+            let is_valid_reason = paused.reason.as_deref().is_none_or(is_valid_reason);
             if !is_same || is_stamped || !is_valid_reason || paused.short_key.chars().any(char::is_control) {
                 return Err("a pause is invalid");
             }
         }
         for (id, client, _) in entries(&self.clients) {
             let Some(client) = client else { continue };
-            if client.name != *id
-                || !(checks.is_name)(id)
-                || client.left_out
-                || client.changed_at != UnixMs(0)
-            {
+            if client.name != *id || !is_valid_name(id) || client.left_out || client.changed_at != UnixMs(0) {
                 return Err("a client is invalid");
             }
         }
@@ -307,17 +305,15 @@ impl OverlayState {
     }
 }
 
-/// What the entries of another replica must satisfy.
-pub(super) struct EntryChecks {
-    /// The last plausible time of a change.
-    pub(super) last_time: UnixMs,
-    pub(super) is_name: fn(&str) -> bool,
-    pub(super) is_reason: fn(&str) -> bool,
-}
-
 /// Returns the path of a key file relative to the state directory.
 pub(super) fn key_file(name: &str) -> String {
     format!("{KEYS_DIRECTORY}/{name}")
+}
+
+/// Returns the name of the file of a new key: the name of the key, followed by its fingerprint if another key has that
+/// file. The file of a removed key is deleted only after the overlay is written, and must not be overwritten.
+pub(super) fn unused_file_name(name: &str, fingerprint: &str, is_used: impl Fn(&str) -> bool) -> String {
+    if is_used(&key_file(name)) { format!("{name}-{fingerprint}") } else { name.to_owned() }
 }
 
 fn key_entry(key: &SharedKey, key_file: String, changed_at: UnixMs) -> ManagedKey {

@@ -34,14 +34,15 @@ impl ConfigReloader {
     /// Creates the reloader of a program that was started with this configuration.
     #[must_use]
     pub fn new(level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
-        let LoadedConfig { config, files, contents, .. } = loaded;
+        let LoadedConfig { config, contents, .. } = loaded;
+        let files = contents.stamps();
         Self {
             level,
             contents: contents.clone(),
             start_config: config.clone(),
             applied_config: config.clone(),
             loaded_files: files.clone(),
-            checked_files: files.clone(),
+            checked_files: files,
             interval: config.server.reload_interval,
             drain_timeout: config.server.drain_timeout,
         }
@@ -112,8 +113,9 @@ impl ConfigReloader {
         app_config: AppConfig,
         app: &RunningApp,
     ) -> Vec<String> {
-        let LoadedConfig { config, warnings, files, contents, .. } = loaded;
-        (self.loaded_files, self.checked_files) = (files.clone(), files);
+        let LoadedConfig { config, warnings, contents, .. } = loaded;
+        self.loaded_files = contents.stamps();
+        self.checked_files = self.loaded_files.clone();
         self.contents = contents;
         for warning in &warnings {
             warn!("{warning}");

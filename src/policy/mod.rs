@@ -48,6 +48,7 @@ pub mod plain_text;
 pub mod quantity;
 pub mod report_start;
 pub mod retention;
+pub mod rfc3339;
 pub mod similar;
 pub mod wall_clock;
 

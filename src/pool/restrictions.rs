@@ -91,6 +91,13 @@ pub struct Restriction {
     pub effect: RestrictionEffect,
 }
 
+impl Restriction {
+    /// Whether this is a restriction because of `verdict` that has not expired.
+    fn is_in_force(&self, verdict: Verdict, now: UnixMs) -> bool {
+        self.verdict == verdict.as_str() && self.until > now
+    }
+}
+
 type Table = HashMap<Feature, Vec<Restriction>>;
 
 /// All restrictions of a pool.
@@ -188,8 +195,7 @@ impl Restrictions {
     ) -> bool {
         let own_scope = RestrictionScope::Workspace(key.workspace().identity().clone());
         self.any_applicable(features, |restriction| {
-            restriction.verdict == verdict.as_str()
-                && restriction.until > now
+            restriction.is_in_force(verdict, now)
                 && restriction.record.is_repeated_elsewhere
                 && matches!(restriction.scope, RestrictionScope::Workspace(_))
                 && restriction.scope != own_scope
@@ -206,9 +212,7 @@ impl Restrictions {
     ) -> bool {
         let own_scope = RestrictionScope::Workspace(key.workspace().identity().clone());
         self.any_applicable(features, |restriction| {
-            restriction.verdict == verdict.as_str()
-                && restriction.until > now
-                && restriction.scope == own_scope
+            restriction.is_in_force(verdict, now) && restriction.scope == own_scope
         })
     }
 

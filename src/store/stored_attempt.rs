@@ -1,11 +1,12 @@
 //! The stored attempts, as the commands and the admin API read them.
 
 use rusqlite::Row;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::columns::unsigned;
 use crate::policy::retention::uuid_prefix;
+use crate::policy::rfc3339;
 use crate::policy::units::UnixMs;
 
 /// A stored attempt. Its JSON has these members, with the start in RFC 3339.
@@ -18,7 +19,7 @@ pub struct StoredAttempt {
     /// Its number in the request, from 1.
     pub number: u64,
     /// Its start.
-    #[serde(serialize_with = "write_time")]
+    #[serde(serialize_with = "rfc3339::serialize")]
     pub started_at: UnixMs,
     /// The name of the client.
     pub client: String,
@@ -58,10 +59,6 @@ pub struct StoredAttempt {
     pub first_byte_ms: Option<u64>,
     /// Milliseconds to its end.
     pub total_ms: u64,
-}
-
-fn write_time<S: Serializer>(time: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&time.rfc3339())
 }
 
 /// Returns the query of attempts with their keys, without its conditions. A file of an earlier version has no users

@@ -11,8 +11,8 @@ pub struct Allocations {
 
 /// Counts the allocations of `operation`, without those of other threads.
 pub fn count_allocations(operation: impl FnOnce()) -> Allocations {
-    let measured = allocation_counter::measure(operation);
-    Allocations { count: measured.count_total, bytes: measured.bytes_total }
+    let measurement = allocation_counter::measure(operation);
+    Allocations { count: measurement.count_total, bytes: measurement.bytes_total }
 }
 
 /// Returns the allocations of one call. `prepare` returns a closure that runs a given number of calls. The allocations

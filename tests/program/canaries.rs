@@ -1,4 +1,4 @@
-//! No response, event, change or log line contains a key or token, after every kind of change.
+//! Tests that no response, event, recorded change or log line of the program contains a key or a token.
 
 use std::fs;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
 const FILE_TOKEN: &str = "canary-of-a-token-in-the-file-88aa";
 const WRONG_TOKEN: &str = "canary-of-a-wrong-token-77bb";
 
-/// The running program, and everything that it has answered.
+/// The running program, and all its responses.
 struct Observed {
     address: String,
     client: reqwest::Client,
@@ -66,7 +66,7 @@ impl Observed {
         }
     }
 
-    async fn speak(&mut self, token: &str) {
+    async fn request_speech(&mut self, token: &str) {
         let url = format!("http://{}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM", self.address);
         let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
         let response = self.client.post(url).header("xi-api-key", token).json(&body).send().await.unwrap();
@@ -129,7 +129,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     // The provider repeats a refused key in its response.
     simulator.set_fault(FIRST_KEY, Some("invalid".parse::<Fault>().unwrap()));
     for token in [&first_token, &second_token, FILE_TOKEN, WRONG_TOKEN, ADMIN_TOKEN] {
-        observed.speak(token).await;
+        observed.request_speech(token).await;
         observed.send(Method::GET, "me", token, None).await;
         observed.send(Method::GET, "keys", token, None).await;
     }
@@ -160,8 +160,8 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
     fs::write(&config_path, format!("{config}rate_limit = \"60 per minute\"\n")).unwrap();
     assert!(observed.admin(Method::POST, "reload", json!({})).await["generation"].is_u64());
     observed.admin(Method::DELETE, "clients/phone", json!({})).await;
-    let refused = observed.admin(Method::DELETE, "clients/desk", json!({})).await;
-    assert_eq!(refused["detail"]["code"], "last_client");
+    let refused_change = observed.admin(Method::DELETE, "clients/desk", json!({})).await;
+    assert_eq!(refused_change["detail"]["code"], "last_client");
     observed.admin(Method::DELETE, &format!("keys/{second}"), json!({})).await;
     observed.read_all().await;
 

@@ -1,4 +1,4 @@
-//! `keychoir config show` against configurations of files, variables and flags.
+//! Tests `keychoir config show` with settings from files, variables and flags.
 
 use std::fs;
 

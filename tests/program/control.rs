@@ -1,4 +1,4 @@
-//! Changes of keys and clients by the commands, while the program serves.
+//! Tests `keychoir keys` and `keychoir clients`, which change the running program.
 
 use std::fs;
 use std::path::Path;
@@ -14,13 +14,13 @@ const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 
 /// The running program and its folder.
-struct Running {
+struct RunningProgram {
     folder: tempfile::TempDir,
     address: String,
     client: reqwest::Client,
 }
 
-impl Running {
+impl RunningProgram {
     /// Runs a command, which finds the server by `--url` and the admin token in the state folder.
     fn run(&self, arguments: &[&str]) -> Output {
         let url = format!("http://{}", self.address);
@@ -31,14 +31,14 @@ impl Running {
 
     /// Runs a command that must succeed. Returns its standard output.
     #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
+    fn run_successfully(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", stderr(&output));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
     /// The status of a speech request with this token.
-    async fn speak(&self, token: &str) -> u16 {
+    async fn request_speech(&self, token: &str) -> u16 {
         let url = format!("http://{}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM", self.address);
         let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
         let request = self.client.post(url).header("xi-api-key", token).json(&body);
@@ -49,7 +49,7 @@ impl Running {
     }
 }
 
-fn hits(simulator: &Simulator, key: &str) -> usize {
+fn request_count(simulator: &Simulator, key: &str) -> usize {
     let ledger = simulator.ledger();
     ledger.requests.iter().filter(|request| request.key.as_deref() == Some(key)).count()
 }
@@ -72,50 +72,57 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     let mut program = Program::start(&mut command);
     let address = program.wait_for_address();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let running = Running { folder, address, client };
+    let running = RunningProgram { folder, address, client };
 
     let key_file = running.folder.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
-    running.succeed(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
+    running.run_successfully(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
     fs::remove_file(&key_file).unwrap();
     let first = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
-    running.succeed(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
+    running.run_successfully(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
     let mut list = keychoir_command(&["keys", "list", "--json"]);
     list.env("KEYCHOIR_STORAGE__PATH", running.folder.path().join("keychoir.db"));
     let listed: Value =
         serde_json::from_slice(&run(list.env("ELEVENLABS_API_KEYS", FIRST_KEY)).stdout).unwrap();
     assert_eq!(listed[0]["status"], "paused", "{listed}");
     assert_eq!(listed[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
-    assert_eq!(running.speak("any").await, 200);
-    assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (0, 1));
-    running.succeed(&["keys", "resume", &first]);
-    let refused = running.run(&["keys", "remove", &first]);
-    assert_ne!(refused.status.code(), Some(0));
-    assert!(stderr(&refused).contains("can only be paused"), "{}", stderr(&refused));
-    running.succeed(&["keys", "remove", "spare"]);
-    assert_eq!(running.speak("any").await, 200);
-    assert_eq!((hits(&simulator, FIRST_KEY), hits(&simulator, SECOND_KEY)), (1, 1));
+    assert_eq!(running.request_speech("any").await, 200);
+    assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (0, 1));
+    running.run_successfully(&["keys", "resume", &first]);
+    let refused_command = running.run(&["keys", "remove", &first]);
+    assert_ne!(refused_command.status.code(), Some(0));
+    assert!(stderr(&refused_command).contains("can only be paused"), "{}", stderr(&refused_command));
+    running.run_successfully(&["keys", "remove", "spare"]);
+    assert_eq!(running.request_speech("any").await, 200);
+    assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (1, 1));
 
-    let old_token = running.succeed(&["clients", "add", "app", "--quota", "100 requests"]);
-    assert_eq!((running.speak("any").await, running.speak(&old_token).await), (401, 200));
-    let new_token = running.succeed(&["clients", "rotate", "app", "--grace", "1h"]);
-    assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (200, 200));
-    running.succeed(&["clients", "set", "app", "--max-concurrent", "3"]);
-    let list = running.succeed(&["clients", "list"]);
+    let old_token = running.run_successfully(&["clients", "add", "app", "--quota", "100 requests"]);
+    assert_eq!((running.request_speech("any").await, running.request_speech(&old_token).await), (401, 200));
+    let new_token = running.run_successfully(&["clients", "rotate", "app", "--grace", "1h"]);
+    assert_eq!(
+        (running.request_speech(&new_token).await, running.request_speech(&old_token).await),
+        (200, 200)
+    );
+    running.run_successfully(&["clients", "set", "app", "--max-concurrent", "3"]);
+    let list = running.run_successfully(&["clients", "list"]);
     assert_eq!(list, "app  100 requests, 3 concurrent requests");
     // The notation is that of the configuration, as without a server.
-    let document: Value = serde_json::from_str(&running.succeed(&["clients", "list", "--json"])).unwrap();
+    let document: Value =
+        serde_json::from_str(&running.run_successfully(&["clients", "list", "--json"])).unwrap();
     assert_eq!(document["clients"][0]["quota"], "100 requests", "{document}");
     assert_eq!(document["clients"][0]["requests"]["total"], 3, "{document}");
-    running.succeed(&["clients", "rotate", "app"]);
-    assert_eq!((running.speak(&new_token).await, running.speak(&old_token).await), (401, 401));
-    let free_token = running.succeed(&["clients", "add", "free", "--user-quota", "3 requests"]);
-    assert_eq!(running.speak(&free_token).await, 400, "the request names no user");
-    running.succeed(&["clients", "set", "free", "--user-quota", ""]);
-    assert_eq!(running.speak(&free_token).await, 200);
-    running.succeed(&["clients", "set", "free", "--user-quota", "5 credits per day"]);
-    assert_eq!(running.speak(&free_token).await, 400);
-    let shown = running.succeed(&["clients", "show", "free"]);
+    running.run_successfully(&["clients", "rotate", "app"]);
+    assert_eq!(
+        (running.request_speech(&new_token).await, running.request_speech(&old_token).await),
+        (401, 401)
+    );
+    let free_token = running.run_successfully(&["clients", "add", "free", "--user-quota", "3 requests"]);
+    assert_eq!(running.request_speech(&free_token).await, 400, "the request names no user");
+    running.run_successfully(&["clients", "set", "free", "--user-quota", ""]);
+    assert_eq!(running.request_speech(&free_token).await, 200);
+    running.run_successfully(&["clients", "set", "free", "--user-quota", "5 credits per day"]);
+    assert_eq!(running.request_speech(&free_token).await, 400);
+    let shown = running.run_successfully(&["clients", "show", "free"]);
     assert!(shown.starts_with("free  5 credits per day for each user"), "{shown}");
 
     let admin_token = fs::read_to_string(running.folder.path().join("admin_token")).unwrap();

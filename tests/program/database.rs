@@ -1,4 +1,4 @@
-//! Copies of the usage database: a backup under load and its restore, and upgrades of an earlier version.
+//! Tests `keychoir db backup` under load, the restore of a backup, and the upgrade of a database of an earlier version.
 
 use std::fs;
 use std::path::Path;
@@ -25,31 +25,31 @@ fn serve_command(database: &Path, upstream: &str) -> Command {
     command
 }
 
-fn db(database: &Path, arguments: &[&str]) -> Output {
+fn run_db_command(database: &Path, arguments: &[&str]) -> Output {
     run(keychoir_command(&[&["db"], arguments].concat()).env("KEYCHOIR_STORAGE__PATH", database))
 }
 
 #[track_caller]
-fn json_of(output: &Output) -> Value {
+fn parse_json_output(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 /// The sums of `keychoir usage`.
-fn usage(database: &Path) -> Value {
+fn read_usage(database: &Path) -> Value {
     let output = run(keychoir_command(&["usage", "--json"]).env("KEYCHOIR_STORAGE__PATH", database));
-    json_of(&output)["total"].clone()
+    parse_json_output(&output)["total"].clone()
 }
 
 /// The ids and credits of all attempts.
-fn attempts(database: &Path) -> Vec<(String, i64)> {
+fn read_attempts(database: &Path) -> Vec<(String, i64)> {
     let connection = rusqlite::Connection::open(database).unwrap();
     let mut statement = connection.prepare("SELECT id, credits FROM attempts ORDER BY id").unwrap();
     let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     rows.map(Result::unwrap).collect()
 }
 
-async fn speak(client: &reqwest::Client, address: &str) {
+async fn request_speech(client: &reqwest::Client, address: &str) {
     let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
     let response = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body).send().await.unwrap();
     assert_eq!(response.status(), 200);
@@ -71,7 +71,7 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
         let (stop, served, client) = (Arc::clone(&stop), Arc::clone(&served), client.clone());
         async move {
             while !stop.load(Ordering::Acquire) {
-                speak(&client, &address).await;
+                request_speech(&client, &address).await;
                 served.fetch_add(1, Ordering::Release);
             }
         }
@@ -80,7 +80,8 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     let backup = loop {
         let (database, copy) = (database.clone(), copy.clone());
         let arguments = ["backup", copy.to_str().unwrap(), "--force", "--json"];
-        let backup = tokio::task::block_in_place(|| json_of(&db(&database, &arguments)));
+        let backup =
+            tokio::task::block_in_place(|| parse_json_output(&run_db_command(&database, &arguments)));
         if backup["attempts"].as_u64().unwrap() > 20 {
             break backup;
         }
@@ -93,11 +94,11 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     traffic.await.unwrap();
     assert_eq!(program.terminate().0, Some(0));
 
-    let (final_attempts, copied) = (attempts(&database), attempts(&copy));
+    let (final_attempts, copied) = (read_attempts(&database), read_attempts(&copy));
     assert_eq!(copied.len() as u64, backup["attempts"]);
     assert!(copied.len() < final_attempts.len());
     assert!(copied.iter().all(|attempt| final_attempts.contains(attempt)), "the copy has only real records");
-    let sums = usage(&copy);
+    let sums = read_usage(&copy);
     assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts are of the same moment");
 
     // The restore of docs/operations.md.
@@ -107,10 +108,10 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     fs::copy(&copy, &database).unwrap();
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
-    assert_eq!((attempts(&database), usage(&database)), (copied.clone(), sums));
-    speak(&client, &address).await;
+    assert_eq!((read_attempts(&database), read_usage(&database)), (copied.clone(), sums));
+    request_speech(&client, &address).await;
     assert_eq!(program.terminate().0, Some(0));
-    assert_eq!(attempts(&database).len(), copied.len() + 1);
+    assert_eq!(read_attempts(&database).len(), copied.len() + 1);
     simulator.stop().await;
 }
 
@@ -118,12 +119,12 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
 fn a_backup_refuses_to_replace_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let (database, copy) = (folder.path().join("keychoir.db"), folder.path().join("backup.db"));
-    let output = db(&database, &["backup", copy.to_str().unwrap()]);
+    let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("there is no database at"), "{}", stderr(&output));
     create_version_1_file(&database);
     fs::write(&copy, "important").unwrap();
-    let output = db(&database, &["backup", copy.to_str().unwrap()]);
+    let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
@@ -131,12 +132,12 @@ fn a_backup_refuses_to_replace_a_file() {
     for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
         let before = fs::read(folder.path().join(name)).ok();
         let target = folder.path().join(name);
-        let output = db(&database, &["backup", "--force", target.to_str().unwrap()]);
+        let output = run_db_command(&database, &["backup", "--force", target.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1), "{name}");
         assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
         assert_eq!(fs::read(&target).ok(), before, "{name}");
     }
-    let output = db(&database, &["backup", "--force", copy.to_str().unwrap()]);
+    let output = run_db_command(&database, &["backup", "--force", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(String::from_utf8(output.stdout).unwrap().contains("1 attempts"));
 }
@@ -169,7 +170,7 @@ fn a_start_upgrades_a_copied_database_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let database = folder.path().join("keychoir.db");
     create_version_1_file(&database);
-    let dry_run = json_of(&db(&database, &["migrate", "--dry-run", "--json"]));
+    let dry_run = parse_json_output(&run_db_command(&database, &["migrate", "--dry-run", "--json"]));
     assert_eq!((&dry_run["from"], &dry_run["attempts_after"]), (&1.into(), &1.into()));
     let mut program = Program::start(&mut serve_command(&database, "http://127.0.0.1:9"));
     let copy = program.wait_for_event("database_migrating")["copy"].as_str().unwrap().to_owned();
@@ -177,11 +178,11 @@ fn a_start_upgrades_a_copied_database_and_says_so() {
     let migrated = program.wait_for_event("database_migrated");
     assert_eq!((&migrated["from"], &migrated["to"]), (&dry_run["from"], &dry_run["to"]));
     program.wait_for_address();
-    let output = db(&database, &["migrate"]);
+    let output = run_db_command(&database, &["migrate"]);
     assert_eq!(output.status.code(), Some(0), "nothing is left to do: {}", stderr(&output));
     assert_eq!(program.terminate().0, Some(0));
-    assert_eq!(attempts(&database), [("a1".to_owned(), 7)]);
-    assert_eq!(attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
+    assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
+    assert_eq!(read_attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
     // The copy can be upgraded in turn.
     let output = run(&mut keychoir_command(&["db", "migrate", "--file", &copy]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -199,5 +200,5 @@ fn an_upgrade_without_its_copy_is_refused_with_advice() {
     assert_eq!(code, Some(78), "{text}");
     assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");
     assert!(!text.contains("storage.ephemeral"), "{text}");
-    assert_eq!(attempts(&database), [("a1".to_owned(), 7)]);
+    assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
 }

@@ -1,4 +1,4 @@
-//! The `demo` command: every request is served, and the audio file is valid.
+//! Tests `keychoir demo`: every request is served, and the audio file is valid.
 
 use std::fs::{self, File};
 

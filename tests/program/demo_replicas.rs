@@ -1,4 +1,4 @@
-//! `make demo-replicas`: a replica is killed under load, no request of the app fails, and every credit is accounted for.
+//! Tests `make demo-replicas`: no request fails when a replica is killed, and the usage records contain every credit.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! `keychoir check` against `keychoir serve`, `check --online` and `keychoir doctor`, with the simulator and with
-//! servers that refuse.
+//! Tests `keychoir check`, `check --online` and `keychoir doctor`. `check` must report each problem that prevents
+//! `keychoir serve` from starting.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -178,8 +178,8 @@ async fn an_online_check_asks_the_provider_about_each_key() {
     for secret in [FIRST_KEY, SECOND_KEY] {
         assert!(!stdout(&output).contains(secret) && !stderr(&output).contains(secret));
     }
-    let used = simulator.ledger().totals.charged;
-    assert_eq!(used, 0, "a check must cost nothing");
+    let charged_credits = simulator.ledger().totals.charged;
+    assert_eq!(charged_credits, 0, "a check must cost nothing");
 }
 
 /// A server that answers every connection with this text, and its address.

@@ -1,4 +1,4 @@
-//! A program with a configuration file, and clients for the tests of its lifecycle.
+//! Starts the program with a configuration file in a temporary folder, and sends requests to it.
 
 #![allow(unreachable_pub, reason = "the module belongs to this test target")]
 
@@ -139,8 +139,8 @@ impl Traffic {
     /// Waits for a number of further responses.
     pub async fn wait_for_responses(&mut self, more: u64) {
         let target = *self.response_count.borrow() + more;
-        let arrived = self.response_count.wait_for(|&count| count >= target);
-        tokio::time::timeout(STEP_TIMEOUT, arrived).await.unwrap().unwrap();
+        let expected_responses = self.response_count.wait_for(|&count| count >= target);
+        tokio::time::timeout(STEP_TIMEOUT, expected_responses).await.unwrap().unwrap();
     }
 
     /// Stops the clients. Panics if a request of a client has failed.

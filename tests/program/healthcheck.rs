@@ -1,4 +1,4 @@
-//! The command `keychoir healthcheck` with running programs, hanging servers and no server.
+//! Tests `keychoir healthcheck` with running programs, hanging servers and no server.
 
 use std::net::TcpListener;
 use std::process::Command;

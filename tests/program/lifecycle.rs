@@ -1,4 +1,4 @@
-//! Listeners and graceful shutdown: the program serves open connections until they are closed.
+//! Tests listeners and the graceful shutdown, which serves open connections until they are closed.
 
 use std::fs;
 use std::io::{BufReader, Read, Write};

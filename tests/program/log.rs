@@ -1,4 +1,4 @@
-//! The log of the program: requests do not wait for a reader of the log, and shutdown does not lose lines.
+//! Tests the log of the program: requests do not wait for a reader of the log, and shutdown loses no lines.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};

@@ -1,4 +1,4 @@
-//! The program as a process: startup, reload, shutdown, log, and the demo.
+//! Tests the program as a process: its commands, startup, reload, shutdown and log.
 
 #![allow(
     clippy::unwrap_used,

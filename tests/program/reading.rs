@@ -1,4 +1,4 @@
-//! The commands that read the usage database while Keychoir writes it.
+//! Tests the commands that read the usage database while the server writes it.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -18,19 +18,19 @@ const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM";
 /// Maximum wait for a line of a command.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn reading(database: &Path, arguments: &[&str]) -> Command {
+fn reading_command(database: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(arguments);
     command.env("KEYCHOIR_STORAGE__PATH", database);
     command
 }
 
 #[track_caller]
-fn json_of(output: &Output) -> Value {
+fn parse_json_output(output: &Output) -> Value {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-async fn speak(client: &reqwest::Client, address: &str, request_id: &str) {
+async fn request_speech(client: &reqwest::Client, address: &str, request_id: &str) {
     let body = serde_json::json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
     let request = client.post(format!("http://{address}{SPEECH_PATH}")).json(&body);
     let response = request.header("x-request-id", request_id).send().await.unwrap();
@@ -45,7 +45,7 @@ async fn attempts_are_listed_followed_and_summed() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let plan = Plan::of([(EMPTY_KEY, 0), (FULL_KEY, 1_000_000)]);
     let simulator = Simulator::start(listener, plan).await.unwrap();
-    let mut serve = reading(&database, &["serve", "--listen", "127.0.0.1:0"]);
+    let mut serve = reading_command(&database, &["serve", "--listen", "127.0.0.1:0"]);
     serve
         .env("ELEVENLABS_API_KEYS", format!("{EMPTY_KEY},{FULL_KEY}"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
@@ -55,12 +55,12 @@ async fn attempts_are_listed_followed_and_summed() {
     let address = program.wait_for_address();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
 
-    let mut follow = reading(&database, &["attempts", "--follow", "--json"]);
+    let mut follow = reading_command(&database, &["attempts", "--follow", "--json"]);
     let mut follower = follow.stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
     let (line_sender, line_receiver) = mpsc::channel();
     std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| line_sender.send(line)));
-    speak(&client, &address, "request-one").await;
+    request_speech(&client, &address, "request-one").await;
     let receive = || line_receiver.recv_timeout(TIMEOUT).expect("the follower must print each attempt");
     let followed: Vec<Value> =
         tokio::task::block_in_place(|| (0..2).map(|_| serde_json::from_str(&receive()).unwrap()).collect());
@@ -71,8 +71,8 @@ async fn attempts_are_listed_followed_and_summed() {
     follower.wait().unwrap();
 
     let list = |arguments: &[&str]| {
-        let output = run(&mut reading(&database, &[&["attempts", "--json"], arguments].concat()));
-        json_of(&output)["attempts"].as_array().unwrap().clone()
+        let output = run(&mut reading_command(&database, &[&["attempts", "--json"], arguments].concat()));
+        parse_json_output(&output)["attempts"].as_array().unwrap().clone()
     };
     assert_eq!(list(&[]), followed);
     assert_eq!(list(&["--failed"]), followed[..1]);
@@ -80,26 +80,26 @@ async fn attempts_are_listed_followed_and_summed() {
     assert_eq!(list(&["--request", "request-one"]), followed);
     assert_eq!(list(&["--request", "another"]), [Value::Null; 0]);
 
-    let table = run(&mut reading(&database, &["attempts"]));
+    let table = run(&mut reading_command(&database, &["attempts"]));
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(
         table.contains("workspace quota") && table.lines().all(|line| line.chars().count() <= 80),
         "{table}"
     );
-    let details = run(&mut reading(&database, &["attempts", "--request", "request-one"]));
+    let details = run(&mut reading_command(&database, &["attempts", "--request", "request-one"]));
     let details = String::from_utf8(details.stdout).unwrap();
     for part in ["attempt 1 ", "attempt 2 ", "received  401 workspace_quota", "client    local"] {
         assert!(details.contains(part), "{part}: {details}");
     }
 
-    let usage = |arguments: &[&str]| run(&mut reading(&database, &[&["usage"], arguments].concat()));
+    let usage = |arguments: &[&str]| run(&mut reading_command(&database, &[&["usage"], arguments].concat()));
     for by in ["day", "hour", "key", "client", "model", "route"] {
-        let report = json_of(&usage(&["--json", "--by", by, "--since", "1d"]));
+        let report = parse_json_output(&usage(&["--json", "--by", by, "--since", "1d"]));
         assert_eq!(report["total"]["attempts"], 2, "{by}: {report}");
     }
-    let report = json_of(&usage(&["--json", "--since", "2w", "--until", "1w"]));
+    let report = parse_json_output(&usage(&["--json", "--since", "2w", "--until", "1w"]));
     assert_eq!(report["total"]["attempts"], 0);
-    let report = json_of(&usage(&["--json", "--failures"]));
+    let report = parse_json_output(&usage(&["--json", "--failures"]));
     assert_eq!(report["failures"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(
         (&report["failures"][0]["outcome"], &report["failures"][0]["status"]),
@@ -120,7 +120,7 @@ async fn attempts_are_listed_followed_and_summed() {
 #[test]
 fn attempts_without_a_database_are_explained() {
     let folder = tempfile::tempdir().unwrap();
-    let output = run(&mut reading(&folder.path().join("none.db"), &["attempts"]));
+    let output = run(&mut reading_command(&folder.path().join("none.db"), &["attempts"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("there are no usage records at"), "{}", stderr(&output));
 }

@@ -1,4 +1,4 @@
-//! Reloads of the configuration, by a signal or because a file has changed.
+//! Tests reloads of the configuration, which a signal or a changed file starts.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! The ways in which the command line finds a running program and its admin token.
+//! Tests how the commands find the address of the running server and its admin token.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ use crate::environment::{FIRST_KEY, ProgramEnvironment};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
 /// A program with an admin token in its state folder, which listens on a TCP port and on a Unix socket.
-struct Running {
+struct RunningProgram {
     environment: ProgramEnvironment,
     /// The server, until a test stops it.
     program: Option<Program>,
@@ -17,7 +17,7 @@ struct Running {
     socket: String,
 }
 
-impl Running {
+impl RunningProgram {
     fn start() -> Self {
         let environment = ProgramEnvironment::new("http://127.0.0.1:9");
         environment.configure(&[FIRST_KEY], "");
@@ -51,7 +51,7 @@ fn assert_online(output: &Output) {
 
 #[test]
 fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
-    let running = Running::start();
+    let running = RunningProgram::start();
     let token = running.admin_token();
     let database = running.environment.path("keychoir.db");
     let https = format!("https://localhost:{}", running.address.rsplit_once(':').unwrap().1);
@@ -87,7 +87,7 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
 
 #[test]
 fn a_certificate_of_another_authority_is_refused() {
-    let running = Running::start();
+    let running = RunningProgram::start();
     let https = format!("https://localhost:{}", running.address.rsplit_once(':').unwrap().1);
     // The configuration of this command names another folder, which has no local CA.
     let output =
@@ -98,7 +98,7 @@ fn a_certificate_of_another_authority_is_refused() {
 
 #[test]
 fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_folder() {
-    let running = Running::start();
+    let running = RunningProgram::start();
     let token_file = running.environment.path("copied-token");
     fs::write(&token_file, format!("{}\n", running.admin_token())).unwrap();
     let http = format!("http://{}", running.address);
@@ -106,8 +106,8 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_folder() {
     let file = ["--admin-token-file", token_file.to_str().unwrap()];
     assert_online(&run(&mut running.command(&[&list[..], &file].concat())));
     // The flag precedes the variable.
-    let mut both = running.command(&[&list[..], &file].concat());
-    assert_online(&run(both.env("KEYCHOIR_ADMIN_TOKEN", "wrong-admin-token-0123456789")));
+    let mut output = running.command(&[&list[..], &file].concat());
+    assert_online(&run(output.env("KEYCHOIR_ADMIN_TOKEN", "wrong-admin-token-0123456789")));
     assert_online(&run(running.command(&list).env("KEYCHOIR_ADMIN_TOKEN", running.admin_token())));
     let database = running.environment.path("keychoir.db");
     assert_online(&run(running.command(&list).env("KEYCHOIR_STORAGE__PATH", &database)));
@@ -125,17 +125,17 @@ fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_folder() {
 
 #[test]
 fn the_end_of_a_token_is_changed_in_the_running_program_and_offline() {
-    let mut running = Running::start();
+    let mut running = RunningProgram::start();
     let http = format!("http://{}", running.address);
     let token = running.admin_token();
     let database = running.environment.path("keychoir.db");
     // These commands use the files, because no server listens at this address.
-    let offline = |running: &Running, arguments: &[&str]| {
+    let offline = |running: &RunningProgram, arguments: &[&str]| {
         let mut command = running.command(arguments);
         command.env("KEYCHOIR_STORAGE__PATH", &database).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
         run(&mut command)
     };
-    let expires_at = |running: &Running| {
+    let expires_at = |running: &RunningProgram| {
         let output = offline(running, &["clients", "show", "app", "--json"]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()["expires_at"].clone()

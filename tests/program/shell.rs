@@ -1,4 +1,4 @@
-//! What a shell and a manual reader get: completions, manual pages, and help for wrong arguments.
+//! Tests the output for shells and for `man`: completion scripts, manual pages, and the help for wrong arguments.
 
 use std::fs;
 use std::io::Write as _;
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::support::program::{keychoir_command, run, stderr};
 
 /// Runs `program` with `input` as its standard input. Returns whether it succeeded, and its output.
-fn check_with(program: &str, arguments: &[&str], input: &[u8]) -> (bool, String) {
+fn run_with_input(program: &str, arguments: &[&str], input: &[u8]) -> (bool, String) {
     let spawned = Command::new(program)
         .args(arguments)
         .stdin(Stdio::piped())
@@ -30,9 +30,9 @@ fn completion_scripts_are_valid_in_their_shells() {
         let script = String::from_utf8(output.stdout).unwrap();
         assert!(script.contains("keychoir") && script.contains("serve"), "{shell}: {script}");
         let check = match shell {
-            "bash" => check_with("bash", &["-n"], script.as_bytes()),
-            "zsh" => check_with("zsh", &["-n"], script.as_bytes()),
-            "fish" => check_with("fish", &["--no-execute"], script.as_bytes()),
+            "bash" => run_with_input("bash", &["-n"], script.as_bytes()),
+            "zsh" => run_with_input("zsh", &["-n"], script.as_bytes()),
+            "fish" => run_with_input("fish", &["--no-execute"], script.as_bytes()),
             _ => continue,
         };
         let (is_valid, text) = check;
@@ -54,13 +54,13 @@ fn bash_completes_commands_and_flags() {
         let call = format!(
             "\nCOMP_WORDS=({words}); COMP_CWORD={index}; _keychoir keychoir {current} ''; echo \"${{COMPREPLY[@]}}\"\n"
         );
-        let (_, text) = check_with("bash", &[], &[script.as_slice(), call.as_bytes()].concat());
+        let (_, text) = run_with_input("bash", &[], &[script.as_slice(), call.as_bytes()].concat());
         assert_eq!(text.trim(), expected);
     }
 }
 
 /// The pages in a folder, by name.
-fn pages(folder: &Path) -> Vec<(String, String)> {
+fn read_pages(folder: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let page = |path: std::path::PathBuf| {
         (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap())
@@ -74,14 +74,14 @@ fn manual_pages_are_written_and_valid() {
     let man = folder.path().join("share/man/man1");
     let output = run(&mut keychoir_command(&["man", man.to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let pages = pages(&man);
+    let pages = read_pages(&man);
     for name in ["keychoir.1", "keychoir-serve.1", "keychoir-clients.1", "keychoir-clients-add.1"] {
         assert!(pages.iter().any(|(page, _)| page == name), "{name} is missing");
     }
     for (name, page) in &pages {
         // The date of a page is that of its release, which a build does not know.
         let arguments = ["-T", "lint", "-W", "warning"];
-        let (_, text) = check_with("mandoc", &arguments, page.as_bytes());
+        let (_, text) = run_with_input("mandoc", &arguments, page.as_bytes());
         let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
         assert!(mistakes.is_empty(), "{name}: {mistakes:#?}\n{page}");
     }

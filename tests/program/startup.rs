@@ -1,4 +1,4 @@
-//! Errors at startup: each is reported with advice, and no data is lost.
+//! Tests errors at startup: each is reported with advice, and no data is lost.
 
 use std::fs;
 use std::net::TcpListener;
@@ -21,7 +21,7 @@ fn assert_output(output: &Output, code: i32, messages: &[&str]) {
 }
 
 /// Runs `serve` with this configuration file.
-fn serve_with(folder: &Path, toml: &str) -> Output {
+fn run_serve(folder: &Path, toml: &str) -> Output {
     let file = folder.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
     run(keychoir_command(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
@@ -57,7 +57,7 @@ fn a_key_list_with_quotes_and_spaces_is_accepted_with_a_warning() {
 fn an_unknown_setting_is_reported_with_its_line_and_a_suggestion() {
     let folder = tempfile::tempdir().unwrap();
     let output =
-        serve_with(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
+        run_serve(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
     assert_output(
         &output,
         78,
@@ -235,7 +235,7 @@ fn stdout(output: &Output) -> String {
 }
 
 /// Returns a command that runs `check` with this home folder.
-fn check_in(home: &Path) -> std::process::Command {
+fn check_command(home: &Path) -> std::process::Command {
     let mut command = keychoir_command(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
     command.env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9");
@@ -246,7 +246,7 @@ fn check_in(home: &Path) -> std::process::Command {
 #[test]
 fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     let home = tempfile::tempdir().unwrap();
-    let output = run(&mut check_in(home.path()));
+    let output = run(&mut check_command(home.path()));
     assert_output(&output, 0, &[]);
     assert!(stdout(&output).contains("No configuration file"), "{}", stdout(&output));
 
@@ -255,7 +255,7 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
     assert_output(&output, 0, &[file.to_str().unwrap()]);
     let token = stdout(&output).trim().to_owned();
     assert!(token.starts_with("kc_"), "{token}");
-    let output = run(&mut check_in(home.path()));
+    let output = run(&mut check_command(home.path()));
     assert!(stdout(&output).contains(&format!("; read {}", file.display())), "{}", stdout(&output));
     let output = run(keychoir_command(&["clients", "list"]).env("HOME", home.path()));
     assert_eq!(stdout(&output), "app  without limits\n");
@@ -270,8 +270,8 @@ fn a_client_is_added_on_a_fresh_machine_and_required_from_then_on() {
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
-    let read = program.wait_for_event("configuration_read");
-    let message = read["message"].as_str().unwrap();
+    let read_event = program.wait_for_event("configuration_read");
+    let message = read_event["message"].as_str().unwrap();
     assert!(message.contains(&format!("No configuration file; read {}", file.display())), "{message}");
     let address = program.wait_for_address();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_keychoir"))
@@ -358,7 +358,11 @@ fn a_token_is_rotated_with_a_grace_and_the_rules_are_changed() {
 fn an_unused_file_is_reported() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("keychoir.toml"), "").unwrap();
-    assert_output(&run(&mut check_in(home.path())), 0, &["keychoir.toml: this file is not read", "--config"]);
+    assert_output(
+        &run(&mut check_command(home.path())),
+        0,
+        &["keychoir.toml: this file is not read", "--config"],
+    );
 }
 
 #[test]
@@ -390,7 +394,7 @@ fn check_rejects_each_configuration_that_serve_rejects() {
         ("KEYCHOIR_STORAGE__PATH", path("newer.db").to_str().unwrap(), &["newer.db", "newer Keychoir", "99"]),
         ("KEYCHOIR_STORAGE__PATH", path_below_a_file.to_str().unwrap(), &["cannot be written"]),
     ] {
-        let output = run(check_in(home.path()).env(variable, value));
+        let output = run(check_command(home.path()).env(variable, value));
         assert_output(&output, 78, messages);
         assert!(!stdout(&output).contains("fine"), "{variable}={value}");
         let mut serve = keychoir_command(&["serve"]);
@@ -406,10 +410,10 @@ fn check_rejects_each_configuration_that_serve_rejects() {
 #[test]
 fn check_does_not_create_files() {
     let home = tempfile::tempdir().unwrap();
-    assert_output(&run(&mut check_in(home.path())), 0, &[]);
+    assert_output(&run(&mut check_command(home.path())), 0, &[]);
     let socket = home.path().join("k.sock");
     let listen = format!("unix:{}", socket.display());
-    assert_output(&run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
+    assert_output(&run(check_command(home.path()).env("KEYCHOIR_SERVER__LISTEN", &listen)), 0, &[]);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
@@ -425,7 +429,7 @@ fn check_notes_that_a_keychoir_already_listens_on_the_port() {
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
     let address = program.wait_for_address();
-    let output = run(check_in(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
+    let output = run(check_command(home.path()).env("KEYCHOIR_SERVER__LISTEN", &address));
     assert_output(&output, 0, &[]);
     let stderr = stdout(&output);
     assert!(stderr.contains(&format!("note: a Keychoir is already running at {address}")), "{stderr}");
@@ -447,7 +451,7 @@ fn files_that_other_users_can_read_are_reported() {
     let tokens = write("tokens.toml", "[[clients]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n", 0o640);
     let database = write("keychoir.db", "", 0o666);
     let check = || {
-        let mut command = check_in(home.path());
+        let mut command = check_command(home.path());
         command
             .env_remove("ELEVENLABS_API_KEYS")
             .env("ELEVENLABS_API_KEYS_FILE", &keys)
@@ -530,12 +534,12 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
 fn an_unreachable_provider_is_reported_at_startup_and_in_the_status() {
     let home = tempfile::tempdir().unwrap();
     // A free port refuses connections.
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed_address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"]);
     command
         .env("HOME", home.path())
         .env("ELEVENLABS_API_KEYS", KEYS)
-        .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{closed}"))
+        .env("KEYCHOIR_UPSTREAM__BASE_URL", format!("http://{closed_address}"))
         .env("KEYCHOIR_LOG__FORMAT", "json");
     let mut program = Program::start(&mut command);
     program.wait_for_event("upstream_unreachable");

@@ -1,4 +1,4 @@
-//! `keychoir status` beside a running program: its colours, its paused keys, and `--watch` across a restart.
+//! Tests `keychoir status` with a running program: its colours, its paused keys, and `--watch` across a restart.
 
 use std::cell::Cell;
 

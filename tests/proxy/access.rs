@@ -1,4 +1,4 @@
-//! The checks before a request is forwarded: of its syntax, host and origin, of loops and of the limits. The
+//! Tests the checks before a request is forwarded: its syntax, host and origin, forwarding loops and the limits. The
 //! provider receives no part of a refused request.
 
 use std::time::Duration;
@@ -201,11 +201,12 @@ async fn malformed_chunks_are_refused_and_affect_no_key() {
         let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
-        let mut received = Vec::new();
-        let _ = stream.read_to_end(&mut received).await;
-        let received = String::from_utf8_lossy(&received);
+        let mut response_bytes = Vec::new();
+        let _ = stream.read_to_end(&mut response_bytes).await;
+        let response_bytes = String::from_utf8_lossy(&response_bytes);
         // An interim response may precede the final one.
-        let response = received.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&received);
+        let response =
+            response_bytes.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&response_bytes);
         // A client that has closed its write half may receive no response, but never a response of the
         // provider.
         assert!(response.is_empty() || response.starts_with("HTTP/1.1 400 "), "{chunks:?}: {response}");
@@ -267,9 +268,9 @@ async fn requests_beyond_the_maximum_are_refused_immediately() {
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     stream.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 1).await;
-    let refused = proxy.get("/v1/voices").await;
-    assert_eq!(refused.headers()["retry-after"], "1");
-    assert_proxy_error(&refused, 503, "overloaded");
+    let refused_response = proxy.get("/v1/voices").await;
+    assert_eq!(refused_response.headers()["retry-after"], "1");
+    assert_proxy_error(&refused_response, 503, "overloaded");
     assert_eq!(proxy.get("/livez").await.status(), 200, "the pages of the proxy are not limited");
     drop(stream);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
@@ -341,18 +342,18 @@ async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
             .await;
     let locking_connection = rusqlite::Connection::open(proxy.database_path()).unwrap();
     locking_connection.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut served = 0;
-    let refused = loop {
+    let mut served_count = 0;
+    let refused_response = loop {
         let response = proxy.request_speech(1).await;
         if response.status() != 200 {
             break response;
         }
         response.bytes().await.unwrap();
-        served += 1;
-        assert!(served < 1_000, "a request is refused when the queue of usage records is full");
+        served_count += 1;
+        assert!(served_count < 1_000, "a request is refused when the queue of usage records is full");
     };
-    assert_proxy_error(&refused, 503, "usage_queue_full");
-    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [served]);
+    assert_proxy_error(&refused_response, 503, "usage_queue_full");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [served_count]);
     locking_connection.execute_batch("ROLLBACK").unwrap();
     proxy.wait_until_served("/v1/voices").await;
     proxy.close_unchecked().await;

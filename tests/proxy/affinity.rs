@@ -1,4 +1,4 @@
-//! Account affinity with three accounts: a request that names a voice, a history item, an earlier request or
+//! Tests account affinity with three accounts: a request that names a voice, a history item, an earlier request or
 //! a page of a list is sent to the account that owns the resource.
 
 use crate::support::{
@@ -176,9 +176,9 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
 
     // The account is exhausted, and other accounts cannot continue the request.
     proxy.set_fault(SECOND_KEY, "quota");
-    let refused = continue_requests(json!([request_id])).await;
-    assert_proxy_error(&refused, 401, "owner_exhausted");
-    let detail = refused.json::<Value>().await.unwrap()["detail"].clone();
+    let refused_response = continue_requests(json!([request_id])).await;
+    assert_proxy_error(&refused_response, 401, "owner_exhausted");
+    let detail = refused_response.json::<Value>().await.unwrap()["detail"].clone();
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
     assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
@@ -187,8 +187,9 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     // A request that continues no other is served by the next account.
     let later_response = proxy.request_speech(3).await;
     assert_eq!(later_response.status(), 200);
-    let refused = continue_requests(json!([request_id, header(&later_response, "request-id")])).await;
-    assert_proxy_error(&refused, 400, "conflicting_owners");
+    let refused_response =
+        continue_requests(json!([request_id, header(&later_response, "request-id")])).await;
+    assert_proxy_error(&refused_response, 400, "conflicting_owners");
     proxy.close().await;
 }
 
@@ -222,8 +223,8 @@ async fn a_request_with_an_owner_fails_over_within_its_account_only() {
     assert_eq!(proxy.post(&speech_path("voice-of-1"), &speech_body()).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY, "sk_second_of_1"]), [1, 2, 0, 1]);
     proxy.set_fault("sk_second_of_1", "rate_limit=30");
-    let refused = proxy.post(&speech_path("voice-of-1"), &speech_body()).await;
-    assert_proxy_error(&refused, 429, "owner_rate_limited");
+    let refused_response = proxy.post(&speech_path("voice-of-1"), &speech_body()).await;
+    assert_proxy_error(&refused_response, 429, "owner_rate_limited");
     assert_eq!(proxy.request_counts(&[FIRST_KEY, THIRD_KEY]), [1, 0]);
     proxy.close().await;
 }

@@ -1,4 +1,4 @@
-//! The shared buffer budget: sessions and uploads beyond it, and the release of all buffers.
+//! Tests the shared buffer budget: sessions and uploads beyond it, and the release of all buffers.
 
 use keychoir::config::Config;
 use keychoir::policy::frame::{FrameHeader, Opcode};

@@ -1,4 +1,4 @@
-//! Rules of clients: their quotas, rate limits, maximum concurrency, paths and keys, their own keys, and the
+//! Tests the rules of clients: their quotas, rate limits, maximum concurrency, paths and keys, their own keys, and the
 //! `keychoir clients` commands.
 
 use std::path::Path;
@@ -110,9 +110,9 @@ async fn a_client_is_refused_beyond_its_maximum_of_concurrent_requests() {
     proxy.simulator.queue_faults(FIRST_KEY, vec!["slow_body=3600s".parse().unwrap()]);
     let mut response = proxy.post(&format!("{SPEECH_PATH}/stream"), &json!({"text": "a".repeat(100)})).await;
     assert!(response.chunk().await.unwrap().is_some());
-    let refused = proxy.get("/v1/voices").await;
+    let refused_response = proxy.get("/v1/voices").await;
     assert_eq!(
-        (status_and_code(&refused), &refused.headers()["retry-after"]),
+        (status_and_code(&refused_response), &refused_response.headers()["retry-after"]),
         ((429, "client_concurrency_exceeded"), &"1".parse().unwrap())
     );
     drop(response);

@@ -1,4 +1,4 @@
-//! The end of client connections: after a refusal during an upload, after a truncated response, after the
+//! Tests the end of client connections: after a refusal during an upload, after a truncated response, after the
 //! client closes its write half or disconnects, and with HTTP/2.
 
 use std::io::ErrorKind;
@@ -228,8 +228,11 @@ async fn the_request_of_a_disconnected_client_is_cancelled() {
         let mut connection = upstream.recv().await.unwrap();
         drop(stream);
         // The proxy closes the upstream connection before it receives a response.
-        let closed = async { while connection.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
-        timeout(Duration::from_secs(30), closed).await.expect("the request is cancelled within the timeout");
+        let connection_closed =
+            async { while connection.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
+        timeout(Duration::from_secs(30), connection_closed)
+            .await
+            .expect("the request is cancelled within the timeout");
     }
     proxy.close_unchecked().await;
 }

@@ -1,4 +1,4 @@
-//! Formats of the JSON pages on which apps and scripts rely. A change of these tests breaks users.
+//! Tests the formats of the JSON pages on which apps and scripts rely. Changing an expected format breaks them.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, start_proxy, start_proxy_in};
 use keychoir::policy::units::UnixMs;

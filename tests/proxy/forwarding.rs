@@ -1,4 +1,4 @@
-//! Forwarding between client and provider: which headers, paths and methods are forwarded unchanged, changed
+//! Tests the forwarding between client and provider: which headers, paths and methods are forwarded unchanged, changed
 //! or dropped, and which paths the proxy serves itself.
 
 use crate::support::{
@@ -210,8 +210,9 @@ async fn default_paths_of_browsers_are_served_by_the_proxy() {
             assert!(robots.starts_with("HTTP/1.1 200") && robots.contains("nosniff"), "{robots}");
             assert_eq!(robots.contains("Disallow: /"), method == "GET");
         }
-        let refused = send_request(&proxy, "POST", &format!("{base}/"), "content-length: 0\r\n").await;
-        assert!(refused.starts_with("HTTP/1.1 405"), "{refused}");
+        let refused_response =
+            send_request(&proxy, "POST", &format!("{base}/"), "content-length: 0\r\n").await;
+        assert!(refused_response.starts_with("HTTP/1.1 405"), "{refused_response}");
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;

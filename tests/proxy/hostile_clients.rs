@@ -1,4 +1,4 @@
-//! Clients that send malformed, ambiguous or forbidden requests, or send too much, too little or too slowly.
+//! Tests the proxy with clients that send malformed, ambiguous or forbidden requests, or send too much, too little or too slowly.
 //! First each case of a table is run, then mutations of the cases. A tap parses the requests between the proxy
 //! and its provider strictly.
 
@@ -46,8 +46,8 @@ async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
 /// Sends a valid request on a new connection and checks that it is served.
 async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> {
     let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
-    let received = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
-    clients::check(&received, Outcome::Responses(&[200]), AfterSending::ReadToEnd)
+    let received_bytes = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
+    clients::check(&received_bytes, Outcome::Responses(&[200]), AfterSending::ReadToEnd)
         .map_err(|deviation| format!("a valid request: {deviation}"))
 }
 
@@ -57,8 +57,10 @@ async fn wait_until_idle(proxy: &TestProxy) {
     let polling = async {
         loop {
             let request = valid_request("/metrics", "connection: close\r\n").into_bytes();
-            let received = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await.unwrap();
-            let page = String::from_utf8(wire::parse_responses(&received).unwrap().remove(0).body).unwrap();
+            let received_bytes =
+                exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await.unwrap();
+            let page =
+                String::from_utf8(wire::parse_responses(&received_bytes).unwrap().remove(0).body).unwrap();
             let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
             let sum_of = |name: &str| {
                 let name = format!("keychoir_{name}");

@@ -1,4 +1,4 @@
-//! Providers that send malformed HTTP, too much or too little, at the wrong moment, in invalid codings, with
+//! Tests the proxy with providers that send malformed HTTP, too much or too little, at the wrong moment, in invalid codings, with
 //! keys in any part of a response, or with impossible numbers. First each case of a table is run, then
 //! mutations of the cases. After each response, valid requests are served.
 
@@ -36,13 +36,13 @@ async fn start_proxy(provider: &Provider, change: impl FnOnce(&mut Config)) -> T
 /// Checks that valid requests are served with the responses that belong to them.
 async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String> {
     for (request_kind, body) in [(RequestKind::Voices, VOICES_BODY), (RequestKind::Speech, SPEECH_BODY)] {
-        let received = exchange(
+        let received_bytes = exchange(
             proxy.app.address(),
             &[request(request_kind, VALID_REQUEST_MARK)],
             AfterSending::ReadToEnd,
         )
         .await?;
-        providers::check(&received, Outcome::Body(200, body))
+        providers::check(&received_bytes, Outcome::Body(200, body))
             .map_err(|deviation| format!("a valid {request_kind:?} request: {deviation}"))?;
     }
     Ok(())

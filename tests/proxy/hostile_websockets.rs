@@ -1,4 +1,5 @@
-//! WebSocket peers that violate the protocol, flood, or never close, in every state of a session.
+//! Tests WebSocket sessions whose client or provider violates the protocol, floods, or never closes, in every state of
+//! a session.
 
 mod disconnects;
 mod quotas;
@@ -296,12 +297,12 @@ async fn every_byte_of_a_websocket_on_an_unknown_path_is_forwarded() {
         let (session, mut stream) = provider.open_session(&proxy, "/runCase").await;
         stream.write_all(&bytes).await.unwrap();
         let mut client = session.stream.into_inner();
-        let mut received = vec![0; bytes.len()];
-        within_timeout(client.read_exact(&mut received)).await.unwrap();
-        assert_eq!(received, bytes, "{description}");
+        let mut received_bytes = vec![0; bytes.len()];
+        within_timeout(client.read_exact(&mut received_bytes)).await.unwrap();
+        assert_eq!(received_bytes, bytes, "{description}");
         client.write_all(&bytes).await.unwrap();
-        within_timeout(stream.read_exact(&mut received)).await.unwrap();
-        assert_eq!(received, bytes, "{description}");
+        within_timeout(stream.read_exact(&mut received_bytes)).await.unwrap();
+        assert_eq!(received_bytes, bytes, "{description}");
     }
 }
 
@@ -339,12 +340,16 @@ async fn bytes_after_the_clients_close_are_dropped() {
     for (description, bytes, _) in violations(Some(MASK)) {
         let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
         session.send_raw(&[&*close, &bytes].concat()).await;
-        let mut received = vec![0; close.len()];
-        within_timeout(stream.read_exact(&mut received)).await.unwrap();
+        let mut received_bytes = vec![0; close.len()];
+        within_timeout(stream.read_exact(&mut received_bytes)).await.unwrap();
         stream.write_all(&frame(CLOSE, b"\x03\xe8", None)).await.unwrap();
         assert_close_code(&session.receive_to_end().await.1, 1000, description);
         drop(session);
-        assert_eq!((received, read_until_end(stream).await), (close.clone(), Vec::new()), "{description}");
+        assert_eq!(
+            (received_bytes, read_until_end(stream).await),
+            (close.clone(), Vec::new()),
+            "{description}"
+        );
     }
 }
 
@@ -354,8 +359,8 @@ async fn bytes_after_the_providers_close_are_dropped() {
     let proxy = provider.start_proxy(|_| {}).await;
     let (session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
     let close = frame(CLOSE, b"\x03\xe8", None);
-    let more = frame(TEXT, b"{\"audio\":\"late\"}", None);
-    stream.write_all(&[close.clone(), more].concat()).await.unwrap();
+    let later_frame = frame(TEXT, b"{\"audio\":\"late\"}", None);
+    stream.write_all(&[close.clone(), later_frame].concat()).await.unwrap();
     drop(stream);
     assert_eq!(read_until_end(session.stream.into_inner()).await, close);
 }
@@ -398,9 +403,9 @@ impl WebSocketClient {
     /// Receives events until the session ends. Returns its end.
     async fn receive_end(&mut self) -> Received {
         loop {
-            let received = self.receive().await;
-            if matches!(received, Received::Close(..) | Received::Disconnected) {
-                return received;
+            let event = self.receive().await;
+            if matches!(event, Received::Close(..) | Received::Disconnected) {
+                return event;
             }
         }
     }
@@ -412,8 +417,8 @@ async fn a_queued_session_is_not_idle() {
     let proxy =
         provider.start_proxy(|config| config.websocket.idle_timeout = Duration::from_millis(50)).await;
     let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
-    let queued = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
-    stream.write_all(&frame(TEXT, queued, None)).await.unwrap();
+    let queue_message = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
+    stream.write_all(&frame(TEXT, queue_message, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "queue_status");
     // Another session is idle for the same time, and ends.
     let (mut idle_session, _idle_stream) = provider.open_session(&proxy, AGENT).await;
@@ -432,9 +437,9 @@ async fn a_queued_session_may_fail_over() {
     })
     .await;
     let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
-    let queued = frame(TEXT, br#"{"type":"queue_status"}"#, None);
+    let queue_frame = frame(TEXT, br#"{"type":"queue_status"}"#, None);
     let refusal = frame(CLOSE, b"\x03\xeaThis request exceeds your quota limit.", None);
-    stream.write_all(&[queued, refusal].concat()).await.unwrap();
+    stream.write_all(&[queue_frame, refusal].concat()).await.unwrap();
     let mut second_stream = provider.accept_session().await;
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
     second_stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();

@@ -1,4 +1,4 @@
-//! The whole proxy between real clients and the simulated provider, one module per subject:
+//! Tests the whole proxy between real clients and the simulated provider, with one module per subject:
 //! `cargo test --test proxy retry::`.
 
 #![allow(

@@ -1,4 +1,4 @@
-//! The page `/metrics`: its format is valid for Prometheus, its metrics are those of `docs/operations.md`,
+//! Tests the page `/metrics`: its format is valid for Prometheus, its metrics are those of `docs/operations.md`,
 //! and its values equal the usage records and the provider's ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -37,13 +37,13 @@ struct Sample {
 
 /// A parsed page.
 #[derive(Debug)]
-struct Page {
+struct MetricsPage {
     /// The type of each family by its name.
     families: BTreeMap<String, String>,
     samples: Vec<Sample>,
 }
 
-impl Page {
+impl MetricsPage {
     /// Parses a page, and panics if it violates the format.
     fn parse(text: &str, format: ExpositionFormat) -> Self {
         let mut page = Self { families: BTreeMap::new(), samples: Vec::new() };
@@ -227,12 +227,15 @@ async fn fetch_text(proxy: &TestProxy, accept: &str, format: ExpositionFormat) -
     response.text().await.unwrap()
 }
 
-async fn fetch_page(proxy: &TestProxy) -> Page {
-    Page::parse(&fetch_text(proxy, "*/*", ExpositionFormat::OpenMetrics).await, ExpositionFormat::OpenMetrics)
+async fn fetch_page(proxy: &TestProxy) -> MetricsPage {
+    MetricsPage::parse(
+        &fetch_text(proxy, "*/*", ExpositionFormat::OpenMetrics).await,
+        ExpositionFormat::OpenMetrics,
+    )
 }
 
 /// Waits until this number of requests has ended and all usage records are written, and returns the page.
-async fn fetch_final_page(proxy: &TestProxy, requests: u64) -> Page {
+async fn fetch_final_page(proxy: &TestProxy, requests: u64) -> MetricsPage {
     let polling = async {
         loop {
             let page = fetch_page(proxy).await;
@@ -267,9 +270,9 @@ async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other()
         (is_metric && !is_about_replicas).then(|| format!("{name} {}", kind.trim()))
     };
     let documented: BTreeSet<String> = DOCUMENTATION.lines().filter_map(row).collect();
-    let exported = page.metrics();
-    let missing: Vec<_> = exported.difference(&documented).collect();
-    let obsolete: Vec<_> = documented.difference(&exported).collect();
+    let exported_metrics = page.metrics();
+    let missing: Vec<_> = exported_metrics.difference(&documented).collect();
+    let obsolete: Vec<_> = documented.difference(&exported_metrics).collect();
     assert!(
         missing.is_empty() && obsolete.is_empty(),
         "not in docs/operations.md: {missing:#?}\nonly in docs/operations.md: {obsolete:#?}"
@@ -294,13 +297,13 @@ async fn a_client_that_prefers_text_receives_the_same_metrics_in_the_prometheus_
     let openmetrics_page = fetch_final_page(&proxy, 1).await;
     let accept = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
     let text_page =
-        Page::parse(&fetch_text(&proxy, accept, ExpositionFormat::Text).await, ExpositionFormat::Text);
+        MetricsPage::parse(&fetch_text(&proxy, accept, ExpositionFormat::Text).await, ExpositionFormat::Text);
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
-    Page::parse(
+    MetricsPage::parse(
         &fetch_text(&proxy, accept, ExpositionFormat::OpenMetrics).await,
         ExpositionFormat::OpenMetrics,
     );
-    let samples = |page: &Page| {
+    let samples = |page: &MetricsPage| {
         let series = |sample: &Sample| {
             let labels = sample.labels.iter().map(|(name, value)| match value.parse::<f64>() {
                 Ok(bound) if name == "le" => format!("le={bound}"),
@@ -438,8 +441,8 @@ async fn the_values_equal_the_usage_records_and_the_charges() {
 
     let bytes = ["request", "response"]
         .map(|direction| page.value("keychoir_body_bytes_total", &[("direction", direction)]) as i64);
-    let charged = proxy.simulator.ledger().totals.charged;
-    assert_eq!(charged, 130);
+    let charged_credits = proxy.simulator.ledger().totals.charged;
+    assert_eq!(charged_credits, 130);
     let records = proxy.into_records().await;
     let sums = records.iter().fold([0, 0], |[sent, received], record| {
         [sent + record.request_bytes, received + record.response_bytes]

@@ -1,4 +1,4 @@
-//! The mirror with a real PostgreSQL and a real PostgREST: after every kind of fault, Supabase contains the
+//! Tests the mirror with a real PostgreSQL and a real PostgREST: after every kind of fault, Supabase contains the
 //! same rows as the usage database, and speech requests are not affected.
 
 use std::path::Path;
@@ -216,18 +216,18 @@ async fn only_the_service_role_can_read_the_tables() {
             let send_as_role = |request: reqwest::RequestBuilder| {
                 request.header("apikey", role_token(role)).bearer_auth(role_token(role)).send()
             };
-            let read = send_as_role(client.get(&url)).await.unwrap();
+            let read_response = send_as_role(client.get(&url)).await.unwrap();
             let is_view = table == "elevenlabs_key_health";
             match refusal {
                 Some(status) => {
-                    assert_eq!(read.status(), status, "{role} {table}");
+                    assert_eq!(read_response.status(), status, "{role} {table}");
                     let write = send_as_role(
                         client.patch(format!("{url}?api_key_hash=neq.x")).json(&json!({"api_key_hash": "x"})),
                     );
                     assert!(is_view || write.await.unwrap().status() == status, "{role} {table}");
                 }
                 None => {
-                    let rows: Vec<Value> = read.json().await.unwrap();
+                    let rows: Vec<Value> = read_response.json().await.unwrap();
                     assert!(!rows.is_empty(), "{table}");
                 }
             }

@@ -1,4 +1,4 @@
-//! A month of traffic in seconds: four clients use eight keys of five workspaces, with quota resets, a
+//! Simulates a month of traffic in seconds: four clients use eight keys of five workspaces, with quota resets, a
 //! revoked key, a workspace with an unpaid bill and a burst. A second month has mixed plans, where a request
 //! for a plan feature needs a key of a plan that includes it.
 
@@ -85,7 +85,7 @@ fn configure(config: &mut Config) {
 struct Random(u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    fn number_below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -102,11 +102,11 @@ fn speech_body(text: &str, model: &str) -> Option<Value> {
 
 /// Returns mostly speech of varying length and model, and sometimes a sound effect or the list of voices.
 fn next_ordinary_request(random: &mut Random) -> PlannedRequest {
-    let text = "a".repeat(usize::try_from(3 + random.below(40)).unwrap());
-    match random.below(10) {
+    let text = "a".repeat(usize::try_from(3 + random.number_below(40)).unwrap());
+    match random.number_below(10) {
         0 => ("/v1/voices".to_owned(), None),
         1 => {
-            let seconds = 0.5 + random.below(2) as f64 / 4.0;
+            let seconds = 0.5 + random.number_below(2) as f64 / 4.0;
             ("/v1/sound-generation".to_owned(), Some(json!({"text": "rain", "duration_seconds": seconds})))
         }
         2..5 => (format!("{SPEECH_PATH}/stream"), speech_body(&text, "eleven_flash_v2_5")),
@@ -116,9 +116,9 @@ fn next_ordinary_request(random: &mut Random) -> PlannedRequest {
 
 /// Returns an ordinary request or one that needs a feature which the free or the creator plan lacks.
 fn next_plan_dependent_request(random: &mut Random) -> PlannedRequest {
-    let text = "a".repeat(usize::try_from(3 + random.below(40)).unwrap());
+    let text = "a".repeat(usize::try_from(3 + random.number_below(40)).unwrap());
     let multilingual = |text: &str| speech_body(text, "eleven_multilingual_v2");
-    match random.below(20) {
+    match random.number_below(20) {
         0 | 1 => (format!("/v1/text-to-speech/{LIBRARY_VOICE}"), multilingual(&text)),
         2 => (SPEECH_PATH.to_owned(), multilingual(&"a".repeat(2_501))),
         3 | 4 => (format!("{SPEECH_PATH}?output_format=mp3_44100_192"), multilingual(&text)),
@@ -312,10 +312,10 @@ async fn every_request_of_a_simulated_month_with_mixed_plans_is_served() {
         assert!(charged_credits(&ledger, &name) > 0, "{name} must have served requests");
     }
     let attempts = AttemptRecords::open(&folder);
-    let refused = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
-    println!("{refused} attempts were refused because of a plan feature");
+    let refused_attempts = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
+    println!("{refused_attempts} attempts were refused because of a plan feature");
     // After one free account has refused a feature, the other free accounts are known to lack it. Only the
     // concurrent requests at that time are refused as well.
-    assert!(refused <= 8, "{refused} attempts were refused because of a plan feature");
+    assert!(refused_attempts <= 8, "{refused_attempts} attempts were refused because of a plan feature");
     attempts.assert_few_retries();
 }

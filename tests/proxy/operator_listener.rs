@@ -1,4 +1,4 @@
-//! `admin.listen`: the admin API and the pages for operators on an address of their own.
+//! Tests `admin.listen`, which serves the admin API and the pages for operators on a separate address.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
@@ -67,9 +67,9 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
     let client = http_client();
     for path in OPERATOR_PATHS {
         let request = client.get(format!("{}{path}", running.clients)).bearer_auth(ADMIN_TOKEN);
-        let refused = request.send().await.unwrap();
-        assert_eq!((refused.status().as_u16(), path), (404, path));
-        assert_eq!(refused.headers()["x-keychoir-error"], "served_elsewhere", "{path}");
+        let refused_response = request.send().await.unwrap();
+        assert_eq!((refused_response.status().as_u16(), path), (404, path));
+        assert_eq!(refused_response.headers()["x-keychoir-error"], "served_elsewhere", "{path}");
         let request = operators.get(format!("{operators_url}{path}")).bearer_auth(ADMIN_TOKEN);
         let expected = if path.ends_with("unknown") { 404 } else { 200 };
         assert_eq!((request.send().await.unwrap().status().as_u16(), path), (expected, path));
@@ -91,9 +91,9 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
         client.get(format!("{url}/v1/voices")).header("xi-api-key", CLIENT_TOKEN).send()
     };
     assert_eq!(voices(&client, &running.clients).await.unwrap().status(), 200);
-    let refused = voices(operators, operators_url).await.unwrap();
-    assert_eq!(refused.status(), 404);
-    assert_eq!(refused.headers()["x-keychoir-error"], "not_proxied");
+    let refused_response = voices(operators, operators_url).await.unwrap();
+    assert_eq!(refused_response.status(), 404);
+    assert_eq!(refused_response.headers()["x-keychoir-error"], "not_proxied");
     assert_eq!(running.simulator.ledger().requests.len(), 1, "only the request of the client is sent");
 }
 

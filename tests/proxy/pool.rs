@@ -1,4 +1,4 @@
-//! Key selection: credits, concurrency limits, permissions and the strategy decide which key the first
+//! Tests the key selection: credits, concurrency limits, permissions and the strategy decide which key the first
 //! attempt uses.
 
 use keychoir::policy::strategy::STRATEGIES;
@@ -319,12 +319,12 @@ async fn a_key_with_another_host_is_polled_again() {
     let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     let proxy = start_proxy_with(plan, |_| {}).await;
     let url = format!("{}/prefix", proxy.simulator.base_url());
-    let refused = |proxy: &TestProxy| {
+    let refused_count = |proxy: &TestProxy| {
         let requests = proxy.simulator.ledger().requests;
         requests.iter().filter(|request| request.path_and_query.starts_with("/prefix/")).count()
     };
     proxy.reload(|config| config.keys[1].base_url = Some(url.parse().unwrap()), |_| {});
-    wait_until(|| refused(&proxy) > 0).await;
+    wait_until(|| refused_count(&proxy) > 0).await;
     assert_eq!(poll_count(&proxy, FIRST_KEY), 1);
     proxy.close().await;
 }

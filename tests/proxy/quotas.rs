@@ -1,4 +1,4 @@
-//! Client quotas are exact: with concurrent requests, for requests with an unknown outcome, on every route,
+//! Tests that client quotas are exact: with concurrent requests, for requests with an unknown outcome, on every route,
 //! and after a restart.
 
 use std::time::Duration;
@@ -78,12 +78,16 @@ async fn wait_for_usage(proxy: &TestProxy, expected: (u64, u64)) {
 async fn check_concurrent_requests(characters: usize, expected: usize) {
     let proxy = start_proxy_with(plan(), configure_clients(credits(1_000))).await;
     let responses = join_all((0..150).map(|_| proxy.request_speech(characters))).await;
-    let served = responses.iter().filter(|response| response.status() == 200).count();
-    let refused = responses
+    let served_count = responses.iter().filter(|response| response.status() == 200).count();
+    let refused_count = responses
         .iter()
         .filter(|response| status_and_code(response) == (QUOTA_EXCEEDED.0, QUOTA_EXCEEDED.1.to_owned()))
         .count();
-    assert_eq!((served, refused), (expected, 150 - expected), "requests of {characters} characters");
+    assert_eq!(
+        (served_count, refused_count),
+        (expected, 150 - expected),
+        "requests of {characters} characters"
+    );
     drop(responses);
     wait_for_usage(&proxy, (expected as u64, (expected * characters) as u64)).await;
     let (ledger, _) = proxy.close().await;
@@ -192,12 +196,12 @@ async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
             }
             {
                 let waiting = proxy.request_speech(50);
-                let counted = async { while read_usage(&proxy).await.0 != 1 {} };
+                let request_counted = async { while read_usage(&proxy).await.0 != 1 {} };
                 tokio::pin!(waiting);
                 tokio::select! {
                     _ = &mut waiting => panic!("the waiting request got a response"),
                     response = &mut busy => panic!("the stalled request got {}", response.status()),
-                    () = counted => {}
+                    () = request_counted => {}
                 }
             }
             tokio::select! {
@@ -357,8 +361,8 @@ async fn direct_access_requires_a_permission_if_the_client_has_a_quota() {
 #[tokio::test]
 async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     let pages = ["/metrics", "/api/elevenlabs-status", "/api/keychoir-keys"];
-    let limited = |path: &str| Rules { paths: vec![path.to_owned()], ..credits(100) };
-    let proxy = start_proxy_with(plan(), configure_clients(limited("/v1/text-to-speech"))).await;
+    let rules_with_path = |path: &str| Rules { paths: vec![path.to_owned()], ..credits(100) };
+    let proxy = start_proxy_with(plan(), configure_clients(rules_with_path("/v1/text-to-speech"))).await;
     for page in pages {
         assert_status_and_code(&proxy.get(page).await, (403, "path_not_allowed"));
         assert_eq!(send_request(&proxy, OTHER_TOKEN, "GET", page).await.status(), 200, "{page}");
@@ -380,7 +384,7 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     );
     assert_eq!(send_request(&proxy, OTHER_TOKEN, "POST", "/api/keychoir-usage").await.status(), 405);
     proxy.close().await;
-    let proxy = start_proxy_with(plan(), configure_clients(limited("/metrics"))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(rules_with_path("/metrics"))).await;
     assert_eq!(proxy.get("/metrics").await.status(), 200);
     assert_status_and_code(&proxy.get("/api/keychoir-keys").await, (403, "path_not_allowed"));
     proxy.close().await;
@@ -515,7 +519,7 @@ async fn one_client_cannot_use_all_request_permits() {
 #[tokio::test]
 async fn sessions_are_charged_within_the_quota() {
     let proxy = start_proxy_with(plan(), configure_clients(credits(100))).await;
-    let mut served = 0;
+    let mut served_count = 0;
     for _ in 0..4 {
         let Ok(mut session) = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {
             continue;
@@ -523,11 +527,11 @@ async fn sessions_are_charged_within_the_quota() {
         session.send_json(&json!({"text": " "})).await;
         session.send_json(&json!({"text": "a".repeat(39), "flush": true})).await;
         if session.receive_json().await.get("audio").is_some() {
-            served += 1;
+            served_count += 1;
         }
         drop(session);
     }
-    assert_eq!(served, 2);
+    assert_eq!(served_count, 2);
     assert!(read_usage(&proxy).await.1 <= 100);
     proxy.close_unchecked().await;
 }

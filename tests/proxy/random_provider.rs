@@ -1,4 +1,4 @@
-//! A provider with pseudorandom, reproducible responses: each account has a status, a body and a
+//! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a body and a
 //! `Retry-After` for each route, some of which change after half of the requests. A request must be served if
 //! an account has the credits and does not refuse it. The documented exceptions are a refusal that blames the
 //! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a
@@ -21,11 +21,11 @@ use proptest::test_runner::{Config as ProptestConfig, RngSeed, TestRunner};
 
 /// The subject of a refusal or failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
+enum RefusalSubject {
     /// None: the request is served.
     Served,
     /// The account or its key, with a known message.
-    Account,
+    ScriptedAccount,
     /// Suspected abuse, which the provider also attributes to addresses.
     Abuse,
     /// A capability of the account, with a known message.
@@ -46,7 +46,7 @@ enum Subject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusalBody {
     /// A code and a message that Keychoir knows.
-    Known(&'static str, &'static str, Subject),
+    Known(&'static str, &'static str, RefusalSubject),
     /// A code that Keychoir does not know.
     UnknownCode,
     Empty,
@@ -58,27 +58,39 @@ enum RefusalBody {
 }
 
 const REFUSAL_BODIES: [RefusalBody; 18] = [
-    RefusalBody::Known("quota_exceeded", "You have spent it.", Subject::Account),
-    RefusalBody::Known("insufficient_credits", "You do not have enough credits.", Subject::Account),
-    RefusalBody::Known("payment_issue", "Your last invoice is unpaid.", Subject::Account),
-    RefusalBody::Known("invalid_api_key", "Invalid API key", Subject::Account),
+    RefusalBody::Known("quota_exceeded", "You have spent it.", RefusalSubject::ScriptedAccount),
+    RefusalBody::Known(
+        "insufficient_credits",
+        "You do not have enough credits.",
+        RefusalSubject::ScriptedAccount,
+    ),
+    RefusalBody::Known("payment_issue", "Your last invoice is unpaid.", RefusalSubject::ScriptedAccount),
+    RefusalBody::Known("invalid_api_key", "Invalid API key", RefusalSubject::ScriptedAccount),
     RefusalBody::Known(
         "invalid_api_key",
         "The API key used is for a data residency stack.",
-        Subject::Account,
+        RefusalSubject::ScriptedAccount,
     ),
-    RefusalBody::Known("detected_unusual_activity", "Unusual activity detected.", Subject::Abuse),
-    RefusalBody::Known("missing_permissions", "The API key is missing a permission.", Subject::Capability),
-    RefusalBody::Known("workspace_access_denied", "Not this workspace.", Subject::Capability),
+    RefusalBody::Known("detected_unusual_activity", "Unusual activity detected.", RefusalSubject::Abuse),
+    RefusalBody::Known(
+        "missing_permissions",
+        "The API key is missing a permission.",
+        RefusalSubject::Capability,
+    ),
+    RefusalBody::Known("workspace_access_denied", "Not this workspace.", RefusalSubject::Capability),
     RefusalBody::Known(
         "feature_not_available",
         "Your subscription does not include it.",
-        Subject::Capability,
+        RefusalSubject::Capability,
     ),
-    RefusalBody::Known("voice_limit_reached", "You have as many as you may have.", Subject::Capability),
-    RefusalBody::Known("rate_limit_exceeded", "Slow down.", Subject::Load),
-    RefusalBody::Known("too_many_concurrent_requests", "Too many concurrent requests.", Subject::Load),
-    RefusalBody::Known("system_busy", "Try again later.", Subject::Overload),
+    RefusalBody::Known(
+        "voice_limit_reached",
+        "You have as many as you may have.",
+        RefusalSubject::Capability,
+    ),
+    RefusalBody::Known("rate_limit_exceeded", "Slow down.", RefusalSubject::Load),
+    RefusalBody::Known("too_many_concurrent_requests", "Too many concurrent requests.", RefusalSubject::Load),
+    RefusalBody::Known("system_busy", "Try again later.", RefusalSubject::Overload),
     RefusalBody::UnknownCode,
     RefusalBody::Empty,
     RefusalBody::Html,
@@ -95,16 +107,16 @@ struct ScriptedResponse {
 }
 
 impl ScriptedResponse {
-    fn subject(self) -> Subject {
+    fn subject(self) -> RefusalSubject {
         match (self.status, self.body) {
-            (..400, _) => Subject::Served,
-            (503, _) => Subject::Overload,
-            (500.., _) => Subject::Failure,
+            (..400, _) => RefusalSubject::Served,
+            (503, _) => RefusalSubject::Overload,
+            (500.., _) => RefusalSubject::Failure,
             // The proxy reads the body only for these statuses.
-            (404, RefusalBody::Known("feature_not_available", ..)) => Subject::Request,
+            (404, RefusalBody::Known("feature_not_available", ..)) => RefusalSubject::Request,
             (400..=404 | 429, RefusalBody::Known(_, _, subject)) => subject,
-            (401..=403 | 429, _) => Subject::Unknown,
-            _ => Subject::Request,
+            (401..=403 | 429, _) => RefusalSubject::Unknown,
+            _ => RefusalSubject::Request,
         }
     }
 
@@ -131,7 +143,7 @@ impl ScriptedResponse {
 }
 
 #[derive(Clone, Debug)]
-struct Account {
+struct ScriptedAccount {
     tier: &'static str,
     credits: u64,
     /// The response to each of [`ROUTE_KINDS`] in the first half of the requests. `None` is the regular
@@ -150,9 +162,9 @@ struct ScriptedRequest {
 
 /// A provider and the requests that are sent to it.
 #[derive(Clone, Debug)]
-struct Script {
+struct ProviderScript {
     strategy: &'static str,
-    accounts: Vec<Account>,
+    accounts: Vec<ScriptedAccount>,
     requests: Vec<ScriptedRequest>,
 }
 
@@ -177,7 +189,7 @@ fn any_response() -> impl Strategy<Value = ScriptedResponse> {
         .prop_map(|(status, body, retry_after)| ScriptedResponse { status, body, retry_after })
 }
 
-fn account(serves_speech: bool) -> impl Strategy<Value = Account> {
+fn account(serves_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
     let tier = prop::sample::select(vec!["free", "starter", "creator", "pro", "custom"]);
     let credits = prop::sample::select(vec![0_u64, 30, 400, 5_000, 100_000]);
     let responses = || prop::array::uniform5(prop::option::weighted(0.4, any_response()));
@@ -189,12 +201,12 @@ fn account(serves_speech: bool) -> impl Strategy<Value = Account> {
             for (index, changes) in changes.into_iter().enumerate() {
                 second_half[index] = if changes { second_half[index] } else { first_half[index] };
             }
-            Account { tier, credits, first_half, second_half }
+            ScriptedAccount { tier, credits, first_half, second_half }
         },
     )
 }
 
-fn script() -> impl Strategy<Value = Script> {
+fn script() -> impl Strategy<Value = ProviderScript> {
     let routes = [
         (6, Route::Speech),
         (2, Route::SpeechStream),
@@ -213,7 +225,7 @@ fn script() -> impl Strategy<Value = Script> {
         let accounts = prop::collection::vec(account(serves_speech), 3..=6);
         let requests = prop::collection::vec(request.clone(), 60..=120);
         (prop::sample::select(strategies.clone()), accounts, requests)
-            .prop_map(|(strategy, accounts, requests)| Script { strategy, accounts, requests })
+            .prop_map(|(strategy, accounts, requests)| ProviderScript { strategy, accounts, requests })
     })
 }
 
@@ -240,7 +252,7 @@ fn configure(config: &mut Config, strategy: &str) {
 
 /// A running script.
 struct ScriptRun<'a> {
-    script: &'a Script,
+    script: &'a ProviderScript,
     proxy: TestProxy,
     is_second_half: bool,
     /// For each kind of route, the number of requests that were refused in the second half although an
@@ -272,10 +284,10 @@ impl ScriptRun<'_> {
 
     /// Whether the provider would serve the request with this account.
     fn could_serve(&self, account: usize, request: ScriptedRequest, ledger: &Ledger) -> bool {
-        let Account { tier, .. } = self.script.accounts[account];
+        let ScriptedAccount { tier, .. } = self.script.accounts[account];
         let is_regular = self.scripted_response(account, route_kind(request.route)).is_none();
         // A poll during a request may count the request twice for a while. Refused accounts are polled.
-        let Account { first_half, second_half, .. } = self.script.accounts[account];
+        let ScriptedAccount { first_half, second_half, .. } = self.script.accounts[account];
         let is_polled = first_half.iter().chain(&second_half).any(Option::is_some);
         let remaining =
             ledger.keys[account].remaining.saturating_sub(if is_polled { MAX_REQUEST_COST } else { 0 });
@@ -299,7 +311,7 @@ impl ScriptRun<'_> {
             .collect();
         let response =
             request.route.send_request(&self.proxy, CLIENTS[request.client], request.characters).await;
-        let received = ClientResponse {
+        let client_response = ClientResponse {
             status: response.status().as_u16(),
             is_proxy_error: response.headers().contains_key("x-keychoir-error"),
             retry_after: response
@@ -313,9 +325,9 @@ impl ScriptRun<'_> {
         if attempts.len() > 16 {
             return Err(format!("{request:?}: {} attempts", attempts.len()));
         }
-        if received.status < 400
+        if client_response.status < 400
             || able_accounts.is_empty()
-            || self.is_documented(request, &received, &attempts, &able_accounts)
+            || self.is_documented(request, &client_response, &attempts, &able_accounts)
         {
             return Ok(());
         }
@@ -323,8 +335,8 @@ impl ScriptRun<'_> {
         let details = self.proxy.get("/api/keychoir-keys").await.text().await.unwrap_or_default();
         Err(format!(
             "{request:?} got {} ({}), although {able_accounts:?} could serve it. Its attempts were {attempts:?}: {text}\n{details}",
-            received.status,
-            if received.is_proxy_error { "of the proxy" } else { "of the provider" },
+            client_response.status,
+            if client_response.is_proxy_error { "of the proxy" } else { "of the provider" },
         ))
     }
 
@@ -351,11 +363,11 @@ impl ScriptRun<'_> {
         attempts: &[(usize, Option<ScriptedResponse>)],
         able_accounts: &[usize],
     ) -> bool {
-        let Script { accounts, .. } = self.script;
+        let ProviderScript { accounts, .. } = self.script;
         let route_kind = route_kind(request.route);
-        let subjects: Vec<Subject> = attempts
+        let subjects: Vec<RefusalSubject> = attempts
             .iter()
-            .map(|(_, response)| response.map_or(Subject::Served, ScriptedResponse::subject))
+            .map(|(_, response)| response.map_or(RefusalSubject::Served, ScriptedResponse::subject))
             .collect();
         let count_accounts = |predicate: &dyn Fn(usize, ScriptedResponse) -> bool| {
             let mut refusing_accounts: Vec<usize> = attempts
@@ -370,25 +382,32 @@ impl ScriptRun<'_> {
         };
         let last = attempts.last().and_then(|(account, response)| Some((*account, (*response)?)));
         let is_final = match last.map(|(_, response)| response.subject()) {
-            Some(Subject::Request) => true,
-            Some(Subject::Failure) if request.route != Route::Voices => true,
-            Some(Subject::Failure | Subject::Overload) => {
-                let is_provider_error =
-                    |subject: &&Subject| matches!(subject, Subject::Failure | Subject::Overload);
+            Some(RefusalSubject::Request) => true,
+            Some(RefusalSubject::Failure) if request.route != Route::Voices => true,
+            Some(RefusalSubject::Failure | RefusalSubject::Overload) => {
+                let is_provider_error = |subject: &&RefusalSubject| {
+                    matches!(subject, RefusalSubject::Failure | RefusalSubject::Overload)
+                };
                 subjects.iter().filter(is_provider_error).count() > 1
             }
-            Some(Subject::Unknown) => {
+            Some(RefusalSubject::Unknown) => {
                 count_accounts(&|_, response| {
-                    response.subject() == Subject::Unknown && response.status == received.status
+                    response.subject() == RefusalSubject::Unknown && response.status == received.status
                 }) > 1
             }
-            Some(Subject::Abuse) => {
+            Some(RefusalSubject::Abuse) => {
                 let tier = last.map(|(account, _)| accounts[account].tier);
                 count_accounts(&|account, response| {
-                    response.subject() == Subject::Abuse && Some(accounts[account].tier) == tier
+                    response.subject() == RefusalSubject::Abuse && Some(accounts[account].tier) == tier
                 }) > 1
             }
-            Some(Subject::Served | Subject::Account | Subject::Capability | Subject::Load) | None => false,
+            Some(
+                RefusalSubject::Served
+                | RefusalSubject::ScriptedAccount
+                | RefusalSubject::Capability
+                | RefusalSubject::Load,
+            )
+            | None => false,
         };
         if is_final {
             return true;
@@ -398,8 +417,9 @@ impl ScriptRun<'_> {
             let responses =
                 [accounts[*account].first_half[route_kind], accounts[*account].second_half[route_kind]];
             responses.into_iter().flatten().any(|response| {
-                matches!(response.subject(), Subject::Load | Subject::Unknown) && response.status == 429
-                    || response.subject() == Subject::Load
+                matches!(response.subject(), RefusalSubject::Load | RefusalSubject::Unknown)
+                    && response.status == 429
+                    || response.subject() == RefusalSubject::Load
             })
         };
         let has_valid_retry_after = received.retry_after.is_some_and(|seconds| (1..=300).contains(&seconds));
@@ -421,7 +441,7 @@ impl ScriptRun<'_> {
     }
 }
 
-async fn run_script(script: &Script) -> Result<(), String> {
+async fn run_script(script: &ProviderScript) -> Result<(), String> {
     let plan = script.accounts.iter().enumerate().fold(Plan::of([]), |plan, (position, account)| {
         let name = format!("ws_{position}");
         let workspace = WorkspacePlan {
@@ -449,7 +469,10 @@ async fn run_script(script: &Script) -> Result<(), String> {
 }
 
 /// Shrinks a failing script, within a limited number of steps.
-async fn shrink<T: ValueTree<Value = Script>>(mut tree: T, fault: String) -> (Script, String) {
+async fn shrink<T: ValueTree<Value = ProviderScript>>(
+    mut tree: T,
+    fault: String,
+) -> (ProviderScript, String) {
     let mut smallest_failure = (tree.current(), fault);
     for _ in 0..60 {
         match run_script(&tree.current()).await {
@@ -476,10 +499,10 @@ const MAX_CONCURRENT_RUNS: usize = 8;
 
 #[tokio::test]
 async fn every_request_that_an_account_could_serve_is_served() {
-    let configured = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
-    let rng_seed = if configured.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
+    let configured_count = std::env::var("KEYCHOIR_PROVIDERS").ok().and_then(|text| text.parse().ok());
+    let rng_seed = if configured_count.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
-    let mut remaining = configured.unwrap_or(PROVIDERS);
+    let mut remaining = configured_count.unwrap_or(PROVIDERS);
     let scripts = script();
     while remaining > 0 {
         let batch = remaining.min(MAX_CONCURRENT_RUNS);

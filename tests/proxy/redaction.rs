@@ -1,4 +1,4 @@
-//! Redaction of responses: clients never receive a key that the provider echoes, nor the personal data of the
+//! Tests the redaction of responses: clients never receive a key that the provider echoes, nor the personal data of the
 //! owner of a key.
 
 use std::io::Write;
@@ -38,7 +38,7 @@ fn http_response(head: &str, body: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn an_echoed_key_is_replaced_by_its_short_form() {
     let text = format!("{{\"used\":\"{FIRST_KEY}\",\"other\":\"{SECOND_KEY}\"}}");
-    let redacted = text.replace(FIRST_KEY, SHORT_FORM).replace(SECOND_KEY, "sk_key_numb...00002");
+    let redacted_text = text.replace(FIRST_KEY, SHORT_FORM).replace(SECOND_KEY, "sk_key_numb...00002");
     for (head, body) in [
         (
             format!("200 OK\r\nx-key: Bearer {FIRST_KEY}\r\ncontent-type: application/json"),
@@ -56,8 +56,12 @@ async fn an_echoed_key_is_replaced_by_its_short_form() {
         }
         assert!(!format!("{response:?}").contains(FIRST_KEY), "{response:?}");
         let length = response.content_length().unwrap();
-        let received = response.text().await.unwrap();
-        assert_eq!((received.trim_end(), received.len() as u64), (&*redacted, length), "{head}");
+        let received_text = response.text().await.unwrap();
+        assert_eq!(
+            (received_text.trim_end(), received_text.len() as u64),
+            (&*redacted_text, length),
+            "{head}"
+        );
         proxy.close().await;
     }
 }
@@ -78,11 +82,11 @@ async fn keys_in_a_stream_are_redacted_without_a_delay() {
         let proxy =
             start_proxy_with_response(format!("{head}{}", chunks[..count].concat()).as_bytes(), |_| {}).await;
         let mut response = proxy.get("/v1/voices").await;
-        let mut received = String::new();
-        while received.len() < expected.len() {
-            received.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
+        let mut received_text = String::new();
+        while received_text.len() < expected.len() {
+            received_text.push_str(std::str::from_utf8(&response.chunk().await.unwrap().unwrap()).unwrap());
         }
-        assert_eq!(received, expected);
+        assert_eq!(received_text, expected);
     }
 }
 
@@ -103,8 +107,12 @@ async fn every_media_type_except_audio_images_and_archives_is_redacted() {
                 http_response(&format!("{status}\r\ncontent-type: {media_type}"), text.as_bytes());
             let proxy =
                 start_proxy_with_response(&upstream_response, |config| config.retry.max_attempts = 1).await;
-            let redacted = proxy.get("/v1/voices").await.text().await.unwrap();
-            assert_eq!(redacted.trim_end(), text.replace(FIRST_KEY, SHORT_FORM), "{status} {media_type}");
+            let redacted_text = proxy.get("/v1/voices").await.text().await.unwrap();
+            assert_eq!(
+                redacted_text.trim_end(),
+                text.replace(FIRST_KEY, SHORT_FORM),
+                "{status} {media_type}"
+            );
             proxy.close().await;
         }
     }
@@ -137,20 +145,20 @@ async fn keys_are_redacted_in_escapes_and_in_utf_16() {
             &encode_utf_16(&format!("a{FIRST_KEY}")),
         );
         let proxy = start_proxy_with_response(&upstream_response, |_| {}).await;
-        let redacted = proxy.get("/v1/voices").await.bytes().await.unwrap();
-        assert!(redacted.starts_with(&encode_utf_16(&format!("a{SHORT_FORM}"))), "{redacted:?}");
+        let redacted_bytes = proxy.get("/v1/voices").await.bytes().await.unwrap();
+        assert!(redacted_bytes.starts_with(&encode_utf_16(&format!("a{SHORT_FORM}"))), "{redacted_bytes:?}");
         proxy.close().await;
     }
 }
 
 #[tokio::test]
 async fn a_compressed_response_is_redacted_or_relayed_unchanged() {
-    let compressed = gzip("{\"voices\":[]}");
+    let compressed_body = gzip("{\"voices\":[]}");
     let head = "200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip";
-    let proxy = start_proxy_with_response(&http_response(head, &compressed), |_| {}).await;
+    let proxy = start_proxy_with_response(&http_response(head, &compressed_body), |_| {}).await;
     let response = proxy.get("/v1/voices").await;
     assert_eq!(response.headers()["content-encoding"], "gzip");
-    assert_eq!(response.bytes().await.unwrap(), compressed);
+    assert_eq!(response.bytes().await.unwrap(), compressed_body);
     proxy.close().await;
 
     // A short document is decompressed, and its key is replaced.
@@ -163,13 +171,13 @@ async fn a_compressed_response_is_redacted_or_relayed_unchanged() {
     proxy.close().await;
 
     // A document of unknown length is streamed, and the response ends with an error before the key.
-    let compressed = gzip(&format!("{{\"k\":\"{FIRST_KEY}\"}}"));
+    let compressed_body = gzip(&format!("{{\"k\":\"{FIRST_KEY}\"}}"));
     let mut upstream_response =
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\n\
         transfer-encoding: chunked\r\n\r\n"
             .to_vec();
-    upstream_response.extend_from_slice(format!("{:x}\r\n", compressed.len()).as_bytes());
-    upstream_response.extend_from_slice(&compressed);
+    upstream_response.extend_from_slice(format!("{:x}\r\n", compressed_body.len()).as_bytes());
+    upstream_response.extend_from_slice(&compressed_body);
     upstream_response.extend_from_slice(b"\r\n0\r\n\r\n");
     let proxy = start_proxy_with_response(&upstream_response, |_| {}).await;
     let response = proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await;

@@ -1,4 +1,4 @@
-//! Every refusal of the simulator's catalogue, for each kind of route with the default strategy and for
+//! Tests every refusal of the simulator's catalogue, for each kind of route with the default strategy and for
 //! speech with the others, by one key or by all keys, before and after a restart. Each case checks the
 //! client's response, the number of attempts, the statuses of the keys, and that ordinary speech is served
 //! after the refusal.
@@ -17,7 +17,7 @@ const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 /// The subject of a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Subject {
+enum RefusalSubject {
     /// The account's credits. The refusal reports 0 remaining credits, and polls contradict it. The account
     /// is at fault if another account serves the request. If all accounts refuse, the request is at fault.
     NoCredits,
@@ -53,14 +53,14 @@ enum Subject {
     /// The provider, which may have executed the request.
     ProviderFailure,
 }
-use Subject::{
+use RefusalSubject::{
     Abuse, Billing, Capability, Concurrency, InvalidKey, InvalidRequest, KeyCap, NoCredits, ProviderFailure,
     ProviderOverload, RateLimit, Resource, TooFewCredits, Unexplained, UnreportedCredits, WrongRegion,
 };
 
 /// The catalogue: the name, the status and the subject of each refusal. All accounts have a paid plan, so a
 /// text that is too long for one account is too long for all.
-static REFUSALS: [(&str, u16, Subject); 83] = [
+static REFUSALS: [(&str, u16, RefusalSubject); 83] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
@@ -163,7 +163,7 @@ fn every_strategy_has_a_row() {
 
 /// The refused keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
+enum RefusedKeys {
     FirstKey,
     AllKeys,
 }
@@ -208,9 +208,15 @@ struct Expected {
     is_served_after_restart: bool,
 }
 
-fn expected(subject: Subject, status: u16, route: Route, scope: Scope, order: [usize; 3]) -> Expected {
+fn expected(
+    subject: RefusalSubject,
+    status: u16,
+    route: Route,
+    scope: RefusedKeys,
+    order: [usize; 3],
+) -> Expected {
     let is_speech = matches!(route, Route::Speech | Route::SpeechStream);
-    let refuses_all = scope == Scope::AllKeys;
+    let refuses_all = scope == RefusedKeys::AllKeys;
     let refused_status = match subject {
         KeyCap => "exhausted",
         NoCredits if !refuses_all => "exhausted",
@@ -314,20 +320,20 @@ async fn wait_for_statuses(proxy: &TestProxy, expected: &ExpectedStatuses, case:
 
 /// A case of the table.
 #[derive(Clone, Copy, Debug)]
-struct Case {
+struct MatrixCase {
     strategy: &'static str,
     order: [usize; 3],
     /// The stage of the refusal, in the simulator's syntax.
     stage: &'static str,
     refusal: &'static str,
     status: u16,
-    subject: Subject,
+    subject: RefusalSubject,
     route: Route,
-    scope: Scope,
+    scope: RefusedKeys,
     characters: usize,
 }
 
-impl Case {
+impl MatrixCase {
     fn name(&self) -> String {
         let Self { strategy, stage, refusal, route, scope, .. } = self;
         format!("{strategy}, {stage}{refusal}, {route:?}, {scope:?}")
@@ -335,10 +341,10 @@ impl Case {
 
     fn set_fault(&self, proxy: &TestProxy, fault: Option<Fault>) {
         match self.scope {
-            Scope::FirstKey => {
+            RefusedKeys::FirstKey => {
                 proxy.simulator.set_route_fault(KEYS[self.order[0]], self.route.fault_route(), fault)
             }
-            Scope::AllKeys => proxy.simulator.set_route_fault_for_all(self.route.fault_route(), fault),
+            RefusedKeys::AllKeys => proxy.simulator.set_route_fault_for_all(self.route.fault_route(), fault),
         }
     }
 
@@ -406,11 +412,11 @@ impl Case {
 /// Maximum number of concurrent cases. Some of them wait a second for a poll.
 const MAX_CONCURRENT_CASES: usize = 16;
 
-async fn check_all(cases: impl Iterator<Item = Case>) {
+async fn check_all(cases: impl Iterator<Item = MatrixCase>) {
     let mut cases = cases.peekable();
     while cases.peek().is_some() {
-        let batch: Vec<Case> = cases.by_ref().take(MAX_CONCURRENT_CASES).collect();
-        join_all(batch.into_iter().map(Case::check)).await;
+        let batch: Vec<MatrixCase> = cases.by_ref().take(MAX_CONCURRENT_CASES).collect();
+        join_all(batch.into_iter().map(MatrixCase::check)).await;
     }
 }
 
@@ -418,9 +424,9 @@ async fn check_all(cases: impl Iterator<Item = Case>) {
 async fn check_catalogue(strategy: &str, routes: &[Route]) {
     let (strategy, order) = STRATEGIES.into_iter().find(|(name, _)| *name == strategy).unwrap();
     let cases = routes.iter().flat_map(|route| {
-        let scopes = [Scope::FirstKey, Scope::AllKeys].into_iter();
+        let scopes = [RefusedKeys::FirstKey, RefusedKeys::AllKeys].into_iter();
         scopes.flat_map(move |scope| {
-            REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
+            REFUSALS.iter().copied().map(move |(refusal, status, subject)| MatrixCase {
                 strategy,
                 order,
                 stage: "",
@@ -482,7 +488,7 @@ const LONG_TEXT: usize = 400;
 async fn a_refusal_has_the_same_consequences_at_every_stage() {
     let (strategy, order) = STRATEGIES[0];
     let cases = STAGES.into_iter().flat_map(|stage| {
-        REFUSALS.iter().copied().map(move |(refusal, status, subject)| Case {
+        REFUSALS.iter().copied().map(move |(refusal, status, subject)| MatrixCase {
             strategy,
             order,
             stage,
@@ -490,7 +496,7 @@ async fn a_refusal_has_the_same_consequences_at_every_stage() {
             status,
             subject,
             route: Route::Speech,
-            scope: Scope::FirstKey,
+            scope: RefusedKeys::FirstKey,
             characters: LONG_TEXT,
         })
     });

@@ -1,4 +1,4 @@
-//! A refusal restricts only the account, the endpoint or the request that it is about. All other requests are
+//! Tests that a refusal restricts only the account, the endpoint or the request that it is about. All other requests are
 //! served with the same keys, even after a restart.
 
 mod all_accounts;

@@ -1,4 +1,4 @@
-//! The commands `status`, `usage` and `keys list`, run as the real binary against a running proxy. Their
+//! Tests the commands `status`, `usage` and `keys list` as processes, with a running proxy. Their
 //! output is compared exactly, because scripts parse it.
 
 use std::process::Output;

@@ -1,4 +1,4 @@
-//! Restrictions of keys survive a restart: the first attempt of the same request uses the account that served
+//! Tests that restrictions of keys survive a restart: the first attempt of the same request uses the account that served
 //! it before, and the details of every key are unchanged.
 
 use crate::support::routes::Route;

@@ -1,4 +1,4 @@
-//! Retries: which refusals are retried with another key, what happens to the refused key, and that a request
+//! Tests retries: which refusals are retried with another key, what happens to the refused key, and that a request
 //! that may have been charged is never sent twice.
 
 use crate::support::{

@@ -1,4 +1,4 @@
-//! Secrets are never written: canary keys, client tokens and texts take every path of a request, with the log
+//! Tests that secrets are never written: canary keys, client tokens and texts take every path of a request, with the log
 //! at TRACE, and must not occur in any log, response, page, file or command output.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! Clients that read their responses too slowly: the proxy disconnects them, so that they do not hold the
+//! Tests that the proxy disconnects clients that read their responses too slowly, so that they do not hold the
 //! concurrency slots of an account.
 
 use std::time::Duration;
@@ -84,12 +84,12 @@ async fn clients_that_read_slowly_or_never_release_their_slots() {
 async fn a_client_that_reads_fast_enough_receives_the_whole_response() {
     let (simulator, app) = start_proxy_with_min_rate(1024 * 1024).await;
     let mut stream = start_long_speech(&app).await;
-    let mut received = 0;
+    let mut received_bytes = 0;
     let mut buffer = vec![0; 64 * 1024];
-    while received < 8_000_000 {
-        let read = within_timeout(stream.read(&mut buffer)).await.unwrap();
-        assert_ne!(read, 0, "the client was disconnected after {received} bytes");
-        received += read;
+    while received_bytes < 8_000_000 {
+        let read_bytes = within_timeout(stream.read(&mut buffer)).await.unwrap();
+        assert_ne!(read_bytes, 0, "the client was disconnected after {received_bytes} bytes");
+        received_bytes += read_bytes;
     }
     drop(stream);
     assert_eq!(app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
@@ -106,7 +106,7 @@ async fn a_session_ends_if_its_client_does_not_read() {
     }
     let url = format!("http://{}/metrics", app.address());
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let ended = async {
+    let session_ended = async {
         loop {
             let page = client.get(&url).send().await.unwrap().text().await.unwrap();
             let sessions = page.lines().filter(|line| line.starts_with("keychoir_websocket_sessions{"));
@@ -115,7 +115,7 @@ async fn a_session_ends_if_its_client_does_not_read() {
             }
         }
     };
-    within_timeout(ended).await;
+    within_timeout(session_ended).await;
     drop(session);
     assert_eq!(app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
     simulator.stop().await;

@@ -1,4 +1,4 @@
-//! TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects only its own
+//! Tests TLS with clients: HTTP and HTTPS are served on one port, and a failed handshake affects only its own
 //! connection. The submodules test the certificates and the command `env`.
 
 mod certificates;
@@ -165,8 +165,8 @@ impl ProgramDirectory {
 
     /// Writes a new self-signed certificate and its key.
     fn write_certificate(&self, name: &str) -> (String, String) {
-        let generated = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
-        let (cert, key) = (generated.cert.pem(), generated.signing_key.serialize_pem());
+        let certified_key = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let (cert, key) = (certified_key.cert.pem(), certified_key.signing_key.serialize_pem());
         self.write("cert.pem", &cert);
         self.write("key.pem", &key);
         (cert, key)

@@ -1,4 +1,4 @@
-//! Requests and responses are forwarded unchanged, except for credentials, hop-by-hop headers and blocked
+//! Tests that requests and responses are forwarded unchanged, except for credentials, hop-by-hop headers and blocked
 //! endpoints.
 
 use crate::support::{
@@ -33,16 +33,16 @@ async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Val
 
 fn decode_chunks(body: &str) -> String {
     let mut rest = body;
-    let mut decoded = String::new();
+    let mut decoded_body = String::new();
     while let Some((size, after)) = rest.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
-        decoded.push_str(&after[..size]);
+        decoded_body.push_str(&after[..size]);
         rest = after[size..].trim_start_matches("\r\n");
         if size == 0 {
             break;
         }
     }
-    decoded
+    decoded_body
 }
 
 fn header_values(echo: &Value, name: &str) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Retries of uploads: if a key is refused at any moment of an upload, the next key receives the complete
+//! Tests retries of uploads: if a key is refused at any moment of an upload, the next key receives the complete
 //! body, for any size and framing.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, join_all, start_proxy, start_proxy_with};

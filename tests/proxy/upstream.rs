@@ -1,4 +1,4 @@
-//! Responses of an upstream on the wire: the client receives the complete response, or can detect that it is
+//! Tests the relay of raw upstream responses: the client receives the complete response, or can detect that it is
 //! truncated or invalid.
 
 use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, bind_loopback, start_proxy_with};

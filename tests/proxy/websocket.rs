@@ -1,4 +1,4 @@
-//! WebSocket sessions through the whole proxy, in front of the simulator's WebSockets: authentication,
+//! Tests WebSocket sessions through the whole proxy, in front of the simulator's WebSockets: authentication,
 //! forwarded messages and charges. The submodules test failover, affinity and limits.
 
 mod affinity;
@@ -218,8 +218,8 @@ async fn a_client_without_a_valid_token_gets_no_session() {
         config.websocket.auth_message_timeout = Duration::from_millis(50);
     })
     .await;
-    let refused = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
-    assert_eq!(refused.err().unwrap().0, 401);
+    let refusal = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", "wrong")]).await;
+    assert_eq!(refusal.err().unwrap().0, 401);
     // The messages of a transcription cannot carry a token, so the handshake must.
     assert_eq!(handshake(&proxy, SCRIBE, &[]).await.err().unwrap().0, 401);
     for first_message in
@@ -320,9 +320,9 @@ async fn the_cost_of_a_conversation_is_polled_afterwards() {
             .await;
     let request = ledger.requests.iter().find(|request| is_cost_request(request)).unwrap();
     assert_eq!(request.key.as_deref(), Some(SECOND_KEY));
-    let charged = ledger.keys.iter().find(|key| key.key == SECOND_KEY).unwrap().charged;
-    assert!(charged > 0);
-    let metric = format!("keychoir_credits_total {charged}\n");
+    let charged_credits = ledger.keys.iter().find(|key| key.key == SECOND_KEY).unwrap().charged;
+    assert!(charged_credits > 0);
+    let metric = format!("keychoir_credits_total {charged_credits}\n");
     while !proxy.get("/metrics").await.text().await.unwrap().contains(&metric) {
         tokio::task::yield_now().await;
     }

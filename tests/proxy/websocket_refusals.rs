@@ -1,4 +1,4 @@
-//! Refusals on WebSockets whose messages and close reasons contain the codes and messages of HTTP refusals.
+//! Tests refusals on WebSockets whose messages and close reasons contain the codes and messages of HTTP refusals.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};

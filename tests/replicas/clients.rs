@@ -1,5 +1,5 @@
-//! Clients and their limits: a client that is added at one replica exists at all, and its quota is exact over all of
-//! them.
+//! Tests clients of several replicas: a client that is added at one replica exists at all of them, and its quota is
+//! exact over all of them.
 
 use std::time::Duration;
 
@@ -12,7 +12,13 @@ use crate::support::replicas::TestReplicas;
 use crate::support::{SPEECH_PATH, join_all};
 
 /// Calls the admin API of a replica.
-async fn admin(replicas: &TestReplicas, replica: usize, method: Method, path: &str, body: Value) -> Value {
+async fn call_admin_api(
+    replicas: &TestReplicas,
+    replica: usize,
+    method: Method,
+    path: &str,
+    body: Value,
+) -> Value {
     let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
     let request = replicas.client.request(method, url).bearer_auth(ADMIN_TOKEN).json(&body);
     let response = request.send().await.unwrap();
@@ -23,11 +29,11 @@ async fn admin(replicas: &TestReplicas, replica: usize, method: Method, path: &s
 /// Adds a client at the first replica, and waits until all replicas know it. Returns its token.
 async fn add_client(replicas: &TestReplicas, client: Value) -> String {
     let name = client["name"].clone();
-    let added = admin(replicas, 0, Method::POST, "clients", client).await;
-    let token = added["token"].as_str().unwrap().to_owned();
+    let added_client = call_admin_api(replicas, 0, Method::POST, "clients", client).await;
+    let token = added_client["token"].as_str().unwrap().to_owned();
     for replica in 0..3 {
         wait_until_async(async || {
-            let list = admin(replicas, replica, Method::GET, "clients", Value::Null).await;
+            let list = call_admin_api(replicas, replica, Method::GET, "clients", Value::Null).await;
             list["clients"].as_array().unwrap().iter().any(|client| client["name"] == name)
         })
         .await;
@@ -51,36 +57,36 @@ async fn quotas_of_clients_and_users_are_exact_over_three_replicas() {
     let (_redis, replicas) =
         start_with(3, plan(&[(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)], None), &ADMIN).await;
     let token = add_client(&replicas, json!({"name": "three", "quota": "3 requests"})).await;
-    let mut served = 0;
+    let mut served_count = 0;
     for _ in 0..12 {
-        served += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
+        served_count += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
     }
-    assert_eq!(served, 3, "a quota of 3 requests");
+    assert_eq!(served_count, 3, "a quota of 3 requests");
 
     let token = add_client(&replicas, json!({"name": "app", "user_quota": "3 requests"})).await;
     for user in ["anna", "ben"] {
         let statuses = join_all((0..12).map(|_| speech_status(&replicas, &token, Some(user)))).await;
-        let served = statuses.iter().filter(|status| **status == StatusCode::OK).count();
-        assert_eq!(served, 3, "concurrent requests of the user {user}");
+        let served_count = statuses.iter().filter(|status| **status == StatusCode::OK).count();
+        assert_eq!(served_count, 3, "concurrent requests of the user {user}");
     }
 
     let token = add_client(&replicas, json!({"name": "thousand", "quota": "1000 requests"})).await;
     let send_in_turn = async || {
-        let mut served = 0;
+        let mut served_count = 0;
         for _ in 0..50 {
-            served += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
+            served_count += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
         }
-        served
+        served_count
     };
-    let served: u32 = join_all((0..24).map(|_| send_in_turn())).await.into_iter().sum();
-    assert_eq!(served, 1_000, "a quota of 1,000 requests");
+    let served_count: u32 = join_all((0..24).map(|_| send_in_turn())).await.into_iter().sum();
+    assert_eq!(served_count, 1_000, "a quota of 1,000 requests");
 
     let token = add_client(&replicas, json!({"name": "credits", "quota": "95 credits"})).await;
-    let mut served = 0;
+    let mut served_count = 0;
     for _ in 0..24 {
-        served += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
+        served_count += u32::from(speech_status(&replicas, &token, None).await == StatusCode::OK);
     }
-    assert_eq!(served, 9, "a quota of 95 credits for requests of 10 credits");
+    assert_eq!(served_count, 9, "a quota of 95 credits for requests of 10 credits");
     replicas.close().await;
 }
 
@@ -88,13 +94,14 @@ async fn quotas_of_clients_and_users_are_exact_over_three_replicas() {
 async fn changes_of_an_operator_are_in_force_at_all_replicas() {
     let keys = [(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)];
     let (redis, replicas) = start_with(3, plan(&keys, None), &ADMIN).await;
-    let list = admin(&replicas, 1, Method::GET, "keys", Value::Null).await;
+    let list = call_admin_api(&replicas, 1, Method::GET, "keys", Value::Null).await;
     let id = list["keys"][0]["id"].as_str().unwrap().to_owned();
     let changed_at = clock::instant();
-    admin(&replicas, 1, Method::POST, &format!("keys/{id}/pause"), json!({"reason": "a test"})).await;
+    call_admin_api(&replicas, 1, Method::POST, &format!("keys/{id}/pause"), json!({"reason": "a test"}))
+        .await;
     for replica in 0..3 {
         wait_until_async(async || {
-            let list = admin(&replicas, replica, Method::GET, "keys", Value::Null).await;
+            let list = call_admin_api(&replicas, replica, Method::GET, "keys", Value::Null).await;
             list["keys"][0]["paused"] == true
         })
         .await;
@@ -105,10 +112,10 @@ async fn changes_of_an_operator_are_in_force_at_all_replicas() {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
     }
     assert_eq!(replicas.simulator.ledger().keys[0].charged, 0, "a paused key must serve no request");
-    admin(&replicas, 2, Method::POST, &format!("keys/{id}/resume"), json!({})).await;
+    call_admin_api(&replicas, 2, Method::POST, &format!("keys/{id}/resume"), json!({})).await;
     for replica in 0..3 {
         wait_until_async(async || {
-            let list = admin(&replicas, replica, Method::GET, "keys", Value::Null).await;
+            let list = call_admin_api(&replicas, replica, Method::GET, "keys", Value::Null).await;
             list["keys"][0]["paused"] == false
         })
         .await;

@@ -1,4 +1,4 @@
-//! The credits of accounts that several replicas spend.
+//! Tests that several replicas together spend the credits of an account without exceeding them.
 
 use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start, wait_until_async};
 

@@ -1,4 +1,4 @@
-//! Refusals that one replica receives and all take into account.
+//! Tests that a refusal that one replica receives restricts the key at all replicas.
 
 use std::path::Path;
 
@@ -39,8 +39,8 @@ fn limited_attempts(books: &ReplicaBooks) -> usize {
 fn faketime_library() -> String {
     let libraries = ["x86_64-linux-gnu", "aarch64-linux-gnu"];
     let path = |library| format!("/usr/lib/{library}/faketime/libfaketimeMT.so.1");
-    let found = libraries.map(path).into_iter().find(|path| Path::new(path).exists());
-    found.expect("this test needs faketime: apt-get install faketime")
+    let library = libraries.map(path).into_iter().find(|path| Path::new(path).exists());
+    library.expect("this test needs faketime: apt-get install faketime")
 }
 
 /// Returns the state of the first key at a replica, and the rest of its cooldown in seconds on the clock of the replica.

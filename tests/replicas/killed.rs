@@ -1,4 +1,4 @@
-//! A replica is killed or stopped: the others get what it held.
+//! Tests that the slots, credits and leadership of a killed or stopped replica return to the other replicas.
 
 use std::time::Duration;
 
@@ -55,8 +55,12 @@ async fn replicas_with_copies_of_one_database_have_different_ids() {
             let url = format!("{}/api/keychoir/v1/overview", replicas.url(replica));
             let overview = replicas.client.get(url).bearer_auth(ADMIN_TOKEN).send().await.unwrap();
             let overview: Value = overview.json().await.unwrap();
-            let mut listed = overview["replicas"].as_array().unwrap().iter();
-            ids.push(listed.find(|listed| listed["is_self"] == true).map(|listed| listed["id"].clone()));
+            let mut listed_replicas = overview["replicas"].as_array().unwrap().iter();
+            ids.push(
+                listed_replicas
+                    .find(|listed_replicas| listed_replicas["is_self"] == true)
+                    .map(|listed_replicas| listed_replicas["id"].clone()),
+            );
         }
         ids.iter().all(Option::is_some) && ids[0] != ids[1]
     })

@@ -1,4 +1,4 @@
-//! Redis is killed, stopped, flushed or slow while the replicas serve requests.
+//! Tests that replicas serve requests while Redis is killed, stopped, flushed or slow.
 
 use std::time::Duration;
 

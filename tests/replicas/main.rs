@@ -1,5 +1,5 @@
-//! Tests several replicas that share one pool through a real Redis, with the simulator as the referee: its ledger has
-//! what each account was charged, how many requests it refused, and how many it served at the same time.
+//! Tests several replicas that share one pool through a real Redis, with the simulator as the provider. Its
+//! ledger contains the charges, the refusals and the concurrent requests of each account.
 
 #![allow(
     clippy::unwrap_used,
@@ -108,8 +108,8 @@ async fn request_speech(
         }
     };
     support::join_all((0..concurrent).map(send_in_turn)).await;
-    let served = served.into_inner();
-    (served, count - served)
+    let served_count = served.into_inner();
+    (served_count, count - served_count)
 }
 
 /// Returns the number of requests for speech that the provider refused.

@@ -1,4 +1,4 @@
-//! What operators see of the replicas: the overview, the readiness, the metrics, the events and `keychoir status`.
+//! Tests the documents about replicas: the overview, the readiness, the metrics, the events and `keychoir status`.
 
 use std::collections::BTreeSet;
 use std::process::Output;
@@ -34,8 +34,8 @@ async fn overview(replicas: &TestReplicas, replica: usize) -> Value {
 
 /// Returns the sorted ids of the replicas in an overview for which `member` is true.
 fn ids(overview: &Value, member: &str) -> Vec<String> {
-    let listed = overview["replicas"].as_array().unwrap().iter();
-    let matching = listed.filter(|replica| replica[member] == true);
+    let listed_replicas = overview["replicas"].as_array().unwrap().iter();
+    let matching = listed_replicas.filter(|replica| replica[member] == true);
     let mut ids: Vec<String> = matching.map(|replica| replica["id"].as_str().unwrap().to_owned()).collect();
     ids.sort();
     ids
@@ -151,11 +151,12 @@ async fn the_document_lists_every_metric_of_replicas_and_no_other() {
         let (name, kind) = (cells.next()?.strip_suffix('`')?, cells.next()?);
         is_about_replicas(name).then(|| format!("{name} {kind}"))
     });
-    let exported = metrics(&replicas, 0).await;
-    let descriptions: BTreeSet<String> = exported.iter().map(|metric| metric.description.clone()).collect();
+    let exported_metrics = metrics(&replicas, 0).await;
+    let descriptions: BTreeSet<String> =
+        exported_metrics.iter().map(|metric| metric.description.clone()).collect();
     assert_eq!(descriptions, documented.collect());
-    assert!(sum_of(&exported, "keychoir_redis_round_trip_seconds") > 0.0, "{exported:?}");
-    assert!(sum_of(&exported, "keychoir_redis_commands_total") > 0.0, "{exported:?}");
+    assert!(sum_of(&exported_metrics, "keychoir_redis_round_trip_seconds") > 0.0, "{exported_metrics:?}");
+    assert!(sum_of(&exported_metrics, "keychoir_redis_commands_total") > 0.0, "{exported_metrics:?}");
     let mut leaders = 0.0;
     for replica in 0..2 {
         let metrics = metrics(&replicas, replica).await;

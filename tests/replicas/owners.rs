@@ -1,4 +1,4 @@
-//! Owners of identifiers that one replica learns and another one needs.
+//! Tests that an owner that one replica records pins requests at another replica.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -50,13 +50,13 @@ async fn the_next_page_of_a_list_comes_from_the_same_account_at_another_replica(
         voices.map(|voice| voice["voice_id"].as_str().unwrap().to_owned()).collect()
     };
     let mut page = get("/v2/voices?page_size=2".to_owned()).await;
-    let mut listed = voices(&page);
+    let mut listed_voices = voices(&page);
     while let Some(token) = page["next_page_token"].as_str() {
         page = get(format!("/v2/voices?page_size=2&next_page_token={token}")).await;
-        listed.extend(voices(&page));
+        listed_voices.extend(voices(&page));
     }
     let of_account =
-        |index: usize| listed.iter().filter(|voice| voice.ends_with(&format!("-of-{index}"))).count();
-    assert_eq!((of_account(0), of_account(1)), (5, 0), "all pages must be of one account: {listed:?}");
+        |index: usize| listed_voices.iter().filter(|voice| voice.ends_with(&format!("-of-{index}"))).count();
+    assert_eq!((of_account(0), of_account(1)), (5, 0), "all pages must be of one account: {listed_voices:?}");
     replicas.close().await;
 }

@@ -1,4 +1,4 @@
-//! Redis never gets a secret or a plain identifier.
+//! Tests that no command to Redis contains a secret or a plain identifier.
 
 use reqwest::Method;
 use serde_json::json;

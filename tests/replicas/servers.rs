@@ -1,4 +1,4 @@
-//! Other ways to run Redis: a cluster, and a master that sentinels fail over.
+//! Tests replicas with a Redis Cluster, and with a master that sentinels fail over.
 
 use super::{FIRST_KEY, POLLING, SECOND_KEY, plan, refused_attempts, request_speech, wait_until_shared};
 use crate::support::redis::{RedisCluster, Sentinels};
@@ -27,13 +27,13 @@ async fn no_request_fails_during_a_failover() {
     let replicas = TestReplicas::start_with(3, plan(&KEYS, Some(9)), Some(&sentinels.url()), &POLLING).await;
     wait_until_shared(&replicas, 3).await;
     let load = async {
-        let mut served = 0;
+        let mut served_count = 0;
         for _ in 0..20 {
             let (more, failed) = request_speech(&replicas, 30, 6, 10).await;
             assert_eq!(failed, 0, "no request must fail");
-            served += more;
+            served_count += more;
         }
-        served
+        served_count
     };
     let (served, ()) = tokio::join!(load, sentinels.fail_over());
     assert_eq!(served, 600);

@@ -1,4 +1,4 @@
-//! The concurrent requests of accounts that several replicas use.
+//! Tests that the concurrent requests of all replicas together stay within the limit of an account.
 
 use super::{FIRST_KEY, SECOND_KEY, plan, request_speech, start};
 

@@ -54,8 +54,8 @@ impl Program {
     fn read_lines(child: Child, output: impl Read + Send + 'static) -> Self {
         let (sender, line_receiver) = channel();
         let output = BufReader::new(output);
-        let read = move || output.lines().for_each(|line| drop(sender.send(line.unwrap())));
-        let reader = keychoir::tasks::spawn_thread("output", read).unwrap();
+        let read_lines = move || output.lines().for_each(|line| drop(sender.send(line.unwrap())));
+        let reader = keychoir::tasks::spawn_thread("output", read_lines).unwrap();
         Self { child, line_receiver, reader: Some(reader), received: Vec::new() }
     }
 
@@ -65,10 +65,10 @@ impl Program {
             let Ok(line) = self.line_receiver.recv_timeout(OUTPUT_TIMEOUT) else {
                 panic!("the log must contain the expected line: {:#?}", self.received);
             };
-            let parsed = parse(&line);
+            let value = parse(&line);
             self.received.push(line);
-            if let Some(parsed) = parsed {
-                return parsed;
+            if let Some(value) = value {
+                return value;
             }
         }
     }

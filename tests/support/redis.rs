@@ -1,6 +1,6 @@
 //! Starts real Redis servers in temporary directories. They are killed on drop.
 //!
-//! Each server has a Unix socket and a TCP port. The harness itself uses the Unix socket as the user `default`.
+//! Each server has a Unix socket and a TCP port. The tests themselves use the Unix socket as the user `default`.
 
 mod cluster;
 mod sentinels;
@@ -34,7 +34,7 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// The maximum number of ports that are tried. Only other servers of the tests use ports of the range.
 const MAX_START_ATTEMPTS: usize = 50;
 
-/// What a client must send before its first command.
+/// The authentication that a server requires before the first command.
 #[derive(Clone, Debug, Default)]
 pub enum RedisAuth {
     /// Nothing.

@@ -217,10 +217,10 @@ impl Server {
         for output in outputs {
             let sender = sender.clone();
             // The thread continues to read without a receiver, so that the server never blocks on its output.
-            let read = move || {
+            let read_lines = move || {
                 BufReader::new(output).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)))
             };
-            keychoir::tasks::spawn_thread("output", read).unwrap();
+            keychoir::tasks::spawn_thread("output", read_lines).unwrap();
         }
         Self { child, output_lines, stop_signal }
     }

@@ -117,10 +117,8 @@ impl WebSocketClient {
 
     /// Receives the next event, which must be a JSON message.
     pub async fn receive_json(&mut self) -> Value {
-        let received = self.receive().await;
-        let Received::Text(value) = received else {
-            panic!("the event must be a JSON message: {received:?}")
-        };
+        let event = self.receive().await;
+        let Received::Text(value) = event else { panic!("the event must be a JSON message: {event:?}") };
         value
     }
 
@@ -128,8 +126,8 @@ impl WebSocketClient {
     pub async fn receive_to_end(&mut self) -> (Vec<Value>, Received) {
         let mut messages = Vec::new();
         loop {
-            let received = self.receive().await;
-            let Received::Text(value) = received else { return (messages, received) };
+            let event = self.receive().await;
+            let Received::Text(value) = event else { return (messages, event) };
             messages.push(value);
         }
     }

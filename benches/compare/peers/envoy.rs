@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{ProxyCommand, Setup};
+use super::{PeerSetup, ProxyCommand};
 use crate::machine;
-use crate::workload::KEY;
+use crate::workload::POOL_KEY;
 
 /// Finds the binary that the Makefile installs (without its wrapper script), or else the one in `PATH`.
 pub fn find_program() -> Option<PathBuf> {
@@ -16,7 +16,7 @@ pub fn find_program() -> Option<PathBuf> {
     programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(
@@ -84,7 +84,7 @@ pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCom
           route_config:
             request_headers_to_remove: [authorization, x-keychoir-token]
             request_headers_to_add:
-            - header: {{key: xi-api-key, value: {KEY}}}
+            - header: {{key: xi-api-key, value: {POOL_KEY}}}
               append_action: OVERWRITE_IF_EXISTS_OR_ADD
             virtual_hosts:
             - name: all

@@ -4,15 +4,15 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{ProxyCommand, Setup};
+use super::{PeerSetup, ProxyCommand};
 use crate::machine;
-use crate::workload::KEY;
+use crate::workload::POOL_KEY;
 
 pub fn program() -> PathBuf {
     machine::find_program("haproxy").unwrap()
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(" ssl crt {}", certificates.pair.display()),
@@ -39,7 +39,7 @@ defaults
     option httplog
     # Bodies are spliced instead of copied, because they are not inspected.
     option splice-auto
-    # Without this option, pieces of a stream may wait up to 200 ms for more data.
+    # Without this option, chunks of a stream may wait up to 200 ms for more data.
     option http-no-delay
     # All clients share the connections to the provider.
     http-reuse always
@@ -52,7 +52,7 @@ frontend clients
     bind {address} backlog 4096{client_tls}
     http-request del-header authorization
     http-request del-header x-keychoir-token
-    http-request set-header xi-api-key {KEY}
+    http-request set-header xi-api-key {POOL_KEY}
     http-request set-header host api.elevenlabs.io
     default_backend provider
 

@@ -9,11 +9,11 @@ use std::process::Stdio;
 
 use sha2::{Digest, Sha256};
 
-use super::{ProxyCommand, Setup};
+use super::{PeerSetup, ProxyCommand};
 use crate::machine;
-use crate::workload::{KEY, TOKEN};
+use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 
-pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path, program: &Path) -> ProxyCommand {
+pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path, program: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(
@@ -56,7 +56,7 @@ level = \"info\"
     );
     for key in 0..setup.keys {
         // The simulated provider accepts all keys with this prefix.
-        write!(config, "\n[[keys]]\nkey = \"{KEY}{}\"\n", suffix(key)).unwrap();
+        write!(config, "\n[[keys]]\nkey = \"{POOL_KEY}{}\"\n", suffix(key)).unwrap();
     }
     // The clients are written as an inline array, because a configuration file is limited to 1 MiB.
     config.insert_str(0, &client_list(setup.clients));
@@ -79,7 +79,7 @@ fn client_list(count: u32) -> String {
     let mut list = "clients = [".to_owned();
     for client in 0..count {
         write!(list, "{{name=\"a{client}\",token_sha256=\"").unwrap();
-        for byte in Sha256::digest(format!("{TOKEN}{}", suffix(client))) {
+        for byte in Sha256::digest(format!("{CLIENT_TOKEN}{}", suffix(client))) {
             write!(list, "{byte:02x}").unwrap();
         }
         list.push_str("\"},");

@@ -22,7 +22,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use crate::machine::{self, PeerProcess};
 use crate::tls::Certificates;
 use crate::upstream::Upstream;
-use crate::workload::{KEY, TOKEN};
+use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 
 /// A compared proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub enum Peer {
 
 /// The settings of a proxy.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub struct PeerSetup {
     pub upstream: Upstream,
     pub certificates: Certificates,
     pub tls_mode: TlsMode,
@@ -66,7 +66,7 @@ pub enum TlsMode {
     TlsOnBothSides,
 }
 
-impl Setup {
+impl PeerSetup {
     /// Returns the setup with one processor, one key and one client, without TLS.
     pub fn new(upstream: Upstream, certificates: Certificates) -> Self {
         Self {
@@ -98,8 +98,8 @@ impl Setup {
     /// the key of the pool.
     pub fn target(&self, started_peer: Option<&StartedPeer>) -> Target {
         let (address, is_tls, key) = match started_peer {
-            Some(started_peer) => (started_peer.address, self.is_tls_to_client(), TOKEN),
-            None => (self.upstream_address(), self.is_tls_to_provider(), KEY),
+            Some(started_peer) => (started_peer.address, self.is_tls_to_client(), CLIENT_TOKEN),
+            None => (self.upstream_address(), self.is_tls_to_provider(), POOL_KEY),
         };
         Target { address, tls: is_tls.then(|| self.certificates.client_config()), key }
     }
@@ -186,7 +186,7 @@ impl Peer {
     }
 
     /// Starts the proxy and waits until it responds. Returns `None` for [`Peer::Direct`].
-    pub fn start(&self, setup: &Setup, directory: &Path) -> Option<StartedPeer> {
+    pub fn start(&self, setup: &PeerSetup, directory: &Path) -> Option<StartedPeer> {
         fs::create_dir_all(directory).unwrap();
         let address = unused_address();
         let command = match self {
@@ -233,7 +233,7 @@ struct ProxyCommand {
 }
 
 impl ProxyCommand {
-    fn start(mut self, name: &str, setup: &Setup, address: SocketAddr, directory: &Path) -> StartedPeer {
+    fn start(mut self, name: &str, setup: &PeerSetup, address: SocketAddr, directory: &Path) -> StartedPeer {
         let tls = setup.is_tls_to_client().then(|| setup.certificates.client_config());
         let (started_at, mut running) = (Instant::now(), PeerProcess::start(&mut self.command));
         while !is_ready(address, tls.as_ref()) {
@@ -266,12 +266,13 @@ fn is_ready(address: SocketAddr, tls: Option<&Arc<ClientConfig>>) -> bool {
 
 fn is_served(mut stream: impl Read + Write) -> bool {
     let request = format!(
-        "GET /v1/voices/a/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n\
-         authorization: Bearer {TOKEN}\r\nconnection: close\r\n\r\n"
+        "GET /v1/voices/a/settings HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {CLIENT_TOKEN}\r\n\
+         authorization: Bearer {CLIENT_TOKEN}\r\nconnection: close\r\n\r\n"
     );
     let mut response = Vec::new();
-    let sent = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut response));
-    sent.is_ok() && response.starts_with(b"HTTP/1.1 200")
+    let exchange_result =
+        stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_end(&mut response));
+    exchange_result.is_ok() && response.starts_with(b"HTTP/1.1 200")
 }
 
 /// Returns the last lines of each log in a directory.

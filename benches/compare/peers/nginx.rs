@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{ProxyCommand, Setup};
+use super::{PeerSetup, ProxyCommand};
 use crate::machine;
-use crate::workload::KEY;
+use crate::workload::POOL_KEY;
 
 /// The buffering of request and response bodies.
 #[derive(Clone, Copy)]
@@ -23,13 +23,20 @@ pub fn program() -> PathBuf {
     machine::find_program("nginx").unwrap()
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path, buffering: Buffering) -> ProxyCommand {
-    const OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
+pub fn prepare(
+    setup: &PeerSetup,
+    address: SocketAddr,
+    directory: &Path,
+    buffering: Buffering,
+) -> ProxyCommand {
+    const BUFFERING_OFF: &str = "proxy_buffering off; proxy_request_buffering off;";
     let buffers = match buffering {
-        Buffering::Streaming => OFF.to_owned(),
+        Buffering::Streaming => BUFFERING_OFF.to_owned(),
         // Twice these sizes would save less than a tenth of the time.
         Buffering::LargeBuffers => {
-            format!("{OFF} proxy_buffer_size 64k; proxy_buffers 8 64k; client_body_buffer_size 512k;")
+            format!(
+                "{BUFFERING_OFF} proxy_buffer_size 64k; proxy_buffers 8 64k; client_body_buffer_size 512k;"
+            )
         }
         Buffering::Full => "proxy_buffering on; proxy_request_buffering on;".to_owned(),
     };
@@ -99,7 +106,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection \"\";
             proxy_set_header Host api.elevenlabs.io;
-            proxy_set_header xi-api-key {KEY};
+            proxy_set_header xi-api-key {POOL_KEY};
             proxy_set_header Authorization \"\";
             proxy_set_header x-keychoir-token \"\";
             {buffers}

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::{ProxyCommand, Setup};
+use super::{PeerSetup, ProxyCommand};
 use crate::machine;
-use crate::workload::KEY;
+use crate::workload::POOL_KEY;
 
 /// Returns the program that the Makefile builds.
 pub fn find_program() -> Option<PathBuf> {
@@ -20,10 +20,10 @@ pub fn version() -> &'static str {
     rest.split('"').nth(1).unwrap()
 }
 
-pub fn prepare(setup: &Setup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let log = directory.join("access.log");
     let mut command = machine::pinned_command(setup.processors, &find_program().unwrap());
-    command.args([address.to_string(), setup.upstream_address().to_string(), KEY.to_owned()]);
+    command.args([address.to_string(), setup.upstream_address().to_string(), POOL_KEY.to_owned()]);
     command.arg(&log).arg(setup.threads.to_string());
     command.stdout(File::create(directory.join("out.log")).unwrap());
     command.stderr(File::create(directory.join("err.log")).unwrap());

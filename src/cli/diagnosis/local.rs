@@ -26,7 +26,8 @@ const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 24 * 3_600);
 /// Describes the sources of the configuration, the files with their modes, the certificate, and the limit of open
 /// files.
 pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
-    let LoadedConfig { config, warnings, file, files, .. } = loaded;
+    let LoadedConfig { config, warnings, file, contents, .. } = loaded;
+    let files = contents.stamps();
     let mut findings = vec![match file {
         Some(path) => Finding::ok("config", format_args!("read from {}", path.display())),
         None => Finding::ok("config", "no configuration file: defaults and the environment"),

@@ -12,7 +12,7 @@ use super::super::rules;
 use super::super::value::{self, RawValue};
 use super::StateDirectory;
 use crate::policy::client::{ClientOrigin, RULE_NAMES};
-use crate::policy::key_state::Pause;
+use crate::policy::key_state::{KeyOrigin, Pause};
 use crate::policy::units::UnixMs;
 use crate::secret::{Fingerprint, TokenFingerprint};
 
@@ -52,16 +52,26 @@ pub(in crate::config) fn add_keys(
         if search.found.source == KeyListSource::Absent {
             search.found.source = KeyListSource::Managed(directory.overlay_path());
         }
-        let entries: Vec<_> = entries.iter().filter(|entry| !is_left_out(entry)).collect();
-        search.add_managed_entries(&entries);
+        let applied = applied_entries(entries, &mut search.report.problems);
+        search.add_entries(&applied, KeyOrigin::Managed, true);
     }
     search.found
 }
 
-/// Returns whether the entry of another replica has no effect on this machine. A value that is not a boolean is
-/// reported where the entry is read.
-fn is_left_out(entry: &TableEntry<'_>) -> bool {
-    entry.parse_bool("left_out", &mut Vec::new()).unwrap_or(false)
+/// Returns the entries without those that are left out, which have no effect on this machine. Checks the fields that
+/// only replicas use.
+fn applied_entries<'e, 'a>(
+    entries: &'e [TableEntry<'a>],
+    problems: &mut Vec<Problem>,
+) -> Vec<&'e TableEntry<'a>> {
+    let mut applied = Vec::new();
+    for entry in entries {
+        if entry.parse_bool("left_out", problems) != Some(true) {
+            entry.parse_time("changed_at", problems);
+            applied.push(entry);
+        }
+    }
+    applied
 }
 
 /// The fields of a `[[clients]]` entry beside its rules.
@@ -91,7 +101,7 @@ pub(in crate::config) fn apply_clients(
     let mut names_by_token: HashMap<String, String> =
         clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
     let (mut names, mut revoked) = (HashSet::new(), HashSet::new());
-    for entry in entries.iter().filter(|entry| !is_left_out(entry)) {
+    for entry in applied_entries(entries, problems) {
         let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
         entry.check_names(&known_names, problems);
         let rules = rules::parse(entry, pool, problems);
@@ -102,8 +112,6 @@ pub(in crate::config) fn apply_clients(
         let expires_at = entry.parse_time("expires_at", problems);
         let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
         let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
-        entry.parse_bool("left_out", problems);
-        entry.parse_time("changed_at", problems);
         let Some((_, name, span)) = entry.require_one_of(&["name"], problems) else { continue };
         problems.extend(clients::check_client_name(name).err().map(|error| span.problem(error)));
         if !names.insert(name) {

@@ -92,15 +92,15 @@ async fn a_cheaper_model_is_rounded_over_the_whole_session() {
 
 #[tokio::test]
 async fn credits_can_run_out_in_the_middle_of_a_sentence() {
-    // A piece has fifty characters: the credits suffice for two pieces, and not for the third.
-    for (credits, pieces) in [("149", 2), ("150", 3)] {
+    // A message has fifty characters: the credits suffice for two messages, and not for the third.
+    for (credits, message_count) in [("149", 2), ("150", 3)] {
         let sim = start_with(&format!("sk={credits}")).await;
         let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
         client.send_json(flushed(&"x".repeat(150))).await;
-        for _ in 0..pieces {
+        for _ in 0..message_count {
             assert!(client.receive_json().await["audio"].is_string());
         }
-        if pieces == 3 {
+        if message_count == 3 {
             client.send_json(json!({ "text": "" })).await;
             assert_eq!(client.receive_all().await.1.0, 1_000);
             continue;

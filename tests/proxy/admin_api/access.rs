@@ -1,4 +1,4 @@
-//! Who may use the API, and what a response never contains.
+//! Tests the access rules of the admin API, and that no response contains a secret.
 
 use super::*;
 use crate::support::start_proxy_with;
@@ -33,10 +33,10 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
     for number in 0..10 {
         assert_error(get(&format!("kca_{number}")).await.unwrap(), 401, "admin_token_wrong").await;
     }
-    let refused = get(ADMIN_TOKEN).await.unwrap();
-    let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let refused_response = get(ADMIN_TOKEN).await.unwrap();
+    let wait: u64 = refused_response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
-    assert_error(refused, 429, "too_many_failures").await;
+    assert_error(refused_response, 429, "too_many_failures").await;
     assert_eq!(proxy.get("/api/keychoir/v1/me").await.status(), 200);
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     proxy.close().await;
@@ -77,16 +77,17 @@ async fn without_an_admin_token_the_api_is_off() {
 
 #[tokio::test]
 async fn web_pages_of_other_origins_are_refused() {
-    let allowed = "https://app.example";
-    let (proxy, _) = start_admin_proxy_with(|config| config.access.origins = vec![allowed.to_owned()]).await;
-    let from = |origin: &str| {
+    let allowed_origin = "https://app.example";
+    let (proxy, _) =
+        start_admin_proxy_with(|config| config.access.origins = vec![allowed_origin.to_owned()]).await;
+    let request_from = |origin: &str| {
         let request = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN);
         request.header(ORIGIN, origin).send()
     };
     // This origin may send requests to the provider.
-    assert_error(from(allowed).await.unwrap(), 403, "origin_not_allowed").await;
-    assert_error(from("https://other.example").await.unwrap(), 403, "origin_not_allowed").await;
-    assert_eq!(from(&proxy.url).await.unwrap().status(), 200);
+    assert_error(request_from(allowed_origin).await.unwrap(), 403, "origin_not_allowed").await;
+    assert_error(request_from("https://other.example").await.unwrap(), 403, "origin_not_allowed").await;
+    assert_eq!(request_from(&proxy.url).await.unwrap().status(), 200);
     proxy.close().await;
 }
 
@@ -126,10 +127,10 @@ async fn no_response_contains_a_key_or_a_token() {
     proxy.set_fault(FIRST_KEY, "invalid");
     proxy.request_speech(10).await;
     let id = key_id(FIRST_KEY);
-    let mut seen = Vec::new();
+    let mut responses = Vec::new();
     let mut add = async |response: Response| {
-        seen.push(format!("{:?}", response.headers()));
-        seen.push(response.text().await.unwrap());
+        responses.push(format!("{:?}", response.headers()));
+        responses.push(response.text().await.unwrap());
     };
     for path in ["overview", "keys", &format!("keys/{id}"), "clients", "usage?by=key", "attempts", "config"] {
         add(send(&proxy, Method::GET, path, None).await).await;
@@ -148,15 +149,16 @@ async fn no_response_contains_a_key_or_a_token() {
     ] {
         add(send(&proxy, Method::POST, "keys", Some(&body)).await).await;
     }
-    let garbled = request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
-    let garbled = garbled.header("content-type", "application/json").body(format!("{{\"key\": {NEW_KEY}"));
-    add(garbled.send().await.unwrap()).await;
+    let malformed_request = request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
+    let malformed_request =
+        malformed_request.header("content-type", "application/json").body(format!("{{\"key\": {NEW_KEY}"));
+    add(malformed_request.send().await.unwrap()).await;
     add(send(&proxy, Method::POST, &format!("keys/{id}/check"), None).await).await;
     add(request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap()).await;
     add(proxy.get("/api/keychoir/v1/me").await).await;
-    seen.extend(received.take());
+    responses.extend(received.take());
     for secret in [ADMIN_TOKEN, CLIENT_TOKEN, &FIRST_KEY[11..46], &SECOND_KEY[11..46], &NEW_KEY[11..46]] {
-        for text in &seen {
+        for text in &responses {
             assert!(!text.contains(secret), "{secret}: {text}");
         }
     }

@@ -1,4 +1,4 @@
-//! The changes that the API sends to the task that makes them.
+//! Tests the endpoints that change keys, clients and the configuration, with a task that only records the changes.
 
 use super::*;
 use crate::support::start_proxy_with_app;

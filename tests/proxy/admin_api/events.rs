@@ -1,4 +1,4 @@
-//! The stream of events.
+//! Tests the server-sent events of the admin API.
 
 use super::*;
 use crate::support::events::EventReader;
@@ -17,10 +17,10 @@ async fn listen(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
 }
 
 fn change(number: u64) -> StoredChange {
-    let at = UnixMs(1_796_000_000_000);
+    let changed_at = UnixMs(1_796_000_000_000);
     StoredChange {
-        id: StoredChange::new_id(at),
-        at,
+        id: StoredChange::new_id(changed_at),
+        at: changed_at,
         actor: "admin_token".to_owned(),
         address: None,
         action: "reloaded".to_owned(),
@@ -74,12 +74,16 @@ async fn a_listener_resumes_after_the_last_event_that_it_received() {
     let mut reader = listen(&proxy, None).await;
     let last = reader.take(3).await.pop().unwrap();
     record_change_event(&proxy.app.events(), &change(8));
-    let received = reader.wait_for("change", |_| true).await;
+    let received_event = reader.wait_for("change", |_| true).await;
     drop(reader);
     record_change_event(&proxy.app.events(), &change(9));
-    let mut resumed = listen(&proxy, Some(&received.id)).await;
-    let next = resumed.next().await.unwrap();
-    assert_eq!((&*next.name, &next.data["generation"]), ("change", &json!(9)), "nothing is sent twice");
+    let mut resumed = listen(&proxy, Some(&received_event.id)).await;
+    let next_event = resumed.next().await.unwrap();
+    assert_eq!(
+        (&*next_event.name, &next_event.data["generation"]),
+        ("change", &json!(9)),
+        "nothing is sent twice"
+    );
     let mut from_snapshot = listen(&proxy, Some(&last.id)).await;
     assert_eq!(from_snapshot.wait_for("change", |_| true).await.data["generation"], 8);
     drop((resumed, from_snapshot));
@@ -103,8 +107,8 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
     let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
     let mut again = listen(&proxy, Some(&end.id)).await;
     record_change_event(&proxy.app.events(), &change(2_000));
-    let next = again.wait_for("change", |_| true).await;
-    assert_eq!(next.data["generation"], 2_000);
+    let next_event = again.wait_for("change", |_| true).await;
+    assert_eq!(next_event.data["generation"], 2_000);
     for unknown in ["0-1", "", "not an id", "18446744073709551615-1"] {
         let mut unknown = listen(&proxy, Some(unknown)).await;
         assert_eq!(unknown.next().await.unwrap().name, "overview");
@@ -117,9 +121,9 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
 async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     let (proxy, _) = start_admin_proxy_with(|config| config.admin.max_event_listeners = 1).await;
     let first = listen(&proxy, None).await;
-    let refused = send(&proxy, Method::GET, "events", None).await;
-    assert_eq!(refused.headers()["retry-after"], "1");
-    let message = assert_error(refused, 503, "too_many_listeners").await;
+    let refused_response = send(&proxy, Method::GET, "events", None).await;
+    assert_eq!(refused_response.headers()["retry-after"], "1");
+    let message = assert_error(refused_response, 503, "too_many_listeners").await;
     assert!(message.contains("admin.max_event_listeners"), "{message}");
     let head = send(&proxy, Method::HEAD, "events", None).await;
     assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));

@@ -1,4 +1,4 @@
-//! Paused keys, and keys that are checked at the provider.
+//! Tests the endpoints that pause a key, and that check a key with a request to the provider.
 
 use super::*;
 use serde_json::json;
@@ -36,9 +36,9 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
 async fn while_every_key_is_paused_requests_are_told_when_to_come_back() {
     let (proxy, _) = start_admin_proxy().await;
     set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
-    let refused = proxy.request_speech(10).await;
-    assert_eq!(refused.headers()["retry-after"], "60");
-    crate::support::assert_proxy_error(&refused, 503, "all_keys_paused");
+    let refused_response = proxy.request_speech(10).await;
+    assert_eq!(refused_response.headers()["retry-after"], "60");
+    crate::support::assert_proxy_error(&refused_response, 503, "all_keys_paused");
     assert_eq!(proxy.get("/readyz").await.status(), 503);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [0, 0]);
     proxy.close().await;
@@ -56,15 +56,18 @@ async fn a_key_is_checked_at_the_provider_now() {
     );
     assert!(valid["latency_ms"].is_u64());
     proxy.set_fault(FIRST_KEY, "invalid");
-    let refused = check().await;
-    assert_eq!((&refused["outcome"], &refused["refusal"]["status"]), (&json!("refused"), &json!(401)));
-    assert!(refused["refusal"]["meaning"].as_str().unwrap().contains("Replace or remove this key"));
+    let refused_check = check().await;
+    assert_eq!(
+        (&refused_check["outcome"], &refused_check["refusal"]["status"]),
+        (&json!("refused"), &json!(401))
+    );
+    assert!(refused_check["refusal"]["meaning"].as_str().unwrap().contains("Replace or remove this key"));
     // The check also updates the state of the key.
     assert_eq!(proxy.key_statuses().await, ["invalid", "active"]);
     proxy.set_fault(FIRST_KEY, "missing_permissions");
-    let restricted = check().await;
+    let restricted_check = check().await;
     assert_eq!(
-        (&restricted["outcome"], &restricted["permissions"]["user_read"]),
+        (&restricted_check["outcome"], &restricted_check["permissions"]["user_read"]),
         (&json!("quota_unreadable"), &json!(false))
     );
     assert_error(send(&proxy, Method::POST, "keys/000000000000/check", None).await, 404, "key_not_found")

@@ -1,4 +1,4 @@
-//! The admin API of the running program, with a task that records changes instead of making them.
+//! Tests the admin API of a running proxy. A task records the changes instead of making them.
 
 mod access;
 mod changes;
@@ -37,8 +37,8 @@ impl ReceivedChanges {
 fn start_control() -> (ControlSender, ReceivedChanges) {
     let (sender, mut requests, generation) = ControlSender::channel();
     generation.store(7, Ordering::Release);
-    let received = ReceivedChanges::default();
-    let changes = received.clone();
+    let received_changes = ReceivedChanges::default();
+    let changes = received_changes.clone();
     Tasks::new().spawn(async move {
         while let Some(request) = requests.recv().await {
             let result = respond(&request.change, request.expected_generation, &generation);
@@ -46,7 +46,7 @@ fn start_control() -> (ControlSender, ReceivedChanges) {
             let _ = request.respond.send(result);
         }
     });
-    (sender, received)
+    (sender, received_changes)
 }
 
 fn respond(

@@ -95,12 +95,13 @@ async fn the_documented_paths_are_those_of_the_program() {
                 check_response(&document, &item[method], &place, response).await;
             } else {
                 assert_eq!(response.status(), 405, "{place}");
-                let allowed = response.headers()["allow"].to_str().unwrap().to_lowercase();
-                let mut allowed: Vec<&str> = allowed.split(", ").filter(|name| *name != "head").collect();
-                allowed.sort_unstable();
+                let allow_header = response.headers()["allow"].to_str().unwrap().to_lowercase();
+                let mut allowed_methods: Vec<&str> =
+                    allow_header.split(", ").filter(|name| *name != "head").collect();
+                allowed_methods.sort_unstable();
                 let mut expected: Vec<&str> = documented.iter().map(String::as_str).collect();
                 expected.sort_unstable();
-                assert_eq!(allowed, expected, "{place}");
+                assert_eq!(allowed_methods, expected, "{place}");
             }
         }
     }
@@ -156,9 +157,9 @@ async fn events_match_their_schemas() {
     check_schema(&document, &schema("RequestEvent"), &request.data, "request");
     // Without a client and a route.
     assert_eq!(proxy.client.get(format!("{}/v1/voices", proxy.url)).send().await.unwrap().status(), 401);
-    let refused = reader.wait_for("request", |request| request["status"] == 401).await;
-    check_schema(&document, &schema("RequestEvent"), &refused.data, "refused request");
-    assert_eq!(refused.data["client"], json!(null));
+    let refused_event = reader.wait_for("request", |request| request["status"] == 401).await;
+    check_schema(&document, &schema("RequestEvent"), &refused_event.data, "refused request");
+    assert_eq!(refused_event.data["client"], json!(null));
     drop(reader);
     proxy.close().await;
 }

@@ -1,4 +1,4 @@
-//! What an operator reads.
+//! Tests the GET endpoints of the admin API: usage, attempts, users, changes, clients and settings.
 
 use super::*;
 use http::header::{IF_NONE_MATCH, RANGE};
@@ -30,16 +30,16 @@ async fn every_response_has_the_generation_and_is_not_stored() {
         let head = send(&proxy, Method::HEAD, path, None).await;
         assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
     }
-    let known = |path: &'static str, tag: &'static str| {
+    let read_with_tag = |path: &'static str, tag: &'static str| {
         request(&proxy, Method::GET, path).bearer_auth(ADMIN_TOKEN).header(IF_NONE_MATCH, tag).send()
     };
-    let unchanged = known("config", "\"6\", W/\"7\"").await.unwrap();
+    let unchanged = read_with_tag("config", "\"6\", W/\"7\"").await.unwrap();
     assert_eq!((unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()), (304, "\"7\""));
-    assert_eq!(known("config", "\"6\"").await.unwrap().status(), 200);
+    assert_eq!(read_with_tag("config", "\"6\"").await.unwrap().status(), 200);
     // All other documents change without a new generation: the state of a key, usage, attempts, and the record of
     // a reload that changed nothing.
     for path in ["overview", "keys", "clients", "clients/app", "usage", "attempts", "changes"] {
-        let response = known(path, "\"7\"").await.unwrap();
+        let response = read_with_tag(path, "\"7\"").await.unwrap();
         assert_eq!((response.status().as_u16(), path), (200, path));
         assert_eq!(response.headers()["etag"], "\"7\"", "{path}: a change may use it in If-Match");
     }
@@ -59,15 +59,15 @@ async fn attempts_are_listed_and_summed() {
     );
     assert_eq!((&second["client"], &second["short_key"]), (&json!("app"), &json!("sk_key_numb...00002")));
     assert_eq!(second["key_id"], key_id(SECOND_KEY));
-    let failed = read(&proxy, "attempts?failed=true").await;
-    assert_eq!(failed["attempts"].as_array().unwrap(), std::slice::from_ref(first));
+    let failed_attempts = read(&proxy, "attempts?failed=true").await;
+    assert_eq!(failed_attempts["attempts"].as_array().unwrap(), std::slice::from_ref(first));
     let id = first["request_id"].as_str().unwrap();
     let of_request = read(&proxy, &format!("attempts?request_id={id}")).await;
     assert_eq!(of_request["attempts"].as_array().unwrap().len(), 2);
     let latest = read(&proxy, "attempts?limit=1").await;
     assert_eq!(&latest["attempts"][0], second);
-    let next = latest["next"].as_str().unwrap();
-    assert_eq!(&read(&proxy, &format!("attempts?before={next}")).await["attempts"][0], first);
+    let next_position = latest["next"].as_str().unwrap();
+    assert_eq!(&read(&proxy, &format!("attempts?before={next_position}")).await["attempts"][0], first);
 
     let by_client = read(&proxy, "usage?by=client").await;
     let sums = &by_client["usage"][0];
@@ -108,10 +108,10 @@ async fn users_are_listed_by_their_fingerprints() {
 #[tokio::test]
 async fn recorded_changes_are_listed() {
     let (proxy, _) = start_admin_proxy().await;
-    let at = keychoir::policy::units::UnixMs(1_796_000_000_000);
+    let changed_at = keychoir::policy::units::UnixMs(1_796_000_000_000);
     let record = keychoir::store::StoredChange {
-        id: keychoir::store::StoredChange::new_id(at),
-        at,
+        id: keychoir::store::StoredChange::new_id(changed_at),
+        at: changed_at,
         actor: "admin_token".to_owned(),
         address: Some("127.0.0.1".to_owned()),
         action: "pause_key".to_owned(),

@@ -82,12 +82,13 @@ pub async fn exchange(
     chunks: &[Vec<u8>],
     after_sending: AfterSending,
 ) -> Result<Vec<u8>, String> {
-    let mut received = Vec::new();
+    let mut received_bytes = Vec::new();
     let exchanged =
-        timeout(EXCHANGE_TIMEOUT, run_exchange(address, chunks, after_sending, &mut received)).await;
-    exchanged
-        .map_err(|_| format!("the proxy did not close the connection after {}", escape_bytes(&received)))?;
-    Ok(received)
+        timeout(EXCHANGE_TIMEOUT, run_exchange(address, chunks, after_sending, &mut received_bytes)).await;
+    exchanged.map_err(|_| {
+        format!("the proxy did not close the connection after {}", escape_bytes(&received_bytes))
+    })?;
+    Ok(received_bytes)
 }
 
 async fn run_exchange(
@@ -112,13 +113,13 @@ async fn run_exchange(
         }
     };
     // A reset also ends the connection.
-    let read = async {
+    let read_response = async {
         match after_sending {
             AfterSending::ReadToEnd | AfterSending::HalfClose => drop(reader.read_to_end(received).await),
             AfterSending::SendAnotherRequest | AfterSending::Disconnect | AfterSending::Reset => {}
         }
     };
-    tokio::join!(send, read);
+    tokio::join!(send, read_response);
     if after_sending == AfterSending::SendAnotherRequest {
         read_first_response(&mut reader, received).await;
         let _ = writer.write_all(valid_request("/v1/voices", "connection: close\r\n").as_bytes()).await;

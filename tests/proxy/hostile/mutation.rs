@@ -98,8 +98,8 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, all_cases: &[Vec<u8>]) {
         2 => drop(bytes.drain(random.range(bytes.len(), 16))),
         // Duplicate a range elsewhere.
         3 => {
-            let copied = bytes[random.range(bytes.len(), 64)].to_vec();
-            bytes.splice(position..position, copied);
+            let copied_range = bytes[random.range(bytes.len(), 64)].to_vec();
+            bytes.splice(position..position, copied_range);
         }
         // Join the start of this case to the end of another case.
         4 => {

@@ -114,8 +114,8 @@ async fn forward_requests(
     while let Ok(count @ 1..) = reader.read(&mut bytes).await {
         let (parsed, complete_count) = {
             let mut parser = parser.lock().unwrap();
-            let parsed = parser.parse(&bytes[..count]);
-            (parsed, std::mem::take(&mut parser.complete_count))
+            let parse_result = parser.parse(&bytes[..count]);
+            (parse_result, std::mem::take(&mut parser.complete_count))
         };
         record.add(parsed, complete_count, &keys);
         if writer.write_all(&bytes[..count]).await.is_err() {

@@ -195,8 +195,8 @@ fn body_state(head: &RequestHead) -> Result<State, String> {
 
 fn parse_number(text: &[u8]) -> Result<usize, String> {
     let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    let parsed = std::str::from_utf8(text).ok().filter(|_| is_number).and_then(|text| text.parse().ok());
-    parsed.ok_or_else(|| "the number is malformed".to_owned())
+    let number = std::str::from_utf8(text).ok().filter(|_| is_number).and_then(|text| text.parse().ok());
+    number.ok_or_else(|| "the number is malformed".to_owned())
 }
 
 fn parse_chunk_size(line: &[u8]) -> Result<usize, String> {

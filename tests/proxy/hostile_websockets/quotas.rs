@@ -1,4 +1,4 @@
-//! Sessions of clients with a quota.
+//! Tests that a client's quota limits its WebSocket sessions, and that refused sessions are refunded.
 
 use super::*;
 
@@ -67,8 +67,8 @@ async fn concurrent_sessions_do_not_use_the_same_credits() {
             .any(|socket| socket.message_bytes > 0)
     };
     within_timeout(proxy.simulator.wait_for_ledger(has_sent_text)).await;
-    let refused = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
-    assert_eq!(refused.err().unwrap().0, 402);
+    let refusal = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await;
+    assert_eq!(refusal.err().unwrap().0, 402);
     drop(first);
     proxy.close_unchecked().await;
 }

@@ -1,4 +1,4 @@
-//! Requests that every account refuses: the request is at fault, so no key becomes unusable for other
+//! Tests requests that every account refuses: the request is at fault, so no key becomes unusable for other
 //! requests.
 
 use std::time::Duration;

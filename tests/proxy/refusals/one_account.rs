@@ -1,4 +1,4 @@
-//! Refusals of some accounts: they are not tried again for such requests, and the other accounts serve them.
+//! Tests refusals by some accounts, which are then tried last for similar requests, while other accounts serve them.
 
 use std::time::Duration;
 
@@ -358,8 +358,8 @@ async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
     .await;
     proxy.simulator.queue_faults(FIRST_KEY, vec![fault("quota").unwrap()]);
     assert_eq!(proxy.request_speech(10).await.status(), 401);
-    let served = async { while proxy.request_speech(10).await.status() != 200 {} };
-    tokio::time::timeout(Duration::from_secs(10), served)
+    let request_served = async { while proxy.request_speech(10).await.status() != 200 {} };
+    tokio::time::timeout(Duration::from_secs(10), request_served)
         .await
         .expect("the key must be tried again after the cooldown");
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [2], "the key must be tried again only once");

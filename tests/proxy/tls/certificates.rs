@@ -1,5 +1,4 @@
-//! Where certificates come from: the local CA or configured files, and what happens if they are missing,
-//! malformed or replaced.
+//! Tests the certificates of the local CA and of configured files, including missing, malformed and replaced files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! `keychoir env` prints the variables with which SDKs use the proxy and trust its local CA.
+//! Tests that `keychoir env` prints the variables with which SDKs use the proxy and trust its local CA.
 
 use std::fs;
 use std::path::Path;
@@ -30,9 +30,9 @@ fn env_prints_the_variables_before_the_first_start() {
     let root = rcgen::generate_simple_self_signed(["root.example".to_owned()]).unwrap().cert.pem();
     directory.write("roots.pem", &root);
     let roots = directory.path("roots.pem");
-    let printed = run_successfully(env_command(&home, &[]).env("SSL_CERT_FILE", &roots));
+    let output = run_successfully(env_command(&home, &[]).env("SSL_CERT_FILE", &roots));
     let state = home.join(".local/state/keychoir/tls").display().to_string();
-    let quoted = state.replace('\'', r"'\''");
+    let quoted_path = state.replace('\'', r"'\''");
     let expected = format!(
         "# For a shell: eval \"$(keychoir env)\"
 
@@ -40,14 +40,14 @@ fn env_prints_the_variables_before_the_first_start() {
 export ELEVENLABS_BASE_URL=http://127.0.0.1:11011
 
 # HTTPS with Python and OpenSSL: Keychoir's CA and all CAs of {}, because this variable replaces the trusted CAs.
-export SSL_CERT_FILE='{quoted}/bundle.pem'
+export SSL_CERT_FILE='{quoted_path}/bundle.pem'
 
 # HTTPS with Node: Keychoir's CA, in addition to the CAs that Node trusts.
-export NODE_EXTRA_CA_CERTS='{quoted}/ca.pem'
+export NODE_EXTRA_CA_CERTS='{quoted_path}/ca.pem'
 ",
         roots.display()
     );
-    assert_eq!(printed, expected);
+    assert_eq!(output, expected);
     let bundle = fs::read_to_string(format!("{state}/bundle.pem")).unwrap();
     let ca = fs::read_to_string(format!("{state}/ca.pem")).unwrap();
     assert!(bundle.contains(&ca) && bundle.ends_with(&root) && !bundle.contains("PRIVATE"));

@@ -1,4 +1,4 @@
-//! Sessions that use a resource of one account: they are sent to the account that owns the resource.
+//! Tests that a session that uses a resource is sent to the account that owns the resource.
 
 use keychoir::simulator::Plan;
 use serde_json::{Value, json};

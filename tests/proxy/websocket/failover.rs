@@ -1,5 +1,5 @@
-//! Refused and broken sessions: before the first audio the proxy retries them with another key, and
-//! afterwards the client receives the refusal.
+//! Tests refused and broken sessions: before the first audio, the proxy retries them with another key. Afterwards, the
+//! client receives the refusal.
 
 use std::time::Duration;
 

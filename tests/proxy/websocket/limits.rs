@@ -1,4 +1,4 @@
-//! Limits of sessions: concurrency slots, client quotas, timeouts, the drain at shutdown, and backpressure.
+//! Tests the limits of sessions: concurrency slots, client quotas, timeouts, the drain at shutdown, and backpressure.
 
 use std::time::Duration;
 
@@ -165,15 +165,15 @@ async fn only_served_sessions_count_towards_the_quota_of_the_client() {
         let mut session = within_timeout(open_when_admitted(&proxy)).await;
         assert!(has_audio(&session.synthesize(&["Hello. "]).await.0));
     }
-    let refused = loop {
+    let refusal = loop {
         match handshake(&proxy, STREAM_INPUT, &token).await {
             // The end of the last session may not have been processed yet.
             Err((429, _)) => tokio::task::yield_now().await,
-            Err(refused) => break refused,
+            Err(refusal) => break refusal,
             Ok(_) => panic!("the quota is exhausted, so the handshake must be refused"),
         }
     };
-    assert_eq!(refused.0, 402, "{}", refused.1);
+    assert_eq!(refusal.0, 402, "{}", refusal.1);
     proxy.close().await;
 }
 
@@ -194,22 +194,22 @@ async fn backpressure_of_a_client_that_does_not_read_reaches_the_provider() {
     let session = open_session(&proxy, ECHO).await;
     let (mut sink, mut stream) = session.stream.split();
     const MESSAGE_BYTES: usize = 256 * 1024;
-    let mut sent = 0_usize;
+    let mut sent_messages = 0_usize;
     // Unread echoes fill the socket buffers, and then the proxy stops reading.
     let flood = async {
         loop {
             sink.send(Message::binary(vec![7; MESSAGE_BYTES])).await.unwrap();
-            sent += 1;
+            sent_messages += 1;
         }
     };
     assert!(tokio::time::timeout(Duration::from_secs(2), flood).await.is_err());
-    let buffered = sent * MESSAGE_BYTES;
+    let buffered = sent_messages * MESSAGE_BYTES;
     assert!(
         buffered < 64 * 1024 * 1024,
         "{buffered} bytes were accepted although their echoes were not read"
     );
     // No message is lost.
-    for _ in 0..sent {
+    for _ in 0..sent_messages {
         let Some(Ok(Message::Binary(echo))) = within_timeout(stream.next()).await else {
             panic!("an echo is missing")
         };

@@ -139,16 +139,16 @@ async fn respond(
     let (mut head, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| ConnectionClosed)?.to_bytes();
     let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
-    let received = ReceivedRequest {
+    let received_request = ReceivedRequest {
         path: head.uri.to_string(),
         api_key: header("apikey"),
         authorization: header("authorization"),
         prefer: header("prefer"),
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
-    shared.received.lock().unwrap().push(received.clone());
+    shared.received.lock().unwrap().push(received_request.clone());
     let queued_fault = shared.queued_faults.lock().unwrap().pop_front();
-    let is_faulty_path = received.path.contains(*shared.faulty_path.lock().unwrap());
+    let is_faulty_path = received_request.path.contains(*shared.faulty_path.lock().unwrap());
     let path_fault = if is_faulty_path { *shared.fault.lock().unwrap() } else { Fault::None };
     let fault = queued_fault.unwrap_or(path_fault);
     match fault {
@@ -157,11 +157,11 @@ async fn respond(
         Fault::NoResponse => std::future::pending::<()>().await,
         Fault::Status(status) => return Ok(status_response(status)),
     }
-    let Some(authorization) = upstream_authorization(&received, &shared.service_token) else {
+    let Some(authorization) = upstream_authorization(&received_request, &shared.service_token) else {
         return Ok(status_response(401));
     };
     head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
-    let path = received.path.strip_prefix("/rest/v1").expect("the path must start with /rest/v1");
+    let path = received_request.path.strip_prefix("/rest/v1").expect("the path must start with /rest/v1");
     head.uri = path.parse().unwrap();
     let response = forward(&shared.api_socket, Request::from_parts(head, Full::new(body))).await;
     if fault == Fault::ResponseLost { Err(ConnectionClosed) } else { Ok(response) }

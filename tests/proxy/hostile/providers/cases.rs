@@ -373,7 +373,7 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
 }
 
 fn add_refusals(table: &mut CaseTable) {
-    let refused = |status: &str, body: &[u8]| {
+    let refusal = |status: &str, body: &[u8]| {
         with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
     };
     let brackets = b"[".repeat(60_000);
@@ -400,7 +400,7 @@ fn add_refusals(table: &mut CaseTable) {
             ("with an empty body", b""),
             ("with unexpected JSON types", b"{\"detail\":[{\"msg\":{\"msg\":[1e999,null]}}],\"error\":1}"),
         ] {
-            let case = table.add(case_name(status, description), refused(status, body), outcome);
+            let case = table.add(case_name(status, description), refusal(status, body), outcome);
             (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
                 (RequestKind::Speech, max_unusable_keys, ConnectionEnd::KeepOpen, true);
         }

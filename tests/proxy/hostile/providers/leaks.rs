@@ -57,15 +57,15 @@ fn without_nul_bytes(bytes: &[u8]) -> Vec<u8> {
 fn decode_json_escapes(bytes: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(bytes);
     let mut parts = text.split("\\u00");
-    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    let mut decoded_text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         let code = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
         match code {
-            Some(code) => decoded.extend([&*char::from(code).to_string(), &part[2..]]),
-            None => decoded.extend(["\\u00", part]),
+            Some(code) => decoded_text.extend([&*char::from(code).to_string(), &part[2..]]),
+            None => decoded_text.extend(["\\u00", part]),
         }
     }
-    decoded.into_bytes()
+    decoded_text.into_bytes()
 }
 
 /// Decodes the content codings of a body, up to the first error.
@@ -73,14 +73,14 @@ fn decompress(response: &Response) -> Vec<u8> {
     let codings = response.header("content-encoding").unwrap_or_default().to_ascii_lowercase();
     let mut body = response.body.clone();
     for coding in codings.rsplit(',').map(str::trim) {
-        let mut decoded = Vec::new();
+        let mut decoded_body = Vec::new();
         // The bytes before an error are still searched.
         let _ = match coding {
-            "gzip" | "x-gzip" => MultiGzDecoder::new(&*body).take(1 << 20).read_to_end(&mut decoded),
-            "deflate" => ZlibDecoder::new(&*body).take(1 << 20).read_to_end(&mut decoded),
+            "gzip" | "x-gzip" => MultiGzDecoder::new(&*body).take(1 << 20).read_to_end(&mut decoded_body),
+            "deflate" => ZlibDecoder::new(&*body).take(1 << 20).read_to_end(&mut decoded_body),
             _ => continue,
         };
-        body = decoded;
+        body = decoded_body;
     }
     body
 }

@@ -1,0 +1,55 @@
+//! Reads values from files that settings and entries name. The caller parses the content. A message never contains
+//! it, because it is usually a secret.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
+use super::source::{ReadFileError, ValueSources};
+use super::value::BaseFolders;
+
+/// Reads the value of a setting from the file at `path`. `names` are the setting and the setting that names the file.
+/// Reports an invalid file, and a file although the setting `is_set`.
+pub(super) fn read_value_file<T>(
+    path: &Path,
+    names: [&str; 2],
+    is_set: bool,
+    sources: &ValueSources<'_>,
+    spans: &HashMap<&'static str, SourceSpan>,
+    report: &mut Report,
+    parse: fn(&str) -> Result<T, ValueError>,
+) -> Option<T> {
+    let [name, file_name] = names;
+    let span = spans.get(file_name).cloned();
+    let span = span.unwrap_or_else(|| SourceSpan::new(ValueOrigin::File(path.to_owned())));
+    let text = (sources.read_file)(path).map_err(|reason| unreadable_file_error("the file", &reason));
+    let error = match text.and_then(|text| parse(&text)) {
+        Ok(value) if !is_set => return Some(value),
+        Ok(_) => conflicting_settings_error(name, file_name),
+        Err(error) => error,
+    };
+    report.problems.push(span.problem(error));
+    None
+}
+
+/// Returns the error for a value that is set both directly and by a file.
+pub(super) fn conflicting_settings_error(setting: &str, file_setting: &str) -> ValueError {
+    ValueError::new(format!("both `{setting}` and `{file_setting}` are set")).advise("remove one of them")
+}
+
+/// Reads a file that an entry names. No message contains the file name, because the operator may
+/// have written a secret in its place.
+pub(super) fn read_secret_file(
+    sources: &ValueSources<'_>,
+    folders: BaseFolders<'_>,
+    path: &str,
+) -> Result<String, ValueError> {
+    (sources.read_file)(&folders.resolve(path)?).map_err(|reason| {
+        unreadable_file_error("the file", &reason)
+            .advise("a relative path starts at the folder of the configuration file")
+    })
+}
+
+pub(super) fn unreadable_file_error(subject: &str, reason: &ReadFileError) -> ValueError {
+    ValueError::new(format!("{subject} cannot be read: {reason}"))
+}
