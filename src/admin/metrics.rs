@@ -52,7 +52,7 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
         ConstGauge::new(unix_seconds(admin.started_at)),
     );
     #[cfg(target_os = "linux")]
-    super::process_metrics::register(&mut page_registry);
+    let _ = register_process_metrics(&mut page_registry);
     let registry = page_registry.sub_registry_with_prefix("keychoir");
     registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
     let mirror_count = |count: fn(&mirror::MirrorHealth) -> u64| mirror.map_or(0, count);
@@ -246,4 +246,29 @@ fn fingerprint_digits(snapshot: &KeySnapshot) -> String {
 
 fn unix_seconds(time: UnixMs) -> f64 {
     Duration::from_millis(time.0).as_secs_f64()
+}
+
+/// Registers the standard process metrics of Prometheus client libraries. Values that the system does not
+/// report are omitted.
+#[cfg(target_os = "linux")]
+fn register_process_metrics(registry: &mut Registry) -> procfs::ProcResult<()> {
+    use procfs::WithCurrentSystemInfo;
+    use procfs::process::{LimitValue, Process};
+
+    let process = Process::myself()?;
+    let stat = process.stat()?;
+    #[expect(clippy::cast_precision_loss, reason = "exact for centuries of CPU time")]
+    let cpu = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+    registry.register("process_cpu_seconds", "CPU time of the process", ConstCounter::new(cpu));
+    for (name, help, value) in [
+        ("process_resident_memory_bytes", "Memory of the process in RAM", stat.rss_bytes().get()),
+        ("process_virtual_memory_bytes", "Address space of the process", stat.vsize),
+        ("process_open_fds", "Open files and sockets of the process", process.fd_count()? as u64),
+    ] {
+        registry.register(name, help, ConstGauge::new(value));
+    }
+    if let LimitValue::Value(max) = process.limits()?.max_open_files.soft_limit {
+        registry.register("process_max_fds", "Maximum open files and sockets", ConstGauge::new(max));
+    }
+    Ok(())
 }

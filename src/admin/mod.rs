@@ -7,8 +7,6 @@ mod api;
 mod details;
 mod health;
 mod metrics;
-#[cfg(target_os = "linux")]
-mod process_metrics;
 mod sessions;
 mod status;
 mod usage;
