@@ -64,14 +64,14 @@ pub(super) fn render(example: &Example, values: &RefusalValues, request_id: &str
 }
 
 fn fill_placeholders(example: &Example, values: &RefusalValues) -> String {
-    let more_text = values.requested_amount.max(2);
+    let more = values.requested_amount.max(2);
     let plan = if values.format.starts_with("mp3") { "Creator" } else { "Pro" };
     let numbers = [
         ("{needed}", values.requested_amount),
         ("{limit}", values.credit_limit),
         ("{remaining}", values.remaining_credits),
-        ("{short}", more_text - 1),
-        ("{more_text}", more_text),
+        ("{short}", more - 1),
+        ("{more}", more),
         ("{bound}", values.max_count),
         ("{exceeded}", values.exceeded_limit()),
     ];

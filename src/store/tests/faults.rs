@@ -29,7 +29,7 @@ fn execute(writer: &Writer, sql: &str) {
 
 fn count_rows(writer: &Writer, table: &str) -> i64 {
     let connection = &writer.database.as_ref().unwrap().connection;
-    connection.query_row(&format!("SELECT count_rows(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
 /// Adds a record to the writer, and counts it as the queue does.
