@@ -20,6 +20,7 @@ ENV RUSTFLAGS="-C target-feature=+crt-static --cfg getrandom_backend=\"linux_get
 
 # The dependencies have a layer of their own, which a change of the sources does not invalidate. The tables of tests and
 # benchmarks are removed from the manifest, because their files are not in the context.
+COPY .cargo/config.toml .cargo/config.toml
 COPY Cargo.toml Cargo.lock ./
 RUN sed -i '/^\[\[test\]\]/,/^$/d; /^\[\[bench\]\]/,/^$/d' Cargo.toml \
     && mkdir src \
@@ -40,7 +41,7 @@ FROM scratch
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Keychoir" \
-      org.opencontainers.image.description="A transparent reverse proxy that gives ElevenLabs apps one base URL for all their API keys" \
+      org.opencontainers.image.description="Transparent reverse proxy with one base URL for all your ElevenLabs API keys" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

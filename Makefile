@@ -23,7 +23,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-ship test-image test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
+.PHONY: check test test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
 
 check:
 	cargo fmt --check
@@ -31,7 +31,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship
 
 test-rust: postgrest
 	cargo test --locked
@@ -75,17 +75,24 @@ test-api: build $(API)/.installed
 	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
 
 # Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
-# user root, buildah and busybox-static; without them these tests are skipped. The program is the debug build, linked
-# statically, which takes seconds and is not small. `make test-image` runs the same with the released program.
+# user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
+# KEYCHOIR_SKIP_NOTHING=1 makes that a failure. The program is the debug build, linked statically, which takes seconds and
+# is not small. `make test-image` runs the same with the released program.
 test-ship: $(SHIP)/.installed
 	cargo rustc --locked --bin keychoir -- -C target-feature=+crt-static
 	mkdir -p target/ship
 	cp target/debug/keychoir target/ship/keychoir
-	KEYCHOIR_STATIC_BIN=$(CURDIR)/target/ship/keychoir $(SHIP)/bin/python -m pytest tests/ship -q
+	KEYCHOIR_STATIC_BIN=$(CURDIR)/target/ship/keychoir $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
 # Too slow for `make test`: the program of `make static`, which is a release build of several minutes, and its size.
 test-image: static $(SHIP)/.installed
-	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-$(MACHINE)-linux $(SHIP)/bin/python -m pytest tests/ship -q
+	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-$(MACHINE)-linux $(SHIP)/bin/python -m pytest tests/ship -q -rs
+
+# Too slow for `make test`: the same for arm64, built by a cross compiler and run by an emulator. It needs what
+# `make static-aarch64` needs, and the package qemu-user-static.
+test-image-aarch64: static-aarch64 $(SHIP)/.installed
+	KEYCHOIR_RELEASE=1 KEYCHOIR_STATIC_BIN=$(CURDIR)/dist/keychoir-aarch64-linux \
+		KEYCHOIR_EMULATOR=$$(command -v qemu-aarch64-static) $(SHIP)/bin/python -m pytest tests/ship -q -rs
 
 # Too slow for `make test`: builds `Dockerfile` completely, with the Rust toolchain and the compiler of this machine.
 test-image-build: $(SHIP)/.installed

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod control;
 
 pub mod admin;
+pub mod dashboard;
 pub mod mirror;
 pub mod poller;
 pub mod server;

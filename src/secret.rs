@@ -7,17 +7,20 @@ mod proxy_credentials;
 mod redactor;
 mod redis_credentials;
 mod supabase_key;
+mod token;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use fingerprint::{
-    AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, TokenFingerprint, UserFingerprint, parse_hex,
+    AdminTokenFingerprint, Fingerprint, KEY_ID_DIGITS, SessionTokenFingerprint, TokenFingerprint,
+    UserFingerprint, parse_hex,
 };
 pub use proxy_credentials::ProxyCredentials;
 pub use redactor::{RedactedChunk, Redactor, StreamRedaction};
 pub use redis_credentials::RedisCredentials;
 pub use supabase_key::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
+pub use token::generate_token;
 
 /// The short form of an API key: its first and last characters.
 ///

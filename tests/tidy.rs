@@ -62,15 +62,18 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "policy",
             "poller",
             "pool",
+            "private_file",
             "proxy",
             "secret",
             "server",
             "shared",
             "store",
+            "tasks",
             "telemetry",
             "upstream",
         ],
     ),
+    ("dashboard", &["admin", "clock", "policy", "pool", "proxy", "secret", "shared", "store", "telemetry"]),
     ("config", &["certificate", "clock", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
@@ -80,6 +83,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "body",
             "certificate",
             "clock",
+            "dashboard",
             "config",
             "elevenlabs",
             "mirror",
@@ -582,7 +586,7 @@ fn tokens_are_compared_in_constant_time() {
             syn::Item::Impl(eq) => {
                 use quote::ToTokens as _;
                 let text = eq.to_token_stream().to_string();
-                let is_token = ["TokenFingerprint", "AdminTokenFingerprint"]
+                let is_token = ["TokenFingerprint", "AdminTokenFingerprint", "SessionTokenFingerprint"]
                     .iter()
                     .any(|name| text.starts_with(&format!("impl PartialEq for {name}")));
                 assert!(!is_token || text.contains("ct_eq"), "{text}");

@@ -159,6 +159,8 @@ pub struct ChangeOrigin {
 pub enum Actor {
     /// A request with the admin token.
     AdminToken,
+    /// A form of the dashboard.
+    Dashboard,
     /// A command without a running server.
     CommandLine,
     /// A change of the configuration files, or a signal to reload them.
@@ -173,6 +175,7 @@ impl Actor {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AdminToken => "admin_token",
+            Self::Dashboard => "dashboard",
             Self::CommandLine => "command_line",
             Self::Reload => "reload",
             Self::Replica => "replica",

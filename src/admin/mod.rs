@@ -7,6 +7,7 @@ mod api;
 mod details;
 mod health;
 mod metrics;
+mod sessions;
 mod status;
 mod usage;
 
@@ -35,13 +36,17 @@ use crate::secret::AdminTokenFingerprint;
 use crate::server::ConnectionLimiter;
 use crate::shared::{PoolView, SharedPoolView};
 use crate::store;
-use crate::telemetry::{ExpositionFormat, RequestMetrics};
+use crate::telemetry::{ExpositionFormat, RequestMetrics, TimelineHandle};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
 use api::AdminTokenCheck;
+pub(crate) use api::{
+    ActionError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
+};
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;
 pub use health::{DrainFlag, Readiness};
+pub use sessions::{SessionToken, Sessions};
 pub use status::StatusDocument;
 pub use usage::ClientUsageReport;
 
@@ -62,6 +67,8 @@ pub struct Admin {
     pub draining: DrainFlag,
     /// The metrics of requests.
     pub metrics: RequestMetrics,
+    /// The requests of the last 24 hours.
+    pub timeline: TimelineHandle,
     /// The number of client connections and its limit.
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
@@ -84,6 +91,8 @@ pub struct Admin {
     pub auth_failures: AuthFailureTable,
     /// The events for listeners.
     pub events: EventSource,
+    /// The sessions of the dashboard.
+    pub sessions: Sessions,
 }
 
 /// The pages that may be read without a token on every address.

@@ -22,6 +22,7 @@ use crate::policy::headers::ForwardedHeaders;
 use crate::policy::min_rate::{GRACE_PERIOD, MinRate};
 use crate::policy::origin::AccessRules;
 use crate::policy::retention::Retention;
+use crate::policy::sessions::SessionLimits;
 use crate::secret::AdminTokenFingerprint;
 use crate::{mirror, poller, pool, proxy, server, shared, store, upstream};
 
@@ -72,6 +73,10 @@ pub struct AppConfig {
     pub public_pages: PublicPages,
     /// Maximum listeners of events.
     pub max_event_listeners: usize,
+    /// The file of the sessions of the dashboard, or `None` to keep them in memory only.
+    pub sessions_file: Option<PathBuf>,
+    /// The time limits of sessions of the dashboard.
+    pub session_limits: SessionLimits,
     /// Maximum time of a key check.
     pub key_check_timeout: Duration,
     /// The settings with their sources, for operators.
@@ -119,6 +124,11 @@ impl AppConfig {
                 metrics: config.admin.is_public("metrics"),
             },
             max_event_listeners: config.admin.max_event_listeners,
+            sessions_file: config.state_directory().map(|directory| directory.sessions_path()),
+            session_limits: SessionLimits {
+                idle_timeout: config.admin.session_idle_timeout,
+                max_duration: config.admin.max_session_duration,
+            },
             key_check_timeout: config.quota_polling.timeout,
             setting_values: config.setting_values(),
         })

@@ -24,7 +24,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::admin::{Admin, AuthFailureTable, DrainFlag, EventSource, SharedAdminToken, SharedSettings};
+use crate::admin::{
+    Admin, AuthFailureTable, DrainFlag, EventSource, Sessions, SharedAdminToken, SharedSettings,
+};
 use crate::clock;
 use crate::config::SettingValue;
 use crate::poller::{self, ConversationPoller, KeyChecker, QuotaPoller};
@@ -33,7 +35,7 @@ use crate::proxy::{ClientUsage, Proxy, RuntimeConfig, SharedConfig, SharedState}
 use crate::server::{ConnectionLimiter, Drain, Server, WorkerPool, WorkerThreads};
 use crate::store::{Store, WriterHandle};
 use crate::tasks::{AbortOnDrop, Tasks};
-use crate::telemetry::{EventRing, RequestMetrics};
+use crate::telemetry::{EventRing, RequestMetrics, TimelineHandle, sample_timeline};
 use crate::upstream::{ReachabilityCell, TcpTlsConnector, Upstream};
 
 pub use crate::mirror::TableCheck;
@@ -80,6 +82,7 @@ pub struct RunningApp {
     quota_task: Option<AbortOnDrop>,
     conversation_task: AbortOnDrop,
     renewal_task: AbortOnDrop,
+    timeline_task: AbortOnDrop,
     store_writer: WriterHandle,
     mirror_task: Option<MirrorTask>,
     replica: Option<ReplicaTask>,
@@ -167,11 +170,15 @@ pub fn start(
     let replica = replica.map(|replica| replica.start(Arc::clone(&config)));
     let (metrics, connection_limiter) =
         (RequestMetrics::default(), ConnectionLimiter::new(app_config.server.max_connections));
+    let timeline = TimelineHandle::new(metrics.clone());
+    let timeline_task = Tasks::new().spawn_guarded(sample_timeline(timeline.clone()));
     let events = EventRing::default();
     let settings = Arc::new(ArcSwap::from_pointee(to_document(&app_config.setting_values)));
     let admin_token = Arc::new(ArcSwapOption::from(app_config.admin_token.map(Arc::new)));
     let key_checker =
         KeyChecker::new(Arc::clone(&pool), upstream.clone(), usage.clone(), app_config.key_check_timeout);
+    let sessions =
+        Sessions::open(app_config.sessions_file, app_config.session_limits, Arc::clone(&admin_token));
     let admin = Admin {
         config: Arc::clone(&config),
         pool: Arc::clone(&pool),
@@ -180,6 +187,7 @@ pub fn start(
         shared: replica.as_ref().map(|replica| replica.view.clone()),
         draining: drain_flag.clone(),
         metrics: metrics.clone(),
+        timeline,
         connections: connection_limiter.clone(),
         reachability: upstream.reachability().clone(),
         started_at: clock::now(),
@@ -191,6 +199,7 @@ pub fn start(
         settings: Arc::clone(&settings),
         auth_failures: AuthFailureTable::default(),
         events: EventSource::new(events.clone(), app_config.max_event_listeners),
+        sessions,
     };
     let reachability = upstream.reachability().clone();
     let (rounds_sender, polling_rounds) = watch::channel(0);
@@ -277,6 +286,7 @@ pub fn start(
         quota_task,
         conversation_task,
         renewal_task,
+        timeline_task,
         store_writer,
         mirror_task,
         replica,
@@ -322,7 +332,7 @@ impl RunningApp {
         let Drain { draining, kept_connections, stop_accepting, close_idle, abort, .. } = &self.drain;
         self.drain_flag.set();
         draining.cancel();
-        drop((self.quota_task, self.conversation_task, self.renewal_task));
+        drop((self.quota_task, self.conversation_task, self.renewal_task, self.timeline_task));
         // Idle connections get at most half of the drain timeout, because requests in progress need the rest.
         let idle_timeout = self.drain_idle_timeout.min(drain_timeout / 2);
         let finish_requests = async {

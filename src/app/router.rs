@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 
 use crate::admin::Admin;
 use crate::clock;
+use crate::dashboard::Dashboard;
 use crate::policy::headers::forbid_sniffing;
 use crate::policy::origin::{self, RequestOrigin};
 use crate::proxy::{Proxy, ProxyResponse, ResponseBody};
@@ -30,9 +31,10 @@ pub(super) enum ListenerScope {
 #[derive(Clone, Debug)]
 pub(super) struct Router(Arc<RouterParts>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct RouterParts {
     admin: Arc<Admin>,
+    dashboard: Dashboard,
     proxy: Arc<Proxy>,
     scope: ListenerScope,
 }
@@ -40,20 +42,19 @@ struct RouterParts {
 impl Router {
     pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
         let (admin, proxy) = (Arc::new(admin), Arc::new(proxy));
-        Self(Arc::new(RouterParts { admin, proxy, scope: ListenerScope::All }))
+        let dashboard = Dashboard::new(Arc::clone(&admin));
+        Self(Arc::new(RouterParts { admin, dashboard, proxy, scope: ListenerScope::All }))
     }
 
     /// Returns a router for listeners with this scope.
     pub(super) fn with_scope(&self, scope: ListenerScope) -> Self {
-        let RouterParts { admin, proxy, .. } = &*self.0;
-        Self(Arc::new(RouterParts { admin: Arc::clone(admin), proxy: Arc::clone(proxy), scope }))
+        Self(Arc::new(RouterParts { scope, ..RouterParts::clone(&self.0) }))
     }
 
     /// Returns a router with its own upstream connections for one of `cores` cores.
     pub(super) fn for_core(&self, cores: usize) -> Self {
-        let RouterParts { admin, proxy, scope } = &*self.0;
-        let (admin, proxy, scope) = (Arc::clone(admin), Arc::new(proxy.for_core(cores)), *scope);
-        Self(Arc::new(RouterParts { admin, proxy, scope }))
+        let proxy = Arc::new(self.0.proxy.for_core(cores));
+        Self(Arc::new(RouterParts { proxy, ..RouterParts::clone(&self.0) }))
     }
 }
 
@@ -61,18 +62,25 @@ impl Service for Router {
     type Body = ResponseBody;
 
     async fn respond(&self, mut request: Request<Incoming>, peer: Option<IpAddr>) -> Reply<ResponseBody> {
-        let RouterParts { admin, proxy, scope } = &*self.0;
+        let RouterParts { admin, dashboard, proxy, scope } = &*self.0;
         let origin = match proxy.check_access(&mut request, peer) {
             Ok(origin) => origin,
             Err(refusal) => return (*refusal).into(),
         };
-        if *scope == ListenerScope::Clients && Admin::is_operator_path(request.uri().path()) {
+        let is_dashboard = Dashboard::serves(request.uri().path());
+        if *scope == ListenerScope::Clients && (is_dashboard || Admin::is_operator_path(request.uri().path()))
+        {
             return Admin::served_elsewhere().map(ResponseBody::from).into();
         }
-        if Admin::is_api_path(request.uri().path()) {
+        let is_api = Admin::is_api_path(request.uri().path());
+        if is_api || is_dashboard {
             // Pages of other origins may send requests to the provider, and never read or change the pool.
             let is_foreign_page = origin != RequestOrigin::Direct;
-            let response = Box::pin(admin.api(request, peer, is_foreign_page)).await;
+            let response = if is_api {
+                Box::pin(admin.api(request, peer, is_foreign_page)).await
+            } else {
+                Box::pin(dashboard.respond(request, peer, is_foreign_page)).await
+            };
             return response.map(|body| ResponseBody::Produced(body.boxed_unsync())).into();
         }
         if let RequestOrigin::Preflight(origin) = &origin {

@@ -204,6 +204,11 @@ impl Offline {
 }
 
 impl AdminClient {
+    /// Returns the base URL for a browser; `None` for a Unix socket.
+    pub(super) fn browser_url(&self) -> Option<String> {
+        Some(self.client.address_text()).filter(|address| !address.starts_with("unix:"))
+    }
+
     /// Requests a document of the admin API.
     pub(super) async fn get(&self, path: &str) -> Result<Value, ExitCode> {
         self.call(&Method::GET, path, None).await

@@ -108,6 +108,20 @@ const HELP: &[CommandHelp] = &[
         ],
     },
     CommandHelp {
+        command: "dashboard",
+        examples: &[
+            ("keychoir dashboard", "open the dashboard of the Keychoir at the configured address"),
+            ("keychoir dashboard --no-open", "only print the link"),
+            ("keychoir dashboard --url https://keys.example --admin-token-file token", "of another machine"),
+        ],
+        exit_codes: &[
+            (0, "the link was printed"),
+            (1, "Keychoir does not respond, or rejects the admin token"),
+            USAGE,
+            CONFIG,
+        ],
+    },
+    CommandHelp {
         command: "healthcheck",
         examples: &[
             ("keychoir healthcheck", "ask the Keychoir at the configured address"),

@@ -9,6 +9,7 @@ mod check;
 mod clients;
 mod completions;
 mod config_show;
+mod dashboard;
 mod db;
 mod demo;
 mod doctor;
@@ -70,6 +71,8 @@ enum Command {
     Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
+    /// Print a link that opens the dashboard, and open it.
+    Dashboard(dashboard::Arguments),
     /// Report in the exit code whether a running Keychoir can serve, for the health checks of containers.
     Healthcheck(healthcheck::Arguments),
     /// Show the recorded usage by key, client, model, route, hour or day.
@@ -153,6 +156,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config_show::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Dashboard(arguments) => dashboard::run(&arguments),
         Command::Healthcheck(arguments) => healthcheck::run(arguments),
         Command::Usage(arguments) => usage::run(arguments),
         Command::Attempts(arguments) => attempts::run(arguments),

@@ -256,7 +256,10 @@ async fn log_welcome(running: &mut RunningApp) {
         None => Some(base_url),
     };
     match status_url {
-        Some(url) => info!(event = "server_status_url", "└─ Status:    {url}/api/elevenlabs-status"),
+        Some(url) => {
+            info!(event = "dashboard_url", "├─ Dashboard: {url}/_/   run `keychoir dashboard` to sign in");
+            info!(event = "server_status_url", "└─ Status:    {url}/api/elevenlabs-status");
+        }
         None => info!(event = "server_status_url", "└─ Status:    run `keychoir status`"),
     }
 }

@@ -10,6 +10,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["start", "run", "up", "server", "listen", "proxy", "daemon"], &["serve"]),
     (&["validate", "verify", "test", "lint", "configtest"], &["check"]),
     (&["ps", "info", "state", "show", "top"], &["status", "show", "list"]),
+    (&["ui", "web", "gui", "browser", "login", "open"], &["dashboard"]),
     (&["health", "ping", "probe", "healthz", "ready"], &["healthcheck"]),
     (&["stats", "report", "billing", "costs", "cost"], &["usage"]),
     (&["logs", "log", "history", "requests", "tail"], &["attempts", "usage"]),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::StateDirectory;
 use super::host_port::HostPort;
@@ -26,11 +27,22 @@ pub struct AdminConfig {
     pub public: Vec<String>,
     /// Maximum listeners of events.
     pub max_event_listeners: usize,
+    /// The time without a request after which a session of the dashboard ends.
+    pub session_idle_timeout: Duration,
+    /// The time after which a session of the dashboard ends in any case.
+    pub max_session_duration: Duration,
 }
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: AdminListen::default(), token_file: None, public: Vec::new(), max_event_listeners: 32 }
+        Self {
+            listen: AdminListen::default(),
+            token_file: None,
+            public: Vec::new(),
+            max_event_listeners: 32,
+            session_idle_timeout: Duration::from_secs(12 * 3_600),
+            max_session_duration: Duration::from_secs(7 * 24 * 3_600),
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::generate_token;
 use crate::config::{Config, LockError, StateDirectory};
-use crate::secret::AdminTokenFingerprint;
+use crate::secret::{AdminTokenFingerprint, generate_token};
 
 /// A generated admin token that is not saved yet.
 pub struct NewAdminToken {

@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustls::crypto::ring::default_provider;
 use serde_json::json;
 use tracing::{info, warn};
 
@@ -42,7 +41,7 @@ use crate::admin::control::{Actor, Change, ChangeOrigin, ChangeReceipt, ControlE
 use crate::app::RunningApp;
 use crate::clock;
 use crate::config::{FileContents, LockError, Overrides, StateDirectory, StateLocation, StateLock};
-use crate::secret::ApiKey;
+use crate::secret::{ApiKey, generate_token};
 use crate::shared::{OverlayExchange, SealedOverlay};
 use crate::store::StoredChange;
 
@@ -367,13 +366,4 @@ impl Controller {
         })
         .await;
     }
-}
-
-/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it. Returns
-/// `None` if the system provides no random numbers.
-fn generate_token(prefix: &str) -> Option<String> {
-    let mut bytes = [0_u8; 24];
-    default_provider().secure_random.fill(&mut bytes).ok()?;
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("{prefix}{digits}"))
 }

@@ -17,6 +17,7 @@ pub mod origin;
 pub mod page_access;
 pub mod path;
 pub mod redis_url;
+pub mod sessions;
 pub mod user;
 
 pub mod budget;

@@ -57,7 +57,8 @@ impl Drop for AccessLog {
     }
 }
 
-fn ended_request(summary: &RequestSummary) -> EndedRequest {
+/// Creates the event of a request. Moves the reasons of its retries out of the summary.
+fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
     EndedRequest {
         request_id: summary.request_id(),
         client: summary.client.clone(),
@@ -67,6 +68,7 @@ fn ended_request(summary: &RequestSummary) -> EndedRequest {
         status: summary.status,
         outcome: summary.verdict,
         attempts: summary.attempts,
+        retry_reasons: mem::take(&mut summary.retry_reasons),
         credits: summary.credits,
         duration: summary.elapsed(),
     }

@@ -179,6 +179,49 @@ impl fmt::Debug for AdminTokenFingerprint {
     }
 }
 
+/// The domain prefix of a session token. Increment its number when the format changes.
+const SESSION_DOMAIN: &[u8] = b"keychoir:session:1:";
+
+/// Identifies a session of the dashboard, or the code that starts one: the SHA-256 of `keychoir:session:1:`, the digest
+/// of the admin token, and the random session token.
+///
+/// The admin token is part of it, so that another admin token ends all sessions.
+#[derive(Clone, Copy, Eq)]
+pub struct SessionTokenFingerprint(Digest);
+
+/// Compares in constant time, so that the duration does not reveal how much of a token is correct.
+impl PartialEq for SessionTokenFingerprint {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.0.ct_eq(&other.0.0).into()
+    }
+}
+
+impl SessionTokenFingerprint {
+    /// Computes the fingerprint of a session token while `admin_token` is in force.
+    #[must_use]
+    pub fn new(session_token: &str, admin_token: &AdminTokenFingerprint) -> Self {
+        Self(Digest::new(&[SESSION_DOMAIN, &admin_token.0.0, session_token.as_bytes()]))
+    }
+
+    /// Parses the 64 hexadecimal digits that [`Display`](fmt::Display) prints.
+    #[must_use]
+    pub fn parse(hex: &str) -> Option<Self> {
+        Digest::parse(hex).map(Self)
+    }
+}
+
+impl fmt::Display for SessionTokenFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for SessionTokenFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionTokenFingerprint(...)")
+    }
+}
+
 /// The domain prefix of an end user. Increment its number when the format changes.
 const USER_DOMAIN: &[u8] = b"keychoir:user:1:";
 

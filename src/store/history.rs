@@ -24,7 +24,7 @@ use crate::proxy::{UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 use crate::secret::UserFingerprint;
 use crate::tasks;
 
-pub use queries::{AttemptFilter, AttemptPage, UsageFilter, UsageRow};
+pub use queries::{AttemptFilter, AttemptPage, HourOfKey, UsageFilter, UsageRow};
 
 /// Maximum time that SQLite works on a read.
 const READ_TIMEOUT: Duration = Duration::from_millis(200);
@@ -94,6 +94,31 @@ impl History {
     /// Fails when the database cannot be read in time.
     pub async fn usage(&self, filter: UsageFilter) -> Result<Vec<UsageRow>, HistoryError> {
         self.read(move |connection| queries::usage(connection, &filter)).await
+    }
+
+    /// Reads the credits and attempts of each key in each hour, the latest hours first, and in an hour the keys with the
+    /// most credits first. Includes the hour that contains `since`, and that of `until` unless it starts at `until`. If
+    /// there are more than `limit` rows, the earliest are missing.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the database cannot be read in time.
+    pub async fn credits_by_hour(
+        &self,
+        since: UnixMs,
+        until: UnixMs,
+        limit: usize,
+    ) -> Result<Vec<HourOfKey>, HistoryError> {
+        self.read(move |connection| queries::credits_by_hour(connection, since, until, limit)).await
+    }
+
+    /// Reads the last hour since `since` in which each client sent a request.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the database cannot be read in time.
+    pub async fn last_hours_of_clients(&self, since: UnixMs) -> Result<Vec<(String, UnixMs)>, HistoryError> {
+        self.read(move |connection| queries::last_hours_of_clients(connection, since)).await
     }
 
     /// Reads at most `limit` changes with ids below `before`, the latest first.

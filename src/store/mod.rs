@@ -55,7 +55,7 @@ use crate::tasks;
 
 pub use changes::{OfflineChanges, StoredChange};
 use database::Database;
-pub use history::{AttemptFilter, AttemptPage, History, HistoryError, UsageFilter, UsageRow};
+pub use history::{AttemptFilter, AttemptPage, History, HistoryError, HourOfKey, UsageFilter, UsageRow};
 use lock::{DatabaseLockError, Lock};
 use open::{IntegrityCheck, OpenDatabase};
 pub use open::{OpenError, check_location};

@@ -111,12 +111,16 @@ impl std::ops::AddAssign for UsageSums {
     }
 }
 
+/// Returns the SQL expression of the sum of a column.
+pub(super) fn sum_of(column: &str) -> String {
+    // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
+    format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)")
+}
+
 /// Returns the SQL expressions of the sums.
 pub(super) fn sum_columns() -> String {
-    // `total` adds floating-point numbers, which cannot overflow and are exact far beyond real amounts.
-    let sum = |column: &str| format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)");
     ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
-        .map(sum)
+        .map(sum_of)
         .join(", ")
 }
 

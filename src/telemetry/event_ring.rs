@@ -93,6 +93,8 @@ pub struct EndedRequest {
     pub outcome: &'static str,
     /// The number of attempts.
     pub attempts: u32,
+    /// The reason of each retry, as in the access log.
+    pub retry_reasons: Vec<&'static str>,
     /// The credits charged.
     pub credits: u64,
     /// The duration of the request.

@@ -5,6 +5,7 @@
 mod exposition;
 mod histogram;
 mod table;
+mod totals;
 
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::pool::Key;
 pub use exposition::{ExpositionFormat, GaugeSamples};
 pub use histogram::Histogram;
 use table::MetricTable;
+pub use totals::{Percentiles, RequestTotals};
 
 /// Bucket bounds in seconds: from the provider's fastest responses to its longest generated speech.
 const REQUEST_BUCKETS: &[f64] =

@@ -1,5 +1,5 @@
 //! The output of the running program: log lines about keys and requests, as short lines on a terminal and as
-//! JSON otherwise, the metrics of requests, and the events for listeners of the admin API.
+//! JSON otherwise, the metrics and the timeline of requests, and the events for listeners of the admin API.
 
 mod log;
 
@@ -11,6 +11,8 @@ mod transitions;
 mod metrics;
 
 mod event_ring;
+
+mod timeline;
 
 use std::io::{self, IsTerminal};
 use std::str::FromStr;
@@ -24,8 +26,11 @@ pub use event_ring::{EndedRequest, Event, EventBatch, EventContent, EventListene
 pub use line::{LineFormat, LineLayer};
 pub use log::{FlushOnDrop, LogSink, dropped_lines, flush};
 pub use metrics::{
-    AttemptUsage, ExpositionFormat, GaugeSamples, Histogram, OpenSession, RequestLabels, RequestMetrics,
-    key_label,
+    AttemptUsage, ExpositionFormat, GaugeSamples, Histogram, OpenSession, Percentiles, RequestLabels,
+    RequestMetrics, RequestTotals, key_label,
+};
+pub use timeline::{
+    RecentRequests, TIMELINE_INTERVAL, Timeline, TimelineHandle, TimelineInterval, sample_timeline,
 };
 pub use transitions::{
     describe_unknown_limit, key_name, keys_loaded_message, log_discrepancy, log_restriction, log_transitions,

@@ -1,7 +1,8 @@
 """Runs the static program as containers do: in a root of its own, as an unprivileged user, without writing to the root.
 
 `KEYCHOIR_STATIC_BIN` names the program. With `KEYCHOIR_RELEASE=1` it is the released one, whose size is checked, too.
-The tests that change roots and mount folders need the user root, and are skipped for other users.
+`KEYCHOIR_EMULATOR` names a static program that runs it, if it is built for another machine: `qemu-aarch64-static`.
+Tests whose tools or permissions are missing are skipped with the reason. With `KEYCHOIR_SKIP_NOTHING=1` they fail.
 """
 
 import contextlib
@@ -21,7 +22,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYCHOIR_STATIC_BIN", ROOT / "target/ship/keychoir")).resolve()
+EMULATOR = os.environ.get("KEYCHOIR_EMULATOR")
+# The first words of a command line that runs the program, here and in a container.
+PROGRAM = [EMULATOR, BINARY] if EMULATOR else [BINARY]
+EMULATOR_IN_CONTAINER = ["/emulator"] if EMULATOR else []
 IS_RELEASE = os.environ.get("KEYCHOIR_RELEASE") == "1"
+SKIP_NOTHING = os.environ.get("KEYCHOIR_SKIP_NOTHING") == "1"
 # The user of the images.
 USER = 65532
 KEYS = [f"sk_ship_{number:043d}" for number in range(2)]
@@ -30,7 +36,20 @@ PROVIDER = "provider.test"
 SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
 STEP_TIMEOUT = 30
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs the user root for chroot and mount")
+
+
+def can_mount():
+    command = ["unshare", "--mount", "--propagation", "private", "mount", "--bind", "/", "/mnt"]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def needs(condition, reason):
+    return pytest.mark.skipif(not condition and not SKIP_NOTHING, reason=f"needs {reason}")
+
+
+needs_root = needs(can_mount(), "the user root and the permission to mount")
+needs_curl = needs(shutil.which("curl"), "curl")
+needs_openssl = needs(shutil.which("openssl"), "openssl")
 
 
 def run(*command, environment=None, check=True, timeout=120):
@@ -106,6 +125,9 @@ class Container:
             for name in ["null", "random", "urandom"]:
                 (root / "dev" / name).touch()
                 self.mounts[f"/dev/{name}"] = f"/dev/{name}"
+        if EMULATOR:
+            (root / "emulator").touch()
+            self.mounts["/emulator"] = EMULATOR
         if nameserver:
             (root / "etc").mkdir(exist_ok=True)
             (root / "etc/resolv.conf").write_text(f"nameserver {nameserver}\n")
@@ -116,7 +138,7 @@ class Container:
         for target, source in self.mounts.items():
             script.append(f'mount --bind "{source}" "$0{target}"')
         script.append(f'exec setpriv --no-new-privs chroot --userspec={USER}:{USER} --groups= "$0" "$@"')
-        return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(script), self.root, *arguments]
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(script), self.root, *EMULATOR_IN_CONTAINER, *arguments]
 
     def run(self, *arguments, environment=None, check=False):
         return run(*self.command(*arguments), environment=environment, check=check)
@@ -154,7 +176,7 @@ def simulator():
     """The port of a simulated ElevenLabs."""
     port = free_port()
     keys = [word for key in KEYS for word in ("--key", f"{key}=100000")]
-    with Process([BINARY, "simulate", "--listen", f"127.0.0.1:{port}", *keys], {}) as process:
+    with Process([*PROGRAM, "simulate", "--listen", f"127.0.0.1:{port}", *keys], {}) as process:
         process.wait_for(str(port))
         yield port
 

@@ -11,6 +11,7 @@ short when cargo has the crates in its cache.
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,12 @@ def run_demo(clone, profile):
     return first_line, first_response, time.monotonic() - started
 
 
+def processor_seconds():
+    """The processor time of all programs that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def environment(clone):
     return {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"} | {"LC_ALL": "C"}
 
@@ -53,7 +60,9 @@ def main():
         clone = pathlib.Path(folder, "keychoir")
         cloned = timed("git", "clone", "--quiet", ROOT, clone)
         fetched = timed("cargo", "fetch", "--locked", "--quiet", cwd=clone, env=environment(clone))
+        before = processor_seconds()
         built, answered, ended = run_demo(clone, profile)
+        used = processor_seconds() - before
         size = sum(file.stat().st_size for file in clone.glob("target/*/keychoir")) / 1e6
     cores = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
@@ -62,6 +71,7 @@ def main():
         print(f"{seconds:7.1f} s  {name}")
     print(f"{answered:7.1f} s  from the start of cargo to the first response")
     print(f"{ended:7.1f} s  from the start of cargo to the end of the demo")
+    print(f"{used:7.1f} s  of processor time, of all cores")
 
 
 if __name__ == "__main__":

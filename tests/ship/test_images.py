@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import (
     CLIENT_TOKEN,
+    EMULATOR,
     IS_RELEASE,
     PROVIDER,
     ROOT,
@@ -23,6 +24,8 @@ from conftest import (
     Container,
     copy_program,
     free_port,
+    needs,
+    needs_curl,
     needs_root,
     owned_folder,
     run,
@@ -41,7 +44,7 @@ BUILDER_ENVIRONMENT = {
     "KEYCHOIR_ADMIN_TOKEN": CANARY,
     "KEYCHOIR_CLIENT_TOKEN_FILE": f"/run/secrets/{CANARY}",
 }
-CANARY_FILES = [".env", "keychoir.db", "keychoir.toml", "deploy/secrets/elevenlabs_api_keys", "target/debug/key"]
+CANARY_FILES = [".env", ".cargo/credentials.toml", "keychoir.db", "keychoir.toml", "deploy/secrets/elevenlabs_api_keys", "target/debug/key"]
 
 # Stands for cargo. The first call must come before the sources are copied, so that dependencies are a layer of their own.
 CARGO = """#!/bin/sh
@@ -50,6 +53,8 @@ test "$*" = "build --locked --release --target x86_64-unknown-linux-gnu"
 test "$RUSTFLAGS" = '@FLAGS@'
 test "$CARGO_PROFILE_RELEASE_STRIP" = symbols
 test ! -e .env
+test ! -e .cargo/credentials.toml
+grep -q LIBSQLITE3_FLAGS .cargo/config.toml
 if grep -q '^.\\[test\\]\\|^.\\[bench\\]' Cargo.toml; then exit 1; fi
 if test -e src/cli; then
     cat /calls | grep -q dependencies
@@ -66,7 +71,7 @@ test "$*" = "--print host-tuple" && echo x86_64-unknown-linux-gnu
 
 pytestmark = [
     needs_root,
-    pytest.mark.skipif(not shutil.which("buildah"), reason="needs buildah: apt-get install buildah busybox-static"),
+    needs(shutil.which("buildah") and pathlib.Path(BUSYBOX).exists(), "buildah and busybox-static"),
 ]
 
 
@@ -146,7 +151,8 @@ def source_image(buildah, tmp_path_factory):
     """The image of `Dockerfile`."""
     make_base(buildah, tmp_path_factory.mktemp("base"))
     context = tmp_path_factory.mktemp("sources")
-    for name in ["Dockerfile", ".dockerignore", "Cargo.toml", "Cargo.lock"]:
+    (context / ".cargo").mkdir()
+    for name in ["Dockerfile", ".dockerignore", ".cargo/config.toml", "Cargo.toml", "Cargo.lock"]:
         shutil.copy(ROOT / name, context / name)
     for name in ["src", "config"]:
         shutil.copytree(ROOT / name, context / name)
@@ -162,13 +168,17 @@ def prebuilt_image(buildah, tmp_path_factory):
     for name in ["Dockerfile.prebuilt", ".dockerignore"]:
         shutil.copy(ROOT / name, context / name)
     (context / "dist/state").mkdir(parents=True)
-    copy_program(context / "dist").rename(context / "dist/keychoir-x86_64-linux")
+    program = "dist/keychoir-aarch64-linux" if EMULATOR else "dist/keychoir-x86_64-linux"
+    copy_program(context / "dist").rename(context / program)
     plant_canaries(context)
     arguments = ["--build-arg", "VERSION=1.2.3", "--build-arg", "REVISION=abcdef"]
+    if EMULATOR:
+        arguments += ["--build-arg", f"PROGRAM={program}", "--platform", "linux/arm64"]
     return buildah.build(context, "Dockerfile.prebuilt", "keychoir-prebuilt", BUILDER_ENVIRONMENT, *arguments)
 
 
-@pytest.fixture(params=["source_image", "prebuilt_image"])
+# The image of a program that this machine cannot run is built from the program alone.
+@pytest.fixture(params=["prebuilt_image"] if EMULATOR else ["source_image", "prebuilt_image"])
 def image(request):
     return request.getfixturevalue(request.param)
 
@@ -268,6 +278,7 @@ def test_an_image_without_settings_says_what_to_set(image, state, secrets, tmp_p
     assert "PANIC" not in refused.stderr.upper()
 
 
+@needs_curl
 def test_an_app_that_shares_a_folder_needs_no_token(prebuilt_image, state, secrets, simulator, tmp_path):
     shared = owned_folder(tmp_path / "shared")
     container = Container(prebuilt_image.copy_root(tmp_path / "root"), state, secrets, shared)
@@ -285,7 +296,7 @@ def test_an_app_that_shares_a_folder_needs_no_token(prebuilt_image, state, secre
         assert process.terminate() == 0
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@needs_curl
 def test_the_app_of_the_compose_file_speaks_through_the_image(prebuilt_image, state, secrets, simulator, tmp_path):
     services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
     port = free_port()

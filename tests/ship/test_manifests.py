@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import BINARY, CLIENT_TOKEN, KEYS, ROOT, run
+from conftest import CLIENT_TOKEN, KEYS, PROGRAM, ROOT, needs, run
 
 TOOLS = pathlib.Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"
@@ -202,7 +202,7 @@ def test_keychoir_accepts_the_settings(settings, tmp_path):
     }
     # The ports of this machine may be in use.
     environment["KEYCHOIR_SERVER__LISTEN"] = environment["KEYCHOIR_SERVER__LISTEN"].replace(":11011", ":0")
-    run(BINARY, "check", environment=environment)
+    run(*PROGRAM, "check", environment=environment)
 
 
 @pytest.mark.parametrize("path", COMPOSE_FILES, ids=lambda path: path.name)
@@ -223,7 +223,7 @@ def test_the_compose_file_has_the_health_check_of_the_image():
     assert f"CMD {check[1:]}".replace("'", '"') in last_stage("Dockerfile")
 
 
-@pytest.mark.skipif(not shutil.which("haproxy"), reason="needs haproxy")
+@needs(shutil.which("haproxy"), "haproxy")
 def test_haproxy_accepts_the_settings_of_the_compose_file():
     document = load(COMPOSE_FILES[1])
     balancer = document["services"]["balancer"]

@@ -11,14 +11,14 @@ from conftest import (
     Container,
     copy_program,
     free_port,
+    needs_openssl,
     needs_root,
     run,
     speak,
     tls_in_front_of,
 )
 
-# 15 MiB, in bytes.
-MAX_SIZE = 15 * 1024 * 1024
+MAX_SIZE = 15 * 1000 * 1000
 # The type of the program header that names a dynamic loader.
 PT_INTERP = 3
 # The released program reads random bytes by a system call. The debug build needs the device for it, because only the
@@ -91,6 +91,7 @@ def test_a_name_that_does_not_exist_is_reported_in_an_empty_root(empty_root, sta
 
 
 @needs_root
+@needs_openssl
 def test_certificates_are_verified_in_a_root_without_any(
     empty_root, state, secrets, simulator, nameserver, tmp_path
 ):

@@ -48,12 +48,20 @@ def the_files_of_a_step_exist():
             assert (ROOT / path).exists(), f"{workflow.name} names {path}, which does not exist"
 
 
+def the_targets_of_a_step_exist():
+    targets = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
+    for workflow in WORKFLOWS:
+        named = set(re.findall(r"^[^#\n]*\bmake ([\w-]+)", workflow.read_text(), re.MULTILINE))
+        assert named <= targets, f"{workflow.name} names targets that the Makefile does not have: {named - targets}"
+
+
 CHECKS = [
     the_workflows_match_their_schema,
     the_updates_match_their_schema,
     zizmor_finds_nothing,
     each_action_is_pinned_to_a_commit_and_names_its_version,
     the_files_of_a_step_exist,
+    the_targets_of_a_step_exist,
 ]
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ use crate::secret::AdminTokenFingerprint;
 pub struct AuthFailureTable(Arc<Mutex<AuthFailures>>);
 
 impl AuthFailureTable {
-    fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
+    pub(super) fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_for(address, now)
     }
 
@@ -66,14 +66,15 @@ impl Admin {
         if expected.as_deref().is_some_and(|expected| *expected == AdminTokenFingerprint::new(token)) {
             return AdminTokenCheck::Accepted;
         }
+        self.record_auth_failure(peer, now, "A wrong admin token was refused");
+        AdminTokenCheck::Wrong
+    }
+
+    /// Counts and logs a wrong credential.
+    pub(super) fn record_auth_failure(&self, peer: Option<IpAddr>, now: UnixMs, message: &'static str) {
         self.auth_failures.record(peer, now);
         let address = peer.map(tracing::field::display);
-        tracing::warn!(
-            event = "admin_auth_failed",
-            client_address = address,
-            "A wrong admin token was refused"
-        );
-        AdminTokenCheck::Wrong
+        tracing::warn!(event = "admin_auth_failed", client_address = address, "{message}");
     }
 
     /// Accepts only the admin token.

@@ -11,7 +11,8 @@ use super::json_members::JsonMembers;
 use super::router::{KeyAction, Resource};
 use super::{Admin, ApiResponse};
 use crate::admin::control::{
-    Actor, Change, ChangeOrigin, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry, is_valid_reason,
+    Actor, Change, ChangeOrigin, ChangeReceipt, ClientRules, MAX_REASON_CHARS, NewKey, TokenExpiry,
+    is_valid_reason,
 };
 use crate::policy::client::RULE_NAMES;
 use crate::policy::units::UnixMs;
@@ -95,6 +96,7 @@ pub(super) fn parse(
         | Resource::Config
         | Resource::Changes
         | Resource::Events
+        | Resource::DashboardCodes
         | Resource::Me => Err(ApiError::unknown_path()),
     }
 }
@@ -171,7 +173,6 @@ impl Admin {
         expected_generation: Option<u64>,
         origin: ChangeOrigin,
     ) -> Result<ApiResponse, ApiError> {
-        let control = self.control.as_ref().ok_or_else(ApiError::no_control)?;
         let (status, client) = match &change {
             Change::AddKey(_) => (StatusCode::CREATED, None),
             Change::AddClient { name, .. } => (StatusCode::CREATED, Some(name.clone())),
@@ -183,7 +184,7 @@ impl Admin {
             | Change::ResumeKey { .. }
             | Change::Reload => (StatusCode::OK, None),
         };
-        let receipt = control.make(change, expected_generation, origin).await?;
+        let receipt = self.make(change, expected_generation, origin).await?;
         let mut document = json!({"generation": receipt.generation, "warnings": receipt.warnings});
         if let Some(members) = document.as_object_mut() {
             members.extend(receipt.key_id.map(|id| ("key_id".to_owned(), json!(id))));
@@ -192,5 +193,16 @@ impl Admin {
             members.extend(receipt.token.map(|token| ("token".to_owned(), json!(token.expose()))));
         }
         Ok(ApiResponse { generation: Some(receipt.generation), ..ApiResponse::new(status, &document) })
+    }
+
+    /// Sends a change to the task that makes changes.
+    pub(super) async fn make(
+        &self,
+        change: Change,
+        expected_generation: Option<u64>,
+        origin: ChangeOrigin,
+    ) -> Result<ChangeReceipt, ApiError> {
+        let control = self.control.as_ref().ok_or_else(ApiError::no_control)?;
+        Ok(control.make(change, expected_generation, origin).await?)
     }
 }

@@ -171,8 +171,20 @@ impl ApiError {
         Self::unavailable("too_many_listeners", message)
     }
 
+    pub(super) fn no_random_numbers() -> Self {
+        Self::unavailable("no_random_numbers", "The system provides no random numbers for a code.")
+    }
+
     pub(super) fn no_control() -> Self {
         Self::unavailable("control_unavailable", "This Keychoir makes no changes at runtime.")
+    }
+
+    pub(super) fn status_code(&self) -> StatusCode {
+        self.http
+    }
+
+    pub(super) fn into_message(self) -> String {
+        self.message
     }
 
     pub(super) fn response(&self, request_id: &str) -> Response<Bytes> {

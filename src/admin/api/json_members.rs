@@ -24,6 +24,11 @@ impl JsonMembers {
         }
     }
 
+    /// Wraps the members of an object.
+    pub(super) fn new(members: Map<String, Value>) -> Self {
+        Self(members)
+    }
+
     /// Rejects members that are not in `names`.
     pub(super) fn check(&self, names: &[&str]) -> Result<(), ApiError> {
         match self.0.keys().find(|name| !names.contains(&name.as_str())) {

@@ -6,6 +6,7 @@
 
 mod auth;
 mod changes;
+mod dashboard;
 mod documents;
 mod error;
 mod events;
@@ -23,7 +24,7 @@ use http::header::{
     CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::{Body, Frame, SizeHint};
 use serde::Serialize;
 
@@ -36,7 +37,9 @@ use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
 pub use auth::AuthFailureTable;
 pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
+pub(crate) use dashboard::ActionError;
 pub use documents::describe_refusal;
+pub(crate) use documents::{CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument};
 use documents::{
     check_document, client_document, config_document, key_document, overview_document, own_document,
     read_attempts, read_changes, read_usage,
@@ -97,27 +100,39 @@ impl ApiResponse {
         let tag = etag(self.generation.unwrap_or(generation));
         let is_unchanged =
             self.is_versioned && if_none_match.is_some_and(|known| request::contains_tag(known, &tag));
-        let (status, body, content_type) = match self.body {
+        let (status, body) = match self.body {
             BodyKind::Document(_) if is_unchanged => {
-                (StatusCode::NOT_MODIFIED, BodyKind::Document(Bytes::new()), None)
+                (StatusCode::NOT_MODIFIED, BodyKind::Document(Bytes::new()))
             }
-            body @ BodyKind::Document(_) => (self.status, body, Some("application/json")),
-            body @ BodyKind::Events(_) => (self.status, body, Some("text/event-stream")),
+            body @ (BodyKind::Document(_) | BodyKind::Events(_)) => (self.status, body),
         };
+        let is_events = matches!(body, BodyKind::Events(_));
         let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
-        if let Some(content_type) = content_type {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        }
-        if matches!(response.body(), BodyKind::Events(_)) {
-            // nginx would collect the events in a buffer.
-            let no = HeaderValue::from_static("no");
-            response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), no);
+        if is_events {
+            set_event_headers(headers);
         } else {
-            response.headers_mut().insert(ETAG, tag);
+            if status != StatusCode::NOT_MODIFIED {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            }
+            headers.insert(ETAG, tag);
         }
         response
+    }
+}
+
+/// Sets the headers of a stream of events.
+fn set_event_headers(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    // nginx would collect the events in a buffer.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+}
+
+impl ApiBody {
+    /// Returns a body with this content.
+    pub(crate) fn document(content: impl Into<Bytes>) -> Self {
+        Self(BodyKind::Document(content.into()))
     }
 }
 
@@ -249,6 +264,10 @@ impl Admin {
             members.check(&[])?;
             return self.check_key(id, now).await;
         }
+        if resource == Resource::DashboardCodes {
+            members.check(&[])?;
+            return self.create_dashboard_code(now);
+        }
         let change = changes::parse(resource, &head.method, members, &self.pool, now)?;
         let expected = request::expected_generation(&head.headers, generation)?;
         self.change(change, expected, origin).await
@@ -269,27 +288,14 @@ impl Admin {
         match resource {
             Resource::Overview => Ok(ApiResponse::ok(&overview_document(self, generation, now))),
             Resource::Keys => {
-                let keys: Vec<_> = self
-                    .pool
-                    .snapshot(now)
-                    .iter()
-                    .map(|snapshot| key_document(&self.pool, snapshot, now))
-                    .collect();
+                let keys = self.keys(now);
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
             }
             Resource::Key(id) => {
                 Ok(ApiResponse::ok(&key_document(&self.pool, &self.find_key(id, now)?, now)))
             }
             Resource::Clients => {
-                let config = self.config.load();
-                let clients = documents::clients_by_name(&config.clients);
-                let usage = &config.client_usage;
-                let clients: Vec<_> = clients
-                    .into_iter()
-                    .map(|configured| {
-                        client_document(configured, &usage.used(&configured.client.name, now), now)
-                    })
-                    .collect();
+                let clients = self.clients(now);
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "clients": clients})))
             }
             Resource::Client(name) => {
@@ -322,9 +328,11 @@ impl Admin {
                 let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
                 Ok(ApiResponse::events(stream))
             }
-            Resource::Me | Resource::KeyAction(..) | Resource::ClientRotation(_) | Resource::Reload => {
-                Err(ApiError::unknown_path())
-            }
+            Resource::Me
+            | Resource::KeyAction(..)
+            | Resource::ClientRotation(_)
+            | Resource::Reload
+            | Resource::DashboardCodes => Err(ApiError::unknown_path()),
         }
     }
 
@@ -352,6 +360,13 @@ impl Admin {
         let result = self.key_checker.check(&snapshot.key).await;
         let result = result.map_err(|_| ApiError::check_in_progress())?;
         Ok(ApiResponse::ok(&check_document(&snapshot.key, &result)))
+    }
+
+    /// Creates a one-time code that opens the dashboard.
+    fn create_dashboard_code(&self, now: UnixMs) -> Result<ApiResponse, ApiError> {
+        let (code, expires_at) = self.sessions.create_code(now).ok_or_else(ApiError::no_random_numbers)?;
+        let document = serde_json::json!({"code": code.expose(), "expires_at": expires_at.rfc3339()});
+        Ok(ApiResponse::new(StatusCode::CREATED, &document))
     }
 
     /// Returns the key with this id, the first digits of its fingerprint.

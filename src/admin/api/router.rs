@@ -24,6 +24,7 @@ pub(super) enum Resource<'p> {
     Events,
     Me,
     Reload,
+    DashboardCodes,
 }
 
 /// An action on a key.
@@ -64,6 +65,7 @@ impl<'p> Resource<'p> {
             ["events"] => Self::Events,
             ["me"] => Self::Me,
             ["reload"] => Self::Reload,
+            ["dashboard-codes"] => Self::DashboardCodes,
             _ => return None,
         })
     }
@@ -81,7 +83,7 @@ impl<'p> Resource<'p> {
             Self::Keys | Self::Clients => READ_AND_ADD,
             Self::Key(_) => READ_AND_REMOVE,
             Self::Client(_) => READ_AND_CHANGE,
-            Self::KeyAction(..) | Self::ClientRotation(_) | Self::Reload => ACT,
+            Self::KeyAction(..) | Self::ClientRotation(_) | Self::Reload | Self::DashboardCodes => ACT,
         }
     }
 }

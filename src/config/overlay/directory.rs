@@ -20,6 +20,8 @@ pub const KEYS_DIRECTORY: &str = "managed_keys";
 const OVERLAY_FILE: &str = "managed.toml";
 const LOCK_FILE: &str = "managed.lock";
 const ADMIN_TOKEN_FILE: &str = "admin_token";
+/// The file of the sessions of the dashboard.
+const SESSIONS_FILE: &str = "dashboard_sessions.json";
 
 /// The error of an operation on a file of the state directory.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,12 @@ impl StateDirectory {
     #[must_use]
     pub fn admin_token_path(&self) -> PathBuf {
         self.path.join(ADMIN_TOKEN_FILE)
+    }
+
+    /// Returns the path of the sessions of the dashboard.
+    #[must_use]
+    pub fn sessions_path(&self) -> PathBuf {
+        self.path.join(SESSIONS_FILE)
     }
 
     /// Returns the path of the key with this name.

@@ -221,6 +221,14 @@ pub(in crate::config) static SETTINGS: &[Setting] = &[
     entry("admin.token_file", ValueKind::OptionalFile(field!(admin.token_file))),
     entry("admin.public", ValueKind::Strings(list_items::parse_public_page, field!(admin.public))),
     entry("admin.max_event_listeners", ValueKind::Count(1..=1_000, field!(admin.max_event_listeners))),
+    entry(
+        "admin.session_idle_timeout",
+        ValueKind::Duration(MINUTE..=MONTH, field!(admin.session_idle_timeout)),
+    ),
+    entry(
+        "admin.max_session_duration",
+        ValueKind::Duration(MINUTE..=MONTH, field!(admin.max_session_duration)),
+    ),
     entry("access.block_admin_endpoints", ValueKind::Bool(field!(access.block_admin_endpoints))),
     entry("access.redact", ValueKind::Bool(field!(access.redact))),
     entry("access.unpriced_credits", ValueKind::Count(0..=1_000_000_000, field!(access.unpriced_credits))),

@@ -6,9 +6,9 @@ use uuid::Uuid;
 use super::is_interrupted;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
-use crate::store::columns::{integer, timestamp};
+use crate::store::columns::{integer, timestamp, unsigned};
 use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select_attempts};
-use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns};
+use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns, sum_of};
 
 /// The attempts to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,6 +150,71 @@ pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec
             key_name: row.get(9)?,
             sums: read_sums(row)?,
         })
+    })?;
+    rows.collect()
+}
+
+/// The attempts with a key that started in an hour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HourOfKey {
+    /// The start of the hour.
+    pub hour: UnixMs,
+    /// The fingerprint of the key, or `own` for keys of clients.
+    pub key_hash: String,
+    /// The short form of the key, or `None` for keys of clients.
+    pub short_key: Option<String>,
+    /// The name of the key.
+    pub key_name: Option<String>,
+    /// Credits charged, including estimates.
+    pub credits: u64,
+    /// All attempts, with and without a response.
+    pub attempts: u64,
+    /// Attempts with a response status below 400.
+    pub served: u64,
+}
+
+/// Reads the sums by hour and key, see [`History::credits_by_hour`](super::History::credits_by_hour). The primary key of
+/// `hours` starts with these columns, so that the rows of a group follow each other.
+pub(super) fn credits_by_hour(
+    connection: &Connection,
+    since: UnixMs,
+    until: UnixMs,
+    limit: usize,
+) -> Result<Vec<HourOfKey>, rusqlite::Error> {
+    let [credits, attempts, served] = ["credits", "attempts", "served"].map(sum_of);
+    let sql = format!(
+        "SELECT sums.*, keys.short_key, keys.name
+         FROM (SELECT hour_ms, key_hash, {credits} AS credits, {attempts}, {served} FROM hours
+            WHERE hour_ms >= ?1 AND hour_ms < ?2 GROUP BY hour_ms, key_hash) AS sums
+         LEFT JOIN keys ON keys.key_hash = sums.key_hash
+         ORDER BY sums.hour_ms DESC, sums.credits DESC, sums.key_hash LIMIT ?3"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    let parameters = params![timestamp(start_of_hour(since)), timestamp(until), integer(limit as u64)];
+    let rows = statement.query_map(parameters, |row| {
+        Ok(HourOfKey {
+            hour: UnixMs(unsigned(row.get(0)?)),
+            key_hash: row.get(1)?,
+            credits: unsigned(row.get(2)?),
+            attempts: unsigned(row.get(3)?),
+            served: unsigned(row.get(4)?),
+            short_key: row.get(5)?,
+            key_name: row.get(6)?,
+        })
+    })?;
+    rows.collect()
+}
+
+/// Reads the last hour of each client, see
+/// [`History::last_hours_of_clients`](super::History::last_hours_of_clients).
+pub(super) fn last_hours_of_clients(
+    connection: &Connection,
+    since: UnixMs,
+) -> Result<Vec<(String, UnixMs)>, rusqlite::Error> {
+    let sql = "SELECT client, max(hour_ms) FROM hours WHERE hour_ms >= ?1 GROUP BY client";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([timestamp(start_of_hour(since))], |row| {
+        Ok((row.get(0)?, UnixMs(row.get(1).map(unsigned)?)))
     })?;
     rows.collect()
 }

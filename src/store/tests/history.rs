@@ -1,6 +1,7 @@
 //! Tests of the reads of the admin API and of the record of changes.
 
 use super::*;
+use crate::policy::retention::start_of_hour;
 use crate::store::schema;
 
 fn change(action: &str, generation: u64) -> StoredChange {
@@ -224,6 +225,58 @@ async fn usage_is_summed_by_every_dimension() {
             assert_eq!(sums(UsageFilter { until: NOW, ..until.clone() }).await.len(), 1);
             let other_client = UsageFilter { client: Some("other".to_owned()), ..until };
             assert_eq!(sums(other_client).await, []);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn credits_are_summed_by_hour_and_key() {
+    let (hour, start) = (Duration::from_secs(3_600), start_of_hour(NOW));
+    on_disk_and_in_memory(
+        |pool| {
+            let at = |time, credits| record_started_at(pool, time, credits);
+            let second_key = |record| AttemptRecord { key: Some(pool.roster().keys()[1].clone()), ..record };
+            let refused = |record| AttemptRecord { status: Some(401), ..record };
+            let other_route = AttemptRecord { route: Route::parse("/v1/sound-generation"), ..at(NOW, 2) };
+            vec![
+                at(NOW, 5),
+                other_route,
+                second_key(at(NOW, 9)),
+                refused(second_key(at(NOW, 0))),
+                AttemptRecord { key: None, ..at(NOW, 0) },
+                second_key(at(NOW.plus(hour), 3)),
+            ]
+        },
+        async |history: History| {
+            let read = async |since, until, limit| -> Vec<(u64, String, u64, u64, u64)> {
+                let rows = history.credits_by_hour(since, until, limit).await.unwrap();
+                let row = |row: HourOfKey| {
+                    let name = row.short_key.unwrap_or(row.key_hash);
+                    (row.hour.since(start).as_secs() / 3_600, name, row.credits, row.attempts, row.served)
+                };
+                rows.into_iter().map(row).collect()
+            };
+            let row = |hours, key: &str, credits, attempts, served| {
+                (hours, key.to_owned(), credits, attempts, served)
+            };
+            let [first, second] = ["sk_canary_o...00001", "sk_canary_o...00002"];
+            let all = [
+                row(1, second, 3, 1, 1),
+                row(0, second, 9, 2, 1),
+                row(0, first, 7, 2, 2),
+                row(0, "own", 0, 1, 1),
+            ];
+            let (next, end) = (start.plus(hour), start.plus(hour * 2));
+            assert_eq!(read(start, end, 10).await, all);
+            assert_eq!(
+                read(next.minus(Duration::from_millis(1)), end, 10).await,
+                all,
+                "the whole first hour"
+            );
+            assert_eq!(read(next, end, 10).await, all[..1]);
+            assert_eq!(read(start, next, 10).await, all[1..]);
+            assert_eq!(read(start, end, 2).await, all[..2], "the latest rows");
         },
     )
     .await;

@@ -42,14 +42,18 @@ impl Histogram {
         }
         sum_us.fetch_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
+
+    /// Returns the number of observations in each bucket: one per bound, and one for longer durations.
+    pub(super) fn counts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.counts.iter().map(|count| count.load(Ordering::Relaxed))
+    }
 }
 
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let Buckets { bounds, counts, sum_us } = &*self.0;
+        let Buckets { bounds, sum_us, .. } = &*self.0;
         let bounds = bounds.iter().copied().chain(once(f64::INFINITY));
-        let counts = counts.iter().map(|count| count.load(Ordering::Relaxed));
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.counts()).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_micros(sum_us.load(Ordering::Relaxed));
         encoder.encode_histogram::<NoLabelSet>(sum.as_secs_f64(), count, &buckets, None)

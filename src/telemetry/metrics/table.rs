@@ -60,6 +60,11 @@ impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
         }
     }
 
+    /// Passes every label set and its metric to `read`.
+    pub(super) fn for_each(&self, mut read: impl FnMut(&K, &V)) {
+        self.0.metrics.load().iter().for_each(|(key, metric)| read(key, metric));
+    }
+
     /// Returns a family for the registry; `encode` writes the samples of one metric.
     pub(super) fn family(&self, metric_type: MetricType, encode: EncodeSamples<K, V>) -> MetricFamily<K, V> {
         MetricFamily { map: Arc::clone(&self.0), metric_type, encode }
@@ -100,8 +105,8 @@ mod tests {
     }
 
     fn counts(metrics: &MetricTable<u32, Counter>) -> Vec<(u32, u64)> {
-        let mut counts: Vec<_> =
-            metrics.0.metrics.load().iter().map(|(key, metric)| (*key, metric.get())).collect();
+        let mut counts = Vec::new();
+        metrics.for_each(|key, metric| counts.push((*key, metric.get())));
         counts.sort_unstable();
         counts
     }

@@ -48,7 +48,8 @@ async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
     let event = reader.wait_for("request", |_| true).await;
     let mut expected = json!({
         "request_id": request_id, "client": "app", "short_key": "sk_key_numb...00002", "method": "POST",
-        "route": "/v1/text-to-speech/{id}", "status": 200, "outcome": "served", "attempts": 2, "credits": 10,
+        "route": "/v1/text-to-speech/{id}", "status": 200, "outcome": "served", "attempts": 2,
+        "retry_reasons": ["invalid_key"], "credits": 10,
     });
     expected["total_ms"] = event.data["total_ms"].clone();
     assert!(event.data["total_ms"].is_u64(), "{}", event.data);

@@ -9,76 +9,76 @@ use crate::proxy::UsageTotals;
 use crate::secret::UserFingerprint;
 
 #[derive(Serialize)]
-pub(in crate::admin::api) struct ClientDocument {
-    name: String,
+pub(crate) struct ClientDocument {
+    pub(crate) name: String,
     /// `file`, `changed` or `managed`.
-    source: &'static str,
+    pub(crate) source: &'static str,
     /// The time at which its token expires.
-    expires_at: Option<String>,
+    pub(crate) expires_at: Option<String>,
     /// The time at which the token before the last rotation expires, while that token is valid.
-    previous_token_expires_at: Option<String>,
+    pub(crate) previous_token_expires_at: Option<String>,
     #[serde(flatten)]
-    limits: LimitsDocument,
+    pub(crate) limits: LimitsDocument,
     /// Names of the keys that may serve it, or empty for all.
-    keys: Vec<String>,
-    workspaces: Vec<String>,
-    bring_your_own_key: bool,
-    provider_tokens: bool,
-    requests: UsageByPeriod,
-    credits: UsageByPeriod,
+    pub(crate) keys: Vec<String>,
+    pub(crate) workspaces: Vec<String>,
+    pub(crate) bring_your_own_key: bool,
+    pub(crate) provider_tokens: bool,
+    pub(crate) requests: UsageByPeriod,
+    pub(crate) credits: UsageByPeriod,
 }
 
 /// The document that a client reads about itself. It contains nothing about keys.
 #[derive(Serialize)]
-pub(in crate::admin::api) struct OwnDocument {
-    client: String,
+pub(crate) struct OwnDocument {
+    pub(crate) client: String,
     #[serde(flatten)]
-    limits: LimitsDocument,
-    requests: UsageByPeriod,
-    credits: UsageByPeriod,
+    pub(crate) limits: LimitsDocument,
+    pub(crate) requests: UsageByPeriod,
+    pub(crate) credits: UsageByPeriod,
     /// The end user that the request names.
-    user: Option<UserDocument>,
+    pub(crate) user: Option<UserDocument>,
 }
 
 #[derive(Serialize)]
-struct UserDocument {
+pub(crate) struct UserDocument {
     /// The fingerprint of the user's id.
-    id: String,
-    quota: Option<QuotaDocument>,
-    requests: UsageByPeriod,
-    credits: UsageByPeriod,
+    pub(crate) id: String,
+    pub(crate) quota: Option<QuotaDocument>,
+    pub(crate) requests: UsageByPeriod,
+    pub(crate) credits: UsageByPeriod,
 }
 
 #[derive(Serialize)]
-struct LimitsDocument {
-    quota: Option<QuotaDocument>,
+pub(crate) struct LimitsDocument {
+    pub(crate) quota: Option<QuotaDocument>,
     /// The quota of each end user, in the notation of the configuration.
-    user_quota: Option<String>,
-    rate_limit: Option<String>,
-    max_concurrent: Option<u32>,
+    pub(crate) user_quota: Option<String>,
+    pub(crate) rate_limit: Option<String>,
+    pub(crate) max_concurrent: Option<u32>,
     /// Prefixes of the paths that it may use, or empty for all.
-    paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct QuotaDocument {
+pub(crate) struct QuotaDocument {
     /// The quota in the notation of the configuration.
-    limit: String,
-    amount: u64,
-    unit: &'static str,
-    period: &'static str,
+    pub(crate) limit: String,
+    pub(crate) amount: u64,
+    pub(crate) unit: &'static str,
+    pub(crate) period: &'static str,
     /// The used amount, including the reservations of requests in progress.
-    used: u64,
-    remaining: u64,
-    resets_at: Option<String>,
+    pub(crate) used: u64,
+    pub(crate) remaining: u64,
+    pub(crate) resets_at: Option<String>,
 }
 
 /// The usage of the current day, of the current month, and of all stored hours.
 #[derive(Serialize)]
-struct UsageByPeriod {
-    day: u64,
-    month: u64,
-    total: u64,
+pub(crate) struct UsageByPeriod {
+    pub(crate) day: u64,
+    pub(crate) month: u64,
+    pub(crate) total: u64,
 }
 
 /// Returns the clients with a token, by name. A client with two tokens is listed once.

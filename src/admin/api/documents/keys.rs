@@ -18,40 +18,40 @@ pub(in crate::admin::api) fn key_id(key: &Key) -> String {
 }
 
 #[derive(Serialize)]
-pub(in crate::admin::api) struct KeyDocument {
-    id: String,
-    name: Option<String>,
-    short_key: String,
-    workspace: Option<String>,
-    plan: Option<String>,
+pub(crate) struct KeyDocument {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) short_key: String,
+    pub(crate) workspace: Option<String>,
+    pub(crate) plan: Option<String>,
     /// `active`, `near_limit`, `rate_limited`, `exhausted`, `invalid` or `paused`.
-    state: &'static str,
-    paused: bool,
+    pub(crate) state: &'static str,
+    pub(crate) paused: bool,
     /// The operator's reason for the pause, or the reason for the cooldown.
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// When the state began.
-    since: Option<String>,
+    pub(crate) since: Option<String>,
     /// When the cooldown or pause ends.
-    until: Option<String>,
+    pub(crate) until: Option<String>,
     /// Where the key was configured.
-    source: &'static str,
-    removable: bool,
-    base_url: Option<String>,
-    weight: u32,
-    credits_used: u64,
-    credits_limit: Option<u64>,
-    credits_remaining: Option<u64>,
-    resets_at: Option<String>,
-    in_flight: u32,
+    pub(crate) source: &'static str,
+    pub(crate) removable: bool,
+    pub(crate) base_url: Option<String>,
+    pub(crate) weight: u32,
+    pub(crate) credits_used: u64,
+    pub(crate) credits_limit: Option<u64>,
+    pub(crate) credits_remaining: Option<u64>,
+    pub(crate) resets_at: Option<String>,
+    pub(crate) in_flight: u32,
     /// Credits reserved by requests in flight.
-    reserved: u64,
+    pub(crate) reserved: u64,
     /// The average consumption.
-    credits_per_day: u64,
+    pub(crate) credits_per_day: u64,
     /// The forecast time of exhaustion.
-    exhausted_at: Option<String>,
-    evidence: Vec<Value>,
-    restrictions: Vec<Value>,
-    advice: Option<&'static str>,
+    pub(crate) exhausted_at: Option<String>,
+    pub(crate) evidence: Vec<Value>,
+    pub(crate) restrictions: Vec<Value>,
+    pub(crate) advice: Option<&'static str>,
 }
 
 /// Returns the document for a key at `now`.
@@ -124,39 +124,39 @@ fn remaining(quota: &Quota) -> Option<u64> {
 }
 
 #[derive(Serialize)]
-pub(in crate::admin::api) struct CheckDocument {
-    id: String,
-    name: Option<String>,
-    short_key: String,
+pub(crate) struct CheckDocument {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) short_key: String,
     /// `valid`, `quota_unreadable`, `refused` or `no_response`.
-    outcome: &'static str,
-    plan: Option<String>,
-    is_paid: Option<bool>,
-    credits_used: Option<u64>,
-    credits_limit: Option<u64>,
-    credits_remaining: Option<u64>,
-    resets_at: Option<String>,
-    permissions: Permissions,
+    pub(crate) outcome: &'static str,
+    pub(crate) plan: Option<String>,
+    pub(crate) is_paid: Option<bool>,
+    pub(crate) credits_used: Option<u64>,
+    pub(crate) credits_limit: Option<u64>,
+    pub(crate) credits_remaining: Option<u64>,
+    pub(crate) resets_at: Option<String>,
+    pub(crate) permissions: Permissions,
     /// The maximum number of concurrent speech requests.
-    max_concurrent_speech: Option<u32>,
-    latency_ms: u64,
-    refusal: Option<Refusal>,
+    pub(crate) max_concurrent_speech: Option<u32>,
+    pub(crate) latency_ms: u64,
+    pub(crate) refusal: Option<Refusal>,
     /// The reason for the outcome `no_response`.
-    reason: Option<String>,
+    pub(crate) reason: Option<String>,
 }
 
 /// The permissions that the check has examined.
 #[derive(Serialize)]
-struct Permissions {
-    user_read: Option<bool>,
-    models_read: Option<bool>,
+pub(crate) struct Permissions {
+    pub(crate) user_read: Option<bool>,
+    pub(crate) models_read: Option<bool>,
 }
 
 #[derive(Serialize)]
-struct Refusal {
-    status: u16,
-    code: &'static str,
-    meaning: &'static str,
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) code: &'static str,
+    pub(crate) meaning: &'static str,
 }
 
 /// Returns the document for the result of a check.

@@ -5,8 +5,11 @@ mod history;
 mod keys;
 mod overview;
 
+pub(crate) use clients::{ClientDocument, QuotaDocument};
 pub(super) use clients::{client_document, clients_by_name, own_document};
 pub(super) use history::{change_document, read_attempts, read_changes, read_usage};
 pub use keys::describe_refusal;
+pub(crate) use keys::{CheckDocument, KeyDocument};
 pub(super) use keys::{check_document, key_document, key_id};
+pub(crate) use overview::OverviewDocument;
 pub(super) use overview::{config_document, overview_document};

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::ptr;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::clients_by_name;
@@ -13,8 +14,90 @@ use crate::policy::units::UnixMs;
 use crate::pool::{KeySnapshot, Workspace};
 use crate::shared::ReplicaInfo;
 
+/// The document of `GET overview`.
+#[derive(Serialize)]
+pub(crate) struct OverviewDocument {
+    pub(crate) version: &'static str,
+    pub(crate) generation: u64,
+    pub(crate) started_at: String,
+    pub(crate) now: String,
+    /// Whether requests can be served, as `GET /readyz` reports it.
+    pub(crate) state: &'static str,
+    pub(crate) upstream: &'static str,
+    pub(crate) draining: bool,
+    pub(crate) can_change: bool,
+    pub(crate) keys: KeyCounts,
+    pub(crate) workspaces: usize,
+    pub(crate) credits: PoolCredits,
+    pub(crate) requests: RequestCounts,
+    pub(crate) connections: u64,
+    pub(crate) clients: usize,
+    pub(crate) usage_store: UsageStoreState,
+    pub(crate) mirror: MirrorState,
+    /// Whether the pool is shared with other replicas: `off`, `connected` or `alone`.
+    pub(crate) shared: &'static str,
+    pub(crate) replicas: Vec<ReplicaDocument>,
+}
+
+/// The number of keys by state. A paused key is counted only as paused, and a key near its limit also as active.
+#[derive(Serialize)]
+pub(crate) struct KeyCounts {
+    pub(crate) total: usize,
+    pub(crate) active: usize,
+    pub(crate) near_limit: usize,
+    pub(crate) rate_limited: usize,
+    pub(crate) exhausted: usize,
+    pub(crate) invalid: usize,
+    pub(crate) paused: usize,
+}
+
+/// The credits of all workspaces. The limit is `None` if that of any workspace is unknown.
+#[derive(Serialize)]
+pub(crate) struct PoolCredits {
+    pub(crate) used: u64,
+    pub(crate) limit: Option<u64>,
+    pub(crate) remaining: Option<u64>,
+    pub(crate) per_day: u64,
+    pub(crate) exhausted_at: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct RequestCounts {
+    pub(crate) in_flight: u64,
+    pub(crate) queued: usize,
+}
+
+#[derive(Serialize)]
+pub(crate) struct UsageStoreState {
+    pub(crate) state: &'static str,
+    pub(crate) unwritten_records: u64,
+    pub(crate) lost_records: u64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct MirrorState {
+    pub(crate) state: &'static str,
+    pub(crate) refused_rows: u64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct ReplicaDocument {
+    pub(crate) id: String,
+    pub(crate) version: String,
+    pub(crate) started_at: String,
+    pub(crate) last_seen: String,
+    pub(crate) is_live: bool,
+    pub(crate) is_leader: bool,
+    pub(crate) is_self: bool,
+    pub(crate) share: f64,
+}
+
 /// Returns the document of `GET overview`.
-pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, now: UnixMs) -> Value {
+pub(in crate::admin::api) fn overview_document(
+    admin: &Admin,
+    generation: u64,
+    now: UnixMs,
+) -> OverviewDocument {
     let keys = admin.pool.snapshot(now);
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
     let with_status =
@@ -37,63 +120,63 @@ pub(in crate::admin::api) fn overview_document(admin: &Admin, generation: u64, n
         admin.draining.is_set(),
         pool_view.as_deref(),
     );
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "generation": generation,
-        "started_at": admin.started_at.rfc3339(),
-        "now": now.rfc3339(),
-        "state": readiness.status(),
-        "upstream": readiness.upstream(),
-        "draining": admin.draining.is_set(),
-        "can_change": admin.control.is_some(),
-        "keys": {
-            "total": keys.len(),
-            "active": with_status(KeyStatus::Active),
-            "near_limit": count(&|key: &KeySnapshot| key.is_near_limit && !key.quota.is_over_limit()),
-            "rate_limited": with_status(KeyStatus::RateLimited),
-            "exhausted": with_status(KeyStatus::Exhausted),
-            "invalid": with_status(KeyStatus::Invalid),
-            "paused": count(&|key: &KeySnapshot| key.state.is_paused()),
+    OverviewDocument {
+        version: env!("CARGO_PKG_VERSION"),
+        generation,
+        started_at: admin.started_at.rfc3339(),
+        now: now.rfc3339(),
+        state: readiness.status(),
+        upstream: readiness.upstream(),
+        draining: admin.draining.is_set(),
+        can_change: admin.control.is_some(),
+        keys: KeyCounts {
+            total: keys.len(),
+            active: with_status(KeyStatus::Active),
+            near_limit: count(&|key: &KeySnapshot| key.is_near_limit && !key.quota.is_over_limit()),
+            rate_limited: with_status(KeyStatus::RateLimited),
+            exhausted: with_status(KeyStatus::Exhausted),
+            invalid: with_status(KeyStatus::Invalid),
+            paused: count(&|key: &KeySnapshot| key.state.is_paused()),
         },
-        "workspaces": workspaces.len(),
-        "credits": {
-            "used": sum(|key| key.quota.count),
-            "limit": limit,
-            "remaining": limit.map(|_| sum(|key| key.quota.remaining())),
-            "per_day": round_credits(per_day),
-            "exhausted_at": exhaustion_time(admin.pool.forecast(now)),
+        workspaces: workspaces.len(),
+        credits: PoolCredits {
+            used: sum(|key| key.quota.count),
+            limit,
+            remaining: limit.map(|_| sum(|key| key.quota.remaining())),
+            per_day: round_credits(per_day),
+            exhausted_at: exhaustion_time(admin.pool.forecast(now)),
         },
-        "requests": {
-            "in_flight": keys.iter().map(|key| u64::from(key.key.in_flight())).sum::<u64>(),
-            "queued": admin.pool.queued_requests(),
+        requests: RequestCounts {
+            in_flight: keys.iter().map(|key| u64::from(key.key.in_flight())).sum::<u64>(),
+            queued: admin.pool.queued_requests(),
         },
-        "connections": admin.connections.open(),
-        "clients": clients_by_name(&config.clients).len(),
-        "usage_store": {
-            "state": readiness.store(),
-            "unwritten_records": health.unwritten_records(),
-            "lost_records": health.lost_records(),
+        connections: admin.connections.open(),
+        clients: clients_by_name(&config.clients).len(),
+        usage_store: UsageStoreState {
+            state: readiness.store(),
+            unwritten_records: health.unwritten_records(),
+            lost_records: health.lost_records(),
         },
-        "mirror": {
-            "state": readiness.mirror(),
-            "refused_rows": mirror.map_or(0, crate::mirror::MirrorHealth::refused),
+        mirror: MirrorState {
+            state: readiness.mirror(),
+            refused_rows: mirror.map_or(0, crate::mirror::MirrorHealth::refused),
         },
-        "shared": pool_view.as_ref().map_or("off", |view| view.link.as_str()),
-        "replicas": pool_view.iter().flat_map(|view| &view.replicas).map(replica_document).collect::<Vec<_>>(),
-    })
+        shared: pool_view.as_ref().map_or("off", |view| view.link.as_str()),
+        replicas: pool_view.iter().flat_map(|view| &view.replicas).map(replica_document).collect(),
+    }
 }
 
-fn replica_document(replica: &ReplicaInfo) -> Value {
-    json!({
-        "id": replica.id,
-        "version": replica.version,
-        "started_at": replica.started_at.rfc3339(),
-        "last_seen": replica.last_seen.rfc3339(),
-        "is_live": replica.is_live,
-        "is_leader": replica.is_leader,
-        "is_self": replica.is_self,
-        "share": replica.share,
-    })
+fn replica_document(replica: &ReplicaInfo) -> ReplicaDocument {
+    ReplicaDocument {
+        id: replica.id.clone(),
+        version: replica.version.clone(),
+        started_at: replica.started_at.rfc3339(),
+        last_seen: replica.last_seen.rfc3339(),
+        is_live: replica.is_live,
+        is_leader: replica.is_leader,
+        is_self: replica.is_self,
+        share: replica.share,
+    }
 }
 
 /// Returns the document of `GET config`.

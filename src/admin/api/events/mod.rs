@@ -136,6 +136,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
         status,
         outcome,
         attempts,
+        retry_reasons,
         credits,
         duration,
     } = request;
@@ -148,6 +149,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
         "status": status,
         "outcome": outcome,
         "attempts": attempts,
+        "retry_reasons": retry_reasons,
         "credits": credits,
         "total_ms": u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
     })

@@ -97,6 +97,7 @@ impl EventSource {
         let keys = keys.iter().map(|snapshot| documents::key_document(&admin.pool, snapshot, now));
         let keys = keys.map(|key| serde_json::to_value(key).unwrap_or_default()).collect();
         let overview = documents::overview_document(admin, admin.generation(), now);
+        let overview = serde_json::to_value(overview).unwrap_or_default();
         self.ring.record(recorded.replace(keys, overview));
     }
 

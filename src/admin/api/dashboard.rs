@@ -1,0 +1,107 @@
+//! What the dashboard reads and changes: the documents of the API as types, and its changes without HTTP, so that a
+//! form and a request of the API have the same checks.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, Response, StatusCode, Uri};
+use serde_json::{Map, Value};
+
+use super::documents::{
+    self, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, client_document, clients_by_name,
+    key_document, overview_document,
+};
+use super::error::ApiError;
+use super::json_members::JsonMembers;
+use super::router::Resource;
+use super::{ApiBody, BodyKind, PREFIX, changes};
+use crate::admin::Admin;
+use crate::admin::control::{Actor, ChangeOrigin, ChangeReceipt};
+use crate::policy::units::UnixMs;
+
+/// The reason that an action of an operator failed, in a sentence for the operator.
+#[derive(Debug)]
+pub(crate) struct ActionError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+impl From<ApiError> for ActionError {
+    fn from(error: ApiError) -> Self {
+        Self { status: error.status_code(), message: error.into_message() }
+    }
+}
+
+impl Admin {
+    pub(crate) fn overview(&self, now: UnixMs) -> OverviewDocument {
+        overview_document(self, self.generation(), now)
+    }
+
+    /// Returns the keys in the order of the pool.
+    pub(crate) fn keys(&self, now: UnixMs) -> Vec<KeyDocument> {
+        self.pool.snapshot(now).iter().map(|snapshot| key_document(&self.pool, snapshot, now)).collect()
+    }
+
+    /// Returns the clients by name.
+    pub(crate) fn clients(&self, now: UnixMs) -> Vec<ClientDocument> {
+        let config = self.config.load();
+        let document = |configured: &crate::policy::client::ConfiguredClient| {
+            client_document(configured, &config.client_usage.used(&configured.client.name, now), now)
+        };
+        clients_by_name(&config.clients).into_iter().map(document).collect()
+    }
+
+    /// Makes the change that a request with this method, path below the API and members would make.
+    pub(crate) async fn perform(
+        &self,
+        method: &Method,
+        path: &str,
+        members: Map<String, Value>,
+        peer: Option<IpAddr>,
+        now: UnixMs,
+    ) -> Result<ChangeReceipt, ActionError> {
+        let path = format!("{PREFIX}{path}");
+        let resource = Resource::parse(&path).ok_or_else(ApiError::unknown_path)?;
+        let change = changes::parse(resource, method, JsonMembers::new(members), &self.pool, now)?;
+        let origin = ChangeOrigin { actor: Actor::Dashboard, address: peer };
+        Ok(self.make(change, None, origin).await?)
+    }
+
+    /// Checks the key with this id at the provider.
+    pub(crate) async fn check_pool_key(&self, id: &str, now: UnixMs) -> Result<CheckDocument, ActionError> {
+        let snapshot = self.find_key(id, now)?;
+        let result = self.key_checker.check(&snapshot.key).await;
+        let result = result.map_err(|_| ApiError::check_in_progress())?;
+        Ok(documents::check_document(&snapshot.key, &result))
+    }
+
+    /// Opens a stream of events, or returns the refusal.
+    pub(crate) fn dashboard_events(&self, headers: &HeaderMap) -> Result<Response<ApiBody>, ActionError> {
+        let stream = self.event_stream(headers)?;
+        let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
+        super::set_event_headers(response.headers_mut());
+        Ok(response)
+    }
+
+    /// Returns whether an address has presented too many wrong credentials.
+    pub(crate) fn is_refused(&self, peer: Option<IpAddr>, now: UnixMs) -> bool {
+        self.auth_failures.refused_for(peer, now).is_some()
+    }
+
+    /// Records and logs a wrong code of the dashboard.
+    pub(crate) fn record_wrong_code(&self, peer: Option<IpAddr>, now: UnixMs) {
+        self.record_auth_failure(peer, now, "A wrong or expired code of the dashboard was refused");
+    }
+
+    /// Returns the maximum time in which a form must arrive.
+    pub(crate) fn form_timeout(&self) -> Duration {
+        self.request_body_timeout()
+    }
+
+    /// Returns the URI of the server as a browser that sent these headers sees it, without a path.
+    pub(crate) fn base_url(&self, uri: &Uri, headers: &HeaderMap, is_https: bool) -> String {
+        let host = headers.get(http::header::HOST).and_then(|host| host.to_str().ok()).or(uri.host());
+        let scheme = if is_https { "https" } else { "http" };
+        format!("{scheme}://{}{}", host.unwrap_or("127.0.0.1:11011"), self.config.load().base_path)
+    }
+}

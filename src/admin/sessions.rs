@@ -1,0 +1,251 @@
+//! The sessions of the dashboard, and the file in which they survive a restart. The file contains fingerprints, with
+//! which nobody can sign in.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+use super::SharedAdminToken;
+use crate::policy::sessions::{CODE_LIFETIME, Session, SessionLimits, SessionTable};
+use crate::policy::units::UnixMs;
+use crate::secret::{SessionTokenFingerprint, generate_token};
+use crate::{private_file, tasks};
+
+/// The prefix of codes that start a session.
+const CODE_PREFIX: &str = "kcd_";
+/// The prefix of the tokens in cookies.
+const TOKEN_PREFIX: &str = "kcs_";
+/// Minimum distance between two writes of the last use of a session. After a crash, a session may end earlier by this time.
+const USE_INTERVAL: Duration = Duration::from_secs(300);
+/// Maximum size of the file. 64 sessions have about 8 kilobytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// The sessions of the dashboard. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Sessions(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    table: Mutex<SessionTable>,
+    limits: SessionLimits,
+    admin_token: SharedAdminToken,
+    /// `None` if the program has no state directory. In that case, a restart ends all sessions.
+    file: Option<PathBuf>,
+    /// Held while the file is written, so that an earlier state cannot replace a later one.
+    write: Mutex<()>,
+}
+
+/// A secret of the dashboard: a code, or the token of a session. It cannot be printed by mistake.
+pub struct SessionToken(String);
+
+impl SessionToken {
+    /// Returns the secret, for the response that contains it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SessionToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionToken(…)")
+    }
+}
+
+/// A session as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredSession {
+    fingerprint: String,
+    started_at_ms: u64,
+    used_at_ms: u64,
+}
+
+impl Sessions {
+    /// Creates the sessions with those that `file` contains. A file that cannot be read is reported, and counts as
+    /// empty.
+    #[must_use]
+    pub fn open(file: Option<PathBuf>, limits: SessionLimits, admin_token: SharedAdminToken) -> Self {
+        let stored = file.as_deref().map(read_file).unwrap_or_default();
+        let table = Mutex::new(SessionTable::with_sessions(stored));
+        Self(Arc::new(Inner { table, limits, admin_token, file, write: Mutex::default() }))
+    }
+
+    /// Creates a code that starts a session within [`CODE_LIFETIME`], and returns it with its end. Returns `None`
+    /// without an admin token or random numbers.
+    pub(super) fn create_code(&self, now: UnixMs) -> Option<(SessionToken, UnixMs)> {
+        let code = generate_token(CODE_PREFIX)?;
+        self.lock().add_code(self.fingerprint(&code)?, now);
+        Some((SessionToken(code), now.plus(CODE_LIFETIME)))
+    }
+
+    /// Starts a session with a code. Returns `None` if the code is not valid.
+    #[must_use]
+    pub fn start(&self, code: &str, now: UnixMs) -> Option<SessionToken> {
+        let code = self.fingerprint(code)?;
+        let token = generate_token(TOKEN_PREFIX)?;
+        let is_started = self.lock().start(&code, self.fingerprint(&token)?, self.0.limits, now);
+        if !is_started {
+            return None;
+        }
+        self.save();
+        Some(SessionToken(token))
+    }
+
+    /// Returns whether `token` is that of a session, and records its use.
+    #[must_use]
+    pub fn is_valid(&self, token: &str, now: UnixMs) -> bool {
+        let Some(fingerprint) = self.fingerprint(token) else { return false };
+        let Some(before) = self.lock().record_use(&fingerprint, self.0.limits, now) else { return false };
+        let start_of = |time: UnixMs| u128::from(time.0) / USE_INTERVAL.as_millis();
+        if start_of(before.used_at) != start_of(now) {
+            self.save();
+        }
+        true
+    }
+
+    /// Ends the session with this token.
+    pub fn end(&self, token: &str) {
+        let Some(fingerprint) = self.fingerprint(token) else { return };
+        let is_ended = self.lock().end(&fingerprint);
+        if is_ended {
+            self.save();
+        }
+    }
+
+    /// Returns the maximum duration of a session.
+    #[must_use]
+    pub fn max_duration(&self) -> Duration {
+        self.0.limits.max_duration
+    }
+
+    fn fingerprint(&self, token: &str) -> Option<SessionTokenFingerprint> {
+        let admin_token = self.0.admin_token.load();
+        admin_token.as_deref().map(|admin_token| SessionTokenFingerprint::new(token, admin_token))
+    }
+
+    /// Writes the file on a blocking thread.
+    fn save(&self) {
+        if self.0.file.is_none() {
+            return;
+        }
+        let sessions = self.clone();
+        drop(tasks::spawn_blocking(move || sessions.write_file()));
+    }
+
+    fn write_file(&self) {
+        let Inner { write, file, .. } = &*self.0;
+        let Some(file) = file else { return };
+        let _guard = write.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored: Vec<StoredSession> = self.lock().sessions().iter().map(StoredSession::new).collect();
+        // Serializing text and numbers cannot fail.
+        let content = serde_json::to_vec(&stored).unwrap_or_default();
+        if let Err(error) = private_file::replace(file, &content) {
+            tracing::warn!(
+                event = "sessions_not_saved",
+                "The sessions of the dashboard cannot be saved in {}: {error}",
+                file.display()
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SessionTable> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StoredSession {
+    fn new(session: &Session) -> Self {
+        Self {
+            fingerprint: session.fingerprint.to_string(),
+            started_at_ms: session.started_at.0,
+            used_at_ms: session.used_at.0,
+        }
+    }
+
+    fn parse(&self) -> Option<Session> {
+        Some(Session {
+            fingerprint: SessionTokenFingerprint::parse(&self.fingerprint)?,
+            started_at: UnixMs(self.started_at_ms),
+            used_at: UnixMs(self.used_at_ms),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Vec<Session> {
+    let read = || -> io::Result<Vec<StoredSession>> {
+        if fs::metadata(path)?.len() > MAX_FILE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));
+        }
+        Ok(serde_json::from_slice(&fs::read(path)?)?)
+    };
+    match read() {
+        Ok(stored) => stored.iter().filter_map(StoredSession::parse).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => {
+            tracing::warn!(
+                event = "sessions_unreadable",
+                "The sessions of the dashboard cannot be read from {}, so operators must sign in again: {error}",
+                path.display()
+            );
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use arc_swap::ArcSwapOption;
+
+    use super::*;
+    use crate::secret::AdminTokenFingerprint;
+
+    const NOW: UnixMs = UnixMs(1_800_000_000_000);
+
+    fn open(file: &Path, admin_token: &str) -> Sessions {
+        let limits = SessionLimits {
+            idle_timeout: Duration::from_secs(3_600),
+            max_duration: Duration::from_secs(7_200),
+        };
+        let admin_token = ArcSwapOption::from_pointee(AdminTokenFingerprint::new(admin_token));
+        Sessions::open(Some(file.to_owned()), limits, Arc::new(admin_token))
+    }
+
+    #[test]
+    fn sessions_survive_a_restart_and_no_secret_is_stored() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("sessions.json");
+        let sessions = open(&file, "admin");
+        let (code, _) = sessions.create_code(NOW).unwrap();
+        // Without a runtime, the test writes the file itself.
+        let token = {
+            let fingerprints = [code.expose(), "token"].map(|text| sessions.fingerprint(text).unwrap());
+            assert!(sessions.lock().start(&fingerprints[0], fingerprints[1], sessions.0.limits, NOW));
+            sessions.write_file();
+            "token"
+        };
+        let content = fs::read_to_string(&file).unwrap();
+        assert!(!content.contains(code.expose()) && !content.contains("\"token\""), "{content}");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let used = |sessions: &Sessions| {
+            let fingerprint = sessions.fingerprint(token).unwrap();
+            sessions.lock().record_use(&fingerprint, sessions.0.limits, NOW).is_some()
+        };
+        assert!(used(&open(&file, "admin")));
+        assert!(!used(&open(&file, "another")), "another admin token must end the session");
+    }
+
+    #[test]
+    fn a_broken_file_counts_as_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("sessions.json");
+        for content in ["", "{}", "[{\"fingerprint\":\"zz\",\"started_at_ms\":1,\"used_at_ms\":1}]"] {
+            fs::write(&file, content).unwrap();
+            assert!(open(&file, "admin").lock().sessions().is_empty(), "{content}");
+        }
+    }
+}

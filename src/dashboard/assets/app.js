@@ -1,0 +1,276 @@
+// Adds to pages that also work without it: the viewer's format of numbers and times, charts, live values, the list
+// of requests, copying, and signing in with the code of a link. All text is set as text, never as HTML.
+
+const find = (selector, within = document) => within.querySelector(selector);
+const findAll = (selector, within = document) => [...within.querySelectorAll(selector)];
+const numbers = new Intl.NumberFormat();
+const percents = new Intl.NumberFormat(undefined, { style: "percent" });
+const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const clockTimes = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+
+function localize(within = document) {
+  for (const data of findAll("data[data-number]", within)) data.textContent = numbers.format(data.value);
+  for (const time of findAll("time[datetime]", within)) {
+    const date = new Date(time.dateTime);
+    if (isNaN(date)) continue;
+    time.textContent = time.hasAttribute("data-clock") ? clockTimes.format(date) : times.format(date);
+    time.title = time.dateTime;
+  }
+}
+
+function element(name, attributes = {}, ...children) {
+  const created = document.createElement(name);
+  for (const [attribute, value] of Object.entries(attributes)) created.setAttribute(attribute, value);
+  created.append(...children);
+  return created;
+}
+
+// Sign in: the code is in the fragment of the link, which a browser sends to no server.
+function signIn() {
+  const form = find("form[data-login]");
+  const code = location.hash.slice(1);
+  if (!form || !code) return;
+  history.replaceState(null, "", location.pathname);
+  form.elements.code.value = code;
+  form.submit();
+}
+
+function addCopyButtons() {
+  for (const text of findAll("[data-copy]")) {
+    const button = element("button", { type: "button", class: "copy" }, "Copy");
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(text);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => (button.textContent = "Copy"), 2000);
+    });
+    const block = text.closest("pre") ?? text;
+    block.after(button);
+  }
+}
+
+// Charts: the data is the table below each chart.
+const palettes = {
+  light: ["#2f7d84", "#c2571a", "#5b5fc7", "#8a6d00", "#a8327e", "#3f7d20", "#7a4b2a", "#5f6f76"],
+  dark: ["#63c1c9", "#f29a5c", "#a3a6ff", "#e0c04c", "#ef8cc8", "#93d06c", "#d2a27c", "#aab8be"],
+};
+
+function readTable(figure) {
+  const names = findAll("thead th.number", figure).map((cell) => cell.textContent);
+  const rows = findAll("tbody tr", figure);
+  const value = (cell) => (find("data", cell) ? Number(find("data", cell).value) : null);
+  const columns = names.map((_, column) => rows.map((row) => value(findAll("td", row)[column])));
+  return { names, x: rows.map((row) => Number(row.dataset.time)), columns };
+}
+
+function drawChart(figure) {
+  const plot = find(".plot", figure);
+  const { names, x, columns } = readTable(figure);
+  const barSeconds = Number(figure.dataset.barSeconds ?? 0);
+  if (!self.uPlot) return null;
+  if (names.length === 0 || x.length < (barSeconds ? 1 : 2)) {
+    plot.replaceChildren(element("p", { class: "muted" }, "There is not enough data yet."));
+    return null;
+  }
+  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const palette = palettes[isDark ? "dark" : "light"];
+  const line = isDark ? "#323b3f" : "#d9dee0";
+  const drawn = columns.map((column) => [...column]);
+  if (barSeconds)
+    for (let series = drawn.length - 2; series >= 0; series--)
+      for (let row = 0; row < x.length; row++) drawn[series][row] += drawn[series + 1][row];
+  const format = (value) => (value == null ? "–" : numbers.format(value));
+  const short = new Intl.NumberFormat(undefined, { notation: "compact" });
+  const axis = { stroke: isDark ? "#9dabb0" : "#56646a", grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
+  const series = names.map((label, index) => ({
+    label,
+    stroke: palette[index % palette.length],
+    fill: barSeconds ? palette[index % palette.length] : undefined,
+    width: barSeconds ? 0 : 2,
+    points: { show: !barSeconds && x.length < 30 },
+    paths: barSeconds ? uPlot.paths.bars({ size: [0.8, 60], align: 1 }) : undefined,
+    value: (_, __, seriesIndex, row) => format(row == null ? null : columns[seriesIndex - 1][row]),
+  }));
+  const options = {
+    width: plot.clientWidth,
+    height: 230,
+    series: [{ label: "Time", value: (_, time) => (time == null ? "–" : times.format(time * 1000)) }, ...series],
+    scales: {
+      x: { range: (_, min, max) => [min, Math.max(max + barSeconds, min + 1)] },
+      y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] },
+    },
+    axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => short.format(tick)) }],
+    // A day is one of UTC.
+    ...(barSeconds >= 86400 && { tzDate: (time) => uPlot.tzDate(new Date(time * 1000), "Etc/UTC") }),
+    cursor: { drag: { x: false, y: false } },
+  };
+  plot.replaceChildren();
+  return new uPlot(options, [x, ...drawn], plot);
+}
+
+function drawCharts() {
+  const charts = new Map();
+  const draw = (figure) => {
+    charts.get(figure)?.destroy();
+    charts.set(figure, drawChart(figure));
+  };
+  const figures = findAll("figure.chart");
+  figures.forEach(draw);
+  const observer = new ResizeObserver((entries) => {
+    for (const { target, contentRect } of entries) {
+      const chart = charts.get(target.closest("figure"));
+      if (chart && contentRect.width > 0 && Math.abs(chart.width - contentRect.width) > 1)
+        chart.setSize({ width: contentRect.width, height: 230 });
+    }
+  });
+  figures.forEach((figure) => observer.observe(find(".plot", figure)));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => figures.forEach(draw));
+}
+
+// Live values. A hidden page has no connection: a browser opens only six to one server.
+function listen(handlers) {
+  let source = null;
+  const open = () => {
+    if (document.hidden || source) return;
+    source = new EventSource("events");
+    for (const [name, handle] of Object.entries(handlers))
+      source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
+  };
+  const update = () => {
+    if (!document.hidden) return open();
+    source?.close();
+    source = null;
+  };
+  document.addEventListener("visibilitychange", update);
+  addEventListener("pagehide", () => source?.close());
+  open();
+}
+
+const stateWords = { near_limit: "near limit", rate_limited: "rate limited" };
+
+function showNumber(cell, value) {
+  const data = cell && find("data", cell);
+  if (!data || value == null) return;
+  data.value = value;
+  data.textContent = numbers.format(value);
+}
+
+let reloadTimer = 0;
+// The list of keys or the buttons of a key have changed: shows the page again, unless a form is being filled in.
+function reloadSoon() {
+  const isFilling = () => document.activeElement?.closest("main form.fields, main dialog");
+  clearTimeout(reloadTimer);
+  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1500);
+}
+
+function cleanQuery() {
+  const query = new URLSearchParams(location.search);
+  query.delete("done");
+  return query.size > 0 ? `?${query}` : "";
+}
+
+function showKey(key) {
+  for (const row of findAll("[data-key]").filter((row) => row.dataset.key === key.id)) {
+    const state = find("[data-state]", row);
+    if (key.removed || (state && state.dataset.state !== key.state)) return reloadSoon();
+    showNumber(find('[data-cell="in_flight"]', row), key.in_flight);
+    const credits = find('[data-cell="credits"]', row);
+    const meter = credits && find("meter", credits);
+    if (!meter || key.credits_limit == null) continue;
+    const share = key.credits_limit > 0 ? Math.min(1, key.credits_used / key.credits_limit) : 0;
+    meter.value = Math.floor(share * 100);
+    showNumber(credits, key.credits_used);
+    meter.setAttribute("aria-label", meter.getAttribute("aria-label").replace(/[\d.,]+ %/, percents.format(Math.floor(share * 100) / 100)));
+    const text = find(".muted:last-child", credits);
+    if (text) text.textContent = ` (${Math.floor(share * 100)} %)`;
+  }
+}
+
+function showOverview(overview) {
+  for (const field of findAll("[data-field]")) {
+    const value = field.dataset.field.split(".").reduce((part, name) => part?.[name], overview);
+    showNumber(field, value);
+  }
+}
+
+// The list of requests.
+function startList() {
+  const list = find("[data-requests]");
+  if (!list) return {};
+  const form = find("form[data-live]");
+  const [pause, status] = [find("[data-pause]"), find("[data-status]")];
+  findAll("[data-script]").forEach((part) => (part.hidden = false));
+  const maximum = 500;
+  let waiting = [];
+  let isPaused = false;
+  const isShown = (row) => {
+    const text = form.elements.q.value.toLowerCase();
+    const isFailed = row.classList.contains("bad") || row.dataset.retried === "true";
+    return row.textContent.toLowerCase().includes(text) && (!form.elements.failed.checked || isFailed);
+  };
+  const filter = () => [...list.rows].forEach((row) => (row.hidden = !isShown(row)));
+  const report = () => (status.textContent = isPaused ? `${numbers.format(waiting.length)} waiting` : "");
+  const show = () => {
+    if (isPaused || waiting.length === 0) return report();
+    find("[data-empty]", list)?.remove();
+    waiting.splice(0).forEach((row) => {
+      row.hidden = !isShown(row);
+      list.prepend(row);
+    });
+    while (list.rows.length > maximum) list.lastElementChild.remove();
+  };
+  pause.addEventListener("click", () => {
+    isPaused = !isPaused;
+    pause.textContent = isPaused ? "Continue" : "Pause";
+    pause.setAttribute("aria-pressed", isPaused);
+    show();
+  });
+  form.elements.q.addEventListener("input", filter);
+  form.elements.failed.addEventListener("change", filter);
+  form.addEventListener("submit", (event) => event.submitter === pause && event.preventDefault());
+  const duration = (ms) => (ms < 1000 ? `${ms} ms` : `${numbers.format(Math.round(ms / 100) / 10)} s`);
+  const row = (request) => {
+    const isServed = request.outcome === "served";
+    const time = element("time", { datetime: new Date().toISOString(), "data-clock": "" });
+    const attempts = element("td", {}, String(request.attempts));
+    const reasons = request.retry_reasons ?? [];
+    if (reasons.length > 0) attempts.append(element("span", { class: "muted" }, ` after ${reasons.join(", ").replaceAll("_", " ")}`));
+    const result = `${request.status ?? ""} ${request.outcome.replaceAll("_", " ")}`.trim();
+    const created = element(
+      "tr",
+      { class: `new ${isServed ? "ok" : "bad"}`, "data-request": request.request_id, "data-retried": reasons.length > 0 },
+      element("td", {}, time),
+      element("td", {}, element("code", {}, `${request.method} ${request.route ?? "–"}`)),
+      element("td", {}, request.client ?? "–"),
+      element("td", {}, request.short_key ?? "–"),
+      element("td", {}, result),
+      attempts,
+      element("td", { class: "number" }, duration(request.total_ms)),
+      element("td", { class: "number" }, numbers.format(request.credits)),
+    );
+    localize(created);
+    return created;
+  };
+  return {
+    request: (request) => {
+      if (list.querySelector(`[data-request="${CSS.escape(request.request_id)}"]`)) return;
+      waiting.push(row(request));
+      waiting = waiting.slice(-maximum);
+      show();
+    },
+  };
+}
+
+signIn();
+localize();
+addCopyButtons();
+drawCharts();
+const page = document.body.dataset.page;
+if (page === "live") listen(startList());
+if (page === "" || page === "keys" || page === "key") listen({ key: showKey, overview: showOverview });
+// Sums and charts change slowly.
+if (page === "") setInterval(() => document.hidden || location.replace(location.pathname), 60_000);

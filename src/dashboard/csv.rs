@@ -1,0 +1,81 @@
+//! The usage as a download: a row for each group, with the columns of the page.
+
+use std::fmt::Write as _;
+
+use http::header::{CONTENT_DISPOSITION, HeaderValue};
+use http::{Response, StatusCode};
+
+use super::PageRequest;
+use super::pages::UsageQuery;
+use super::response::{text, with_type};
+use crate::admin::ApiBody;
+use crate::store::{UsageDimension, UsageRow};
+
+/// Maximum rows of a download: the hours of a year.
+const MAX_ROWS: usize = 10_000;
+
+pub(super) async fn respond(request: &PageRequest<'_>) -> Response<ApiBody> {
+    let query = UsageQuery::parse(&request.query, request.now);
+    let rows = match request.admin.history.usage(query.filter(MAX_ROWS)).await {
+        Ok(rows) => rows,
+        Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    };
+    let mut response = with_type(StatusCode::OK, "text/csv; charset=utf-8", document(&rows, query.dimension));
+    let disposition = format!("attachment; filename=\"keychoir-usage-{}.csv\"", query.dimension.as_str());
+    if let Ok(disposition) = HeaderValue::from_str(&disposition) {
+        response.headers_mut().insert(CONTENT_DISPOSITION, disposition);
+    }
+    response
+}
+
+fn document(rows: &[UsageRow], dimension: UsageDimension) -> String {
+    let mut text = format!(
+        "{},credits,attempts,served,failed,characters,request_bytes,response_bytes\r\n",
+        dimension.as_str()
+    );
+    for row in rows {
+        let sums = row.sums;
+        let group = row.key_name.as_deref().or(row.short_key.as_deref()).unwrap_or(&row.group);
+        let failed = sums.attempts.saturating_sub(sums.served);
+        // Writing to a `String` cannot fail.
+        let _ = write!(
+            text,
+            "{},{},{},{},{failed},{},{},{}\r\n",
+            field(group),
+            sums.credits,
+            sums.attempts,
+            sums.served,
+            sums.characters,
+            sums.request_bytes,
+            sums.response_bytes
+        );
+    }
+    text
+}
+
+/// Quotes a field (RFC 4180). A spreadsheet would run a field that begins with one of these characters as a formula, so
+/// such a field gets an apostrophe.
+fn field(text: &str) -> String {
+    let text =
+        if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() };
+    if text.contains(['"', ',', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_quoted_and_never_formulas() {
+        let fields = [
+            ("plain", "plain"),
+            ("a,b", "\"a,b\""),
+            ("a\"b", "\"a\"\"b\""),
+            ("=1+1", "'=1+1"),
+            ("@SUM(A1),2", "\"'@SUM(A1),2\""),
+        ];
+        for (text, expected) in fields {
+            assert_eq!(field(text), expected);
+        }
+    }
+}

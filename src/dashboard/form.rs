@@ -1,0 +1,108 @@
+//! Parses forms and queries.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderMap};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body;
+use serde_json::{Map, Value};
+
+use crate::policy::headers::decode_parameter;
+
+/// Maximum size of a form. The longest one has a key and a few names.
+const MAX_FORM_BYTES: usize = 16 * 1024;
+
+/// The fields of a form or the parameters of a query.
+#[derive(Default)]
+pub(super) struct Form(Vec<(String, String)>);
+
+/// The reason that a form cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FormError {
+    MediaType,
+    TooLarge,
+    Broken,
+    Timeout,
+}
+
+impl FormError {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Broken => StatusCode::BAD_REQUEST,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+
+    pub(super) fn message(self) -> &'static str {
+        match self {
+            Self::MediaType => "Send the form as application/x-www-form-urlencoded.\n",
+            Self::TooLarge => "The form is too large.\n",
+            Self::Broken => "The form ended early.\n",
+            Self::Timeout => "The form did not arrive in time.\n",
+        }
+    }
+}
+
+impl Form {
+    pub(super) fn parse(text: &str) -> Self {
+        let decode = |field: &str| {
+            let (name, value) = field.split_once('=').unwrap_or((field, ""));
+            (decode_field(name), decode_field(value))
+        };
+        Self(text.split('&').filter(|field| !field.is_empty()).map(decode).collect())
+    }
+
+    /// Returns the trimmed value of a field, unless it is empty.
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
+        let field = self.0.iter().find(|(known, _)| known == name);
+        field.map(|(_, value)| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// Returns the values of these fields as members of a request of the admin API.
+    pub(super) fn members(&self, names: &[&str]) -> Map<String, Value> {
+        let member = |name: &&str| Some(((*name).to_owned(), Value::from(self.value(name)?)));
+        names.iter().filter_map(member).collect()
+    }
+}
+
+fn decode_field(text: &str) -> String {
+    decode_parameter(text).into_owned()
+}
+
+/// Reads a form from a body.
+pub(super) async fn read<B>(headers: &HeaderMap, body: B, timeout: Duration) -> Result<Form, FormError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Err(FormError::MediaType);
+    }
+    match tokio::time::timeout(timeout, Limited::new(body, MAX_FORM_BYTES).collect()).await {
+        Ok(Ok(body)) => Ok(Form::parse(&String::from_utf8_lossy(&body.to_bytes()))),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(FormError::TooLarge),
+        Ok(Err(_)) => Err(FormError::Broken),
+        Err(_) => Err(FormError::Timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_decoded_and_trimmed() {
+        let form = Form::parse("name=+a%26b%2B1+&empty=&name=second&flag");
+        assert_eq!(
+            (form.value("name"), form.value("empty"), form.value("flag")),
+            (Some("a&b+1"), None, None)
+        );
+        assert_eq!(Value::Object(form.members(&["name", "empty"])), serde_json::json!({"name": "a&b+1"}));
+    }
+}

@@ -1,0 +1,129 @@
+//! The list of keys, with filter and pages, and the form that adds a key.
+
+use maud::{Markup, html};
+
+use super::key_name;
+use super::overview::reason;
+use crate::admin::KeyDocument;
+use crate::dashboard::PageRequest;
+use crate::dashboard::format::{credits_meter, known_time, number, state};
+
+/// Keys on one page. A thousand keys in one table would be slow in a browser.
+const KEYS_PER_PAGE: usize = 100;
+
+/// The states by which the list can be filtered.
+const STATES: [&str; 6] = ["active", "near_limit", "rate_limited", "exhausted", "invalid", "paused"];
+
+/// Renders the page.
+pub(in crate::dashboard) fn keys(request: &PageRequest<'_>) -> Markup {
+    let PageRequest { admin, now, ref query, .. } = *request;
+    let (wanted_state, text) = (query.value("state"), query.value("q").unwrap_or_default());
+    let all = admin.keys(now);
+    let found: Vec<&KeyDocument> = all
+        .iter()
+        .filter(|key| wanted_state.is_none_or(|wanted| key.state == wanted) && matches(key, text))
+        .collect();
+    let pages = found.len().div_ceil(KEYS_PER_PAGE).max(1);
+    let page = query.value("page").and_then(|page| page.parse::<usize>().ok()).unwrap_or(1).clamp(1, pages);
+    let shown = found.iter().skip((page - 1) * KEYS_PER_PAGE).take(KEYS_PER_PAGE);
+    let link = |page: usize| {
+        let state = wanted_state.map(|state| format!("&state={}", encode(state))).unwrap_or_default();
+        format!("keys?page={page}{state}&q={}", encode(text))
+    };
+    html! {
+        h1 { "Keys" }
+        form.filter method="get" action="keys" {
+            label { "Name, short key, workspace" input name="q" value=(text) type="search"; }
+            label { "State" select name="state" {
+                option value="" { "all" }
+                @for name in STATES { option value=(name) selected[wanted_state == Some(name)] { (name.replace('_', " ")) } }
+            } }
+            button type="submit" { "Filter" }
+            span.muted { (found.len()) " of " (all.len()) " keys" }
+        }
+        div.scroll tabindex="0" role="region" aria-label="Table: Keys" {
+            table.keys {
+                caption.hidden { "Keys in the order of the pool" }
+                thead { tr {
+                    th scope="col" { "Key" } th scope="col" { "Workspace" } th scope="col" { "State" } th scope="col" { "Credits" }
+                    th scope="col" { "Reset" } th.number scope="col" { "Running" } th scope="col" { "Reason" } th scope="col" { "Actions" }
+                } }
+                tbody {
+                    @for key in shown {
+                        tr data-key=(key.id) {
+                            th scope="row" { (key_name(key)) }
+                            td { (key.workspace.as_deref().unwrap_or("–")) @if let Some(plan) = &key.plan { " " span.muted { (plan) } } }
+                            td data-cell="state" { (state(key.state)) }
+                            td data-cell="credits" { (credits_meter(key.name.as_deref().unwrap_or(&key.short_key), key.credits_used, key.credits_limit)) }
+                            td { (known_time(key.resets_at.as_deref())) }
+                            td.number data-cell="in_flight" { (number(key.in_flight.into())) }
+                            td { (reason(key, now)) }
+                            td { (actions(key)) }
+                        }
+                    }
+                    @if found.is_empty() { tr { td colspan="8" { "No key matches the filter." } } }
+                }
+            }
+        }
+        @if pages > 1 {
+            nav.pages aria-label="Pages of keys" {
+                @if page > 1 { a href=(link(page - 1)) rel="prev" { "Previous" } }
+                span { "Page " (page) " of " (pages) }
+                @if page < pages { a href=(link(page + 1)) rel="next" { "Next" } }
+            }
+        }
+        (add_form(request))
+    }
+}
+
+fn matches(key: &KeyDocument, text: &str) -> bool {
+    let text = text.to_lowercase();
+    let contains = |part: Option<&str>| part.is_some_and(|part| part.to_lowercase().contains(&text));
+    contains(key.name.as_deref()) || contains(Some(&key.short_key)) || contains(key.workspace.as_deref())
+}
+
+/// The buttons of a key. Pausing without a reason or an end is one click; the page of the key has both.
+fn actions(key: &KeyDocument) -> Markup {
+    let name = key.name.as_deref().unwrap_or(&key.short_key);
+    html! {
+        form.inline method="post" action="keys" {
+            input type="hidden" name="id" value=(key.id);
+            @if key.paused {
+                button name="action" value="resume" aria-label={ "Resume " (name) } { "Resume" }
+            } @else {
+                button name="action" value="pause" aria-label={ "Pause " (name) } { "Pause" }
+            }
+            button name="action" value="check" aria-label={ "Check " (name) } { "Check" }
+        }
+    }
+}
+
+fn add_form(request: &PageRequest<'_>) -> Markup {
+    let value = |name: &str| request.query.value(name).unwrap_or_default();
+    html! {
+        section {
+            h2 { "Add a key" }
+            form.fields method="post" action="keys" autocomplete="off" {
+                label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[A-Za-z0-9_.\\-]+"; }
+                label { "API key" input name="key" type="password" required autocomplete="off" spellcheck="false"; }
+                label { "Workspace " span.muted { "(optional: keys of one account share its credits)" } input name="workspace" value=(value("workspace")); }
+                label { "Base URL " span.muted { "(optional: only for another region)" } input name="base_url" type="url" value=(value("base_url")); }
+                button name="action" value="add" { "Add the key" }
+            }
+            p.muted { "The key is stored on this machine, in a file that only the user of Keychoir can read. No page shows it again." }
+        }
+    }
+}
+
+/// Encodes a text for a query.
+fn encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}

@@ -1,0 +1,13 @@
+//! Generates tokens from random numbers of the system.
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+/// Generates a token of 192 random bits. Its prefix lets operators and secret scanners recognize it. Returns
+/// `None` if the system provides no random numbers.
+#[must_use]
+pub fn generate_token(prefix: &str) -> Option<String> {
+    let mut bytes = [0_u8; 24];
+    SystemRandom::new().fill(&mut bytes).ok()?;
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("{prefix}{digits}"))
+}

@@ -1,0 +1,102 @@
+"""Compares programs that were built with different profiles: the processor time of a request, the time of a start, and the
+memory.
+
+    python profiles.py PROGRAM…
+
+Each program forwards the same requests, one after the other, to a simulated ElevenLabs, which the last program runs. The
+processor time is that of the proxy alone (`/proc`), so it does not depend on this script. Linux only.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+KEY = "sk_profiles_key_number_0"
+SPEECH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
+SPEECH_BODY = json.dumps({"text": "Hello.", "model_id": "eleven_flash_v2_5"})
+HEADERS = {"xi-api-key": "anything", "content-type": "application/json"}
+WARM_UP_REQUESTS = 200
+REQUESTS = 3000
+ROUNDS = 3
+
+
+@contextlib.contextmanager
+def start(program, *arguments, stream, pattern, environment):
+    """Yields the process and the text that `pattern` finds in its output."""
+    command = [str(program), *arguments]
+    child = subprocess.Popen(command, env=environment, text=True, **{stream: subprocess.PIPE})
+    try:
+        for line in getattr(child, stream):
+            if match := re.search(pattern, line):
+                break
+        else:
+            sys.exit(f"{command} ended with {child.wait()}")
+        subprocess.Popen(["cat"], stdin=getattr(child, stream), stdout=subprocess.DEVNULL)
+        yield child, match.group(1)
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def processor_seconds(process):
+    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_megabytes(process):
+    return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{process.pid}/status").read_text())[1]) * 1024 / 1e6
+
+
+def send(address, requests):
+    connection = http.client.HTTPConnection(address)
+    for _ in range(requests):
+        connection.request("POST", SPEECH, body=SPEECH_BODY, headers=HEADERS)
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200, response.status
+    connection.close()
+
+
+def measure(program, upstream, directory):
+    environment = {
+        "ELEVENLABS_API_KEYS": KEY,
+        "KEYCHOIR_SERVER__LISTEN": "127.0.0.1:0",
+        "KEYCHOIR_STORAGE__PATH": str(directory / "keychoir.db"),
+        "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
+        "XDG_CONFIG_HOME": str(directory),
+    }
+    started = time.monotonic()
+    with start(program, stream="stderr", pattern=r"Server started at http://([\d.]+:\d+)", environment=environment) as (proxy, address):
+        startup = time.monotonic() - started
+        send(address, WARM_UP_REQUESTS)
+        before, sent_at = processor_seconds(proxy), time.monotonic()
+        send(address, REQUESTS)
+        used, elapsed = processor_seconds(proxy) - before, time.monotonic() - sent_at
+        return used / REQUESTS * 1e6, elapsed / REQUESTS * 1e6, startup * 1e3, resident_megabytes(proxy)
+
+
+def main():
+    programs = [pathlib.Path(name).resolve() for name in sys.argv[1:]] or sys.exit(__doc__)
+    simulate = ["simulate", "--listen", "127.0.0.1:0", "--key", f"{KEY}=1000000000"]
+    with start(programs[-1], *simulate, stream="stdout", pattern=r"(http://\S+)", environment={}) as (_, upstream):
+        for program in programs:
+            rounds = []
+            for _ in range(ROUNDS):
+                with tempfile.TemporaryDirectory() as directory:
+                    rounds.append(measure(program, upstream, pathlib.Path(directory)))
+            processor, elapsed, startup, memory = min(rounds)
+            size = program.stat().st_size / 1e6
+            print(f"{program}: {size:.1f} MB")
+            print(f"{processor:9.0f} us  of processor time for a request, {elapsed:.0f} us from its start to its end")
+            print(f"{startup:9.0f} ms  from the start to the first accepted request, then {memory:.0f} MB of memory")
+
+
+if __name__ == "__main__":
+    main()
