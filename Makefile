@@ -102,7 +102,7 @@ test-image-build: $(SHIP)/.installed
 # `--target` is needed although it is this machine's: procedural macros cannot be linked statically.
 # Without the other flag, random bytes would be read from /dev/urandom, because a static program does not find the
 # function of glibc by its name (getrandom 0.4).
-# `state` is the empty folder that an image needs for its volume.
+# `state` is the empty directory that an image needs for its volume.
 STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
 
 static: static-$(MACHINE)

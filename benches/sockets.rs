@@ -262,7 +262,7 @@ fn print_verdict(statement: &str, holds: bool) {
 }
 
 /// The results of a round.
-struct Round {
+struct RoundResults {
     messages_per_second: f64,
     p50_ms: f64,
     p99_ms: f64,
@@ -295,8 +295,9 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
             through
                 .push(run_round(&proxy_program, proxy_program.address, &message, busy, rate, seconds).await);
         }
-        let values_of =
-            |rounds: &[Round], field: fn(&Round) -> f64| rounds.iter().map(field).collect::<Vec<_>>();
+        let values_of = |rounds: &[RoundResults], field: fn(&RoundResults) -> f64| {
+            rounds.iter().map(field).collect::<Vec<_>>()
+        };
         let format_values = |values: Vec<f64>| format_median_and_range(values.iter().copied(), 3);
         for (target, rounds) in [("direct", &direct), ("through", &through)] {
             println!(
@@ -311,7 +312,7 @@ async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, sec
                 println!("          not every round reached the rate: set a lower BENCH_RATE");
             }
         }
-        let added_times = |field: fn(&Round) -> f64| -> Vec<f64> {
+        let added_times = |field: fn(&RoundResults) -> f64| -> Vec<f64> {
             through.iter().zip(&direct).map(|(through, direct)| field(through) - field(direct)).collect()
         };
         let (p50, p99) = (added_times(|round| round.p50_ms), added_times(|round| round.p99_ms));
@@ -330,7 +331,7 @@ async fn run_round(
     busy: u32,
     rate: u32,
     seconds: u32,
-) -> Round {
+) -> RoundResults {
     let mut sessions = Vec::new();
     for _ in 0..busy {
         sessions.push(Session::open(address, None, ECHO_PATH).await);
@@ -364,7 +365,7 @@ async fn run_round(
     round_trips.sort();
     let percentile_ms = |percent: usize| round_trips[round_trips.len() * percent / 100].as_secs_f64() * 1e3;
     let count = round_trips.len() as f64;
-    Round {
+    RoundResults {
         messages_per_second: count / elapsed,
         p50_ms: percentile_ms(50),
         p99_ms: percentile_ms(99),

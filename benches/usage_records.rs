@@ -130,9 +130,9 @@ fn main() {
     println!("`share`: the cost of usage records, relative to all other costs of a request");
 }
 
-fn print_rounds(request: &str, storage: &str, rounds: &[Round], request_path_cost: f64) {
-    let median_of = |field: &dyn Fn(&Round) -> f64| median(rounds.iter().map(field));
-    let range_of = |field: fn(&Round) -> f64| format_median_and_range(rounds.iter().map(field), 1);
+fn print_rounds(request: &str, storage: &str, rounds: &[RoundResults], request_path_cost: f64) {
+    let median_of = |field: &dyn Fn(&RoundResults) -> f64| median(rounds.iter().map(field));
+    let range_of = |field: fn(&RoundResults) -> f64| format_median_and_range(rounds.iter().map(field), 1);
     println!(
         "{request:<8}{storage:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
         median_of(&|round| round.requests_per_second),
@@ -221,7 +221,7 @@ fn speech_request() -> Vec<u8> {
 }
 
 /// The results of a round. Times are in µs per request.
-struct Round {
+struct RoundResults {
     requests_per_second: f64,
     has_reached_rate: bool,
     all_threads: f64,
@@ -232,7 +232,7 @@ struct Round {
 }
 
 /// Runs a round: sends each request at its scheduled time, and waits until all requests are recorded.
-fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> Round {
+fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> RoundResults {
     proxy.wait_until_records_are_written();
     let before = ProcessorTime::read(proxy);
     let started_at = Instant::now();
@@ -264,7 +264,7 @@ fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) ->
     durations.sort();
     let count = durations.len() as f64;
     let micros = |seconds: f64| seconds * 1e6 / count;
-    Round {
+    RoundResults {
         requests_per_second: count / elapsed,
         has_reached_rate: count / elapsed >= MIN_RATE_RATIO * f64::from(rate),
         all_threads: micros(after.all_threads - before.all_threads),

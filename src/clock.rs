@@ -163,12 +163,12 @@ mod tests {
     /// clock by `step`. Returns the readings relative to the anchor.
     fn readings(step: i64, seconds: i64) -> Vec<i64> {
         let clock = AnchoredClock::new(instant(), START);
-        let read = |second: i64| {
+        let time_at = |second: i64| {
             let elapsed = second * SECOND;
             clock.correct((second - 1) * SECOND, elapsed, START + elapsed + step);
             i64::try_from(clock.time_at(elapsed).0).unwrap() * 1_000 - START
         };
-        (1..=seconds).map(read).collect()
+        (1..=seconds).map(time_at).collect()
     }
 
     #[test]
@@ -223,15 +223,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn virtual_time_moves_the_clock() {
         let clock = AnchoredClock::anchor_now();
-        let read = || {
+        let read_clock = || {
             let time = instant();
             clock.compare(time);
             clock.time_at(clock.elapsed(time))
         };
-        let start = read();
+        let start = read_clock();
         for (advanced_seconds, total_seconds) in [(86_400, 86_400), (1, 86_401)] {
             tokio::time::advance(Duration::from_secs(advanced_seconds)).await;
-            assert_eq!(read().since(start), Duration::from_secs(total_seconds));
+            assert_eq!(read_clock().since(start), Duration::from_secs(total_seconds));
         }
     }
 }

@@ -15,7 +15,7 @@ use rustix::process::geteuid;
 ///
 /// # Errors
 ///
-/// When a directory cannot be created.
+/// Fails when a directory cannot be created.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -35,7 +35,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// When the file cannot be opened or created.
+/// Fails when the file cannot be opened or created.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -62,7 +62,7 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// When the file cannot be written. The previous file remains in that case.
+/// Fails when the file cannot be written. The previous file remains in that case.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let directory = directory_of(path);
     // `tempfile` creates the file with mode 0600.
@@ -81,7 +81,7 @@ const TEMPORARY_PREFIX: &str = ".keychoir-";
 ///
 /// # Errors
 ///
-/// When the directory cannot be opened or synced.
+/// Fails when the directory cannot be opened or synced.
 pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(directory_of(path))?.sync_all()
 }

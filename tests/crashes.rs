@@ -45,7 +45,7 @@ fn configure_command(mut command: Command, simulator: &Simulator, database: &Pat
 }
 
 async fn start_simulator() -> Simulator {
-    Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 1 << 40), (SECOND_KEY, 1 << 40)]))
+    Simulator::start(bind_loopback().await, Plan::with_keys([(FIRST_KEY, 1 << 40), (SECOND_KEY, 1 << 40)]))
         .await
         .unwrap()
 }
@@ -178,7 +178,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
     simulator.stop().await;
 }
 
-async fn readiness(client: &reqwest::Client, url: &str) -> Value {
+async fn read_readiness(client: &reqwest::Client, url: &str) -> Value {
     client.get(format!("{url}/readyz")).send().await.unwrap().json().await.unwrap()
 }
 
@@ -207,7 +207,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
             );
             sent_count += 1;
         }
-        let readiness = readiness(&client, &url).await;
+        let readiness = read_readiness(&client, &url).await;
         if readiness["store"] == "failing" {
             break readiness;
         }
@@ -222,7 +222,7 @@ async fn a_full_disk_loses_neither_requests_nor_records() {
 
     assert!(program.set_limit("--fsize=unlimited"));
     let recovery = async {
-        while readiness(&client, &url).await["status"] != "ready" {
+        while read_readiness(&client, &url).await["status"] != "ready" {
             tokio::task::yield_now().await;
         }
     };

@@ -44,12 +44,12 @@ async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step completes within its timeout")
 }
 
-/// A forward proxy in a process of its own. It is killed on drop.
+/// A forward proxy in a separate process. It is killed on drop.
 struct ProxyProcess {
     child: Child,
     url: String,
     log: PathBuf,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Drop for ProxyProcess {
@@ -62,10 +62,10 @@ impl Drop for ProxyProcess {
 impl ProxyProcess {
     /// Starts `tinyproxy`, a proxy by CONNECT.
     async fn start_tinyproxy(requires_credentials: bool) -> Self {
-        Self::start("tinyproxy", "http", requires_credentials, |folder, port| {
+        Self::start("tinyproxy", "http", requires_credentials, |directory, port| {
             let auth =
                 if requires_credentials { format!("BasicAuth {USER} {PASSWORD}\n") } else { String::new() };
-            let (log, config) = (folder.join("log"), folder.join("tinyproxy.conf"));
+            let (log, config) = (directory.join("log"), directory.join("tinyproxy.conf"));
             let text = format!(
                 "Port {port}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout 60\nMaxClients 100\nLogLevel Info\n\
                  LogFile \"{}\"\n{auth}",
@@ -93,13 +93,13 @@ impl ProxyProcess {
         requires_credentials: bool,
         arguments: impl FnOnce(&std::path::Path, u16) -> Vec<String>,
     ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         // These programs cannot report a port that the system has chosen.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let log = folder.path().join("log");
-        let output = std::fs::File::create(folder.path().join("output")).unwrap();
+        let log = directory.path().join("log");
+        let output = std::fs::File::create(directory.path().join("output")).unwrap();
         let child = Command::new(program)
-            .args(arguments(folder.path(), port))
+            .args(arguments(directory.path(), port))
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output)
@@ -114,7 +114,7 @@ impl ProxyProcess {
         };
         within_timeout(listening).await;
         let userinfo = if requires_credentials { format!("{USER}:{PASSWORD}@") } else { String::new() };
-        Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _folder: folder }
+        Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _directory: directory }
     }
 
     /// The URL with another password.
@@ -133,7 +133,7 @@ struct TestProxy {
     simulator: Simulator,
     url: String,
     client: reqwest::Client,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 async fn bind_loopback() -> TcpListener {
@@ -151,12 +151,12 @@ fn start_app(config: Config) -> (RunningApp, String) {
 
 /// Starts Keychoir with `upstream.proxy = proxy`, and changes its configuration by `change`.
 async fn start_proxy(proxy: &str, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let plan = Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let keys = [FIRST_KEY, SECOND_KEY].map(|key| ApiKey::new(key).unwrap());
     let mut config = Config::with_defaults(keys.to_vec(), simulator.base_url().parse().unwrap());
-    let folder = tempfile::tempdir().unwrap();
-    config.retry.spill_directory = folder.path().to_owned();
+    let directory = tempfile::tempdir().unwrap();
+    config.retry.spill_directory = directory.path().to_owned();
     config.retry.min_disk_free_percent = 0;
     config.server.drain_idle_timeout = Duration::ZERO;
     config.quota_polling.enabled = false;
@@ -164,7 +164,7 @@ async fn start_proxy(proxy: &str, change: impl FnOnce(&mut Config)) -> TestProxy
     change(&mut config);
     let (app, url) = start_app(config);
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    TestProxy { app, simulator, url, client, _folder: folder }
+    TestProxy { app, simulator, url, client, _directory: directory }
 }
 
 impl TestProxy {
@@ -323,7 +323,7 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 
 #[tokio::test]
 async fn a_name_that_only_the_proxy_knows_is_reached() {
-    let plan = Plan::of([(FIRST_KEY, 100_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let forward = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
     let proxy = start_proxy(&forward.url, |config| {
@@ -360,7 +360,7 @@ async fn a_refusal_of_the_proxy_is_tried_once_and_not_with_every_key() {
 
 #[tokio::test]
 async fn keys_may_have_their_own_proxies() {
-    let plan = Plan::of([(FIRST_KEY, 100_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 100_000)]);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let own = start_fake_proxy(ESTABLISHED, Some(simulator.address())).await;
     let unused = start_fake_proxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n", None).await;
@@ -460,9 +460,9 @@ async fn the_quota_poller_uses_the_proxy() {
 }
 
 /// A TLS acceptor for `localhost`, with its certificate in a file.
-fn tls_acceptor(folder: &TempDir) -> (TlsAcceptor, PathBuf) {
+fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let ca_file = folder.path().join("ca.pem");
+    let ca_file = directory.path().join("ca.pem");
     std::fs::write(&ca_file, certified.cert.pem()).unwrap();
     let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
     let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
@@ -475,7 +475,7 @@ fn tls_acceptor(folder: &TempDir) -> (TlsAcceptor, PathBuf) {
     (TlsAcceptor::from(Arc::new(config)), ca_file)
 }
 
-/// Accepts TLS on a port of its own and relays the plain bytes to `target`.
+/// Accepts TLS on a separate port and relays the plain bytes to `target`.
 async fn terminate_tls(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, AbortOnDrop) {
     let listener = bind_loopback().await;
     let port = listener.local_addr().unwrap().port();
@@ -494,9 +494,10 @@ async fn terminate_tls(acceptor: TlsAcceptor, target: SocketAddr) -> (u16, Abort
 
 #[tokio::test]
 async fn tls_with_the_provider_passes_through_http_and_https_proxies() {
-    let folder = tempfile::tempdir().unwrap();
-    let (acceptor, ca_file) = tls_acceptor(&folder);
-    let simulator = Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 100_000)])).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (acceptor, ca_file) = tls_acceptor(&directory);
+    let simulator =
+        Simulator::start(bind_loopback().await, Plan::with_keys([(FIRST_KEY, 100_000)])).await.unwrap();
     let (provider_port, _provider) = terminate_tls(acceptor.clone(), simulator.address()).await;
     let forward = ProxyProcess::start_tinyproxy(true).await;
     let proxy_port: u16 = forward.url.rsplit(':').next().unwrap().parse().unwrap();

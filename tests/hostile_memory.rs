@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use hostile::clients::{self, AfterSending, exchange};
 use hostile::providers::{
-    self, ConnectionEnd, Outcome, Provider, RequestKind, ScriptedResponse, VALID_REQUEST_MARK, request,
+    self, ConnectionEnd, Provider, RequestKind, ResponseOutcome, ScriptedResponse, VALID_REQUEST_MARK,
+    request,
 };
 use support::program::{Program, keychoir_command};
 use support::{FIRST_KEY, SECOND_KEY, SPEECH_PATH, join_all};
@@ -49,7 +50,7 @@ async fn assert_valid_requests_are_served(address: SocketAddr) {
             exchange(address, &[request(request_kind, VALID_REQUEST_MARK)], AfterSending::ReadToEnd)
                 .await
                 .unwrap();
-        providers::check(&received, Outcome::Complete(200)).unwrap();
+        providers::check(&received, ResponseOutcome::Complete(200)).unwrap();
     }
 }
 

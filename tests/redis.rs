@@ -143,8 +143,8 @@ async fn tls_requires_the_configured_authority() {
     let url = server.url();
     check_usable(probe(&settings_trusting(&url, server.ca_file())).await);
     let other_certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let other_ca = folder.path().join("ca.pem");
+    let directory = tempfile::tempdir().unwrap();
+    let other_ca = directory.path().join("ca.pem");
     std::fs::write(&other_ca, other_certificate.cert.pem()).unwrap();
     let wrong_name = url.replace("localhost", "127.0.0.1");
     for settings in
@@ -163,7 +163,7 @@ async fn tls_requires_the_configured_authority() {
     let without_answer = LinkSettings { connect_timeout: Duration::from_millis(50), ..settings(&tls) };
     let error = probe(&without_answer).await.unwrap_err();
     assert!(error.to_string().contains("rediss:// for TLS only"), "{error}");
-    let error = probe(&settings_trusting(&url, folder.path().join("none"))).await.unwrap_err();
+    let error = probe(&settings_trusting(&url, directory.path().join("none"))).await.unwrap_err();
     assert!(matches!(error, RedisProbeError::Tls(_)), "{error}");
 }
 

@@ -146,7 +146,7 @@ async fn the_forwarder_delays_both_directions() {
 
 #[tokio::test]
 async fn the_books_of_all_replicas_together_have_the_credits_of_the_ledger() {
-    let plan = Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
     let mut replicas = TestReplicas::start(2, plan, None).await;
     for _ in 0..4 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
@@ -165,14 +165,17 @@ async fn the_books_of_all_replicas_together_have_the_credits_of_the_ledger() {
         statuses.push(replicas.document(replica, "/readyz").await["status"].clone());
     }
     assert_eq!(statuses, ["ready", "ready"]);
-    let books = replicas.close_unchecked().await;
-    assert_eq!(books.ledger.totals.charged, 60);
-    assert_eq!(books.records[0].len(), 4, "each replica must have served its turn");
+    let results = replicas.close_unchecked().await;
+    assert_eq!(results.ledger.totals.charged, 60);
+    assert_eq!(results.records[0].len(), 4, "each replica must have served its turn");
 
-    let replicas = TestReplicas::start(2, Plan::of([(FIRST_KEY, 10_000)]), None).await;
+    let replicas = TestReplicas::start(2, Plan::with_keys([(FIRST_KEY, 10_000)]), None).await;
     for _ in 0..4 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
     }
-    let books = replicas.close().await;
-    assert_eq!((books.credits_of(FIRST_KEY), books.records[0].len(), books.records[1].len()), (40, 2, 2));
+    let results = replicas.close().await;
+    assert_eq!(
+        (results.credits_of(FIRST_KEY), results.records[0].len(), results.records[1].len()),
+        (40, 2, 2)
+    );
 }

@@ -91,7 +91,7 @@ async fn check(
         vec![b'x'; body_bytes],
     ];
     let upstream = start_provider(request_end, response.concat());
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000_000)]), |config| {
         config.upstream.base_url = format!("http://{upstream}").parse().unwrap();
         config.quota_polling.enabled = false;
         config.clients =

@@ -201,13 +201,13 @@ struct File {
     syntax: syn::File,
 }
 
-fn root() -> &'static Path {
+fn package_root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn files() -> Vec<File> {
+fn read_files() -> Vec<File> {
     let mut files = Vec::new();
-    walk(&root().join("src"), &mut |path| {
+    visit_files(&package_root().join("src"), &mut |path| {
         if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(File::read(path.to_owned()));
         }
@@ -216,13 +216,13 @@ fn files() -> Vec<File> {
     files
 }
 
-fn walk(folder: &Path, visit: &mut dyn FnMut(&Path)) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let is_foreign = name.starts_with('.') || ["target", "node_modules", "__pycache__"].contains(&&*name);
         if path.is_dir() && !is_foreign {
-            walk(&path, visit);
+            visit_files(&path, visit);
         } else if path.is_file() {
             visit(&path);
         }
@@ -233,7 +233,7 @@ impl File {
     fn read(path: PathBuf) -> Self {
         let text = fs::read_to_string(&path).unwrap();
         let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let inside = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+        let inside = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
         let mut modules: Vec<String> =
             inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
         if modules.len() > 1 && modules.last().is_some_and(|last| last == "mod") {
@@ -445,7 +445,7 @@ fn imports(paths: &Paths) -> BTreeSet<&str> {
 fn imports_point_inward() {
     let allowed: BTreeMap<&str, &[&str]> = IMPORTS.iter().copied().collect();
     let mut violations = Vec::new();
-    for file in files() {
+    for file in read_files() {
         let module = file.module();
         let permitted = allowed.get(module).unwrap_or_else(|| panic!("{module} has no line in the table"));
         let paths = file.paths();
@@ -462,7 +462,7 @@ fn imports_point_inward() {
 
 #[test]
 fn every_permitted_import_is_used() {
-    let files = files();
+    let files = read_files();
     let paths: Vec<(&str, Paths)> = files.iter().map(|file| (file.module(), file.paths())).collect();
     for (module, permitted) in IMPORTS {
         for import in *permitted {
@@ -477,13 +477,13 @@ fn every_permitted_import_is_used() {
 fn policy_and_elevenlabs_are_pure() {
     let crates = dependencies();
     let mut violations = Vec::new();
-    for file in files().iter().filter(|file| PURE.contains(&file.module())) {
+    for file in read_files().iter().filter(|file| PURE.contains(&file.module())) {
         let paths = file.paths();
         if paths.has_async {
             violations.push(format!("{}: is async", file.path.display()));
         }
         for path in paths.found.iter().filter(|path| path.len() > 1) {
-            if let Some(violation) = impurity(path, &crates) {
+            if let Some(violation) = purity_violation(path, &crates) {
                 violations.push(format!("{}: {violation}", file.path.display()));
             }
         }
@@ -492,7 +492,7 @@ fn policy_and_elevenlabs_are_pure() {
 }
 
 /// Returns why a pure module must not use a path, or `None` if it may.
-fn impurity(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
+fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
     let [first, second, rest @ ..] = path else { return None };
     let item = rest.first().map(|third| format!("{second}::{third}")).unwrap_or_default();
     match first.as_str() {
@@ -513,7 +513,7 @@ fn impurity(path: &[String], crates: &BTreeSet<String>) -> Option<String> {
 
 /// The crates that the package depends on.
 fn dependencies() -> BTreeSet<String> {
-    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(package_root().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
     let names = manifest["dependencies"].as_table().unwrap().keys();
     names.map(|name| name.replace('-', "_")).collect()
@@ -522,7 +522,7 @@ fn dependencies() -> BTreeSet<String> {
 #[test]
 fn type_names_are_unique() {
     let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
+    for file in read_files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
         for item in file.syntax.items.iter().filter(|item| !is_for_tests(attributes(item))) {
             let name = match item {
                 syn::Item::Enum(item) => &item.ident,
@@ -554,7 +554,7 @@ fn forbidden_words_are_not_used() {
         }
     };
     for place in ["src", "tests", "benches", "config", "deploy", "docs", "systemd"] {
-        walk(&root().join(place), &mut |path| {
+        visit_files(&package_root().join(place), &mut |path| {
             let is_text = ["rs", "md", "toml", "py", "mjs", "js", "sql", "service", "txt"]
                 .iter()
                 .any(|extension| path.extension().is_some_and(|found| found == *extension));
@@ -565,7 +565,7 @@ fn forbidden_words_are_not_used() {
     }
     for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
     {
-        check(&root().join(name));
+        check(&package_root().join(name));
     }
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
@@ -573,7 +573,7 @@ fn forbidden_words_are_not_used() {
 /// A derived comparison of tokens would stop at the first difference.
 #[test]
 fn tokens_are_compared_in_constant_time() {
-    let files = files();
+    let files = read_files();
     let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
     for item in &file.syntax.items {
         match item {
@@ -603,14 +603,17 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn the_tests_of_the_invariants_exist() {
-    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
     let (_, invariants) = text.split_once("## Invariants").unwrap();
     let mut file = (String::new(), String::new());
     let mut count = 0;
     for name in code_spans(invariants) {
         if name.ends_with(".rs") {
-            let path =
-                if name.starts_with("src/") { root().join(name) } else { root().join("tests").join(name) };
+            let path = if name.starts_with("src/") {
+                package_root().join(name)
+            } else {
+                package_root().join("tests").join(name)
+            };
             let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
             file = (name.to_owned(), text);
         } else if name.contains('_') && !name.contains('/') && !file.0.is_empty() {
@@ -625,7 +628,7 @@ fn the_tests_of_the_invariants_exist() {
 fn documents_name_code_that_exists() {
     let (mut source, mut names) = (String::new(), BTreeSet::new());
     for place in ["src", "tests", "benches", "fuzz"] {
-        walk(&root().join(place), &mut |path| {
+        visit_files(&package_root().join(place), &mut |path| {
             names.insert(path.file_name().unwrap().to_owned());
             if path.extension().is_some_and(|extension| extension == "rs") {
                 source += &fs::read_to_string(path).unwrap();
@@ -643,7 +646,7 @@ fn documents_name_code_that_exists() {
             let places = ["", "src", "tests", "benches", "src/proxy"];
             let exists = if is_file {
                 names.contains(OsStr::new(name))
-                    || places.iter().any(|place| root().join(place).join(name).exists())
+                    || places.iter().any(|place| package_root().join(place).join(name).exists())
             } else {
                 !is_path || name.split("::").all(|part| words.contains(part))
             };
@@ -652,20 +655,20 @@ fn documents_name_code_that_exists() {
             }
         }
     };
-    walk(&root().join("docs"), &mut |path| {
+    visit_files(&package_root().join("docs"), &mut |path| {
         if path.extension().is_some_and(|extension| extension == "md") {
             check(path);
         }
     });
     for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
-        check(&root().join(name));
+        check(&package_root().join(name));
     }
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
 fn no_file_exceeds_the_maximum_length() {
-    for file in files().iter().filter(|file| !file.is_test) {
+    for file in read_files().iter().filter(|file| !file.is_test) {
         let lines = file.lines();
         assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
     }
@@ -673,14 +676,14 @@ fn no_file_exceeds_the_maximum_length() {
 
 #[test]
 fn every_file_starts_with_module_documentation() {
-    for file in files().iter().filter(|file| !file.is_test) {
+    for file in read_files().iter().filter(|file| !file.is_test) {
         assert!(file.text.starts_with("//! "), "{} does not begin with `//!`", file.path.display());
     }
 }
 
 #[test]
 fn the_source_has_no_unfinished_code_and_no_allow_attributes() {
-    for file in files() {
+    for file in read_files() {
         for word in ["todo!(", "unimplemented!(", "#[ignore", "#[allow("] {
             assert!(!file.text.contains(word), "{} contains `{word}`", file.path.display());
         }

@@ -18,7 +18,7 @@ const MAX_EXPOSURE: f64 = 1.5;
 /// The first systemd version with `Type=notify-reload`.
 const NOTIFY_RELOAD_VERSION: u32 = 253;
 
-fn analyze(arguments: &[&str]) -> Output {
+fn run_systemd_analyze(arguments: &[&str]) -> Output {
     Command::new("systemd-analyze")
         .args(arguments)
         .env("SYSTEMD_COLORS", "0")
@@ -30,7 +30,7 @@ fn unit_path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
-fn text(bytes: &[u8]) -> String {
+fn to_text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
@@ -45,15 +45,16 @@ fn systemd_verifies_the_units_without_warnings() {
         fs::write(directory.path().join(name), unit).unwrap();
     }
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let output = analyze(&["verify", "--man=no", &path("keychoir.service"), &path("keychoir.socket")]);
-    let version = text(&analyze(&["--version"]).stdout);
+    let output =
+        run_systemd_analyze(&["verify", "--man=no", &path("keychoir.service"), &path("keychoir.socket")]);
+    let version = to_text(&run_systemd_analyze(&["--version"]).stdout);
     let version: u32 = version.split_whitespace().nth(1).unwrap().parse().unwrap();
     let is_expected = |line: &str| {
         version < NOTIFY_RELOAD_VERSION
             && line.ends_with("Failed to parse service type, ignoring: notify-reload")
     };
     // The tool also reports on the dependencies of the units, which do not belong to the project.
-    let report = text(&output.stderr);
+    let report = to_text(&output.stderr);
     let unexpected_lines: Vec<&str> =
         report.lines().filter(|line| line.contains("keychoir")).filter(|line| !is_expected(line)).collect();
     assert!(unexpected_lines.is_empty(), "{unexpected_lines:#?}");
@@ -63,8 +64,9 @@ fn systemd_verifies_the_units_without_warnings() {
 #[test]
 fn the_service_has_a_low_exposure_level() {
     let unit_path = unit_path("keychoir.service");
-    let output = analyze(&["security", "--offline=true", "--no-pager", unit_path.to_str().unwrap()]);
-    let report = text(&output.stdout);
+    let output =
+        run_systemd_analyze(&["security", "--offline=true", "--no-pager", unit_path.to_str().unwrap()]);
+    let report = to_text(&output.stdout);
     let (_, level) = report
         .split_once("Overall exposure level for keychoir.service: ")
         .expect("the report must contain the exposure level");

@@ -116,13 +116,13 @@ impl TestServer {
 }
 
 /// A connection of a client.
-struct Client<S>(S);
+struct WorkerClient<S>(S);
 
-async fn connect(address: SocketAddr) -> Client<TcpStream> {
-    Client(TcpStream::connect(address).await.unwrap())
+async fn connect(address: SocketAddr) -> WorkerClient<TcpStream> {
+    WorkerClient(TcpStream::connect(address).await.unwrap())
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> WorkerClient<S> {
     async fn send(&mut self, path: &str) {
         let request = format!("GET {path} HTTP/1.1\r\nhost: k\r\n\r\n");
         self.0.write_all(request.as_bytes()).await.unwrap();
@@ -193,8 +193,8 @@ async fn connections_of_a_unix_socket_are_spread_evenly() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("k.sock");
     test.listen_on_unix_socket(&path);
-    let mut first = Client(UnixStream::connect(&path).await.unwrap());
-    let mut second = Client(UnixStream::connect(&path).await.unwrap());
+    let mut first = WorkerClient(UnixStream::connect(&path).await.unwrap());
+    let mut second = WorkerClient(UnixStream::connect(&path).await.unwrap());
     assert_eq!(BTreeSet::from([first.get().await, second.get().await]), BTreeSet::from([0, 1]));
     test.server.drain.stop_accepting.cancel();
     test.server.accept_tasks.wait_until_ended().await;

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use keychoir::upstream::UpstreamRequestHead;
 
 /// The requests of a case and their responses.
-pub struct Case {
+pub struct RequestCase {
     pub name: &'static str,
     method: Method,
     pub body_bytes: usize,
@@ -25,7 +25,7 @@ pub struct Case {
     pub counted_requests: usize,
 }
 
-const SMALL_GET: Case = Case {
+const SMALL_GET: RequestCase = RequestCase {
     name: "GET, 120 B",
     method: Method::GET,
     body_bytes: 0,
@@ -37,9 +37,9 @@ const SMALL_GET: Case = Case {
     counted_requests: 200,
 };
 
-pub const CASES: [Case; 7] = [
+pub const CASES: [RequestCase; 7] = [
     SMALL_GET,
-    Case {
+    RequestCase {
         name: "speech: POST of 300 B, 60 KiB in 5 chunks",
         method: Method::POST,
         body_bytes: 300,
@@ -48,7 +48,7 @@ pub const CASES: [Case; 7] = [
         counted_requests: 100,
         ..SMALL_GET
     },
-    Case {
+    RequestCase {
         name: "stream: 64 MiB in chunks of 16 KiB",
         chunks: &[16_384; 8],
         blocks: 512,
@@ -57,7 +57,7 @@ pub const CASES: [Case; 7] = [
         counted_requests: 2,
         ..SMALL_GET
     },
-    Case {
+    RequestCase {
         name: "stream: 64 MiB in chunks of 8 KiB",
         chunks: &[8_192; 16],
         blocks: 512,
@@ -66,7 +66,7 @@ pub const CASES: [Case; 7] = [
         counted_requests: 2,
         ..SMALL_GET
     },
-    Case {
+    RequestCase {
         name: "stream: 64 MiB in chunks of 1 KiB",
         chunks: &[1_024; 128],
         blocks: 512,
@@ -75,7 +75,7 @@ pub const CASES: [Case; 7] = [
         counted_requests: 2,
         ..SMALL_GET
     },
-    Case {
+    RequestCase {
         name: "stream: 200 paced chunks of 1 KiB",
         chunks: &[1_024],
         blocks: 200,
@@ -85,7 +85,7 @@ pub const CASES: [Case; 7] = [
         counted_requests: 5,
         ..SMALL_GET
     },
-    Case {
+    RequestCase {
         name: "upload: POST of 16 MiB",
         method: Method::POST,
         body_bytes: 16 * 1024 * 1024,
@@ -97,7 +97,7 @@ pub const CASES: [Case; 7] = [
 
 const SMALL_RESPONSE_BYTES: usize = 120;
 
-impl Case {
+impl RequestCase {
     /// Returns the response head, with the headers of the provider's responses.
     pub fn response_head(&self) -> String {
         let mut head =

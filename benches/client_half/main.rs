@@ -44,7 +44,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cases::{CASES, Case};
+use cases::{CASES, RequestCase};
 use harness::{env_number, median};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Either};
@@ -140,7 +140,7 @@ impl<C: Connect + Clone> Clients<C> {
     async fn send(
         &self,
         client: ClientKind,
-        case: &Case,
+        case: &RequestCase,
         index: usize,
         blocks: usize,
         requests: usize,
@@ -165,7 +165,7 @@ impl<C: Connect + Clone> Clients<C> {
 
 impl Clients<TcpTlsConnector> {
     /// Relays the responses of a case through hyper's server to a client on a separate thread.
-    async fn relay(&self, client: ClientKind, case: &'static Case, index: usize) {
+    async fn relay(&self, client: ClientKind, case: &'static RequestCase, index: usize) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         keychoir::tasks::spawn_thread("client", move || provider::send_requests(address, case.requests))
@@ -235,7 +235,7 @@ fn runtime() -> Runtime {
 }
 
 /// Runs in a child process under valgrind. Prints the number of frames per response.
-fn run_counted(case: &'static Case, index: usize, client: ClientKind, requests: usize) {
+fn run_counted(case: &'static RequestCase, index: usize, client: ClientKind, requests: usize) {
     let authority = Authority::new(Scheme::Http, "api.example", 80, "").unwrap();
     let clients = Clients::new(authority, MemoryConnector::new(case));
     let frames = runtime().block_on(clients.send(client, case, index, case.counted_blocks, requests));
@@ -243,7 +243,7 @@ fn run_counted(case: &'static Case, index: usize, client: ClientKind, requests: 
 }
 
 /// Prints the number of instructions per request, and the number of frames per response.
-fn print_instructions(index: usize, case: &Case) {
+fn print_instructions(index: usize, case: &RequestCase) {
     let count_for = |client: usize| {
         let (single, frames) = count_with_valgrind(index, client, case.counted_requests);
         let (double, _) = count_with_valgrind(index, client, 2 * case.counted_requests);

@@ -13,7 +13,7 @@ use keychoir::policy::authority::Authority;
 use keychoir::upstream::{Connect, ConnectError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::cases::{CASES, Case};
+use crate::cases::{CASES, RequestCase};
 
 /// The end of the data of a chunk, and the last chunk.
 const LAST_CHUNK: &[u8] = b"\r\n0\r\n\r\n";
@@ -96,12 +96,12 @@ fn find_head_end(bytes: &[u8]) -> Option<usize> {
 /// Opens streams in memory that respond to the requests of one case.
 #[derive(Clone)]
 pub struct MemoryConnector {
-    pub case: &'static Case,
+    pub case: &'static RequestCase,
     response: Bytes,
 }
 
 impl MemoryConnector {
-    pub fn new(case: &'static Case) -> Self {
+    pub fn new(case: &'static RequestCase) -> Self {
         let mut response = case.response_head().into_bytes();
         for _ in 0..case.counted_blocks {
             response.extend_from_slice(&case.response_block());

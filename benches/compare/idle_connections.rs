@@ -41,7 +41,7 @@ enum RequestRate {
 }
 
 /// Requests on previously idle connections, and concurrent streams on other connections.
-struct Case {
+struct IdleLoadCase {
     name: &'static str,
     busy_connections: BusyConnections,
     requests: (Workload, RequestRate),
@@ -50,7 +50,7 @@ struct Case {
     streams: (Workload, u32),
 }
 
-const CASES: [Case; 7] = [
+const CASES: [IdleLoadCase; 7] = [
     case(
         "get, 32 as fast as possible",
         BusyConnections::OneWorker,
@@ -76,7 +76,7 @@ const CASES: [Case; 7] = [
         (Workload::Tts, RequestRate::PerSecond(3_000)),
         32,
     ),
-    Case {
+    IdleLoadCase {
         streams: (Workload::Paced, 100),
         ..case(
             "get, 500/s beside 100 paced",
@@ -85,7 +85,7 @@ const CASES: [Case; 7] = [
             16,
         )
     },
-    Case {
+    IdleLoadCase {
         streams: (Workload::Stream, 4),
         ..case(
             "get, 500/s beside 4 fast",
@@ -101,8 +101,8 @@ const fn case(
     busy_connections: BusyConnections,
     requests: (Workload, RequestRate),
     connections: u32,
-) -> Case {
-    Case { name, busy_connections, requests, connections, streams: (Workload::Stream, 0) }
+) -> IdleLoadCase {
+    IdleLoadCase { name, busy_connections, requests, connections, streams: (Workload::Stream, 0) }
 }
 
 /// The results of a turn. Request times are in µs.
@@ -165,7 +165,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
     }
 }
 
-fn print_case(case: &Case, peers: &[&Peer], turns: &[Vec<TurnResults>]) {
+fn print_case(case: &IdleLoadCase, peers: &[&Peer], turns: &[Vec<TurnResults>]) {
     println!(
         "\n{:<28}{:>12}{:>10}{:>10}{:>10}{:>8}",
         case.name, "per s", "p50, µs", "p99, µs", "CPU, µs", "lesser"
@@ -207,7 +207,7 @@ struct PreparedLoad {
 }
 
 impl PreparedLoad {
-    async fn open(target: &Target, started_peer: &StartedPeer, case: &Case, round: usize) -> Self {
+    async fn open(target: &Target, started_peer: &StartedPeer, case: &IdleLoadCase, round: usize) -> Self {
         let busy_count = case.connections + case.streams.1;
         let (mut idle_connections, workers) =
             open_connections(target, started_peer, busy_count * OPEN_PER_BUSY).await;
@@ -225,7 +225,7 @@ impl PreparedLoad {
         plan: &RoundPlan,
         setup: &PeerSetup,
         started_peer: &StartedPeer,
-        case: &Case,
+        case: &IdleLoadCase,
     ) -> TurnResults {
         let Self { mut load, mut streams, _idle_connections } = self;
         let (target, (stream_workload, stream_count)) = (setup.target(Some(started_peer)), case.streams);

@@ -13,9 +13,11 @@ const TICK_SECONDS: f64 = 0.01;
 
 /// Pins all threads of this process to this processor. Later threads inherit the affinity.
 pub fn pin_to_processor(processor: &str) {
-    let own = std::process::id().to_string();
-    let status =
-        Command::new("taskset").args(["-a", "-p", "-c", processor, &own]).stdout(Stdio::null()).status();
+    let process_id = std::process::id().to_string();
+    let status = Command::new("taskset")
+        .args(["-a", "-p", "-c", processor, &process_id])
+        .stdout(Stdio::null())
+        .status();
     assert!(status.is_ok_and(|status| status.success()), "`taskset` must pin this process");
 }
 
@@ -50,14 +52,14 @@ pub fn first_output_line(program: &Path, argument: &str) -> String {
 }
 
 /// Describes the kernel and the processors.
-pub fn describe() -> String {
+pub fn describe_machine() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let names = processors();
+    let names = processor_names();
     format!("Linux {}, {} of {}", release.trim(), names.len(), names.first().map_or("unknown", |name| name))
 }
 
 /// Returns the model name of each processor.
-fn processors() -> Vec<String> {
+fn processor_names() -> Vec<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap();
     let names = text.lines().filter_map(|line| line.strip_prefix("model name")?.split_once(": "));
     names.map(|(_, name)| name.to_owned()).collect()
@@ -66,7 +68,7 @@ fn processors() -> Vec<String> {
 /// The processor times since their start, in seconds.
 struct ProcessorSeconds {
     all_programs: f64,
-    own: f64,
+    process_id: f64,
 }
 
 fn processor_seconds() -> ProcessorSeconds {
@@ -75,8 +77,8 @@ fn processor_seconds() -> ProcessorSeconds {
         text.lines().next().unwrap().split_whitespace().skip(1).map(|field| field.parse().unwrap()).collect();
     // The fourth and fifth fields are idle time. The times from the ninth field on are included in other fields.
     let busy: f64 = fields[..8].iter().sum::<f64>() - fields[3] - fields[4];
-    let own = parse_stat_seconds(&fs::read_to_string("/proc/self/stat").unwrap());
-    ProcessorSeconds { all_programs: busy * TICK_SECONDS, own }
+    let process_id = parse_stat_seconds(&fs::read_to_string("/proc/self/stat").unwrap());
+    ProcessorSeconds { all_programs: busy * TICK_SECONDS, process_id }
 }
 
 /// Parses the processor time in the file `stat` of a process, in seconds.
@@ -100,9 +102,11 @@ impl OtherLoad {
     /// this program and `proxy_seconds`.
     pub fn share(&self, proxy_seconds: f64) -> f64 {
         let now = processor_seconds();
-        let others =
-            now.all_programs - self.before.all_programs - (now.own - self.before.own) - proxy_seconds;
-        (others / self.started_at.elapsed().as_secs_f64() / processors().len() as f64).max(0.0)
+        let others = now.all_programs
+            - self.before.all_programs
+            - (now.process_id - self.before.process_id)
+            - proxy_seconds;
+        (others / self.started_at.elapsed().as_secs_f64() / processor_names().len() as f64).max(0.0)
     }
 }
 

@@ -69,7 +69,7 @@ fn main() {
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let selection = Selection::parse(&arguments);
     let peers = selected_peers();
-    println!("{}", machine::describe());
+    println!("{}", machine::describe_machine());
     for peer in &peers {
         if let Some(version) = peer.version() {
             println!("{}: {version}", peer.name());

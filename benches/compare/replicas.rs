@@ -89,14 +89,14 @@ struct ReplicaGroup {
     replicas: TestReplicas,
     count: usize,
     request_specs: Vec<RequestSpec>,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl ReplicaGroup {
     /// Starts replicas. Without `redis_url`, each of them has its own pool.
     async fn start(count: usize, redis_url: Option<&str>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("keychoir.toml");
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("keychoir.toml");
         std::fs::write(&config, config_text()).unwrap();
         let settings = [
             ("KEYCHOIR_CONFIG", config.to_str().unwrap()),
@@ -105,7 +105,7 @@ impl ReplicaGroup {
             ("KEYCHOIR_LOG__LEVEL", "error,keychoir::cli=info"),
         ];
         let replicas = TestReplicas::start_with(count, provider_plan(), redis_url, &settings).await;
-        let mut group = Self { replicas, count, request_specs: Vec::new(), _folder: folder };
+        let mut group = Self { replicas, count, request_specs: Vec::new(), _directory: directory };
         if redis_url.is_some() {
             group.wait_until_shared().await;
         }
@@ -184,7 +184,7 @@ fn config_text() -> String {
 }
 
 fn provider_plan() -> ProviderPlan {
-    (0..KEYS).fold(ProviderPlan::of([]), |plan, number| {
+    (0..KEYS).fold(ProviderPlan::with_keys([]), |plan, number| {
         let name = format!("workspace {number}");
         let workspace =
             WorkspacePlan { max_concurrent: Some(MAX_CONCURRENT), ..WorkspacePlan::new(&name, CREDITS) };
@@ -398,7 +398,7 @@ async fn measure_latency(plan: &RoundPlan) {
             );
         }
     }
-    let books = shared_group.replicas.close_unchecked().await;
-    assert_eq!(books.ledger.violations, Vec::<String>::new());
+    let results = shared_group.replicas.close_unchecked().await;
+    assert_eq!(results.ledger.violations, Vec::<String>::new());
     separate_group.replicas.close_unchecked().await;
 }

@@ -13,7 +13,7 @@ use crate::workload::{PACED_INTERVAL_MS, Workload};
 const RATE: u32 = 500;
 const LOAD_CLIENTS: u32 = 16;
 
-/// The concurrent streams.
+/// The streams that run on other connections during the requests.
 #[derive(Clone, Copy)]
 enum BackgroundLoad {
     Nothing,

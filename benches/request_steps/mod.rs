@@ -59,7 +59,7 @@ use pool_settings::{HOUR, pool_settings};
 use request_path::prepare_request_path;
 use tokio::sync::mpsc;
 
-/// A measured step.
+/// A step of the request path that the benchmarks measure.
 #[derive(Clone, Copy)]
 pub struct Step {
     pub name: &'static str,
@@ -74,7 +74,9 @@ pub type PrepareCalls = Box<dyn Fn(usize) -> Box<dyn FnOnce()>>;
 pub const STEPS: &[Step] = &[
     Step {
         name: "origin",
-        set_up: || prepare(|n| heads(n, RequestKind::Voices), |head| check_request_origin(&head)),
+        set_up: || {
+            prepare(|count| request_heads(count, RequestKind::Voices), |head| check_request_origin(&head))
+        },
     },
     Step { name: "authenticate, one of 10 clients", set_up: || prepare_authentication(10) },
     Step { name: "authenticate, one of 10000 clients", set_up: || prepare_authentication(10_000) },
@@ -226,7 +228,7 @@ fn no_items(count: usize) -> Vec<()> {
 }
 
 /// Returns the request head of the provider's Python SDK.
-fn head(kind: RequestKind) -> Parts {
+fn request_head(kind: RequestKind) -> Parts {
     let (method, target) = match kind {
         RequestKind::Voices => (Method::GET, "/v1/voices"),
         RequestKind::Speech => {
@@ -252,8 +254,8 @@ fn head(kind: RequestKind) -> Parts {
     request.body(()).unwrap().into_parts().0
 }
 
-fn heads(count: usize, kind: RequestKind) -> Vec<Parts> {
-    (0..count).map(|_| head(kind)).collect()
+fn request_heads(count: usize, kind: RequestKind) -> Vec<Parts> {
+    (0..count).map(|_| request_head(kind)).collect()
 }
 
 fn response_heads(count: usize) -> Vec<HeaderMap> {
@@ -277,7 +279,7 @@ fn response_heads(count: usize) -> Vec<HeaderMap> {
     vec![response_headers; count]
 }
 
-fn clients(count: usize, rules: &Rules) -> Clients {
+fn pool_clients(count: usize, rules: &Rules) -> Clients {
     let client = |number: usize| {
         let name = ClientName::new(&format!("client-{number}"));
         let token = TokenFingerprint::new(&format!("keychoir-token-number-{number}"));
@@ -293,9 +295,9 @@ fn check_request_origin(head: &Parts) {
 }
 
 fn prepare_authentication(count: usize) -> PrepareCalls {
-    let clients = clients(count, &Rules::default());
+    let clients = pool_clients(count, &Rules::default());
     prepare(
-        move |n| heads(n, RequestKind::Voices),
+        move |count| request_heads(count, RequestKind::Voices),
         move |head| {
             black_box(authenticate(&clients, &head.headers, head.uri.query(), UnixMs(0))).unwrap();
             std::mem::forget(head);
@@ -305,7 +307,7 @@ fn prepare_authentication(count: usize) -> PrepareCalls {
 
 fn prepare_endpoint_lookup(kind: RequestKind) -> PrepareCalls {
     prepare(
-        move |n| heads(n, kind),
+        move |count| request_heads(count, kind),
         |mut head| {
             black_box(route(&mut head, true)).unwrap();
             std::mem::forget(head);
@@ -319,7 +321,7 @@ fn prepare_identifiers(kind: RequestKind) -> PrepareCalls {
             let route = lookup(&head.method, head.uri.path()).unwrap().route;
             (head, route)
         };
-        heads(count, kind).into_iter().map(add_route).collect::<Vec<_>>()
+        request_heads(count, kind).into_iter().map(add_route).collect::<Vec<_>>()
     };
     prepare(heads_with_routes, |(head, route)| {
         black_box(identify_request(&head, &route));
@@ -349,7 +351,7 @@ fn prepare_client_quota() -> PrepareCalls {
 
 fn prepare_request_sanitizing(kind: RequestKind) -> PrepareCalls {
     prepare(
-        move |n| heads(n, kind),
+        move |count| request_heads(count, kind),
         |head| {
             std::mem::forget(black_box(sanitize(head, None, &ForwardedHeaders::default())).unwrap());
         },
@@ -417,7 +419,7 @@ where
     }
 }
 
-fn chunk(is_text: bool) -> Bytes {
+fn body_chunk(is_text: bool) -> Bytes {
     let text = b"what is said in a document, \"and\" how: ";
     (0..CHUNK_BYTES)
         .map(|at| if is_text { text[at % text.len()] } else { (at * 7) as u8 })
@@ -426,7 +428,7 @@ fn chunk(is_text: bool) -> Bytes {
 }
 
 fn prepare_upload() -> PrepareCalls {
-    let (budget, chunk) = (buffer_budget(), chunk(false));
+    let (budget, chunk) = (buffer_budget(), body_chunk(false));
     prepare(no_items, move |()| {
         let replay = Replay::new(Full::new(chunk.clone()), &budget);
         let mut attempt = replay.start_attempt();
@@ -441,10 +443,9 @@ impl BodyInspector for NoInspector {
     fn inspect(self, _: &[u8]) {}
 }
 
-/// An endless body.
-struct Endless(Bytes);
+struct EndlessBody(Bytes);
 
-impl Body for Endless {
+impl Body for EndlessBody {
     type Data = Bytes;
     type Error = UpstreamBodyError;
 
@@ -457,8 +458,8 @@ impl Body for Endless {
 }
 
 fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
-    let inspected: Inspect<Endless, NoInspector> =
-        Inspect::new(Endless(chunk(redactor.is_some())), None, 0, BufferShare::default());
+    let inspected: Inspect<EndlessBody, NoInspector> =
+        Inspect::new(EndlessBody(body_chunk(redactor.is_some())), None, 0, BufferShare::default());
     let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
     prepare(no_items, move |()| {
         // The redactor holds back a few bytes until it has seen the following bytes.

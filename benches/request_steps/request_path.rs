@@ -34,8 +34,8 @@ use tokio::sync::mpsc;
 
 use super::pool_settings::HOUR;
 use super::{
-    ClientLimits, PoolWithCredits, PrepareCalls, RequestKind, Spread, TEXT, check_request_origin, clients,
-    heads, prepare, redactor, response_heads,
+    ClientLimits, PoolWithCredits, PrepareCalls, RequestKind, Spread, TEXT, check_request_origin,
+    pool_clients, prepare, redactor, request_heads, response_heads,
 };
 
 /// A link to replicas that grants any amount. No call needs an answer of it, because the grant suffices.
@@ -95,7 +95,7 @@ impl RequestPath {
         let keys = PoolWithCredits::new(10, Strategy::DEFAULT, Spread::WorkspacePerKey);
         let quota = ClientQuota { amount: 1 << 40, unit: QuotaUnit::Credits, period: Period::Month };
         let quota = (client_limits != ClientLimits::None).then_some(quota);
-        let clients = clients(10, &Rules { quota, ..Rules::default() });
+        let clients = pool_clients(10, &Rules { quota, ..Rules::default() });
         let now = clock::now();
         let mut client_usage = ClientUsage::new(&clients, &[], Arc::new(NoStoredUsage), now);
         let mut changes = None;
@@ -183,6 +183,7 @@ fn poll_ready<T>(mut future: Pin<Box<impl Future<Output = T>>>) -> T {
 
 pub fn prepare_request_path(kind: RequestKind, client_limits: ClientLimits) -> PrepareCalls {
     let request_path = RequestPath::new(client_limits);
-    let requests = move |count| heads(count, kind).into_iter().zip(response_heads(count)).collect::<Vec<_>>();
+    let requests =
+        move |count| request_heads(count, kind).into_iter().zip(response_heads(count)).collect::<Vec<_>>();
     prepare(requests, move |request| request_path.run(request))
 }

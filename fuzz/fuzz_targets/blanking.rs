@@ -13,7 +13,7 @@ const NAMES: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 const MARKER: &str = "sk_marker_5d41402abc4b2a76b9719d911017c592";
 
 #[derive(Arbitrary, Debug)]
-struct Case {
+struct BlankingCase {
     message: Message,
     /// The lengths of the chunks, except the last one.
     chunk_lengths: Vec<u8>,
@@ -173,7 +173,7 @@ fn expected_characters(members: &Map<String, Value>) -> u64 {
     if is_blank { 0 } else { text.chars().count() as u64 }
 }
 
-fuzz_target!(|case: Case| {
+fuzz_target!(|case: BlankingCase| {
     let (message, is_generated_object) = match &case.message {
         Message::Bytes(bytes) => (bytes.clone(), false),
         Message::Object(members) => (object_to_json(members).into_bytes(), true),

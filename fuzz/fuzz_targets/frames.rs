@@ -11,7 +11,7 @@ use keychoir::policy::frame::{
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
-struct Case {
+struct FrameCase {
     bytes: Vec<u8>,
     mask: [u8; 4],
     /// The payload offset of the first masked byte.
@@ -39,8 +39,8 @@ fn validate_in_chunks(sender: Sender, stream: &[u8], chunk_lengths: &[u8]) -> Va
     total
 }
 
-fuzz_target!(|case: Case| {
-    let Case { bytes, mask, offset, split, code, reason, chunk_lengths } = case;
+fuzz_target!(|case: FrameCase| {
+    let FrameCase { bytes, mask, offset, split, code, reason, chunk_lengths } = case;
     for sender in [Sender::Client, Sender::Server] {
         let (whole, chunks) =
             (validate_in_chunks(sender, &bytes, &[]), validate_in_chunks(sender, &bytes, &chunk_lengths));

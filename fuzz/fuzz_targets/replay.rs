@@ -18,7 +18,7 @@ use keychoir::policy::replay::ReplayableBody;
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
-struct Case {
+struct ReplayCase {
     /// The frames of the body. `None` makes the body pending once.
     frames: Vec<Option<Vec<u8>>>,
     /// The number of frames that each incomplete attempt reads.
@@ -48,7 +48,7 @@ impl Body for ClientBody {
     }
 }
 
-fuzz_target!(|case: Case| {
+fuzz_target!(|case: ReplayCase| {
     let sent: Vec<u8> = case.frames.iter().flatten().flatten().copied().collect();
     let budget = BufferBudget::new(&BufferLimits {
         max_body_memory: case.max_memory.into(),

@@ -69,7 +69,7 @@ pub struct AppConfig {
     pub control: Option<ControlSender>,
     /// The digest of the admin token; `None` disables the admin API.
     pub admin_token: Option<AdminTokenFingerprint>,
-    /// Which pages may be read without a token.
+    /// The pages that may be read without a token.
     pub public_pages: PublicPages,
     /// Maximum listeners of events.
     pub max_event_listeners: usize,
@@ -404,11 +404,11 @@ mod tests {
             KeyConfig { proxy: "http://own:1".parse().unwrap(), ..key("sk_own_proxy") },
         ];
         let start = Config { keys, ..Config::default() };
-        let mut loaded = start.clone();
-        loaded.upstream.base_url = "https://new.example".parse().unwrap();
-        loaded.upstream.proxy = "http://new:1".parse().unwrap();
-        loaded.keys[1].weight = 7;
-        let app_config = AppConfig::from_reload(&loaded, &start).unwrap();
+        let mut loaded_config = start.clone();
+        loaded_config.upstream.base_url = "https://new.example".parse().unwrap();
+        loaded_config.upstream.proxy = "http://new:1".parse().unwrap();
+        loaded_config.keys[1].weight = 7;
+        let app_config = AppConfig::from_reload(&loaded_config, &start).unwrap();
         let [default_key, own_host, own_proxy] = app_config.keys.try_into().unwrap();
         assert!(default_key.authority.is_none() && default_key.default_route.is_none());
         assert!(own_host.authority.unwrap().proxy().is_none(), "the new proxy must not apply");

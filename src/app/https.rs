@@ -187,11 +187,15 @@ impl Certificates {
         if loopback_addresses.is_empty() {
             return Ok(None);
         }
-        let opened = certificate::open(location, now)?;
-        if let Some(quarantined) = &opened.quarantined {
+        let open_result = certificate::open(location, now)?;
+        if let Some(quarantined) = &open_result.quarantined {
             warn!(event = "ca_replaced", "{quarantined}");
         }
-        opened.ca.issue(&certificate_names(hosts, &loopback_addresses), now).map(Some).map_err(CaError::from)
+        open_result
+            .ca
+            .issue(&certificate_names(hosts, &loopback_addresses), now)
+            .map(Some)
+            .map_err(CaError::from)
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, CurrentSource> {
@@ -233,9 +237,9 @@ mod tests {
     }
 
     fn configured() -> Https {
-        let generated = rcgen::generate_simple_self_signed(["keys.example".to_owned()]).unwrap();
-        let chain = certificate::CertificateChain::parse(&generated.cert.pem()).unwrap();
-        Https::Configured(chain.with_key(&generated.signing_key.serialize_pem()).unwrap())
+        let certified_key = rcgen::generate_simple_self_signed(["keys.example".to_owned()]).unwrap();
+        let chain = certificate::CertificateChain::parse(&certified_key.cert.pem()).unwrap();
+        Https::Configured(chain.with_key(&certified_key.signing_key.serialize_pem()).unwrap())
     }
 
     /// Returns the expiry of the certificate on loopback addresses.

@@ -1,5 +1,5 @@
 //! Examines what startup cannot: the routes to the provider, each key at the provider, the tables of the mirror, and
-//! Redis. Used by `keychoir check --online` and `keychoir doctor`, beside a running program or without one.
+//! Redis. `keychoir check --online` and `keychoir doctor` use it, with or without a running program.
 
 use std::io;
 use std::net::IpAddr;
@@ -61,12 +61,12 @@ impl RouteCheck {
     }
 }
 
-/// A key and the answer of the provider about it.
+/// A key and the result of its check.
 #[derive(Debug)]
 pub struct CheckedKey {
     /// The key.
     pub key: Arc<Key>,
-    /// The answer.
+    /// The result of the check, unless another check of the key is in progress.
     pub result: Result<KeyCheck, CheckInProgress>,
 }
 
@@ -125,7 +125,7 @@ impl OnlineCheck {
         in_order(probes).await
     }
 
-    /// Asks the provider about each key, several at the same time. The requests
+    /// Checks each key with requests to the provider, several at the same time. The requests
     /// cost no credits.
     pub async fn check_keys(&self) -> Vec<CheckedKey> {
         // The records of the checks are not written: the receiving half is dropped.

@@ -45,7 +45,7 @@ impl StartError {
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
         match self {
-            // The message says what to do.
+            // The message contains the advice.
             Self::Database(OpenError::CannotCopy { .. }) => None,
             Self::Database(_) | Self::UnreadableRecords(_) => Some(
                 "Set storage.path (or KEYCHOIR_STORAGE__PATH) to another path, or keep usage records only in memory with \

@@ -187,15 +187,16 @@ impl BufferShare {
     #[must_use]
     pub fn cover(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
-        let needed = (bytes as u64).saturating_sub(self.free_bytes);
-        let steps = needed.div_ceil(STEP).saturating_mul(STEP);
-        if needed > self.taken_bytes {
+        let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
+        let steps = needed_bytes.div_ceil(STEP).saturating_mul(STEP);
+        if needed_bytes > self.taken_bytes {
             // If less than a whole step is available, the exact number of bytes is taken.
-            let target =
-                [steps, needed].into_iter().find(|target| budget.0.memory.take(target - self.taken_bytes));
+            let target = [steps, needed_bytes]
+                .into_iter()
+                .find(|target| budget.0.memory.take(target - self.taken_bytes));
             let Some(target) = target else { return false };
             self.taken_bytes = target;
-        } else if needed == 0 || steps + STEP < self.taken_bytes {
+        } else if needed_bytes == 0 || steps + STEP < self.taken_bytes {
             // One extra step is kept for a buffer whose size varies around a step boundary.
             self.release_above(steps);
         }
@@ -209,8 +210,8 @@ impl BufferShare {
 
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
-        let needed = (bytes as u64).saturating_sub(self.free_bytes);
-        self.release_above(needed.div_ceil(STEP).saturating_mul(STEP));
+        let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
+        self.release_above(needed_bytes.div_ceil(STEP).saturating_mul(STEP));
     }
 
     /// Returns the memory above `kept_bytes` to the budget.

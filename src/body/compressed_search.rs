@@ -67,7 +67,7 @@ pub(super) struct CompressedSearch {
 
 /// The result of one turn of the search.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum SearchProgress {
     /// The search of the current frame is not finished.
     Incomplete,
     /// The search of the current frame is finished.
@@ -109,7 +109,7 @@ impl CompressedSearch {
     /// # Errors
     ///
     /// Fails when a key is found, or the budget has no memory left.
-    pub(super) fn run_turn(&mut self) -> Result<Turn, WithholdReason> {
+    pub(super) fn run_turn(&mut self) -> Result<SearchProgress, WithholdReason> {
         if self.has_key {
             return Err(WithholdReason::ContainsKey);
         }
@@ -123,20 +123,20 @@ impl CompressedSearch {
         }
     }
 
-    fn search_current_frame(&mut self) -> Result<Turn, WithholdReason> {
+    fn search_current_frame(&mut self) -> Result<SearchProgress, WithholdReason> {
         let mut bytes = 0;
         while let Some(index) = self.stages.iter().rposition(CodingStage::can_decode) {
-            let decoded = self.stages[index].decode_step();
-            bytes += decoded.len();
+            let decode_result = self.stages[index].decode_step();
+            bytes += decode_result.len();
             match self.stages.get_mut(index + 1) {
-                Some(next) => next.input.extend_from_slice(&decoded),
-                None if self.redaction.contains_key(&self.redactor, &decoded) => {
+                Some(next) => next.input.extend_from_slice(&decode_result),
+                None if self.redaction.contains_key(&self.redactor, &decode_result) => {
                     return Err(WithholdReason::ContainsKey);
                 }
                 None => {}
             }
             if bytes >= MAX_BYTES_PER_TURN {
-                return Ok(Turn::Incomplete);
+                return Ok(SearchProgress::Incomplete);
             }
         }
         self.held_frames.extend(self.current_frame.take());
@@ -145,7 +145,7 @@ impl CompressedSearch {
         } else if self.held_bytes() > MAX_HELD_BYTES {
             return Err(WithholdReason::ContainsKey);
         }
-        Ok(Turn::Complete)
+        Ok(SearchProgress::Complete)
     }
 
     /// Ends the body and releases the frames held back for an incomplete key. `trailers` is the last frame.
@@ -221,8 +221,8 @@ impl CodingStage {
 
     fn can_decode(&self) -> bool {
         // Two bytes are needed to detect the format of `deflate`.
-        let needed = if matches!(self.decoder, Decoder::UnknownDeflate) { 2 } else { 1 };
-        self.input.len() >= needed
+        let needed_bytes = if matches!(self.decoder, Decoder::UnknownDeflate) { 2 } else { 1 };
+        self.input.len() >= needed_bytes
     }
 
     /// Decodes at most [`STEP_SIZE`] bytes of the input. Returns the decoded bytes.
@@ -279,22 +279,22 @@ mod tests {
     /// Searches `body` in chunks. Returns the forwarded bytes, and whether a key was found.
     fn forward(codings: &[Coding], body: &[u8], chunk_size: usize) -> (Vec<u8>, bool) {
         let mut search = search(codings);
-        let mut forwarded = Vec::new();
+        let mut forwarded_bytes = Vec::new();
         for chunk in body.chunks(chunk_size) {
             search.push(Bytes::copy_from_slice(chunk));
             loop {
                 match search.run_turn() {
-                    Ok(Turn::Incomplete) => {}
-                    Ok(Turn::Complete) => break,
-                    Err(_) => return (forwarded, true),
+                    Ok(SearchProgress::Incomplete) => {}
+                    Ok(SearchProgress::Complete) => break,
+                    Err(_) => return (forwarded_bytes, true),
                 }
             }
-            forwarded.extend(pop_all(&mut search));
+            forwarded_bytes.extend(pop_all(&mut search));
         }
         search.finish(None);
-        forwarded.extend(pop_all(&mut search));
+        forwarded_bytes.extend(pop_all(&mut search));
         assert!(search.is_empty());
-        (forwarded, false)
+        (forwarded_bytes, false)
     }
 
     type Encoding = (&'static [Coding], fn(&[u8]) -> Vec<u8>);
@@ -340,7 +340,7 @@ mod tests {
                     // The forwarded bytes reveal no more of the key than its short form.
                     let mut forwarded_search = search(codings);
                     forwarded_search.push(forwarded.into());
-                    while forwarded_search.run_turn() == Ok(Turn::Incomplete) {}
+                    while forwarded_search.run_turn() == Ok(SearchProgress::Incomplete) {}
                     assert!(forwarded_search.redaction.is_idle());
                 }
             }
@@ -372,7 +372,7 @@ mod tests {
         let mut search = search(&[Coding::Gzip]);
         search.push(gzip(&vec![b'x'; 50_000_000]).into());
         let mut turns = 0;
-        while search.run_turn() == Ok(Turn::Incomplete) {
+        while search.run_turn() == Ok(SearchProgress::Incomplete) {
             turns += 1;
         }
         assert!(turns >= 40, "the search took only {turns} turns");

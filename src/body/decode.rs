@@ -48,8 +48,8 @@ pub fn parse_codings(encoding: Option<&str>) -> Option<Vec<Coding>> {
 pub fn decode_body(body: &[u8], encoding: Option<&str>, max_bytes: usize) -> Option<Vec<u8>> {
     let codings = parse_codings(encoding)?;
     let Some((outer, inner)) = codings.split_last() else { return Some(body.to_vec()) };
-    let decoded = remove_coding(*outer, body, max_bytes)?;
-    inner.iter().rev().try_fold(decoded, |encoded, coding| remove_coding(*coding, &encoded, max_bytes))
+    let decoded_body = remove_coding(*outer, body, max_bytes)?;
+    inner.iter().rev().try_fold(decoded_body, |encoded, coding| remove_coding(*coding, &encoded, max_bytes))
 }
 
 fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8>> {
@@ -63,10 +63,10 @@ fn remove_coding(coding: Coding, body: &[u8], max_bytes: usize) -> Option<Vec<u8
 
 /// Reads all bytes. Returns `None` if reading fails or there are more than `max_bytes`.
 fn read_bounded(decoder: impl Read, max_bytes: usize) -> Option<Vec<u8>> {
-    let mut decoded = Vec::new();
+    let mut decoded_body = Vec::new();
     let limit = u64::try_from(max_bytes).ok()?.checked_add(1)?;
-    decoder.take(limit).read_to_end(&mut decoded).ok()?;
-    (decoded.len() <= max_bytes).then_some(decoded)
+    decoder.take(limit).read_to_end(&mut decoded_body).ok()?;
+    (decoded_body.len() <= max_bytes).then_some(decoded_body)
 }
 
 #[cfg(test)]

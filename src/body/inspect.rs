@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    fn data(text: &'static str) -> Poll<Result<Frame<Bytes>, &'static str>> {
+    fn ready_data(text: &'static str) -> Poll<Result<Frame<Bytes>, &'static str>> {
         Poll::Ready(Ok(Frame::data(Bytes::from_static(text.as_bytes()))))
     }
 
@@ -226,7 +226,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_body_follows_its_inspection() {
         for detects_end in [false, true] {
-            let frames = [data("ab"), Poll::Pending, data("cd"), Poll::Pending, data("ef")];
+            let frames = [ready_data("ab"), Poll::Pending, ready_data("cd"), Poll::Pending, ready_data("ef")];
             let (mut inspect, inspector) = inspect(frames, detects_end, 6);
             assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
             assert!(!inspect.is_end_stream());
@@ -244,7 +244,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_response_is_relayed_without_delay_and_not_inspected() {
         let (mut inspect, inspector) =
-            inspect([data("abc"), data("def"), Poll::Pending, data("g")], false, 5);
+            inspect([ready_data("abc"), ready_data("def"), Poll::Pending, ready_data("g")], false, 5);
         for expected in ["abc", "def", "g"] {
             assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some(expected));
         }
@@ -264,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn trailers_end_a_body() {
         let trailers = Poll::Ready(Ok(Frame::trailers(HeaderMap::new())));
-        let (mut inspect, inspector) = inspect([data("ab"), trailers], false, 5);
+        let (mut inspect, inspector) = inspect([ready_data("ab"), trailers], false, 5);
         assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
         assert_eq!(inspector.copy().as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().unwrap().is_trailers());
@@ -273,7 +273,7 @@ mod tests {
     #[tokio::test]
     async fn a_broken_response_is_not_inspected() {
         let (mut inspect, inspector) =
-            inspect([data("ab"), data("cd"), Poll::Ready(Err("reset"))], false, 50);
+            inspect([ready_data("ab"), ready_data("cd"), Poll::Ready(Err("reset"))], false, 50);
         assert_eq!(next_chunk(&mut inspect).await.as_deref(), Some("ab"));
         assert!(inspect.frame().await.unwrap().is_err());
         assert_eq!(inspector.copy(), None);

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::add_to_hint;
 use super::budget::BufferBudget;
-use super::compressed_search::{self, CompressedSearch, Turn, WithholdReason};
+use super::compressed_search::{self, CompressedSearch, SearchProgress, WithholdReason};
 use super::decode::Coding;
 use crate::secret::{RedactedChunk, Redactor, StreamRedaction};
 
@@ -162,7 +162,7 @@ impl CompressedSearch {
                 return Poll::Ready(Some(Ok(frame)));
             }
             if self.is_busy() {
-                if self.run_turn()? == Turn::Incomplete {
+                if self.run_turn()? == SearchProgress::Incomplete {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -270,7 +270,7 @@ mod tests {
     }
 
     /// Returns a body of these chunks without a declared length.
-    fn streamed(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
+    fn streamed_body(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
         let data = chunks.iter().map(|chunk| Frame::data(Bytes::copy_from_slice(chunk.as_bytes())));
         StreamBody::new(Frames(data.chain(trailers.map(Frame::trailers)).collect()))
     }
@@ -282,9 +282,9 @@ mod tests {
                 Full::new(Bytes::from(text.clone())).map_err(|never| -> WithholdReason { match never {} });
             let mut body: RedactedBody<_> = RedactedBody::new(full, redactor());
             assert_eq!(body.size_hint().exact(), Some(text.len() as u64));
-            let whole = (&mut body).collect().await.unwrap().to_bytes();
-            assert_eq!(whole.len(), text.len());
-            assert_eq!(whole.trim_ascii_end(), text.replace(KEY, SHORT).as_bytes());
+            let whole_body = (&mut body).collect().await.unwrap().to_bytes();
+            assert_eq!(whole_body.len(), text.len());
+            assert_eq!(whole_body.trim_ascii_end(), text.replace(KEY, SHORT).as_bytes());
             assert!(body.is_end_stream());
         }
     }
@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_of_unknown_length_is_not_padded() {
         let (start, end) = KEY.split_at(20);
-        let mut body = RedactedBody::new(streamed(&["a ", start, end, " b sk_6c03"], None), redactor());
+        let mut body = RedactedBody::new(streamed_body(&["a ", start, end, " b sk_6c03"], None), redactor());
         let mut chunks = Vec::new();
         while let Some(frame) = body.frame().await {
             chunks.push(String::from_utf8(frame.unwrap().into_data().unwrap().to_vec()).unwrap());
@@ -303,7 +303,7 @@ mod tests {
     #[tokio::test]
     async fn trailers_are_sent_last_and_redacted() {
         let trailers = HeaderMap::from_iter([("x-key".parse().unwrap(), KEY.parse().unwrap())]);
-        let mut body = RedactedBody::new(streamed(&["sk_6c03"], Some(trailers)), redactor());
+        let mut body = RedactedBody::new(streamed_body(&["sk_6c03"], Some(trailers)), redactor());
         let mut next_frame = async || body.frame().await.unwrap().unwrap();
         assert_eq!(next_frame().await.into_data().unwrap(), "sk_6");
         assert_eq!(next_frame().await.into_data().unwrap(), "c03");
@@ -312,11 +312,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_without_a_redactor_is_unchanged() {
-        let body = RedactedBody::new(streamed(&[KEY], None), None);
+        let body = RedactedBody::new(streamed_body(&[KEY], None), None);
         assert_eq!(body.collect().await.unwrap().to_bytes(), KEY);
     }
 
-    fn compressed(body: Vec<u8>) -> RedactedBody<impl Body<Data = Bytes, Error = WithholdReason> + Unpin> {
+    fn compressed_body(
+        body: Vec<u8>,
+    ) -> RedactedBody<impl Body<Data = Bytes, Error = WithholdReason> + Unpin> {
         let body = Full::new(Bytes::from(body)).map_err(|never| -> WithholdReason { match never {} });
         RedactedBody::with_codings(body, redactor(), Some(vec![Coding::Gzip]), &BufferBudget::empty())
     }
@@ -324,11 +326,11 @@ mod tests {
     #[tokio::test]
     async fn a_compressed_body_is_relayed_unchanged_or_withheld() {
         let clean = gzip(b"nothing sk_6c036526aaaa");
-        let mut body = compressed(clean.clone());
+        let mut body = compressed_body(clean.clone());
         assert_eq!(body.size_hint().exact(), Some(clean.len() as u64));
         assert_eq!((&mut body).collect().await.unwrap().to_bytes(), clean);
         assert!(body.is_end_stream());
-        let error = compressed(gzip(format!("a {KEY} b").as_bytes())).collect().await.unwrap_err();
+        let error = compressed_body(gzip(format!("a {KEY} b").as_bytes())).collect().await.unwrap_err();
         assert_eq!(error, WithholdReason::ContainsKey);
     }
 
@@ -336,7 +338,7 @@ mod tests {
     async fn an_undecodable_body_is_redacted_in_its_encoding() {
         for codings in [None, Some(Vec::new())] {
             let body = RedactedBody::with_codings(
-                streamed(&[KEY], None),
+                streamed_body(&[KEY], None),
                 redactor(),
                 codings,
                 &BufferBudget::empty(),

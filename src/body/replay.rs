@@ -26,14 +26,14 @@ pub use upload_wait::UploadWait;
 /// A request body and its replay buffer.
 #[derive(Debug)]
 pub struct Replay<B> {
-    shared: Arc<Mutex<Shared<B>>>,
+    state: Arc<Mutex<ReplayState<B>>>,
 }
 
 /// The body of one attempt. A later attempt supersedes this body, so that two connections never share the
 /// bytes that still arrive.
 #[derive(Debug)]
 pub struct AttemptBody<B> {
-    shared: Arc<Mutex<Shared<B>>>,
+    state: Arc<Mutex<ReplayState<B>>>,
     attempt: u32,
     offset: u64,
 }
@@ -41,7 +41,7 @@ pub struct AttemptBody<B> {
 /// The progress of the upload, for the task that waits for the response.
 #[derive(Debug)]
 pub struct UploadProgress<B> {
-    shared: Arc<Mutex<Shared<B>>>,
+    state: Arc<Mutex<ReplayState<B>>>,
 }
 
 /// The reason why the body of an attempt ended early.
@@ -59,7 +59,7 @@ pub enum AttemptBodyError {
 }
 
 #[derive(Debug)]
-struct Shared<B> {
+struct ReplayState<B> {
     source: Option<B>,
     source_state: SourceState,
     buffer: ReplayBuffer,
@@ -123,7 +123,7 @@ where
         budget: &BufferBudget,
     ) -> Self {
         let now = clock::instant();
-        let shared = Shared {
+        let state = ReplayState {
             source,
             source_state,
             buffer: ReplayBuffer::new(budget.clone()),
@@ -141,34 +141,34 @@ where
             client_wait_time: Duration::ZERO,
             client_wait_start: None,
         };
-        Self { shared: Arc::new(Mutex::new(shared)) }
+        Self { state: Arc::new(Mutex::new(state)) }
     }
 
     /// Starts an attempt from the first byte. The attempt supersedes the previous one.
     #[must_use]
     pub fn start_attempt(&self) -> AttemptBody<B> {
-        let mut shared = lock(&self.shared);
-        shared.attempt += 1;
-        shared.sent_bytes = 0;
-        shared.has_started = false;
-        shared.last_sent_at = clock::instant();
+        let mut state = lock(&self.state);
+        state.attempt += 1;
+        state.sent_bytes = 0;
+        state.has_started = false;
+        state.last_sent_at = clock::instant();
         // The time between two attempts does not count as a wait for the client, because the body is not
         // polled during that time.
-        shared.client_wait_start = shared.client_wait_start.map(|_| shared.last_sent_at);
-        AttemptBody { shared: Arc::clone(&self.shared), attempt: shared.attempt, offset: 0 }
+        state.client_wait_start = state.client_wait_start.map(|_| state.last_sent_at);
+        AttemptBody { state: Arc::clone(&self.state), attempt: state.attempt, offset: 0 }
     }
 
     /// Returns the declared length of the body.
     #[must_use]
     pub fn length(&self) -> Option<u64> {
-        lock(&self.shared).length
+        lock(&self.state).length
     }
 
     /// Whether another attempt could send the complete body.
     #[must_use]
     pub fn replayable_body(&self) -> ReplayableBody {
-        let shared = lock(&self.shared);
-        let is_complete = shared.buffer.loss().is_none() && shared.source_state != SourceState::Failed;
+        let state = lock(&self.state);
+        let is_complete = state.buffer.loss().is_none() && state.source_state != SourceState::Failed;
         if is_complete { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
     }
 
@@ -176,13 +176,13 @@ where
     /// arrived.
     #[must_use]
     pub fn last_received_at(&self) -> Instant {
-        lock(&self.shared).last_received_at
+        lock(&self.state).last_received_at
     }
 
     /// Returns the reason why the replay buffer is incomplete, or `None` while the buffer is complete.
     #[must_use]
     pub fn loss(&self) -> Option<ReplayLoss> {
-        lock(&self.shared).buffer.loss()
+        lock(&self.state).buffer.loss()
     }
 }
 
@@ -190,7 +190,7 @@ impl<B> AttemptBody<B> {
     /// Returns a handle to the progress of the upload.
     #[must_use]
     pub fn upload(&self) -> UploadProgress<B> {
-        UploadProgress { shared: Arc::clone(&self.shared) }
+        UploadProgress { state: Arc::clone(&self.state) }
     }
 }
 
@@ -198,7 +198,7 @@ impl<B> UploadProgress<B> {
     /// Returns the event that the upload waits for.
     #[must_use]
     pub fn waits_for(&self) -> UploadWait {
-        match lock(&self.shared).source_state {
+        match lock(&self.state).source_state {
             SourceState::Ready => UploadWait::ForUpstream,
             SourceState::Pending => UploadWait::ForClient,
             SourceState::Complete => UploadWait::ForResponse,
@@ -208,50 +208,50 @@ impl<B> UploadProgress<B> {
 
     /// Records that the connection has accepted the first byte of the request.
     pub fn mark_started(&self) {
-        lock(&self.shared).has_started = true;
+        lock(&self.state).has_started = true;
     }
 
     /// Whether the connection has accepted a byte of the request, so that the provider may process it.
     #[must_use]
     pub fn has_started(&self) -> bool {
-        lock(&self.shared).has_started
+        lock(&self.state).has_started
     }
 
     /// Returns the number of bytes that the current attempt has taken to send.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
-        lock(&self.shared).sent_bytes
+        lock(&self.state).sent_bytes
     }
 
     /// Returns up to `max_bytes` of the buffered start of the body.
     #[must_use]
     pub fn buffered_start(&self, max_bytes: usize) -> BodyStart {
-        buffered_start(&lock(&self.shared), max_bytes)
+        buffered_start(&lock(&self.state), max_bytes)
     }
 
     /// Declares that there will be no further attempt. The buffer is freed once the current attempt has sent
     /// all buffered bytes.
     pub fn release(&self) {
-        let mut shared = lock(&self.shared);
-        shared.is_released = true;
-        shared.discard_if_released();
+        let mut state = lock(&self.state);
+        state.is_released = true;
+        state.discard_if_released();
     }
 
     /// Returns the time by which the client must send more bytes to reach `rate`, or `None` while the upload
     /// does not wait for the client.
     #[must_use]
     pub fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
-        lock(&self.shared).min_rate_deadline(rate)
+        lock(&self.state).min_rate_deadline(rate)
     }
 
     /// Returns the time at which the current attempt last took bytes to send.
     #[must_use]
     pub fn last_sent_at(&self) -> Instant {
-        lock(&self.shared).last_sent_at
+        lock(&self.state).last_sent_at
     }
 }
 
-impl<B> Shared<B>
+impl<B> ReplayState<B>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -325,7 +325,7 @@ where
     }
 }
 
-impl<B> Shared<B> {
+impl<B> ReplayState<B> {
     fn min_rate_deadline(&self, rate: MinRate) -> Option<Instant> {
         let remaining = rate.timeout_after(self.received_bytes)?.saturating_sub(self.client_wait_time);
         self.client_wait_start?.checked_add(remaining)
@@ -377,34 +377,34 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AttemptBodyError>>> {
         let this = &mut *self;
-        let mut shared = lock(&this.shared);
-        if shared.attempt != this.attempt {
+        let mut state = lock(&this.state);
+        if state.attempt != this.attempt {
             return Poll::Ready(Some(Err(AttemptBodyError::Superseded)));
         }
-        let data = ready!(shared.poll_data(this.offset, cx));
+        let data = ready!(state.poll_data(this.offset, cx));
         if let Some(Ok(data)) = &data {
             this.offset += data.len() as u64;
-            shared.record_sent(data);
+            state.record_sent(data);
         }
         Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        let shared = lock(&self.shared);
-        shared.source_state == SourceState::Complete
-            && self.offset >= shared.buffer.bytes()
-            && self.offset >= shared.read_ahead_end()
+        let state = lock(&self.state);
+        state.source_state == SourceState::Complete
+            && self.offset >= state.buffer.bytes()
+            && self.offset >= state.read_ahead_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let length = lock(&self.shared).length;
+        let length = lock(&self.state).length;
         length
             .map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.offset)))
     }
 }
 
-fn lock<B>(shared: &Arc<Mutex<Shared<B>>>) -> MutexGuard<'_, Shared<B>> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<B>(state: &Arc<Mutex<ReplayState<B>>>) -> MutexGuard<'_, ReplayState<B>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

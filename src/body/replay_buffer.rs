@@ -55,12 +55,12 @@ const JOINED_CHUNK_SIZE: usize = 16 * 1024;
 
 /// Joins the first `max_bytes` bytes of `chunks`.
 pub(super) fn join_chunks<'a>(chunks: impl Iterator<Item = &'a [u8]>, max_bytes: usize) -> Bytes {
-    let mut joined = Vec::new();
+    let mut joined_chunk = Vec::new();
     for chunk in chunks {
-        let remaining = max_bytes - joined.len();
-        joined.extend_from_slice(&chunk[..chunk.len().min(remaining)]);
+        let remaining = max_bytes - joined_chunk.len();
+        joined_chunk.extend_from_slice(&chunk[..chunk.len().min(remaining)]);
     }
-    joined.into()
+    joined_chunk.into()
 }
 
 /// The buffered part of a body, addressed by the offset in the body.
@@ -132,8 +132,8 @@ impl ReplayBuffer {
             self.small_chunks.extend_from_slice(data);
         }
         if !self.small_chunks.is_empty() && (!is_small || self.small_chunks.len() >= JOINED_CHUNK_SIZE) {
-            let joined = self.small_chunks.split().freeze();
-            self.push_chunk(joined);
+            let joined_chunk = self.small_chunks.split().freeze();
+            self.push_chunk(joined_chunk);
         }
         if !is_small {
             self.push_chunk(data.clone());
@@ -256,12 +256,12 @@ mod tests {
     }
 
     async fn read_all(buffer: &mut ReplayBuffer) -> Vec<u8> {
-        let mut read = Vec::new();
+        let mut read_bytes = Vec::new();
         loop {
-            let offset = read.len() as u64;
+            let offset = read_bytes.len() as u64;
             match pin!(std::future::poll_fn(|cx| buffer.poll_read(offset, cx))).await {
-                Some(data) => read.extend_from_slice(&data.unwrap()),
-                None => return read,
+                Some(data) => read_bytes.extend_from_slice(&data.unwrap()),
+                None => return read_bytes,
             }
         }
     }
@@ -284,13 +284,13 @@ mod tests {
     #[tokio::test]
     async fn small_and_large_chunks_keep_their_order() {
         let mut buffer = buffer();
-        let mut sent = Vec::new();
+        let mut sent_bytes = Vec::new();
         let sizes = [3, 1, 5_000, 2, 4_095, 4_096, 7, 16_384, 1, 4_000, 4_000, 4_000, 4_000, 4_000, 9];
         for (index, size) in sizes.into_iter().enumerate() {
             let chunk = vec![u8::try_from(index).unwrap(); size];
             buffer.push(&Bytes::from(chunk.clone()));
-            sent.extend(chunk);
-            assert_eq!(read_all(&mut buffer).await, sent);
+            sent_bytes.extend(chunk);
+            assert_eq!(read_all(&mut buffer).await, sent_bytes);
         }
     }
 }

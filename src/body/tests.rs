@@ -136,8 +136,9 @@ async fn peek(budget: &BufferBudget) -> (bool, bool) {
 async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();
     let codings = Some(vec![Coding::Gzip]);
-    let redacted = RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, budget);
-    Ok(redacted.collect().await?.to_bytes() == body)
+    let redacted_body =
+        RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, budget);
+    Ok(redacted_body.collect().await?.to_bytes() == body)
 }
 
 #[tokio::test]
@@ -198,8 +199,9 @@ async fn a_small_body_needs_no_budget() {
     assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
     let codings = Some(vec![Coding::Gzip]);
     let body = gzip(&random_bytes(16 * 1024));
-    let redacted = RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, &budget);
-    assert_eq!(redacted.collect().await.unwrap().to_bytes(), body);
+    let redacted_body =
+        RedactedBody::with_codings(ChunkedBody::new(body.clone()), redactor(), codings, &budget);
+    assert_eq!(redacted_body.collect().await.unwrap().to_bytes(), body);
 }
 
 #[tokio::test]

@@ -121,9 +121,9 @@ mod tests {
         let (_parent, directory, roots_file, root) = setup();
         let ca = open_ca(&directory);
         let path = write_bundle(&directory, &ca, &roots_file).unwrap();
-        let written = fs::read(&path).unwrap();
+        let written_bytes = fs::read(&path).unwrap();
         let certificates: Vec<_> =
-            CertificateDer::pem_slice_iter(&written).collect::<Result<_, _>>().unwrap();
+            CertificateDer::pem_slice_iter(&written_bytes).collect::<Result<_, _>>().unwrap();
         let expected = [ca.pem(), &root];
         assert_eq!(certificates, expected.map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()));
     }

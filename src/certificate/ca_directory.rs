@@ -59,7 +59,7 @@ pub enum CaError {
     Generate(#[from] CertificateError),
 }
 
-/// An opened CA.
+/// The local CA, as it was loaded or created.
 #[derive(Debug)]
 pub struct OpenedCa {
     /// The CA.
@@ -197,8 +197,9 @@ pub(super) fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), CaErro
 
 /// Replaces the file at `path` with a file of mode 0600 that contains `content`, and syncs it with its directory.
 fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
-    let replaced = private_file::replace(path, content).and_then(|()| private_file::sync_directory_of(path));
-    replaced.map_err(|source| CaError::Unwritable { path: path.to_owned(), source })
+    let replace_result =
+        private_file::replace(path, content).and_then(|()| private_file::sync_directory_of(path));
+    replace_result.map_err(|source| CaError::Unwritable { path: path.to_owned(), source })
 }
 
 /// Waits for the lock of the directory. Dropping the returned file releases the lock.
@@ -252,16 +253,16 @@ mod tests {
     fn a_ca_is_generated_once_and_readable_only_by_its_owner() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("state/tls");
-        let generated = open_ca(&directory, NOW);
-        assert_eq!(generated.quarantined, None);
+        let ca_result = open_ca(&directory, NOW);
+        assert_eq!(ca_result.quarantined, None);
         let reopened = open_ca(&directory, NOW.plus(Duration::from_secs(3600)));
-        assert_eq!((reopened.ca.pem(), reopened.quarantined), (generated.ca.pem(), None));
+        assert_eq!((reopened.ca.pem(), reopened.quarantined), (ca_result.ca.pem(), None));
         assert_eq!(file_names(&directory), ["authority.pem", "ca.pem", "lock"]);
         assert_eq!((mode(&directory), mode(&parent.path().join("state"))), (0o700, 0o700));
         for name in file_names(&directory) {
             assert_eq!(mode(&directory.join(&name)), 0o600, "{name}");
         }
-        assert_eq!(fs::read_to_string(ca_file(&directory)).unwrap(), generated.ca.pem());
+        assert_eq!(fs::read_to_string(ca_file(&directory)).unwrap(), ca_result.ca.pem());
     }
 
     #[test]
@@ -327,8 +328,8 @@ mod tests {
                     let (barrier, directory) = (Arc::clone(&barrier), directory.path().to_owned());
                     let open = move || {
                         barrier.wait();
-                        let opened = open_ca(&directory, NOW);
-                        (opened.ca.pem().to_owned(), opened.quarantined.is_some())
+                        let open_result = open_ca(&directory, NOW);
+                        (open_result.ca.pem().to_owned(), open_result.quarantined.is_some())
                     };
                     tasks::spawn_thread("opener", open).unwrap()
                 })

@@ -110,8 +110,8 @@ mod tests {
     use super::*;
 
     fn generate() -> (String, String) {
-        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        (generated.cert.pem(), generated.signing_key.serialize_pem())
+        let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (certified_key.cert.pem(), certified_key.signing_key.serialize_pem())
     }
 
     #[test]
@@ -120,10 +120,10 @@ mod tests {
         let certificate = CertificateChain::parse(&cert).unwrap().with_key(&key).unwrap();
         assert_eq!(certificate.certified_key().cert.len(), 1);
         assert!(certificate.validity_period().from < certificate.validity_period().until);
-        let printed = format!("{certificate:?}");
+        let printed_text = format!("{certificate:?}");
         assert!(
-            printed.starts_with("Certificate { validity_period:") && !printed.contains("key"),
-            "{printed}"
+            printed_text.starts_with("Certificate { validity_period:") && !printed_text.contains("key"),
+            "{printed_text}"
         );
     }
 

@@ -217,11 +217,11 @@ mod tests {
     #[test]
     fn a_stored_ca_is_parsed_unchanged() {
         let original = LocalCa::generate(NOW).unwrap();
-        let parsed = LocalCa::parse(&original.secret_pem(), NOW).unwrap();
-        assert_eq!((parsed.pem(), parsed.secret_pem()), (original.pem(), original.secret_pem()));
+        let parsed_ca = LocalCa::parse(&original.secret_pem(), NOW).unwrap();
+        assert_eq!((parsed_ca.pem(), parsed_ca.secret_pem()), (original.pem(), original.secret_pem()));
         // Certificates store whole seconds.
-        assert_eq!(parsed.validity_period, original.validity_period);
-        let certificate = parsed.issue(&["localhost".to_owned()], NOW).unwrap();
+        assert_eq!(parsed_ca.validity_period, original.validity_period);
+        let certificate = parsed_ca.issue(&["localhost".to_owned()], NOW).unwrap();
         assert!(is_trusted(&original, &certificate, "localhost", NOW));
         let expiry = UnixMs(original.validity_period.until.0);
         assert_eq!(LocalCa::parse(&original.secret_pem(), expiry).unwrap_err(), CaDefect::Expired);
@@ -247,10 +247,13 @@ mod tests {
     #[test]
     fn the_debug_output_of_a_ca_omits_its_private_key() {
         let ca = LocalCa::generate(NOW).unwrap();
-        let printed = format!("{ca:?} {ca:#?}");
+        let printed_text = format!("{ca:?} {ca:#?}");
         let key = ca.issuer.key().serialize_pem();
         let first_key_line = key.lines().nth(1).unwrap();
-        assert!(!printed.contains(first_key_line) && !printed.contains("PRIVATE"), "{printed}");
+        assert!(
+            !printed_text.contains(first_key_line) && !printed_text.contains("PRIVATE"),
+            "{printed_text}"
+        );
         assert!(!ca.pem().contains("PRIVATE"));
     }
 }

@@ -41,8 +41,8 @@ mod tests {
 
     #[test]
     fn the_issuer_and_the_end_are_read() {
-        let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let certificate = PeerCertificate::parse(generated.cert.der()).unwrap();
+        let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let certificate = PeerCertificate::parse(certified_key.cert.der()).unwrap();
         assert_eq!(certificate.issuer, "rcgen self signed cert");
         assert!(certificate.validity_period.until > certificate.validity_period.from);
         assert_eq!(PeerCertificate::parse(&CertificateDer::from(vec![0; 10])), None);

@@ -23,20 +23,20 @@ pub(super) fn find_admin_token(
     file: Option<&Path>,
     config: Option<&Config>,
 ) -> Result<Option<String>, AdminTokenError> {
-    let read = |path: &Path| {
+    let read_token = |path: &Path| {
         let text = fs::read_to_string(path);
         text.map(|text| text.trim().to_owned())
             .map_err(|source| AdminTokenError { path: path.to_owned(), source })
     };
     if let Some(file) = file {
-        return read(file).map(Some);
+        return read_token(file).map(Some);
     }
     let variable = std::env::var(TOKEN_VARIABLE).unwrap_or_default();
     if !variable.trim().is_empty() {
         return Ok(Some(variable.trim().to_owned()));
     }
     let Some(config) = config else { return Ok(None) };
-    let generated = config.state_directory().map(|directory| directory.admin_token_path());
-    let path = config.admin.token_file.clone().or(generated).filter(|path| path.exists());
-    path.as_deref().map(read).transpose()
+    let generated_token_path = config.state_directory().map(|directory| directory.admin_token_path());
+    let path = config.admin.token_file.clone().or(generated_token_path).filter(|path| path.exists());
+    path.as_deref().map(read_token).transpose()
 }

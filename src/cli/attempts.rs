@@ -63,10 +63,11 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     };
     // Attempts that are committed from now on are new, even if they ended earlier.
     let followed_since = clock::now().minus(COMMIT_DELAY);
-    let mut printed = PrintedAttempts::default();
+    let mut printed_attempts = PrintedAttempts::default();
     if follow {
-        let recorded = AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
-        printed.retain_new(read_attempts(&reader, &recorded)?, followed_since);
+        let recorded_query =
+            AttemptQuery { ended_since: followed_since, limit: MAX_NEW_ATTEMPTS, ..query.clone() };
+        printed_attempts.retain_new(read_attempts(&reader, &recorded_query)?, followed_since);
     }
     let attempts = read_attempts(&reader, &query)?;
     match (json, follow) {
@@ -88,8 +89,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         print_error(&"No attempts are recorded that match.");
     }
     if follow {
-        printed.retain_new(attempts, followed_since);
-        build_runtime()?.block_on(follow_attempts(&reader, query, printed, followed_since, json))?;
+        printed_attempts.retain_new(attempts, followed_since);
+        build_runtime()?.block_on(follow_attempts(&reader, query, printed_attempts, followed_since, json))?;
     }
     Ok(())
 }
@@ -282,15 +283,15 @@ mod tests {
 
     #[test]
     fn an_attempt_is_printed_once_and_also_when_it_started_long_ago() {
-        let mut printed = PrintedAttempts::default();
+        let mut printed_attempts = PrintedAttempts::default();
         let ids = |attempts: Vec<StoredAttempt>| -> Vec<String> {
             attempts.into_iter().map(|attempt| attempt.id).collect()
         };
         let first = vec![attempt("b", 200, 10), attempt("c", 300, 10)];
-        assert_eq!(ids(printed.retain_new(first.clone(), UnixMs(0))), ["b", "c"]);
+        assert_eq!(ids(printed_attempts.retain_new(first.clone(), UnixMs(0))), ["b", "c"]);
         let later = [vec![attempt("a", 100, 500)], first].concat();
-        assert_eq!(ids(printed.retain_new(later, UnixMs(0))), ["a"]);
-        assert_eq!(ids(printed.retain_new(Vec::new(), UnixMs(400))), [""; 0]);
-        assert_eq!(printed.ends.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(ids(printed_attempts.retain_new(later, UnixMs(0))), ["a"]);
+        assert_eq!(ids(printed_attempts.retain_new(Vec::new(), UnixMs(400))), [""; 0]);
+        assert_eq!(printed_attempts.ends.keys().collect::<Vec<_>>(), ["a"]);
     }
 }

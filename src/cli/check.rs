@@ -34,8 +34,8 @@ const ONLINE_PROBLEM: u8 = 1;
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { sources, ephemeral, online, json } = arguments;
     let overrides = Overrides { is_ephemeral: ephemeral, ..sources.into_overrides(KeyRequirement::Required) };
-    let loaded = match config::load(&overrides) {
-        Ok(loaded) => loaded,
+    let loaded_config = match config::load(&overrides) {
+        Ok(loaded_config) => loaded_config,
         Err(problems) => {
             if json {
                 let findings: Vec<_> =
@@ -48,18 +48,18 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         }
     };
     if !json {
-        print_configuration(&loaded);
+        print_configuration(&loaded_config);
     }
     let runtime = build_runtime()?;
     let (start, network) = runtime.block_on(async {
-        let start = examine_start(&loaded.config).await;
-        let network = if online { examine_online(&loaded.config).await } else { Vec::new() };
+        let start = examine_start(&loaded_config.config).await;
+        let network = if online { examine_online(&loaded_config.config).await } else { Vec::new() };
         (start, network)
     });
     // A lookup that exceeded its timeout may still block a thread.
     runtime.shutdown_background();
     if json {
-        print_json(&loaded, &start, &network);
+        print_json(&loaded_config, &start, &network);
     } else {
         print_findings(&start, &network);
     }

@@ -99,8 +99,8 @@ mod tests {
     fn the_flag_precedes_the_variables_and_these_precede_the_terminal() {
         let check = |choice, variables: &[(&str, &str)], is_terminal, expected| {
             let variable = |name: &str| {
-                let found = variables.iter().find(|(known, _)| *known == name);
-                found.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
+                let variable = variables.iter().find(|(known, _)| *known == name);
+                variable.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
             };
             assert_eq!(is_colored(choice, variable, is_terminal), expected, "{choice:?} {variables:?}");
         };

@@ -1,4 +1,4 @@
-//! `keychoir config show`: prints every setting in force with its source, in the notation of `keychoir.toml`, so
+//! `keychoir config show`: prints every effective setting with its source, in the notation of `keychoir.toml`, so
 //! that the output can be used as a configuration file. Keys, clients and secrets are comments, because the output
 //! omits their secret parts.
 
@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print every setting in force with its source, and the keys and clients, without secrets.
+    /// Print every effective setting with its source, and the keys and clients, without secrets.
     ///
     /// The output is a configuration file: sources, keys and clients are comments.
     Show(ShowArguments),
@@ -42,14 +42,14 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Command::Show(ShowArguments { sources, json }) = arguments.command;
     let overrides = sources.into_overrides(KeyRequirement::Optional);
     // An address without client tokens is shown like any other. `keychoir check` reports it.
-    let loaded = load(&Overrides { allows_exposure: true, ..overrides })?;
-    for warning in &loaded.warnings {
+    let loaded_config = load(&Overrides { allows_exposure: true, ..overrides })?;
+    for warning in &loaded_config.warnings {
         print_error(warning);
     }
     if json {
-        print(&to_json(&loaded));
+        print(&to_json(&loaded_config));
     } else {
-        print(&to_toml(&loaded).trim_end());
+        print(&to_toml(&loaded_config).trim_end());
     }
     Ok(())
 }

@@ -237,8 +237,11 @@ impl AdminClient {
         let document = self.get("/keys").await?;
         let keys = document["keys"].as_array().map_or(&[][..], Vec::as_slice);
         let matches = |member: &str| keys.iter().filter(|key| key[member] == text).collect::<Vec<_>>();
-        let found = ["id", "name", "short_key"].map(matches).into_iter().find(|found| !found.is_empty());
-        match found.as_deref() {
+        let matching_keys = ["id", "name", "short_key"]
+            .map(matches)
+            .into_iter()
+            .find(|matching_keys| !matching_keys.is_empty());
+        match matching_keys.as_deref() {
             Some([key]) => Ok(key["id"].as_str().unwrap_or_default().to_owned()),
             Some(_) => Err(fail("several keys have this short form: use the id of the key")),
             None => Err(fail(

@@ -68,7 +68,7 @@ fn cost(range: std::ops::Range<usize>) -> u64 {
 /// refused request again with the next key.
 fn plan() -> Plan {
     let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
-    let mut plan = Plan::of(KEYS.into_iter().zip(credits));
+    let mut plan = Plan::with_keys(KEYS.into_iter().zip(credits));
     if let Some(key) = plan.keys.get_mut(1) {
         key.cap = Some(cost(8..14));
     }
@@ -103,7 +103,7 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     view.print_title(&url);
     view.update_keys(&running.keys());
     let SpeechResults { audio, requests, retried } = send_all(view, &running, &simulator, &url).await?;
-    let served = audio.len();
+    let audio_bytes = audio.len();
     let joined_audio = audio.concat();
     tokio::task::block_in_place(|| output.write_all(&joined_audio)).with_context(cannot_write)?;
 
@@ -111,23 +111,23 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     let exhausted = keys.iter().filter(|key| key.state.status() == KeyStatus::Exhausted).count();
     let recorded: u64 = keys.iter().map(|key| key.quota.count).sum();
     running.drain(Duration::from_secs(5)).await;
-    let charged = simulator.ledger().totals.charged;
+    let charged_credits = simulator.ledger().totals.charged;
     simulator.stop().await;
-    let failures = requests - served;
+    let failures = requests - audio_bytes;
     view.print_result(&format!(
-        "{requests} requests, {served} served, {exhausted} keys exhausted, {failures} failures"
+        "{requests} requests, {audio_bytes} served, {exhausted} keys exhausted, {failures} failures"
     ))?;
     let plural = if retried == 1 { "request was" } else { "requests were" };
     view.print_result(&format!("{retried} {plural} refused by one key and served by the next"))?;
     view.print_result(&format!(
-        "{recorded} credits recorded, {charged} charged by the simulated ElevenLabs"
+        "{recorded} credits recorded, {charged_credits} charged by the simulated ElevenLabs"
     ))?;
     view.print_result(&format!(
         "audio: {} ({} KiB)",
         arguments.output.display(),
         joined_audio.len() / 1_024
     ))?;
-    Ok(failures == 0 && recorded == charged)
+    Ok(failures == 0 && recorded == charged_credits)
 }
 
 /// The results of all requests.

@@ -62,7 +62,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// Runs all examinations at the same time. Each has timeouts of its own.
+/// Runs all examinations at the same time. Each has separate timeouts.
 async fn examine(loaded: &LoadedConfig, options: &ControlOptions, offline: bool) -> Vec<Finding> {
     let config = &loaded.config;
     let mut findings = examine_files(loaded);

@@ -1,4 +1,4 @@
-//! `keychoir healthcheck`: asks a running Keychoir for its readiness and reports it in the exit code. Container
+//! `keychoir healthcheck`: requests the readiness of a running server and reports it in the exit code. Container
 //! runtimes and kubelets run it inside the container, because their own probes do not reach loopback or a Unix socket.
 //!
 //! It ignores mistakes in the configuration: the running program continues with its last valid one, and an unhealthy

@@ -380,8 +380,8 @@ mod tests {
             let Some(start) = line.find("keychoir ").filter(|_| !line.starts_with("man ")) else { continue };
             let line = line[start..].split(['<', '>', '|', ')']).next().unwrap();
             let words: Vec<String> = split_words(line);
-            let parsed = command().try_get_matches_from(&words);
-            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            let parse_result = command().try_get_matches_from(&words);
+            assert!(parse_result.is_ok(), "{line}: {}", parse_result.unwrap_err());
             checked += 1;
         }
         assert!(checked >= HELP.len() - 1, "{checked}");
@@ -402,11 +402,11 @@ mod tests {
     #[test]
     fn every_entry_belongs_to_a_command() {
         for help in HELP {
-            let mut found = Some(&command()).cloned();
+            let mut subcommand = Some(&command()).cloned();
             for name in help.command.split_whitespace() {
-                found = found.and_then(|command| command.find_subcommand(name).cloned());
+                subcommand = subcommand.and_then(|command| command.find_subcommand(name).cloned());
             }
-            assert!(found.is_some(), "there is no command `{}`", help.command);
+            assert!(subcommand.is_some(), "there is no command `{}`", help.command);
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn format_lines(keys: &[KeySnapshot]) -> Vec<String> {
 
 fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
     let KeySnapshot { key, quota, state, is_near_limit, .. } = snapshot;
-    let used = match quota.limit {
+    let usage = match quota.limit {
         Some(limit) => format!("{}/{}", abbreviate(quota.count), abbreviate(limit)),
         None => describe_unknown_limit(key.workspace().tier().as_deref().map(String::as_str)).to_owned(),
     };
@@ -58,7 +58,7 @@ fn format_cells(snapshot: &KeySnapshot) -> [String; 5] {
     [
         truncate(&key_name(key.position(), key.name()), MAX_NAME_CHARS),
         truncate(key.api_key().short().as_str(), 19),
-        used,
+        usage,
         quota.resets_at.map_or_else(|| "-".to_owned(), |resets_at| resets_at.month_and_day()),
         status,
     ]

@@ -168,7 +168,7 @@ const MAX_KEY_BYTES: u64 = 4096;
 fn add(arguments: AddArguments) -> CommandResult {
     let AddArguments { name, workspace, base_url, weight, key_file, options } = arguments;
     let mut text = String::new();
-    let read = match &key_file {
+    let read_key = match &key_file {
         Some(path) => File::open(path).and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut text)),
         None => {
             if io::stdin().is_terminal() {
@@ -177,7 +177,7 @@ fn add(arguments: AddArguments) -> CommandResult {
             io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut text)
         }
     };
-    read.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
+    read_key.map_err(|error| fail(format_args!("the key cannot be read: {error}")))?;
     if text.len() as u64 >= MAX_KEY_BYTES {
         return Err(fail_with(
             EX_USAGE,

@@ -107,8 +107,8 @@ fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
     let is_redundant = |index: usize, line: &[u8]| {
         line == b".br" && (is_empty(index.checked_sub(1)) || is_empty(index.checked_add(1)))
     };
-    let kept = lines.iter().enumerate().filter(|(index, line)| !is_redundant(*index, line));
-    kept.map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n')
+    let kept_lines = lines.iter().enumerate().filter(|(index, line)| !is_redundant(*index, line));
+    kept_lines.map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n')
 }
 
 fn add_help(roff: &mut Roff, help: &CommandHelp) {

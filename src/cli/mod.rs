@@ -67,7 +67,7 @@ enum Command {
     Check(check::Arguments),
     /// Examine the configuration, the files, the network, the keys and the running server.
     Doctor(doctor::Arguments),
-    /// Show the settings in force and where each comes from.
+    /// Show the effective settings and where each comes from.
     Config(config_show::Arguments),
     /// Show the state of the keys of a running Keychoir.
     Status(status::Arguments),
@@ -183,8 +183,8 @@ fn command() -> clap::Command {
 
 /// Parses the arguments of the process. Prints help and errors, and ends the process after them.
 fn parse_arguments() -> Arguments {
-    let parsed = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
-    parsed.unwrap_or_else(|error| {
+    let parse_result = command().try_get_matches().and_then(|matches| Arguments::from_arg_matches(&matches));
+    parse_result.unwrap_or_else(|error| {
         let words: Vec<String> =
             std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).collect();
         suggestions::add_to(error, &command(), words.iter().map(String::as_str)).exit()

@@ -59,18 +59,19 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
         has_passed_sockets: sockets.count() > 0,
         ..sources.into_overrides(KeyRequirement::Required)
     };
-    let loaded = load(&overrides)?;
-    let format = line_format(loaded.config.log.format);
+    let loaded_config = load(&overrides)?;
+    let format = line_format(loaded_config.config.log.format);
     let sink = LogSink::stderr(format).map_err(fail)?;
     // The guard is dropped last, so that log lines during the shutdown of the runtime are written.
     let _flush_on_drop = FlushOnDrop;
-    let level = telemetry::start(format, &loaded.config.log.level.to_string(), sink).map_err(|error| {
-        print_error(&error);
-        ExitCode::from(EX_CONFIG)
-    })?;
+    let level =
+        telemetry::start(format, &loaded_config.config.log.level.to_string(), sink).map_err(|error| {
+            print_error(&error);
+            ExitCode::from(EX_CONFIG)
+        })?;
     build_runtime()?.block_on(async {
         tokio::select! {
-            result = serve(loaded, sockets, overrides, level) => result,
+            result = serve(loaded_config, sockets, overrides, level) => result,
             never = notify::send_keep_alives() => match never {},
         }
     })
@@ -274,12 +275,12 @@ fn listener_url(address: &Address) -> String {
 /// Names the clients whose tokens are accepted.
 fn token_line(names: &[String]) -> String {
     const MAX_LISTED: usize = 3;
-    let more = match names.len().saturating_sub(MAX_LISTED) {
+    let more_text = match names.len().saturating_sub(MAX_LISTED) {
         0 => String::new(),
         count => format!(" and {count} more"),
     };
-    let listed = names.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    format!("of a client: {listed}{more}")
+    let listed_names = names.iter().take(MAX_LISTED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    format!("of a client: {listed_names}{more_text}")
 }
 
 /// Describes how apps can use HTTPS on the same port.
@@ -308,7 +309,7 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
     event
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop at once, and a
+/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately, and a
 /// reload after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
@@ -383,7 +384,7 @@ async fn run_until_stopped(
             }
         }
     }
-    // Callers that wait for a change get an error at once.
+    // Callers that wait for a change receive an error immediately.
     drop(requests);
     let drain_timeout = controller.drain_timeout();
     notify::report_stopping(drain_timeout + app.max_duration_after_drain() + STOP_MARGIN);

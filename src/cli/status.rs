@@ -353,15 +353,15 @@ fn format_cells(
         Some(_) | None => format_status(&key.status, key.is_near_limit),
     };
     let (remaining, used, percentage) = if key.has_unknown_limit() {
-        let used = match describe_unknown_limit(plan) {
+        let usage = match describe_unknown_limit(plan) {
             "unknown" => format!("{}/?", abbreviate(key.character_count)),
             plan_limit => plan_limit.to_owned(),
         };
-        ("unknown".to_owned(), used, "-".to_owned())
+        ("unknown".to_owned(), usage, "-".to_owned())
     } else {
         let percent = key.usage_percentage.min(9_999);
-        let used = format!("{}/{}", abbreviate(key.character_count), abbreviate(key.character_limit));
-        (abbreviate(key.remaining_characters), used, format!("{percent}%"))
+        let usage = format!("{}/{}", abbreviate(key.character_count), abbreviate(key.character_limit));
+        (abbreviate(key.remaining_characters), usage, format!("{percent}%"))
     };
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [

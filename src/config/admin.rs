@@ -131,8 +131,8 @@ impl AdminConfig {
         }
         let credential =
             environment.value(CREDENTIALS).map(|directory| Path::new(directory).join(CREDENTIAL));
-        let generated = directory.map(StateDirectory::admin_token_path);
-        for path in [credential, generated].into_iter().flatten() {
+        let generated_token_path = directory.map(StateDirectory::admin_token_path);
+        for path in [credential, generated_token_path].into_iter().flatten() {
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));
             match (sources.read_file)(&path) {
                 Ok(text) => return parse_token(&text, &span, report),

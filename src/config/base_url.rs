@@ -219,11 +219,11 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let printed = match text.parse::<BaseUrl>() {
+        let printed_text = match text.parse::<BaseUrl>() {
             Ok(url) => url.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]
@@ -307,11 +307,11 @@ mod tests {
 
     #[track_caller]
     fn check_base_path(text: &str, expected: &str) {
-        let printed = match text.parse::<BasePath>() {
+        let printed_text = match text.parse::<BasePath>() {
             Ok(path) => path.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

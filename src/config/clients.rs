@@ -8,7 +8,7 @@ use super::keys::{KeyConfig, check_name};
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::rules;
 use super::source::ValueSources;
-use super::value::BaseFolders;
+use super::value::BaseDirectories;
 use super::value_file::{read_secret_file, unreadable_file_error};
 use super::variables::CLIENT_TOKEN_FILE;
 use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
@@ -28,11 +28,11 @@ pub struct ClientConfig {
     pub name: String,
     /// The SHA-256 of its token.
     pub token: TokenFingerprint,
-    /// When this token expires; `None` for never.
+    /// The time at which this token expires; `None` for never.
     pub expires_at: Option<UnixMs>,
     /// The token before the last rotation, and when it expires.
     pub previous_token: Option<(TokenFingerprint, UnixMs)>,
-    /// Where the client is configured.
+    /// The kind of source that configures the client.
     pub origin: ClientOrigin,
     /// Its access rules and limits.
     pub rules: Rules,
@@ -50,7 +50,7 @@ impl ClientConfig {
 pub(super) fn parse(
     sources: &ValueSources<'_>,
     entries: &[TableEntry<'_>],
-    folders: BaseFolders<'_>,
+    directories: BaseDirectories<'_>,
     pool: &[KeyConfig],
     report: &mut Report,
 ) -> Vec<ClientConfig> {
@@ -74,7 +74,9 @@ pub(super) fn parse(
         let Some((field, text, span)) = entry.require_one_of(&fields, problems) else { continue };
         let token = match field {
             "token_sha256" => TokenFingerprint::parse(text).ok_or_else(|| invalid_fingerprint_error(text)),
-            "token_file" => read_secret_file(sources, folders, text).and_then(|text| hash_token(text.trim())),
+            "token_file" => {
+                read_secret_file(sources, directories, text).and_then(|text| hash_token(text.trim()))
+            }
             _ => hash_token(text),
         };
         let token = match token {
@@ -110,12 +112,12 @@ pub(super) fn add_default_client(
     report: &mut Report,
 ) {
     let Some(path) = sources.environment.value(CLIENT_TOKEN_FILE) else { return };
-    let folders = BaseFolders { base: None, home: sources.environment.home() };
+    let directories = BaseDirectories { base: None, home: sources.environment.home() };
     let span = SourceSpan::new(ValueOrigin::Variable(CLIENT_TOKEN_FILE.to_owned()));
-    let read = folders.resolve(path).and_then(|path| {
+    let content = directories.resolve(path).and_then(|path| {
         (sources.read_file)(&path).map_err(|reason| unreadable_file_error("the file", &reason))
     });
-    let error = match read.and_then(|text| hash_token(text.trim())) {
+    let error = match content.and_then(|text| hash_token(text.trim())) {
         Err(error) => error,
         Ok(token) => {
             match clients.iter().find(|client| client.name == DEFAULT_CLIENT || client.token == token) {

@@ -325,20 +325,21 @@ impl<'a> TableEntry<'a> {
         names: &[&'n str],
         problems: &mut Vec<Problem>,
     ) -> Option<(&'n str, &'a str, SourceSpan)> {
-        let listed = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+        let listed_names = names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
         let present: Vec<&str> =
             names.iter().copied().filter(|name| self.table.contains_key(*name)).collect();
         match present.as_slice() {
             // After a syntax error the field may exist without having been parsed.
             [] if !self.document.is_fully_parsed() => None,
             [] => {
-                problems.push(self.span.problem(ValueError::new(format!("this entry has no {listed}"))));
+                problems
+                    .push(self.span.problem(ValueError::new(format!("this entry has no {listed_names}"))));
                 None
             }
             [name] => self.parse_string(name, problems).map(|(text, span)| (*name, text, span)),
             [first, second, ..] => {
                 let error = ValueError::new(format!("this entry has both `{first}` and `{second}`"));
-                problems.push(self.span.problem(error.advise(format!("write only one of {listed}"))));
+                problems.push(self.span.problem(error.advise(format!("write only one of {listed_names}"))));
                 None
             }
         }

@@ -184,11 +184,11 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let printed = match text.parse::<HostPort>() {
+        let printed_text = match text.parse::<HostPort>() {
             Ok(listen) => listen.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

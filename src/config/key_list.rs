@@ -183,8 +183,8 @@ impl KeyListParser {
             [] => {}
             [position] => corrections.push(format!("entry {position} is empty")),
             positions => {
-                let listed = positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                corrections.push(format!("entries {listed} are empty"));
+                let listed_names = positions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                corrections.push(format!("entries {listed_names} are empty"));
             }
         }
         for (applies, correction) in [
@@ -344,11 +344,11 @@ mod tests {
         for format in [KeyListFormat::Variable, KeyListFormat::File] {
             for provider in [KeyProvider::ElevenLabs, KeyProvider::Other] {
                 let list = parse(&text, format, provider);
-                let printed = format!("{:?} {:?}", list.errors, list.corrections);
+                let printed_text = format!("{:?} {:?}", list.errors, list.corrections);
                 assert!(!list.errors.is_empty(), "{text}");
-                assert!(!printed.contains(&KEY[12..40]), "{printed}");
+                assert!(!printed_text.contains(&KEY[12..40]), "{printed_text}");
                 for part in expected {
-                    assert!(printed.contains(part), "{text}: {printed}");
+                    assert!(printed_text.contains(part), "{text}: {printed_text}");
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::mask::{looks_like_secret, quote_masked};
 use super::problem::{Problem, Report, SourceSpan, ValueError, ValueOrigin};
 use super::proxy::ProxySetting;
 use super::source::{ReadFileError, ValueSources};
-use super::value::BaseFolders;
+use super::value::BaseDirectories;
 use super::value_file::{conflicting_settings_error, read_secret_file, unreadable_file_error};
 use crate::policy::key_state::KeyOrigin;
 use crate::secret::ApiKey;
@@ -41,7 +41,7 @@ const MAX_RESERVE_CREDITS: u32 = 1_000_000_000;
 pub struct KeyConfig {
     /// The API key.
     pub key: ApiKey,
-    /// Its configured name.
+    /// The configured name, if it has one.
     pub name: Option<String>,
     /// The name of its workspace. Keys of one workspace share credits.
     pub workspace: Option<String>,
@@ -54,7 +54,7 @@ pub struct KeyConfig {
     pub weight: u32,
     /// Credits of its workspace that the key does not use, or `None` for `pool.reserve_credits`.
     pub reserve_credits: Option<u64>,
-    /// Where the key is configured.
+    /// The kind of source that configures the key.
     pub origin: KeyOrigin,
 }
 
@@ -139,18 +139,18 @@ impl Default for FoundKeys {
 }
 
 /// Searches the sources in order: the variable, the file that a variable names, the service's
-/// credential, and the `[[keys]]` entries of the configuration file `config_file`, whose folder is in
-/// `folders`.
+/// credential, and the `[[keys]]` entries of the configuration file `config_file`, whose directory is in
+/// `directories`.
 pub(super) fn find_keys(
     sources: &ValueSources<'_>,
     config_file: Option<PathBuf>,
     entries: &[TableEntry<'_>],
-    folders: BaseFolders<'_>,
+    directories: BaseDirectories<'_>,
     base_url: &BaseUrl,
     report: &mut Report,
 ) -> FoundKeys {
     let provider = KeyProvider::for_host(base_url.host());
-    let mut search = KeySearch { sources, folders, provider, report, found: FoundKeys::default() };
+    let mut search = KeySearch { sources, directories, provider, report, found: FoundKeys::default() };
     if let Some(text) = sources.environment.value(LIST) {
         let span = SourceSpan::new(ValueOrigin::Variable(LIST.to_owned()));
         search.select(KeyListSource::Variable, &span);
@@ -162,8 +162,8 @@ pub(super) fn find_keys(
             search.add_list_file(path, &span);
         }
     }
-    if let Some(folder) = sources.environment.value(CREDENTIALS) {
-        let path = PathBuf::from(folder).join(CREDENTIAL);
+    if let Some(directory) = sources.environment.value(CREDENTIALS) {
+        let path = PathBuf::from(directory).join(CREDENTIAL);
         let content = (sources.read_file)(&path);
         // The service may have credentials for other programs only.
         if content != Err(ReadFileError::Missing) {
@@ -186,8 +186,8 @@ pub(super) fn find_keys(
 /// A search for keys in the sources in order of precedence.
 pub(super) struct KeySearch<'a> {
     pub(super) sources: &'a ValueSources<'a>,
-    /// The base folders of the paths in the file that is read.
-    pub(super) folders: BaseFolders<'a>,
+    /// The base directories of the paths in the file that is read.
+    pub(super) directories: BaseDirectories<'a>,
     /// The provider of the keys without a base URL.
     pub(super) provider: KeyProvider,
     pub(super) report: &'a mut Report,
@@ -228,8 +228,8 @@ impl KeySearch<'_> {
 
     /// Adds the keys of the file `path`, which the variable at `span` names.
     fn add_list_file(&mut self, path: &str, span: &SourceSpan) {
-        let folders = BaseFolders { base: None, home: self.sources.environment.home() };
-        let path = match folders.resolve(path) {
+        let directories = BaseDirectories { base: None, home: self.sources.environment.home() };
+        let path = match directories.resolve(path) {
             Ok(path) => path,
             Err(error) => return self.report_problem(span, error),
         };
@@ -279,15 +279,15 @@ impl KeySearch<'_> {
                 problems.push(span.problem(ValueError::new(message).advise("give each key its own name")));
             }
             let base_url: Option<BaseUrl> = entry.parse("base_url", problems);
-            let proxy = read_entry_proxy(entry, self.sources, self.folders, problems);
+            let proxy = read_entry_proxy(entry, self.sources, self.directories, problems);
             let Some((field, text, span)) = entry.require_one_of(&["key", "key_file"], problems) else {
                 continue;
             };
             let provider =
                 base_url.as_ref().map_or(self.provider, |base_url| KeyProvider::for_host(base_url.host()));
-            let parsed = match field {
+            let key_result = match field {
                 "key_file" if !is_selected => continue,
-                "key_file" => read_secret_file(self.sources, self.folders, text)
+                "key_file" => read_secret_file(self.sources, self.directories, text)
                     .map_err(|error| match origin {
                         KeyOrigin::Managed => error.advise("restore the file, or delete this entry"),
                         KeyOrigin::File | KeyOrigin::Environment => error,
@@ -295,8 +295,8 @@ impl KeySearch<'_> {
                     .and_then(|text| parse_single_key(&text, provider)),
                 _ => parse_single_key(text, provider),
             };
-            let (key, corrections) = match parsed {
-                Ok(parsed) => parsed,
+            let (key, corrections) = match key_result {
+                Ok(key_result) => key_result,
                 Err(error) => {
                     problems.push(span.problem(error));
                     continue;
@@ -334,7 +334,7 @@ impl KeySearch<'_> {
 fn read_entry_proxy(
     entry: &TableEntry<'_>,
     sources: &ValueSources<'_>,
-    folders: BaseFolders<'_>,
+    directories: BaseDirectories<'_>,
     problems: &mut Vec<Problem>,
 ) -> ProxySetting {
     let proxy: Option<ProxySetting> = entry.parse("proxy", problems);
@@ -344,8 +344,8 @@ fn read_entry_proxy(
     if proxy.is_some() {
         problems.push(span.problem(conflicting_settings_error("proxy", "proxy_file")));
     }
-    let parsed = read_secret_file(sources, folders, path).and_then(|text| text.parse());
-    parsed.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
+    let proxy_result = read_secret_file(sources, directories, path).and_then(|text| text.parse());
+    proxy_result.map_err(|error| problems.push(span.problem(error))).unwrap_or_default()
 }
 
 /// Parses the only key in `text`. Returns it with the corrections.

@@ -122,8 +122,8 @@ impl Default for ListenAddresses {
 /// Formats in TOML notation.
 impl fmt::Display for ListenAddresses {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let listed = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");
-        if self.0.len() == 1 { f.write_str(&listed) } else { write!(f, "[{listed}]") }
+        let listed_names = self.0.iter().map(|listen| format!("\"{listen}\"")).collect::<Vec<_>>().join(", ");
+        if self.0.len() == 1 { f.write_str(&listed_names) } else { write!(f, "[{listed_names}]") }
     }
 }
 

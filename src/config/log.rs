@@ -102,11 +102,11 @@ mod tests {
 
     #[track_caller]
     fn check<T: FromStr<Err = ValueError> + fmt::Display>(text: &str, expected: &str) {
-        let printed = match text.parse::<T>() {
+        let printed_text = match text.parse::<T>() {
             Ok(value) => value.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

@@ -99,7 +99,7 @@ pub struct Overrides {
     /// Whether an address that other machines can reach may have no client tokens. A command that adds the
     /// first client loads the configuration without it.
     pub allows_exposure: bool,
-    /// Where the overlay and the generated admin token are.
+    /// The location of the overlay and of the generated admin token.
     pub state_location: StateLocation,
 }
 
@@ -149,7 +149,7 @@ pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[], &FileContents::default())
 }
 
-/// Loads what can be read of the configuration, for a command that must find a running program although its files have
+/// Loads the configuration without its invalid parts, for a command that must find a running program although its files have
 /// been edited and contain mistakes. The program continues with the last configuration without mistakes.
 #[must_use]
 pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
@@ -165,7 +165,7 @@ pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
 ///
 /// # Errors
 ///
-/// When the configuration has mistakes. The error contains all of them.
+/// Fails when the configuration has mistakes. The error contains all of them.
 pub fn load_with_files(
     overrides: &Overrides,
     replaced: &[(PathBuf, String)],
@@ -184,16 +184,16 @@ pub fn load_with_files(
         content.text
     };
     let sources = source::ValueSources { environment, read_file: &read_file, now: clock::now() };
-    let mut loaded = resolve::resolve(overrides, &sources)?;
+    let mut loaded_config = resolve::resolve(overrides, &sources)?;
     let credentials = sources.environment.value(keys::CREDENTIALS).map(PathBuf::from);
-    loaded.contents = contents.into_inner();
-    loaded.warnings.extend(permissions::check(&loaded, credentials.as_deref()));
-    if loaded.file.is_none() && Path::new(FILE_NAME).exists() {
+    loaded_config.contents = contents.into_inner();
+    loaded_config.warnings.extend(permissions::check(&loaded_config, credentials.as_deref()));
+    if loaded_config.file.is_none() && Path::new(FILE_NAME).exists() {
         let span = problem::SourceSpan::new(ValueOrigin::File(PathBuf::from(FILE_NAME)));
         let message = format!("this file is not read: to read it, use --config {FILE_NAME}");
-        loaded.warnings.push(span.warning(message));
+        loaded_config.warnings.push(span.warning(message));
     }
-    Ok(loaded)
+    Ok(loaded_config)
 }
 
 impl Config {
@@ -284,11 +284,11 @@ impl Config {
         config
     }
 
-    /// Returns the folder of the usage database, in which changes at runtime are saved; `None` if usage records are
+    /// Returns the directory of the usage database, in which changes at runtime are saved; `None` if usage records are
     /// kept only in memory.
     #[must_use]
     pub fn state_directory(&self) -> Option<StateDirectory> {
-        self.storage.file()?.parent().map(|folder| StateDirectory::new(folder.to_owned()))
+        self.storage.file()?.parent().map(|directory| StateDirectory::new(directory.to_owned()))
     }
 
     /// Returns the forward proxies for connections to the provider and to Supabase.
@@ -297,12 +297,12 @@ impl Config {
         ProxyRoutes::new(self.upstream.proxy.clone(), self.environment_proxies.clone())
     }
 
-    /// Returns the folder of the local CA: `server.tls_directory`, or the folder of the usage database.
+    /// Returns the directory of the local CA: `server.tls_directory`, or the directory of the usage database.
     #[must_use]
     pub fn ca_location(&self) -> certificate::CaLocation {
         let default = || Some(self.storage.file()?.parent()?.join("tls"));
         match self.server.tls_directory.clone().or_else(default) {
-            Some(folder) => certificate::CaLocation::Directory(folder),
+            Some(directory) => certificate::CaLocation::Directory(directory),
             None => certificate::CaLocation::Memory,
         }
     }
@@ -311,8 +311,8 @@ impl Config {
     #[must_use]
     pub fn local_ca_file(&self) -> Option<PathBuf> {
         match self.ca_location() {
-            certificate::CaLocation::Directory(folder) => {
-                Some(certificate::ca_file(&folder)).filter(|path| path.exists())
+            certificate::CaLocation::Directory(directory) => {
+                Some(certificate::ca_file(&directory)).filter(|path| path.exists())
             }
             certificate::CaLocation::Memory => None,
         }

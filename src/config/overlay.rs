@@ -2,7 +2,7 @@
 //!
 //! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
 //! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
-//! readers validate them. Runtime keys are in files of their own, `managed_keys/NAME`, so that the overlay contains
+//! readers validate them. Runtime keys are in separate files, `managed_keys/NAME`, so that the overlay contains
 //! no secret.
 //!
 //! Each entry has the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
@@ -104,11 +104,11 @@ impl PausedKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EntryKind {
-    /// A key.
+    /// A key that was added at runtime.
     Key,
-    /// A pause.
+    /// A pause of a key.
     PausedKey,
-    /// A client.
+    /// A client that was added or changed at runtime.
     Client,
 }
 

@@ -13,7 +13,7 @@ const NON_OWNER_BITS: u32 = 0o077;
 /// The write bits of the group and of all other users.
 const NON_OWNER_WRITE_BITS: u32 = 0o022;
 
-/// The folder in which container runtimes mount secrets, for the processes of the container only.
+/// The directory in which container runtimes mount secrets, for the processes of the container only.
 const CONTAINER_SECRETS: &str = "/run/secrets";
 
 /// Whether the content of a file is secret.
@@ -43,7 +43,7 @@ fn describe_risk(mode: u32, content: Content) -> Option<String> {
 }
 
 /// Returns warnings about the files that were read, and about the database if it exists. The files in
-/// the folder `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
+/// the directory `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
 pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
     let LoadedConfig { config, file, file_contains_secrets, contents, .. } = loaded;
     let files = contents.stamps();
@@ -53,7 +53,8 @@ pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Wa
         if has_only_settings || is_certificate { Content::Public } else { Content::Secret }
     };
     let is_credential = |path: &Path| {
-        path.starts_with(CONTAINER_SECRETS) || credentials.is_some_and(|folder| path.starts_with(folder))
+        path.starts_with(CONTAINER_SECRETS)
+            || credentials.is_some_and(|directory| path.starts_with(directory))
     };
     let files = files.existing().filter(|path| !is_credential(path));
     let files = files.map(|path| (path.to_owned(), content(path)));

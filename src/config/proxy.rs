@@ -151,7 +151,7 @@ pub struct EnvironmentProxies {
 impl EnvironmentProxies {
     /// Reads the variables. An invalid variable is an error only if a connection would use its proxy.
     pub(super) fn read(environment: &Environment, is_used: bool, report: &mut Report) -> Self {
-        let mut read = |names: [&'static str; 2]| {
+        let mut read_variable = |names: [&'static str; 2]| {
             let (variable, text) =
                 names.into_iter().find_map(|name| Some((name, environment.value(name)?)))?;
             // Like other programs, accept a proxy without a scheme.
@@ -166,7 +166,8 @@ impl EnvironmentProxies {
                 }
             }
         };
-        let (https, all) = (read(["HTTPS_PROXY", "https_proxy"]), read(["ALL_PROXY", "all_proxy"]));
+        let (https, all) =
+            (read_variable(["HTTPS_PROXY", "https_proxy"]), read_variable(["ALL_PROXY", "all_proxy"]));
         let exemptions = environment.value("NO_PROXY").or_else(|| environment.value("no_proxy"));
         Self { https, all, exemptions: exemptions.map(NoProxy::parse).unwrap_or_default() }
     }
@@ -226,7 +227,7 @@ impl ProxyRoutes {
     }
 
     /// Returns the proxy for connections to Supabase at `url`, where `own` is `supabase.proxy`. A Supabase on this
-    /// machine is reached directly, unless it has a proxy of its own.
+    /// machine is reached directly, unless `supabase.proxy` is set.
     #[must_use]
     pub fn for_mirror(&self, url: &BaseUrl, own: &ProxySetting) -> Option<Arc<ForwardProxy>> {
         if url.is_loopback() && *own == ProxySetting::Inherited {
@@ -268,7 +269,7 @@ mod tests {
     /// Parses a setting, and checks its URL with credentials or its error.
     #[track_caller]
     fn check(text: &str, expected: Result<&str, &str>) {
-        let parsed = match text.parse::<ProxySetting>() {
+        let parse_result = match text.parse::<ProxySetting>() {
             Ok(ProxySetting::Proxy(proxy)) => Ok(proxy.expose_url()),
             Ok(other @ (ProxySetting::Inherited | ProxySetting::Direct)) => Ok(other.to_string()),
             Err(error) => {
@@ -277,7 +278,7 @@ mod tests {
                 Err(text.split_once("; ").map_or(text.clone(), |(message, _)| message.to_owned()))
             }
         };
-        assert_eq!(parsed, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+        assert_eq!(parse_result, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
     }
 
     #[test]
@@ -357,8 +358,8 @@ mod tests {
         description: Option<&str>,
     ) {
         let (routes, url) = (routes(setting, variables), url.parse().unwrap());
-        let found = routes.for_upstream(&url, &ProxySetting::Inherited);
-        assert_eq!(found.map(|proxy| proxy.to_string()).as_deref(), proxy);
+        let route = routes.for_upstream(&url, &ProxySetting::Inherited);
+        assert_eq!(route.map(|proxy| proxy.to_string()).as_deref(), proxy);
         assert_eq!(routes.describe(&url).as_deref(), description);
     }
 

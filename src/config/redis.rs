@@ -21,7 +21,7 @@ use crate::policy::redis_url::{
 };
 use crate::secret::RedisCredentials;
 
-/// The file in the folder of systemd's credentials that contains the URL.
+/// The file in the directory of systemd's credentials that contains the URL.
 const CREDENTIAL: &str = "redis_url";
 
 /// The settings of Redis.
@@ -90,17 +90,17 @@ impl RedisConfig {
         spans: &mut HashMap<&'static str, SourceSpan>,
         report: &mut Report,
     ) {
-        let Some(folder) = sources.environment.value(CREDENTIALS) else { return };
-        let path = PathBuf::from(folder).join(CREDENTIAL);
+        let Some(directory) = sources.environment.value(CREDENTIALS) else { return };
+        let path = PathBuf::from(directory).join(CREDENTIAL);
         let content = (sources.read_file)(&path);
         let span = SourceSpan::new(ValueOrigin::File(path));
-        let parsed = match content {
+        let url_result = match content {
             Ok(text) => parse_file(&text),
             // The service may have credentials for other programs only.
             Err(ReadFileError::Missing) => return,
             Err(reason) => Err(unreadable_file_error("the file", &reason)),
         };
-        match parsed {
+        match url_result {
             Ok(url) => {
                 self.url = url;
                 spans.insert("redis.url", span);
@@ -113,7 +113,7 @@ impl RedisConfig {
 fn parse_file(text: &str) -> Result<RedisUrlSetting, ValueError> {
     let url: RedisUrlSetting = text.parse()?;
     if url.url().is_none() {
-        return Err(error("the file contains no URL of Redis"));
+        return Err(url_error("the file contains no URL of Redis"));
     }
     Ok(url)
 }
@@ -169,7 +169,7 @@ const SENTINEL_NOTATION: &str =
     "write redis+sentinel://HOST:26379,HOST:26379/MASTER with the name of the master at the sentinels";
 
 /// Returns an error that shows the notation.
-fn error(message: &str) -> ValueError {
+fn url_error(message: &str) -> ValueError {
     ValueError::new(message).advise(NOTATION)
 }
 
@@ -178,26 +178,28 @@ fn parse_url(text: &str) -> Result<RedisUrl, ValueError> {
         return parse_unix(rest);
     }
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(error("the URL of Redis has no scheme"));
+        return Err(url_error("the URL of Redis has no scheme"));
     };
     match scheme.to_ascii_lowercase().as_str() {
         "redis" => parse_server(rest, RedisTransport::Plain),
         "rediss" => parse_server(rest, RedisTransport::Tls),
         "redis+sentinel" => parse_sentinel(rest, RedisTransport::Plain),
         "rediss+sentinel" => parse_sentinel(rest, RedisTransport::Tls),
-        "valkey" => Err(error("the scheme of Valkey is redis, because its protocol is that of Redis")),
+        "valkey" => Err(url_error("the scheme of Valkey is redis, because its protocol is that of Redis")),
         "valkeys" => {
-            Err(error("the scheme of Valkey with TLS is rediss, because its protocol is that of Redis"))
+            Err(url_error("the scheme of Valkey with TLS is rediss, because its protocol is that of Redis"))
         }
-        "http" | "https" => Err(error("this is the URL of a web server, and Redis does not use HTTP")),
+        "http" | "https" => Err(url_error("this is the URL of a web server, and Redis does not use HTTP")),
         "sentinel" | "redis-sentinel" | "rediss-sentinel" | "valkey+sentinel" => {
             Err(ValueError::new("the scheme of sentinels is redis+sentinel or rediss+sentinel")
                 .advise(SENTINEL_NOTATION))
         }
-        "cluster" | "redis+cluster" | "redis-cluster" | "rediss+cluster" | "rediss-cluster" => Err(error(
-            "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
-        )),
-        _ => Err(error("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel")),
+        "cluster" | "redis+cluster" | "redis-cluster" | "rediss+cluster" | "rediss-cluster" => {
+            Err(url_error(
+                "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
+            ))
+        }
+        _ => Err(url_error("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel")),
     }
 }
 
@@ -205,7 +207,7 @@ fn parse_url(text: &str) -> Result<RedisUrl, ValueError> {
 struct UrlParts<'a> {
     credentials: Option<RedisCredentials>,
     addresses: &'a str,
-    /// What follows the first slash, without a slash at its end.
+    /// The part after the first slash, without a slash at its end.
     path: &'a str,
 }
 
@@ -216,7 +218,7 @@ fn split_url(rest: &str) -> Result<UrlParts<'_>, ValueError> {
         None => (None, rest),
     };
     if rest.contains(['?', '#']) {
-        return Err(error("the URL of Redis has a part with `?` or `#`, which is not supported"));
+        return Err(url_error("the URL of Redis has a part with `?` or `#`, which is not supported"));
     }
     let (addresses, path) = rest.split_once('/').unwrap_or((rest, ""));
     let path = path.strip_suffix('/').unwrap_or(path);
@@ -227,7 +229,7 @@ fn split_url(rest: &str) -> Result<UrlParts<'_>, ValueError> {
 fn parse_server(rest: &str, transport: RedisTransport) -> Result<RedisUrl, ValueError> {
     let UrlParts { credentials, addresses, path } = split_url(rest)?;
     if addresses.contains(',') {
-        return Err(error("the URL of Redis has several addresses: write one node of a cluster")
+        return Err(url_error("the URL of Redis has several addresses: write one node of a cluster")
             .advise("or, for sentinels, redis+sentinel://HOST:26379,HOST:26379/MASTER"));
     }
     let address = parse_address(addresses, REDIS_PORT)?;
@@ -267,7 +269,7 @@ fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
     let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
     let path = path.strip_prefix("//").unwrap_or(path);
     if !path.starts_with('/') || path.contains(char::is_control) {
-        return Err(error("the path of the Unix socket is not absolute"));
+        return Err(url_error("the path of the Unix socket is not absolute"));
     }
     let (mut database, mut user, mut password) = (0, None, None);
     for part in query.split('&').filter(|part| !part.is_empty()) {
@@ -277,7 +279,7 @@ fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
             "user" => user = Some(decode(value)?),
             "pass" => password = Some(decode(value)?),
             _ => {
-                return Err(error(
+                return Err(url_error(
                     "the URL of the Unix socket has a part other than `db`, `user` and `pass`",
                 ));
             }
@@ -318,8 +320,8 @@ fn decode(text: &str) -> Result<String, ValueError> {
 }
 
 fn parse_address(text: &str, default_port: u16) -> Result<RedisAddress, ValueError> {
-    let (host, port) = split_port(text, text).map_err(|_| error("the URL of Redis has no valid port"))?;
-    let host = parse_host(host).map_err(|_| error("the host of Redis is not a valid name or address"))?;
+    let (host, port) = split_port(text, text).map_err(|_| url_error("the URL of Redis has no valid port"))?;
+    let host = parse_host(host).map_err(|_| url_error("the host of Redis is not a valid name or address"))?;
     Ok(RedisAddress { host, port: port.unwrap_or(default_port) })
 }
 
@@ -329,7 +331,7 @@ fn parse_database(text: &str) -> Result<u32, ValueError> {
         return Ok(0);
     }
     let number = text.parse().ok().filter(|_| !text.starts_with('+'));
-    number.ok_or_else(|| error("the database of Redis is not a number"))
+    number.ok_or_else(|| url_error("the database of Redis is not a number"))
 }
 
 #[cfg(test)]
@@ -339,7 +341,7 @@ mod tests {
     /// Parses a URL, and checks its masked form or its error without advice.
     #[track_caller]
     fn check(text: &str, expected: Result<&str, &str>) {
-        let parsed = match text.parse::<RedisUrlSetting>() {
+        let parse_result = match text.parse::<RedisUrlSetting>() {
             Ok(url) => Ok(url.to_string()),
             Err(error) => {
                 let text = error.to_string();
@@ -349,7 +351,7 @@ mod tests {
                 Err(message.to_owned())
             }
         };
-        assert_eq!(parsed, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+        assert_eq!(parse_result, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
     }
 
     #[test]
@@ -375,8 +377,11 @@ mod tests {
     fn the_credentials_of_a_url_are_decoded() {
         let credentials =
             |text: &str| text.parse::<RedisUrlSetting>().unwrap().0.unwrap().credentials.unwrap();
-        let named = credentials("redis://al%3Aice:p:w%2F@h");
-        assert_eq!((named.expose_user(), named.expose_password()), (Some("al:ice"), "p:w/"));
+        let user_and_password = credentials("redis://al%3Aice:p:w%2F@h");
+        assert_eq!(
+            (user_and_password.expose_user(), user_and_password.expose_password()),
+            (Some("al:ice"), "p:w/")
+        );
         assert_eq!(credentials("redis://:pw@h").expose_user(), None);
         let of_socket = credentials("unix:/r?user=a%26b&pass=p%3Dw");
         assert_eq!((of_socket.expose_user(), of_socket.expose_password()), (Some("a&b"), "p=w"));

@@ -88,10 +88,10 @@ impl FileStamps {
     /// Reads the current metadata of the files below `directory`, which the caller has just written.
     #[must_use]
     pub fn read_again_below(&self, directory: &Path) -> Self {
-        let read = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
+        let stamp_again = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
             (path.clone(), if path.starts_with(directory) { FileStamp::read(path) } else { *stamp })
         };
-        Self(self.0.iter().map(read).collect())
+        Self(self.0.iter().map(stamp_again).collect())
     }
 
     /// Reads the current metadata of the same files.
@@ -258,11 +258,11 @@ mod tests {
         let files = contents.stamps();
         assert_eq!(files, files.read_again());
         std::fs::write(&path, "1").unwrap();
-        let written = files.read_again();
-        assert_ne!(files, written);
+        let written_stamps = files.read_again();
+        assert_ne!(files, written_stamps);
         std::fs::write(&path, "12").unwrap();
         let longer = files.read_again();
-        assert_ne!(written, longer);
+        assert_ne!(written_stamps, longer);
         std::fs::write(temporary.path().join("new"), "34").unwrap();
         std::fs::rename(temporary.path().join("new"), &path).unwrap();
         assert_ne!(longer, files.read_again());

@@ -18,7 +18,7 @@ use super::proxy::{EnvironmentProxies, ProxySetting};
 use super::reload::FileContents;
 use super::setting::{self, Setting};
 use super::source::{ReadFileError, ValueSources};
-use super::value::{BaseFolders, RawValue};
+use super::value::{BaseDirectories, RawValue};
 use super::value_file::{read_value_file, unreadable_file_error};
 use super::{Config, LoadedConfig, Overrides, StateDirectory, StateLocation, clients, overlay, variables};
 
@@ -50,21 +50,21 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
         Some(document) => document.collect(&mut draft.report.problems),
         None => Contents::default(),
     };
-    let folders = BaseFolders { base: file.as_ref().and_then(|(path, _)| path.parent()), home };
+    let directories = BaseDirectories { base: file.as_ref().and_then(|(path, _)| path.parent()), home };
     for assigned in &contents.settings {
-        draft.set(assigned.setting, RawValue::Toml(assigned.value), folders, &assigned.span);
+        draft.set(assigned.setting, RawValue::Toml(assigned.value), directories, &assigned.span);
     }
-    let process_folders = BaseFolders { base: None, home };
+    let process_directories = BaseDirectories { base: None, home };
     for (setting, text, span) in variables::find_settings(&sources.environment, &mut draft.report.problems) {
-        draft.set(setting, RawValue::Text(text), process_folders, &span);
+        draft.set(setting, RawValue::Text(text), process_directories, &span);
     }
     if let (false, Some(setting)) = (overrides.listen.is_empty(), setting::find("server.listen")) {
         let (text, span) = (overrides.listen.join(","), SourceSpan::new(ValueOrigin::Flag("--listen")));
-        draft.set(setting, RawValue::Text(text.trim()), process_folders, &span);
+        draft.set(setting, RawValue::Text(text.trim()), process_directories, &span);
     }
     if let (true, Some(setting)) = (overrides.is_ephemeral, setting::find("storage.ephemeral")) {
         let span = SourceSpan::new(ValueOrigin::Flag("--ephemeral"));
-        draft.set(setting, RawValue::Text("true"), process_folders, &span);
+        draft.set(setting, RawValue::Text("true"), process_directories, &span);
     }
     if overrides.has_passed_sockets && !draft.spans.contains_key("server.listen") {
         draft.config.server.listen = ListenAddresses::systemd();
@@ -75,7 +75,7 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
     let path = file.as_ref().map(|(path, _)| path.to_path_buf());
     let base_url = &draft.config.upstream.base_url;
     let FoundKeys { keys, source } =
-        find_keys(sources, path.clone(), &contents.keys, folders, base_url, &mut draft.report);
+        find_keys(sources, path.clone(), &contents.keys, directories, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
     // The overlay names runtime keys and clients, which apply after those of all other sources.
     let directory = match &overrides.state_location {
@@ -90,22 +90,22 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
         None => OverlayContents::default(),
     };
     if let Some(directory) = &directory {
-        let found = FoundKeys {
+        let found_keys = FoundKeys {
             keys: std::mem::take(&mut draft.config.keys),
             source: std::mem::take(&mut draft.config.key_source),
         };
         let search = KeySearch {
             sources,
-            folders: BaseFolders { base: Some(directory.path()), home },
+            directories: BaseDirectories { base: Some(directory.path()), home },
             provider: KeyProvider::for_host(draft.config.upstream.base_url.host()),
             report: &mut draft.report,
-            found,
+            found: found_keys,
         };
         let FoundKeys { keys, source } = overlay::add_keys(search, &managed.keys, directory);
         (draft.config.keys, draft.config.key_source) = (keys, source);
     }
     let mut configured_clients =
-        clients::parse(sources, &contents.clients, folders, &draft.config.keys, &mut draft.report);
+        clients::parse(sources, &contents.clients, directories, &draft.config.keys, &mut draft.report);
     clients::add_default_client(sources, &mut configured_clients, &mut draft.report);
     // An entry or a variable with a mistake is still a client.
     let has_variable = sources.environment.value(variables::CLIENT_TOKEN_FILE).is_some();
@@ -203,8 +203,8 @@ impl ConfigDraft {
             return Some((path.clone(), SourceSpan::new(ValueOrigin::File(path))));
         };
         let span = SourceSpan::new(ValueOrigin::Variable(variables::CONFIG.to_owned()));
-        let folders = BaseFolders { base: None, home: sources.environment.home() };
-        match folders.resolve(path) {
+        let directories = BaseDirectories { base: None, home: sources.environment.home() };
+        match directories.resolve(path) {
             Ok(path) => Some((path, span)),
             Err(error) => {
                 self.report.problems.push(span.problem(error));
@@ -230,7 +230,7 @@ impl ConfigDraft {
                 SourceSpan::new(origin).problem(error.advise("save it as UTF-8"))
             }
             ReadFileError::Missing
-            | ReadFileError::Folder
+            | ReadFileError::Directory
             | ReadFileError::TooLarge
             | ReadFileError::Other(_) => {
                 match &span.origin {
@@ -274,10 +274,10 @@ impl ConfigDraft {
         &mut self,
         setting: &'static Setting,
         raw: RawValue<'_>,
-        folders: BaseFolders<'_>,
+        directories: BaseDirectories<'_>,
         span: &SourceSpan,
     ) {
-        if let Err(error) = setting.parse_into(raw, folders, &mut self.config) {
+        if let Err(error) = setting.parse_into(raw, directories, &mut self.config) {
             self.report.problems.push(span.problem(error));
         }
         self.spans.insert(setting.path, span.clone());

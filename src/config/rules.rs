@@ -122,11 +122,11 @@ mod tests {
 
     #[track_caller]
     fn check_quota(text: &str, expected: &str) {
-        let printed = match text.parse::<ClientQuota>() {
+        let printed_text = match text.parse::<ClientQuota>() {
             Ok(quota) => quota.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub struct ServerConfig {
     pub unix_mode: UnixMode,
     /// The certificate for HTTPS on TCP ports.
     pub tls: TlsConfig,
-    /// The folder of the local CA, or `None` for the folder of the database.
+    /// The directory of the local CA, or `None` for the directory of the database.
     pub tls_directory: Option<PathBuf>,
     /// Timeout for a request's headers.
     pub request_headers_timeout: Duration,
@@ -242,7 +242,7 @@ pub struct RetryConfig {
     pub max_total_spill_size: usize,
     /// Percentage of the disk that stays free.
     pub min_disk_free_percent: usize,
-    /// The folder of the anonymous files that buffer bodies.
+    /// The directory of the anonymous files that buffer bodies.
     pub spill_directory: PathBuf,
     /// Maximum number of bytes of a refusal's body that are read to classify the refusal.
     pub max_error_body_size: usize,
@@ -295,7 +295,7 @@ impl Default for QuotaPollingConfig {
 /// The storage and retention of usage records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// The database file. Its folder is created if it is missing. See [`file`](Self::file).
+    /// The database file. Its directory is created if it is missing. See [`file`](Self::file).
     pub path: PathBuf,
     /// Maximum usage records that wait to be written.
     pub max_queued_records: usize,

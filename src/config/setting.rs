@@ -17,8 +17,8 @@ use super::proxy::ProxySetting;
 use super::redis::RedisUrlSetting;
 use super::tls::{self, TlsConfig};
 use super::value::{
-    BaseFolders, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio, parse_size,
-    parse_string, parse_strings, saturated, wrong_type,
+    BaseDirectories, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio,
+    parse_size, parse_string, parse_strings, saturated, wrong_type,
 };
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::quantity::size::DisplaySize;
@@ -108,7 +108,7 @@ impl Setting {
     pub(super) fn parse_into(
         &self,
         raw: RawValue<'_>,
-        folders: BaseFolders<'_>,
+        directories: BaseDirectories<'_>,
         config: &mut Config,
     ) -> Result<(), ValueError> {
         match &self.kind {
@@ -145,10 +145,10 @@ impl Setting {
             }
             ValueKind::Ratio(field) => *field(config) = parse_ratio(raw)?,
             ValueKind::Bool(field) => *field(config) = parse_bool(raw)?,
-            ValueKind::File(field) => *field(config) = folders.resolve(parse_string(raw)?)?,
+            ValueKind::File(field) => *field(config) = directories.resolve(parse_string(raw)?)?,
             ValueKind::OptionalFile(field) => {
                 let text = parse_string(raw)?;
-                *field(config) = if text.trim().is_empty() { None } else { Some(folders.resolve(text)?) };
+                *field(config) = if text.trim().is_empty() { None } else { Some(directories.resolve(text)?) };
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Lists every setting in force with its source, so that an operator can find the origin of a value. The list contains
+//! Lists every effective setting with its source, so that an operator can find the origin of a value. The list contains
 //! no secret: keys and client tokens are not settings of the table, and passwords in URLs are masked.
 
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Config;
 use super::setting::SETTINGS;
 
-/// A setting in force.
+/// An effective setting, with its source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SettingValue {
     /// `section.name`, as in the configuration file.
@@ -43,7 +43,7 @@ impl Config {
         SETTINGS.iter().map(value).collect()
     }
 
-    /// Lists every setting in force after a reload, and the different values of `loaded`, the configuration that
+    /// Lists every effective setting after a reload, and the different values of `loaded`, the configuration that
     /// was read.
     #[must_use]
     pub fn setting_values_with_pending(&self, loaded: &Self) -> Vec<SettingValue> {
@@ -87,12 +87,13 @@ mod tests {
     #[test]
     fn a_value_that_needs_a_restart_is_pending() {
         let start = Config::default();
-        let mut loaded = start.clone();
-        loaded.setting_sources.insert("server.listen", "keychoir.toml:2:1".to_owned());
-        loaded.server.listen = ListenAddresses::parse(&["127.0.0.1:1"]).unwrap();
-        loaded.pool.max_queued = 7;
-        loaded.upstream.proxy = "http://alice:hunter2@proxy:1".parse().unwrap();
-        let values = loaded.with_restart_settings_of(&start).setting_values_with_pending(&loaded);
+        let mut loaded_config = start.clone();
+        loaded_config.setting_sources.insert("server.listen", "keychoir.toml:2:1".to_owned());
+        loaded_config.server.listen = ListenAddresses::parse(&["127.0.0.1:1"]).unwrap();
+        loaded_config.pool.max_queued = 7;
+        loaded_config.upstream.proxy = "http://alice:hunter2@proxy:1".parse().unwrap();
+        let values =
+            loaded_config.with_restart_settings_of(&start).setting_values_with_pending(&loaded_config);
         let value = |name: &str| values.iter().find(|value| value.name == name).unwrap();
         let listen = value("server.listen");
         assert_eq!((listen.value.as_str(), listen.source.as_str()), ("\"127.0.0.1:11011\"", "default"));

@@ -51,11 +51,11 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let printed = match text.parse::<SocketBase>() {
+        let printed_text = match text.parse::<SocketBase>() {
             Ok(base) => base.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

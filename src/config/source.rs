@@ -45,7 +45,7 @@ impl Environment {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Returns the home folder, which replaces `~` in paths.
+    /// Returns the home directory, which replaces `~` in paths.
     pub(super) fn home(&self) -> Option<&Path> {
         self.value("HOME").or_else(|| self.value("USERPROFILE")).map(Path::new)
     }
@@ -53,27 +53,29 @@ impl Environment {
     /// Returns the default paths of the configuration file, in order. The first existing file is read, and a
     /// new file is created at the first path.
     pub(super) fn default_config_files(&self) -> Vec<PathBuf> {
-        let user_file =
-            self.xdg_folder("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("keychoir/keychoir.toml"));
+        let user_file = self
+            .xdg_directory("XDG_CONFIG_HOME", ".config")
+            .map(|directory| directory.join("keychoir/keychoir.toml"));
         user_file.into_iter().chain([PathBuf::from("/etc/keychoir/keychoir.toml")]).collect()
     }
 
-    /// Returns the default path of the usage database: in systemd's state folder if it is set, else in the
-    /// XDG state folder.
+    /// Returns the default path of the usage database: in systemd's state directory if it is set, else in the
+    /// XDG state directory.
     pub(super) fn default_database(&self) -> Option<PathBuf> {
-        // systemd separates several folders by colons. Keychoir uses the first.
-        let service_folder = self.value("STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
-        if let Some(folder) = service_folder.filter(|folder| !folder.is_empty()) {
-            return Some(Path::new(folder).join("keychoir.db"));
+        // systemd separates several directories by colons. Keychoir uses the first.
+        let service_directory =
+            self.value("STATE_DIRECTORY").and_then(|directories| directories.split(':').next());
+        if let Some(directory) = service_directory.filter(|directory| !directory.is_empty()) {
+            return Some(Path::new(directory).join("keychoir.db"));
         }
-        Some(self.xdg_folder("XDG_STATE_HOME", ".local/state")?.join("keychoir/keychoir.db"))
+        Some(self.xdg_directory("XDG_STATE_HOME", ".local/state")?.join("keychoir/keychoir.db"))
     }
 
-    /// The folder in an XDG variable, or else its default below the home folder. The XDG
+    /// The directory in an XDG variable, or else its default below the home directory. The XDG
     /// specification requires that relative paths are ignored.
-    fn xdg_folder(&self, variable: &str, default: &str) -> Option<PathBuf> {
-        let folder = self.value(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
-        folder.or_else(|| Some(self.home()?.join(default)))
+    fn xdg_directory(&self, variable: &str, default: &str) -> Option<PathBuf> {
+        let directory = self.value(variable).map(PathBuf::from).filter(|directory| directory.is_absolute());
+        directory.or_else(|| Some(self.home()?.join(default)))
     }
 }
 
@@ -102,8 +104,8 @@ impl FromIterator<(OsString, OsString)> for Environment {
 pub(super) enum ReadFileError {
     #[error("it does not exist")]
     Missing,
-    #[error("it is a folder")]
-    Folder,
+    #[error("it is a directory")]
+    Directory,
     #[error("it is larger than {} bytes", MAX_FILE_BYTES)]
     TooLarge,
     /// The position of the first invalid byte, counted from 1.
@@ -118,7 +120,7 @@ impl From<ErrorKind> for ReadFileError {
         if kind == ErrorKind::NotFound {
             Self::Missing
         } else if kind == ErrorKind::IsADirectory {
-            Self::Folder
+            Self::Directory
         } else {
             Self::Other(kind)
         }
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usage_database_is_in_the_state_folder_of_the_system() {
+    fn the_usage_database_is_in_the_state_directory_of_the_system() {
         let home = ("HOME", "/home/me");
         check_default_database(&[], None);
         check_default_database(&[home], Some("/home/me/.local/state/keychoir/keychoir.db"));
@@ -213,10 +215,10 @@ mod tests {
 
     #[test]
     fn an_unreadable_file_is_an_error_with_its_reason() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read_file(folder.path()), Err(ReadFileError::Folder));
-        assert_eq!(read_file(&folder.path().join("none")), Err(ReadFileError::Missing));
-        let path = folder.path().join("large");
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read_file(directory.path()), Err(ReadFileError::Directory));
+        assert_eq!(read_file(&directory.path().join("none")), Err(ReadFileError::Missing));
+        let path = directory.path().join("large");
         let limit = usize::try_from(MAX_FILE_BYTES).unwrap();
         std::fs::write(&path, vec![b'a'; limit]).unwrap();
         assert_eq!(read_file(&path).unwrap().len(), limit);

@@ -46,11 +46,11 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: &str) {
-        let printed = match text.parse::<StrategyChoice>() {
+        let printed_text = match text.parse::<StrategyChoice>() {
             Ok(strategy) => strategy.to_string(),
             Err(error) => format!("! {error}"),
         };
-        assert_eq!(printed, expected);
+        assert_eq!(printed_text, expected);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::mask::quote_masked;
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::proxy::ProxySetting;
 use super::source::{ReadFileError, ValueSources};
-use super::value::BaseFolders;
+use super::value::BaseDirectories;
 use super::value_file::unreadable_file_error;
 use crate::policy::authority::Scheme;
 use crate::secret::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
@@ -184,7 +184,7 @@ impl SupabaseConfig {
         spans: &HashMap<&'static str, SourceSpan>,
         report: &mut Report,
     ) -> Option<(Result<SupabaseKey, ValueError>, SourceSpan)> {
-        let folders = BaseFolders { base: None, home: sources.environment.home() };
+        let directories = BaseDirectories { base: None, home: sources.environment.home() };
         for (name, form) in KEY_VARIABLES {
             if let Some(text) = sources.environment.value(name) {
                 let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
@@ -192,7 +192,7 @@ impl SupabaseConfig {
             }
             let name = format!("{name}_FILE");
             if let Some(path) = sources.environment.value(&name) {
-                let key = folders.resolve(path).and_then(|path| {
+                let key = directories.resolve(path).and_then(|path| {
                     let text = (sources.read_file)(&path).map_err(|reason| {
                         unreadable_file_error(&quote_masked(&path.to_string_lossy()), &reason)
                     })?;
@@ -201,9 +201,9 @@ impl SupabaseConfig {
                 return Some((key, SourceSpan::new(ValueOrigin::Variable(name))));
             }
         }
-        if let Some(folder) = sources.environment.value(CREDENTIALS) {
+        if let Some(directory) = sources.environment.value(CREDENTIALS) {
             for (name, form) in KEY_VARIABLES {
-                let path = PathBuf::from(folder).join(name.to_lowercase());
+                let path = PathBuf::from(directory).join(name.to_lowercase());
                 let content = (sources.read_file)(&path);
                 let span = SourceSpan::new(ValueOrigin::File(path));
                 match content {

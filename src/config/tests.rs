@@ -40,12 +40,12 @@ struct FakeMachine<'a> {
 }
 
 impl<'a> FakeMachine<'a> {
-    /// A machine with a home folder and one key.
+    /// A machine with a home directory and one key.
     fn with_key() -> Self {
         Self { variables: vec![("HOME", "/home/me"), ("ELEVENLABS_API_KEYS", KEY)], ..Self::default() }
     }
 
-    /// A machine with a home folder only.
+    /// A machine with a home directory only.
     fn without_key() -> Self {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }
@@ -75,7 +75,7 @@ impl<'a> FakeMachine<'a> {
             self.files.iter().map(|(path, text)| (PathBuf::from(path), *text)).collect();
         let read_file = |path: &Path| match files.get(path) {
             Some(text) => Ok((*text).to_owned()),
-            None if path == Path::new("/folder") => Err(ReadFileError::Folder),
+            None if path == Path::new("/directory") => Err(ReadFileError::Directory),
             None if path == Path::new("/latin1.toml") => Err(ReadFileError::NotUtf8 { line: 3, column: 7 }),
             None => Err(ReadFileError::Missing),
         };
@@ -109,9 +109,9 @@ impl<'a> FakeMachine<'a> {
         match self.resolve() {
             Ok(loaded) => panic!("{loaded:?}"),
             Err(problems) => {
-                let printed = problems.to_string();
-                let (problems, _) = printed.rsplit_once('\n').unwrap();
-                assert_eq!(problems, expected.trim_start_matches('\n').trim_end(), "\n{printed}");
+                let printed_text = problems.to_string();
+                let (problems, _) = printed_text.rsplit_once('\n').unwrap();
+                assert_eq!(problems, expected.trim_start_matches('\n').trim_end(), "\n{printed_text}");
             }
         }
     }

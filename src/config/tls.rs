@@ -67,14 +67,15 @@ impl TlsConfig {
         [cert, key]: [&SourceSpan; 2],
         Report { problems, warnings }: &mut Report,
     ) -> Option<Certificate> {
-        let mut read = |path: &Option<PathBuf>, span: &SourceSpan| match (sources.read_file)(path.as_ref()?) {
-            Ok(text) => Some(text),
-            Err(reason) => {
-                problems.push(span.problem(unreadable_tls_file_error(path.as_ref()?, &reason)));
-                None
-            }
-        };
-        let (chain_pem, key_pem) = (read(&self.cert, cert), read(&self.key, key));
+        let mut read_pem =
+            |path: &Option<PathBuf>, span: &SourceSpan| match (sources.read_file)(path.as_ref()?) {
+                Ok(text) => Some(text),
+                Err(reason) => {
+                    problems.push(span.problem(unreadable_tls_file_error(path.as_ref()?, &reason)));
+                    None
+                }
+            };
+        let (chain_pem, key_pem) = (read_pem(&self.cert, cert), read_pem(&self.key, key));
         let chain = match CertificateChain::parse(&chain_pem?) {
             Ok(chain) => chain,
             Err(reason) => {
@@ -114,7 +115,7 @@ fn unreadable_tls_file_error(path: &Path, reason: &ReadFileError) -> ValueError 
             error.advise("write the path of a PEM file; openssl x509 -inform der converts a DER file")
         }
         ReadFileError::Missing
-        | ReadFileError::Folder
+        | ReadFileError::Directory
         | ReadFileError::TooLarge
         | ReadFileError::Other(_) => error,
     }

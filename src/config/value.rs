@@ -20,17 +20,17 @@ pub(super) enum RawValue<'a> {
     Toml(&'a DeValue<'a>),
 }
 
-/// The base folders of relative paths.
+/// The base directories of relative paths.
 #[derive(Clone, Copy, Default)]
-pub(super) struct BaseFolders<'a> {
-    /// The folder of the file that contains the path, or `None` for the working directory.
+pub(super) struct BaseDirectories<'a> {
+    /// The directory of the file that contains the path, or `None` for the working directory.
     pub(super) base: Option<&'a Path>,
-    /// The home folder, which replaces `~`.
+    /// The home directory, which replaces `~`.
     pub(super) home: Option<&'a Path>,
 }
 
-impl BaseFolders<'_> {
-    /// Resolves a path against the base folder, or against the home folder after `~/`.
+impl BaseDirectories<'_> {
+    /// Resolves a path against the base directory, or against the home directory after `~/`.
     pub(super) fn resolve(&self, text: &str) -> Result<PathBuf, ValueError> {
         if text.trim().is_empty() {
             return Err(ValueError::new("the path is empty"));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::problem::{Report, SourceSpan, ValueError, ValueOrigin};
 use super::source::{ReadFileError, ValueSources};
-use super::value::BaseFolders;
+use super::value::BaseDirectories;
 
 /// Reads the value of a setting from the file at `path`. `names` are the setting and the setting that names the file.
 /// Reports an invalid file, and a file although the setting `is_set`.
@@ -41,12 +41,12 @@ pub(super) fn conflicting_settings_error(setting: &str, file_setting: &str) -> V
 /// have written a secret in its place.
 pub(super) fn read_secret_file(
     sources: &ValueSources<'_>,
-    folders: BaseFolders<'_>,
+    directories: BaseDirectories<'_>,
     path: &str,
 ) -> Result<String, ValueError> {
-    (sources.read_file)(&folders.resolve(path)?).map_err(|reason| {
+    (sources.read_file)(&directories.resolve(path)?).map_err(|reason| {
         unreadable_file_error("the file", &reason)
-            .advise("a relative path starts at the folder of the configuration file")
+            .advise("a relative path starts at the directory of the configuration file")
     })
 }
 

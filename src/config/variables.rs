@@ -96,8 +96,8 @@ mod tests {
         let environment: Environment = [(name.into(), "1".into())].into_iter().collect();
         let mut problems = Vec::new();
         assert!(find_settings(&environment, &mut problems).is_empty());
-        let printed = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        assert_eq!(printed, format!("{name}: unknown setting\n    = {expected}"));
+        let printed_text = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert_eq!(printed_text, format!("{name}: unknown setting\n    = {expected}"));
     }
 
     #[track_caller]

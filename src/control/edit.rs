@@ -13,7 +13,7 @@ use crate::policy::units::UnixMs;
 use crate::secret::{ApiKey, KEY_ID_DIGITS};
 use clients::ClientEditor;
 
-/// An edited overlay.
+/// The result of a change: the next overlay and the files of new keys.
 pub(super) struct Edit {
     pub(super) overlay: Overlay,
     pub(super) new_keys: Vec<KeyFile>,

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use tracing::warn;
 
-use super::Controller;
 #[cfg(test)]
-use super::Step;
+use super::ChangeStep;
+use super::Controller;
 use super::edit::KeyFile;
 use crate::admin::control::ControlError;
 use crate::config::{Config, FileError, KEYS_DIRECTORY, Overlay, StateDirectory, StateLock};
@@ -24,7 +24,7 @@ impl Controller {
         let write_all = || {
             new_keys.iter().try_for_each(|KeyFile { name, key }| lock.write_key(name, key))?;
             #[cfg(test)]
-            if self.stop_after == Some(Step::KeyWritten) {
+            if self.stop_after == Some(ChangeStep::KeyWritten) {
                 return Ok(());
             }
             lock.save(text)

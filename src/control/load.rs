@@ -33,8 +33,8 @@ impl Controller {
             ..self.overrides.clone()
         };
         let directory = self.reloader.as_ref().and_then(|reloader| reloader.state_directory());
-        let kept = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
-        config::load_with_files(&overrides, &[], &kept)
+        let kept_contents = directory.map(|directory| self.kept_contents(&directory)).unwrap_or_default();
+        config::load_with_files(&overrides, &[], &kept_contents)
             .map_err(|problems| ControlError::Invalid(problems.to_string()))
     }
 
@@ -46,8 +46,8 @@ impl Controller {
         kept: &FileContents,
         app: Option<&RunningApp>,
     ) -> Result<(LoadedConfig, AppConfig), ControlError> {
-        let loaded = config::load_with_files(&self.overrides, files, kept);
-        self.check_next(loaded.map_err(|problems| ControlError::Invalid(problems.to_string()))?, app)
+        let loaded_config = config::load_with_files(&self.overrides, files, kept);
+        self.check_next(loaded_config.map_err(|problems| ControlError::Invalid(problems.to_string()))?, app)
     }
 
     /// Checks that a loaded configuration can be applied to `app`.

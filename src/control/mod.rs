@@ -68,7 +68,7 @@ pub struct Controller {
     merge_failure: Option<String>,
     /// The step after which a test stops a change, as a crash would.
     #[cfg(test)]
-    stop_after: Option<Step>,
+    stop_after: Option<ChangeStep>,
 }
 
 /// An event that the controller waits for.
@@ -83,7 +83,7 @@ pub enum ControllerEvent {
 /// The steps of a change that write files.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum ChangeStep {
     KeyWritten,
     OverlaySaved,
 }
@@ -265,12 +265,16 @@ impl Controller {
             reloader.mark_as_checked();
         }
         let (loaded, app_config) = self.load_next(&[], &FileContents::default(), app)?;
-        let saved = loaded.config.generation;
+        let saved_generation = loaded.config.generation;
         let current = self.generation.load(Ordering::Acquire);
-        self.check_generation(saved, expected_generation)?;
+        self.check_generation(saved_generation, expected_generation)?;
         let is_changed = self.reloader.as_ref().is_some_and(|reloader| !reloader.is_applied(&loaded.config));
         // A higher saved generation includes this change, which another process made.
-        let generation = if is_changed && saved <= current { current + 1 } else { saved.max(current) };
+        let generation = if is_changed && saved_generation <= current {
+            current + 1
+        } else {
+            saved_generation.max(current)
+        };
         let directory = self.state_directory()?;
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         if let Some((reloader, app)) = self.reloader.as_mut().zip(app) {
@@ -280,7 +284,7 @@ impl Controller {
         if is_changed || actor != Actor::Reload {
             self.record(origin, RELOADED, None, &json!({"changed": is_changed}), generation).await;
         }
-        if let Some(directory) = directory.filter(|_| generation > saved && is_changed) {
+        if let Some(directory) = directory.filter(|_| generation > saved_generation && is_changed) {
             self.save_generation(&directory, generation).await;
         }
         if is_changed {
@@ -344,7 +348,7 @@ impl Controller {
         generation: u64,
     ) {
         let ChangeOrigin { actor, address } = origin;
-        // A reload has a log line of its own.
+        // A reload is logged separately.
         if let Some(target) = &target {
             let by = actor.as_str();
             info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");

@@ -100,7 +100,7 @@ pub(super) struct OverlayState {
     pub(super) keys: Entries<SharedKey>,
     /// By the fingerprint of the key.
     pub(super) paused_keys: Entries<PausedKey>,
-    /// By name.
+    /// By the name of the client.
     pub(super) clients: Entries<ManagedClient>,
 }
 
@@ -129,8 +129,8 @@ impl OverlayState {
             let Some(key) = secrets.get(&entry.key_file) else { continue };
             let ManagedKey { name, key_file: _, workspace, base_url, weight, changed_at, left_out: _ } =
                 entry.clone();
-            let shared = SharedKey { key: key.expose().to_owned(), name, workspace, base_url, weight };
-            state.keys.insert(key.fingerprint().to_string(), Stamped::present(changed_at, shared));
+            let shared_key = SharedKey { key: key.expose().to_owned(), name, workspace, base_url, weight };
+            state.keys.insert(key.fingerprint().to_string(), Stamped::present(changed_at, shared_key));
         }
         for entry in overlay.paused_keys.iter().cloned() {
             let (id, changed_at) = (entry.fingerprint.clone(), entry.changed_at);
@@ -352,8 +352,8 @@ fn present_entries<T>(all: &Entries<T>) -> impl Iterator<Item = (&str, (&T, Unix
 }
 
 fn removed_entries<T>(all: &Entries<T>, kind: EntryKind) -> impl Iterator<Item = RemovedEntry> {
-    let removed = entries(all).filter(|(_, content, _)| content.is_none());
-    removed.map(move |(id, _, changed_at)| RemovedEntry { kind, id: id.clone(), changed_at })
+    let removed_entries_of_kind = entries(all).filter(|(_, content, _)| content.is_none());
+    removed_entries_of_kind.map(move |(id, _, changed_at)| RemovedEntry { kind, id: id.clone(), changed_at })
 }
 
 /// Replaces the entries of a list in place, removes those that are missing in `all`, and appends new ones.
@@ -379,8 +379,8 @@ fn changed_names<T: PartialEq>(
     previous: &Entries<T>,
     name: impl Fn(&T) -> String,
 ) -> Vec<String> {
-    let changed = next.iter().filter(|(id, entry)| previous.get(*id) != Some(*entry));
-    changed
+    let changed_entries = next.iter().filter(|(id, entry)| previous.get(*id) != Some(*entry));
+    changed_entries
         .map(|(id, entry)| {
             let earlier = || previous.get(id).and_then(|earlier| earlier.content.present());
             entry.content.present().or_else(earlier).map_or_else(|| short_id(id), &name)

@@ -42,11 +42,11 @@ const UNRECORDED: &str = "unrecorded_changes";
 /// killed before it wrote them, or the database could not be written.
 pub async fn record_unrecorded_changes(history: &History, generation: u64, now: UnixMs) {
     let Ok(latest) = history.changes(None, 1).await else { return };
-    let recorded = latest.first().map_or(0, |change| change.generation);
-    if recorded >= generation {
+    let recorded_generation = latest.first().map_or(0, |change| change.generation);
+    if recorded_generation >= generation {
         return;
     }
-    let detail = json!({"first_generation": recorded + 1, "last_generation": generation});
+    let detail = json!({"first_generation": recorded_generation + 1, "last_generation": generation});
     let change = StoredChange {
         id: StoredChange::new_id(now),
         at: now,

@@ -217,9 +217,9 @@ async fn the_end_of_a_token_is_set_moved_and_removed() {
     let rotate =
         Change::RotateClient { name: "app".to_owned(), grace: Duration::ZERO, expires_at: Some(end) };
     machine.make(rotate).await.unwrap();
-    let rotated = client();
+    let rotated_client = client();
     set(TokenExpiry::Never).await.unwrap();
-    assert_eq!(client(), ClientConfig { expires_at: None, ..rotated }, "the token must stay");
+    assert_eq!(client(), ClientConfig { expires_at: None, ..rotated_client }, "the token must stay");
     let error = set(TokenExpiry::At(UnixMs(1))).await.unwrap_err();
     assert!(error.to_string().contains("not in the future"), "{error}");
 }
@@ -232,7 +232,7 @@ async fn an_invalid_change_changes_no_file() {
     let with_name =
         |name: &str, key: &str| NewKey { name: name.to_owned(), key: ApiKey::new(key).unwrap(), ..new_key() };
     let client = |name: &str, rules| Change::AddClient { name: name.to_owned(), rules, expires_at: None };
-    let other = "sk_aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd";
+    let other_key = "sk_aaaabbbbccccddddaaaabbbbccccddddaaaabbbbccccdddd";
     let expired = Change::PauseKey {
         key: "first".to_owned(),
         until: Some(crate::policy::units::UnixMs(1)),
@@ -240,9 +240,9 @@ async fn an_invalid_change_changes_no_file() {
     };
     let long = Change::PauseKey { key: "first".to_owned(), until: None, reason: Some("x".repeat(201)) };
     for (change, expected) in [
-        (Change::AddKey(with_name("spare", other)), "already exists"),
+        (Change::AddKey(with_name("spare", other_key)), "already exists"),
         (Change::AddKey(with_name("other", FIRST)), "has this key already: first"),
-        (Change::AddKey(with_name("../other", other)), "this name is invalid"),
+        (Change::AddKey(with_name("../other", other_key)), "this name is invalid"),
         (Change::RemoveKey { key: "first".to_owned() }, "configured in a file"),
         (Change::RemoveKey { key: "none".to_owned() }, "has no key with this"),
         (Change::ResumeKey { key: "first".to_owned() }, "is not paused"),
@@ -277,7 +277,7 @@ async fn a_stale_generation_is_refused_with_the_current_one() {
 
 #[tokio::test]
 async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change() {
-    for (step, keys) in [(Step::KeyWritten, 1), (Step::OverlaySaved, 2)] {
+    for (step, keys) in [(ChangeStep::KeyWritten, 1), (ChangeStep::OverlaySaved, 2)] {
         let machine = Machine::new();
         let (mut controller, records) = machine.controller();
         controller.stop_after = Some(step);
@@ -294,7 +294,7 @@ async fn a_crash_between_two_files_leaves_the_state_before_or_after_the_change()
     let machine = Machine::new();
     machine.make(Change::AddKey(new_key())).await.unwrap();
     let (mut controller, _records) = machine.controller();
-    controller.stop_after = Some(Step::OverlaySaved);
+    controller.stop_after = Some(ChangeStep::OverlaySaved);
     let remove = Change::RemoveKey { key: "spare".to_owned() };
     assert!(controller.make(remove, None, ORIGIN, None).await.is_err());
     assert_eq!(machine.config().keys.len(), 1);
@@ -349,29 +349,29 @@ fn the_admin_token_is_generated_once() {
     let machine = Machine::new();
     let mut config = machine.config();
     assert!(config.admin_token.is_none());
-    let generated = NewAdminToken::generate(&mut config).unwrap();
+    let new_token = NewAdminToken::generate(&mut config).unwrap();
     assert!(!machine.state().exists(), "a start that fails leaves no file");
-    generated.save().unwrap();
+    new_token.save().unwrap();
     let text = fs::read_to_string(machine.state().join("admin_token")).unwrap();
     assert!(text.starts_with("kca_") && text.trim().len() == 52, "{}", text.len());
-    let mut reloaded = machine.config();
-    assert_eq!(reloaded.admin_token, config.admin_token);
-    assert!(NewAdminToken::generate(&mut reloaded).is_none());
+    let mut reloaded_config = machine.config();
+    assert_eq!(reloaded_config.admin_token, config.admin_token);
+    assert!(NewAdminToken::generate(&mut reloaded_config).is_none());
 }
 
 /// Starts the program of the machine with a controller.
 async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<StoredChange>) {
-    let loaded = config::load(&machine.overrides()).unwrap();
+    let loaded_config = config::load(&machine.overrides()).unwrap();
     let (sender, records) = mpsc::channel();
-    let generation = Arc::new(AtomicU64::new(loaded.config.generation));
+    let generation = Arc::new(AtomicU64::new(loaded_config.config.generation));
     let recorder = move |record| -> RecordFuture {
         sender.send(record).unwrap();
         Box::pin(std::future::ready(()))
     };
-    let reloader = ConfigReloader::new(None, &loaded);
+    let reloader = ConfigReloader::new(None, &loaded_config);
     let controller = Controller::new(machine.overrides(), reloader, generation, Box::new(recorder));
     let listener = Listener::Tcp(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let app = app::start(AppConfig::from_config(loaded.config).unwrap(), vec![listener]).unwrap();
+    let app = app::start(AppConfig::from_config(loaded_config.config).unwrap(), vec![listener]).unwrap();
     (app, controller, records)
 }
 
@@ -460,8 +460,8 @@ async fn a_rotation_keeps_a_promised_grace_period_and_the_end_of_the_token() {
     let (previous, _) = client.previous_token.unwrap();
     assert_eq!((previous, client.expires_at), (TokenFingerprint::new("token-of-app"), Some(expires_at)));
 
-    let refused = machine.make(rotate(Duration::from_secs(1), None)).await.unwrap_err();
-    assert_eq!(refused, ControlError::GraceNotEnded);
+    let refusal = machine.make(rotate(Duration::from_secs(1), None)).await.unwrap_err();
+    assert_eq!(refusal, ControlError::GraceNotEnded);
     machine.make(rotate(Duration::ZERO, None)).await.unwrap();
     let client = machine.config().clients.remove(0);
     assert_eq!((client.previous_token, client.expires_at), (None, Some(expires_at)));
@@ -473,8 +473,8 @@ async fn a_token_that_is_edited_after_its_rotation_is_reported() {
     machine.make(rotate(Duration::ZERO, None)).await.unwrap();
     machine.make(rotate(Duration::ZERO, None)).await.unwrap();
     let warnings = || {
-        let loaded = config::load(&machine.overrides()).unwrap();
-        loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+        let loaded_config = config::load(&machine.overrides()).unwrap();
+        loaded_config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert!(!warnings().iter().any(|warning| warning.contains("has no effect")), "{:?}", warnings());
     let text = fs::read_to_string(machine.file()).unwrap();
@@ -571,15 +571,15 @@ async fn a_reload_with_another_database_keeps_the_keys_and_clients_of_the_runnin
     };
     controller.make(add("web"), None, ORIGIN, Some(&app)).await.unwrap();
     // The database of the running program changes with a restart, and the overlay is beside it.
-    let moved = machine.temporary.path().join("moved/keychoir.db");
+    let moved_path = machine.temporary.path().join("moved/keychoir.db");
     let text = fs::read_to_string(machine.file()).unwrap();
     let previous = machine.state().join("keychoir.db").display().to_string();
-    fs::write(machine.file(), text.replace(&previous, &moved.display().to_string())).unwrap();
+    fs::write(machine.file(), text.replace(&previous, &moved_path.display().to_string())).unwrap();
     controller.make(Change::Reload, None, ORIGIN, Some(&app)).await.unwrap();
     assert_eq!((app.keys().len(), app.client_names()), (2, vec!["app".to_owned(), "web".to_owned()]));
     controller.make(add("phone"), None, ORIGIN, Some(&app)).await.unwrap();
     assert_eq!(app.client_names().len(), 3);
     assert!(fs::read_to_string(machine.state().join("managed.toml")).unwrap().contains("phone"));
-    assert!(!moved.parent().unwrap().exists(), "nothing must be written beside the next database");
+    assert!(!moved_path.parent().unwrap().exists(), "nothing must be written beside the next database");
     app.drain(Duration::ZERO).await;
 }

@@ -1,7 +1,7 @@
 //! Computes the amount by which a request counts against its client's quota. The counter in memory and the
 //! usage records share this function, because the counter is restored from the records after a restart.
 
-/// What is known about the cost of a request before it is sent.
+/// The knowledge about the cost of a request before it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Billing {
     /// The provider charges for the endpoint.

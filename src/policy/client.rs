@@ -45,7 +45,7 @@ pub struct Client {
     pub rules: Rules,
 }
 
-/// Where a client is configured.
+/// The kind of source that configures a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientOrigin {
     /// The configuration file, or a file that a variable names.
@@ -90,7 +90,7 @@ pub struct ConfiguredClient {
 /// two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientTokens {
-    /// Where the client is configured.
+    /// The kind of source that configures the client.
     pub origin: ClientOrigin,
     /// The current token.
     pub current: IssuedToken,

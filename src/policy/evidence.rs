@@ -15,7 +15,7 @@ use super::key_state::{Cooldown, CooldownReason};
 use super::units::UnixMs;
 use super::verdict::{Shortfall, Verdict};
 
-/// What a refusal claims about a key or a workspace.
+/// The claim of a refusal about a key or a workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimedFault {
     /// The remaining credits do not suffice for the request.

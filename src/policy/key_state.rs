@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::budget::Quota;
 use super::units::UnixMs;
 
-/// Where a key is configured.
+/// The kind of source that configures a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyOrigin {
     /// An environment variable.

@@ -33,7 +33,6 @@ pub mod optional {
     /// # Errors
     ///
     /// Fails when the serializer fails.
-    #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
     pub fn serialize<S: Serializer>(time: &Option<UnixMs>, serializer: S) -> Result<S::Ok, S::Error> {
         match time {
             Some(time) => super::serialize(time, serializer),

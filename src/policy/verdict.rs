@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::outcome::Outcome;
 use super::permission::Permission;
 
-/// What a response means for the request, and for the key with which it was sent.
+/// The meaning of a response for the request, and for the key with which it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// The response is not a refusal: 1xx, 2xx or 3xx.
@@ -170,7 +170,7 @@ pub enum UnexplainedRefusal {
     Bodiless,
 }
 
-/// What a verdict is about: the key, its capabilities, the request or the provider. The concern determines
+/// The subject of a verdict: the key, its capabilities, the request or the provider. The concern determines
 /// whether the request is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {

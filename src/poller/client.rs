@@ -129,7 +129,7 @@ pub(super) enum NoProviderResponse {
 /// A response of the provider.
 pub(super) struct ProviderResponse {
     pub(super) status: StatusCode,
-    /// What the status and the body mean.
+    /// The meaning of the status and the body.
     pub(super) verdict: Verdict,
     /// The decoded body.
     body: Vec<u8>,

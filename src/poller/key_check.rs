@@ -107,10 +107,10 @@ impl<C: Connect> KeyChecker<C> {
             return Err(CheckInProgress);
         }
         let _running = RunningCheck { running: &self.running, fingerprint };
-        let started = clock::instant();
+        let started_at = clock::instant();
         let client = ProviderClient { upstream: &self.upstream, response_timeout: self.timeout };
         let subscription = client.subscription(key).await;
-        let latency = clock::elapsed_since(started);
+        let latency = clock::elapsed_since(started_at);
         let observation = subscription.as_ref().ok().and_then(|response| response.observation());
         let outcome = match (&subscription, &observation) {
             (Err(error), _) => CheckOutcome::NoResponse { reason: error.to_string() },
@@ -130,7 +130,7 @@ impl<C: Connect> KeyChecker<C> {
             log_transitions(&self.pool.observe(&self.pool.roster(), key, observation, clock::now()));
             self.usage.request_key_state_write();
         }
-        let remaining = self.timeout.saturating_sub(clock::elapsed_since(started));
+        let remaining = self.timeout.saturating_sub(clock::elapsed_since(started_at));
         let models = match outcome {
             CheckOutcome::Valid { .. } | CheckOutcome::QuotaUnreadable if !remaining.is_zero() => {
                 let client = ProviderClient { upstream: &self.upstream, response_timeout: remaining };

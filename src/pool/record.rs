@@ -295,7 +295,7 @@ impl Pool {
         self.apply_poll_evidence(roster, key, now)
     }
 
-    /// Applies what a poll at `at` reports beside its evidence.
+    /// Applies the quota and the capabilities of a poll at `at`. Returns the result of the poll as evidence.
     fn apply_observation(&self, roster: &Roster, key: &Key, observation: Observation, at: UnixMs) -> Poll {
         let (settings, workspace) = (&roster.settings, key.workspace());
         key.set_poll_requested(false);

@@ -45,7 +45,7 @@ pub struct KeyEntry {
     pub kept_credits: u64,
     /// The pause that an operator ordered, if there is one. It may have ended.
     pub pause: Option<Pause>,
-    /// Where the key is configured.
+    /// The kind of source that configures the key.
     pub origin: KeyOrigin,
 }
 

@@ -46,7 +46,7 @@ pub(super) struct RetryState {
     features: RequestFeatures,
     last_verdict: Option<Verdict>,
     refusals: Refusals,
-    /// The route of keys without a route of their own.
+    /// The route of keys that have no separate route.
     default_route: Arc<Authority>,
     /// The routes by which this request could not be sent.
     failed_routes: Vec<Arc<Authority>>,

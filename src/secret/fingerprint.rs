@@ -152,7 +152,7 @@ impl fmt::Debug for TokenFingerprint {
     }
 }
 
-/// Identifies the admin token: its SHA-256. It has a type of its own, so that a client token never opens the
+/// Identifies the admin token: its SHA-256. It has a separate type, so that a client token never opens the
 /// admin API.
 #[derive(Clone, Copy, Eq)]
 pub struct AdminTokenFingerprint(Digest);

@@ -71,11 +71,11 @@ impl Acceptor {
         permits: &Arc<Semaphore>,
     ) -> Option<(Accepted, OwnedSemaphorePermit)> {
         let permit = Arc::clone(permits).try_acquire_owned().ok()?;
-        let accepted = match self {
+        let accept_result = match self {
             Self::Tcp(listener) => Accepted::Tcp(listener.get_ref().accept().ok()?.0),
             Self::Unix { listener, .. } => Accepted::Unix(listener.get_ref().accept().ok()?.0),
         };
-        Some((accepted, permit))
+        Some((accept_result, permit))
     }
 }
 

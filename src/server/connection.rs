@@ -83,12 +83,12 @@ async fn run<S, I>(
     S: Service,
     I: AsyncRead + AsyncWrite + Peek + ResetOnDrop + Unpin + Send + 'static,
 {
-    let opened = tokio::select! {
+    let open_result = tokio::select! {
         biased;
         _ = wait_for_connection_end(&drain, &state, &limits) => return,
-        opened = open => opened,
+        open_result = open => open_result,
     };
-    let Some(mut connection) = opened else { return };
+    let Some(mut connection) = open_result else { return };
     state.await_head();
     let mut first_idle_check = if state.has_had_request() {
         limits.idle_after
@@ -184,8 +184,8 @@ where
                 // Hyper ends immediately only between two messages. Otherwise the bytes of one message could
                 // be parsed as the start of another.
                 connection.as_mut().graceful_shutdown();
-                let polled = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
-                if let Poll::Ready(Ok(())) = polled {
+                let poll_result = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
+                if let Poll::Ready(Ok(())) = poll_result {
                     let parts = Pin::into_inner(connection).into_parts();
                     return HttpEnd::Idle(parts.io.into_inner().with_read_buf(parts.read_buf));
                 }
@@ -197,9 +197,9 @@ where
             }
             Some(ConnectionEnd::WhenIdle) => {
                 // The connection is polled once more, so that a request that has already arrived is served.
-                let polled = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
+                let poll_result = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await;
                 connection.as_mut().graceful_shutdown();
-                match polled {
+                match poll_result {
                     Poll::Ready(result) => Some(result),
                     Poll::Pending => tokio::select! {
                         result = connection.as_mut() => Some(result),
@@ -286,16 +286,16 @@ where
         state.mark_head_begun();
     }
     let mut first_bytes = [0; FIRST_READ_SIZE];
-    let read = tokio::select! {
+    let read_result = tokio::select! {
         biased;
         // The read is polled first, so that a request that has already arrived is served.
-        read = stream.read(&mut first_bytes) => read,
+        read_result = stream.read(&mut first_bytes) => read_result,
         end = wait_for_connection_end(drain, state, &limits) => match end {
             ConnectionEnd::WhenIdle => Ok(0),
             ConnectionEnd::Immediate => return None,
         },
     };
-    match read {
+    match read_result {
         Ok(count @ 1..) => {
             if head_start.is_empty() {
                 state.begin_head();

@@ -31,10 +31,10 @@ where
         // Hyper does not close the sending half if the request has an `upgrade` header, whatever the response
         // is. An error means that the client has disconnected.
         let _ = stream.shutdown().await;
-        let mut discarded = vec![0; READ_BUFFER_SIZE];
+        let mut discard_buffer = vec![0; READ_BUFFER_SIZE];
         let mut remaining = limits.max_linger_size;
         while remaining > 0 {
-            match timeout(LINGER_READ_TIMEOUT, stream.read(&mut discarded)).await {
+            match timeout(LINGER_READ_TIMEOUT, stream.read(&mut discard_buffer)).await {
                 Ok(Ok(count @ 1..)) => remaining = remaining.saturating_sub(count as u64),
                 Ok(Ok(_) | Err(_)) => return,
                 Err(_) => break,

@@ -263,12 +263,12 @@ impl<S: Service> Server<S> {
     async fn accept(self: Arc<Self>, acceptor: Acceptor, tls: Tls) {
         let mut consecutive_accepts = 0;
         loop {
-            let accepted = tokio::select! {
+            let accept_result = tokio::select! {
                 () = self.drain.stop_accepting.cancelled() => break,
-                accepted = acceptor.accept(&self.connection_limiter.permits) => accepted,
+                accept_result = acceptor.accept(&self.connection_limiter.permits) => accept_result,
             };
-            match accepted {
-                Ok((accepted, permit)) => self.assign(accepted, permit, tls.clone()),
+            match accept_result {
+                Ok((accept_result, permit)) => self.assign(accept_result, permit, tls.clone()),
                 Err(error) => {
                     warn!("a connection cannot be accepted: {error}; the listener continues");
                     tokio::time::sleep(ACCEPT_ERROR_DELAY).await;

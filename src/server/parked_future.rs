@@ -99,35 +99,35 @@ mod tests {
     #[tokio::test]
     async fn a_parked_future_is_polled_only_after_its_own_wake_up() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut parked = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
+        let mut parked_future = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
         for _ in 0..3 {
-            assert!(!is_ready(&mut parked).await);
+            assert!(!is_ready(&mut parked_future).await);
         }
         assert_eq!(polls.load(Ordering::Relaxed), 1);
         end.notify_one();
-        assert!(is_ready(&mut parked).await);
+        assert!(is_ready(&mut parked_future).await);
         assert_eq!(polls.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
     async fn a_parked_future_wakes_the_task_that_polled_it_last() {
         let (polls, end) = (AtomicUsize::new(0), Notify::new());
-        let mut parked = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
+        let mut parked_future = Box::pin(ParkedFuture::new(count_polls(&polls, &end)));
         // A different task polls the future first.
-        assert!(parked.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        tokio::join!(biased; parked.as_mut(), async { end.notify_one() });
+        assert!(parked_future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        tokio::join!(biased; parked_future.as_mut(), async { end.notify_one() });
         assert_eq!(polls.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]
     async fn a_parked_future_can_be_woken_many_times() {
         let end = Notify::new();
-        let mut parked = Box::pin(ParkedFuture::new(async {
+        let mut parked_future = Box::pin(ParkedFuture::new(async {
             for _ in 0..3 {
                 end.notified().await;
             }
         }));
-        tokio::join!(biased; parked.as_mut(), async {
+        tokio::join!(biased; parked_future.as_mut(), async {
             for _ in 0..3 {
                 end.notify_one();
                 tokio::task::yield_now().await;

@@ -79,8 +79,8 @@ impl<B: Body<Data = Bytes>> Body for TrackedBody<B> {
                 Poll::Ready(this.error.take().map(Err))
             };
         }
-        let polled = this.body.as_mut().poll_frame(cx);
-        if let Poll::Ready(Some(Err(error))) = polled {
+        let poll_result = this.body.as_mut().poll_frame(cx);
+        if let Poll::Ready(Some(Err(error))) = poll_result {
             // Hyper closes the connection on an error without writing its buffer. Delaying the error by one
             // poll lets hyper write a pending response head first.
             *this.error = Some(error);
@@ -88,9 +88,9 @@ impl<B: Body<Data = Bytes>> Body for TrackedBody<B> {
             return Poll::Pending;
         }
         if let Some(completion) = this.completion {
-            completion.is_complete |= matches!(polled, Poll::Ready(None)) || this.body.is_end_stream();
+            completion.is_complete |= matches!(poll_result, Poll::Ready(None)) || this.body.is_end_stream();
         }
-        polled
+        poll_result
     }
 
     fn is_end_stream(&self) -> bool {

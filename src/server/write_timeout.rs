@@ -106,9 +106,9 @@ fn join_slices<'a>(slices: &[IoSlice<'_>], buffer: &'a mut JoinBuffer) -> Option
     if slices.iter().map(|slice| slice.len()).sum::<usize>() > MAX_JOINED_BYTES {
         return None;
     }
-    let mut joined = ReadBuf::uninit(buffer);
-    slices.iter().for_each(|slice| joined.put_slice(slice));
-    Some(joined)
+    let mut joined_buffer = ReadBuf::uninit(buffer);
+    slices.iter().for_each(|slice| joined_buffer.put_slice(slice));
+    Some(joined_buffer)
 }
 
 impl<S: AsyncWrite> AsyncWrite for WriteTimeout<S> {

@@ -291,14 +291,14 @@ impl Accounts {
 
 impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
-        let used = plan.used;
+        let used_credits = plan.used;
         let reset = plan.reset.unwrap_or_else(|| match plan.reported_limit {
             ReportedLimit::Credits => first_of_next_month(now),
             ReportedLimit::Zero | ReportedLimit::Absent => UnixMs(u64::MAX),
         });
         Self {
             plan,
-            used,
+            used: used_credits,
             reset,
             running: 0,
             running_max: 0,
@@ -390,7 +390,7 @@ mod tests {
         let plan = Plan {
             keys: vec![KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("a", 0) }],
             workspaces: vec![WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 10) }],
-            ..Plan::of([])
+            ..Plan::with_keys([])
         };
         let mut accounts = Accounts::open(&plan, NOW);
         let first = accounts.admit(0, 1, CreditLimits::KeyAndWorkspace).unwrap();

@@ -101,8 +101,8 @@ impl FromStr for Encoding {
     type Err = UnknownEncoding;
 
     fn from_str(text: &str) -> Result<Self, UnknownEncoding> {
-        let found = NAMES.into_iter().find(|(name, _)| *name == text);
-        found.map(|(_, encoding)| encoding).ok_or_else(|| UnknownEncoding(text.to_owned()))
+        let known_encoding = NAMES.into_iter().find(|(name, _)| *name == text);
+        known_encoding.map(|(_, encoding)| encoding).ok_or_else(|| UnknownEncoding(text.to_owned()))
     }
 }
 

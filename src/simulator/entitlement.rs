@@ -186,8 +186,8 @@ impl Workspace {
         if limit == 0 {
             return Err(fixed_refusal("professional_cloning_not_allowed").into());
         }
-        let used = u64::try_from(self.professional_voices.len()).unwrap_or(u64::MAX);
-        check_voice_slots(used, limit)?;
+        let used_slots = u64::try_from(self.professional_voices.len()).unwrap_or(u64::MAX);
+        check_voice_slots(used_slots, limit)?;
         self.plan.voices.push(id.to_owned());
         self.professional_voices.push(id.to_owned());
         Ok(())

@@ -35,8 +35,8 @@ pub(super) fn parse_body(
 }
 
 pub(super) fn duration_ms(body: &Map<String, Value>) -> u64 {
-    let requested = body.get("music_length_ms").and_then(Value::as_u64);
-    requested.unwrap_or(DEFAULT_LENGTH_MS).clamp(*MUSIC_LENGTH_MS.start(), *MUSIC_LENGTH_MS.end())
+    let requested_ms = body.get("music_length_ms").and_then(Value::as_u64);
+    requested_ms.unwrap_or(DEFAULT_LENGTH_MS).clamp(*MUSIC_LENGTH_MS.start(), *MUSIC_LENGTH_MS.end())
 }
 
 /// Creates the `MusicPrompt` of the OpenAPI document.

@@ -34,7 +34,7 @@ pub struct Plan {
     pub region: String,
 }
 
-/// A workspace, whose keys share credits.
+/// A workspace of the simulated provider. Its keys share its credits.
 #[derive(Clone, Debug)]
 pub struct WorkspacePlan {
     /// The name of the workspace, which is also its `workspace_id`.
@@ -118,7 +118,7 @@ pub enum Billing {
     FreeDisabled,
 }
 
-/// A key.
+/// A key of the simulated provider, with its credits, limits and first faults.
 #[derive(Clone, Debug, Default)]
 pub struct KeyPlan {
     /// The key, sent as `xi-api-key`.
@@ -144,7 +144,7 @@ pub struct KeyPlan {
 impl Default for Plan {
     /// Creates a plan of three demo keys with few credits. They have the length of real keys.
     fn default() -> Self {
-        Self::of([
+        Self::with_keys([
             ("sk_demo_soprano_0123456789abcdef0123456789abcdef0001", 500),
             ("sk_demo_alto_0123456789abcdef0123456789abcdef00000002", 1_000),
             ("sk_demo_tenor_0123456789abcdef0123456789abcdef0000003", 2_000),
@@ -155,7 +155,7 @@ impl Default for Plan {
 impl Plan {
     /// Creates a plan of keys with credits, each in a separate workspace.
     #[must_use]
-    pub fn of<'a>(keys: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
+    pub fn with_keys<'a>(keys: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
         Self {
             workspaces: Vec::new(),
             keys: keys.into_iter().map(|(key, credits)| KeyPlan::new(key, credits)).collect(),
@@ -176,19 +176,19 @@ impl Plan {
     pub fn parse(text: &str) -> Result<Self, PlanError> {
         let entries = text.split([',', ' ', '\t', '\r', '\n']).filter(|entry| !entry.is_empty());
         let keys = entries.map(KeyPlan::parse).collect::<Result<_, _>>()?;
-        let plan = Self { keys, ..Self::of([]) };
+        let plan = Self { keys, ..Self::with_keys([]) };
         plan.check()?;
         Ok(plan)
     }
 
-    /// Adds a workspace.
+    /// Adds a workspace, which may have properties beyond its credits.
     #[must_use]
     pub fn with_workspace(mut self, workspace: WorkspacePlan) -> Self {
         self.workspaces.push(workspace);
         self
     }
 
-    /// Adds a key.
+    /// Adds a key to the end of the plan.
     #[must_use]
     pub fn with_key(mut self, key: KeyPlan) -> Self {
         self.keys.push(key);
@@ -202,9 +202,9 @@ impl Plan {
         self
     }
 
-    /// Forbids `text` in requests.
+    /// Adds a text that no request may contain.
     #[must_use]
-    pub fn forbidding(mut self, text: &str) -> Self {
+    pub fn with_forbidden_text(mut self, text: &str) -> Self {
         self.forbidden.push(text.to_owned());
         self
     }

@@ -25,13 +25,13 @@ const MAX_VIOLATIONS: usize = 1_000;
 #[derive(Clone, Debug)]
 pub(super) struct Provider {
     pub(super) plan: Arc<Plan>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ProviderState>>,
     changed: watch::Sender<()>,
 }
 
-/// The mutable state.
+/// The state behind the lock.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct ProviderState {
     pub(super) accounts: Accounts,
     pub(super) tokens: Tokens,
     /// The index of each key in the plan.
@@ -78,7 +78,7 @@ impl Provider {
             workspace: accounts.workspaces[key.workspace].plan.name.clone(),
             ..KeyEntry::default()
         });
-        let state = State {
+        let state = ProviderState {
             key_indices: plan.keys.iter().zip(0..).map(|(key, index)| (key.key.clone(), index)).collect(),
             scripts: plan.keys.iter().map(|key| Script::new(key.faults.clone())).collect(),
             script_of_all_requests: Script::default(),
@@ -94,7 +94,7 @@ impl Provider {
 
     /// Locks the state and resets the credits of all ended periods. Other tasks see all changes under one
     /// guard together.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, ProviderState> {
         // A panic while the lock is held may leave wrong numbers, but the state stays usable.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.accounts.reset_ended_periods(clock::now());
@@ -135,7 +135,7 @@ impl Provider {
     /// requests on the route, a fault of the key on all routes.
     pub(super) fn take_fault(&self, presented_key: PresentedKey, method: &Method, path: &str) -> Fault {
         let mut state = self.state();
-        let State { scripts, script_of_all_requests, .. } = &mut *state;
+        let ProviderState { scripts, script_of_all_requests, .. } = &mut *state;
         let mut key_script = presented_key.index().and_then(|index| scripts.get_mut(index));
         let route_fault = key_script.as_mut().and_then(|script| script.take_for_route(method, path));
         let route_fault = route_fault.or_else(|| script_of_all_requests.take_for_route(method, path));
@@ -214,7 +214,7 @@ impl PresentedKey {
     }
 }
 
-impl State {
+impl ProviderState {
     fn record_charge(&mut self, key: usize, cost: u64) {
         self.totals.charged += cost;
         if let Some(entry) = self.key_entries.get_mut(key) {
@@ -305,14 +305,14 @@ impl Session {
         charge: impl FnOnce(&mut Accounts) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let mut state = self.provider.state();
-        let charged = charge(&mut state.accounts)?;
+        let charge_result = charge(&mut state.accounts)?;
         state.record_charge(key, cost);
         if let Some(summary) = state.request(self.number) {
             summary.charged += cost;
         }
         drop(state);
         self.provider.notify();
-        Ok(charged)
+        Ok(charge_result)
     }
 }
 

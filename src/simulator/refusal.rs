@@ -184,8 +184,9 @@ impl FromStr for RefusalKind {
     fn from_str(text: &str) -> Result<Self, UnknownRefusal> {
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
         let unknown = || UnknownRefusal(text.to_owned());
-        let named = NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
-        let kind = named.or_else(|| fixed(name)).ok_or_else(unknown)?;
+        let named_refusal =
+            NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
+        let kind = named_refusal.or_else(|| fixed(name)).ok_or_else(unknown)?;
         Ok(match (kind, value) {
             (kind, None) => kind,
             (RefusalKind::MissingPermissions(_), Some(value)) => {

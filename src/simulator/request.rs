@@ -85,7 +85,7 @@ fn find_text(parts: &Parts, text: &str) -> Option<String> {
 /// SHA-256 of an empty body.
 pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// A received body.
+/// The received body of a request, with its size and hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
     pub(super) length: u64,

@@ -63,8 +63,8 @@ impl Service {
         let upgrade = socket::is_handshake(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         if parts.uri.path().starts_with(control::PREFIX) {
-            let received = receive(body).await.map_err(|_| ConnectionClosed)?;
-            return Ok(control::respond(&self.provider, &parts, &received).into_response());
+            let received_body = receive(body).await.map_err(|_| ConnectionClosed)?;
+            return Ok(control::respond(&self.provider, &parts, &received_body).into_response());
         }
         let presented_key = find_presented_key(&parts, &self.provider);
         let mut pending =
@@ -135,9 +135,9 @@ impl Service {
             self.discard_body(body);
             return Ok(refuse(refusal, 1));
         }
-        let received = receive(body).await.map_err(|_| ConnectionClosed)?;
-        pending.summary.body_bytes = received.length;
-        pending.summary.body_sha256.clone_from(&received.sha256);
+        let received_body = receive(body).await.map_err(|_| ConnectionClosed)?;
+        pending.summary.body_bytes = received_body.length;
+        pending.summary.body_sha256.clone_from(&received_body.sha256);
         pending.summary.body_complete = true;
         if fault == Fault::CloseBeforeHead {
             return Err(ConnectionClosed);
@@ -145,7 +145,7 @@ impl Service {
 
         let query = parts.uri.query().unwrap_or_default();
         let context =
-            OperationContext { provider: &self.provider, presented_key, received: &received, query };
+            OperationContext { provider: &self.provider, presented_key, received: &received_body, query };
         let route = Route::find(&parts.method, parts.uri.path());
         let refuse = |kind: &RefusalKind| {
             let cost = match &route {

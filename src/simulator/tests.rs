@@ -45,7 +45,7 @@ async fn start_with(keys: &str) -> Simulator {
 }
 
 /// A request to be sent.
-struct Call {
+struct SimulatorCall {
     method: &'static str,
     path: String,
     headers: Vec<(&'static str, String)>,
@@ -54,7 +54,7 @@ struct Call {
 
 /// A response, and whether its body was complete.
 #[derive(Debug)]
-struct Reply {
+struct SimulatorReply {
     status: u16,
     headers: HeaderMap,
     body: Bytes,
@@ -62,20 +62,20 @@ struct Reply {
     is_broken: bool,
 }
 
-fn get(path: &str) -> Call {
-    Call { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Bytes::new() }
+fn get(path: &str) -> SimulatorCall {
+    SimulatorCall { method: "GET", path: path.to_owned(), headers: Vec::new(), body: Bytes::new() }
 }
 
-fn post(path: &str, body: impl Into<Bytes>) -> Call {
-    Call { method: "POST", body: body.into(), ..get(path) }
+fn post(path: &str, body: impl Into<Bytes>) -> SimulatorCall {
+    SimulatorCall { method: "POST", body: body.into(), ..get(path) }
 }
 
 /// Creates a speech request with this text.
-fn speech(text: &str) -> Call {
+fn speech_call(text: &str) -> SimulatorCall {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }
 
-impl Call {
+impl SimulatorCall {
     fn key(self, key: &str) -> Self {
         self.header("xi-api-key", key)
     }
@@ -86,7 +86,7 @@ impl Call {
     }
 
     /// Sends the request on a new connection. Returns an error if the connection ends without a response.
-    async fn attempt(self, simulator: &Simulator) -> Result<Reply, hyper::Error> {
+    async fn try_send(self, simulator: &Simulator) -> Result<SimulatorReply, hyper::Error> {
         let exchange = async {
             let stream = TcpStream::connect(simulator.address()).await.unwrap();
             let (mut sender, connection) =
@@ -94,13 +94,14 @@ impl Call {
             let _connection_task = Tasks::new().spawn_guarded(async move {
                 let _ended = connection.await;
             });
-            let mut request = Request::builder().method(self.method).uri(self.path).header("host", "sim");
+            let mut request =
+                Request::builder().method(self.method).uri(self.path).header("host", "simulator");
             for (name, value) in self.headers {
                 request = request.header(name, value);
             }
             let (parts, mut body) =
                 sender.send_request(request.body(Full::new(self.body)).unwrap()).await?.into_parts();
-            let mut reply = Reply {
+            let mut reply = SimulatorReply {
                 status: parts.status.as_u16(),
                 headers: parts.headers,
                 body: Bytes::new(),
@@ -124,12 +125,12 @@ impl Call {
         tokio::time::timeout(TIMEOUT, exchange).await.expect("the response must arrive in time")
     }
 
-    async fn to(self, simulator: &Simulator) -> Reply {
-        self.attempt(simulator).await.expect("the connection must have a response")
+    async fn send_to(self, simulator: &Simulator) -> SimulatorReply {
+        self.try_send(simulator).await.expect("the connection must have a response")
     }
 }
 
-impl Reply {
+impl SimulatorReply {
     fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }

@@ -37,7 +37,7 @@ impl TokenScope {
     }
 }
 
-/// The unused tokens.
+/// The tokens that were issued and not used yet, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Tokens(VecDeque<Token>);
 

@@ -21,7 +21,7 @@ pub(super) struct Database {
     pub(super) connection: Connection,
     /// The stored refusals that restrictions are computed from.
     pub(super) refusals: RefusalRows,
-    /// When the log of owners was last compacted.
+    /// The time at which the log of owners was last compacted.
     pub(super) owners_compacted_at: Option<UnixMs>,
     file: Option<DatabaseFile>,
 }

@@ -23,13 +23,13 @@ pub(super) struct StoredEvidence {
 #[derive(Serialize, Deserialize)]
 struct EvidenceDocument {
     #[serde(default)]
-    key: Vec<Entry>,
+    key: Vec<EvidenceEntry>,
     #[serde(default)]
-    workspace: Vec<Entry>,
+    workspace: Vec<EvidenceEntry>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Entry {
+struct EvidenceEntry {
     claim: String,
     at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,11 +64,11 @@ pub(super) fn from_json(json: &str) -> StoredEvidence {
     let Ok(document) = serde_json::from_str::<EvidenceDocument>(json) else {
         return StoredEvidence::default();
     };
-    let evidence = |entries: Vec<Entry>| entries.into_iter().filter_map(from_entry).collect();
+    let evidence = |entries: Vec<EvidenceEntry>| entries.into_iter().filter_map(from_entry).collect();
     StoredEvidence { key_evidence: evidence(document.key), workspace_evidence: evidence(document.workspace) }
 }
 
-fn to_entry(evidence: &Evidence) -> Entry {
+fn to_entry(evidence: &Evidence) -> EvidenceEntry {
     let Evidence { claim, at, retry_after, is_repeated_elsewhere, source } = evidence;
     let (mut credits, mut left_by_estimate, mut group) = (None, None, None);
     match claim {
@@ -81,7 +81,7 @@ fn to_entry(evidence: &Evidence) -> Entry {
         | ClaimedFault::InvalidKey
         | ClaimedFault::WrongHost => {}
     }
-    Entry {
+    EvidenceEntry {
         claim: claim.as_str().to_owned(),
         at_ms: at.0,
         retry_after_ms: retry_after.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
@@ -94,7 +94,7 @@ fn to_entry(evidence: &Evidence) -> Entry {
     }
 }
 
-fn from_entry(entry: Entry) -> Option<Evidence> {
+fn from_entry(entry: EvidenceEntry) -> Option<Evidence> {
     let group = || ConcurrencyGroup::all().nth(entry.concurrency_group?);
     let claim = match &*entry.claim {
         "credits" => ClaimedFault::Credits {
@@ -150,9 +150,9 @@ mod tests {
             ClaimedFault::RateLimited(ConcurrencyGroup::MUSIC),
         ]
         .map(evidence);
-        let stored = from_json(&to_json(&key_evidence, &workspace_evidence));
+        let stored_evidence = from_json(&to_json(&key_evidence, &workspace_evidence));
         assert_eq!(
-            (stored.key_evidence, stored.workspace_evidence),
+            (stored_evidence.key_evidence, stored_evidence.workspace_evidence),
             (key_evidence.into(), workspace_evidence.into())
         );
     }

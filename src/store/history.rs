@@ -226,9 +226,9 @@ fn read_in_time<T>(
     connection: &mut Connection,
     read: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
 ) -> Result<T, rusqlite::Error> {
-    let started = clock::instant();
+    let started_at = clock::instant();
     connection
-        .progress_handler(CHECK_INTERVAL, Some(move || clock::elapsed_since(started) > READ_TIMEOUT))?;
+        .progress_handler(CHECK_INTERVAL, Some(move || clock::elapsed_since(started_at) > READ_TIMEOUT))?;
     let result = read(connection);
     connection.progress_handler(0, None::<fn() -> bool>)?;
     result
@@ -248,8 +248,9 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         let endless =
             "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n";
-        let read = |connection: &Connection| connection.query_row(endless, [], |row| row.get::<_, i64>(0));
-        assert!(is_interrupted(&read_in_time(&mut connection, read).unwrap_err()));
+        let read_row =
+            |connection: &Connection| connection.query_row(endless, [], |row| row.get::<_, i64>(0));
+        assert!(is_interrupted(&read_in_time(&mut connection, read_row).unwrap_err()));
         let short =
             |connection: &Connection| connection.query_row("SELECT 7", [], |row| row.get::<_, i64>(0));
         assert_eq!(read_in_time(&mut connection, short), Ok(7), "the limit ends with its read");

@@ -48,7 +48,7 @@ impl From<io::Error> for DatabaseLockError {
 }
 
 impl Lock {
-    /// Locks the database at `path`, whose folder must exist, without waiting.
+    /// Locks the database at `path`, whose directory must exist, without waiting.
     pub(super) fn acquire(path: &Path) -> Result<Self, DatabaseLockError> {
         let mut file = private_file::open_or_create(&lock_path(path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -81,8 +81,9 @@ pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
 /// Whether there is a lock file of Keychoir beside the database at `path`.
 pub(super) fn has_lock_file(path: &Path) -> bool {
     let mut text = String::new();
-    let read = File::open(lock_path(path)).and_then(|file| file.take(MAX_SIZE).read_to_string(&mut text));
-    read.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
+    let read_result =
+        File::open(lock_path(path)).and_then(|file| file.take(MAX_SIZE).read_to_string(&mut text));
+    read_result.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
 /// The path of the lock file: beside the resolved database file, so that all links to the file have the same
@@ -106,10 +107,10 @@ mod tests {
 
     #[test]
     fn a_held_lock_names_the_process_of_its_holder() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keychoir.db");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keychoir.db");
         fs::write(&path, "").unwrap();
-        let link = folder.path().join("link.db");
+        let link = directory.path().join("link.db");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(!has_lock_file(&path));
         let lock = Lock::acquire(&path).unwrap();
@@ -130,8 +131,8 @@ mod tests {
 
     #[test]
     fn a_dropped_lock_is_free_even_if_a_forked_process_has_its_descriptor() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keychoir.db");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keychoir.db");
         let lock = Lock::acquire(&path).unwrap();
         let inherited = lock.file.try_clone().unwrap();
         drop(lock);
@@ -141,8 +142,8 @@ mod tests {
 
     #[test]
     fn the_lock_file_of_a_dead_process_does_not_prevent_locking() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keychoir.db");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keychoir.db");
         fs::write(companion(&path, ".lock"), "4294967295 keychoir and a long line more\n").unwrap();
         let _lock = Lock::acquire(&path).unwrap();
         let text = fs::read_to_string(companion(&path, ".lock")).unwrap();
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn an_unwritable_path_is_not_reported_as_a_held_lock() {
-        let missing = Path::new("/no/such/folder/keychoir.db");
+        let missing = Path::new("/no/such/directory/keychoir.db");
         assert!(matches!(Lock::acquire(missing).unwrap_err(), DatabaseLockError::System(_)));
     }
 }

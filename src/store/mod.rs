@@ -75,7 +75,7 @@ pub use upgrade::{MigrateError, MigrationOutcome, MigrationReport, dry_run_migra
 pub use usage_sums::{UsageDimension, UsageSums};
 use write::{Writer, WriterChannels};
 
-/// Where the database is stored.
+/// The location of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseLocation {
     /// In the file at this path.
@@ -92,7 +92,7 @@ pub struct Settings {
     pub max_queued_records: usize,
     /// Maximum time from the start of one commit to the start of the next while records arrive.
     pub commit_interval: Duration,
-    /// How long attempts and hourly sums are kept.
+    /// The retention of attempts and hourly sums.
     pub retention: Retention,
     /// The rows that enter the outbox.
     pub mirror_scope: MirrorScope,
@@ -373,11 +373,11 @@ impl LockedLocation {
     /// Locks and opens the database.
     fn open(&mut self, now: UnixMs, check: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
-        let opened = open::open(&self.location, now, check)?;
-        if let Some(path) = &opened.quarantined_path {
+        let open_result = open::open(&self.location, now, check)?;
+        if let Some(path) = &open_result.quarantined_path {
             log_quarantine(path);
         }
-        Ok(opened)
+        Ok(open_result)
     }
 
     /// Acquires the lock, unless it is already held or the database is in memory. The origin of the file is

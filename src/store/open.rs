@@ -22,10 +22,10 @@ use crate::private_file;
 /// The reason that the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The folder or the file cannot be created or written.
+    /// The directory or the file cannot be created or written.
     #[error("{} cannot be written: {source}", .path.display())]
     Unwritable {
-        /// The folder or file.
+        /// The directory or file.
         path: PathBuf,
         /// The I/O error.
         source: io::Error,
@@ -59,7 +59,7 @@ pub enum OpenError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What the file is instead.
+        /// The kind of the file.
         content: &'static str,
     },
     /// The database is of an earlier version, and the copy that precedes its upgrade cannot be written. The
@@ -113,7 +113,7 @@ fn process_suffix(pid: Option<u32>) -> String {
     pid.map(|pid| format!(", process {pid}")).unwrap_or_default()
 }
 
-/// How a file is checked for corruption before it is used.
+/// The check for corruption before a file is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
     /// Not checked; SQLite reports corruption when it reads or writes a corrupt page.
@@ -126,7 +126,7 @@ pub(super) enum IntegrityCheck {
     Quarantine,
 }
 
-/// An opened database.
+/// A database that is open for writing, with the results of its startup checks.
 #[derive(Debug)]
 pub(super) struct OpenDatabase {
     pub(super) database: Database,
@@ -207,16 +207,17 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(unwritable(error)),
     };
-    // The innermost folder that exists: startup would create the folders below it.
-    let mut folders = path.ancestors().skip(1).map(|folder| match folder.as_os_str().is_empty() {
+    // The innermost directory that exists: startup would create the directories below it.
+    let mut directories = path.ancestors().skip(1).map(|directory| match directory.as_os_str().is_empty() {
         true => Path::new("."),
-        false => folder,
+        false => directory,
     });
-    let folder = folders.find(|folder| fs::symlink_metadata(folder).is_ok()).unwrap_or(Path::new("."));
-    if !fs::metadata(folder).map_err(unwritable)?.is_dir() {
+    let directory =
+        directories.find(|directory| fs::symlink_metadata(directory).is_ok()).unwrap_or(Path::new("."));
+    if !fs::metadata(directory).map_err(unwritable)?.is_dir() {
         return Err(unwritable(io::ErrorKind::NotADirectory.into()));
     }
-    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
+    access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
     if !file_exists {
         return Ok(());
     }
@@ -232,14 +233,14 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
         return Ok(());
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let opened = Connection::open_with_flags(path, flags).and_then(|connection| {
+    let open_result = Connection::open_with_flags(path, flags).and_then(|connection| {
         let version = schema::version(&connection)?;
         if version == schema::VERSION {
             try_reads(&connection)?;
         }
         Ok((connection, version))
     });
-    match opened {
+    match open_result {
         Ok((_, version)) if version > schema::VERSION => {
             Err(OpenError::Newer { path: path.clone(), version })
         }

@@ -67,10 +67,10 @@ pub(super) fn detect(path: &Path) -> io::Result<Origin> {
 
 /// Lists the tables and views of an SQLite file without locking it and without creating other files.
 fn table_names(path: &Path) -> Result<Vec<String>, rusqlite::Error> {
-    let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+    let escaped_path = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)?;
+    let connection = Connection::open_with_flags(format!("file:{escaped_path}?immutable=1"), flags)?;
     let mut statement =
         connection.prepare("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")?;
     let names = statement.query_map([], |row| row.get(0))?;
@@ -87,12 +87,13 @@ mod tests {
     /// Checks the origin of the file that `create` creates, without and with a lock file beside it.
     #[track_caller]
     fn check(create: impl Fn(&Path), expected_without_lock: Origin, expected_with_lock: Origin) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a 100%? #1.db");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a 100%? #1.db");
         create(&path);
         let before = fs::read(&path).ok();
         assert_eq!(detect(&path).unwrap(), expected_without_lock, "without a lock file");
-        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        let names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
         assert!(names.iter().all(|name| *name == path || *name == companion(&path, "-wal")), "{names:?}");
         drop(lock::Lock::acquire(&path));
         assert_eq!(detect(&path).unwrap(), expected_with_lock, "with a lock file");

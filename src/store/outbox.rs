@@ -44,9 +44,9 @@ pub struct MirroredKeyState {
     pub is_over_limit: bool,
     /// Whether the usage is near the limit.
     pub is_near_limit: bool,
-    /// When the period ends.
+    /// The time at which the period ends.
     pub resets_at: Option<UnixMs>,
-    /// When the state was observed. A later state of a key always has a later time, even if the clock was set
+    /// The time at which the state was observed. A later state of a key always has a later time, even if the clock was set
     /// back.
     pub observed_at: UnixMs,
 }
@@ -60,7 +60,7 @@ pub struct AttemptEvent {
     pub request_id: String,
     /// The number of the attempt within its request, from 1.
     pub number: i64,
-    /// When the attempt started.
+    /// The time at which the attempt started.
     pub started_at: UnixMs,
     /// The name of the client that sent the request.
     pub client: String,
@@ -129,12 +129,12 @@ pub enum RowVersion {
     Key {
         /// The key's fingerprint.
         key_hash: String,
-        /// When the state was observed.
+        /// The time at which the state was observed.
         observed_at: UnixMs,
     },
     /// A rename, which never changes.
     Rename(KeyRename),
-    /// An event.
+    /// An attempt that is mirrored as an event.
     Event {
         /// The id of the attempt.
         id: String,
@@ -150,7 +150,7 @@ pub struct RefusedRow {
     pub row: RowVersion,
     /// The error code of Supabase's database.
     pub code: String,
-    /// When the row is retried.
+    /// The time at which the row is retried.
     pub retry_at: UnixMs,
 }
 

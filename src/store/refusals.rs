@@ -40,7 +40,7 @@ struct WrittenRows {
     /// The version of the pool's restrictions from which they were written.
     version: u64,
     numbers: HashSet<u64>,
-    /// When the first of the restrictions ends.
+    /// The time at which the first of the restrictions ends.
     ends_at: Option<UnixMs>,
 }
 
@@ -67,18 +67,19 @@ impl RefusalRows {
             // The version is read before the restrictions, so a change in between is written by the next
             // transaction.
             let version = restrictions.version();
-            let mut added = restrictions.all(now);
+            let mut added_restrictions = restrictions.all(now);
             let rows = WrittenRows {
                 version,
-                numbers: added.iter().map(|restriction| restriction.sequence_number).collect(),
-                ends_at: added.iter().map(|restriction| restriction.until).min(),
+                numbers: added_restrictions.iter().map(|restriction| restriction.sequence_number).collect(),
+                ends_at: added_restrictions.iter().map(|restriction| restriction.until).min(),
             };
-            let written = self.written.as_ref().map(|rows| &rows.numbers);
-            added.retain(|restriction| {
-                written.is_none_or(|numbers| !numbers.contains(&restriction.sequence_number))
+            let written_numbers = self.written.as_ref().map(|rows| &rows.numbers);
+            added_restrictions.retain(|restriction| {
+                written_numbers.is_none_or(|numbers| !numbers.contains(&restriction.sequence_number))
             });
-            let removed = written.map(|numbers| numbers.difference(&rows.numbers).copied().collect());
-            RefusalChange { removed, added, rows }
+            let removed_numbers =
+                written_numbers.map(|numbers| numbers.difference(&rows.numbers).copied().collect());
+            RefusalChange { removed: removed_numbers, added: added_restrictions, rows }
         });
     }
 

@@ -12,14 +12,14 @@ impl Store {
     ///
     /// Fails when the file cannot be read or written.
     pub fn replica_id(&self, new_id: &str) -> Result<String, rusqlite::Error> {
-        let stored = self.read(|connection| {
-            let read = || connection.query_row("SELECT id FROM replica", [], |row| row.get(0)).optional();
-            if let Some(id) = read()? {
+        let stored_id = self.read(|connection| {
+            let read_id = || connection.query_row("SELECT id FROM replica", [], |row| row.get(0)).optional();
+            if let Some(id) = read_id()? {
                 return Ok(vec![id]);
             }
             connection.execute("INSERT INTO replica VALUES (?1)", [new_id])?;
             Ok(vec![new_id.to_owned()])
         })?;
-        Ok(stored.into_iter().next().unwrap_or_else(|| new_id.to_owned()))
+        Ok(stored_id.into_iter().next().unwrap_or_else(|| new_id.to_owned()))
     }
 }

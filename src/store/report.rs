@@ -77,7 +77,7 @@ pub enum ReadError {
 /// The group that a sum belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UsageGroup {
-    /// A key.
+    /// The sums of a key.
     Key {
         /// The key's fingerprint, in hexadecimal digits.
         hash: String,
@@ -151,12 +151,12 @@ impl UsageReader {
             });
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(&path, flags).and_then(|connection| {
+        let open_result = Connection::open_with_flags(&path, flags).and_then(|connection| {
             connection.busy_timeout(BUSY_TIMEOUT)?;
             let version = schema::version(&connection)?;
             Ok((connection, version))
         });
-        match opened {
+        match open_result {
             Ok((_, 0)) => Err(ReadError::Empty(path)),
             Ok((_, version)) if version > schema::VERSION => Err(ReadError::Newer { path, version }),
             Ok((_, version)) if version < schema::FINGERPRINT_VERSION => Err(ReadError::Older(path)),

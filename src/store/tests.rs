@@ -131,9 +131,9 @@ fn query_number(connection: &Connection, sql: &str) -> i64 {
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-/// The location and the path of a database in a folder that does not exist yet.
-fn location(folder: &Path) -> (DatabaseLocation, PathBuf) {
-    let path = folder.join("state").join("keychoir.db");
+/// The location and the path of a database in a directory that does not exist yet.
+fn location(directory: &Path) -> (DatabaseLocation, PathBuf) {
+    let path = directory.join("state").join("keychoir.db");
     (DatabaseLocation::File(path.clone()), path)
 }
 
@@ -147,8 +147,8 @@ fn read_attempts(path: &Path) -> Vec<(String, i64)> {
 
 #[tokio::test]
 async fn queued_records_are_written_before_the_writer_ends() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (usage, writer_handle) =
         Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(128)).unwrap();
@@ -176,8 +176,8 @@ fn refuse_second_key(pool: &Pool, now: UnixMs) {
 
 #[tokio::test]
 async fn keys_are_read_as_they_were_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, _) = location(directory.path());
     let pool = pool();
     let roster = pool.roster();
     let quota = Quota {
@@ -196,11 +196,11 @@ async fn keys_are_read_as_they_were_written() {
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 
-    let mut restored = Store::open(&location, NOW).unwrap().read_keys().unwrap();
-    restored.sort_by_key(|key| key.quota.limit.is_none());
+    let mut restored_keys = Store::open(&location, NOW).unwrap().read_keys().unwrap();
+    restored_keys.sort_by_key(|key| key.quota.limit.is_none());
     let fingerprint = |key| ApiKey::new(key).unwrap().fingerprint();
     assert_eq!(
-        restored,
+        restored_keys,
         [
             RestoredKey {
                 fingerprint: fingerprint(KEYS[0]),
@@ -222,8 +222,8 @@ async fn keys_are_read_as_they_were_written() {
 
 #[test]
 fn the_file_is_private_and_flushed_at_every_commit() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let store = Store::open(&location, NOW).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(path.parent().unwrap()), mode(&path)), (0o700, 0o600));
@@ -241,8 +241,8 @@ fn the_file_is_private_and_flushed_at_every_commit() {
 
 #[track_caller]
 fn check_quarantine(corrupt: impl Fn(&Path)) {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     corrupt(&path);
     let corrupt_content = fs::read(&path).unwrap();
@@ -268,8 +268,8 @@ fn a_corrupt_database_is_quarantined_path() {
 
 #[test]
 fn the_files_beside_a_corrupt_database_are_quarantined_with_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     fs::write(&path, "a text file").unwrap();
     fs::write(path.with_extension("db-wal"), "a log").unwrap();
@@ -280,8 +280,8 @@ fn the_files_beside_a_corrupt_database_are_quarantined_with_it() {
 
 #[test]
 fn a_file_of_another_program_is_refused_and_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     fs::write(&path, "a text file").unwrap();
     // The first refusal must not create a lock file, which would make the second start replace the file.
@@ -295,8 +295,8 @@ fn a_file_of_another_program_is_refused_and_unchanged() {
 
 #[tokio::test]
 async fn a_database_has_one_writer_at_a_time() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, _) = location(directory.path());
     let first = Store::open(&location, NOW).unwrap();
     let assert_locked = || {
         let error = Store::open(&location, NOW).unwrap_err();
@@ -313,8 +313,8 @@ async fn a_database_has_one_writer_at_a_time() {
 
 #[test]
 fn a_database_of_a_newer_version_is_refused_and_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
@@ -324,8 +324,8 @@ fn a_database_of_a_newer_version_is_refused_and_unchanged() {
 
 #[test]
 fn an_error_names_the_path_that_cannot_be_written() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     let path = file.join("keychoir.db");
     let error = Store::open(&DatabaseLocation::File(path.clone()), NOW).unwrap_err();
@@ -335,8 +335,8 @@ fn an_error_names_the_path_that_cannot_be_written() {
 
 #[tokio::test]
 async fn no_key_is_in_the_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (usage, writer_handle) =
         Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();

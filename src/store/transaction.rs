@@ -21,7 +21,7 @@ pub(super) fn commit(
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
     let Database { connection, refusals, .. } = database;
-    let committed = (|| {
+    let commit_result = (|| {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         attempts::write(&transaction, &batch.attempts, mirror_scope)?;
         owners::write(&transaction, &batch.owners, now)?;
@@ -34,12 +34,12 @@ pub(super) fn commit(
         }
         transaction.commit()
     })();
-    match committed {
+    match commit_result {
         Ok(()) => refusals.record_commit(),
         // After a failed commit it is unknown which refusals are in the file.
         Err(_) => refusals.reset(),
     }
-    committed
+    commit_result
 }
 
 fn upsert_key(

@@ -42,7 +42,7 @@ const MAX_KEPT_COPIES: usize = 2;
 /// the write-ahead log of the migration.
 const SPACE_FACTOR: u64 = 2;
 
-/// A finished migration.
+/// The versions and sizes of a database before and after a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationReport {
     /// The schema version before.
@@ -199,7 +199,7 @@ fn remove_old_copies(path: &Path) {
 /// is full.
 pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
-    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
     let before = inspect(path)?;
     if before.version == schema::VERSION && !before.is_unfinished {
         return Ok(MigrationOutcome::Current(before.version));
@@ -207,9 +207,9 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
     location.lock()?;
     // Unlike at startup, a corrupt file is not quarantined.
-    let connection = open::connect(path, IntegrityCheck::Full).map_err(failed)?;
+    let connection = open::connect(path, IntegrityCheck::Full).map_err(migrate_error)?;
     let database = open::migrate(connection, path, None)?.database;
-    while migration::move_next_attempts(&database.connection).map_err(failed)? {}
+    while migration::move_next_attempts(&database.connection).map_err(migrate_error)? {}
     if before.version == schema::VERSION {
         return Ok(MigrationOutcome::Current(before.version));
     }
@@ -245,14 +245,14 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     let temporary = LockedTemporary::create_directory(&directory, OsStr::new(".keychoir-dry-run-"))
         .map_err(|source| SnapshotError::Unwritable { path: directory, source })?;
     let copy = temporary.path().join("keychoir.db");
-    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
     let unwritable = |source| SnapshotError::Unwritable { path: copy.clone(), source };
     // SQLite writes only into an empty file, and would create one that other users can read.
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
-    let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(failed)?;
-    open::migrate_schema(&mut connection, before.version).map_err(failed)?;
-    while migration::move_next_attempts(&connection).map_err(failed)? {}
+    let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(migrate_error)?;
+    open::migrate_schema(&mut connection, before.version).map_err(migrate_error)?;
+    while migration::move_next_attempts(&connection).map_err(migrate_error)? {}
     let after = snapshot::count_attempts(&connection);
     drop(connection);
     snapshot::examine(&copy, path)?;
@@ -285,12 +285,12 @@ struct UpgradeSource {
 
 fn inspect(path: &Path) -> Result<UpgradeSource, MigrateError> {
     let connection = snapshot::open_for_reading(path)?;
-    let failed = |source| MigrateError::Failed { path: path.to_owned(), source };
-    let version = schema::version(&connection).map_err(failed)?;
+    let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
+    let version = schema::version(&connection).map_err(migrate_error)?;
     if version > schema::VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), version }.into());
     }
-    let bytes = snapshot::database_size(&connection).map_err(failed)?;
-    let is_unfinished = migration::is_unfinished(&connection).map_err(failed)?;
+    let bytes = snapshot::database_size(&connection).map_err(migrate_error)?;
+    let is_unfinished = migration::is_unfinished(&connection).map_err(migrate_error)?;
     Ok(UpgradeSource { version, bytes, attempts: snapshot::count_attempts(&connection), is_unfinished })
 }

@@ -134,15 +134,15 @@ impl Writer {
             if is_filled == Some(false) {
                 break;
             }
-            let started = clock::instant();
+            let started_at = clock::instant();
             if is_filled.is_some() {
                 let records = self.take_queued(&mut queue) as u64;
-                let elapsed = started.saturating_duration_since(last_commit_started);
+                let elapsed = started_at.saturating_duration_since(last_commit_started);
                 self.commit_interval =
                     commit_schedule::commit_interval(records, elapsed, self.settings.commit_interval);
-                last_commit_started = started;
+                last_commit_started = started_at;
             }
-            self.run_due_work(started);
+            self.run_due_work(started_at);
             // A busy queue must not starve the mirror.
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
                 self.run_command(command);
@@ -153,7 +153,7 @@ impl Writer {
                 self.run_history_command(command);
             }
             if is_filled.is_some() {
-                self.wait_for_next_commit(started, &queue, &mut commands, &mut history).await;
+                self.wait_for_next_commit(started_at, &queue, &mut commands, &mut history).await;
             }
         }
         self.write_last_records().await;
@@ -248,17 +248,17 @@ impl Writer {
 
     /// Drops the latest records above the limit while nothing can be written.
     fn drop_excess_records(&mut self) {
-        let held = self.settings.max_queued_records;
-        let lost = self.unwritten.attempts.len().saturating_sub(held);
-        self.unwritten.attempts.truncate(held);
-        if lost > 0 && self.health.lost_records() == self.lost_before_outage {
+        let max_records = self.settings.max_queued_records;
+        let lost_count = self.unwritten.attempts.len().saturating_sub(max_records);
+        self.unwritten.attempts.truncate(max_records);
+        if lost_count > 0 && self.health.lost_records() == self.lost_before_outage {
             error!(
                 event = "usage_records_dropped",
-                held,
-                "Usage records are lost: the database cannot be written, and no more than {held} can be kept"
+                max_records,
+                "Usage records are lost: the database cannot be written, and no more than {max_records} can be kept"
             );
         }
-        self.health.count_lost(lost);
+        self.health.count_lost(lost_count);
     }
 
     pub(super) fn flush(&mut self) {
@@ -333,12 +333,12 @@ impl Writer {
         self.are_keys_stale = false;
         self.next_check = IntegrityCheck::Skip;
         if self.health.set_failing(false) {
-            let lost = self.health.lost_records() - self.lost_before_outage;
+            let lost_records = self.health.lost_records() - self.lost_before_outage;
             info!(
                 event = "usage_store_recovered",
                 count,
-                lost,
-                "The database can be written again: {count} usage records were kept, {lost} are lost"
+                lost_records,
+                "The database can be written again: {count} usage records were kept, {lost_records} are lost"
             );
         }
         if self.location.is_memory() {

@@ -343,9 +343,9 @@ impl<W: Write> LogWriter<W> {
             self.unreported = 0;
         }
         // If the message cannot be written, the lines are not written either, because they would precede it.
-        let lost = if self.unreported > 0 { count_lines(lines) } else { self.write(lines) };
-        self.queue.dropped_lines.fetch_add(lost, Ordering::Relaxed);
-        self.unreported += lost;
+        let lost_lines = if self.unreported > 0 { count_lines(lines) } else { self.write(lines) };
+        self.queue.dropped_lines.fetch_add(lost_lines, Ordering::Relaxed);
+        self.unreported += lost_lines;
     }
 
     /// Writes a message that `count` lines were lost; returns whether it was written.
@@ -370,8 +370,8 @@ impl<W: Write> LogWriter<W> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY_DELAY),
                 Ok(0) | Err(_) => {
-                    let written = lines.len() - rest.len();
-                    self.has_partial_line |= lines[..written].last().is_some_and(|last| *last != b'\n');
+                    let written_bytes = lines.len() - rest.len();
+                    self.has_partial_line |= lines[..written_bytes].last().is_some_and(|last| *last != b'\n');
                     return count_lines(rest);
                 }
             }

@@ -50,8 +50,8 @@ pub fn transition_messages(
     let remaining = |quota: &Quota| format_remaining(quota, plan.as_deref().map(String::as_str));
     match transition.change {
         StateChange::InUse { quota, rotated_to } => {
-            let rotated = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
-            rotated
+            let rotation = rotated_to.map(|index| ("key_rotated", format!("Rotated to key index {index}")));
+            rotation
                 .into_iter()
                 .chain([("key_in_use", format!("Using key {short} ({})", remaining(&quota)))])
                 .collect()
@@ -114,7 +114,7 @@ pub fn transition_messages(
     }
 }
 
-/// Logs these transitions.
+/// Logs each transition of a key as one event.
 pub fn log_transitions(transitions: &[Transition]) {
     // Most calls have no transitions and need not read the clock.
     if transitions.is_empty() {
@@ -300,13 +300,13 @@ mod tests {
         let transition_messages = |credits, matching_key: Option<&Arc<Key>>| {
             discrepancy_message(&key, credits, matching_key.map(|matching_key| &**matching_key))
         };
-        let others = transition_messages(1_200, None);
+        let other_messages = transition_messages(1_200, None);
         assert!(
-            others.starts_with(
+            other_messages.starts_with(
                 "ElevenLabs counts 1,200 credits more for key sk_6c036526...d452b than Keychoir"
             )
         );
-        assert!(others.contains("other apps"), "{others}");
+        assert!(other_messages.contains("other apps"), "{other_messages}");
         assert!(transition_messages(1_200, Some(&matching_key)).contains("the same `workspace`"));
         let below = transition_messages(-7, Some(&matching_key));
         assert!(below.contains("counts 7 credits fewer") && below.contains("never charged"), "{below}");

@@ -20,12 +20,12 @@ const MAX_TRAILERS: usize = 64;
 /// Decodes one chunked body.
 #[derive(Debug, Default)]
 pub struct ChunkDecoder {
-    state: State,
+    state: DecoderState,
     extension_bytes: u64,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum DecoderState {
     /// Before the first digit of a chunk size.
     #[default]
     Size,
@@ -89,7 +89,7 @@ impl ChunkDecoder {
         let (mut data_end, mut position) = (0, 0);
         while position < read_buf.len() {
             match &mut self.state {
-                State::Data(remaining) => {
+                DecoderState::Data(remaining) => {
                     let count =
                         usize::try_from(*remaining).unwrap_or(usize::MAX).min(read_buf.len() - position);
                     if data_end == 0 {
@@ -104,18 +104,18 @@ impl ChunkDecoder {
                     (data_end, position) = (data_end + count, position + count);
                     *remaining -= count as u64;
                     if *remaining == 0 {
-                        self.state = State::DataCr;
+                        self.state = DecoderState::DataCr;
                     }
                 }
-                State::Complete(_) | State::Failed(_) => break,
-                State::Trailers(_) => position += self.collect_trailers(&read_buf[position..]),
-                State::Size
-                | State::Digits(_)
-                | State::Blanks(_)
-                | State::Extension(_)
-                | State::SizeLf(_)
-                | State::DataCr
-                | State::DataLf => position += self.decode_framing(&read_buf[position..]),
+                DecoderState::Complete(_) | DecoderState::Failed(_) => break,
+                DecoderState::Trailers(_) => position += self.collect_trailers(&read_buf[position..]),
+                DecoderState::Size
+                | DecoderState::Digits(_)
+                | DecoderState::Blanks(_)
+                | DecoderState::Extension(_)
+                | DecoderState::SizeLf(_)
+                | DecoderState::DataCr
+                | DecoderState::DataLf => position += self.decode_framing(&read_buf[position..]),
             }
         }
         if data_end > 0 {
@@ -125,37 +125,39 @@ impl ChunkDecoder {
         }
         read_buf.advance(position);
         match &mut self.state {
-            State::Failed(error) => Err(*error),
-            State::Complete(trailers) => {
+            DecoderState::Failed(error) => Err(*error),
+            DecoderState::Complete(trailers) => {
                 Ok(trailers.take().map_or(DecodedPart::Complete, DecodedPart::Trailers))
             }
-            State::Size
-            | State::Digits(_)
-            | State::Blanks(_)
-            | State::Extension(_)
-            | State::SizeLf(_)
-            | State::Data(_)
-            | State::DataCr
-            | State::DataLf
-            | State::Trailers(_) => Ok(DecodedPart::Incomplete),
+            DecoderState::Size
+            | DecoderState::Digits(_)
+            | DecoderState::Blanks(_)
+            | DecoderState::Extension(_)
+            | DecoderState::SizeLf(_)
+            | DecoderState::Data(_)
+            | DecoderState::DataCr
+            | DecoderState::DataLf
+            | DecoderState::Trailers(_) => Ok(DecodedPart::Incomplete),
         }
     }
 
     /// Whether the body is complete, including its trailers.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        matches!(self.state, State::Complete(None))
+        matches!(self.state, DecoderState::Complete(None))
     }
 
     /// Decodes one or more bytes of framing, and returns their number. The usual forms are decoded in one
     /// step.
     fn decode_framing(&mut self, bytes: &[u8]) -> usize {
-        let decoded = match (&self.state, bytes) {
-            (State::Size, _) => decode_plain_size(bytes).map(|(size, length)| (State::Data(size), length)),
-            (State::DataCr, [b'\r', b'\n', ..]) => Some((State::Size, 2)),
+        let decode_result = match (&self.state, bytes) {
+            (DecoderState::Size, _) => {
+                decode_plain_size(bytes).map(|(size, length)| (DecoderState::Data(size), length))
+            }
+            (DecoderState::DataCr, [b'\r', b'\n', ..]) => Some((DecoderState::Size, 2)),
             _ => None,
         };
-        if let Some((state, length)) = decoded {
+        if let Some((state, length)) = decode_result {
             self.state = state;
             return length;
         }
@@ -165,30 +167,37 @@ impl ChunkDecoder {
 
     fn decode_framing_byte(&mut self, byte: u8) {
         self.state = match (&self.state, byte) {
-            (State::Size, _) => hex_digit(byte).map_or(MALFORMED, State::Digits),
-            (State::Digits(size), _) if hex_digit(byte).is_some() => {
+            (DecoderState::Size, _) => hex_digit(byte).map_or(MALFORMED, DecoderState::Digits),
+            (DecoderState::Digits(size), _) if hex_digit(byte).is_some() => {
                 let next_size = size
                     .checked_mul(16)
                     .zip(hex_digit(byte))
                     .and_then(|(shifted, digit)| shifted.checked_add(digit));
-                next_size.map_or(State::Failed(ChunkError::TooLarge), State::Digits)
+                next_size.map_or(DecoderState::Failed(ChunkError::TooLarge), DecoderState::Digits)
             }
-            (State::Digits(size) | State::Blanks(size), b' ' | b'\t') => State::Blanks(*size),
-            (State::Digits(size) | State::Blanks(size), b';') => State::Extension(*size),
-            (State::Digits(size) | State::Blanks(size) | State::Extension(size), b'\r') => {
-                State::SizeLf(*size)
+            (DecoderState::Digits(size) | DecoderState::Blanks(size), b' ' | b'\t') => {
+                DecoderState::Blanks(*size)
             }
+            (DecoderState::Digits(size) | DecoderState::Blanks(size), b';') => DecoderState::Extension(*size),
+            (
+                DecoderState::Digits(size) | DecoderState::Blanks(size) | DecoderState::Extension(size),
+                b'\r',
+            ) => DecoderState::SizeLf(*size),
             // A bare line feed is rejected, because only some parsers end the line there.
-            (State::Extension(_), b'\n') => MALFORMED,
-            (State::Extension(size), _) => {
+            (DecoderState::Extension(_), b'\n') => MALFORMED,
+            (DecoderState::Extension(size), _) => {
                 self.extension_bytes += 1;
                 let is_over_limit = self.extension_bytes > MAX_EXTENSION_BYTES;
-                if is_over_limit { State::Failed(ChunkError::TooLarge) } else { State::Extension(*size) }
+                if is_over_limit {
+                    DecoderState::Failed(ChunkError::TooLarge)
+                } else {
+                    DecoderState::Extension(*size)
+                }
             }
-            (State::SizeLf(0), b'\n') => State::Trailers(Vec::new()),
-            (State::SizeLf(size), b'\n') => State::Data(*size),
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size,
+            (DecoderState::SizeLf(0), b'\n') => DecoderState::Trailers(Vec::new()),
+            (DecoderState::SizeLf(size), b'\n') => DecoderState::Data(*size),
+            (DecoderState::DataCr, b'\r') => DecoderState::DataLf,
+            (DecoderState::DataLf, b'\n') => DecoderState::Size,
             _ => MALFORMED,
         };
     }
@@ -196,7 +205,7 @@ impl ChunkDecoder {
     /// Collects the trailers up to and including the empty line after them. Returns the number of collected
     /// bytes.
     fn collect_trailers(&mut self, bytes: &[u8]) -> usize {
-        let State::Trailers(lines) = &mut self.state else { return 0 };
+        let DecoderState::Trailers(lines) = &mut self.state else { return 0 };
         for (index, byte) in bytes.iter().enumerate() {
             lines.push(*byte);
             // A carriage return is valid only before a line feed, and a line feed only after a carriage
@@ -207,7 +216,7 @@ impl ChunkDecoder {
             } else if lines.as_slice() == b"\r\n" || lines.ends_with(b"\r\n\r\n") {
                 parse_trailers(lines)
             } else if lines.len() > MAX_TRAILER_BYTES {
-                State::Failed(ChunkError::TooLarge)
+                DecoderState::Failed(ChunkError::TooLarge)
             } else {
                 continue;
             };
@@ -218,7 +227,7 @@ impl ChunkDecoder {
     }
 }
 
-const MALFORMED: State = State::Failed(ChunkError::Malformed);
+const MALFORMED: DecoderState = DecoderState::Failed(ChunkError::Malformed);
 
 /// Maximum number of digits of a size that is decoded in one step.
 const MAX_PLAIN_DIGITS: usize = 8;
@@ -240,23 +249,23 @@ fn hex_digit(byte: u8) -> Option<u64> {
     char::from(byte).to_digit(16).map(u64::from)
 }
 
-fn parse_trailers(lines: &[u8]) -> State {
+fn parse_trailers(lines: &[u8]) -> DecoderState {
     let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILERS];
-    let parsed = match httparse::parse_headers(lines, &mut slots) {
-        Ok(httparse::Status::Complete((_, parsed))) => parsed,
-        Err(httparse::Error::TooManyHeaders) => return State::Failed(ChunkError::TooLarge),
+    let parse_result = match httparse::parse_headers(lines, &mut slots) {
+        Ok(httparse::Status::Complete((_, parse_result))) => parse_result,
+        Err(httparse::Error::TooManyHeaders) => return DecoderState::Failed(ChunkError::TooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
     };
-    if parsed.is_empty() {
-        return State::Complete(None);
+    if parse_result.is_empty() {
+        return DecoderState::Complete(None);
     }
-    let mut headers = HeaderMap::with_capacity(parsed.len());
-    for header in parsed {
+    let mut headers = HeaderMap::with_capacity(parse_result.len());
+    for header in parse_result {
         let name = HeaderName::from_bytes(header.name.as_bytes());
         let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) else { return MALFORMED };
         headers.append(name, value);
     }
-    State::Complete(Some(headers))
+    DecoderState::Complete(Some(headers))
 }
 
 #[cfg(test)]

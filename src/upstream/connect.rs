@@ -227,8 +227,8 @@ pub enum TcpError {
 ///
 /// Fails when the name has no address, or no address accepts a connection.
 pub async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
-    let resolved = tokio::net::lookup_host((host, port)).await.map_err(TcpError::Name)?;
-    let mut addresses = interleave_families(resolved.collect()).into_iter();
+    let resolved_addresses = tokio::net::lookup_host((host, port)).await.map_err(TcpError::Name)?;
+    let mut addresses = interleave_families(resolved_addresses.collect()).into_iter();
     let mut attempts = JoinSet::new();
     let mut last_error = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     loop {

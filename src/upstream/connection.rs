@@ -108,14 +108,14 @@ impl Connection {
             self.read_buf.reserve(self.read_size);
         }
         let capacity = self.free_capacity();
-        let read = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read_buf);
-        match &read {
+        let read_result = poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read_buf);
+        match &read_result {
             Poll::Ready(Ok(bytes)) => self.adapt_read_size(*bytes, capacity),
             Poll::Ready(Err(_)) => {}
             Poll::Pending if self.read_buf.is_empty() => self.read_buf = BytesMut::new(),
             Poll::Pending => {}
         }
-        read
+        read_result
     }
 
     /// Reads into the shared buffer and copies the bytes. For a few bytes, copying is cheaper than allocating

@@ -199,8 +199,9 @@ fn parse(bytes: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
         Err(httparse::Error::TooManyHeaders) => {
             let mut all_headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
             let mut head = httparse::Response::new(&mut []);
-            let parsed = parser.parse_response_with_uninit_headers(&mut head, bytes, &mut all_headers)?;
-            convert_head(bytes, method, parsed, &head)
+            let parse_status =
+                parser.parse_response_with_uninit_headers(&mut head, bytes, &mut all_headers)?;
+            convert_head(bytes, method, parse_status, &head)
         }
         parsed => convert_head(bytes, method, parsed?, &head),
     }
@@ -308,15 +309,15 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, method: &Method, expected: Result<(u16, ResponseFraming, bool), HeadError>) {
-        let mut received = BytesMut::from(text);
-        received.extend_from_slice(b"rest");
-        let decoded = decode_response(&mut received, method).map(|head| {
+        let mut received_bytes = BytesMut::from(text);
+        received_bytes.extend_from_slice(b"rest");
+        let decoded_head = decode_response(&mut received_bytes, method).map(|head| {
             let head = head.expect("the head is complete");
             (head.status.as_u16(), head.framing, head.is_keep_alive)
         });
-        assert_eq!(decoded, expected, "{text:?}");
-        if decoded.is_ok() {
-            assert_eq!(received, "rest");
+        assert_eq!(decoded_head, expected, "{text:?}");
+        if decoded_head.is_ok() {
+            assert_eq!(received_bytes, "rest");
         }
     }
 
@@ -417,13 +418,13 @@ mod tests {
     fn a_head_may_arrive_byte_by_byte() {
         let text = b"HTTP/1.1 200 Fine\r\nx-upper: A \r\ncontent-length: 2\r\n\r\n";
         let (last_byte, incomplete) = text.split_last().unwrap();
-        let mut received = BytesMut::new();
+        let mut received_bytes = BytesMut::new();
         for byte in incomplete {
-            received.extend_from_slice(&[*byte]);
-            assert!(decode_response(&mut received, &Method::GET).unwrap().is_none());
+            received_bytes.extend_from_slice(&[*byte]);
+            assert!(decode_response(&mut received_bytes, &Method::GET).unwrap().is_none());
         }
-        received.extend_from_slice(&[*last_byte]);
-        let head = decode_response(&mut received, &Method::GET).unwrap().unwrap();
+        received_bytes.extend_from_slice(&[*last_byte]);
+        let head = decode_response(&mut received_bytes, &Method::GET).unwrap().unwrap();
         assert_eq!(head.headers["x-upper"], "A");
         assert_eq!(head.extensions.get::<ReasonPhrase>().unwrap().as_bytes(), b"Fine");
     }

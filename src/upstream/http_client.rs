@@ -42,8 +42,9 @@ pub fn http_client_through(
 ) -> Result<ClientBuilder, HttpClientError> {
     let Some(proxy) = proxy else { return Ok(client_with_roots(None)?) };
     // The error of the library may quote the URL, which contains the password.
-    let parsed = Proxy::all(proxy.expose_url()).map_err(|_| HttpClientError::Proxy(proxy.to_string()))?;
-    Ok(client_with_roots(ca_file)?.proxy(parsed))
+    let parsed_proxy =
+        Proxy::all(proxy.expose_url()).map_err(|_| HttpClientError::Proxy(proxy.to_string()))?;
+    Ok(client_with_roots(ca_file)?.proxy(parsed_proxy))
 }
 
 /// The reason why a client cannot be configured.

@@ -269,11 +269,11 @@ impl<C: Connect> Upstream<C> {
 
     async fn open(&self, authority: &Authority) -> Result<Box<Connection>, SendError> {
         let Inner { connector, settings, buffers, .. } = &*self.inner;
-        let opened = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
+        let open_result = tokio::time::timeout(settings.connect_timeout, connector.connect(authority)).await;
         if *authority == **self.authority() {
-            self.inner.reachability.set(opened.as_ref().is_ok_and(Result::is_ok));
+            self.inner.reachability.set(open_result.as_ref().is_ok_and(Result::is_ok));
         }
-        match opened {
+        match open_result {
             Ok(Ok(stream)) => {
                 let share = buffers.as_ref().map(|buffers| buffers.share(connection::FREE_BYTES));
                 let share = share.unwrap_or_default();

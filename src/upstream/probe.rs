@@ -126,12 +126,12 @@ where
     );
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    let mut received = Vec::new();
+    let mut received_bytes = Vec::new();
     loop {
-        if let Some(head) = parse_probe_head(&received)? {
+        if let Some(head) = parse_probe_head(&received_bytes)? {
             return Ok(head);
         }
-        if received.len() >= MAX_PROBE_HEAD_BYTES {
+        if received_bytes.len() >= MAX_PROBE_HEAD_BYTES {
             return Err(ProbeError::Malformed);
         }
         let mut chunk = [0; 4096];
@@ -139,7 +139,7 @@ where
         if length == 0 {
             return Err(ProbeError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
-        received.extend_from_slice(chunk.get(..length).unwrap_or_default());
+        received_bytes.extend_from_slice(chunk.get(..length).unwrap_or_default());
     }
 }
 

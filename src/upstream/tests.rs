@@ -100,7 +100,7 @@ fn key() -> ApiKey {
     ApiKey::new("sk_the_key_of_the_test").unwrap()
 }
 
-fn head(method: Method) -> UpstreamRequestHead {
+fn request_head(method: Method) -> UpstreamRequestHead {
     UpstreamRequestHead { method, target: Uri::from_static("/v1/x?a=1"), headers: HeaderMap::new() }
 }
 
@@ -113,7 +113,7 @@ async fn a_foreign_host_in_the_request_line_does_not_receive_the_key() {
         ("http://evil.example?y", "GET /eleven/?y HTTP/1.1\r\nhost: gate.example\r\n"),
         ("http://evil.example", "GET /eleven/ HTTP/1.1\r\nhost: gate.example\r\n"),
     ] {
-        let request = UpstreamRequestHead { target: target.parse().unwrap(), ..head(Method::GET) };
+        let request = UpstreamRequestHead { target: target.parse().unwrap(), ..request_head(Method::GET) };
         let text = head::encode_request(
             &authority,
             &key(),
@@ -137,7 +137,7 @@ fn requests_are_marked_unless_the_authority_is_elevenlabs() {
         ("api.eu.residency.elevenlabs.io", false),
     ] {
         let authority = Authority::new(Scheme::Https, host, 443, "").unwrap();
-        let (loop_marker, mut request) = (LoopMarker::new(), head(Method::GET));
+        let (loop_marker, mut request) = (LoopMarker::new(), request_head(Method::GET));
         request.headers.insert("x-keychoir-hop", HeaderValue::from_static("another"));
         let text =
             head::encode_request(&authority, &key(), &request, head::RequestFraming::Empty, &loop_marker);
@@ -158,10 +158,10 @@ fn compacting_a_head_does_not_change_it() {
         headers.into_iter().map(|(name, value)| (HeaderName::from_static(name), value)).collect();
     for target in ["/v1/x?a=1&b=%20", "/v1/x?", "/"] {
         let original = UpstreamRequestHead { method: Method::GET, target: Uri::from_static(target), headers };
-        let mut copied = original.clone();
-        copied.compact();
-        assert_eq!((copied.target, &copied.headers), (original.target, &original.headers));
-        assert!(copied.headers["b"].is_sensitive() && !copied.headers["a"].is_sensitive());
+        let mut copied_head = original.clone();
+        copied_head.compact();
+        assert_eq!((copied_head.target, &copied_head.headers), (original.target, &original.headers));
+        assert!(copied_head.headers["b"].is_sensitive() && !copied_head.headers["a"].is_sensitive());
         headers = original.headers;
     }
 }
@@ -170,17 +170,17 @@ fn empty_body() -> AttemptBody<Full<Bytes>> {
     Replay::empty().start_attempt()
 }
 
-fn body(text: &'static str) -> Replay<Full<Bytes>> {
+fn request_body(text: &'static str) -> Replay<Full<Bytes>> {
     Replay::new(Full::new(Bytes::from_static(text.as_bytes())), &BufferBudget::empty())
 }
 
 /// Reads until the received text ends with `end`.
 async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
-    let mut read = Vec::new();
-    while !read.ends_with(end.as_bytes()) {
-        read.push(connection.read_u8().await.unwrap());
+    let mut read_bytes = Vec::new();
+    while !read_bytes.ends_with(end.as_bytes()) {
+        read_bytes.push(connection.read_u8().await.unwrap());
     }
-    String::from_utf8(read).unwrap()
+    String::from_utf8(read_bytes).unwrap()
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -188,14 +188,16 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 #[tokio::test(start_paused = true)]
 async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
     let (upstream, mut provider) = connect_provider();
-    let (_, head) =
-        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+    let (_, head) = join(
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
+        async {
             let mut connection = provider.accept().await;
             let head = read_until(&mut connection, "hello").await;
             connection.write_all(OK).await.unwrap();
             head
-        })
-        .await;
+        },
+    )
+    .await;
     assert!(head.starts_with("POST /v1/x?a=1 HTTP/1.1\r\n"), "{head}");
     assert_eq!(head.matches("xi-api-key: sk_the_key_of_the_test\r\n").count(), 1);
     assert_eq!(head.matches("host: api.example\r\n").count(), 1);
@@ -214,7 +216,8 @@ async fn a_connection_is_reused_after_a_complete_exchange() {
     };
     let exchange = async {
         for _ in 0..3 {
-            let response = upstream.send(None, &key(), &head(Method::GET), empty_body()).await.unwrap();
+            let response =
+                upstream.send(None, &key(), &request_head(Method::GET), empty_body()).await.unwrap();
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "ok");
         }
     };
@@ -236,7 +239,8 @@ async fn a_connection_is_reused_after_trailers() {
     };
     let exchange = async {
         for _ in 0..2 {
-            let response = upstream.send(None, &key(), &head(Method::GET), empty_body()).await.unwrap();
+            let response =
+                upstream.send(None, &key(), &request_head(Method::GET), empty_body()).await.unwrap();
             let mut body = response.into_body();
             assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ok");
             assert!(body.frame().await.unwrap().unwrap().is_trailers());
@@ -249,7 +253,7 @@ async fn a_connection_is_reused_after_trailers() {
 #[tokio::test(start_paused = true)]
 async fn a_101_response_to_a_request_without_an_upgrade_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         let response = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
@@ -267,17 +271,21 @@ async fn a_101_response_to_a_request_without_an_upgrade_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
     let (upstream, mut provider) = connect_provider();
-    let (first, ()) =
-        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+    let (first, ()) = join(
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
+        async {
             provider.respond("hello", OK).await;
-        })
-        .await;
+        },
+    )
+    .await;
     first.unwrap().into_body().collect().await.unwrap();
-    let (second, ()) =
-        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+    let (second, ()) = join(
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
+        async {
             provider.respond("hello", OK).await;
-        })
-        .await;
+        },
+    )
+    .await;
     assert_eq!(second.unwrap().status(), 200);
     assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
@@ -292,7 +300,7 @@ async fn exchange_and_wait(
         read_until(connection, "\r\n\r\n").await;
         connection.write_all(OK).await.unwrap();
     };
-    let (key, request) = (key(), head(Method::GET));
+    let (key, request) = (key(), request_head(Method::GET));
     let exchange = async {
         let response = upstream.send(None, &key, &request, empty_body()).await.unwrap();
         response.into_body().collect().await.unwrap();
@@ -304,13 +312,13 @@ async fn exchange_and_wait(
 #[tokio::test(start_paused = true)]
 async fn a_reused_connection_is_replaced_at_its_maximum_age() {
     let (upstream, mut provider) = connect_provider();
-    let first = async { upstream.send(None, &key(), &head(Method::GET), empty_body()).await };
+    let first = async { upstream.send(None, &key(), &request_head(Method::GET), empty_body()).await };
     let (_, mut connection) = join(first, provider.respond("\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n")).await;
     for _ in 0..3 {
         exchange_and_wait(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
-    let (_, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (_, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", OK).await;
     })
     .await;
@@ -327,12 +335,14 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_closes_without_a_response_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) =
-        join(upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()), async {
+    let (sent, ()) = join(
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
+        async {
             let mut connection = provider.accept().await;
             read_until(&mut connection, "hello").await;
-        })
-        .await;
+        },
+    )
+    .await;
     check_failed(sent, Progress::NoResponse, "broke before a response");
 }
 
@@ -344,18 +354,19 @@ async fn a_missing_response_ends_the_attempt_at_the_timeout() {
         std::future::pending::<()>().await;
         drop(connection);
     };
-    let (key, request, body) = (key(), head(Method::POST), body("hello"));
+    let (key, request, body) = (key(), request_head(Method::POST), request_body("hello"));
     let exchange = upstream.send(None, &key, &request, body.start_attempt());
-    let sent = tokio::select! { sent = exchange => sent, () = silent => unreachable!() };
-    check_failed(sent, Progress::NoResponse, "no response within 60000 ms");
+    let send_result = tokio::select! { send_result = exchange => send_result, () = silent => unreachable!() };
+    check_failed(send_result, Progress::NoResponse, "no response within 60000 ms");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_attempt_without_a_connection_is_unsent() {
     let upstream: Upstream<StalledConnector> =
         Upstream::new(authority(), StalledConnector, SETTINGS, Tasks::new(), None);
-    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()).await;
-    check_failed(sent, Progress::Unsent, "no connection within 10000 ms");
+    let send_result =
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()).await;
+    check_failed(send_result, Progress::Unsent, "no connection within 10000 ms");
 }
 
 #[tokio::test(start_paused = true)]
@@ -365,9 +376,10 @@ async fn a_timeout_of_a_tunnel_names_the_proxy() {
     let authority = authority().through(Some(Arc::new(proxy)));
     let upstream: Upstream<StalledConnector> =
         Upstream::new(authority, StalledConnector, SETTINGS, Tasks::new(), None);
-    let sent = upstream.send(None, &key(), &head(Method::POST), body("hello").start_attempt()).await;
+    let send_result =
+        upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()).await;
     let message = "no connection through the proxy http://proxy.corp:3128 within 10000 ms";
-    check_failed(sent, Progress::Unsent, message);
+    check_failed(send_result, Progress::Unsent, message);
 }
 
 #[tokio::test(start_paused = true)]
@@ -382,8 +394,9 @@ async fn idle_connections_are_kept_per_proxy() {
         [(None, true), (Some(proxied()), true), (None, false), (Some(proxied()), false)]
     {
         let exchange = async {
-            let sent = upstream.send(destination.as_ref(), &key(), &head(Method::GET), empty_body()).await;
-            sent.unwrap().into_body().collect().await.unwrap();
+            let send_result =
+                upstream.send(destination.as_ref(), &key(), &request_head(Method::GET), empty_body()).await;
+            send_result.unwrap().into_body().collect().await.unwrap();
         };
         let serve = async {
             if is_new {
@@ -401,7 +414,7 @@ async fn idle_connections_are_kept_per_proxy() {
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_a_response_like_any_other() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
@@ -420,7 +433,7 @@ async fn a_redirect_is_a_response_like_any_other() {
 async fn a_dropped_response_closes_its_connection() {
     let (upstream, mut provider) = connect_provider();
     let (sent, mut connection) = join(
-        upstream.send(None, &key(), &head(Method::GET), empty_body()),
+        upstream.send(None, &key(), &request_head(Method::GET), empty_body()),
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
     )
     .await;
@@ -433,7 +446,7 @@ async fn a_dropped_response_closes_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_response_that_breaks_off_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
     .await;
@@ -444,7 +457,7 @@ async fn a_response_that_breaks_off_is_an_error() {
 async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
     let (upstream, mut provider) = connect_provider();
     let (sent, connection) = join(
-        upstream.send(None, &key(), &head(Method::GET), empty_body()),
+        upstream.send(None, &key(), &request_head(Method::GET), empty_body()),
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"),
     )
     .await;
@@ -457,13 +470,13 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
         }
         connection
     };
-    let read = async {
+    let read_all = async {
         for _ in 0..5 {
             assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "x");
         }
         response.frame().await.unwrap().unwrap_err()
     };
-    let (connection, error) = join(send_slowly, read).await;
+    let (connection, error) = join(send_slowly, read_all).await;
     assert!(matches!(error, UpstreamBodyError::Stalled(_)), "{error}");
     drop(connection);
 }
@@ -471,7 +484,7 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
 /// Returns the response that the client receives when the provider sends `bytes` and closes the connection.
 async fn receive(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         let mut connection = provider.accept().await;
         read_until(&mut connection, "\r\n\r\n").await;
         // The pipe is small, so the writer waits until the client has read.
@@ -518,7 +531,7 @@ async fn a_response_that_ends_in_a_chunk_is_an_error() {
 #[tokio::test(start_paused = true)]
 async fn the_server_can_write_the_bytes_before_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &head(Method::GET), empty_body()), async {
+    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
         provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
     })
     .await;
@@ -536,8 +549,8 @@ async fn the_first_chunk_of_a_fast_response_is_written_before_more_is_read() {
     // The first response marks the connection as fast.
     for is_fast in [false, true] {
         let exchange = async {
-            let sent = upstream.send(None, &key(), &head(Method::GET), empty_body()).await;
-            let mut body = sent.unwrap().into_body();
+            let send_result = upstream.send(None, &key(), &request_head(Method::GET), empty_body()).await;
+            let mut body = send_result.unwrap().into_body();
             let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
             let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut body).poll_frame(cx))).await;
             assert_eq!(

@@ -107,7 +107,7 @@ pub enum ForwardProxyErrorKind {
     /// The head of the response is too large.
     #[error("responded to CONNECT with more than {MAX_HEAD_BYTES} bytes or {MAX_HEADERS} headers")]
     HeadTooLarge,
-    /// The proxy sent data of its own into the tunnel.
+    /// The proxy sent its own data into the tunnel.
     #[error("sent data after its response to CONNECT, before the provider could")]
     DataAfterHead,
     /// The SOCKS5 handshake failed.

@@ -1,10 +1,12 @@
 """Tests three replicas of Keychoir under load while Redis is killed, stopped, flushed, slow or fails over, and while a
 replica is killed, or stopped and started as for an upgrade.
 
-No request of the app may fail, and the books of all replicas together must have every credit that the provider has charged.
+No request of the app may fail, and the usage records of all replicas together must contain every credit that the provider
+has charged.
 After a fault, all replicas must share the pool again within two seconds, or five on a busy machine. The script also prints p50
-and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a case fails. It needs only Python, the programs redis-server, redis-sentinel and
-haproxy, and the built program, and takes about two minutes with 10 seconds per phase:
+and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a case fails. It needs only
+Python, the programs redis-server, redis-sentinel and haproxy, and the built program, and takes about two minutes with
+10 seconds per phase:
 
     python3 tests/faults/replicas.py target/release/keychoir 10
 """
@@ -44,8 +46,8 @@ def report(case, is_ok, measured):
     print(f"{'ok' if is_ok else 'FAILED':>6}  {case}: {measured}", flush=True)
 
 
-class Scene:
-    """Three replicas under load. A phase is a part of the load."""
+class ReplicaLoad:
+    """Three replicas under load. The load has phases, each with another fault."""
 
     def __init__(self, processes, binary, redis_url, phase_seconds):
         self.phase_seconds = phase_seconds
@@ -61,12 +63,12 @@ class Scene:
         self.run_phase(BASELINE)
 
     def wait_until_shared(self):
-        """Waits until every replica is connected and knows all others."""
+        """Waits until every replica is connected and reports all others."""
         for replica in self.replicas.values():
             replica.wait_until_shared()
         for name, replica in self.replicas.items():
-            knows_all = lambda: replica.readiness().get("replicas") == len(NAMES)
-            wait_until(f"replica {name} must know {len(NAMES)} replicas", knows_all)
+            reports_all = lambda: replica.readiness().get("replicas") == len(NAMES)
+            wait_until(f"replica {name} must report {len(NAMES)} replicas", reports_all)
 
     def run_phase(self, name, seconds=None, every_second=lambda: None):
         """Lets the load run as this phase."""
@@ -85,7 +87,7 @@ class Scene:
         self.run_phase("recovered", 1)
 
     def finish(self):
-        """Ends the load and the replicas, and reports each phase and the comparison of the books."""
+        """Ends the load and the replicas, and reports each phase and the comparison of the usage records with the ledger."""
         self.load.stop()
         for replica in self.replicas.values():
             replica.process.end()
@@ -100,7 +102,7 @@ class Scene:
         comparison = compare(requests, databases, self.ledger, self.kills)
         measured = f"{comparison.charged:,} credits charged, {comparison.recorded:,} recorded, {comparison.unrecorded_credits:,} of {len(comparison.unrecorded)} requests lost by a kill"
         problems = comparison.errors + self.ledger.violations
-        report("books", not problems, "; ".join([measured, *problems[:10]]))
+        report("usage records", not problems, "; ".join([measured, *problems[:10]]))
 
 
 def quantile(requests, share):
@@ -128,50 +130,50 @@ def test_server(binary, phase_seconds):
     with Processes() as processes:
         redis = RedisServer(processes)
         forwarder = SlowForwarder(redis.port)
-        scene = Scene(processes, binary, f"redis://127.0.0.1:{forwarder.port}", phase_seconds)
+        replica_load = ReplicaLoad(processes, binary, f"redis://127.0.0.1:{forwarder.port}", phase_seconds)
 
         redis.kill()
-        scene.run_phase("Redis killed")
+        replica_load.run_phase("Redis killed")
         redis.restart()
-        scene.recover("Redis killed")
+        replica_load.recover("Redis killed")
 
         redis.stop()
-        scene.run_phase("Redis stopped")
+        replica_load.run_phase("Redis stopped")
         redis.resume()
-        scene.recover("Redis stopped")
+        replica_load.recover("Redis stopped")
 
-        scene.run_phase("Redis flushed every second", every_second=redis.flush)
-        scene.recover("Redis flushed every second")
+        replica_load.run_phase("Redis flushed every second", every_second=redis.flush)
+        replica_load.recover("Redis flushed every second")
 
         forwarder.delay = SLOW_DELAY_SECONDS
-        scene.run_phase("round trips of 300 ms")
+        replica_load.run_phase("round trips of 300 ms")
         forwarder.delay = 0.0
-        scene.recover("round trips of 300 ms")
+        replica_load.recover("round trips of 300 ms")
 
-        scene.load.phase = "replica killed"
-        scene.kills["two"] = scene.replicas["two"].kill()
-        scene.run_phase("replica killed")
-        scene.replicas["two"].restart()
-        scene.recover("replica killed")
+        replica_load.load.phase = "replica killed"
+        replica_load.kills["two"] = replica_load.replicas["two"].kill()
+        replica_load.run_phase("replica killed")
+        replica_load.replicas["two"].restart()
+        replica_load.recover("replica killed")
 
-        scene.load.phase = "replica stopped and started"
-        scene.replicas["three"].process.end()
-        scene.run_phase("replica stopped and started")
-        scene.replicas["three"].restart()
-        scene.recover("replica stopped and started")
-        scene.finish()
+        replica_load.load.phase = "replica stopped and started"
+        replica_load.replicas["three"].process.end()
+        replica_load.run_phase("replica stopped and started")
+        replica_load.replicas["three"].restart()
+        replica_load.recover("replica stopped and started")
+        replica_load.finish()
 
 
 def test_failover(binary, phase_seconds):
     """Tests the failover of sentinels."""
     with Processes() as processes:
         sentinels = Sentinels(processes)
-        scene = Scene(processes, binary, sentinels.url, phase_seconds)
-        scene.load.phase = "failover"
+        replica_load = ReplicaLoad(processes, binary, sentinels.url, phase_seconds)
+        replica_load.load.phase = "failover"
         sentinels.fail_over()
-        scene.run_phase("failover")
-        scene.recover("failover")
-        scene.finish()
+        replica_load.run_phase("failover")
+        replica_load.recover("failover")
+        replica_load.finish()
 
 
 def main(binary, phase_seconds):

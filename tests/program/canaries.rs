@@ -91,11 +91,11 @@ async fn read_events(mut response: reqwest::Response, end: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
-    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let simulator = Simulator::start(listener, plan).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let config_path = folder.path().join("keychoir.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let config_path = directory.path().join("keychoir.toml");
     let config = format!("[[clients]]\nname = \"desk\"\ntoken = \"{FILE_TOKEN}\"\n");
     fs::write(&config_path, &config).unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
@@ -103,7 +103,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         .env("ELEVENLABS_API_KEYS", FIRST_KEY)
         .env("KEYCHOIR_CONFIG", &config_path)
         .env("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
         .env("KEYCHOIR_LOG__LEVEL", "trace")

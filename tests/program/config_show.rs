@@ -69,7 +69,7 @@ fn the_output_is_a_configuration_with_the_same_values() {
             command
                 .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9/below")
                 .env("KEYCHOIR_SERVER__TLS", "off")
-                .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", home.path().join("a \"quoted\" \\folder"))
+                .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", home.path().join("a \"quoted\" \\directory"))
                 .env("KEYCHOIR_ACCESS__HOSTS", "a.example,b.example");
         }
         let output = run(&mut command);

@@ -13,20 +13,20 @@ use serde_json::{Value, json};
 const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
 const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
 
-/// The running program and its folder.
+/// The running program and its directory.
 struct RunningProgram {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     address: String,
     client: reqwest::Client,
 }
 
 impl RunningProgram {
-    /// Runs a command, which finds the server by `--url` and the admin token in the state folder.
+    /// Runs a command, which finds the server by `--url` and the admin token in the state directory.
     fn run(&self, arguments: &[&str]) -> Output {
         let url = format!("http://{}", self.address);
         let arguments = [arguments, &["--url", &url]].concat();
         let mut command = keychoir_command(&arguments);
-        run(command.env("KEYCHOIR_STORAGE__PATH", self.folder.path().join("keychoir.db")))
+        run(command.env("KEYCHOIR_STORAGE__PATH", self.directory.path().join("keychoir.db")))
     }
 
     /// Runs a command that must succeed. Returns its standard output.
@@ -56,14 +56,14 @@ fn request_count(simulator: &Simulator, key: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_change_the_running_program_at_once_and_every_change_is_recorded() {
-    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let simulator = Simulator::start(listener, plan).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", FIRST_KEY)
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_SERVER__RELOAD_INTERVAL", "0s")
         .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
@@ -72,16 +72,16 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     let mut program = Program::start(&mut command);
     let address = program.wait_for_address();
     let client = keychoir::upstream::http_client().unwrap().build().unwrap();
-    let running = RunningProgram { folder, address, client };
+    let running = RunningProgram { directory, address, client };
 
-    let key_file = running.folder.path().join("spare.key");
+    let key_file = running.directory.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
     running.run_successfully(&["keys", "add", "spare", "--key-file", key_file.to_str().unwrap()]);
     fs::remove_file(&key_file).unwrap();
     let first = ApiKey::new(FIRST_KEY).unwrap().short().to_string();
     running.run_successfully(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
     let mut list = keychoir_command(&["keys", "list", "--json"]);
-    list.env("KEYCHOIR_STORAGE__PATH", running.folder.path().join("keychoir.db"));
+    list.env("KEYCHOIR_STORAGE__PATH", running.directory.path().join("keychoir.db"));
     let listed: Value =
         serde_json::from_slice(&run(list.env("ELEVENLABS_API_KEYS", FIRST_KEY)).stdout).unwrap();
     assert_eq!(listed[0]["status"], "paused", "{listed}");
@@ -125,7 +125,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     let shown = running.run_successfully(&["clients", "show", "free"]);
     assert!(shown.starts_with("free  5 credits per day for each user"), "{shown}");
 
-    let admin_token = fs::read_to_string(running.folder.path().join("admin_token")).unwrap();
+    let admin_token = fs::read_to_string(running.directory.path().join("admin_token")).unwrap();
     let url = format!("http://{}/api/keychoir/v1/changes", running.address);
     let request = running.client.get(url).bearer_auth(admin_token.trim());
     let document: Value = request.send().await.unwrap().json().await.unwrap();
@@ -146,7 +146,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
 
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    let files = read_all_files(running.folder.path());
+    let files = read_all_files(running.directory.path());
     for event in ["key_paused", "key_resumed"] {
         assert_eq!(log.matches(&format!("\"event\":\"{event}\"")).count(), 1, "{event} must be logged");
     }
@@ -160,13 +160,13 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_use_the_address_for_operators() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("admin.sock");
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("admin.sock");
     let admin_listen = format!("unix:{}", socket.display());
     let configure = |command: &mut std::process::Command| {
         command
             .env("ELEVENLABS_API_KEYS", FIRST_KEY)
-            .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+            .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
             .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
             .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_ADMIN__LISTEN", &admin_listen)
@@ -202,11 +202,11 @@ async fn commands_use_the_address_for_operators() {
 
 #[test]
 fn check_reports_an_address_for_operators_that_is_one_for_clients() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["check", "--listen", "127.0.0.1:18080"]);
     command
         .env("ELEVENLABS_API_KEYS", FIRST_KEY)
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_ADMIN__LISTEN", "localhost:18080");
     let output = run(&mut command);
     assert_eq!(output.status.code(), Some(78), "{}", stderr(&output));
@@ -217,8 +217,8 @@ fn check_reports_an_address_for_operators_that_is_one_for_clients() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_without_a_record_gets_one_at_the_next_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
     let mut add = keychoir_command(&["clients", "add", "app"]);
     assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
     // As if the program had been killed after the overlay was saved.
@@ -235,7 +235,7 @@ async fn a_change_without_a_record_gets_one_at_the_next_start() {
     for _ in 0..2 {
         let mut program = Program::start(&mut command);
         let url = format!("http://{}/api/keychoir/v1/changes", program.wait_for_address());
-        let token = fs::read_to_string(folder.path().join("admin_token")).unwrap();
+        let token = fs::read_to_string(directory.path().join("admin_token")).unwrap();
         let client = keychoir::upstream::http_client().unwrap().build().unwrap();
         let response = client.get(url).bearer_auth(token.trim()).send().await.unwrap();
         let document: Value = response.json().await.unwrap();
@@ -247,10 +247,10 @@ async fn a_change_without_a_record_gets_one_at_the_next_start() {
     }
 }
 
-/// Returns the content of every file below `folder` that a change may write, by name.
-fn state_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+/// Returns the content of every file below `state_directory` that a change may write, by name.
+fn state_files(state_directory: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
-    for directory in [folder.to_owned(), folder.join("managed_keys")] {
+    for directory in [state_directory.to_owned(), state_directory.join("managed_keys")] {
         for entry in fs::read_dir(directory).into_iter().flatten() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -265,15 +265,15 @@ fn state_files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
     for name in ["first", "second", "third", "fourth", "fifth"] {
         let mut add = keychoir_command(&["clients", "add", name]);
         assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
     }
-    let before = state_files(folder.path());
+    let before = state_files(directory.path());
     assert!(before.iter().any(|(name, content)| name == "managed.toml" && content.len() > 512));
-    let key_file = folder.path().join("spare.key");
+    let key_file = directory.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
     // No file may be larger than one block, so that the key can be written and the overlay cannot. The signal of
     // this limit is ignored, so that the write fails as on a full disk.
@@ -288,5 +288,5 @@ fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("the change cannot be saved"), "{}", stderr(&output));
     fs::remove_file(&key_file).unwrap();
-    assert_eq!(state_files(folder.path()), before);
+    assert_eq!(state_files(directory.path()), before);
 }

@@ -58,10 +58,10 @@ async fn request_speech(client: &reqwest::Client, address: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_under_load_is_restored_with_all_its_records() {
-    let folder = tempfile::tempdir().unwrap();
-    let (database, copy) = (folder.path().join("keychoir.db"), folder.path().join("backup.db"));
+    let directory = tempfile::tempdir().unwrap();
+    let (database, copy) = (directory.path().join("keychoir.db"), directory.path().join("backup.db"));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let simulator = Simulator::start(listener, Plan::of([(KEY, 10_000_000)])).await.unwrap();
+    let simulator = Simulator::start(listener, Plan::with_keys([(KEY, 10_000_000)])).await.unwrap();
     let upstream = simulator.base_url();
     let mut program = Program::start(&mut serve_command(&database, &upstream));
     let address = program.wait_for_address();
@@ -103,7 +103,7 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
 
     // The restore of docs/operations.md.
     for suffix in ["", "-wal", "-shm"] {
-        let _ = fs::remove_file(folder.path().join(format!("keychoir.db{suffix}")));
+        let _ = fs::remove_file(directory.path().join(format!("keychoir.db{suffix}")));
     }
     fs::copy(&copy, &database).unwrap();
     let mut program = Program::start(&mut serve_command(&database, &upstream));
@@ -117,8 +117,8 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
 
 #[test]
 fn a_backup_refuses_to_replace_a_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (database, copy) = (folder.path().join("keychoir.db"), folder.path().join("backup.db"));
+    let directory = tempfile::tempdir().unwrap();
+    let (database, copy) = (directory.path().join("keychoir.db"), directory.path().join("backup.db"));
     let output = run_db_command(&database, &["backup", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("there is no database at"), "{}", stderr(&output));
@@ -130,8 +130,8 @@ fn a_backup_refuses_to_replace_a_file() {
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
     // The files beside the database belong to it, whether they exist or not.
     for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
-        let before = fs::read(folder.path().join(name)).ok();
-        let target = folder.path().join(name);
+        let before = fs::read(directory.path().join(name)).ok();
+        let target = directory.path().join(name);
         let output = run_db_command(&database, &["backup", "--force", target.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1), "{name}");
         assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
@@ -167,8 +167,8 @@ fn create_version_1_file(path: &Path) {
 
 #[test]
 fn a_start_upgrades_a_copied_database_and_says_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
     create_version_1_file(&database);
     let dry_run = parse_json_output(&run_db_command(&database, &["migrate", "--dry-run", "--json"]));
     assert_eq!((&dry_run["from"], &dry_run["attempts_after"]), (&1.into(), &1.into()));
@@ -192,10 +192,10 @@ fn a_start_upgrades_a_copied_database_and_says_so() {
 
 #[test]
 fn an_upgrade_without_its_copy_is_refused_with_advice() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
     create_version_1_file(&database);
-    fs::create_dir(folder.path().join("keychoir.db.before-1")).unwrap();
+    fs::create_dir(directory.path().join("keychoir.db.before-1")).unwrap();
     let (code, text) = Program::start(&mut serve_command(&database, "http://127.0.0.1:9")).wait_for_exit();
     assert_eq!(code, Some(78), "{text}");
     assert!(text.contains("needs a copy of it") && text.contains("Nothing was changed"), "{text}");

@@ -6,8 +6,8 @@ use crate::support::program::{keychoir_command, run, stderr};
 
 #[test]
 fn every_request_is_served_while_keys_run_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let audio = folder.path().join("demo.mp3");
+    let directory = tempfile::tempdir().unwrap();
+    let audio = directory.path().join("demo.mp3");
     let output = run(&mut keychoir_command(&["demo", "--output", audio.to_str().unwrap()]));
     let stdout = String::from_utf8(output.stdout.clone()).unwrap();
     assert!(output.status.success(), "{stdout}");
@@ -37,8 +37,8 @@ fn an_unwritable_output_path_is_reported_before_the_demo_starts() {
 
 #[test]
 fn a_summary_that_cannot_be_printed_is_a_failure() {
-    let folder = tempfile::tempdir().unwrap();
-    let audio = folder.path().join("demo.mp3");
+    let directory = tempfile::tempdir().unwrap();
+    let audio = directory.path().join("demo.mp3");
     let mut command = keychoir_command(&["demo", "--output", audio.to_str().unwrap()]);
     let full = File::options().write(true).open("/dev/full").unwrap();
     let status = command.stdout(full).status().unwrap();

@@ -20,7 +20,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// A command with an empty home folder, one key and no fixed port.
+/// A command with an empty home directory, one key and no fixed port.
 fn command_in(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(arguments);
     command
@@ -280,7 +280,7 @@ async fn a_doctor_finds_nothing_wrong_with_a_healthy_program() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_doctor_warns_of_several_free_plans_and_reports_refused_keys() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut plan = Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)]);
     for key in &mut plan.keys {
         key.tier = Some("free".to_owned());
     }

@@ -1,4 +1,4 @@
-//! Starts the program with a configuration file in a temporary folder, and sends requests to it.
+//! Starts the program with a configuration file in a temporary directory, and sends requests to it.
 
 #![allow(unreachable_pub, reason = "the module belongs to this test target")]
 
@@ -24,19 +24,19 @@ pub use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY};
 
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A folder with a configuration file, and the base URL of the upstream.
+/// A directory with a configuration file, and the base URL of the upstream.
 pub struct ProgramEnvironment {
-    folder: TempDir,
+    directory: TempDir,
     upstream: String,
 }
 
 impl ProgramEnvironment {
     pub fn new(upstream: &str) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), upstream: upstream.to_owned() }
+        Self { directory: tempfile::tempdir().unwrap(), upstream: upstream.to_owned() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     /// Replaces the configuration by one with these keys and these other settings.
@@ -88,7 +88,7 @@ impl ProgramEnvironment {
 
 /// Starts a simulator whose keys have more credits than any test uses.
 pub async fn start_simulator(keys: &[&str]) -> Simulator {
-    let plan = Plan::of(keys.iter().map(|key| (*key, 1_000_000)));
+    let plan = Plan::with_keys(keys.iter().map(|key| (*key, 1_000_000)));
     Simulator::start(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(), plan).await.unwrap()
 }
 

@@ -27,7 +27,7 @@ impl ProgramWithUnreadLog {
     /// Starts a program with this log level and sends the requests.
     async fn start_and_send_requests(level: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let simulator = Simulator::start(listener, Plan::of([(KEY, 1_000_000)])).await.unwrap();
+        let simulator = Simulator::start(listener, Plan::with_keys([(KEY, 1_000_000)])).await.unwrap();
         let mut child = keychoir_command(&["serve", "--listen", "127.0.0.1:0", "--ephemeral"])
             .env("ELEVENLABS_API_KEYS", KEY)
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())

@@ -40,10 +40,10 @@ async fn request_speech(client: &reqwest::Client, address: &str, request_id: &st
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attempts_are_listed_followed_and_summed() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("keychoir.db");
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let plan = Plan::of([(EMPTY_KEY, 0), (FULL_KEY, 1_000_000)]);
+    let plan = Plan::with_keys([(EMPTY_KEY, 0), (FULL_KEY, 1_000_000)]);
     let simulator = Simulator::start(listener, plan).await.unwrap();
     let mut serve = reading_command(&database, &["serve", "--listen", "127.0.0.1:0"]);
     serve
@@ -119,8 +119,8 @@ async fn attempts_are_listed_followed_and_summed() {
 
 #[test]
 fn attempts_without_a_database_are_explained() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = run(&mut reading_command(&folder.path().join("none.db"), &["attempts"]));
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(&mut reading_command(&directory.path().join("none.db"), &["attempts"]));
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("there are no usage records at"), "{}", stderr(&output));
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::environment::{FIRST_KEY, ProgramEnvironment};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// A program with an admin token in its state folder, which listens on a TCP port and on a Unix socket.
+/// A program with an admin token in its state directory, which listens on a TCP port and on a Unix socket.
 struct RunningProgram {
     environment: ProgramEnvironment,
     /// The server, until a test stops it.
@@ -29,7 +29,7 @@ impl RunningProgram {
         Self { environment, program: Some(program), address, socket }
     }
 
-    /// A command with the configuration of the program, and without its state folder.
+    /// A command with the configuration of the program, and without its state directory.
     fn command(&self, arguments: &[&str]) -> Command {
         let config = self.environment.path("keychoir.toml");
         let mut command = keychoir_command(&[arguments, &["--config", config.to_str().unwrap()]].concat());
@@ -69,7 +69,7 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
         let mut command = running.command(&arguments);
         command.env("KEYCHOIR_ADMIN_TOKEN", &token);
         if flag.is_none_or(|url| url.starts_with("https")) {
-            // The folder of the database has the local CA.
+            // The directory of the database has the local CA.
             command.env("KEYCHOIR_STORAGE__PATH", &database);
         }
         command.envs(variable.map(|address| ("KEYCHOIR_SERVER__LISTEN", address)));
@@ -89,7 +89,7 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
 fn a_certificate_of_another_authority_is_refused() {
     let running = RunningProgram::start();
     let https = format!("https://localhost:{}", running.address.rsplit_once(':').unwrap().1);
-    // The configuration of this command names another folder, which has no local CA.
+    // The configuration of this command names another directory, which has no local CA.
     let output =
         run(running.command(&["status", "--url", &https]).env("KEYCHOIR_STORAGE__EPHEMERAL", "true"));
     assert_eq!(output.status.code(), Some(1));
@@ -97,7 +97,7 @@ fn a_certificate_of_another_authority_is_refused() {
 }
 
 #[test]
-fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_folder() {
+fn the_admin_token_is_that_of_the_flag_the_variable_or_the_state_directory() {
     let running = RunningProgram::start();
     let token_file = running.environment.path("copied-token");
     fs::write(&token_file, format!("{}\n", running.admin_token())).unwrap();

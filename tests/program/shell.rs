@@ -59,9 +59,9 @@ fn bash_completes_commands_and_flags() {
     }
 }
 
-/// The pages in a folder, by name.
-fn read_pages(folder: &Path) -> Vec<(String, String)> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+/// The pages in a directory, by name.
+fn read_pages(directory: &Path) -> Vec<(String, String)> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let page = |path: std::path::PathBuf| {
         (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap())
     };
@@ -70,8 +70,8 @@ fn read_pages(folder: &Path) -> Vec<(String, String)> {
 
 #[test]
 fn manual_pages_are_written_and_valid() {
-    let folder = tempfile::tempdir().unwrap();
-    let man = folder.path().join("share/man/man1");
+    let directory = tempfile::tempdir().unwrap();
+    let man = directory.path().join("share/man/man1");
     let output = run(&mut keychoir_command(&["man", man.to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let pages = read_pages(&man);
@@ -85,9 +85,9 @@ fn manual_pages_are_written_and_valid() {
         let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();
         assert!(mistakes.is_empty(), "{name}: {mistakes:#?}\n{page}");
     }
-    // The folder may exist, and may contain the pages of an earlier version.
+    // The directory may exist, and may contain the pages of an earlier version.
     assert_eq!(run(&mut keychoir_command(&["man", man.to_str().unwrap()])).status.code(), Some(0));
-    let file = folder.path().join("file");
+    let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     let output = run(&mut keychoir_command(&["man", file.to_str().unwrap()]));
     assert_eq!(output.status.code(), Some(1));

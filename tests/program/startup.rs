@@ -21,8 +21,8 @@ fn assert_output(output: &Output, code: i32, messages: &[&str]) {
 }
 
 /// Runs `serve` with this configuration file.
-fn run_serve(folder: &Path, toml: &str) -> Output {
-    let file = folder.join("keychoir.toml");
+fn run_serve(directory: &Path, toml: &str) -> Output {
+    let file = directory.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
     run(keychoir_command(&["serve", "--config", file.to_str().unwrap()]).env("ELEVENLABS_API_KEYS", KEYS))
 }
@@ -55,9 +55,9 @@ fn a_key_list_with_quotes_and_spaces_is_accepted_with_a_warning() {
 
 #[test]
 fn an_unknown_setting_is_reported_with_its_line_and_a_suggestion() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let output =
-        run_serve(folder.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
+        run_serve(directory.path(), "[pool]\nstrateggy = \"fill-first\"\n[server]\nlisten = \"nonsense\"\n");
     assert_output(
         &output,
         78,
@@ -67,12 +67,12 @@ fn an_unknown_setting_is_reported_with_its_line_and_a_suggestion() {
 
 #[test]
 fn a_file_that_cannot_be_read_is_reported() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = folder.path().join("missing.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.toml");
     let output = run(&mut keychoir_command(&["serve", "--config", missing.to_str().unwrap()]));
     assert_output(&output, 78, &["missing.toml"]);
-    let output = run(&mut keychoir_command(&["serve", "--config", folder.path().to_str().unwrap()]));
-    assert_output(&output, 78, &[folder.path().to_str().unwrap()]);
+    let output = run(&mut keychoir_command(&["serve", "--config", directory.path().to_str().unwrap()]));
+    assert_output(&output, 78, &[directory.path().to_str().unwrap()]);
 }
 
 #[test]
@@ -91,19 +91,21 @@ fn an_address_beyond_loopback_needs_client_tokens() {
 
 #[test]
 fn a_port_in_use_is_reported() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let mut command = keychoir_command(&["serve", "--listen", &address]);
-    command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"));
+    command
+        .env("ELEVENLABS_API_KEYS", KEYS)
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"));
     assert_output(&run(&mut command), 1, &[&address, "--listen"]);
 }
 
 #[test]
 fn an_unwritable_database_path_is_reported() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("file"), "").unwrap();
-    let path = folder.path().join("file").join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("file"), "").unwrap();
+    let path = directory.path().join("file").join("keychoir.db");
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command.env("ELEVENLABS_API_KEYS", KEYS).env("KEYCHOIR_STORAGE__PATH", &path);
     assert_output(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
@@ -133,8 +135,8 @@ fn assert_refused(path: &Path, messages: &[&str]) {
 
 #[test]
 fn a_broken_database_is_quarantined_and_requests_are_served() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keychoir.db");
     let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     assert_eq!(program.terminate().0, Some(0));
@@ -144,7 +146,7 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("keychoir.db.broken-"), "{stderr}");
-    let names: Vec<String> = fs::read_dir(folder.path())
+    let names: Vec<String> = fs::read_dir(directory.path())
         .unwrap()
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -152,14 +154,15 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
         .iter()
         .find(|name| name.starts_with("keychoir.db.broken-"))
         .expect("the broken database is kept");
-    let quarantined_contents = fs::read_to_string(folder.path().join(quarantined)).unwrap();
+    let quarantined_contents = fs::read_to_string(directory.path().join(quarantined)).unwrap();
     assert_eq!(quarantined_contents, "this file is not a database");
 }
 
 #[test]
 fn a_file_of_another_program_is_not_changed() {
-    let folder = tempfile::tempdir().unwrap();
-    let (text_file, foreign_database) = (folder.path().join("letter.txt"), folder.path().join("photos.db"));
+    let directory = tempfile::tempdir().unwrap();
+    let (text_file, foreign_database) =
+        (directory.path().join("letter.txt"), directory.path().join("photos.db"));
     fs::write(&text_file, "dear reader").unwrap();
     let connection = rusqlite::Connection::open(&foreign_database).unwrap();
     connection.execute_batch("CREATE TABLE photos (name TEXT); INSERT INTO photos VALUES ('a')").unwrap();
@@ -172,13 +175,13 @@ fn a_file_of_another_program_is_not_changed() {
         (fs::read(&text_file).unwrap(), fs::read(&foreign_database).unwrap()),
         (b"dear reader".to_vec(), contents_before)
     );
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no file is created next to them");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no file is created next to them");
 }
 
 #[test]
 fn the_second_program_on_a_database_refuses_to_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keychoir.db");
     let mut program = Program::start(&mut command_with_database(&path));
     program.wait_for_address();
     let process = format!("process {}", program.id());
@@ -197,11 +200,11 @@ fn the_second_program_on_a_database_refuses_to_start() {
 
 #[test]
 fn the_startup_lines_are_written_to_a_terminal() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", KEYS)
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", "http://127.0.0.1:9")
         .env("KEYCHOIR_LOG__FORMAT", "terminal");
     let mut program = Program::start(&mut command);
@@ -234,7 +237,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Returns a command that runs `check` with this home folder.
+/// Returns a command that runs `check` with this home directory.
 fn check_command(home: &Path) -> std::process::Command {
     let mut command = keychoir_command(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
@@ -495,8 +498,9 @@ async fn the_startup_lines_show_keys_and_tokens_in_80_columns_of_ascii() {
     const FIRST_KEY: &str = "sk_key_number_one_000000000000000000000000000000001";
     const SECOND_KEY: &str = "sk_key_number_two_000000000000000000000000000000002";
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let simulator =
-        Simulator::start(listener, Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 100_000)])).await.unwrap();
+    let simulator = Simulator::start(listener, Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 100_000)]))
+        .await
+        .unwrap();
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("k.toml");
     let command_with_clients = |clients: &str| {

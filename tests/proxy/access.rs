@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 async fn start_proxy_with_two_keys() -> TestProxy {
-    start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
+    start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await
 }
 
 /// Sends bytes and reads until the proxy closes the connection.
@@ -90,7 +90,7 @@ async fn foreign_origins_and_hosts_are_refused() {
 
 #[tokio::test]
 async fn pages_of_allowed_origins_may_send_requests_and_read_responses() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| {
         config.access.origins = vec!["https://app.example".to_owned()];
     })
     .await;
@@ -245,7 +245,7 @@ async fn an_invalid_request_id_of_a_client_is_not_used() {
 
 #[tokio::test]
 async fn all_paths_are_served_with_and_without_the_base_path() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| {
         config.server.base_path = "/eleven/labs".parse().unwrap();
     })
     .await;
@@ -263,7 +263,8 @@ async fn all_paths_are_served_with_and_without_the_base_path() {
 #[tokio::test]
 async fn requests_beyond_the_maximum_are_refused_immediately() {
     let proxy =
-        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.server.max_requests = 1).await;
+        start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| config.server.max_requests = 1)
+            .await;
     proxy.set_fault(FIRST_KEY, "stall=3600s");
     let mut stream = TcpStream::connect(proxy.app.address()).await.unwrap();
     stream.write_all(b"GET /v1/voices HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
@@ -281,13 +282,13 @@ async fn requests_beyond_the_maximum_are_refused_immediately() {
 
 #[tokio::test]
 async fn a_request_that_the_proxy_sent_to_itself_is_refused_with_508() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let listener = bind_loopback().await;
     // `keychoir check` cannot detect a loop by a host name or through a gateway.
     let url = format!("http://{}", listener.local_addr().unwrap());
     let keys = vec![ApiKey::new(FIRST_KEY).unwrap()];
     let mut config = Config::with_defaults(keys, url.parse().unwrap());
-    config.storage.path = folder.path().join("keychoir.db");
+    config.storage.path = directory.path().join("keychoir.db");
     config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
     let app = app::start(AppConfig::from_config(config).unwrap(), vec![listener.into()]).unwrap();
@@ -304,7 +305,7 @@ async fn a_request_that_the_proxy_sent_to_itself_is_refused_with_508() {
 
 #[tokio::test]
 async fn a_request_that_fails_several_checks_gets_the_error_of_the_first_and_is_not_sent() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000)]), |config| {
         let paths = vec!["/v1/text-to-speech".to_owned()];
         let (quota, user_quota) = ("0 requests".parse().ok(), "3 requests".parse().ok());
         let rules = Rules { paths, quota, user_quota, ..Rules::default() };
@@ -337,9 +338,10 @@ async fn a_request_that_fails_several_checks_gets_the_error_of_the_first_and_is_
 /// The proxy reserves the space for the usage record of an attempt before it sends the request.
 #[tokio::test]
 async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
-    let proxy =
-        start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| config.storage.max_queued_records = 1)
-            .await;
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| {
+        config.storage.max_queued_records = 1
+    })
+    .await;
     let locking_connection = rusqlite::Connection::open(proxy.database_path()).unwrap();
     locking_connection.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut served_count = 0;

@@ -15,7 +15,7 @@ const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 /// Three accounts, each with a voice that the proxy does not know.
 fn three_accounts() -> Plan {
-    let mut plan = Plan::of([]);
+    let mut plan = Plan::with_keys([]);
     for (index, key) in KEYS.into_iter().enumerate() {
         let name = format!("account-{index}");
         plan = plan
@@ -285,13 +285,13 @@ async fn an_owner_is_restored_after_a_restart_and_its_added_key_is_used() {
     let first = start_proxy_with(three_accounts(), |config| config.keys.truncate(2)).await;
     assert_eq!(first.post(&speech_path("voice-of-1"), &speech_body()).await.status(), 200);
     assert_eq!(first.request_counts(&KEYS), [1, 1, 0]);
-    let (_, folder) = first.close().await;
+    let (_, directory) = first.close().await;
 
     // The account receives a name, another key, and a later position in the configuration.
     let added_key = "sk_later_key_of_account_1";
     let plan = three_accounts()
         .with_key(KeyPlan { workspace: Some("account-1".into()), ..KeyPlan::new(added_key, 0) });
-    let second = start_proxy_in(folder, plan, |config: &mut Config| {
+    let second = start_proxy_in(directory, plan, |config: &mut Config| {
         let key = |key: &str, workspace: Option<&str>| {
             let mut config = KeyConfig::from(ApiKey::new(key).unwrap());
             config.workspace = workspace.map(str::to_owned);
@@ -318,15 +318,15 @@ async fn the_database_contains_no_resource_identifiers() {
     let item = header(&response, "history-item-id");
     let voice = proxy.clone_voice().await;
     assert_eq!(proxy.post(&speech_path("voice-of-2"), &speech_body()).await.status(), 200);
-    let (_, folder) = proxy.close().await;
-    let database = std::fs::read(folder.path().join("keychoir.db")).unwrap();
+    let (_, directory) = proxy.close().await;
+    let database = std::fs::read(directory.path().join("keychoir.db")).unwrap();
     for identifier in [&item, &voice, "voice-of-2"] {
         assert!(
             !database.windows(identifier.len()).any(|bytes| bytes == identifier.as_bytes()),
             "{identifier}"
         );
     }
-    let connection = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let connection = rusqlite::Connection::open(directory.path().join("keychoir.db")).unwrap();
     let sql = "SELECT (SELECT count(*) FROM owners) + (SELECT sum(changes) FROM owners_plentiful)";
     let count: i64 = connection.query_row(sql, [], |row| row.get(0)).unwrap();
     assert!(count >= 4, "{count}");

@@ -51,7 +51,7 @@ async fn send_incomplete_message(proxy: &TestProxy, bytes: usize) -> WebSocketCl
 
 #[tokio::test]
 async fn a_session_beyond_the_buffer_budget_is_closed() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let (messages, _) = open_session(&proxy, STREAM_INPUT).await.synthesize(&["A small message."]).await;
     assert!(messages.iter().any(|message| message["audio"].is_string()), "{messages:?}");
     let mut session = send_incomplete_message(&proxy, 250 * KIBI).await;
@@ -63,7 +63,7 @@ async fn a_session_beyond_the_buffer_budget_is_closed() {
 
 #[tokio::test]
 async fn buffered_messages_beyond_the_budget_are_released_and_the_session_continues() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), disable_memory_buffers).await;
     let mut session = open_session(&proxy, SCRIBE).await;
     // Two seconds of silence per message exceed the free allowance.
     let audio_chunk = json!({"message_type": "input_audio_chunk", "audio_base_64": "A".repeat(40 * KIBI)});
@@ -82,7 +82,7 @@ async fn buffered_messages_beyond_the_budget_are_released_and_the_session_contin
 async fn many_sessions_stay_within_the_buffer_budget() {
     const SESSIONS: usize = 60;
     let total = 2 * KIBI * KIBI;
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10_000_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 10_000_000)]), |config| {
         config.retry.max_total_buffer_size = total;
     })
     .await;
@@ -105,9 +105,11 @@ async fn many_sessions_stay_within_the_buffer_budget() {
 
 #[tokio::test]
 async fn an_upload_beyond_the_buffer_budget_is_retried_from_disk() {
-    let proxy =
-        start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), disable_memory_buffers)
-            .await;
+    let proxy = start_proxy_with(
+        Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]),
+        disable_memory_buffers,
+    )
+    .await;
     proxy.set_fault(FIRST_KEY, "quota");
     let body = json!({"text": "Hello", "model_id": "eleven_flash_v2_5", "note": "a".repeat(300 * KIBI)});
     assert_eq!(proxy.post(SPEECH_PATH, &body).await.status(), 200);

@@ -18,7 +18,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 fn plan() -> Plan {
-    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
+    Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// Configures a client with these rules, and another client without rules.
@@ -67,8 +67,8 @@ async fn a_quota_survives_a_restart() {
     assert_eq!(first.request_speech(10).await.status(), 200);
     assert_eq!(first.get("/v1/voices").await.status(), 200);
     assert_eq!(first.request_speech(10).await.status(), 200);
-    let (_, folder) = first.close().await;
-    let second = start_proxy_in(folder, plan(), configure_clients(quota_of_three_requests())).await;
+    let (_, directory) = first.close().await;
+    let second = start_proxy_in(directory, plan(), configure_clients(quota_of_three_requests())).await;
     assert_eq!(second.request_speech(10).await.status(), 200);
     assert_eq!(status_and_code(&second.request_speech(10).await), QUOTA_EXCEEDED);
 }
@@ -180,7 +180,7 @@ async fn send_with_own_key(
 
 /// Starts a proxy whose provider knows a third key, which is not in the pool.
 async fn start_proxy_with_own_key(credits: u64, change: impl FnOnce(&mut Config)) -> TestProxy {
-    let plan = Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, credits)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, credits)]);
     start_proxy_with(plan, |config| {
         config.keys.pop();
         change(config);
@@ -216,9 +216,9 @@ async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
         response.bytes().await.unwrap();
     }
     assert_eq!(status_and_code(&proxy.request_speech(10).await), QUOTA_EXCEEDED);
-    let (ledger, folder) = proxy.close().await;
+    let (ledger, directory) = proxy.close().await;
     assert_eq!(ledger.violations, [""; 0]);
-    let path = folder.path().join("keychoir.db");
+    let path = directory.path().join("keychoir.db");
     let connection = rusqlite::Connection::open(&path).unwrap();
     let own_key_records: (i64, String) = connection
         .query_row("SELECT count(*), min(client) FROM attempts WHERE key_hash = 'own'", [], |row| {
@@ -271,9 +271,9 @@ async fn clients_without_a_token_are_served_with_their_own_keys() {
 /// output and the standard error.
 fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let arguments = [&["clients"], arguments, &["--config", file.to_str().unwrap()]].concat();
-    let folder = file.parent().unwrap();
+    let directory = file.parent().unwrap();
     let mut command = keychoir_command(&arguments);
-    let output = run(command.env("KEYCHOIR_STORAGE__PATH", folder.join("keychoir.db")));
+    let output = run(command.env("KEYCHOIR_STORAGE__PATH", directory.join("keychoir.db")));
     let messages = stderr(&output);
     (output.status.code(), String::from_utf8(output.stdout).unwrap(), messages)
 }
@@ -281,8 +281,8 @@ fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String)
 #[tokio::test]
 async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let simulator = Simulator::start(bind_loopback().await, plan()).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keychoir.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keychoir.toml");
     let text = "# mine\n[server]\nlisten = \"0.0.0.0:0\"\nreload_interval = \"0s\"\n";
     std::fs::write(&file, text).unwrap();
     let (code, token, messages) =
@@ -306,7 +306,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     let mut command = keychoir_command(&["serve", "--config", file.to_str().unwrap()]);
     command
         .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_LOG__LEVEL", "trace")
         .env("KEYCHOIR_LOG__FORMAT", "json");
@@ -340,7 +340,7 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
 
     let (code, log) = program.terminate();
     assert_eq!(code, Some(0));
-    let files = read_all_files(folder.path());
+    let files = read_all_files(directory.path());
     for secret in [token, second_token, own_key, &Fingerprint::new(own_key).to_string()] {
         assert!(!log.contains(secret), "the log contains no secret");
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());

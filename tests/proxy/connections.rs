@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 /// Starts a proxy that requires a client token.
 async fn start_proxy_with_client() -> TestProxy {
-    start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
+    start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000)]), |config| {
         config.clients = vec![client_config("app", CLIENT_TOKEN, Rules::default())];
     })
     .await
@@ -70,7 +70,7 @@ async fn start_proxy_with_upstream_response(response: &'static str) -> TestProxy
             let _ = stream.write_all(response.as_bytes()).await;
         }
     });
-    start_proxy_with(Plan::of([(FIRST_KEY, 100)]), |config| {
+    start_proxy_with(Plan::with_keys([(FIRST_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.quota_polling.enabled = false;
     })
@@ -90,7 +90,7 @@ async fn start_proxy_with_manual_upstream() -> (mpsc::UnboundedReceiver<TcpStrea
             }
         }
     });
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.upstream.max_idle_connections = 0;
         config.quota_polling.enabled = false;

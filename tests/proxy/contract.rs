@@ -14,7 +14,7 @@ fn plan() -> Plan {
         reset: Some(RESETS_AT),
         ..WorkspacePlan::new(name, 100_000)
     };
-    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.with_workspace(workspace("one", 5_420)).with_workspace(workspace("two", 84_766))
@@ -42,7 +42,7 @@ async fn the_status_document_has_the_format_of_the_contract() {
 
 #[tokio::test]
 async fn a_key_with_an_unknown_quota_has_zeros_and_a_null() {
-    let mut plan = Plan::of([(FIRST_KEY, 1_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy(plan).await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -64,9 +64,9 @@ async fn the_state_of_the_keys_survives_a_restart() {
     first.set_fault(FIRST_KEY, "quota");
     assert_eq!(first.request_speech(10).await.status(), 200);
     let status_before = first.status_document().await;
-    let (_, folder) = first.close().await;
+    let (_, directory) = first.close().await;
 
-    let second = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
+    let second = start_proxy_in(directory, plan(), |config| config.quota_polling.enabled = false).await;
     let status = second.status_document().await;
     assert_eq!(status, status_before);
     assert_eq!(status["keys"][0]["status"], "exhausted");

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 fn plan() -> Plan {
-    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
+    Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// Sends a request and returns the response.

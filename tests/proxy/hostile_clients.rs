@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use crate::hostile::clients::{
-    self, AfterSending, ClientCase, Forwarded, Outcome, TOKEN, exchange, valid_request,
+    self, AfterSending, ClientCase, ClientOutcome, Forwarded, TOKEN, exchange, valid_request,
 };
+use crate::hostile::http_parser::{self, RequestHead};
 use crate::hostile::mutation::{Random, Seeds, mutate_and_split};
 use crate::hostile::tap::{ForwardedRequests, Tap, TapRecord};
-use crate::hostile::wire::{self, RequestHead};
 use crate::hostile::{contains, escape_bytes};
 use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, start_proxy_with};
 use keychoir::config::ClientConfig;
@@ -27,7 +27,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
     let tap = Tap::new(&KEYS).await;
     let mut record = None;
-    let proxy = start_proxy_with(Plan::of(KEYS.map(|key| (key, 1_000_000))), |config| {
+    let proxy = start_proxy_with(Plan::with_keys(KEYS.map(|key| (key, 1_000_000))), |config| {
         let provider = config.upstream.base_url.to_string();
         let provider = provider.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
         config.upstream.base_url = tap.url().parse().unwrap();
@@ -47,7 +47,7 @@ async fn start_tapped_proxy(needs_no_token: bool) -> (TestProxy, TapRecord) {
 async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> {
     let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
     let received_bytes = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
-    clients::check(&received_bytes, Outcome::Responses(&[200]), AfterSending::ReadToEnd)
+    clients::check(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
         .map_err(|deviation| format!("a valid request: {deviation}"))
 }
 
@@ -60,7 +60,8 @@ async fn wait_until_idle(proxy: &TestProxy) {
             let received_bytes =
                 exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await.unwrap();
             let page =
-                String::from_utf8(wire::parse_responses(&received_bytes).unwrap().remove(0).body).unwrap();
+                String::from_utf8(http_parser::parse_responses(&received_bytes).unwrap().remove(0).body)
+                    .unwrap();
             let value = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
             let sum_of = |name: &str| {
                 let name = format!("keychoir_{name}");
@@ -127,7 +128,7 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
     let (started_count, complete_count) = (heads.len() - 1, complete_count - 1);
     let is_expected = match (case.forwarded, case.outcome) {
         (Forwarded::Nothing, _) => started_count == 0,
-        (Forwarded::Complete(max_count), Outcome::NotRead) => started_count <= max_count,
+        (Forwarded::Complete(max_count), ClientOutcome::NotRead) => started_count <= max_count,
         (Forwarded::Complete(count), _) => (started_count, complete_count) == (count, count),
         (Forwarded::Partial, _) => started_count <= 1 && complete_count == 0,
     };

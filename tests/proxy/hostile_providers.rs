@@ -8,7 +8,7 @@ use crate::hostile::clients::{AfterSending, exchange};
 use crate::hostile::escape_bytes;
 use crate::hostile::mutation::{Random, Seeds, mutate_and_split};
 use crate::hostile::providers::{
-    self, ConnectionEnd, Outcome, Provider, ProviderCase, RequestKind, SPEECH_BODY, ScriptedResponse,
+    self, ConnectionEnd, Provider, ProviderCase, RequestKind, ResponseOutcome, SPEECH_BODY, ScriptedResponse,
     VALID_REQUEST_MARK, VOICES_BODY, request,
 };
 use crate::support::{FIRST_KEY, SECOND_KEY, TestProxy, read_usage_records, start_proxy_with};
@@ -25,7 +25,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 const IMPLAUSIBLE_CREDITS: u64 = 1_000_000_001;
 
 async fn start_proxy(provider: &Provider, change: impl FnOnce(&mut Config)) -> TestProxy {
-    start_proxy_with(Plan::of(KEYS.map(|key| (key, 100_000))), |config| {
+    start_proxy_with(Plan::with_keys(KEYS.map(|key| (key, 100_000))), |config| {
         config.upstream.base_url = provider.url.parse().unwrap();
         config.upstream.response_timeout = RESPONSE_TIMEOUT;
         change(config);
@@ -42,7 +42,7 @@ async fn check_valid_requests_are_served(proxy: &TestProxy) -> Result<(), String
             AfterSending::ReadToEnd,
         )
         .await?;
-        providers::check(&received_bytes, Outcome::Body(200, body))
+        providers::check(&received_bytes, ResponseOutcome::Body(200, body))
             .map_err(|deviation| format!("a valid {request_kind:?} request: {deviation}"))?;
     }
     Ok(())
@@ -84,8 +84,8 @@ async fn run_case(
 
 /// Returns the usage records whose credits are negative or implausible.
 async fn check_usage_records(proxy: TestProxy) -> Vec<String> {
-    let folder = proxy.close_unchecked().await;
-    let records = read_usage_records(&folder.path().join("keychoir.db"));
+    let directory = proxy.close_unchecked().await;
+    let records = read_usage_records(&directory.path().join("keychoir.db"));
     let is_plausible =
         |credits: i64| u64::try_from(credits).is_ok_and(|credits| credits < IMPLAUSIBLE_CREDITS);
     let deviations = records.iter().filter(|record| !is_plausible(record.credits));

@@ -30,7 +30,7 @@ const MASK: [u8; 4] = [1, 99, 200, 7];
 const SESSION_BUFFER_SIZE: usize = 64 * 1024;
 
 /// Encodes a frame with this first byte.
-fn frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
+fn encode_frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let length = payload.len() as u64;
     FrameHeader { is_final: true, reserved: 0, opcode: Opcode::Text, mask, length }.encode(&mut bytes);
@@ -51,47 +51,47 @@ const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 
 /// Protocol violations of either peer, as bytes with the close code for each. `mask` is the mask of the peer.
-fn violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
-    let frame = |first_byte, payload: &[u8]| frame(first_byte, payload, mask);
+fn protocol_violations(mask: Option<[u8; 4]>) -> Vec<(&'static str, Vec<u8>, u16)> {
+    let encode_frame = |first_byte, payload: &[u8]| self::encode_frame(first_byte, payload, mask);
     let wrong_mask = if mask.is_some() { None } else { Some(MASK) };
     vec![
-        ("a wrong mask bit", self::frame(TEXT, b"{}", wrong_mask), 1002),
-        ("reserved bits", frame(0xc1, b"{}"), 1002),
-        ("reserved bits of a ping", frame(0xd9, b"?"), 1002),
-        ("a reserved opcode", frame(0x83, b"?"), 1002),
-        ("a reserved control opcode", frame(0x8b, b"?"), 1002),
-        ("a fragmented ping", frame(0x09, b"?"), 1002),
-        ("a long ping", frame(PING, &[b'?'; 126]), 1002),
-        ("a continuation without a message", frame(0x80, b"{}"), 1002),
+        ("a wrong mask bit", self::encode_frame(TEXT, b"{}", wrong_mask), 1002),
+        ("reserved bits", encode_frame(0xc1, b"{}"), 1002),
+        ("reserved bits of a ping", encode_frame(0xd9, b"?"), 1002),
+        ("a reserved opcode", encode_frame(0x83, b"?"), 1002),
+        ("a reserved control opcode", encode_frame(0x8b, b"?"), 1002),
+        ("a fragmented ping", encode_frame(0x09, b"?"), 1002),
+        ("a long ping", encode_frame(PING, &[b'?'; 126]), 1002),
+        ("a continuation without a message", encode_frame(0x80, b"{}"), 1002),
         (
             "a message within a fragmented message",
-            [frame(TEXT_FRAGMENT, b"{"), frame(TEXT, b"{}")].concat(),
+            [encode_frame(TEXT_FRAGMENT, b"{"), encode_frame(TEXT, b"{}")].concat(),
             1002,
         ),
-        ("an incomplete close code", frame(CLOSE, b"\x03"), 1002),
-        ("a close code that must not be sent", frame(CLOSE, &1006_u16.to_be_bytes()), 1002),
-        ("a close reason that is not UTF-8", frame(CLOSE, b"\x03\xe8\xff"), 1007),
-        ("a text that is not UTF-8", frame(TEXT, b"{\"text\":\"\xff\"}"), 1007),
+        ("an incomplete close code", encode_frame(CLOSE, b"\x03"), 1002),
+        ("a close code that must not be sent", encode_frame(CLOSE, &1006_u16.to_be_bytes()), 1002),
+        ("a close reason that is not UTF-8", encode_frame(CLOSE, b"\x03\xe8\xff"), 1007),
+        ("a text that is not UTF-8", encode_frame(TEXT, b"{\"text\":\"\xff\"}"), 1007),
     ]
 }
 
 /// Floods of a client, with the close code for each.
-fn floods() -> Vec<(&'static str, Vec<u8>, u16)> {
-    let empty = frame(CONTINUATION, b"", Some(MASK));
-    let tiny = frame(CONTINUATION, b" ", Some(MASK));
-    let first_fragment = frame(TEXT_FRAGMENT, b"{", Some(MASK));
+fn client_floods() -> Vec<(&'static str, Vec<u8>, u16)> {
+    let empty = encode_frame(CONTINUATION, b"", Some(MASK));
+    let tiny = encode_frame(CONTINUATION, b" ", Some(MASK));
+    let first_fragment = encode_frame(TEXT_FRAGMENT, b"{", Some(MASK));
     let flood = |fragment: &[u8]| {
         [&*first_fragment, &fragment.repeat(2 * SESSION_BUFFER_SIZE / fragment.len())].concat()
     };
     vec![
         ("empty fragments", flood(&empty), 1009),
         ("tiny fragments", flood(&tiny), 1009),
-        ("a large message", frame(TEXT, &vec![b' '; 2 * SESSION_BUFFER_SIZE], Some(MASK)), 1009),
+        ("a large message", encode_frame(TEXT, &vec![b' '; 2 * SESSION_BUFFER_SIZE], Some(MASK)), 1009),
     ]
 }
 
 fn two_keys() -> Plan {
-    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
+    Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// Configures the client of the tests with these rules.
@@ -105,7 +105,7 @@ fn limit_session_buffer(config: &mut Config) {
 
 /// Each key has its own workspace, whose concurrency limit is one.
 fn plan_with_one_slot_per_key(keys: &[&str]) -> Plan {
-    keys.iter().fold(Plan::of([]), |plan, key| {
+    keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new(key, 100_000) };
         let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
         plan.with_workspace(workspace).with_key(key)
@@ -134,8 +134,10 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
         limit_session_buffer(config);
     })
     .await;
-    let binary = ("a binary message before authentication", frame(BINARY, b"\x00", Some(MASK)), 1003);
-    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+    let binary = ("a binary message before authentication", encode_frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (description, bytes, code) in
+        protocol_violations(Some(MASK)).into_iter().chain(client_floods()).chain([binary])
+    {
         let mut session = handshake(&proxy, STREAM_INPUT, &[]).await.unwrap();
         session.send_raw(&bytes).await;
         let (messages, end) = session.receive_to_end().await;
@@ -149,8 +151,10 @@ async fn a_client_violation_ends_the_session_before_its_authentication() {
 #[tokio::test]
 async fn a_client_violation_ends_the_session_before_its_first_text() {
     let proxy = start_proxy_with(two_keys(), limit_session_buffer).await;
-    let binary = ("a binary message before authentication", frame(BINARY, b"\x00", Some(MASK)), 1003);
-    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()).chain([binary]) {
+    let binary = ("a binary message before authentication", encode_frame(BINARY, b"\x00", Some(MASK)), 1003);
+    for (description, bytes, code) in
+        protocol_violations(Some(MASK)).into_iter().chain(client_floods()).chain([binary])
+    {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": " "})).await;
         session.send_raw(&bytes).await;
@@ -167,8 +171,8 @@ async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
     let proxy = start_proxy_with(plan_with_one_slot_per_key(&[FIRST_KEY]), limit_session_buffer).await;
     proxy.set_fault(FIRST_KEY, "slow_body=600000");
     let _response = proxy.request_speech(200).await;
-    let pings = frame(PING, b"", Some(MASK)).repeat(SESSION_BUFFER_SIZE / 3);
-    let mut cases: Vec<_> = violations(Some(MASK)).into_iter().chain(floods()).collect();
+    let pings = encode_frame(PING, b"", Some(MASK)).repeat(SESSION_BUFFER_SIZE / 3);
+    let mut cases: Vec<_> = protocol_violations(Some(MASK)).into_iter().chain(client_floods()).collect();
     cases.push(("pings", pings, 1009));
     for (description, bytes, code) in cases {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -188,7 +192,7 @@ async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
 #[tokio::test]
 async fn a_client_violation_ends_a_served_session() {
     let proxy = start_proxy_with(two_keys(), limit_session_buffer).await;
-    for (description, bytes, code) in violations(Some(MASK)).into_iter().chain(floods()) {
+    for (description, bytes, code) in protocol_violations(Some(MASK)).into_iter().chain(client_floods()) {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": " "})).await;
         session.send_json(&json!({"text": "Hello there. ", "flush": true})).await;
@@ -279,9 +283,9 @@ const AUDIO_MESSAGE: &[u8] = br#"{"audio":"AAAA"}"#;
 async fn a_violation_of_the_provider_ends_the_session() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    for (description, bytes, code) in violations(None) {
+    for (description, bytes, code) in protocol_violations(None) {
         let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
-        stream.write_all(&[frame(TEXT, AUDIO_MESSAGE, None), bytes].concat()).await.unwrap();
+        stream.write_all(&[encode_frame(TEXT, AUDIO_MESSAGE, None), bytes].concat()).await.unwrap();
         assert!(session.receive_json().await["audio"].is_string(), "{description}");
         assert_close_code(&session.receive().await, code, description);
         drop(session);
@@ -293,7 +297,7 @@ async fn a_violation_of_the_provider_ends_the_session() {
 async fn every_byte_of_a_websocket_on_an_unknown_path_is_forwarded() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    for (description, bytes, _) in violations(None) {
+    for (description, bytes, _) in protocol_violations(None) {
         let (session, mut stream) = provider.open_session(&proxy, "/runCase").await;
         stream.write_all(&bytes).await.unwrap();
         let mut client = session.stream.into_inner();
@@ -311,11 +315,11 @@ async fn a_close_without_a_reply_ends_after_the_close_timeout() {
     let mut provider = Provider::start().await;
     let proxy =
         provider.start_proxy(|config| config.websocket.close_timeout = Duration::from_millis(100)).await;
-    let close = frame(CLOSE, b"\x03\xe8", None);
+    let close = encode_frame(CLOSE, b"\x03\xe8", None);
     for path in [STREAM_INPUT, "/runCase"] {
         // Both peers have closed, and the provider keeps its connection open.
         let (mut session, mut stream) = provider.open_session(&proxy, path).await;
-        stream.write_all(&[frame(TEXT, AUDIO_MESSAGE, None), close.clone()].concat()).await.unwrap();
+        stream.write_all(&[encode_frame(TEXT, AUDIO_MESSAGE, None), close.clone()].concat()).await.unwrap();
         assert!(session.receive_json().await["audio"].is_string());
         assert_close_code(&session.receive().await, 1000, path);
         session.close().await;
@@ -336,13 +340,13 @@ async fn a_close_without_a_reply_ends_after_the_close_timeout() {
 async fn bytes_after_the_clients_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
-    let close = frame(CLOSE, b"\x03\xe8bye", Some(MASK));
-    for (description, bytes, _) in violations(Some(MASK)) {
+    let close = encode_frame(CLOSE, b"\x03\xe8bye", Some(MASK));
+    for (description, bytes, _) in protocol_violations(Some(MASK)) {
         let (mut session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
         session.send_raw(&[&*close, &bytes].concat()).await;
         let mut received_bytes = vec![0; close.len()];
         within_timeout(stream.read_exact(&mut received_bytes)).await.unwrap();
-        stream.write_all(&frame(CLOSE, b"\x03\xe8", None)).await.unwrap();
+        stream.write_all(&encode_frame(CLOSE, b"\x03\xe8", None)).await.unwrap();
         assert_close_code(&session.receive_to_end().await.1, 1000, description);
         drop(session);
         assert_eq!(
@@ -358,8 +362,8 @@ async fn bytes_after_the_providers_close_are_dropped() {
     let mut provider = Provider::start().await;
     let proxy = provider.start_proxy(|_| {}).await;
     let (session, mut stream) = provider.open_session(&proxy, STREAM_INPUT).await;
-    let close = frame(CLOSE, b"\x03\xe8", None);
-    let later_frame = frame(TEXT, b"{\"audio\":\"late\"}", None);
+    let close = encode_frame(CLOSE, b"\x03\xe8", None);
+    let later_frame = encode_frame(TEXT, b"{\"audio\":\"late\"}", None);
     stream.write_all(&[close.clone(), later_frame].concat()).await.unwrap();
     drop(stream);
     assert_eq!(read_until_end(session.stream.into_inner()).await, close);
@@ -379,7 +383,8 @@ async fn a_flood_in_one_direction_blocks_neither_the_other_direction_nor_the_tim
         let tasks = Tasks::default();
         // Small and large frames, as fast as the connection accepts them.
         let flood =
-            [frame(TEXT, AUDIO_MESSAGE, None).repeat(2_000), frame(BINARY, &[7; 60_000], None)].concat();
+            [encode_frame(TEXT, AUDIO_MESSAGE, None).repeat(2_000), encode_frame(BINARY, &[7; 60_000], None)]
+                .concat();
         tasks.spawn(async move { while to_proxy.write_all(&flood).await.is_ok() {} });
         if max_duration_ms > 0 {
             let end = session.receive_end().await;
@@ -418,13 +423,13 @@ async fn a_queued_session_is_not_idle() {
         provider.start_proxy(|config| config.websocket.idle_timeout = Duration::from_millis(50)).await;
     let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
     let queue_message = br#"{"type":"queue_status","queue_status_event":{"position":1}}"#;
-    stream.write_all(&frame(TEXT, queue_message, None)).await.unwrap();
+    stream.write_all(&encode_frame(TEXT, queue_message, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "queue_status");
     // Another session is idle for the same time, and ends.
     let (mut idle_session, _idle_stream) = provider.open_session(&proxy, AGENT).await;
     assert_close_code(&idle_session.receive_to_end().await.1, 1001, "the session is idle");
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
-    stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
+    stream.write_all(&encode_frame(TEXT, metadata, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }
 
@@ -437,12 +442,12 @@ async fn a_queued_session_may_fail_over() {
     })
     .await;
     let (mut session, mut stream) = provider.open_session(&proxy, AGENT).await;
-    let queue_frame = frame(TEXT, br#"{"type":"queue_status"}"#, None);
-    let refusal = frame(CLOSE, b"\x03\xeaThis request exceeds your quota limit.", None);
+    let queue_frame = encode_frame(TEXT, br#"{"type":"queue_status"}"#, None);
+    let refusal = encode_frame(CLOSE, b"\x03\xeaThis request exceeds your quota limit.", None);
     stream.write_all(&[queue_frame, refusal].concat()).await.unwrap();
     let mut second_stream = provider.accept_session().await;
     let metadata = br#"{"type":"conversation_initiation_metadata"}"#;
-    second_stream.write_all(&frame(TEXT, metadata, None)).await.unwrap();
+    second_stream.write_all(&encode_frame(TEXT, metadata, None)).await.unwrap();
     assert_eq!(session.receive_json().await["type"], "queue_status");
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
 }

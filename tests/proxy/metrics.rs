@@ -35,7 +35,7 @@ struct Sample {
     value: f64,
 }
 
-/// A parsed page.
+/// The parsed page `/metrics`.
 #[derive(Debug)]
 struct MetricsPage {
     /// The type of each family by its name.
@@ -255,7 +255,7 @@ const DOCUMENTATION: &str = include_str!("../../docs/operations.md");
 
 #[tokio::test]
 async fn the_document_lists_every_metric_with_its_labels_and_type_and_no_other() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
     proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, Some("quota_short".parse().unwrap()));
     assert_eq!(proxy.request_speech(30).await.status(), 200);
     let page = fetch_final_page(&proxy, 1).await;
@@ -292,7 +292,7 @@ fn the_document_lists_every_outcome() {
 
 #[tokio::test]
 async fn a_client_that_prefers_text_receives_the_same_metrics_in_the_prometheus_format() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000)])).await;
     proxy.wait_until_served("/v1/voices").await;
     let openmetrics_page = fetch_final_page(&proxy, 1).await;
     let accept = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
@@ -319,7 +319,7 @@ async fn a_client_that_prefers_text_receives_the_same_metrics_in_the_prometheus_
 
 #[tokio::test]
 async fn the_name_of_a_key_is_its_label() {
-    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)]);
     let proxy = start_proxy_with(plan, |config| config.keys[1].name = Some("studio".to_owned())).await;
     proxy.request_speech(2_000).await;
     let page = fetch_final_page(&proxy, 1).await;
@@ -352,7 +352,7 @@ async fn the_credits_of_a_workspace_are_counted_once_for_all_its_keys() {
 #[tokio::test]
 async fn keys_with_equal_short_forms_have_different_labels() {
     let similar_key = FIRST_KEY.replace("one", "six");
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (&similar_key, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (&similar_key, 1_000)])).await;
     // Parsing fails if two samples have the same labels.
     let page = fetch_page(&proxy).await;
     assert_eq!(page.sums("keychoir_key_info", "short_key"), BTreeMap::from([("sk_key_numb...00001", 2)]));
@@ -366,7 +366,7 @@ async fn keys_with_equal_short_forms_have_different_labels() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_process_metrics_report_memory_time_and_open_files() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000)])).await;
     let page = fetch_page(&proxy).await;
     let value = |name: &str| page.value(&format!("process_{name}"), &[]);
     assert!(value("resident_memory_bytes") > 1_000_000.0);
@@ -380,7 +380,7 @@ async fn the_process_metrics_report_memory_time_and_open_files() {
 
 #[tokio::test]
 async fn the_values_equal_the_usage_records_and_the_charges() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 10_000)])).await;
     for _ in 0..5 {
         assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
@@ -452,7 +452,7 @@ async fn the_values_equal_the_usage_records_and_the_charges() {
 
 #[tokio::test]
 async fn a_request_in_progress_is_counted_once() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000)])).await;
     proxy.set_fault(FIRST_KEY, "stall=60s");
     let request = proxy.request_speech(10);
     tokio::pin!(request);
@@ -472,7 +472,7 @@ async fn a_request_in_progress_is_counted_once() {
 async fn the_metrics_require_a_token_if_clients_are_configured() {
     let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy =
-        start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| config.clients = vec![client]).await;
+        start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000)]), |config| config.clients = vec![client]).await;
     assert_eq!(proxy.client.get(format!("{}/metrics", proxy.url)).send().await.unwrap().status(), 401);
     let request = proxy.client.get(format!("{}/metrics", proxy.url)).header("xi-api-key", CLIENT_TOKEN);
     assert_eq!(request.send().await.unwrap().status(), 200);
@@ -482,7 +482,7 @@ async fn the_metrics_require_a_token_if_clients_are_configured() {
 
 #[tokio::test]
 async fn data_of_a_client_never_becomes_a_label() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000_000)])).await;
     let segments = ["voices", "models", "user", "history", "music"];
     let mut paths: Vec<String> =
         (0..20).map(|number| format!("/v1/canary-{number}?canary={number}")).collect();

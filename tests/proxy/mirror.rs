@@ -17,7 +17,7 @@ const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 const SHORT_INTERVAL: Duration = Duration::from_millis(10);
 
 fn plan() -> Plan {
-    Plan::of(KEYS.map(|key| (key, 100_000)))
+    Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
 /// Configures the mirror with events and short intervals.
@@ -73,8 +73,8 @@ async fn request_speech_times(proxy: &TestProxy, times: usize) {
 }
 
 /// The rows of a query on the local database, columns separated by `|`.
-fn query_database(folder: &Path, sql: &str) -> Vec<String> {
-    let database = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+fn query_database(directory: &Path, sql: &str) -> Vec<String> {
+    let database = rusqlite::Connection::open(directory.join("keychoir.db")).unwrap();
     let mut statement = database.prepare(sql).unwrap();
     let columns = statement.column_count();
     let format_value =
@@ -92,22 +92,24 @@ fn query_database(folder: &Path, sql: &str) -> Vec<String> {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// Stops the proxy and asserts that Supabase has the rows of its database. Returns the folder.
+/// Stops the proxy and asserts that Supabase has the rows of its database. Returns the directory.
 async fn close_and_compare(proxy: TestProxy, supabase: &Supabase) -> TempDir {
-    let (_, folder) = proxy.close().await;
-    compare(folder.path(), supabase);
-    folder
+    let (_, directory) = proxy.close().await;
+    compare(directory.path(), supabase);
+    directory
 }
 
 /// Asserts that Supabase has the same events and keys as the database, row by row.
 #[track_caller]
-fn compare(folder: &Path, supabase: &Supabase) {
+fn compare(directory: &Path, supabase: &Supabase) {
     const EVENT: &str = "id, request_id, client, key_hash, workspace, method, route, model, status, verdict,
         request_bytes, response_bytes, characters, credits, credits_from, first_byte_ms, total_ms,
         user_hash, region";
     let columns = EVENT.replace("user_hash", "user");
-    let attempts =
-        query_database(folder, &format!("SELECT {columns}, number, started_at_ms FROM attempts ORDER BY id"));
+    let attempts = query_database(
+        directory,
+        &format!("SELECT {columns}, number, started_at_ms FROM attempts ORDER BY id"),
+    );
     let supabase_columns = EVENT.replace("key_hash", "api_key_hash");
     assert_eq!(
         supabase.sql(&format!(
@@ -118,7 +120,7 @@ fn compare(folder: &Path, supabase: &Supabase) {
     );
     assert!(!attempts.is_empty(), "the database must contain attempts");
     let keys = query_database(
-        folder,
+        directory,
         "SELECT key_hash, short_key, status, character_count, coalesce(character_limit, 0),
             max(coalesce(character_limit, 0) - character_count, 0) FROM keys ORDER BY key_hash",
     );
@@ -132,7 +134,7 @@ fn compare(folder: &Path, supabase: &Supabase) {
     let sums = "SELECT count(*), sum(credits), sum(response_bytes) FROM ";
     assert_eq!(
         supabase.sql(&format!("{sums} elevenlabs_usage_events")),
-        query_database(folder, &format!("{sums} attempts"))
+        query_database(directory, &format!("{sums} attempts"))
     );
 }
 
@@ -140,14 +142,14 @@ fn compare(folder: &Path, supabase: &Supabase) {
 async fn the_documented_queries_return_the_usage() {
     let supabase = Supabase::new().await;
     supabase.migrate();
-    let plan = Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 1_000), (THIRD_KEY, 100_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 100), (SECOND_KEY, 1_000), (THIRD_KEY, 100_000)]);
     let proxy = start_proxy(plan, configure_mirror(&supabase)).await;
     // The first key is exhausted, the second one is near its limit, and the third one is unused.
     for characters in [100, 850] {
         assert_eq!(proxy.request_speech(characters).await.status(), 200);
     }
     let short = KEYS.map(|key| format!("{}...{}", &key[..11], &key[key.len() - 5..]));
-    let folder = close_and_compare(proxy, &supabase).await;
+    let directory = close_and_compare(proxy, &supabase).await;
 
     assert_eq!(
         supabase.sql("SELECT short_key, usage_percent FROM elevenlabs_key_health ORDER BY usage_percent ASC"),
@@ -167,7 +169,7 @@ async fn the_documented_queries_return_the_usage() {
         supabase.sql("SELECT SUM(remaining_characters) AS total_remaining FROM elevenlabs_key_usage WHERE status = 'active' AND NOT is_over_limit"),
         ["100150"]
     );
-    let local_reset = query_database(folder.path(), "SELECT max(resets_at_ms) FROM keys");
+    let local_reset = query_database(directory.path(), "SELECT max(resets_at_ms) FROM keys");
     let supabase_reset =
         "SELECT round(extract(epoch FROM max(next_reset_date)) * 1000) FROM elevenlabs_key_usage";
     assert_eq!(supabase.sql(supabase_reset), local_reset, "the reset date must be in UTC");
@@ -328,12 +330,12 @@ async fn a_wrong_supabase_key_pauses_the_mirror_until_a_restart_with_a_valid_one
     wait_for_mirror(&proxy, "paused", 0).await;
     assert_eq!(event_count(&supabase), 0);
     // The next startup has a valid key.
-    let (_, folder) = proxy.close().await;
-    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    let (_, directory) = proxy.close().await;
+    let proxy = start_proxy_in(directory, plan(), configure_mirror(&supabase)).await;
     wait_until(|| event_count(&supabase) == 2).await;
     wait_for_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.close_unchecked().await;
-    compare(folder.path(), &supabase);
+    let directory = proxy.close_unchecked().await;
+    compare(directory.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -387,8 +389,8 @@ const EARLIER_ATTEMPTS: &str = "
     END;";
 
 /// Converts the database to version 9 of its schema, with plain key digests, and Supabase accordingly.
-fn downgrade_database(folder: &Path, supabase: &Supabase) {
-    let database = rusqlite::Connection::open(folder.join("keychoir.db")).unwrap();
+fn downgrade_database(directory: &Path, supabase: &Supabase) {
+    let database = rusqlite::Connection::open(directory.join("keychoir.db")).unwrap();
     database.execute_batch(EARLIER_ATTEMPTS).unwrap();
     for key in KEYS {
         let (fingerprint, digest) = (Fingerprint::new(key), plain_sha256(key));
@@ -414,8 +416,8 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
     let supabase = Supabase::new().await;
     let first_proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
     request_speech_times(&first_proxy, 2).await;
-    let folder = close_and_compare(first_proxy, &supabase).await;
-    downgrade_database(folder.path(), &supabase);
+    let directory = close_and_compare(first_proxy, &supabase).await;
+    downgrade_database(directory.path(), &supabase);
     // Another proxy has already reported the second key with its new identifier.
     supabase.sql(&format!(
         "INSERT INTO elevenlabs_key_usage (api_key_hash, short_key, next_reset_date) VALUES ('{}', 's', 'infinity')",
@@ -424,12 +426,12 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
     let earlier_request_count = supabase.gateway.received_requests().len();
 
     // The third key is no longer configured.
-    let remaining_keys = Plan::of([FIRST_KEY, SECOND_KEY].map(|key| (key, 100_000)));
-    let second_proxy = start_proxy_in(folder, remaining_keys, configure_mirror(&supabase)).await;
+    let remaining_keys = Plan::with_keys([FIRST_KEY, SECOND_KEY].map(|key| (key, 100_000)));
+    let second_proxy = start_proxy_in(directory, remaining_keys, configure_mirror(&supabase)).await;
     request_speech_times(&second_proxy, 1).await;
     wait_until(|| event_count(&supabase) == 3).await;
     wait_for_mirror(&second_proxy, "ok", 0).await;
-    let folder = second_proxy.close_unchecked().await;
+    let directory = second_proxy.close_unchecked().await;
 
     let query_supabase_hashes =
         |table: &str| supabase.sql(&format!("SELECT DISTINCT api_key_hash FROM {table} ORDER BY 1"));
@@ -441,13 +443,13 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
         "{keys:?}"
     );
     assert_eq!(event_keys, [Fingerprint::new(FIRST_KEY).to_string()]);
-    assert_eq!(query_database(folder.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
+    assert_eq!(query_database(directory.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
     let sent: Vec<String> = supabase.gateway.received_requests()[earlier_request_count..]
         .iter()
         .map(|request| format!("{} {}", request.path, request.body))
         .collect();
     let files = ["keychoir.db", "keychoir.db-wal"]
-        .map(|name| std::fs::read(folder.path().join(name)).unwrap_or_default());
+        .map(|name| std::fs::read(directory.path().join(name)).unwrap_or_default());
     for key in KEYS {
         let digest = plain_sha256(key);
         assert!(!keys.contains(&digest) && !event_keys.contains(&digest), "a row contains a plain digest");
@@ -484,17 +486,17 @@ async fn a_refused_row_is_isolated_and_the_other_rows_are_delivered() {
     // Refused rows do not block other rows.
     request_speech_times(&proxy, 1).await;
     wait_until(|| event_count(&supabase) == 39).await;
-    let (_, folder) = proxy.close().await;
-    assert_eq!(query_database(folder.path(), "SELECT DISTINCT refused FROM outbox_events"), ["23514"]);
+    let (_, directory) = proxy.close().await;
+    assert_eq!(query_database(directory.path(), "SELECT DISTINCT refused FROM outbox_events"), ["23514"]);
 
     supabase.sql("ALTER TABLE elevenlabs_usage_events DROP CONSTRAINT odd");
     supabase.sql("ALTER TABLE elevenlabs_key_usage DROP CONSTRAINT odd");
-    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    let proxy = start_proxy_in(directory, plan(), configure_mirror(&supabase)).await;
     wait_until(|| event_count(&supabase) == 41).await;
     wait_for_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.close_unchecked().await;
-    compare(folder.path(), &supabase);
-    assert_eq!(query_database(folder.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
+    let directory = proxy.close_unchecked().await;
+    compare(directory.path(), &supabase);
+    assert_eq!(query_database(directory.path(), "SELECT count(*) FROM outbox_events"), ["0"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -504,17 +506,17 @@ async fn no_row_is_lost_if_a_table_refuses_every_row() {
     supabase.gateway.set_fault(Fault::Closed);
     let proxy = start_proxy(plan(), configure_mirror(&supabase)).await;
     request_speech_times(&proxy, 5).await;
-    let (_, folder) = proxy.close().await;
+    let (_, directory) = proxy.close().await;
     // At the next startup, all rows are sent together. If Supabase refuses one row, the row is at fault. If
     // it refuses all of several rows, the table is at fault.
     supabase.gateway.set_fault(Fault::None);
-    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    let proxy = start_proxy_in(directory, plan(), configure_mirror(&supabase)).await;
     wait_for_mirror(&proxy, "paused", 0).await;
     supabase.sql("ALTER TABLE elevenlabs_usage_events DROP COLUMN mine");
     wait_until(|| event_count(&supabase) == 5).await;
     wait_for_mirror(&proxy, "ok", 0).await;
-    let folder = proxy.close_unchecked().await;
-    compare(folder.path(), &supabase);
+    let directory = proxy.close_unchecked().await;
+    compare(directory.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -529,13 +531,13 @@ async fn an_unresponsive_supabase_does_not_delay_the_shutdown() {
     wait_until(|| !supabase.gateway.received_requests().is_empty()).await;
     request_speech_times(&proxy, 5).await;
     // The mirror waits up to 30 seconds for a response. The shutdown does not wait that long.
-    let (_, folder) = proxy.close().await;
+    let (_, directory) = proxy.close().await;
     assert_eq!(event_count(&supabase), 0);
     supabase.gateway.set_fault(Fault::None);
-    let proxy = start_proxy_in(folder, plan(), configure_mirror(&supabase)).await;
+    let proxy = start_proxy_in(directory, plan(), configure_mirror(&supabase)).await;
     wait_until(|| event_count(&supabase) == 5).await;
-    let folder = proxy.close_unchecked().await;
-    compare(folder.path(), &supabase);
+    let directory = proxy.close_unchecked().await;
+    compare(directory.path(), &supabase);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

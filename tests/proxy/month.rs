@@ -65,12 +65,12 @@ fn plan() -> Plan {
     });
     let mut plan = Plan { keys: keys.into(), workspaces: workspaces.into(), ..Plan::default() };
     for (_, token, _) in &CLIENTS[1..] {
-        plan = plan.forbidding(token);
+        plan = plan.with_forbidden_text(token);
     }
     plan
 }
 
-fn configure(config: &mut Config) {
+fn configure_proxy(config: &mut Config) {
     let client = |(name, token, _): (&str, &str, _)| {
         ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), Rules::default())
     };
@@ -180,7 +180,7 @@ fn charged_credits(ledger: &Ledger, workspace: &str) -> u64 {
 
 #[tokio::test]
 async fn every_request_of_a_simulated_month_is_served() {
-    let proxy = start_proxy_with(plan(), configure).await;
+    let proxy = start_proxy_with(plan(), configure_proxy).await;
     // In the first days, the keys are exhausted one after the other.
     send_requests(&proxy, REQUESTS_PER_PHASE, 1, next_ordinary_request).await;
     send_requests(&proxy, REQUESTS_PER_PHASE, 2, next_ordinary_request).await;
@@ -219,7 +219,7 @@ async fn every_request_of_a_simulated_month_is_served() {
     let statuses = proxy.key_statuses().await;
     assert_eq!(statuses[2], "invalid");
     assert_eq!(proxy.app.queued_requests(), 0);
-    let (ledger, folder) = proxy.close().await;
+    let (ledger, directory) = proxy.close().await;
     println!("{} credits", ledger.totals.charged);
     for ((name, credits, concurrency, period), workspace) in WORKSPACES.iter().zip(&ledger.workspaces) {
         assert!(workspace.running == 0 && workspace.running_max <= *concurrency, "{workspace:?}");
@@ -229,7 +229,7 @@ async fn every_request_of_a_simulated_month_is_served() {
             "{name}: {charged_credits}"
         );
     }
-    let attempts = AttemptRecords::open(&folder);
+    let attempts = AttemptRecords::open(&directory);
     assert_eq!(attempts.count("count(DISTINCT request_id)"), 6 * REQUESTS_PER_PHASE + BURST_REQUESTS);
     assert_eq!(attempts.count("count(DISTINCT client)"), 4);
     for verdict in ["invalid_key", "billing"] {
@@ -243,8 +243,8 @@ async fn every_request_of_a_simulated_month_is_served() {
 struct AttemptRecords(rusqlite::Connection);
 
 impl AttemptRecords {
-    fn open(folder: &tempfile::TempDir) -> Self {
-        Self(rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap())
+    fn open(directory: &tempfile::TempDir) -> Self {
+        Self(rusqlite::Connection::open(directory.path().join("keychoir.db")).unwrap())
     }
 
     fn count(&self, expression: &str) -> usize {
@@ -285,7 +285,7 @@ const MIXED_WORKSPACES: [(&str, u64, u32, Option<u64>); 6] = [
 
 fn mixed_plan() -> Plan {
     let next_second = UnixMs((clock::now().0 / 1_000 + 2) * 1_000);
-    let mut plan = Plan { library: vec![LIBRARY_VOICE.to_owned()], ..Plan::of([]) };
+    let mut plan = Plan { library: vec![LIBRARY_VOICE.to_owned()], ..Plan::with_keys([]) };
     for (number, (tier, credits, concurrency, period)) in MIXED_WORKSPACES.into_iter().enumerate() {
         let name = format!("ws_{number}");
         plan = plan.with_workspace(WorkspacePlan {
@@ -297,21 +297,21 @@ fn mixed_plan() -> Plan {
         let key = format!("sk_mixed_{number}_00000000000000000000000000000000000");
         plan = plan.with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(&key, 0) });
     }
-    CLIENTS[1..].iter().fold(plan, |plan, (_, token, _)| plan.forbidding(token))
+    CLIENTS[1..].iter().fold(plan, |plan, (_, token, _)| plan.with_forbidden_text(token))
 }
 
 #[tokio::test]
 async fn every_request_of_a_simulated_month_with_mixed_plans_is_served() {
-    let proxy = start_proxy_with(mixed_plan(), configure).await;
+    let proxy = start_proxy_with(mixed_plan(), configure_proxy).await;
     for seed in 1..=4 {
         send_requests(&proxy, REQUESTS_PER_PHASE, seed, next_plan_dependent_request).await;
     }
-    let (ledger, folder) = proxy.close().await;
+    let (ledger, directory) = proxy.close().await;
     for number in [0, 3, 5] {
         let name = format!("ws_{number}");
         assert!(charged_credits(&ledger, &name) > 0, "{name} must have served requests");
     }
-    let attempts = AttemptRecords::open(&folder);
+    let attempts = AttemptRecords::open(&directory);
     let refused_attempts = attempts.count("count(*) FILTER (WHERE verdict = 'plan_feature')");
     println!("{refused_attempts} attempts were refused because of a plan feature");
     // After one free account has refused a feature, the other free accounts are known to lack it. Only the

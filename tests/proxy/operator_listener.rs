@@ -28,15 +28,16 @@ struct TwoListeners {
     simulator: Simulator,
     clients: String,
     operators: Address,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 async fn start(operators: Vec<Listener>, change: impl FnOnce(&mut AppConfig)) -> TwoListeners {
-    let simulator = Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 1_000)])).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let simulator =
+        Simulator::start(bind_loopback().await, Plan::with_keys([(FIRST_KEY, 1_000)])).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let keys = vec![ApiKey::new(FIRST_KEY).unwrap()];
     let mut config = Config::with_defaults(keys, simulator.base_url().parse().unwrap());
-    config.storage.path = folder.path().join("keychoir.db");
+    config.storage.path = directory.path().join("keychoir.db");
     config.quota_polling.enabled = false;
     config.server.drain_idle_timeout = Duration::ZERO;
     config.clients = vec![client_config("app", CLIENT_TOKEN, Default::default())];
@@ -47,7 +48,7 @@ async fn start(operators: Vec<Listener>, change: impl FnOnce(&mut AppConfig)) ->
     let app = app::start(app_config, ProgramListeners { clients, operators }).unwrap();
     let clients = format!("http://{}", app.address());
     let operators = app.operator_addresses()[0].clone();
-    TwoListeners { app, simulator, clients, operators, folder }
+    TwoListeners { app, simulator, clients, operators, directory }
 }
 
 fn http_client() -> reqwest::Client {
@@ -58,7 +59,7 @@ impl TwoListeners {
     async fn close(self) {
         assert_eq!(self.app.drain(Duration::from_secs(10)).await, DrainOutcome::Completed);
         assert_eq!(self.simulator.ledger().violations, Vec::<String>::new());
-        drop(self.folder);
+        drop(self.directory);
     }
 }
 
@@ -108,8 +109,8 @@ async fn operators_have_an_address_of_their_own() {
 #[tokio::test]
 async fn operators_have_a_unix_socket_with_its_own_mode() {
     use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("admin.sock");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("admin.sock");
     let running = start(vec![Listener::unix(&path, 0o600).unwrap()], |_| {}).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let client = keychoir::upstream::http_client().unwrap().unix_socket(path.clone()).build().unwrap();

@@ -21,7 +21,7 @@ fn plan_of_workspaces<const N: usize>(
     credits: [(&str, u64); N],
     change: impl Fn(WorkspacePlan) -> WorkspacePlan,
 ) -> Plan {
-    credits.into_iter().zip(KEYS).fold(Plan::of([]), |plan, ((workspace, credits), key)| {
+    credits.into_iter().zip(KEYS).fold(Plan::with_keys([]), |plan, ((workspace, credits), key)| {
         plan.with_workspace(change(WorkspacePlan::new(workspace, credits)))
             .with_key(KeyPlan { workspace: Some(workspace.to_owned()), ..KeyPlan::new(key, 0) })
     })
@@ -37,7 +37,7 @@ fn three_workspaces(credits: u64, concurrency: u32) -> Plan {
 
 #[tokio::test]
 async fn a_key_without_enough_credits_is_not_used() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     for _ in 0..5 {
         assert_eq!(proxy.request_speech(20).await.status(), 200);
     }
@@ -75,7 +75,7 @@ async fn concurrent_requests_never_overspend_a_nearly_exhausted_key() {
 
 #[tokio::test]
 async fn the_estimated_price_depends_on_the_model() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 30), (SECOND_KEY, 1_000)])).await;
     let flash = json!({"text": "a".repeat(60), "model_id": "eleven_flash_v2_5"});
     assert_eq!(proxy.post(SPEECH_PATH, &flash).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [1, 0], "60 characters at half a credit");
@@ -84,7 +84,7 @@ async fn the_estimated_price_depends_on_the_model() {
 
 #[tokio::test]
 async fn a_request_above_the_credits_of_every_key_is_tried_once_with_each() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 30), (SECOND_KEY, 20)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 30), (SECOND_KEY, 20)])).await;
     for _ in 0..3 {
         assert_proxy_error(&proxy.request_speech(50).await, 401, "all_keys_exhausted");
     }
@@ -182,7 +182,7 @@ async fn keys_of_the_same_workspace_are_detected() {
 
 #[tokio::test]
 async fn a_missing_permission_is_recorded_at_the_first_refusal() {
-    let mut plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["voices_read".to_owned()]);
     let proxy = start_proxy(plan).await;
     for _ in 0..3 {
@@ -201,7 +201,8 @@ async fn a_missing_permission_is_recorded_at_the_first_refusal() {
 
 #[tokio::test]
 async fn an_abuse_refusal_is_not_tried_with_every_key() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)])).await;
+    let proxy =
+        start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)])).await;
     for key in KEYS {
         proxy.set_fault(key, "unusual_activity");
     }
@@ -222,7 +223,7 @@ async fn an_abuse_refusal_is_not_tried_with_every_key() {
 
 #[tokio::test]
 async fn a_refused_key_is_usable_as_soon_as_a_poll_confirms_it() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
     proxy.simulator.queue_faults(FIRST_KEY, vec!["invalid".parse().unwrap()]);
     assert_eq!(proxy.request_speech(5).await.status(), 200);
     // The refused key is polled, and the poll succeeds.
@@ -246,7 +247,7 @@ async fn every_strategy_distributes_requests_as_documented() {
     assert_eq!(cases.map(|(name, _)| name), STRATEGIES.each_ref().map(|strategy| strategy.name));
     for (strategy, expected) in cases {
         let proxy = start_proxy_with(
-            Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 9_000), (THIRD_KEY, 5_000)]),
+            Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 9_000), (THIRD_KEY, 5_000)]),
             |config| {
                 config.pool.strategy = strategy.parse().unwrap();
             },
@@ -264,7 +265,7 @@ async fn every_strategy_distributes_requests_as_documented() {
 
 #[tokio::test]
 async fn a_slow_body_is_sent_without_a_cost_estimate() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 1_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000)]), |config| {
         config.pool.cost_estimate_timeout = Duration::from_millis(1);
     })
     .await;
@@ -297,7 +298,7 @@ fn poll_count(proxy: &TestProxy, key: &str) -> usize {
 
 #[tokio::test]
 async fn a_reload_polls_only_new_keys_and_others_if_the_polling_changes() {
-    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000), (THIRD_KEY, 1_000)]);
     let mut new_keys = Vec::new();
     let proxy = start_proxy_with(plan, |config| new_keys = config.keys.split_off(1)).await;
     let [second, third] = new_keys.try_into().unwrap();
@@ -316,7 +317,7 @@ async fn a_reload_polls_only_new_keys_and_others_if_the_polling_changes() {
 
 #[tokio::test]
 async fn a_key_with_another_host_is_polled_again() {
-    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     let proxy = start_proxy_with(plan, |_| {}).await;
     let url = format!("{}/prefix", proxy.simulator.base_url());
     let refused_count = |proxy: &TestProxy| {

@@ -22,7 +22,7 @@ const OTHER_TOKEN: &str = "other-token-canary-91d2";
 const QUOTA_EXCEEDED: (u16, &str) = (402, "client_quota_exceeded");
 
 fn plan() -> Plan {
-    Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)])
+    Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)])
 }
 
 /// Configures the client of the tests with these rules, and another client without rules.
@@ -34,13 +34,13 @@ fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = clients
 }
 
-fn quota(amount: u64, unit: QuotaUnit) -> Rules {
+fn rules_with_quota(amount: u64, unit: QuotaUnit) -> Rules {
     let quota = ClientQuota { amount, unit, period: Period::Total };
     Rules { quota: Some(quota), ..Rules::default() }
 }
 
-fn credits(amount: u64) -> Rules {
-    quota(amount, QuotaUnit::Credits)
+fn credit_quota(amount: u64) -> Rules {
+    rules_with_quota(amount, QuotaUnit::Credits)
 }
 
 /// The status of a response and the error code of the proxy, which is empty for a response of the provider.
@@ -76,7 +76,7 @@ async fn wait_for_usage(proxy: &TestProxy, expected: (u64, u64)) {
 
 /// Sends 150 concurrent requests with a quota of 1,000 credits, of which `expected` must be served.
 async fn check_concurrent_requests(characters: usize, expected: usize) {
-    let proxy = start_proxy_with(plan(), configure_clients(credits(1_000))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(1_000))).await;
     let responses = join_all((0..150).map(|_| proxy.request_speech(characters))).await;
     let served_count = responses.iter().filter(|response| response.status() == 200).count();
     let refused_count = responses
@@ -103,7 +103,7 @@ async fn concurrent_requests_spend_no_more_than_the_quota() {
 
 #[tokio::test]
 async fn a_request_above_the_remaining_quota_is_refused_and_a_cheaper_one_is_served() {
-    let proxy = start_proxy_with(plan(), configure_clients(credits(1_000))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(1_000))).await;
     assert_eq!(proxy.request_speech(900).await.status(), 200);
     let response = proxy.request_speech(200).await;
     assert_status_and_code(&response, QUOTA_EXCEEDED);
@@ -119,7 +119,7 @@ async fn a_request_above_the_remaining_quota_is_refused_and_a_cheaper_one_is_ser
 
 #[tokio::test]
 async fn a_possibly_served_request_is_charged_by_its_estimate() {
-    let proxy = start_proxy_with(plan(), configure_clients(credits(1_000))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(1_000))).await;
     // The provider closes the connection after it has received the request.
     proxy.simulator.queue_faults(FIRST_KEY, vec!["close".parse().unwrap()]);
     assert_proxy_error(&proxy.request_speech(300).await, 502, "upstream_reset");
@@ -147,15 +147,15 @@ async fn a_possibly_served_request_is_charged_by_its_estimate() {
     assert_eq!(proxy.request_speech(500).await.status(), 200);
     assert_status_and_code(&proxy.request_speech(1).await, QUOTA_EXCEEDED);
     let usage = read_usage(&proxy).await;
-    let folder = proxy.close_unchecked().await;
-    let restarted = start_proxy_in(folder, plan(), configure_clients(credits(1_000))).await;
+    let directory = proxy.close_unchecked().await;
+    let restarted = start_proxy_in(directory, plan(), configure_clients(credit_quota(1_000))).await;
     assert_eq!(read_usage(&restarted).await, usage);
 }
 
 #[tokio::test]
 async fn an_unsent_request_is_not_charged() {
     let proxy = start_proxy_with(plan(), |config| {
-        configure_clients(credits(1_000))(config);
+        configure_clients(credit_quota(1_000))(config);
         // Port 9 refuses connections.
         config.upstream.base_url = "http://127.0.0.1:9".parse().unwrap();
         config.quota_polling.enabled = false;
@@ -171,7 +171,7 @@ fn plan_with_concurrency(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { max_concurrent: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };
     let key = KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) };
-    Plan::of([]).with_workspace(workspace).with_key(key)
+    Plan::with_keys([]).with_workspace(workspace).with_key(key)
 }
 
 /// A speech request of the other client.
@@ -182,7 +182,7 @@ async fn request_speech_as_other(proxy: &TestProxy, characters: usize) -> reqwes
 
 #[tokio::test]
 async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
-    for rules in [quota(1, QuotaUnit::Requests), credits(50)] {
+    for rules in [rules_with_quota(1, QuotaUnit::Requests), credit_quota(50)] {
         let proxy = start_proxy_with(plan_with_concurrency(1), configure_clients(rules)).await;
         // The first response reports the concurrency limit.
         assert_eq!(request_speech_as_other(&proxy, 1).await.status(), 200);
@@ -219,7 +219,7 @@ async fn a_client_that_disconnects_while_it_waits_for_a_key_is_not_charged() {
 
 #[tokio::test]
 async fn a_client_with_an_exhausted_quota_may_send_only_free_requests() {
-    let proxy = start_proxy_with(plan(), configure_clients(credits(10))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(10))).await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     wait_for_usage(&proxy, (1, 10)).await;
     for (method, path) in [
@@ -284,7 +284,7 @@ async fn a_reported_price_is_charged_on_every_route() {
         ("POST", "/v1/something/that/comes/next", 2),
         ("POST", "/v1/convai/twilio/outbound-call", 2),
     ] {
-        let proxy = start_proxy_with(plan(), configure_clients(credits(10_000))).await;
+        let proxy = start_proxy_with(plan(), configure_clients(credit_quota(10_000))).await;
         proxy.set_fault(FIRST_KEY, "answer=200[character-cost: 5000]/{}");
         for _ in 0..served {
             assert_eq!(
@@ -298,7 +298,7 @@ async fn a_reported_price_is_charged_on_every_route() {
         proxy.close_unchecked().await;
     }
     // A price in the response of a free route is charged as well.
-    let proxy = start_proxy_with(plan(), configure_clients(credits(10_000))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(10_000))).await;
     proxy.set_fault(FIRST_KEY, "answer=200[character-cost: 5000]/{}");
     for _ in 0..3 {
         assert_eq!(proxy.get("/v1/voices").await.status(), 200);
@@ -311,7 +311,7 @@ async fn a_reported_price_is_charged_on_every_route() {
 #[tokio::test]
 async fn an_unpriced_request_reserves_the_configured_amount() {
     let proxy = start_proxy_with(plan(), |config| {
-        configure_clients(credits(2_500))(config);
+        configure_clients(credit_quota(2_500))(config);
         config.access.unpriced_credits = 1_000;
     })
     .await;
@@ -324,7 +324,7 @@ async fn an_unpriced_request_reserves_the_configured_amount() {
     assert_status_and_code(&send_request(&proxy, CLIENT_TOKEN, "POST", path).await, QUOTA_EXCEEDED);
     proxy.close_unchecked().await;
 
-    let proxy = start_proxy_with(plan(), configure_clients(credits(1_000_000))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(1_000_000))).await;
     proxy.set_fault(FIRST_KEY, "stall=3600s");
     let first = send_request(&proxy, CLIENT_TOKEN, "POST", path);
     tokio::pin!(first);
@@ -342,10 +342,10 @@ async fn an_unpriced_request_reserves_the_configured_amount() {
 
 #[tokio::test]
 async fn direct_access_requires_a_permission_if_the_client_has_a_quota() {
-    let with_permission = Rules { may_request_tokens: true, ..quota(2, QuotaUnit::Requests) };
+    let with_permission = Rules { may_request_tokens: true, ..rules_with_quota(2, QuotaUnit::Requests) };
     for (rules, expected) in [
-        (quota(2, QuotaUnit::Requests), (403, "direct_access_not_allowed")),
-        (credits(100), (403, "direct_access_not_allowed")),
+        (rules_with_quota(2, QuotaUnit::Requests), (403, "direct_access_not_allowed")),
+        (credit_quota(100), (403, "direct_access_not_allowed")),
         (with_permission, (200, "")),
         (Rules::default(), (200, "")),
     ] {
@@ -361,7 +361,7 @@ async fn direct_access_requires_a_permission_if_the_client_has_a_quota() {
 #[tokio::test]
 async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
     let pages = ["/metrics", "/api/elevenlabs-status", "/api/keychoir-keys"];
-    let rules_with_path = |path: &str| Rules { paths: vec![path.to_owned()], ..credits(100) };
+    let rules_with_path = |path: &str| Rules { paths: vec![path.to_owned()], ..credit_quota(100) };
     let proxy = start_proxy_with(plan(), configure_clients(rules_with_path("/v1/text-to-speech"))).await;
     for page in pages {
         assert_status_and_code(&proxy.get(page).await, (403, "path_not_allowed"));
@@ -394,7 +394,7 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
 /// request with an unknown outcome.
 #[tokio::test]
 async fn the_counts_are_the_same_after_a_restart() {
-    for rules in [quota(5, QuotaUnit::Requests), credits(5_000)] {
+    for rules in [rules_with_quota(5, QuotaUnit::Requests), credit_quota(5_000)] {
         let is_request_quota = rules.quota.is_some_and(|quota| quota.unit == QuotaUnit::Requests);
         let first = start_proxy_with(plan(), configure_clients(rules.clone())).await;
         for fault in [
@@ -413,8 +413,8 @@ async fn the_counts_are_the_same_after_a_restart() {
         }
         wait_for_usage(&first, (5, 47)).await;
         let before: Value = first.get("/api/keychoir-usage").await.json().await.unwrap();
-        let folder = first.close_unchecked().await;
-        let second = start_proxy_in(folder, plan(), configure_clients(rules)).await;
+        let directory = first.close_unchecked().await;
+        let second = start_proxy_in(directory, plan(), configure_clients(rules)).await;
         let after: Value = second.get("/api/keychoir-usage").await.json().await.unwrap();
         assert_eq!(before, after);
         assert_eq!(second.request_speech(20).await.status(), if is_request_quota { 402 } else { 200 });
@@ -426,7 +426,8 @@ async fn the_counts_are_the_same_after_a_restart() {
 #[tokio::test]
 async fn the_reported_price_of_a_conversation_replaces_its_estimate() {
     let first =
-        start_proxy_with(Plan::of([(FIRST_KEY, 1_000_000)]), configure_clients(credits(100_000))).await;
+        start_proxy_with(Plan::with_keys([(FIRST_KEY, 1_000_000)]), configure_clients(credit_quota(100_000)))
+            .await;
     let mut session = open_session(&first, AGENT).await;
     session.send_json(&json!({"type": "conversation_initiation_client_data"})).await;
     assert_eq!(session.receive_json().await["type"], "conversation_initiation_metadata");
@@ -452,9 +453,13 @@ async fn the_reported_price_of_a_conversation_replaces_its_estimate() {
     };
     let price = tokio::time::timeout(Duration::from_secs(60), priced).await.unwrap();
     wait_for_usage(&first, (1, price)).await;
-    let folder = first.close_unchecked().await;
-    let second =
-        start_proxy_in(folder, Plan::of([(FIRST_KEY, 1_000_000)]), configure_clients(credits(100_000))).await;
+    let directory = first.close_unchecked().await;
+    let second = start_proxy_in(
+        directory,
+        Plan::with_keys([(FIRST_KEY, 1_000_000)]),
+        configure_clients(credit_quota(100_000)),
+    )
+    .await;
     assert_eq!(read_usage(&second).await, (1, price));
     second.close_unchecked().await;
 }
@@ -518,7 +523,7 @@ async fn one_client_cannot_use_all_request_permits() {
 
 #[tokio::test]
 async fn sessions_are_charged_within_the_quota() {
-    let proxy = start_proxy_with(plan(), configure_clients(credits(100))).await;
+    let proxy = start_proxy_with(plan(), configure_clients(credit_quota(100))).await;
     let mut served_count = 0;
     for _ in 0..4 {
         let Ok(mut session) = handshake(&proxy, STREAM_INPUT, &[("xi-api-key", CLIENT_TOKEN)]).await else {

@@ -189,7 +189,7 @@ fn any_response() -> impl Strategy<Value = ScriptedResponse> {
         .prop_map(|(status, body, retry_after)| ScriptedResponse { status, body, retry_after })
 }
 
-fn account(serves_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
+fn any_account(serves_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
     let tier = prop::sample::select(vec!["free", "starter", "creator", "pro", "custom"]);
     let credits = prop::sample::select(vec![0_u64, 30, 400, 5_000, 100_000]);
     let responses = || prop::array::uniform5(prop::option::weighted(0.4, any_response()));
@@ -206,7 +206,7 @@ fn account(serves_speech: bool) -> impl Strategy<Value = ScriptedAccount> {
     )
 }
 
-fn script() -> impl Strategy<Value = ProviderScript> {
+fn any_script() -> impl Strategy<Value = ProviderScript> {
     let routes = [
         (6, Route::Speech),
         (2, Route::SpeechStream),
@@ -222,7 +222,7 @@ fn script() -> impl Strategy<Value = ProviderScript> {
         request.prop_map(|(client, route, characters)| ScriptedRequest { client, route, characters });
     let strategies: Vec<&str> = STRATEGIES.iter().map(|strategy| strategy.name).collect();
     any::<bool>().prop_flat_map(move |serves_speech| {
-        let accounts = prop::collection::vec(account(serves_speech), 3..=6);
+        let accounts = prop::collection::vec(any_account(serves_speech), 3..=6);
         let requests = prop::collection::vec(request.clone(), 60..=120);
         (prop::sample::select(strategies.clone()), accounts, requests)
             .prop_map(|(strategy, accounts, requests)| ProviderScript { strategy, accounts, requests })
@@ -238,7 +238,7 @@ fn key(position: usize) -> String {
     format!("sk_random_{position}_00000000000000000000000000000000000")
 }
 
-fn configure(config: &mut Config, strategy: &str) {
+fn configure_proxy(config: &mut Config, strategy: &str) {
     config.pool.strategy = strategy.parse().unwrap();
     config.server.workers = 1;
     // Unproven refusals and concurrency refusals are retried after 5 ms.
@@ -250,7 +250,7 @@ fn configure(config: &mut Config, strategy: &str) {
     config.clients = CLIENTS.iter().enumerate().map(client).collect();
 }
 
-/// A running script.
+/// The proxy and the provider while the requests of a script are sent.
 struct ScriptRun<'a> {
     script: &'a ProviderScript,
     proxy: TestProxy,
@@ -442,7 +442,7 @@ impl ScriptRun<'_> {
 }
 
 async fn run_script(script: &ProviderScript) -> Result<(), String> {
-    let plan = script.accounts.iter().enumerate().fold(Plan::of([]), |plan, (position, account)| {
+    let plan = script.accounts.iter().enumerate().fold(Plan::with_keys([]), |plan, (position, account)| {
         let name = format!("ws_{position}");
         let workspace = WorkspacePlan {
             voice_limit: Some(1_000),
@@ -451,8 +451,8 @@ async fn run_script(script: &ProviderScript) -> Result<(), String> {
         let key = KeyPlan { workspace: Some(name), ..KeyPlan::new(&key(position), 0) };
         plan.with_workspace(workspace).with_key(key)
     });
-    let plan = plan.forbidding(CLIENTS[1]);
-    let proxy = start_proxy_with(plan, |config| configure(config, script.strategy)).await;
+    let plan = plan.with_forbidden_text(CLIENTS[1]);
+    let proxy = start_proxy_with(plan, |config| configure_proxy(config, script.strategy)).await;
     let mut run =
         ScriptRun { script, proxy, is_second_half: false, documented_misses: [0; ROUTE_KINDS.len()] };
     run.set_faults();
@@ -503,7 +503,7 @@ async fn every_request_that_an_account_could_serve_is_served() {
     let rng_seed = if configured_count.is_some() { RngSeed::Random } else { RngSeed::Fixed(20_261_129) };
     let mut runner = TestRunner::new(ProptestConfig { rng_seed, ..ProptestConfig::default() });
     let mut remaining = configured_count.unwrap_or(PROVIDERS);
-    let scripts = script();
+    let scripts = any_script();
     while remaining > 0 {
         let batch = remaining.min(MAX_CONCURRENT_RUNS);
         remaining -= batch;

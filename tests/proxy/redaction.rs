@@ -15,7 +15,7 @@ const SHORT_FORM: &str = "sk_key_numb...00001";
 /// Starts a proxy whose upstream sends this response to every request and leaves the connection open.
 async fn start_proxy_with_response(upstream_response: &[u8], change: impl FnOnce(&mut Config)) -> TestProxy {
     let url = start_fixed_upstream(upstream_response).await;
-    start_proxy_with(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
+    start_proxy_with(Plan::with_keys([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
         config.upstream.base_url = url;
         config.quota_polling.enabled = false;
         change(config);
@@ -190,7 +190,7 @@ async fn a_compressed_response_is_redacted_or_relayed_unchanged() {
 }
 
 fn plan() -> Plan {
-    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 1_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.with_workspace(WorkspacePlan { used: 5_420, ..WorkspacePlan::new("one", 100_000) })
 }

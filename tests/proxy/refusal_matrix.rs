@@ -161,7 +161,7 @@ fn every_strategy_has_a_row() {
     assert_eq!(STRATEGIES.map(|(name, _)| name), names);
 }
 
-/// The refused keys.
+/// The keys that the provider refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RefusedKeys {
     FirstKey,
@@ -293,7 +293,7 @@ fn plan() -> Plan {
     .with_workspace(workspace("ws_3", 50_000, 5))
 }
 
-fn configure(config: &mut Config, strategy: &str) {
+fn configure_proxy(config: &mut Config, strategy: &str) {
     config.pool.strategy = strategy.parse().unwrap();
     // A request that all accounts refuse for concurrency makes 16 attempts, with a cooldown between them.
     config.pool.concurrency_cooldown = Duration::from_millis(20);
@@ -389,7 +389,7 @@ impl MatrixCase {
 
     async fn check(self) {
         let Self { strategy, order, subject, status, route, scope, .. } = self;
-        let proxy = start_proxy_with(plan(), |config| configure(config, strategy)).await;
+        let proxy = start_proxy_with(plan(), |config| configure_proxy(config, strategy)).await;
         let expected = expected(subject, status, route, scope, order);
         self.send_refused_request(&proxy, &expected).await;
         self.send_speech(&proxy, &expected).await;

@@ -12,12 +12,12 @@ use keychoir::simulator::{Fault, KeyPlan, Plan, WorkspacePlan};
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn funded_plan() -> Plan {
-    Plan::of(KEYS.map(|key| (key, 100_000)))
+    Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
 /// One workspace with one key for each of these tiers, each with `credits`.
 fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
-    tiers.iter().zip(KEYS).enumerate().fold(Plan::of([]), |plan, (number, (tier, key))| {
+    tiers.iter().zip(KEYS).enumerate().fold(Plan::with_keys([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");
         let workspace = WorkspacePlan { tier: (*tier).to_owned(), ..WorkspacePlan::new(&name, credits) };
         plan.with_workspace(workspace).with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(key, 0) })
@@ -37,8 +37,8 @@ async fn assert_every_key_serves(proxy: &TestProxy, case: &str) {
 
 /// Restarts the proxy with the same database and a new provider.
 async fn restart_with_plan(proxy: TestProxy, plan: Plan) -> TestProxy {
-    let folder = proxy.close_unchecked().await;
-    start_proxy_in(folder, plan, |_| {}).await
+    let directory = proxy.close_unchecked().await;
+    start_proxy_in(directory, plan, |_| {}).await
 }
 
 /// Waits until the keys have these statuses.

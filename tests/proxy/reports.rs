@@ -21,7 +21,7 @@ const RESET: UnixMs = UnixMs(4_070_908_800_000);
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
-    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 0), (THIRD_KEY, 1_000)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     plan.keys[2].permissions = Some(vec!["text_to_speech".to_owned()]);
@@ -38,7 +38,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-async fn status(proxy: &TestProxy, options: &[&str]) -> Output {
+async fn run_status(proxy: &TestProxy, options: &[&str]) -> Output {
     let mut arguments = vec!["status", "--url", &proxy.url];
     arguments.extend(options);
     run_in_background(&arguments).await
@@ -47,7 +47,7 @@ async fn status(proxy: &TestProxy, options: &[&str]) -> Output {
 #[tokio::test]
 async fn the_status_is_printed_as_a_table() {
     let proxy = start_proxy(plan()).await;
-    let output = status(&proxy, &[]).await;
+    let output = run_status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(
         stdout(&output),
@@ -66,7 +66,7 @@ async fn the_status_is_printed_as_a_table() {
 #[tokio::test]
 async fn the_json_status_is_the_status_document() {
     let proxy = start_proxy(plan()).await;
-    let output = status(&proxy, &["--json"]).await;
+    let output = run_status(&proxy, &["--json"]).await;
     let document = proxy.get("/api/elevenlabs-status").await.text().await.unwrap();
     assert_eq!(stdout(&output), format!("{document}\n"));
     proxy.close().await;
@@ -74,23 +74,23 @@ async fn the_json_status_is_the_status_document() {
 
 #[tokio::test]
 async fn a_status_check_sets_the_exit_code() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
-    assert_eq!(status(&proxy, &["--check"]).await.status.code(), Some(0));
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)])).await;
+    assert_eq!(run_status(&proxy, &["--check"]).await.status.code(), Some(0));
     proxy.set_fault(FIRST_KEY, "quota");
     proxy.request_speech(10).await;
-    let output = status(&proxy, &["--check"]).await;
+    let output = run_status(&proxy, &["--check"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
     let sums = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
     assert!(stdout(&output).contains(sums), "{}", stdout(&output));
     assert_eq!(
-        status(&proxy, &[]).await.status.code(),
+        run_status(&proxy, &[]).await.status.code(),
         Some(0),
         "without --check, an exhausted key is not an error"
     );
     proxy.set_fault(SECOND_KEY, "invalid");
     proxy.request_speech(10).await;
-    assert_eq!(status(&proxy, &["--check", "--json"]).await.status.code(), Some(2));
+    assert_eq!(run_status(&proxy, &["--check", "--json"]).await.status.code(), Some(2));
     let url = proxy.url.clone();
     proxy.close().await;
     let output = run_in_background(&["status", "--check", "--url", &url]).await;
@@ -103,15 +103,15 @@ async fn a_status_check_sets_the_exit_code() {
 async fn the_status_requires_a_token_if_clients_are_configured() {
     let client = ClientConfig::new("ops".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with(plan(), |config| config.clients = vec![client]).await;
-    let output = status(&proxy, &[]).await;
+    let output = run_status(&proxy, &[]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--token-file"), "{}", stderr(&output));
 
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("token");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
     for (token, code) in [(format!("{CLIENT_TOKEN}\n"), 0), ("another token canary".to_owned(), 1)] {
         std::fs::write(&file, &token).unwrap();
-        let output = status(&proxy, &["--token-file", file.to_str().unwrap()]).await;
+        let output = run_status(&proxy, &["--token-file", file.to_str().unwrap()]).await;
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert!(!stderr(&output).contains("canary"), "{}", stderr(&output));
     }
@@ -154,7 +154,7 @@ async fn wait_for_attempts(proxy: &TestProxy, attempts: u64) {
     .await;
 }
 
-async fn usage(proxy: &TestProxy, options: &[&str]) -> Output {
+async fn run_usage(proxy: &TestProxy, options: &[&str]) -> Output {
     let path = proxy.database_path();
     let mut arguments = vec!["usage", "--file", path.to_str().unwrap(), "--since", "2020-01-01"];
     arguments.extend(options);
@@ -176,7 +176,7 @@ async fn send_requests(proxy: &TestProxy) {
 }
 
 fn two_keys() -> Plan {
-    Plan::of([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)])
+    Plan::with_keys([(FIRST_KEY, 10_000), (SECOND_KEY, 10_000)])
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ total                           6       5         155      155         0
 ",
         ),
     ] {
-        let output = usage(&proxy, &["--by", by]).await;
+        let output = run_usage(&proxy, &["--by", by]).await;
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         assert_eq!(stdout(&output), format!("Since 2020-01-01 00:00 UTC\n\n{table}"));
     }
@@ -236,7 +236,7 @@ async fn csv_and_json_usage_contain_every_sum() {
     let csv_output = run_in_background(&["usage", "--file", path.to_str().unwrap(), "--csv"]).await;
     assert_eq!(
         stdout(&csv_output),
-        stdout(&usage(&proxy, &["--csv"]).await),
+        stdout(&run_usage(&proxy, &["--csv"]).await),
         "the default period must include all requests"
     );
     let (first_hash, second_hash) = (Fingerprint::new(FIRST_KEY), Fingerprint::new(SECOND_KEY));
@@ -251,7 +251,7 @@ async fn csv_and_json_usage_contain_every_sum() {
     assert_eq!(lines.len(), 3);
 
     let mut document: Value =
-        serde_json::from_slice(&usage(&proxy, &["--json", "--by", "model"]).await.stdout).unwrap();
+        serde_json::from_slice(&run_usage(&proxy, &["--json", "--by", "model"]).await.stdout).unwrap();
     let total = document["total"].take();
     assert_eq!(document["since"], "2020-01-01T00:00:00.000Z");
     assert_eq!(
@@ -272,7 +272,7 @@ async fn csv_and_json_usage_contain_every_sum() {
 async fn usage_before_the_first_request_is_empty() {
     let proxy = start_proxy(two_keys()).await;
     wait_for_attempts(&proxy, 0).await;
-    assert_eq!(stdout(&usage(&proxy, &[]).await), "No requests since 2020-01-01 00:00 UTC.\n");
+    assert_eq!(stdout(&run_usage(&proxy, &[]).await), "No requests since 2020-01-01 00:00 UTC.\n");
     proxy.close().await;
 }
 
@@ -288,8 +288,8 @@ fn assert_fails(output: &Output, code: i32, fragments: &[&str]) {
 
 #[test]
 fn an_unreadable_usage_database_is_explained() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keychoir.db");
     let file = path.to_str().unwrap();
     let usage = || run(&mut keychoir_command(&["usage", "--file", file]));
     assert_fails(&usage(), 1, &[file, "no usage records", "keychoir serve"]);
@@ -321,8 +321,8 @@ async fn keys_are_listed_by_their_short_forms() {
     })
     .await;
     send_requests(&proxy).await;
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keychoir.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keychoir.toml");
     let toml = format!(
         "[[keys]]\nkey = \"{FIRST_KEY}\"\nname = \"first\"\nworkspace = \"studio\"\n[[keys]]\nkey = \"{SECOND_KEY}\"\n\
          [[keys]]\nkey = \"{THIRD_KEY}\"\n"
@@ -355,8 +355,8 @@ async fn keys_are_listed_by_their_short_forms() {
 
 #[test]
 fn keys_are_listed_without_a_database() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keychoir.db");
     let arguments = ["keys", "list", "--file", path.to_str().unwrap()];
     let output = run(keychoir_command(&arguments).env("ELEVENLABS_API_KEYS", FIRST_KEY));
     assert_eq!(output.status.code(), Some(0));
@@ -370,15 +370,15 @@ fn keys_are_listed_without_a_database() {
 
 #[tokio::test]
 async fn an_ephemeral_database_counts_usage_and_creates_no_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let simulator = Simulator::start(bind_loopback().await, two_keys()).await.unwrap();
     for (arguments, variable) in [(&["--ephemeral"] as &[&str], "false"), (&[], "true")] {
         let mut command = keychoir_command(&[&["serve", "--listen", "127.0.0.1:0"], arguments].concat());
         command
-            .current_dir(folder.path())
-            .env("HOME", folder.path())
+            .current_dir(directory.path())
+            .env("HOME", directory.path())
             .env("KEYCHOIR_STORAGE__EPHEMERAL", variable)
-            .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", folder.path())
+            .env("KEYCHOIR_RETRY__SPILL_DIRECTORY", directory.path())
             .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
             .env("KEYCHOIR_QUOTA_POLLING__ENABLED", "false")
             .env("KEYCHOIR_LOG__FORMAT", "json")
@@ -395,10 +395,10 @@ async fn an_ephemeral_database_counts_usage_and_creates_no_file() {
         let document: Value = serde_json::from_str(&document).unwrap();
         assert_eq!(document["keys"][0]["characterCount"], 30);
         let files: Vec<_> =
-            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path()).collect();
+            std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
         assert_eq!(files, Vec::<std::path::PathBuf>::new());
         assert_eq!(program.terminate().0, Some(0));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
     simulator.stop().await;
 }
@@ -414,8 +414,8 @@ async fn request_speech_directly(simulator: &Simulator, key: &str, characters: u
 
 #[tokio::test]
 async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut plan = Plan::of([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut plan = Plan::with_keys([(FIRST_KEY, 0), (SECOND_KEY, 0)]);
     plan.keys[0].workspace = Some("one".to_owned());
     plan.keys[1].workspace = Some("two".to_owned());
     let workspace =
@@ -424,7 +424,7 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("KEYCHOIR_QUOTA_POLLING__INTERVAL", "1s")
         .env("KEYCHOIR_LOG__FORMAT", "json")

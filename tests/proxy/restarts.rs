@@ -17,7 +17,7 @@ const REGION_BLOCKED: &str =
 
 /// Four workspaces with these tiers, with one key each.
 fn plan_with_tiers(tiers: [&str; 4]) -> Plan {
-    tiers.iter().zip(KEYS).enumerate().fold(Plan::of([]), |plan, (number, (tier, key))| {
+    tiers.iter().zip(KEYS).enumerate().fold(Plan::with_keys([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");
         let workspace = WorkspacePlan { tier: (*tier).to_owned(), ..WorkspacePlan::new(&name, 100_000) };
         plan.with_workspace(workspace).with_key(KeyPlan { workspace: Some(name), ..KeyPlan::new(key, 0) })
@@ -216,8 +216,8 @@ async fn restrictions_of_plans_are_restored_after_a_restart() {
         (200, [1, 0, 0, 1]),
         "one account of each plan must be tried"
     );
-    let folder = proxy.close_unchecked().await;
-    let proxy = start_proxy_in(folder, plan(), |config| config.quota_polling.enabled = false).await;
+    let directory = proxy.close_unchecked().await;
+    let proxy = start_proxy_in(directory, plan(), |config| config.quota_polling.enabled = false).await;
     refuse(&proxy);
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [0, 0, 0, 1]));
     assert_eq!(key_details(&proxy).await[1]["plan"], "free");
@@ -250,7 +250,7 @@ async fn refusals_are_written_while_the_program_runs() {
 #[tokio::test]
 async fn evidence_that_a_later_response_proves_replaces_the_stored_evidence() {
     const POLL_PATH: &str = "/v1/user/subscription";
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     let set_fault = |key, path, fault: &str| proxy.simulator.set_route_fault(key, path, fault.parse().ok());
     set_fault(FIRST_KEY, "/v1/text-to-speech", "quota");
     set_fault(SECOND_KEY, "/v1/text-to-speech", "slow_head=2000");

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn funded_plan() -> Plan {
-    Plan::of(KEYS.map(|key| (key, 100_000)))
+    Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
 /// The provider refuses the first key. The client must receive a response of the second key, and the first
@@ -184,7 +184,8 @@ async fn a_get_without_a_response_is_sent_once_more() {
 
 #[tokio::test]
 async fn keys_are_used_in_order_and_the_records_equal_the_charges() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 50), (THIRD_KEY, 100_000)])).await;
+    let proxy =
+        start_proxy(Plan::with_keys([(FIRST_KEY, 100), (SECOND_KEY, 50), (THIRD_KEY, 100_000)])).await;
     for _ in 0..40 {
         assert_eq!(proxy.request_speech(7).await.status(), 200);
     }
@@ -199,7 +200,8 @@ async fn keys_are_used_in_order_and_the_records_equal_the_charges() {
 
 #[tokio::test]
 async fn concurrent_requests_succeed_while_keys_are_exhausted() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 300), (SECOND_KEY, 300), (THIRD_KEY, 100_000)])).await;
+    let proxy =
+        start_proxy(Plan::with_keys([(FIRST_KEY, 300), (SECOND_KEY, 300), (THIRD_KEY, 100_000)])).await;
     let responses = (0..100).map(|_| proxy.request_speech(10));
     for response in join_all(responses).await {
         assert_eq!(response.status(), 200);
@@ -211,7 +213,7 @@ async fn concurrent_requests_succeed_while_keys_are_exhausted() {
 
 #[tokio::test]
 async fn an_exhausted_pool_responds_like_the_provider_without_an_attempt() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 5), (SECOND_KEY, 5)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 5), (SECOND_KEY, 5)])).await;
     let response = proxy.request_speech(10).await;
     assert_proxy_error(&response, 401, "all_keys_exhausted");
     assert!(!response.headers().contains_key("retry-after"));
@@ -302,10 +304,10 @@ async fn a_request_with_a_body_above_the_buffer_size_is_not_retried() {
 #[tokio::test]
 async fn a_key_of_another_region_is_sent_only_to_its_own_host() {
     let other_region =
-        Simulator::start(bind_loopback().await, Plan::of([(SECOND_KEY, 1_000)])).await.unwrap();
+        Simulator::start(bind_loopback().await, Plan::with_keys([(SECOND_KEY, 1_000)])).await.unwrap();
     let region = other_region.base_url();
     // Each simulator knows only its own key and would refuse the other key as invalid.
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 5)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 5)]), |config| {
         let key = ApiKey::new(SECOND_KEY).unwrap();
         config.keys.push(KeyConfig { base_url: Some(region.parse().unwrap()), ..KeyConfig::from(key) });
     })

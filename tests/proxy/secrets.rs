@@ -135,14 +135,14 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
 /// reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
 async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
     let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;
-    let folder = tempfile::tempdir().unwrap();
-    let plan = Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
-    let plan = plan.forbidding(CLIENT_TOKEN).forbidding(USER_ID);
+    let directory = tempfile::tempdir().unwrap();
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]);
+    let plan = plan.with_forbidden_text(CLIENT_TOKEN).with_forbidden_text(USER_ID);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
     command
         .env("ELEVENLABS_API_KEYS", format!("{FIRST_KEY},{SECOND_KEY}"))
-        .env("KEYCHOIR_STORAGE__PATH", folder.path().join("keychoir.db"))
+        .env("KEYCHOIR_STORAGE__PATH", directory.path().join("keychoir.db"))
         .env("KEYCHOIR_UPSTREAM__BASE_URL", simulator.base_url())
         .env("SUPABASE_URL", supabase)
         .env("SUPABASE_SECRET_KEY", supabase_key)
@@ -236,8 +236,8 @@ async fn check_log_format(log_format: &str, supabase_key: &'static str, has_poll
     assert!(log.lines().count() > FAULTS.len() * 5, "the log must contain the requests");
     assert!(log.contains("Supabase refuses the key"), "the mirror must have received a refusal");
     assert_no_canary("the log", log.as_bytes());
-    assert_no_canary("the database", &read_all_files(folder.path()));
-    let database = folder.path().join("keychoir.db");
+    assert_no_canary("the database", &read_all_files(directory.path()));
+    let database = directory.path().join("keychoir.db");
     for command in [&["usage", "--json", "--by", "key"][..], &["usage", "--csv"], &["keys", "list", "--json"]]
     {
         let mut command = keychoir_command(command);
@@ -264,8 +264,8 @@ async fn the_terminal_log_contains_no_secret() {
 
 #[test]
 fn the_error_about_a_malformed_configuration_contains_no_secret() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("keychoir.toml");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("keychoir.toml");
     for toml in [
         format!("[[keys]]\nkey = \"{FIRST_KEY}\nname = \"x\""),
         format!("[[keys]]\nkey = {FIRST_KEY}"),

@@ -23,7 +23,7 @@ const CHARACTERS: usize = 9_000;
 async fn start_proxy_with_min_rate(min_rate: u32) -> (Simulator, RunningApp) {
     let workspace = WorkspacePlan { max_concurrent: Some(3), ..WorkspacePlan::new("ws", 10_000_000) };
     let key = KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 10_000_000) };
-    let plan = Plan::of([]).with_workspace(workspace).with_key(key);
+    let plan = Plan::with_keys([]).with_workspace(workspace).with_key(key);
     let simulator = Simulator::start(bind_loopback().await, plan).await.unwrap();
     let base_url = simulator.base_url().parse::<BaseUrl>().unwrap();
     let mut config = Config::with_defaults(vec![ApiKey::new(FIRST_KEY).unwrap()], base_url);

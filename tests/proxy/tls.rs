@@ -98,19 +98,19 @@ async fn exchange_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     response
 }
 
-/// A proxy with a local CA in a new temporary folder.
+/// A proxy with a local CA in a new temporary directory.
 async fn start_https_proxy(change: impl FnOnce(&mut Config)) -> (TestProxy, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000)]), |config| {
-        config.server.tls_directory = Some(folder.path().join("tls"));
+    let directory = tempfile::tempdir().unwrap();
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| {
+        config.server.tls_directory = Some(directory.path().join("tls"));
         change(config);
     })
     .await;
-    (proxy, folder)
+    (proxy, directory)
 }
 
-fn ca_path(folder: &TempDir) -> PathBuf {
-    folder.path().join("tls/ca.pem")
+fn ca_path(directory: &TempDir) -> PathBuf {
+    directory.path().join("tls/ca.pem")
 }
 
 /// A regular `ClientHello`.
@@ -123,18 +123,18 @@ fn client_hello() -> Vec<u8> {
     hello
 }
 
-/// A folder with the files of a proxy that runs as a separate process and has an unreachable provider.
+/// A directory with the files of a proxy that runs as a separate process and has an unreachable provider.
 struct ProgramDirectory {
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl ProgramDirectory {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
     /// Replaces a file atomically, because the proxy may read it meanwhile.
@@ -156,7 +156,7 @@ impl ProgramDirectory {
         command
     }
 
-    /// Configures the certificate files of this folder.
+    /// Configures the certificate files of this directory.
     fn configure_certificate<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
             .env("KEYCHOIR_SERVER__TLS__CERT", self.path("cert.pem"))
@@ -192,8 +192,8 @@ async fn assert_http(address: SocketAddr) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn http_and_https_are_served_concurrently_on_one_port() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
-    let client = Client::with_roots(Some(&ca_path(&folder)));
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
+    let client = Client::with_roots(Some(&ca_path(&directory)));
     let address = proxy.app.address();
     let request = |number: usize| {
         let client = &client;
@@ -216,11 +216,11 @@ async fn http_and_https_are_served_concurrently_on_one_port() {
 
 #[tokio::test]
 async fn the_local_ca_certifies_only_the_names_of_this_machine() {
-    let (proxy, folder) = start_https_proxy(|config| {
+    let (proxy, directory) = start_https_proxy(|config| {
         config.access.hosts = vec!["keys.localhost".into(), "keys.example".into()]
     })
     .await;
-    let client = Client::with_roots(Some(&ca_path(&folder)));
+    let client = Client::with_roots(Some(&ca_path(&directory)));
     let address = proxy.app.address();
     for name in ["localhost", "127.0.0.1", "::1", "keys.localhost"] {
         client.connect(address, name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -236,12 +236,12 @@ async fn the_local_ca_certifies_only_the_names_of_this_machine() {
 
 #[tokio::test]
 async fn only_http_1_1_is_negotiated() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
     let address = proxy.app.address();
-    let client = Client::with_roots(Some(&ca_path(&folder))).with_alpn_protocols(&["h2", "http/1.1"]);
+    let client = Client::with_roots(Some(&ca_path(&directory))).with_alpn_protocols(&["h2", "http/1.1"]);
     let stream = client.connect(address, "localhost").await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(b"http/1.1" as &[u8]));
-    let client = Client::with_roots(Some(&ca_path(&folder))).with_alpn_protocols(&["h2"]);
+    let client = Client::with_roots(Some(&ca_path(&directory))).with_alpn_protocols(&["h2"]);
     let error = client.connect(address, "localhost").await.unwrap_err().to_string();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
     drop(stream);
@@ -250,9 +250,9 @@ async fn only_http_1_1_is_negotiated() {
 
 #[tokio::test]
 async fn a_reconnecting_client_resumes_its_tls_session() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
     for version in [&TLS12, &TLS13] {
-        let client = Client::with_versions(Some(&ca_path(&folder)), &[version]);
+        let client = Client::with_versions(Some(&ca_path(&directory)), &[version]);
         for expected in [HandshakeKind::Full, HandshakeKind::Resumed] {
             let mut stream = client.connect(proxy.app.address(), "localhost").await.unwrap();
             assert!(send_request(&mut stream, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
@@ -265,7 +265,7 @@ async fn a_reconnecting_client_resumes_its_tls_session() {
 
 #[tokio::test]
 async fn an_incomplete_request_is_closed_at_its_timeout() {
-    let (proxy, folder) = start_https_proxy(|config| {
+    let (proxy, directory) = start_https_proxy(|config| {
         config.server.request_headers_timeout = Duration::from_secs(1);
     })
     .await;
@@ -275,7 +275,8 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
     // request.
     let prefixes = [&[] as &[u8], &hello[..1], &hello[..hello.len() / 2], &hello];
     join_all(prefixes.into_iter().map(|prefix| exchange_raw(address, prefix))).await;
-    let mut idle = Client::with_roots(Some(&ca_path(&folder))).connect(address, "localhost").await.unwrap();
+    let mut idle =
+        Client::with_roots(Some(&ca_path(&directory))).connect(address, "localhost").await.unwrap();
     // The proxy closes the connection without a `close_notify`.
     let result = timeout(TEST_TIMEOUT, idle.read(&mut [0])).await.unwrap();
     assert!(result.is_err() || result.is_ok_and(|count| count == 0));
@@ -285,12 +286,12 @@ async fn an_incomplete_request_is_closed_at_its_timeout() {
 
 #[tokio::test]
 async fn a_slow_client_is_served_without_delaying_other_clients() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
     let address = proxy.app.address();
     let mut slow_http = TcpStream::connect(address).await.unwrap();
     let slow_tls = TcpStream::connect(address).await.unwrap();
     // Requests on other connections are served in the meantime.
-    let client = Client::with_roots(Some(&ca_path(&folder)));
+    let client = Client::with_roots(Some(&ca_path(&directory)));
     assert!(client.get(address, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
     slow_http.write_all(b"G").await.unwrap();
     assert!(client.get(address, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
@@ -306,7 +307,7 @@ async fn a_slow_client_is_served_without_delaying_other_clients() {
 
 #[tokio::test]
 async fn invalid_bytes_end_only_their_own_connection() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
     let address = proxy.app.address();
     for first in [0x00, 0x15, 0x17, 0x80, 0xff, b'\r'] {
         let response = exchange_raw(address, &[first, 0x03, 0x01, b'\r', b'\n', b'\r', b'\n']).await;
@@ -318,7 +319,7 @@ async fn invalid_bytes_end_only_their_own_connection() {
         let response = exchange_raw(address, bytes).await;
         assert!(!response.starts_with(b"HTTP"), "the response must not be in plain text: {response:?}");
     }
-    let client = Client::with_roots(Some(&ca_path(&folder)));
+    let client = Client::with_roots(Some(&ca_path(&directory)));
     assert!(client.get(address, "/livez").await.unwrap().starts_with("HTTP/1.1 200 "));
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
     proxy.close().await;
@@ -326,8 +327,8 @@ async fn invalid_bytes_end_only_their_own_connection() {
 
 #[tokio::test]
 async fn open_connections_end_with_a_close_notify() {
-    let (proxy, folder) = start_https_proxy(|_| {}).await;
-    let client = Client::with_roots(Some(&ca_path(&folder)));
+    let (proxy, directory) = start_https_proxy(|_| {}).await;
+    let client = Client::with_roots(Some(&ca_path(&directory)));
     let address = proxy.app.address();
     let mut idle = client.connect(address, "localhost").await.unwrap();
     let mut unused = client.connect(address, "localhost").await.unwrap();
@@ -345,7 +346,7 @@ async fn open_connections_end_with_a_close_notify() {
 
 #[tokio::test]
 async fn a_tls_client_is_refused_if_tls_is_off() {
-    let (proxy, folder) = start_https_proxy(|config| config.server.tls = TlsConfig::off()).await;
+    let (proxy, directory) = start_https_proxy(|config| config.server.tls = TlsConfig::off()).await;
     let address = proxy.app.address();
     assert_eq!(proxy.app.https(&proxy.app.addresses()[0]), HttpsState::Off);
     assert_eq!(
@@ -354,6 +355,6 @@ async fn a_tls_client_is_refused_if_tls_is_off() {
         "an HTTP response would be unreadable for the client"
     );
     assert!(proxy.get("/livez").await.status().is_success());
-    assert!(!folder.path().join("tls").exists(), "an unneeded folder must not be created");
+    assert!(!directory.path().join("tls").exists(), "an unneeded directory must not be created");
     proxy.close().await;
 }

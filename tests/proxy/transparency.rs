@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 fn plan() -> Plan {
-    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
+    Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
 /// Sends a raw request with this request line and these headers, and returns the request that the provider

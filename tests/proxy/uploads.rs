@@ -11,7 +11,7 @@ use tokio::net::tcp::OwnedReadHalf;
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
 fn funded_plan() -> Plan {
-    Plan::of(KEYS.map(|key| (key, 100_000_000)))
+    Plan::with_keys(KEYS.map(|key| (key, 100_000_000)))
 }
 
 fn body_of_length(bytes: usize) -> Vec<u8> {

@@ -37,7 +37,7 @@ async fn start_proxy_and_upstream(upstream_response: Vec<u8>, end: ConnectionEnd
             }
         }
     });
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
         config.upstream.base_url = url.parse().unwrap();
         config.quota_polling.enabled = false;
     })

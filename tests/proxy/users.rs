@@ -22,7 +22,7 @@ const SERVED_BY_PROVIDER: (u16, &str) = (200, "");
 const ID_CANARY: &str = "user-canary-5b1d";
 
 fn plan() -> Plan {
-    Plan::of([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]).forbidding(ID_CANARY)
+    Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)]).with_forbidden_text(ID_CANARY)
 }
 
 fn user_quota(quota: &str) -> Rules {
@@ -181,9 +181,9 @@ async fn the_provider_and_the_records_do_not_contain_the_id_of_a_user() {
     let me = read_me(&proxy, "alice").await;
     assert_eq!((&me["user"]["quota"], &me["user"]["credits"]["total"]), (&Value::Null, &json!(12)));
     // The simulator records a violation if a request contains the id.
-    let (ledger, folder) = proxy.close().await;
+    let (ledger, directory) = proxy.close().await;
     assert!(ledger.requests.iter().any(|request| request.path_and_query.ends_with("?seed=1")));
-    let files = crate::support::program::read_all_files(folder.path());
+    let files = crate::support::program::read_all_files(directory.path());
     let contains = |text: &str| files.windows(text.len()).any(|bytes| bytes == text.as_bytes());
     assert!(!contains(ID_CANARY), "the database must not contain the id");
     assert!(contains(&UserFingerprint::new("app", user_id("alice").as_bytes()).to_string()));
@@ -342,8 +342,8 @@ async fn a_quota_per_user_that_is_set_later_counts_earlier_requests() {
     for _ in 0..2 {
         assert_status_and_code(&send(speech_request_of(&first, "alice", 5)).await, SERVED_BY_PROVIDER);
     }
-    let (_, folder) = first.close().await;
-    let second = start_proxy_in(folder, plan(), configure_rules(user_quota("3 requests"))).await;
+    let (_, directory) = first.close().await;
+    let second = start_proxy_in(directory, plan(), configure_rules(user_quota("3 requests"))).await;
     for expected in [SERVED_BY_PROVIDER, QUOTA_EXCEEDED] {
         assert_status_and_code(&send(speech_request_of(&second, "alice", 5)).await, expected);
     }

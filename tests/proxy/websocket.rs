@@ -31,7 +31,7 @@ use crate::support::{
 const ECHO: &str = "/v1/something/new";
 
 fn three_keys() -> Plan {
-    Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])
+    Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])
 }
 
 /// Whether any of the messages contains audio.
@@ -108,7 +108,7 @@ async fn credentials_of_every_context_are_removed() {
     let (_, end) = session.receive_to_end().await;
     assert_eq!(end, normal_close());
     drop(session);
-    let (ledger, _folder) = proxy.close().await;
+    let (ledger, _directory) = proxy.close().await;
     let session = ledger.requests.iter().find_map(|request| request.socket.as_ref()).unwrap();
     assert_eq!(session.messages.len(), 5);
     assert_eq!(
@@ -240,7 +240,7 @@ async fn a_client_without_a_valid_token_gets_no_session() {
 
 #[tokio::test]
 async fn a_client_key_is_forwarded_unchanged_and_not_read_from_messages() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
         config.access.bring_your_own_key = true;
         config.keys.truncate(1);
     })
@@ -294,8 +294,8 @@ async fn a_transcription_is_recorded_by_its_seconds() {
     drop(session);
     let metrics = proxy.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("keychoir_websocket_sessions_total{protocol=\"transcription\"} 1"), "{metrics}");
-    let folder = proxy.close_unchecked().await;
-    let database = folder.path().join("keychoir.db");
+    let directory = proxy.close_unchecked().await;
+    let database = directory.path().join("keychoir.db");
     assert_eq!(query_number(&database, "SELECT audio_ms FROM attempts WHERE status = 101"), 1_500);
 }
 

@@ -12,7 +12,7 @@ const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOURTH_KEY];
 
 /// A proxy with `count` accounts, of which the first `refusing_count` have the fault.
 async fn start_proxy_with_refusals(count: usize, refusing_count: usize, fault: &str) -> TestProxy {
-    let proxy = start_proxy(Plan::of(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
+    let proxy = start_proxy(Plan::with_keys(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
     KEYS[..refusing_count].iter().for_each(|key| proxy.set_fault(key, fault));
     proxy
 }

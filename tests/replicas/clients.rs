@@ -26,7 +26,7 @@ async fn call_admin_api(
     response.json().await.unwrap()
 }
 
-/// Adds a client at the first replica, and waits until all replicas know it. Returns its token.
+/// Adds a client at the first replica, and waits until it exists at all replicas. Returns its token.
 async fn add_client(replicas: &TestReplicas, client: Value) -> String {
     let name = client["name"].clone();
     let added_client = call_admin_api(replicas, 0, Method::POST, "clients", client).await;

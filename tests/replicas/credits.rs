@@ -9,9 +9,9 @@ async fn three_replicas_spend_all_credits_without_a_refusal() {
     assert_eq!((served, failed), (200, 0), "the credits suffice for all requests");
     let (served, _) = request_speech(&replicas, 6, 3, 10).await;
     assert_eq!(served, 0, "no credits are left");
-    let books = replicas.close().await;
-    assert_eq!(books.ledger.totals.charged, 2_000);
-    assert_eq!(refused_attempts(&books.ledger), 0, "no replica must ask for more than is left");
+    let results = replicas.close().await;
+    assert_eq!(results.ledger.totals.charged, 2_000);
+    assert_eq!(refused_attempts(&results.ledger), 0, "no replica must request more credits than are left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

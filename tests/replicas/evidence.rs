@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     ADMIN, ADMIN_TOKEN, FIRST_KEY, SECOND_KEY, plan, start, start_with, wait_until_async, wait_until_shared,
 };
-use crate::support::replicas::{ReplicaBooks, TestReplicas};
+use crate::support::replicas::{ReplicaResults, TestReplicas};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_at_one_replica_is_known_at_all() {
@@ -26,13 +26,17 @@ async fn a_refusal_at_one_replica_is_known_at_all() {
         let status = response.status();
         assert_eq!(status, 200, "{}", response.text().await.unwrap());
     }
-    let books = replicas.close().await;
-    assert_eq!(limited_attempts(&books), 1, "one replica must have asked the limited account");
+    let results = replicas.close().await;
+    assert_eq!(
+        limited_attempts(&results),
+        1,
+        "one replica must have sent a request with the limited account"
+    );
 }
 
-/// Returns the number of attempts that were refused because of a rate limit, in the books of all replicas.
-fn limited_attempts(books: &ReplicaBooks) -> usize {
-    books.records.iter().flatten().filter(|record| record.verdict == "rate_limited").count()
+/// Returns the number of attempts that were refused because of a rate limit, in the usage records of all replicas.
+fn limited_attempts(results: &ReplicaResults) -> usize {
+    results.records.iter().flatten().filter(|record| record.verdict == "rate_limited").count()
 }
 
 /// The library that changes the clock of a program, as Debian's package `faketime` installs it.
@@ -86,6 +90,10 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
     for _ in 0..6 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);
     }
-    let books = replicas.close().await;
-    assert_eq!(limited_attempts(&books), 1, "one replica must have asked the limited account");
+    let results = replicas.close().await;
+    assert_eq!(
+        limited_attempts(&results),
+        1,
+        "one replica must have sent a request with the limited account"
+    );
 }

@@ -23,9 +23,9 @@ async fn the_slots_the_credits_and_the_leadership_of_a_killed_replica_return() {
         readiness["replicas"] == 1
     })
     .await;
-    let books = replicas.close_unchecked().await;
-    assert_eq!(books.ledger.totals.charged, 1_000);
-    assert_eq!(books.ledger.workspaces[0].running_max.max(4), 4, "no more than the plan allows");
+    let results = replicas.close_unchecked().await;
+    assert_eq!(results.ledger.totals.charged, 1_000);
+    assert_eq!(results.ledger.workspaces[0].running_max.max(4), 4, "no more than the plan allows");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,8 +38,8 @@ async fn a_replica_that_stops_gives_everything_back_at_once() {
     let leader: Option<String> = redis.command(&["GET", "{keychoir:default}:1:leader"]);
     assert!(leader.is_none_or(|leader| leader == members[0]), "a replica that has left must not lead");
     assert_eq!(request_speech(&replicas, 80, 4, 10).await, (80, 0), "all credits must be usable");
-    let books = replicas.close().await;
-    assert_eq!(books.ledger.totals.charged, 1_000);
+    let results = replicas.close().await;
+    assert_eq!(results.ledger.totals.charged, 1_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,8 +40,8 @@ async fn no_request_fails_while_redis_is_killed_stopped_or_flushed() {
     wait_until_shared(&replicas, 3).await;
     redis.flush();
     assert_all_served(&replicas, "after a flush").await;
-    let books = replicas.close().await;
-    assert_eq!(refused_attempts(&books.ledger), 0);
+    let results = replicas.close().await;
+    assert_eq!(refused_attempts(&results.ledger), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

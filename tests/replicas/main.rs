@@ -55,7 +55,7 @@ async fn start_with(count: usize, plan: Plan, settings: &[(&str, &str)]) -> (Red
     (redis, replicas)
 }
 
-/// Waits until every replica knows this number of live replicas, and the quota of every key.
+/// Waits until every replica reports this number of live replicas, and the quota of every key.
 async fn wait_until_shared(replicas: &TestReplicas, count: usize) {
     for replica in 0..count {
         let is_ready = async || {
@@ -82,7 +82,7 @@ async fn wait_until_async(condition: impl AsyncFn() -> bool) {
 
 /// Returns a plan of one workspace per key, with these credits and this maximum of concurrent requests.
 fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
-    keys.iter().enumerate().fold(Plan::of([]), |plan, (index, (key, credits))| {
+    keys.iter().enumerate().fold(Plan::with_keys([]), |plan, (index, (key, credits))| {
         let workspace =
             WorkspacePlan { max_concurrent, ..WorkspacePlan::new(&format!("account-{index}"), *credits) };
         let key = KeyPlan { workspace: Some(workspace.name.clone()), ..KeyPlan::new(key, *credits) };

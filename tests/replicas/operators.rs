@@ -28,12 +28,12 @@ async fn get(replicas: &TestReplicas, replica: usize, path: &str) -> reqwest::Re
     request.bearer_auth(ADMIN_TOKEN).send().await.unwrap()
 }
 
-async fn overview(replicas: &TestReplicas, replica: usize) -> Value {
+async fn read_overview(replicas: &TestReplicas, replica: usize) -> Value {
     get(replicas, replica, OVERVIEW_PATH).await.json().await.unwrap()
 }
 
 /// Returns the sorted ids of the replicas in an overview for which `member` is true.
-fn ids(overview: &Value, member: &str) -> Vec<String> {
+fn replica_ids(overview: &Value, member: &str) -> Vec<String> {
     let listed_replicas = overview["replicas"].as_array().unwrap().iter();
     let matching = listed_replicas.filter(|replica| replica[member] == true);
     let mut ids: Vec<String> = matching.map(|replica| replica["id"].as_str().unwrap().to_owned()).collect();
@@ -54,16 +54,19 @@ fn check_schema(overview: &Value) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_replica_lists_all_and_a_killed_leader_is_replaced() {
     let (_redis, mut replicas) = start_replicas(3).await;
-    let first = overview(&replicas, 0).await;
-    let (all, leader) = (ids(&first, "is_live"), ids(&first, "is_leader"));
+    let first = read_overview(&replicas, 0).await;
+    let (all, leader) = (replica_ids(&first, "is_live"), replica_ids(&first, "is_leader"));
     assert_eq!((all.len(), leader.len()), (3, 1), "{first:#}");
     let mut own_ids = Vec::new();
     for replica in 0..3 {
-        let overview = overview(&replicas, replica).await;
+        let overview = read_overview(&replicas, replica).await;
         check_schema(&overview);
         assert_eq!(overview["shared"], "connected");
-        assert_eq!((ids(&overview, "is_live"), ids(&overview, "is_leader")), (all.clone(), leader.clone()));
-        own_ids.extend(ids(&overview, "is_self"));
+        assert_eq!(
+            (replica_ids(&overview, "is_live"), replica_ids(&overview, "is_leader")),
+            (all.clone(), leader.clone())
+        );
+        own_ids.extend(replica_ids(&overview, "is_self"));
     }
     let leading = own_ids.iter().position(|id| *id == leader[0]).unwrap();
     assert_eq!(own_ids.iter().collect::<BTreeSet<_>>().len(), 3, "each replica must be itself: {own_ids:?}");
@@ -73,17 +76,17 @@ async fn every_replica_lists_all_and_a_killed_leader_is_replaced() {
     wait_until_async(async || {
         let mut leaders = BTreeSet::new();
         for replica in &remaining {
-            let overview = overview(&replicas, *replica).await;
-            let live = ids(&overview, "is_live");
+            let overview = read_overview(&replicas, *replica).await;
+            let live = replica_ids(&overview, "is_live");
             if live.len() != 2 || live.contains(&leader[0]) {
                 return false;
             }
-            leaders.extend(ids(&overview, "is_leader"));
+            leaders.extend(replica_ids(&overview, "is_leader"));
         }
         leaders.len() == 1 && !leaders.contains(&leader[0])
     })
     .await;
-    let overview = overview(&replicas, remaining[0]).await;
+    let overview = read_overview(&replicas, remaining[0]).await;
     check_schema(&overview);
     assert_eq!(overview["replicas"].as_array().unwrap().len(), 3, "an ended replica must stay listed");
     replicas.close_unchecked().await;
@@ -113,7 +116,7 @@ struct Metric {
 }
 
 /// Returns the metrics of the replicas and of Redis.
-async fn metrics(replicas: &TestReplicas, replica: usize) -> Vec<Metric> {
+async fn read_metrics(replicas: &TestReplicas, replica: usize) -> Vec<Metric> {
     let page = get(replicas, replica, "/metrics").await.text().await.unwrap();
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let families = families.filter(|(family, _)| is_about_replicas(family));
@@ -151,7 +154,7 @@ async fn the_document_lists_every_metric_of_replicas_and_no_other() {
         let (name, kind) = (cells.next()?.strip_suffix('`')?, cells.next()?);
         is_about_replicas(name).then(|| format!("{name} {kind}"))
     });
-    let exported_metrics = metrics(&replicas, 0).await;
+    let exported_metrics = read_metrics(&replicas, 0).await;
     let descriptions: BTreeSet<String> =
         exported_metrics.iter().map(|metric| metric.description.clone()).collect();
     assert_eq!(descriptions, documented.collect());
@@ -159,7 +162,7 @@ async fn the_document_lists_every_metric_of_replicas_and_no_other() {
     assert!(sum_of(&exported_metrics, "keychoir_redis_commands_total") > 0.0, "{exported_metrics:?}");
     let mut leaders = 0.0;
     for replica in 0..2 {
-        let metrics = metrics(&replicas, replica).await;
+        let metrics = read_metrics(&replicas, replica).await;
         assert_eq!(sum_of(&metrics, "keychoir_redis_up"), 1.0);
         assert_eq!(sum_of(&metrics, "keychoir_replicas"), 2.0);
         leaders += sum_of(&metrics, "keychoir_replica_is_leader");
@@ -169,7 +172,7 @@ async fn the_document_lists_every_metric_of_replicas_and_no_other() {
 }
 
 /// Runs `keychoir status` for a replica.
-fn status(replicas: &TestReplicas, replica: usize, arguments: &[&str]) -> Output {
+fn run_status(replicas: &TestReplicas, replica: usize, arguments: &[&str]) -> Output {
     run(&mut keychoir_command(&[&["status", "--url", replicas.url(replica)], arguments].concat()))
 }
 
@@ -182,7 +185,7 @@ fn stdout(output: &Output, exit_code: i32) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
     let (mut redis, replicas) = start_replicas(2).await;
-    let text = stdout(&status(&replicas, 0, &[]), 0);
+    let text = stdout(&run_status(&replicas, 0, &[]), 0);
     assert!(text.ends_with("\n2 replicas share the pool.\n"), "{text}");
     let mut events = EventReader::new(get(&replicas, 0, "/api/keychoir/v1/events").await);
 
@@ -193,7 +196,7 @@ async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
         assert_eq!(readiness.status(), 200, "a load balancer must continue to use a replica that is alone");
         let readiness: Value = readiness.json().await.unwrap();
         assert_eq!((&readiness["status"], &readiness["replicas"]), (&json!("degraded"), &json!(2)));
-        let metrics = metrics(&replicas, replica).await;
+        let metrics = read_metrics(&replicas, replica).await;
         assert_eq!(sum_of(&metrics, "keychoir_redis_up"), 0.0);
         assert_eq!(sum_of(&metrics, "keychoir_replica_is_leader"), 0.0);
         assert!(sum_of(&metrics, "keychoir_redis_errors_total") > 0.0, "{metrics:?}");
@@ -201,18 +204,18 @@ async fn a_lost_redis_is_visible_everywhere_and_fails_no_request() {
     events.wait_for("overview", |overview| overview["shared"] == "alone").await;
     assert_eq!(request_speech(&replicas, 10, 2, 10).await, (10, 0), "no request may fail without Redis");
     let line = "Alone: Redis does not respond, and this replica uses its part of the pool.";
-    let text = stdout(&status(&replicas, 0, &[]), 0);
+    let text = stdout(&run_status(&replicas, 0, &[]), 0);
     assert!(text.contains(&format!("\n{line}\n")), "{text}");
-    let colored = stdout(&status(&replicas, 0, &["--color", "always"]), 0);
+    let colored = stdout(&run_status(&replicas, 0, &["--color", "always"]), 0);
     assert!(colored.contains(&format!("\n\u{1b}[33m{line}\u{1b}[0m\n")), "{colored}");
-    stdout(&status(&replicas, 0, &["--check"]), 1);
-    let document: Value = serde_json::from_str(&stdout(&status(&replicas, 0, &["--json"]), 0)).unwrap();
+    stdout(&run_status(&replicas, 0, &["--check"]), 1);
+    let document: Value = serde_json::from_str(&stdout(&run_status(&replicas, 0, &["--json"]), 0)).unwrap();
     assert_eq!((&document["shared"], &document["replicas"]), (&json!("alone"), &json!(2)));
     assert_eq!(document["totalKeys"], 2);
 
     redis.restart().await;
     wait_until_shared(&replicas, 2).await;
     events.wait_for("overview", |overview| overview["shared"] == "connected").await;
-    stdout(&status(&replicas, 0, &["--check"]), 0);
+    stdout(&run_status(&replicas, 0, &["--check"]), 0);
     replicas.close().await;
 }

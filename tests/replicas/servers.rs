@@ -9,13 +9,13 @@ const KEYS: [(&str, u64); 2] = [(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)];
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_a_pool_through_a_cluster() {
     let cluster = RedisCluster::start(3).await;
-    // Each node is asked, so that at least one replica is sent to another node.
+    // Each replica starts with another node, so that at least one replica is sent to another node.
     for node in &cluster.nodes {
         let replicas = TestReplicas::start_with(2, plan(&KEYS, Some(9)), Some(&node.url()), &POLLING).await;
         wait_until_shared(&replicas, 2).await;
         assert_eq!(request_speech(&replicas, 20, 4, 10).await, (20, 0));
-        let books = replicas.close().await;
-        assert_eq!(refused_attempts(&books.ledger), 0);
+        let results = replicas.close().await;
+        assert_eq!(refused_attempts(&results.ledger), 0);
         cluster.nodes[cluster.owner_of("{keychoir:default}:1:members")].command::<i64>(&["DBSIZE"]);
         cluster.nodes[cluster.owner_of("{keychoir:default}:1:members")].flush();
     }
@@ -39,6 +39,6 @@ async fn no_request_fails_during_a_failover() {
     assert_eq!(served, 600);
     wait_until_shared(&replicas, 3).await;
     assert_eq!(request_speech(&replicas, 30, 6, 10).await, (30, 0));
-    let books = replicas.close().await;
-    assert_eq!(refused_attempts(&books.ledger), 0);
+    let results = replicas.close().await;
+    assert_eq!(refused_attempts(&results.ledger), 0);
 }

@@ -14,10 +14,10 @@ async fn the_requests_of_all_replicas_stay_within_the_plan() {
     let warm_up: Vec<u64> = replicas.simulator.ledger().keys.iter().map(|key| key.refused).collect();
     let (served, failed) = request_speech(&replicas, 200, 18, 10).await;
     assert_eq!((served, failed), (200, 0));
-    let books = replicas.close().await;
-    for workspace in &books.ledger.workspaces {
+    let results = replicas.close().await;
+    for workspace in &results.ledger.workspaces {
         assert!(workspace.running_max <= 5, "{workspace:?}");
     }
-    let refused: Vec<u64> = books.ledger.keys.iter().map(|key| key.refused).collect();
+    let refused: Vec<u64> = results.ledger.keys.iter().map(|key| key.refused).collect();
     assert_eq!(refused, warm_up, "no request must be refused for concurrency after the warm-up");
 }

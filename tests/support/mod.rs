@@ -74,7 +74,8 @@ pub async fn start_proxy_with_app(
     change_app: impl FnOnce(&mut AppConfig),
 ) -> TestProxy {
     let keys = plan.keys.iter().map(|key| ApiKey::new(&key.key).unwrap()).collect();
-    let simulator = Simulator::start(bind_loopback().await, plan.forbidding(CLIENT_TOKEN)).await.unwrap();
+    let simulator =
+        Simulator::start(bind_loopback().await, plan.with_forbidden_text(CLIENT_TOKEN)).await.unwrap();
     let mut config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>().unwrap());
     config.storage.path = directory.path().join("keychoir.db");
     config.storage.ephemeral = false;

@@ -37,7 +37,7 @@ const MAX_START_ATTEMPTS: usize = 50;
 /// The authentication that a server requires before the first command.
 #[derive(Clone, Debug, Default)]
 pub enum RedisAuth {
-    /// Nothing.
+    /// No authentication.
     #[default]
     Open,
     /// [`PASSWORD`], without a user.
@@ -60,7 +60,7 @@ pub struct RedisOptions {
 pub struct RedisServer {
     process: ServerProcess,
     options: RedisOptions,
-    folder: TempDir,
+    directory: TempDir,
 }
 
 impl RedisServer {
@@ -69,18 +69,18 @@ impl RedisServer {
     }
 
     pub async fn start_with(options: RedisOptions) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         if options.requires_tls {
             let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-            fs::write(folder.path().join("ca.pem"), certified.cert.pem()).unwrap();
-            fs::write(folder.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
+            fs::write(directory.path().join("ca.pem"), certified.cert.pem()).unwrap();
+            fs::write(directory.path().join("key.pem"), certified.signing_key.serialize_pem()).unwrap();
         }
-        fs::write(folder.path().join("redis.conf"), config_file(&options, folder.path())).unwrap();
-        let process = ServerProcess::start("redis-server", folder.path(), options.requires_tls, || {
-            connect(&admin_url(&options, folder.path())).is_some()
+        fs::write(directory.path().join("redis.conf"), config_file(&options, directory.path())).unwrap();
+        let process = ServerProcess::start("redis-server", directory.path(), options.requires_tls, || {
+            connect(&admin_url(&options, directory.path())).is_some()
         })
         .await;
-        Self { process, options, folder }
+        Self { process, options, directory }
     }
 
     pub fn port(&self) -> u16 {
@@ -100,7 +100,7 @@ impl RedisServer {
     }
 
     pub fn socket_path(&self) -> PathBuf {
-        socket_path(self.folder.path())
+        socket_path(self.directory.path())
     }
 
     /// Returns the URL of the Unix socket, with the credentials that it requires.
@@ -115,7 +115,7 @@ impl RedisServer {
 
     /// Returns the path of the certificate that clients must trust. It exists if the server requires TLS.
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
+        self.directory.path().join("ca.pem")
     }
 
     /// Kills the server (SIGKILL) and waits for its end.
@@ -125,8 +125,8 @@ impl RedisServer {
 
     /// Kills the server, and starts it again on the same port without its data.
     pub async fn restart(&mut self) {
-        let (options, folder) = (&self.options, self.folder.path());
-        self.process.restart(|| connect(&admin_url(options, folder)).is_some()).await;
+        let (options, directory) = (&self.options, self.directory.path());
+        self.process.restart(|| connect(&admin_url(options, directory)).is_some()).await;
     }
 
     /// Stops the server (SIGSTOP). Connections to it stay open and are not answered.
@@ -176,7 +176,7 @@ impl RedisServer {
     }
 
     fn connect(&self) -> Connection {
-        let url = admin_url(&self.options, self.folder.path());
+        let url = admin_url(&self.options, self.directory.path());
         connect(&url).unwrap_or_else(|| panic!("the server must accept a connection: {}", self.process.log()))
     }
 }
@@ -212,24 +212,24 @@ impl Monitor<'_> {
 /// A server process that listens on a port of [`PORTS`]. It is killed on drop.
 struct ServerProcess {
     program: &'static str,
-    folder: PathBuf,
+    directory: PathBuf,
     requires_tls: bool,
     port: u16,
     child: Child,
 }
 
 impl ServerProcess {
-    /// Starts `program` with `redis.conf` in `folder`, on the first tried port that is free. Waits for `is_ready`.
+    /// Starts `program` with `redis.conf` in `directory`, on the first tried port that is free. Waits for `is_ready`.
     async fn start(
         program: &'static str,
-        folder: &Path,
+        directory: &Path,
         requires_tls: bool,
         is_ready: impl Fn() -> bool,
     ) -> Self {
         for _ in 0..MAX_START_ATTEMPTS {
             let port = fastrand::u16(PORTS);
-            let child = spawn(program, folder, requires_tls, port);
-            let mut process = Self { program, folder: folder.to_owned(), requires_tls, port, child };
+            let child = spawn(program, directory, requires_tls, port);
+            let mut process = Self { program, directory: directory.to_owned(), requires_tls, port, child };
             if process.wait_until_ready(&is_ready).await {
                 return process;
             }
@@ -239,7 +239,7 @@ impl ServerProcess {
 
     async fn restart(&mut self, is_ready: impl Fn() -> bool) {
         self.kill();
-        self.child = spawn(self.program, &self.folder, self.requires_tls, self.port);
+        self.child = spawn(self.program, &self.directory, self.requires_tls, self.port);
         assert!(self.wait_until_ready(is_ready).await, "the port must still be free: {}", self.log());
     }
 
@@ -273,7 +273,7 @@ impl ServerProcess {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
@@ -284,13 +284,13 @@ impl Drop for ServerProcess {
     }
 }
 
-fn spawn(program: &str, folder: &Path, requires_tls: bool, port: u16) -> Child {
+fn spawn(program: &str, directory: &Path, requires_tls: bool, port: u16) -> Child {
     // The socket of a killed server would refuse connections until the new server replaces it.
-    let _ = fs::remove_file(socket_path(folder));
-    let log = File::create(folder.join("log")).unwrap();
+    let _ = fs::remove_file(socket_path(directory));
+    let log = File::create(directory.join("log")).unwrap();
     let mut command = Command::new(program);
     command
-        .arg(folder.join("redis.conf"))
+        .arg(directory.join("redis.conf"))
         .args([if requires_tls { "--tls-port" } else { "--port" }, &port.to_string()]);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     command
@@ -298,16 +298,16 @@ fn spawn(program: &str, folder: &Path, requires_tls: bool, port: u16) -> Child {
         .unwrap_or_else(|error| panic!("{program} cannot be started (apt-get install it): {error}"))
 }
 
-fn config_file(options: &RedisOptions, folder: &Path) -> String {
-    let folder = folder.display();
+fn config_file(options: &RedisOptions, directory: &Path) -> String {
+    let directory = directory.display();
     let mut lines = format!(
-        "bind 127.0.0.1\ndir {folder}\nunixsocket {folder}/redis.sock\nsave \"\"\nappendonly no\n{}\n",
+        "bind 127.0.0.1\ndir {directory}\nunixsocket {directory}/redis.sock\nsave \"\"\nappendonly no\n{}\n",
         options.config
     );
     if options.requires_tls {
         lines += &format!(
-            "port 0\ntls-cert-file {folder}/ca.pem\ntls-key-file {folder}/key.pem\n\
-             tls-ca-cert-file {folder}/ca.pem\ntls-auth-clients no\n"
+            "port 0\ntls-cert-file {directory}/ca.pem\ntls-key-file {directory}/key.pem\n\
+             tls-ca-cert-file {directory}/ca.pem\ntls-auth-clients no\n"
         );
     }
     match &options.auth {
@@ -323,12 +323,12 @@ fn config_file(options: &RedisOptions, folder: &Path) -> String {
     lines
 }
 
-fn socket_path(folder: &Path) -> PathBuf {
-    folder.join("redis.sock")
+fn socket_path(directory: &Path) -> PathBuf {
+    directory.join("redis.sock")
 }
 
-fn admin_url(options: &RedisOptions, folder: &Path) -> String {
-    let socket = socket_path(folder);
+fn admin_url(options: &RedisOptions, directory: &Path) -> String {
+    let socket = socket_path(directory);
     match options.auth {
         RedisAuth::Open => format!("redis+unix://{}", socket.display()),
         RedisAuth::Password | RedisAuth::AclUser(_) => {

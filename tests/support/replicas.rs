@@ -26,11 +26,11 @@ struct Replica {
     /// `None` while the replica is killed.
     program: Option<Program>,
     url: String,
-    folder: TempDir,
+    directory: TempDir,
 }
 
-/// The books of all replicas and of the provider, after the end of the replicas.
-pub struct ReplicaBooks {
+/// The usage records of all replicas and the ledger of the provider, after the end of the replicas.
+pub struct ReplicaResults {
     /// The usage records of each replica, oldest first.
     pub records: Vec<Vec<UsageRecord>>,
     pub ledger: Ledger,
@@ -119,9 +119,9 @@ impl TestReplicas {
 
     /// Adds a replica whose database is a copy of that of a stopped one.
     pub fn add_copy_of(&mut self, replica: usize) {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::copy(database_path(&self.replicas[replica].folder), database_path(&folder)).unwrap();
-        self.replicas.push(Replica::start(folder, &self.settings));
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::copy(database_path(&self.replicas[replica].directory), database_path(&directory)).unwrap();
+        self.replicas.push(Replica::start(directory, &self.settings));
     }
 
     /// Starts a killed replica with its state directory, on another port.
@@ -131,36 +131,36 @@ impl TestReplicas {
         replica.run(&self.settings);
     }
 
-    /// Ends all replicas and the provider. Returns the books without a comparison, for a test that has killed a
+    /// Ends all replicas and the provider. Returns the results without a comparison, for a test that has killed a
     /// replica.
-    pub async fn close_unchecked(self) -> ReplicaBooks {
+    pub async fn close_unchecked(self) -> ReplicaResults {
         let mut records = Vec::new();
         for replica in self.replicas {
             if let Some(program) = replica.program {
                 let (code, stderr) = program.terminate();
                 assert_eq!(code, Some(0), "a replica must end without an error: {stderr}");
             }
-            records.push(read_usage_records(&database_path(&replica.folder)));
+            records.push(read_usage_records(&database_path(&replica.directory)));
         }
         let ledger = self.simulator.ledger();
         self.simulator.stop().await;
-        ReplicaBooks { records, ledger }
+        ReplicaResults { records, ledger }
     }
 
-    /// Ends all replicas and the provider. Asserts that the provider recorded no violation, and that the books of all
+    /// Ends all replicas and the provider. Asserts that the provider recorded no violation, and that the usage records of all
     /// replicas together have the credits that the provider charged to each key.
-    pub async fn close(self) -> ReplicaBooks {
-        let books = self.close_unchecked().await;
-        assert_eq!(books.ledger.violations, Vec::<String>::new());
-        for entry in &books.ledger.keys {
-            assert_eq!(books.credits_of(&entry.key), entry.charged, "recorded credits of {}", entry.key);
+    pub async fn close(self) -> ReplicaResults {
+        let results = self.close_unchecked().await;
+        assert_eq!(results.ledger.violations, Vec::<String>::new());
+        for entry in &results.ledger.keys {
+            assert_eq!(results.credits_of(&entry.key), entry.charged, "recorded credits of {}", entry.key);
         }
-        books
+        results
     }
 }
 
-impl ReplicaBooks {
-    /// Returns the credits of a key in the books of all replicas.
+impl ReplicaResults {
+    /// Returns the credits of a key in the usage records of all replicas.
     pub fn credits_of(&self, key: &str) -> u64 {
         let key_hash = Fingerprint::new(key).to_string();
         let records = self.records.iter().flatten().filter(|record| record.key_hash == key_hash);
@@ -169,21 +169,21 @@ impl ReplicaBooks {
 }
 
 impl Replica {
-    fn start(folder: TempDir, settings: &[(String, String)]) -> Self {
-        let mut replica = Self { program: None, url: String::new(), folder };
+    fn start(directory: TempDir, settings: &[(String, String)]) -> Self {
+        let mut replica = Self { program: None, url: String::new(), directory };
         replica.run(settings);
         replica
     }
 
     fn run(&mut self, settings: &[(String, String)]) {
         let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
-        command.env("KEYCHOIR_STORAGE__PATH", database_path(&self.folder)).envs(settings.iter().cloned());
+        command.env("KEYCHOIR_STORAGE__PATH", database_path(&self.directory)).envs(settings.iter().cloned());
         let mut program = Program::start(&mut command);
         self.url = format!("http://{}", program.wait_for_address());
         self.program = Some(program);
     }
 }
 
-fn database_path(folder: &TempDir) -> PathBuf {
-    folder.path().join("keychoir.db")
+fn database_path(directory: &TempDir) -> PathBuf {
+    directory.path().join("keychoir.db")
 }

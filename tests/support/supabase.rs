@@ -36,7 +36,7 @@ const CREATE_ROLES: &str = "
     ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
 ";
 
-/// A Supabase project.
+/// A local Supabase project, which stops on drop.
 pub struct Supabase {
     pub gateway: Gateway,
     postgrest: Server,

@@ -16,7 +16,7 @@ pub fn find_program() -> Option<PathBuf> {
     programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 
-pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(

@@ -8,11 +8,11 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::POOL_KEY;
 
-pub fn program() -> PathBuf {
+pub fn program_path() -> PathBuf {
     machine::find_program("haproxy").unwrap()
 }
 
-pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(" ssl crt {}", certificates.pair.display()),
@@ -66,7 +66,7 @@ backend provider
     let path = directory.join("haproxy.cfg");
     fs::write(&path, config).unwrap();
     let log = directory.join("access.log");
-    let mut command = machine::pinned_command(setup.processors, &program());
+    let mut command = machine::pinned_command(setup.processors, &program_path());
     // `-db` keeps HAProxy in the foreground as one process.
     command.arg("-db").arg("-f").arg(path);
     command.stdout(File::create(&log).unwrap()).stderr(File::create(directory.join("err.log")).unwrap());

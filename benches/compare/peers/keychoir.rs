@@ -13,7 +13,12 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 
-pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path, program: &Path) -> ProxyCommand {
+pub fn prepare_command(
+    setup: &PeerSetup,
+    address: SocketAddr,
+    directory: &Path,
+    program: &Path,
+) -> ProxyCommand {
     let certificates = &setup.certificates;
     let client_tls = match setup.is_tls_to_client() {
         true => format!(

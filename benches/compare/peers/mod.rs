@@ -24,7 +24,7 @@ use crate::tls::Certificates;
 use crate::upstream::Upstream;
 use crate::workload::{CLIENT_TOKEN, POOL_KEY};
 
-/// A compared proxy.
+/// A proxy that the benchmark compares, or no proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// No proxy: clients connect to the provider.
@@ -173,8 +173,8 @@ impl Peer {
     pub fn version(&self) -> Option<String> {
         match self {
             Self::Direct | Self::NginxTuned | Self::NginxBuffered => None,
-            Self::Nginx => Some(machine::first_output_line(&nginx::program(), "-v")),
-            Self::Haproxy => Some(machine::first_output_line(&haproxy::program(), "-v")),
+            Self::Nginx => Some(machine::first_output_line(&nginx::program_path(), "-v")),
+            Self::Haproxy => Some(machine::first_output_line(&haproxy::program_path(), "-v")),
             Self::Envoy => {
                 let line = machine::first_output_line(&envoy::find_program()?, "--version");
                 // The text before the version contains the path of the program.
@@ -191,13 +191,15 @@ impl Peer {
         let address = unused_address();
         let command = match self {
             Self::Direct => return None,
-            Self::Nginx => nginx::prepare(setup, address, directory, nginx::Buffering::Streaming),
-            Self::NginxTuned => nginx::prepare(setup, address, directory, nginx::Buffering::LargeBuffers),
-            Self::NginxBuffered => nginx::prepare(setup, address, directory, nginx::Buffering::Full),
-            Self::Haproxy => haproxy::prepare(setup, address, directory),
-            Self::Envoy => envoy::prepare(setup, address, directory),
-            Self::Pingora => pingora::prepare(setup, address, directory),
-            Self::Keychoir(_, program) => keychoir::prepare(setup, address, directory, program),
+            Self::Nginx => nginx::prepare_command(setup, address, directory, nginx::Buffering::Streaming),
+            Self::NginxTuned => {
+                nginx::prepare_command(setup, address, directory, nginx::Buffering::LargeBuffers)
+            }
+            Self::NginxBuffered => nginx::prepare_command(setup, address, directory, nginx::Buffering::Full),
+            Self::Haproxy => haproxy::prepare_command(setup, address, directory),
+            Self::Envoy => envoy::prepare_command(setup, address, directory),
+            Self::Pingora => pingora::prepare_command(setup, address, directory),
+            Self::Keychoir(_, program) => keychoir::prepare_command(setup, address, directory, program),
         };
         Some(command.start(self.name(), setup, address, directory))
     }

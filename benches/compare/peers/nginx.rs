@@ -19,11 +19,11 @@ pub enum Buffering {
     Full,
 }
 
-pub fn program() -> PathBuf {
+pub fn program_path() -> PathBuf {
     machine::find_program("nginx").unwrap()
 }
 
-pub fn prepare(
+pub fn prepare_command(
     setup: &PeerSetup,
     address: SocketAddr,
     directory: &Path,
@@ -118,7 +118,7 @@ http {{
     );
     let path = directory.join("nginx.conf");
     fs::write(&path, config).unwrap();
-    let mut command = machine::pinned_command(setup.processors, &program());
+    let mut command = machine::pinned_command(setup.processors, &program_path());
     command.arg("-e").arg(directory.join("error.log")).arg("-c").arg(path).arg("-p").arg(directory);
     command.stdout(File::create(directory.join("out.log")).unwrap());
     command.stderr(File::create(directory.join("err.log")).unwrap());

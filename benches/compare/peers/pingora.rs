@@ -20,7 +20,7 @@ pub fn version() -> &'static str {
     rest.split('"').nth(1).unwrap()
 }
 
-pub fn prepare(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
+pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {
     let log = directory.join("access.log");
     let mut command = machine::pinned_command(setup.processors, &find_program().unwrap());
     command.args([address.to_string(), setup.upstream_address().to_string(), POOL_KEY.to_owned()]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body;
 
-use super::{Replay, Shared, SourceState, lock};
+use super::{Replay, ReplayState, SourceState, lock};
 use crate::body::replay_buffer::join_chunks;
 use crate::clock;
 use crate::policy::min_rate::MinRate;
@@ -43,32 +43,32 @@ where
             return BodyStart { bytes: Bytes::new(), is_complete: false };
         }
         let read_ahead = poll_fn(|cx| {
-            let mut shared = lock(&self.shared);
+            let mut state = lock(&self.state);
             loop {
-                if shared.buffer.loss().is_some()
-                    || shared.buffer.bytes() > max_bytes as u64
-                    || !shared.covers_read_ahead()
+                if state.buffer.loss().is_some()
+                    || state.buffer.bytes() > max_bytes as u64
+                    || !state.covers_read_ahead()
                 {
                     return Poll::Ready(());
                 }
-                ready!(shared.buffer.poll_capacity(cx));
-                match ready!(shared.poll_source(cx)) {
-                    Some(Ok(data)) => shared.read_ahead.push_back(data),
+                ready!(state.buffer.poll_capacity(cx));
+                match ready!(state.poll_source(cx)) {
+                    Some(Ok(data)) => state.read_ahead.push_back(data),
                     Some(Err(_)) | None => return Poll::Ready(()),
                 }
             }
         });
         // After a timeout, the start consists of the bytes received so far.
         let _ = tokio::time::timeout(timeout, read_ahead).await;
-        let shared = lock(&self.shared);
+        let state = lock(&self.state);
         // `read_ahead` is complete even if the replay buffer could not keep the bytes.
-        let bytes = match shared.read_ahead.iter().collect::<Vec<_>>().as_slice() {
-            [] => return buffered_start(&shared, max_bytes),
+        let bytes = match state.read_ahead.iter().collect::<Vec<_>>().as_slice() {
+            [] => return buffered_start(&state, max_bytes),
             [chunk] => chunk.slice(..chunk.len().min(max_bytes)),
             chunks => join_chunks(chunks.iter().map(|chunk| &chunk[..]), max_bytes),
         };
         let is_complete =
-            shared.source_state == SourceState::Complete && bytes.len() as u64 == shared.read_ahead_end();
+            state.source_state == SourceState::Complete && bytes.len() as u64 == state.read_ahead_end();
         BodyStart { bytes, is_complete }
     }
 
@@ -90,25 +90,25 @@ where
         loop {
             let wait_start = clock::instant();
             let deadline = {
-                let shared = lock(&self.shared);
+                let state = lock(&self.state);
                 // If the body has not been polled yet, the wait for the client starts with this poll.
                 let rate_deadline =
-                    shared.min_rate_deadline(rate).or_else(|| wait_start.checked_add(rate.timeout_after(0)?));
-                let idle_deadline = shared.last_received_at + idle_timeout;
+                    state.min_rate_deadline(rate).or_else(|| wait_start.checked_add(rate.timeout_after(0)?));
+                let idle_deadline = state.last_received_at + idle_timeout;
                 rate_deadline.map_or(idle_deadline, |deadline| deadline.min(idle_deadline))
             };
             self.peek_body(max_bytes, deadline.saturating_duration_since(wait_start)).await;
-            let shared = lock(&self.shared);
+            let state = lock(&self.state);
             let waits_for_client =
-                shared.source_state == SourceState::Pending && shared.buffer.loss().is_none();
+                state.source_state == SourceState::Pending && state.buffer.loss().is_none();
             if !waits_for_client {
                 return Ok(());
             }
             let now = clock::instant();
-            if shared.last_received_at + idle_timeout <= now {
+            if state.last_received_at + idle_timeout <= now {
                 return Err(SlowUploadError::Stalled);
             }
-            if shared.min_rate_deadline(rate).is_some_and(|deadline| deadline <= now) {
+            if state.min_rate_deadline(rate).is_some_and(|deadline| deadline <= now) {
                 return Err(SlowUploadError::BelowMinRate);
             }
         }
@@ -116,10 +116,10 @@ where
 }
 
 /// Returns up to `max_bytes` of the start of the body from the replay buffer.
-pub(super) fn buffered_start<B>(shared: &Shared<B>, max_bytes: usize) -> BodyStart {
-    let bytes = shared.buffer.start(max_bytes);
-    let is_complete = shared.source_state == SourceState::Complete
-        && shared.buffer.loss().is_none()
-        && shared.buffer.bytes() == bytes.len() as u64;
+pub(super) fn buffered_start<B>(state: &ReplayState<B>, max_bytes: usize) -> BodyStart {
+    let bytes = state.buffer.start(max_bytes);
+    let is_complete = state.source_state == SourceState::Complete
+        && state.buffer.loss().is_none()
+        && state.buffer.bytes() == bytes.len() as u64;
     BodyStart { bytes, is_complete }
 }

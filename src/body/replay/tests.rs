@@ -42,7 +42,7 @@ impl Body for ScriptedBody {
     }
 }
 
-fn script(chunks: &[&str]) -> ScriptedBody {
+fn scripted_body(chunks: &[&str]) -> ScriptedBody {
     ScriptedBody {
         steps: chunks
             .iter()
@@ -74,7 +74,7 @@ fn poll(attempt: &mut AttemptBody<ScriptedBody>) -> Poll<Option<Result<Bytes, At
     frame.map(|frame| frame.map(|frame| frame.map(|frame| frame.into_data().unwrap())))
 }
 
-fn chunk(text: &'static str) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
+fn ready_chunk(text: &'static str) -> Poll<Option<Result<Bytes, AttemptBodyError>>> {
     Poll::Ready(Some(Ok(Bytes::from_static(text.as_bytes()))))
 }
 
@@ -88,7 +88,7 @@ async fn read_all(attempt: AttemptBody<ScriptedBody>) -> Bytes {
 
 #[tokio::test]
 async fn every_attempt_sends_the_same_bytes() {
-    let replay = Replay::new(script(&["hello ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello ", "world"]), &large_budget());
     for _ in 0..3 {
         assert_eq!(read_all(replay.start_attempt()).await, "hello world");
         assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
@@ -97,28 +97,28 @@ async fn every_attempt_sends_the_same_bytes() {
 
 #[test]
 fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
-    let mut source = script(&["a", "b", "c"]);
+    let mut source = scripted_body(&["a", "b", "c"]);
     source.steps.insert(2, None);
     let replay = Replay::new(source, &large_budget());
     let mut first_attempt = replay.start_attempt();
-    assert_eq!(poll(&mut first_attempt), chunk("a"));
-    assert_eq!(poll(&mut first_attempt), chunk("b"));
+    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
+    assert_eq!(poll(&mut first_attempt), ready_chunk("b"));
     assert_eq!(poll(&mut first_attempt), Poll::Pending);
     let mut second_attempt = replay.start_attempt();
     assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::Superseded))));
     for text in ["a", "b", "c"] {
-        assert_eq!(poll(&mut second_attempt), chunk(text));
+        assert_eq!(poll(&mut second_attempt), ready_chunk(text));
     }
     assert_eq!(poll(&mut second_attempt), Poll::Ready(None));
 }
 
 #[tokio::test]
 async fn the_buffered_start_of_a_body_is_returned() {
-    let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &large_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
     assert_eq!(upload.buffered_start(99), start("", false));
-    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
     assert_eq!(upload.buffered_start(99), start("hello", false));
     assert_eq!(upload.buffered_start(4), start("hell", false));
     assert_eq!(read_all(attempt).await, " world");
@@ -133,7 +133,7 @@ async fn the_buffered_start_of_a_body_is_returned() {
 async fn a_body_that_was_read_ahead_is_sent_completely() {
     for limit in [100, 7, 5, 0] {
         let budget = budget(limit, 0);
-        let replay = Replay::new(script(&["hello", " ", "world"]), &budget);
+        let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &budget);
         let body_start = replay.peek_body(99, READ_TIMEOUT).await;
         let is_kept = limit == 100;
         assert_eq!(body_start.is_complete, is_kept, "limit {limit}");
@@ -147,7 +147,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
         );
     }
     // Reading stops with the chunk that exceeds the requested bytes.
-    let replay = Replay::new(script(&["hello", " ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &large_budget());
     assert_eq!(replay.peek_body(4, READ_TIMEOUT).await, start("hell", false));
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
@@ -157,7 +157,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
 async fn a_body_beyond_its_limit_is_sent_once() {
     for (limit, expected) in [(10, ReplayableBody::Complete), (9, ReplayableBody::Unavailable)] {
         let budget = budget(limit, 0);
-        let replay = Replay::new(script(&["hello", "world"]), &budget);
+        let replay = Replay::new(scripted_body(&["hello", "world"]), &budget);
         assert_eq!(read_all(replay.start_attempt()).await, "helloworld");
         assert_eq!(replay.replayable_body(), expected);
     }
@@ -175,7 +175,7 @@ async fn all_bodies_share_the_total_limit() {
     });
     let text = "x".repeat(BufferShare::FREE);
     let [first, second, third, small] =
-        [&text, &text, &text, ""].map(|text| Replay::new(script(&[text, "12345"]), &budget));
+        [&text, &text, &text, ""].map(|text| Replay::new(scripted_body(&[text, "12345"]), &budget));
     for replay in [&first, &second, &small] {
         assert!(read_all(replay.start_attempt()).await.ends_with(b"12345"));
     }
@@ -189,11 +189,11 @@ async fn all_bodies_share_the_total_limit() {
 
 #[test]
 fn a_body_that_fails_is_not_replayable() {
-    let mut source = script(&["a"]);
+    let mut source = scripted_body(&["a"]);
     source.steps.push_back(Some(Err("reset")));
     let replay = Replay::new(source, &large_budget());
     let mut first_attempt = replay.start_attempt();
-    assert_eq!(poll(&mut first_attempt), chunk("a"));
+    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
     assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
     assert_eq!(
         (replay.replayable_body(), first_attempt.upload().waits_for()),
@@ -203,20 +203,21 @@ fn a_body_that_fails_is_not_replayable() {
 
 #[tokio::test]
 async fn trailers_are_dropped() {
-    let mut source = script(&["a"]);
+    let mut source = scripted_body(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
     source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
-    let collected = Replay::new(source, &large_budget()).start_attempt().collect().await.unwrap();
-    assert_eq!(collected.trailers(), None);
-    assert_eq!(collected.to_bytes(), "a");
+    let collected_body = Replay::new(source, &large_budget()).start_attempt().collect().await.unwrap();
+    assert_eq!(collected_body.trailers(), None);
+    assert_eq!(collected_body.to_bytes(), "a");
 }
 
 #[test]
 fn every_attempt_declares_the_remaining_length() {
-    let replay = Replay::new(ScriptedBody { length: Some(3), ..script(&["a", "bc"]) }, &large_budget());
+    let replay =
+        Replay::new(ScriptedBody { length: Some(3), ..scripted_body(&["a", "bc"]) }, &large_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(first_attempt.size_hint().exact(), Some(3));
-    assert_eq!(poll(&mut first_attempt), chunk("a"));
+    assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
     assert_eq!(first_attempt.size_hint().exact(), Some(2));
     assert_eq!(replay.start_attempt().size_hint().exact(), Some(3));
 }
@@ -230,7 +231,7 @@ fn an_empty_body_is_complete_before_it_is_read() {
 
 #[test]
 fn an_upload_reports_the_event_that_it_waits_for() {
-    let mut source = script(&["a"]);
+    let mut source = scripted_body(&["a"]);
     source.steps.push_front(None);
     let replay = Replay::new(source, &large_budget());
     let mut attempt = replay.start_attempt();
@@ -238,7 +239,7 @@ fn an_upload_reports_the_event_that_it_waits_for() {
     assert_eq!(upload.waits_for(), UploadWait::ForUpstream);
     assert_eq!(poll(&mut attempt), Poll::Pending);
     assert_eq!(upload.waits_for(), UploadWait::ForClient);
-    assert_eq!(poll(&mut attempt), chunk("a"));
+    assert_eq!(poll(&mut attempt), ready_chunk("a"));
     assert_eq!(poll(&mut attempt), Poll::Ready(None));
     assert_eq!(upload.waits_for(), UploadWait::ForResponse);
 }
@@ -246,19 +247,19 @@ fn an_upload_reports_the_event_that_it_waits_for() {
 #[test]
 fn a_released_body_is_discarded_once_it_is_sent() {
     let budget = large_budget();
-    let replay = Replay::new(script(&["ab", "c", "d"]), &budget);
+    let replay = Replay::new(scripted_body(&["ab", "c", "d"]), &budget);
     let mut first_attempt = replay.start_attempt();
     for text in ["ab", "c"] {
-        assert_eq!(poll(&mut first_attempt), chunk(text));
+        assert_eq!(poll(&mut first_attempt), ready_chunk(text));
     }
     let mut second_attempt = replay.start_attempt();
     let upload = second_attempt.upload();
-    assert_eq!(poll(&mut second_attempt), chunk("ab"));
+    assert_eq!(poll(&mut second_attempt), ready_chunk("ab"));
     upload.release();
     assert_eq!((upload.buffered_start(9).bytes, upload.sent_bytes()), ("abc".into(), 2));
-    assert_eq!(poll(&mut second_attempt), chunk("c"));
+    assert_eq!(poll(&mut second_attempt), ready_chunk("c"));
     assert_eq!(upload.buffered_start(9).bytes, "");
-    assert_eq!(poll(&mut second_attempt), chunk("d"));
+    assert_eq!(poll(&mut second_attempt), ready_chunk("d"));
     assert_eq!((upload.sent_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
@@ -282,7 +283,7 @@ proptest! {
         let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, 1_000);
         let replay = Replay::new(script_chunks(&chunks), &budget);
-        let received = runtime().block_on(async {
+        let received_body = runtime().block_on(async {
             for reads in reads_per_attempt {
                 let mut attempt = replay.start_attempt();
                 for _ in 0..reads {
@@ -291,7 +292,7 @@ proptest! {
             }
             read_all(replay.start_attempt()).await
         });
-        prop_assert_eq!(received, sent);
+        prop_assert_eq!(received_body, sent);
         prop_assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
         drop(replay);
         prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
@@ -315,7 +316,7 @@ proptest! {
 async fn a_body_that_exceeds_the_memory_is_sent_again_from_the_disk() {
     let budget = budget(2, 1_000_000);
     let chunk = "x".repeat(100_000);
-    let replay = Replay::new(script(&["ab", &chunk, "y", &chunk]), &budget);
+    let replay = Replay::new(scripted_body(&["ab", &chunk, "y", &chunk]), &budget);
     for _ in 0..3 {
         assert_eq!(read_all(replay.start_attempt()).await, format!("ab{chunk}y{chunk}"));
     }
@@ -338,7 +339,7 @@ async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     let budget = BufferBudget::new(&limits);
     // The chunks are larger than the write queue, so that each write is polled before the next chunk.
     let large = "x".repeat(300_000);
-    let replay = Replay::new(script(&["ab", &large, &large, "ef"]), &budget);
+    let replay = Replay::new(scripted_body(&["ab", &large, &large, "ef"]), &budget);
     assert_eq!(
         read_all(replay.start_attempt()).await,
         format!("ab{large}{large}ef"),
@@ -358,14 +359,14 @@ async fn a_full_or_failing_disk_loses_only_the_replay_buffer() {
 
 #[tokio::test]
 async fn every_attempt_starts_with_the_bytes_read_ahead() {
-    let mut source = script(&["hello", " ", "world"]);
+    let mut source = scripted_body(&["hello", " ", "world"]);
     source.steps.insert(1, None);
     let budget = large_budget();
     let replay = Replay::new(source, &budget);
     assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello world", true));
     let mut attempt = replay.start_attempt();
     assert!(!attempt.is_end_stream());
-    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
     assert_eq!(read_all(attempt).await, " world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
@@ -379,14 +380,14 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
         (1, 1_000, start("h", false)),
     ] {
         let budget = budget(memory, 1_000);
-        let replay = Replay::new(script(&["hello", " ", "world", "!"]), &budget);
+        let replay = Replay::new(scripted_body(&["hello", " ", "world", "!"]), &budget);
         assert_eq!(replay.peek_body(max_bytes, READ_TIMEOUT).await, expected);
         for _ in 0..2 {
             assert_eq!(read_all(replay.start_attempt()).await, "hello world!");
         }
     }
     // A body that could not be buffered is still sent once.
-    let replay = Replay::new(script(&["hello", " world"]), &budget(0, 0));
+    let replay = Replay::new(scripted_body(&["hello", " world"]), &budget(0, 0));
     replay.peek_body(99, READ_TIMEOUT).await;
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(replay.replayable_body(), ReplayableBody::Unavailable);
@@ -394,12 +395,12 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
 
 #[tokio::test]
 async fn an_error_during_read_ahead_fails_the_attempt() {
-    let mut source = script(&["hello"]);
+    let mut source = scripted_body(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
     let replay = Replay::new(source, &large_budget());
     assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello", false));
     let mut attempt = replay.start_attempt();
-    assert_eq!(poll(&mut attempt), chunk("hello"));
+    assert_eq!(poll(&mut attempt), ready_chunk("hello"));
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
 }
 

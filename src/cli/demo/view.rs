@@ -16,11 +16,11 @@ use crate::telemetry::LineFormat;
 pub(super) struct View {
     is_terminal: bool,
     format: LineFormat,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DemoState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DemoState {
     /// The lines to redraw: the bars of the keys, and the last request.
     lines: Vec<String>,
     bars: Vec<String>,
@@ -29,7 +29,7 @@ struct State {
     drawn_lines: usize,
 }
 
-impl State {
+impl DemoState {
     /// Leaves the drawn lines on the screen.
     fn stop_redrawing(&mut self) {
         self.lines.clear();
@@ -114,16 +114,16 @@ impl View {
         let full_width =
             usize::try_from((snapshot.quota.usage_percent() * BAR_WIDTH / 100).min(BAR_WIDTH)).unwrap_or(0);
         let limit = snapshot.quota.limit.unwrap_or(0);
-        let used = format!("{}/{}", Grouped(snapshot.quota.count), Grouped(limit));
+        let usage = format!("{}/{}", Grouped(snapshot.quota.count), Grouped(limit));
         let mark = if is_in_use { in_use_mark } else { "  " };
         let mut line = format!("{mark}{}  ", snapshot.key.api_key().short());
         line.push_str(&full.repeat(full_width));
         line.push_str(&empty.repeat(usize::try_from(BAR_WIDTH).unwrap_or(0) - full_width));
-        let _ = write!(line, " {used:>11}  {}", snapshot.state.status().as_str());
+        let _ = write!(line, " {usage:>11}  {}", snapshot.state.status().as_str());
         line
     }
 
-    fn redraw(&self, change: impl FnOnce(&mut State)) {
+    fn redraw(&self, change: impl FnOnce(&mut DemoState)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         state.lines = state.bars.iter().chain([&state.request]).cloned().collect();
@@ -139,7 +139,7 @@ impl View {
 }
 
 /// Prints `above` in place of the drawn lines, and then draws the lines again.
-fn draw(state: &mut State, above: &str) -> io::Result<()> {
+fn draw(state: &mut DemoState, above: &str) -> io::Result<()> {
     let mut text = String::new();
     if state.drawn_lines > 0 {
         // Moves to the first redrawn line and clears the screen from there.

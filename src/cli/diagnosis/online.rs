@@ -71,8 +71,8 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
     findings.extend((!is_address).then(|| match addresses {
         Ok(addresses) => {
             let listed: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
-            let more = if addresses.len() > listed.len() { ", …" } else { "" };
-            Finding::ok("dns", format_args!("{name} resolves to {}{more}", listed.join(", ")))
+            let more_text = if addresses.len() > listed.len() { ", …" } else { "" };
+            Finding::ok("dns", format_args!("{name} resolves to {}{more_text}", listed.join(", ")))
         }
         Err(error) => {
             let finding = failure("dns", format!("{name} cannot be resolved: {error}"));
@@ -103,8 +103,8 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
 
 /// Compares the clock with that of the first host that reports its time.
 fn describe_clock(routes: &[RouteCheck]) -> Option<Finding> {
-    let reported = routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.at)));
-    let (provider_time, local_time) = reported?;
+    let reported_time = routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.at)));
+    let (provider_time, local_time) = reported_time?;
     Some(compare_clocks(provider_time, local_time))
 }
 

@@ -135,9 +135,9 @@ mod tests {
         let error = ServerRequestError::NoFixedPort;
         let frame = |last, error| format_frame(last, error, second, Palette::default());
         assert_eq!(frame(Some(&last), None), "2025-11-29T20:01:05Z, every 1s\nTABLE");
-        let lost = frame(Some(&last), Some(&error));
-        assert!(lost.starts_with("No response since 2025-11-29T20:01:05Z"), "{lost}");
-        assert!(lost.ends_with("\nTABLE"), "the last state must stay visible: {lost}");
+        let lost_frame = frame(Some(&last), Some(&error));
+        assert!(lost_frame.starts_with("No response since 2025-11-29T20:01:05Z"), "{lost_frame}");
+        assert!(lost_frame.ends_with("\nTABLE"), "the last state must stay visible: {lost_frame}");
         assert!(frame(None, Some(&error)).starts_with("No response yet"));
     }
 

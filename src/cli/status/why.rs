@@ -59,11 +59,11 @@ pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
             let line = format!("key {number}: {}{}", reason.replace('_', " "), until.unwrap_or_default());
             let _ = write!(text, "\n{}", truncate(&line, 80));
         } else if let Some(first) = key.cannot.first() {
-            let more = match key.cannot.len() - 1 {
+            let more_text = match key.cannot.len() - 1 {
                 0 => String::new(),
                 count => format!(" and {count} more"),
             };
-            let line = format!("key {number}: tried last for {}{more}", first.what);
+            let line = format!("key {number}: tried last for {}{more_text}", first.what);
             let _ = write!(text, "\n{}", truncate(&line, 80));
         }
     }

@@ -163,14 +163,14 @@ impl StateLock<'_> {
     ///
     /// Fails when a file cannot be read or contains no key.
     pub fn read_keys(&self, overlay: &Overlay) -> Result<HashMap<String, ApiKey>, FileError> {
-        let read = |entry: &ManagedKey| {
+        let read_entry_key = |entry: &ManagedKey| {
             let path = self.directory.path.join(&entry.key_file);
             let key = fs::read_to_string(&path)
                 .and_then(|text| ApiKey::new(text.trim()).map_err(io::Error::other))
                 .map_err(|source| FileError { path, source })?;
             Ok((entry.key_file.clone(), key))
         };
-        overlay.keys.iter().map(read).collect()
+        overlay.keys.iter().map(read_entry_key).collect()
     }
 
     /// Writes the admin token.

@@ -52,8 +52,8 @@ pub(in crate::config) fn add_keys(
         if search.found.source == KeyListSource::Absent {
             search.found.source = KeyListSource::Managed(directory.overlay_path());
         }
-        let applied = applied_entries(entries, &mut search.report.problems);
-        search.add_entries(&applied, KeyOrigin::Managed, true);
+        let applied_entries = applied_entries(entries, &mut search.report.problems);
+        search.add_entries(&applied_entries, KeyOrigin::Managed, true);
     }
     search.found
 }
@@ -64,14 +64,14 @@ fn applied_entries<'e, 'a>(
     entries: &'e [TableEntry<'a>],
     problems: &mut Vec<Problem>,
 ) -> Vec<&'e TableEntry<'a>> {
-    let mut applied = Vec::new();
+    let mut applied_entries = Vec::new();
     for entry in entries {
         if entry.parse_bool("left_out", problems) != Some(true) {
             entry.parse_time("changed_at", problems);
-            applied.push(entry);
+            applied_entries.push(entry);
         }
     }
-    applied
+    applied_entries
 }
 
 /// The fields of a `[[clients]]` entry beside its rules.
@@ -118,9 +118,9 @@ pub(in crate::config) fn apply_clients(
             problems.push(span.problem(ValueError::new("an earlier entry has the same name")));
             continue;
         }
-        let configured = positions.get(name).and_then(|position| clients.get_mut(*position));
+        let configured_client = positions.get(name).and_then(|position| clients.get_mut(*position));
         // The condition is true if the token in the configuration file was changed after the rotation or revocation.
-        if let (Some(client), Some(replaced)) = (&configured, replaced_token)
+        if let (Some(client), Some(replaced)) = (&configured_client, replaced_token)
             && client.token != replaced
         {
             let effect =
@@ -131,7 +131,7 @@ pub(in crate::config) fn apply_clients(
             )));
         }
         if is_revoked {
-            if let Some(client) = configured {
+            if let Some(client) = configured_client {
                 names_by_token.remove(&client.token.to_string());
             }
             revoked.insert(name);
@@ -145,7 +145,7 @@ pub(in crate::config) fn apply_clients(
             continue;
         }
         let previous_token = previous_token.zip(previous_token_expires_at);
-        match (configured, token) {
+        match (configured_client, token) {
             (Some(client), token) => {
                 client.origin = ClientOrigin::Changed;
                 if has_rules {

@@ -16,7 +16,7 @@ fn key(name: &str) -> ManagedKey {
     }
 }
 
-fn time() -> impl Strategy<Value = UnixMs> {
+fn any_time() -> impl Strategy<Value = UnixMs> {
     // Up to the last day of the year 9999, where the calendar of the library ends.
     (0..253_402_207_200_000_u64).prop_map(UnixMs)
 }
@@ -27,7 +27,7 @@ prop_compose! {
         workspace in proptest::option::of(".*"),
         base_url in proptest::option::of(".*"),
         weight in proptest::option::of(any::<u32>()),
-        changed_at in time(),
+        changed_at in any_time(),
         left_out in any::<bool>(),
     ) -> ManagedKey {
         ManagedKey { key_file: format!("keys/{name}"), name, workspace, base_url, weight, changed_at, left_out }
@@ -38,10 +38,10 @@ prop_compose! {
     fn paused_key()(
         fingerprint in ".*",
         short_key in ".*",
-        since in time(),
-        until in proptest::option::of(time()),
+        since in any_time(),
+        until in proptest::option::of(any_time()),
         reason in proptest::option::of(".*"),
-        changed_at in time(),
+        changed_at in any_time(),
     ) -> PausedKey {
         PausedKey { fingerprint, short_key, since, until, reason, changed_at }
     }
@@ -51,10 +51,10 @@ prop_compose! {
     fn managed_client()(
         name in ".*",
         token_sha256 in proptest::option::of("[0-9a-f]{64}"),
-        expires_at in proptest::option::of(time()),
-        previous_token_expires_at in proptest::option::of(time()),
+        expires_at in proptest::option::of(any_time()),
+        previous_token_expires_at in proptest::option::of(any_time()),
         revoked in any::<bool>(),
-        changed_at in time(),
+        changed_at in any_time(),
         left_out in any::<bool>(),
         quota in proptest::option::of(".*"),
         max_concurrent in proptest::option::of(any::<u32>()),
@@ -75,7 +75,7 @@ prop_compose! {
     fn removed_entry()(
         kind in prop_oneof![Just(EntryKind::Key), Just(EntryKind::PausedKey), Just(EntryKind::Client)],
         id in ".*",
-        changed_at in time(),
+        changed_at in any_time(),
     ) -> RemovedEntry {
         RemovedEntry { kind, id, changed_at }
     }

@@ -42,7 +42,7 @@ impl ConfigDraft {
                     "or listen on 127.0.0.1:{}, also in a container that shares the network of the app",
                     listen.port()
                 ))
-                .advise("or listen on a Unix socket in a folder that the app shares: unix:/run/keychoir/keychoir.sock");
+                .advise("or listen on a Unix socket in a directory that the app shares: unix:/run/keychoir/keychoir.sock");
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
     }
 
@@ -76,7 +76,7 @@ impl ConfigDraft {
         if self.config.storage.ephemeral || self.spans.contains_key("storage.path") {
             return;
         }
-        let error = ValueError::new("the usage database has no default folder, because HOME is not set")
+        let error = ValueError::new("the usage database has no default directory, because HOME is not set")
             .advise("set KEYCHOIR_STORAGE__PATH to a file")
             .advise(
                 "or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only",

@@ -16,10 +16,10 @@ fn check_text(path: &str, text: &str, expected: &str) {
 
 #[track_caller]
 fn check(path: &str, raw: RawValue<'_>, expected: &str) {
-    let folders = BaseFolders { base: Some(Path::new("/etc/k")), home: Some(Path::new("/home/me")) };
+    let directories = BaseDirectories { base: Some(Path::new("/etc/k")), home: Some(Path::new("/home/me")) };
     let mut config = Config::default();
     let setting = find(path).unwrap();
-    let shown = match setting.parse_into(raw, folders, &mut config) {
+    let shown = match setting.parse_into(raw, directories, &mut config) {
         Ok(()) => setting.format_value(&mut config),
         Err(error) => format!("! {error}"),
     };
@@ -64,7 +64,7 @@ fn each_setting_changes_one_field() {
     for setting in SETTINGS {
         let changed_by = |text: &str| -> Vec<&str> {
             let (mut config, mut default) = (Config::default(), Config::default());
-            let _ = setting.parse_into(RawValue::Text(text), BaseFolders::default(), &mut config);
+            let _ = setting.parse_into(RawValue::Text(text), BaseDirectories::default(), &mut config);
             let differs =
                 |other: &&Setting| other.format_value(&mut config) != other.format_value(&mut default);
             SETTINGS.iter().filter(differs).map(|other| other.path).collect()
@@ -80,7 +80,7 @@ fn every_setting_can_be_copied() {
     for setting in SETTINGS {
         for text in SAMPLES {
             let (mut source, mut target) = (Config::default(), Config::default());
-            let _ = setting.parse_into(RawValue::Text(text), BaseFolders::default(), &mut source);
+            let _ = setting.parse_into(RawValue::Text(text), BaseDirectories::default(), &mut source);
             setting.copy(&mut source, &mut target);
             assert!(!setting.differs(&mut source, &mut target), "{} = {text}", setting.path);
         }
@@ -93,7 +93,7 @@ fn every_default_is_valid() {
         let mut config = Config::default();
         let default = setting.format_value(&mut config);
         let value = DeValue::parse(&default).unwrap();
-        setting.parse_into(RawValue::Toml(value.get_ref()), BaseFolders::default(), &mut config).unwrap();
+        setting.parse_into(RawValue::Toml(value.get_ref()), BaseDirectories::default(), &mut config).unwrap();
         assert_eq!(setting.format_value(&mut config), default);
     }
 }
@@ -130,8 +130,8 @@ fn a_number_is_parsed_in_every_notation_of_toml() {
 fn zero_workers_are_allowed() {
     check_toml("server.workers", "0", "0");
     check_text("server.workers", "1024", "1024");
-    let allowed = "write a whole number from 0 to 1024; the default is 0";
-    check_toml("server.workers", "1025", &format!("! 1025 is too large for `server.workers`; {allowed}"));
+    let advice = "write a whole number from 0 to 1024; the default is 0";
+    check_toml("server.workers", "1025", &format!("! 1025 is too large for `server.workers`; {advice}"));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_value_outside_its_range_is_refused() {
 
 #[test]
 fn a_retention_is_in_days_or_unlimited() {
-    let allowed = "write a duration from 1d to 36500d, or 0s for unlimited; the default is \"30d\"";
+    let advice = "write a duration from 1d to 36500d, or 0s for unlimited; the default is \"30d\"";
     check_toml("storage.attempts_retention", "\"0s\"", "\"0s\"");
     check_toml("storage.attempts_retention", "\"1d\"", "\"1d\"");
     check_toml("storage.attempts_retention", "\"36h\"", "\"36h\"");
@@ -182,28 +182,28 @@ fn a_retention_is_in_days_or_unlimited() {
     check_toml(
         "storage.attempts_retention",
         "\"23h\"",
-        &format!("! 23h is too short for `storage.attempts_retention`; {allowed}"),
+        &format!("! 23h is too short for `storage.attempts_retention`; {advice}"),
     );
     check_toml(
         "storage.attempts_retention",
         "\"36501d\"",
-        &format!("! 36501d is too long for `storage.attempts_retention`; {allowed}"),
+        &format!("! 36501d is too long for `storage.attempts_retention`; {advice}"),
     );
     check_toml(
         "storage.attempts_retention",
         "30",
-        &format!("! a duration needs a unit; write \"30d\" for 30 days; {allowed}"),
+        &format!("! a duration needs a unit; write \"30d\" for 30 days; {advice}"),
     );
     check_text(
         "storage.attempts_retention",
         "18446744073709551615",
-        &format!("! a duration needs a unit; {allowed}"),
+        &format!("! a duration needs a unit; {advice}"),
     );
 }
 
 #[test]
 fn the_error_for_an_invalid_duration_shows_the_notation() {
-    let allowed = "write a duration from 1ms to 10m; the default is \"10s\"";
+    let advice = "write a duration from 1ms to 10m; the default is \"10s\"";
     let units = "the units are ms, s, m, h, d and w";
     for (toml, message) in [
         ("75000", "a duration needs a unit; write \"75s\" for 75000 milliseconds"),
@@ -227,7 +227,7 @@ fn the_error_for_an_invalid_duration_shows_the_notation() {
         ("[1]", "this is a list, but should be a duration in quotes"),
         ("\"0s\"", "0s is too short for `upstream.connect_timeout`"),
     ] {
-        check_toml("upstream.connect_timeout", toml, &format!("! {message}; {allowed}"));
+        check_toml("upstream.connect_timeout", toml, &format!("! {message}; {advice}"));
     }
     // A variable is not quoted.
     for (text, message) in [
@@ -236,13 +236,13 @@ fn the_error_for_an_invalid_duration_shows_the_notation() {
         ("1.5s", "`1.5s` has a fraction; write 1s500ms"),
         ("-1", "the duration is negative"),
     ] {
-        check_text("upstream.connect_timeout", text, &format!("! {message}; {allowed}"));
+        check_text("upstream.connect_timeout", text, &format!("! {message}; {advice}"));
     }
 }
 
 #[test]
 fn the_error_for_an_invalid_size_shows_the_notation() {
-    let allowed = "write a size from 0B to 1GiB; the default is \"16MiB\"";
+    let advice = "write a size from 0B to 1GiB; the default is \"16MiB\"";
     let units = "the units are B, KiB, MiB, GiB and TiB (of 1024), kB, MB, GB and TB (of 1000)";
     for (toml, message) in [
         ("16777216", "a size needs a unit; write \"16MiB\" for 16777216 bytes"),
@@ -254,14 +254,14 @@ fn the_error_for_an_invalid_size_shows_the_notation() {
         ("\"-1MiB\"", "the size is negative"),
         ("false", "this is a boolean, but should be a size in quotes"),
     ] {
-        check_toml("retry.buffer_size", toml, &format!("! {message}; {allowed}"));
+        check_toml("retry.buffer_size", toml, &format!("! {message}; {advice}"));
     }
     check_toml("retry.buffer_size", "\"1GB\"", "\"1GB\"");
 }
 
 #[test]
 fn the_error_for_an_invalid_number_shows_the_notation() {
-    let allowed = "write a whole number from 1 to 1000; the default is 16";
+    let advice = "write a whole number from 1 to 1000; the default is 16";
     for (toml, message) in [
         ("-1", "the number is negative"),
         ("1.5", "the number has a fraction"),
@@ -272,14 +272,14 @@ fn the_error_for_an_invalid_number_shows_the_notation() {
         ("99999999999999999999999", "the number is too large"),
         ("0", "0 is too small for `retry.max_attempts`"),
     ] {
-        check_toml("retry.max_attempts", toml, &format!("! {message}; {allowed}"));
+        check_toml("retry.max_attempts", toml, &format!("! {message}; {advice}"));
     }
     for (text, message) in [
         ("-1", "the number is negative"),
         ("1.5", "`1.5` is not a whole number"),
         ("_", "`_` is not a whole number"),
     ] {
-        check_text("retry.max_attempts", text, &format!("! {message}; {allowed}"));
+        check_text("retry.max_attempts", text, &format!("! {message}; {advice}"));
     }
 }
 
@@ -322,12 +322,12 @@ fn a_boolean_is_true_or_false() {
 }
 
 #[test]
-fn a_relative_path_starts_at_the_folder_of_its_file() {
+fn a_relative_path_starts_at_the_directory_of_its_file() {
     check_toml("storage.path", "\"a.db\"", "\"/etc/k/a.db\"");
     check_toml("storage.path", "\"/a.db\"", "\"/a.db\"");
     check_toml("storage.path", "\"~/a.db\"", "\"/home/me/a.db\"");
     check_toml("storage.path", "\" \"", "! the path is empty");
     check_toml("storage.path", "3", "! this is a number, but should be a string; write it in quotes");
-    assert!(BaseFolders::default().resolve("~/a").is_err());
-    assert_eq!(BaseFolders::default().resolve("a").unwrap(), Path::new("a"));
+    assert!(BaseDirectories::default().resolve("~/a").is_err());
+    assert_eq!(BaseDirectories::default().resolve("a").unwrap(), Path::new("a"));
 }

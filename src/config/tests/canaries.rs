@@ -53,12 +53,12 @@ fn no_output_contains_a_key_or_a_token() {
     for text in files {
         for secret in [KEY, legacy] {
             let text = text.replace("KEY", secret);
-            let printed = all_output(
+            let printed_text = all_output(
                 &FakeMachine { key_requirement: KeyRequirement::Optional, ..FakeMachine::without_key() }
                     .toml(&text),
             );
             // A short form shows eleven and five characters of a key, and nothing between them.
-            assert!(!printed.contains(&secret[12..24]), "{text}\n{printed}");
+            assert!(!printed_text.contains(&secret[12..24]), "{text}\n{printed_text}");
         }
     }
     let clients = [
@@ -76,8 +76,11 @@ fn no_output_contains_a_key_or_a_token() {
     ];
     for text in clients {
         let text = text.replace("TOKEN", TOKEN);
-        let printed = all_output(&FakeMachine::with_key().toml(&text));
-        assert!(!printed.contains(&TOKEN[..10]) && !printed.contains(&TOKEN[10..]), "{text}\n{printed}");
+        let printed_text = all_output(&FakeMachine::with_key().toml(&text));
+        assert!(
+            !printed_text.contains(&TOKEN[..10]) && !printed_text.contains(&TOKEN[10..]),
+            "{text}\n{printed_text}"
+        );
     }
     for value in ["KEY\u{e9}", "KEY,KEY", "[KEY]", "KEY$x", "\"KEY\" OTHER", "KEY\nOTHER"] {
         let value = value.replace("KEY", KEY).replace("OTHER", OTHER_KEY);
@@ -108,10 +111,10 @@ fn no_output_contains_a_key_or_a_token() {
                 .variable("SUPABASE_URL", "https://p")
                 .variable("SUPABASE_SECRET_KEY_FILE", "/k");
             let with_mirror = all_output(&machine.variable(name, &value));
-            let printed = all_output(&FakeMachine::without_key().variable(name, &value)) + &with_mirror;
+            let printed_text = all_output(&FakeMachine::without_key().variable(name, &value)) + &with_mirror;
             assert!(
-                !printed.contains(&KEY[12..24]) && !printed.contains(&OTHER_KEY[12..24]),
-                "{name}\n{printed}"
+                !printed_text.contains(&KEY[12..24]) && !printed_text.contains(&OTHER_KEY[12..24]),
+                "{name}\n{printed_text}"
             );
         }
     }

@@ -187,7 +187,7 @@ fn a_listener_beyond_loopback_requires_a_client_token() {
     = add a client with `keychoir clients add NAME`, or write a [[clients]] entry with `name` and `token_sha256`
     = or put a token into a file and set KEYCHOIR_CLIENT_TOKEN_FILE to its path, for example to a secret of a container
     = or listen on 127.0.0.1:80, also in a container that shares the network of the app
-    = or listen on a Unix socket in a folder that the app shares: unix:/run/keychoir/keychoir.sock
+    = or listen on a Unix socket in a directory that the app shares: unix:/run/keychoir/keychoir.sock
 ",
     );
     let text = format!("[[clients]]\nname = \"a\"\ntoken = \"{TOKEN}\"\n");

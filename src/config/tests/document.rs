@@ -24,17 +24,17 @@ fn a_configuration_file_is_found_at_its_default_path() {
     let machine = without_file.clone().file(MACHINE_FILE, &two);
     let two_files = machine.clone().file(USER_FILE, &one);
     let xdg = two_files.clone().variable("XDG_CONFIG_HOME", "/x").file("/x/keychoir/keychoir.toml", &three);
-    let named = two_files.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
+    let named_file = two_files.clone().variable("KEYCHOIR_CONFIG", "/named.toml").file("/named.toml", &three);
     for (machine, port, file) in [
         (&without_file, 11011, None),
         (&machine, 2, Some(MACHINE_FILE)),
         (&two_files, 1, Some(USER_FILE)),
         (&xdg, 3, Some("/x/keychoir/keychoir.toml")),
-        (&named, 3, Some("/named.toml")),
+        (&named_file, 3, Some("/named.toml")),
     ] {
-        let loaded = machine.resolve().unwrap();
-        assert_eq!(loaded.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
-        assert_eq!(loaded.file.as_deref(), file.map(Path::new));
+        let loaded_config = machine.resolve().unwrap();
+        assert_eq!(loaded_config.config.server.listen.to_string(), format!("\"127.0.0.1:{port}\""));
+        assert_eq!(loaded_config.file.as_deref(), file.map(Path::new));
     }
     machine.file(USER_FILE, "[serverr]\n").check_problems(&format!(
         "
@@ -51,8 +51,8 @@ fn the_error_for_an_unreadable_configuration_file_names_the_source_of_its_path()
     FakeMachine { config: Some("/none"), ..FakeMachine::with_key() }
         .check_problems("--config: `/none` cannot be read: it does not exist");
     FakeMachine::with_key()
-        .variable("KEYCHOIR_CONFIG", "/folder")
-        .check_problems("KEYCHOIR_CONFIG: `/folder` cannot be read: it is a folder");
+        .variable("KEYCHOIR_CONFIG", "/directory")
+        .check_problems("KEYCHOIR_CONFIG: `/directory` cannot be read: it is a directory");
     FakeMachine { config: Some("/latin1.toml"), ..FakeMachine::with_key() }
         .check_problems("/latin1.toml:3:7: the file is not UTF-8 text from here on\n    = save it as UTF-8");
 }

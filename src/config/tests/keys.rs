@@ -143,7 +143,7 @@ fn invalid_entries_are_reported_without_their_values() {
 /etc/k.toml:8:12: the file cannot be read: it does not exist
   8 | key_file = ***
     |            ^^^
-    = a relative path starts at the folder of the configuration file
+    = a relative path starts at the directory of the configuration file
 /etc/k.toml:9:1: unknown key `nmae`
   9 | nmae = ***
     | ^^^^

@@ -8,15 +8,15 @@ use crate::config::{Config, Overrides, setting};
 
 #[test]
 fn every_setting_except_the_keys_has_a_default() {
-    let loaded = FakeMachine::with_key().resolve().unwrap();
-    let mut config = loaded.config;
+    let loaded_config = FakeMachine::with_key().resolve().unwrap();
+    let mut config = loaded_config.config;
     assert_eq!(config.storage.file(), Some(Path::new("/home/me/.local/state/keychoir/keychoir.db")));
     config.storage.path = Config::default().storage.path;
     for setting in setting::SETTINGS {
         assert_eq!(setting.format_value(&mut config), setting.format_value(&mut Config::default()));
     }
     assert_eq!(config.key_source.to_string(), "ELEVENLABS_API_KEYS");
-    assert_eq!((config.keys.len(), loaded.warnings.len(), loaded.file), (1, 0, None));
+    assert_eq!((config.keys.len(), loaded_config.warnings.len(), loaded_config.file), (1, 0, None));
 }
 
 #[test]
@@ -53,12 +53,12 @@ fn an_overridden_layer_is_validated() {
 fn sockets_from_systemd_are_used_unless_an_address_is_configured() {
     let passed = FakeMachine { has_passed_sockets: true, ..FakeMachine::with_key() };
     assert_eq!(passed.config().server.listen.to_string(), "\"systemd\"");
-    let named = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
-    assert_eq!(named.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
+    let named_variable = passed.variable("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:1,systemd");
+    assert_eq!(named_variable.config().server.listen.to_string(), "[\"127.0.0.1:1\", \"systemd\"]");
 }
 
 #[test]
-fn paths_in_the_file_are_relative_to_its_folder() {
+fn paths_in_the_file_are_relative_to_its_directory() {
     let machine = FakeMachine::with_key().toml("storage.path = \"usage/k.db\"");
     assert_eq!(machine.config().storage.path, Path::new("/etc/usage/k.db"));
     let machine = machine.variable("KEYCHOIR_STORAGE__PATH", "k.db");
@@ -66,11 +66,11 @@ fn paths_in_the_file_are_relative_to_its_folder() {
 }
 
 #[test]
-fn without_a_home_folder_the_usage_database_needs_a_path() {
+fn without_a_home_directory_the_usage_database_needs_a_path() {
     let homeless = FakeMachine { variables: vec![("ELEVENLABS_API_KEYS", KEY)], ..FakeMachine::default() };
     homeless.check_problems(
         "
-configuration: the usage database has no default folder, because HOME is not set
+configuration: the usage database has no default directory, because HOME is not set
     = set KEYCHOIR_STORAGE__PATH to a file
     = or KEYCHOIR_STORAGE__EPHEMERAL=true (or `serve --ephemeral`) to keep usage records in memory only
 ",

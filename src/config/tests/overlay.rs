@@ -12,7 +12,7 @@ const OVERLAY: &str = "/home/me/.local/state/keychoir/managed.toml";
 const SPARE: &str = "/home/me/.local/state/keychoir/keys/spare";
 
 /// The digest of `text` as a value of a file.
-fn sha(text: &str) -> String {
+fn token_sha256(text: &str) -> String {
     TokenFingerprint::new(text).to_string()
 }
 
@@ -47,7 +47,7 @@ fn a_missing_key_file_is_an_error_with_its_position() {
 {OVERLAY}:3:12: the file cannot be read: it does not exist
   3 | key_file = ***
     |            ^^^
-    = a relative path starts at the folder of the configuration file
+    = a relative path starts at the directory of the configuration file
     = restore the file, or delete this entry"
         ));
 }
@@ -74,9 +74,9 @@ fn the_overlay_changes_clients_of_the_file_by_their_names() {
         "[[clients]]\nname = \"app\"\ntoken_sha256 = \"{0}\"\nquota = \"3 requests\"\n\
          [[clients]]\nname = \"web\"\ntoken_sha256 = \"{1}\"\n\
          [[clients]]\nname = \"old\"\ntoken_sha256 = \"{2}\"\n",
-        sha("app-1"),
-        sha("web-1"),
-        sha("old-1")
+        token_sha256("app-1"),
+        token_sha256("web-1"),
+        token_sha256("old-1")
     );
     let overlay = format!(
         "[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\nexpires_at = \"2027-01-15T08:00:00Z\"\n\
@@ -84,9 +84,9 @@ fn the_overlay_changes_clients_of_the_file_by_their_names() {
          [[clients]]\nname = \"web\"\nmax_concurrent = 2\n\
          [[clients]]\nname = \"old\"\nrevoked = true\n\
          [[clients]]\nname = \"new\"\ntoken_sha256 = \"{}\"\n",
-        sha("app-2"),
-        sha("app-1"),
-        sha("new-1")
+        token_sha256("app-2"),
+        token_sha256("app-1"),
+        token_sha256("new-1")
     );
     let config = FakeMachine::with_key().toml(&file).file(OVERLAY, &overlay).config();
     let names: Vec<_> = config.clients.iter().map(|client| (client.name.as_str(), client.origin)).collect();
@@ -105,7 +105,7 @@ fn the_overlay_changes_clients_of_the_file_by_their_names() {
 fn revoking_the_last_client_of_an_exposed_address_is_a_mistake() {
     let file = format!(
         "[server]\nlisten = \"0.0.0.0:1\"\n[[clients]]\nname = \"app\"\ntoken_sha256 = \"{}\"\n",
-        sha("app-1")
+        token_sha256("app-1")
     );
     let machine = FakeMachine::with_key().toml(&file);
     assert!(machine.resolve().is_ok());
@@ -150,8 +150,8 @@ fn without_a_database_file_no_overlay_is_read() {
 fn the_admin_token_comes_from_the_first_source_that_has_one() {
     let token = |text: &str| Some(AdminTokenFingerprint::new(text));
     let state = format!("{STATE}/admin_token");
-    let machine = FakeMachine::with_key().file(&state, "kca_of_the_state_folder\n");
-    assert_eq!(machine.config().admin_token, token("kca_of_the_state_folder"));
+    let machine = FakeMachine::with_key().file(&state, "kca_of_the_state_directory\n");
+    assert_eq!(machine.config().admin_token, token("kca_of_the_state_directory"));
     let machine = machine
         .variable("CREDENTIALS_DIRECTORY", "/creds")
         .file("/creds/admin_token", "kca_of_the_service_manager");
@@ -202,7 +202,7 @@ fn mistakes_in_the_address_for_operators_are_reported() {
     assert!(problem("systemd").contains("write HOST:PORT or unix:/PATH"), "{}", problem("systemd"));
     assert!(problem("127.0.0.1").contains("has no port"), "{}", problem("127.0.0.1"));
     assert!(problem("unix:k").contains("no absolute path"), "{}", problem("unix:k"));
-    // Without a state folder, no admin token is generated.
+    // Without a state directory, no admin token is generated.
     let mut exposed = FakeMachine::with_key().toml("[admin]\nlisten = \"0.0.0.0:9\"\n");
     assert!(exposed.resolve().is_ok(), "the first start generates a token");
     exposed.is_ephemeral = true;

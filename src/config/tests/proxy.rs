@@ -96,11 +96,11 @@ fn no_output_contains_the_credentials_of_a_proxy() {
         "http://p/USER:PASS",
     ] {
         let url = url.replace("USER", "aliceaccount").replace("PA", "hunt").replace("SS", "erpass");
-        let quoted = format!("[upstream]\nproxy = \"{url}\"\n");
+        let quoted_setting = format!("[upstream]\nproxy = \"{url}\"\n");
         let unquoted = format!("[upstream]\nproxy = {url}\n");
         let in_key = format!("[[keys]]\nkey = \"{KEY}\"\nproxy = \"{url}\"\n");
         for machine in [
-            FakeMachine::with_key().toml(&quoted),
+            FakeMachine::with_key().toml(&quoted_setting),
             FakeMachine::with_key().toml(&unquoted),
             FakeMachine::without_key().toml(&in_key),
             FakeMachine::with_key().toml("[upstream]\nproxy_file = \"f\"\n").file("/etc/f", &url),
@@ -109,9 +109,10 @@ fn no_output_contains_the_credentials_of_a_proxy() {
             FakeMachine::with_key().variable("HTTPS_PROXY", &url),
             FakeMachine::with_key().variable("all_proxy", &url),
         ] {
-            let printed = super::canaries::all_output(&machine);
-            let is_clean = ["aliceaccount", "hunt", "erpass"].iter().all(|secret| !printed.contains(secret));
-            assert!(is_clean, "{url}\n{printed}");
+            let printed_text = super::canaries::all_output(&machine);
+            let is_clean =
+                ["aliceaccount", "hunt", "erpass"].iter().all(|secret| !printed_text.contains(secret));
+            assert!(is_clean, "{url}\n{printed_text}");
         }
     }
 }

@@ -80,21 +80,21 @@ fn no_output_contains_the_credentials_of_redis() {
         "unix:USER:PASS@/r",
     ] {
         let url = url.replace("USER", "alice").replace("PA", "hunt").replace("SS", "er2");
-        let quoted = format!("[redis]\nurl = \"{url}\"\n");
+        let quoted_setting = format!("[redis]\nurl = \"{url}\"\n");
         let unquoted = format!("[redis]\nurl = {url}\n");
         let misplaced = format!("[redis]\npool = \"{url}\"\nurl_file = \"/f\"\n");
         for machine in [
-            FakeMachine::with_key().toml(&quoted),
+            FakeMachine::with_key().toml(&quoted_setting),
             FakeMachine::with_key().toml(&unquoted),
             FakeMachine::with_key().toml(&misplaced).file("/f", &url),
             FakeMachine::with_key().variable("KEYCHOIR_REDIS__URL", &url),
         ] {
-            let mut printed = super::canaries::all_output(&machine);
+            let mut printed_text = super::canaries::all_output(&machine);
             if let Ok(loaded) = machine.resolve() {
-                printed.push_str(&format!("{:?}", loaded.config.setting_values()));
+                printed_text.push_str(&format!("{:?}", loaded.config.setting_values()));
             }
-            let is_clean = ["alice", "hunt", "er2"].iter().all(|secret| !printed.contains(secret));
-            assert!(is_clean, "{url}\n{printed}");
+            let is_clean = ["alice", "hunt", "er2"].iter().all(|secret| !printed_text.contains(secret));
+            assert!(is_clean, "{url}\n{printed_text}");
         }
     }
 }

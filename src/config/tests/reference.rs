@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{FakeMachine, KEY};
-use crate::config::value::{BaseFolders, RawValue};
+use crate::config::value::{BaseDirectories, RawValue};
 use crate::config::{Config, setting};
 
 const REFERENCE: &str = include_str!("../../../config/keychoir.toml");
@@ -54,23 +54,23 @@ fn the_reference_file_contains_exactly_the_settings_of_the_table() {
         for (name, value) in table.get_ref().as_table().unwrap() {
             let path = format!("{}.{}", section.get_ref(), name.get_ref());
             let mut config = Config::default();
-            let folders = BaseFolders { home: Some(Path::new("/home/me")), base: None };
+            let directories = BaseDirectories { home: Some(Path::new("/home/me")), base: None };
             setting::find(&path)
                 .unwrap()
-                .parse_into(RawValue::Toml(value.get_ref()), folders, &mut config)
+                .parse_into(RawValue::Toml(value.get_ref()), directories, &mut config)
                 .unwrap();
             // The reference file writes a value in the same notation as the table of settings.
             if path != "storage.path" {
-                let written = &text[value.span()];
-                assert_eq!(written, setting::find(&path).unwrap().format_value(&mut Config::default()));
+                let written_value = &text[value.span()];
+                assert_eq!(written_value, setting::find(&path).unwrap().format_value(&mut Config::default()));
             }
             paths.push(path);
         }
     }
     paths.sort();
     // The file describes nested settings only in comments.
-    let written = setting::SETTINGS.iter().filter(|setting| !setting.is_nested());
-    let mut expected: Vec<_> = written.map(|setting| setting.path.to_owned()).collect();
+    let written_settings = setting::SETTINGS.iter().filter(|setting| !setting.is_nested());
+    let mut expected: Vec<_> = written_settings.map(|setting| setting.path.to_owned()).collect();
     expected.sort();
     assert_eq!(paths, expected);
 }

@@ -27,8 +27,8 @@ fn the_mirror_uses_the_variables_of_supabases_tools() {
     check_target(&secret, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     let old = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
     check_target(&old, Some((URL, SERVICE_ROLE, SupabaseKeyForm::LegacyJwt)));
-    let quoted = format!("\"{SB_SECRET}\"\n");
-    let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted);
+    let quoted_setting = format!("\"{SB_SECRET}\"\n");
+    let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted_setting);
     check_target(&file, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
     let credential =
         machine.clone().variable("CREDENTIALS_DIRECTORY", "/c").file("/c/supabase_secret_key", SB_SECRET);

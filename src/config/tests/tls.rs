@@ -1,19 +1,19 @@
-//! Tests of TLS: the modes, the certificate in files, and the folder of the local CA.
+//! Tests of TLS: the modes, the certificate in files, and the directory of the local CA.
 
 use super::FakeMachine;
 use crate::certificate::CaLocation;
 use crate::config::TlsMode;
 
 /// A certificate and its private key.
-fn pair() -> (String, String) {
-    let generated = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    (generated.cert.pem(), generated.signing_key.serialize_pem())
+fn certificate_and_key() -> (String, String) {
+    let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    (certified_key.cert.pem(), certified_key.signing_key.serialize_pem())
 }
 
 #[test]
 fn the_last_layer_determines_the_tls_mode() {
     let mode = |machine: &FakeMachine<'_>| machine.config().server.tls.mode();
-    let (cert, key) = pair();
+    let (cert, key) = certificate_and_key();
     let files = FakeMachine::with_key().file("/etc/c.pem", &cert).file("/etc/k.pem", &key);
     assert_eq!(mode(&FakeMachine::with_key()), TlsMode::Auto);
     assert_eq!(mode(&FakeMachine::with_key().toml("server.tls = \"off\"")), TlsMode::Off);
@@ -82,8 +82,8 @@ fn an_unknown_tls_mode_is_refused() {
 
 #[test]
 fn an_invalid_tls_file_is_reported() {
-    let (cert, key) = pair();
-    let (_, other) = pair();
+    let (cert, key) = certificate_and_key();
+    let (_, other) = certificate_and_key();
     let check = |cert_file: &str, key_file: &str, expected: &str| {
         FakeMachine::with_key()
             .file("/etc/c.pem", cert_file)
@@ -100,9 +100,10 @@ fn an_invalid_tls_file_is_reported() {
         &(at_cert("the file contains no certificate")
             + "    = write the path of a PEM file: -----BEGIN CERTIFICATE-----"),
     );
-    let exchanged = "    = `cert` names the file with the certificates, `key` the file with the private key";
-    check(&key, &key, &(at_cert("the file contains a private key, but no certificate") + exchanged));
-    check(&cert, &cert, &(at_key("the file contains a certificate, but no private key") + exchanged));
+    let exchange_advice =
+        "    = `cert` names the file with the certificates, `key` the file with the private key";
+    check(&key, &key, &(at_cert("the file contains a private key, but no certificate") + exchange_advice));
+    check(&cert, &cert, &(at_key("the file contains a certificate, but no private key") + exchange_advice));
     check(
         &cert,
         &other,
@@ -180,13 +181,16 @@ fn a_certificate_outside_its_validity_period_causes_a_warning() {
 }
 
 #[test]
-fn the_local_authority_is_in_the_folder_of_the_usage_database() {
+fn the_local_authority_is_in_the_directory_of_the_usage_database() {
     let location = |machine: &FakeMachine<'_>| machine.config().ca_location();
-    let folder = |path: &str| CaLocation::Directory(path.into());
+    let directory = |path: &str| CaLocation::Directory(path.into());
     let fresh = FakeMachine::with_key();
-    assert_eq!(location(&fresh), folder("/home/me/.local/state/keychoir/tls"));
-    assert_eq!(location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")), folder("/var/tls"));
+    assert_eq!(location(&fresh), directory("/home/me/.local/state/keychoir/tls"));
+    assert_eq!(
+        location(&fresh.clone().variable("KEYCHOIR_STORAGE__PATH", "/var/k.db")),
+        directory("/var/tls")
+    );
     let ephemeral = fresh.variable("KEYCHOIR_STORAGE__EPHEMERAL", "true");
     assert_eq!(location(&ephemeral), CaLocation::Memory);
-    assert_eq!(location(&ephemeral.toml("server.tls_directory = \"t\"")), folder("/etc/t"));
+    assert_eq!(location(&ephemeral.toml("server.tls_directory = \"t\"")), directory("/etc/t"));
 }

@@ -35,9 +35,9 @@ impl ClientEditor<'_> {
         }
         check_future(expires_at, now, "the end of the token")?;
         let mut new_rules = apply_rules(rules, ManagedRules::default());
-        let revoked = overlay.clients.iter().position(|client| client.name == name);
-        let revoked = revoked.map(|index| overlay.clients.remove(index));
-        if revoked.is_some() {
+        let revoked_entry = overlay.clients.iter().position(|client| client.name == name);
+        let revoked_entry = revoked_entry.map(|index| overlay.clients.remove(index));
+        if revoked_entry.is_some() {
             // The entry replaces the rules of the revoked client in the configuration file.
             keep_explicit(&mut new_rules);
         }
@@ -45,7 +45,7 @@ impl ClientEditor<'_> {
             name: name.to_owned(),
             token_sha256: Some(TokenFingerprint::new(&token).to_string()),
             expires_at,
-            replaced_token_sha256: revoked.and_then(|client| client.replaced_token_sha256),
+            replaced_token_sha256: revoked_entry.and_then(|client| client.replaced_token_sha256),
             rules: new_rules,
             ..ManagedClient::default()
         });
@@ -139,10 +139,10 @@ impl ClientEditor<'_> {
         let earlier = overlay.clients.iter().position(|entry| entry.name == name);
         let earlier = earlier.map(|index| overlay.clients.remove(index));
         if client.origin.is_in_file() {
-            let replaced = earlier.and_then(|entry| entry.replaced_token_sha256);
+            let replaced_token = earlier.and_then(|entry| entry.replaced_token_sha256);
             overlay.clients.push(ManagedClient {
                 name: name.to_owned(),
-                replaced_token_sha256: Some(replaced.unwrap_or_else(|| client.token.to_string())),
+                replaced_token_sha256: Some(replaced_token.unwrap_or_else(|| client.token.to_string())),
                 revoked: true,
                 ..ManagedClient::default()
             });

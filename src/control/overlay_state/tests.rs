@@ -99,12 +99,12 @@ proptest! {
 
     #[test]
     fn a_merge_keeps_the_latest_version_of_each_entry(a in state(), b in state()) {
-        let merged = a.clone().merge(b.clone());
-        for (id, entry) in &merged.clients {
+        let merged_state = a.clone().merge(b.clone());
+        for (id, entry) in &merged_state.clients {
             let versions = [a.clients.get(id), b.clients.get(id)];
             prop_assert_eq!(versions.into_iter().flatten().max(), Some(entry));
         }
-        prop_assert!(a.clients.keys().chain(b.clients.keys()).all(|id| merged.clients.contains_key(id)));
+        prop_assert!(a.clients.keys().chain(b.clients.keys()).all(|id| merged_state.clients.contains_key(id)));
     }
 
     #[test]
@@ -145,14 +145,14 @@ proptest! {
                     }
                 }
                 Step::Receive { at, from } => {
-                    let other = replicas[from].clone();
-                    receive(&mut replicas[at], &other);
+                    let other_state = replicas[from].clone();
+                    receive(&mut replicas[at], &other_state);
                 }
             }
         }
         for (at, from) in [(0, 1), (0, 2), (1, 0), (2, 0), (0, 1), (0, 2), (1, 0), (2, 0)] {
-            let other = replicas[from].clone();
-            receive(&mut replicas[at], &other);
+            let other_state = replicas[from].clone();
+            receive(&mut replicas[at], &other_state);
         }
         prop_assert_eq!(&replicas[0], &replicas[1]);
         prop_assert_eq!(&replicas[0], &replicas[2]);
@@ -178,8 +178,8 @@ fn concurrent_changes_of_different_entries_are_both_kept() {
         insert(&mut state.clients, name.to_owned(), UnixMs(7), content);
         state
     };
-    let merged = change("app").merge(change("web"));
-    assert_eq!(merged.clients.keys().collect::<Vec<_>>(), ["app", "web"]);
+    let merged_state = change("app").merge(change("web"));
+    assert_eq!(merged_state.clients.keys().collect::<Vec<_>>(), ["app", "web"]);
 }
 
 #[test]
@@ -239,13 +239,13 @@ fn the_key_that_was_added_first_keeps_a_name() {
     let name = |number: u8| state.keys[&id(number)].content.present().map(|key| key.name.as_str());
     assert_eq!((name(2), name(1)), (Some("spare"), Some("spare-000000")));
     assert_eq!(state.keys[&id(1)].changed_at, UnixMs(21));
-    let resolved = state.clone();
+    let resolved_state = state.clone();
     state.resolve_names();
-    assert_eq!(state, resolved);
+    assert_eq!(state, resolved_state);
 }
 
 #[test]
 fn a_shared_key_is_not_printed() {
-    let printed = format!("{:?}", key(1, "spare"));
-    assert!(printed.contains("spare") && !printed.contains("sk_1"), "{printed}");
+    let printed_text = format!("{:?}", key(1, "spare"));
+    assert!(printed_text.contains("spare") && !printed_text.contains("sk_1"), "{printed_text}");
 }

@@ -59,8 +59,8 @@ impl Replica {
             return false;
         }
         self.delivered.push(overlay.version());
-        let received = SealedOverlay::parse(overlay.as_bytes().clone()).unwrap();
-        self.port.incoming.send(received).await.unwrap();
+        let received_overlay = SealedOverlay::parse(overlay.as_bytes().clone()).unwrap();
+        self.port.incoming.send(received_overlay).await.unwrap();
         match self.controller.next_event().await {
             ControllerEvent::OverlayReceived(overlay) => {
                 self.controller.merge_overlay(overlay, self.app.as_ref()).await;
@@ -75,7 +75,7 @@ impl Replica {
         Overlay::parse(&text).unwrap()
     }
 
-    /// Returns the names of the keys and clients that are in force.
+    /// Returns the names of the applied keys and clients.
     fn names(&self) -> (Vec<String>, Vec<String>) {
         let config = self.machine.config();
         let key_names = config.keys.iter().filter_map(|key| key.name.clone()).collect();
@@ -95,7 +95,7 @@ async fn settle(first: &mut Replica, second: &mut Replica) {
     panic!("two replicas must become equal after a few exchanges");
 }
 
-/// Checks that two replicas publish the same and have the same in force.
+/// Checks that two replicas publish the same overlay and apply the same keys and clients.
 #[track_caller]
 fn check_equal(first: &Replica, second: &Replica) {
     assert_eq!(first.published().version(), second.published().version());
@@ -162,8 +162,11 @@ async fn a_key_is_in_force_at_the_other_replica_and_can_be_paused_and_removed_th
 
     let records: Vec<StoredChange> = second.records.try_iter().collect();
     let rows: Vec<_> = records.iter().map(|record| (record.actor.as_str(), record.action.as_str())).collect();
-    let merged = ("replica", "merged");
-    assert_eq!(rows, [merged, ("command_line", "key_paused"), merged, ("command_line", "key_removed")]);
+    let merged_record = ("replica", "merged");
+    assert_eq!(
+        rows,
+        [merged_record, ("command_line", "key_paused"), merged_record, ("command_line", "key_removed")]
+    );
     assert_eq!(records[0].detail, r#"{"clients":[],"keys":["spare"],"paused_keys":[]}"#);
     assert!(records.iter().all(|record| !format!("{record:?}").contains(SPARE)));
     for replica in [first, second] {
@@ -189,9 +192,9 @@ async fn a_client_is_added_changed_rotated_and_revoked_at_both_replicas() {
     // A client of the configuration file of both.
     let receipt = first.make(rotate(Duration::from_secs(3_600), None)).await;
     settle(&mut first, &mut second).await;
-    let rotated = client(&second, "app").unwrap();
-    assert_eq!(rotated.token, TokenFingerprint::new(receipt.token.unwrap().expose()));
-    assert_eq!(rotated.previous_token.unwrap().0, TokenFingerprint::new("token-of-app"));
+    let rotated_client = client(&second, "app").unwrap();
+    assert_eq!(rotated_client.token, TokenFingerprint::new(receipt.token.unwrap().expose()));
+    assert_eq!(rotated_client.previous_token.unwrap().0, TokenFingerprint::new("token-of-app"));
 
     for name in ["web", "app"] {
         if name == "app" {
@@ -276,7 +279,7 @@ async fn a_name_that_is_used_again_gets_the_file_of_its_key() {
     first.make(remove("spare")).await;
     first.make(key_with("spare", THIRD)).await;
     // A crash after the key file is written leaves the previous key in force.
-    second.controller.stop_after = Some(Step::KeyWritten);
+    second.controller.stop_after = Some(ChangeStep::KeyWritten);
     let overlay = first.published();
     second.receive(&overlay).await;
     assert_eq!(second.machine.config().keys[1].key.expose(), SPARE);
@@ -321,8 +324,8 @@ async fn a_removed_key_and_a_revoked_client_are_not_restored_after_a_restart() {
     first.make(remove("spare")).await;
     first.make(revoke("web")).await;
     let mut first = first.restart().await;
-    let removed = first.overlay().removed;
-    assert_eq!(removed.len(), 2, "{removed:?}");
+    let removed_entries = first.overlay().removed;
+    assert_eq!(removed_entries.len(), 2, "{removed_entries:?}");
     first.receive(&old).await;
     assert_eq!(first.names(), (vec!["first".to_owned()], vec!["app".to_owned()]));
     let mut second = second.restart().await;
@@ -553,8 +556,8 @@ async fn a_sealed_overlay_contains_no_key_token_or_name() {
     ] {
         assert!(!contains(canary), "the sealed overlay must not contain {canary}");
     }
-    let printed = format!("{sealed:?}{:?}{:?}", first.controller, first.port);
-    assert!(!printed.contains("sk_") && !printed.contains("canary"), "{printed}");
+    let printed_text = format!("{sealed:?}{:?}{:?}", first.controller, first.port);
+    assert!(!printed_text.contains("sk_") && !printed_text.contains("canary"), "{printed_text}");
 }
 
 #[tokio::test]

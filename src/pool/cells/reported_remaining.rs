@@ -1,7 +1,7 @@
 //! The remaining credits that the provider reports when it refuses a request for its price.
 //!
 //! The report is separate from our own count of credits, which it overrides. It is about a workspace or
-//! about a key with a cap of its own.
+//! about a key with its own cap.
 
 use super::super::sync::{AtomicU64, Ordering};
 use super::quota::FinishedReservation;

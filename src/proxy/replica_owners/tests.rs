@@ -11,7 +11,7 @@ const NOW: UnixMs = UnixMs(1_796_000_000_000);
 pub(in crate::proxy) const LIMITS: RetentionLimits =
     RetentionLimits { max_identifiers: 1_000, max_idle: None };
 
-/// What all replicas have recorded.
+/// The owners and list accounts that all replicas have recorded.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Siblings {
     owners: Mutex<HashMap<IdentifierHash, OwnerId>>,

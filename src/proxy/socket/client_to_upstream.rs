@@ -35,7 +35,7 @@ pub(super) struct ClientToUpstream {
     pub(super) bytes: u64,
 }
 
-/// An incomplete frame.
+/// A frame of the client whose payload is not complete yet.
 #[derive(Debug)]
 struct ClientFrame {
     header: FrameHeader,
@@ -51,7 +51,7 @@ struct ClientFrame {
     is_partial: bool,
 }
 
-/// An incomplete message.
+/// A message of the client whose last frame is not complete yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct PendingMessage {
     is_binary: bool,

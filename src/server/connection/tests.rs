@@ -83,17 +83,17 @@ fn stop_accepting(drain: &Drain) {
 
 /// Reads until the received bytes end with `end`.
 async fn read_until(client: &mut DuplexStream, end: &[u8]) -> String {
-    let mut received = Vec::new();
-    while !received.ends_with(end) {
-        assert_ne!(client.read_buf(&mut received).await.unwrap(), 0, "the connection was closed");
+    let mut received_bytes = Vec::new();
+    while !received_bytes.ends_with(end) {
+        assert_ne!(client.read_buf(&mut received_bytes).await.unwrap(), 0, "the connection was closed");
     }
-    String::from_utf8(received).unwrap()
+    String::from_utf8(received_bytes).unwrap()
 }
 
 async fn read_to_end(client: &mut DuplexStream) -> Vec<u8> {
-    let mut received = Vec::new();
-    client.read_to_end(&mut received).await.unwrap();
-    received
+    let mut received_bytes = Vec::new();
+    client.read_to_end(&mut received_bytes).await.unwrap();
+    received_bytes
 }
 
 async fn get(client: &mut DuplexStream) -> String {
@@ -108,8 +108,8 @@ fn assert_closes_connection(response: &str) {
 
 /// Checks that the server closes the connection within `limit`.
 async fn assert_closed(client: &mut DuplexStream, limit: Duration) {
-    let closed = timeout(limit, client.read(&mut [0])).await;
-    assert_eq!(closed.expect("the connection was not closed in time").unwrap(), 0);
+    let close_result = timeout(limit, client.read(&mut [0])).await;
+    assert_eq!(close_result.expect("the connection was not closed in time").unwrap(), 0);
 }
 
 /// Upgrades the connection, and checks that its session echoes bytes.
@@ -206,9 +206,9 @@ async fn bytes_sent_before_the_upgrade_response_are_rejected() {
     let drain = Drain::default();
     let mut client = connect(&drain);
     client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
-    let received = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
-    let received = received.expect("the connection was not closed in time");
-    assert!(received.ends_with(b"\r\n\r\n"), "the early bytes were echoed");
+    let received_text = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
+    let received_text = received_text.expect("the connection was not closed in time");
+    assert!(received_text.ends_with(b"\r\n\r\n"), "the early bytes were echoed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -368,16 +368,16 @@ async fn send_after_response(chunks: usize, pause: Duration) -> usize {
     let drain = Drain::default();
     let mut client = connect(&drain);
     client.write_all(b"POST / HTTP/1.1\r\nhost: k\r\ncontent-length: 99999999\r\n\r\n").await.unwrap();
-    let mut sent = 0;
+    let mut sent_bytes = 0;
     for _ in 0..chunks {
         tokio::time::sleep(pause).await;
         match client.write_all(&[0; CHUNK_SIZE]).await {
-            Ok(()) => sent += CHUNK_SIZE,
+            Ok(()) => sent_bytes += CHUNK_SIZE,
             Err(_) => break,
         }
     }
     assert!(read_to_end(&mut client).await.ends_with(b"answer"));
-    sent
+    sent_bytes
 }
 
 #[tokio::test(start_paused = true)]
@@ -404,8 +404,8 @@ async fn the_remaining_bytes_of_a_body_are_not_parsed_as_a_request() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         // The connection may already be closed.
         let _ = client.write_all(REQUEST).await;
-        let received = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
-        let received = received.expect("the connection was not closed in time");
-        assert!(received.is_empty(), "{method}: {}", String::from_utf8_lossy(&received));
+        let received_text = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
+        let received_text = received_text.expect("the connection was not closed in time");
+        assert!(received_text.is_empty(), "{method}: {}", String::from_utf8_lossy(&received_text));
     }
 }

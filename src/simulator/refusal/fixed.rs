@@ -6,7 +6,7 @@
 //! `{short}` is one less. `{exceeded}` is the limit, but always less than the requested amount.
 //! `{plan}` is the plan that includes the requested format.
 
-use super::render::{bare, legacy, typed, unwrapped};
+use super::render::{legacy_refusal, plain_refusal, refusal_without_detail, typed_refusal};
 use super::{HttpRefusal, RefusalKind, RefusalValues};
 use crate::elevenlabs::refusal::{BodyFormat, Example, RefusalMeaning, examples, meaning_of_example};
 
@@ -56,10 +56,10 @@ pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
 pub(super) fn render(example: &Example, values: &RefusalValues, request_id: &str) -> HttpRefusal {
     let message = fill_placeholders(example, values);
     match example.body {
-        BodyFormat::Typed(names) => typed(example.status, names, &message, request_id),
-        BodyFormat::Legacy(status) => legacy(example.status, status, &message),
-        BodyFormat::Bare => bare(example.status, &message),
-        BodyFormat::Unwrapped(error) => unwrapped(example.status, error, &message),
+        BodyFormat::Typed(names) => typed_refusal(example.status, names, &message, request_id),
+        BodyFormat::Legacy(status) => legacy_refusal(example.status, status, &message),
+        BodyFormat::Bare => plain_refusal(example.status, &message),
+        BodyFormat::Unwrapped(error) => refusal_without_detail(example.status, error, &message),
     }
 }
 

@@ -12,47 +12,47 @@ impl RefusalKind {
         let RefusalValues {
             requested_amount, credit_limit, remaining_credits, key_name, key_cap, remaining_cap, object_id, max_count, ..
         } = values;
-        let typed = |status, kind, code, legacy, message: &str| {
-            typed(status, [kind, code, legacy], message, request_id)
+        let typed_refusal = |status, kind, code, legacy, message: &str| {
+            typed_refusal(status, [kind, code, legacy], message, request_id)
         };
         match self {
-            RefusalKind::Quota => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+            RefusalKind::Quota => typed_refusal(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
                 "This request exceeds your quota of {credit_limit}. You have {remaining_credits} credits remaining, while {requested_amount} credits are required for this request.",
             )),
-            RefusalKind::KeyCap => typed(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
+            RefusalKind::KeyCap => typed_refusal(401, "invalid_request", "quota_exceeded", "quota_exceeded", &format!(
                 "This request exceeds your API key ({key_name}) quota of {key_cap}. You have {remaining_cap} credits remaining, while {requested_amount} credits are required for this request.",
             )),
             RefusalKind::InvalidKey =>
-                typed(401, "authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
+                typed_refusal(401, "authentication_error", "unauthorized", "invalid_api_key", "Invalid API key"),
             RefusalKind::InvalidKey400 =>
-                typed(400, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key"),
-            RefusalKind::NeedsAuthorization => typed(401, "authentication_error", "unauthorized", "needs_authorization",
+                typed_refusal(400, "authentication_error", "invalid_api_key", "invalid_api_key", "Invalid API key"),
+            RefusalKind::NeedsAuthorization => typed_refusal(401, "authentication_error", "unauthorized", "needs_authorization",
                 "Neither authorization header nor xi-api-key received, please provide one."),
             RefusalKind::MissingPermissions(permission) =>
-                typed(401, "authentication_error", "unauthorized", "missing_permissions", &format!(
+                typed_refusal(401, "authentication_error", "unauthorized", "missing_permissions", &format!(
                     "The API key you used is missing the permission {permission} to execute this operation.",
                 )),
-            RefusalKind::UnusualActivity => legacy(401, "detected_unusual_activity",
+            RefusalKind::UnusualActivity => legacy_refusal(401, "detected_unusual_activity",
                 "Unusual activity detected. Free Tier usage disabled. If you are using proxy/VPN you might need to purchase a Paid Plan to not trigger our abuse detectors. Free Tier only works if users do not abuse it, for example by creating multiple free accounts."),
-            RefusalKind::PaymentIssue => typed(401, "payment_required", "payment_issue", "payment_issue",
+            RefusalKind::PaymentIssue => typed_refusal(401, "payment_required", "payment_issue", "payment_issue",
                 "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage."),
             RefusalKind::InsufficientCredits =>
-                typed(402, "payment_required", "insufficient_credits", "insufficient_credits",
+                typed_refusal(402, "payment_required", "insufficient_credits", "insufficient_credits",
                     "You do not have enough credits to complete this request."),
-            RefusalKind::PaidPlanRequired => typed(402, "payment_required", "paid_plan_required", "paid_plan_required",
+            RefusalKind::PaidPlanRequired => typed_refusal(402, "payment_required", "paid_plan_required", "paid_plan_required",
                 "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice."),
             // WebSockets have their own format for this refusal (the Python SDK 2.78). The format
             // over HTTP is unknown.
-            RefusalKind::UnacceptedTerms => typed(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
+            RefusalKind::UnacceptedTerms => typed_refusal(403, "authorization_error", "unaccepted_terms", "unaccepted_terms",
                 "You must accept the terms of service of this feature to use it."),
-            RefusalKind::Forbidden => bare(403, "Forbidden"),
+            RefusalKind::Forbidden => plain_refusal(403, "Forbidden"),
             RefusalKind::WorkspaceAccessDenied =>
-                typed(403, "authorization_error", "workspace_access_denied", "workspace_access_denied",
+                typed_refusal(403, "authorization_error", "workspace_access_denied", "workspace_access_denied",
                     "You do not have access to this workspace."),
             RefusalKind::SubscriptionRequired =>
-                typed(403, "authorization_error", "subscription_required", "subscription_required",
+                typed_refusal(403, "authorization_error", "subscription_required", "subscription_required",
                     "Your subscription does not include this feature. Please upgrade your subscription."),
-            RefusalKind::QuotaForbidden => legacy(403, "quota_exceeded", &format!(
+            RefusalKind::QuotaForbidden => legacy_refusal(403, "quota_exceeded", &format!(
                 "This request exceeds your quota of {credit_limit}. You have {remaining_credits} credits remaining, while {requested_amount} credits are required for this request.",
             )),
             RefusalKind::Concurrency => {
@@ -68,64 +68,64 @@ impl RefusalKind {
                     param: None,
                     docs_url: Some("https://elevenlabs.io/docs/overview/models#concurrency-and-priority"),
                 };
-                refusal(429, &Wrapped { detail })
+                json_refusal(429, &Wrapped { detail })
             }
             RefusalKind::RateLimit(retry_after) => {
-                let mut refusal = typed(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded",
+                let mut refusal = typed_refusal(429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_exceeded",
                     "Rate limit exceeded. Please slow down your requests.");
                 refusal.headers.extend(retry_after.map(|seconds| ("retry-after", seconds.to_string())));
                 refusal
             }
-            RefusalKind::SystemBusy => typed(429, "rate_limit_error", "system_busy", "system_busy",
+            RefusalKind::SystemBusy => typed_refusal(429, "rate_limit_error", "system_busy", "system_busy",
                 "Our services are experiencing high levels of traffic and cannot take your request. Please try again later."),
-            RefusalKind::FieldMissing(field) => unprocessable("missing", Some(field), "Field required"),
+            RefusalKind::FieldMissing(field) => unprocessable_refusal("missing", Some(field), "Field required"),
             RefusalKind::NotAString(field) =>
-                unprocessable("string_type", Some(field), "Input should be a valid string"),
-            RefusalKind::MalformedJson => unprocessable("json_invalid", None, "JSON decode error"),
-            RefusalKind::VoiceNotFound => typed(404, "not_found", "voice_not_found", "voice_not_found",
+                unprocessable_refusal("string_type", Some(field), "Input should be a valid string"),
+            RefusalKind::MalformedJson => unprocessable_refusal("json_invalid", None, "JSON decode error"),
+            RefusalKind::VoiceNotFound => typed_refusal(404, "not_found", "voice_not_found", "voice_not_found",
                 &format!("A voice with voice ID '{object_id}' was not found.")),
             RefusalKind::HistoryItemNotFound =>
-                typed(404, "not_found", "history_item_not_found", "history_item_not_found",
+                typed_refusal(404, "not_found", "history_item_not_found", "history_item_not_found",
                     &format!("History item with ID '{object_id}' was not found.")),
-            RefusalKind::AgentNotFound => typed(404, "not_found", "agent_not_found", "agent_not_found",
+            RefusalKind::AgentNotFound => typed_refusal(404, "not_found", "agent_not_found", "agent_not_found",
                 &format!("An agent with ID '{object_id}' was not found.")),
             RefusalKind::ConversationNotFound =>
-                typed(404, "not_found", "conversation_not_found", "conversation_not_found",
+                typed_refusal(404, "not_found", "conversation_not_found", "conversation_not_found",
                     &format!("A conversation with ID '{object_id}' was not found.")),
-            RefusalKind::InvalidCursor => typed(400, "validation_error", "invalid_cursor", "invalid_cursor",
+            RefusalKind::InvalidCursor => typed_refusal(400, "validation_error", "invalid_cursor", "invalid_cursor",
                 "The cursor is not valid."),
             // The text of the provider is unknown, but a 500 response was observed.
-            RefusalKind::UnknownRequest => typed(400, "validation_error", "invalid_parameters", "invalid_parameters",
+            RefusalKind::UnknownRequest => typed_refusal(400, "validation_error", "invalid_parameters", "invalid_parameters",
                 &format!("A request with ID '{object_id}' cannot be continued.")),
-            RefusalKind::AnonymousWorkspace => typed(404, "not_found", "workspace_not_found", "workspace_not_found",
+            RefusalKind::AnonymousWorkspace => typed_refusal(404, "not_found", "workspace_not_found", "workspace_not_found",
                 "Workspace 1anonymous1 not found."),
-            RefusalKind::ModelNotFound => typed(400, "not_found", "model_not_found", "model_not_found",
+            RefusalKind::ModelNotFound => typed_refusal(400, "not_found", "model_not_found", "model_not_found",
                 &format!("A model with model ID '{object_id}' was not found.")),
-            RefusalKind::TextTooLong => typed(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
+            RefusalKind::TextTooLong => typed_refusal(400, "validation_error", "text_too_long", "max_character_limit_exceeded",
                 &format!("The text is too long for the model '{object_id}': {requested_amount} characters, where {} are allowed.", values.exceeded_limit())),
-            RefusalKind::EmptyText => typed(400, "validation_error", "empty_text", "empty_text",
+            RefusalKind::EmptyText => typed_refusal(400, "validation_error", "empty_text", "empty_text",
                 "The text must not be empty."),
             RefusalKind::InvalidOutputFormat =>
-                typed(400, "validation_error", "invalid_output_format", "invalid_output_format", object_id),
-            RefusalKind::RequestTooLarge => typed(400, "invalid_request", "request_too_large", "request_too_large",
+                typed_refusal(400, "validation_error", "invalid_output_format", "invalid_output_format", object_id),
+            RefusalKind::RequestTooLarge => typed_refusal(400, "invalid_request", "request_too_large", "request_too_large",
                 &format!("The request body is larger than {max_count} bytes.")),
-            RefusalKind::NotFound => bare(404, "Not Found"),
+            RefusalKind::NotFound => plain_refusal(404, "Not Found"),
             RefusalKind::MethodNotAllowed(allowed) => {
-                let mut refusal = bare(405, "Method Not Allowed");
+                let mut refusal = plain_refusal(405, "Method Not Allowed");
                 refusal.headers.push(("allow", (*allowed).to_owned()));
                 refusal
             }
-            RefusalKind::ServerError => refusal(500, &Crash {
+            RefusalKind::ServerError => json_refusal(500, &Crash {
                 status: "internal_server_error",
                 message: "Internal Server error. All such crashes are reported to us automatically.",
             }),
-            RefusalKind::Maintenance => typed(503, "service_unavailable", "maintenance", "maintenance",
+            RefusalKind::Maintenance => typed_refusal(503, "service_unavailable", "maintenance", "maintenance",
                 "The service is undergoing maintenance. Please try again later."),
             RefusalKind::Fixed(fixed) => super::fixed::render(fixed, values, request_id),
             RefusalKind::Page(status) => HttpRefusal {
                 headers: vec![("content-type", "text/html".to_owned())],
                 body: "<!doctype html><title>Request blocked</title>".to_owned(),
-                ..bare(*status, "")
+                ..plain_refusal(*status, "")
             },
         }
     }
@@ -134,7 +134,7 @@ impl RefusalKind {
 /// Creates the simulator's refusal of content that a proxy must not forward. The provider never sends this
 /// status, so a proxy cannot confuse it with an ordinary refusal.
 pub(in crate::simulator) fn violation(message: &str) -> HttpRefusal {
-    legacy(599, "simulator_violation", message)
+    legacy_refusal(599, "simulator_violation", message)
 }
 
 /// The current error format. The fields have the order of the provider's responses.
@@ -188,7 +188,7 @@ struct Unprocessable<'a> {
     input: serde_json::Map<String, serde_json::Value>,
 }
 
-pub(super) fn refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
+pub(super) fn json_refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
     HttpRefusal {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers: Vec::new(),
@@ -198,26 +198,26 @@ pub(super) fn refusal(status: u16, body: &impl Serialize) -> HttpRefusal {
 }
 
 /// Creates an error in the current format, whose `type`, `code` and `status` are `names`.
-pub(super) fn typed(status: u16, names: [&str; 3], message: &str, request_id: &str) -> HttpRefusal {
+pub(super) fn typed_refusal(status: u16, names: [&str; 3], message: &str, request_id: &str) -> HttpRefusal {
     let [kind, code, legacy] = names;
     let detail = Detail { kind, code, message, status: legacy, request_id, param: None, docs_url: None };
-    refusal(status, &Wrapped { detail })
+    json_refusal(status, &Wrapped { detail })
 }
 
-pub(super) fn legacy(status: u16, name: &str, message: &str) -> HttpRefusal {
-    refusal(status, &Wrapped { detail: Legacy { status: name, message } })
+pub(super) fn legacy_refusal(status: u16, name: &str, message: &str) -> HttpRefusal {
+    json_refusal(status, &Wrapped { detail: Legacy { status: name, message } })
 }
 
 /// Creates an error without `detail`, as dubbing sends it.
-pub(super) fn unwrapped(status: u16, error: &str, message: &str) -> HttpRefusal {
-    refusal(status, &Unwrapped { error, message })
+pub(super) fn refusal_without_detail(status: u16, error: &str, message: &str) -> HttpRefusal {
+    json_refusal(status, &Unwrapped { error, message })
 }
 
-pub(super) fn bare(status: u16, detail: &str) -> HttpRefusal {
-    refusal(status, &Wrapped { detail })
+pub(super) fn plain_refusal(status: u16, detail: &str) -> HttpRefusal {
+    json_refusal(status, &Wrapped { detail })
 }
 
-fn unprocessable(kind: &str, field: Option<&str>, msg: &str) -> HttpRefusal {
+fn unprocessable_refusal(kind: &str, field: Option<&str>, msg: &str) -> HttpRefusal {
     let loc = std::iter::once("body").chain(field).collect();
-    refusal(422, &Wrapped { detail: [Unprocessable { kind, loc, msg, input: serde_json::Map::new() }] })
+    json_refusal(422, &Wrapped { detail: [Unprocessable { kind, loc, msg, input: serde_json::Map::new() }] })
 }

@@ -171,7 +171,7 @@ impl SessionConnection {
                 Some(Err(Error::Capacity(_))) => return Err(self.refuse_size().await),
                 Some(Err(_)) | None => return Err(SessionEnded),
             };
-            let received = match message {
+            let client_message = match message {
                 Message::Text(text) => ClientMessage::Text(text.as_str().to_owned()),
                 Message::Binary(bytes) => ClientMessage::Binary(bytes),
                 Message::Close(frame) => {
@@ -187,8 +187,8 @@ impl SessionConnection {
                 }
                 Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => continue,
             };
-            self.process_message(&received).await?;
-            return Ok(received);
+            self.process_message(&client_message).await?;
+            return Ok(client_message);
         }
     }
 
@@ -232,10 +232,10 @@ impl SessionConnection {
         let provider = &self.session.provider;
         match client_message {
             ClientMessage::Text(text) => {
-                let parsed = serde_json::from_str(text).ok();
+                let document = serde_json::from_str(text).ok();
                 let is_known = |key: &str| provider.find_key(key) != PresentedKey::Unknown;
                 let forbidden = &provider.plan.forbidden;
-                message_check::check_text(text, parsed.as_ref(), forbidden, !self.has_key_in_head, is_known)
+                message_check::check_text(text, document.as_ref(), forbidden, !self.has_key_in_head, is_known)
             }
             ClientMessage::Binary(bytes) => message_check::check_binary(bytes, &provider.plan.forbidden),
         }
@@ -269,11 +269,11 @@ impl SessionConnection {
     }
 
     async fn write(&mut self, message: Message) -> Result<(), SessionEnded> {
-        let written = tokio::time::timeout(WRITE_TIMEOUT, self.stream.send(message)).await;
+        let write_result = tokio::time::timeout(WRITE_TIMEOUT, self.stream.send(message)).await;
         if self.stream.get_ref().remaining == Some(0) {
             return Err(self.cut().await);
         }
-        match written {
+        match write_result {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(SessionEnded),
         }
@@ -370,8 +370,8 @@ impl SessionConnection {
             tcp.shutdown().await?;
             // If received data remained unread, the kernel would send a reset, which may overtake the sent
             // data.
-            let mut discarded = [0; 4_096];
-            while tcp.read(&mut discarded).await? > 0 {}
+            let mut discard_buffer = [0; 4_096];
+            while tcp.read(&mut discard_buffer).await? > 0 {}
             Ok::<_, io::Error>(())
         };
         let _ended = tokio::time::timeout(CUT_TIMEOUT, shut_down).await;

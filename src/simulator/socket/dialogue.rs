@@ -30,7 +30,7 @@ const DEFAULT_MODEL: &str = "eleven_v3";
 const CONVERSATIONAL_MODEL: &str = "eleven_v3_conversational";
 
 /// The collected lines of a context.
-struct Context {
+struct DialogueContext {
     voices: Vec<String>,
     text: String,
 }
@@ -38,7 +38,7 @@ struct Context {
 /// The state of the session.
 struct Dialogue {
     synthesizer: Synthesizer,
-    contexts: BTreeMap<String, Context>,
+    contexts: BTreeMap<String, DialogueContext>,
     has_contexts: bool,
     /// Whether audio messages contain the times of the characters.
     has_alignment: bool,
@@ -115,7 +115,8 @@ impl Dialogue {
         for input in inputs {
             self.add_line(connection, &id, input).await?;
         }
-        let has_enough_text = |context: &Context| character_count(&context.text) >= MIN_SPOKEN_CHARACTERS;
+        let has_enough_text =
+            |context: &DialogueContext| character_count(&context.text) >= MIN_SPOKEN_CHARACTERS;
         if is_set(message, "flush") {
             self.end_turn(connection, &id).await?;
         } else if self.contexts.get(&id).is_some_and(has_enough_text) {
@@ -152,7 +153,7 @@ impl Dialogue {
         }
         let check = self.synthesizer.check_voices(&connection.session.provider, &voices);
         connection.require(check).await?;
-        self.contexts.insert(id.to_owned(), Context { voices, text: String::new() });
+        self.contexts.insert(id.to_owned(), DialogueContext { voices, text: String::new() });
         Ok(())
     }
 
@@ -241,5 +242,5 @@ async fn refuse(
     message: &str,
     param: Option<&str>,
 ) -> SessionEnded {
-    connection.send_refusal(refusal::dialogue(error, message, param)).await
+    connection.send_refusal(refusal::dialogue_refusal(error, message, param)).await
 }

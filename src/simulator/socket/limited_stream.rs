@@ -31,10 +31,10 @@ impl AsyncWrite for LimitedStream {
         if remaining == 0 {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let allowed = usize::try_from(remaining).unwrap_or(usize::MAX).min(bytes.len());
-        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &bytes[..allowed]))?;
-        self.remaining = Some(remaining.saturating_sub(u64::try_from(written).unwrap_or(u64::MAX)));
-        Poll::Ready(Ok(written))
+        let allowed_bytes = usize::try_from(remaining).unwrap_or(usize::MAX).min(bytes.len());
+        let written_bytes = ready!(Pin::new(&mut self.tcp).poll_write(cx, &bytes[..allowed_bytes]))?;
+        self.remaining = Some(remaining.saturating_sub(u64::try_from(written_bytes).unwrap_or(u64::MAX)));
+        Poll::Ready(Ok(written_bytes))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

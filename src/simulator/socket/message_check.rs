@@ -63,8 +63,8 @@ pub(super) fn check_binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
 
 /// Returns the violations of the forbidden texts that a message contains.
 fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
-    let found = forbidden.iter().zip(1..).filter(|(secret, _)| contains(secret));
-    found
+    let found_secrets = forbidden.iter().zip(1..).filter(|(secret, _)| contains(secret));
+    found_secrets
         .map(|(_, number)| format!("forbidden text {number} of {} arrived in a message", forbidden.len()))
         .collect()
 }

@@ -67,7 +67,7 @@ pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &Refusal
     let refusal = match format {
         RefusalFormat::Speech => {
             let (error, message) = name_and_message(kind, values);
-            let refusal = speech(&error, &message);
+            let refusal = speech_refusal(&error, &message);
             // A concurrency refusal has no message before its close (captured, 2026).
             if *kind == RefusalKind::Concurrency {
                 SocketRefusal { message: None, ..refusal }
@@ -77,28 +77,28 @@ pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &Refusal
         }
         RefusalFormat::Dialogue => {
             let (error, message) = name_and_message(kind, values);
-            dialogue(&error, &message, None)
+            dialogue_refusal(&error, &message, None)
         }
-        RefusalFormat::Agent => agent(kind, values),
+        RefusalFormat::Agent => agent_refusal(kind, values),
         RefusalFormat::Scribe => {
             let (message_type, error) = scribe_type_and_error(kind, values);
-            scribe(message_type, &error)
+            scribe_refusal(message_type, &error)
         }
     };
     SocketRefusal { name: kind.to_string(), ..refusal }
 }
 
 /// Creates a refusal of speech.
-pub(super) fn speech(error: &str, message: &str) -> SocketRefusal {
-    speech_or_dialogue(error, message, None)
+pub(super) fn speech_refusal(error: &str, message: &str) -> SocketRefusal {
+    text_refusal(error, message, None)
 }
 
 /// Creates a refusal of dialogue.
-pub(super) fn dialogue(error: &str, message: &str, param: Option<&str>) -> SocketRefusal {
-    speech_or_dialogue(error, message, Some(param))
+pub(super) fn dialogue_refusal(error: &str, message: &str, param: Option<&str>) -> SocketRefusal {
+    text_refusal(error, message, Some(param))
 }
 
-fn speech_or_dialogue(error: &str, message: &str, param: Option<Option<&str>>) -> SocketRefusal {
+fn text_refusal(error: &str, message: &str, param: Option<Option<&str>>) -> SocketRefusal {
     let body = to_json(&SpeechError { message, error, code: POLICY_VIOLATION, param });
     SocketRefusal {
         name: error.to_owned(),
@@ -110,7 +110,7 @@ fn speech_or_dialogue(error: &str, message: &str, param: Option<Option<&str>>) -
 
 /// Creates a refusal of a conversation: 1002 for errors that end the session, 1011 for errors of
 /// the provider, 1008 for errors of the client (documentation, and a captured quota refusal of 2026).
-fn agent(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
+fn agent_refusal(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     if RefusalFamily::of(kind) == RefusalFamily::Quota {
         // The other captured form has a message before the close (2026).
@@ -132,7 +132,7 @@ fn agent(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
 }
 
 /// Creates a refusal of transcription, with a normal close (captured for the key, 2026).
-pub(super) fn scribe(message_type: &str, error: &str) -> SocketRefusal {
+pub(super) fn scribe_refusal(message_type: &str, error: &str) -> SocketRefusal {
     let body = to_json(&ScribeError { message_type, error });
     SocketRefusal { name: message_type.to_owned(), message: Some(body), code: 1_000, reason: String::new() }
 }

@@ -45,7 +45,7 @@ pub(super) async fn serve(
     let format = query_value(query, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
     let Some((rate, bytes_per_second)) = parse_rates(&format) else {
         let message = format!("Audio format '{format}' is not supported.");
-        return Err(connection.send_refusal(refusal::scribe("invalid_request", &message)).await);
+        return Err(connection.send_refusal(refusal::scribe_refusal("invalid_request", &message)).await);
     };
     // The credits must suffice for one second.
     let check =
@@ -90,7 +90,7 @@ fn has_value(query: &str, parameter: &str, expected: &str) -> bool {
 }
 
 async fn refuse_input(connection: &mut SessionConnection, error: &str) -> SessionEnded {
-    connection.send_refusal(refusal::scribe("input_error", error)).await
+    connection.send_refusal(refusal::scribe_refusal("input_error", error)).await
 }
 
 impl Transcription {
@@ -150,13 +150,13 @@ impl Transcription {
         // Times and the language have the same event. If only the language was requested, the event
         // contains no words (Pipecat 1.14).
         if self.has_times || self.has_language {
-            let timed = json!({
+            let timed_transcript = json!({
                 "message_type": "committed_transcript_with_timestamps",
                 "text": text,
                 "language_code": "en",
                 "words": self.has_times.then(|| self.timed_words()),
             });
-            connection.send_json(timed).await?;
+            connection.send_json(timed_transcript).await?;
         }
         self.segment_bytes = 0;
         Ok(())

@@ -52,7 +52,7 @@ impl AudioOutput<'_> {
 }
 
 /// The collected text of a context.
-struct Context {
+struct SpeechContext {
     text: String,
     /// Characters to collect before each audio. The last number repeats.
     schedule: Vec<u64>,
@@ -62,7 +62,7 @@ struct Context {
 /// The state of the session.
 struct Speech {
     synthesizer: Synthesizer,
-    contexts: BTreeMap<String, Context>,
+    contexts: BTreeMap<String, SpeechContext>,
     has_contexts: bool,
     /// Whether each message is spoken immediately.
     is_auto_mode: bool,
@@ -105,7 +105,7 @@ async fn receive_message(
     let message = format!(
         "Have not received a new text input within the timeout of {timeout_seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string \"\") when done."
     );
-    Err(connection.send_refusal(refusal::speech("input_timeout_exceeded", &message)).await)
+    Err(connection.send_refusal(refusal::speech_refusal("input_timeout_exceeded", &message)).await)
 }
 
 impl Speech {
@@ -142,9 +142,9 @@ impl Speech {
         }
         if !self.contexts.contains_key(&id) && self.contexts.len() == MAX_CONTEXTS {
             let (error, message) = too_many_contexts();
-            return Err(connection.send_refusal(refusal::speech(error, &message)).await);
+            return Err(connection.send_refusal(refusal::speech_refusal(error, &message)).await);
         }
-        let context = self.contexts.entry(id.clone()).or_insert_with(|| Context::new(message));
+        let context = self.contexts.entry(id.clone()).or_insert_with(|| SpeechContext::new(message));
         context.add(text.unwrap_or_default());
         let buffered = character_count(&context.text);
         let is_triggered = is_set(message, "try_trigger_generation") && buffered >= SEGMENT_CHARACTERS as u64;
@@ -188,11 +188,11 @@ impl Speech {
     }
 }
 
-impl Context {
+impl SpeechContext {
     fn new(message: &Value) -> Self {
         let requested =
             message.get("generation_config").and_then(|config| config.get("chunk_length_schedule"));
-        let requested = requested.and_then(Value::as_array).map(|list| {
+        let requested_lengths = requested.and_then(Value::as_array).map(|list| {
             let lengths =
                 list.iter().filter_map(|length| length.as_u64().or_else(|| round(length.as_f64()?)));
             lengths
@@ -200,7 +200,8 @@ impl Context {
                 .take(16)
                 .collect::<Vec<_>>()
         });
-        let schedule = requested.filter(|list| !list.is_empty()).unwrap_or_else(|| DEFAULT_SCHEDULE.to_vec());
+        let schedule =
+            requested_lengths.filter(|list| !list.is_empty()).unwrap_or_else(|| DEFAULT_SCHEDULE.to_vec());
         Self { text: String::new(), schedule, audio_count: 0 }
     }
 

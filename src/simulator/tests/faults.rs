@@ -7,100 +7,109 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::*;
 use crate::simulator::{Fault, KeyPlan, Ledger, RefusalKind, WorkspacePlan};
 
-async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    tokio::time::timeout(TIMEOUT, sim.wait_for_ledger(condition))
+async fn wait_until(simulator: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    tokio::time::timeout(TIMEOUT, simulator.wait_for_ledger(condition))
         .await
         .expect("the ledger must fulfil the condition in time")
 }
 
 #[tokio::test]
 async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
-    let sim = start_with("sk=10000").await;
-    let whole = speech("hello, choir").key("sk").to(&sim).await;
-    for bytes in [0, 1, 417, 1_000, whole.body.len()] {
-        sim.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
-        let reply = speech("hello, choir").key("sk").to(&sim).await;
+    let simulator = start_with("sk=10000").await;
+    let whole_response = speech_call("hello, choir").key("sk").send_to(&simulator).await;
+    for bytes in [0, 1, 417, 1_000, whole_response.body.len()] {
+        simulator.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        let reply = speech_call("hello, choir").key("sk").send_to(&simulator).await;
         assert!(reply.is_broken, "after {bytes}");
         assert_eq!(reply.status, 200);
-        assert_eq!(reply.body, whole.body[..bytes], "after {bytes}");
+        assert_eq!(reply.body, whole_response.body[..bytes], "after {bytes}");
         assert_eq!(reply.header("character-cost"), "12");
     }
-    assert_eq!(sim.ledger().totals.charged, 6 * 12, "a broken response is charged");
+    assert_eq!(simulator.ledger().totals.charged, 6 * 12, "a broken response is charged");
 }
 
 #[tokio::test]
 async fn a_large_response_is_cut_at_the_exact_byte() {
-    let sim = start_with("sk=10000").await;
-    sim.queue_faults("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
+    let simulator = start_with("sk=10000").await;
+    simulator.queue_faults("sk", vec![Fault::CutAfter { bytes: 3_000_000 }]);
     let text = "la ".repeat(1_000);
     let call = post(&format!("{TTS}?output_format=pcm_48000"), format!(r#"{{"text":"{text}"}}"#));
-    let reply = call.key("sk").to(&sim).await;
+    let reply = call.key("sk").send_to(&simulator).await;
     assert!(reply.is_broken);
     assert_eq!(reply.body.len(), 3_000_000);
 }
 
 #[tokio::test]
 async fn a_connection_can_close_without_a_response() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec![Fault::CloseBeforeHead, Fault::CloseUnread]);
     for body_complete in [true, false] {
-        let error = speech("hello").key("sk").attempt(&sim).await.unwrap_err();
+        let error = speech_call("hello").key("sk").try_send(&simulator).await.unwrap_err();
         assert!(error.is_incomplete_message() || error.to_string().contains("connection"), "{error}");
-        let ledger = wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        let ledger = wait_until(&simulator, |ledger| ledger.totals.in_flight == 0).await;
         let last = ledger.requests.last().unwrap();
         assert_eq!((last.status, last.body_complete, last.charged), (None, body_complete, 0));
     }
-    let ledger = sim.ledger();
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.unanswered, ledger.key("sk").unwrap().unanswered), (2, 2));
-    assert_eq!(speech("hello").key("sk").to(&sim).await.status, 200);
+    assert_eq!(speech_call("hello").key("sk").send_to(&simulator).await.status, 200);
 }
 
 #[tokio::test]
 async fn an_early_refusal_does_not_wait_for_the_body() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec![Fault::EarlyRefuse(RefusalKind::InvalidKey)]);
-    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec![Fault::EarlyRefuse(RefusalKind::InvalidKey)]);
+    let mut stream = TcpStream::connect(simulator.address()).await.unwrap();
     let head =
-        format!("POST {TTS} HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\ncontent-length: 100000\r\n\r\n");
+        format!("POST {TTS} HTTP/1.1\r\nhost: simulator\r\nxi-api-key: sk\r\ncontent-length: 100000\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut start = [0; 12];
-    let read = stream.read_exact(&mut start);
-    tokio::time::timeout(TIMEOUT, read).await.expect("the response must arrive before the body").unwrap();
+    let read_result = stream.read_exact(&mut start);
+    tokio::time::timeout(TIMEOUT, read_result)
+        .await
+        .expect("the response must arrive before the body")
+        .unwrap();
     assert_eq!(&start, b"HTTP/1.1 401");
     // The body may arrive later, and the connection then serves another request.
     stream.write_all(&[b'x'; 100_000]).await.unwrap();
-    stream.write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: sim\r\nconnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: simulator\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut rest = String::new();
-    let read = stream.read_to_string(&mut rest);
-    tokio::time::timeout(TIMEOUT, read).await.expect("the second response must arrive in time").unwrap();
+    let read_result = stream.read_to_string(&mut rest);
+    tokio::time::timeout(TIMEOUT, read_result)
+        .await
+        .expect("the second response must arrive in time")
+        .unwrap();
     assert!(rest.contains("HTTP/1.1 404"), "{rest}");
 }
 
 #[tokio::test]
 async fn a_refusal_can_be_gzipped_or_only_be_labelled_so() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec![Fault::Gzip(RefusalKind::SystemBusy), Fault::GarbledError]);
-    let packed = speech("hello").key("sk").to(&sim).await;
-    assert_eq!((packed.status, packed.header("content-encoding")), (429, "gzip"));
-    assert_eq!(packed.header("content-length"), packed.body.len().to_string());
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec![Fault::Gzip(RefusalKind::SystemBusy), Fault::GarbledError]);
+    let compressed_response = speech_call("hello").key("sk").send_to(&simulator).await;
+    assert_eq!((compressed_response.status, compressed_response.header("content-encoding")), (429, "gzip"));
+    assert_eq!(compressed_response.header("content-length"), compressed_response.body.len().to_string());
     let mut text = String::new();
-    flate2::read::GzDecoder::new(packed.body.as_ref()).read_to_string(&mut text).unwrap();
+    flate2::read::GzDecoder::new(compressed_response.body.as_ref()).read_to_string(&mut text).unwrap();
     assert!(text.contains(r#""code":"system_busy""#));
 
-    let garbled = speech("hello").key("sk").to(&sim).await;
-    assert_eq!((garbled.status, garbled.header("content-encoding")), (401, "gzip"));
-    flate2::read::GzDecoder::new(garbled.body.as_ref()).read_to_string(&mut text).unwrap_err();
+    let garbled_response = speech_call("hello").key("sk").send_to(&simulator).await;
+    assert_eq!((garbled_response.status, garbled_response.header("content-encoding")), (401, "gzip"));
+    flate2::read::GzDecoder::new(garbled_response.body.as_ref()).read_to_string(&mut text).unwrap_err();
 }
 
 #[tokio::test]
 async fn a_refusal_can_have_several_encodings() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let plain = r#"{"detail":"Forbidden"}"#;
     for (encodings, header) in
         [("br", "br"), ("zstd", "zstd"), ("deflate", "deflate"), ("gzip,br", "gzip, br")]
     {
-        sim.queue_faults("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
-        let reply = speech("hello").key("sk").to(&sim).await;
+        simulator.queue_faults("sk", vec![format!("encoded={encodings}:forbidden").parse().unwrap()]);
+        let reply = speech_call("hello").key("sk").send_to(&simulator).await;
         assert_eq!((reply.status, reply.header("content-encoding")), (403, header));
         let mut text = String::new();
         match encodings {
@@ -121,47 +130,47 @@ async fn a_refusal_can_have_several_encodings() {
 
 #[tokio::test]
 async fn an_error_can_be_huge_or_endless() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec![Fault::HugeError, Fault::EndlessError]);
-    let huge = speech("hello").key("sk").to(&sim).await;
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec![Fault::HugeError, Fault::EndlessError]);
+    let huge = speech_call("hello").key("sk").send_to(&simulator).await;
     assert_eq!((huge.status, huge.body.len()), (401, 100_000));
     assert_eq!(huge.json()["detail"]["code"], "quota_exceeded");
 
-    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
-    let head = "GET /v1/user HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\n\r\n";
+    let mut stream = TcpStream::connect(simulator.address()).await.unwrap();
+    let head = "GET /v1/user HTTP/1.1\r\nhost: simulator\r\nxi-api-key: sk\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut first = vec![0; 2_000_000];
-    let read = stream.read_exact(&mut first);
-    tokio::time::timeout(TIMEOUT, read)
+    let read_result = stream.read_exact(&mut first);
+    tokio::time::timeout(TIMEOUT, read_result)
         .await
         .expect("two megabytes of the error must arrive in time")
         .unwrap();
     assert!(String::from_utf8_lossy(&first).contains("quota_exceeded"));
     drop(stream);
-    tokio::time::timeout(TIMEOUT, sim.stop())
+    tokio::time::timeout(TIMEOUT, simulator.stop())
         .await
         .expect("the simulator must stop although the body never ends");
 }
 
 #[tokio::test]
 async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for (fault, charged) in [(Fault::Stall { ms: 600_000 }, 0), (Fault::SlowHead { ms: 600_000 }, 5)] {
-        sim.queue_faults("sk", vec![fault]);
-        let requests = sim.ledger().totals.requests + 1;
+        simulator.queue_faults("sk", vec![fault]);
+        let requests = simulator.ledger().totals.requests + 1;
         {
-            let call = speech("hello").key("sk");
-            let attempt = call.attempt(&sim);
-            let arrived = wait_until(&sim, |ledger| {
+            let call = speech_call("hello").key("sk");
+            let attempt = call.try_send(&simulator);
+            let arrival = wait_until(&simulator, |ledger| {
                 let is_read = ledger.totals.requests == requests && ledger.totals.in_flight == 1;
                 is_read && ledger.totals.charged == charged
             });
             tokio::select! {
                 reply = attempt => panic!("the response was not delayed: {reply:?}"),
-                _ = arrived => {}
+                _ = arrival => {}
             }
         }
-        let ledger = wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await;
+        let ledger = wait_until(&simulator, |ledger| ledger.totals.in_flight == 0).await;
         assert_eq!(ledger.totals.charged, charged);
         assert_eq!(ledger.requests.last().unwrap().charged, charged);
         assert_eq!(ledger.workspaces[0].running, 0, "the slot must be released");
@@ -170,20 +179,20 @@ async fn a_disconnected_client_is_charged_only_for_an_executed_request() {
 
 #[tokio::test]
 async fn a_delayed_response_equals_the_ordinary_one() {
-    let sim = start_with("sk=100").await;
-    let whole = speech("hello").key("sk").to(&sim).await.body;
-    sim.queue_faults(
+    let simulator = start_with("sk=100").await;
+    let whole_body = speech_call("hello").key("sk").send_to(&simulator).await.body;
+    simulator.queue_faults(
         "sk",
         vec![Fault::Stall { ms: 5 }, Fault::SlowHead { ms: 5 }, Fault::SlowBody { ms: 5 }],
     );
     for _ in 0..3 {
-        assert_eq!(speech("hello").key("sk").to(&sim).await.body, whole);
+        assert_eq!(speech_call("hello").key("sk").send_to(&simulator).await.body, whole_body);
     }
     // The chunks of a slow body arrive separately: a client receives the first before the last is
     // generated.
-    sim.queue_faults("sk", vec![Fault::SlowBody { ms: 20 }]);
-    let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").to(&sim).await;
-    assert_eq!((stream.body, stream.chunks), (whole, 3));
+    simulator.queue_faults("sk", vec![Fault::SlowBody { ms: 20 }]);
+    let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#).key("sk").send_to(&simulator).await;
+    assert_eq!((stream.body, stream.chunks), (whole_body, 3));
 }
 
 #[tokio::test]
@@ -191,19 +200,19 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
     let plan = Plan::parse("a=100@w b=100@w c=100")
         .unwrap()
         .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) });
-    let sim = start(plan).await;
-    sim.queue_faults("a", vec![Fault::SlowHead { ms: 600_000 }]);
+    let simulator = start(plan).await;
+    simulator.queue_faults("a", vec![Fault::SlowHead { ms: 600_000 }]);
     {
-        let call = speech("hello").key("a");
-        let attempt = call.attempt(&sim);
-        let refused = async {
-            wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 1).await;
-            let other = speech("hello").key("c").to(&sim).await.status;
-            (speech("hello").key("b").to(&sim).await, other)
+        let call = speech_call("hello").key("a");
+        let attempt = call.try_send(&simulator);
+        let refused_status = async {
+            wait_until(&simulator, |ledger| ledger.workspace("w").unwrap().running == 1).await;
+            let other_status = speech_call("hello").key("c").send_to(&simulator).await.status;
+            (speech_call("hello").key("b").send_to(&simulator).await, other_status)
         };
         tokio::select! {
             reply = attempt => panic!("the response was not delayed: {reply:?}"),
-            (reply, other) = refused => {
+            (reply, other) = refused_status => {
                 assert_eq!(other, 200, "another workspace must not be limited");
                 assert_eq!((reply.status, reply.header("retry-after")), (429, ""));
                 assert_eq!(reply.json()["detail"]["status"], "too_many_concurrent_requests");
@@ -211,9 +220,9 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
             }
         }
     }
-    let ledger = wait_until(&sim, |ledger| ledger.workspace("w").unwrap().running == 0).await;
+    let ledger = wait_until(&simulator, |ledger| ledger.workspace("w").unwrap().running == 0).await;
     assert_eq!(ledger.workspace("w").unwrap().used, 5, "a refusal must not be charged");
-    let reply = speech("hello").key("b").to(&sim).await;
+    let reply = speech_call("hello").key("b").send_to(&simulator).await;
     assert_eq!((reply.status, reply.header("maximum-concurrent-requests")), (200, "1"));
 }
 
@@ -222,42 +231,42 @@ async fn a_busy_workspace_reports_its_maximum_and_no_time_to_retry() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sequential_requests_never_exceed_the_limit() {
     let busy = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000_000) };
-    let sim = start(Plan::parse("a=0@w").unwrap().with_workspace(busy)).await;
+    let simulator = start(Plan::parse("a=0@w").unwrap().with_workspace(busy)).await;
     for _ in 0..100 {
         let stream = post(&format!("{TTS}/stream"), r#"{"text":"hello"}"#);
-        assert_eq!(stream.key("a").to(&sim).await.status, 200);
+        assert_eq!(stream.key("a").send_to(&simulator).await.status, 200);
     }
-    assert_eq!(sim.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
 }
 
 #[tokio::test]
 async fn queued_faults_come_in_order_before_the_permanent_one() {
     let plan = KeyPlan { faults: vec![Fault::ServerError, Fault::Pass], ..KeyPlan::new("sk", 100) };
-    let sim = start(Plan { keys: vec![plan], ..Plan::default() }).await;
-    sim.set_fault("sk", Some(Fault::Refuse(RefusalKind::Maintenance)));
+    let simulator = start(Plan { keys: vec![plan], ..Plan::default() }).await;
+    simulator.set_fault("sk", Some(Fault::Refuse(RefusalKind::Maintenance)));
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(speech("a").key("sk").to(&sim).await.status);
+        statuses.push(speech_call("a").key("sk").send_to(&simulator).await.status);
     }
-    sim.set_fault("sk", None);
-    statuses.push(speech("a").key("sk").to(&sim).await.status);
+    simulator.set_fault("sk", None);
+    statuses.push(speech_call("a").key("sk").send_to(&simulator).await.status);
     assert_eq!(statuses, [500, 200, 503, 503, 200]);
 }
 
 #[tokio::test]
 async fn a_script_of_an_unknown_key_is_a_violation() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("ks", vec![Fault::ServerError]);
-    sim.set_fault("ks", None);
-    assert_eq!(sim.ledger().violations.len(), 2);
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("ks", vec![Fault::ServerError]);
+    simulator.set_fault("ks", None);
+    assert_eq!(simulator.ledger().violations.len(), 2);
 }
 
 #[tokio::test]
 async fn a_response_is_exactly_what_the_fault_specifies() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let packed: &[u8] = &[0x8b, 0x01, 0x80, 0x7b, 0x7d, 0x03];
     let exact = |text: &str| text.parse::<Fault>().unwrap();
-    let encoded = Fault::Respond {
+    let encoded_fault = Fault::Respond {
         status: 401,
         headers: vec![
             ("content-encoding".into(), "br".into()),
@@ -277,49 +286,52 @@ async fn a_response_is_exactly_what_the_fault_specifies() {
         (exact("answer=429[x-trace-id: ]/error code: 1015"), 429, "text/plain", false, b"error code: 1015"),
         (exact("answer=429/"), 429, "", true, b""),
         (exact("answer=204"), 204, "", true, b""),
-        (encoded, 401, "application/json", true, packed),
+        (encoded_fault, 401, "application/json", true, packed),
     ] {
-        sim.queue_faults("sk", vec![fault.clone()]);
-        let reply = speech("hello").key("sk").to(&sim).await;
+        simulator.queue_faults("sk", vec![fault.clone()]);
+        let reply = speech_call("hello").key("sk").send_to(&simulator).await;
         assert_eq!((reply.status, reply.header("content-type")), (status, content_type), "{fault}");
         assert_eq!((&reply.body[..], !reply.header("x-trace-id").is_empty()), (body, trace), "{fault}");
     }
-    sim.queue_faults(
+    simulator.queue_faults(
         "sk",
         vec![exact("answer=429[retry-after: 86400][set-cookie: a=1][set-cookie: b=2][server: edge]/x")],
     );
-    let reply = speech("hello").key("sk").to(&sim).await;
+    let reply = speech_call("hello").key("sk").send_to(&simulator).await;
     assert_eq!((reply.header("retry-after"), reply.header("server")), ("86400", "edge"));
     assert_eq!(reply.headers.get_all("set-cookie").iter().count(), 2);
-    let ledger = sim.ledger();
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.charged, ledger.requests[0].body_complete), (0, true));
 }
 
 #[tokio::test]
 async fn a_fault_of_a_route_applies_to_that_route_only() {
-    let sim = start_with("a=100 b=100").await;
-    let status = async |call: Call, key: &str| call.key(key).to(&sim).await.status;
-    sim.set_route_fault("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
-    assert_eq!(status(speech("x"), "a").await, 401);
-    assert_eq!(status(speech("x"), "b").await, 200);
+    let simulator = start_with("a=100 b=100").await;
+    let status = async |call: SimulatorCall, key: &str| call.key(key).send_to(&simulator).await.status;
+    simulator.set_route_fault("a", "/v1/text-to-speech", Some("quota_words".parse().unwrap()));
+    assert_eq!(status(speech_call("x"), "a").await, 401);
+    assert_eq!(status(speech_call("x"), "b").await, 200);
     for path in ["/v1/user/subscription", "/v1/user", "/v1/models"] {
         assert_eq!(status(get(path), "a").await, 200, "{path}");
     }
     // A general fault of the key does not apply to a route with its own fault, and stays in the
     // queue.
-    sim.queue_faults("a", vec![Fault::ServerError]);
-    assert_eq!(status(speech("x"), "a").await, 401);
+    simulator.queue_faults("a", vec![Fault::ServerError]);
+    assert_eq!(status(speech_call("x"), "a").await, 401);
     assert_eq!(status(get("/v1/user"), "a").await, 500);
-    sim.queue_route_faults("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
-    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "a").await), (200, 401));
+    simulator.queue_route_faults("a", "POST /v1/text-to-speech", vec![Fault::Pass]);
+    assert_eq!((status(speech_call("x"), "a").await, status(speech_call("x"), "a").await), (200, 401));
 
-    sim.set_route_fault_for_all("/v1/text-to-speech", Some(Fault::Refuse(RefusalKind::Maintenance)));
-    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (401, 503));
-    assert_eq!((status(speech("x"), "unknown").await, speech("x").to(&sim).await.status), (503, 503));
-    sim.set_route_fault("a", "/v1/text-to-speech", None);
-    sim.set_route_fault_for_all("/v1/text-to-speech", None);
-    assert_eq!((status(speech("x"), "a").await, status(speech("x"), "b").await), (200, 200));
+    simulator.set_route_fault_for_all("/v1/text-to-speech", Some(Fault::Refuse(RefusalKind::Maintenance)));
+    assert_eq!((status(speech_call("x"), "a").await, status(speech_call("x"), "b").await), (401, 503));
+    assert_eq!(
+        (status(speech_call("x"), "unknown").await, speech_call("x").send_to(&simulator).await.status),
+        (503, 503)
+    );
+    simulator.set_route_fault("a", "/v1/text-to-speech", None);
+    simulator.set_route_fault_for_all("/v1/text-to-speech", None);
+    assert_eq!((status(speech_call("x"), "a").await, status(speech_call("x"), "b").await), (200, 200));
 
-    sim.set_route_fault("c", "/v1", None);
-    assert_eq!(sim.ledger().violations.len(), 1, "a fault of an unknown key must be a violation");
+    simulator.set_route_fault("c", "/v1", None);
+    assert_eq!(simulator.ledger().violations.len(), 1, "a fault of an unknown key must be a violation");
 }

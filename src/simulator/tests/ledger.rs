@@ -5,9 +5,9 @@ use crate::simulator::{Ledger, PlanError};
 
 #[tokio::test]
 async fn a_body_is_counted_and_hashed_as_received() {
-    let sim = start_with("sk=100").await;
-    post("/v1/simulator/echo?b=1&a=%20&b=2", "abc").key("sk").to(&sim).await;
-    let ledger = sim.ledger();
+    let simulator = start_with("sk=100").await;
+    post("/v1/simulator/echo?b=1&a=%20&b=2", "abc").key("sk").send_to(&simulator).await;
+    let ledger = simulator.ledger();
     let [request] = ledger.requests.as_slice() else { panic!("{ledger:?}") };
     assert_eq!(request.path_and_query, "/v1/simulator/echo?b=1&a=%20&b=2");
     assert_eq!((request.method.as_str(), request.key.as_deref()), ("POST", Some("sk")));
@@ -17,9 +17,9 @@ async fn a_body_is_counted_and_hashed_as_received() {
 
 #[tokio::test]
 async fn the_echo_returns_the_request_and_hides_the_key() {
-    let sim = start_with("sk_one=100 sk_two=100").await;
+    let simulator = start_with("sk_one=100 sk_two=100").await;
     let call = post("/v1/simulator/echo?x=%2F", "abc").key("sk_two").header("x-fern-language", "Python");
-    let echo = call.to(&sim).await;
+    let echo = call.send_to(&simulator).await;
     assert!(!echo.text().contains("sk_two"));
     let echo = echo.json();
     assert_eq!(
@@ -31,13 +31,14 @@ async fn the_echo_returns_the_request_and_hides_the_key() {
     for pair in [["xi-api-key", "key 2"], ["x-fern-language", "Python"], ["content-length", "3"]] {
         assert!(headers.contains(&serde_json::json!(pair)), "{headers:?}");
     }
-    assert_eq!(sim.ledger().totals.charged, 0);
+    assert_eq!(simulator.ledger().totals.charged, 0);
 }
 
 #[tokio::test]
 async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
     let secret = "client-secret-42";
-    let sim = start(Plan::of([("sk", 100)]).forbidding("other").forbidding(secret)).await;
+    let simulator =
+        start(Plan::with_keys([("sk", 100)]).with_forbidden_text("other").with_forbidden_text(secret)).await;
     let cases = [
         (get("/v1/user").header("authorization", "Bearer x"), "the header authorization arrived"),
         (get("/v1/user").header("cookie", "a=b"), "the header cookie arrived"),
@@ -60,15 +61,15 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
     ];
     let count = cases.len();
     for (call, expected) in cases {
-        let reply = call.key("sk").to(&sim).await;
+        let reply = call.key("sk").send_to(&simulator).await;
         let message = format!(r#"{{"detail":{{"status":"simulator_violation","message":"{expected}"}}}}"#);
         assert_eq!((reply.status, reply.text()), (599, message.as_str()));
-        assert_eq!(sim.ledger().violations.last().unwrap(), &format!("GET: {expected}"));
+        assert_eq!(simulator.ledger().violations.last().unwrap(), &format!("GET: {expected}"));
     }
-    assert_eq!(usize::try_from(sim.ledger().totals.violations).unwrap(), count);
-    assert!(!format!("{:?}", sim.ledger()).contains(secret));
+    assert_eq!(usize::try_from(simulator.ledger().totals.violations).unwrap(), count);
+    assert!(!format!("{:?}", simulator.ledger()).contains(secret));
     assert_eq!(
-        get("/v1/user").key("unknown").to(&sim).await.status,
+        get("/v1/user").key("unknown").send_to(&simulator).await.status,
         401,
         "a wrong key must not be a violation"
     );
@@ -76,12 +77,12 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
 
 #[tokio::test]
 async fn another_process_can_parse_the_ledger() {
-    let sim = start_with("sk=100").await;
-    speech("hello").key("sk").to(&sim).await;
-    speech("hello").key("unknown-key").to(&sim).await;
-    let text = get("/_simulator/ledger").to(&sim).await;
+    let simulator = start_with("sk=100").await;
+    speech_call("hello").key("sk").send_to(&simulator).await;
+    speech_call("hello").key("unknown-key").send_to(&simulator).await;
+    let text = get("/_simulator/ledger").send_to(&simulator).await;
     let ledger: Ledger = serde_json::from_slice(&text.body).unwrap();
-    assert_eq!(ledger, sim.ledger());
+    assert_eq!(ledger, simulator.ledger());
     assert_eq!((ledger.totals.requests, ledger.totals.served, ledger.totals.refused), (2, 1, 1));
     assert_eq!(ledger.requests[1].key.as_deref(), Some("unknown"));
     let key = ledger.key("sk").unwrap();
@@ -90,20 +91,20 @@ async fn another_process_can_parse_the_ledger() {
 
 #[tokio::test]
 async fn faults_can_be_set_from_another_process() {
-    let sim = start_with("sk=100").await;
-    let post_faults = |body: &'static str| post("/_simulator/faults", body).to(&sim);
+    let simulator = start_with("sk=100").await;
+    let post_faults = |body: &'static str| post("/_simulator/faults", body).send_to(&simulator);
     assert_eq!(
         post_faults(r#"{"key":"sk","always":"quota","next":["maintenance","pass"]}"#).await.status,
         200
     );
     let mut statuses = Vec::new();
     for _ in 0..3 {
-        statuses.push(speech("a").key("sk").to(&sim).await.status);
+        statuses.push(speech_call("a").key("sk").send_to(&simulator).await.status);
     }
     assert_eq!(post_faults(r#"{"key":"sk","next":["server_error"]}"#).await.status, 200);
     assert_eq!(post_faults(r#"{"key":"sk","always":null}"#).await.status, 200);
     for _ in 0..2 {
-        statuses.push(speech("a").key("sk").to(&sim).await.status);
+        statuses.push(speech_call("a").key("sk").send_to(&simulator).await.status);
     }
     assert_eq!(statuses, [503, 200, 401, 500, 200]);
 
@@ -112,8 +113,15 @@ async fn faults_can_be_set_from_another_process() {
     assert_eq!(post_faults(route).await.status, 200);
     let for_all = r#"{"key":"*","route":"GET /v1/models","always":"maintenance"}"#;
     assert_eq!(post_faults(for_all).await.status, 200);
-    let read = async |path: &str| get(path).key("sk").to(&sim).await.status;
-    assert_eq!((read("/v1/user").await, read("/v1/models").await, read("/v1/voices").await), (500, 503, 200));
+    let request_status = async |path: &str| get(path).key("sk").send_to(&simulator).await.status;
+    assert_eq!(
+        (
+            request_status("/v1/user").await,
+            request_status("/v1/models").await,
+            request_status("/v1/voices").await
+        ),
+        (500, 503, 200)
+    );
 
     for (body, part) in [
         (r#"{"key":"other"}"#, "no such key"),
@@ -127,20 +135,20 @@ async fn faults_can_be_set_from_another_process() {
         assert!(reply.text().contains(part), "{}", reply.text());
     }
     assert_eq!(
-        speech("a").key("sk").to(&sim).await.status,
+        speech_call("a").key("sk").send_to(&simulator).await.status,
         200,
         "an invalid request must not change the faults"
     );
-    assert_eq!(get("/_simulator/else").to(&sim).await.status, 404);
+    assert_eq!(get("/_simulator/else").send_to(&simulator).await.status, 404);
 }
 
 #[tokio::test]
 async fn only_the_last_thousand_requests_are_recorded() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for index in 0..1_005 {
-        get(&format!("/v1/simulator/echo?{index}")).to(&sim).await;
+        get(&format!("/v1/simulator/echo?{index}")).send_to(&simulator).await;
     }
-    let ledger = sim.ledger();
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.requests, ledger.requests.len()), (1_005, 1_000));
     assert_eq!(ledger.requests[0].path_and_query, "/v1/simulator/echo?5");
 }
@@ -148,7 +156,7 @@ async fn only_the_last_thousand_requests_are_recorded() {
 #[tokio::test]
 async fn a_contradictory_plan_does_not_start() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let error = Simulator::start(listener, Plan::of([("a", 1), ("a", 2)])).await.unwrap_err();
+    let error = Simulator::start(listener, Plan::with_keys([("a", 1), ("a", 2)])).await.unwrap_err();
     let source = error.get_ref().and_then(|source| source.downcast_ref::<PlanError>());
     assert_eq!(source, Some(&PlanError::KeyTwice { position: 2 }));
 }
@@ -156,9 +164,9 @@ async fn a_contradictory_plan_does_not_start() {
 #[tokio::test]
 async fn a_dropped_simulator_ends_its_connections() {
     use tokio::io::AsyncReadExt;
-    let sim = start_with("sk=100").await;
-    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
-    drop(sim);
+    let simulator = start_with("sk=100").await;
+    let mut stream = TcpStream::connect(simulator.address()).await.unwrap();
+    drop(simulator);
     let mut rest = Vec::new();
     let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest))
         .await

@@ -4,7 +4,7 @@ use super::*;
 
 const KEYS: &str = "one=1000@a two=1000@b";
 
-fn clone(name: &str) -> Call {
+fn clone(name: &str) -> SimulatorCall {
     post(
         "/v1/voices/add",
         format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\nMine\r\n--x--"),
@@ -13,48 +13,48 @@ fn clone(name: &str) -> Call {
 
 #[tokio::test]
 async fn a_created_voice_exists_until_it_is_removed() {
-    let sim = start_with(KEYS).await;
-    assert_eq!(clone("title").key("one").to(&sim).await.status, 422);
-    let created = clone("name").key("one").to(&sim).await.json();
-    let voice = created["voice_id"].as_str().unwrap();
+    let simulator = start_with(KEYS).await;
+    assert_eq!(clone("title").key("one").send_to(&simulator).await.status, 422);
+    let created_voice = clone("name").key("one").send_to(&simulator).await.json();
+    let voice = created_voice["voice_id"].as_str().unwrap();
     assert_eq!(voice.len(), 20);
     let path = format!("/v1/text-to-speech/{voice}");
-    let speak = |key| post(&path, r#"{"text":"a"}"#).key(key).to(&sim);
+    let speak = |key| post(&path, r#"{"text":"a"}"#).key(key).send_to(&simulator);
     assert_eq!((speak("one").await.status, speak("two").await.status), (200, 404));
     let listed =
         |page: Value| page["voices"].as_array().unwrap().iter().any(|listed| listed["voice_id"] == voice);
-    assert!(listed(get("/v1/voices").key("one").to(&sim).await.json()));
-    assert!(!listed(get("/v1/voices").key("two").to(&sim).await.json()));
+    assert!(listed(get("/v1/voices").key("one").send_to(&simulator).await.json()));
+    assert!(!listed(get("/v1/voices").key("two").send_to(&simulator).await.json()));
 
     let path = format!("/v1/voices/{voice}");
-    let delete = |key| Call { method: "DELETE", ..get(&path) }.key(key).to(&sim);
+    let delete = |key| SimulatorCall { method: "DELETE", ..get(&path) }.key(key).send_to(&simulator);
     assert_eq!(delete("two").await.status, 404);
     assert_eq!((delete("one").await.status, delete("one").await.status), (200, 404));
 }
 
 #[tokio::test]
 async fn a_list_continues_in_its_own_workspace_only() {
-    let sim = start_with(KEYS).await;
-    let first = get("/v2/voices?page_size=2").key("one").to(&sim).await.json();
+    let simulator = start_with(KEYS).await;
+    let first = get("/v2/voices?page_size=2").key("one").send_to(&simulator).await.json();
     assert_eq!((first["voices"].as_array().unwrap().len(), &first["has_more"]), (2, &Value::from(true)));
     let next =
         format!("/v2/voices?page_size=2&next_page_token={}", first["next_page_token"].as_str().unwrap());
-    let second = get(&next).key("one").to(&sim).await.json();
+    let second = get(&next).key("one").send_to(&simulator).await.json();
     assert_eq!((second["voices"].as_array().unwrap().len(), &second["next_page_token"]), (1, &Value::Null));
-    let foreign = get(&next).key("two").to(&sim).await;
+    let foreign = get(&next).key("two").send_to(&simulator).await;
     assert_eq!((foreign.status, foreign.json()["detail"]["code"].as_str()), (400, Some("invalid_cursor")));
 
-    let item = speech("a").key("one").to(&sim).await.header("history-item-id").to_owned();
+    let item = speech_call("a").key("one").send_to(&simulator).await.header("history-item-id").to_owned();
     let next = format!("/v1/history?start_after_history_item_id={item}");
-    assert_eq!(get(&next).key("one").to(&sim).await.status, 200);
-    assert_eq!(get(&next).key("two").to(&sim).await.status, 400);
+    assert_eq!(get(&next).key("one").send_to(&simulator).await.status, 200);
+    assert_eq!(get(&next).key("two").send_to(&simulator).await.status, 400);
 }
 
 #[tokio::test]
 async fn speech_continues_requests_of_its_own_workspace_only() {
-    let sim = start_with(KEYS).await;
-    let request = speech("a").key("one").to(&sim).await.header("request-id").to_owned();
+    let simulator = start_with(KEYS).await;
+    let request = speech_call("a").key("one").send_to(&simulator).await.header("request-id").to_owned();
     let body = serde_json::json!({ "text": "b", "previous_request_ids": [request] }).to_string();
-    assert_eq!(post(TTS, body.clone()).key("one").to(&sim).await.status, 200);
-    assert_eq!(post(TTS, body).key("two").to(&sim).await.status, 400);
+    assert_eq!(post(TTS, body.clone()).key("one").send_to(&simulator).await.status, 200);
+    assert_eq!(post(TTS, body).key("two").send_to(&simulator).await.status, 400);
 }

@@ -6,8 +6,8 @@ use crate::simulator::{KeyPlan, WorkspacePlan};
 
 #[tokio::test]
 async fn speech_costs_its_characters_and_reports_the_cost() {
-    let sim = start_with("sk=1000").await;
-    let reply = speech("Grüße 日本").key("sk").to(&sim).await;
+    let simulator = start_with("sk=1000").await;
+    let reply = speech_call("Grüße 日本").key("sk").send_to(&simulator).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, "audio/mpeg"));
     assert_eq!(reply.header("character-cost"), "8");
     for name in ["request-id", "history-item-id", "tts-latency-ms", "x-trace-id", "x-region"] {
@@ -18,23 +18,23 @@ async fn speech_costs_its_characters_and_reports_the_cost() {
     assert_eq!(reply.header("maximum-concurrent-requests"), "1000000");
     assert_eq!(reply.header("access-control-allow-origin"), "*");
     assert_eq!(reply.header("content-length"), reply.body.len().to_string());
-    assert_eq!(sim.ledger().key("sk").unwrap().remaining, 992);
+    assert_eq!(simulator.ledger().key("sk").unwrap().remaining, 992);
 }
 
 #[tokio::test]
 async fn flash_costs_half_the_price_rounded_up() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     let body = r#"{"text":"12345","model_id":"eleven_flash_v2_5"}"#;
-    assert_eq!(post(TTS, body).key("sk").to(&sim).await.header("character-cost"), "3");
+    assert_eq!(post(TTS, body).key("sk").send_to(&simulator).await.header("character-cost"), "3");
 }
 
 #[tokio::test]
 async fn a_stream_is_chunked_and_has_the_same_audio() {
-    let sim = start_with("sk=1000").await;
-    let whole = speech("hello").key("sk").to(&sim).await;
+    let simulator = start_with("sk=1000").await;
+    let whole_response = speech_call("hello").key("sk").send_to(&simulator).await;
     let body = r#"{"text":"hello"}"#;
-    let stream = post(&format!("{TTS}/stream"), body).key("sk").to(&sim).await;
-    assert_eq!(stream.body, whole.body);
+    let stream = post(&format!("{TTS}/stream"), body).key("sk").send_to(&simulator).await;
+    assert_eq!(stream.body, whole_response.body);
     assert_eq!(stream.header("transfer-encoding"), "chunked");
     assert_eq!(stream.header("content-length"), "");
     // The sound has 300 ms in steps of 100 ms. The number of reads depends on the connection.
@@ -43,17 +43,17 @@ async fn a_stream_is_chunked_and_has_the_same_audio() {
 
 #[tokio::test]
 async fn a_response_with_timestamps_has_the_same_audio_and_its_times() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     let body = r#"{"text":"Hello, choir \"x\"!"}"#;
-    let whole = post(TTS, body).key("sk").to(&sim).await;
-    let timed = post(&format!("{TTS}/with-timestamps"), body).key("sk").to(&sim).await;
-    assert_eq!(timed.header("content-type"), "application/json");
-    assert_eq!(unbase64(&timed.json()["audio_base64"]), whole.body);
-    let stream = post(&format!("{TTS}/stream/with-timestamps"), body).key("sk").to(&sim).await;
+    let whole_response = post(TTS, body).key("sk").send_to(&simulator).await;
+    let timed_response = post(&format!("{TTS}/with-timestamps"), body).key("sk").send_to(&simulator).await;
+    assert_eq!(timed_response.header("content-type"), "application/json");
+    assert_eq!(unbase64(&timed_response.json()["audio_base64"]), whole_response.body);
+    let stream = post(&format!("{TTS}/stream/with-timestamps"), body).key("sk").send_to(&simulator).await;
     let objects: Vec<Value> = stream.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(objects.len(), 2);
     let audio: Vec<u8> = objects.iter().flat_map(|object| unbase64(&object["audio_base64"])).collect();
-    assert_eq!(audio, whole.body);
+    assert_eq!(audio, whole_response.body);
     for alignment in ["alignment", "normalized_alignment"] {
         let characters =
             objects.iter().flat_map(|object| object[alignment]["characters"].as_array().unwrap());
@@ -61,7 +61,7 @@ async fn a_response_with_timestamps_has_the_same_audio_and_its_times() {
         assert_eq!(text, "Hello, choir \"x\"!");
         let ends = &objects[1][alignment]["character_end_times_seconds"];
         assert_eq!(ends.as_array().unwrap().last().unwrap(), &Value::from(1.02));
-        assert_eq!(timed.json()[alignment]["character_end_times_seconds"][16], 1.02);
+        assert_eq!(timed_response.json()[alignment]["character_end_times_seconds"][16], 1.02);
     }
 }
 
@@ -80,39 +80,42 @@ fn unbase64(text: &Value) -> Vec<u8> {
 
 #[tokio::test]
 async fn the_format_is_the_one_of_the_query() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     for (name, media, bytes) in [
         ("pcm_16000", "audio/pcm", 9_600),
         ("wav_8000", "audio/wav", 4_844),
         ("ulaw_8000", "audio/basic", 2_400),
     ] {
         let path = format!("{TTS}?enable_logging=true&output_format={name}");
-        let reply = post(&path, r#"{"text":"hello"}"#).key("sk").to(&sim).await;
+        let reply = post(&path, r#"{"text":"hello"}"#).key("sk").send_to(&simulator).await;
         assert_eq!((reply.header("content-type"), reply.body.len()), (media, bytes), "{name}");
     }
 }
 
 #[tokio::test]
 async fn dialogue_costs_the_sum_of_its_inputs() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     let body = r#"{"inputs":[{"text":"12345","voice_id":"21m00Tcm4TlvDq8ikWAM"},{"text":"678","voice_id":"JBFqnCBsd6RMkjVDRZzb"}]}"#;
     for path in ["/v1/text-to-dialogue", "/v1/text-to-dialogue/stream"] {
-        let reply = post(path, body).key("sk").to(&sim).await;
+        let reply = post(path, body).key("sk").send_to(&simulator).await;
         assert_eq!((reply.status, reply.header("character-cost")), (200, "8"));
     }
 }
 
 #[tokio::test]
 async fn effects_and_transcripts_have_their_own_prices() {
-    let sim = start_with("sk=1000").await;
-    let effect = |body: &'static str| post("/v1/sound-generation", body).key("sk").to(&sim);
+    let simulator = start_with("sk=1000").await;
+    let effect = |body: &'static str| post("/v1/sound-generation", body).key("sk").send_to(&simulator);
     assert_eq!(effect(r#"{"text":"rain"}"#).await.header("character-cost"), "100");
-    let half = effect(r#"{"text":"rain","duration_seconds":0.52}"#).await;
-    assert_eq!((half.header("character-cost"), half.header("content-type")), ("11", "audio/mpeg"));
+    let half_second = effect(r#"{"text":"rain","duration_seconds":0.52}"#).await;
+    assert_eq!(
+        (half_second.header("character-cost"), half_second.header("content-type")),
+        ("11", "audio/mpeg")
+    );
 
     let form =
         format!("--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\n{}", "s".repeat(40_000));
-    let transcript = post("/v1/speech-to-text", form).key("sk").to(&sim).await;
+    let transcript = post("/v1/speech-to-text", form).key("sk").send_to(&simulator).await;
     assert_eq!(transcript.header("character-cost"), "3");
     assert_eq!(transcript.json()["text"], "The simulator hears you well.");
     assert_eq!(transcript.json()["words"].as_array().unwrap().len(), 9);
@@ -121,100 +124,103 @@ async fn effects_and_transcripts_have_their_own_prices() {
 
 #[tokio::test]
 async fn an_upload_of_any_size_is_counted_and_not_stored() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     let mut form = b"--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\n".to_vec();
     form.resize(3_000_000, b'a');
-    assert_eq!(post("/v1/speech-to-text", form).key("sk").to(&sim).await.header("character-cost"), "188");
-    assert_eq!(sim.ledger().requests[0].body_bytes, 3_000_000);
+    assert_eq!(
+        post("/v1/speech-to-text", form).key("sk").send_to(&simulator).await.header("character-cost"),
+        "188"
+    );
+    assert_eq!(simulator.ledger().requests[0].body_bytes, 3_000_000);
 }
 
 #[tokio::test]
 async fn generated_speech_is_in_the_history_of_its_workspace() {
-    let sim = start_with("a=1000@w b=1000@w c=1000").await;
-    let first = speech("one").key("a").to(&sim).await;
-    speech("two").key("b").to(&sim).await;
-    let page = get("/v1/history?page_size=1").key("a").to(&sim).await.json();
+    let simulator = start_with("a=1000@w b=1000@w c=1000").await;
+    let first = speech_call("one").key("a").send_to(&simulator).await;
+    speech_call("two").key("b").send_to(&simulator).await;
+    let page = get("/v1/history?page_size=1").key("a").send_to(&simulator).await.json();
     assert_eq!((&page["history"][0]["text"], &page["has_more"]), (&Value::from("two"), &Value::from(true)));
     let next =
         format!("/v1/history?start_after_history_item_id={}", page["last_history_item_id"].as_str().unwrap());
-    let page = get(&next).key("b").to(&sim).await.json();
+    let page = get(&next).key("b").send_to(&simulator).await.json();
     assert_eq!((&page["history"][0]["text"], &page["has_more"]), (&Value::from("one"), &Value::from(false)));
     assert_eq!(page["history"][0]["character_count_change_to"], 3);
     assert_eq!(page["history"][0]["request_id"], first.header("request-id"));
 
     let path = format!("/v1/history/{}", first.header("history-item-id"));
-    assert_eq!(get(&format!("{path}/audio")).key("b").to(&sim).await.body, first.body);
-    assert_eq!(get(&path).key("c").to(&sim).await.status, 404);
-    let delete = || Call { method: "DELETE", ..get(&path) };
-    assert_eq!(delete().key("a").to(&sim).await.text(), r#"{"status":"ok"}"#);
-    assert_eq!(delete().key("a").to(&sim).await.status, 404);
+    assert_eq!(get(&format!("{path}/audio")).key("b").send_to(&simulator).await.body, first.body);
+    assert_eq!(get(&path).key("c").send_to(&simulator).await.status, 404);
+    let delete = || SimulatorCall { method: "DELETE", ..get(&path) };
+    assert_eq!(delete().key("a").send_to(&simulator).await.text(), r#"{"status":"ok"}"#);
+    assert_eq!(delete().key("a").send_to(&simulator).await.status, 404);
 }
 
 #[tokio::test]
 async fn an_own_voice_speaks_in_its_workspace_only() {
-    let plan = Plan::of([("other", 100)])
+    let plan = Plan::with_keys([("other", 100)])
         .with_workspace(WorkspacePlan { voices: vec!["mine".into()], ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("owner", 0) });
-    let sim = start(plan).await;
-    let speak = |key| post("/v1/text-to-speech/mine", r#"{"text":"a"}"#).key(key).to(&sim);
+    let simulator = start(plan).await;
+    let speak = |key| post("/v1/text-to-speech/mine", r#"{"text":"a"}"#).key(key).send_to(&simulator);
     assert_eq!(speak("owner").await.status, 200);
     assert_eq!(speak("other").await.status, 404);
-    assert_eq!(get("/v1/voices/mine").key("owner").to(&sim).await.json()["category"], "cloned");
-    assert_eq!(get("/v2/voices").key("owner").to(&sim).await.json()["total_count"], 4);
+    assert_eq!(get("/v1/voices/mine").key("owner").send_to(&simulator).await.json()["category"], "cloned");
+    assert_eq!(get("/v2/voices").key("owner").send_to(&simulator).await.json()["total_count"], 4);
 }
 
 #[tokio::test]
 async fn the_subscription_reports_the_remaining_credits() {
-    let sim = start_with("a=100@choir b=100@choir").await;
-    speech("12345").key("a").to(&sim).await;
-    let subscription = get("/v1/user/subscription").key("b").to(&sim).await.json();
+    let simulator = start_with("a=100@choir b=100@choir").await;
+    speech_call("12345").key("a").send_to(&simulator).await;
+    let subscription = get("/v1/user/subscription").key("b").send_to(&simulator).await.json();
     assert_eq!(
         (&subscription["character_count"], &subscription["character_limit"]),
         (&5.into(), &100.into())
     );
-    let user = get("/v1/user").key("b").to(&sim).await.json();
+    let user = get("/v1/user").key("b").send_to(&simulator).await.json();
     assert_eq!(
         (&user["workspace_id"], &user["subscription"]["character_count"]),
         (&"choir".into(), &5.into())
     );
     assert_eq!(
-        get("/v1/models").key("a").to(&sim).await.json()[4]["model_rates"]["character_cost_multiplier"],
+        get("/v1/models").key("a").send_to(&simulator).await.json()[4]["model_rates"]["character_cost_multiplier"],
         0.5
     );
 }
 
 #[tokio::test]
 async fn credits_are_reset_when_the_reset_date_has_passed() {
-    let spent = WorkspacePlan { used: 100, reset: Some(UnixMs(1)), ..WorkspacePlan::new("w", 100) };
-    let sim = start(Plan::parse("a=100@w").unwrap().with_workspace(spent)).await;
-    assert_eq!(speech(&"a".repeat(100)).key("a").to(&sim).await.status, 200);
-    let subscription = get("/v1/user/subscription").key("a").to(&sim).await.json();
+    let spent_workspace = WorkspacePlan { used: 100, reset: Some(UnixMs(1)), ..WorkspacePlan::new("w", 100) };
+    let simulator = start(Plan::parse("a=100@w").unwrap().with_workspace(spent_workspace)).await;
+    assert_eq!(speech_call(&"a".repeat(100)).key("a").send_to(&simulator).await.status, 200);
+    let subscription = get("/v1/user/subscription").key("a").send_to(&simulator).await.json();
     assert!(subscription["next_character_count_reset_unix"].as_u64().unwrap() > 1_795_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_requests_are_served_up_to_the_credits() {
-    let sim = std::sync::Arc::new(start_with("a=70@w b=70@w").await);
+    let simulator = std::sync::Arc::new(start_with("a=70@w b=70@w").await);
     let tasks = Tasks::new();
     let calls = (0..20).map(|index| {
-        let sim = sim.clone();
+        let simulator = simulator.clone();
         let key = if index % 2 == 0 { "a" } else { "b" };
-        tasks.spawn(async move { speech("1234567").key(key).to(&sim).await.status })
+        tasks.spawn(async move { speech_call("1234567").key(key).send_to(&simulator).await.status })
     });
-    let mut served = 0;
+    let mut served_count = 0;
     for call in calls.collect::<Vec<_>>() {
-        served += u32::from(call.await.unwrap() == 200);
+        served_count += u32::from(call.await.unwrap() == 200);
     }
-    assert_eq!(served, 10);
-    let ledger = sim.ledger();
+    assert_eq!(served_count, 10);
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.served, ledger.totals.refused, ledger.totals.charged), (10, 10, 70));
     assert_eq!(ledger.workspace("w").unwrap().used, 70);
 }
 
 #[tokio::test]
 async fn a_connection_serves_many_requests() {
-    let sim = start_with("sk=1000").await;
-    let stream = TcpStream::connect(sim.address()).await.unwrap();
+    let simulator = start_with("sk=1000").await;
+    let stream = TcpStream::connect(simulator.address()).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let _driving = Tasks::new().spawn_guarded(async move {
         let _ended = connection.await;

@@ -9,12 +9,12 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use super::*;
 use crate::simulator::{Ledger, RequestSummary, SocketClose, SocketSummary};
 
-pub(super) struct Client {
+pub(super) struct SocketClient {
     stream: WebSocketStream<TcpStream>,
     pub(super) headers: HeaderMap,
 }
 
-/// A refused handshake.
+/// The response to a handshake that was not accepted.
 #[derive(Debug)]
 pub(super) struct HandshakeRefused {
     pub(super) status: u16,
@@ -27,12 +27,13 @@ async fn in_time<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(super) async fn try_connect(
-    sim: &Simulator,
+    simulator: &Simulator,
     path: &str,
     headers: &[(&str, &str)],
-) -> Result<Client, HandshakeRefused> {
-    let stream = TcpStream::connect(sim.address()).await.unwrap();
-    let mut request = ClientRequestBuilder::new(format!("ws://{}{path}", sim.address()).parse().unwrap());
+) -> Result<SocketClient, HandshakeRefused> {
+    let stream = TcpStream::connect(simulator.address()).await.unwrap();
+    let mut request =
+        ClientRequestBuilder::new(format!("ws://{}{path}", simulator.address()).parse().unwrap());
     for (name, value) in headers {
         request = match *name {
             "sec-websocket-protocol" => request.with_sub_protocol(*value),
@@ -40,7 +41,7 @@ pub(super) async fn try_connect(
         };
     }
     match in_time(client_async(request, stream)).await {
-        Ok((stream, response)) => Ok(Client { stream, headers: response.headers().clone() }),
+        Ok((stream, response)) => Ok(SocketClient { stream, headers: response.headers().clone() }),
         Err(Error::Http(response)) => {
             let (parts, body) = response.into_parts();
             Err(HandshakeRefused {
@@ -58,11 +59,11 @@ pub(super) async fn try_connect(
 }
 
 /// Opens a session with this key.
-pub(super) async fn connect(sim: &Simulator, path: &str, key: &str) -> Client {
-    try_connect(sim, path, &[("xi-api-key", key)]).await.expect("the handshake must be accepted")
+pub(super) async fn connect(simulator: &Simulator, path: &str, key: &str) -> SocketClient {
+    try_connect(simulator, path, &[("xi-api-key", key)]).await.expect("the handshake must be accepted")
 }
 
-impl Client {
+impl SocketClient {
     pub(super) async fn send(&mut self, message: Message) {
         in_time(self.stream.send(message)).await.unwrap();
     }
@@ -127,20 +128,20 @@ impl Client {
     }
 }
 
-pub(super) async fn wait_until(sim: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
-    in_time(sim.wait_for_ledger(condition)).await
+pub(super) async fn wait_until(simulator: &Simulator, condition: impl FnMut(&Ledger) -> bool) -> Ledger {
+    in_time(simulator.wait_for_ledger(condition)).await
 }
 
 /// Returns the record of the last session after its end.
-pub(super) async fn ended(sim: &Simulator) -> (RequestSummary, SocketSummary) {
-    let ledger = wait_until(sim, |ledger| ledger.totals.sockets_open == 0).await;
+pub(super) async fn ended_session(simulator: &Simulator) -> (RequestSummary, SocketSummary) {
+    let ledger = wait_until(simulator, |ledger| ledger.totals.sockets_open == 0).await;
     let request = ledger.requests.iter().rev().find(|request| request.socket.is_some()).unwrap().clone();
     let socket = request.socket.clone().unwrap();
     assert!(!socket.is_open);
     (request, socket)
 }
 
-fn closed(code: u16, reason: &str) -> Option<SocketClose> {
+fn close_frame(code: u16, reason: &str) -> Option<SocketClose> {
     Some(SocketClose { code, reason: reason.to_owned() })
 }
 
@@ -149,8 +150,8 @@ pub(super) const SPEECH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/stream-
 
 #[tokio::test]
 async fn any_other_path_echoes_messages_and_the_close() {
-    let sim = start_with("sk=100").await;
-    let mut client = try_connect(&sim, ECHO, &[]).await.unwrap();
+    let simulator = start_with("sk=100").await;
+    let mut client = try_connect(&simulator, ECHO, &[]).await.unwrap();
     for message in [
         Message::text("a text"),
         Message::text(""),
@@ -163,48 +164,48 @@ async fn any_other_path_echoes_messages_and_the_close() {
     client.send(Message::Ping(vec![1, 2].into())).await;
     assert_eq!(client.next().await.unwrap().unwrap(), Message::Pong(vec![1, 2].into()));
     client.close(4_321, "enough").await;
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.status, request.path_and_query.as_str()), (Some(101), ECHO));
     assert_eq!((socket.text_messages, socket.binary_messages, socket.messages_sent), (2, 2, 4));
     assert_eq!(socket.message_bytes, 6 + 3 + 1_000_000);
     assert_eq!(socket.messages, ["a text", ""]);
-    assert_eq!(socket.close_received, closed(4_321, "enough"));
-    assert_eq!(socket.close_sent, closed(4_321, "enough"));
-    let ledger = sim.ledger();
+    assert_eq!(socket.close_received, close_frame(4_321, "enough"));
+    assert_eq!(socket.close_sent, close_frame(4_321, "enough"));
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.served, ledger.totals.in_flight, ledger.totals.charged), (1, 0, 0));
     assert_eq!(ledger.violations, [] as [String; 0]);
 }
 
 #[tokio::test]
 async fn a_running_session_is_in_the_ledger() {
-    let sim = start_with("sk=100").await;
-    let mut client = connect(&sim, ECHO, "sk").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = connect(&simulator, ECHO, "sk").await;
     client.send(Message::text("one")).await;
     client.receive_text().await;
     let ledger =
-        wait_until(&sim, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
+        wait_until(&simulator, |ledger| ledger.requests[0].socket.as_ref().unwrap().messages_sent == 1).await;
     assert!(ledger.requests[0].socket.as_ref().unwrap().is_open);
     assert_eq!((ledger.totals.sockets_open, ledger.key("sk").unwrap().served), (1, 1));
     // A client that disconnects without a close frame also ends its session.
     drop(client);
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.key.as_deref(), socket.close_received, socket.close_sent), (Some("sk"), None, None));
 }
 
 #[tokio::test]
 async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_accepted() {
-    let sim = start_with("sk=100").await;
-    let offered = [
+    let simulator = start_with("sk=100").await;
+    let offered_headers = [
         ("origin", "https://app.example"),
         ("sec-websocket-protocol", "other"),
         ("sec-websocket-protocol", "convai"),
         ("sec-websocket-extensions", "permessage-deflate; client_max_window_bits"),
     ];
-    let client = try_connect(&sim, ECHO, &offered).await.unwrap();
+    let client = try_connect(&simulator, ECHO, &offered_headers).await.unwrap();
     assert_eq!(client.headers["sec-websocket-protocol"], "convai");
     assert!(!client.headers.contains_key("sec-websocket-extensions"));
     client.close(1_000, "").await;
-    let (_, socket) = ended(&sim).await;
+    let (_, socket) = ended_session(&simulator).await;
     assert_eq!(socket.origin.as_deref(), Some("https://app.example"));
     assert_eq!(
         (socket.protocols, socket.protocol.as_deref()),
@@ -212,17 +213,17 @@ async fn the_ledger_records_a_clients_offer_and_only_the_protocol_of_agents_is_a
     );
     assert_eq!(socket.extensions.as_deref(), Some("permessage-deflate; client_max_window_bits"));
 
-    let client = try_connect(&sim, ECHO, &[("sec-websocket-protocol", "other")]).await;
+    let client = try_connect(&simulator, ECHO, &[("sec-websocket-protocol", "other")]).await;
     assert!(client.is_err(), "a client that offers protocols must reject a response without one");
-    let (_, socket) = ended(&sim).await;
+    let (_, socket) = ended_session(&simulator).await;
     assert_eq!((socket.protocols, socket.protocol), (vec!["other".to_owned()], None));
 }
 
 #[tokio::test]
 async fn a_message_is_limited_to_the_size_that_clients_accept() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let longest = 16 * 1_024 * 1_024;
-    let mut client = connect(&sim, ECHO, "sk").await;
+    let mut client = connect(&simulator, ECHO, "sk").await;
     client.send(Message::binary(vec![1_u8; longest])).await;
     assert_eq!(client.next().await.unwrap().unwrap().len(), longest);
     client.send(Message::binary(vec![1_u8; longest + 1])).await;
@@ -231,40 +232,44 @@ async fn a_message_is_limited_to_the_size_that_clients_accept() {
 
 #[tokio::test]
 async fn a_malformed_handshake_is_refused() {
-    let sim = start_with("sk=100").await;
-    let upgrade = |call: Call| call.header("upgrade", "websocket").header("connection", "upgrade");
+    let simulator = start_with("sk=100").await;
+    let upgrade = |call: SimulatorCall| call.header("upgrade", "websocket").header("connection", "upgrade");
     let key = "dGhlIHNhbXBsZSBub25jZQ==";
     let old = upgrade(get(ECHO)).header("sec-websocket-key", key).header("sec-websocket-version", "8");
-    let old = old.to(&sim).await;
+    let old = old.send_to(&simulator).await;
     assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
-    let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").to(&sim).await;
+    let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").send_to(&simulator).await;
     assert_eq!(keyless.status, 400);
     // A request with a method other than GET is not a handshake, even with all its headers.
-    let posted = upgrade(post("/v1/simulator/echo", "")).header("sec-websocket-version", "13").to(&sim).await;
-    assert_eq!(posted.status, 200);
-    assert_eq!(sim.ledger().totals.sockets_open, 0);
+    let post_response = upgrade(post("/v1/simulator/echo", ""))
+        .header("sec-websocket-version", "13")
+        .send_to(&simulator)
+        .await;
+    assert_eq!(post_response.status, 200);
+    assert_eq!(simulator.ledger().totals.sockets_open, 0);
 }
 
 #[tokio::test]
 async fn a_wrong_path_of_the_provider_is_refused_in_the_handshake() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for path in [
         "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/input-stream",
         "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM",
         "/v1/speech-to-text/live",
         &format!("{SPEECH}?model_id=eleven_v3"),
     ] {
-        let refused = try_connect(&sim, path, &[("xi-api-key", "sk")]).await.err().unwrap();
-        assert_eq!((refused.status, refused.body), (403, Vec::new()), "{path}");
+        let refusal = try_connect(&simulator, path, &[("xi-api-key", "sk")]).await.err().unwrap();
+        assert_eq!((refusal.status, refusal.body), (403, Vec::new()), "{path}");
     }
-    assert_eq!((sim.ledger().totals.refused, sim.ledger().key("sk").unwrap().refused), (4, 4));
+    assert_eq!((simulator.ledger().totals.refused, simulator.ledger().key("sk").unwrap().refused), (4, 4));
 }
 
 #[tokio::test]
 async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
-    let sim = start(Plan::parse("sk=100").unwrap().forbidding("choir_client")).await;
-    let refused = try_connect(&sim, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
-    assert_eq!(refused.status, 599);
+    let simulator = start(Plan::parse("sk=100").unwrap().with_forbidden_text("choir_client")).await;
+    let refusal =
+        try_connect(&simulator, SPEECH, &[("sec-websocket-protocol", "bearer.x")]).await.err().unwrap();
+    assert_eq!(refusal.status, 599);
     for (path, message, expected) in [
         (
             SPEECH,
@@ -275,22 +280,22 @@ async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
         (ECHO, r#"{"authorization":"x"}"#, "socket: the member authorization arrived in a message"),
         (ECHO, "a choir_client in a text", "socket: forbidden text 1 of 1 arrived in a message"),
     ] {
-        let mut client = connect(&sim, path, "sk").await;
+        let mut client = connect(&simulator, path, "sk").await;
         client.send(Message::text(message)).await;
         assert_eq!(client.receive_close().await, (4_599, "simulator_violation".to_owned()));
-        assert_eq!(sim.ledger().violations.last().unwrap(), expected);
-        assert_eq!(ended(&sim).await.1.messages, ["withheld"]);
+        assert_eq!(simulator.ledger().violations.last().unwrap(), expected);
+        assert_eq!(ended_session(&simulator).await.1.messages, ["withheld"]);
     }
-    let mut client = connect(&sim, ECHO, "sk").await;
+    let mut client = connect(&simulator, ECHO, "sk").await;
     client.send(Message::binary(b"\xffchoir_client".to_vec())).await;
     assert_eq!(client.receive_close().await.0, 4_599);
-    assert_eq!(sim.ledger().totals.violations, 6);
+    assert_eq!(simulator.ledger().totals.violations, 6);
 }
 
 #[tokio::test]
 async fn stopping_the_simulator_ends_its_sessions() {
-    let sim = start_with("sk=100").await;
-    let mut client = connect(&sim, ECHO, "sk").await;
-    in_time(sim.stop()).await;
+    let simulator = start_with("sk=100").await;
+    let mut client = connect(&simulator, ECHO, "sk").await;
+    in_time(simulator.stop()).await;
     client.receive_break().await;
 }

@@ -13,7 +13,7 @@ fn plan() -> Plan {
     let agents = agents.map(|(id, is_public)| AgentPlan { id: id.to_owned(), is_public }).to_vec();
     let key =
         |key: &str, workspace: &str| KeyPlan { workspace: Some(workspace.into()), ..KeyPlan::new(key, 0) };
-    Plan::of([])
+    Plan::with_keys([])
         .with_workspace(WorkspacePlan::new("one", 100))
         .with_workspace(WorkspacePlan { agents, ..WorkspacePlan::new("two", 100) })
         .with_key(key("a", "one"))
@@ -21,7 +21,7 @@ fn plan() -> Plan {
 }
 
 /// Returns the conversation id in the agent's first message, and receives the ping after it.
-async fn opened(client: &mut Client) -> String {
+async fn opened(client: &mut SocketClient) -> String {
     let metadata = client.receive_json().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
     let event = &metadata["conversation_initiation_metadata_event"];
@@ -36,7 +36,7 @@ async fn opened(client: &mut Client) -> String {
     event["conversation_id"].as_str().unwrap().to_owned()
 }
 
-async fn kinds(client: &mut Client, count: usize) -> Vec<String> {
+async fn kinds(client: &mut SocketClient, count: usize) -> Vec<String> {
     let mut kinds = Vec::new();
     for _ in 0..count {
         kinds.push(client.receive_json().await["type"].as_str().unwrap().to_owned());
@@ -46,9 +46,9 @@ async fn kinds(client: &mut Client, count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
-    let sim = start(plan()).await;
+    let simulator = start(plan()).await;
     let headers = [("xi-api-key", "a"), ("sec-websocket-protocol", "convai")];
-    let mut client = try_connect(&sim, AGENT, &headers).await.unwrap();
+    let mut client = try_connect(&simulator, AGENT, &headers).await.unwrap();
     let id = opened(&mut client).await;
     client.send_json(json!({ "type": "conversation_initiation_client_data" })).await;
     client.send_json(json!({ "type": "pong", "event_id": 1 })).await;
@@ -58,8 +58,9 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let audio = client.receive_json().await;
     assert!(audio["audio_event"]["audio_base_64"].as_str().unwrap().len() > 1_000);
     assert_eq!(kinds(&mut client, 1).await, ["ping"]);
-    let read = async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).to(&sim).await;
-    let running = read("a").await.json();
+    let read_conversation =
+        async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).send_to(&simulator).await;
+    let running = read_conversation("a").await.json();
     assert_eq!((&running["status"], &running["metadata"]["cost"]), (&json!("in-progress"), &Value::Null));
 
     // The first audio is too short. The second audio is long enough and interrupts the previous reply.
@@ -68,9 +69,9 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
     assert_eq!(kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
     client.close(1_000, "").await;
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.charged, socket.protocol.as_deref()), (22, Some("convai")));
-    let document = read("a").await.json();
+    let document = read_conversation("a").await.json();
     assert_eq!((&document["status"], &document["agent_id"]), (&json!("done"), &json!("anyone")));
     let metadata = &document["metadata"];
     assert_eq!(
@@ -81,16 +82,16 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
         (&metadata["charging"]["call_charge"], &metadata["charging"]["llm_charge"]),
         (&json!(20), &json!(2))
     );
-    let foreign = read("b").await;
+    let foreign = read_conversation("b").await;
     assert_eq!(
         (foreign.status, foreign.json()["detail"]["code"].as_str()),
         (404, Some("conversation_not_found"))
     );
-    assert_eq!(sim.ledger().workspace("one").unwrap().used, 22);
+    assert_eq!(simulator.ledger().workspace("one").unwrap().used, 22);
 }
 
-async fn refused(sim: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
-    let mut client = try_connect(sim, path, headers).await.unwrap();
+async fn refused(simulator: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let mut client = try_connect(simulator, path, headers).await.unwrap();
     client.receive_close().await
 }
 
@@ -99,12 +100,12 @@ async fn credits_that_run_out_end_a_conversation() {
     let quota = (1_002, "This request exceeds your quota limit.".to_owned());
     for (credits, answers) in [("10", None), ("11", Some(1)), ("21", Some(1)), ("22", Some(2))] {
         // A cap does not apply to agents.
-        let sim = start_with(&format!("sk={credits}:cap=1")).await;
+        let simulator = start_with(&format!("sk={credits}:cap=1")).await;
         let Some(answers) = answers else {
-            assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await, quota);
+            assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await, quota);
             continue;
         };
-        let mut client = connect(&sim, AGENT, "sk").await;
+        let mut client = connect(&simulator, AGENT, "sk").await;
         opened(&mut client).await;
         for _ in 0..answers {
             client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
@@ -112,13 +113,13 @@ async fn credits_that_run_out_end_a_conversation() {
         }
         client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
         assert_eq!(client.receive_close().await, quota);
-        assert_eq!(ended(&sim).await.0.charged, answers * 11);
+        assert_eq!(ended_session(&simulator).await.0.charged, answers * 11);
     }
 }
 
 #[tokio::test]
 async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
-    let sim = start(plan()).await;
+    let simulator = start(plan()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
     // The payer is the caller for a public agent of no workspace or for an agent of its own
     // workspace, else the workspace of the agent.
@@ -131,45 +132,49 @@ async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
         ("public", None, "b"),
     ] {
         let headers: Vec<_> = key.map(|key| ("xi-api-key", key)).into_iter().collect();
-        let mut client = try_connect(&sim, &path(agent), &headers).await.unwrap();
+        let mut client = try_connect(&simulator, &path(agent), &headers).await.unwrap();
         opened(&mut client).await;
         drop(client);
-        assert_eq!(ended(&sim).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
+        assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
     }
     let none =
         "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
-    assert_eq!(refused(&sim, &path("private"), &[]).await, (1_008, none.to_owned()));
+    assert_eq!(refused(&simulator, &path("private"), &[]).await, (1_008, none.to_owned()));
     let unknown = "An agent with ID 'private' was not found.".to_owned();
-    assert_eq!(refused(&sim, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
+    assert_eq!(refused(&simulator, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
     let bad = (1_008, "Invalid API key".to_owned());
-    assert_eq!(refused(&sim, &path("public"), &[("xi-api-key", "other")]).await, bad);
-    assert_eq!(refused(&sim, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
+    assert_eq!(refused(&simulator, &path("public"), &[("xi-api-key", "other")]).await, bad);
+    assert_eq!(refused(&simulator, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
 }
 
 #[tokio::test]
 async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
-    let sim = start(plan()).await;
+    let simulator = start(plan()).await;
     let request_credential = async |path_part: &str, agent: &str, key: &str| {
-        get(&format!("/v1/convai/conversation/{path_part}?agent_id={agent}")).key(key).to(&sim).await
+        get(&format!("/v1/convai/conversation/{path_part}?agent_id={agent}"))
+            .key(key)
+            .send_to(&simulator)
+            .await
     };
     for name in ["get-signed-url", "get_signed_url"] {
         let url =
             request_credential(name, "private", "b").await.json()["signed_url"].as_str().unwrap().to_owned();
         let path = url.strip_prefix("wss://api.elevenlabs.io").unwrap();
-        let mut client = try_connect(&sim, path, &[("xi-api-key", "a")]).await.unwrap();
+        let mut client = try_connect(&simulator, path, &[("xi-api-key", "a")]).await.unwrap();
         let id = opened(&mut client).await;
         drop(client);
-        assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("b"));
-        let document = get(&format!("/v1/convai/conversations/{id}")).key("b").to(&sim).await.json();
+        assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some("b"));
+        let document =
+            get(&format!("/v1/convai/conversations/{id}")).key("b").send_to(&simulator).await.json();
         assert_eq!(document["metadata"]["authorization_method"], "signed_url");
-        assert_eq!(refused(&sim, path, &[]).await.0, 1_008, "the token must be consumed");
+        assert_eq!(refused(&simulator, path, &[]).await.0, 1_008, "the token must be consumed");
     }
     let token =
         request_credential("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
     // The token is valid for its agent only.
-    let with = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
-    assert_eq!(refused(&sim, &with("public"), &[]).await.0, 1_008);
-    opened(&mut try_connect(&sim, &with("private"), &[]).await.unwrap()).await;
+    let path_with_token = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
+    assert_eq!(refused(&simulator, &path_with_token("public"), &[]).await.0, 1_008);
+    opened(&mut try_connect(&simulator, &path_with_token("private"), &[]).await.unwrap()).await;
     for agent in ["private", "public"] {
         assert_eq!(
             request_credential("get-signed-url", agent, "a").await.status,
@@ -177,13 +182,13 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
             "{agent} belongs to another workspace"
         );
     }
-    assert_eq!(get("/v1/convai/conversation/token").key("a").to(&sim).await.status, 422);
-    assert_eq!(get("/v1/convai/conversation/token?agent_id=x").to(&sim).await.status, 401);
+    assert_eq!(get("/v1/convai/conversation/token").key("a").send_to(&simulator).await.status, 422);
+    assert_eq!(get("/v1/convai/conversation/token?agent_id=x").send_to(&simulator).await.status, 401);
 }
 
 #[tokio::test]
 async fn a_refusal_closes_with_its_own_code() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for (kind, code) in [
         (RefusalKind::Quota, 1_002),
         (RefusalKind::Concurrency, 1_002),
@@ -192,17 +197,17 @@ async fn a_refusal_closes_with_its_own_code() {
         (RefusalKind::PaymentIssue, 1_008),
         (RefusalKind::UnusualActivity, 1_008),
     ] {
-        sim.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
-        assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
+        simulator.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
+        assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
     }
-    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
-    let mut client = connect(&sim, AGENT, "sk").await;
+    simulator.queue_faults("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
+    let mut client = connect(&simulator, AGENT, "sk").await;
     assert_eq!(
         client.receive_text().await,
         r#"{"type":"error","message":"received 1002 (protocol error) This request exceeds your quota limit."}"#
     );
     assert_eq!(client.receive_close().await, (1_002, "This request exceeds your quota limit.".to_owned()));
-    let mut client = connect(&sim, AGENT, "sk").await;
+    let mut client = connect(&simulator, AGENT, "sk").await;
     opened(&mut client).await;
     client.send_json(json!([])).await;
     assert_eq!(client.receive_close().await.0, 1_008);
@@ -210,23 +215,23 @@ async fn a_refusal_closes_with_its_own_code() {
 
 #[tokio::test]
 async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
-    let plan = Plan::of([])
+    let plan = Plan::with_keys([])
         .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
-    let sim = start(plan).await;
-    let mut one = connect(&sim, AGENT, "sk").await;
-    opened(&mut one).await;
-    assert_eq!(refused(&sim, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
-    drop(one);
-    wait_until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
-    opened(&mut connect(&sim, AGENT, "sk").await).await;
+    let simulator = start(plan).await;
+    let mut first_client = connect(&simulator, AGENT, "sk").await;
+    opened(&mut first_client).await;
+    assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
+    drop(first_client);
+    wait_until(&simulator, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+    opened(&mut connect(&simulator, AGENT, "sk").await).await;
 }
 
 /// Starts a simulator whose workspace has one slot, so that a second caller waits in the queue.
 async fn one_slot(socket_second: Duration) -> Simulator {
     let workspace =
         WorkspacePlan { max_concurrent: Some(1), queues_callers: true, ..WorkspacePlan::new("w", 100) };
-    let plan = Plan::of([])
+    let plan = Plan::with_keys([])
         .with_workspace(workspace)
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     start(Plan { socket_second, ..plan }).await
@@ -234,50 +239,50 @@ async fn one_slot(socket_second: Duration) -> Simulator {
 
 #[tokio::test]
 async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
-    let sim = one_slot(Duration::from_secs(3_600)).await;
-    let mut one = connect(&sim, AGENT, "sk").await;
-    opened(&mut one).await;
-    let mut two = connect(&sim, AGENT, "sk").await;
+    let simulator = one_slot(Duration::from_secs(3_600)).await;
+    let mut first_client = connect(&simulator, AGENT, "sk").await;
+    opened(&mut first_client).await;
+    let mut two = connect(&simulator, AGENT, "sk").await;
     assert_eq!(two.receive_json().await["type"], "queue_status");
     // A message that arrives during the wait is processed when the session begins.
     two.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
-    drop(one);
+    drop(first_client);
     opened(&mut two).await;
     assert_eq!(kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
-    assert_eq!(sim.ledger().totals.charged, 11, "the wait must not be charged");
+    assert_eq!(simulator.ledger().totals.charged, 11, "the wait must not be charged");
 }
 
 #[tokio::test]
 async fn the_queue_status_repeats_and_ends_in_a_refusal() {
-    let sim = one_slot(Duration::from_millis(1)).await;
-    let mut one = connect(&sim, AGENT, "sk").await;
-    opened(&mut one).await;
-    let mut two = connect(&sim, AGENT, "sk").await;
+    let simulator = one_slot(Duration::from_millis(1)).await;
+    let mut first_client = connect(&simulator, AGENT, "sk").await;
+    opened(&mut first_client).await;
+    let mut two = connect(&simulator, AGENT, "sk").await;
     assert!(kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
     assert_eq!(two.receive_close().await.0, 1_002);
-    assert_eq!(sim.ledger().workspaces[0].running, 1);
+    assert_eq!(simulator.ledger().workspaces[0].running, 1);
 }
 
 #[tokio::test]
 async fn a_caller_that_disconnects_from_the_queue_acquires_no_slot() {
-    let sim = one_slot(Duration::from_secs(3_600)).await;
-    let mut one = connect(&sim, AGENT, "sk").await;
-    opened(&mut one).await;
-    let mut two = connect(&sim, AGENT, "sk").await;
+    let simulator = one_slot(Duration::from_secs(3_600)).await;
+    let mut first_client = connect(&simulator, AGENT, "sk").await;
+    opened(&mut first_client).await;
+    let mut two = connect(&simulator, AGENT, "sk").await;
     assert_eq!(two.receive_json().await["type"], "queue_status");
     drop(two);
-    wait_until(&sim, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
-    drop(one);
-    wait_until(&sim, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
+    wait_until(&simulator, |ledger: &Ledger| ledger.totals.sockets_open == 1).await;
+    drop(first_client);
+    wait_until(&simulator, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
 }
 
 #[tokio::test]
 async fn a_wrong_host_closes_a_conversation_with_a_truncated_reason() {
-    let sim = start(Plan::of([("sk", 100)]).with_other_region_key("eu")).await;
+    let simulator = start(Plan::with_keys([("sk", 100)]).with_other_region_key("eu")).await;
     let reason = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check yo";
     for (key, fault) in [("eu", None), ("sk", Some("wrong_host".parse().unwrap()))] {
-        sim.set_route_fault("sk", "/v1/convai", fault);
-        let mut client = connect(&sim, AGENT, key).await;
+        simulator.set_route_fault("sk", "/v1/convai", fault);
+        let mut client = connect(&simulator, AGENT, key).await;
         assert_eq!(client.receive_close().await, (1_008, reason.to_owned()));
     }
 }

@@ -16,8 +16,8 @@ fn line(voice: &str, text: &str) -> Value {
 
 #[tokio::test]
 async fn lines_become_turns() {
-    let sim = start_with("sk=1000").await;
-    let mut client = connect(&sim, &format!("{DIALOGUE}&sync_alignment=true"), "sk").await;
+    let simulator = start_with("sk=1000").await;
+    let mut client = connect(&simulator, &format!("{DIALOGUE}&sync_alignment=true"), "sk").await;
     client.send_json(json!({ "voices": [RACHEL, GEORGE] })).await;
     client.send_json(json!({ "keep_alive": true })).await;
     client.send_json(json!({ "inputs": [line(RACHEL, "Hello.")] })).await;
@@ -33,15 +33,15 @@ async fn lines_become_turns() {
     let (messages, close) = client.receive_all().await;
     assert_eq!(messages[1..], [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
     assert_eq!(close, (1_000, String::new()));
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((socket.spoken.as_str(), request.charged), ("Hello.Good day.", 15));
 }
 
 #[tokio::test]
 async fn lines_are_buffered_until_there_are_enough() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     for (length, segments) in [(119, 3), (120, 4)] {
-        let mut client = connect(&sim, DIALOGUE, "sk").await;
+        let mut client = connect(&simulator, DIALOGUE, "sk").await;
         client.send_json(json!({ "voices": [RACHEL], "inputs": [line(RACHEL, &"x".repeat(length))] })).await;
         client.send_json(json!({ "inputs": [line(RACHEL, "x")], "flush": true })).await;
         client.send_json(json!({ "close_socket": true })).await;
@@ -56,8 +56,8 @@ async fn lines_are_buffered_until_there_are_enough() {
 
 #[tokio::test]
 async fn contexts_are_separate() {
-    let sim = start_with("sk=1000").await;
-    let mut client = connect(&sim, MULTI, "sk").await;
+    let simulator = start_with("sk=1000").await;
+    let mut client = connect(&simulator, MULTI, "sk").await;
     for id in ["a", "b"] {
         client.send_json(json!({ "context_id": id, "voices": [RACHEL], "inputs": [line(RACHEL, id)] })).await;
     }
@@ -73,15 +73,15 @@ async fn contexts_are_separate() {
 
 #[tokio::test]
 async fn a_refusal_names_the_wrong_parameter() {
-    let sim = start_with("sk=1000").await;
+    let simulator = start_with("sk=1000").await;
     let check = async |path: &str, messages: &[Value], error: &str, param: Value| {
-        let mut client = connect(&sim, path, "sk").await;
+        let mut client = connect(&simulator, path, "sk").await;
         for message in messages {
             client.send_json(message.clone()).await;
         }
-        let refused = client.receive_json().await;
-        assert_eq!((refused["error"].as_str(), &refused["param"]), (Some(error), &param), "{refused}");
-        assert_eq!(refused["code"], 1_008);
+        let refusal = client.receive_json().await;
+        assert_eq!((refusal["error"].as_str(), &refusal["param"]), (Some(error), &param), "{refusal}");
+        assert_eq!(refusal["code"], 1_008);
         assert_eq!(client.receive_close().await.0, 1_008);
     };
     let voices = json!({ "voices": [RACHEL] });
@@ -93,10 +93,16 @@ async fn a_refusal_names_the_wrong_parameter() {
     let foreign = json!({ "inputs": [line(GEORGE, "x")] });
     check(DIALOGUE, &[voices.clone(), foreign], "invalid_voice_id", json!("inputs")).await;
     check(MULTI, std::slice::from_ref(&voices), "missing_required_field", json!("context_id")).await;
-    let one = format!("{DIALOGUE}&model_id=eleven_v3_conversational");
-    check(&one, &[json!({ "voices": [RACHEL, GEORGE] })], "missing_required_field", json!("voices")).await;
-    let other = format!("{DIALOGUE}&model_id=eleven_flash_v2_5");
-    check(&other, std::slice::from_ref(&voices), "unsupported_model", json!("model_id")).await;
+    let conversational_path = format!("{DIALOGUE}&model_id=eleven_v3_conversational");
+    check(
+        &conversational_path,
+        &[json!({ "voices": [RACHEL, GEORGE] })],
+        "missing_required_field",
+        json!("voices"),
+    )
+    .await;
+    let other_path = format!("{DIALOGUE}&model_id=eleven_flash_v2_5");
+    check(&other_path, std::slice::from_ref(&voices), "unsupported_model", json!("model_id")).await;
     let contexts: Vec<Value> =
         (0..6).map(|id| json!({ "context_id": id.to_string(), "voices": [RACHEL] })).collect();
     check(MULTI, &contexts, "max_active_conversations", Value::Null).await;
@@ -104,29 +110,30 @@ async fn a_refusal_names_the_wrong_parameter() {
 
 #[tokio::test]
 async fn refusals_have_a_param_and_a_key_may_come_with_the_first_message() {
-    let sim = start_with("sk=1000").await;
-    let mut client = connect(&sim, DIALOGUE, "other").await;
+    let simulator = start_with("sk=1000").await;
+    let mut client = connect(&simulator, DIALOGUE, "other").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008,"param":null}"#;
     assert_eq!(client.receive_text().await, bad);
     assert_eq!(client.receive_close().await, (1_008, "Invalid API key".to_owned()));
-    let mut client = try_connect(&sim, DIALOGUE, &[]).await.unwrap();
+    let mut client = try_connect(&simulator, DIALOGUE, &[]).await.unwrap();
     client
         .send_json(
             json!({ "voices": [RACHEL], "xi_api_key": "sk", "inputs": [line(RACHEL, "x")], "flush": true }),
         )
         .await;
     assert!(client.receive_json().await["audio"].is_string());
-    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::Concurrency)]);
-    let mut client = connect(&sim, DIALOGUE, "sk").await;
+    simulator.queue_faults("sk", vec![Fault::Refuse(RefusalKind::Concurrency)]);
+    let mut client = connect(&simulator, DIALOGUE, "sk").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     assert_eq!(client.receive_json().await["error"], "too_many_concurrent_requests");
 }
 
 #[tokio::test]
 async fn an_idle_dialogue_is_ended() {
-    let sim = start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
-    let mut client = connect(&sim, DIALOGUE, "sk").await;
+    let simulator =
+        start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
+    let mut client = connect(&simulator, DIALOGUE, "sk").await;
     client.send_json(json!({ "voices": [RACHEL] })).await;
     assert_eq!(client.receive_json().await["error"], "input_timeout_exceeded");
     assert_eq!(client.receive_close().await.0, 1_008);

@@ -8,20 +8,20 @@ use crate::simulator::{Fault, RefusalKind};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-async fn echo(sim: &Simulator, fault: &str) -> Client {
-    sim.queue_faults("sk", vec![fault.parse().unwrap()]);
-    connect(sim, ECHO, "sk").await
+async fn echo(simulator: &Simulator, fault: &str) -> SocketClient {
+    simulator.queue_faults("sk", vec![fault.parse().unwrap()]);
+    connect(simulator, ECHO, "sk").await
 }
 
-async fn check_echo(client: &mut Client, text: &str) {
+async fn check_echo(client: &mut SocketClient, text: &str) {
     client.send(Message::text(text)).await;
     assert_eq!(client.receive_text().await, text);
 }
 
 #[tokio::test]
 async fn a_handshake_can_be_refused_as_http() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults(
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults(
         "sk",
         vec![
             Fault::EarlyRefuse(RefusalKind::Quota),
@@ -29,67 +29,73 @@ async fn a_handshake_can_be_refused_as_http() {
             Fault::EarlyRefuse(RefusalKind::Page(403)),
         ],
     );
-    let refused = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    let refusal = try_connect(&simulator, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
     assert_eq!(
-        (refused.status, refused.headers["content-type"].to_str().unwrap()),
+        (refusal.status, refusal.headers["content-type"].to_str().unwrap()),
         (401, "application/json")
     );
-    let packed = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
-    assert_eq!((packed.status, packed.headers["content-encoding"].to_str().unwrap()), (503, "gzip"));
+    let compressed_response = try_connect(&simulator, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    assert_eq!(
+        (compressed_response.status, compressed_response.headers["content-encoding"].to_str().unwrap()),
+        (503, "gzip")
+    );
     let mut text = String::new();
-    let _partly = flate2::read::GzDecoder::new(packed.body.as_slice()).read_to_string(&mut text);
-    let page = try_connect(&sim, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
+    let _partly = flate2::read::GzDecoder::new(compressed_response.body.as_slice()).read_to_string(&mut text);
+    let page = try_connect(&simulator, SPEECH, &[("xi-api-key", "sk")]).await.err().unwrap();
     assert_eq!((page.status, page.headers["content-type"].to_str().unwrap()), (403, "text/html"));
-    let ledger = sim.ledger();
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.refused, ledger.totals.sockets_open), (3, 0));
     assert!(ledger.requests.iter().all(|request| request.socket.is_none()));
 }
 
 #[tokio::test]
 async fn a_handshake_can_have_no_response() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec![Fault::CloseUnread, Fault::CloseBeforeHead, Fault::SlowHead { ms: 5 }]);
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec![Fault::CloseUnread, Fault::CloseBeforeHead, Fault::SlowHead { ms: 5 }]);
     for _ in 0..2 {
-        assert_eq!(try_connect(&sim, ECHO, &[("xi-api-key", "sk")]).await.err().unwrap().status, 0);
+        assert_eq!(try_connect(&simulator, ECHO, &[("xi-api-key", "sk")]).await.err().unwrap().status, 0);
     }
-    assert_eq!(wait_until(&sim, |ledger| ledger.totals.in_flight == 0).await.totals.unanswered, 2);
-    check_echo(&mut connect(&sim, ECHO, "sk").await, "a").await;
+    assert_eq!(wait_until(&simulator, |ledger| ledger.totals.in_flight == 0).await.totals.unanswered, 2);
+    check_echo(&mut connect(&simulator, ECHO, "sk").await, "a").await;
 }
 
 #[tokio::test]
 async fn a_session_can_close_after_a_number_of_messages() {
-    let sim = start_with("sk=100").await;
-    let mut client = echo(&sim, "after=2:close=1011/an inner error").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = echo(&simulator, "after=2:close=1011/an inner error").await;
     check_echo(&mut client, "a").await;
     check_echo(&mut client, "b").await;
     assert_eq!(client.receive_close().await, (1_011, "an inner error".to_owned()));
-    let (_, socket) = ended(&sim).await;
+    let (_, socket) = ended_session(&simulator).await;
     assert_eq!((socket.messages_sent, socket.close_sent.unwrap().code), (2, 1_011));
-    let mut client = echo(&sim, "close=4000").await;
+    let mut client = echo(&simulator, "close=4000").await;
     assert_eq!(client.receive_close().await, (4_000, String::new()));
-    let mut client = echo(&sim, r#"last=1008/{"error":"x"}"#).await;
+    let mut client = echo(&simulator, r#"last=1008/{"error":"x"}"#).await;
     assert_eq!(client.receive_json().await["error"], "x");
     assert_eq!(client.receive_close().await, (1_008, String::new()));
 }
 
 #[tokio::test]
 async fn a_session_can_be_refused_in_the_middle() {
-    let sim = start_with("sk=1000").await;
-    sim.queue_faults("sk", vec!["after=2:quota".parse().unwrap()]);
-    let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
+    let simulator = start_with("sk=1000").await;
+    simulator.queue_faults("sk", vec!["after=2:quota".parse().unwrap()]);
+    let mut client = connect(&simulator, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
     client.send_json(json!({ "text": "x".repeat(500), "flush": true })).await;
     let (messages, close) = client.receive_all().await;
     assert_eq!((messages.len(), close.0), (3, 1_008));
     assert!(messages[1]["audio"].is_string());
     assert_eq!(messages[2]["error"], "quota_exceeded");
-    let (request, socket) = ended(&sim).await;
-    assert_eq!((request.charged, socket.messages_sent, sim.ledger().workspaces[0].running), (100, 2, 0));
+    let (request, socket) = ended_session(&simulator).await;
+    assert_eq!(
+        (request.charged, socket.messages_sent, simulator.ledger().workspaces[0].running),
+        (100, 2, 0)
+    );
 }
 
 #[tokio::test]
 async fn a_session_can_be_refused_after_bytes_of_the_client() {
-    let sim = start_with("sk=100").await;
-    let mut client = echo(&sim, "mid=10:rate_limit").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = echo(&simulator, "mid=10:rate_limit").await;
     check_echo(&mut client, "123456789").await;
     client.send(Message::text("0")).await;
     assert_eq!(client.receive_json().await["error"], "rate_limit_exceeded");
@@ -98,14 +104,14 @@ async fn a_session_can_be_refused_after_bytes_of_the_client() {
 
 #[tokio::test]
 async fn a_session_can_break_without_a_close() {
-    let sim = start_with("sk=100").await;
-    let mut client = echo(&sim, "after=1:cut").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = echo(&simulator, "after=1:cut").await;
     check_echo(&mut client, "a").await;
     let error = client.receive_break().await;
     assert!(matches!(error, Error::Protocol(_)), "{error:?}");
     drop(client);
-    assert_eq!(ended(&sim).await.1.close_sent, None);
-    let mut client = echo(&sim, "after=1:reset").await;
+    assert_eq!(ended_session(&simulator).await.1.close_sent, None);
+    let mut client = echo(&simulator, "after=1:reset").await;
     client.send(Message::text("a")).await;
     // A reset may overtake data that was sent before it.
     let error = match client.next().await {
@@ -114,16 +120,16 @@ async fn a_session_can_break_without_a_close() {
         other => panic!("{other:?}"),
     };
     assert!(matches!(error, Error::Io(_)), "{error:?}");
-    let mut client = echo(&sim, "after=0:cut").await;
+    let mut client = echo(&simulator, "after=0:cut").await;
     client.receive_break().await;
 }
 
 #[tokio::test]
 async fn a_session_can_break_after_a_number_of_bytes() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     // A frame of a short text has a head of two bytes: three messages of ten bytes.
     for (bytes, whole) in [(0, 0), (1, 0), (11, 0), (12, 1), (13, 1), (23, 1), (24, 2)] {
-        let mut client = echo(&sim, &format!("cut={bytes}")).await;
+        let mut client = echo(&simulator, &format!("cut={bytes}")).await;
         for _ in 0..whole {
             check_echo(&mut client, "0123456789").await;
         }
@@ -132,69 +138,69 @@ async fn a_session_can_break_after_a_number_of_bytes() {
         }
         client.receive_break().await;
         drop(client);
-        ended(&sim).await;
+        ended_session(&simulator).await;
     }
 }
 
 #[tokio::test]
 async fn a_session_can_send_another_message_or_stall() {
-    let sim = start_with("sk=100").await;
-    let mut client = echo(&sim, r#"after=1:say={"message_type":"queue_overflow"}"#).await;
+    let simulator = start_with("sk=100").await;
+    let mut client = echo(&simulator, r#"after=1:say={"message_type":"queue_overflow"}"#).await;
     check_echo(&mut client, "a").await;
     assert_eq!(client.receive_text().await, r#"{"message_type":"queue_overflow"}"#);
     check_echo(&mut client, "b").await;
     drop(client);
-    ended(&sim).await;
+    ended_session(&simulator).await;
 
-    let mut client = echo(&sim, "after=1:stall").await;
+    let mut client = echo(&simulator, "after=1:stall").await;
     check_echo(&mut client, "a").await;
     client.send(Message::text("b")).await;
     // The message is read and not answered.
-    let ledger = wait_until(&sim, |ledger| {
+    let ledger = wait_until(&simulator, |ledger| {
         ledger.requests.last().unwrap().socket.as_ref().unwrap().text_messages == 2
     })
     .await;
     assert_eq!(ledger.requests.last().unwrap().socket.as_ref().unwrap().messages_sent, 1);
     drop(client);
-    ended(&sim).await;
+    ended_session(&simulator).await;
 }
 
 #[tokio::test]
 async fn a_delayed_session_equals_the_ordinary_one() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for fault in ["stall=5ms", "slow_body=5ms", "slow_head=5ms", "pass"] {
-        let mut client = echo(&sim, fault).await;
+        let mut client = echo(&simulator, fault).await;
         check_echo(&mut client, "a").await;
         check_echo(&mut client, "b").await;
     }
     // A client that disconnects from a stalled session is detected immediately.
-    let client = echo(&sim, "stall=600s").await;
+    let client = echo(&simulator, "stall=600s").await;
     drop(client);
-    ended(&sim).await;
+    ended_session(&simulator).await;
 }
 
 #[tokio::test]
 async fn a_fault_of_sockets_does_not_affect_requests() {
-    let sim = start_with("sk=100").await;
-    sim.queue_faults("sk", vec!["after=1:cut".parse().unwrap(), "close=1011".parse().unwrap()]);
+    let simulator = start_with("sk=100").await;
+    simulator.queue_faults("sk", vec!["after=1:cut".parse().unwrap(), "close=1011".parse().unwrap()]);
     for _ in 0..2 {
-        assert_eq!(speech("a").key("sk").to(&sim).await.status, 200);
+        assert_eq!(speech_call("a").key("sk").send_to(&simulator).await.status, 200);
     }
 }
 
 #[tokio::test]
 async fn another_process_can_set_faults_and_read_the_ledger() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let request = json!({ "key": "sk", "next": ["after=1:close=1011/gone"] });
-    assert_eq!(post("/_simulator/faults", request.to_string()).to(&sim).await.status, 200);
-    let mut client = connect(&sim, ECHO, "sk").await;
+    assert_eq!(post("/_simulator/faults", request.to_string()).send_to(&simulator).await.status, 200);
+    let mut client = connect(&simulator, ECHO, "sk").await;
     check_echo(&mut client, "a").await;
     assert_eq!(client.receive_close().await.0, 1_011);
-    ended(&sim).await;
-    let ledger = get("/_simulator/ledger").to(&sim).await.json();
+    ended_session(&simulator).await;
+    let ledger = get("/_simulator/ledger").send_to(&simulator).await.json();
     let socket = &ledger["requests"][0]["socket"];
     assert_eq!((&socket["close_sent"]["code"], &socket["is_open"]), (&json!(1_011), &json!(false)));
-    assert_eq!(serde_json::from_value::<crate::simulator::Ledger>(ledger).unwrap(), sim.ledger());
+    assert_eq!(serde_json::from_value::<crate::simulator::Ledger>(ledger).unwrap(), simulator.ledger());
 }
 
 /// Checks bytes below the level of frames, where a client can distinguish a part of a frame from
@@ -202,11 +208,11 @@ async fn another_process_can_set_faults_and_read_the_ledger() {
 #[tokio::test]
 async fn exactly_the_given_bytes_arrive_before_the_break() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     for bytes in [0_usize, 1, 2, 100] {
-        sim.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
-        let mut stream = TcpStream::connect(sim.address()).await.unwrap();
-        let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: sim\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        simulator.queue_faults("sk", vec![Fault::CutAfter { bytes: bytes.try_into().unwrap() }]);
+        let mut stream = TcpStream::connect(simulator.address()).await.unwrap();
+        let head = "GET /v1/speech-to-text/realtime HTTP/1.1\r\nhost: simulator\r\nxi-api-key: sk\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut answer))

@@ -8,14 +8,14 @@ use serde_json::json;
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
 /// Checks the refusal of a session with these headers, whose first message is `text`.
-async fn check(sim: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
-    let mut client = try_connect(sim, path, headers).await.expect("the handshake must be accepted");
+async fn check(simulator: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
+    let mut client = try_connect(simulator, path, headers).await.expect("the handshake must be accepted");
     if path.starts_with(SPEECH) {
         client.send_json(json!({ "text": " " })).await;
     }
     assert_eq!(client.receive_text().await, text, "{path}");
     assert_eq!(client.receive_close().await, (close.0, close.1.to_owned()), "{path}");
-    let (request, socket) = ended(sim).await;
+    let (request, socket) = ended_session(simulator).await;
     assert_eq!((request.status, request.charged), (Some(101), 0));
     assert_eq!(socket.close_sent.unwrap().code, close.0);
     assert_eq!(socket.close_received.unwrap().code, close.0);
@@ -26,23 +26,23 @@ const AUTH_ERROR: &str =
 
 #[tokio::test]
 async fn a_wrong_or_missing_key_is_refused_in_the_session() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let bad = r#"{"message":"Invalid API key","error":"invalid_api_key","code":1008}"#;
-    check(&sim, SPEECH, &[("xi-api-key", "other")], bad, (1_008, "Invalid API key")).await;
+    check(&simulator, SPEECH, &[("xi-api-key", "other")], bad, (1_008, "Invalid API key")).await;
     let none =
         "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
     let text = format!(r#"{{"message":"{none}","error":"authentication_required","code":1008}}"#);
-    check(&sim, SPEECH, &[], &text, (1_008, none)).await;
+    check(&simulator, SPEECH, &[], &text, (1_008, none)).await;
     for headers in [&[("xi-api-key", "other")][..], &[]] {
-        check(&sim, SCRIBE, headers, AUTH_ERROR, (1_000, "")).await;
+        check(&simulator, SCRIBE, headers, AUTH_ERROR, (1_000, "")).await;
     }
-    assert_eq!(sim.ledger().violations, [] as [String; 0]);
+    assert_eq!(simulator.ledger().violations, [] as [String; 0]);
 }
 
 #[tokio::test]
 async fn a_refusal_follows_the_first_message_where_the_client_sends_first() {
-    let sim = start_with("sk=100").await;
-    let mut client = connect(&sim, SPEECH, "other").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = connect(&simulator, SPEECH, "other").await;
     // The pong arrives and no message before it.
     client.send(tokio_tungstenite::tungstenite::Message::Ping(vec![1].into())).await;
     assert!(client.next().await.unwrap().unwrap().is_pong());
@@ -52,37 +52,37 @@ async fn a_refusal_follows_the_first_message_where_the_client_sends_first() {
 
 #[tokio::test]
 async fn the_state_of_an_account_is_refused_in_each_format() {
-    let with = |billing| {
+    let workspace_with = |billing| {
         let workspace = WorkspacePlan { billing, ..WorkspacePlan::new("w", 100) };
         let key = KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) };
-        Plan::of([]).with_workspace(workspace).with_key(key)
+        Plan::with_keys([]).with_workspace(workspace).with_key(key)
     };
     let head = &[("xi-api-key", "sk")];
     let unpaid = "Your subscription has a failed or incomplete payment. Complete the latest invoice to continue usage.";
-    let sim = start(with(Billing::PastDue)).await;
+    let simulator = start(workspace_with(Billing::PastDue)).await;
     let text = format!(r#"{{"message":"{unpaid}","error":"payment_issue","code":1008}}"#);
-    check(&sim, SPEECH, head, &text, (1_008, unpaid)).await;
+    check(&simulator, SPEECH, head, &text, (1_008, unpaid)).await;
     let text = format!(r#"{{"message_type":"error","error":"{unpaid}"}}"#);
-    check(&sim, SCRIBE, head, &text, (1_000, "")).await;
+    check(&simulator, SCRIBE, head, &text, (1_000, "")).await;
 
-    let sim = start(with(Billing::FreeDisabled)).await;
-    let mut client = connect(&sim, SPEECH, "sk").await;
+    let simulator = start(workspace_with(Billing::FreeDisabled)).await;
+    let mut client = connect(&simulator, SPEECH, "sk").await;
     client.send_json(json!({ "text": " " })).await;
     assert_eq!(client.receive_json().await["error"], "detected_unusual_activity");
     let (code, reason) = client.receive_close().await;
     assert_eq!((code, reason.len()), (1_008, 120));
 
     let key = KeyPlan { permissions: Some(vec!["user_read".into()]), ..KeyPlan::new("sk", 100) };
-    let sim = start(Plan::of([]).with_key(key)).await;
+    let simulator = start(Plan::with_keys([]).with_key(key)).await;
     let missing = "The API key you used is missing the permission text_to_speech to execute this operation.";
     let text = format!(r#"{{"message":"{missing}","error":"missing_permissions","code":1008}}"#);
-    check(&sim, SPEECH, head, &text, (1_008, missing)).await;
-    check(&sim, SCRIBE, head, AUTH_ERROR, (1_000, "")).await;
+    check(&simulator, SPEECH, head, &text, (1_008, missing)).await;
+    check(&simulator, SCRIBE, head, AUTH_ERROR, (1_000, "")).await;
 }
 
 #[tokio::test]
 async fn a_refusal_can_be_scripted_by_its_name() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let head = &[("xi-api-key", "sk")];
     let terms = "You must accept the terms of service of this feature to use it.";
     for (kind, path, text, close) in [
@@ -111,9 +111,9 @@ async fn a_refusal_can_be_scripted_by_its_name() {
             (1_000, ""),
         ),
     ] {
-        sim.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
-        check(&sim, path, head, &text, close).await;
-        assert_eq!(ended(&sim).await.1.refused, Some(kind.to_string()));
+        simulator.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
+        check(&simulator, path, head, &text, close).await;
+        assert_eq!(ended_session(&simulator).await.1.refused, Some(kind.to_string()));
     }
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     let format = "Output format 'pcm_44100' is only available on the Pro tier and above.";
@@ -130,77 +130,83 @@ async fn a_refusal_can_be_scripted_by_its_name() {
         ),
         ("quota_words", SCRIBE, scribe_error("quota_exceeded", "You have exceeded your quota."), (1_000, "")),
     ] {
-        sim.set_route_fault("sk", path, Some(name.parse().unwrap()));
-        check(&sim, path, head, &text, close).await;
-        sim.set_route_fault("sk", path, None);
+        simulator.set_route_fault("sk", path, Some(name.parse().unwrap()));
+        check(&simulator, path, head, &text, close).await;
+        simulator.set_route_fault("sk", path, None);
     }
     // The next session is served again.
-    let mut client = connect(&sim, SCRIBE, "sk").await;
+    let mut client = connect(&simulator, SCRIBE, "sk").await;
     assert_eq!(client.receive_json().await["message_type"], "session_started");
 }
 
 #[tokio::test]
 async fn a_key_may_come_with_the_first_message_when_the_head_has_none() {
-    let sim = start_with("sk=100 other=100").await;
+    let simulator = start_with("sk=100 other=100").await;
     for name in ["xi_api_key", "xi-api-key"] {
-        let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+        let mut client = try_connect(&simulator, SPEECH, &[]).await.unwrap();
         client.send_json(json!({ "text": " ", name: "sk" })).await;
         client.send_json(json!({ "text": "a", "flush": true })).await;
         assert!(client.receive_json().await["audio"].is_string());
         client.close(1_000, "").await;
-        let (request, socket) = ended(&sim).await;
+        let (request, socket) = ended_session(&simulator).await;
         assert_eq!((request.key, socket.payer.as_deref()), (None, Some("sk")));
         assert_eq!(socket.messages, ["withheld", r#"{"flush":true,"text":"a"}"#]);
     }
-    assert_eq!(sim.ledger().key("sk").unwrap().charged, 2);
+    assert_eq!(simulator.ledger().key("sk").unwrap().charged, 2);
     // The script of the key in the first message applies after this message.
-    sim.queue_faults("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
-    let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+    simulator.queue_faults("sk", vec![Fault::Refuse(RefusalKind::PaymentIssue)]);
+    let mut client = try_connect(&simulator, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": " ", "xi_api_key": "sk" })).await;
     assert_eq!(client.receive_json().await["error"], "payment_issue");
-    assert_eq!(sim.ledger().violations, [] as [String; 0]);
+    assert_eq!(simulator.ledger().violations, [] as [String; 0]);
 }
 
 #[tokio::test]
 async fn a_token_is_consumed_and_takes_precedence_over_a_key() {
-    let sim = start_with("a=100 b=100").await;
+    let simulator = start_with("a=100 b=100").await;
     let mint = async |kind: &str| {
-        let reply = post(&format!("/v1/single-use-token/{kind}"), "").key("a").to(&sim).await;
+        let reply = post(&format!("/v1/single-use-token/{kind}"), "").key("a").send_to(&simulator).await;
         reply.json()["token"].as_str().unwrap().to_owned()
     };
     let token = mint("tts_websocket").await;
     assert!(token.starts_with("sutkn_"));
     let path = format!("{SPEECH}?single_use_token={token}");
-    let mut client = connect(&sim, &path, "b").await;
+    let mut client = connect(&simulator, &path, "b").await;
     client.send_json(json!({ "text": "a", "flush": true })).await;
     assert!(client.receive_json().await["audio"].is_string());
     drop(client);
-    assert_eq!(ended(&sim).await.1.payer.as_deref(), Some("a"));
-    assert_eq!((sim.ledger().key("a").unwrap().charged, sim.ledger().key("b").unwrap().charged), (1, 0));
-    let mut client = connect(&sim, &path, "b").await;
+    assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some("a"));
+    assert_eq!(
+        (simulator.ledger().key("a").unwrap().charged, simulator.ledger().key("b").unwrap().charged),
+        (1, 0)
+    );
+    let mut client = connect(&simulator, &path, "b").await;
     client.send_json(json!({ "text": "a", "flush": true })).await;
     assert_eq!(client.receive_json().await["error"], "invalid_api_key");
 
     // A token in the first message is valid. A token of a different type is invalid.
     let token = mint("tts_websocket").await;
-    let mut client = try_connect(&sim, SPEECH, &[]).await.unwrap();
+    let mut client = try_connect(&simulator, SPEECH, &[]).await.unwrap();
     client.send_json(json!({ "text": "a", "flush": true, "single_use_token": token })).await;
     assert!(client.receive_json().await["audio"].is_string());
     let token = mint("batch_scribe").await;
-    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    let mut client = try_connect(&simulator, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_text().await, AUTH_ERROR);
     let form = "--x\r\nContent-Disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v2\r\n--x--";
     let transcribe = || post(&format!("/v1/speech-to-text?token={token}"), form);
-    assert_eq!((transcribe().to(&sim).await.status, transcribe().to(&sim).await.status), (200, 401));
+    assert_eq!(
+        (transcribe().send_to(&simulator).await.status, transcribe().send_to(&simulator).await.status),
+        (200, 401)
+    );
     let token = mint("realtime_scribe").await;
-    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    let mut client = try_connect(&simulator, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_json().await["message_type"], "session_started");
 
     // The script of the key that minted a token applies to the session.
     let token = mint("realtime_scribe").await;
-    sim.queue_faults("a", vec![Fault::Refuse(RefusalKind::Quota)]);
-    let mut client = try_connect(&sim, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
+    simulator.queue_faults("a", vec![Fault::Refuse(RefusalKind::Quota)]);
+    let mut client = try_connect(&simulator, &format!("{SCRIBE}?token={token}"), &[]).await.unwrap();
     assert_eq!(client.receive_json().await["message_type"], "quota_exceeded");
-    assert_eq!(post("/v1/single-use-token/other", "").key("a").to(&sim).await.status, 422);
-    assert_eq!(post("/v1/single-use-token/tts_websocket", "").to(&sim).await.status, 401);
+    assert_eq!(post("/v1/single-use-token/other", "").key("a").send_to(&simulator).await.status, 422);
+    assert_eq!(post("/v1/single-use-token/tts_websocket", "").send_to(&simulator).await.status, 401);
 }

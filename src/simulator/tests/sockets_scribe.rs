@@ -20,51 +20,51 @@ fn chunk(bytes: usize, commit: bool) -> Value {
 
 #[tokio::test]
 async fn the_server_sends_first_and_reports_the_configuration() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let path = format!("{SCRIBE}?model_id=scribe_v2_realtime&audio_format=ulaw_8000&keyterms=b&keyterms=a");
-    let mut client = connect(&sim, &path, "sk").await;
-    let started = client.receive_json().await;
-    assert_eq!(started["message_type"], "session_started");
-    assert_eq!(started["session_id"].as_str().unwrap().len(), 32);
-    let config = &started["config"];
+    let mut client = connect(&simulator, &path, "sk").await;
+    let start_message = client.receive_json().await;
+    assert_eq!(start_message["message_type"], "session_started");
+    assert_eq!(start_message["session_id"].as_str().unwrap().len(), 32);
+    let config = &start_message["config"];
     assert_eq!((&config["sample_rate"], &config["audio_format"]), (&json!(8_000), &json!("ulaw_8000")));
     assert_eq!((&config["commit_strategy"], &config["keyterms"]), (&json!("manual"), &json!(["b", "a"])));
 }
 
 #[tokio::test]
 async fn audio_becomes_text_and_every_started_second_costs_a_credit() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_timestamps=true");
-    let mut client = connect(&sim, &path, "sk").await;
+    let mut client = connect(&simulator, &path, "sk").await;
     client.receive_json().await;
     client.send_json(chunk(7_998, false)).await;
     let partial = json!({ "message_type": "partial_transcript", "text": "The simulator hears you well." });
     assert_eq!(client.receive_json().await, partial);
-    assert_eq!(sim.ledger().totals.charged, 1);
+    assert_eq!(simulator.ledger().totals.charged, 1);
     client.send_json(chunk(3, false)).await;
     client.receive_json().await;
-    assert_eq!(sim.ledger().totals.charged, 2);
+    assert_eq!(simulator.ledger().totals.charged, 2);
     client.send_json(json!({ "message_type": "input_audio_chunk", "audio_base_64": "", "commit": true, "sample_rate": 8_000 })).await;
     let committed =
         json!({ "message_type": "committed_transcript", "text": "The simulator hears you well." });
     assert_eq!(client.receive_json().await, committed);
-    let timed = client.receive_json().await;
-    assert_eq!(timed["message_type"], "committed_transcript_with_timestamps");
-    assert_eq!(timed["words"].as_array().unwrap().len(), 5);
+    let timed_transcript = client.receive_json().await;
+    assert_eq!(timed_transcript["message_type"], "committed_transcript_with_timestamps");
+    assert_eq!(timed_transcript["words"].as_array().unwrap().len(), 5);
     // A new segment does not contain earlier words.
     client.send_json(chunk(900, true)).await;
     assert_eq!(client.receive_json().await["text"], "The simulator");
     client.close(1_000, "User ended conversation").await;
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.charged, socket.text_messages), (2, 4));
-    assert_eq!(sim.ledger().key("sk").unwrap().remaining, 98);
+    assert_eq!(simulator.ledger().key("sk").unwrap().remaining, 98);
 }
 
 #[tokio::test]
 async fn the_language_comes_with_a_second_transcript_without_words() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let path = format!("{SCRIBE}?audio_format=ulaw_8000&include_language_detection=true");
-    let mut client = connect(&sim, &path, "sk").await;
+    let mut client = connect(&simulator, &path, "sk").await;
     assert_eq!(client.receive_json().await["config"]["include_language_detection"], json!(true));
     client.send_json(chunk(900, true)).await;
     assert_eq!(client.receive_json().await["message_type"], "partial_transcript");
@@ -80,9 +80,9 @@ async fn the_language_comes_with_a_second_transcript_without_words() {
 
 #[tokio::test]
 async fn a_pause_commits_when_it_was_requested() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let mut client =
-        connect(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
+        connect(&simulator, &format!("{SCRIBE}?audio_format=ulaw_8000&commit_strategy=vad"), "sk").await;
     client.receive_json().await;
     client.send_json(chunk(15_999, false)).await;
     assert_eq!(client.receive_json().await["message_type"], "partial_transcript");
@@ -93,51 +93,51 @@ async fn a_pause_commits_when_it_was_requested() {
 
 #[tokio::test]
 async fn credits_run_out_before_or_during_a_session() {
-    let sim = start_with("sk=1").await;
-    let mut client = connect(&sim, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
+    let simulator = start_with("sk=1").await;
+    let mut client = connect(&simulator, &format!("{SCRIBE}?audio_format=ulaw_8000"), "sk").await;
     client.receive_json().await;
     client.send_json(chunk(8_001, false)).await;
-    let refused = r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#;
-    assert_eq!(client.receive_text().await, refused);
+    let refusal = r#"{"message_type":"quota_exceeded","error":"You have exceeded your quota."}"#;
+    assert_eq!(client.receive_text().await, refusal);
     assert_eq!(client.receive_close().await, (1_000, String::new()));
-    assert_eq!(sim.ledger().totals.charged, 0, "a refused second must not be charged");
+    assert_eq!(simulator.ledger().totals.charged, 0, "a refused second must not be charged");
 
-    let sim = start_with("sk=0").await;
-    let mut client = connect(&sim, SCRIBE, "sk").await;
-    assert_eq!(client.receive_text().await, refused);
+    let simulator = start_with("sk=0").await;
+    let mut client = connect(&simulator, SCRIBE, "sk").await;
+    assert_eq!(client.receive_text().await, refusal);
     assert_eq!(client.receive_close().await.0, 1_000);
 }
 
 #[tokio::test]
 async fn a_session_holds_its_slot_from_the_first_message_to_the_last() {
-    let plan = Plan::of([])
+    let plan = Plan::with_keys([])
         .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 100) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
-    let sim = start(plan).await;
-    let mut one = connect(&sim, SCRIBE, "sk").await;
-    one.receive_json().await;
-    let mut two = connect(&sim, SCRIBE, "sk").await;
+    let simulator = start(plan).await;
+    let mut first_client = connect(&simulator, SCRIBE, "sk").await;
+    first_client.receive_json().await;
+    let mut two = connect(&simulator, SCRIBE, "sk").await;
     assert_eq!(two.receive_json().await["message_type"], "rate_limited");
     assert_eq!(two.receive_close().await.0, 1_000);
-    drop(one);
-    wait_until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
-    let mut three = connect(&sim, SCRIBE, "sk").await;
+    drop(first_client);
+    wait_until(&simulator, |ledger| ledger.workspaces[0].running == 0).await;
+    let mut three = connect(&simulator, SCRIBE, "sk").await;
     assert_eq!(three.receive_json().await["message_type"], "session_started");
 }
 
 #[tokio::test]
 async fn invalid_audio_is_refused() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let check = async |path: &str, message: Value, expected: &str| {
-        let mut client = connect(&sim, path, "sk").await;
+        let mut client = connect(&simulator, path, "sk").await;
         let first = client.receive_json().await;
-        let refused = if first["message_type"] == "session_started" {
+        let refusal = if first["message_type"] == "session_started" {
             client.send_json(message).await;
             client.receive_json().await
         } else {
             first
         };
-        assert_eq!(refused["message_type"], expected);
+        assert_eq!(refusal["message_type"], expected);
         assert_eq!(client.receive_close().await.0, 1_000);
     };
     let bad = json!({ "message_type": "input_audio_chunk", "audio_base_64": "A" });

@@ -19,8 +19,8 @@ fn text_of(messages: &[Value]) -> String {
 
 #[tokio::test]
 async fn text_becomes_audio_and_costs_its_characters() {
-    let sim = start_with("sk=100").await;
-    let mut client = connect(&sim, &format!("{SPEECH}?output_format=pcm_16000"), "sk").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = connect(&simulator, &format!("{SPEECH}?output_format=pcm_16000"), "sk").await;
     client.send_json(json!({ "text": " ", "voice_settings": { "stability": 0.5 } })).await;
     client.send_json(json!({ "text": "Grüße 日本 " })).await;
     client.send_json(json!({ "text": "" })).await;
@@ -36,17 +36,17 @@ async fn text_becomes_audio_and_costs_its_characters() {
         r#"{"audio":null,"isFinal":true,"normalizedAlignment":null,"alignment":null}"#
     );
     assert_eq!(client.receive_close().await, (1_000, String::new()));
-    let (request, socket) = ended(&sim).await;
+    let (request, socket) = ended_session(&simulator).await;
     assert_eq!((socket.spoken.as_str(), request.charged), ("Grüße 日本 ", 9));
     assert_eq!((socket.payer.as_deref(), socket.refused), (Some("sk"), None));
-    let ledger = sim.ledger();
+    let ledger = simulator.ledger();
     assert_eq!((ledger.totals.charged, ledger.key("sk").unwrap().charged), (9, 9));
     assert_eq!((ledger.key("sk").unwrap().remaining, ledger.workspaces[0].running), (91, 0));
 }
 
 /// Returns whether a new session speaks this message immediately, by the text that remains for a flush.
-async fn speaks_immediately(sim: &Simulator, query: &str, message: Value) -> bool {
-    let mut client = connect(sim, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
+async fn speaks_immediately(simulator: &Simulator, query: &str, message: Value) -> bool {
+    let mut client = connect(simulator, &format!("{SPEECH}?output_format=ulaw_8000{query}"), "sk").await;
     let text = message["text"].as_str().unwrap().to_owned();
     client.send_json(message).await;
     client.send_json(json!({ "text": "!" })).await;
@@ -59,7 +59,7 @@ async fn speaks_immediately(sim: &Simulator, query: &str, message: Value) -> boo
 
 #[tokio::test]
 async fn text_is_buffered_until_there_is_enough() {
-    let sim = start_with("sk=1_000_000").await;
+    let simulator = start_with("sk=1_000_000").await;
     let text = |length: usize| "x".repeat(length);
     for (query, message, expected) in [
         ("", json!({ "text": text(119) }), false),
@@ -73,29 +73,33 @@ async fn text_is_buffered_until_there_is_enough() {
         ("", json!({ "text": text(49), "generation_config": { "chunk_length_schedule": [1] } }), false),
         ("", json!({ "text": text(50), "generation_config": { "chunk_length_schedule": [1] } }), true),
     ] {
-        assert_eq!(speaks_immediately(&sim, query, message.clone()).await, expected, "{query} {message}");
+        assert_eq!(
+            speaks_immediately(&simulator, query, message.clone()).await,
+            expected,
+            "{query} {message}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_cheaper_model_is_rounded_over_the_whole_session() {
-    let sim = start_with("sk=100").await;
-    let mut client = connect(&sim, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
+    let simulator = start_with("sk=100").await;
+    let mut client = connect(&simulator, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
     for _ in 0..3 {
         client.send_json(flushed("x")).await;
         client.receive_json().await;
     }
     client.send_json(json!({ "text": "" })).await;
     client.receive_all().await;
-    assert_eq!(ended(&sim).await.0.charged, 2);
+    assert_eq!(ended_session(&simulator).await.0.charged, 2);
 }
 
 #[tokio::test]
 async fn credits_can_run_out_in_the_middle_of_a_sentence() {
     // A message has fifty characters: the credits suffice for two messages, and not for the third.
     for (credits, message_count) in [("149", 2), ("150", 3)] {
-        let sim = start_with(&format!("sk={credits}")).await;
-        let mut client = connect(&sim, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
+        let simulator = start_with(&format!("sk={credits}")).await;
+        let mut client = connect(&simulator, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
         client.send_json(flushed(&"x".repeat(150))).await;
         for _ in 0..message_count {
             assert!(client.receive_json().await["audio"].is_string());
@@ -111,36 +115,37 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
             format!(r#"{{"message":"{message}","error":"quota_exceeded","code":1008}}"#)
         );
         assert_eq!(client.receive_close().await, (1_008, message.to_owned()));
-        let (request, socket) = ended(&sim).await;
+        let (request, socket) = ended_session(&simulator).await;
         assert_eq!((request.charged, socket.spoken.len()), (100, 100));
         assert_eq!(socket.refused.as_deref(), Some("quota"));
-        assert_eq!(sim.ledger().key("sk").unwrap().remaining, 49);
+        assert_eq!(simulator.ledger().key("sk").unwrap().remaining, 49);
     }
 }
 
 #[tokio::test]
 async fn a_cap_applies_to_its_key_on_sockets_too() {
-    let sim = start_with("a=100@w:cap=5 b=100@w").await;
-    let mut client = connect(&sim, SPEECH, "a").await;
+    let simulator = start_with("a=100@w:cap=5 b=100@w").await;
+    let mut client = connect(&simulator, SPEECH, "a").await;
     client.send_json(flushed("123456")).await;
-    let refused = client.receive_json().await;
-    assert_eq!(refused["error"], "quota_exceeded");
+    let refusal = client.receive_json().await;
+    assert_eq!(refusal["error"], "quota_exceeded");
     assert!(
-        refused["message"]
+        refusal["message"]
             .as_str()
             .unwrap()
             .starts_with("This request exceeds your API key (key 1) quota of 5.")
     );
-    let mut client = connect(&sim, SPEECH, "b").await;
+    let mut client = connect(&simulator, SPEECH, "b").await;
     client.send_json(flushed("123456")).await;
     assert!(client.receive_json().await["audio"].is_string());
 }
 
 #[tokio::test]
 async fn an_idle_session_ends_after_its_timeout() {
-    let sim = start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
+    let simulator =
+        start(Plan { socket_second: Duration::from_millis(1), ..Plan::parse("sk=100").unwrap() }).await;
     for (query, seconds) in [("", 20), ("?inactivity_timeout=7", 7), ("?inactivity_timeout=9999", 180)] {
-        let mut client = connect(&sim, &format!("{SPEECH}{query}"), "sk").await;
+        let mut client = connect(&simulator, &format!("{SPEECH}{query}"), "sk").await;
         client.send_json(json!({ "text": " " })).await;
         let message = format!(
             r#"Have not received a new text input within the timeout of {seconds} seconds. Streaming input terminated. Please make sure to either feed the input in the timely manner, or to send the end of input text (empty string "") when done."#
@@ -150,19 +155,19 @@ async fn an_idle_session_ends_after_its_timeout() {
         let (code, reason) = client.receive_close().await;
         // Close reasons are truncated like the captured close reasons.
         assert_eq!((code, reason.as_str()), (1_008, &message[..120]));
-        assert_eq!(ended(&sim).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
+        assert_eq!(ended_session(&simulator).await.1.refused.as_deref(), Some("input_timeout_exceeded"));
     }
 }
 
 #[tokio::test]
 async fn an_invalid_speech_session_is_refused() {
-    let sim = start_with("sk=100").await;
+    let simulator = start_with("sk=100").await;
     let check = async |path: &str, message: &str, error: &str| {
-        let mut client = connect(&sim, path, "sk").await;
+        let mut client = connect(&simulator, path, "sk").await;
         client.send(message.into()).await;
-        let refused = client.receive_json().await;
+        let refusal = client.receive_json().await;
         assert_eq!(
-            (refused["error"].as_str(), refused["code"].as_u64()),
+            (refusal["error"].as_str(), refusal["code"].as_u64()),
             (Some(error), Some(1_008)),
             "{path}"
         );
@@ -173,13 +178,13 @@ async fn an_invalid_speech_session_is_refused() {
     check(&format!("{SPEECH}?output_format=none"), r#"{"text":"a"}"#, "invalid_output_format").await;
     check(SPEECH, "no JSON", "json_invalid").await;
     check(SPEECH, "[]", "json_invalid").await;
-    assert_eq!(sim.ledger().totals.charged, 0);
+    assert_eq!(simulator.ledger().totals.charged, 0);
 }
 
 #[tokio::test]
 async fn each_context_is_buffered_and_ended_on_its_own() {
-    let sim = start_with("sk=1000").await;
-    let mut client = connect(&sim, &format!("{MULTI}?output_format=ulaw_8000"), "sk").await;
+    let simulator = start_with("sk=1000").await;
+    let mut client = connect(&simulator, &format!("{MULTI}?output_format=ulaw_8000"), "sk").await;
     client.send_json(json!({ "text": "one ", "context_id": "a" })).await;
     client.send_json(json!({ "text": "two ", "contextId": "b", "flush": true })).await;
     let message = client.receive_json().await;
@@ -205,14 +210,14 @@ async fn each_context_is_buffered_and_ended_on_its_own() {
     let (messages, close) = client.receive_all().await;
     let ids: Vec<_> = messages.iter().map(|message| message["contextId"].as_str().unwrap()).collect();
     assert_eq!((ids, close.0), (vec!["b", "default", "default"], 1_000));
-    assert_eq!(ended(&sim).await.1.spoken, "two one three ");
-    assert_eq!(sim.ledger().totals.charged, 14);
+    assert_eq!(ended_session(&simulator).await.1.spoken, "two one three ");
+    assert_eq!(simulator.ledger().totals.charged, 14);
 }
 
 #[tokio::test]
 async fn five_contexts_may_be_open_and_no_sixth() {
-    let sim = start_with("sk=1000").await;
-    let mut client = connect(&sim, MULTI, "sk").await;
+    let simulator = start_with("sk=1000").await;
+    let mut client = connect(&simulator, MULTI, "sk").await;
     for id in ["1", "2", "3", "4", "5"] {
         client.send_json(json!({ "text": " ", "context_id": id })).await;
     }
@@ -229,24 +234,24 @@ async fn five_contexts_may_be_open_and_no_sixth() {
 
 #[tokio::test]
 async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
-    let plan = Plan::of([])
+    let plan = Plan::with_keys([])
         .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
-    let sim = start(plan).await;
+    let simulator = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
     // Both sessions are open and idle, and neither holds a slot.
-    let mut one = connect(&sim, &path, "sk").await;
-    one.send_json(flushed("one")).await;
-    one.receive_json().await;
-    let mut two = connect(&sim, &path, "sk").await;
+    let mut first_client = connect(&simulator, &path, "sk").await;
+    first_client.send_json(flushed("one")).await;
+    first_client.receive_json().await;
+    let mut two = connect(&simulator, &path, "sk").await;
     two.send_json(flushed("two")).await;
     two.receive_json().await;
 
-    sim.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
-    let mut slow = connect(&sim, &path, "sk").await;
+    simulator.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
+    let mut slow = connect(&simulator, &path, "sk").await;
     slow.send_json(flushed(&"x".repeat(51))).await;
     slow.receive_json().await;
-    assert_eq!(sim.ledger().workspaces[0].running, 1);
+    assert_eq!(simulator.ledger().workspaces[0].running, 1);
     two.send_json(flushed("two")).await;
     let (messages, close) = two.receive_all().await;
     assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
@@ -254,26 +259,26 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(close, (1_008, text.to_owned()));
     // A client that disconnects during speech releases its slot.
     drop(slow);
-    wait_until(&sim, |ledger| ledger.workspaces[0].running == 0).await;
-    one.send_json(flushed("one")).await;
-    one.receive_json().await;
-    assert_eq!(sim.ledger().workspaces[0].running_max, 1);
+    wait_until(&simulator, |ledger| ledger.workspaces[0].running == 0).await;
+    first_client.send_json(flushed("one")).await;
+    first_client.receive_json().await;
+    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
 }
 
 /// The slot must be free with the last segment and not later. Otherwise alternating sessions would be
 /// refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {
-    let plan = Plan::of([])
+    let plan = Plan::with_keys([])
         .with_workspace(WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new("w", 1_000_000) })
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
-    let sim = start(plan).await;
+    let simulator = start(plan).await;
     let path = format!("{SPEECH}?output_format=ulaw_8000");
-    let mut clients = [connect(&sim, &path, "sk").await, connect(&sim, &path, "sk").await];
+    let mut clients = [connect(&simulator, &path, "sk").await, connect(&simulator, &path, "sk").await];
     for turn in 0..200 {
         let client = &mut clients[turn % 2];
         client.send_json(flushed("x")).await;
         assert!(client.receive_json().await["audio"].is_string(), "turn {turn}");
     }
-    assert_eq!(sim.ledger().workspaces[0].running_max, 1);
+    assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
 }

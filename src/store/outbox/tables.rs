@@ -117,8 +117,10 @@ fn next_batch(
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for snapshot in keys {
         let current = current_state(snapshot, now);
-        let stored = stored_state(&transaction, &current.key_hash)?;
-        if stored.is_none_or(|stored| MirroredKeyState { observed_at: now, ..stored } != current) {
+        let previous_state = stored_state(&transaction, &current.key_hash)?;
+        if previous_state
+            .is_none_or(|previous_state| MirroredKeyState { observed_at: now, ..previous_state } != current)
+        {
             put_key(&transaction, snapshot, now)?;
         }
     }
@@ -195,7 +197,7 @@ fn due_events(
          WHERE coalesce(parked_until_ms, 0) <= ?1
          ORDER BY id LIMIT ?2",
     )?;
-    let read = |row: &Row<'_>| {
+    let read_row = |row: &Row<'_>| {
         Ok(AttemptEvent {
             id: row.get(0)?,
             request_id: row.get(1)?,
@@ -221,7 +223,7 @@ fn due_events(
             revision: row.get(21)?,
         })
     };
-    statement.query_map(params![timestamp(now), max_rows], read)?.collect()
+    statement.query_map(params![timestamp(now), max_rows], read_row)?.collect()
 }
 
 fn count_refused(connection: &Connection) -> Result<u64, rusqlite::Error> {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, Row, params};
 
-use super::pack::{OwnerChange, Pack};
+use super::pack::{OwnerChange, OwnerPack};
 use crate::policy::units::UnixMs;
 use crate::pool::OwnershipEntry;
 use crate::proxy::OwnershipUpdate;
@@ -24,7 +24,7 @@ pub(super) fn append<'a>(
     changes: impl Iterator<Item = &'a OwnershipUpdate>,
     now: UnixMs,
 ) -> Result<(), rusqlite::Error> {
-    let mut pack = Pack::default();
+    let mut pack = OwnerPack::default();
     for change in changes {
         match change {
             OwnershipUpdate::Recorded(OwnershipEntry { identifier: named, owner, recorded_at, used_at }) => {
@@ -38,7 +38,11 @@ pub(super) fn append<'a>(
 }
 
 /// Inserts a pack and empties it, if it has at least `min_changes` changes.
-fn insert_if(connection: &Connection, pack: &mut Pack, min_changes: usize) -> Result<(), rusqlite::Error> {
+fn insert_if(
+    connection: &Connection,
+    pack: &mut OwnerPack,
+    min_changes: usize,
+) -> Result<(), rusqlite::Error> {
     if pack.changes.len() < min_changes {
         return Ok(());
     }
@@ -49,7 +53,7 @@ fn insert_if(connection: &Connection, pack: &mut Pack, min_changes: usize) -> Re
 }
 
 /// Replaces the pack of a row, or deletes the row if the new pack is empty.
-fn replace(connection: &Connection, number: i64, pack: &Pack) -> Result<(), rusqlite::Error> {
+fn replace(connection: &Connection, number: i64, pack: &OwnerPack) -> Result<(), rusqlite::Error> {
     if pack.changes.is_empty() {
         return connection.execute("DELETE FROM owners_plentiful WHERE number = ?1", [number]).map(drop);
     }
@@ -73,7 +77,7 @@ pub(super) fn read(connection: &Connection) -> Result<Vec<OwnershipEntry>, rusql
 
 fn for_each_newest_first(
     connection: &Connection,
-    mut visit: impl FnMut(i64, Pack) -> Result<(), rusqlite::Error>,
+    mut visit: impl FnMut(i64, OwnerPack) -> Result<(), rusqlite::Error>,
 ) -> Result<(), rusqlite::Error> {
     let mut statement =
         connection.prepare("SELECT number, pack FROM owners_plentiful ORDER BY number DESC")?;
@@ -85,8 +89,8 @@ fn for_each_newest_first(
 }
 
 /// Reads a pack; empty if it is unreadable.
-fn read_pack(row: &Row<'_>, column: usize) -> Result<Pack, rusqlite::Error> {
-    Ok(Pack::decode(row.get_ref(column)?.as_blob().unwrap_or_default()).unwrap_or_default())
+fn read_pack(row: &Row<'_>, column: usize) -> Result<OwnerPack, rusqlite::Error> {
+    Ok(OwnerPack::decode(row.get_ref(column)?.as_blob().unwrap_or_default()).unwrap_or_default())
 }
 
 /// Deletes some of the changes that are older than `oldest` or exceed `max_changes`; returns whether others
@@ -124,10 +128,10 @@ pub(super) fn delete_excess(
                 // The row is only deleted in part.
                 let pack = read_pack(row, 2)?;
                 let kept_changes = pack.changes.get(remaining..).unwrap_or_default().to_vec();
-                last_row = Some((number, Pack { changes: kept_changes, ..pack }));
+                last_row = Some((number, OwnerPack { changes: kept_changes, ..pack }));
                 remaining = 0;
             } else {
-                last_row = Some((number, Pack::default()));
+                last_row = Some((number, OwnerPack::default()));
                 remaining -= changes;
             }
         }
@@ -176,7 +180,7 @@ pub(in crate::store) fn rename(
     connection: &Connection,
     new_names: &HashMap<String, String>,
 ) -> Result<(), rusqlite::Error> {
-    let mut changed = Vec::new();
+    let mut changed_owners = Vec::new();
     for_each_newest_first(connection, |number, mut pack| {
         let mut has_changed = false;
         for name in &mut pack.names {
@@ -186,11 +190,11 @@ pub(in crate::store) fn rename(
             }
         }
         if has_changed {
-            changed.push((number, pack));
+            changed_owners.push((number, pack));
         }
         Ok(())
     })?;
-    changed.iter().try_for_each(|(number, pack)| replace(connection, *number, pack))
+    changed_owners.iter().try_for_each(|(number, pack)| replace(connection, *number, pack))
 }
 
 fn count_changes(connection: &Connection) -> Result<usize, rusqlite::Error> {
@@ -206,7 +210,7 @@ pub(in crate::store) fn pack_rows(connection: &Connection) -> Result<(), rusqlit
         "SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners_plentiful_rows ORDER BY number",
     )?;
     let mut rows = statement.query([])?;
-    let mut pack = Pack::default();
+    let mut pack = OwnerPack::default();
     while let Some(row) = rows.next()? {
         let Ok(hash) = <[u8; 16]>::try_from(row.get::<_, Vec<u8>>(0)?) else { continue };
         let (kind, owner): (String, Option<String>) = (row.get(1)?, row.get(2)?);

@@ -7,7 +7,7 @@ use crate::pool::{OwnerId, OwnershipEntry};
 
 /// The changes in a row of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pack {
+pub(super) struct OwnerPack {
     /// The names of kinds and owners, which the changes refer to by index.
     pub(super) names: Vec<String>,
     pub(super) changes: Vec<OwnerChange>,
@@ -27,7 +27,7 @@ pub(super) struct OwnerChange {
     pub(super) used_at: u64,
 }
 
-impl Pack {
+impl OwnerPack {
     pub(super) fn push(
         &mut self,
         identifier: &Identifier,
@@ -174,16 +174,16 @@ mod tests {
             names in proptest::collection::vec(".*", 0..4),
             changes in proptest::collection::vec(any_change(), 0..50),
         ) {
-            let pack = Pack { names, changes };
-            prop_assert_eq!(Pack::decode(&pack.encode()), Some(pack));
+            let pack = OwnerPack { names, changes };
+            prop_assert_eq!(OwnerPack::decode(&pack.encode()), Some(pack));
         }
 
         #[test]
         fn arbitrary_bytes_decode_to_a_valid_pack_or_to_none(
             bytes in proptest::collection::vec(any::<u8>(), 0..200)
         ) {
-            if let Some(pack) = Pack::decode(&bytes) {
-                prop_assert_eq!(Pack::decode(&pack.encode()), Some(pack));
+            if let Some(pack) = OwnerPack::decode(&bytes) {
+                prop_assert_eq!(OwnerPack::decode(&pack.encode()), Some(pack));
             }
         }
     }
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_recent_change_takes_a_few_bytes_more_than_its_hash() {
         let identifier = Identifier::new(ResourceKind::HistoryItem, "h");
-        let mut pack = Pack::default();
+        let mut pack = OwnerPack::default();
         for number in 0..1_000 {
             let time = UnixMs(1_796_000_000_000 + number / 6);
             pack.push(&identifier, Some("studio"), time, time);

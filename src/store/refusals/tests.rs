@@ -133,11 +133,11 @@ fn every_refusal_is_read_as_it_was_written() {
         Some(RefusalHistory { first_refused_at: NOW, from_characters: 0 }),
         Some(RefusalHistory { first_refused_at: UnixMs(0), from_characters: 40 }),
     ];
-    let mut restricted = 0;
+    let mut restricted_count = 0;
     for features in requests() {
         for verdict in verdicts() {
             for (number, history) in histories.into_iter().enumerate() {
-                let written = RefusalRecord {
+                let written_record = RefusalRecord {
                     key: Fingerprint::new("key"),
                     workspace: OwnerId::from_stored("studio \"one\""),
                     tier: (number == 0).then(|| "free".into()),
@@ -150,17 +150,17 @@ fn every_refusal_is_read_as_it_was_written() {
                     history,
                     source: Arc::new(if number == 0 { RefusalSource::default() } else { source("r") }),
                 };
-                let read = document::from_json(&document::to_json(&written));
-                assert_eq!(read.as_ref(), Some(&written), "{verdict:?}");
-                let refused = |record: &RefusalRecord| record.features.proven_limit(record.verdict);
-                let restriction = refused(&written);
-                assert_eq!(refused(&read.unwrap()), restriction);
-                restricted += usize::from(restriction.is_some());
+                let read_record = document::from_json(&document::to_json(&written_record));
+                assert_eq!(read_record.as_ref(), Some(&written_record), "{verdict:?}");
+                let proven_limit = |record: &RefusalRecord| record.features.proven_limit(record.verdict);
+                let restriction = proven_limit(&written_record);
+                assert_eq!(proven_limit(&read_record.unwrap()), restriction);
+                restricted_count += usize::from(restriction.is_some());
             }
         }
     }
     assert_eq!(
-        restricted,
+        restricted_count,
         requests().len() * verdicts().len() * 3,
         "every verdict must restrict every request"
     );
@@ -192,27 +192,30 @@ fn an_unreadable_refusal_is_skipped() {
         ("\"at_ms\"", "\"then\""),
         ("{\"route\"", "{\"path\""),
     ] {
-        let changed = valid.replacen(part, replacement, 1);
-        assert!(changed != valid && document::from_json(&changed).is_none(), "{changed}");
+        let changed_document = valid.replacen(part, replacement, 1);
+        assert!(
+            changed_document != valid && document::from_json(&changed_document).is_none(),
+            "{changed_document}"
+        );
     }
     for json in ["", "{}", "[]", "7"] {
         assert_eq!(document::from_json(json), None, "{json}");
     }
 }
 
-/// A database in a temporary folder, with the operations of the writer thread.
+/// A database in a temporary directory, with the operations of the writer thread.
 struct TestDatabase {
     database: Database,
-    _folder: tempfile::TempDir,
+    _directory: tempfile::TempDir,
     location: DatabaseLocation,
 }
 
 impl TestDatabase {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let location = DatabaseLocation::File(folder.path().join("keychoir.db"));
+        let directory = tempfile::tempdir().unwrap();
+        let location = DatabaseLocation::File(directory.path().join("keychoir.db"));
         let database = open(&location, NOW, IntegrityCheck::Skip).unwrap().database;
-        Self { database, _folder: folder, location }
+        Self { database, _directory: directory, location }
     }
 
     fn write(&mut self, pool: &Pool, now: UnixMs) {
@@ -252,14 +255,14 @@ fn refuse_as(
 ) {
     let group = is_in_group.then_some(ConcurrencyGroup::SPEECH);
     let key_request = KeyRequest::new(ClientName::new("app"), Some(7), group);
-    let refused = RefusedAttempt {
+    let refused_attempt = RefusedAttempt {
         verdict,
         request: Some(&key_request),
         is_repeated_elsewhere,
         source: source(request_id),
     };
     let roster = pool.roster();
-    pool.restrict(&roster, &roster.keys()[key], features, &refused, now);
+    pool.restrict(&roster, &roster.keys()[key], features, &refused_attempt, now);
 }
 
 fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option<u64>, now: UnixMs) {
@@ -276,7 +279,7 @@ fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option
 /// A restriction without its sequence number, which changes when the program restarts.
 type ComparedRestriction = (RestrictionScope, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
 
-fn compared(restriction: &Restriction) -> ComparedRestriction {
+fn comparable(restriction: &Restriction) -> ComparedRestriction {
     let Restriction { scope, limit, verdict, first_refused_at, refused_at, until, effect, record, .. } =
         restriction;
     let rest = format!("{effect:?} {} {:?}", record.is_repeated_elsewhere, record.source);
@@ -291,28 +294,28 @@ fn compared(restriction: &Restriction) -> ComparedRestriction {
 }
 
 fn all_restrictions(pool: &Pool, now: UnixMs) -> Vec<ComparedRestriction> {
-    pool.restrictions().all(now).iter().map(compared).collect()
+    pool.restrictions().all(now).iter().map(comparable).collect()
 }
 
 /// The restrictions of each key in the status, and the keys that are tried last for each request.
 type VisibleRestrictions = (Vec<Vec<String>>, Vec<Vec<(usize, RestrictionLevel)>>);
 
-fn visible(pool: &Pool, now: UnixMs) -> VisibleRestrictions {
+fn visible_restrictions(pool: &Pool, now: UnixMs) -> VisibleRestrictions {
     let roster = pool.roster();
-    let of = |restriction: &Restriction| {
+    let description_of = |restriction: &Restriction| {
         format!(
             "{} {} {:?} {}",
             restriction.limit, restriction.verdict, restriction.first_refused_at, restriction.until.0
         )
     };
-    let cannot = |key| pool.restrictions().for_key(key, now).iter().map(of).collect();
+    let cannot = |key| pool.restrictions().for_key(key, now).iter().map(description_of).collect();
     let cannot = roster.keys().iter().map(|key| cannot(key)).collect();
     let matching = |features| pool.restrictions().restricted_keys(features, &roster, now);
     (cannot, requests().iter().map(matching).collect())
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum RefusalStep {
     Refused { key: usize, verdict: Verdict, features: RequestFeatures, how: (bool, bool) },
     Served { key: usize, features: RequestFeatures },
     Polled { key: usize, tier: Option<&'static str>, voices_left: Option<u64> },
@@ -321,18 +324,18 @@ enum Step {
     Restarted,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn any_step() -> impl Strategy<Value = RefusalStep> {
     let key = 0..entries().len();
-    let refused = (key.clone(), select(verdicts()), select(requests()), any::<(bool, bool)>());
+    let refused_request = (key.clone(), select(verdicts()), select(requests()), any::<(bool, bool)>());
     let polled =
         (key.clone(), select(vec![None, Some("free"), Some("creator")]), select(vec![None, Some(3)]));
     prop_oneof![
-        6 => refused.prop_map(|(key, verdict, features, how)| Step::Refused { key, verdict, features, how }),
-        1 => (key, select(requests())).prop_map(|(key, features)| Step::Served { key, features }),
-        1 => polled.prop_map(|(key, tier, voices_left)| Step::Polled { key, tier, voices_left }),
-        1 => (0..700_u64).prop_map(Step::Later),
-        1 => Just(Step::Written),
-        1 => Just(Step::Restarted),
+        6 => refused_request.prop_map(|(key, verdict, features, how)| RefusalStep::Refused { key, verdict, features, how }),
+        1 => (key, select(requests())).prop_map(|(key, features)| RefusalStep::Served { key, features }),
+        1 => polled.prop_map(|(key, tier, voices_left)| RefusalStep::Polled { key, tier, voices_left }),
+        1 => (0..700_u64).prop_map(RefusalStep::Later),
+        1 => Just(RefusalStep::Written),
+        1 => Just(RefusalStep::Restarted),
     ]
 }
 
@@ -340,7 +343,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn restarts_change_no_restriction(history in prop::collection::vec(step(), 1..60)) {
+    fn restarts_change_no_restriction(history in prop::collection::vec(any_step(), 1..60)) {
         let mut test_database = TestDatabase::new();
         let mut now = NOW;
         // Compares a program that keeps running with one that is restarted repeatedly.
@@ -349,31 +352,31 @@ proptest! {
             // Refusals must have different times.
             now = now.plus(Duration::from_millis(1));
             match step {
-                Step::Refused { key, verdict, features, how } => {
+                RefusalStep::Refused { key, verdict, features, how } => {
                     for pool in [&continuous, &restarted] {
                         refuse_as(pool, *key, *verdict, features, *how, &number.to_string(), now);
                     }
                 }
-                Step::Served { key, features } => {
+                RefusalStep::Served { key, features } => {
                     for pool in [&continuous, &restarted] {
                         let roster = pool.roster();
                         pool.restrictions().refute(features, &roster.keys()[*key]);
                     }
                 }
-                Step::Polled { key, tier, voices_left } => {
+                RefusalStep::Polled { key, tier, voices_left } => {
                     for pool in [&continuous, &restarted] {
                         observe(pool, *key, *tier, *voices_left, now);
                     }
                 }
-                Step::Later(seconds) => now = now.plus(Duration::from_secs(*seconds)),
-                Step::Written => test_database.write(&restarted, now),
-                Step::Restarted => {
+                RefusalStep::Later(seconds) => now = now.plus(Duration::from_secs(*seconds)),
+                RefusalStep::Written => test_database.write(&restarted, now),
+                RefusalStep::Restarted => {
                     test_database.write(&restarted, now);
                     restarted = test_database.restore_pool(now);
                 }
             }
             prop_assert_eq!(all_restrictions(&restarted, now), all_restrictions(&continuous, now));
-            prop_assert_eq!(visible(&restarted, now), visible(&continuous, now));
+            prop_assert_eq!(visible_restrictions(&restarted, now), visible_restrictions(&continuous, now));
         }
         test_database.write(&restarted, now);
         prop_assert_eq!(usize::try_from(test_database.count_rows()).unwrap(), all_restrictions(&restarted, now).len());
@@ -388,8 +391,10 @@ fn refusals_from_the_future_start_at_the_current_time() {
     refuse(&pool, 0, Verdict::PlanFeature(Subject::Voice), &features(), NOW);
     refuse(&pool, 0, Verdict::PlanFeature(Subject::Voice), &features(), later);
     test_database.write(&pool, later);
-    let restored = test_database.restore_pool(NOW);
-    let [restriction] = &restored.restrictions().all(NOW)[..] else { panic!("expected one restriction") };
+    let restored_pool = test_database.restore_pool(NOW);
+    let [restriction] = &restored_pool.restrictions().all(NOW)[..] else {
+        panic!("expected one restriction")
+    };
     assert_eq!((restriction.first_refused_at, restriction.refused_at), (NOW, NOW));
     assert_eq!(restriction.until, NOW.plus(SETTINGS.feature_cooldown));
 }
@@ -445,14 +450,14 @@ fn a_failed_transaction_is_repeated() {
     test_database.database.connection.execute_batch("PRAGMA query_only = ON").unwrap();
     test_database.database.refusals.prepare(pool.restrictions(), NOW);
     let keys = pool.snapshot(NOW);
-    let failed = transaction::commit(
+    let commit_result = transaction::commit(
         &mut test_database.database,
         &UsageBatch::default(),
         &keys,
         MirrorScope::Nothing,
         NOW,
     );
-    assert!(failed.is_err());
+    assert!(commit_result.is_err());
     assert!(test_database.database.refusals.are_stale(pool.restrictions(), NOW));
     test_database.database.connection.execute_batch("PRAGMA query_only = OFF").unwrap();
     test_database.write(&pool, NOW);
@@ -475,14 +480,15 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     // The same happens at runtime: by a reload, or when a poll reports that two keys belong to one workspace.
     before.reload(entries, SETTINGS);
     assert_eq!(restricted_keys_of(&before), [(0, RestrictionLevel::RefusedLongest)]);
-    let shared = pool();
-    refuse(&shared, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
+    let shared_pool = pool();
+    refuse(&shared_pool, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
     for key in [1, 0] {
-        shared.record_workspace(&shared.roster().keys()[key], "ws_1");
+        shared_pool.record_workspace(&shared_pool.roster().keys()[key], "ws_1");
     }
-    let both = [0, 1].map(|at| restricted_keys_of(&shared).iter().any(|(position, _)| *position == at));
-    assert_eq!(both, [true; 2]);
-    test_database.write(&shared, NOW);
+    let are_restricted =
+        [0, 1].map(|at| restricted_keys_of(&shared_pool).iter().any(|(position, _)| *position == at));
+    assert_eq!(are_restricted, [true; 2]);
+    test_database.write(&shared_pool, NOW);
     assert_eq!(test_database.count_rows(), 1);
 }
 
@@ -507,8 +513,8 @@ fn neither_voices_nor_keys_are_in_the_file() {
 
 #[test]
 fn a_file_of_version_10_is_migrated() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("keychoir.db");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keychoir.db");
     let old = Connection::open(&path).unwrap();
     let fingerprint = entries()[0].key.fingerprint();
     old.execute_batch(&format!(

@@ -9,7 +9,7 @@ use crate::policy::units::UnixMs;
 use crate::store::columns::{timestamp, unsigned};
 use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select_attempts};
 
-/// Selects attempts.
+/// The conditions for the attempts that a command prints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttemptQuery {
     /// Only attempts of the request with this id.
@@ -42,7 +42,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn attempts(&self, query: &AttemptQuery) -> Result<Vec<StoredAttempt>, ReadError> {
         self.select_attempts(query).map_err(|source| read_error(self.path.clone(), source))
     }
@@ -52,7 +52,7 @@ impl UsageReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read.
+    /// Fails when the file cannot be read.
     pub fn failures(
         &self,
         period: Range<UnixMs>,

@@ -9,8 +9,8 @@ const HOUR: u64 = 3_600_000;
 
 /// Creates a database with four attempts: two of one request, the first of which was refused, one that runs for
 /// two hours, and a failed one on the next day.
-fn create_database(folder: &Path) -> UsageReader {
-    let (location, path) = location(folder);
+fn create_database(directory: &Path) -> UsageReader {
+    let (location, path) = location(directory);
     let database = open_database(&location);
     let insert = |at: u64, number: u64, request: &str, status: Option<u16>, verdict: &str, total_ms: u64| {
         let id = crate::proxy::AttemptRecord::new_id(UnixMs(at)).to_string();
@@ -48,8 +48,8 @@ fn create_database(folder: &Path) -> UsageReader {
 
 #[track_caller]
 fn check(query: AttemptQuery, expected: &[&str]) {
-    let folder = tempfile::tempdir().unwrap();
-    let attempts = create_database(folder.path()).attempts(&query).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let attempts = create_database(directory.path()).attempts(&query).unwrap();
     let names: Vec<String> =
         attempts.iter().map(|attempt| format!("{} {}", attempt.request_id, attempt.number)).collect();
     assert_eq!(names, expected, "{query:?}");
@@ -71,8 +71,8 @@ fn attempts_are_selected_and_the_latest_come_last() {
 
 #[test]
 fn usage_is_summed_by_hour_and_day_in_their_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let reader = create_database(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let reader = create_database(directory.path());
     let sums = |period: std::ops::Range<u64>, dimension| -> Vec<(String, u64)> {
         let rows = reader.usage(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
         let name = |group| match group {
@@ -81,29 +81,29 @@ fn usage_is_summed_by_hour_and_day_in_their_order() {
         };
         rows.into_iter().map(|(group, sums)| (name(group), sums.credits)).collect()
     };
-    let named = |rows: &[(&str, u64)]| -> Vec<(String, u64)> {
+    let named_sums = |rows: &[(&str, u64)]| -> Vec<(String, u64)> {
         rows.iter().map(|(name, credits)| ((*name).to_owned(), *credits)).collect()
     };
     let hours = [("2026-11-29T12:00Z", 7), ("2026-11-29T13:00Z", 50), ("2026-11-30T12:00Z", 9)];
-    assert_eq!(sums(0..u64::MAX, UsageDimension::Hour), named(&hours));
-    assert_eq!(sums(0..u64::MAX, UsageDimension::Day), named(&[("2026-11-29", 57), ("2026-11-30", 9)]));
+    assert_eq!(sums(0..u64::MAX, UsageDimension::Hour), named_sums(&hours));
+    assert_eq!(sums(0..u64::MAX, UsageDimension::Day), named_sums(&[("2026-11-29", 57), ("2026-11-30", 9)]));
     // The hour that contains the end is excluded.
-    assert_eq!(sums(NOON..NOON + HOUR + 1, UsageDimension::Hour), named(&hours[..1]));
-    assert_eq!(sums(NOON + 1..NOON + 2 * HOUR, UsageDimension::Hour), named(&hours[..2]));
-    assert_eq!(sums(0..u64::MAX, UsageDimension::Client), named(&[("app", 66)]));
+    assert_eq!(sums(NOON..NOON + HOUR + 1, UsageDimension::Hour), named_sums(&hours[..1]));
+    assert_eq!(sums(NOON + 1..NOON + 2 * HOUR, UsageDimension::Hour), named_sums(&hours[..2]));
+    assert_eq!(sums(0..u64::MAX, UsageDimension::Client), named_sums(&[("app", 66)]));
 }
 
 #[test]
 fn failures_are_counted_by_outcome() {
-    let folder = tempfile::tempdir().unwrap();
-    let reader = create_database(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let reader = create_database(directory.path());
     let count = |period: std::ops::Range<u64>, dimension| -> Vec<(String, Option<u16>, u64)> {
         let counts = reader.failures(UnixMs(period.start)..UnixMs(period.end), dimension).unwrap();
         counts.into_iter().map(|count| (count.outcome, count.status, count.attempts)).collect()
     };
     let quota = ("workspace_quota".to_owned(), Some(401), 1);
-    let failed = ("connect_failed".to_owned(), None, 1);
-    assert_eq!(count(0..u64::MAX, UsageDimension::Key), [failed.clone(), quota.clone()]);
-    assert_eq!(count(0..u64::MAX, UsageDimension::Day), [quota.clone(), failed]);
+    let failed_sum = ("connect_failed".to_owned(), None, 1);
+    assert_eq!(count(0..u64::MAX, UsageDimension::Key), [failed_sum.clone(), quota.clone()]);
+    assert_eq!(count(0..u64::MAX, UsageDimension::Day), [quota.clone(), failed_sum]);
     assert_eq!(count(NOON..NOON + HOUR, UsageDimension::Model), [quota]);
 }

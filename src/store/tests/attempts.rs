@@ -154,14 +154,14 @@ fn a_late_price_is_added_once() {
 
 #[test]
 fn the_sqlite_shell_can_read_the_attempts() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let records: Vec<_> = (0..40).map(|_| record(&pool, 3)).collect();
     write(&mut open_database(&location), &records);
     let sql = "SELECT id, client, credits FROM attempts ORDER BY id DESC LIMIT 1";
     let Ok(output) = std::process::Command::new("sqlite3").arg(&path).arg(sql).output() else { return };
-    let printed = String::from_utf8(output.stdout).unwrap();
+    let printed_text = String::from_utf8(output.stdout).unwrap();
     let expected = format!("{}|local|3", records[39].id);
-    assert_eq!(printed.trim(), expected, "{:?}", String::from_utf8(output.stderr));
+    assert_eq!(printed_text.trim(), expected, "{:?}", String::from_utf8(output.stderr));
 }

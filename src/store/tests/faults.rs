@@ -27,7 +27,7 @@ fn execute(writer: &Writer, sql: &str) {
     writer.database.as_ref().unwrap().connection.execute_batch(sql).unwrap();
 }
 
-fn count(writer: &Writer, table: &str) -> i64 {
+fn count_rows(writer: &Writer, table: &str) -> i64 {
     let connection = &writer.database.as_ref().unwrap().connection;
     connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
 }
@@ -68,7 +68,7 @@ fn records_of_a_failed_write_are_kept_and_written_later() {
     free_disk(&writer);
     writer.flush();
     assert_health(&health, false, 0, 0);
-    assert_eq!(count(&writer, "attempts"), 500);
+    assert_eq!(count_rows(&writer, "attempts"), 500);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn records_beyond_the_limit_are_counted_as_lost() {
     free_disk(&writer);
     writer.flush();
     assert_health(&health, false, 0, 10);
-    assert_eq!(count(&writer, "attempts"), 300);
+    assert_eq!(count_rows(&writer, "attempts"), 300);
 }
 
 #[test]
@@ -147,9 +147,9 @@ async fn unwritten_records_are_counted_until_they_are_written() {
 }
 
 #[test]
-fn a_deleted_folder_is_created_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+fn a_deleted_directory_is_created_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 8);
     send_record(&mut writer, &health, record(&pool, 1));
@@ -160,19 +160,19 @@ fn a_deleted_folder_is_created_again() {
     assert_health(&health, false, 0, 0);
     let credits: Vec<i64> = read_attempts(&path).into_iter().map(|(_, credits)| credits).collect();
     assert_eq!(credits, [2], "the later record must be in the new file");
-    assert_eq!(count(&writer, "keys"), 2, "the new file must have the state of all keys");
+    assert_eq!(count_rows(&writer, "keys"), 2, "the new file must have the state of all keys");
 }
 
 #[test]
 fn a_file_that_replaces_the_database_is_written_and_keeps_its_log() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 8);
     send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
 
-    let other_path = folder.path().join("other.db");
+    let other_path = directory.path().join("other.db");
     let (mut other_writer, other_health) = open_writer(&DatabaseLocation::File(other_path.clone()), &pool, 8);
     send_record(&mut other_writer, &other_health, record(&pool, 5));
     other_writer.flush();
@@ -190,19 +190,19 @@ fn a_file_that_replaces_the_database_is_written_and_keeps_its_log() {
 
 #[test]
 fn a_path_that_cannot_be_opened_is_retried() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 8);
     writer.flush();
-    let folder_path = path.parent().unwrap();
-    fs::remove_dir_all(folder_path).unwrap();
-    fs::write(folder_path, "a file").unwrap();
+    let directory_path = path.parent().unwrap();
+    fs::remove_dir_all(directory_path).unwrap();
+    fs::write(directory_path, "a file").unwrap();
     send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
     writer.flush();
     assert_health(&health, true, 1, 0);
-    fs::remove_file(folder_path).unwrap();
+    fs::remove_file(directory_path).unwrap();
     writer.flush();
     assert_health(&health, false, 0, 0);
     assert_eq!(read_attempts(&path).len(), 1);
@@ -210,8 +210,8 @@ fn a_path_that_cannot_be_opened_is_retried() {
 
 #[test]
 fn a_write_is_retried_until_another_connection_unlocks_the_database() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 8);
     let other_connection = Connection::open(&path).unwrap();
@@ -227,8 +227,8 @@ fn a_write_is_retried_until_another_connection_unlocks_the_database() {
 
 #[test]
 fn a_read_only_connection_is_replaced() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 8);
     execute(&writer, "PRAGMA query_only = on");
@@ -247,8 +247,8 @@ fn file_names_beside(path: &Path) -> Vec<String> {
 
 #[test]
 fn a_file_that_becomes_corrupt_is_quarantined_and_no_record_is_lost() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (mut writer, health) = open_writer(&location, &pool, 2_000);
     (0..1_000).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
@@ -285,8 +285,8 @@ fn a_file_that_becomes_corrupt_is_quarantined_and_no_record_is_lost() {
 
 #[tokio::test]
 async fn a_database_that_cannot_be_opened_is_created_later() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let disk_full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let error = OpenError::Unwritable { path: path.clone(), source: disk_full };
     assert!(error.is_temporary());
@@ -342,10 +342,10 @@ fn an_in_memory_database_is_bounded() {
     let (mut writer, health) = open_writer(&DatabaseLocation::Memory, &pool, 20_000);
     (0..10_000).for_each(|_| send_record(&mut writer, &health, record(&pool, 1)));
     writer.flush();
-    assert_eq!(count(&writer, "attempts"), 10_000);
+    assert_eq!(count_rows(&writer, "attempts"), 10_000);
     send_record(&mut writer, &health, record(&pool, 1));
     writer.flush();
-    assert_eq!(count(&writer, "attempts"), 0);
+    assert_eq!(count_rows(&writer, "attempts"), 0);
     let credits: i64 = {
         let connection = &writer.database.as_ref().unwrap().connection;
         connection.query_row("SELECT sum(credits) FROM hours", [], |row| row.get(0)).unwrap()

@@ -31,12 +31,12 @@ async fn with_writer<F: Future<Output = ()>>(
     for record in records {
         usage.acquire_permit().await.unwrap().write(record);
     }
-    let written = async {
+    let all_written = async {
         while health.written_records() < count {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(WAIT_TIMEOUT, written).await.expect("the records are written");
+    tokio::time::timeout(WAIT_TIMEOUT, all_written).await.expect("the records are written");
     test(writer_handle.history.clone()).await;
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
@@ -46,8 +46,8 @@ async fn on_disk_and_in_memory<F: Future<Output = ()>>(
     records: impl Fn(&Pool) -> Vec<AttemptRecord>,
     test: impl Fn(History) -> F,
 ) {
-    let folder = tempfile::tempdir().unwrap();
-    with_writer(&location(folder.path()).0, &records, &test).await;
+    let directory = tempfile::tempdir().unwrap();
+    with_writer(&location(directory.path()).0, &records, &test).await;
     with_writer(&DatabaseLocation::Memory, &records, &test).await;
 }
 
@@ -71,8 +71,8 @@ async fn a_recorded_change_is_read_at_once() {
 
 #[test]
 fn the_oldest_changes_are_deleted() {
-    let folder = tempfile::tempdir().unwrap();
-    let database = open_database(&location(folder.path()).0);
+    let directory = tempfile::tempdir().unwrap();
+    let database = open_database(&location(directory.path()).0);
     let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 10000)
         INSERT INTO changes SELECT printf('%08d', n), n, 'reload', NULL, 'reloaded', NULL, '{}', n FROM n";
     database.connection.execute_batch(fill).unwrap();
@@ -83,8 +83,8 @@ fn the_oldest_changes_are_deleted() {
 
 #[tokio::test]
 async fn a_change_without_a_writer_is_recorded_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let records = [change("client_added", 7), change("client_revoked", 8)];
     // The first record creates the database.
     for record in &records {
@@ -105,21 +105,21 @@ async fn a_change_without_a_writer_is_recorded_too() {
 
 #[test]
 fn a_change_does_not_upgrade_a_database_of_an_earlier_version() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("DROP TABLE changes; PRAGMA user_version = 12").unwrap();
     drop(connection);
     assert!(!OfflineChanges::open(&path, NOW).unwrap().record(&change("client_added", 7)));
     assert_eq!(schema::version(&Connection::open(&path).unwrap()).unwrap(), 12);
-    assert!(!folder.path().join("keychoir.db.before-12").exists());
+    assert!(!directory.path().join("keychoir.db.before-12").exists());
 }
 
 #[test]
 fn a_file_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(12))).unwrap();
@@ -138,7 +138,7 @@ fn a_file_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
 
 #[tokio::test]
 async fn attempts_are_read_in_pages_and_filtered() {
-    let failed = |pool: &Pool, request: &str, number| AttemptRecord {
+    let failed_record = |pool: &Pool, request: &str, number| AttemptRecord {
         request_id: request.into(),
         number,
         status: Some(401),
@@ -146,7 +146,7 @@ async fn attempts_are_read_in_pages_and_filtered() {
         ..record(pool, 0)
     };
     on_disk_and_in_memory(
-        |pool| vec![record(pool, 1), failed(pool, "moved", 1), record(pool, 3), record(pool, 4)],
+        |pool| vec![record(pool, 1), failed_record(pool, "moved", 1), record(pool, 3), record(pool, 4)],
         async |history: History| {
             let filter = AttemptFilter { limit: 2, ..AttemptFilter::default() };
             let page = history.attempts(filter.clone()).await.unwrap();
@@ -157,8 +157,8 @@ async fn attempts_are_read_in_pages_and_filtered() {
             assert_eq!(page.attempts[0].short_key.as_deref(), Some("sk_canary_o...00001"));
             let rest = history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
             assert_eq!((credits(&rest), rest.next), (vec![0, 1], None));
-            let failed = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
-            assert_eq!(failed.unwrap().attempts[0].request_id, "moved");
+            let failed_record = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
+            assert_eq!(failed_record.unwrap().attempts[0].request_id, "moved");
             let of_request = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
             assert_eq!(history.attempts(of_request).await.unwrap().attempts.len(), 1);
         },
@@ -174,9 +174,9 @@ async fn the_attempts_of_an_id_with_a_time_are_found_near_that_time() {
         request_id: id.as_str().into(),
         ..record_started_at(pool, at, 1)
     };
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     with_writer(
-        &location(folder.path()).0,
+        &location(directory.path()).0,
         |pool| vec![started_at(pool, NOW), started_at(pool, NOW.plus(day * 2))],
         async |history: History| {
             let filter = AttemptFilter { limit: 9, request_id: Some(id.clone()), ..AttemptFilter::default() };
@@ -223,8 +223,8 @@ async fn usage_is_summed_by_every_dimension() {
             assert_eq!(keys[0].short_key.as_deref(), Some("sk_canary_o...00001"));
             let until = UsageFilter { until: NOW.plus(hour), ..filter(UsageDimension::Client) };
             assert_eq!(sums(UsageFilter { until: NOW, ..until.clone() }).await.len(), 1);
-            let other = UsageFilter { client: Some("other".to_owned()), ..until };
-            assert_eq!(sums(other).await, []);
+            let other_client = UsageFilter { client: Some("other".to_owned()), ..until };
+            assert_eq!(sums(other_client).await, []);
         },
     )
     .await;

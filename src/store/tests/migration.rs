@@ -60,8 +60,8 @@ fn check_finished(connection: &Connection) {
 
 #[test]
 fn attempts_of_version_11_are_read_unchanged() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let old = create_version_11_file(&path);
     let delete_corrupt_rows = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
     let before = old.unchecked_transaction().unwrap();
@@ -81,8 +81,8 @@ fn attempts_of_version_11_are_read_unchanged() {
 #[test]
 fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
     const ROWS: i64 = 10_000;
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let old = create_version_11_file(&path);
     let retired = Fingerprint::replaced_plain_digest(KEYS[0]).unwrap().to_string();
     old.execute_batch(&format!(
@@ -104,7 +104,7 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
         })
     };
     assert_eq!(counts(&old), [0, ROWS + 4, 3]);
-    let mut moved = 0;
+    let mut moved_count = 0;
     for round in 1.. {
         // Each step runs after a restart, and fails once before it succeeds.
         let mut store = Store::open(&location, NOW).unwrap();
@@ -112,12 +112,12 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
         let failing_trigger = "CREATE TEMP TRIGGER trouble BEFORE DELETE ON attempt_rows BEGIN SELECT raise(ABORT, 'full'); END";
         connection(&store).execute_batch(failing_trigger).unwrap();
         migration::move_next_attempts(connection(&store)).unwrap_err();
-        assert_eq!(counts(connection(&store))[0], moved);
+        assert_eq!(counts(connection(&store))[0], moved_count);
         connection(&store).execute_batch("DROP TRIGGER trouble").unwrap();
         assert!(migration::move_next_attempts(connection(&store)).unwrap());
-        moved = 3 + (round * 4_096).min(ROWS + 4);
-        assert_eq!(counts(&old), [moved, ROWS + 7 - moved, 0]);
-        if moved == ROWS + 7 {
+        moved_count = 3 + (round * 4_096).min(ROWS + 4);
+        assert_eq!(counts(&old), [moved_count, ROWS + 7 - moved_count, 0]);
+        if moved_count == ROWS + 7 {
             break;
         }
     }
@@ -137,8 +137,8 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
 
 #[test]
 fn a_start_moves_a_bounded_number_of_attempts() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let old = create_version_11_file(&path);
     // Each shared row claims the maximum number of attempts of a step.
     old.execute_batch(
@@ -166,8 +166,8 @@ fn a_start_moves_a_bounded_number_of_attempts() {
 
 #[test]
 fn an_earlier_file_keeps_its_attempts_and_owners() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(5))).unwrap();
@@ -182,7 +182,7 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
         NOW.0,
     ))
     .unwrap();
-    let known = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
+    let index_of_owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
     let kind = ResourceKind::HistoryItem;
     let mut insert = old
         .prepare("INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)")
@@ -190,16 +190,21 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
     let mut expected = Vec::new();
     for index in 0..3_000 {
         let owner = OwnerId::from_stored(["studio", "attic"][index % 2]);
-        let at = NOW.plus(Duration::from_millis(index as u64 / 7));
-        let recorded = known.record(Identifier::new(kind, &index.to_string()), &owner, at).unwrap();
-        let columns =
-            params![recorded.identifier.hash.bytes(), kind.as_str(), recorded.owner.as_str(), at.0 as i64];
+        let recorded_at = NOW.plus(Duration::from_millis(index as u64 / 7));
+        let update =
+            index_of_owners.record(Identifier::new(kind, &index.to_string()), &owner, recorded_at).unwrap();
+        let columns = params![
+            update.identifier.hash.bytes(),
+            kind.as_str(),
+            update.owner.as_str(),
+            recorded_at.0 as i64
+        ];
         insert.execute(columns).unwrap();
-        expected.push(recorded);
+        expected.push(update);
     }
     // The latest change of an identifier is valid.
-    let removed = expected.remove(0);
-    insert.execute(params![removed.identifier.hash.bytes(), kind.as_str(), None::<&str>, 1]).unwrap();
+    let removed_owner = expected.remove(0);
+    insert.execute(params![removed_owner.identifier.hash.bytes(), kind.as_str(), None::<&str>, 1]).unwrap();
     drop(insert);
     old.execute_batch("COMMIT").unwrap();
     let before = query_rows(&old, ALL_ATTEMPTS);

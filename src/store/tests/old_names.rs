@@ -78,7 +78,7 @@ fn key_hashes_in(connection: &Connection, table: &str) -> Vec<String> {
     rows.map(Result::unwrap).collect()
 }
 
-fn sorted(mut names: Vec<String>) -> Vec<String> {
+fn sort_names(mut names: Vec<String>) -> Vec<String> {
     names.sort_unstable();
     names
 }
@@ -97,8 +97,8 @@ fn retired_digest(key: &str) -> String {
 
 #[test]
 fn no_plain_digest_of_a_key_remains_in_an_older_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     // The digests are removed before the file is used, even if no keys are configured.
     let store = Store::open(&location, NOW).unwrap();
@@ -109,24 +109,24 @@ fn no_plain_digest_of_a_key_remains_in_an_older_file() {
 
 #[test]
 fn the_state_of_a_key_in_an_older_file_is_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     let mut store = Store::open(&location, NOW).unwrap();
     store.rename_keys(api_keys(&KEYS).iter());
-    let expected = sorted(vec![fingerprint(KEYS[0]), fingerprint(KEYS[1]), retired_digest(REMOVED_KEY)]);
+    let expected = sort_names(vec![fingerprint(KEYS[0]), fingerprint(KEYS[1]), retired_digest(REMOVED_KEY)]);
     for table in ["keys", "hours", "outbox_keys", "attempts"] {
         assert_eq!(key_hashes_in(connection(&store), table), expected, "{table}");
     }
     let remembered: Vec<_> = store.read_keys().unwrap().iter().map(|key| key.quota.count).collect();
     assert_eq!(remembered, [40; 3]);
     let owners = |store: &Store| -> Vec<String> {
-        sorted(
+        sort_names(
             store.read_owners().unwrap().iter().map(|recorded| recorded.owner.as_str().to_owned()).collect(),
         )
     };
     let expected_owners = |names: [String; 2]| {
-        sorted(names.iter().flat_map(|name| vec![name.clone(); 2]).chain(["studio".to_owned()]).collect())
+        sort_names(names.iter().flat_map(|name| vec![name.clone(); 2]).chain(["studio".to_owned()]).collect())
     };
     assert_eq!(owners(&store), expected_owners([fingerprint(KEYS[0]), retired_digest(REMOVED_KEY)]));
     drop(store);
@@ -136,7 +136,7 @@ fn the_state_of_a_key_in_an_older_file_is_kept() {
     store.rename_keys(api_keys(&[REMOVED_KEY]).iter());
     assert_eq!(
         key_hashes_in(connection(&store), "keys"),
-        sorted([KEYS[0], KEYS[1], REMOVED_KEY].map(fingerprint).to_vec())
+        sort_names([KEYS[0], KEYS[1], REMOVED_KEY].map(fingerprint).to_vec())
     );
     assert_eq!(owners(&store), expected_owners([fingerprint(KEYS[0]), fingerprint(REMOVED_KEY)]));
     assert_eq!(key_hashes_in(connection(&store), "retired_keys"), [""; 0]);
@@ -144,12 +144,12 @@ fn the_state_of_a_key_in_an_older_file_is_kept() {
 
 #[test]
 fn a_key_with_rows_under_both_names_keeps_its_state_and_adds_its_sums() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     let pool = pool();
-    let opened = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
-    let mut database = opened.database;
+    let open_result = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
+    let mut database = open_result.database;
     // A reload has added the key, so it already has rows under its new name.
     let snapshot = pool.snapshot(NOW);
     transaction::commit(
@@ -178,8 +178,8 @@ fn a_key_with_rows_under_both_names_keeps_its_state_and_adds_its_sums() {
 
 #[tokio::test]
 async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     let settings = Settings { mirror_scope: MirrorScope::KeysAndEvents, ..settings(8) };
     let expected_renames = |names: [(String, String); 3]| {
@@ -202,8 +202,8 @@ async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
         (plain_digest(REMOVED_KEY), retired_digest(REMOVED_KEY)),
     ]);
     assert_eq!(batch.renames, expected);
-    let sent = batch.renames.into_iter().map(RowVersion::Rename).collect();
-    outbox.record_delivery(DeliveryReport { sent, refused: Vec::new() }).await.unwrap();
+    let sent_rows = batch.renames.into_iter().map(RowVersion::Rename).collect();
+    outbox.record_delivery(DeliveryReport { sent: sent_rows, refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.next_batch(10).await.unwrap().renames, []);
     drop(outbox);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
@@ -226,8 +226,8 @@ async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
 
 #[test]
 fn a_file_that_could_not_be_rewritten_is_rewritten_at_the_next_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     // SQLite cannot truncate the log while another connection reads it.
     let reader = Connection::open(&path).unwrap();
@@ -243,8 +243,8 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_at_the_next_start() {
 
 #[test]
 fn a_new_file_needs_no_wipe_and_an_older_one_is_migrated_before_it_is_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_7_file(&path);
     assert!(matches!(UsageReader::open(&path), Err(ReadError::Older(_))));
     let store = Store::open(&location, NOW).unwrap();

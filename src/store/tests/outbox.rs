@@ -31,8 +31,8 @@ fn row_versions(batch: &OutboxBatch) -> Vec<RowVersion> {
 
 #[tokio::test]
 async fn delivered_rows_leave_the_outbox_and_others_survive_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, _) = location(directory.path());
     let pool = pool();
     let (usage, writer_handle) = start_writer(&location, &pool).await;
     let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
@@ -109,14 +109,14 @@ async fn a_refused_row_waits_for_its_retry_time_and_is_counted_once() {
 fn observation_times_increase_even_if_the_clock_is_set_back() {
     let mut database = open_database(&DatabaseLocation::Memory);
     let keys = pool().snapshot(NOW);
-    let mut observed = Vec::new();
+    let mut observed_states = Vec::new();
     for now in [1_000, 1_000, 400, 2_000].map(UnixMs) {
         transaction::commit(&mut database, &UsageBatch::default(), &keys[..1], MirrorScope::Keys, now)
             .unwrap();
         let sql = "SELECT observed_at_ms FROM outbox_keys";
-        observed.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
+        observed_states.push(database.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap());
     }
-    assert_eq!(observed, [1_000, 1_001, 1_002, 2_000]);
+    assert_eq!(observed_states, [1_000, 1_001, 1_002, 2_000]);
 }
 
 #[test]
@@ -191,7 +191,7 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
             .find(|name| matches!(name, RowVersion::Event { id: event_id, .. } if *event_id == id))
             .unwrap()
     };
-    let refused = |record| RefusedRow {
+    let refused_row = |record| RefusedRow {
         row: version_before(record),
         code: "23514".into(),
         retry_at: UnixMs(u64::MAX >> 1),
@@ -199,14 +199,14 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
     // The first event is delivered before its price is known, the second afterwards, and the third is
     // refused.
     let delivery =
-        DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused(&records[2])] };
+        DeliveryReport { sent: vec![version_before(&records[0])], refused: vec![refused_row(&records[2])] };
     outbox.record_delivery(delivery).await.unwrap();
     for record in &records {
         usage.acquire_permit().await.unwrap().write(late_price(record, 5));
     }
     wait_until_written(6).await;
     let delivery =
-        DeliveryReport { sent: vec![version_before(&records[1])], refused: vec![refused(&records[1])] };
+        DeliveryReport { sent: vec![version_before(&records[1])], refused: vec![refused_row(&records[1])] };
     assert_eq!(
         outbox.record_delivery(delivery).await,
         Ok(0),

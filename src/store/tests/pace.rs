@@ -88,7 +88,7 @@ async fn a_full_batch_is_committed_before_the_interval() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_does_not_wait_for_the_interval() {
     let pool = pool();
-    let started = crate::clock::instant();
+    let started_at = crate::clock::instant();
     let health = with_running_writer(&DatabaseLocation::Memory, &pool, async |running| {
         running.write(&pool, 1).await;
         assert_eq!(running.written_after(1).await, 1);
@@ -97,7 +97,7 @@ async fn shutdown_does_not_wait_for_the_interval() {
     })
     .await;
     assert_eq!((health.written_records(), health.unwritten_records()), (4, 0));
-    assert_eq!(crate::clock::elapsed_since(started), Duration::from_millis(1));
+    assert_eq!(crate::clock::elapsed_since(started_at), Duration::from_millis(1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,9 +107,9 @@ async fn the_mirror_is_served_between_commits() {
         running.write(&pool, 1).await;
         assert_eq!(running.written_after(1).await, 1);
         running.write(&pool, 1).await;
-        let started = crate::clock::instant();
+        let started_at = crate::clock::instant();
         assert_eq!(running.outbox.next_batch(10).await.unwrap().keys.len(), 2);
-        assert_eq!(crate::clock::elapsed_since(started), Duration::ZERO);
+        assert_eq!(crate::clock::elapsed_since(started_at), Duration::ZERO);
         assert_eq!(running.health.written_records(), 1);
         assert_eq!(running.written_after(50).await, 2, "a command must not delay the commit");
     })
@@ -118,8 +118,8 @@ async fn the_mirror_is_served_between_commits() {
 
 #[tokio::test(start_paused = true)]
 async fn changed_keys_are_written_after_the_commit_interval() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     with_running_writer(&location, &pool, async |running| {
         running.write(&pool, 1).await;

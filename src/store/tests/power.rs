@@ -25,13 +25,14 @@ impl Snapshot {
     /// must not be quarantined, and the sums must agree with the attempts.
     #[track_caller]
     fn attempts(&self) -> Vec<i64> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("keychoir.db");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("keychoir.db");
         fs::write(&path, &self.file).unwrap();
         fs::write(open::companion(&path, "-wal"), &self.log).unwrap();
-        let opened = open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Full).unwrap();
-        assert_eq!(opened.quarantined_path, None);
-        let connection = &opened.database.connection;
+        let open_result =
+            open::open(&DatabaseLocation::File(path.clone()), NOW, IntegrityCheck::Full).unwrap();
+        assert_eq!(open_result.quarantined_path, None);
+        let connection = &open_result.database.connection;
         let integrity: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(integrity, "ok");
         let mut statement = connection.prepare("SELECT credits FROM attempts ORDER BY id").unwrap();
@@ -76,8 +77,8 @@ fn snapshots_with_attempts(
 
 #[test]
 fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let snapshots = snapshots(&path, &location, 1..=6);
     let last = snapshots.last().unwrap();
     assert_eq!(last.log.len() % FRAME_SIZE, LOG_HEADER_SIZE, "the log must consist of whole frames");
@@ -89,8 +90,8 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
         assert!(attempts.iter().copied().eq(1..=attempts.len() as i64), "{length}: {attempts:?}");
         assert!(attempts.len() >= before, "{length}: a longer log must not contain fewer attempts");
         // The log that was flushed when a commit was acknowledged must contain its transaction.
-        let acknowledged = snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
-        assert!(attempts.len() >= acknowledged, "{length}: {attempts:?}");
+        let acknowledged_count = snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
+        assert!(attempts.len() >= acknowledged_count, "{length}: {attempts:?}");
         before = attempts.len();
     }
     assert_eq!(before, 6);
@@ -99,8 +100,8 @@ fn a_log_that_is_cut_off_anywhere_leaves_whole_transactions() {
 #[test]
 fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
     const ATTEMPTS_PER_COMMIT: usize = 200;
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let snapshots = snapshots_with_attempts(&path, &location, 1..=6, ATTEMPTS_PER_COMMIT);
     let last = snapshots.last().unwrap();
     let mut before = 0;
@@ -112,8 +113,9 @@ fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
             let whole =
                 (1..=commits as i64).flat_map(|credits| std::iter::repeat_n(credits, ATTEMPTS_PER_COMMIT));
             assert!(attempts.iter().copied().eq(whole), "{length}: {attempts:?}");
-            let acknowledged = snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
-            assert!(commits >= acknowledged.max(before), "{length}: {commits} commits");
+            let acknowledged_count =
+                snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
+            assert!(commits >= acknowledged_count.max(before), "{length}: {commits} commits");
             before = commits;
         }
     }
@@ -122,8 +124,8 @@ fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
 
 #[test]
 fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let snapshots = snapshots(&path, &location, 1..=3);
     let last = snapshots.last().unwrap();
     for (count, snapshot) in snapshots.iter().enumerate() {
@@ -144,8 +146,8 @@ fn a_log_that_ends_in_garbage_leaves_whole_transactions() {
 
 #[test]
 fn an_interrupted_checkpoint_loses_no_attempt() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let snapshots = snapshots(&path, &location, 1..=120);
     let before = snapshots.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();

@@ -13,14 +13,14 @@ fn record_owner(owners: &OwnershipIndex, kind: ResourceKind, id: &str, now: Unix
 
 fn count_owners(connection: &Connection, class: u8) -> i64 {
     let table = ["owners", "owners_plentiful"][usize::from(class)];
-    let of = ["count(*)", "coalesce(sum(changes), 0)"][usize::from(class > 0)];
-    connection.query_row(&format!("SELECT {of} FROM {table}"), [], |row| row.get(0)).unwrap()
+    let aggregate = ["count(*)", "coalesce(sum(changes), 0)"][usize::from(class > 0)];
+    connection.query_row(&format!("SELECT {aggregate} FROM {table}"), [], |row| row.get(0)).unwrap()
 }
 
 #[tokio::test]
 async fn recorded_owners_are_read_back_and_removed_ones_are_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let owners = OwnershipIndex::new(KEEPING);
     let (usage, writer_handle) =
@@ -43,10 +43,10 @@ async fn recorded_owners_are_read_back_and_removed_ones_are_not() {
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
 
-    let restored = OwnershipIndex::new(KEEPING);
-    restored.restore(Store::open(&location, NOW).unwrap().read_owners().unwrap(), NOW);
-    assert_eq!(restored.count(), 2, "identifiers that are valid for hours must not be stored");
-    let owner = restored.find(&Identifier::new(ResourceKind::Voice, "canary-of-a-voice"), NOW).unwrap();
+    let restored_index = OwnershipIndex::new(KEEPING);
+    restored_index.restore(Store::open(&location, NOW).unwrap().read_owners().unwrap(), NOW);
+    assert_eq!(restored_index.count(), 2, "identifiers that are valid for hours must not be stored");
+    let owner = restored_index.find(&Identifier::new(ResourceKind::Voice, "canary-of-a-voice"), NOW).unwrap();
     assert_eq!(owner.owner.as_str(), "studio");
     let content = fs::read(&path).unwrap();
     for canary in ["canary-of-a-voice", "canary-of-an-item", "sutkn_canary"] {
@@ -66,14 +66,14 @@ fn an_unreadable_row_is_skipped() {
 
 #[test]
 fn the_oldest_owners_are_deleted_in_small_steps_within_each_class() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, _) = location(directory.path());
     let mut database = open_database(&location);
     let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
     let mut changes = Vec::new();
     for index in 0..40_000 {
-        let at = NOW.plus(Duration::from_millis(index));
-        changes.push(record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), at));
+        let recorded_at = NOW.plus(Duration::from_millis(index));
+        changes.push(record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), recorded_at));
     }
     for index in 0..100 {
         changes.push(record_owner(&owners, ResourceKind::Voice, &format!("v{index}"), NOW));
@@ -167,15 +167,15 @@ fn the_latest_change_of_an_identifier_is_valid() {
 
 #[test]
 fn excess_owners_are_deleted_before_the_next_maintenance() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let (mut writer, _) = super::faults::open_writer(&location, &pool(), 8);
     let now = crate::clock::instant();
     writer.run_due_work(now);
     let owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
-    let at = crate::clock::now();
-    let changes =
-        (0..20_001).map(|index| record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), at));
+    let recorded_at = crate::clock::now();
+    let changes = (0..20_001)
+        .map(|index| record_owner(&owners, ResourceKind::HistoryItem, &format!("h{index}"), recorded_at));
     writer.add_batch(ownership_batch(changes.collect()));
     let counts: Vec<i64> = (0..20)
         .map(|_| {

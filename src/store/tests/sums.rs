@@ -19,7 +19,7 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
 type SumsByGroup = BTreeMap<Vec<String>, Vec<i64>>;
 
 /// Reads rows whose first five columns identify the group and whose others are its sums.
-fn sums(connection: &Connection, sql: &str) -> SumsByGroup {
+fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
     let format_value =
         |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
     let mut statement = connection.prepare(sql).unwrap();
@@ -32,19 +32,19 @@ fn sums(connection: &Connection, sql: &str) -> SumsByGroup {
 
 /// The stored sums, and the sums computed from the attempts.
 fn stored_and_computed_sums(connection: &Connection) -> (SumsByGroup, SumsByGroup) {
-    let stored = sums(
+    let stored_sums = read_sums(
         connection,
         "SELECT hour_ms, key_hash, client, route, model, attempts, served, request_bytes, response_bytes,
             characters, credits, unpriced FROM hours",
     );
-    let computed = sums(
+    let computed = read_sums(
         connection,
         "SELECT started_at_ms / 3600000 * 3600000, key_hash, client, route, coalesce(model, ''), count(*),
             sum(coalesce(status < 400, 0)), sum(request_bytes), sum(response_bytes),
             coalesce(sum(characters), 0), sum(credits), sum(credits_from = 'unknown')
          FROM attempts GROUP BY 1, 2, 3, 4, 5",
     );
-    (stored, computed)
+    (stored_sums, computed)
 }
 
 prop_compose! {
@@ -132,8 +132,8 @@ fn run_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) 
 
 #[test]
 fn old_records_are_deleted_in_small_steps_and_the_file_shrinks() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, _) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, _) = location(directory.path());
     let mut database = open_database(&location);
     let pool = pool();
     let record_at = |ms| record_started_at(&pool, UnixMs(ms), 1);
@@ -169,8 +169,8 @@ fn every_attempt_is_kept_without_a_retention() {
 
 #[test]
 fn maintenance_runs_after_writing_and_once_an_hour() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let settings = Settings { retention: Retention::from_days(1, 0), ..settings(8) };
     let store = Store::open(&location, NOW).unwrap();
@@ -198,8 +198,8 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
 
 #[test]
 fn an_older_file_keeps_its_rows_and_gets_its_sums() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(1))).unwrap();
@@ -209,9 +209,9 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
         ("c", 0, "401", 0, "'free'"),
         ("d", 1, "200", 43, "'answer'"),
     ] {
-        let at = NOW.0 + hour * HOUR;
+        let recorded_at = NOW.0 + hour * HOUR;
         old.execute_batch(&format!(
-            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
+            "INSERT INTO attempts VALUES ('{id}', 'r', 1, {recorded_at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
                 'served', 1, 2, {credits}, {from}, 3, 4)"
         ))
         .unwrap();
@@ -281,8 +281,8 @@ pub(super) fn query_rows(connection: &Connection, sql: &str) -> Vec<String> {
 
 #[test]
 fn attempts_of_an_older_file_read_as_they_did() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let old = create_version_4_file(&path);
     let before = query_rows(&old, ALL_ATTEMPTS);
     assert_eq!(before.len(), 3);
@@ -316,15 +316,15 @@ fn attempts_of_an_older_file_read_as_they_did() {
 /// Checks the stored usage of a client in the current day, month and in total.
 #[track_caller]
 fn check_used(database: &Database, requests: [u64; 3], credits: [u64; 3]) {
-    let used = crate::store::read::client_usage(&database.connection, NOW).unwrap();
-    let [usage] = used.as_slice() else { panic!("{used:?}") };
+    let usage = crate::store::read::client_usage(&database.connection, NOW).unwrap();
+    let [usage] = usage.as_slice() else { panic!("{usage:?}") };
     assert_eq!((usage.requests, usage.credits), (requests, credits));
 }
 
 #[test]
 fn the_usage_of_a_client_is_the_sum_of_its_charges() {
     let (pool, mut database) = (pool(), open_database(&DatabaseLocation::Memory));
-    let charged = |started_at, requests, credits, replaced| AttemptRecord {
+    let charged_record = |started_at, requests, credits, replaced| AttemptRecord {
         quota: QuotaCharge { requests, credits, replaced },
         status: Some(500),
         ..record_started_at(&pool, started_at, 999)
@@ -332,14 +332,19 @@ fn the_usage_of_a_client_is_the_sum_of_its_charges() {
     // The usage depends only on `quota`, and not on the status or the credits of an attempt.
     write(
         &mut database,
-        &[charged(NOW, 1, 0, 0), charged(NOW, 1, 0, 0), charged(NOW, 0, 0, 0), charged(NOW, 1, 70, 0)],
+        &[
+            charged_record(NOW, 1, 0, 0),
+            charged_record(NOW, 1, 0, 0),
+            charged_record(NOW, 0, 0, 0),
+            charged_record(NOW, 1, 70, 0),
+        ],
     );
     check_used(&database, [3; 3], [70; 3]);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
-    write(&mut database, &[charged(long_ago, 1, 5, 0)]);
+    write(&mut database, &[charged_record(long_ago, 1, 5, 0)]);
     check_used(&database, [3, 3, 4], [70, 70, 75]);
     // A later price replaces the charge.
-    let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..charged(NOW, 1, 800, 0) };
+    let unpriced = AttemptRecord { credits_from: CreditSource::Unknown, ..charged_record(NOW, 1, 800, 0) };
     write(&mut database, std::slice::from_ref(&unpriced));
     let quota = QuotaCharge { requests: 1, credits: 296, replaced: 800 };
     let priced = AttemptRecord { quota, ..late_price(&unpriced, 296) };

@@ -24,8 +24,8 @@ fn version_of(path: &Path) -> usize {
     schema::version(&Connection::open(path).unwrap()).unwrap()
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+fn names_in(directory: &Path) -> Vec<String> {
+    let names = fs::read_dir(directory).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> =
         names.filter(|name| !name.ends_with("-wal") && !name.ends_with("-shm")).collect();
     names.sort();
@@ -35,8 +35,8 @@ fn names_in(folder: &Path) -> Vec<String> {
 #[test]
 fn an_upgrade_keeps_a_copy_of_the_earlier_version() {
     use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_9_file(&path);
     drop(Store::open(&location, NOW).unwrap());
     let copy = open::companion(&path, ".before-9");
@@ -54,16 +54,16 @@ fn an_upgrade_keeps_a_copy_of_the_earlier_version() {
 
 #[test]
 fn a_new_database_is_not_copied() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     assert_eq!(names_in(path.parent().unwrap()), ["keychoir.db", "keychoir.db.lock"]);
 }
 
 #[test]
 fn only_the_two_latest_copies_are_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_9_file(&path);
     for version in [3, 7, 8] {
         fs::write(open::companion(&path, &format!(".before-{version}")), "earlier").unwrap();
@@ -77,8 +77,8 @@ fn only_the_two_latest_copies_are_kept() {
 
 #[test]
 fn without_a_copy_nothing_is_upgraded() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     create_version_9_file(&path);
     let obstacle = open::companion(&path, ".before-9");
     fs::create_dir(&obstacle).unwrap();
@@ -94,22 +94,22 @@ fn without_a_copy_nothing_is_upgraded() {
 
 #[test]
 fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
-    let folder = tempfile::tempdir().unwrap();
-    let target = folder.path().join("copy.db");
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("copy.db");
     snapshot::check_space(&target, 1).unwrap();
     let error = snapshot::check_space(&target, u64::MAX).unwrap_err();
     let SnapshotError::NoSpace { needed: u64::MAX, available, .. } = error else { panic!("{error}") };
     assert!(available > 0 && error.to_string().contains("MiB are needed"), "{error}");
     // `check` and `serve` refuse alike.
-    let (_, path) = location(folder.path());
+    let (_, path) = location(directory.path());
     create_version_9_file(&path);
     upgrade::check_space(&Connection::open(&path).unwrap(), &path).unwrap();
 }
 
 #[test]
 fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (_, path) = location(directory.path());
     create_version_9_file(&path);
     let before = names_in(path.parent().unwrap());
     let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
@@ -133,23 +133,23 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
 
 #[test]
 fn a_dry_run_removes_the_directory_of_an_interrupted_one() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (_, path) = location(directory.path());
     create_version_9_file(&path);
-    let left = path.with_file_name(".keychoir-dry-run-killed");
-    fs::create_dir(&left).unwrap();
-    fs::write(left.join("keychoir.db"), "a full copy").unwrap();
+    let leftover_copy = path.with_file_name(".keychoir-dry-run-killed");
+    fs::create_dir(&leftover_copy).unwrap();
+    fs::write(leftover_copy.join("keychoir.db"), "a full copy").unwrap();
     dry_run_migration(&path).unwrap();
-    assert!(!left.exists(), "the copy of a killed process must be removed");
+    assert!(!leftover_copy.exists(), "the copy of a killed process must be removed");
 }
 
 #[test]
 fn a_migration_refuses_files_that_it_cannot_upgrade() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = folder.path().join("missing.db");
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.db");
     assert!(migrate(&missing).unwrap_err().to_string().contains("there is no database"));
     assert!(!missing.exists(), "it must not be created");
-    let (_, path) = location(folder.path());
+    let (_, path) = location(directory.path());
     create_version_9_file(&path);
     let lock = Lock::acquire(&path).unwrap();
     assert!(migrate(&path).unwrap_err().to_string().contains("in use by another Keychoir"));
@@ -158,7 +158,7 @@ fn a_migration_refuses_files_that_it_cannot_upgrade() {
     for error in [migrate(&path).unwrap_err(), dry_run_migration(&path).unwrap_err()] {
         assert!(error.to_string().contains("newer Keychoir"), "{error}");
     }
-    let letter = folder.path().join("letter.db");
+    let letter = directory.path().join("letter.db");
     fs::write(&letter, "dear reader").unwrap();
     for error in [migrate(&letter).unwrap_err(), dry_run_migration(&letter).unwrap_err()] {
         assert!(error.to_string().contains("is not a Keychoir database"), "{error}");
@@ -167,8 +167,8 @@ fn a_migration_refuses_files_that_it_cannot_upgrade() {
 
 #[tokio::test]
 async fn a_backup_has_the_records_that_are_still_in_the_log() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     let pool = pool();
     let (usage, writer_handle) =
         Store::open(&location, NOW).unwrap().start_writer(Arc::clone(&pool), settings(8)).unwrap();
@@ -178,7 +178,7 @@ async fn a_backup_has_the_records_that_are_still_in_the_log() {
     while writer_handle.health.written_records() < 5 {
         tokio::task::yield_now().await;
     }
-    let target = folder.path().join("copy.db");
+    let target = directory.path().join("copy.db");
     let backup = back_up(&path, &target, ExistingFile::Keep).unwrap();
     assert_eq!((backup.attempts, backup.version), (5, schema::VERSION));
     assert_eq!(read_attempts(&target), read_attempts(&path));
@@ -190,41 +190,41 @@ async fn a_backup_has_the_records_that_are_still_in_the_log() {
 
 #[test]
 fn a_backup_replaces_a_file_only_on_request_and_never_the_database() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
-    let target = folder.path().join("copy.db");
+    let target = directory.path().join("copy.db");
     fs::write(&target, "important").unwrap();
-    let unrelated = folder.path().join("copy.db.partial");
+    let unrelated = directory.path().join("copy.db.partial");
     fs::write(&unrelated, "unrelated").unwrap();
     let error = back_up(&path, &target, ExistingFile::Keep).unwrap_err();
     assert!(matches!(error, SnapshotError::Exists(_)), "{error}");
     assert_eq!(fs::read_to_string(&target).unwrap(), "important");
     back_up(&path, &target, ExistingFile::Replace).unwrap();
     assert_eq!(version_of(&target), schema::VERSION);
-    let link = folder.path().join("link.db");
+    let link = directory.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     for target in [&path, &link] {
         let error = back_up(&path, target, ExistingFile::Replace).unwrap_err();
         assert!(matches!(error, SnapshotError::Itself(_)), "{error}");
     }
-    let error = back_up(&path, &folder.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
+    let error = back_up(&path, &directory.path().join("none/copy.db"), ExistingFile::Keep).unwrap_err();
     assert!(matches!(error, SnapshotError::Unwritable { .. }), "{error}");
     assert_eq!(fs::read_to_string(&unrelated).unwrap(), "unrelated", "only its own files may be replaced");
-    assert_eq!(names_in(folder.path()), ["copy.db", "copy.db.partial", "link.db", "state"]);
+    assert_eq!(names_in(directory.path()), ["copy.db", "copy.db.partial", "link.db", "state"]);
 }
 
 #[test]
 fn a_backup_of_a_corrupt_database_fails_and_leaves_no_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
     let mut bytes = fs::read(&path).unwrap();
     for byte in &mut bytes[4_096..] {
         *byte = 0x5a;
     }
     fs::write(&path, &bytes).unwrap();
-    let target = folder.path().join("copy.db");
+    let target = directory.path().join("copy.db");
     back_up(&path, &target, ExistingFile::Keep).unwrap_err();
-    assert_eq!(names_in(folder.path()), ["state"]);
+    assert_eq!(names_in(directory.path()), ["state"]);
 }

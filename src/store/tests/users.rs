@@ -29,8 +29,8 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
 
 #[track_caller]
 fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
-    let used = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
-    assert_eq!((used.requests, used.credits), (requests, credits), "{id}");
+    let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
+    assert_eq!((usage.requests, usage.credits), (requests, credits), "{id}");
 }
 
 #[test]
@@ -111,8 +111,8 @@ fn the_sums_by_region_and_those_by_key_are_equal() {
 
 #[test]
 fn an_upgraded_file_has_its_earlier_sums_without_users() {
-    let folder = tempfile::tempdir().unwrap();
-    let (location, path) = location(folder.path());
+    let directory = tempfile::tempdir().unwrap();
+    let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
     let old = Connection::open(&path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(13))).unwrap();

@@ -86,9 +86,9 @@ fn a_flush_writes_all_earlier_lines() {
             sink.write(b"x\n", Level::INFO);
         }
         assert!(queue.flush(WAIT_TIMEOUT));
-        let mut written = vec![0; round % 3 * 2];
-        reader.read_exact(&mut written).unwrap();
-        assert_eq!(written, b"x\n".repeat(round % 3));
+        let mut written_bytes = vec![0; round % 3 * 2];
+        reader.read_exact(&mut written_bytes).unwrap();
+        assert_eq!(written_bytes, b"x\n".repeat(round % 3));
     }
 }
 

@@ -31,7 +31,7 @@ impl Histogram {
         Self(Arc::new(Buckets { bounds, counts, sum_us: AtomicU64::default() }))
     }
 
-    /// Records a duration.
+    /// Adds a duration to its bucket and to the sum.
     pub fn observe(&self, duration: Duration) {
         let Buckets { bounds, counts, sum_us } = &*self.0;
         let seconds = duration.as_secs_f64();

@@ -49,10 +49,10 @@ impl<K: Clone + Eq + Hash, V: Clone + Default> MetricTable<K, V> {
         }
         drop(current);
         metrics.rcu(|current| {
-            let mut extended = HashMap::clone(current);
-            let key = if extended.len() < *max_entries { &key } else { other };
-            extended.entry(key.clone()).or_default();
-            extended
+            let mut extended_map = HashMap::clone(current);
+            let key = if extended_map.len() < *max_entries { &key } else { other };
+            extended_map.entry(key.clone()).or_default();
+            extended_map
         });
         let current = metrics.load();
         if let Some(metric) = current.get::<K>(&key).or_else(|| current.get::<K>(other)) {

@@ -15,7 +15,7 @@ use super::*;
 
 /// The result that a client returns for the bytes of a server.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum DecodeOutcome {
     /// An error before a complete response head.
     Rejected,
     Response(ReceivedResponse),
@@ -36,7 +36,7 @@ struct ReceivedResponse {
 
 type Fields = Vec<(String, Vec<u8>)>;
 
-fn fields(headers: &HeaderMap) -> Fields {
+fn header_fields(headers: &HeaderMap) -> Fields {
     headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect()
 }
 
@@ -49,45 +49,47 @@ async fn serve(mut server: DuplexStream, text: &[u8], cuts: &[usize]) {
             Err(_) => return,
         }
     }
-    let mut sent = 0;
+    let mut sent_bytes = 0;
     for end in cuts.iter().map(|cut| (*cut).min(text.len())).chain([text.len()]) {
         // The client may have closed the connection already.
-        let _ = server.write_all(&text[sent.min(end)..end]).await;
+        let _ = server.write_all(&text[sent_bytes.min(end)..end]).await;
         tokio::task::yield_now().await;
-        sent = sent.max(end);
+        sent_bytes = sent_bytes.max(end);
     }
 }
 
-async fn read_outcome<B, E>(response: Result<Response<B>, E>) -> Outcome
+async fn read_outcome<B, E>(response: Result<Response<B>, E>) -> DecodeOutcome
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let Ok(response) = response else { return Outcome::Rejected };
+    let Ok(response) = response else { return DecodeOutcome::Rejected };
     let (head, mut body) = response.into_parts();
     let reason = head.extensions.get::<ReasonPhrase>().map(|reason| reason.as_bytes().to_vec());
-    let mut received = ReceivedResponse {
+    let mut received_response = ReceivedResponse {
         status: head.status.as_u16(),
         version: head.version,
         reason,
-        headers: fields(&head.headers),
+        headers: header_fields(&head.headers),
         body: Vec::new(),
         trailers: Vec::new(),
         is_complete: true,
     };
     while let Some(frame) = body.frame().await {
         match frame.map(http_body::Frame::into_data) {
-            Ok(Ok(data)) => received.body.extend_from_slice(&data),
-            Ok(Err(frame)) => received.trailers = frame.trailers_ref().map(fields).unwrap_or_default(),
+            Ok(Ok(data)) => received_response.body.extend_from_slice(&data),
+            Ok(Err(frame)) => {
+                received_response.trailers = frame.trailers_ref().map(header_fields).unwrap_or_default()
+            }
             Err(_) => {
-                received.is_complete = false;
+                received_response.is_complete = false;
                 break;
             }
         }
     }
-    Outcome::Response(received)
+    DecodeOutcome::Response(received_response)
 }
 
-async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+async fn hyper_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(client)).await.unwrap();
     let request = http::Request::builder().method(method).uri("/").header("host", "a");
@@ -110,7 +112,7 @@ impl Connect for SingleConnection {
     }
 }
 
-async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+async fn own_outcome(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (client, server) = tokio::io::duplex(1 << 20);
     let authority = Authority::new(Scheme::Http, "a", 80, "").unwrap();
     let settings = Settings { max_idle_connections: 0, ..SETTINGS };
@@ -165,9 +167,9 @@ fn has_unsupported_coding(text: &[u8]) -> bool {
 }
 
 /// Compares both clients. Returns the outcome of this client.
-async fn check(text: &[u8], cuts: &[usize], method: &Method) -> Outcome {
+async fn check(text: &[u8], cuts: &[usize], method: &Method) -> DecodeOutcome {
     let (hyper, own) = (hyper_outcome(text, cuts, method).await, own_outcome(text, cuts, method).await);
-    if own != Outcome::Rejected || strictness_reason(text).is_none() {
+    if own != DecodeOutcome::Rejected || strictness_reason(text).is_none() {
         let text = String::from_utf8_lossy(&text[..text.len().min(1_000)]);
         assert_eq!(own, hyper, "{method} {text:?} cut at {cuts:?}");
     }
@@ -227,7 +229,7 @@ const BODIES: [&str; 19] = [
 ];
 
 /// Generates responses from these parts. Half of the responses contain one random byte.
-fn responses() -> impl Strategy<Value = Vec<u8>> {
+fn any_responses() -> impl Strategy<Value = Vec<u8>> {
     let ends = select(&["\r\n", "\r\n", "\r\n", "\n"][..]);
     let headers = prop::collection::vec(select(&HEADERS[..]), 0..4);
     let random_byte = prop::option::weighted(0.5, (any::<Index>(), any::<u8>()));
@@ -249,7 +251,7 @@ proptest! {
 
     #[test]
     fn both_clients_parse_a_response_equally(
-        text in responses(),
+        text in any_responses(),
         mut cuts in prop::collection::vec(0..200usize, 0..4),
         method in select(&[Method::GET, Method::HEAD][..]),
     ) {
@@ -264,13 +266,13 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
     for framing in ["content-length: 5", "transfer-encoding: chunked", "x: 1"] {
         for body in BODIES {
             let text = format!("HTTP/1.1 200 Fine\r\nx-a: b\r\n{framing}\r\n\r\n{body}").into_bytes();
-            let whole = check(&text, &[], &Method::GET).await;
+            let whole_response = check(&text, &[], &Method::GET).await;
             for cut in 1..text.len() {
                 let cut_once = check(&text, &[cut], &Method::GET).await;
-                assert_eq!(cut_once, whole, "{:?} cut at {cut}", String::from_utf8_lossy(&text));
+                assert_eq!(cut_once, whole_response, "{:?} cut at {cut}", String::from_utf8_lossy(&text));
             }
             let every_byte: Vec<usize> = (1..text.len()).collect();
-            assert_eq!(check(&text, &every_byte, &Method::GET).await, whole);
+            assert_eq!(check(&text, &every_byte, &Method::GET).await, whole_response);
         }
     }
 }
@@ -295,8 +297,12 @@ async fn hyper_accepts_the_listed_responses_that_this_client_rejects() {
         (&large, StrictnessReason::LargeHead),
     ] {
         assert_eq!(strictness_reason(text.as_bytes()), Some(reason));
-        assert_eq!(own_outcome(text.as_bytes(), &[], &Method::GET).await, Outcome::Rejected, "{reason:?}");
+        assert_eq!(
+            own_outcome(text.as_bytes(), &[], &Method::GET).await,
+            DecodeOutcome::Rejected,
+            "{reason:?}"
+        );
         let hyper = hyper_outcome(text.as_bytes(), &[], &Method::GET).await;
-        assert!(matches!(hyper, Outcome::Response(_)), "{reason:?}: hyper also rejects the response");
+        assert!(matches!(hyper, DecodeOutcome::Response(_)), "{reason:?}: hyper also rejects the response");
     }
 }

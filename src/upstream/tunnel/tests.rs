@@ -87,8 +87,12 @@ fn check_message(
 ) {
     let error = SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, opened.unwrap_err())));
     assert_eq!((error.progress, error.to_string().as_str()), (progress, expected));
-    let printed = format!("{error:?}{error:#?}{error}");
-    assert!(!printed.contains("alice") && !printed.contains("hunter2") && !printed.contains("YWxpY2U6"));
+    let printed_text = format!("{error:?}{error:#?}{error}");
+    assert!(
+        !printed_text.contains("alice")
+            && !printed_text.contains("hunter2")
+            && !printed_text.contains("YWxpY2U6")
+    );
 }
 
 #[tokio::test]
@@ -209,12 +213,12 @@ async fn open_socks(
 ) -> (Vec<u8>, Result<DuplexStream, ForwardProxyErrorKind>) {
     let (near, mut far) = tokio::io::duplex(1024);
     let respond = async move {
-        let mut received = Vec::new();
+        let mut received_bytes = Vec::new();
         for response in responses {
-            far.read_buf(&mut received).await.unwrap();
+            far.read_buf(&mut received_bytes).await.unwrap();
             let _ = far.write_all(response).await;
         }
-        received
+        received_bytes
     };
     let authority = authority();
     let tunnel = async { tokio::join!(connect_socks(near, proxy, &authority), respond) };

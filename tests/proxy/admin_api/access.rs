@@ -7,21 +7,21 @@ use http::header::{AUTHORIZATION, ORIGIN};
 #[tokio::test]
 async fn only_the_admin_token_opens_the_api() {
     let (proxy, _) = start_admin_proxy().await;
-    let get = |token: &str| request(&proxy, Method::GET, "overview").bearer_auth(token).send();
+    let get = |token: &str| admin_request(&proxy, Method::GET, "overview").bearer_auth(token).send();
     assert_eq!(get(ADMIN_TOKEN).await.unwrap().status(), 200);
-    let missing = request(&proxy, Method::GET, "overview").send().await.unwrap();
+    let missing = admin_request(&proxy, Method::GET, "overview").send().await.unwrap();
     assert_eq!(missing.headers()["www-authenticate"], "Bearer realm=\"keychoir-admin\"");
     assert_error(missing, 401, "admin_token_missing").await;
     assert_error(get("kca_wrong").await.unwrap(), 401, "admin_token_wrong").await;
     assert_error(get(CLIENT_TOKEN).await.unwrap(), 403, "client_token").await;
     // Where an SDK sends its key, the admin token does not count either.
-    let by_key = request(&proxy, Method::GET, "overview").header("xi-api-key", ADMIN_TOKEN);
+    let by_key = admin_request(&proxy, Method::GET, "overview").header("xi-api-key", ADMIN_TOKEN);
     assert_error(by_key.send().await.unwrap(), 401, "admin_token_missing").await;
     let lower_case = format!("bearer  {ADMIN_TOKEN}");
-    let lower_case = request(&proxy, Method::GET, "overview").header(AUTHORIZATION, lower_case);
+    let lower_case = admin_request(&proxy, Method::GET, "overview").header(AUTHORIZATION, lower_case);
     assert_eq!(lower_case.send().await.unwrap().status(), 200);
     // A request without the token gets the same response for every path, so that it does not reveal which exist.
-    let unknown = request(&proxy, Method::GET, "unknown").send().await.unwrap();
+    let unknown = admin_request(&proxy, Method::GET, "unknown").send().await.unwrap();
     assert_error(unknown, 401, "admin_token_missing").await;
     proxy.close().await;
 }
@@ -29,7 +29,7 @@ async fn only_the_admin_token_opens_the_api() {
 #[tokio::test]
 async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
     let (proxy, _) = start_admin_proxy().await;
-    let get = |token: &str| request(&proxy, Method::GET, "keys").bearer_auth(token).send();
+    let get = |token: &str| admin_request(&proxy, Method::GET, "keys").bearer_auth(token).send();
     for number in 0..10 {
         assert_error(get(&format!("kca_{number}")).await.unwrap(), 401, "admin_token_wrong").await;
     }
@@ -53,7 +53,7 @@ async fn a_guess_beside_the_token_of_a_client_or_at_a_page_is_counted() {
         let expected = if path.contains("/v1/") { 401 } else { 200 };
         assert_eq!(response.status(), expected, "{path}");
     }
-    let keys = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+    let keys = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
     assert_error(keys, 429, "too_many_failures").await;
     let status = proxy.client.get(format!("{}{}", proxy.url, pages[1])).bearer_auth(ADMIN_TOKEN);
     assert_eq!(status.send().await.unwrap().status(), 429, "the admin token must not be compared");
@@ -65,7 +65,7 @@ async fn a_guess_beside_the_token_of_a_client_or_at_a_page_is_counted() {
 
 #[tokio::test]
 async fn without_an_admin_token_the_api_is_off() {
-    let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 10)]), |_| {}).await;
+    let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 10)]), |_| {}).await;
     for path in ["overview", "unknown"] {
         let response = send(&proxy, Method::GET, path, None).await;
         let message = assert_error(response, 404, "admin_api_disabled").await;
@@ -81,7 +81,7 @@ async fn web_pages_of_other_origins_are_refused() {
     let (proxy, _) =
         start_admin_proxy_with(|config| config.access.origins = vec![allowed_origin.to_owned()]).await;
     let request_from = |origin: &str| {
-        let request = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN);
+        let request = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN);
         request.header(ORIGIN, origin).send()
     };
     // This origin may send requests to the provider.
@@ -108,7 +108,7 @@ async fn public_pages_need_no_token() {
     let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
-        Plan::of([(FIRST_KEY, 10)]),
+        Plan::with_keys([(FIRST_KEY, 10)]),
         |config| config.clients = vec![client],
         |app| app.public_pages = keychoir::admin::PublicPages { status: false, metrics: true },
     )
@@ -149,12 +149,12 @@ async fn no_response_contains_a_key_or_a_token() {
     ] {
         add(send(&proxy, Method::POST, "keys", Some(&body)).await).await;
     }
-    let malformed_request = request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
+    let malformed_request = admin_request(&proxy, Method::POST, "keys").bearer_auth(ADMIN_TOKEN);
     let malformed_request =
         malformed_request.header("content-type", "application/json").body(format!("{{\"key\": {NEW_KEY}"));
     add(malformed_request.send().await.unwrap()).await;
     add(send(&proxy, Method::POST, &format!("keys/{id}/check"), None).await).await;
-    add(request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap()).await;
+    add(admin_request(&proxy, Method::GET, "keys").bearer_auth(CLIENT_TOKEN).send().await.unwrap()).await;
     add(proxy.get("/api/keychoir/v1/me").await).await;
     responses.extend(received.take());
     for secret in [ADMIN_TOKEN, CLIENT_TOKEN, &FIRST_KEY[11..46], &SECOND_KEY[11..46], &NEW_KEY[11..46]] {

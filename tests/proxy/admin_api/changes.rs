@@ -84,7 +84,7 @@ async fn every_change_reaches_its_task() {
 async fn a_stale_generation_is_refused() {
     let (proxy, received) = start_admin_proxy().await;
     let reload = |tag: &'static str| {
-        request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN).header(IF_MATCH, tag).send()
+        admin_request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN).header(IF_MATCH, tag).send()
     };
     let stale = reload("\"6\"").await.unwrap();
     assert_eq!(stale.headers()["etag"], "\"7\"");
@@ -123,7 +123,7 @@ async fn wrong_bodies_are_refused_with_advice_and_change_nothing() {
         let message = assert_error(response, 400, code).await;
         assert!(message.contains(hint), "{path} {body}: {message}");
     }
-    let post = || request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN);
+    let post = || admin_request(&proxy, Method::POST, "reload").bearer_auth(ADMIN_TOKEN);
     let text = post().header("content-type", "text/plain").body("{}").send().await.unwrap();
     assert_error(text, 415, "unsupported_media_type").await;
     let large = post().header("content-type", "application/json").body(" ".repeat(65_537));
@@ -155,7 +155,7 @@ async fn refused_changes_have_their_codes() {
 async fn without_the_task_nothing_can_be_changed() {
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
-        Plan::of([(FIRST_KEY, 10)]),
+        Plan::with_keys([(FIRST_KEY, 10)]),
         |_| {},
         |app| app.admin_token = Some(AdminTokenFingerprint::new(ADMIN_TOKEN)),
     )
@@ -172,7 +172,7 @@ async fn a_task_that_has_ended_is_reported() {
     drop(requests);
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
-        Plan::of([(FIRST_KEY, 10)]),
+        Plan::with_keys([(FIRST_KEY, 10)]),
         |_| {},
         |app| {
             app.admin_token = Some(AdminTokenFingerprint::new(ADMIN_TOKEN));

@@ -7,8 +7,8 @@ use keychoir::policy::units::UnixMs;
 use keychoir::store::StoredChange;
 use serde_json::json;
 
-async fn listen(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
-    let request = request(proxy, Method::GET, "events").bearer_auth(ADMIN_TOKEN);
+async fn open_events(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
+    let request = admin_request(proxy, Method::GET, "events").bearer_auth(ADMIN_TOKEN);
     let request = match last_event_id {
         Some(id) => request.header("last-event-id", id),
         None => request,
@@ -16,7 +16,7 @@ async fn listen(proxy: &TestProxy, last_event_id: Option<&str>) -> EventReader {
     EventReader::new(request.send().await.unwrap())
 }
 
-fn change(number: u64) -> StoredChange {
+fn stored_change(number: u64) -> StoredChange {
     let changed_at = UnixMs(1_796_000_000_000);
     StoredChange {
         id: StoredChange::new_id(changed_at),
@@ -34,7 +34,7 @@ fn change(number: u64) -> StoredChange {
 async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
     let (proxy, _) = start_admin_proxy().await;
     proxy.set_fault(FIRST_KEY, "invalid");
-    let mut reader = listen(&proxy, None).await;
+    let mut reader = open_events(&proxy, None).await;
     let snapshot = reader.take(3).await;
     let names: Vec<&str> = snapshot.iter().map(|event| &*event.name).collect();
     assert_eq!(names, ["overview", "key", "key"]);
@@ -55,7 +55,7 @@ async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
     assert!(event.data["total_ms"].is_u64(), "{}", event.data);
     assert_eq!(event.data, expected);
 
-    record_change_event(&proxy.app.events(), &change(8));
+    record_change_event(&proxy.app.events(), &stored_change(8));
     let event = reader.wait_for("change", |_| true).await;
     assert_eq!((&event.data["action"], &event.data["generation"]), (&json!("reloaded"), &json!(8)));
     // A key event has the same members as `GET keys/{id}`.
@@ -71,20 +71,20 @@ async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
 #[tokio::test]
 async fn a_listener_resumes_after_the_last_event_that_it_received() {
     let (proxy, _) = start_admin_proxy().await;
-    let mut reader = listen(&proxy, None).await;
+    let mut reader = open_events(&proxy, None).await;
     let last = reader.take(3).await.pop().unwrap();
-    record_change_event(&proxy.app.events(), &change(8));
+    record_change_event(&proxy.app.events(), &stored_change(8));
     let received_event = reader.wait_for("change", |_| true).await;
     drop(reader);
-    record_change_event(&proxy.app.events(), &change(9));
-    let mut resumed = listen(&proxy, Some(&received_event.id)).await;
+    record_change_event(&proxy.app.events(), &stored_change(9));
+    let mut resumed = open_events(&proxy, Some(&received_event.id)).await;
     let next_event = resumed.next().await.unwrap();
     assert_eq!(
         (&*next_event.name, &next_event.data["generation"]),
         ("change", &json!(9)),
         "nothing is sent twice"
     );
-    let mut from_snapshot = listen(&proxy, Some(&last.id)).await;
+    let mut from_snapshot = open_events(&proxy, Some(&last.id)).await;
     assert_eq!(from_snapshot.wait_for("change", |_| true).await.data["generation"], 8);
     drop((resumed, from_snapshot));
     proxy.close().await;
@@ -93,24 +93,24 @@ async fn a_listener_resumes_after_the_last_event_that_it_received() {
 #[tokio::test]
 async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_are_left() {
     let (proxy, _) = start_admin_proxy().await;
-    let mut reader = listen(&proxy, None).await;
+    let mut reader = open_events(&proxy, None).await;
     let last = reader.take(3).await.pop().unwrap();
     drop(reader);
     for number in 0..1_001 {
-        record_change_event(&proxy.app.events(), &change(number));
+        record_change_event(&proxy.app.events(), &stored_change(number));
     }
-    let mut resumed = listen(&proxy, Some(&last.id)).await;
+    let mut resumed = open_events(&proxy, Some(&last.id)).await;
     let names: Vec<String> = resumed.take(3).await.into_iter().map(|event| event.name).collect();
     assert_eq!(names, ["overview", "key", "key"]);
     let first_left = resumed.next().await.unwrap();
     assert!(first_left.data["generation"].as_u64().unwrap() >= 1, "{}", first_left.data);
     let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
-    let mut again = listen(&proxy, Some(&end.id)).await;
-    record_change_event(&proxy.app.events(), &change(2_000));
+    let mut again = open_events(&proxy, Some(&end.id)).await;
+    record_change_event(&proxy.app.events(), &stored_change(2_000));
     let next_event = again.wait_for("change", |_| true).await;
     assert_eq!(next_event.data["generation"], 2_000);
     for unknown in ["0-1", "", "not an id", "18446744073709551615-1"] {
-        let mut unknown = listen(&proxy, Some(unknown)).await;
+        let mut unknown = open_events(&proxy, Some(unknown)).await;
         assert_eq!(unknown.next().await.unwrap().name, "overview");
     }
     drop((resumed, again));
@@ -120,7 +120,7 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
 #[tokio::test]
 async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     let (proxy, _) = start_admin_proxy_with(|config| config.admin.max_event_listeners = 1).await;
-    let first = listen(&proxy, None).await;
+    let first = open_events(&proxy, None).await;
     let refused_response = send(&proxy, Method::GET, "events", None).await;
     assert_eq!(refused_response.headers()["retry-after"], "1");
     let message = assert_error(refused_response, 503, "too_many_listeners").await;
@@ -142,9 +142,9 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
 #[tokio::test]
 async fn events_need_the_admin_token() {
     let (proxy, _) = start_admin_proxy().await;
-    let client = request(&proxy, Method::GET, "events").bearer_auth(CLIENT_TOKEN).send().await.unwrap();
+    let client = admin_request(&proxy, Method::GET, "events").bearer_auth(CLIENT_TOKEN).send().await.unwrap();
     assert_error(client, 403, "client_token").await;
-    let without_token = request(&proxy, Method::GET, "events").send().await.unwrap();
+    let without_token = admin_request(&proxy, Method::GET, "events").send().await.unwrap();
     assert_error(without_token, 401, "admin_token_missing").await;
     assert!(!proxy.app.events().is_recording(), "nothing must be recorded without listeners");
     proxy.close().await;
@@ -153,7 +153,7 @@ async fn events_need_the_admin_token() {
 #[tokio::test]
 async fn a_shutdown_ends_the_streams() {
     let (proxy, _) = start_admin_proxy().await;
-    let mut reader = listen(&proxy, None).await;
+    let mut reader = open_events(&proxy, None).await;
     reader.take(3).await;
     // The drain must complete although the stream is open.
     let (_, ()) = tokio::join!(proxy.close(), async { while reader.next().await.is_some() {} });
@@ -162,12 +162,12 @@ async fn a_shutdown_ends_the_streams() {
 #[tokio::test]
 async fn a_listener_that_does_not_read_delays_no_request() {
     let (proxy, _) = start_admin_proxy().await;
-    let mut slow = listen(&proxy, None).await;
+    let mut slow = open_events(&proxy, None).await;
     slow.take(3).await;
-    let mut reader = listen(&proxy, None).await;
+    let mut reader = open_events(&proxy, None).await;
     for number in 0..200 {
         for _ in 0..50 {
-            record_change_event(&proxy.app.events(), &change(number));
+            record_change_event(&proxy.app.events(), &stored_change(number));
         }
     }
     assert_eq!(proxy.request_speech(10).await.status(), 200);

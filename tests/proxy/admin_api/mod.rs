@@ -88,7 +88,7 @@ async fn start_admin_proxy() -> (TestProxy, ReceivedChanges) {
 async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy, ReceivedChanges) {
     let (control, received) = start_control();
     let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
-    let plan = Plan::of([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
+    let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
     let proxy = start_proxy_with_app(
         tempfile::tempdir().unwrap(),
         plan,
@@ -119,13 +119,13 @@ fn set_paused(proxy: &TestProxy, keys: &[&str]) {
     );
 }
 
-fn request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilder {
+fn admin_request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilder {
     proxy.client.request(method, format!("{}{PREFIX}/{path}", proxy.url))
 }
 
 /// Sends a request with the admin token.
 async fn send(proxy: &TestProxy, method: Method, path: &str, body: Option<&Value>) -> Response {
-    let request = request(proxy, method, path).bearer_auth(ADMIN_TOKEN);
+    let request = admin_request(proxy, method, path).bearer_auth(ADMIN_TOKEN);
     let request = match body {
         Some(body) => request.json(body),
         None => request,

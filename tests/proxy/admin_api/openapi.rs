@@ -10,7 +10,7 @@ fn document() -> Value {
 }
 
 /// Follows a reference within the document.
-fn resolve<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
+fn resolve_reference<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
     match value.get("$ref").and_then(Value::as_str) {
         Some(reference) => document.pointer(reference.trim_start_matches('#')).expect("the reference exists"),
         None => value,
@@ -21,8 +21,10 @@ fn resolve<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
 async fn check_response(document: &Value, operation: &Value, place: &str, response: Response) {
     let status = response.status().as_u16().to_string();
     let documented = operation["responses"].get(&status);
-    let documented =
-        resolve(document, documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")));
+    let documented = resolve_reference(
+        document,
+        documented.unwrap_or_else(|| panic!("{place}: {status} is not documented")),
+    );
     if documented["content"].get("text/event-stream").is_some() {
         assert_eq!(response.headers()["content-type"], "text/event-stream", "{place}");
         return check_events(document, EventReader::new(response)).await;
@@ -54,7 +56,7 @@ async fn check_events(document: &Value, mut reader: EventReader) {
 }
 
 /// A body that an operation accepts.
-fn body(path: &str, method: &str) -> Option<Value> {
+fn valid_body(path: &str, method: &str) -> Option<Value> {
     match (path, method) {
         ("/keys", "post") => Some(json!({"name": "spare", "key": "sk_spare_00000000000000000000000001"})),
         ("/keys/{id}/pause", "post") => Some(json!({"until": "2h", "reason": "billing"})),
@@ -84,8 +86,8 @@ async fn the_documented_paths_are_those_of_the_program() {
             let place = format!("{method} {path}");
             let http_method = method.to_uppercase().parse().unwrap();
             let token = if path == "/me" { CLIENT_TOKEN } else { ADMIN_TOKEN };
-            let request = request(&proxy, http_method, &target).bearer_auth(token);
-            let request = match body(path, method) {
+            let request = admin_request(&proxy, http_method, &target).bearer_auth(token);
+            let request = match valid_body(path, method) {
                 Some(body) => request.json(&body),
                 None => request,
             };
@@ -131,14 +133,17 @@ async fn errors_and_filled_documents_match_their_schemas() {
         check_response(&document, &operation(path, "get"), &target, response).await;
     }
     let of_user = |user| {
-        request(&proxy, Method::GET, "me").bearer_auth(CLIENT_TOKEN).header("x-keychoir-user", user).send()
+        admin_request(&proxy, Method::GET, "me")
+            .bearer_auth(CLIENT_TOKEN)
+            .header("x-keychoir-user", user)
+            .send()
     };
     for (user, status) in [("alice", 200), ("", 400)] {
         let response = of_user(user).await.unwrap();
         assert_eq!(response.status(), status);
         check_response(&document, &operation("/me", "get"), "me of a user", response).await;
     }
-    let unauthorized = request(&proxy, Method::GET, "keys").send().await.unwrap();
+    let unauthorized = admin_request(&proxy, Method::GET, "keys").send().await.unwrap();
     check_response(&document, &operation("/keys", "get"), "without a token", unauthorized).await;
     let invalid = send(&proxy, Method::POST, "keys", Some(&json!({}))).await;
     check_response(&document, &operation("/keys", "post"), "without members", invalid).await;

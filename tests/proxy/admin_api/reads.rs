@@ -31,7 +31,7 @@ async fn every_response_has_the_generation_and_is_not_stored() {
         assert_eq!((head.status().as_u16(), head.text().await.unwrap().as_str()), (200, ""));
     }
     let read_with_tag = |path: &'static str, tag: &'static str| {
-        request(&proxy, Method::GET, path).bearer_auth(ADMIN_TOKEN).header(IF_NONE_MATCH, tag).send()
+        admin_request(&proxy, Method::GET, path).bearer_auth(ADMIN_TOKEN).header(IF_NONE_MATCH, tag).send()
     };
     let unchanged = read_with_tag("config", "\"6\", W/\"7\"").await.unwrap();
     assert_eq!((unchanged.status().as_u16(), unchanged.headers()["etag"].to_str().unwrap()), (304, "\"7\""));
@@ -208,9 +208,9 @@ async fn a_client_reads_its_own_usage_when_its_quota_is_spent() {
     });
     assert_eq!((&me["client"], &me["quota"]), (&json!("app"), &quota));
     assert_eq!(me["credits"]["total"], 10);
-    let unknown = request(&proxy, Method::GET, "me").header("xi-api-key", "x").send().await.unwrap();
+    let unknown = admin_request(&proxy, Method::GET, "me").header("xi-api-key", "x").send().await.unwrap();
     assert_error(unknown, 401, "client_token_wrong").await;
-    let admin = request(&proxy, Method::GET, "me").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
+    let admin = admin_request(&proxy, Method::GET, "me").bearer_auth(ADMIN_TOKEN).send().await.unwrap();
     assert_error(admin, 401, "client_token_wrong").await;
     proxy.close().await;
 }
@@ -228,7 +228,7 @@ async fn records_in_memory_are_read_too() {
 #[tokio::test]
 async fn a_request_for_a_part_of_a_document_gets_all_of_it() {
     let (proxy, _) = start_admin_proxy().await;
-    let part = request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
+    let part = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
     assert_eq!(part.send().await.unwrap().status(), 200);
     let overview = read(&proxy, "overview").await;
     assert_eq!((&overview["keys"]["active"], &overview["credits"]["remaining"]), (&json!(2), &json!(2_000)));

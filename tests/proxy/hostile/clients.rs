@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::wire;
+use super::http_parser;
 use super::{EXCHANGE_TIMEOUT, escape_bytes};
 
 pub use cases::{cases, valid_request};
@@ -23,7 +23,7 @@ pub struct ClientCase {
     /// The bytes to send. Each chunk is written separately.
     pub chunks: Vec<Vec<u8>>,
     pub after_sending: AfterSending,
-    pub outcome: Outcome,
+    pub outcome: ClientOutcome,
     pub forwarded: Forwarded,
     /// Whether the proxy has no configured clients, so that local apps need no token.
     pub needs_no_token: bool,
@@ -56,7 +56,7 @@ pub enum AfterSending {
 
 /// The bytes that a client receives before the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ClientOutcome {
     /// Complete responses with these statuses, in this order.
     Responses(&'static [u16]),
     /// An HTTP/2 GOAWAY.
@@ -133,7 +133,7 @@ async fn run_exchange(
 /// Reads until a final response is complete or the connection has ended.
 async fn read_first_response(reader: &mut (impl AsyncReadExt + Unpin), received: &mut Vec<u8>) {
     let has_response = |received: &[u8]| {
-        wire::parse_responses(received).is_ok_and(|responses| {
+        http_parser::parse_responses(received).is_ok_and(|responses| {
             responses.last().is_some_and(|last| last.status >= 200 && last.is_complete)
         })
     };
@@ -141,10 +141,10 @@ async fn read_first_response(reader: &mut (impl AsyncReadExt + Unpin), received:
 }
 
 /// Compares the bytes that a client received with the expected outcome.
-pub fn check(received: &[u8], outcome: Outcome, after_sending: AfterSending) -> Result<(), String> {
+pub fn check(received: &[u8], outcome: ClientOutcome, after_sending: AfterSending) -> Result<(), String> {
     let matches = match outcome {
-        Outcome::Responses(statuses) => {
-            let mut responses = wire::parse_responses(received)?;
+        ClientOutcome::Responses(statuses) => {
+            let mut responses = http_parser::parse_responses(received)?;
             // The proxy sends an interim 100 to check whether a client that has closed its write half is
             // still connected.
             responses.retain(|response| response.status != 100 || after_sending != AfterSending::HalfClose);
@@ -158,14 +158,14 @@ pub fn check(received: &[u8], outcome: Outcome, after_sending: AfterSending) -> 
             responses.iter().all(|response| response.is_complete)
         }
         // A SETTINGS frame, and a GOAWAY frame with HTTP_1_1_REQUIRED.
-        Outcome::GoAway => {
+        ClientOutcome::GoAway => {
             received.len() == 26 && received[3] == 4 && received[12] == 7 && received[25] == 0xd
         }
-        Outcome::GoAwayOr400 => [Outcome::GoAway, Outcome::Responses(&[400])]
+        ClientOutcome::GoAwayOr400 => [ClientOutcome::GoAway, ClientOutcome::Responses(&[400])]
             .into_iter()
             .any(|outcome| check(received, outcome, after_sending).is_ok()),
-        Outcome::TlsAlert => received.starts_with(b"\x15\x03"),
-        Outcome::Closed | Outcome::NotRead => received.is_empty(),
+        ClientOutcome::TlsAlert => received.starts_with(b"\x15\x03"),
+        ClientOutcome::Closed | ClientOutcome::NotRead => received.is_empty(),
     };
     if matches { Ok(()) } else { Err(format!("expected {outcome:?}, received {}", escape_bytes(received))) }
 }

@@ -5,10 +5,10 @@
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
 pub mod clients;
+pub mod http_parser;
 pub mod mutation;
 pub mod providers;
 pub mod tap;
-pub mod wire;
 
 use std::time::Duration;
 

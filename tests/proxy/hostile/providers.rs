@@ -6,7 +6,7 @@ mod leaks;
 mod server;
 
 use super::escape_bytes;
-use super::wire;
+use super::http_parser;
 use crate::support::SPEECH_PATH;
 
 pub use cases::{account_responses, cases};
@@ -18,7 +18,7 @@ pub struct ProviderCase {
     pub name: &'static str,
     pub request_kind: RequestKind,
     pub script: ScriptedResponse,
-    pub outcome: Outcome,
+    pub outcome: ResponseOutcome,
     /// The maximum number of keys that may be unusable after the response.
     pub max_unusable_keys: usize,
     /// Whether the response may change the state of keys and thereby affect later requests.
@@ -61,7 +61,7 @@ pub enum ConnectionEnd {
 
 /// The response that a client receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ResponseOutcome {
     /// A complete response with this status.
     Complete(u16),
     /// A complete response with this status and this body.
@@ -103,28 +103,34 @@ pub fn request(request_kind: RequestKind, query: &str) -> Vec<u8> {
 }
 
 /// Compares the bytes that a client received with the expected outcome.
-pub fn check(received: &[u8], outcome: Outcome) -> Result<(), String> {
+pub fn check(received: &[u8], outcome: ResponseOutcome) -> Result<(), String> {
     let mismatch = || Err(format!("expected {outcome:?}, received {}", escape_bytes(received)));
-    let is_truncated = matches!(outcome, Outcome::Truncated(_));
+    let is_truncated = matches!(outcome, ResponseOutcome::Truncated(_));
     if received.is_empty() && is_truncated {
         return Ok(());
     }
-    let mut responses = wire::parse_responses(received)?;
+    let mut responses = http_parser::parse_responses(received)?;
     // The proxy sends an interim 100 to check whether a client that has closed its write half is still
     // connected.
     responses.retain(|response| response.status != 100);
     let [response] = &*responses else { return mismatch() };
     let is_proxy_error = response.header("x-keychoir-error").is_some();
     let matches = match outcome {
-        Outcome::Complete(status) => response.status == status && response.is_complete && !is_proxy_error,
-        Outcome::Body(status, body) => {
+        ResponseOutcome::Complete(status) => {
+            response.status == status && response.is_complete && !is_proxy_error
+        }
+        ResponseOutcome::Body(status, body) => {
             response.status == status
                 && response.is_complete
                 && !is_proxy_error
                 && response.body == body.as_bytes()
         }
-        Outcome::Truncated(status) => response.status == status && !response.is_complete && !is_proxy_error,
-        Outcome::ProxyError(status) => response.status == status && response.is_complete && is_proxy_error,
+        ResponseOutcome::Truncated(status) => {
+            response.status == status && !response.is_complete && !is_proxy_error
+        }
+        ResponseOutcome::ProxyError(status) => {
+            response.status == status && response.is_complete && is_proxy_error
+        }
     };
     if matches { Ok(()) } else { mismatch() }
 }

@@ -12,7 +12,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::escape_bytes;
-use super::wire::{RequestHead, RequestParser};
+use super::http_parser::{RequestHead, RequestParser};
 
 /// Headers of a client that a provider must not receive: credentials, and headers that proxies add.
 const FORBIDDEN_HEADERS: [&str; 23] = [

@@ -22,7 +22,7 @@ async fn end_session(mut session: WebSocketClient, client_end: ClientEnd) {
     match client_end {
         ClientEnd::Drop => drop(session),
         ClientEnd::Close | ClientEnd::CloseAfterData(_) => {
-            session.send_raw(&frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
+            session.send_raw(&encode_frame(CLOSE, b"\x03\xe8", Some(MASK))).await;
             assert_close_code(
                 &session.receive_to_end().await.1,
                 1000,
@@ -39,7 +39,7 @@ async fn a_client_disconnect_during_failover_is_detected() {
         let proxy = provider.start_proxy(|_| {}).await;
         let (mut session, mut first) = provider.open_session(&proxy, STREAM_INPUT).await;
         session.send_json(&json!({"text": "Hello. "})).await;
-        let refusal = frame(CLOSE, b"\x03\xf0This request exceeds your quota.", None);
+        let refusal = encode_frame(CLOSE, b"\x03\xf0This request exceeds your quota.", None);
         first.write_all(&refusal).await.unwrap();
         // The provider never responds to the handshake with the second key.
         let (second, _) = provider.next_handshake().await;

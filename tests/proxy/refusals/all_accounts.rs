@@ -140,7 +140,7 @@ async fn a_refused_voice_does_not_affect_speech_with_other_voices() {
 #[tokio::test]
 async fn one_refused_request_leaves_twelve_accounts_active() {
     let keys: Vec<String> = (0..12).map(|number| format!("sk_of_twelve_{number:037}")).collect();
-    let proxy = start_proxy(Plan::of(keys.iter().map(|key| (key.as_str(), 1_000_000)))).await;
+    let proxy = start_proxy(Plan::with_keys(keys.iter().map(|key| (key.as_str(), 1_000_000)))).await;
     let refusal = r#"answer=402/{"detail":{"type":"x","code":"payment_required","message":"This feature needs payment."}}"#;
     proxy.simulator.set_route_fault_for_all(DUBBING, fault(refusal));
     let response = proxy.post(DUBBING, &json!({})).await;
@@ -198,7 +198,8 @@ async fn reported_credits_that_a_poll_contradicts_exhaust_no_account() {
     };
     for keys in [1, 3] {
         for (left, needed) in [(0, 43), (5, 17), (100, 900)] {
-            let proxy = start_proxy(Plan::of(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
+            let proxy =
+                start_proxy(Plan::with_keys(KEYS.into_iter().take(keys).map(|key| (key, 1_000_000)))).await;
             proxy.simulator.set_route_fault_for_all("/v1/sound-generation", fault(&refusal(left, needed)));
             for _ in 0..2 {
                 let response = proxy.post("/v1/sound-generation", &json!({"text": "rain"})).await;
@@ -242,7 +243,7 @@ async fn a_rate_limit_of_one_text_ends_for_all_accounts_when_one_serves() {
 /// A served request refutes the restriction. Further refusals of the same request do not restore it.
 #[tokio::test]
 async fn a_refuted_refusal_is_not_derived_again() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 1_000_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 1_000_000)])).await;
     proxy.simulator.set_route_fault_for_all(REFUSED_VOICE_PATH, fault("unusual_activity"));
     for _ in 0..3 {
         assert_eq!(proxy.post(REFUSED_VOICE_PATH, &json!({"text": "hello"})).await.status(), 401);

@@ -85,7 +85,7 @@ async fn an_unreadable_refusal_is_retried_with_the_next_key() {
 
 #[tokio::test]
 async fn a_key_with_too_few_credits_for_one_text_stays_active_over_a_restart() {
-    let plan = || Plan::of([(FIRST_KEY, 9_000)]);
+    let plan = || Plan::with_keys([(FIRST_KEY, 9_000)]);
     let proxy = start_proxy(plan()).await;
     assert_eq!(proxy.request_speech(50).await.status(), 200);
     let response = proxy.request_speech(9_500).await;
@@ -104,7 +104,7 @@ async fn a_key_with_too_few_credits_for_one_text_stays_active_over_a_restart() {
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [3]);
 
     let workspace = WorkspacePlan { used: 100, ..WorkspacePlan::new("ws", 9_000) };
-    let plan = Plan::of([]).with_workspace(workspace);
+    let plan = Plan::with_keys([]).with_workspace(workspace);
     let plan = plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) });
     let proxy = restart_with_plan(proxy, plan).await;
     assert_eq!(proxy.request_speech(50).await.status(), 200);
@@ -219,7 +219,7 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
 /// A request that waits for a busy key is sent with a rate-limited key as soon as the rate limit ends.
 #[tokio::test]
 async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
-    let plan = [FIRST_KEY, SECOND_KEY].into_iter().fold(Plan::of([]), |plan, key| {
+    let plan = [FIRST_KEY, SECOND_KEY].into_iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new(key, 100_000) };
         plan.with_workspace(workspace)
             .with_key(KeyPlan { workspace: Some(key.to_owned()), ..KeyPlan::new(key, 0) })
@@ -243,8 +243,8 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
     };
     assert_eq!(response.status(), 200);
     assert_eq!(proxy.request_counts(&[SECOND_KEY]), [2]);
-    let folder = proxy.close_unchecked().await;
-    let database = rusqlite::Connection::open(folder.path().join("keychoir.db")).unwrap();
+    let directory = proxy.close_unchecked().await;
+    let database = rusqlite::Connection::open(directory.path().join("keychoir.db")).unwrap();
     let mut statement = database
         .prepare("SELECT started_at_ms, total_ms FROM attempts WHERE key_hash = ?1 ORDER BY number")
         .unwrap();
@@ -259,7 +259,7 @@ async fn a_waiting_request_returns_to_the_key_that_was_rate_limited_for_it() {
 /// Adding a voice costs no credits, so an account without credits serves the request.
 #[tokio::test]
 async fn a_free_request_is_served_without_credits() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 10)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 10)])).await;
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_exhausted");
     assert_eq!(Route::VoiceAddition.send_request(&proxy, CLIENT_TOKEN, 0).await.status(), 200);
@@ -297,13 +297,14 @@ async fn every_key_is_tried_after_a_missing_permission() {
 
 /// A plan of two keys, whose provider refuses the first key as a key of another region.
 fn plan_without_the_first_key() -> Plan {
-    let plan = Plan::of([(SECOND_KEY, 100_000), (THIRD_KEY, 100_000)]);
+    let plan = Plan::with_keys([(SECOND_KEY, 100_000), (THIRD_KEY, 100_000)]);
     Plan { other_region_keys: vec![FIRST_KEY.to_owned()], ..plan }
 }
 
 #[tokio::test]
 async fn a_key_of_another_region_is_sent_to_its_region() {
-    let region = Simulator::start(bind_loopback().await, Plan::of([(FIRST_KEY, 1_000)])).await.unwrap();
+    let region =
+        Simulator::start(bind_loopback().await, Plan::with_keys([(FIRST_KEY, 1_000)])).await.unwrap();
     let url = region.base_url();
     let proxy = start_proxy_with(plan_without_the_first_key(), |config| {
         config.keys.insert(0, KeyConfig::from(ApiKey::new(FIRST_KEY).unwrap()));
@@ -335,7 +336,7 @@ async fn an_account_without_a_credit_limit_is_never_exhausted() {
     for reported_limit in [ReportedLimit::Zero, ReportedLimit::Absent] {
         let workspace =
             WorkspacePlan { tier: "payg".to_owned(), reported_limit, ..WorkspacePlan::new("ws", 9_000) };
-        let plan = Plan::of([]).with_workspace(workspace);
+        let plan = Plan::with_keys([]).with_workspace(workspace);
         let proxy = start_proxy(
             plan.with_key(KeyPlan { workspace: Some("ws".to_owned()), ..KeyPlan::new(FIRST_KEY, 0) }),
         )
@@ -349,7 +350,7 @@ async fn an_account_without_a_credit_limit_is_never_exhausted() {
 
 #[tokio::test]
 async fn the_credits_reported_by_a_refusal_expire_with_its_cooldown() {
-    let mut plan = Plan::of([(FIRST_KEY, 1_000)]);
+    let mut plan = Plan::with_keys([(FIRST_KEY, 1_000)]);
     plan.keys[0].permissions = Some(vec!["text_to_speech".to_owned()]);
     let proxy = start_proxy_with(plan, |config| {
         config.pool.exhausted_cooldown = Duration::from_millis(50);

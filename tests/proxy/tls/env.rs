@@ -7,7 +7,7 @@ use std::process::Command;
 use super::{ProgramDirectory, assert_https, start_program};
 use crate::support::program::{keychoir_command, run, stderr};
 
-/// `keychoir env` with this home folder.
+/// `keychoir env` with this home directory.
 fn env_command(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(&[&["env"], arguments].concat());
     command.env("HOME", home);
@@ -94,7 +94,7 @@ fn env_explains_missing_settings() {
         );
         assert!(!output.contains("export SSL_CERT_FILE") && !output.contains("export NODE"), "{output}");
     }
-    assert!(!home.exists(), "an unneeded folder must not be created");
+    assert!(!home.exists(), "an unneeded directory must not be created");
     let output =
         print_env(&[("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0"), ("NODE_EXTRA_CA_CERTS", "/corp.pem")]);
     assert!(output.contains("names no fixed port") && !output.contains("BASE_URL"), "{output}");
@@ -133,10 +133,10 @@ fn env_fails_without_a_local_ca() {
 
 #[test]
 fn env_reports_a_malformed_local_ca() {
-    let directory = ProgramDirectory::new();
-    directory.write("authority.pem", "not a CA");
-    let mut command = env_command(&directory.path("home"), &[]);
-    let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", directory.folder.path()));
+    let program_directory = ProgramDirectory::new();
+    program_directory.write("authority.pem", "not a CA");
+    let mut command = env_command(&program_directory.path("home"), &[]);
+    let output = run(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", program_directory.directory.path()));
     assert_eq!(output.status.code(), Some(0));
     assert!(stderr(&output).contains("is malformed. Its file is kept as"), "{}", stderr(&output));
 }
@@ -144,14 +144,14 @@ fn env_reports_a_malformed_local_ca() {
 #[tokio::test]
 async fn the_local_ca_created_by_env_is_served() {
     let directory = ProgramDirectory::new();
-    let folder = directory.path("tls");
+    let tls_directory = directory.path("tls");
     run_successfully(
-        env_command(&directory.path("home"), &[]).env("KEYCHOIR_SERVER__TLS_DIRECTORY", &folder),
+        env_command(&directory.path("home"), &[]).env("KEYCHOIR_SERVER__TLS_DIRECTORY", &tls_directory),
     );
-    let ca = fs::read(folder.join("ca.pem")).unwrap();
+    let ca = fs::read(tls_directory.join("ca.pem")).unwrap();
     let mut command = directory.command("keychoir.db");
-    let (program, address) = start_program(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", &folder));
-    assert_https(address, &folder.join("ca.pem"), "localhost").await;
-    assert_eq!(fs::read(folder.join("ca.pem")).unwrap(), ca);
+    let (program, address) = start_program(command.env("KEYCHOIR_SERVER__TLS_DIRECTORY", &tls_directory));
+    assert_https(address, &tls_directory.join("ca.pem"), "localhost").await;
+    assert_eq!(fs::read(tls_directory.join("ca.pem")).unwrap(), ca);
     assert_eq!(program.terminate().0, Some(0));
 }

@@ -9,7 +9,7 @@ use crate::support::{FIRST_KEY, SECOND_KEY, VOICE_ID, start_proxy, start_proxy_w
 
 #[tokio::test]
 async fn a_token_of_the_provider_is_used_with_the_account_that_issued_it() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // The second key issues the token, because the first key is refused.
     proxy.set_fault(FIRST_KEY, "forbidden");
     let token_response = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;
@@ -43,10 +43,11 @@ async fn a_conversation_belongs_to_the_account_that_served_it() {
 #[tokio::test]
 async fn a_signed_url_refers_to_the_proxy_if_a_base_is_configured() {
     for base in [None, Some("wss://localhost:11011")] {
-        let proxy = start_proxy_with(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
-            config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
-        })
-        .await;
+        let proxy =
+            start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)]), |config| {
+                config.websocket.signed_url_base = base.unwrap_or_default().parse().unwrap();
+            })
+            .await;
         // The second key signs the URL, because the first key is refused.
         proxy.set_fault(FIRST_KEY, "forbidden");
         let response = proxy.get("/v1/convai/conversation/get-signed-url?agent_id=agent_public").await;
@@ -67,7 +68,7 @@ async fn a_signed_url_refers_to_the_proxy_if_a_base_is_configured() {
 
 #[tokio::test]
 async fn a_resource_in_the_first_message_pins_the_session_to_its_account() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // The second key issues the token, because the first key is refused.
     proxy.set_fault(FIRST_KEY, "forbidden");
     let token_response = proxy.post("/v1/single-use-token/tts_websocket", &json!({})).await;

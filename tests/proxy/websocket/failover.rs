@@ -64,7 +64,7 @@ async fn a_transcription_starts_with_the_first_working_key() {
 
 #[tokio::test]
 async fn a_refusal_of_every_key_is_relayed_unchanged() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     proxy.set_fault(FIRST_KEY, "invalid");
     proxy.set_fault(SECOND_KEY, "invalid");
     let mut session = open_session(&proxy, STREAM_INPUT).await;
@@ -78,7 +78,7 @@ async fn a_refusal_of_every_key_is_relayed_unchanged() {
 
 #[tokio::test]
 async fn a_handshake_refusal_of_every_key_is_relayed() {
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])).await;
     // The endpoint does not serve this model with any key.
     let path = format!("{STREAM_INPUT}?model_id=eleven_v3");
     let Err((status, body)) = handshake(&proxy, &path, &[("xi-api-key", CLIENT_TOKEN)]).await else {
@@ -100,7 +100,8 @@ async fn a_handshake_refusal_of_every_key_is_relayed() {
 #[tokio::test]
 async fn a_voice_that_no_account_has_is_requested_once_with_every_account() {
     let proxy =
-        start_proxy(Plan::of([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)])).await;
+        start_proxy(Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000), (THIRD_KEY, 100_000)]))
+            .await;
     let synthesize_once = async || {
         let mut session = open_session(&proxy, STREAM_INPUT).await;
         session.synthesize(&["Hello. "]).await
@@ -135,7 +136,7 @@ async fn a_refusal_after_the_first_audio_is_forwarded_and_recorded() {
 #[tokio::test]
 async fn an_exhausted_key_fails_over_during_a_session() {
     // The first key has too few credits for the text, so the text is sent with the second key.
-    let proxy = start_proxy(Plan::of([(FIRST_KEY, 5), (SECOND_KEY, 100_000)])).await;
+    let proxy = start_proxy(Plan::with_keys([(FIRST_KEY, 5), (SECOND_KEY, 100_000)])).await;
     let mut session = open_session(&proxy, STREAM_INPUT).await;
     let (messages, _) = session.synthesize(&["Hello there, this is long. "]).await;
     assert!(has_audio(&messages), "{messages:?}");

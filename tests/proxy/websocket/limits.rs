@@ -19,7 +19,7 @@ use crate::support::{
 
 /// One workspace with the concurrency limit `maximum` for each key.
 fn plan_with_concurrency(keys: &[&str], maximum: u32) -> Plan {
-    keys.iter().fold(Plan::of([]), |plan, key| {
+    keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(maximum), ..WorkspacePlan::new(key, 100_000) };
         let key = KeyPlan { workspace: Some((*key).to_owned()), ..KeyPlan::new(key, 100_000) };
         plan.with_workspace(workspace).with_key(key)

@@ -15,7 +15,7 @@ const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../../targe
 /** Returns the environment without the variables of Keychoir. */
 const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
 
-/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `found`. */
+/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `parsedValue`. */
 async function start(stream, parse, args, environment = {}) {
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
   const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
@@ -27,14 +27,14 @@ async function start(stream, parse, args, environment = {}) {
     new Promise((resolve, reject) => {
       ended.then((code) => reject(new Error(`the program exited with ${code}: ${lines.join("\n")}`)));
       reader.on("line", function check(line) {
-        const found = parse(line);
-        if (!found) return;
+        const value = parse(line);
+        if (!value) return;
         reader.off("line", check);
-        resolve(found);
+        resolve(value);
       });
     });
-  const found = await waitForLine(parse);
-  return { found, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
+  const parsedValue = await waitForLine(parse);
+  return { parsedValue, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
 }
 
 /** Runs a program. Resolves with its standard output. */
@@ -65,21 +65,21 @@ export async function startEnvironment(keys, settings = {}) {
   writeFileSync(configFile, "");
   const keychoir = await start("stderr", parseAddress, ["serve", "--listen", "127.0.0.1:0", "--config", configFile], {
     ELEVENLABS_API_KEYS: Object.keys(keys).join(","),
-    KEYCHOIR_UPSTREAM__BASE_URL: simulator.found,
+    KEYCHOIR_UPSTREAM__BASE_URL: simulator.parsedValue,
     KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db"),
     KEYCHOIR_LOG__FORMAT: "json",
     ...settings,
   });
-  const url = `http://${keychoir.found}`;
+  const url = `http://${keychoir.parsedValue}`;
   const env = () => run(BINARY, ["env"], { KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db") });
-  const ledger = () => json(`${simulator.found}/_simulator/ledger`);
+  const ledger = () => json(`${simulator.parsedValue}/_simulator/ledger`);
   return {
     url,
     /** Resolves with the path of the CA file that `keychoir env` sets for Node. */
     caFile: async () => (await env()).match(/^export NODE_EXTRA_CA_CERTS=(.*)$/m)[1],
     ledger,
     /** Sets the fault of all further requests and sessions with this key. */
-    setFault: (key, always) => fetch(`${simulator.found}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) }),
+    setFault: (key, always) => fetch(`${simulator.parsedValue}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) }),
     /** Writes the configuration file and waits until it is reloaded. */
     async configure(text) {
       writeFileSync(configFile, text);

@@ -10,7 +10,7 @@ use super::{RedisOptions, RedisServer, ServerProcess, connect, info_field, query
 pub const MASTER_NAME: &str = "keychoir";
 const SENTINELS: usize = 3;
 
-/// The running servers.
+/// A master, its replica and the sentinels, which stop on drop.
 pub struct Sentinels {
     servers: [RedisServer; 2],
     /// The index of the server that the sentinels call the master.
@@ -20,7 +20,7 @@ pub struct Sentinels {
 
 struct Sentinel {
     process: ServerProcess,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
 impl Sentinels {
@@ -93,8 +93,8 @@ impl Sentinels {
 
 impl Sentinel {
     async fn start(master_port: u16) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().display();
         // A master without an answer for 300 ms counts as lost, if two of the three sentinels agree.
         let config = format!(
             "bind 127.0.0.1\ndir {path}\nunixsocket {path}/redis.sock\n\
@@ -102,11 +102,11 @@ impl Sentinel {
              sentinel down-after-milliseconds {MASTER_NAME} 300\n\
              sentinel failover-timeout {MASTER_NAME} 1000\n"
         );
-        fs::write(folder.path().join("redis.conf"), config).unwrap();
+        fs::write(directory.path().join("redis.conf"), config).unwrap();
         let url = format!("redis+unix://{path}/redis.sock");
         let process =
-            ServerProcess::start("redis-sentinel", folder.path(), false, || connect(&url).is_some()).await;
-        Self { process, _folder: folder }
+            ServerProcess::start("redis-sentinel", directory.path(), false, || connect(&url).is_some()).await;
+        Self { process, _directory: directory }
     }
 
     fn query<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {

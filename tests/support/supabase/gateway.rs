@@ -50,11 +50,11 @@ impl ReceivedRequest {
 /// A running gateway. It is stopped on drop.
 pub struct Gateway {
     address: std::net::SocketAddr,
-    shared: Arc<Shared>,
+    state: Arc<GatewayState>,
     _task: AbortOnDrop,
 }
 
-struct Shared {
+struct GatewayState {
     api_socket: PathBuf,
     service_token: String,
     /// The faults of the next requests on any path.
@@ -69,7 +69,7 @@ impl Gateway {
     pub(super) async fn start(api_socket: PathBuf, service_token: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared {
+        let state = Arc::new(GatewayState {
             api_socket,
             service_token,
             queued_faults: Mutex::default(),
@@ -77,8 +77,8 @@ impl Gateway {
             faulty_path: Mutex::default(),
             received: Mutex::default(),
         });
-        let task = Tasks::new().spawn_guarded(serve(listener, Arc::clone(&shared)));
-        Self { address, shared, _task: task }
+        let task = Tasks::new().spawn_guarded(serve(listener, Arc::clone(&state)));
+        Self { address, state, _task: task }
     }
 
     pub fn url(&self) -> String {
@@ -92,33 +92,33 @@ impl Gateway {
 
     /// Sets the fault of all following requests whose path contains `path`. Other requests have no fault.
     pub fn set_path_fault(&self, path: &'static str, fault: Fault) {
-        *self.shared.faulty_path.lock().unwrap() = path;
-        *self.shared.fault.lock().unwrap() = fault;
+        *self.state.faulty_path.lock().unwrap() = path;
+        *self.state.fault.lock().unwrap() = fault;
     }
 
     /// Queues the faults of the next requests, in this order.
     pub fn queue_faults(&self, faults: &[Fault]) {
-        self.shared.queued_faults.lock().unwrap().extend(faults);
+        self.state.queued_faults.lock().unwrap().extend(faults);
     }
 
     /// Returns whether all queued faults have been injected.
     pub fn has_injected_all(&self) -> bool {
-        self.shared.queued_faults.lock().unwrap().is_empty()
+        self.state.queued_faults.lock().unwrap().is_empty()
     }
 
     /// Returns the received requests, including those whose response was lost.
     pub fn received_requests(&self) -> Vec<ReceivedRequest> {
-        self.shared.received.lock().unwrap().clone()
+        self.state.received.lock().unwrap().clone()
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+async fn serve(listener: TcpListener, state: Arc<GatewayState>) {
     let tasks = Tasks::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let shared = Arc::clone(&shared);
+        let state = Arc::clone(&state);
         tasks.spawn(async move {
-            let service = service_fn(|request| respond(request, Arc::clone(&shared)));
+            let service = service_fn(|request| respond(request, Arc::clone(&state)));
             // Faults close the connection.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
@@ -134,7 +134,7 @@ struct ConnectionClosed;
 
 async fn respond(
     request: Request<Incoming>,
-    shared: Arc<Shared>,
+    state: Arc<GatewayState>,
 ) -> Result<Response<Body>, ConnectionClosed> {
     let (mut head, body) = request.into_parts();
     let body = body.collect().await.map_err(|_| ConnectionClosed)?.to_bytes();
@@ -146,10 +146,10 @@ async fn respond(
         prefer: header("prefer"),
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
-    shared.received.lock().unwrap().push(received_request.clone());
-    let queued_fault = shared.queued_faults.lock().unwrap().pop_front();
-    let is_faulty_path = received_request.path.contains(*shared.faulty_path.lock().unwrap());
-    let path_fault = if is_faulty_path { *shared.fault.lock().unwrap() } else { Fault::None };
+    state.received.lock().unwrap().push(received_request.clone());
+    let queued_fault = state.queued_faults.lock().unwrap().pop_front();
+    let is_faulty_path = received_request.path.contains(*state.faulty_path.lock().unwrap());
+    let path_fault = if is_faulty_path { *state.fault.lock().unwrap() } else { Fault::None };
     let fault = queued_fault.unwrap_or(path_fault);
     match fault {
         Fault::None | Fault::ResponseLost => {}
@@ -157,13 +157,13 @@ async fn respond(
         Fault::NoResponse => std::future::pending::<()>().await,
         Fault::Status(status) => return Ok(status_response(status)),
     }
-    let Some(authorization) = upstream_authorization(&received_request, &shared.service_token) else {
+    let Some(authorization) = upstream_authorization(&received_request, &state.service_token) else {
         return Ok(status_response(401));
     };
     head.headers.insert(AUTHORIZATION, HeaderValue::from_str(&authorization).unwrap());
     let path = received_request.path.strip_prefix("/rest/v1").expect("the path must start with /rest/v1");
     head.uri = path.parse().unwrap();
-    let response = forward(&shared.api_socket, Request::from_parts(head, Full::new(body))).await;
+    let response = forward(&state.api_socket, Request::from_parts(head, Full::new(body))).await;
     if fault == Fault::ResponseLost { Err(ConnectionClosed) } else { Ok(response) }
 }
 

@@ -5,7 +5,7 @@ mod framings;
 mod protocols;
 mod timings;
 
-use super::{AfterSending, ClientCase, Forwarded, Outcome, TOKEN};
+use super::{AfterSending, ClientCase, ClientOutcome, Forwarded, TOKEN};
 
 /// Returns a complete request that is served.
 pub fn valid_request(path: &str, more_headers: &str) -> String {
@@ -37,7 +37,7 @@ impl CaseTable {
             name,
             vec![bytes.as_ref().to_vec()],
             after_sending,
-            Outcome::Responses(statuses),
+            ClientOutcome::Responses(statuses),
             forwarded,
         );
     }
@@ -47,7 +47,7 @@ impl CaseTable {
         name: &'static str,
         chunks: Vec<Vec<u8>>,
         after_sending: AfterSending,
-        outcome: Outcome,
+        outcome: ClientOutcome,
         forwarded: Forwarded,
     ) {
         self.0.push(ClientCase { name, chunks, after_sending, outcome, forwarded, needs_no_token: false });

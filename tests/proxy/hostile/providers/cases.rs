@@ -6,7 +6,7 @@ use std::io::Write;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::{ConnectionEnd, Outcome, ProviderCase, RequestKind, ScriptedResponse};
+use super::{ConnectionEnd, ProviderCase, RequestKind, ResponseOutcome, ScriptedResponse};
 
 fn gzip(text: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -15,13 +15,13 @@ fn gzip(text: &[u8]) -> Vec<u8> {
 }
 
 /// Returns a response with a content-length.
-fn with_length(head: &str, body: &[u8]) -> Vec<u8> {
+fn response_with_length(head: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()
 }
 
 /// Returns a chunked response, with these bytes as its chunks.
-fn chunked(head: &str, chunks: &str) -> Vec<u8> {
+fn chunked_response(head: &str, chunks: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").into_bytes()
 }
 
@@ -29,7 +29,12 @@ fn chunked(head: &str, chunks: &str) -> Vec<u8> {
 struct CaseTable(Vec<ProviderCase>);
 
 impl CaseTable {
-    fn add(&mut self, name: &'static str, bytes: impl AsRef<[u8]>, outcome: Outcome) -> &mut ProviderCase {
+    fn add(
+        &mut self,
+        name: &'static str,
+        bytes: impl AsRef<[u8]>,
+        outcome: ResponseOutcome,
+    ) -> &mut ProviderCase {
         let script = ScriptedResponse {
             chunks: vec![bytes.as_ref().to_vec()],
             end: ConnectionEnd::Close,
@@ -76,43 +81,55 @@ fn add_heads(table: &mut CaseTable) {
         ("a folded header", "HTTP/1.1 200 OK\r\nx-a: b\r\n c\r\ncontent-length: 2\r\n\r\nok"),
         ("a page without a head", "<html>Bad Gateway</html>"),
     ] {
-        table.add(name, bytes, Outcome::ProxyError(502));
+        table.add(name, bytes, ResponseOutcome::ProxyError(502));
     }
     table.add(
         "a long header",
         format!("{ok}x-a: {}\r\n\r\nok", "a".repeat(1 << 20)),
-        Outcome::ProxyError(502),
+        ResponseOutcome::ProxyError(502),
     );
-    table.add("many headers", format!("{ok}{}\r\nok", "x-a: b\r\n".repeat(10_000)), Outcome::ProxyError(502));
-    table.add("an endless header", ok, Outcome::ProxyError(502)).script.end =
+    table.add(
+        "many headers",
+        format!("{ok}{}\r\nok", "x-a: b\r\n".repeat(10_000)),
+        ResponseOutcome::ProxyError(502),
+    );
+    table.add("an endless header", ok, ResponseOutcome::ProxyError(502)).script.end =
         ConnectionEnd::Flood(b"x-a: b\r\n");
-    table.add("an endless status line", "HTTP/1.1 200 ", Outcome::ProxyError(502)).script.end =
+    table.add("an endless status line", "HTTP/1.1 200 ", ResponseOutcome::ProxyError(502)).script.end =
         ConnectionEnd::Flood(b"a");
-    table.add("an undefined status", with_length("999 X", b"ok"), Outcome::Body(999, "ok"));
-    table.add("a status without a reason", with_length("200", b"ok"), Outcome::Body(200, "ok"));
-    table.add("a reason that is not ASCII", with_length("200 \u{e4}", b"ok"), Outcome::Body(200, "ok"));
+    table.add("an undefined status", response_with_length("999 X", b"ok"), ResponseOutcome::Body(999, "ok"));
+    table.add(
+        "a status without a reason",
+        response_with_length("200", b"ok"),
+        ResponseOutcome::Body(200, "ok"),
+    );
+    table.add(
+        "a reason that is not ASCII",
+        response_with_length("200 \u{e4}", b"ok"),
+        ResponseOutcome::Body(200, "ok"),
+    );
     table.add(
         "lines that end with a bare LF",
         "HTTP/1.1 200 OK\ncontent-length: 2\n\nok",
-        Outcome::Body(200, "ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
-    table.add("a response of HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\nok", Outcome::Body(200, "ok"));
+    table.add("a response of HTTP/1.0", "HTTP/1.0 200 OK\r\n\r\nok", ResponseOutcome::Body(200, "ok"));
     let origin_headers = "200 OK\r\nset-cookie: a=b; domain=localhost\r\nstrict-transport-security: max-age=9\r\nalt-svc: h3=\":1\"\r\n\
         clear-site-data: \"*\"\r\nnel: {}\r\nreport-to: {}\r\nconnection: x-mine\r\nx-mine: 1\r\nkeep-alive: timeout=9\r\nproxy-authenticate: Basic";
     table.add(
         "headers that apply to the origin of the provider",
-        with_length(origin_headers, b"ok"),
-        Outcome::Body(200, "ok"),
+        response_with_length(origin_headers, b"ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "a redirect",
-        with_length("302 Found\r\nlocation: http://127.0.0.1:1/", b""),
-        Outcome::Complete(302),
+        response_with_length("302 Found\r\nlocation: http://127.0.0.1:1/", b""),
+        ResponseOutcome::Complete(302),
     );
     table.add(
         "a proxy authentication challenge",
-        with_length("407 X\r\nproxy-authenticate: Basic", b""),
-        Outcome::Complete(407),
+        response_with_length("407 X\r\nproxy-authenticate: Basic", b""),
+        ResponseOutcome::Complete(407),
     );
 }
 
@@ -129,27 +146,27 @@ fn add_framings(table: &mut CaseTable) {
         ("an unknown transfer coding", "transfer-encoding: something"),
         ("two chunked transfer codings", "transfer-encoding: chunked\r\ntransfer-encoding: chunked"),
     ] {
-        table.add(name, ok(headers), Outcome::ProxyError(502));
+        table.add(name, ok(headers), ResponseOutcome::ProxyError(502));
     }
     table.add(
         "chunked with HTTP/1.0",
         "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        Outcome::ProxyError(502),
+        ResponseOutcome::ProxyError(502),
     );
     table.add(
         "two equal content-lengths",
         ok("content-length: 2\r\ncontent-length: 2"),
-        Outcome::Body(200, "ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "chunked with a content-length",
-        chunked("200 OK\r\ncontent-length: 9", "2\r\nok\r\n0\r\n\r\n"),
-        Outcome::Body(200, "ok"),
+        chunked_response("200 OK\r\ncontent-length: 9", "2\r\nok\r\n0\r\n\r\n"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "chunk extensions and trailers",
-        chunked("200 OK", "2;a=b\r\nok\r\n0\r\nx-a: b\r\n\r\n"),
-        Outcome::Body(200, "ok"),
+        chunked_response("200 OK", "2;a=b\r\nok\r\n0\r\nx-a: b\r\n\r\n"),
+        ResponseOutcome::Body(200, "ok"),
     );
     for (name, chunks) in [
         ("a chunk size that is not a number", "2\r\nok\r\nzz\r\n"),
@@ -161,110 +178,140 @@ fn add_framings(table: &mut CaseTable) {
         ("malformed trailers", "2\r\nok\r\n0\r\nbad\r\n\r\n"),
         ("an incomplete trailer", "2\r\nok\r\n0\r\nx-a"),
     ] {
-        table.add(name, chunked("200 OK", chunks), Outcome::Truncated(200));
+        table.add(name, chunked_response("200 OK", chunks), ResponseOutcome::Truncated(200));
     }
     table
-        .add("endless trailers", chunked("200 OK", "2\r\nok\r\n0\r\n"), Outcome::Truncated(200))
+        .add(
+            "endless trailers",
+            chunked_response("200 OK", "2\r\nok\r\n0\r\n"),
+            ResponseOutcome::Truncated(200),
+        )
         .script
         .end = ConnectionEnd::Flood(b"x-a: b\r\n");
     table
-        .add("an endless chunk extension", chunked("200 OK", "2\r\nok\r\n2;"), Outcome::Truncated(200))
+        .add(
+            "an endless chunk extension",
+            chunked_response("200 OK", "2\r\nok\r\n2;"),
+            ResponseOutcome::Truncated(200),
+        )
         .script
         .end = ConnectionEnd::Flood(b"a");
     table.add(
         "an incomplete body",
         "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
-        Outcome::Truncated(200),
+        ResponseOutcome::Truncated(200),
     );
     table.add(
         "a content-length of 2^63 - 1",
         "HTTP/1.1 200 OK\r\ncontent-length: 9223372036854775807\r\n\r\nhalf",
-        Outcome::Truncated(200),
+        ResponseOutcome::Truncated(200),
     );
     let reset = table.add(
         "a reset in a body",
         "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
-        Outcome::Truncated(200),
+        ResponseOutcome::Truncated(200),
     );
     reset.script.end = ConnectionEnd::Reset;
-    table.add("a reset without a response", "", Outcome::ProxyError(502)).script.end = ConnectionEnd::Reset;
-    table.add("a body of a 204", "HTTP/1.1 204 X\r\ncontent-length: 2\r\n\r\nok", Outcome::Complete(204));
+    table.add("a reset without a response", "", ResponseOutcome::ProxyError(502)).script.end =
+        ConnectionEnd::Reset;
+    table.add(
+        "a body of a 204",
+        "HTTP/1.1 204 X\r\ncontent-length: 2\r\n\r\nok",
+        ResponseOutcome::Complete(204),
+    );
 }
 
 fn add_timings(table: &mut CaseTable) {
-    let ok = with_length("200 OK", b"ok");
-    let second_response = with_length("200 OK", b"poison");
+    let ok = response_with_length("200 OK", b"ok");
+    let second_response = response_with_length("200 OK", b"poison");
     let interim_responses =
         b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n".repeat(1_000);
-    table.add("many interim responses", [interim_responses, ok.clone()].concat(), Outcome::Body(200, "ok"));
-    table.add("endless interim responses", "", Outcome::ProxyError(502)).script.end =
+    table.add(
+        "many interim responses",
+        [interim_responses, ok.clone()].concat(),
+        ResponseOutcome::Body(200, "ok"),
+    );
+    table.add("endless interim responses", "", ResponseOutcome::ProxyError(502)).script.end =
         ConnectionEnd::Flood(b"HTTP/1.1 100 X\r\n\r\n");
-    table.add("endless empty lines", "", Outcome::ProxyError(502)).script.end = ConnectionEnd::Flood(b"\r\n");
+    table.add("endless empty lines", "", ResponseOutcome::ProxyError(502)).script.end =
+        ConnectionEnd::Flood(b"\r\n");
     for (name, status) in
         [("a protocol switch without an upgrade request", 101), ("an interim response alone", 102)]
     {
         table.add(
             name,
             format!("HTTP/1.1 {status} X\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nx"),
-            Outcome::ProxyError(502),
+            ResponseOutcome::ProxyError(502),
         );
     }
-    table.add("a response before its request", &ok, Outcome::Body(200, "ok")).script.is_early = true;
+    table.add("a response before its request", &ok, ResponseOutcome::Body(200, "ok")).script.is_early = true;
     table
-        .add("two responses before a request", [&*ok, &second_response].concat(), Outcome::Body(200, "ok"))
+        .add(
+            "two responses before a request",
+            [&*ok, &second_response].concat(),
+            ResponseOutcome::Body(200, "ok"),
+        )
         .script
         .is_early = true;
     let early_refusal = table.add(
         "a refusal before an upload",
-        with_length("413 X\r\nconnection: close", b"no"),
-        Outcome::Body(413, "no"),
+        response_with_length("413 X\r\nconnection: close", b"no"),
+        ResponseOutcome::Body(413, "no"),
     );
     (early_refusal.script.is_early, early_refusal.request_kind) = (true, RequestKind::Speech);
     let extra_response = table.add(
         "two responses to one request",
         [&*ok, &second_response].concat(),
-        Outcome::Body(200, "ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     extra_response.script.end = ConnectionEnd::KeepOpen;
-    let after_response = table.add("a response without a request", &ok, Outcome::Body(200, "ok"));
+    let after_response = table.add("a response without a request", &ok, ResponseOutcome::Body(200, "ok"));
     (after_response.script.end, after_response.script.after_response) =
         (ConnectionEnd::KeepOpen, second_response);
-    let byte_by_byte = table.add("a response byte by byte", "", Outcome::Body(200, "ok"));
+    let byte_by_byte = table.add("a response byte by byte", "", ResponseOutcome::Body(200, "ok"));
     byte_by_byte.script.chunks = ok.iter().map(|byte| vec![*byte]).collect();
     let switching_protocols =
         "HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: AAAA\r\n\r\n";
     table
-        .add("a WebSocket with a wrong sec-websocket-accept", switching_protocols, Outcome::ProxyError(502))
+        .add(
+            "a WebSocket with a wrong sec-websocket-accept",
+            switching_protocols,
+            ResponseOutcome::ProxyError(502),
+        )
         .request_kind = RequestKind::Socket;
     table
         .add(
             "an upgrade to another protocol",
             switching_protocols.replace("websocket\r\n", "x\r\n"),
-            Outcome::ProxyError(502),
+            ResponseOutcome::ProxyError(502),
         )
         .request_kind = RequestKind::Socket;
-    table.add("a response instead of a WebSocket", &ok, Outcome::Body(200, "ok")).request_kind =
+    table.add("a response instead of a WebSocket", &ok, ResponseOutcome::Body(200, "ok")).request_kind =
         RequestKind::Socket;
 }
 
 fn add_encodings(table: &mut CaseTable) {
     let json = "200 OK\r\ncontent-type: application/json\r\ncontent-encoding:";
     let bomb = gzip(&vec![b' '; 16 << 20]);
-    table.add("a gzip bomb", with_length(&format!("{json} gzip"), &bomb), Outcome::Complete(200));
+    table.add(
+        "a gzip bomb",
+        response_with_length(&format!("{json} gzip"), &bomb),
+        ResponseOutcome::Complete(200),
+    );
     table.add(
         "a gzip bomb in a gzip bomb",
-        with_length(&format!("{json} gzip, gzip"), &gzip(&bomb)),
-        Outcome::Complete(200),
+        response_with_length(&format!("{json} gzip, gzip"), &gzip(&bomb)),
+        ResponseOutcome::Complete(200),
     );
     table.add(
         "a refusal with a gzip bomb",
-        with_length("400 X\r\ncontent-encoding: gzip", &bomb),
-        Outcome::Complete(400),
+        response_with_length("400 X\r\ncontent-encoding: gzip", &bomb),
+        ResponseOutcome::Complete(400),
     );
     table.add(
         "a truncated gzip body",
-        with_length(&format!("{json} gzip"), &gzip(b"{}")[..12]),
-        Outcome::Complete(200),
+        response_with_length(&format!("{json} gzip"), &gzip(b"{}")[..12]),
+        ResponseOutcome::Complete(200),
     );
     for (name, encoding) in [
         ("plain text labelled gzip", "gzip"),
@@ -276,7 +323,11 @@ fn add_encodings(table: &mut CaseTable) {
             "gzip, gzip, gzip, gzip, gzip, gzip, gzip, gzip, gzip, gzip",
         ),
     ] {
-        table.add(name, with_length(&format!("{json} {encoding}"), b"{}"), Outcome::Body(200, "{}"));
+        table.add(
+            name,
+            response_with_length(&format!("{json} {encoding}"), b"{}"),
+            ResponseOutcome::Body(200, "{}"),
+        );
     }
 }
 
@@ -284,97 +335,110 @@ fn add_keys_in_responses(table: &mut CaseTable, key: &str) {
     let text = format!("{{\"key\":\"{key}\"}}");
     table.add(
         "a key in headers",
-        with_length(
+        response_with_length(
             &format!("200 OK\r\nx-a: {key}\r\nx-b: Bearer {key}, {key}\r\nlocation: /?k={key}"),
             b"ok",
         ),
-        Outcome::Body(200, "ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "a key as the reason phrase",
-        with_length(&format!("200 {key}"), b"ok"),
-        Outcome::Body(200, "ok"),
+        response_with_length(&format!("200 {key}"), b"ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "a key as a header name",
-        with_length(&format!("200 OK\r\n{key}: a"), b"ok"),
-        Outcome::Body(200, "ok"),
+        response_with_length(&format!("200 OK\r\n{key}: a"), b"ok"),
+        ResponseOutcome::Body(200, "ok"),
     );
     table.add(
         "a key in JSON",
-        with_length("200 OK\r\ncontent-type: application/json", text.as_bytes()),
-        Outcome::Complete(200),
+        response_with_length("200 OK\r\ncontent-type: application/json", text.as_bytes()),
+        ResponseOutcome::Complete(200),
     );
     table.add(
         "a key in a body without a content-type",
-        with_length("200 OK", text.as_bytes()),
-        Outcome::Complete(200),
+        response_with_length("200 OK", text.as_bytes()),
+        ResponseOutcome::Complete(200),
     );
     table
         .add(
             "a key in an HTML page",
-            with_length("500 X\r\ncontent-type: text/html", text.as_bytes()),
-            Outcome::Complete(500),
+            response_with_length("500 X\r\ncontent-type: text/html", text.as_bytes()),
+            ResponseOutcome::Complete(500),
         )
         .request_kind = RequestKind::Speech;
     table.add(
         "a key in a refusal",
-        with_length("422 X\r\ncontent-type: application/json", text.as_bytes()),
-        Outcome::Complete(422),
+        response_with_length("422 X\r\ncontent-type: application/json", text.as_bytes()),
+        ResponseOutcome::Complete(422),
     );
     let (start, end) = text.split_at(20);
     let chunks = format!("{:x}\r\n{start}\r\n{:x}\r\n{end}\r\n0\r\n\r\n", start.len(), end.len());
-    table.add("a key across two chunks", chunked("200 OK", &chunks), Outcome::Complete(200));
-    let chunks = table.add("a key byte by byte", "", Outcome::Complete(200));
-    chunks.script.chunks = with_length("200 OK", text.as_bytes()).iter().map(|byte| vec![*byte]).collect();
+    table.add("a key across two chunks", chunked_response("200 OK", &chunks), ResponseOutcome::Complete(200));
+    let chunks = table.add("a key byte by byte", "", ResponseOutcome::Complete(200));
+    chunks.script.chunks =
+        response_with_length("200 OK", text.as_bytes()).iter().map(|byte| vec![*byte]).collect();
     let trailers = format!("2\r\nok\r\n0\r\nx-a: {key}\r\n\r\n");
-    table.add("a key in a trailer", chunked("200 OK\r\ntrailer: x-a", &trailers), Outcome::Body(200, "ok"));
+    table.add(
+        "a key in a trailer",
+        chunked_response("200 OK\r\ntrailer: x-a", &trailers),
+        ResponseOutcome::Body(200, "ok"),
+    );
     let escaped: String = key.bytes().map(|byte| format!("\\u{byte:04x}")).collect();
     table.add(
         "a key in JSON escapes",
-        with_length(
+        response_with_length(
             "200 OK\r\ncontent-type: application/json",
             format!("{{\"k\":\"{escaped}\"}}").as_bytes(),
         ),
-        Outcome::Complete(200),
+        ResponseOutcome::Complete(200),
     );
     let utf16: Vec<u8> = key.encode_utf16().flat_map(u16::to_le_bytes).collect();
     table.add(
         "a key in UTF-16",
-        with_length("200 OK\r\ncontent-type: text/plain; charset=utf-16", &utf16),
-        Outcome::Complete(200),
+        response_with_length("200 OK\r\ncontent-type: text/plain; charset=utf-16", &utf16),
+        ResponseOutcome::Complete(200),
     );
     let gzip_head = "200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip";
-    table.add("a compressed key", with_length(gzip_head, &gzip(text.as_bytes())), Outcome::Complete(200));
+    table.add(
+        "a compressed key",
+        response_with_length(gzip_head, &gzip(text.as_bytes())),
+        ResponseOutcome::Complete(200),
+    );
     table.add(
         "a key that is compressed twice",
-        with_length(&gzip_head.replace("gzip", "gzip, gzip"), &gzip(&gzip(text.as_bytes()))),
-        Outcome::Complete(200),
+        response_with_length(&gzip_head.replace("gzip", "gzip, gzip"), &gzip(&gzip(text.as_bytes()))),
+        ResponseOutcome::Complete(200),
     );
     let body = gzip(text.as_bytes());
     let gzip_until_close = [format!("HTTP/1.1 {gzip_head}\r\n\r\n").as_bytes(), &body].concat();
     table.add(
         "a compressed key in a body that ends with the connection",
         gzip_until_close,
-        Outcome::Truncated(200),
+        ResponseOutcome::Truncated(200),
     );
     table.add(
         "a key in an unknown content coding",
-        with_length(&gzip_head.replace("gzip", "utf-8"), text.as_bytes()),
-        Outcome::Complete(200),
+        response_with_length(&gzip_head.replace("gzip", "utf-8"), text.as_bytes()),
+        ResponseOutcome::Complete(200),
     );
     table.add(
         "a key in plain text labelled gzip",
-        with_length(gzip_head, text.as_bytes()),
-        Outcome::Truncated(200),
+        response_with_length(gzip_head, text.as_bytes()),
+        ResponseOutcome::Truncated(200),
     );
     let json_and_key = [&gzip(b"{}")[..], text.as_bytes()].concat();
-    table.add("a key after a gzip body", with_length(gzip_head, &json_and_key), Outcome::Truncated(200));
+    table.add(
+        "a key after a gzip body",
+        response_with_length(gzip_head, &json_and_key),
+        ResponseOutcome::Truncated(200),
+    );
 }
 
 fn add_refusals(table: &mut CaseTable) {
     let refusal = |status: &str, body: &[u8]| {
-        with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
+        response_with_length(&format!("{status} X\r\ncontent-type: application/json"), body)
     };
     let brackets = b"[".repeat(60_000);
     let nested = [b"{\"detail\":".repeat(5_000), b"1".to_vec(), b"}".repeat(5_000)].concat();
@@ -384,13 +448,13 @@ fn add_refusals(table: &mut CaseTable) {
     let case_name =
         |status: &str, description: &str| -> &'static str { format!("a {status} {description}").leak() };
     for (status, outcome, max_unusable_keys) in [
-        ("400", Outcome::Complete(400), 0),
-        ("401", Outcome::Complete(401), 0),
-        ("402", Outcome::Complete(402), 0),
-        ("403", Outcome::Complete(403), 0),
-        ("429", Outcome::Complete(429), 0),
-        ("500", Outcome::Complete(500), 0),
-        ("503", Outcome::Complete(503), 0),
+        ("400", ResponseOutcome::Complete(400), 0),
+        ("401", ResponseOutcome::Complete(401), 0),
+        ("402", ResponseOutcome::Complete(402), 0),
+        ("403", ResponseOutcome::Complete(403), 0),
+        ("429", ResponseOutcome::Complete(429), 0),
+        ("500", ResponseOutcome::Complete(500), 0),
+        ("503", ResponseOutcome::Complete(503), 0),
     ] {
         for (description, body) in [
             ("of nested brackets", &*brackets),
@@ -406,30 +470,38 @@ fn add_refusals(table: &mut CaseTable) {
         }
     }
     for (description, headers, outcome) in [
-        ("with a retry-after above 2^64", "retry-after: 99999999999999999999", Outcome::ProxyError(429)),
-        ("with the largest retry-after", "retry-after: 18446744073709551615", Outcome::ProxyError(429)),
-        ("with a negative retry-after", "retry-after: -1", Outcome::ProxyError(429)),
+        (
+            "with a retry-after above 2^64",
+            "retry-after: 99999999999999999999",
+            ResponseOutcome::ProxyError(429),
+        ),
+        (
+            "with the largest retry-after",
+            "retry-after: 18446744073709551615",
+            ResponseOutcome::ProxyError(429),
+        ),
+        ("with a negative retry-after", "retry-after: -1", ResponseOutcome::ProxyError(429)),
         (
             "with a retry-after in the year 9999",
             "retry-after: Fri, 31 Dec 9999 23:59:59 GMT",
-            Outcome::ProxyError(429),
+            ResponseOutcome::ProxyError(429),
         ),
         (
             "with a retry-after in the past",
             "retry-after: Thu, 01 Jan 1970 00:00:00 GMT",
-            Outcome::Complete(429),
+            ResponseOutcome::Complete(429),
         ),
-        ("with a retry-after that is not a number", "retry-after: soon", Outcome::ProxyError(429)),
+        ("with a retry-after that is not a number", "retry-after: soon", ResponseOutcome::ProxyError(429)),
         (
             "with the largest x-ratelimit-reset",
             "x-ratelimit-reset: 18446744073709551615",
-            Outcome::ProxyError(429),
+            ResponseOutcome::ProxyError(429),
         ),
     ] {
         let body = br#"{"detail":{"status":"rate_limit_exceeded","message":"Too many requests"}}"#;
         let case = table.add(
             case_name("429", description),
-            with_length(&format!("429 X\r\n{headers}"), body),
+            response_with_length(&format!("429 X\r\n{headers}"), body),
             outcome,
         );
         (case.request_kind, case.max_unusable_keys, case.script.end, case.changes_key_state) =
@@ -453,8 +525,8 @@ fn add_refusals(table: &mut CaseTable) {
     ] {
         let case = table.add(
             case_name("cost", description),
-            with_length(&format!("200 OK\r\n{headers}"), b"ok"),
-            Outcome::Body(200, "ok"),
+            response_with_length(&format!("200 OK\r\n{headers}"), b"ok"),
+            ResponseOutcome::Body(200, "ok"),
         );
         (case.request_kind, case.script.end) = (RequestKind::Speech, ConnectionEnd::KeepOpen);
     }
@@ -462,7 +534,8 @@ fn add_refusals(table: &mut CaseTable) {
 
 /// Returns responses to polls of the subscription. They are not a reason to stop using the key.
 pub fn account_responses() -> Vec<(&'static str, Vec<u8>)> {
-    let subscription = |body: &str| with_length("200 OK\r\ncontent-type: application/json", body.as_bytes());
+    let subscription =
+        |body: &str| response_with_length("200 OK\r\ncontent-type: application/json", body.as_bytes());
     let largest = "18446744073709551615";
     vec![
         ("an empty object", subscription("{}")),
@@ -499,6 +572,9 @@ pub fn account_responses() -> Vec<(&'static str, Vec<u8>)> {
             subscription(r#"{"character_count":1,"character_limit":100000,"tier":"a\n\u0000\u001b[2Jb"}"#),
         ),
         ("nested brackets", subscription(&"[".repeat(500_000))),
-        ("a gzip bomb", with_length("200 OK\r\ncontent-encoding: gzip", &gzip(&vec![b' '; 16 << 20]))),
+        (
+            "a gzip bomb",
+            response_with_length("200 OK\r\ncontent-encoding: gzip", &gzip(&vec![b' '; 16 << 20])),
+        ),
     ]
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 
-use super::super::wire::{self, Response};
+use super::super::http_parser::{self, Response};
 use super::super::{contains, escape_bytes};
 
 /// Headers of a provider that clients must not receive.
@@ -23,7 +23,7 @@ const FORBIDDEN_HEADERS: [&str; 8] = [
 /// Returns a description of each forbidden header and key that a client received.
 pub fn find_leaks(received: &[u8], keys: &[&str]) -> Vec<String> {
     let mut leaks = Vec::new();
-    let responses = wire::parse_responses(received).unwrap_or_default();
+    let responses = http_parser::parse_responses(received).unwrap_or_default();
     for response in &responses {
         let is_present = |name: &&&str| response.header(name).is_some();
         leaks.extend(

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 
-use super::super::wire::{RequestHead, RequestParser};
+use super::super::http_parser::{RequestHead, RequestParser};
 use super::{ConnectionEnd, SPEECH_BODY, ScriptedResponse, VALID_REQUEST_MARK, VOICES_BODY};
 
 /// A provider with scripted responses to all requests except valid ones and polls.

@@ -1,7 +1,7 @@
 //! Bytes of other protocols on the HTTP port: HTTP/2, TLS, WebSocket handshakes, and protocols that are not
 //! related to HTTP.
 
-use super::{AfterSending, CaseTable, Forwarded, Outcome, TOKEN, get_with, valid_request};
+use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, valid_request};
 
 pub(super) fn add_protocols(table: &mut CaseTable) {
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -9,7 +9,7 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         "HTTP/2 with prior knowledge",
         vec![preface.to_vec()],
         AfterSending::ReadToEnd,
-        Outcome::GoAway,
+        ClientOutcome::GoAway,
         Forwarded::Nothing,
     );
     let byte_by_byte = preface.iter().map(|byte| vec![*byte]).collect();
@@ -17,7 +17,7 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         "HTTP/2 byte by byte",
         byte_by_byte,
         AfterSending::ReadToEnd,
-        Outcome::GoAwayOr400,
+        ClientOutcome::GoAwayOr400,
         Forwarded::Nothing,
     );
     table.add(
@@ -35,7 +35,7 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         "a TLS handshake of random bytes",
         vec![client_hello.clone()],
         AfterSending::ReadToEnd,
-        Outcome::Closed,
+        ClientOutcome::Closed,
         Forwarded::Nothing,
     );
     let empty = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00".to_vec();
@@ -43,21 +43,21 @@ pub(super) fn add_protocols(table: &mut CaseTable) {
         "an empty TLS ClientHello",
         vec![empty],
         AfterSending::ReadToEnd,
-        Outcome::TlsAlert,
+        ClientOutcome::TlsAlert,
         Forwarded::Nothing,
     );
     table.add_chunks(
         "an incomplete TLS handshake",
         vec![client_hello[..20].to_vec()],
         AfterSending::HalfClose,
-        Outcome::Closed,
+        ClientOutcome::Closed,
         Forwarded::Nothing,
     );
     table.add_chunks(
         "TLS data without a handshake",
         vec![b"\x17\x03\x03\x00\x05hello".to_vec()],
         AfterSending::ReadToEnd,
-        Outcome::Responses(&[400]),
+        ClientOutcome::Responses(&[400]),
         Forwarded::Nothing,
     );
     for (name, bytes) in [

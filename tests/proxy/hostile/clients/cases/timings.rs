@@ -1,7 +1,7 @@
 //! The timing and the order of requests: pipelined, trickled, incomplete and stalled requests, and clients
 //! that disconnect.
 
-use super::{AfterSending, CaseTable, Forwarded, Outcome, TOKEN, get_with, post_head};
+use super::{AfterSending, CaseTable, ClientOutcome, Forwarded, TOKEN, get_with, post_head};
 
 pub(super) fn add_timings(table: &mut CaseTable) {
     let one_chunk = |text: String| vec![text.into_bytes()];
@@ -33,7 +33,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "a request byte by byte",
         byte_by_byte(get_with("")),
         AfterSending::SendAnotherRequest,
-        Outcome::Responses(&[200, 200]),
+        ClientOutcome::Responses(&[200, 200]),
         Forwarded::Complete(2),
     );
     let chunked = format!("{}5\r\nhello\r\n0\r\n\r\n", post_head("transfer-encoding: chunked\r\n\r\n"));
@@ -41,7 +41,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "chunks byte by byte",
         byte_by_byte(chunked),
         AfterSending::SendAnotherRequest,
-        Outcome::Responses(&[200, 200]),
+        ClientOutcome::Responses(&[200, 200]),
         Forwarded::Complete(2),
     );
     let expecting = post_head("expect: 100-continue\r\ncontent-length: 5\r\n\r\n");
@@ -49,7 +49,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "a body that waits for 100 Continue",
         vec![expecting.clone().into_bytes(), b"hello".to_vec()],
         AfterSending::SendAnotherRequest,
-        Outcome::Responses(&[100, 200, 200]),
+        ClientOutcome::Responses(&[100, 200, 200]),
         Forwarded::Complete(2),
     );
     table.add(
@@ -77,12 +77,18 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         ),
     ] {
         let (outcome, forwarded) = match name {
-            "an incomplete head" => (Outcome::Closed, Forwarded::Nothing),
-            _ => (Outcome::Responses(&[400]), Forwarded::Partial),
+            "an incomplete head" => (ClientOutcome::Closed, Forwarded::Nothing),
+            _ => (ClientOutcome::Responses(&[400]), Forwarded::Partial),
         };
         table.add_chunks(name, one_chunk(incomplete.clone()), AfterSending::HalfClose, outcome, forwarded);
         for after_sending in [AfterSending::Disconnect, AfterSending::Reset] {
-            table.add_chunks(name, one_chunk(incomplete.clone()), after_sending, Outcome::NotRead, forwarded);
+            table.add_chunks(
+                name,
+                one_chunk(incomplete.clone()),
+                after_sending,
+                ClientOutcome::NotRead,
+                forwarded,
+            );
         }
     }
     // Whether the request of a client that disconnects immediately reaches the provider is a race.
@@ -90,14 +96,14 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "a connection without bytes",
         Vec::new(),
         AfterSending::HalfClose,
-        Outcome::Closed,
+        ClientOutcome::Closed,
         Forwarded::Nothing,
     );
     table.add_chunks(
         "a connection without bytes, and a reset",
         Vec::new(),
         AfterSending::Reset,
-        Outcome::NotRead,
+        ClientOutcome::NotRead,
         Forwarded::Nothing,
     );
     for after_sending in [AfterSending::Disconnect, AfterSending::Reset] {
@@ -105,14 +111,14 @@ pub(super) fn add_timings(table: &mut CaseTable) {
             "responses that are not read",
             one_chunk(get_with("").repeat(50)),
             after_sending,
-            Outcome::NotRead,
+            ClientOutcome::NotRead,
             Forwarded::Complete(50),
         );
         table.add_chunks(
             "a complete body",
             one_chunk(format!("{}hello", post_head("content-length: 5\r\n\r\n"))),
             after_sending,
-            Outcome::NotRead,
+            ClientOutcome::NotRead,
             Forwarded::Complete(1),
         );
     }
@@ -120,7 +126,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "an incomplete head that stalls",
         one_chunk(get_with("")[..40].to_owned()),
         AfterSending::ReadToEnd,
-        Outcome::Closed,
+        ClientOutcome::Closed,
         Forwarded::Nothing,
     );
     let incomplete_body = format!("{}he", post_head("content-length: 5\r\n\r\n"));
@@ -128,7 +134,7 @@ pub(super) fn add_timings(table: &mut CaseTable) {
         "an incomplete body that stalls",
         one_chunk(incomplete_body),
         AfterSending::ReadToEnd,
-        Outcome::Responses(&[408]),
+        ClientOutcome::Responses(&[408]),
         Forwarded::Partial,
     );
 }

@@ -30,13 +30,13 @@ fn header_values<'a>(headers: &'a [(String, Vec<u8>)], name: &'a str) -> impl It
 #[derive(Debug, Default)]
 pub struct RequestParser {
     buffer: Vec<u8>,
-    state: State,
+    state: ParserState,
     /// The number of requests whose bodies are complete.
     pub complete_count: usize,
 }
 
 #[derive(Debug, Default)]
-enum State {
+enum ParserState {
     #[default]
     Head,
     Length(usize),
@@ -57,25 +57,25 @@ impl RequestParser {
         let mut heads = Vec::new();
         loop {
             match self.state {
-                State::Head => {
+                ParserState::Head => {
                     let Some(end) = memmem::find(&self.buffer, b"\r\n\r\n") else { return Ok(heads) };
                     let bytes: Vec<u8> = self.buffer.drain(..end + 4).collect();
                     let head = parse_request_head(bytes)?;
                     self.state = body_state(&head)?;
                     self.complete_count +=
-                        usize::from(matches!(self.state, State::Head | State::UpgradeRequested));
+                        usize::from(matches!(self.state, ParserState::Head | ParserState::UpgradeRequested));
                     heads.push(head);
                 }
-                State::Length(remaining) => {
+                ParserState::Length(remaining) => {
                     let received_length = remaining.min(self.buffer.len());
                     self.buffer.drain(..received_length);
                     if received_length < remaining {
-                        self.state = State::Length(remaining - received_length);
+                        self.state = ParserState::Length(remaining - received_length);
                         return Ok(heads);
                     }
                     self.end_request();
                 }
-                State::ChunkSize => {
+                ParserState::ChunkSize => {
                     let Some(end) = memmem::find(&self.buffer, b"\r\n") else { return Ok(heads) };
                     let size = parse_chunk_size(&self.buffer[..end])?;
                     let after = if size == 0 { end + 4 } else { end + 2 };
@@ -89,10 +89,10 @@ impl RequestParser {
                     if size == 0 {
                         self.end_request();
                     } else {
-                        self.state = State::Chunk(size);
+                        self.state = ParserState::Chunk(size);
                     }
                 }
-                State::Chunk(size) => {
+                ParserState::Chunk(size) => {
                     if self.buffer.len() < size + 2 {
                         return Ok(heads);
                     }
@@ -100,22 +100,22 @@ impl RequestParser {
                         return Err("the chunk does not end with CRLF".to_owned());
                     }
                     self.buffer.drain(..size + 2);
-                    self.state = State::ChunkSize;
+                    self.state = ParserState::ChunkSize;
                 }
-                State::UpgradeRequested => return Ok(heads),
+                ParserState::UpgradeRequested => return Ok(heads),
             }
         }
     }
 
     fn end_request(&mut self) {
-        self.state = State::Head;
+        self.state = ParserState::Head;
         self.complete_count += 1;
     }
 
     /// Records the response to an upgrade request. `is_upgraded` states whether it switches the protocol.
     pub fn record_response(&mut self, is_upgraded: bool) {
-        if matches!(self.state, State::UpgradeRequested) && !is_upgraded {
-            self.state = State::Head;
+        if matches!(self.state, ParserState::UpgradeRequested) && !is_upgraded {
+            self.state = ParserState::Head;
         }
     }
 }
@@ -171,24 +171,24 @@ fn split_head(head: &[u8]) -> Result<SplitHead<'_>, String> {
     Ok((lines[0], headers.map_err(str::to_owned)?))
 }
 
-fn body_state(head: &RequestHead) -> Result<State, String> {
+fn body_state(head: &RequestHead) -> Result<ParserState, String> {
     let lengths: Vec<_> = head.header_values("content-length").collect();
     let codings: Vec<_> = head.header_values("transfer-encoding").collect();
     if head.header_values("upgrade").next().is_some() {
         let has_no_body = codings.is_empty() && lengths.iter().all(|length| *length == b"0");
         return if has_no_body {
-            Ok(State::UpgradeRequested)
+            Ok(ParserState::UpgradeRequested)
         } else {
             Err("the upgrade request has a body".to_owned())
         };
     }
     match (&*lengths, &*codings) {
-        ([], []) => Ok(State::Head),
+        ([], []) => Ok(ParserState::Head),
         ([length], []) => match parse_number(length)? {
-            0 => Ok(State::Head),
-            length => Ok(State::Length(length)),
+            0 => Ok(ParserState::Head),
+            length => Ok(ParserState::Length(length)),
         },
-        ([], [b"chunked"]) => Ok(State::ChunkSize),
+        ([], [b"chunked"]) => Ok(ParserState::ChunkSize),
         _ => Err("the request has more than one framing".to_owned()),
     }
 }
