@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::beat_calls::BeatCause;
 use super::changes::KeyIndex;
 use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits};
 use super::maps::{KnownMaps, Outdated};
@@ -185,8 +186,8 @@ impl Replica {
         self.is_alone = is_alone;
     }
 
-    /// Returns the statements of the next beat. `is_full` states every workspace, whether it changed or not.
-    pub(super) fn beat(&mut self, moment: Moment) -> Beat {
+    /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
+    pub(super) fn beat(&mut self, moment: Moment, cause: BeatCause) -> Beat {
         let roster = self.pool.roster();
         let queued = self.pool.queued_demand();
         let is_full = self
@@ -202,7 +203,7 @@ impl Replica {
             is_full,
         };
         for workspace in roster.workspaces() {
-            self.state_workspace(workspace, &queued, is_full, moment, &mut beat);
+            self.state_workspace(workspace, &queued, cause, moment, &mut beat);
         }
         if is_full {
             self.forget_removed(&roster);
@@ -223,10 +224,11 @@ impl Replica {
         &mut self,
         workspace: &Arc<Workspace>,
         queued: &QueuedDemand,
-        is_full: bool,
+        cause: BeatCause,
         moment: Moment,
         beat: &mut Beat,
     ) {
+        let is_full = beat.is_full;
         let id = workspace.shared_id();
         let shared_now = self.clock.to_shared(moment.now);
         let quota = workspace.quota(moment.now);
@@ -243,13 +245,21 @@ impl Replica {
                 limit,
                 // Not more than can start soon, because other replicas also need what is left.
                 queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
+                least: queued.min_credits,
                 learned_at,
                 instant: moment.instant,
             });
             let statement = if self.is_leaving { statement.without_need() } else { statement };
             let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
-            beat.is_due |= is_changed;
-            if is_full || is_changed || statement.needed > 0 {
+            // A queued request waits until others have returned what they do not need.
+            beat.is_due |= is_changed || statement.queued > 0;
+            let is_returned = cause == BeatCause::Returned && statement.has_unused();
+            if is_full
+                || is_changed
+                || is_returned
+                || state.credits.returns(statement)
+                || statement.needed() > 0
+            {
                 beat.credits.push((id, statement));
             }
         }
@@ -267,6 +277,11 @@ impl Replica {
             }
         }
         beat.workspaces.insert(id, Arc::clone(workspace));
+    }
+
+    /// Returns what Redis has lost of the credits that other replicas have used.
+    pub(super) fn lost_uses(&self, workspace: SharedId) -> String {
+        self.workspaces.get(&workspace).map(|state| state.credits.lost_uses()).unwrap_or_default()
     }
 
     /// Forgets the workspaces that no key belongs to.
@@ -314,7 +329,7 @@ impl Replica {
             self.apply_credits(
                 *id,
                 *statement,
-                CreditGrant::from_value(reply)?,
+                &CreditGrant::from_value(reply)?,
                 beat,
                 received,
                 &mut outcome,
@@ -342,7 +357,7 @@ impl Replica {
         &mut self,
         id: SharedId,
         statement: CreditStatement,
-        grant: CreditGrant,
+        grant: &CreditGrant,
         beat: &Beat,
         received: Moment,
         outcome: &mut BeatOutcome,
@@ -351,9 +366,9 @@ impl Replica {
             return;
         };
         state.stated = Some(statement);
-        outcome.is_unmet |= Credits::is_unmet(statement, grant);
+        outcome.is_unmet |= grant.is_unmet;
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
-        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_base_lost();
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.has_redis_lost();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));
         }
@@ -385,6 +400,11 @@ impl Replica {
 
 #[cfg(test)]
 impl Replica {
+    /// Returns the state of a workspace for the report of a failed test.
+    pub(super) fn workspace_text(&self, workspace: SharedId) -> String {
+        format!("{:?}", self.workspaces.get(&workspace))
+    }
+
     /// Returns up to which amount this process may use credits, and what was left at the last reply.
     pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
         self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
