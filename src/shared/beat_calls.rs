@@ -49,6 +49,11 @@ impl Replica {
         ScriptCall { script: scripts::GRANTS, keys, arguments }
     }
 
+    /// Returns what Redis has lost of the credits that other replicas have used.
+    fn lost_uses(&self, workspace: SharedId) -> String {
+        self.workspaces.get(&workspace).map(|state| state.credits.lost_uses()).unwrap_or_default()
+    }
+
     pub(super) fn slots_call(
         &self,
         statements: &[(SharedId, ConcurrencyGroup, SlotStatement)],

@@ -118,6 +118,8 @@ pub(super) struct Credits {
     used_before: Option<u64>,
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
+    /// The highest amount that this process has stated or read as used by this replica.
+    stated: u64,
     /// What each of the other replicas has used, as far as this one knows. The amounts only grow.
     uses: BTreeMap<String, u64>,
     /// The sum of `uses`.
@@ -131,6 +133,8 @@ pub(super) struct Credits {
     base_stamp: u64,
     /// Whether Redis has lost the base.
     is_base_lost: bool,
+    /// Whether the last reply contained more than this replica had stated, so that it has not been applied.
+    is_restored_late: bool,
     /// [`CreditUse::foreign`] as the database has restored it, if Redis did not know the workspace.
     restored_foreign: Option<i64>,
     last_used: Instant,
@@ -162,6 +166,7 @@ impl Credits {
         Self {
             used_before: None,
             charged: 0,
+            stated: 0,
             uses: BTreeMap::new(),
             used_by_others: 0,
             lost_uses: Vec::new(),
@@ -169,6 +174,7 @@ impl Credits {
             base: 0,
             base_stamp: 0,
             is_base_lost: false,
+            is_restored_late: false,
             restored_foreign: None,
             last_used: instant,
             lease_end: None,
@@ -202,8 +208,10 @@ impl Credits {
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
         let in_all = |amount: i64| self.used_before.unwrap_or(0).saturating_add_signed(amount);
+        let used = self.used_before.map(|_| in_all(usage.charged_here));
+        self.stated = self.stated.max(used.unwrap_or(0));
         CreditStatement {
-            used: self.used_before.map(|_| in_all(usage.charged_here)),
+            used,
             reserved: usage.reserved,
             queued,
             least,
@@ -244,6 +252,15 @@ impl Credits {
             self.restore(grant, usage);
             return None;
         };
+        if let Some(before) = grant.stated_before.filter(|before| *before > self.stated) {
+            // Redis had lost what an earlier process of this replica had stated, and another replica has restored it.
+            self.used_before = Some(before);
+            self.foreign = Some(usage.foreign);
+            self.stated = before;
+            self.is_restored_late = true;
+            return None;
+        }
+        self.is_restored_late = false;
         self.learn_base(grant);
         let is_base_superseded = statement.base.is_none() && self.foreign != Some(usage.foreign);
         if is_base_superseded {
@@ -288,8 +305,12 @@ impl Credits {
         }
     }
 
-    /// Whether another statement must follow at once, because Redis has lost what this replica knows.
-    pub(super) fn has_redis_lost(&self) -> bool {
+    /// Whether another statement must follow at once, because Redis or this replica has lost what the other one knows.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.is_restored_late || self.has_redis_lost()
+    }
+
+    fn has_redis_lost(&self) -> bool {
         self.is_base_lost || !self.lost_uses.is_empty()
     }
 
@@ -310,6 +331,7 @@ impl Credits {
             0
         };
         self.used_before = Some(stated.saturating_add(unstated));
+        self.stated = stated;
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
         self.foreign = is_known.then_some(usage.foreign);

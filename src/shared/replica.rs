@@ -61,7 +61,7 @@ pub(super) struct Replica {
     membership: Option<Membership>,
     /// The number of live replicas at the last reply.
     pub(super) replicas: u32,
-    workspaces: HashMap<SharedId, WorkspaceState>,
+    pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
     last_full_beat: Option<Instant>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
     is_alone: bool,
@@ -73,11 +73,11 @@ pub(super) struct Replica {
 
 /// The state of a workspace at this replica.
 #[derive(Debug)]
-struct WorkspaceState {
-    credits: Credits,
+pub(super) struct WorkspaceState {
+    pub(super) credits: Credits,
     /// The last statement, to detect changes.
     stated: Option<CreditStatement>,
-    slots: [Slots; ConcurrencyGroup::COUNT],
+    pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
     polled_at: Option<UnixMs>,
 }
 
@@ -279,11 +279,6 @@ impl Replica {
         beat.workspaces.insert(id, Arc::clone(workspace));
     }
 
-    /// Returns what Redis has lost of the credits that other replicas have used.
-    pub(super) fn lost_uses(&self, workspace: SharedId) -> String {
-        self.workspaces.get(&workspace).map(|state| state.credits.lost_uses()).unwrap_or_default()
-    }
-
     /// Forgets the workspaces that no key belongs to.
     fn forget_removed(&mut self, roster: &Roster) {
         let workspaces = roster.workspaces();
@@ -325,16 +320,7 @@ impl Replica {
         if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
-            self.apply_credits(
-                *id,
-                *statement,
-                &CreditGrant::from_value(reply)?,
-                beat,
-                received,
-                &mut outcome,
-            );
-        }
+        // Slots first: credits may let queued requests start, which must not use a slot that was taken back.
         for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
                 continue;
@@ -348,6 +334,16 @@ impl Replica {
             if let Some(share) = change.share {
                 self.pool.divide_slots(workspace, *group, share, received.now);
             }
+        }
+        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
+            self.apply_credits(
+                *id,
+                *statement,
+                &CreditGrant::from_value(reply)?,
+                beat,
+                received,
+                &mut outcome,
+            );
         }
         self.fall_back(received);
         Ok(outcome)
@@ -368,7 +364,7 @@ impl Replica {
         state.stated = Some(statement);
         outcome.is_unmet |= grant.is_unmet;
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
-        outcome.is_incomplete |= statement.used.is_none() || state.credits.has_redis_lost();
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));
         }
@@ -395,31 +391,5 @@ impl Replica {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl Replica {
-    /// Returns the state of a workspace for the report of a failed test.
-    pub(super) fn workspace_text(&self, workspace: SharedId) -> String {
-        format!("{:?}", self.workspaces.get(&workspace))
-    }
-
-    /// Returns up to which amount this process may use credits, and what was left at the last reply.
-    pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
-        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
-    }
-
-    /// Returns the slots that this replica may use.
-    pub(super) fn slot_share(&self, workspace: SharedId, group: ConcurrencyGroup) -> u32 {
-        self.workspaces
-            .get(&workspace)
-            .and_then(|state| state.slots[group.index()].share())
-            .unwrap_or(u32::MAX)
-    }
-
-    /// Whether this replica has no grant of slots, so that it uses a loan.
-    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
-        self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
     }
 }

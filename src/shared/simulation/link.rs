@@ -136,7 +136,6 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
     };
     process.replica.borrow_mut().set_alone(false);
     connection.beat(BeatCause::Needed).await?;
-    process.alone.borrow_mut().clear();
     process.is_decided.set(true);
     Ok(connection)
 }
@@ -207,6 +206,8 @@ impl SimulatedConnection {
 
     async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
         let outcome = self.replica().apply(beat, replies, moment()).unwrap();
+        // The next loss of the connection begins with the grants of this reply.
+        self.process.alone.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }
