@@ -69,6 +69,8 @@ pub struct QueuedDemand {
     pub credits: u64,
     /// The highest estimated cost of a queued request.
     pub max_credits: u64,
+    /// The lowest estimated cost of a queued request that costs credits, or 0 without one.
+    pub min_credits: u64,
 }
 
 impl Pool {

@@ -130,6 +130,7 @@ impl WaitQueue {
             return demand;
         }
         let queues = self.lock();
+        let mut min_credits = u64::MAX;
         for waiter in queues.clients.iter().flat_map(|queue| &queue.waiters) {
             if let Some(group) = waiter.request.group {
                 demand.slots[group.index()] += 1;
@@ -137,7 +138,11 @@ impl WaitQueue {
             let credits = waiter.request.estimate.unwrap_or(0);
             demand.credits = demand.credits.saturating_add(credits);
             demand.max_credits = demand.max_credits.max(credits);
+            if credits > 0 {
+                min_credits = min_credits.min(credits);
+            }
         }
+        demand.min_credits = min_credits.min(demand.max_credits);
         demand
     }
 

@@ -13,6 +13,17 @@ use crate::policy::shared_id::SharedId;
 /// The time after which Redis forgets the credits of a workspace that no replica states.
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
+/// Why a beat is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BeatCause {
+    /// The interval has passed. Nothing is sent without a change.
+    Interval,
+    /// Requests or messages need a reply.
+    Needed,
+    /// Other replicas need what this one does not, so that it states each workspace of which it holds more than it needs.
+    Returned,
+}
+
 impl Replica {
     pub(super) fn members_call(&self) -> ScriptCall {
         let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
@@ -32,10 +43,15 @@ impl Replica {
         let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
         let mut arguments =
             vec![self.id.clone(), self.replicas.to_string(), GRANT_LEASE.as_millis().to_string()];
-        for (_, statement) in statements {
-            arguments.extend(grant_arguments(statement, CREDITS_TTL));
+        for (workspace, statement) in statements {
+            arguments.extend(grant_arguments(statement, self.lost_uses(*workspace), CREDITS_TTL));
         }
         ScriptCall { script: scripts::GRANTS, keys, arguments }
+    }
+
+    /// Returns what Redis has lost of the credits that other replicas have used.
+    fn lost_uses(&self, workspace: SharedId) -> String {
+        self.workspaces.get(&workspace).map(|state| state.credits.lost_uses()).unwrap_or_default()
     }
 
     pub(super) fn slots_call(
@@ -54,18 +70,22 @@ impl Replica {
 }
 
 /// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, ttl: Duration) -> [String; 9] {
-    let CreditStatement { used, needed, reserved, held, limit, base, is_idle } = *statement;
+pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, ttl: Duration) -> [String; 12] {
+    let CreditStatement { used, reserved, queued, least, held, limit, base, is_idle, used_by_others } =
+        *statement;
     let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
         text(used),
-        needed.to_string(),
         reserved.to_string(),
+        queued.to_string(),
+        least.to_string(),
         held.to_string(),
         limit.to_string(),
         base.map(|(base, _)| base.to_string()).unwrap_or_default(),
         text(base.map(|(_, stamp)| stamp)),
         u8::from(is_idle).to_string(),
         ttl.as_millis().to_string(),
+        used_by_others.to_string(),
+        lost_uses,
     ]
 }

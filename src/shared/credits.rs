@@ -4,11 +4,12 @@
 //! provider reports, plus the charges of all replicas. A grant is the amount up to which a replica may charge and
 //! reserve credits until its lease ends. `grants.lua` computes both.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::reply::{UnexpectedReply, amount, integer, tuple};
+use super::reply::{UnexpectedReply, amount, integer, text, tuple};
 use crate::pool::{CreditShare, CreditUse};
 
 /// The lease of a grant at Redis.
@@ -26,10 +27,12 @@ const RESTORED_STAMP: u64 = 1;
 pub(super) struct CreditStatement {
     /// Credits that this replica has charged in all. `None` before its earlier statement is known.
     pub(super) used: Option<u64>,
-    /// Credits that its requests may need in addition.
-    pub(super) needed: u64,
-    /// The part of `needed` that requests in flight have reserved.
+    /// Credits that requests in flight have reserved.
     pub(super) reserved: u64,
+    /// Credits that queued requests need in addition.
+    pub(super) queued: u64,
+    /// The least of `queued` with which one of the requests can start.
+    pub(super) least: u64,
     /// Up to which amount this replica may use more, until the reply.
     pub(super) held: u64,
     /// The maximum of the count.
@@ -38,24 +41,36 @@ pub(super) struct CreditStatement {
     pub(super) base: Option<(i64, u64)>,
     /// Whether the replica has not used the workspace recently.
     pub(super) is_idle: bool,
+    /// The sum of what other replicas have used, as far as this one knows.
+    pub(super) used_by_others: u64,
 }
 
 impl CreditStatement {
+    /// Returns the credits that the requests of this replica may cost.
+    pub(super) fn needed(self) -> u64 {
+        self.reserved.saturating_add(self.queued)
+    }
+
+    /// Whether the replica holds more than its requests in flight need.
+    pub(super) fn has_unused(self) -> bool {
+        self.used.is_some_and(|used| self.held > used.saturating_add(self.reserved))
+    }
+
     /// Returns the statement of a replica that leaves: it needs nothing and holds nothing that it has not used.
     pub(super) fn without_need(self) -> Self {
         let used = self.used.unwrap_or(0);
-        Self { needed: 0, reserved: 0, held: used, limit: 0, ..self }
+        Self { reserved: 0, queued: 0, least: 0, held: used, limit: 0, ..self }
     }
 
     /// Whether another statement would lead to the same reply.
     pub(super) fn is_same(self, other: Self) -> bool {
-        let without_base = |statement| Self { base: None, held: 0, ..statement };
+        let without_base = |statement| Self { base: None, held: 0, used_by_others: 0, ..statement };
         self.base.is_some() == other.base.is_some() && without_base(self) == without_base(other)
     }
 }
 
 /// The reply to a [`CreditStatement`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CreditGrant {
     granted: u64,
     used_by_others: u64,
@@ -66,11 +81,21 @@ pub(super) struct CreditGrant {
     stated_before: Option<u64>,
     /// What is left for all replicas together.
     left: u64,
+    /// Whether others hold more than they need of what this replica waits for.
+    pub(super) is_unmet: bool,
+    /// What each of the other replicas has used, unless `used_by_others` is the amount of the statement.
+    uses: Vec<(String, u64)>,
 }
 
 impl CreditGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, others, base, stamp, may_exceed, before, left] = tuple(value)?;
+        let [granted, others, base, stamp, may_exceed, before, left, unmet, uses] = tuple(value)?;
+        let mut words = text(uses)?.split_ascii_whitespace();
+        let mut known_uses = Vec::new();
+        while let Some(replica) = words.next() {
+            let used = words.next().and_then(|word| word.parse().ok()).ok_or(UnexpectedReply)?;
+            known_uses.push((replica.to_owned(), used));
+        }
         Ok(Self {
             granted: amount(granted)?,
             used_by_others: amount(others)?,
@@ -79,6 +104,8 @@ impl CreditGrant {
             may_exceed: integer(may_exceed)? == 1,
             stated_before: u64::try_from(integer(before)?).ok(),
             left: amount(left)?,
+            is_unmet: integer(unmet)? == 1,
+            uses: known_uses,
         })
     }
 }
@@ -91,9 +118,14 @@ pub(super) struct Credits {
     used_before: Option<u64>,
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
+    /// The highest amount that this process has stated or read as used by this replica.
+    stated: u64,
+    /// What each of the other replicas has used, as far as this one knows. The amounts only grow.
+    uses: BTreeMap<String, u64>,
+    /// The sum of `uses`.
     used_by_others: u64,
-    /// The time since which Redis knows of fewer credits that others have used.
-    is_behind_since: Option<Instant>,
+    /// The replicas of which Redis has lost a part of `uses`.
+    lost_uses: Vec<String>,
     /// [`CreditUse::foreign`] as it was last applied. Another value is a change by this replica.
     foreign: Option<i64>,
     /// The last known base, and the shared time at which it was learned.
@@ -101,6 +133,8 @@ pub(super) struct Credits {
     base_stamp: u64,
     /// Whether Redis has lost the base.
     is_base_lost: bool,
+    /// Whether the last reply contained more than this replica had stated, so that it has not been applied.
+    is_restored_late: bool,
     /// [`CreditUse::foreign`] as the database has restored it, if Redis did not know the workspace.
     restored_foreign: Option<i64>,
     last_used: Instant,
@@ -109,6 +143,8 @@ pub(super) struct Credits {
     /// [`CreditShare::granted`] as it was last applied, or `None` while the credits are not divided.
     bound: Option<i64>,
     left: u64,
+    /// Up to which amount Redis counts the credits as those of this replica.
+    held_at_redis: u64,
 }
 
 /// A use of credits, and the circumstances under which it is stated.
@@ -117,8 +153,9 @@ pub(super) struct CreditSituation {
     pub(super) usage: CreditUse,
     /// The maximum of the count.
     pub(super) limit: u64,
-    /// The estimated cost of the queued requests.
+    /// The estimated cost of the queued requests, and of the cheapest one.
     pub(super) queued: u64,
+    pub(super) least: u64,
     /// The shared time of the last poll, or of the statement if there was none since the last one.
     pub(super) learned_at: u64,
     pub(super) instant: Instant,
@@ -129,23 +166,27 @@ impl Credits {
         Self {
             used_before: None,
             charged: 0,
+            stated: 0,
+            uses: BTreeMap::new(),
             used_by_others: 0,
-            is_behind_since: None,
+            lost_uses: Vec::new(),
             foreign: None,
             base: 0,
             base_stamp: 0,
             is_base_lost: false,
+            is_restored_late: false,
             restored_foreign: None,
             last_used: instant,
             lease_end: None,
             bound: None,
             left: 0,
+            held_at_redis: 0,
         }
     }
 
     /// Returns the statement of the next beat.
     pub(super) fn statement(&mut self, situation: CreditSituation) -> CreditStatement {
-        let CreditSituation { usage, limit, queued, learned_at, instant } = situation;
+        let CreditSituation { usage, limit, queued, least, learned_at, instant } = situation;
         if usage.charged_here != self.charged || usage.reserved > 0 || queued > 0 {
             self.last_used = instant;
         }
@@ -167,31 +208,59 @@ impl Credits {
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
         let in_all = |amount: i64| self.used_before.unwrap_or(0).saturating_add_signed(amount);
+        let used = self.used_before.map(|_| in_all(usage.charged_here));
+        self.stated = self.stated.max(used.unwrap_or(0));
         CreditStatement {
-            used: self.used_before.map(|_| in_all(usage.charged_here)),
-            needed: usage.reserved.saturating_add(queued),
+            used,
             reserved: usage.reserved,
+            queued,
+            least,
             held: in_all(held),
             limit,
             base,
             is_idle: instant.saturating_duration_since(self.last_used) >= IDLE_AFTER,
+            used_by_others: self.used_by_others,
         }
+    }
+
+    /// Returns "replica used" for each replica of which Redis has lost a part.
+    pub(super) fn lost_uses(&self) -> String {
+        let lost = self.lost_uses.iter().filter_map(|replica| {
+            let used = self.uses.get(replica)?;
+            Some(format!("{replica} {used}"))
+        });
+        lost.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Whether Redis counts more credits as those of this replica than `statement` says.
+    pub(super) fn returns(&self, statement: CreditStatement) -> bool {
+        statement.held < self.held_at_redis
     }
 
     /// Applies the reply to a statement that was sent at `sent`. Returns the share of this replica.
     pub(super) fn apply(
         &mut self,
         statement: CreditStatement,
-        grant: CreditGrant,
+        grant: &CreditGrant,
         usage: CreditUse,
         sent: Instant,
     ) -> Option<CreditShare> {
         self.left = grant.left;
+        self.held_at_redis = grant.granted.max(statement.held);
+        self.record_uses(grant);
         let Some(used_before) = self.used_before else {
             self.restore(grant, usage);
             return None;
         };
-        self.learn_use_by_others(grant, sent);
+        if let Some(before) = grant.stated_before.filter(|before| *before > self.stated) {
+            // Redis had lost what an earlier process of this replica had stated, and another replica has restored it.
+            self.used_before = Some(before);
+            self.foreign = Some(usage.foreign);
+            self.stated = before;
+            self.is_restored_late = true;
+            return None;
+        }
+        self.is_restored_late = false;
         self.learn_base(grant);
         let is_base_superseded = statement.base.is_none() && self.foreign != Some(usage.foreign);
         if is_base_superseded {
@@ -202,7 +271,7 @@ impl Credits {
             self.base.saturating_add_unsigned(used_before).saturating_add_unsigned(self.used_by_others);
         self.foreign = Some(foreign);
         self.lease_end = Some(sent + GRANT_LEASE - LEASE_MARGIN);
-        let is_behind = self.is_behind_since.is_some() || self.is_base_lost;
+        let is_behind = self.has_redis_lost();
         // Redis grants too much while it has lost what others have used.
         let granted = if is_behind { grant.granted.min(statement.held) } else { grant.granted };
         self.bound = Some(granted.cast_signed().saturating_sub_unsigned(used_before));
@@ -210,41 +279,44 @@ impl Credits {
         Some(CreditShare { foreign, granted: self.bound, may_overcommit })
     }
 
-    /// Records what other replicas have used. The amount only grows. After a loss of data, each replica states its part
-    /// again within the time of a lease. What is missing afterwards was used by replicas that have ended, and becomes a
-    /// part of the base.
-    fn learn_use_by_others(&mut self, grant: CreditGrant, sent: Instant) {
-        let Some(missing) =
-            self.used_by_others.checked_sub(grant.used_by_others).filter(|missing| *missing > 0)
-        else {
-            self.used_by_others = grant.used_by_others;
-            self.is_behind_since = None;
+    /// Records what other replicas have used, and of which of them Redis has lost a part. Each replica restores all that
+    /// it knows, so that nothing is lost with a replica that has ended.
+    fn record_uses(&mut self, grant: &CreditGrant) {
+        self.lost_uses.clear();
+        if grant.used_by_others == self.used_by_others {
             return;
-        };
-        let since = *self.is_behind_since.get_or_insert(sent);
-        if sent.saturating_duration_since(since) >= GRANT_LEASE {
-            self.base = self.base.saturating_add_unsigned(missing);
-            self.used_by_others = grant.used_by_others;
-            self.is_behind_since = None;
         }
+        let stated: BTreeMap<&str, u64> =
+            grant.uses.iter().map(|(replica, used)| (replica.as_str(), *used)).collect();
+        let is_lost = |(replica, used): &(&String, &u64)| stated.get(replica.as_str()) < Some(used);
+        self.lost_uses = self.uses.iter().filter(is_lost).map(|(replica, _)| replica.clone()).collect();
+        for (replica, used) in &grant.uses {
+            let known = self.uses.entry(replica.clone()).or_default();
+            *known = (*known).max(*used);
+        }
+        self.used_by_others = self.uses.values().sum();
     }
 
     /// Records the base, unless Redis has an older one than this replica, because it has lost the newer one.
-    fn learn_base(&mut self, grant: CreditGrant) {
+    fn learn_base(&mut self, grant: &CreditGrant) {
         self.is_base_lost = (grant.base_stamp, grant.base) < (self.base_stamp, self.base);
         if !self.is_base_lost {
             (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         }
     }
 
-    /// Whether another statement must follow at once, because Redis has lost the base.
-    pub(super) fn is_base_lost(&self) -> bool {
-        self.is_base_lost
+    /// Whether another statement must follow at once, because Redis or this replica has lost what the other one knows.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.is_restored_late || self.has_redis_lost()
+    }
+
+    fn has_redis_lost(&self) -> bool {
+        self.is_base_lost || !self.lost_uses.is_empty()
     }
 
     /// Continues the statements of an earlier process of this replica. Credits that are counted here and not at Redis
     /// were charged by that process and never stated, because it ended before its next beat.
-    fn restore(&mut self, grant: CreditGrant, usage: CreditUse) {
+    fn restore(&mut self, grant: &CreditGrant, usage: CreditUse) {
         let count = usage.charged_here.saturating_add(usage.foreign);
         let stated = grant.stated_before.unwrap_or(0);
         let shared_count = grant
@@ -259,7 +331,7 @@ impl Credits {
             0
         };
         self.used_before = Some(stated.saturating_add(unstated));
-        self.used_by_others = grant.used_by_others;
+        self.stated = stated;
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
         self.foreign = is_known.then_some(usage.foreign);
@@ -288,14 +360,6 @@ impl Credits {
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         self.bound = Some(committed.saturating_add_unsigned(part));
         Some(CreditShare { foreign: usage.foreign, granted: self.bound, may_overcommit: true })
-    }
-
-    /// Whether the demand of a statement was not met although credits are left, so that other replicas should return
-    /// grants that they do not use.
-    pub(super) fn is_unmet(statement: CreditStatement, grant: CreditGrant) -> bool {
-        let used = statement.used.unwrap_or(0);
-        let extra = grant.granted.saturating_sub(used);
-        statement.needed > extra && grant.left > extra && !grant.may_exceed
     }
 }
 

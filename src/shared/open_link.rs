@@ -8,6 +8,7 @@ use redis::{RedisError, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
+use super::beat_calls::BeatCause;
 use super::clients::CallContext;
 use super::connection::RedisConnection;
 use super::demand_pace::DemandPace;
@@ -93,7 +94,7 @@ impl Link {
             push = self.connection.pushes.next() => match push {
                 Some(Push::Message(message)) => self.handle_message(task, &message).await,
                 // A missed message is found by the version of its map.
-                Some(Push::Missed) => self.beat(task, true).await,
+                Some(Push::Missed) => self.beat(task, BeatCause::Needed).await,
                 None => Err(LinkError::Closed),
             },
             Some(change) = task.changes.recv() => self.state_changes(task, change).await,
@@ -117,14 +118,14 @@ impl Link {
             }
             () = task.leaving.cancelled() => {
                 task.replica.leave();
-                self.beat(task, true).await?;
+                self.beat(task, BeatCause::Needed).await?;
                 Err(LinkError::Left)
             }
             () = sleep_until_some(self.pace.response_at(clock::instant())) => {
                 self.pace.record_response(clock::instant());
                 // The first beat lowers what this replica holds, and the second one states it.
-                self.beat(task, true).await?;
-                self.beat(task, true).await
+                self.beat(task, BeatCause::Returned).await?;
+                self.beat(task, BeatCause::Returned).await
             }
             () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
             // The next beat states the demand, whatever happens until then.
@@ -132,7 +133,10 @@ impl Link {
                 self.is_demanded = true;
                 Ok(())
             }
-            () = sleep_until(next_beat.into()) => self.beat(task, self.is_demanded).await,
+            () = sleep_until(next_beat.into()) => {
+                let cause = if self.is_demanded { BeatCause::Needed } else { BeatCause::Interval };
+                self.beat(task, cause).await
+            }
         }
     }
 
@@ -175,14 +179,14 @@ impl Link {
         self.store(task, entry.into_iter().collect()).await
     }
 
-    /// States what changed, or without a change only waits for the next beat. `is_needed` states it in any case.
-    pub(super) async fn beat(&mut self, task: &mut LinkTask, is_needed: bool) -> Result<(), LinkError> {
+    /// States what changed, or without a change only waits for the next beat. Other causes than the interval state it in any case.
+    pub(super) async fn beat(&mut self, task: &mut LinkTask, cause: BeatCause) -> Result<(), LinkError> {
         self.last_beat = Some(clock::instant());
         self.is_demanded = false;
         // The first beat of a replica only reads its earlier statements, and is followed by another one.
         for _ in 0..2 {
-            let beat = task.replica.beat(moment());
-            if !beat.is_due && !is_needed {
+            let beat = task.replica.beat(moment(), cause);
+            if !beat.is_due && cause == BeatCause::Interval {
                 task.replica.fall_back(moment());
                 return Ok(());
             }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::beat_calls::BeatCause;
 use super::changes::KeyIndex;
 use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits};
 use super::maps::{KnownMaps, Outdated};
@@ -60,7 +61,7 @@ pub(super) struct Replica {
     membership: Option<Membership>,
     /// The number of live replicas at the last reply.
     pub(super) replicas: u32,
-    workspaces: HashMap<SharedId, WorkspaceState>,
+    pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
     last_full_beat: Option<Instant>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
     is_alone: bool,
@@ -72,11 +73,11 @@ pub(super) struct Replica {
 
 /// The state of a workspace at this replica.
 #[derive(Debug)]
-struct WorkspaceState {
-    credits: Credits,
+pub(super) struct WorkspaceState {
+    pub(super) credits: Credits,
     /// The last statement, to detect changes.
     stated: Option<CreditStatement>,
-    slots: [Slots; ConcurrencyGroup::COUNT],
+    pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
     polled_at: Option<UnixMs>,
 }
 
@@ -185,8 +186,8 @@ impl Replica {
         self.is_alone = is_alone;
     }
 
-    /// Returns the statements of the next beat. `is_full` states every workspace, whether it changed or not.
-    pub(super) fn beat(&mut self, moment: Moment) -> Beat {
+    /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
+    pub(super) fn beat(&mut self, moment: Moment, cause: BeatCause) -> Beat {
         let roster = self.pool.roster();
         let queued = self.pool.queued_demand();
         let is_full = self
@@ -202,7 +203,7 @@ impl Replica {
             is_full,
         };
         for workspace in roster.workspaces() {
-            self.state_workspace(workspace, &queued, is_full, moment, &mut beat);
+            self.state_workspace(workspace, &queued, cause, moment, &mut beat);
         }
         if is_full {
             self.forget_removed(&roster);
@@ -223,10 +224,11 @@ impl Replica {
         &mut self,
         workspace: &Arc<Workspace>,
         queued: &QueuedDemand,
-        is_full: bool,
+        cause: BeatCause,
         moment: Moment,
         beat: &mut Beat,
     ) {
+        let is_full = beat.is_full;
         let id = workspace.shared_id();
         let shared_now = self.clock.to_shared(moment.now);
         let quota = workspace.quota(moment.now);
@@ -243,13 +245,21 @@ impl Replica {
                 limit,
                 // Not more than can start soon, because other replicas also need what is left.
                 queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
+                least: queued.min_credits,
                 learned_at,
                 instant: moment.instant,
             });
             let statement = if self.is_leaving { statement.without_need() } else { statement };
             let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
-            beat.is_due |= is_changed;
-            if is_full || is_changed || statement.needed > 0 {
+            // A queued request waits until others have returned what they do not need.
+            beat.is_due |= is_changed || statement.queued > 0;
+            let is_returned = cause == BeatCause::Returned && statement.has_unused();
+            if is_full
+                || is_changed
+                || is_returned
+                || state.credits.returns(statement)
+                || statement.needed() > 0
+            {
                 beat.credits.push((id, statement));
             }
         }
@@ -310,16 +320,7 @@ impl Replica {
         if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
-            self.apply_credits(
-                *id,
-                *statement,
-                CreditGrant::from_value(reply)?,
-                beat,
-                received,
-                &mut outcome,
-            );
-        }
+        // Slots first: credits may let queued requests start, which must not use a slot that was taken back.
         for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
                 continue;
@@ -334,6 +335,16 @@ impl Replica {
                 self.pool.divide_slots(workspace, *group, share, received.now);
             }
         }
+        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
+            self.apply_credits(
+                *id,
+                *statement,
+                &CreditGrant::from_value(reply)?,
+                beat,
+                received,
+                &mut outcome,
+            );
+        }
         self.fall_back(received);
         Ok(outcome)
     }
@@ -342,7 +353,7 @@ impl Replica {
         &mut self,
         id: SharedId,
         statement: CreditStatement,
-        grant: CreditGrant,
+        grant: &CreditGrant,
         beat: &Beat,
         received: Moment,
         outcome: &mut BeatOutcome,
@@ -351,9 +362,9 @@ impl Replica {
             return;
         };
         state.stated = Some(statement);
-        outcome.is_unmet |= Credits::is_unmet(statement, grant);
+        outcome.is_unmet |= grant.is_unmet;
         let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
-        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_base_lost();
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));
         }
@@ -380,26 +391,5 @@ impl Replica {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-impl Replica {
-    /// Returns up to which amount this process may use credits, and what was left at the last reply.
-    pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
-        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
-    }
-
-    /// Returns the slots that this replica may use.
-    pub(super) fn slot_share(&self, workspace: SharedId, group: ConcurrencyGroup) -> u32 {
-        self.workspaces
-            .get(&workspace)
-            .and_then(|state| state.slots[group.index()].share())
-            .unwrap_or(u32::MAX)
-    }
-
-    /// Whether this replica has no grant of slots, so that it uses a loan.
-    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
-        self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
     }
 }

@@ -5,6 +5,7 @@
 //! `KEYCHOIR_SIMULATION_SEEDS=1000` runs more seeds, and `KEYCHOIR_SIMULATION_SEED=7` only one, with its statistics.
 
 mod faults;
+mod inspect;
 mod invariants;
 mod link;
 mod provider;

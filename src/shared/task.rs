@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::LinkSettings;
+use super::beat_calls::BeatCause;
 use super::changes::parse_overlay;
 use super::clients::ClientShares;
 use super::connect_error::RedisConnectError;
@@ -259,7 +260,7 @@ impl LinkTask {
         let channel = self.replica.keyspace.channel();
         link.query(|mut commands| async move { commands.subscribe(channel).await }).await?;
         self.replica.set_alone(false);
-        link.beat(self, true).await?;
+        link.beat(self, BeatCause::Needed).await?;
         self.link.set_connection(Some(link.connection().commands.clone()));
         Ok(link)
     }

@@ -7,16 +7,17 @@ end
 local function text(number)
   return string.format('%.0f', number)
 end
--- Calls `divide` with each key and its `count` numbers, which begin after the first `fixed` arguments of the script.
--- Returns the results in the order of the keys.
+-- Calls `divide` with each key and its `count` arguments, which begin after the first `fixed` arguments of the script.
+-- They are numbers, texts that are none, or nil if empty. Returns the results in the order of the keys.
 local function divide_each(fixed, count, divide)
   local results = {}
   for index, key in ipairs(KEYS) do
-    local numbers = {}
+    local arguments = {}
     for offset = 1, count do
-      numbers[offset] = tonumber(ARGV[fixed + (index - 1) * count + offset])
+      local argument = ARGV[fixed + (index - 1) * count + offset]
+      arguments[offset] = tonumber(argument) or (argument ~= '' and argument or nil)
     end
-    results[index] = divide(key, unpack(numbers, 1, count))
+    results[index] = divide(key, unpack(arguments, 1, count))
   end
   return results
 end

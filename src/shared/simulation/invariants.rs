@@ -130,7 +130,9 @@ impl World {
             let running = change(&self.violations.running, index, true);
             let max = self.provider.workspaces.borrow()[index].max;
             if was_healthy && running > max {
-                self.fail(format!("{running} of {max} requests run in workspace {index}"));
+                let states: Vec<String> =
+                    self.processes().iter().map(|process| self.describe(process, index)).collect();
+                self.fail(format!("{running} of {max} requests run in workspace {index}: {states:#?}"));
             }
         }
         if let Some(alone) = process.alone.borrow().get(&index).filter(|_| replica.is_alone()) {
@@ -147,6 +149,17 @@ impl World {
             }
         }
         ProviderAdmission { workspace: index, is_overcommitted, is_loan, was_healthy }
+    }
+
+    /// Returns what a replica and Redis know of a workspace.
+    fn describe(&self, process: &Process, index: usize) -> String {
+        let roster = process.pool.roster();
+        let id = roster.keys()[index].workspace().shared_id();
+        let replica = process.replica.borrow();
+        let redis = self.redis.hash_fields(&replica.keyspace.credits(id));
+        let slots = self.redis.hash_fields(&replica.keyspace.slots(id, ConcurrencyGroup::SPEECH.index()));
+        let usage = roster.keys()[index].workspace().credit_use();
+        format!("{} {usage:?} {} {redis:?} {slots:?}", process.id, replica.workspace_text(id))
     }
 
     /// Records that an admitted request has ended.
@@ -221,8 +234,10 @@ impl World {
                 let expected = if is_exact { spent } else { views[0].counts[index] };
                 if view.counts[index] != expected {
                     self.fail(format!(
-                        "{} counts {} of {expected} spent credits of workspace {index}",
-                        process.id, view.counts[index]
+                        "{} counts {} of {expected} spent credits of workspace {index}: {}",
+                        process.id,
+                        view.counts[index],
+                        self.describe(process, index)
                     ));
                 }
             }

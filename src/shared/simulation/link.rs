@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, sleep_until, timeout};
 
+use super::super::beat_calls::BeatCause;
 use super::super::demand_pace::DemandPace;
 use super::super::maps::{MapEntry, Message, store_calls};
 use super::super::replica::{Beat, Replica};
@@ -66,6 +67,7 @@ struct SimulatedConnection {
     arrived: VecDeque<(Instant, String)>,
     last_beat: Option<Instant>,
     pace: DemandPace,
+    is_demanded: bool,
 }
 
 pub(super) fn moment() -> Moment {
@@ -130,10 +132,10 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
         arrived: VecDeque::new(),
         last_beat: None,
         pace: DemandPace::default(),
+        is_demanded: false,
     };
     process.replica.borrow_mut().set_alone(false);
-    connection.beat(true).await?;
-    process.alone.borrow_mut().clear();
+    connection.beat(BeatCause::Needed).await?;
     process.is_decided.set(true);
     Ok(connection)
 }
@@ -144,14 +146,10 @@ impl SimulatedConnection {
     }
 
     async fn step(&mut self, outgoing: &mut Outgoing) -> Response<()> {
-        let after = |interval| self.last_beat.map_or_else(clock::instant, |last| last + interval);
-        let (next_beat, earliest_beat) = (after(BEAT_INTERVAL), after(MIN_BEAT_INTERVAL));
+        let interval = if self.is_demanded { MIN_BEAT_INTERVAL } else { BEAT_INTERVAL };
+        let next_beat = self.last_beat.map_or_else(clock::instant, |last| last + interval);
         let response_at = self.pace.response_at(clock::instant());
         let pool = Arc::clone(&self.process.pool);
-        let demand = async {
-            pool.demand().await;
-            sleep_until(earliest_beat.into()).await;
-        };
         tokio::select! {
             biased;
             message = next_message(&mut self.pushes, &mut self.arrived) => match message {
@@ -175,19 +173,26 @@ impl SimulatedConnection {
             () = wait_until(response_at) => {
                 self.pace.record_response(clock::instant());
                 // The first beat lowers what this replica holds, and the second one states it.
-                self.beat(true).await?;
-                self.beat(true).await
+                self.beat(BeatCause::Returned).await?;
+                self.beat(BeatCause::Returned).await
             }
-            () = demand => self.beat(true).await,
-            () = sleep_until(next_beat.into()) => self.beat(false).await,
+            () = pool.demand() => {
+                self.is_demanded = true;
+                Ok(())
+            }
+            () = sleep_until(next_beat.into()) => {
+                let cause = if self.is_demanded { BeatCause::Needed } else { BeatCause::Interval };
+                self.beat(cause).await
+            }
         }
     }
 
-    async fn beat(&mut self, is_needed: bool) -> Response<()> {
+    async fn beat(&mut self, cause: BeatCause) -> Response<()> {
         self.last_beat = Some(clock::instant());
+        self.is_demanded = false;
         for _ in 0..2 {
-            let beat = self.replica().beat(moment());
-            if !beat.is_due && !is_needed {
+            let beat = self.replica().beat(moment(), cause);
+            if !beat.is_due && cause == BeatCause::Interval {
                 self.replica().fall_back(moment());
                 return Ok(());
             }
@@ -201,6 +206,8 @@ impl SimulatedConnection {
 
     async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
         let outcome = self.replica().apply(beat, replies, moment()).unwrap();
+        // The next loss of the connection begins with the grants of this reply.
+        self.process.alone.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }

@@ -15,17 +15,19 @@ const LEASE_MS: u64 = 10_000;
 const LIMIT: u64 = 1_000;
 const FRESH: CreditStatement = CreditStatement {
     used: Some(0),
-    needed: 0,
     reserved: 0,
+    queued: 0,
+    least: 0,
     held: 0,
     limit: LIMIT,
     base: None,
     is_idle: false,
+    used_by_others: 0,
 };
 
 fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
     let mut arguments = vec![replica.to_owned(), replicas.to_string(), LEASE_MS.to_string()];
-    arguments.extend(grant_arguments(statement, Duration::from_secs(60)));
+    arguments.extend(grant_arguments(statement, String::new(), Duration::from_secs(60)));
     ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
 }
 
@@ -46,7 +48,7 @@ fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
 
 /// The numbers of the first subject in a reply.
 fn numbers(reply: &Value) -> Vec<i64> {
-    list(&list(reply).unwrap()[0]).unwrap().iter().map(|number| integer(number).unwrap()).collect()
+    list(&list(reply).unwrap()[0]).unwrap().iter().map_while(|number| integer(number).ok()).collect()
 }
 
 /// A replica that uses its grant in any way that it permits.
@@ -76,10 +78,17 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                 replica.bound = replica.used;
             }
             replica.used += rng.u64(0..=replica.bound.saturating_sub(replica.used).min(40));
-            let needed = if rng.bool() { rng.u64(0..200) } else { 0 };
+            let queued = if rng.bool() { rng.u64(0..200) } else { 0 };
+            let least = queued.min(rng.u64(1..200));
             let held = replica.bound.max(replica.used);
-            let statement =
-                CreditStatement { used: Some(replica.used), needed, held, is_idle: rng.bool(), ..FRESH };
+            let statement = CreditStatement {
+                used: Some(replica.used),
+                queued,
+                least,
+                held,
+                is_idle: rng.bool(),
+                ..FRESH
+            };
             let reply = numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
             replica.bound = u64::try_from(reply[0]).unwrap();
             replica.may_exceed = reply[4] == 1;
@@ -102,15 +111,21 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
         for _ in 0..2 {
             for (index, replica) in replicas.iter().enumerate() {
-                let statement =
-                    CreditStatement { used: Some(replica.used), held: replica.used, needed: LIMIT, ..FRESH };
+                let statement = CreditStatement {
+                    used: Some(replica.used),
+                    held: replica.used,
+                    queued: LIMIT,
+                    least: LIMIT,
+                    ..FRESH
+                };
                 redis.run(&grants_call(&index.to_string(), 4, &statement));
             }
         }
         now += 7_000;
         redis.set_time(now * 1_000);
         let used = replicas[3].used;
-        let statement = CreditStatement { used: Some(used), held: used, needed: LIMIT - total, ..FRESH };
+        let rest = LIMIT - total;
+        let statement = CreditStatement { used: Some(used), held: used, queued: rest, least: rest, ..FRESH };
         redis.run(&grants_call("3", 4, &statement));
         for (index, replica) in replicas.iter().take(3).enumerate() {
             let used = replica.used;
@@ -128,33 +143,91 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
     }
 }
 
+/// Three replicas that need credits of one workspace.
+struct CreditLine {
+    redis: SimulatedRedis,
+    now: u64,
+}
+
+impl CreditLine {
+    fn new() -> Self {
+        Self { redis: SimulatedRedis::new(), now: 1_000_000 }
+    }
+
+    /// States the credits of a replica, 1 ms after the last statement. Returns what it may use and whether it may exceed
+    /// what is left.
+    fn state(&mut self, replica: &str, statement: CreditStatement) -> (i64, bool) {
+        self.now += 1;
+        self.redis.set_time(self.now * 1_000);
+        let reply = numbers(&self.redis.run(&grants_call(replica, 3, &statement)));
+        (reply[0], reply[4] == 1)
+    }
+}
+
 #[test]
-fn one_replica_at_a_time_collects_and_exceeds_what_is_left() {
-    let redis = SimulatedRedis::new();
-    let mut now = 1_000_000;
-    let state = |now: u64, replica: &str, statement: CreditStatement| {
-        redis.set_time(now * 1_000);
-        numbers(&redis.run(&grants_call(replica, 2, &statement)))
-    };
+fn one_replica_at_a_time_exceeds_what_is_left() {
+    let mut line = CreditLine::new();
     let base = Some((990, 5));
-    let wants = CreditStatement { needed: 20, base, ..FRESH };
-    let reply = state(now, "a", wants);
-    assert_eq!((reply[0], reply[4]), (10, 1), "the first one gets what is left and may exceed it");
-    let reply = state(now, "b", wants);
-    assert_eq!((reply[0], reply[4]), (0, 0), "the turn belongs to another replica");
-    now += 5_100;
-    let reply = state(now, "a", CreditStatement { held: 10, ..wants });
-    assert_eq!((reply[0], reply[4]), (0, 0), "a turn ends");
-    let reply = state(now, "a", wants);
-    assert_eq!((reply[0], reply[4]), (0, 0), "after its turn, a replica lets others have theirs");
-    let reply = state(now, "b", wants);
-    assert_eq!((reply[0], reply[4]), (10, 1));
-    let reply = state(now + 2_600, "b", CreditStatement { held: 10, ..wants });
-    assert_eq!(
-        (reply[0], reply[4]),
-        (10, 0),
-        "a replica must not exceed what is left at the end of its turn"
-    );
+    let wants = CreditStatement { queued: 20, least: 20, base, ..FRESH };
+    assert_eq!(line.state("a", wants), (0, true), "10 credits suffice for no request");
+    assert_eq!(line.state("b", wants), (0, false), "another replica has the right");
+    assert_eq!(line.state("a", wants), (0, false), "a right that was not used goes to the next one");
+    assert_eq!(line.state("b", wants), (0, false), "the first replica may not know yet that its right ended");
+    assert_eq!(line.state("a", wants), (0, false));
+    assert_eq!(line.state("b", wants), (0, true));
+    let uses = CreditStatement { reserved: 20, held: 20, queued: 0, least: 0, ..wants };
+    assert_eq!(line.state("b", uses), (10, false), "the right was used");
+    assert_eq!(line.state("a", wants), (0, false), "a request in flight exceeds what is left");
+    line.state("b", FRESH);
+    assert_eq!(line.state("a", wants), (0, true));
+}
+
+#[test]
+fn a_request_that_fits_is_served_before_one_exceeds_what_is_left() {
+    let mut line = CreditLine::new();
+    let wants = CreditStatement { queued: 20, least: 20, base: Some((990, 5)), ..FRESH };
+    assert_eq!(line.state("a", wants), (0, true));
+    assert_eq!(line.state("b", CreditStatement { queued: 4, least: 4, ..FRESH }), (4, false));
+    assert_eq!(line.state("a", wants), (0, false), "another replica has unused credits");
+}
+
+#[test]
+fn the_first_in_line_collects_what_the_others_return() {
+    let mut line = CreditLine::new();
+    let held = CreditStatement { base: Some((900, 5)), ..FRESH };
+    assert_eq!(line.state("a", held), (16, false), "a part of 100");
+    assert_eq!(line.state("b", held), (14, false), "a part of 84");
+    let wants = CreditStatement { queued: 90, least: 90, ..FRESH };
+    assert_eq!(line.state("c", wants), (70, false), "the first in line keeps what it has collected");
+    assert_eq!(line.state("a", CreditStatement { queued: 30, least: 30, held: 16, ..FRESH }), (0, false));
+    assert_eq!(line.state("a", CreditStatement { queued: 30, least: 30, ..FRESH }), (0, false));
+    let small = CreditStatement { queued: 5, least: 5, held: 14, ..FRESH };
+    assert_eq!(line.state("b", small), (5, false), "what the first one does not need is for the others");
+    assert_eq!(line.state("b", CreditStatement { held: 5, ..small }), (5, false));
+    assert_eq!(line.state("c", CreditStatement { held: 70, ..wants }), (90, false));
+}
+
+#[test]
+fn what_a_replica_has_used_is_restored_by_another() {
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000_000_000);
+    let used = |replica: &str, used| {
+        redis.run(&grants_call(replica, 2, &CreditStatement { used: Some(used), held: used, ..FRESH }))
+    };
+    used("a", 40);
+    let reply = used("b", 7);
+    let uses = |reply: &Value| text(&list(&list(reply).unwrap()[0]).unwrap()[8]).unwrap().to_owned();
+    assert_eq!(uses(&reply), "a 40");
+    redis.flush();
+    used("a", 20);
+    let mut call =
+        grants_call("b", 2, &CreditStatement { used: Some(7), held: 7, used_by_others: 40, ..FRESH });
+    "a 40".clone_into(call.arguments.last_mut().unwrap());
+    for _ in 0..2 {
+        let reply = redis.run(&call);
+        assert_eq!((numbers(&reply)[1], uses(&reply).as_str()), (40, ""), "a restored amount is not added");
+    }
+    assert_eq!(numbers(&used("a", 20))[5], 40, "a late statement does not lower the amount");
 }
 
 #[test]
@@ -314,8 +387,18 @@ fn the_store_in_memory_behaves_like_redis() {
             _ => {
                 let used = if rng.u8(..) < 20 { None } else { Some(used[index]) };
                 let base = rng.bool().then(|| (rng.i64(-5..50), rng.u64(1..50)));
-                let (needed, held) = (rng.u64(0..300), used.unwrap_or(0) + rng.u64(0..50));
-                let statement = CreditStatement { used, needed, held, base, is_idle: rng.bool(), ..FRESH };
+                let (queued, held) = (rng.u64(0..300), used.unwrap_or(0) + rng.u64(0..50));
+                let (reserved, least) = (rng.u64(0..20), rng.u64(0..=queued));
+                let statement = CreditStatement {
+                    used,
+                    reserved,
+                    queued,
+                    least,
+                    held,
+                    base,
+                    is_idle: rng.bool(),
+                    ..FRESH
+                };
                 grants_call(&replica, 3, &statement)
             }
         };

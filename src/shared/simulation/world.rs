@@ -1,7 +1,7 @@
 //! The replicas, their machines and networks, Redis, and the provider, on the virtual time of the runtime.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ pub(super) struct World {
     pub(super) start: Instant,
     rng: RefCell<fastrand::Rng>,
     qualities: RefCell<Vec<LinkQuality>>,
-    subscribers: RefCell<HashMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
+    subscribers: RefCell<BTreeMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
     processes: RefCell<Vec<Option<Rc<Process>>>>,
     /// The origins of the replicas' clocks.
     origins: Vec<UnixMs>,

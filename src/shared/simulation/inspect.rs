@@ -1,0 +1,30 @@
+//! What the invariants of a simulation read of a replica.
+
+use super::super::replica::Replica;
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::shared_id::SharedId;
+
+impl Replica {
+    /// Returns the state of a workspace for the report of a failed test.
+    pub(super) fn workspace_text(&self, workspace: SharedId) -> String {
+        format!("{:?}", self.workspaces.get(&workspace))
+    }
+
+    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
+        self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
+    }
+
+    /// Returns the slots that this replica may use.
+    pub(super) fn slot_share(&self, workspace: SharedId, group: ConcurrencyGroup) -> u32 {
+        self.workspaces
+            .get(&workspace)
+            .and_then(|state| state.slots[group.index()].share())
+            .unwrap_or(u32::MAX)
+    }
+
+    /// Whether this replica has no grant of slots, so that it uses a loan.
+    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
+        self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
+    }
+}
