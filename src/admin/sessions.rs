@@ -12,7 +12,7 @@ use super::SharedAdminToken;
 use crate::policy::sessions::{CODE_LIFETIME, Session, SessionLimits, SessionTable};
 use crate::policy::units::UnixMs;
 use crate::secret::{SessionTokenFingerprint, generate_token};
-use crate::{private_file, tasks};
+use crate::{clock, private_file, tasks};
 
 /// The prefix of codes that start a session.
 const CODE_PREFIX: &str = "kcd_";
@@ -104,6 +104,17 @@ impl Sessions {
             self.save();
         }
         true
+    }
+
+    /// Returns a function that returns whether the session with this token still exists. It does not count as a use,
+    /// so that an open page does not extend its session.
+    pub(super) fn watch(&self, token: &str) -> impl Fn() -> bool + Send + use<> {
+        let (sessions, token) = (self.clone(), SessionToken(token.to_owned()));
+        move || {
+            let fingerprint = sessions.fingerprint(token.expose());
+            let limits = sessions.0.limits;
+            fingerprint.is_some_and(|fingerprint| sessions.lock().contains(&fingerprint, limits, clock::now()))
+        }
     }
 
     /// Ends the session with this token.

@@ -135,11 +135,12 @@ impl Dashboard {
         else {
             return match path {
                 "events" => text(StatusCode::UNAUTHORIZED, "The session has ended.\n"),
-                _ => found_elsewhere(StatusCode::SEE_OTHER, "login"),
+                // All pages are at one level. A deeper path leads to the login page as well.
+                _ => found_elsewhere(StatusCode::SEE_OTHER, &format!("{}login", upwards(path))),
             };
         };
         if is_read {
-            return self.page(path, head, now).await;
+            return self.page(path, head, token, now).await;
         }
         if path == "logout" {
             admin.sessions.end(token);
@@ -153,7 +154,7 @@ impl Dashboard {
     }
 
     /// Responds to a page. Returns 404 for an unknown path.
-    async fn page(&self, path: &str, head: &Parts, now: UnixMs) -> Response<ApiBody> {
+    async fn page(&self, path: &str, head: &Parts, token: &str, now: UnixMs) -> Response<ApiBody> {
         let request = self.request(head, now);
         match path {
             "events" => {
@@ -163,12 +164,14 @@ impl Dashboard {
                 }
                 request
                     .admin
-                    .dashboard_events(&head.headers)
+                    .dashboard_events(&head.headers, token)
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,
             _ => match Page::at(path) {
                 Some(page) => html(StatusCode::OK, &request.render(page, None).await),
+                // The links of a page are relative to the level of all pages.
+                None if path.contains('/') => found_elsewhere(StatusCode::SEE_OTHER, &upwards(path)),
                 None => html(StatusCode::NOT_FOUND, &pages::not_found()),
             },
         }
@@ -209,6 +212,11 @@ impl Dashboard {
             now,
         }
     }
+}
+
+/// Returns the relative path from a path below the dashboard to the level of its pages.
+fn upwards(path: &str) -> String {
+    "../".repeat(path.matches('/').count())
 }
 
 impl PageRequest<'_> {

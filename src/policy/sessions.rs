@@ -112,6 +112,13 @@ impl SessionTable {
         Some(before)
     }
 
+    /// Returns whether a session exists and has not ended. It does not count as a use.
+    #[must_use]
+    pub fn contains(&self, fingerprint: &SessionTokenFingerprint, limits: SessionLimits, now: UnixMs) -> bool {
+        let session = self.sessions.iter().find(|session| session.fingerprint == *fingerprint);
+        session.is_some_and(|session| !session.has_ended(limits, now))
+    }
+
     /// Ends a session. Returns whether it existed.
     pub fn end(&mut self, fingerprint: &SessionTokenFingerprint) -> bool {
         let count = self.sessions.len();
@@ -200,6 +207,18 @@ mod tests {
         let past = START.minus(100 * HOUR);
         assert!(table.record_use(&fingerprint("s"), LIMITS, past).is_some());
         assert!(table.record_use(&fingerprint("s"), LIMITS, past.plus(HOUR)).is_none());
+    }
+
+    #[test]
+    fn a_page_that_is_only_open_does_not_extend_a_session() {
+        let mut table = table();
+        let contains = |table: &SessionTable, after: Duration| {
+            table.contains(&fingerprint("s"), LIMITS, START.plus(after))
+        };
+        assert!(contains(&table, HOUR - Duration::from_millis(1)));
+        assert!(!contains(&table, HOUR));
+        assert!(!table.contains(&fingerprint("another"), LIMITS, START));
+        assert!(table.end(&fingerprint("s")) && !contains(&table, Duration::ZERO));
     }
 
     #[test]

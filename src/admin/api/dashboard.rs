@@ -75,9 +75,13 @@ impl Admin {
         Ok(documents::check_document(&snapshot.key, &result))
     }
 
-    /// Opens a stream of events, or returns the refusal.
-    pub(crate) fn dashboard_events(&self, headers: &HeaderMap) -> Result<Response<ApiBody>, ActionError> {
-        let stream = self.event_stream(headers)?;
+    /// Opens a stream of events, or returns the refusal. The stream ends with the session that has this token.
+    pub(crate) fn dashboard_events(
+        &self,
+        headers: &HeaderMap,
+        token: &str,
+    ) -> Result<Response<ApiBody>, ActionError> {
+        let stream = self.event_stream(headers)?.while_open(self.sessions.watch(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)

@@ -137,6 +137,8 @@ function listen(handlers) {
   const open = () => {
     if (document.hidden || source) return;
     source = new EventSource("events");
+    // The session has ended, or there are too many tabs.
+    source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
       source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
   };
@@ -149,8 +151,6 @@ function listen(handlers) {
   addEventListener("pagehide", () => source?.close());
   open();
 }
-
-const stateWords = { near_limit: "near limit", rate_limited: "rate limited" };
 
 function showNumber(cell, value) {
   const data = cell && find("data", cell);
@@ -215,7 +215,8 @@ function startList() {
   const filter = () => [...list.rows].forEach((row) => (row.hidden = !isShown(row)));
   const report = () => (status.textContent = isPaused ? `${numbers.format(waiting.length)} waiting` : "");
   const show = () => {
-    if (isPaused || waiting.length === 0) return report();
+    report();
+    if (isPaused || waiting.length === 0) return;
     find("[data-empty]", list)?.remove();
     waiting.splice(0).forEach((row) => {
       row.hidden = !isShown(row);

@@ -88,7 +88,7 @@ fn add_form(request: &PageRequest<'_>) -> Markup {
         section {
             h2 { "Add a client" }
             form.fields method="post" action="clients" {
-                label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[A-Za-z0-9_.\\-]+"; }
+                label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[a-z0-9_\\-]+" title="a-z, 0-9, - and _"; }
                 label { "Quota " span.muted { "(optional, such as 50 requests per day, or 10000 credits per month)" } input name="quota" value=(value("quota")); }
                 label { "Rate limit " span.muted { "(optional, such as 60 per minute)" } input name="rate_limit" value=(value("rate_limit")); }
                 button name="action" value="add" { "Add the client" }

@@ -104,7 +104,7 @@ fn add_form(request: &PageRequest<'_>) -> Markup {
         section {
             h2 { "Add a key" }
             form.fields method="post" action="keys" autocomplete="off" {
-                label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[A-Za-z0-9_.\\-]+"; }
+                label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[a-z0-9_\\-]+" title="a-z, 0-9, - and _"; }
                 label { "API key" input name="key" type="password" required autocomplete="off" spellcheck="false"; }
                 label { "Workspace " span.muted { "(optional: keys of one account share its credits)" } input name="workspace" value=(value("workspace")); }
                 label { "Base URL " span.muted { "(optional: only for another region)" } input name="base_url" type="url" value=(value("base_url")); }

@@ -1,47 +1,11 @@
 // Starts the simulator and Keychoir in front of it, both on free ports, for tests with real clients.
 
 import { randomUUID } from "node:crypto";
-import { execFile, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import assert from "node:assert/strict";
-
-const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../../target/debug/keychoir", import.meta.url));
-
-/** Returns the environment without the variables of Keychoir. */
-const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
-
-/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `parsedValue`. */
-async function start(stream, parse, args, environment = {}) {
-  const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
-  const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
-  const lines = [];
-  const ended = new Promise((resolve) => child.once("close", resolve));
-  const reader = createInterface({ input: child[stream] }).on("line", (line) => lines.push(line));
-  /** Resolves with the first true value that `parse` returns for a further line. */
-  const waitForLine = (parse) =>
-    new Promise((resolve, reject) => {
-      ended.then((code) => reject(new Error(`the program exited with ${code}: ${lines.join("\n")}`)));
-      reader.on("line", function check(line) {
-        const value = parse(line);
-        if (!value) return;
-        reader.off("line", check);
-        resolve(value);
-      });
-    });
-  const parsedValue = await waitForLine(parse);
-  return { parsedValue, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
-}
-
-/** Runs a program. Resolves with its standard output. */
-async function run(file, args, environment) {
-  const { stdout } = await promisify(execFile)(file, args, { env: { ...cleanEnvironment(), ...environment }, timeout: 60_000 });
-  return stdout;
-}
+import { BINARY, run, start } from "../../support/program.mjs";
 
 /** Runs a script in a new Node process, because Node reads some variables only at its start. */
 export const node = (script, environment) => run(process.execPath, ["--input-type=module", "-e", script], environment);

@@ -30,13 +30,20 @@ pub(in crate::admin::api) struct PacedStream<F> {
     timer: Pin<Box<Sleep>>,
     sent_at: Instant,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_open: Box<dyn Fn() -> bool + Send>,
 }
 
 impl<F> PacedStream<F> {
     /// Creates a body that ends when `drain` completes.
     pub(super) fn new(next_frame: F, drain: WaitForCancellationFutureOwned) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { next_frame, timer, sent_at: clock::instant(), drain: Box::pin(drain) }
+        let is_open = Box::new(|| true);
+        Self { next_frame, timer, sent_at: clock::instant(), drain: Box::pin(drain), is_open }
+    }
+
+    /// Ends the body before the next frame if `is_open` returns false.
+    pub(in crate::admin::api) fn while_open(self, is_open: impl Fn() -> bool + Send + 'static) -> Self {
+        Self { is_open: Box::new(is_open), ..self }
     }
 }
 
@@ -59,6 +66,9 @@ impl<F: FnMut() -> Option<Bytes> + Unpin> Body for PacedStream<F> {
                 return Poll::Ready(None);
             }
             ready!(self.timer.as_mut().poll(cx));
+            if !(self.is_open)() {
+                return Poll::Ready(None);
+            }
             let now = tokio::time::Instant::from_std(clock::instant());
             self.timer.as_mut().reset(now + FRAME_INTERVAL);
             let is_silent = clock::elapsed_since(self.sent_at) >= HEARTBEAT_INTERVAL;

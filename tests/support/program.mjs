@@ -1,0 +1,45 @@
+// Starts the binary and waits for its lines, for tests in JavaScript.
+
+import { execFile, spawn } from "node:child_process";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+
+export const BINARY = process.env.KEYCHOIR_BIN ?? fileURLToPath(new URL("../../target/debug/keychoir", import.meta.url));
+
+/** Returns the environment without the variables of Keychoir. */
+const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(KEYCHOIR_|ELEVENLABS_|NODE_EXTRA_)/.test(name)));
+
+/** A failed test must not leave programs behind. */
+const running = new Set();
+process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
+
+/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `found`. */
+export async function start(stream, parse, args, environment = {}) {
+  const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
+  const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
+  running.add(child);
+  child.once("close", () => running.delete(child));
+  const lines = [];
+  const ended = new Promise((resolve) => child.once("close", resolve));
+  const reader = createInterface({ input: child[stream] }).on("line", (line) => lines.push(line));
+  /** Resolves with the first true value that `parse` returns for a further line. */
+  const waitForLine = (parse) =>
+    new Promise((resolve, reject) => {
+      ended.then((code) => reject(new Error(`the program exited with ${code}: ${lines.join("\n")}`)));
+      reader.on("line", function check(line) {
+        const found = parse(line);
+        if (!found) return;
+        reader.off("line", check);
+        resolve(found);
+      });
+    });
+  const found = await waitForLine(parse);
+  return { found, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
+}
+
+/** Runs a program. Resolves with its standard output. */
+export async function run(file, args, environment) {
+  const { stdout } = await promisify(execFile)(file, args, { env: { ...cleanEnvironment(), ...environment }, timeout: 60_000 });
+  return stdout;
+}

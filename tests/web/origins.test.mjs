@@ -1,0 +1,142 @@
+// Web pages of other origins, and other addresses of the dashboard.
+
+import assert from "node:assert/strict";
+import { createServer, request as httpRequest } from "node:http";
+import { test } from "node:test";
+import { browser, openPage, signIn } from "./browser.mjs";
+import { SPARE_KEY, startDashboard } from "./dashboard.mjs";
+
+/** Starts an HTTP server on a free port of loopback. Resolves with its port. */
+async function listen(context, respond) {
+  const server = createServer(respond);
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  context.after(() => new Promise((resolve) => (server.close(resolve), server.closeAllConnections())));
+  return server.address().port;
+}
+
+test("a page on another port can neither post nor frame the dashboard", async (t) => {
+  const dashboard = await startDashboard(t);
+  const { id } = await dashboard.key("first");
+  const target = `${dashboard.url}/_/keys`;
+  const port = await listen(t, (_, response) => {
+    response.setHeader("content-type", "text/html");
+    response.end(`<form method="post" action="${target}"><input name="id" value="${id}"><button name="action" value="pause">Win</button></form>`);
+  });
+  const context = await signIn(dashboard);
+  t.after(() => context.close());
+  const keys = await dashboard.keys();
+  // Both hosts are the same site as the dashboard, or at least the same machine.
+  for (const host of ["127.0.0.1", "localhost"]) {
+    const page = await openPage(context);
+    await page.goto(`http://${host}:${port}/`);
+    const outcomes = await page.evaluate(async ({ target, id, key }) => {
+      const post = (options) => fetch(target, { method: "POST", credentials: "include", ...options }).then((response) => response.type, () => "refused");
+      const form = new URLSearchParams({ id, action: "pause" });
+      return [
+        await post({ body: form, mode: "no-cors" }), await post({ body: form }),
+        await post({ body: new URLSearchParams({ action: "add", name: "evil", key }), mode: "no-cors" }),
+        await fetch(target, { credentials: "include" }).then(() => "read", () => "refused"),
+      ];
+    }, { target, id, key: SPARE_KEY });
+    assert.deepEqual(outcomes.filter((outcome) => outcome === "basic" || outcome === "cors" || outcome === "read"), [], outcomes.join());
+    const [response] = await Promise.all([page.waitForResponse(target), page.getByRole("button", { name: "Win" }).click()]);
+    assert.equal(response.status(), 403);
+
+    await page.goto(`http://${host}:${port}/`);
+    await page.evaluate((url) => {
+      const frame = document.createElement("iframe");
+      frame.src = url;
+      document.body.append(frame);
+      return new Promise((resolve) => (frame.onload = frame.onerror = resolve));
+    }, `${dashboard.url}/_/`);
+    const framed = page.frames().find((frame) => frame !== page.mainFrame());
+    assert.ok(!framed || !(await framed.content()).includes("Can requests be served?"), "the dashboard must not be framed");
+    assert.ok(page.problems.some((problem) => /frame-ancestors|refused to connect|ERR_BLOCKED_BY_RESPONSE|403/i.test(problem)), page.problems.join("\n"));
+    await page.close();
+  }
+  assert.deepEqual(await dashboard.keys(), keys);
+  assert.deepEqual(await dashboard.changes(), []);
+});
+
+test("a link of another page opens the dashboard without a session, and a link within keeps it", async (t) => {
+  const dashboard = await startDashboard(t);
+  const port = await listen(t, (_, response) => {
+    response.setHeader("content-type", "text/html");
+    response.end(`<a href="${dashboard.url}/_/keys">keys</a>`);
+  });
+  const context = await signIn(dashboard);
+  t.after(() => context.close());
+  const page = await openPage(context);
+  await page.goto(`http://localhost:${port}/`);
+  await page.getByRole("link").click();
+  await page.waitForURL(/\/_\/login$/);
+});
+
+test("the dashboard is served below a prefix", async (t) => {
+  const dashboard = await startDashboard(t, { settings: { KEYCHOIR_SERVER__BASE_PATH: "/eleven" } });
+  const { host, hostname, port } = new URL(dashboard.url);
+  const served = new Set();
+  // Another proxy, which forwards paths unchanged and has nothing outside of the prefix.
+  const outer = await listen(t, (incoming, response) => {
+    served.add(incoming.url);
+    if (!incoming.url.startsWith("/eleven/")) return response.writeHead(404).end();
+    const forwarded = httpRequest({ hostname, port, path: incoming.url, method: incoming.method, headers: incoming.headers }, (reply) => {
+      response.writeHead(reply.statusCode, reply.headers);
+      reply.pipe(response);
+    });
+    response.on("close", () => forwarded.destroy());
+    incoming.pipe(forwarded.on("error", () => response.destroy()));
+  });
+  assert.ok(host);
+  const base = `http://127.0.0.1:${outer}/eleven`;
+  const context = await signIn(dashboard, { baseURL: `${base}/_/` }, base);
+  t.after(() => context.close());
+  const page = await openPage(context);
+  await page.goto(`${base}/_`);
+  assert.equal(page.url(), `${base}/_/`);
+  const links = new Set();
+  for (const path of ["", "keys", "live", "usage", "clients", "connect", "system", `key?id=${(await dashboard.key("first")).id}`]) {
+    await page.goto(path);
+    for (const link of await page.locator("a[href]").evaluateAll((anchors) => anchors.map((anchor) => anchor.href))) links.add(link);
+    const actions = await page.locator("form").evaluateAll((forms) => forms.map((form) => new URL(form.getAttribute("action"), document.baseURI).href));
+    assert.ok(actions.every((action) => action.startsWith(`${base}/_/`)), actions.join());
+  }
+  for (const link of [...links].filter((link) => !link.includes("#"))) {
+    assert.ok(link.startsWith(`${base}/_/`), link);
+    assert.equal((await context.request.get(link)).status(), 200, link);
+  }
+  await page.goto("connect");
+  assert.match(await page.locator("main").innerText(), new RegExp(`base_url="${base}"`));
+  await page.goto("keys");
+  await page.getByRole("button", { name: "Pause first" }).click();
+  await page.waitForURL(`${base}/_/keys?done=paused`);
+  assert.equal((await dashboard.key("first")).state, "paused");
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await page.waitForURL(`${base}/_/login`);
+  assert.deepEqual(page.problems, []);
+  assert.deepEqual([...served].filter((path) => !path.startsWith("/eleven/_")), []);
+});
+
+test("with an address for operators, the dashboard is served only there", async (t) => {
+  const dashboard = await startDashboard(t, { settings: { KEYCHOIR_ADMIN__LISTEN: "localhost:0" } });
+  assert.notEqual(dashboard.url, dashboard.adminUrl);
+  for (const path of ["", "login", "keys", "events", "assets/app.js"]) assert.equal((await fetch(`${dashboard.url}/_/${path}`, { redirect: "manual" })).status, 404, path);
+  const context = await signIn(dashboard, { baseURL: `${dashboard.adminUrl}/_/` });
+  t.after(() => context.close());
+  const page = await openPage(context);
+  await page.goto("connect");
+  assert.match(await page.locator("main").innerText(), /base_url="http:\/\/127\.0\.0\.1:\d+"/);
+  assert.deepEqual(page.problems, []);
+});
+
+test("a page of another host name is refused", async (t) => {
+  const dashboard = await startDashboard(t);
+  const { port } = new URL(dashboard.url);
+  const rebound = await browser.newContext();
+  t.after(() => rebound.close());
+  // A name of an attacker that resolves to this machine.
+  const status = await new Promise((resolve, reject) => {
+    httpRequest({ host: "127.0.0.1", port, path: "/_/login", headers: { host: `attacker.example:${port}` } }, (response) => resolve(response.resume().statusCode)).on("error", reject).end();
+  });
+  assert.equal(status, 421);
+});

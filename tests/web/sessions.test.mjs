@@ -1,0 +1,127 @@
+// How a session starts and ends.
+
+import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import { test } from "node:test";
+import { browser, openPage, signIn } from "./browser.mjs";
+import { startDashboard } from "./dashboard.mjs";
+
+const LOGIN = /\/_\/login$/;
+
+test("a link opens the dashboard once, and its code is in no URL afterwards", async (t) => {
+  const dashboard = await startDashboard(t);
+  const link = await dashboard.link();
+  assert.match(link, /^http:\/\/127\.0\.0\.1:\d+\/_\/login#kcd_\w+$/);
+  const code = new URL(link).hash.slice(1);
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  const page = await openPage(context);
+  const urls = [];
+  page.on("request", (request) => urls.push(request.url()));
+  await page.goto(link);
+  await page.waitForURL(`${dashboard.url}/_/`);
+  assert.ok(urls.every((url) => !url.includes(code)), urls.join("\n"));
+  assert.deepEqual(page.problems, []);
+
+  const [cookie] = await context.cookies();
+  const { port } = new URL(dashboard.url);
+  assert.deepEqual([cookie.name, cookie.httpOnly, cookie.sameSite, cookie.secure], [`keychoir_session_${port}`, true, "Strict", false]);
+  assert.equal(await page.evaluate(() => document.cookie), "");
+
+  const other = await browser.newContext();
+  t.after(() => other.close());
+  const second = await openPage(other);
+  await second.goto(link);
+  await second.getByRole("alert").filter({ hasText: "was used already" }).waitFor();
+  assert.deepEqual(await other.cookies(), []);
+  for (const [file, content] of dashboard.stored()) assert.ok(!content.includes(code) && !content.includes(cookie.value), `${file} contains a secret of a session`);
+});
+
+test("the eleventh wrong code within a minute is refused with 429", async (t) => {
+  const dashboard = await startDashboard(t);
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  const page = await openPage(context);
+  await page.goto(`${dashboard.url}/_/login`);
+  const statuses = [];
+  for (let attempt = 0; attempt < 11; attempt++) {
+    await page.getByLabel("Code").fill(`kcd_guess_${attempt}`);
+    const [response] = await Promise.all([page.waitForResponse((response) => response.request().method() === "POST"), page.getByRole("button", { name: "Sign in" }).click()]);
+    statuses.push(response.status());
+    await page.getByRole("alert").waitFor();
+  }
+  assert.deepEqual(statuses, [...Array(10).fill(403), 429]);
+  assert.match(await page.getByRole("alert").textContent(), /Too many wrong codes/);
+  // The admin token of this address is refused as well, so the code was created before.
+});
+
+test("an ended session leads to the login page", async (t) => {
+  const dashboard = await startDashboard(t);
+  const options = { baseURL: `${dashboard.url}/_/` };
+  await t.test("after a sign out in another tab", async () => {
+    const context = await signIn(dashboard, options);
+    const [page, other] = await Promise.all([openPage(context), openPage(context)]);
+    await Promise.all([page.goto("keys"), other.goto("")]);
+    await other.getByRole("button", { name: "Sign out" }).click();
+    await other.waitForURL(LOGIN);
+    assert.deepEqual(await context.cookies(), []);
+    const changes = await dashboard.changes();
+    await page.getByRole("button", { name: "Pause first" }).click();
+    await page.waitForURL(LOGIN);
+    assert.deepEqual(await dashboard.changes(), changes, "the action of an ended session must not be performed");
+    await context.close();
+  });
+  await t.test("without its cookie", async () => {
+    const context = await signIn(dashboard, options);
+    const page = await openPage(context);
+    for (const path of ["", "keys", "key?id=x", "live", "usage", "usage.csv", "clients", "connect", "system", "nothing", "a/b/c"]) {
+      assert.ok([200, 404].includes((await context.request.get(path)).status()), path);
+      const cookies = await context.cookies();
+      await context.clearCookies();
+      await page.goto(path);
+      assert.match(page.url(), LOGIN);
+      await context.addCookies(cookies);
+    }
+    await context.close();
+  });
+  await t.test("on an open page, whose stream ends", async () => {
+    const context = await signIn(dashboard, options);
+    const [page, other] = await Promise.all([openPage(context), openPage(context)]);
+    const opened = page.waitForResponse((response) => response.url().endsWith("/_/events"));
+    await page.goto("live");
+    await opened;
+    await other.goto("");
+    await other.getByRole("button", { name: "Sign out" }).click();
+    await other.waitForURL(LOGIN);
+    await dashboard.speak();
+    await page.waitForURL(LOGIN);
+    await context.close();
+  });
+  await t.test("after another admin token", async () => {
+    const context = await signIn(dashboard, options);
+    const page = await openPage(context);
+    dashboard.adminToken = "kca_another_admin_token_of_the_test";
+    writeFileSync(dashboard.tokenFile, dashboard.adminToken);
+    await dashboard.configure(dashboard.baseConfig);
+    await page.goto("keys");
+    assert.match(page.url(), LOGIN);
+    const again = await signIn(dashboard, options);
+    await Promise.all([context.close(), again.close()]);
+  });
+});
+
+test("sessions survive a restart of the program", async (t) => {
+  const dashboard = await startDashboard(t);
+  const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
+  t.after(() => context.close());
+  const unused = new URL(await dashboard.link()).hash.slice(1);
+  await dashboard.restart();
+  const page = await openPage(context);
+  await page.goto("keys");
+  assert.equal(page.url(), `${dashboard.url}/_/keys`);
+  await page.getByRole("button", { name: "Pause first" }).click();
+  await page.waitForURL(/done=paused$/);
+  // Codes are kept in memory only.
+  const response = await context.request.post("login", { form: { code: unused }, headers: { origin: dashboard.url } });
+  assert.equal(response.status(), 403);
+});
