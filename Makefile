@@ -11,6 +11,7 @@ SOCKETS := tests/sockets/.venv
 API := tests/api/.venv
 PEERS := benches/compare/.venv
 NODE := tests/sdk/js
+WEB := tests/web
 SUPABASE := tests/supabase
 SHIP := tests/ship/.venv
 MACHINE := $(shell uname -m)
@@ -23,7 +24,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
+.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
 
 check:
 	cargo fmt --check
@@ -73,6 +74,11 @@ test-sockets: build $(SOCKETS)/.installed
 # Generated requests to the admin API against docs/openapi.json, by schemathesis.
 test-api: build $(API)/.installed
 	$(API)/bin/python tests/api/conformance.py target/debug/keychoir
+
+# Operates the dashboard in Chromium, which must be installed by the system's package manager (`chromium`).
+test-web: build $(WEB)/node_modules/.installed
+	@command -v chromium >/dev/null || { echo "test-web needs chromium: apt-get install chromium"; exit 1; }
+	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
 
 # Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
 # user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
@@ -148,6 +154,10 @@ $(FRAMEWORKS)/.installed: tests/sdk/frameworks/requirements.txt
 
 $(NODE)/node_modules/.installed: $(NODE)/package.json $(NODE)/package-lock.json
 	cd $(NODE) && npm ci --no-audit --no-fund
+	touch $@
+
+$(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json
+	cd $(WEB) && npm ci --no-audit --no-fund
 	touch $@
 
 $(SUPABASE)/node_modules/.installed: $(SUPABASE)/package.json $(SUPABASE)/package-lock.json

@@ -113,7 +113,8 @@ impl Sessions {
         move || {
             let fingerprint = sessions.fingerprint(token.expose());
             let limits = sessions.0.limits;
-            fingerprint.is_some_and(|fingerprint| sessions.lock().contains(&fingerprint, limits, clock::now()))
+            fingerprint
+                .is_some_and(|fingerprint| sessions.lock().contains(&fingerprint, limits, clock::now()))
         }
     }
 

@@ -114,7 +114,12 @@ impl SessionTable {
 
     /// Returns whether a session exists and has not ended. It does not count as a use.
     #[must_use]
-    pub fn contains(&self, fingerprint: &SessionTokenFingerprint, limits: SessionLimits, now: UnixMs) -> bool {
+    pub fn contains(
+        &self,
+        fingerprint: &SessionTokenFingerprint,
+        limits: SessionLimits,
+        now: UnixMs,
+    ) -> bool {
         let session = self.sessions.iter().find(|session| session.fingerprint == *fingerprint);
         session.is_some_and(|session| !session.has_ended(limits, now))
     }

@@ -14,7 +14,7 @@ const cleanEnvironment = () => Object.fromEntries(Object.entries(process.env).fi
 const running = new Set();
 process.once("exit", () => running.forEach((child) => child.kill("SIGKILL")));
 
-/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `found`. */
+/** Starts the binary. Resolves once `parse` returns a true value for a line of `stream`, with this value in `parsedValue`. */
 export async function start(stream, parse, args, environment = {}) {
   const stdio = ["ignore", stream === "stdout" ? "pipe" : "inherit", stream === "stderr" ? "pipe" : "inherit"];
   const child = spawn(BINARY, args, { env: { ...cleanEnvironment(), ...environment }, stdio });
@@ -28,14 +28,14 @@ export async function start(stream, parse, args, environment = {}) {
     new Promise((resolve, reject) => {
       ended.then((code) => reject(new Error(`the program exited with ${code}: ${lines.join("\n")}`)));
       reader.on("line", function check(line) {
-        const found = parse(line);
-        if (!found) return;
+        const value = parse(line);
+        if (!value) return;
         reader.off("line", check);
-        resolve(found);
+        resolve(value);
       });
     });
-  const found = await waitForLine(parse);
-  return { found, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
+  const parsedValue = await waitForLine(parse);
+  return { parsedValue, lines, waitForLine, signal: (name) => child.kill(name), stop: () => (child.kill("SIGTERM"), ended) };
 }
 
 /** Runs a program. Resolves with its standard output. */

@@ -56,7 +56,7 @@ export async function startDashboard(context, options = {}) {
   writeFileSync(configFile, baseConfig);
   const environment = {
     KEYCHOIR_CONFIG: configFile,
-    KEYCHOIR_UPSTREAM__BASE_URL: simulator.found,
+    KEYCHOIR_UPSTREAM__BASE_URL: simulator.parsedValue,
     KEYCHOIR_STORAGE__PATH: join(directory, "keychoir.db"),
     KEYCHOIR_RETRY__MIN_DISK_FREE_PERCENT: "0",
     KEYCHOIR_LOG__FORMAT: "json",
@@ -74,7 +74,7 @@ export async function startDashboard(context, options = {}) {
     baseConfig,
     configFile,
     tokenFile,
-    simulator: simulator.found,
+    simulator: simulator.parsedValue,
     program: await serve("127.0.0.1:0"),
     /** The address of clients. */
     get url() {
@@ -119,7 +119,7 @@ export async function startDashboard(context, options = {}) {
       return response;
     },
     async setFault(key, always) {
-      const response = await fetch(`${simulator.found}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) });
+      const response = await fetch(`${simulator.parsedValue}/_simulator/faults`, { method: "POST", body: JSON.stringify({ key, always }) });
       assert.ok(response.ok, await response.text());
     },
     /** Resolves once the usage database contains this number of attempts. */
@@ -148,7 +148,7 @@ export async function startDashboard(context, options = {}) {
   };
   context.after(async () => {
     assert.equal(await dashboard.program.stop(), 0);
-    const { violations } = await (await fetch(`${simulator.found}/_simulator/ledger`)).json();
+    const { violations } = await (await fetch(`${simulator.parsedValue}/_simulator/ledger`)).json();
     await simulator.stop();
     rmSync(directory, { recursive: true });
     assert.deepEqual(violations, [], "the provider must have received no secret and no invalid request");
