@@ -118,7 +118,9 @@ pub(super) struct Credits {
     used_before: Option<u64>,
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
-    /// The highest amount that this process has stated or read as used by this replica.
+    /// The amount of the current statement, and the highest one of the earlier statements of this process, including
+    /// what it has read as stated before.
+    stating: u64,
     stated: u64,
     /// What each of the other replicas has used, as far as this one knows. The amounts only grow.
     uses: BTreeMap<String, u64>,
@@ -156,6 +158,8 @@ pub(super) struct CreditSituation {
     /// The estimated cost of the queued requests, and of the cheapest one.
     pub(super) queued: u64,
     pub(super) least: u64,
+    /// Whether this process knows the result of a poll.
+    pub(super) is_polled: bool,
     /// The shared time of the last poll, or of the statement if there was none since the last one.
     pub(super) learned_at: u64,
     pub(super) instant: Instant,
@@ -166,6 +170,7 @@ impl Credits {
         Self {
             used_before: None,
             charged: 0,
+            stating: 0,
             stated: 0,
             uses: BTreeMap::new(),
             used_by_others: 0,
@@ -186,7 +191,7 @@ impl Credits {
 
     /// Returns the statement of the next beat.
     pub(super) fn statement(&mut self, situation: CreditSituation) -> CreditStatement {
-        let CreditSituation { usage, limit, queued, least, learned_at, instant } = situation;
+        let CreditSituation { usage, limit, queued, least, is_polled, learned_at, instant } = situation;
         if usage.charged_here != self.charged || usage.reserved > 0 || queued > 0 {
             self.last_used = instant;
         }
@@ -201,7 +206,7 @@ impl Credits {
                 return self.is_base_lost.then_some((self.base, self.base_stamp));
             }
             let shared = used_before.saturating_add(self.used_by_others);
-            let is_restored = self.restored_foreign == Some(usage.foreign);
+            let is_restored = !is_polled && self.restored_foreign == Some(usage.foreign);
             let stamp = if is_restored { RESTORED_STAMP } else { learned_at.max(self.base_stamp) };
             Some((usage.foreign.saturating_sub_unsigned(shared), stamp))
         });
@@ -209,7 +214,8 @@ impl Credits {
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
         let in_all = |amount: i64| self.used_before.unwrap_or(0).saturating_add_signed(amount);
         let used = self.used_before.map(|_| in_all(usage.charged_here));
-        self.stated = self.stated.max(used.unwrap_or(0));
+        self.stated = self.stated.max(self.stating);
+        self.stating = used.unwrap_or(0);
         CreditStatement {
             used,
             reserved: usage.reserved,
@@ -257,6 +263,7 @@ impl Credits {
             self.used_before = Some(before);
             self.foreign = Some(usage.foreign);
             self.stated = before;
+            self.stating = before;
             self.is_restored_late = true;
             return None;
         }
@@ -331,7 +338,7 @@ impl Credits {
             0
         };
         self.used_before = Some(stated.saturating_add(unstated));
-        self.stated = stated;
+        (self.stating, self.stated) = (stated, stated);
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
         self.foreign = is_known.then_some(usage.foreign);
@@ -365,6 +372,11 @@ impl Credits {
 
 #[cfg(test)]
 impl Credits {
+    /// Returns [`CreditUse::charged_here`] at the last statement.
+    pub(super) fn charged(&self) -> i64 {
+        self.charged
+    }
+
     /// Returns up to which amount this process may use credits, and what was left at the last reply.
     pub(super) fn bound(&self) -> (Option<i64>, u64) {
         (self.bound, self.left)

@@ -246,6 +246,7 @@ impl Replica {
                 // Not more than can start soon, because other replicas also need what is left.
                 queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
                 least: queued.min_credits,
+                is_polled: polled_at.is_some(),
                 learned_at,
                 instant: moment.instant,
             });

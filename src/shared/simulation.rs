@@ -95,12 +95,10 @@ async fn run(scenario: Scenario) -> Vec<String> {
     while !world.is_healthy() {
         sleep(Duration::from_millis(100)).await;
     }
-    sleep(TWO_BEATS).await;
-    let is_exact = world.scenario.poll_interval.is_none();
-    world.check_agreement(is_exact);
+    check_agreement(&world, world.scenario.poll_interval.is_none()).await;
     if let Some(interval) = world.scenario.poll_interval {
         sleep(QUOTA_LAG + world.scenario.lag + 2 * interval + TWO_BEATS).await;
-        world.check_agreement(true);
+        check_agreement(&world, true).await;
     }
     drain(&world).await;
     if std::env::var_os("KEYCHOIR_SIMULATION_SEED").is_some() {
@@ -108,6 +106,14 @@ async fn run(scenario: Scenario) -> Vec<String> {
     }
     let found = world.violations.take();
     if found.is_empty() { found } else { [world.faults(), found].concat() }
+}
+
+/// Checks that all replicas agree two beats after the last charge, poll and fault.
+async fn check_agreement(world: &World, is_exact: bool) {
+    world.is_polling_paused.set(true);
+    sleep(TWO_BEATS).await;
+    world.check_agreement(is_exact);
+    world.is_polling_paused.set(false);
 }
 
 #[expect(clippy::print_stdout, reason = "a person has asked for the statistics of one seed")]

@@ -108,7 +108,13 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
         Fault::Restart(span) => {
             let Some(process) = world.process(index) else { return };
             process.is_decided.set(false);
+            // A replica that ends waits for its last statement, which it can make only while Redis responds.
             sleep(Duration::from_secs(2)).await;
+            while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
+                sleep(Duration::from_millis(100)).await;
+            }
+            let healthy_at = clock::instant() + span + GRACE;
+            world.healthy_at.set(world.healthy_at.get().max(healthy_at));
             restart(world, index, span).await;
         }
         Fault::Kill(span) => restart(world, index, span).await,

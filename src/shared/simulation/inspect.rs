@@ -1,6 +1,7 @@
 //! What the invariants of a simulation read of a replica.
 
 use super::super::replica::Replica;
+use super::world::{Process, World};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::shared_id::SharedId;
 
@@ -26,5 +27,17 @@ impl Replica {
     /// Whether this replica has no grant of slots, so that it uses a loan.
     pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
         self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
+    }
+}
+
+impl World {
+    /// Whether Redis has all charges of a process.
+    pub(super) fn has_stated_all(&self, process: &Process) -> bool {
+        let (roster, replica) = (process.pool.roster(), process.replica.borrow());
+        roster.keys().iter().all(|key| {
+            let usage = key.workspace().credit_use();
+            let state = replica.workspaces.get(&key.workspace().shared_id());
+            state.is_some_and(|state| state.credits.charged() == usage.charged_here)
+        })
     }
 }

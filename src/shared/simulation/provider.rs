@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::policy::budget::Quota;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::{Shortfall, Verdict};
@@ -25,6 +26,8 @@ pub(super) struct ProviderWorkspace {
     pub(super) running: u32,
     pub(super) max: u32,
     pub(super) tier: &'static str,
+    /// The last time at which no more requests could run.
+    pub(super) full_at: Instant,
     /// The count after each charge, because polls lag behind it.
     history: VecDeque<(Instant, u64)>,
 }
@@ -32,6 +35,12 @@ pub(super) struct ProviderWorkspace {
 impl ProviderWorkspace {
     pub(super) fn left(&self) -> u64 {
         self.limit - self.spent - self.committed
+    }
+
+    fn note_full(&mut self) {
+        if self.running >= self.max {
+            self.full_at = clock::instant();
+        }
     }
 
     /// Returns the quota that a poll reports, with the count of `lag` ago.
@@ -67,7 +76,16 @@ impl Provider {
             // Credits that were spent before the replicas started.
             let spent = limit / 4;
             let history = VecDeque::from([(start, spent)]);
-            ProviderWorkspace { limit: *limit, spent, committed: 0, running: 0, max, tier, history }
+            ProviderWorkspace {
+                limit: *limit,
+                spent,
+                committed: 0,
+                running: 0,
+                max,
+                tier,
+                full_at: start,
+                history,
+            }
         };
         Rc::new(Self { workspaces: RefCell::new(limits.iter().map(workspace).collect()) })
     }
@@ -89,6 +107,7 @@ impl Provider {
             return Err(Verdict::WorkspaceQuota(Shortfall { remaining, required, quota: None }));
         }
         known.running += 1;
+        known.note_full();
         known.committed += cost;
         Ok(RunningRequest { provider: Rc::clone(self), workspace, cost })
     }
@@ -109,6 +128,7 @@ impl Drop for RunningRequest {
     fn drop(&mut self) {
         let mut workspaces = self.provider.workspaces.borrow_mut();
         let known = &mut workspaces[self.workspace];
+        known.note_full();
         known.running -= 1;
         known.committed -= self.cost;
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
+use super::provider::ProviderWorkspace;
 use super::world::{Process, World};
 use crate::clock::{self, SIMULATED_CLOCK};
 use crate::policy::client::ClientName;
@@ -15,7 +16,7 @@ use crate::policy::select::Unavailable;
 use crate::policy::verdict::Verdict;
 use crate::pool::{KeyRequest, RefusedAttempt, ServedAttempt};
 
-/// Maximum wait of a request while credits are left and no fault has an effect.
+/// Maximum wait of a request while credits and a slot are free and no fault has an effect.
 const MAX_WAIT: Duration = Duration::from_secs(15);
 /// Maximum attempts of a request.
 const MAX_ATTEMPTS: usize = 12;
@@ -81,7 +82,7 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
         };
         check_wait(&world, &process, &request, began_at, was_healthy);
         let mut lease = reserved.lease;
-        let admission = world.admit(&process, &lease);
+        let admission = world.admit(&process, &lease, request.estimate);
         let _admission = AdmissionGuard(&world, admission);
         let key = std::sync::Arc::clone(lease.key());
         lease.mark_sent();
@@ -130,8 +131,18 @@ fn check_wait(
         return;
     }
     world.violations.longest_wait.set(world.violations.longest_wait.get().max(waited));
-    let left = world.provider.workspaces.borrow().iter().map(|workspace| workspace.left()).max();
-    if waited > MAX_WAIT && left > Some(request.estimate) {
-        world.fail(format!("{} let {request:?} wait for {waited:?} with {left:?} credits", process.id));
+    let workspaces = world.provider.workspaces.borrow();
+    let has_capacity = |workspace: &&ProviderWorkspace| {
+        workspace.left() > request.estimate && clock::elapsed_since(workspace.full_at) > MAX_WAIT
+    };
+    if waited > MAX_WAIT
+        && let Some(index) = workspaces.iter().position(|workspace| has_capacity(&workspace))
+    {
+        let left = workspaces[index].left();
+        world.fail(format!(
+            "{} let {request:?} wait for {waited:?} with {left} credits: {}",
+            process.id,
+            world.describe(process, index)
+        ));
     }
 }
