@@ -73,7 +73,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("dashboard", &["admin", "clock", "policy", "pool", "proxy", "secret", "shared", "store", "telemetry"]),
+    ("dashboard", &["admin", "clock", "policy", "secret", "store", "telemetry"]),
     ("config", &["certificate", "clock", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (

@@ -9,7 +9,7 @@ use std::{fs, io};
 use serde::{Deserialize, Serialize};
 
 use super::SharedAdminToken;
-use crate::policy::sessions::{CODE_LIFETIME, Session, SessionLimits, SessionTable};
+use crate::policy::sessions::{CODE_LIFETIME, OperatorSession, SessionLimits, SessionTable};
 use crate::policy::units::UnixMs;
 use crate::secret::{SessionTokenFingerprint, generate_token};
 use crate::{clock, private_file, tasks};
@@ -169,7 +169,7 @@ impl Sessions {
 }
 
 impl StoredSession {
-    fn new(session: &Session) -> Self {
+    fn new(session: &OperatorSession) -> Self {
         Self {
             fingerprint: session.fingerprint.to_string(),
             started_at_ms: session.started_at.0,
@@ -177,8 +177,8 @@ impl StoredSession {
         }
     }
 
-    fn parse(&self) -> Option<Session> {
-        Some(Session {
+    fn parse(&self) -> Option<OperatorSession> {
+        Some(OperatorSession {
             fingerprint: SessionTokenFingerprint::parse(&self.fingerprint)?,
             started_at: UnixMs(self.started_at_ms),
             used_at: UnixMs(self.used_at_ms),
@@ -186,7 +186,7 @@ impl StoredSession {
     }
 }
 
-fn read_file(path: &Path) -> Vec<Session> {
+fn read_file(path: &Path) -> Vec<OperatorSession> {
     let read = || -> io::Result<Vec<StoredSession>> {
         if fs::metadata(path)?.len() > MAX_FILE_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is too large"));

@@ -10,13 +10,13 @@ use crate::policy::units::UnixMs;
 
 /// The unit of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
+pub(super) enum ValueUnit {
     Credits,
     Requests,
     Milliseconds,
 }
 
-impl Unit {
+impl ValueUnit {
     fn as_str(self) -> &'static str {
         match self {
             Self::Credits => "credits",
@@ -40,7 +40,7 @@ pub(super) struct Chart<'c> {
     pub(super) title: &'c str,
     /// What the chart shows, in a sentence for viewers who do not see it.
     pub(super) description: String,
-    pub(super) unit: Unit,
+    pub(super) unit: ValueUnit,
     pub(super) style: Style,
     pub(super) series: Vec<String>,
     /// A value for each series, by time. `None` where a series has no value.

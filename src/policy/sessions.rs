@@ -24,7 +24,7 @@ pub struct SessionLimits {
 
 /// A session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Session {
+pub struct OperatorSession {
     /// The fingerprint of the token in the cookie.
     pub fingerprint: SessionTokenFingerprint,
     /// When the session started.
@@ -33,7 +33,7 @@ pub struct Session {
     pub used_at: UnixMs,
 }
 
-impl Session {
+impl OperatorSession {
     /// Returns whether the session has ended. A start or a use after `now` shows that the clock was set back, and does
     /// not extend the session beyond its maximum duration from `now`.
     fn has_ended(&self, limits: SessionLimits, now: UnixMs) -> bool {
@@ -46,19 +46,19 @@ impl Session {
 #[derive(Clone, Debug, Default)]
 pub struct SessionTable {
     codes: Vec<(SessionTokenFingerprint, UnixMs)>,
-    sessions: Vec<Session>,
+    sessions: Vec<OperatorSession>,
 }
 
 impl SessionTable {
     /// Creates a table with stored sessions.
     #[must_use]
-    pub fn with_sessions(sessions: Vec<Session>) -> Self {
+    pub fn with_sessions(sessions: Vec<OperatorSession>) -> Self {
         Self { codes: Vec::new(), sessions }
     }
 
     /// Returns the sessions, for storage.
     #[must_use]
-    pub fn sessions(&self) -> &[Session] {
+    pub fn sessions(&self) -> &[OperatorSession] {
         &self.sessions
     }
 
@@ -89,7 +89,7 @@ impl SessionTable {
                 self.sessions.swap_remove(index);
             }
         }
-        self.sessions.push(Session { fingerprint: session, started_at: now, used_at: now });
+        self.sessions.push(OperatorSession { fingerprint: session, started_at: now, used_at: now });
         true
     }
 
@@ -100,7 +100,7 @@ impl SessionTable {
         fingerprint: &SessionTokenFingerprint,
         limits: SessionLimits,
         now: UnixMs,
-    ) -> Option<Session> {
+    ) -> Option<OperatorSession> {
         let session = self.sessions.iter_mut().find(|session| session.fingerprint == *fingerprint)?;
         if session.has_ended(limits, now) {
             return None;

@@ -36,7 +36,8 @@ fn each_path_is_unique_and_has_one_section() {
 }
 
 /// For each type of setting, at least one valid value that is not the default.
-const SAMPLES: [&str; 20] = [
+const SAMPLES: [&str; 21] = [
+    "3h",
     "status",
     "/below",
     "999",

@@ -11,7 +11,7 @@ use crate::store::{AttemptFilter, StoredAttempt};
 const LISTED_ATTEMPTS: usize = 100;
 
 /// A request, by its attempts in their order.
-struct EndedRequest<'a> {
+struct ListedRequest<'a> {
     attempts: Vec<&'a StoredAttempt>,
 }
 
@@ -50,18 +50,18 @@ pub(in crate::dashboard) async fn live(request: &PageRequest<'_>) -> Markup {
 }
 
 /// Groups attempts of one request, which follow each other unless other requests ended in between.
-fn group(attempts: &[StoredAttempt]) -> Vec<EndedRequest<'_>> {
-    let mut requests: Vec<EndedRequest<'_>> = Vec::new();
+fn group(attempts: &[StoredAttempt]) -> Vec<ListedRequest<'_>> {
+    let mut requests: Vec<ListedRequest<'_>> = Vec::new();
     for attempt in attempts {
         match requests.iter_mut().find(|request| request.attempts[0].request_id == attempt.request_id) {
             Some(request) => request.attempts.insert(0, attempt),
-            None => requests.push(EndedRequest { attempts: vec![attempt] }),
+            None => requests.push(ListedRequest { attempts: vec![attempt] }),
         }
     }
     requests
 }
 
-fn row(request: &EndedRequest<'_>) -> Markup {
+fn row(request: &ListedRequest<'_>) -> Markup {
     let Some(last) = request.attempts.last() else { return html! {} };
     let milliseconds = request.attempts.iter().map(|attempt| attempt.total_ms).sum();
     let credits = request.attempts.iter().map(|attempt| attempt.credits).sum();

@@ -8,7 +8,7 @@ use maud::{Markup, html};
 use super::{history_unavailable, key_name};
 use crate::admin::{KeyDocument, OverviewDocument};
 use crate::dashboard::PageRequest;
-use crate::dashboard::chart::{Chart, Style, Unit};
+use crate::dashboard::chart::{Chart, Style, ValueUnit};
 use crate::dashboard::format::{
     credits_meter, grouped, known_time, latency, number, percent, span, state, time, unknown, until,
     usage_meter,
@@ -180,7 +180,7 @@ fn credits_chart(hours: &[HourOfKey], now: UnixMs) -> Markup {
     Chart {
         title: "Credits by key, last 24 hours",
         description,
-        unit: Unit::Credits,
+        unit: ValueUnit::Credits,
         style: Style::StackedBars(Duration::from_secs(3_600)),
         series,
         rows,
@@ -204,7 +204,7 @@ fn first_byte_chart(intervals: &[TimelineInterval]) -> Markup {
         title: "Time to first byte",
         description: "The median and the 95th percentile of the time to the first byte, every 5 minutes."
             .to_owned(),
-        unit: Unit::Milliseconds,
+        unit: ValueUnit::Milliseconds,
         style: Style::Lines,
         series: vec!["median".to_owned(), "95 %".to_owned()],
         rows: intervals.iter().map(|interval| (interval.start, values(interval))).collect(),
@@ -226,7 +226,7 @@ fn requests_chart(intervals: &[TimelineInterval]) -> Markup {
     Chart {
         title: "Requests and failovers",
         description,
-        unit: Unit::Requests,
+        unit: ValueUnit::Requests,
         style: Style::Lines,
         series: vec!["requests".to_owned(), "failovers".to_owned(), "failed".to_owned()],
         rows: intervals.iter().map(|interval| (interval.start, values(interval))).collect(),

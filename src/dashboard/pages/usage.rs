@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 use super::history_unavailable;
 use crate::dashboard::PageRequest;
-use crate::dashboard::chart::{Chart, Style, Unit};
+use crate::dashboard::chart::{Chart, Style, ValueUnit};
 use crate::dashboard::form::Form;
 use crate::dashboard::format::{grouped, number, percent, time};
 use crate::policy::units::UnixMs;
@@ -95,7 +95,7 @@ fn time_chart(rows: &[UsageRow], query: &UsageQuery) -> Markup {
     Chart {
         title: "Credits",
         description: format!("{} credits were used in this period.", grouped(total)),
-        unit: Unit::Credits,
+        unit: ValueUnit::Credits,
         style: Style::StackedBars(period),
         series: vec!["credits".to_owned()],
         rows: rows.collect(),

@@ -33,7 +33,7 @@ pub(crate) struct OverviewDocument {
     pub(crate) connections: u64,
     pub(crate) clients: usize,
     pub(crate) usage_store: UsageStoreState,
-    pub(crate) mirror: MirrorState,
+    pub(crate) mirror: MirrorDocument,
     /// Whether the pool is shared with other replicas: `off`, `connected` or `alone`.
     pub(crate) shared: &'static str,
     pub(crate) replicas: Vec<ReplicaDocument>,
@@ -75,7 +75,7 @@ pub(crate) struct UsageStoreState {
 }
 
 #[derive(Serialize)]
-pub(crate) struct MirrorState {
+pub(crate) struct MirrorDocument {
     pub(crate) state: &'static str,
     pub(crate) refused_rows: u64,
 }
@@ -157,7 +157,7 @@ pub(in crate::admin::api) fn overview_document(
             unwritten_records: health.unwritten_records(),
             lost_records: health.lost_records(),
         },
-        mirror: MirrorState {
+        mirror: MirrorDocument {
             state: readiness.mirror(),
             refused_rows: mirror.map_or(0, crate::mirror::MirrorHealth::refused),
         },
