@@ -24,7 +24,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run
+.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run simulation
 
 check:
 	cargo fmt --check
@@ -222,6 +222,13 @@ demo-replicas:
 deny:
 	cargo deny check bans licenses sources
 
+# Number of seeds of the simulation of several replicas.
+SIMULATION_SEEDS ?= 200
+
+# Simulates replicas on virtual time: src/shared/simulation.rs. It takes about ten minutes.
+simulation:
+	KEYCHOIR_SIMULATION_SEEDS=$(SIMULATION_SEEDS) cargo test --locked --lib replicas_share_a_pool_whatever_fails
+
 # Runs the fault tests that take too long for `make test`: all Autobahn cases; overload by clients, connections and
 # upstream failures; misbehaving WebSocket sessions; a full, read-only or failing disk (with a tmpfs and `strace`, if
 # available); 100 kills under load; three replicas while Redis or a replica is lost; uploads of up to 1 GB that are refused
@@ -240,6 +247,7 @@ faults: $(SOCKETS)/.installed
 	$(PYTHON) tests/faults/disk.py target/release/keychoir
 	KEYCHOIR_KILLS=$(FAULTS_KILLS) cargo test --locked --test crashes -- --nocapture
 	$(PYTHON) tests/faults/replicas.py target/release/keychoir $(FAULTS_PHASE_SECONDS)
+	$(MAKE) simulation
 	$(PYTHON) tests/faults/uploads.py target/release/keychoir $(FAULTS_LARGEST_MB)
 	$(MAKE) mutations
 

@@ -372,9 +372,14 @@ impl Credits {
 
 #[cfg(test)]
 impl Credits {
-    /// Returns [`CreditUse::charged_here`] at the last statement.
-    pub(super) fn charged(&self) -> i64 {
-        self.charged
+    /// Returns what this replica has used in all.
+    pub(super) fn used(&self, usage: CreditUse) -> Option<u64> {
+        self.used_before.map(|before| before.saturating_add_signed(usage.charged_here))
+    }
+
+    /// Returns what another replica has used, as far as this one knows.
+    pub(super) fn used_by(&self, replica: &str) -> u64 {
+        self.uses.get(replica).copied().unwrap_or(0)
     }
 
     /// Returns up to which amount this process may use credits, and what was left at the last reply.

@@ -108,7 +108,7 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
         Fault::Restart(span) => {
             let Some(process) = world.process(index) else { return };
             process.is_decided.set(false);
-            // A replica that ends waits for its last statement, which it can make only while Redis responds.
+            // Redis may lose the last statement of a replica that has ended, unless another one has read it.
             sleep(Duration::from_secs(2)).await;
             while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
                 sleep(Duration::from_millis(100)).await;

@@ -31,13 +31,20 @@ impl Replica {
 }
 
 impl World {
-    /// Whether Redis has all charges of a process.
+    /// Whether Redis and all other connected replicas know all charges of a process.
     pub(super) fn has_stated_all(&self, process: &Process) -> bool {
         let (roster, replica) = (process.pool.roster(), process.replica.borrow());
+        let others = self.processes().into_iter().filter(|other| other.index != process.index);
+        let others: Vec<_> = others.filter(|other| !other.replica.borrow().is_alone()).collect();
         roster.keys().iter().all(|key| {
-            let usage = key.workspace().credit_use();
-            let state = replica.workspaces.get(&key.workspace().shared_id());
-            state.is_some_and(|state| state.credits.charged() == usage.charged_here)
+            let (id, usage) = (key.workspace().shared_id(), key.workspace().credit_use());
+            let Some(used) = replica.workspaces.get(&id).and_then(|state| state.credits.used(usage)) else {
+                return false;
+            };
+            others.iter().all(|other| {
+                let known = other.replica.borrow();
+                known.workspaces.get(&id).is_some_and(|state| state.credits.used_by(&process.id) >= used)
+            })
         })
     }
 }
