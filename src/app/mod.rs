@@ -139,11 +139,15 @@ pub fn start(
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_totals = store.read_client_usage(clock::now())?;
-    let replica_id = store.replica_id(&new_replica_id())?;
+    // Without other replicas, this one has no id.
+    let redis = app_config
+        .redis
+        .map(|settings| Ok::<_, StartError>((settings, store.replica_id(&new_replica_id())?)));
+    let redis = redis.transpose()?;
     let (usage, mut store_writer) = store.start_writer(Arc::clone(&pool), app_config.store)?;
     let user_reader = Arc::new(store_writer.history.clone());
     let mut client_usage = ClientUsage::new(&app_config.clients, &client_totals, user_reader, clock::now());
-    let replica = app_config.redis.map(|settings| {
+    let replica = redis.map(|(settings, replica_id)| {
         let regions = app_config.polling.as_ref().map(|polling| Arc::clone(&polling.regions));
         PreparedReplica::new(settings, &pool, replica_id, regions, app_config.store.owner_limits)
     });

@@ -103,10 +103,7 @@ impl Controller {
     fn log_failure(&mut self, error: &MergeError) {
         let reason = describe(error);
         if self.merge_failure.as_ref() != Some(&reason) {
-            warn!(
-                event = "overlay_not_merged",
-                "Changes of another replica do not apply to this one: {reason}"
-            );
+            warn!(event = "overlay_not_merged", "Changes of other replicas cannot be applied: {reason}");
             self.merge_failure = Some(reason);
         }
     }

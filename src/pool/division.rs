@@ -1,5 +1,5 @@
-//! The pool's side of a pool that several replicas share. It tells which credits and concurrency slots this replica
-//! uses and needs, and which changes other replicas must learn. It applies the shares of this replica, and the changes
+//! The pool's side of a pool that several replicas share. It reports which credits and concurrency slots
+//! this replica uses and needs, and sends the changes that other replicas must receive. It applies the shares of this replica, and the changes
 //! of others.
 //!
 //! This module does not know how the replicas communicate. A pool without other replicas sends no changes and is never
@@ -24,7 +24,7 @@ use crate::policy::shared_id::SharedId;
 use crate::policy::units::UnixMs;
 use crate::secret::Fingerprint;
 
-/// A change of the pool that other replicas must learn.
+/// A change of the pool that other replicas must receive.
 #[derive(Clone, Debug)]
 pub enum PoolChange {
     /// The provider has refused a key or its workspace.
@@ -74,7 +74,7 @@ pub struct QueuedDemand {
 }
 
 impl Pool {
-    /// Sends the changes that other replicas must learn to `changes` from now on. Has no effect if they are sent
+    /// Sends the changes that other replicas must receive to `changes` from now on. Has no effect if they are sent
     /// already. A change is dropped when the channel is full.
     pub fn send_changes_to(&self, changes: mpsc::Sender<PoolChange>) {
         let _ = self.changes.set(changes);
@@ -126,7 +126,7 @@ impl Pool {
         }
     }
 
-    /// Records the maximum of a concurrency group that another replica has learned.
+    /// Records the maximum of a concurrency group that another replica has received.
     pub fn record_shared_maximum(
         self: &Arc<Self>,
         workspace: &Workspace,

@@ -1,4 +1,4 @@
-//! The questions that requests ask the other replicas, and the owners of identifiers that they tell them. A question
+//! The questions that requests ask the other replicas, and the owners of identifiers that they report to them. A question
 //! is a command on the connection of the replica. It ends within `redis.wait_timeout`, with or without an answer.
 
 use std::fmt;

@@ -31,11 +31,11 @@ impl Replica {
 }
 
 impl World {
-    /// Whether Redis and all other connected replicas know all charges of a process.
+    /// Whether Redis and all other replicas know all charges of a process.
     pub(super) fn has_stated_all(&self, process: &Process) -> bool {
         let (roster, replica) = (process.pool.roster(), process.replica.borrow());
         let others = self.processes().into_iter().filter(|other| other.index != process.index);
-        let others: Vec<_> = others.filter(|other| !other.replica.borrow().is_alone()).collect();
+        let others: Vec<_> = others.collect();
         roster.keys().iter().all(|key| {
             let (id, usage) = (key.workspace().shared_id(), key.workspace().credit_use());
             let Some(used) = replica.workspaces.get(&id).and_then(|state| state.credits.used(usage)) else {
