@@ -96,8 +96,7 @@ impl History {
         self.read(move |connection| queries::usage(connection, &filter)).await
     }
 
-    /// Reads the credits and attempts of each key in each hour, the latest hours first, and in an hour the keys with the
-    /// most credits first. Includes the hour that contains `since`, and that of `until` unless it starts at `until`. If
+    /// Reads the credits and attempts of each key in each hour, the latest hours first. Includes the hour that contains `since`, and that of `until` unless it starts at `until`. If
     /// there are more than `limit` rows, the earliest are missing.
     ///
     /// # Errors

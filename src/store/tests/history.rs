@@ -263,9 +263,9 @@ async fn credits_are_summed_by_hour_and_key() {
             let [first, second] = ["sk_canary_o...00001", "sk_canary_o...00002"];
             let all = [
                 row(1, second, 3, 1, 1),
-                row(0, second, 9, 2, 1),
-                row(0, first, 7, 2, 2),
                 row(0, "own", 0, 1, 1),
+                row(0, first, 7, 2, 2),
+                row(0, second, 9, 2, 1),
             ];
             let (next, end) = (start.plus(hour), start.plus(hour * 2));
             assert_eq!(read(start, end, 10).await, all);
