@@ -75,8 +75,8 @@ test("the list is filtered, also for later requests", async () => {
 
 test("the overview shows requests that are running", async () => {
   const page = await open("");
-  await dashboard.setFault(SECOND_KEY, "slow_body=2s");
-  await dashboard.setFault(FIRST_KEY, "slow_body=2s");
+  await dashboard.setFault(SECOND_KEY, "stall=2s");
+  await dashboard.setFault(FIRST_KEY, "stall=2s");
   const response = dashboard.speak("running", "token_of_the_app");
   await page.locator('[data-field="requests.in_flight"] data', { hasText: /^1$/ }).waitFor();
   await response;
