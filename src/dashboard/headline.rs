@@ -133,3 +133,138 @@ impl Headline {
 pub(super) fn earliest<'t>(times: impl Iterator<Item = &'t str>, now: UnixMs) -> Option<UnixMs> {
     times.filter_map(UnixMs::parse).filter(|time| *time > now).min()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-11-30T12:00:00Z";
+    const IN_3_HOURS: &str = "2026-11-30T15:00:00Z";
+    const IN_5_DAYS: &str = "2026-12-05T12:00:00Z";
+    const BEFORE: &str = "2026-11-30T11:00:00Z";
+
+    /// Returns an active key with 600 of 1,000 credits, which are reset in five days.
+    fn key(state: &'static str) -> KeyDocument {
+        KeyDocument {
+            state,
+            credits_used: 400,
+            credits_limit: Some(1_000),
+            credits_remaining: Some(600),
+            resets_at: Some(IN_5_DAYS.to_owned()),
+            ..KeyDocument::default()
+        }
+    }
+
+    fn overview(keys: &[KeyDocument]) -> OverviewDocument {
+        let count = |state: &str| keys.iter().filter(|key| key.state == state).count();
+        let mut overview = OverviewDocument { upstream: "reachable", ..OverviewDocument::default() };
+        overview.keys.total = keys.len();
+        overview.keys.active = count("active") + count("near_limit");
+        overview.keys.near_limit = count("near_limit");
+        overview.keys.rate_limited = count("rate_limited");
+        overview.keys.exhausted = count("exhausted");
+        overview.keys.invalid = count("invalid");
+        overview.keys.paused = count("paused");
+        overview
+    }
+
+    /// Asserts the headline of these keys, after a change of the overview.
+    #[track_caller]
+    fn check_with(
+        change: impl FnOnce(&mut OverviewDocument),
+        keys: &[KeyDocument],
+        urgency: Urgency,
+        title: &str,
+        detail: &str,
+    ) {
+        let mut overview = overview(keys);
+        change(&mut overview);
+        let headline = Headline::new(&overview, keys, UnixMs::parse(NOW).unwrap());
+        assert_eq!((headline.urgency, &*headline.title, &*headline.detail), (urgency, title, detail));
+    }
+
+    #[track_caller]
+    fn check(keys: &[KeyDocument], urgency: Urgency, title: &str, detail: &str) {
+        check_with(|_| {}, keys, urgency, title, detail);
+    }
+
+    const LASTING: &str = "600 credits are left, and last until their reset at the current rate. The next reset of credits is in 5 d.";
+    const LASTING_OF_TWO: &str = "1,200 credits are left, and last until their reset at the current rate. The next reset of credits is in 5 d.";
+    const RESET: &str = "The next reset of credits is in 5 d.";
+
+    #[test]
+    fn active_keys_serve_requests() {
+        check(&[key("active")], Urgency::Good, "Yes: the key can serve requests.", LASTING);
+        check(
+            &[key("active"), key("active")],
+            Urgency::Good,
+            "Yes: all 2 keys can serve requests.",
+            LASTING_OF_TWO,
+        );
+    }
+
+    #[test]
+    fn a_key_that_needs_attention_is_a_warning() {
+        let title = "Yes: 2 of 2 keys can serve requests.";
+        check(&[key("active"), key("near_limit")], Urgency::Warning, title, LASTING_OF_TWO);
+        for state in ["rate_limited", "exhausted", "invalid", "paused"] {
+            let title = "Yes: 1 of 2 keys can serve requests.";
+            check(&[key("active"), key(state)], Urgency::Warning, title, LASTING_OF_TWO);
+        }
+    }
+
+    #[test]
+    fn without_an_active_key_the_reason_and_the_end_are_named() {
+        let until = |state, until: &str| KeyDocument { until: Some(until.to_owned()), ..key(state) };
+        let first = "The first key can be used again in 3 h.";
+        let exhausted = [until("exhausted", IN_5_DAYS), until("exhausted", IN_3_HOURS)];
+        check(&exhausted, Urgency::Bad, "No: all keys are exhausted.", first);
+        check(&[key("paused"), key("paused")], Urgency::Bad, "No: all keys are paused.", RESET);
+        let invalid = KeyDocument { resets_at: None, ..key("invalid") };
+        let detail = "See below for the reason of each key.";
+        check(&[invalid], Urgency::Bad, "No: all keys are invalid.", detail);
+        let mixed = [key("paused"), until("rate_limited", IN_3_HOURS)];
+        check(&mixed, Urgency::Bad, "No: no key is active.", first);
+        // A time in the past is not announced.
+        check(&[until("rate_limited", BEFORE)], Urgency::Bad, "No: no key is active.", RESET);
+    }
+
+    #[test]
+    fn the_state_of_the_program_comes_first() {
+        let detail = "See below for the reason of each key.";
+        check(&[], Urgency::Bad, "No: the pool has no keys.", detail);
+        let unreachable = |overview: &mut OverviewDocument| overview.upstream = "unreachable";
+        check_with(unreachable, &[key("active")], Urgency::Bad, "No: ElevenLabs cannot be reached.", LASTING);
+        let draining = |overview: &mut OverviewDocument| overview.draining = true;
+        check_with(draining, &[key("active")], Urgency::Warning, "Keychoir is shutting down.", LASTING);
+    }
+
+    #[test]
+    fn the_end_of_the_credits_is_named() {
+        let title = "Yes: the key can serve requests.";
+        let check_end = |exhausted_at: &str, detail: &str| {
+            let change = |overview: &mut OverviewDocument| {
+                overview.credits.exhausted_at = Some(exhausted_at.to_owned());
+            };
+            check_with(change, &[key("active")], Urgency::Good, title, detail);
+        };
+        check_end(IN_3_HOURS, "At the current rate, the credits run out in 3 h, before their reset.");
+        check_end(NOW, "At the current rate, the credits run out now.");
+        check_end(BEFORE, "At the current rate, the credits run out now.");
+        let unknown = KeyDocument { credits_limit: None, credits_remaining: None, ..key("active") };
+        check(&[unknown], Urgency::Good, title, "The number of credits is not known yet.");
+        let without_reset = KeyDocument { resets_at: None, ..key("active") };
+        check(&[without_reset], Urgency::Good, title, "600 credits are left.");
+    }
+
+    #[test]
+    fn keys_of_one_workspace_share_its_credits() {
+        let shared = || KeyDocument { workspace: Some("studio".to_owned()), ..key("active") };
+        let credits = KnownCredits::new(&[shared(), shared(), key("active")]);
+        let expected = KnownCredits { used: 800, limit: 2_000, remaining: 1_200, is_complete: true };
+        assert_eq!(credits, expected);
+        let unknown = KeyDocument { credits_limit: None, ..key("active") };
+        let credits = KnownCredits::new(&[key("active"), unknown]);
+        assert_eq!((credits.limit, credits.is_complete), (1_000, false));
+    }
+}

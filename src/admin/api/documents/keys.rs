@@ -18,6 +18,7 @@ pub(in crate::admin::api) fn key_id(key: &Key) -> String {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyDocument {
     pub(crate) id: String,
     pub(crate) name: Option<String>,

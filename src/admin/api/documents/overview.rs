@@ -16,6 +16,7 @@ use crate::shared::ReplicaInfo;
 
 /// The document of `GET overview`.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct OverviewDocument {
     pub(crate) version: &'static str,
     pub(crate) generation: u64,
@@ -41,6 +42,7 @@ pub(crate) struct OverviewDocument {
 
 /// The number of keys by state. A paused key is counted only as paused, and a key near its limit also as active.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyCounts {
     pub(crate) total: usize,
     pub(crate) active: usize,
@@ -53,6 +55,7 @@ pub(crate) struct KeyCounts {
 
 /// The credits of all workspaces. The limit is `None` if that of any workspace is unknown.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct PoolCredits {
     pub(crate) used: u64,
     pub(crate) limit: Option<u64>,
@@ -62,12 +65,14 @@ pub(crate) struct PoolCredits {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct RequestCounts {
     pub(crate) in_flight: u64,
     pub(crate) queued: usize,
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct UsageStoreState {
     pub(crate) state: &'static str,
     pub(crate) unwritten_records: u64,
@@ -75,6 +80,7 @@ pub(crate) struct UsageStoreState {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct MirrorDocument {
     pub(crate) state: &'static str,
     pub(crate) refused_rows: u64,
