@@ -22,6 +22,7 @@ mod buffers;
 mod clients;
 mod connections;
 mod contract;
+mod dashboard;
 mod forwarding;
 mod hostile_clients;
 mod hostile_providers;

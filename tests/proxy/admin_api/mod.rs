@@ -20,15 +20,15 @@ use keychoir::tasks::Tasks;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
-const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
+pub(crate) const ADMIN_TOKEN: &str = "kca_canary_of_the_admin_token_51d0";
 const PREFIX: &str = "/api/keychoir/v1";
 
 /// The changes that the task has received, as text.
 #[derive(Clone, Default)]
-struct ReceivedChanges(Arc<Mutex<Vec<String>>>);
+pub(crate) struct ReceivedChanges(Arc<Mutex<Vec<String>>>);
 
 impl ReceivedChanges {
-    fn take(&self) -> Vec<String> {
+    pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
@@ -85,7 +85,7 @@ async fn start_admin_proxy() -> (TestProxy, ReceivedChanges) {
     start_admin_proxy_with(|_| {}).await
 }
 
-async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy, ReceivedChanges) {
+pub(crate) async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> (TestProxy, ReceivedChanges) {
     let (control, received) = start_control();
     let client = ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), Default::default());
     let plan = Plan::with_keys([(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)]);
@@ -124,7 +124,7 @@ fn admin_request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilde
 }
 
 /// Sends a request with the admin token.
-async fn send(proxy: &TestProxy, method: Method, path: &str, body: Option<&Value>) -> Response {
+pub(crate) async fn send(proxy: &TestProxy, method: Method, path: &str, body: Option<&Value>) -> Response {
     let request = admin_request(proxy, method, path).bearer_auth(ADMIN_TOKEN);
     let request = match body {
         Some(body) => request.json(body),
@@ -150,6 +150,6 @@ fn assert_error(response: Response, status: u16, code: &str) -> impl Future<Outp
     }
 }
 
-fn key_id(key: &str) -> String {
+pub(crate) fn key_id(key: &str) -> String {
     Fingerprint::new(key).to_string()[..12].to_owned()
 }

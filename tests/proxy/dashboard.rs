@@ -1,0 +1,380 @@
+//! The dashboard over HTTP, without a browser: sessions, refusals and headers.
+
+use flate2::read::GzDecoder;
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use std::io::Read as _;
+
+use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, start_admin_proxy_with};
+use crate::support::events::EventReader;
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, TestProxy, join_all};
+
+const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'; \
+                      require-trusted-types-for 'script'";
+
+fn request(proxy: &TestProxy, method: Method, path: &str) -> RequestBuilder {
+    proxy.client.request(method, format!("{}/_/{path}", proxy.url))
+}
+
+/// Sends a request with the cookie of a session.
+async fn get(proxy: &TestProxy, cookie: &str, path: &str) -> Response {
+    request(proxy, Method::GET, path).header("cookie", cookie).send().await.unwrap()
+}
+
+/// Returns a form that a page of the dashboard sends.
+fn form(proxy: &TestProxy, cookie: &str, path: &str, fields: &str) -> RequestBuilder {
+    request(proxy, Method::POST, path)
+        .header("cookie", cookie)
+        .header("origin", &proxy.url)
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(fields.to_owned())
+}
+
+async fn enter_code(proxy: &TestProxy, code: &str) -> Response {
+    form(proxy, "", "login", &format!("code={code}")).send().await.unwrap()
+}
+
+async fn create_code(proxy: &TestProxy) -> String {
+    let response = send(proxy, Method::POST, "dashboard-codes", Some(&json!({}))).await;
+    let document: Value = response.json().await.unwrap();
+    document["code"].as_str().unwrap().to_owned()
+}
+
+/// Starts a session, and returns its cookie.
+async fn sign_in(proxy: &TestProxy) -> String {
+    let response = enter_code(proxy, &create_code(proxy).await).await;
+    assert_eq!(response.status(), 303);
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    cookie.split(';').next().unwrap().to_owned()
+}
+
+/// Starts a proxy with a session, and returns its cookie.
+async fn start() -> (TestProxy, ReceivedChanges, String) {
+    let (proxy, changes) = start_admin_proxy_with(|_| {}).await;
+    let cookie = sign_in(&proxy).await;
+    (proxy, changes, cookie)
+}
+
+#[tokio::test]
+async fn no_page_is_shown_without_a_session() {
+    let (proxy, _, _) = start().await;
+    let wrong =
+        format!("keychoir_session_{}=kcs_guess", proxy.app.address().to_string().rsplit_once(':').unwrap().1);
+    for cookie in ["", &wrong] {
+        for path in PAGES.iter().chain(&["usage.csv", "nothing", "logout"]) {
+            let response = get(&proxy, cookie, path).await;
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["location"]),
+                (303, &"login".parse().unwrap()),
+                "{path}"
+            );
+            assert_eq!(response.text().await.unwrap(), "", "{path}");
+        }
+        // A relative location, so that it is also right behind a prefix.
+        let deep = get(&proxy, cookie, "a/b/c").await;
+        assert_eq!(deep.headers()["location"], "../../login");
+        assert_eq!(get(&proxy, cookie, "events").await.status(), 401);
+        let changed = form(&proxy, cookie, "keys", &format!("action=pause&id={}", key_id(FIRST_KEY)))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(
+            (changed.status().as_u16(), &changed.headers()["location"]),
+            (303, &"login".parse().unwrap())
+        );
+    }
+    // The tokens of the API and of clients do not open a page.
+    for token in [ADMIN_TOKEN, CLIENT_TOKEN] {
+        let response = request(&proxy, Method::GET, "keys").bearer_auth(token).send().await.unwrap();
+        assert_eq!(response.status(), 303);
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_session_opens_the_pages_until_it_is_ended() {
+    let (proxy, _, cookie) = start().await;
+    for path in PAGES {
+        assert_eq!(get(&proxy, &cookie, path).await.status(), 200, "{path}");
+    }
+    assert_eq!(get(&proxy, &cookie, "nothing").await.status(), 404);
+    assert_eq!(get(&proxy, &cookie, "a/b").await.headers()["location"], "../");
+    let mut events = EventReader::new(get(&proxy, &cookie, "events").await);
+    assert_eq!(events.next().await.unwrap().name, "overview");
+
+    let response = form(&proxy, &cookie, "logout", "").send().await.unwrap();
+    assert!(response.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
+    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 303, "the token must not be valid any more");
+    while events.next().await.is_some() {}
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_form_of_another_page_changes_nothing() {
+    let (proxy, changes, cookie) = start().await;
+    let fields = format!("action=pause&id={}", key_id(FIRST_KEY));
+    let send = async |path: &str, headers: &[(&str, &str)]| {
+        let mut request = request(&proxy, Method::POST, path)
+            .header("cookie", &cookie)
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(fields.clone());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap().status().as_u16()
+    };
+    let same_site = proxy.url.replace("127.0.0.1", "localhost");
+    for path in ["keys", "login", "logout", "system", "clients"] {
+        assert_eq!(send(path, &[]).await, 403, "{path}");
+        assert_eq!(send(path, &[("sec-fetch-site", "same-site")]).await, 403, "{path}");
+        assert_eq!(send(path, &[("origin", "null")]).await, 403, "{path}");
+        assert_eq!(send(path, &[("origin", "http://127.0.0.1:1")]).await, 403, "{path}");
+        assert_eq!(send(path, &[("origin", &same_site)]).await, 403, "{path}");
+        assert_eq!(
+            send(path, &[("origin", &proxy.url), ("sec-fetch-site", "cross-site")]).await,
+            403,
+            "{path}"
+        );
+    }
+    assert!(changes.take().is_empty());
+    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "the session must not have ended");
+    assert_eq!(send("keys", &[("sec-fetch-site", "same-origin")]).await, 303);
+    assert_eq!(changes.take().len(), 1);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_page_of_a_listed_origin_gets_nothing() {
+    const PAGE: &str = "https://app.example";
+    let (proxy, _) =
+        start_admin_proxy_with(|config| config.access.origins = vec![PAGE.parse().unwrap()]).await;
+    let cookie = sign_in(&proxy).await;
+    for path in ["", "login", "events", "assets/app.js"] {
+        let response = request(&proxy, Method::GET, path)
+            .header("cookie", &cookie)
+            .header("origin", PAGE)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 403, "{path}");
+        assert!(!response.headers().contains_key("access-control-allow-origin"), "{path}");
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn an_unreadable_form_is_refused() {
+    let (proxy, changes, cookie) = start().await;
+    let refused = async |request: RequestBuilder| {
+        let response = request.send().await.unwrap();
+        assert_security_headers(&response);
+        response.status().as_u16()
+    };
+    let large = format!("action=add&name=a&key={}", "k".repeat(16 * 1024));
+    assert_eq!(refused(form(&proxy, &cookie, "keys", &large)).await, 413);
+    assert_eq!(refused(form(&proxy, "", "login", &format!("code={}", "k".repeat(16 * 1024)))).await, 413);
+    for media_type in ["application/json", "multipart/form-data; boundary=x", "text/plain", ""] {
+        // `RequestBuilder::header` appends, so the header is replaced in the built request.
+        let request = form(&proxy, &cookie, "keys", "action=pause");
+        let mut request = request.build().unwrap();
+        request.headers_mut().insert("content-type", media_type.parse().unwrap());
+        assert_eq!(proxy.client.execute(request).await.unwrap().status(), 415, "{media_type}");
+    }
+    for (fields, status) in [
+        ("", 404),
+        ("action=explode", 404),
+        ("action=pause&id=unknown", 404),
+        ("action=pause&id=..%2Fclients%2Fapp", 400),
+        ("action=add&name=a%2Fb&key=sk_a_key_that_is_not_in_the_pool", 400),
+        ("action=add&name=a&key=sk_with+a+space", 400),
+    ] {
+        assert_eq!(refused(form(&proxy, &cookie, "keys", fields)).await, status, "{fields}");
+    }
+    assert_eq!(refused(form(&proxy, &cookie, "clients", "action=revoke&name=app%3Fx")).await, 400);
+    assert_eq!(refused(form(&proxy, &cookie, "nothing", "action=pause")).await, 404);
+    assert!(changes.take().is_empty());
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn other_methods_are_refused() {
+    let (proxy, _, cookie) = start().await;
+    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+        for path in ["", "keys", "events", "login", "assets/app.js"] {
+            let request = request(&proxy, method.parse().unwrap(), path).header("cookie", &cookie);
+            let response = request.send().await.unwrap();
+            let allowed = if path.starts_with("assets/") { "GET, HEAD" } else { "GET, HEAD, POST" };
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["allow"]),
+                (405, &allowed.parse().unwrap()),
+                "{method} {path}"
+            );
+        }
+    }
+    assert_eq!(request(&proxy, Method::POST, "assets/app.js").send().await.unwrap().status(), 405);
+    let head = request(&proxy, Method::HEAD, "keys").header("cookie", &cookie).send().await.unwrap();
+    assert_eq!((head.status().as_u16(), head.bytes().await.unwrap().len()), (200, 0));
+    proxy.close().await;
+}
+
+#[track_caller]
+fn assert_security_headers(response: &Response) {
+    let expected = [
+        ("content-security-policy", POLICY),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(response.headers()[name], value, "{}", response.url());
+    }
+    let is_asset = response.url().path().contains("/assets/") && response.status().is_success();
+    let caching = if is_asset { "no-cache" } else { "no-store" };
+    assert_eq!(response.headers()["cache-control"], caching, "{}", response.url());
+}
+
+#[tokio::test]
+async fn every_response_has_the_headers_that_protect_it() {
+    let (proxy, _, cookie) = start().await;
+    for path in PAGES.iter().chain(&[
+        "login",
+        "nothing",
+        "a/b",
+        "usage.csv",
+        "events",
+        "assets/app.js",
+        "assets/nothing",
+    ]) {
+        assert_security_headers(&get(&proxy, &cookie, path).await);
+        assert_security_headers(&get(&proxy, "", path).await);
+    }
+    assert_security_headers(&enter_code(&proxy, "wrong").await);
+    assert_security_headers(&request(&proxy, Method::PUT, "keys").send().await.unwrap());
+    let root = proxy.client.get(format!("{}/_", proxy.url)).send().await.unwrap();
+    assert_security_headers(&root);
+    assert_eq!((root.status().as_u16(), &root.headers()["location"]), (308, &"_/".parse().unwrap()));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn assets_are_compressed_and_sent_once() {
+    let (proxy, _, _) = start().await;
+    for (name, media_type) in [
+        ("app.js", "text/javascript; charset=utf-8"),
+        ("app.css", "text/css; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+        ("uplot.js", "text/javascript; charset=utf-8"),
+        ("uplot.css", "text/css; charset=utf-8"),
+    ] {
+        let path = format!("assets/{name}");
+        let plain = request(&proxy, Method::GET, &path).send().await.unwrap();
+        assert_eq!(
+            (&plain.headers()["content-type"], &plain.headers()["vary"]),
+            (&media_type.parse().unwrap(), &"accept-encoding".parse().unwrap())
+        );
+        assert!(!plain.headers().contains_key("content-encoding"));
+        let tag = plain.headers()["etag"].clone();
+        let content = plain.bytes().await.unwrap();
+
+        let compressed =
+            request(&proxy, Method::GET, &path).header("accept-encoding", "br, gzip").send().await.unwrap();
+        assert_eq!(
+            (&compressed.headers()["content-encoding"], &compressed.headers()["etag"]),
+            (&"gzip".parse().unwrap(), &tag)
+        );
+        let mut decoded = Vec::new();
+        GzDecoder::new(&*compressed.bytes().await.unwrap()).read_to_end(&mut decoded).unwrap();
+        assert!(decoded == content, "{name}");
+
+        let known = format!("\"other\", W/{}", tag.to_str().unwrap());
+        let cached = request(&proxy, Method::GET, &path).header("if-none-match", known).send().await.unwrap();
+        assert_eq!((cached.status().as_u16(), &cached.headers()["etag"]), (304, &tag));
+        assert!(cached.bytes().await.unwrap().is_empty());
+    }
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_code_is_valid_once() {
+    let (proxy, _, _) = start().await;
+    let code = create_code(&proxy).await;
+    assert_eq!(enter_code(&proxy, &code).await.status(), 303);
+    let again = enter_code(&proxy, &code).await;
+    assert_eq!(again.status(), 403);
+    assert!(!again.headers().contains_key("set-cookie"));
+    assert!(!again.text().await.unwrap().contains(&code));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn wrong_codes_count_as_wrong_admin_tokens() {
+    let (proxy, _, cookie) = start().await;
+    let code = create_code(&proxy).await;
+    let wrong_token = || async {
+        let url = format!("{}/api/keychoir/v1/keys", proxy.url);
+        proxy.client.get(url).bearer_auth("kca_wrong_admin_token_of_a_test").send().await.unwrap().status()
+    };
+    for _ in 0..5 {
+        assert_eq!(enter_code(&proxy, "wrong").await.status(), 403);
+        assert_eq!(wrong_token().await, 401);
+    }
+    assert_eq!(enter_code(&proxy, &code).await.status(), 429, "a right code is refused as well");
+    assert_eq!(wrong_token().await, 429);
+    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "a session is not affected");
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn tabs_share_the_listeners_of_the_api() {
+    const TABS: usize = 20;
+    let (proxy, _) = start_admin_proxy_with(|config| config.admin.max_event_listeners = TABS).await;
+    let cookie = sign_in(&proxy).await;
+    let open = || async { EventReader::new(get(&proxy, &cookie, "events").await) };
+    let mut tabs = join_all((0..TABS).map(|_| open())).await;
+    let refused = get(&proxy, &cookie, "events").await;
+    assert_eq!(refused.status(), 503);
+    assert_security_headers(&refused);
+    assert!(refused.text().await.unwrap().contains("admin.max_event_listeners"));
+
+    let response = proxy.request_speech(10).await;
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    response.bytes().await.unwrap();
+    for tab in &mut tabs {
+        tab.wait_for("request", |request| request["request_id"] == *id).await;
+    }
+    drop(tabs);
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn no_text_of_a_request_is_html_or_a_formula() {
+    const MODEL: &str = "=<b>1+1</b>,\"2\"";
+    let (proxy, _, cookie) = start().await;
+    let body = json!({"text": "Hello", "model_id": MODEL});
+    proxy.post("/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb", &body).await.bytes().await.unwrap();
+    let read = async |path: &str| get(&proxy, &cookie, path).await.text().await.unwrap();
+    // The record of the attempt is written after the response.
+    let csv = async {
+        loop {
+            let csv = read("usage.csv?by=model").await;
+            if csv.lines().count() > 1 {
+                return csv;
+            }
+        }
+    };
+    let csv = tokio::time::timeout(std::time::Duration::from_secs(30), csv).await.unwrap();
+    assert!(
+        csv.lines().all(|line| !line.starts_with(['=', '+', '-', '@']) && !line.starts_with("\"=")),
+        "{csv}"
+    );
+    for path in
+        ["usage?by=model", "live", "keys?q=<b>1</b>&state=<b>1</b>", "clients?name=\"><b>1", "key?id=<b>1"]
+    {
+        let page = read(path).await;
+        assert!(!page.contains("<b>1"), "{path}: {page}");
+    }
+    proxy.close().await;
+}
