@@ -4,10 +4,11 @@ use flate2::read::GzDecoder;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use std::io::Read as _;
+use std::time::Duration;
 
 use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, start_admin_proxy_with};
 use crate::support::events::EventReader;
-use crate::support::{CLIENT_TOKEN, FIRST_KEY, TestProxy, join_all};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, TestProxy, client_config, join_all};
 
 const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -107,7 +108,8 @@ async fn a_session_opens_the_pages_until_it_is_ended() {
     let response = form(&proxy, &cookie, "logout", "").send().await.unwrap();
     assert!(response.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
     assert_eq!(get(&proxy, &cookie, "keys").await.status(), 303, "the token must not be valid any more");
-    while events.next().await.is_some() {}
+    let end = async { while events.next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(30), end).await.expect("the stream must end with its session");
     proxy.close().await;
 }
 
@@ -350,31 +352,41 @@ async fn tabs_share_the_listeners_of_the_api() {
 }
 
 #[tokio::test]
-async fn no_text_of_a_request_is_html_or_a_formula() {
-    const MODEL: &str = "=<b>1+1</b>,\"2\"";
-    let (proxy, _, cookie) = start().await;
-    let body = json!({"text": "Hello", "model_id": MODEL});
-    proxy.post("/v1/text-to-speech/JBFqnCBsd6RMkjVDRZzb", &body).await.bytes().await.unwrap();
+async fn no_name_is_html_or_a_formula() {
+    // The configuration does not accept such a name.
+    const NAME: &str = "=1+1,\"<b>1\"";
+    let (proxy, _) = start_admin_proxy_with(|config| {
+        config.clients = vec![client_config(NAME, CLIENT_TOKEN, Default::default())];
+    })
+    .await;
+    let cookie = sign_in(&proxy).await;
+    proxy.request_speech(10).await.bytes().await.unwrap();
     let read = async |path: &str| get(&proxy, &cookie, path).await.text().await.unwrap();
     // The record of the attempt is written after the response.
-    let csv = async {
+    let recorded = async {
         loop {
-            let csv = read("usage.csv?by=model").await;
+            let csv = read("usage.csv?by=client").await;
             if csv.lines().count() > 1 {
                 return csv;
             }
         }
     };
-    let csv = tokio::time::timeout(std::time::Duration::from_secs(30), csv).await.unwrap();
-    assert!(
-        csv.lines().all(|line| !line.starts_with(['=', '+', '-', '@']) && !line.starts_with("\"=")),
-        "{csv}"
-    );
-    for path in
-        ["usage?by=model", "live", "keys?q=<b>1</b>&state=<b>1</b>", "clients?name=\"><b>1", "key?id=<b>1"]
-    {
+    let csv = tokio::time::timeout(Duration::from_secs(30), recorded).await.unwrap();
+    assert!(csv.lines().nth(1).unwrap().starts_with("\"'=1+1,\"\"<b>1\"\"\",10,1,1,0,10,"), "{csv}");
+    for path in ["clients", "usage?by=client", "live"] {
         let page = read(path).await;
-        assert!(!page.contains("<b>1"), "{path}: {page}");
+        assert!(page.contains("=1+1,&quot;&lt;b&gt;1") && !page.contains("<b>"), "{path}: {page}");
+    }
+    for path in [
+        "keys?q=\"><b>1",
+        "keys?state=\"><b>1",
+        "clients?name=\"><b>1",
+        "key?id=<b>1",
+        "usage?by=<b>1",
+        "live?done=<b>1",
+    ] {
+        let page = read(path).await;
+        assert!(!page.contains("<b>"), "{path}: {page}");
     }
     proxy.close().await;
 }
