@@ -61,7 +61,7 @@ units:
 # Runs the official Python and JavaScript SDKs against the binary.
 test-sdk: build $(VENV)/.installed $(NODE)/node_modules/.installed
 	KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir $(VENV)/bin/python -m pytest tests/sdk/python -q
-	cd $(NODE) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
+	cd $(NODE) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test --test-force-exit
 
 # Runs the ElevenLabs clients of LiveKit and Pipecat against the binary.
 test-frameworks: build $(FRAMEWORKS)/.installed
@@ -78,7 +78,7 @@ test-api: build $(API)/.installed
 # Operates the dashboard in Chromium, which must be installed by the system's package manager (`chromium`).
 test-web: build $(WEB)/node_modules/.installed
 	@command -v chromium >/dev/null || { echo "test-web needs chromium: apt-get install chromium"; exit 1; }
-	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test
+	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test --test-force-exit
 
 # Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
 # user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
