@@ -41,7 +41,8 @@ use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 
 use api::AdminTokenCheck;
 pub(crate) use api::{
-    ActionError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
+    ActionError, BodyError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
+    contains_tag, read_body,
 };
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;

@@ -1,5 +1,5 @@
-//! The sessions of the dashboard, and the file in which they survive a restart. The file contains fingerprints, with
-//! which nobody can sign in.
+//! The sessions of the dashboard, and the file in which they survive a restart. The file contains fingerprints, from
+//! which a session token cannot be computed.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -13,7 +13,7 @@ use http::header::{
 use http::{Response, StatusCode};
 
 use super::response::{text, with_type};
-use crate::admin::ApiBody;
+use crate::admin::{ApiBody, contains_tag};
 use crate::secret::Fingerprint;
 
 struct Asset {
@@ -53,7 +53,7 @@ pub(super) fn respond(name: &str, headers: &HeaderMap) -> Response<ApiBody> {
     let Some(asset) = ASSETS.iter().find(|asset| asset.name == name) else {
         return text(StatusCode::NOT_FOUND, "The dashboard has no such file.\n");
     };
-    let is_known = headers.get(IF_NONE_MATCH).is_some_and(|known| contains(known, &asset.tag));
+    let is_known = headers.get(IF_NONE_MATCH).is_some_and(|known| contains_tag(known, &asset.tag));
     let is_compressed = headers.get(ACCEPT_ENCODING).is_some_and(|accepted| {
         accepted.to_str().is_ok_and(|accepted| accepted.split(',').any(|coding| coding.trim() == "gzip"))
     });
@@ -73,12 +73,6 @@ pub(super) fn respond(name: &str, headers: &HeaderMap) -> Response<ApiBody> {
     // A browser asks again, so that an upgrade is in effect at once.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
-}
-
-fn contains(list: &HeaderValue, tag: &HeaderValue) -> bool {
-    list.to_str().is_ok_and(|list| {
-        list.split(',').map(|known| known.trim().trim_start_matches("W/")).any(|known| *tag == *known)
-    })
 }
 
 #[cfg(test)]

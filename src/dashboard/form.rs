@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body;
 use serde_json::{Map, Value};
 
-use crate::policy::headers::decode_parameter;
+use crate::admin::{BodyError, read_body};
+use crate::policy::headers::decode_parameters;
 
 /// Maximum size of a form. The longest one has a key and a few names.
 const MAX_FORM_BYTES: usize = 16 * 1024;
@@ -22,38 +22,32 @@ pub(super) struct Form(Vec<(String, String)>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FormError {
     MediaType,
-    TooLarge,
-    Broken,
-    Timeout,
+    Body(BodyError),
 }
 
 impl FormError {
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Broken => StatusCode::BAD_REQUEST,
-            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Body(BodyError::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Body(BodyError::Broken) => StatusCode::BAD_REQUEST,
+            Self::Body(BodyError::Timeout) => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
     pub(super) fn message(self) -> &'static str {
         match self {
             Self::MediaType => "Send the form as application/x-www-form-urlencoded.\n",
-            Self::TooLarge => "The form is too large.\n",
-            Self::Broken => "The form ended early.\n",
-            Self::Timeout => "The form did not arrive in time.\n",
+            Self::Body(BodyError::TooLarge) => "The form is too large.\n",
+            Self::Body(BodyError::Broken) => "The form ended early.\n",
+            Self::Body(BodyError::Timeout) => "The form did not arrive in time.\n",
         }
     }
 }
 
 impl Form {
     pub(super) fn parse(text: &str) -> Self {
-        let decode = |field: &str| {
-            let (name, value) = field.split_once('=').unwrap_or((field, ""));
-            (decode_field(name), decode_field(value))
-        };
-        Self(text.split('&').filter(|field| !field.is_empty()).map(decode).collect())
+        Self(decode_parameters(text))
     }
 
     /// Returns the trimmed value of a field, unless it is empty.
@@ -69,10 +63,6 @@ impl Form {
     }
 }
 
-fn decode_field(text: &str) -> String {
-    decode_parameter(text).into_owned()
-}
-
 /// Reads a form from a body.
 pub(super) async fn read<B>(headers: &HeaderMap, body: B, timeout: Duration) -> Result<Form, FormError>
 where
@@ -84,12 +74,8 @@ where
     if !media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Err(FormError::MediaType);
     }
-    match tokio::time::timeout(timeout, Limited::new(body, MAX_FORM_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(Form::parse(&String::from_utf8_lossy(&body.to_bytes()))),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(FormError::TooLarge),
-        Ok(Err(_)) => Err(FormError::Broken),
-        Err(_) => Err(FormError::Timeout),
-    }
+    let body = read_body(body, MAX_FORM_BYTES, timeout).await.map_err(FormError::Body)?;
+    Ok(Form::parse(&String::from_utf8_lossy(&body)))
 }
 
 #[cfg(test)]

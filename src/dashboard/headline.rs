@@ -17,12 +17,12 @@ pub(super) struct KnownCredits {
 }
 
 impl KnownCredits {
-    /// Adds the credits of all keys. Keys of one named workspace share its credits.
+    /// Adds the credits of all workspaces. The keys of a workspace share its credits.
     pub(super) fn new(keys: &[KeyDocument]) -> Self {
         let mut counted = HashSet::new();
         let mut sum = Self { is_complete: true, ..Self::default() };
         for key in keys {
-            if key.workspace.as_ref().is_some_and(|workspace| !counted.insert(workspace)) {
+            if key.workspace_id.is_some_and(|workspace| !counted.insert(workspace)) {
                 continue;
             }
             match (key.credits_limit, key.credits_remaining) {
@@ -137,6 +137,7 @@ pub(super) fn earliest<'t>(times: impl Iterator<Item = &'t str>, now: UnixMs) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::shared_id::{SharedId, SharedKind};
 
     const NOW: &str = "2026-11-30T12:00:00Z";
     const IN_3_HOURS: &str = "2026-11-30T15:00:00Z";
@@ -259,7 +260,8 @@ mod tests {
 
     #[test]
     fn keys_of_one_workspace_share_its_credits() {
-        let shared = || KeyDocument { workspace: Some("studio".to_owned()), ..key("active") };
+        let workspace_id = Some(SharedId::new(SharedKind::Workspace, &[b"studio"]));
+        let shared = || KeyDocument { workspace_id, ..key("active") };
         let credits = KnownCredits::new(&[shared(), shared(), key("active")]);
         let expected = KnownCredits { used: 800, limit: 2_000, remaining: 1_200, is_complete: true };
         assert_eq!(credits, expected);

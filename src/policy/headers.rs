@@ -315,6 +315,15 @@ fn credential_parameter(name: &str) -> Option<&'static str> {
     CREDENTIAL_PARAMETERS.into_iter().find(|credential| name.trim().eq_ignore_ascii_case(credential))
 }
 
+/// Decodes the names and values of a query or of a form.
+pub(crate) fn decode_parameters(text: &str) -> Vec<(String, String)> {
+    let decode = |parameter: &str| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        (decode_parameter(name).into_owned(), decode_parameter(value).into_owned())
+    };
+    text.split('&').filter(|parameter| !parameter.is_empty()).map(decode).collect()
+}
+
 /// Decodes percent escapes and `+` in a query parameter. Like most servers, this function keeps invalid
 /// escapes.
 pub(crate) fn decode_parameter(text: &str) -> Cow<'_, str> {

@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde_json::{Map, Value};
 
 use super::documents::{
-    self, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, client_document, clients_by_name,
+    CheckDocument, ClientDocument, KeyDocument, OverviewDocument, client_document, clients_by_name,
     key_document, overview_document,
 };
 use super::error::ApiError;
@@ -69,10 +69,7 @@ impl Admin {
 
     /// Checks the key with this id at the provider.
     pub(crate) async fn check_pool_key(&self, id: &str, now: UnixMs) -> Result<CheckDocument, ActionError> {
-        let snapshot = self.find_key(id, now)?;
-        let result = self.key_checker.check(&snapshot.key).await;
-        let result = result.map_err(|_| ApiError::check_in_progress())?;
-        Ok(documents::check_document(&snapshot.key, &result))
+        Ok(self.check_key(id, now).await?)
     }
 
     /// Opens a stream of events, or returns the refusal. The stream ends with the session that has this token.

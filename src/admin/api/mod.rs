@@ -48,6 +48,7 @@ use error::ApiError;
 use events::EventStream;
 pub use events::{EventSource, record_change_event};
 use request::Query;
+pub(crate) use request::{BodyError, contains_tag, read_body};
 use router::{KeyAction, Resource};
 
 /// The prefix of all paths of the API.
@@ -98,8 +99,7 @@ impl ApiResponse {
     /// Returns the HTTP response. `generation` is the current generation.
     fn into_http(self, generation: u64, if_none_match: Option<&HeaderValue>) -> Response<BodyKind> {
         let tag = etag(self.generation.unwrap_or(generation));
-        let is_unchanged =
-            self.is_versioned && if_none_match.is_some_and(|known| request::contains_tag(known, &tag));
+        let is_unchanged = self.is_versioned && if_none_match.is_some_and(|known| contains_tag(known, &tag));
         let (status, body) = match self.body {
             BodyKind::Document(_) if is_unchanged => {
                 (StatusCode::NOT_MODIFIED, BodyKind::Document(Bytes::new()))
@@ -262,7 +262,7 @@ impl Admin {
         let now = clock::now();
         if let Resource::KeyAction(id, KeyAction::Check) = resource {
             members.check(&[])?;
-            return self.check_key(id, now).await;
+            return self.check_key(id, now).await.map(|document| ApiResponse::ok(&document));
         }
         if resource == Resource::DashboardCodes {
             members.check(&[])?;
@@ -355,11 +355,12 @@ impl Admin {
         Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.used(&caller.name, now), user, now)))
     }
 
-    async fn check_key(&self, id: &str, now: UnixMs) -> Result<ApiResponse, ApiError> {
+    /// Checks the key with this id at the provider.
+    async fn check_key(&self, id: &str, now: UnixMs) -> Result<CheckDocument, ApiError> {
         let snapshot = self.find_key(id, now)?;
         let result = self.key_checker.check(&snapshot.key).await;
         let result = result.map_err(|_| ApiError::check_in_progress())?;
-        Ok(ApiResponse::ok(&check_document(&snapshot.key, &result)))
+        Ok(check_document(&snapshot.key, &result))
     }
 
     /// Creates a one-time code that opens the dashboard.

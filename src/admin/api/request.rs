@@ -11,7 +11,7 @@ use hyper::body::Body;
 use super::error::ApiError;
 use super::etag;
 use super::json_members::{JsonMembers, did_you_mean};
-use crate::policy::headers::decode_parameter;
+use crate::policy::headers::decode_parameters;
 
 /// Maximum size of a body. The longest one has a key and a few names.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -21,12 +21,7 @@ pub(super) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(super) fn parse(query: Option<&str>) -> Self {
-        let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
-        let decode = |parameter: &str| {
-            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            (decode_parameter(name).into_owned(), decode_parameter(value).into_owned())
-        };
-        Self(parameters.map(decode).collect())
+        Self(decode_parameters(query.unwrap_or_default()))
     }
 
     /// Rejects parameters that are not in `names`, and repeated parameters.
@@ -52,7 +47,7 @@ impl Query {
 }
 
 /// Returns whether a list of entity tags contains `tag`, or is `*`.
-pub(super) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
+pub(crate) fn contains_tag(list: &HeaderValue, tag: &HeaderValue) -> bool {
     let Ok(list) = list.to_str() else { return false };
     list.split(',')
         .map(str::trim)
@@ -77,24 +72,43 @@ pub(super) fn expected_generation(headers: &HeaderMap, current: u64) -> Result<O
     digits.parse().map(Some).map_err(|_| malformed())
 }
 
+/// The reason that a body cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyError {
+    TooLarge,
+    /// The body ended early or was malformed.
+    Broken,
+    Timeout,
+}
+
+/// Reads a body of at most `max_bytes`.
+pub(crate) async fn read_body<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, BodyError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match tokio::time::timeout(timeout, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(BodyError::TooLarge),
+        Ok(Err(_)) => Err(BodyError::Broken),
+        Err(_) => Err(BodyError::Timeout),
+    }
+}
+
 /// Reads a JSON object from the body. An empty body is an empty object.
 pub(super) async fn read_members<B>(head: &Parts, body: B, timeout: Duration) -> Result<JsonMembers, ApiError>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let collect_body = Limited::new(body, MAX_BODY_BYTES).collect();
-    let body = match tokio::time::timeout(timeout, collect_body).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            return Err(ApiError::body_too_large(MAX_BODY_BYTES));
-        }
-        Ok(Err(_)) => {
+    let body = read_body(body, MAX_BODY_BYTES, timeout).await.map_err(|error| match error {
+        BodyError::TooLarge => ApiError::body_too_large(MAX_BODY_BYTES),
+        BodyError::Broken => {
             let message = "The request body ended early or was malformed.";
-            return Err(ApiError::bad_request("request_body_broken", message));
+            ApiError::bad_request("request_body_broken", message)
         }
-        Err(_) => return Err(ApiError::body_timeout()),
-    };
+        BodyError::Timeout => ApiError::body_timeout(),
+    })?;
     if body.is_empty() {
         return Ok(JsonMembers::default());
     }

@@ -281,3 +281,20 @@ async fn credits_are_summed_by_hour_and_key() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn the_last_hour_of_each_client_is_read() {
+    let (hour, start) = (Duration::from_secs(3_600), start_of_hour(NOW));
+    on_disk_and_in_memory(
+        |pool| vec![record_started_at(pool, NOW, 5), record_started_at(pool, NOW.plus(hour), 3)],
+        async |history: History| {
+            let read = async |since| -> Vec<u64> {
+                let rows = history.last_hours_of_clients(since).await.unwrap();
+                rows.into_iter().map(|(_, last)| last.since(start).as_secs() / 3_600).collect()
+            };
+            assert_eq!(read(start).await, [1], "one client, with its latest hour");
+            assert!(read(start.plus(hour * 2)).await.is_empty());
+        },
+    )
+    .await;
+}

@@ -7,6 +7,7 @@ use crate::admin::details::{DisplayedState, advice, exhaustion_time, round_credi
 use crate::policy::budget::Quota;
 use crate::policy::evidence::Evidence;
 use crate::policy::key_state::{CooldownReason, KeyOrigin};
+use crate::policy::shared_id::SharedId;
 use crate::policy::units::UnixMs;
 use crate::policy::verdict::Verdict;
 use crate::poller::{CheckOutcome, KeyCheck};
@@ -24,6 +25,9 @@ pub(crate) struct KeyDocument {
     pub(crate) name: Option<String>,
     pub(crate) short_key: String,
     pub(crate) workspace: Option<String>,
+    /// The same for all keys of a workspace, also of one without a name.
+    #[serde(skip)]
+    pub(crate) workspace_id: Option<SharedId>,
     pub(crate) plan: Option<String>,
     /// `active`, `near_limit`, `rate_limited`, `exhausted`, `invalid` or `paused`.
     pub(crate) state: &'static str,
@@ -67,6 +71,7 @@ pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, n
         name: key.name().map(str::to_owned),
         short_key: key.api_key().short().to_string(),
         workspace: workspace.membership().name().map(str::to_owned),
+        workspace_id: Some(workspace.shared_id()),
         plan: workspace.tier().map(|tier| tier.to_string()),
         state: state.name,
         paused: snapshot.pause.is_some(),
