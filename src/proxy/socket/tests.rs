@@ -568,7 +568,8 @@ fn a_queue_status_neither_serves_nor_refuses_a_session() {
 proptest! {
     #[test]
     fn a_key_is_redacted_in_any_fragmentation(
-        before in "[a-zs_]{0,9}", after in "[a-zs_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
+        // Letters of the key's start, and none of its middle, which `shows_key` searches.
+        before in "[g-z_]{0,9}", after in "[g-z_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
         chunks in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
     ) {
         let text = format!("{before}{KEY}{after}");
