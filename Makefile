@@ -32,7 +32,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship test-web
 
 test-rust: postgrest
 	cargo test --locked
