@@ -1,4 +1,4 @@
-// Live values: requests as they end, states of keys, and the connection of a page that nobody sees.
+// Live values: requests as they end, states of keys, and the connection of a hidden page.
 
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
