@@ -2,7 +2,7 @@
 //!
 //! The pages are rendered here and work without JavaScript: links, forms and reloads. One script
 //! (`assets/app.js`) adds live values, charts and times of the viewer's zone. Pages read snapshots, sums and short
-//! lists only. Changes are the same as those of the admin API. A session opens the pages; [`session`] checks it.
+//! lists only. Changes are the same as those of the admin API. A session opens the pages; `session` checks it.
 
 mod actions;
 mod assets;
