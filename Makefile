@@ -82,7 +82,7 @@ test-web: build $(WEB)/node_modules/.installed
 
 # Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
 # user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
-# KEYCHOIR_SKIP_NOTHING=1 makes that a failure. The program is the debug build, linked statically, which takes seconds and
+# TESTS_SKIP_NOTHING=1 makes that a failure. The program is the debug build, linked statically, which takes seconds and
 # is not small. `make test-image` runs the same with the released program.
 test-ship: $(SHIP)/.installed
 	cargo rustc --locked --bin keychoir -- -C target-feature=+crt-static

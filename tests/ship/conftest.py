@@ -2,7 +2,7 @@
 
 `KEYCHOIR_STATIC_BIN` names the program. With `KEYCHOIR_RELEASE=1` it is the released one, whose size is checked, too.
 `KEYCHOIR_EMULATOR` names a static program that runs it, if it is built for another machine: `qemu-aarch64-static`.
-Tests whose tools or permissions are missing are skipped with the reason. With `KEYCHOIR_SKIP_NOTHING=1` they fail.
+Tests whose tools or permissions are missing are skipped with the reason. With `TESTS_SKIP_NOTHING=1` they fail.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ EMULATOR = os.environ.get("KEYCHOIR_EMULATOR")
 PROGRAM = [EMULATOR, BINARY] if EMULATOR else [BINARY]
 EMULATOR_IN_CONTAINER = ["/emulator"] if EMULATOR else []
 IS_RELEASE = os.environ.get("KEYCHOIR_RELEASE") == "1"
-SKIP_NOTHING = os.environ.get("KEYCHOIR_SKIP_NOTHING") == "1"
+SKIP_NOTHING = os.environ.get("TESTS_SKIP_NOTHING") == "1"
 # The user of the images.
 USER = 65532
 KEYS = [f"sk_ship_{number:043d}" for number in range(2)]
