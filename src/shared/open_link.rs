@@ -141,11 +141,11 @@ impl Link {
     }
 
     async fn state_changes(&mut self, task: &mut LinkTask, first: PoolChange) -> Result<(), LinkError> {
-        let mut entries: Vec<MapEntry> = task.replica.entry_of_change(&first).into_iter().collect();
+        let mut entries = vec![task.replica.entry_of_change(&first)];
         while entries.len() < MAX_CHANGES
             && let Ok(change) = task.changes.try_recv()
         {
-            entries.extend(task.replica.entry_of_change(&change));
+            entries.push(task.replica.entry_of_change(&change));
         }
         self.store(task, entries).await
     }

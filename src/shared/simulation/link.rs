@@ -160,9 +160,9 @@ impl SimulatedConnection {
                 None => Err(ConnectionFailed),
             },
             Some(change) = outgoing.changes.recv() => {
-                let mut entries: Vec<MapEntry> = self.replica().entry_of_change(&change).into_iter().collect();
+                let mut entries = vec![self.replica().entry_of_change(&change)];
                 while let Ok(change) = outgoing.changes.try_recv() {
-                    entries.extend(self.replica().entry_of_change(&change));
+                    entries.push(self.replica().entry_of_change(&change));
                 }
                 self.store(entries).await
             }
