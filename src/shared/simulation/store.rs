@@ -81,9 +81,14 @@ impl StoreState {
                 let (seconds, micros) = (self.now_micros / 1_000_000, self.now_micros % 1_000_000);
                 CommandReply::List(vec![seconds.to_string(), micros.to_string()])
             }
-            ["HSET", key, field, value] => {
-                let before = self.hash_or_new(key).insert(field.to_owned(), value.to_owned());
-                count(usize::from(before.is_none()))
+            ["HSET", key, ref pairs @ ..] if pairs.len() % 2 == 0 && !pairs.is_empty() => {
+                let fields = self.hash_or_new(key);
+                let new = pairs.chunks_exact(2).filter(|pair| {
+                    let before = fields.insert(pair[0].to_owned(), pair[1].to_owned());
+                    before.is_none()
+                });
+                let new = new.count();
+                count(new)
             }
             ["HGET", key, field] => text(self.hash(key).and_then(|fields| fields.get(field).cloned())),
             ["HGETALL", key] => CommandReply::List(self.hash(key).map_or_else(Vec::new, |fields| {
