@@ -125,7 +125,7 @@ async fn serve(
     }
 
     delete_leftover_key_files(&loaded.config);
-    let new_token = NewAdminToken::generate(&mut loaded.config);
+    let new_token = NewAdminToken::generate_into(&mut loaded.config);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
     let mut reloader = ConfigReloader::new(Some(level), &loaded);
@@ -309,8 +309,8 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
     event
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately, and a
-/// reload after the change.
+/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately,
+/// and a reload after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
     let mut change = Box::pin(change);
