@@ -122,7 +122,7 @@ impl<'a> Document<'a> {
 
     /// Collects the entries of the overlay.
     pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
-        const KNOWN: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
+        const KNOWN_FIELDS: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
         let mut contents = OverlayContents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
@@ -145,8 +145,8 @@ impl<'a> Document<'a> {
                 }
                 "removed" => contents.removed = self.collect_entries("removed", "id", None, value, problems),
                 unknown => {
-                    let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
-                        .suggest(find_similar(unknown, KNOWN));
+                    let error = ValueError::new(format!("unknown field {}", quote_masked(unknown)))
+                        .suggest(find_similar(unknown, KNOWN_FIELDS));
                     problems.push(self.span_of(name.span()).problem(error));
                 }
             }
@@ -249,13 +249,15 @@ impl<'a> TableEntry<'a> {
         })
     }
 
-    /// Reports every field whose name is not in `known`.
-    pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
-        for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
+    /// Reports every field whose name is not in `known_fields`.
+    pub(super) fn check_fields(&self, known_fields: &[&'static str], problems: &mut Vec<Problem>) {
+        for (name, value) in
+            self.table.iter().filter(|(name, _)| !known_fields.contains(&name.get_ref().as_ref()))
+        {
             let span = self.span_of(name.span());
             let error = old_names::error_in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
-                let error = ValueError::new(format!("unknown key {}", quote_masked(name.get_ref())));
-                error.suggest(find_similar(name.get_ref(), known))
+                let error = ValueError::new(format!("unknown field {}", quote_masked(name.get_ref())));
+                error.suggest(find_similar(name.get_ref(), known_fields))
             });
             problems.push(span.problem(error));
         }
@@ -397,7 +399,7 @@ fn unknown_setting_error(section: &str, name: &str) -> ValueError {
     if let Some(new) = old_names::new_section(section) {
         return old_section_error(section, new);
     }
-    let error = ValueError::new(format!("unknown key {} in [{section}]", quote_masked(name)));
+    let error = ValueError::new(format!("unknown setting {} in [{section}]", quote_masked(name)));
     if let Some(other_section) = setting::find_by_name(name) {
         return error.advise(format!("`{name}` belongs in [{}]", other_section.section()));
     }
@@ -410,7 +412,7 @@ fn unknown_section_error(name: &str, value: &DeValue<'_>) -> ValueError {
     let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
     let error = ValueError::new(format!(
         "unknown {} {}",
-        if is_table { "section" } else { "key" },
+        if is_table { "section" } else { "setting" },
         quote_masked(name)
     ));
     if let Some(setting) = setting::find_by_name(name) {

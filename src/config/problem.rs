@@ -65,9 +65,10 @@ impl ValueError {
 
     /// The error for a name that is not one of `known_names`. It lists them and suggests a similar one.
     pub(super) fn unknown_name(kind: &str, name: &str, known_names: &[&'static str]) -> Self {
-        let listed: Vec<String> = known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
+        let quoted_names: Vec<String> =
+            known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
         Self::new(format!("unknown {kind} {}", mask::quote_masked(name)))
-            .advise(format!("use one of {}", listed.join(", ")))
+            .advise(format!("use one of {}", quoted_names.join(", ")))
             .suggest(find_similar(&name.to_lowercase().replace('_', "-"), known_names.iter().copied()))
     }
 

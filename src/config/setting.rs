@@ -93,7 +93,7 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether another setting contains this one. If so, its name alone is ambiguous.
+    /// Whether the path of this setting starts with the path of another setting. If so, the name alone is ambiguous.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }

@@ -106,7 +106,7 @@ fn an_invalid_rule_is_an_error() {
   7 | keys = ***
     |        ^^^
     = write the `name` of a [[keys]] entry
-/etc/k.toml:8:1: unknown key `rate_limmit`
+/etc/k.toml:8:1: unknown field `rate_limmit`
   8 | rate_limmit = ***
     | ^^^^^^^^^^^
     = did you mean `rate_limit`?
