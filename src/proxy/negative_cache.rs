@@ -1,5 +1,5 @@
-//! Remembers what the other replicas recently answered that they do not know, so that a request for the same thing does
-//! not ask them again. Most requests name a voice that belongs to no account.
+//! Caches the lookups in other replicas that found no value, so that a request for the same value does not repeat the
+//! lookup. Most requests name a voice that belongs to no account.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,27 +8,27 @@ use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// Maximum number of remembered answers of a few dozen bytes each.
+/// Maximum number of entries. An entry has a few dozen bytes.
 const MAX_ENTRIES: usize = 4_096;
 
-/// The answers without a value, each until its expiry.
+/// The lookups that found no value, each with its expiry.
 #[derive(Debug)]
-pub(super) struct AbsentAnswers<K>(Mutex<HashMap<K, UnixMs>>);
+pub(super) struct NegativeCache<K>(Mutex<HashMap<K, UnixMs>>);
 
-impl<K> Default for AbsentAnswers<K> {
+impl<K> Default for NegativeCache<K> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: Eq + Hash> AbsentAnswers<K> {
-    /// Whether the answer about `key` is remembered at `now`.
+impl<K: Eq + Hash> NegativeCache<K> {
+    /// Whether a lookup of `key` is known at `now` to find no value.
     pub(super) fn contains(&self, key: &K, now: UnixMs) -> bool {
         self.lock().get(key).is_some_and(|expiry| *expiry > now)
     }
 
-    /// Remembers the answer about `key` for `ttl`. When there is no space left, the unexpired answers are forgotten
-    /// too, because a question costs less than a larger table.
+    /// Records for `ttl` that a lookup of `key` finds no value. If the cache is full of unexpired entries, all
+    /// entries are removed, because a lookup costs less than a larger table.
     pub(super) fn insert(&self, key: K, ttl: Duration, now: UnixMs) {
         let mut expiries = self.lock();
         if expiries.len() >= MAX_ENTRIES {
@@ -53,20 +53,20 @@ mod tests {
     const TTL: Duration = Duration::from_secs(10);
 
     #[test]
-    fn an_answer_is_remembered_for_its_ttl() {
-        let answers = AbsentAnswers::default();
-        answers.insert("voice", TTL, NOW);
-        assert!(answers.contains(&"voice", NOW) && !answers.contains(&"other", NOW));
-        assert!(!answers.contains(&"voice", NOW.plus(TTL)));
+    fn an_entry_is_valid_for_its_ttl() {
+        let cache = NegativeCache::default();
+        cache.insert("voice", TTL, NOW);
+        assert!(cache.contains(&"voice", NOW) && !cache.contains(&"other", NOW));
+        assert!(!cache.contains(&"voice", NOW.plus(TTL)));
     }
 
     #[test]
     fn the_table_is_bounded() {
-        let answers = AbsentAnswers::default();
+        let cache = NegativeCache::default();
         for number in 0..=MAX_ENTRIES {
-            answers.insert(number, TTL, NOW);
+            cache.insert(number, TTL, NOW);
         }
-        assert!(answers.lock().len() <= MAX_ENTRIES);
-        assert!(answers.contains(&MAX_ENTRIES, NOW), "the newest answer must be remembered");
+        assert!(cache.lock().len() <= MAX_ENTRIES);
+        assert!(cache.contains(&MAX_ENTRIES, NOW), "the newest entry must be kept");
     }
 }

@@ -1,5 +1,5 @@
-//! The properties of a request that its attempts and usage records share: client, route, metering and
-//! permits. Also derives the requirements for a key from them: the estimated cost and the concurrency group.
+//! Holds the properties of a request that its attempts and usage records share: client, route, metering and permits.
+//! Also derives the requirements for a key from them: the estimated cost and the concurrency group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -160,9 +160,9 @@ impl RequestMeta {
         if self.permits.client.needs_price() { configured.max(MIN_TIMEOUT) } else { configured }
     }
 
-    /// Reserves the estimated cost of `key_request` in the client's quota, or the configured amount if the
-    /// price is unknown. A session that is charged by its duration reserves nothing. If the quota is shared with
-    /// other replicas and the grant of this replica is insufficient, asks them.
+    /// Reserves the estimated cost of `key_request` in the client's quota, or the configured amount if the price is
+    /// unknown. A session that is charged by its duration reserves nothing. If the quota is shared with other
+    /// replicas and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///

@@ -1,4 +1,5 @@
-//! The data of a request for the access log and the request metrics. The steps of the request set its fields.
+//! Collects the data of a request for the access log and the request metrics. The steps of the request set its
+//! fields.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -73,7 +74,7 @@ pub(super) struct RequestSummary {
 }
 
 impl RequestSummary {
-    /// Creates the summary from a request head. Generates a request ID unless the client sent a valid one.
+    /// Creates the summary from a request head. Generates a request ID unless the client sent a valid request ID.
     pub(super) fn new<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
         Self {
             client_address,

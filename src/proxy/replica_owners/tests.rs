@@ -21,8 +21,8 @@ pub(in crate::proxy) struct Siblings {
 }
 
 impl Siblings {
-    /// Returns the number of questions so far.
-    pub(in crate::proxy) fn question_count(&self) -> usize {
+    /// Returns the number of lookups so far.
+    pub(in crate::proxy) fn lookup_count(&self) -> usize {
         self.questions.load(Ordering::Acquire)
     }
 
@@ -43,12 +43,12 @@ impl ReplicaLink for Siblings {
 
     fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
         let owners = self.owners.lock().unwrap();
-        let found = identifiers.iter().filter_map(|identifier| {
+        let found_owners = identifiers.iter().filter_map(|identifier| {
             let owner = owners.get(&identifier.hash)?.clone();
             Some(FoundOwner { identifier: *identifier, owner })
         });
-        let found: Vec<_> = found.collect();
-        self.answer(if found.is_empty() { Answer::Absent } else { Answer::Known(found) })
+        let found_owners: Vec<_> = found_owners.collect();
+        self.answer(if found_owners.is_empty() { Answer::Absent } else { Answer::Known(found_owners) })
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
@@ -103,7 +103,7 @@ fn only(identifiers: &RequestIdentifiers) -> Identifier {
 }
 
 #[tokio::test]
-async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_question() {
+async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lookup() {
     let siblings = Arc::new(Siblings::default());
     let (first, second) = (replica(&siblings), replica(&siblings));
     let mut named = speech("cloned");
@@ -118,9 +118,9 @@ async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_questi
         "{updates:?}"
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
-    assert_eq!(siblings.question_count(), 1);
+    assert_eq!(siblings.lookup_count(), 1);
     assert_eq!(second.find(&named, NOW).await, None, "nothing is unknown any more");
-    assert_eq!(siblings.question_count(), 1);
+    assert_eq!(siblings.lookup_count(), 1);
 }
 
 #[tokio::test]
@@ -129,12 +129,12 @@ async fn an_identifier_without_an_owner_is_asked_for_once_in_ten_seconds() {
     let replica = replica(&siblings);
     for (second, questions) in [(0, 1), (9, 1), (10, 2)] {
         assert_eq!(replica.find(&speech("premade"), NOW.plus(Duration::from_secs(second))).await, None);
-        assert_eq!(siblings.question_count(), questions, "after {second} s");
+        assert_eq!(siblings.lookup_count(), questions, "after {second} s");
     }
     siblings.is_down.store(true, Ordering::Release);
     for questions in [3, 4] {
         assert_eq!(replica.find(&speech("other"), NOW).await, None);
-        assert_eq!(siblings.question_count(), questions, "no answer must not be remembered");
+        assert_eq!(siblings.lookup_count(), questions, "no answer must not be remembered");
     }
 }
 
@@ -158,6 +158,6 @@ async fn the_list_account_of_a_client_is_asked_for_once_a_minute() {
     for (second_of_minute, questions) in [(0, 2), (59, 2), (60, 3)] {
         let now = NOW.plus(Duration::from_secs(second_of_minute));
         assert_eq!(second.owners.find_list_account(&other, now).await, None);
-        assert_eq!(siblings.question_count(), questions);
+        assert_eq!(siblings.lookup_count(), questions);
     }
 }
