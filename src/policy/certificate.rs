@@ -20,7 +20,7 @@ const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 /// Remaining lifetime at which the CA is renewed, so that its certificates do not outlive it.
 const CA_RENEWAL_THRESHOLD: Duration = SERVER_LIFETIME;
 
-/// How long before its issue a certificate becomes valid, for clients whose clock is slow.
+/// The time by which a certificate is valid before its issue, for clients whose clock is slow.
 const BACKDATING: Duration = DAY;
 
 /// The validity period of a certificate.

@@ -1,4 +1,4 @@
-//! Client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
+//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
 //! (maximum requests per span of time).
 
 use std::fmt;
@@ -175,7 +175,7 @@ impl Tally {
         Self { period_number: u16::try_from(bits >> 48).unwrap_or(u16::MAX), amount: bits & MAX_AMOUNT }
     }
 
-    /// Packs the period number into the upper 16 bits and the amount into the others.
+    /// Packs the period number into the upper 16 bits and the amount into the lower 48 bits.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.period_number) << 48 | self.amount

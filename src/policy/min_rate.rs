@@ -1,4 +1,4 @@
-//! Minimum data rates at which a client must send its request and read the response. A slower client would
+//! Enforces minimum data rates at which a client must send its request and read the response. A slower client would
 //! occupy connections and keys for which other requests wait.
 
 use std::time::Duration;

@@ -68,13 +68,14 @@ pub struct AttemptFacts {
     pub body: ReplayableBody,
     /// Whether the retry timeout has passed.
     pub is_past_deadline: bool,
-    /// Number of attempts, including this one.
+    /// Number of attempts, including the latest one.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,
     /// Number of retries whose cause was not the key: transport errors, overload, failures of the provider.
     pub non_key_retries: u32,
-    /// Number of workspaces that returned the same ambiguous verdict for this request, including this one.
+    /// Number of workspaces that returned the same ambiguous verdict for this request, including the workspace of the
+    /// latest attempt.
     pub ambiguous_workspaces: u32,
     /// Number of workspaces of the same plan that were suspected of abuse for this request, including this
     /// one. The provider also rates the client address, so more attempts would increase the suspicion.

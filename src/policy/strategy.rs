@@ -1,4 +1,4 @@
-//! Load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
+//! Defines the load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
 //! [`select`](super::select) decides beforehand which keys can.
 
 use super::units::UnixMs;

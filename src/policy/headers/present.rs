@@ -1,5 +1,5 @@
-//! The set of table rows whose headers a message has. One pass over the header names computes it, so that
-//! the rules look up only headers that are present.
+//! Finds the rows of the table of headers that apply to a message. One pass over the header names computes it, so
+//! that the rules look up only headers that are present.
 
 use std::iter;
 
@@ -51,9 +51,9 @@ impl KnownHeader {
         let bytes = name.as_bytes();
         let mut slot = first_slot(bytes);
         while SLOTS[slot] != EMPTY {
-            let known = Self(SLOTS[slot]);
-            if known.row().name == name {
-                return Some(known);
+            let candidate = Self(SLOTS[slot]);
+            if candidate.row().name == name {
+                return Some(candidate);
             }
             slot = (slot + 1) % SLOTS.len();
         }
@@ -243,8 +243,8 @@ mod tests {
                 Some(prefix) => vec![format!("{prefix}x"), format!("{prefix}connecting-ip")],
             };
             for name in names {
-                let known = KnownHeader::find(&name).unwrap();
-                assert_eq!(usize::from(known.0), index, "{name}");
+                let known_header = KnownHeader::find(&name).unwrap();
+                assert_eq!(usize::from(known_header.0), index, "{name}");
                 let name: HeaderName = name.parse().unwrap();
                 let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
                 assert_eq!(PresentHeaders::in_headers(&headers), PresentHeaders(1 << index));
