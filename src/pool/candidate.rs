@@ -230,8 +230,8 @@ fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
 fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
     let quota = &key.workspace().quota_cell;
     let reports = [&key.reported_remaining, &quota.reported_remaining].map(|report| report.credits(now));
-    let reported = reports.into_iter().flatten().min();
-    match (estimate, reported) {
+    let reported_credits = reports.into_iter().flatten().min();
+    match (estimate, reported_credits) {
         // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.

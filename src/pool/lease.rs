@@ -1,5 +1,5 @@
-//! Leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and credits
-//! that no other request can spend until the lease ends.
+//! Charges and releases leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and
+//! credits that no other request can spend until the lease ends.
 
 use std::sync::Arc;
 

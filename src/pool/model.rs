@@ -1,5 +1,4 @@
-//! Model checks of the pool with loom: its invariants hold under every interleaving of threads. Run with
-//! `make test-model`.
+//! Checks the pool with loom: its invariants hold under every interleaving of threads. Run with `make test-model`.
 
 use std::sync::Arc;
 use std::time::Duration;

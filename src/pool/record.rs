@@ -98,7 +98,7 @@ impl Pool {
         else {
             return Vec::new();
         };
-        let retry_after = if let Verdict::RateLimited(span) = verdict { span } else { None };
+        let retry_after = if let Verdict::RateLimited(retry_after) = verdict { retry_after } else { None };
         let evidence = Evidence { claim, at: now, retry_after, is_repeated_elsewhere, source };
         let is_about_key = claim.is_about_key(matches!(verdict, Verdict::KeyQuota(_)));
         self.publish(|| PoolChange::Refused {

@@ -1,5 +1,5 @@
-//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider
-//! has refused to them and may allow to others.
+//! Records restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider has
+//! refused to them, although it may allow them to other plans, workspaces and keys.
 //!
 //! A restriction never makes a key unusable. It decides which keys are tried first and which are tried
 //! last. Requests read an immutable table, which is usually empty; a refusal replaces the table.

@@ -1,5 +1,5 @@
-//! The credits of a workspace: the spent credits, the credits that requests in flight have reserved, and
-//! the ceiling of their sum.
+//! Counts the credits of a workspace: the spent credits, the credits that requests in flight have reserved, and the
+//! ceiling of their sum.
 //!
 //! One atomic word holds the sum, and a reservation is one compare-and-swap against the ceiling. Two
 //! requests therefore cannot reserve the same credits. The spent and the reserved credits are also held
@@ -16,7 +16,7 @@ use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. Every request changes the first three fields; polls change the others.
+/// The credits of a workspace. Every request changes the first three fields; only polls change the remaining fields.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
     /// Sum of spent and reserved credits. It wraps below zero while only a part of a change is applied.
@@ -305,16 +305,16 @@ impl QuotaCell {
     }
 
     fn limits(&self) -> Quota {
-        let known = |word: u64, unknown: u64| (word != unknown).then_some(word);
+        let unless_unknown = |word: u64, unknown: u64| (word != unknown).then_some(word);
         Quota {
             count: 0,
-            limit: known(self.limit.load(Ordering::Acquire), UNKNOWN),
+            limit: unless_unknown(self.limit.load(Ordering::Acquire), UNKNOWN),
             extension: match self.extension.load(Ordering::Acquire) {
                 0 => Extension::None,
                 UNKNOWN => Extension::Unlimited,
                 credits => Extension::Credits(credits),
             },
-            resets_at: known(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
+            resets_at: unless_unknown(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
         }
     }
 }
