@@ -1,4 +1,4 @@
-//! The HTTP client of the mirror, which sends rows of one table in one request.
+//! Sends rows of one table to Supabase in one request.
 //!
 //! It is the only module that reads the service key.
 

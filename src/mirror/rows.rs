@@ -1,4 +1,4 @@
-//! The rows of Supabase's tables: which columns they have and how they are identified.
+//! Serializes the rows of Supabase's tables, with their columns and their ids.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The connection of the poller to the other replicas of the pool.
+//! Connects the poller to the other replicas: its role among them, and the results of its polls.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The schema of the database: the migrations from each version to the next create and change its tables.
+//! Creates and migrates the schema of the database: one migration leads from each version to the next.
 
 use rusqlite::{Connection, TransactionBehavior};
 

@@ -1,5 +1,5 @@
-//! The JSON of the response that a refusal comes from. Separate because the documents of `evidence` and of
-//! `refusals` both contain it.
+//! Converts the response that contained a refusal to JSON, and back. It is separate because the documents of
+//! `evidence` and of `refusals` both contain it.
 
 use serde::{Deserialize, Serialize};
 

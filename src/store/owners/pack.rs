@@ -1,5 +1,5 @@
-//! The encoding of the log of owners: packs the changes of a commit into the bytes of one row. Recent changes
-//! take a few bytes more than the hashes of their identifiers.
+//! Encodes the log of owners: packs the changes of a commit into the bytes of one row. Recent changes take a few
+//! bytes more than the hashes of their identifiers.
 
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind};
 use crate::policy::units::UnixMs;

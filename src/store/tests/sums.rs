@@ -18,7 +18,7 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
 
 type SumsByGroup = BTreeMap<Vec<String>, Vec<i64>>;
 
-/// Reads rows whose first five columns identify the group and whose others are its sums.
+/// Reads rows whose first five columns identify the group and whose remaining columns are its sums.
 fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
     let format_value =
         |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
