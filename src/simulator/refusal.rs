@@ -1,5 +1,5 @@
-//! The catalogue of the provider's refusals over HTTP. `render` contains the status, body and
-//! headers of each, and `fixed` the refusals with a fixed text.
+//! Lists the provider's refusals over HTTP. `render` contains the status, body and headers of each, and `fixed` the
+//! refusals with a fixed text.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
 //! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,

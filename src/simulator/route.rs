@@ -28,7 +28,7 @@ pub(super) enum Route {
     Echo,
 }
 
-/// How a response transfers its audio.
+/// The transfer of the audio in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpeechOutput {
     /// The audio with a content length.

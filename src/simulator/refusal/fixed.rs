@@ -1,5 +1,5 @@
-//! Refusals with a fixed status and text. They are the examples in the table of refusals, so that
-//! tests cover every wording that Keychoir recognizes. Faults use their names.
+//! Renders refusals with a fixed status and text. They are the examples in the table of refusals, so that tests cover
+//! every wording that Keychoir recognizes. Faults use their names.
 //!
 //! Messages contain placeholders for [`RefusalValues`]: `{needed}`, `{limit}`, `{remaining}`,
 //! `{subject}`, `{bound}`, `{model}`, `{format}`. `{more}` is the requested amount, at least two, and

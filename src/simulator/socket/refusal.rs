@@ -144,7 +144,7 @@ fn to_json(body: &impl Serialize) -> String {
 
 fn close_reason(message: &str) -> String {
     let text: String = message.chars().take(MAX_REASON_CHARACTERS).collect();
-    // A control frame has at most 125 bytes, of which the code takes two.
+    // A control frame has at most 125 bytes, and the close code takes two of them.
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 
