@@ -1,6 +1,6 @@
-//! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
-//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request and
-//! are in `telemetry`.
+//! Renders the metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
+//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request
+//! and are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -77,16 +77,16 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     ] {
         registry.register(name, help, ConstGauge::new(value));
     }
-    let lag = mirror.map(|mirror| mirror.lag(now)).unwrap_or_default();
-    for (name, help, span) in [
+    let mirror_lag = mirror.map(|mirror| mirror.lag(now)).unwrap_or_default();
+    for (name, help, lag) in [
         (
             "usage_store_lag_seconds",
             "Age of the oldest usage record that is not yet written",
             store_health.lag(now),
         ),
-        ("mirror_lag_seconds", "Time since the mirror had sent everything", lag),
+        ("mirror_lag_seconds", "Time since the mirror had sent everything", mirror_lag),
     ] {
-        registry.register(name, help, ConstGauge::new(span.as_secs_f64()));
+        registry.register(name, help, ConstGauge::new(lag.as_secs_f64()));
     }
     for (name, help, value) in [
         ("connections_accepted", "Client connections that were accepted", connections.accepted()),
@@ -171,7 +171,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     );
 
     let workspaces = workspaces(keys);
-    let info = labelled_keys().map(|(key, snapshot)| {
+    let key_labels = labelled_keys().map(|(key, snapshot)| {
         let workspace = workspaces.iter().find(|(first_key, _)| is_same_workspace(first_key, snapshot));
         let workspace = workspace.map(|(_, label)| label.clone()).unwrap_or_default();
         let short_key = snapshot.key.api_key().short().to_string();
@@ -180,7 +180,11 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
             1_u64,
         )
     });
-    registry.register("key_info", "Always 1; the labels describe the key", GaugeSamples(info.collect()));
+    registry.register(
+        "key_info",
+        "Always 1; the labels describe the key",
+        GaugeSamples(key_labels.collect()),
+    );
     // A value that the provider has not reported has no sample.
     type Credits = fn(&KeySnapshot) -> Option<u64>;
     let metrics: [(&str, &str, Credits); 3] = [

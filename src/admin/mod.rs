@@ -1,4 +1,4 @@
-//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
+//! Serves Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
 //! read snapshots and never block a proxied request.
 
 pub mod control;
@@ -74,7 +74,7 @@ pub struct Admin {
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
     pub reachability: ReachabilityCell,
-    /// When the program was started.
+    /// The time at which the program was started.
     pub started_at: UnixMs,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
@@ -234,8 +234,8 @@ impl Admin {
         }
         match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
-                let used = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsageReport::new(&client, &used, now))
+                let totals = self.config.load().client_usage.used(&client.name, now);
+                json(StatusCode::OK, &ClientUsageReport::new(&client, &totals, now))
             }
             Err(refusal) => ProxyError::Unauthenticated(refusal).response("", now),
         }

@@ -1,4 +1,4 @@
-//! The document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
+//! Renders the document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
 
 use std::collections::HashSet;
 use std::ptr;

@@ -1,4 +1,4 @@
-//! The maximum number of client connections, which the limit of open files may reduce.
+//! Determines the maximum number of client connections, which the limit of open files may reduce.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! Makes changes of keys and clients for the commands: through the admin API of the running server, or without one by
-//! editing the overlay, so that the change applies at the next startup.
+//! Makes changes of keys and clients for the commands: through the admin API of the running server, or, if no server
+//! is running, in the overlay, which the next startup reads.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -75,8 +75,8 @@ const API: &str = "/api/keychoir/v1";
 /// The state directory of the service in `systemd/`.
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
 
-/// Returns advice if the service has a state directory at `service`, and this command would use another one only
-/// because nothing names the database, so that a change would not reach the service.
+/// Returns advice if the service has a state directory at `service`, and this command would use another directory
+/// only because nothing names the database, so that a change would not reach the service.
 fn service_hint(config: &Config, service: &Path) -> Option<String> {
     let settings = config.setting_values();
     let is_default =

@@ -19,7 +19,7 @@ fn client(name: &str, quota: u32) -> ManagedClient {
     client
 }
 
-/// Adds a version of an entry, unless a later one is there.
+/// Adds a version of an entry, unless there is a later version.
 fn insert<T: Ord>(entries: &mut Entries<T>, id: String, changed_at: UnixMs, content: EntryContent<T>) {
     merge_entries(entries, Entries::from([(id, Stamped { changed_at, content })]));
 }
@@ -35,7 +35,7 @@ fn paused(number: u8, until: Option<u64>) -> PausedKey {
     }
 }
 
-/// A version of the entry of one of three numbers, at one of four times, so that versions often conflict.
+/// Generates versions of three entries at four different times, so that versions often conflict.
 fn entries<T: Clone + Ord + fmt::Debug>(
     content: impl Fn(u8, u32) -> T + Clone + 'static,
     id_of: fn(u8) -> String,
@@ -61,7 +61,7 @@ prop_compose! {
     }
 }
 
-/// A change of an operator at one of three replicas, or the arrival of the overlay of another one.
+/// A change of an operator at one of three replicas, or the arrival of the overlay of another replica.
 #[derive(Clone, Debug)]
 enum Step {
     SetClient { at: usize, client: u8, quota: u32 },
