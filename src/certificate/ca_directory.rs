@@ -334,9 +334,9 @@ mod tests {
                     tasks::spawn_thread("opener", open).unwrap()
                 })
                 .collect();
-            let opened: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
-            assert!(opened.iter().all(|(pem, _)| *pem == opened[0].0));
-            let quarantined_files = opened.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
+            let results: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+            assert!(results.iter().all(|(pem, _)| *pem == results[0].0));
+            let quarantined_files = results.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
             assert_eq!(quarantined_files, usize::from(malformed.is_some()));
         }
     }

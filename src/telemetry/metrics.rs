@@ -1,6 +1,5 @@
-//! The metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
-//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in
-//! `admin`.
+//! Defines the metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
+//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in `admin`.
 
 mod exposition;
 mod histogram;

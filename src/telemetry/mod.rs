@@ -1,4 +1,4 @@
-//! The output of the running program: log lines about keys and requests, as short lines on a terminal and as
+//! Writes the output of the running program: log lines about keys and requests, as short lines on a terminal and as
 //! JSON otherwise, the metrics and the timeline of requests, and the events for listeners of the admin API.
 
 mod log;

@@ -1,6 +1,6 @@
-//! The requests of the last 24 hours in intervals of five minutes, in memory, for the charts and figures of the
-//! dashboard. A task reads the counters of the metrics periodically, so that requests do no work for the timeline.
-//! The stored records could not answer this cheaply: reading them scans the attempts of a whole day.
+//! Counts the requests of the last 24 hours in intervals of five minutes, in memory, for the charts and figures of
+//! the dashboard. A task reads the counters of the metrics periodically, so that requests do no work for the
+//! timeline. The stored records could not answer this cheaply: reading them scans the attempts of a whole day.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -23,7 +23,7 @@ pub fn key_name(position: usize, name: Option<&str>) -> String {
     name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
 }
 
-/// Describes a missing limit: pay-as-you-go accounts have no limit, others have an unknown one.
+/// Describes a missing limit: a pay-as-you-go account has no limit, and the limit of any other account is unknown.
 #[must_use]
 pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
     let letters: String =
@@ -206,7 +206,7 @@ fn format_remaining(quota: &Quota, plan: Option<&str>) -> String {
     }
 }
 
-/// When an exhausted key is used again: at the reset of its credits, or earlier to be tried.
+/// Formats the time at which an exhausted key is used again: at the reset of its credits, or at an earlier trial.
 fn format_next_use(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
     match until {
         Some(reset) if until == resets_at => format!(" (resets {})", reset.month_and_day()),

@@ -12,7 +12,7 @@ use crate::policy::replay::Progress;
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// How far the attempt got, which determines whether the attempt can be retried.
+    /// The progress of the attempt, which determines whether the attempt can be retried.
     pub progress: Progress,
     /// The cause.
     pub kind: SendErrorKind,
