@@ -1,4 +1,4 @@
-//! Tests that a refusal that one replica receives restricts the key at all replicas.
+//! Tests that a refusal at one replica restricts the key at all replicas.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Compares `docs/openapi.json` with the program: every path and method exists, no others do, and each response
-//! has a documented status and matches its schema.
+//! Compares `docs/openapi.json` with the program: every documented path and method exists and no undocumented ones,
+//! and each response has a documented status and matches its schema.
 
 use super::*;
 use crate::support::events::EventReader;
