@@ -1,5 +1,6 @@
-//! Examines what startup cannot: the routes to the provider, each key at the provider, the tables of the mirror, and
-//! Redis. `keychoir check --online` and `keychoir doctor` use it, with or without a running program.
+//! Examines the parts that need the network, which startup does not wait for: the routes to the provider, each key at
+//! the provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use it, with or
+//! without a running program.
 
 use std::io;
 use std::net::IpAddr;
@@ -98,7 +99,8 @@ impl OnlineCheck {
         Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events, redis })
     }
 
-    /// Tries every route that a key uses, and the direct one beside each proxy, all at the same time.
+    /// Tries every route that a key uses, and the direct route in addition to each route through a proxy, all at the
+    /// same time.
     pub async fn check_routes(&self) -> Vec<RouteCheck> {
         let mut routes: Vec<(Arc<Authority>, bool)> = vec![(Arc::clone(self.upstream.authority()), true)];
         routes.extend(

@@ -98,15 +98,15 @@ impl ControlOptions {
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
         let overrides = self.overrides();
         // The change may add the first client.
-        let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
+        let lenient_overrides = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
             let address = ServerAddress::parse(url).map_err(fail)?;
             // The token of this machine's state directory is not sent to other machines.
-            let config = if address.is_local() { crate::config::load(&lenient).ok() } else { None };
+            let config = if address.is_local() { crate::config::load(&lenient_overrides).ok() } else { None };
             let config = config.map(|loaded| loaded.config);
             return Ok(Target::Server(self.client(address, config.as_ref())?));
         }
-        let config = load(&lenient)?.config;
+        let config = load(&lenient_overrides)?.config;
         if let Ok(address) = ServerAddress::from_config(&config) {
             let admin = self.client(address, Some(&config))?;
             if admin.client.is_keychoir().await {
