@@ -602,6 +602,16 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
+fn the_architecture_is_read_in_one_sitting() {
+    let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
+    let (_, glossary) = text.split_once("## Glossary").unwrap();
+    let (glossary, _) = glossary.split_once("\n## ").unwrap();
+    // Without the head of the table and its rule.
+    let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
+    assert!(text.lines().count() <= 200 && terms <= 40, "{} lines, {terms} terms", text.lines().count());
+}
+
+#[test]
 fn the_tests_of_the_invariants_exist() {
     let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
     let (_, invariants) = text.split_once("## Invariants").unwrap();

@@ -64,12 +64,12 @@ struct KeyDetail {
 #[serde(rename_all = "camelCase")]
 struct EvidenceDetail {
     claim: &'static str,
-    /// `figures` or `words`.
+    /// `numbers` or `message`.
     strength: &'static str,
     at: String,
     status: Option<u16>,
     /// The provider's message, without secrets.
-    words: String,
+    message: String,
     route: String,
     request_id: String,
 }
@@ -80,7 +80,7 @@ struct RestrictionDetail {
     what: String,
     verdict: &'static str,
     status: Option<u16>,
-    words: String,
+    message: String,
     request_id: String,
     since: String,
     until: String,
@@ -167,7 +167,7 @@ impl EvidenceDetail {
             strength: evidence.strength().as_str(),
             at: evidence.at.rfc3339(),
             status: source.status,
-            words: source.message.to_string(),
+            message: source.message.to_string(),
             route: source.route.to_string(),
             request_id: source.request_id.to_string(),
         }
@@ -181,7 +181,7 @@ impl RestrictionDetail {
             what: restriction.limit.to_string(),
             verdict: restriction.verdict,
             status: source.status,
-            words: source.message.to_string(),
+            message: source.message.to_string(),
             request_id: source.request_id.to_string(),
             since: restriction.first_refused_at.rfc3339(),
             until: restriction.until.rfc3339(),

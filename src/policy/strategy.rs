@@ -44,8 +44,7 @@ pub const BEST: u64 = 0;
 /// The amount by which a request advances the turn of a key with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first. A new strategy needs a row here, a line in `config/keychoir.toml`, and
-/// cases in `tests/proxy/refusal_matrix.rs` and `tests/proxy/pool.rs`.
+/// All strategies, the default first. `CONTRIBUTING.md` lists what else a new strategy needs.
 pub static STRATEGIES: [Strategy; 5] = [
     // Selects the first key in configured order until it is refused or exhausted.
     Strategy { name: "fill-first", rank: |_| BEST, stays_on_key: true, ..DEFAULTS },

@@ -42,8 +42,8 @@ pub enum Fault {
         /// The refusal.
         refusal: RefusalKind,
     },
-    /// Reads the whole request and sends exactly this response, for refusals that the catalogue
-    /// does not contain. Nothing is charged.
+    /// Reads the whole request and sends exactly this response, for refusals that the
+    /// simulator does not know by name. Nothing is charged.
     Respond {
         /// The status, 200 to 599.
         status: u16,
