@@ -176,7 +176,7 @@ pub fn load_with_files(
     let read_file = |path: &Path| {
         let content = match (replaced.iter().find(|(replaced_path, _)| replaced_path == path), kept.get(path))
         {
-            (Some((_, text)), _) => FileContent::replaced(path, text),
+            (Some((_, text)), _) => FileContent::with_text(path, text),
             (None, Some(content)) => content.clone(),
             (None, None) => FileContent::read(path),
         };

@@ -59,8 +59,8 @@ impl FileContent {
         Self { stamp, text: read_file(path) }
     }
 
-    /// Replaces the content of the file at `path` by `text`, which is not written yet.
-    pub(super) fn replaced(path: &Path, text: &str) -> Self {
+    /// Creates the content `text` of the file at `path`, which is not written yet.
+    pub(super) fn with_text(path: &Path, text: &str) -> Self {
         let is_too_large = u64::try_from(text.len()).map_or(true, |length| length > MAX_FILE_BYTES);
         let text = if is_too_large { Err(ReadFileError::TooLarge) } else { Ok(text.to_owned()) };
         Self { stamp: FileStamp::read(path), text }

@@ -18,7 +18,7 @@ use super::redis::RedisUrlSetting;
 use super::tls::{self, TlsConfig};
 use super::value::{
     BaseDirectories, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio,
-    parse_size, parse_string, parse_strings, saturated, wrong_type,
+    parse_size, parse_string, parse_strings, saturating_usize, wrong_type,
 };
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::quantity::size::DisplaySize;
@@ -138,10 +138,11 @@ impl Setting {
                 };
             }
             ValueKind::Size(range, field) => {
-                *field(config) = saturated(self.check_range(parse_size(raw), range, &SIZE_RANGE)?);
+                *field(config) = saturating_usize(self.check_range(parse_size(raw), range, &SIZE_RANGE)?);
             }
             ValueKind::Count(range, field) => {
-                *field(config) = saturated(self.check_range(parse_integer(raw), range, &COUNT_RANGE)?);
+                *field(config) =
+                    saturating_usize(self.check_range(parse_integer(raw), range, &COUNT_RANGE)?);
             }
             ValueKind::Ratio(field) => *field(config) = parse_ratio(raw)?,
             ValueKind::Bool(field) => *field(config) = parse_bool(raw)?,

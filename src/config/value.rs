@@ -272,6 +272,6 @@ pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> ValueError {
     ValueError::new(format!("this is {actual}, but should be {expected}"))
 }
 
-pub(super) fn saturated(number: u64) -> usize {
+pub(super) fn saturating_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -56,13 +56,13 @@ impl ValidityPeriod {
     /// The validity period of a CA that is created at `now`.
     #[must_use]
     pub fn for_ca(now: UnixMs) -> Self {
-        Self { from: backdated(now), until: now.plus(CA_LIFETIME) }
+        Self { from: backdate(now), until: now.plus(CA_LIFETIME) }
     }
 
     /// The validity period of a server certificate that is issued at `now` by a CA with the period `ca`.
     #[must_use]
     pub fn for_server(now: UnixMs, ca: Self) -> Self {
-        Self { from: backdated(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }
+        Self { from: backdate(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }
     }
 
     /// Whether the certificate is valid at `now`.
@@ -99,7 +99,7 @@ impl ValidityPeriod {
     }
 }
 
-fn backdated(now: UnixMs) -> UnixMs {
+fn backdate(now: UnixMs) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(BACKDATING.as_millis()).unwrap_or(u64::MAX)))
 }
 

@@ -482,7 +482,7 @@ mod tests {
         );
     }
 
-    fn paused(until: Option<u64>) -> Candidate {
+    fn paused_candidate(until: Option<u64>) -> Candidate {
         let until = until.map(UnixMs);
         let state = KeyState::Paused { until, status: KeyStatus::Active };
         Candidate { state, retry_at: until, ..USABLE }
@@ -490,10 +490,10 @@ mod tests {
 
     #[test]
     fn a_paused_key_serves_no_request() {
-        check(&[paused(None), USABLE], Ok(Choice::Use(1)));
-        check(&[paused(None), FULL], Err(Unavailable::Full { until: None }));
+        check(&[paused_candidate(None), USABLE], Ok(Choice::Use(1)));
+        check(&[paused_candidate(None), FULL], Err(Unavailable::Full { until: None }));
         check(
-            &[Candidate { affordability: SHORT, ..paused(None) }],
+            &[Candidate { affordability: SHORT, ..paused_candidate(None) }],
             Err(Unavailable::Paused { until: None }),
         );
     }
@@ -501,11 +501,11 @@ mod tests {
     #[test]
     fn a_paused_pool_reports_the_first_end_of_a_pause() {
         let until = |ms| Err(Unavailable::Paused { until: Some(UnixMs(ms)) });
-        check(&[paused(Some(9)), paused(None), paused(Some(7))], until(7));
-        check(&[cooling_down(CooldownReason::Invalid, 1), paused(Some(7))], until(7));
+        check(&[paused_candidate(Some(9)), paused_candidate(None), paused_candidate(Some(7))], until(7));
+        check(&[cooling_down(CooldownReason::Invalid, 1), paused_candidate(Some(7))], until(7));
         // The other reasons end by themselves.
         check(
-            &[paused(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
+            &[paused_candidate(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(9)), left: None }),
         );
     }
@@ -513,7 +513,7 @@ mod tests {
     #[test]
     fn a_request_waits_for_a_pause_that_ends_soon() {
         let is_worth_waiting = |until| {
-            select(Strategy::DEFAULT, [paused(until)].into_iter())
+            select(Strategy::DEFAULT, [paused_candidate(until)].into_iter())
                 .unwrap_err()
                 .is_worth_waiting(UnixMs(1_000))
         };

@@ -144,7 +144,7 @@ mod tests {
         Strategy::by_name(name).unwrap()
     }
 
-    fn selected(strategy: &Strategy, keys: &[RankingInputs]) -> usize {
+    fn select_position(strategy: &Strategy, keys: &[RankingInputs]) -> usize {
         select_best(strategy, keys.iter().copied().enumerate()).unwrap()
     }
 
@@ -152,18 +152,18 @@ mod tests {
         #[test]
         fn a_key_is_always_selected(keys in candidates()) {
             for strategy in &STRATEGIES {
-                prop_assert!(selected(strategy, &keys) < keys.len());
+                prop_assert!(select_position(strategy, &keys) < keys.len());
             }
         }
 
         #[test]
         fn fill_first_selects_the_first_key(keys in candidates()) {
-            prop_assert_eq!(selected(strategy("fill-first"), &keys), 0);
+            prop_assert_eq!(select_position(strategy("fill-first"), &keys), 0);
         }
 
         #[test]
         fn round_robin_selects_the_earliest_turn(keys in candidates()) {
-            let best = selected(strategy("round-robin"), &keys);
+            let best = select_position(strategy("round-robin"), &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[best].turn));
         }
 
@@ -180,20 +180,20 @@ mod tests {
 
         #[test]
         fn most_remaining_selects_the_most_credits(keys in candidates()) {
-            let best = selected(strategy("most-remaining"), &keys);
+            let best = select_position(strategy("most-remaining"), &keys);
             prop_assert!(keys.iter().all(|key| key.remaining <= keys[best].remaining));
         }
 
         #[test]
         fn least_requests_selects_the_lowest_load(keys in candidates()) {
-            let best = selected(strategy("least-requests"), &keys);
+            let best = select_position(strategy("least-requests"), &keys);
             let load = |key: &RankingInputs| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[best])));
         }
 
         #[test]
         fn soonest_reset_selects_the_earliest_reset(keys in candidates()) {
-            let best = selected(strategy("soonest-reset"), &keys);
+            let best = select_position(strategy("soonest-reset"), &keys);
             let reset = |key: &RankingInputs| key.resets_at.map_or(u64::MAX, |at| at.0);
             prop_assert!(keys.iter().all(|key| reset(key) >= reset(&keys[best])));
         }
@@ -202,7 +202,10 @@ mod tests {
     #[test]
     fn the_first_of_equal_keys_is_selected() {
         for strategy in &STRATEGIES {
-            assert_eq!(selected(strategy, &[RankingInputs { weight: 1, ..RankingInputs::default() }; 3]), 0);
+            assert_eq!(
+                select_position(strategy, &[RankingInputs { weight: 1, ..RankingInputs::default() }; 3]),
+                0
+            );
         }
     }
 

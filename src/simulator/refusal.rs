@@ -16,7 +16,7 @@ use http::StatusCode;
 
 use crate::elevenlabs::refusal::{Example, examples};
 
-pub(super) use self::fixed::{RefusalFamily, fixed, fixed_refusal};
+pub(super) use self::fixed::{RefusalFamily, find_fixed, fixed_refusal};
 pub(super) use self::render::violation;
 
 /// A refusal of the provider.
@@ -186,7 +186,7 @@ impl FromStr for RefusalKind {
         let unknown = || UnknownRefusal(text.to_owned());
         let named_refusal =
             NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
-        let kind = named_refusal.or_else(|| fixed(name)).ok_or_else(unknown)?;
+        let kind = named_refusal.or_else(|| find_fixed(name)).ok_or_else(unknown)?;
         Ok(match (kind, value) {
             (kind, None) => kind,
             (RefusalKind::MissingPermissions(_), Some(value)) => {

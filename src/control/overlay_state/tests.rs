@@ -24,7 +24,7 @@ fn insert<T: Ord>(entries: &mut Entries<T>, id: String, changed_at: UnixMs, cont
     merge_entries(entries, Entries::from([(id, Stamped { changed_at, content })]));
 }
 
-fn paused(number: u8, until: Option<u64>) -> PausedKey {
+fn paused_key(number: u8, until: Option<u64>) -> PausedKey {
     PausedKey {
         fingerprint: id(number),
         short_key: "sk_...".to_owned(),
@@ -54,7 +54,7 @@ fn entries<T: Clone + Ord + fmt::Debug>(
 prop_compose! {
     fn state()(
         keys in entries(|number, variant| key(number, ["spare", "main", "other"][variant as usize]), id),
-        paused_keys in entries(|number, variant| paused(number, Some(u64::from(variant) + 5)), id),
+        paused_keys in entries(|number, variant| paused_key(number, Some(u64::from(variant) + 5)), id),
         clients in entries(|number, variant| client(&format!("c{number}"), variant), |number| format!("c{number}")),
     ) -> OverlayState {
         OverlayState { keys, paused_keys, clients }
@@ -217,8 +217,8 @@ fn a_removal_and_an_ended_pause_are_forgotten_after_30_days() {
     let mut state = OverlayState::default();
     insert(&mut state.clients, "app".to_owned(), UnixMs(7), EntryContent::Removed);
     insert(&mut state.clients, "web".to_owned(), UnixMs(7), EntryContent::Present(client("web", 1)));
-    insert(&mut state.paused_keys, id(1), UnixMs(7), EntryContent::Present(paused(1, Some(8))));
-    insert(&mut state.paused_keys, id(2), UnixMs(7), EntryContent::Present(paused(2, None)));
+    insert(&mut state.paused_keys, id(1), UnixMs(7), EntryContent::Present(paused_key(1, Some(8))));
+    insert(&mut state.paused_keys, id(2), UnixMs(7), EntryContent::Present(paused_key(2, None)));
     let all = state.clone();
     state.forget_old(UnixMs(30 * DAY_MS + 6));
     assert_eq!(state, all);

@@ -107,7 +107,7 @@ impl QuotaCell {
         if resets_at != 0 && resets_at <= now.0 {
             self.end_period(resets_at);
         }
-        self.stored().reset_if_due(now)
+        self.stored_quota().reset_if_due(now)
     }
 
     #[cold]
@@ -198,7 +198,7 @@ impl QuotaCell {
 
     /// Applies the quota of a poll at `at`. Returns whether it starts a new period or sets a new limit.
     pub(in crate::pool) fn apply_poll(&self, polled: Quota, at: UnixMs, lag: Duration) -> bool {
-        let before = self.stored();
+        let before = self.stored_quota();
         let idle = at.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
         self.record_discrepancy(before.discrepancy(polled, idle, lag));
         self.replace_count(|count| Quota { count, ..before }.reconcile(polled, idle, lag).count);
@@ -300,7 +300,7 @@ impl QuotaCell {
         self.resets_at.store(quota.resets_at.map_or(0, |at| at.0), Ordering::Release);
     }
 
-    fn stored(&self) -> Quota {
+    fn stored_quota(&self) -> Quota {
         Quota { count: self.spent.load(Ordering::Acquire), ..self.limits() }
     }
 

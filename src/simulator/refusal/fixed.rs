@@ -44,11 +44,11 @@ impl RefusalFamily {
 /// Returns the refusal with this name. The name must be in the table.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
     // A typo in the name would cause a 500 response, and a test would fail.
-    fixed(name).unwrap_or(RefusalKind::ServerError)
+    find_fixed(name).unwrap_or(RefusalKind::ServerError)
 }
 
 /// Returns the refusal with this name. Returns `None` if the name is not in the table.
-pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
+pub(in crate::simulator) fn find_fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }
 

@@ -1,3 +1,5 @@
+//! Tests tunnels through forward proxies, with the proxy at the other end of an in-memory pipe.
+
 use std::time::Duration;
 
 use tokio::io::DuplexStream;
