@@ -227,7 +227,7 @@ impl Admin {
         if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
-    /// The usage of the client that sent the request.
+    /// Returns the usage of the client that sent the request.
     fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         if let Some(refusal) = method_not_allowed(method) {
             return refusal;
@@ -269,12 +269,12 @@ impl Admin {
     }
 }
 
-/// The response of a live process, regardless of the state of its parts.
+/// Returns the response of a live process, regardless of the state of its parts.
 fn live() -> Response<Bytes> {
     json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
-/// The front page, with a link to the status.
+/// Returns the front page, with a link to the status.
 fn front_page() -> Response<Bytes> {
     let mut response = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));

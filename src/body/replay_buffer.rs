@@ -120,7 +120,7 @@ impl ReplayBuffer {
         self.chunk_bytes() + self.small_chunks.len() as u64
     }
 
-    /// The number of bytes in `chunks`.
+    /// Returns the number of bytes in `chunks`.
     fn chunk_bytes(&self) -> u64 {
         self.chunks.last().map_or(0, |(_, end)| *end)
     }

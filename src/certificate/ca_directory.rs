@@ -131,13 +131,13 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     Ok(OpenedCa { ca, quarantined })
 }
 
-/// The path of the private key of the CA in `directory`. [`open`] creates the file.
+/// Returns the path of the private key of the CA in `directory`. [`open`] creates the file.
 #[must_use]
 pub fn ca_key_file(directory: &Path) -> PathBuf {
     directory.join(CA_KEY_FILE)
 }
 
-/// The path of the CA certificate in `directory`. [`open`] creates the file.
+/// Returns the path of the CA certificate in `directory`. [`open`] creates the file.
 #[must_use]
 pub fn ca_file(directory: &Path) -> PathBuf {
     directory.join(CA_CERTIFICATE_FILE)

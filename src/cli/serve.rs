@@ -163,12 +163,12 @@ async fn serve(
 fn proxy_message(config: &Config) -> Option<String> {
     let text = config.proxy_routes().describe(&config.upstream.base_url);
     let own_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
-    let own = match own_count {
+    let own_text = match own_count {
         0 => return text,
         1 => "1 key has its own proxy setting".to_owned(),
         count => format!("{count} keys have their own proxy settings"),
     };
-    Some(text.map_or_else(|| own.clone(), |text| format!("{text}; {own}")))
+    Some(text.map_or_else(|| own_text.clone(), |text| format!("{text}; {own_text}")))
 }
 
 /// Returns the maximum number of client connections, and warns if the system allows too few open files.
@@ -264,7 +264,7 @@ async fn log_welcome(running: &mut RunningApp) {
     }
 }
 
-/// The URL of a listener for messages.
+/// Returns the URL of a listener for messages.
 fn listener_url(address: &Address) -> String {
     match address {
         Address::Tcp(address) => format!("http://{address}"),

@@ -39,7 +39,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// A client of the configuration file or the environment with a token that does not expire.
+    /// Creates a client of the configuration file or the environment with a token that does not expire.
     #[must_use]
     pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
         Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
@@ -184,7 +184,7 @@ fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
     Ok(TokenFingerprint::new(text))
 }
 
-/// The error for an invalid fingerprint. It does not contain the text, which may be the token.
+/// Returns the error for an invalid fingerprint. It does not contain the text, which may be the token.
 pub(super) fn invalid_fingerprint_error(text: &str) -> ValueError {
     let message = match text.chars().count() {
         64 => "this contains characters other than hexadecimal digits".to_owned(),

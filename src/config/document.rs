@@ -366,8 +366,8 @@ impl<'a> TableEntry<'a> {
     }
 }
 
-/// The lines that a syntax error in `line` affects: the line itself, and after an invalid header all
-/// lines up to the next header.
+/// Returns the lines that a syntax error in `line` affects: the line itself, and after an invalid header all lines up
+/// to the next header.
 fn affected_lines(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);

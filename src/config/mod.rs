@@ -270,8 +270,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The default configuration with these keys and this upstream. Usage records stay in memory,
-    /// because the demo and tests must not leave files.
+    /// Creates the default configuration with these keys and this upstream. Usage records stay in memory, because the
+    /// demo and tests must not leave files.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {

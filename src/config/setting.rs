@@ -67,7 +67,7 @@ pub(super) fn find(path: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.path == path)
 }
 
-/// The name of the environment variable for the setting with this path.
+/// Returns the name of the environment variable for the setting with this path.
 pub(super) fn variable_name(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }

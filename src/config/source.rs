@@ -71,8 +71,8 @@ impl Environment {
         Some(self.xdg_directory("XDG_STATE_HOME", ".local/state")?.join("keychoir/keychoir.db"))
     }
 
-    /// The directory in an XDG variable, or else its default below the home directory. The XDG
-    /// specification requires that relative paths are ignored.
+    /// Returns the directory in an XDG variable, or else its default below the home directory. The XDG specification
+    /// requires that relative paths are ignored.
     fn xdg_directory(&self, variable: &str, default: &str) -> Option<PathBuf> {
         let directory = self.value(variable).map(PathBuf::from).filter(|directory| directory.is_absolute());
         directory.or_else(|| Some(self.home()?.join(default)))

@@ -20,10 +20,10 @@ pub(super) trait MirrorRow {
     /// The column that identifies a row (`on_conflict`).
     const CONFLICT: &'static str;
 
-    /// The columns and their values.
+    /// Returns the columns and their values.
     fn to_json(&self) -> Value;
 
-    /// The version of the row in the outbox.
+    /// Returns the version of the row in the outbox.
     fn version(&self) -> RowVersion;
 }
 

@@ -53,13 +53,13 @@ pub enum Renewal {
 }
 
 impl ValidityPeriod {
-    /// The validity period of a CA that is created at `now`.
+    /// Returns the validity period of a CA that is created at `now`.
     #[must_use]
     pub fn for_ca(now: UnixMs) -> Self {
         Self { from: backdate(now), until: now.plus(CA_LIFETIME) }
     }
 
-    /// The validity period of a server certificate that is issued at `now` by a CA with the period `ca`.
+    /// Returns the validity period of a server certificate that is issued at `now` by a CA with the period `ca`.
     #[must_use]
     pub fn for_server(now: UnixMs, ca: Self) -> Self {
         Self { from: backdate(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }

@@ -59,7 +59,7 @@ impl ReadTimeBudget {
         is_too_long
     }
 
-    /// The remaining time, or `None` if the limit is disabled.
+    /// Returns the remaining time, or `None` if the limit is disabled.
     #[must_use]
     pub fn remaining(&mut self) -> Option<Duration> {
         self.add_earned_time();

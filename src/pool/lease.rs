@@ -157,7 +157,7 @@ impl Drop for Lease {
     }
 }
 
-/// The credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
+/// Returns the credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
 fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
     [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]
 }

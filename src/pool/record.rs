@@ -335,7 +335,7 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// The earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
+    /// Returns the earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
     /// workspace. `None` without a refusal that a poll can decide about.
     #[must_use]
     pub fn next_deciding_poll_at(roster: &Roster, key: &Key) -> Option<UnixMs> {

@@ -156,7 +156,7 @@ impl RefusalRecord {
 }
 
 impl RefusalHistory {
-    /// The history that the next refusal for the same reason continues.
+    /// Returns the history that the next refusal for the same reason continues.
     pub(super) fn up_to(restriction: &Restriction) -> Self {
         Self {
             first_refused_at: restriction.first_refused_at,

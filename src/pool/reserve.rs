@@ -267,8 +267,8 @@ impl Pool {
     }
 }
 
-/// The position of the best-ranked key that can serve. Only keys that rank better than the best key so
-/// far are fully evaluated.
+/// Returns the position of the best-ranked key that can serve. Only keys that rank better than the best key so far
+/// are fully evaluated.
 fn best_usable(
     roster: &Roster,
     last_turn: u64,

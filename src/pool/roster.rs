@@ -202,7 +202,7 @@ impl Roster {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
+    /// Returns the positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
     /// capacity.
     #[must_use]
     pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
@@ -250,9 +250,9 @@ impl Roster {
     }
 }
 
-/// The position of the first key of each workspace, by identity. A workspace is also identified by the
-/// fingerprint of each of its keys, because it may have been stored before it was named or merged with
-/// the workspace of another key.
+/// Returns the position of the first key of each workspace, by identity. A workspace is also identified by the
+/// fingerprint of each of its keys, because it may have been stored before it was named or merged with the workspace
+/// of another key.
 fn first_positions(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut positions = HashMap::new();
     for (position, key) in keys.iter().enumerate() {

@@ -87,9 +87,9 @@ impl AccountAffinity {
         }
     }
 
-    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to
-    /// a maximum size and time, because it may name an owned resource. Asks the other replicas once if this replica knows
-    /// no owner.
+    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to a
+    /// maximum size and time, because it may name an owned resource. If this replica knows no owner, looks it up once
+    /// in the other replicas.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl AccountAffinity {
         replicas: Option<&ReplicaOwners>,
         not_found_cache: &NotFoundCache,
     ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
-        let known_owner = self.named_owner(roster, owners)?;
+        let known_owner = self.find_known_owner(roster, owners)?;
         let Some(replicas) = replicas.filter(|_| known_owner.is_none() && !self.identifiers.is_empty())
         else {
             return Ok(known_owner);
@@ -165,11 +165,11 @@ impl AccountAffinity {
         let Some(updates) = Box::pin(lookup).await else { return Ok(None) };
         self.updates.extend(updates);
         not_found_cache.remove(&self.identifiers);
-        self.named_owner(roster, owners)
+        self.find_known_owner(roster, owners)
     }
 
     /// Returns the account that owns the named resources, if this replica knows it.
-    fn named_owner(
+    fn find_known_owner(
         &mut self,
         roster: &Roster,
         owners: &OwnershipIndex,
@@ -362,7 +362,7 @@ impl AccountAffinity {
         })
     }
 
-    /// The identifiers in the request that belong to the serving account, as the success of the request
+    /// Returns the identifiers in the request that belong to the serving account, as the success of the request
     /// proves.
     fn proven_identifiers(&self) -> Vec<Identifier> {
         if self.method == Method::DELETE {
@@ -381,7 +381,7 @@ impl AccountAffinity {
     }
 }
 
-/// Returns the account that last served `client` a list, if a replica of the pool knows it.
+/// Returns the account that last served a list to `client`, if a replica of the pool knows it.
 async fn find_list_account<C>(proxy: &Proxy<C>, roster: &Roster, client: &ClientName) -> Option<OwnerId> {
     let known_account = proxy.list_affinity.account_for(client);
     let Some(replicas) = proxy.replica_owners.as_ref().filter(|_| known_account.is_none()) else {

@@ -59,7 +59,7 @@ impl KeySource {
         }
     }
 
-    /// Credits that the lease reserves in the workspace.
+    /// Returns the credits that the lease reserves in the workspace.
     fn reserved_credits(&self) -> u64 {
         self.lease().map_or(0, Lease::reserved)
     }
@@ -309,7 +309,7 @@ impl Attempt {
         self.record.outcome.as_str()
     }
 
-    /// The outcome of an attempt whose client connection was closed, either by the client or by the proxy at
+    /// Returns the outcome of an attempt whose client connection was closed, either by the client or by the proxy at
     /// shutdown.
     fn disconnect_outcome(&self) -> Outcome {
         if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }

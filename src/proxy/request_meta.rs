@@ -153,7 +153,7 @@ impl RequestMeta {
         }
     }
 
-    /// The maximum wait for a text body to estimate its price: the configured timeout, but at least 250 ms if
+    /// Returns the maximum wait for a text body to estimate its price: the configured timeout, but at least 250 ms if
     /// the client's quota needs a price. A short body arrives within that time.
     fn estimate_timeout(&self, configured: Duration) -> Duration {
         const MIN_TIMEOUT: Duration = Duration::from_millis(250);

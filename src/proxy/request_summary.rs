@@ -215,14 +215,14 @@ impl RequestSummary {
     }
 }
 
-/// The client's `x-request-id`, if it is safe in a log line and a database column.
+/// Returns the client's `x-request-id`, if it is safe in a log line and a database column.
 fn client_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     ((1..=128).contains(&id.len()) && id.bytes().all(is_safe)).then(|| id.into())
 }
 
-/// A UUID of version 7 like the IDs of usage records, generated without a system call.
+/// Returns a UUID of version 7 like the IDs of usage records, generated without a system call.
 fn generate_request_id() -> Arc<str> {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = AttemptRecord::new_id(clock::now()).hyphenated().encode_lower(&mut buffer);

@@ -111,8 +111,8 @@ impl UpstreamResponse {
         Ok(self)
     }
 
-    /// Maximum number of bytes of a compressed body that are read before it is relayed, so that keys in it
-    /// can be redacted. Returns `None` for a body that is searched while it streams, or is not searched.
+    /// Returns the maximum number of bytes of a compressed body that are read before it is relayed, so that keys in
+    /// it can be redacted. Returns `None` for a body that is searched while it streams, or is not searched.
     fn max_compressed_size(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.max_error_body_size);

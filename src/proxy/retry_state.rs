@@ -128,8 +128,7 @@ impl RetryState {
         self.key_request.restricted = restricted;
     }
 
-    /// Replaces the roster with the current one, in which the tried keys are identified by their
-    /// fingerprints.
+    /// Replaces the roster with the current roster, in which the tried keys are identified by their fingerprints.
     fn adopt_new_keys(&mut self, pool: &Pool) {
         let former_roster = std::mem::replace(&mut self.roster, pool.roster());
         let tried = self.key_request.tried.iter().filter_map(|position| former_roster.keys().get(*position));
@@ -327,7 +326,7 @@ impl RetryState {
         }
     }
 
-    /// The route to the provider of requests with `key`.
+    /// Returns the route to the provider of requests with `key`.
     fn route<'a>(&'a self, key: &'a Key) -> &'a Arc<Authority> {
         key.destination().unwrap_or(&self.default_route)
     }

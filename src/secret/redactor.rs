@@ -79,7 +79,7 @@ impl Needle {
         Self { bytes, short_form: encoding.encode(key.short.as_str().as_bytes()), encoding }
     }
 
-    /// Number of bytes at the start of the key that the short form shows.
+    /// Returns the number of bytes at the start of the key that the short form shows.
     fn shown_length(&self) -> usize {
         let dots = self.encoding.encode(b"...");
         self.short_form.windows(dots.len()).position(|window| window == dots).unwrap_or(0)

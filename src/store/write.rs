@@ -75,7 +75,7 @@ pub(super) struct Writer {
     in_memory_attempts: usize,
 }
 
-/// The number of queued records that starts a commit early, so that the queue does not fill up.
+/// Returns the number of queued records that starts a commit early, so that the queue does not fill up.
 pub(super) fn early_commit_size(settings: &Settings) -> usize {
     (settings.max_queued_records / EARLY_COMMIT_DIVISOR).max(1)
 }
@@ -147,7 +147,7 @@ impl Writer {
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
                 self.run_command(command);
             }
-            // Nor may it starve requests that wait for the usage of their user.
+            // It must not starve requests that wait for the usage of their user either.
             for _ in 0..history.max_capacity() {
                 let Ok(command) = history.try_recv() else { break };
                 self.run_history_command(command);

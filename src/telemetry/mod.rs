@@ -37,7 +37,7 @@ pub use transitions::{
     transition_messages,
 };
 
-/// The format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
+/// Returns the format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
 /// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
 pub fn stderr_format(locale: Option<&str>) -> LineFormat {

@@ -23,7 +23,7 @@ impl SendError {
         Self { progress: Progress::Unsent, kind }
     }
 
-    /// The error of a connection that could not be opened.
+    /// Creates the error of a connection that could not be opened.
     pub(super) fn connect(error: ConnectError) -> Self {
         let progress = match &error {
             ConnectError::Proxy(proxy) if proxy.is_authentication_failure() => {

@@ -301,7 +301,7 @@ fn configure_proxy(config: &mut Config, strategy: &str) {
     config.server.workers = 1;
 }
 
-/// The number of successful quota polls with a key.
+/// Returns the number of successful quota polls with a key.
 fn count_polls(ledger: &Ledger, index: usize) -> usize {
     let is_poll = |path: &str| path == "/v1/user/subscription";
     let key_requests = ledger.requests.iter().filter(|request| request.key.as_deref() == Some(KEYS[index]));

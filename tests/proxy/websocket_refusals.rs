@@ -17,12 +17,12 @@ async fn start_proxy_with_refusals(count: usize, refusing_count: usize, fault: &
     proxy
 }
 
-/// A fault that sends this message, immediately followed by a close frame without a reason.
+/// Returns a fault that sends this message, immediately followed by a close frame without a reason.
 fn message_and_close(code: u16, message: &Value) -> String {
     format!("last={code}/{message}")
 }
 
-/// The number of sessions that were opened with each account.
+/// Returns the number of sessions that were opened with each account.
 fn session_counts(proxy: &TestProxy, count: usize) -> Vec<usize> {
     proxy.request_counts(&KEYS[..count])
 }

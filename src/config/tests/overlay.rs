@@ -11,7 +11,7 @@ const STATE: &str = "/home/me/.local/state/keychoir";
 const OVERLAY: &str = "/home/me/.local/state/keychoir/managed.toml";
 const SPARE: &str = "/home/me/.local/state/keychoir/keys/spare";
 
-/// The digest of `text` as a value of a file.
+/// Returns the digest of `text` as a value of a file.
 fn token_sha256(text: &str) -> String {
     TokenFingerprint::new(text).to_string()
 }

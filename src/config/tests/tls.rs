@@ -4,7 +4,7 @@ use super::FakeMachine;
 use crate::certificate::CaLocation;
 use crate::config::TlsMode;
 
-/// A certificate and its private key.
+/// Returns a certificate and its private key.
 fn certificate_and_key() -> (String, String) {
     let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     (certified_key.cert.pem(), certified_key.signing_key.serialize_pem())

@@ -195,7 +195,7 @@ static PREFIX_FILTER: [bool; 1021] = {
     filter
 };
 
-/// The first three characters of a name as an index. Every prefix has at least three.
+/// Returns the first three characters of a name as an index. Every prefix has at least three.
 const fn first_three(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
@@ -203,7 +203,7 @@ const fn first_three(name: &[u8]) -> u32 {
     }
 }
 
-/// The slot at which the search for a name starts: a hash of its length and three of its characters.
+/// Returns the slot at which the search for a name starts: a hash of its length and three of its characters.
 const fn first_slot(name: &[u8]) -> usize {
     const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)

@@ -141,7 +141,7 @@ impl QuotaCell {
         not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits) <= self.bound(kept)
     }
 
-    /// The maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
+    /// Returns the maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
     fn bound(&self, kept: u64) -> u64 {
         let share = self.share.load(Ordering::Acquire);
         match self.ceiling.load(Ordering::Acquire) {

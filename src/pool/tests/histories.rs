@@ -183,7 +183,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 impl GeneratedRequest {
-    /// The request with the positions of a roster.
+    /// Returns the request with the positions of a roster.
     fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
             let fingerprint = entry(*number, None, None).key.fingerprint();
@@ -219,7 +219,7 @@ impl GeneratedRequest {
     }
 }
 
-/// The rounds of a selection: preferred keys before the other keys, and restricted keys last.
+/// Returns the rounds of a selection: preferred keys before the other keys, and restricted keys last.
 fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints =
         [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];

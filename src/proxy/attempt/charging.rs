@@ -68,7 +68,7 @@ impl Attempt {
     }
 }
 
-/// The source of credits that neither the response nor an estimate gives.
+/// Returns the source of credits that neither the response nor an estimate gives.
 pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
     match metering {
         Metering::Credits => CreditSource::Unknown,

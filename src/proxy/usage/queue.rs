@@ -36,7 +36,7 @@ impl QueueDepth {
         self.queued() + self.0.taken.load(Ordering::Acquire)
     }
 
-    /// Number of entries in the queue.
+    /// Returns the number of entries in the queue.
     fn queued(&self) -> u64 {
         self.0.queued.load(Ordering::SeqCst)
     }
@@ -75,7 +75,7 @@ impl Shard {
     }
 }
 
-/// The index of this thread's shard.
+/// Returns the index of this thread's shard.
 fn shard_index() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

@@ -104,7 +104,7 @@ impl AttemptRecord {
     }
 }
 
-/// A UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
+/// Returns a UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
 /// that differ between processes.
 fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
     let mut tail = [0; 10];

@@ -165,7 +165,7 @@ pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite:
     transaction.commit()
 }
 
-/// All names in the log: kinds, and the names of workspaces.
+/// Returns all names in the log: kinds, and the names of workspaces.
 pub(in crate::store) fn names(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
     let mut names = HashSet::new();
     for_each_newest_first(connection, |_, pack| {

@@ -141,7 +141,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The difference between two numbers in zigzag encoding, which encodes small differences of either sign as
+/// Returns the difference between two numbers in zigzag encoding, which encodes small differences of either sign as
 /// small numbers.
 fn zigzag_difference(from: u64, to: u64) -> u64 {
     let difference = to.wrapping_sub(from).cast_signed();

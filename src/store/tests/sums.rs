@@ -30,7 +30,7 @@ fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// The stored sums, and the sums computed from the attempts.
+/// Returns the stored sums, and the sums computed from the attempts.
 fn stored_and_computed_sums(connection: &Connection) -> (SumsByGroup, SumsByGroup) {
     let stored_sums = read_sums(
         connection,

@@ -211,7 +211,7 @@ proptest::proptest! {
     }
 }
 
-/// A stream from which `response` is read, and to which anything can be written.
+/// Returns a stream from which `response` is read, and to which anything can be written.
 fn readable_stream(response: &[u8]) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
     tokio::io::join(std::io::Cursor::new(response.to_vec()), tokio::io::sink())
 }
@@ -267,7 +267,7 @@ async fn socks_without_valid_credentials_is_a_failed_authentication() {
             None,
             &[&[5, 0], &[5, 4, 0, 1, 0, 0, 0, 0, 0, 0]],
             Progress::Unsent,
-            "result no connection by SOCKS5: Host unreachable",
+            "opened no connection by SOCKS5: Host unreachable",
         ),
     ] {
         let proxy = proxy(credentials);

@@ -55,7 +55,7 @@ async fn check_events(document: &Value, mut reader: EventReader) {
     }
 }
 
-/// A body that an operation accepts.
+/// Returns a body that an operation accepts.
 fn valid_body(path: &str, method: &str) -> Option<Value> {
     match (path, method) {
         ("/keys", "post") => Some(json!({"name": "spare", "key": "sk_spare_00000000000000000000000001"})),
