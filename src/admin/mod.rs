@@ -80,7 +80,7 @@ pub struct Admin {
     pub control: Option<ControlSender>,
     /// The digest of the admin token. A reload replaces it.
     pub admin_token: SharedAdminToken,
-    /// Which of the pages may be read without a token.
+    /// The pages that may be read without a token.
     pub public_pages: PublicPages,
     /// Reads stored records.
     pub history: store::History,

@@ -225,7 +225,7 @@ enum TokenMatch<'a> {
     Valid(&'a Arc<Client>),
     /// A token that was valid until it expired.
     Expired,
-    /// Not a token of a client.
+    /// The credential is not a token of a client.
     Unknown,
 }
 

@@ -148,7 +148,7 @@ fn first_day_of_month(day: u64) -> u64 {
     day + 1 - day_of_month
 }
 
-/// Returns the midnight at which the month after that of `now` starts.
+/// Returns the midnight at which the next month after `now` starts.
 fn start_of_next_month(now: UnixMs) -> Option<UnixMs> {
     let timestamp = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
     let this_month = Offset::UTC.to_datetime(timestamp).date().first_of_month();

@@ -15,7 +15,7 @@ const RETRY_COST: u64 = 1_000;
 /// The remaining budget for retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// In thousandths of a retry.
+    /// The remaining budget in thousandths of a retry.
     balance: u64,
 }
 

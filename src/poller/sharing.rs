@@ -14,7 +14,7 @@ use crate::secret::Fingerprint;
 pub enum PollingRole {
     /// The replicas have not decided yet.
     Undecided,
-    /// This program polls.
+    /// This program polls the provider.
     Leader,
     /// Another replica polls, and this program applies its results.
     Follower,

@@ -116,7 +116,7 @@ pub struct OutboxBatch {
     pub renames: Vec<KeyRename>,
     /// At most one state per key.
     pub keys: Vec<MirroredKeyState>,
-    /// In the order in which the attempts started.
+    /// The events in the order in which their attempts started.
     pub events: Vec<AttemptEvent>,
     /// Number of rows that Supabase has refused and that will be retried.
     pub refused: u64,
