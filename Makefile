@@ -24,7 +24,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run simulation
+.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas bench-dashboard fuzz units packages dist test-packages check-platforms first-run simulation
 
 check:
 	cargo fmt --check
@@ -283,6 +283,11 @@ bench-compare: $(PEERS)/.installed
 # Counts the commands of Redis, and compares the latency of replicas with and without Redis. It needs redis-server.
 bench-replicas:
 	cargo bench --locked --bench compare -- replicas
+
+# Compares the latency of requests with and without 20 open tabs of the dashboard.
+bench-dashboard:
+	cargo build --locked --release
+	$(PYTHON) benches/dashboard.py target/release/keychoir
 
 # Duration of each fuzz target in seconds.
 FUZZ_SECONDS ?= 60

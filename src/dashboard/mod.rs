@@ -162,9 +162,10 @@ impl Dashboard {
                 if head.method == Method::HEAD {
                     return text(StatusCode::OK, "");
                 }
+                let has_requests = request.query.value("requests") != Some("0");
                 request
                     .admin
-                    .dashboard_events(&head.headers, token)
+                    .dashboard_events(&head.headers, token, has_requests)
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,

@@ -2,6 +2,7 @@
 //! only the request's summary, so the request's key and permits are released independently of the log.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::{fmt, mem};
 
@@ -49,7 +50,7 @@ impl Drop for AccessLog {
         let summary = &mut self.summary;
         write_event(summary);
         if self.events.is_recording() {
-            self.events.record([EventContent::Request(ended_request(summary))]);
+            self.events.record([EventContent::Request(ended_request(summary).into())]);
         }
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
@@ -71,6 +72,7 @@ fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
         retry_reasons: mem::take(&mut summary.retry_reasons),
         credits: summary.credits,
         duration: summary.elapsed(),
+        document: OnceLock::new(),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -67,7 +67,7 @@ pub enum EventContent {
         document: Arc<str>,
     },
     /// A request has ended.
-    Request(EndedRequest),
+    Request(Arc<EndedRequest>),
     /// An operator has made a change.
     Change(Arc<str>),
     /// The state of the whole program, of which only the latest is kept.
@@ -99,6 +99,8 @@ pub struct EndedRequest {
     pub credits: u64,
     /// The duration of the request.
     pub duration: Duration,
+    /// The JSON document of this event, which the first listener writes for all of them.
+    pub document: OnceLock<Box<str>>,
 }
 
 /// The events after a position in the ring.

@@ -87,7 +87,7 @@ test("an ended session leads to the login page", async (t) => {
   await t.test("on an open page, whose stream ends", async () => {
     const context = await signIn(dashboard, options);
     const [page, other] = await Promise.all([openPage(context), openPage(context)]);
-    const opened = page.waitForResponse((response) => response.url().endsWith("/_/events"));
+    const opened = page.waitForResponse((response) => response.url().includes("/_/events"));
     await page.goto("live");
     await opened;
     await other.goto("");

@@ -72,13 +72,15 @@ impl Admin {
         Ok(self.check_key(id, now).await?)
     }
 
-    /// Opens a stream of events, or returns the refusal. The stream ends with the session that has this token.
+    /// Opens a stream of events, or returns the refusal. The stream ends with the session that has this token,
+    /// and has the requests only if the page shows them.
     pub(crate) fn dashboard_events(
         &self,
         headers: &HeaderMap,
         token: &str,
+        has_requests: bool,
     ) -> Result<Response<ApiBody>, ActionError> {
-        let stream = self.event_stream(headers)?.while_open(self.sessions.watch(token));
+        let stream = self.event_stream(headers, has_requests)?.while_open(self.sessions.watch(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)

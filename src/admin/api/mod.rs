@@ -325,7 +325,7 @@ impl Admin {
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
-                let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
+                let stream = is_read.then(|| self.event_stream(&head.headers, true)).transpose()?;
                 Ok(ApiResponse::events(stream))
             }
             Resource::Me

@@ -25,7 +25,7 @@ function element(name, attributes = {}, ...children) {
   return created;
 }
 
-// Sign in: the code is in the fragment of the link, which a browser sends to no server.
+// Sign in: a browser sends the fragment of a link to no server.
 function signIn() {
   const form = find("form[data-login]");
   const code = location.hash.slice(1);
@@ -136,7 +136,7 @@ function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
-    source = new EventSource("events");
+    source = new EventSource(handlers.request ? "events" : "events?requests=0");
     // The session has ended, or there are too many tabs.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
@@ -273,5 +273,4 @@ drawCharts();
 const page = document.body.dataset.page;
 if (page === "live") listen(startList());
 if (page === "" || page === "keys" || page === "key") listen({ key: showKey, overview: showOverview });
-// Sums and charts change slowly.
 if (page === "") setInterval(() => document.hidden || location.replace(location.pathname), 60_000);

@@ -38,12 +38,18 @@ struct FrameWriter {
     /// The position after the last event that was sent, or `None` before the first one.
     position: Option<u64>,
     is_first: bool,
+    /// Whether the listener gets the requests.
+    has_requests: bool,
 }
 
 impl Admin {
     /// Opens a stream of events. It continues after the event that `Last-Event-ID` names, and otherwise begins
-    /// with a snapshot.
-    pub(super) fn event_stream(&self, headers: &HeaderMap) -> Result<EventStream, ApiError> {
+    /// with a snapshot. Without `has_requests`, it has no requests, which cost the most under load.
+    pub(super) fn event_stream(
+        &self,
+        headers: &HeaderMap,
+        has_requests: bool,
+    ) -> Result<EventStream, ApiError> {
         let max_listeners = self.events.max_listeners();
         let listener = self.events.ring().listen(max_listeners);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
@@ -51,7 +57,8 @@ impl Admin {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
-        let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
+        let mut writer =
+            FrameWriter { admin: self.clone(), listener, position, is_first: true, has_requests };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
     }
@@ -77,11 +84,16 @@ impl FrameWriter {
         match batch {
             Some(batch) if !batch.is_incomplete => {
                 self.position = Some(batch.position);
-                batch.events.iter().for_each(|event| write_event(&mut frame, &epoch, event));
+                let events = batch.events.iter().filter(|event| self.is_sent(event));
+                events.for_each(|event| write_event(&mut frame, &epoch, event));
             }
             Some(_) | None => self.write_snapshot(&mut frame, &epoch),
         }
         (!frame.is_empty()).then(|| frame.into())
+    }
+
+    fn is_sent(&self, event: &Event) -> bool {
+        self.has_requests || !matches!(event.content, EventContent::Request(_))
     }
 
     /// Writes the state of the program and of all keys, and then the requests and changes that the ring still
@@ -101,7 +113,8 @@ impl FrameWriter {
             let number = if index == last { end.to_string() } else { SNAPSHOT_PART.to_owned() };
             write_content(frame, epoch, &number, content);
         }
-        earlier.iter().for_each(|event| write_event(frame, epoch, event));
+        let sent = earlier.iter().filter(|event| self.is_sent(event));
+        sent.for_each(|event| write_event(frame, epoch, event));
         self.position = Some(snapshot.position);
     }
 }
@@ -112,14 +125,13 @@ fn write_event(frame: &mut String, epoch: &str, event: &Event) {
 
 /// Writes an event. JSON in one line needs no escapes.
 fn write_content(frame: &mut String, epoch: &str, number: &str, content: &EventContent) {
-    let request;
     let (name, data) = match content {
         EventContent::Key { document, .. } => ("key", &**document),
         EventContent::Change(document) => ("change", &**document),
         EventContent::Overview(document) => ("overview", &**document),
         EventContent::Request(ended) => {
-            request = request_document(ended).to_string();
-            ("request", &*request)
+            let document = || request_document(ended).to_string().into();
+            ("request", &**ended.document.get_or_init(document))
         }
     };
     // Writing to a `String` cannot fail.
@@ -139,6 +151,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
         retry_reasons,
         credits,
         duration,
+        document: _,
     } = request;
     json!({
         "request_id": &**request_id,
