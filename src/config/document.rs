@@ -10,10 +10,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask::quote_masked;
+use super::old_names;
+use super::overlay::{self, EntryKind};
 use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin};
 use super::setting::{self, Setting};
 use super::value::{self, RawValue};
-use super::{old_names, overlay};
 use crate::policy::similar::find_similar;
 use crate::policy::units::UnixMs;
 
@@ -90,9 +91,9 @@ impl<'a> Document<'a> {
         let mut contents = Contents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
-                "keys" => contents.keys = self.collect_entries("keys", "key", value, problems),
+                "keys" => contents.keys = self.collect_entries("keys", "key", None, value, problems),
                 "clients" => {
-                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                    contents.clients = self.collect_entries("clients", "token_sha256", None, value, problems)
                 }
                 section if setting::is_section(section) => match value.get_ref().as_table() {
                     Some(table) => self.collect_section(section, table, &mut contents.settings, problems),
@@ -129,14 +130,20 @@ impl<'a> Document<'a> {
                     Ok(generation) => contents.generation = generation,
                     Err(error) => problems.push(self.span_of(value.span()).problem(error)),
                 },
-                "keys" => contents.keys = self.collect_entries("keys", "key_file", value, problems),
+                "keys" => {
+                    let kind = Some(EntryKind::Key);
+                    contents.keys = self.collect_entries("keys", "key_file", kind, value, problems);
+                }
                 "paused_keys" => {
-                    contents.paused_keys = self.collect_entries("paused_keys", "fingerprint", value, problems)
+                    let kind = Some(EntryKind::PausedKey);
+                    contents.paused_keys =
+                        self.collect_entries("paused_keys", "fingerprint", kind, value, problems);
                 }
                 "clients" => {
-                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                    let kind = Some(EntryKind::Client);
+                    contents.clients = self.collect_entries("clients", "token_sha256", kind, value, problems);
                 }
-                "removed" => contents.removed = self.collect_entries("removed", "id", value, problems),
+                "removed" => contents.removed = self.collect_entries("removed", "id", None, value, problems),
                 unknown => {
                     let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
                         .suggest(find_similar(unknown, KNOWN));
@@ -180,10 +187,12 @@ impl<'a> Document<'a> {
         }
     }
 
+    /// Collects the entries of a list. `overlay_kind` is their kind if the file is the overlay.
     fn collect_entries(
         &'a self,
         name: &str,
         field: &str,
+        overlay_kind: Option<EntryKind>,
         value: &'a Spanned<DeValue<'a>>,
         problems: &mut Vec<Problem>,
     ) -> Vec<TableEntry<'a>> {
@@ -197,8 +206,9 @@ impl<'a> Document<'a> {
             return Vec::new();
         };
         let mut entries = Vec::new();
-        for item in items {
-            let span = self.span_of(item.span());
+        for (index, item) in items.iter().enumerate() {
+            let overlay_entry = overlay_kind.map(|kind| (kind, index));
+            let span = self.span_of(item.span()).in_overlay_entry(overlay_entry);
             match item.get_ref().as_table() {
                 Some(table) => entries.push(TableEntry { document: self, table, span }),
                 None => problems.push(span.problem(error())),
@@ -213,6 +223,11 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TableEntry<'a> {
+    /// Returns the position of a part of the entry.
+    fn span_of(&self, range: Range<usize>) -> SourceSpan {
+        self.document.span_of(range).in_overlay_entry(self.span.overlay_entry)
+    }
+
     /// Whether the entry contains a key or a token, not only a file name or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
@@ -237,7 +252,7 @@ impl<'a> TableEntry<'a> {
     /// Reports every field whose name is not in `known`.
     pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
         for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
-            let span = self.document.span_of(name.span());
+            let span = self.span_of(name.span());
             let error = old_names::error_in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
                 let error = ValueError::new(format!("unknown key {}", quote_masked(name.get_ref())));
                 error.suggest(find_similar(name.get_ref(), known))
@@ -255,7 +270,7 @@ impl<'a> TableEntry<'a> {
     ) -> Option<(&'a str, SourceSpan)> {
         let value = self.table.get(name)?;
         let text = self.parse_with(name, problems, value::parse_string)?;
-        Some((text, self.document.span_of(value.span())))
+        Some((text, self.span_of(value.span())))
     }
 
     /// Parses a value from the string in a field. Returns `None` if the field is missing or invalid.
@@ -314,7 +329,7 @@ impl<'a> TableEntry<'a> {
         parse: impl FnOnce(RawValue<'a>) -> Result<T, ValueError>,
     ) -> Option<T> {
         let value = self.table.get(name)?;
-        let span = self.document.span_of(value.span());
+        let span = self.span_of(value.span());
         parse(RawValue::Toml(value.get_ref())).map_err(|error| problems.push(span.problem(error))).ok()
     }
 
