@@ -30,6 +30,7 @@ use maud::Markup;
 use crate::admin::{Admin, ApiBody};
 use crate::clock;
 use crate::policy::units::UnixMs;
+use crate::telemetry::EventSelection;
 use form::Form;
 use history_cache::HistoryCache;
 use layout::Page;
@@ -162,10 +163,14 @@ impl Dashboard {
                 if head.method == Method::HEAD {
                     return text(StatusCode::OK, "");
                 }
-                let has_requests = request.query.value("requests") != Some("0");
+                let selection = match request.query.value("only") {
+                    Some("state") => EventSelection::State,
+                    Some("requests") => EventSelection::Requests,
+                    Some(_) | None => EventSelection::All,
+                };
                 request
                     .admin
-                    .dashboard_events(&head.headers, token, has_requests)
+                    .dashboard_events(&head.headers, token, selection)
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,

@@ -136,7 +136,7 @@ function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
-    source = new EventSource(handlers.request ? "events" : "events?requests=0");
+    source = new EventSource(`events?only=${handlers.request ? "requests" : "state"}`);
     // The session has ended, or there are too many tabs.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))

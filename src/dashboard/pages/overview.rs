@@ -30,8 +30,7 @@ const MAX_SERIES: usize = 8;
 /// Renders the page.
 pub(in crate::dashboard) async fn overview(request: &PageRequest<'_>) -> Markup {
     let PageRequest { admin, now, .. } = *request;
-    let overview = admin.overview(now);
-    let keys = admin.keys(now);
+    let (overview, keys) = admin.overview_and_keys(now);
     let headline = Headline::new(&overview, &keys, now);
     let recent = admin.timeline.recent(now, RECENT);
     let intervals = admin.timeline.intervals(now);

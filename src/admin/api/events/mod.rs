@@ -17,7 +17,7 @@ use super::documents;
 use super::error::ApiError;
 use crate::admin::Admin;
 use crate::store::StoredChange;
-use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing};
+use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing, EventSelection};
 pub(super) use paced_stream::PacedStream;
 pub use sampler::EventSource;
 
@@ -38,27 +38,24 @@ struct FrameWriter {
     /// The position after the last event that was sent, or `None` before the first one.
     position: Option<u64>,
     is_first: bool,
-    /// Whether the listener gets the requests.
-    has_requests: bool,
 }
 
 impl Admin {
-    /// Opens a stream of events. It continues after the event that `Last-Event-ID` names, and otherwise begins
-    /// with a snapshot. Without `has_requests`, it has no requests, which cost the most under load.
+    /// Opens a stream of these events. It continues after the event that `Last-Event-ID` names, and otherwise begins
+    /// with a snapshot of the state, if the state is selected.
     pub(super) fn event_stream(
         &self,
         headers: &HeaderMap,
-        has_requests: bool,
+        selection: EventSelection,
     ) -> Result<EventStream, ApiError> {
         let max_listeners = self.events.max_listeners();
-        let listener = self.events.ring().listen(max_listeners);
+        let listener = self.events.ring().listen(max_listeners, selection);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
         let position = headers.get("last-event-id").map(|id| {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
-        let mut writer =
-            FrameWriter { admin: self.clone(), listener, position, is_first: true, has_requests };
+        let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
     }
@@ -79,21 +76,21 @@ impl FrameWriter {
     fn next_frame(&mut self) -> Option<Bytes> {
         let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
-        self.admin.events.sample(&self.admin);
+        let has_state = self.listener.selection().has_state();
+        if has_state {
+            self.admin.events.sample(&self.admin);
+        }
         let batch = self.position.map(|position| self.listener.read(position));
         match batch {
-            Some(batch) if !batch.is_incomplete => {
+            Some(batch) if !(has_state && batch.is_incomplete) => {
                 self.position = Some(batch.position);
-                let events = batch.events.iter().filter(|event| self.is_sent(event));
-                events.for_each(|event| write_event(&mut frame, &epoch, event));
+                batch.events.iter().for_each(|event| write_event(&mut frame, &epoch, event));
             }
-            Some(_) | None => self.write_snapshot(&mut frame, &epoch),
+            Some(_) | None if has_state => self.write_snapshot(&mut frame, &epoch),
+            // Requests have no state that a snapshot could contain.
+            Some(_) | None => self.position = Some(self.listener.position()),
         }
         (!frame.is_empty()).then(|| frame.into())
-    }
-
-    fn is_sent(&self, event: &Event) -> bool {
-        self.has_requests || !matches!(event.content, EventContent::Request(_))
     }
 
     /// Writes the state of the program and of all keys, and then the requests and changes that the ring still
@@ -113,8 +110,7 @@ impl FrameWriter {
             let number = if index == last { end.to_string() } else { SNAPSHOT_PART.to_owned() };
             write_content(frame, epoch, &number, content);
         }
-        let sent = earlier.iter().filter(|event| self.is_sent(event));
-        sent.for_each(|event| write_event(frame, epoch, event));
+        earlier.iter().for_each(|event| write_event(frame, epoch, event));
         self.position = Some(snapshot.position);
     }
 }
