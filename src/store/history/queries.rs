@@ -210,12 +210,13 @@ pub(super) fn credits_by_hour(
 }
 
 /// Reads the last hour of each client, see
-/// [`History::last_hours_of_clients`](super::History::last_hours_of_clients).
+/// [`History::last_hours_of_clients`](super::History::last_hours_of_clients). With many keys, `user_hours` has far fewer
+/// rows than `hours`.
 pub(super) fn last_hours_of_clients(
     connection: &Connection,
     since: UnixMs,
 ) -> Result<Vec<(String, UnixMs)>, rusqlite::Error> {
-    let sql = "SELECT client, max(hour_ms) FROM hours WHERE hour_ms >= ?1 GROUP BY client";
+    let sql = "SELECT client, max(hour_ms) FROM user_hours WHERE hour_ms >= ?1 GROUP BY client";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([timestamp(start_of_hour(since))], |row| {
         Ok((row.get(0)?, UnixMs(row.get(1).map(unsigned)?)))

@@ -55,6 +55,8 @@ impl Admin {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
+        // Requests have no snapshot, which would set the position at the first frame.
+        let position = position.or_else(|| (!selection.has_state()).then(|| listener.position()));
         let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
