@@ -10,6 +10,7 @@ The exit code is 1 if the median of the rounds' p99 is more than MAX_RATIO times
 by more than MAX_GROWTH after 100 loads of every page. It needs only Python and the built program:
 
     python3 benches/dashboard.py target/release/keychoir [--rounds NUMBER] [--seconds NUMBER] [--tabs NUMBER] [--keys NUMBER]
+        [--only memory|latency]
 """
 
 import argparse
@@ -228,11 +229,13 @@ def main():
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--tabs", type=int, default=20)
     parser.add_argument("--keys", type=int, default=1_000)
+    parser.add_argument("--only", choices=["memory", "latency"])
     arguments = parser.parse_args()
     keys = [f"sk_dashboard_key_number_{number:05d}" for number in range(arguments.keys)]
     gc.disable()
+    measures = {"memory": measure_memory, "latency": lambda keychoir, port: compare(keychoir, port, arguments)}
     results = []
-    for measure in (measure_memory, lambda keychoir, port: compare(keychoir, port, arguments)):
+    for measure in [measures[arguments.only]] if arguments.only else measures.values():
         with start_proxy(arguments.binary, keys=keys, KEYCHOIR_ADMIN_TOKEN=ADMIN_TOKEN) as (keychoir, port, _):
             results.append(measure(keychoir, port))
     return 0 if all(results) else 1
