@@ -24,7 +24,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas fuzz units packages dist test-packages check-platforms first-run simulation
+.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas bench-dashboard fuzz units packages dist test-packages check-platforms first-run simulation
 
 check:
 	cargo fmt --check
@@ -266,8 +266,8 @@ mutations:
 	done
 
 # Measures the pure steps of a request, key selection, usage records, log lines, WebSocket sessions, the HTTP/1.1
-# client compared with hyper's, Keychoir compared with other proxies, and replicas with and without Redis.
-bench: bench-compare bench-replicas
+# client compared with hyper's, Keychoir compared with other proxies, replicas with and without Redis, and the dashboard.
+bench: bench-compare bench-replicas bench-dashboard
 	cargo bench --locked --bench pure
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench usage_records
@@ -285,6 +285,13 @@ bench-compare: $(PEERS)/.installed
 # Counts the commands of Redis, and compares the latency of replicas with and without Redis. It needs redis-server.
 bench-replicas:
 	cargo bench --locked --bench compare -- replicas
+
+# Compares the latency of requests without and with 20 open tabs of the dashboard, and measures its memory, and its pages with
+# 10 million attempts of 1,000 keys in the database, which needs 4 GB of disk.
+bench-dashboard:
+	cargo build --locked --release --bin keychoir
+	$(PYTHON) benches/dashboard.py target/release/keychoir
+	$(PYTHON) benches/large_database.py target/release/keychoir
 
 # Duration of each fuzz target in seconds.
 FUZZ_SECONDS ?= 60
