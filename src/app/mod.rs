@@ -240,7 +240,11 @@ pub fn start(
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());
     let scope = if operator_listeners.is_empty() { ListenerScope::All } else { ListenerScope::Clients };
-    let router = Router::new(admin, proxy).with_scope(scope);
+    let client_address = match scope {
+        ListenerScope::All | ListenerScope::Operators => None,
+        ListenerScope::Clients => addresses.iter().find_map(Address::tcp),
+    };
+    let router = Router::new(admin, proxy, client_address).with_scope(scope);
     let all_addresses = [addresses.as_slice(), &operator_addresses].concat();
     let certificates = Certificates::new(app_config.https, &all_addresses, clock::now())?;
     let renewal_task = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());

@@ -22,7 +22,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-pub use event_ring::{EndedRequest, Event, EventBatch, EventContent, EventListener, EventRing};
+pub use event_ring::{
+    EndedRequest, Event, EventBatch, EventContent, EventListener, EventRing, EventSelection,
+};
 pub use line::{LineFormat, LineLayer};
 pub use log::{FlushOnDrop, LogSink, dropped_lines, flush};
 pub use metrics::{

@@ -35,6 +35,7 @@ use crate::policy::units::UnixMs;
 use crate::policy::user::identify_user;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
+use crate::telemetry::EventSelection;
 pub use auth::AuthFailureTable;
 pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
 pub(crate) use dashboard::ActionError;
@@ -286,7 +287,9 @@ impl Admin {
             query.check(&[])?;
         }
         match resource {
-            Resource::Overview => Ok(ApiResponse::ok(&overview_document(self, generation, now))),
+            Resource::Overview => {
+                Ok(ApiResponse::ok(&overview_document(self, &self.pool.snapshot(now), generation, now)))
+            }
             Resource::Keys => {
                 let keys = self.keys(now);
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
@@ -325,7 +328,8 @@ impl Admin {
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
-                let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
+                let stream =
+                    is_read.then(|| self.event_stream(&head.headers, EventSelection::All)).transpose()?;
                 Ok(ApiResponse::events(stream))
             }
             Resource::Me

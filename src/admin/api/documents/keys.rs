@@ -59,6 +59,13 @@ pub(crate) struct KeyDocument {
     pub(crate) advice: Option<&'static str>,
 }
 
+impl KeyDocument {
+    /// Returns the document without the members that change with the time alone.
+    pub(in crate::admin::api) fn without_forecast(self) -> Self {
+        Self { credits_per_day: 0, exhausted_at: None, ..self }
+    }
+}
+
 /// Returns the document for a key at `now`.
 pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
