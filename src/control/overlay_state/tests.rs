@@ -1,3 +1,5 @@
+//! Tests that merging overlays leads all replicas to the same state.
+
 use proptest::prelude::*;
 
 use super::*;
