@@ -45,7 +45,7 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let config = admin.config.load();
     let buffers = &config.limits.buffers;
     let mut page_registry = Registry::default();
-    let help = "When the program was started, in seconds since 1970";
+    let help = "The time at which the program was started, in seconds since 1970";
     page_registry.register(
         "process_start_time_seconds",
         help,
@@ -113,7 +113,7 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let states = states.map(|(name, other)| ([("state", name.to_owned())], u64::from(other == state)));
     registry.register(
         "mirror_state",
-        "1 for the state of the mirror, 0 for the others",
+        "1 for the state of the mirror, 0 for its other states",
         GaugeSamples(states.into()),
     );
     register_key_metrics(registry, &keys);
@@ -132,7 +132,7 @@ fn register_replica_metrics(registry: &mut Registry, shared: &SharedPoolView) {
         ("redis_up", "1 while the replicas share the pool through Redis, else 0", u64::from(is_connected)),
         (
             "replicas",
-            "Live replicas of the pool when Redis responded last, with this one",
+            "Live replicas of the pool when Redis responded last, including this replica",
             view.live_replicas().count().max(1) as u64,
         ),
         (
@@ -161,7 +161,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
             ([key.clone(), ("status", status.to_owned())], u64::from(has))
         })
     });
-    let help = "1 for the status that a key has, 0 for the others";
+    let help = "1 for the status that a key has, 0 for the other statuses";
     registry.register("key_status", help, GaugeSamples(statuses.collect()));
     let requests = labelled_keys().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
     registry.register(
@@ -205,11 +205,11 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     }
     let resets = labelled_workspaces()
         .filter_map(|(labels, snapshot)| Some((labels, unix_seconds(snapshot.quota.resets_at?))));
-    let help = "When the period of a workspace ends, in seconds since 1970";
+    let help = "The end of the period of a workspace, in seconds since 1970";
     registry.register("workspace_quota_reset_timestamp_seconds", help, GaugeSamples(resets.collect()));
     let discrepancies =
         labelled_workspaces().map(|(labels, snapshot)| (labels, snapshot.key.workspace().discrepancy()));
-    let help = "Credits by which the provider's figures of this period were above the recorded ones";
+    let help = "Credits by which the provider's count of this period was above the recorded count";
     registry.register("workspace_billing_discrepancy_credits", help, GaugeSamples(discrepancies.collect()));
 }
 
