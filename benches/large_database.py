@@ -6,7 +6,7 @@ runs take seconds. Before the program starts, the system forgets the file, so th
 fails. With `--keep-running`, the program and its simulator run until Ctrl-C. It needs only Python and the built program:
 
     python3 benches/large_database.py target/release/keychoir [--directory DIRECTORY] [--attempts NUMBER]
-        [--clients-per-key NUMBER] [--keep-running] [PATH ...]
+        [--clients-per-key NUMBER] [--keep-running] [--paths PATH ...]
 """
 
 import argparse
@@ -255,7 +255,7 @@ def run(options, directory):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
-    parser.add_argument("paths", nargs="*", metavar="PATH")
+    parser.add_argument("--paths", nargs="+", metavar="PATH", help="measure these instead of all pages and reads")
     parser.add_argument("--directory", help="keep the database here; by default it is deleted at the end")
     parser.add_argument("--attempts", type=int, default=10_000_000)
     parser.add_argument("--clients-per-key", type=int, default=1, help="more clients are more hourly sums")
