@@ -1,5 +1,5 @@
-//! The composition root: wires all modules into a running program, reloads it and shuts it down. The tests
-//! start the same program as the command line.
+//! Wires all modules into a running program, reloads it and shuts it down. The tests start the same program as the
+//! command line.
 
 mod accessors;
 mod app_config;
@@ -139,7 +139,7 @@ pub fn start(
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_totals = store.read_client_usage(clock::now())?;
-    // Without other replicas, this one has no id.
+    // A process that shares its pool with no other replicas needs no id.
     let redis = app_config
         .redis
         .map(|settings| Ok::<_, StartError>((settings, store.replica_id(&new_replica_id())?)));
@@ -240,7 +240,11 @@ pub fn start(
     };
     let proxy = Proxy::new(shared, upstream, drain.abort.clone());
     let scope = if operator_listeners.is_empty() { ListenerScope::All } else { ListenerScope::Clients };
-    let router = Router::new(admin, proxy).with_scope(scope);
+    let client_address = match scope {
+        ListenerScope::All | ListenerScope::Operators => None,
+        ListenerScope::Clients => addresses.iter().find_map(Address::tcp),
+    };
+    let router = Router::new(admin, proxy, client_address).with_scope(scope);
     let all_addresses = [addresses.as_slice(), &operator_addresses].concat();
     let certificates = Certificates::new(app_config.https, &all_addresses, clock::now())?;
     let renewal_task = Tasks::new().spawn_guarded(certificates.clone().renew_when_due());

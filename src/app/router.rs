@@ -1,6 +1,6 @@
-//! The service of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
+//! Serves the requests of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -40,9 +40,10 @@ struct RouterParts {
 }
 
 impl Router {
-    pub(super) fn new(admin: Admin, proxy: Proxy) -> Self {
+    /// Creates the router. `client_address` is that of clients, if operators have another one.
+    pub(super) fn new(admin: Admin, proxy: Proxy, client_address: Option<SocketAddr>) -> Self {
         let (admin, proxy) = (Arc::new(admin), Arc::new(proxy));
-        let dashboard = Dashboard::new(Arc::clone(&admin));
+        let dashboard = Dashboard::new(Arc::clone(&admin), client_address);
         Self(Arc::new(RouterParts { admin, dashboard, proxy, scope: ListenerScope::All }))
     }
 

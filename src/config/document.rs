@@ -1,6 +1,8 @@
 //! Parses a TOML file into settings and `[[keys]]` and `[[clients]]` entries, each with its position
 //! in the file. This module checks the structure; `setting`, `keys` and `clients` parse the values.
 
+mod errors;
+
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
@@ -10,12 +12,14 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mask::quote_masked;
+use super::old_names;
+use super::overlay::{self, EntryKind};
 use super::problem::{Problem, SourceSpan, ValueError, ValueOrigin};
 use super::setting::{self, Setting};
 use super::value::{self, RawValue};
-use super::{old_names, overlay};
 use crate::policy::similar::find_similar;
 use crate::policy::units::UnixMs;
+use errors::{old_section_error, syntax_error, unknown_section_error, unknown_setting_error};
 
 /// A parsed file. After a syntax error, it contains the parts that could be parsed.
 pub(super) struct Document<'a> {
@@ -90,9 +94,9 @@ impl<'a> Document<'a> {
         let mut contents = Contents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
-                "keys" => contents.keys = self.collect_entries("keys", "key", value, problems),
+                "keys" => contents.keys = self.collect_entries("keys", "key", None, value, problems),
                 "clients" => {
-                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                    contents.clients = self.collect_entries("clients", "token_sha256", None, value, problems)
                 }
                 section if setting::is_section(section) => match value.get_ref().as_table() {
                     Some(table) => self.collect_section(section, table, &mut contents.settings, problems),
@@ -121,7 +125,7 @@ impl<'a> Document<'a> {
 
     /// Collects the entries of the overlay.
     pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
-        const KNOWN: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
+        const KNOWN_FIELDS: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
         let mut contents = OverlayContents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
@@ -129,17 +133,23 @@ impl<'a> Document<'a> {
                     Ok(generation) => contents.generation = generation,
                     Err(error) => problems.push(self.span_of(value.span()).problem(error)),
                 },
-                "keys" => contents.keys = self.collect_entries("keys", "key_file", value, problems),
+                "keys" => {
+                    let kind = Some(EntryKind::Key);
+                    contents.keys = self.collect_entries("keys", "key_file", kind, value, problems);
+                }
                 "paused_keys" => {
-                    contents.paused_keys = self.collect_entries("paused_keys", "fingerprint", value, problems)
+                    let kind = Some(EntryKind::PausedKey);
+                    contents.paused_keys =
+                        self.collect_entries("paused_keys", "fingerprint", kind, value, problems);
                 }
                 "clients" => {
-                    contents.clients = self.collect_entries("clients", "token_sha256", value, problems)
+                    let kind = Some(EntryKind::Client);
+                    contents.clients = self.collect_entries("clients", "token_sha256", kind, value, problems);
                 }
-                "removed" => contents.removed = self.collect_entries("removed", "id", value, problems),
+                "removed" => contents.removed = self.collect_entries("removed", "id", None, value, problems),
                 unknown => {
-                    let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
-                        .suggest(find_similar(unknown, KNOWN));
+                    let error = ValueError::new(format!("unknown field {}", quote_masked(unknown)))
+                        .suggest(find_similar(unknown, KNOWN_FIELDS));
                     problems.push(self.span_of(name.span()).problem(error));
                 }
             }
@@ -180,10 +190,12 @@ impl<'a> Document<'a> {
         }
     }
 
+    /// Collects the entries of a list. `overlay_kind` is their kind if the file is the overlay.
     fn collect_entries(
         &'a self,
         name: &str,
         field: &str,
+        overlay_kind: Option<EntryKind>,
         value: &'a Spanned<DeValue<'a>>,
         problems: &mut Vec<Problem>,
     ) -> Vec<TableEntry<'a>> {
@@ -197,8 +209,9 @@ impl<'a> Document<'a> {
             return Vec::new();
         };
         let mut entries = Vec::new();
-        for item in items {
-            let span = self.span_of(item.span());
+        for (index, item) in items.iter().enumerate() {
+            let overlay_entry = overlay_kind.map(|kind| (kind, index));
+            let span = self.span_of(item.span()).in_overlay_entry(overlay_entry);
             match item.get_ref().as_table() {
                 Some(table) => entries.push(TableEntry { document: self, table, span }),
                 None => problems.push(span.problem(error())),
@@ -213,6 +226,11 @@ impl<'a> Document<'a> {
 }
 
 impl<'a> TableEntry<'a> {
+    /// Returns the position of a part of the entry.
+    fn span_of(&self, range: Range<usize>) -> SourceSpan {
+        self.document.span_of(range).in_overlay_entry(self.span.overlay_entry)
+    }
+
     /// Whether the entry contains a key or a token, not only a file name or a hash.
     pub(super) fn contains_secrets(&self) -> bool {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
@@ -234,13 +252,15 @@ impl<'a> TableEntry<'a> {
         })
     }
 
-    /// Reports every field whose name is not in `known`.
-    pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
-        for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
-            let span = self.document.span_of(name.span());
+    /// Reports every field whose name is not in `known_fields`.
+    pub(super) fn check_fields(&self, known_fields: &[&'static str], problems: &mut Vec<Problem>) {
+        for (name, value) in
+            self.table.iter().filter(|(name, _)| !known_fields.contains(&name.get_ref().as_ref()))
+        {
+            let span = self.span_of(name.span());
             let error = old_names::error_in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
-                let error = ValueError::new(format!("unknown key {}", quote_masked(name.get_ref())));
-                error.suggest(find_similar(name.get_ref(), known))
+                let error = ValueError::new(format!("unknown field {}", quote_masked(name.get_ref())));
+                error.suggest(find_similar(name.get_ref(), known_fields))
             });
             problems.push(span.problem(error));
         }
@@ -255,7 +275,7 @@ impl<'a> TableEntry<'a> {
     ) -> Option<(&'a str, SourceSpan)> {
         let value = self.table.get(name)?;
         let text = self.parse_with(name, problems, value::parse_string)?;
-        Some((text, self.document.span_of(value.span())))
+        Some((text, self.span_of(value.span())))
     }
 
     /// Parses a value from the string in a field. Returns `None` if the field is missing or invalid.
@@ -314,7 +334,7 @@ impl<'a> TableEntry<'a> {
         parse: impl FnOnce(RawValue<'a>) -> Result<T, ValueError>,
     ) -> Option<T> {
         let value = self.table.get(name)?;
-        let span = self.document.span_of(value.span());
+        let span = self.span_of(value.span());
         parse(RawValue::Toml(value.get_ref())).map_err(|error| problems.push(span.problem(error))).ok()
     }
 
@@ -346,8 +366,8 @@ impl<'a> TableEntry<'a> {
     }
 }
 
-/// The lines that a syntax error in `line` affects: the line itself, and after an invalid header all
-/// lines up to the next header.
+/// Returns the lines that a syntax error in `line` affects: the line itself, and after an invalid header all lines up
+/// to the next header.
 fn affected_lines(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
@@ -355,59 +375,4 @@ fn affected_lines(text: &str, line: usize) -> Range<usize> {
         return line..line + 1;
     }
     line..line + 1 + rest.take_while(|text| !is_header(text)).count()
-}
-
-/// Converts an error message of the TOML parser about the source `text`.
-fn syntax_error(message: &str, text: &str) -> ValueError {
-    if message == "duplicate key" {
-        return ValueError::new(format!("{} is set twice", quote_masked(text)))
-            .advise("remove one of the lines");
-    }
-    let (message, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    // The parser infers the type of an unquoted string, such as an address, from its first character,
-    // and its message names that type.
-    let inferred_types = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
-    let error = ValueError::new(message);
-    if inferred_types.iter().any(|inferred_type| message.contains(inferred_type)) {
-        return error.advise("write a string in quotes, and a number in digits only");
-    }
-    if expected.is_empty() { error } else { error.advise(format!("expected {expected}")) }
-}
-
-fn old_section_error(old: &str, new: &str) -> ValueError {
-    ValueError::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
-}
-
-fn unknown_setting_error(section: &str, name: &str) -> ValueError {
-    if let Some(new) = old_names::new_section(section) {
-        return old_section_error(section, new);
-    }
-    let error = ValueError::new(format!("unknown key {} in [{section}]", quote_masked(name)));
-    if let Some(other_section) = setting::find_by_name(name) {
-        return error.advise(format!("`{name}` belongs in [{}]", other_section.section()));
-    }
-    let siblings = setting::SETTINGS.iter().filter(|setting| setting.section() == section).map(Setting::name);
-    let suggestion = find_similar(name, siblings).map(str::to_owned);
-    error.suggest(suggestion.or_else(|| find_similar_path(name)))
-}
-
-fn unknown_section_error(name: &str, value: &DeValue<'_>) -> ValueError {
-    let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
-    let error = ValueError::new(format!(
-        "unknown {} {}",
-        if is_table { "section" } else { "key" },
-        quote_masked(name)
-    ));
-    if let Some(setting) = setting::find_by_name(name) {
-        return error.advise(format!("`{name}` belongs in [{}]", setting.section()));
-    }
-    let sections = setting::SETTINGS.iter().map(Setting::section).chain(["keys", "clients"]);
-    let suggestion = find_similar(name, sections).map(str::to_owned);
-    error.suggest(suggestion.or_else(|| find_similar_path(name)))
-}
-
-/// Finds the path of the setting with the most similar name in all sections.
-fn find_similar_path(name: &str) -> Option<String> {
-    let names = setting::SETTINGS.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
-    setting::find_by_name(find_similar(name, names)?).map(|setting| setting.path.to_owned())
 }

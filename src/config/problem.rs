@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::mask;
+use super::overlay::EntryKind;
 use crate::policy::similar::find_similar;
 
 /// The source of a value, in the order of the report.
@@ -62,11 +63,12 @@ impl ValueError {
         self
     }
 
-    /// The error for a name that is not one of `known_names`. It lists them and suggests a similar one.
+    /// Returns the error for a name that is not one of `known_names`. It lists them and suggests a similar one.
     pub(super) fn unknown_name(kind: &str, name: &str, known_names: &[&'static str]) -> Self {
-        let listed: Vec<String> = known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
+        let quoted_names: Vec<String> =
+            known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
         Self::new(format!("unknown {kind} {}", mask::quote_masked(name)))
-            .advise(format!("use one of {}", listed.join(", ")))
+            .advise(format!("use one of {}", quoted_names.join(", ")))
             .suggest(find_similar(&name.to_lowercase().replace('_', "-"), known_names.iter().copied()))
     }
 
@@ -101,18 +103,25 @@ impl std::error::Error for ValueError {}
 pub(super) struct SourceSpan {
     pub(super) origin: ValueOrigin,
     excerpt: Option<Excerpt>,
+    /// The entry of the overlay that contains the value, with its index among the entries of its kind.
+    pub(super) overlay_entry: Option<(EntryKind, usize)>,
 }
 
 impl SourceSpan {
     pub(super) fn new(origin: ValueOrigin) -> Self {
-        Self { origin, excerpt: None }
+        Self { origin, excerpt: None, overlay_entry: None }
     }
 
-    /// The source of the value in the byte range `range` of a TOML file.
+    /// Creates the source of the value in the byte range `range` of a TOML file.
     pub(super) fn for_toml(path: &Path, text: &str, range: Range<usize>) -> Self {
         let (excerpt, column) = Excerpt::new(text, range);
         let origin = ValueOrigin::Line { path: path.to_owned(), line: excerpt.line, column };
-        Self { origin, excerpt: Some(excerpt) }
+        Self { origin, excerpt: Some(excerpt), overlay_entry: None }
+    }
+
+    /// Sets the entry of the overlay that contains the value.
+    pub(super) fn in_overlay_entry(self, overlay_entry: Option<(EntryKind, usize)>) -> Self {
+        Self { overlay_entry, ..self }
     }
 
     pub(super) fn problem(&self, error: ValueError) -> Problem {
@@ -137,8 +146,8 @@ struct Excerpt {
 const MAX_EXCERPT_CHARS: usize = 100;
 
 impl Excerpt {
-    /// The line of `file_text` that contains the start of `range`, and the column of this start,
-    /// counted from 1.
+    /// Returns the line of `file_text` that contains the start of `range`, and the column of this start, counted from
+    /// 1.
     fn new(file_text: &str, range: Range<usize>) -> (Self, usize) {
         let start = file_text.floor_char_boundary(range.start);
         let before = file_text.get(..start).unwrap_or_default();
@@ -187,6 +196,12 @@ impl Problem {
         &self.span.origin
     }
 
+    /// Returns the kind and the index of the overlay's entry that contains the value; `None` for a value elsewhere.
+    #[must_use]
+    pub fn overlay_entry(&self) -> Option<(EntryKind, usize)> {
+        self.span.overlay_entry
+    }
+
     /// Returns the source, the message and the advice in one line, without an excerpt of the file.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -196,7 +211,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { span: SourceSpan { origin, excerpt }, error: ValueError { message, advice } } = self;
+        let Self { span: SourceSpan { origin, excerpt, .. }, error: ValueError { message, advice } } = self;
         write!(f, "{origin}: {message}")?;
         if let Some(excerpt) = excerpt {
             write!(f, "\n{excerpt}")?;

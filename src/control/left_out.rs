@@ -1,9 +1,7 @@
 //! Leaves out entries of other replicas that conflict with the configuration file of this machine. They stay in the
 //! overlay, so that this replica still shares them.
 
-use std::path::Path;
-
-use crate::config::{Config, EntryKind, Overlay, Problem, Problems, ValueOrigin};
+use crate::config::{Config, EntryKind, Overlay, Problems};
 
 /// An entry that is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +23,9 @@ pub(super) fn leave_out_clients_of_file(
     for entry in &mut overlay.clients {
         let was_applied =
             previous.clients.iter().any(|earlier| earlier.name == entry.name && !earlier.left_out);
-        let in_file = config.clients.iter().find(|client| client.name == entry.name);
-        let Some(client) = in_file.filter(|client| client.origin.is_in_file() && !was_applied) else {
+        let configured_client = config.clients.iter().find(|client| client.name == entry.name);
+        let Some(client) = configured_client.filter(|client| client.origin.is_in_file() && !was_applied)
+        else {
             continue;
         };
         // A rotation names the token of the file that it replaced.
@@ -45,17 +44,12 @@ pub(super) fn leave_out_clients_of_file(
     left_out
 }
 
-/// Leaves out each entry of `overlay` with a problem. `text` is the overlay as the file at `path` would contain it.
-/// Returns `None` if a problem has another cause, so that leaving out entries does not solve it.
-pub(super) fn leave_out_invalid(
-    overlay: &mut Overlay,
-    text: &str,
-    path: &Path,
-    problems: &Problems,
-) -> Option<Vec<LeftOutEntry>> {
+/// Leaves out each entry of `overlay` with a problem. Returns `None` if a problem has another cause, so that leaving
+/// out entries does not solve it.
+pub(super) fn leave_out_invalid(overlay: &mut Overlay, problems: &Problems) -> Option<Vec<LeftOutEntry>> {
     let mut left_out = Vec::new();
     for problem in problems.iter() {
-        let (kind, index) = find_entry(text, line_in(path, problem)?)?;
+        let (kind, index) = problem.overlay_entry()?;
         let (mark, name) = match kind {
             EntryKind::Key => overlay.keys.get_mut(index).map(|entry| (&mut entry.left_out, &entry.name))?,
             EntryKind::Client => {
@@ -69,29 +63,4 @@ pub(super) fn leave_out_invalid(
         }
     }
     (!left_out.is_empty()).then_some(left_out)
-}
-
-/// Returns the line of a problem in the file at `path`.
-fn line_in(path: &Path, problem: &Problem) -> Option<usize> {
-    match problem.origin() {
-        ValueOrigin::Line { path: other, line, .. } if other == path => Some(*line),
-        ValueOrigin::Line { .. }
-        | ValueOrigin::Flag(_)
-        | ValueOrigin::File(_)
-        | ValueOrigin::Variable(_)
-        | ValueOrigin::Absent => None,
-    }
-}
-
-/// Returns the kind and the index of the entry at a line, counted from 1. A valid value of an overlay has one line.
-fn find_entry(text: &str, line: usize) -> Option<(EntryKind, usize)> {
-    let headers: Vec<&str> = text.lines().take(line).filter(|line| line.starts_with("[[")).collect();
-    let header = *headers.last()?;
-    let kind = match header {
-        "[[keys]]" => EntryKind::Key,
-        "[[paused_keys]]" => EntryKind::PausedKey,
-        "[[clients]]" => EntryKind::Client,
-        _ => return None,
-    };
-    Some((kind, headers.iter().filter(|other| **other == header).count() - 1))
 }

@@ -245,7 +245,7 @@ impl Controller {
         overlay.keys.iter_mut().for_each(|entry| entry.left_out = false);
         overlay.clients.iter_mut().for_each(|entry| entry.left_out = false);
         let mut left_out = leave_out_clients_of_file(&mut overlay, previous, current);
-        let (path, kept) = (directory.overlay_path(), self.kept_contents(directory));
+        let kept = self.kept_contents(directory);
         for _ in 0..MAX_LOAD_ATTEMPTS {
             let text = overlay.format().map_err(ControlError::Invalid)?;
             let files = next_files(directory, &text, new_keys);
@@ -256,7 +256,7 @@ impl Controller {
                 }
                 Err(problems) => problems,
             };
-            match leave_out_invalid(&mut overlay, &text, &path, &problems) {
+            match leave_out_invalid(&mut overlay, &problems) {
                 Some(mut entries) => left_out.append(&mut entries),
                 None => return Err(ControlError::Invalid(problems.to_string()).into()),
             }

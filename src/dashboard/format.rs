@@ -76,6 +76,18 @@ pub(super) fn latency(duration: Duration) -> String {
     }
 }
 
+/// A number of bytes in its largest decimal unit, such as `16.1 MB`.
+pub(super) fn size(bytes: u64) -> String {
+    let units = [("kB", 1_000_u64), ("MB", 1_000_000), ("GB", 1_000_000_000), ("TB", 1_000_000_000_000)];
+    match units.into_iter().rev().find(|(_, unit)| bytes >= *unit) {
+        None => format!("{bytes} B"),
+        Some((name, unit)) if bytes / unit < 100 => {
+            format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit)
+        }
+        Some((name, unit)) => format!("{} {name}", grouped(bytes / unit)),
+    }
+}
+
 /// `1,234`.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -157,6 +169,21 @@ mod tests {
         let latencies = [(7, "7 ms"), (999, "999 ms"), (1_450, "1.4 s"), (12_000, "12 s")];
         for (milliseconds, text) in latencies {
             assert_eq!(latency(Duration::from_millis(milliseconds)), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_in_their_largest_unit() {
+        let sizes = [
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (99_999, "99.9 kB"),
+            (100_000, "100 kB"),
+            (16_150_000, "16.1 MB"),
+            (1_234_000_000_000_000, "1,234 TB"),
+        ];
+        for (bytes, text) in sizes {
+            assert_eq!(size(bytes), text);
         }
     }
 

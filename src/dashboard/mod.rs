@@ -18,7 +18,7 @@ mod pages;
 mod response;
 mod session;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +30,7 @@ use maud::Markup;
 use crate::admin::{Admin, ApiBody};
 use crate::clock;
 use crate::policy::units::UnixMs;
+use crate::telemetry::EventSelection;
 use form::Form;
 use history_cache::HistoryCache;
 use layout::Page;
@@ -46,6 +47,7 @@ pub struct Dashboard(Arc<Inner>);
 struct Inner {
     admin: Arc<Admin>,
     history: HistoryCache,
+    client_address: Option<SocketAddr>,
 }
 
 /// A request for a page, by an operator with a session.
@@ -55,14 +57,15 @@ struct PageRequest<'r> {
     query: Form,
     /// The base URL of the server as the browser sees it.
     base_url: String,
+    client_address: Option<SocketAddr>,
     now: UnixMs,
 }
 
 impl Dashboard {
-    /// Creates the dashboard of `admin`.
+    /// Creates the dashboard of `admin`. `client_address` is `None` if clients use the same address as operators.
     #[must_use]
-    pub fn new(admin: Arc<Admin>) -> Self {
-        Self(Arc::new(Inner { admin, history: HistoryCache::default() }))
+    pub fn new(admin: Arc<Admin>, client_address: Option<SocketAddr>) -> Self {
+        Self(Arc::new(Inner { admin, history: HistoryCache::default(), client_address }))
     }
 
     /// Returns whether the dashboard serves a path.
@@ -162,9 +165,14 @@ impl Dashboard {
                 if head.method == Method::HEAD {
                     return text(StatusCode::OK, "");
                 }
+                let selection = match request.query.value("only") {
+                    Some("state") => EventSelection::State,
+                    Some("requests") => EventSelection::Requests,
+                    Some(_) | None => EventSelection::All,
+                };
                 request
                     .admin
-                    .dashboard_events(&head.headers, token)
+                    .dashboard_events(&head.headers, token, selection)
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,
@@ -209,6 +217,7 @@ impl Dashboard {
             history: &self.0.history,
             query: Form::parse(head.uri.query().unwrap_or_default()),
             base_url: admin.base_url(&head.uri, &head.headers, session::is_https(&head.headers)),
+            client_address: self.0.client_address,
             now,
         }
     }
@@ -222,7 +231,7 @@ fn upwards(path: &str) -> String {
 impl PageRequest<'_> {
     /// Returns the base URL for clients.
     fn client_url(&self) -> String {
-        client_url::client_url(&self.base_url, &self.admin.settings.load())
+        client_url::client_url(&self.base_url, self.client_address, &self.admin.config.load().base_path)
     }
 
     /// Renders a page with a notice about the last action.

@@ -2,6 +2,7 @@
 //! only the request's summary, so the request's key and permits are released independently of the log.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::{fmt, mem};
 
@@ -11,7 +12,7 @@ use tracing::{Level, enabled, info};
 use super::request_summary::RequestSummary;
 use crate::policy::client::ClientName;
 use crate::policy::plain_text::hide_tokens;
-use crate::telemetry::{EndedRequest, EventContent, EventRing, RequestLabels, RequestMetrics};
+use crate::telemetry::{EndedRequest, EventRing, RequestLabels, RequestMetrics};
 
 /// Maximum number of characters of a `User-Agent` in the log.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -48,9 +49,7 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let summary = &mut self.summary;
         write_event(summary);
-        if self.events.is_recording() {
-            self.events.record([EventContent::Request(ended_request(summary))]);
-        }
+        self.events.record_request(|| ended_request(summary));
         let (method, client) = (mem::take(&mut summary.method), summary.client.take());
         let labels = RequestLabels { method, route: summary.route, code: summary.status, client };
         self.metrics.record_request_end(&labels, summary.elapsed());
@@ -71,6 +70,7 @@ fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
         retry_reasons: mem::take(&mut summary.retry_reasons),
         credits: summary.credits,
         duration: summary.elapsed(),
+        document: OnceLock::new(),
     }
 }
 

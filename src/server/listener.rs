@@ -33,6 +33,15 @@ pub enum Address {
 }
 
 impl Address {
+    /// Returns the address of a TCP listener.
+    #[must_use]
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Whether only clients on this machine can connect.
     #[must_use]
     pub fn is_local(&self) -> bool {

@@ -1,12 +1,11 @@
-//! The events for listeners of the admin API: a ring of the latest ones, from which each listener reads at its
-//! own pace.
+//! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
 //!
 //! A listener holds only its position in the ring, so a slow one needs no memory and delays no request. Without
-//! listeners nothing is recorded, which costs a request one atomic load.
+//! listeners that want requests, a request does no more than one atomic load.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -31,7 +30,20 @@ pub struct EventRing(Arc<Inner>);
 struct Inner {
     /// Whether events are recorded: while there are listeners, and shortly after the last one.
     is_recording: AtomicBool,
+    /// Whether requests are recorded: while there are listeners that want them, and shortly after the last one.
+    is_recording_requests: AtomicBool,
     ring: Mutex<Ring>,
+}
+
+/// The events that a listener wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventSelection {
+    /// All events.
+    All,
+    /// The state of the keys and of the program, and the changes of operators.
+    State,
+    /// The requests.
+    Requests,
 }
 
 #[derive(Debug, Default)]
@@ -40,10 +52,21 @@ struct Ring {
     events: VecDeque<Event>,
     /// The number of the latest event, or 0 before the first one.
     latest: u64,
-    /// The greatest number of an event that was lost because the ring was full or recording had ended.
+    /// The greatest number of an event, other than a request, that was lost because the ring was full or recording had
+    /// ended.
     lost: u64,
-    listeners: usize,
-    /// The time at which the last listener disconnected.
+    /// The greatest number of a request that was lost.
+    lost_requests: u64,
+    /// All listeners.
+    listeners: Listeners,
+    /// The listeners that want requests.
+    request_listeners: Listeners,
+}
+
+#[derive(Debug, Default)]
+struct Listeners {
+    count: usize,
+    /// The time at which the last one disconnected.
     idle_since: Option<Instant>,
 }
 
@@ -59,7 +82,7 @@ pub struct Event {
 /// The content of an event. Documents are JSON without secrets.
 #[derive(Clone, Debug)]
 pub enum EventContent {
-    /// The state of a key, of which only the latest is kept.
+    /// The state of a key. Only the latest state of each key is kept.
     Key {
         /// The id of the key.
         id: Arc<str>,
@@ -67,10 +90,10 @@ pub enum EventContent {
         document: Arc<str>,
     },
     /// A request has ended.
-    Request(EndedRequest),
+    Request(Arc<EndedRequest>),
     /// An operator has made a change.
     Change(Arc<str>),
-    /// The state of the whole program, of which only the latest is kept.
+    /// The state of the whole program. Only the latest state is kept.
     Overview(Arc<str>),
 }
 
@@ -99,6 +122,8 @@ pub struct EndedRequest {
     pub credits: u64,
     /// The duration of the request.
     pub duration: Duration,
+    /// The JSON document of this event, which the first listener writes for all of them.
+    pub document: OnceLock<Box<str>>,
 }
 
 /// The events after a position in the ring.
@@ -114,7 +139,58 @@ pub struct EventBatch {
 
 /// Counts a listener until it is dropped.
 #[derive(Debug)]
-pub struct EventListener(EventRing);
+pub struct EventListener {
+    ring: EventRing,
+    selection: EventSelection,
+}
+
+impl EventSelection {
+    /// Returns whether a listener with this selection wants requests.
+    #[must_use]
+    pub fn has_requests(self) -> bool {
+        match self {
+            Self::All | Self::Requests => true,
+            Self::State => false,
+        }
+    }
+
+    /// Returns whether a listener with this selection wants the state and its changes.
+    #[must_use]
+    pub fn has_state(self) -> bool {
+        match self {
+            Self::All | Self::State => true,
+            Self::Requests => false,
+        }
+    }
+
+    fn includes(self, content: &EventContent) -> bool {
+        match content {
+            EventContent::Request(_) => self.has_requests(),
+            EventContent::Key { .. } | EventContent::Change(_) | EventContent::Overview(_) => {
+                self.has_state()
+            }
+        }
+    }
+}
+
+impl Listeners {
+    fn add(&mut self) {
+        self.count += 1;
+        self.idle_since = None;
+    }
+
+    fn remove(&mut self) {
+        self.count = self.count.saturating_sub(1);
+        if self.count == 0 {
+            self.idle_since = Some(clock::instant());
+        }
+    }
+
+    /// Returns whether the last listener has disconnected too long ago to resume.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > RESUME_PERIOD)
+    }
+}
 
 impl EventRing {
     /// Returns whether events are recorded. If they are not, callers need not create an event.
@@ -123,38 +199,63 @@ impl EventRing {
         self.0.is_recording.load(Ordering::Relaxed)
     }
 
-    /// Records events, unless no listener needs them.
+    /// Records events other than requests, unless no listener needs them.
     pub fn record(&self, contents: impl IntoIterator<Item = EventContent>) {
         if !self.is_recording() {
             return;
         }
         let mut ring = self.lock();
-        if ring.is_expired(clock::instant()) {
-            self.0.is_recording.store(false, Ordering::Relaxed);
-            ring.clear();
+        if ring.listeners.is_expired(clock::instant()) {
+            self.stop_recording(&mut ring);
             return;
         }
         ring.add(contents);
     }
 
-    /// Adds a listener. Returns `None` if there are `max_listeners` already.
-    #[must_use]
-    pub fn listen(&self, max_listeners: usize) -> Option<EventListener> {
+    /// Records a request that has ended. Calls `request` only if a listener wants requests.
+    pub fn record_request(&self, request: impl FnOnce() -> EndedRequest) {
+        if !self.0.is_recording_requests.load(Ordering::Relaxed) {
+            return;
+        }
+        let content = EventContent::Request(Arc::new(request()));
         let mut ring = self.lock();
-        if ring.listeners >= max_listeners {
+        if ring.request_listeners.is_expired(clock::instant()) {
+            self.0.is_recording_requests.store(false, Ordering::Relaxed);
+            ring.clear_requests();
+            return;
+        }
+        ring.add([content]);
+    }
+
+    /// Adds a listener of these events. Returns `None` if there are `max_listeners` already.
+    #[must_use]
+    pub fn listen(&self, max_listeners: usize, selection: EventSelection) -> Option<EventListener> {
+        let mut ring = self.lock();
+        if ring.listeners.count >= max_listeners {
             return None;
         }
-        if ring.is_expired(clock::instant()) {
-            ring.clear();
+        let now = clock::instant();
+        // Events after the end of the recording were lost for listeners with an earlier position.
+        if ring.listeners.is_expired(now) || !self.is_recording() {
+            self.stop_recording(&mut ring);
         }
-        if !self.is_recording() {
-            // Events after the end of the recording were lost for listeners with an earlier position.
-            ring.clear();
+        if selection.has_requests() {
+            let is_recording = self.0.is_recording_requests.load(Ordering::Relaxed);
+            if ring.request_listeners.is_expired(now) || !is_recording {
+                ring.clear_requests();
+            }
+            ring.request_listeners.add();
+            self.0.is_recording_requests.store(true, Ordering::Relaxed);
         }
-        ring.listeners += 1;
-        ring.idle_since = None;
+        ring.listeners.add();
         self.0.is_recording.store(true, Ordering::Relaxed);
-        Some(EventListener(self.clone()))
+        Some(EventListener { ring: self.clone(), selection })
+    }
+
+    fn stop_recording(&self, ring: &mut Ring) {
+        self.0.is_recording.store(false, Ordering::Relaxed);
+        self.0.is_recording_requests.store(false, Ordering::Relaxed);
+        ring.clear();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ring> {
@@ -163,35 +264,36 @@ impl EventRing {
 }
 
 impl EventListener {
+    /// Returns the events that the listener wants.
+    #[must_use]
+    pub fn selection(&self) -> EventSelection {
+        self.selection
+    }
+
     /// Returns the current position, after the latest event.
     #[must_use]
     pub fn position(&self) -> u64 {
-        self.0.lock().latest
+        self.ring.lock().latest
     }
 
-    /// Returns the events after `position`.
+    /// Returns the events after `position` that the listener wants.
     #[must_use]
     pub fn read(&self, position: u64) -> EventBatch {
-        self.0.lock().read(position)
+        self.ring.lock().read(position, self.selection)
     }
 }
 
 impl Drop for EventListener {
     fn drop(&mut self) {
-        let mut ring = self.0.lock();
-        ring.listeners = ring.listeners.saturating_sub(1);
-        if ring.listeners == 0 {
-            ring.idle_since = Some(clock::instant());
+        let mut ring = self.ring.lock();
+        ring.listeners.remove();
+        if self.selection.has_requests() {
+            ring.request_listeners.remove();
         }
     }
 }
 
 impl Ring {
-    /// Returns whether the last listener has disconnected too long ago to resume.
-    fn is_expired(&self, now: Instant) -> bool {
-        self.idle_since.is_some_and(|since| now.saturating_duration_since(since) > RESUME_PERIOD)
-    }
-
     fn add(&mut self, contents: impl IntoIterator<Item = EventContent>) {
         let first_new = self.events.len();
         for content in contents {
@@ -200,12 +302,15 @@ impl Ring {
         }
         self.remove_replaced_states(first_new);
         while self.events.len() > MAX_EVENTS {
-            self.lost = self.events.pop_front().map_or(self.lost, |event| event.number);
+            match self.events.pop_front() {
+                Some(Event { number, content: EventContent::Request(_) }) => self.lost_requests = number,
+                Some(Event { number, .. }) => self.lost = number,
+                None => {}
+            }
         }
     }
 
-    /// Removes earlier states of the keys, and the earlier overview, of which the events from `first_new` on have
-    /// the latest.
+    /// Removes the key states and the overview that the events from `first_new` on replace.
     fn remove_replaced_states(&mut self, first_new: usize) {
         let mut keys = HashSet::new();
         let mut has_overview = false;
@@ -232,12 +337,15 @@ impl Ring {
         });
     }
 
-    fn read(&self, position: u64) -> EventBatch {
+    fn read(&self, position: u64, selection: EventSelection) -> EventBatch {
         let first = self.events.partition_point(|event| event.number <= position);
+        let wanted = self.events.range(first..).filter(|event| selection.includes(&event.content));
         EventBatch {
-            events: self.events.range(first..).cloned().collect(),
+            events: wanted.cloned().collect(),
             position: self.latest,
-            is_incomplete: position < self.lost || position > self.latest,
+            is_incomplete: position > self.latest
+                || (selection.has_state() && position < self.lost)
+                || (selection.has_requests() && position < self.lost_requests),
         }
     }
 
@@ -247,6 +355,14 @@ impl Ring {
         self.events.clear();
         self.latest += 1;
         self.lost = self.latest;
+        self.lost_requests = self.latest;
+    }
+
+    /// Removes the requests, as [`Self::clear`] does with all events.
+    fn clear_requests(&mut self) {
+        self.events.retain(|event| !matches!(event.content, EventContent::Request(_)));
+        self.latest += 1;
+        self.lost_requests = self.latest;
     }
 }
 
@@ -260,6 +376,23 @@ mod tests {
 
     fn change(number: usize) -> EventContent {
         EventContent::Change(number.to_string().into())
+    }
+
+    fn request(outcome: &'static str) -> EndedRequest {
+        EndedRequest {
+            request_id: "r".into(),
+            client: None,
+            short_key: None,
+            method: Method::GET,
+            route: None,
+            status: None,
+            outcome,
+            attempts: 0,
+            retry_reasons: Vec::new(),
+            credits: 0,
+            duration: Duration::ZERO,
+            document: OnceLock::new(),
+        }
     }
 
     /// Checks the documents of the events after a position.
@@ -283,7 +416,7 @@ mod tests {
         let ring = EventRing::default();
         ring.record([change(1)]);
         assert!(!ring.is_recording());
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         check(&listener, listener.position(), &[], false);
         ring.record([change(2)]);
         check(&listener, listener.position() - 1, &["2"], false);
@@ -292,7 +425,7 @@ mod tests {
     #[test]
     fn the_latest_state_of_a_key_replaces_earlier_ones() {
         let ring = EventRing::default();
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         let start = listener.position();
         ring.record([key("a", "a1"), key("b", "b1"), EventContent::Overview("o1".into())]);
         ring.record([change(1)]);
@@ -305,7 +438,7 @@ mod tests {
     #[test]
     fn a_position_that_left_the_ring_is_incomplete() {
         let ring = EventRing::default();
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         let start = listener.position();
         ring.record((0..MAX_EVENTS).map(change));
         assert!(!listener.read(start).is_incomplete, "the ring has all of these events");
@@ -317,30 +450,84 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_created_only_for_listeners_that_want_them() {
+        let ring = EventRing::default();
+        let state = ring.listen(2, EventSelection::State).unwrap();
+        let start = state.position();
+        ring.record_request(|| panic!("no listener wants requests"));
+        let requests = ring.listen(2, EventSelection::Requests).unwrap();
+        let opened = requests.position();
+        ring.record([change(1)]);
+        ring.record_request(|| request("served"));
+        check(&state, start, &["1"], false);
+        check(&requests, opened, &["served"], false);
+        assert!(requests.read(start).is_incomplete, "requests before the listener were not recorded");
+    }
+
+    #[test]
+    fn lost_requests_are_not_lost_state() {
+        let ring = EventRing::default();
+        let state = ring.listen(3, EventSelection::State).unwrap();
+        let requests = ring.listen(3, EventSelection::Requests).unwrap();
+        let all = ring.listen(3, EventSelection::All).unwrap();
+        let start = all.position();
+        for _ in 0..=MAX_EVENTS {
+            ring.record_request(|| request("served"));
+        }
+        ring.record([change(1)]);
+        check(&state, start, &["1"], false);
+        assert!(requests.read(start).is_incomplete && all.read(start).is_incomplete);
+        (0..=MAX_EVENTS).for_each(|number| ring.record([change(number)]));
+        assert!(state.read(start).is_incomplete);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_recorded_for_a_while_after_their_last_listener() {
+        let ring = EventRing::default();
+        let _state = ring.listen(2, EventSelection::State);
+        let listener = ring.listen(2, EventSelection::Requests).unwrap();
+        let position = listener.position();
+        drop(listener);
+        tokio::time::advance(RESUME_PERIOD).await;
+        ring.record_request(|| request("served"));
+        let listener = ring.listen(2, EventSelection::Requests).unwrap();
+        check(&listener, position, &["served"], false);
+        drop(listener);
+        tokio::time::advance(RESUME_PERIOD + Duration::from_millis(1)).await;
+        ring.record_request(|| request("late"));
+        ring.record_request(|| panic!("recording has ended"));
+        let listener = ring.listen(2, EventSelection::Requests).unwrap();
+        check(&listener, position, &[], true);
+    }
+
+    #[test]
     fn the_number_of_listeners_is_limited() {
         let ring = EventRing::default();
-        let first = ring.listen(2).unwrap();
-        let second = ring.listen(2);
-        assert!(second.is_some() && ring.listen(2).is_none());
+        let first = ring.listen(2, EventSelection::All).unwrap();
+        let second = ring.listen(2, EventSelection::All);
+        assert!(second.is_some() && ring.listen(2, EventSelection::All).is_none());
         drop(first);
-        assert!(ring.listen(2).is_some(), "a disconnected listener makes room for another one");
+        assert!(
+            ring.listen(2, EventSelection::All).is_some(),
+            "a disconnected listener makes room for another one"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn recording_continues_for_a_while_after_the_last_listener() {
         let ring = EventRing::default();
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         let position = listener.position();
         drop(listener);
         tokio::time::advance(RESUME_PERIOD).await;
         ring.record([change(1)]);
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         check(&listener, position, &["1"], false);
         drop(listener);
         tokio::time::advance(RESUME_PERIOD + Duration::from_millis(1)).await;
         ring.record([change(2)]);
         assert!(!ring.is_recording());
-        let listener = ring.listen(1).unwrap();
+        let listener = ring.listen(1, EventSelection::All).unwrap();
         check(&listener, position, &[], true);
         check(&listener, listener.position(), &[], false);
     }

@@ -32,10 +32,10 @@ def start_program(arguments, stream, pattern, max_files=None, **environment):
 
 
 @contextlib.contextmanager
-def start_proxy(binary, max_files=None, before=(), **settings):
-    """Starts the simulator, and Keychoir with the command prefix `before`. Yields the process and the port of Keychoir
+def start_proxy(binary, max_files=None, before=(), keys=KEYS, **settings):
+    """Starts the simulator, and Keychoir with these keys and the command prefix `before`. Yields the process and the port of Keychoir
     and the URL of the simulator."""
-    key_arguments = [argument for key in KEYS for argument in ("--key", f"{key}=1000000000")]
+    key_arguments = [argument for key in keys for argument in ("--key", f"{key}=1000000000")]
     with tempfile.TemporaryDirectory() as directory:
         simulator, upstream = start_program([binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments], "stdout", r"(http://\S+)")
         keychoir, port = start_program(
@@ -44,7 +44,7 @@ def start_proxy(binary, max_files=None, before=(), **settings):
             r"Server started at http://127\.0\.0\.1:(\d+)",
             max_files,
             **{
-                "ELEVENLABS_API_KEYS": ",".join(KEYS),
+                "ELEVENLABS_API_KEYS": ",".join(keys),
                 "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
                 "KEYCHOIR_STORAGE__PATH": os.path.join(directory, "keychoir.db"),
                 "KEYCHOIR_LOG__FORMAT": "json",

@@ -239,6 +239,32 @@ fn assert_security_headers(response: &Response) {
 }
 
 #[tokio::test]
+async fn a_page_gets_only_the_events_that_it_shows() {
+    let (proxy, _, cookie) = start().await;
+    let open = async |query| EventReader::new(get(&proxy, &cookie, query).await);
+    let mut state = open("events?only=state").await;
+    let mut requests = open("events?only=requests").await;
+    let mut all = open("events").await;
+    for reader in [&mut state, &mut all] {
+        assert_eq!(reader.next().await.unwrap().name, "overview", "the state begins with a snapshot");
+    }
+    proxy.request_speech(10).await.bytes().await.unwrap();
+    assert_eq!(requests.next().await.unwrap().name, "request", "requests begin without a snapshot");
+    all.wait_for("request", |_| true).await;
+    proxy.request_speech(10).await.bytes().await.unwrap();
+    // Any event of the first request would come before the state after the second one.
+    loop {
+        let event = state.next().await.unwrap();
+        assert_ne!(event.name, "request");
+        if event.name == "key" && event.data["credits_used"] == 20 {
+            break;
+        }
+    }
+    drop((state, requests, all));
+    proxy.close().await;
+}
+
+#[tokio::test]
 async fn every_response_has_the_headers_that_protect_it() {
     let (proxy, _, cookie) = start().await;
     for path in PAGES.iter().chain(&[

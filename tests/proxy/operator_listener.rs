@@ -131,11 +131,29 @@ async fn an_exposed_address_for_operators_needs_an_admin_token() {
     assert!(error.to_string().ends_with("is open to other machines, and there is no admin token"), "{error}");
 }
 
-/// An address of this machine that is not a loopback address. No packet is sent.
+/// Returns an address of this machine that is not a loopback address. No packet is sent.
 fn external_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+}
+
+#[tokio::test]
+async fn the_page_for_apps_names_the_address_of_clients() {
+    let running = start(vec![bind_loopback().await.into()], |_| {}).await;
+    let url = format!("http://{}", running.operators);
+    let client = http_client();
+    let code = client.post(format!("{url}/api/keychoir/v1/dashboard-codes")).bearer_auth(ADMIN_TOKEN);
+    let code: serde_json::Value = code.send().await.unwrap().json().await.unwrap();
+    let form = client.post(format!("{url}/_/login")).header("origin", &url);
+    let form = form.header("content-type", "application/x-www-form-urlencoded");
+    let session = form.body(format!("code={}", code["code"].as_str().unwrap())).send().await.unwrap();
+    let cookie = session.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let page = client.get(format!("{url}/_/connect")).header("cookie", cookie).send().await.unwrap();
+    let page = page.text().await.unwrap();
+    assert!(page.contains(&format!("base_url=&quot;{}&quot;", running.clients)), "{page}");
+    assert!(!page.contains(&url), "operators' address serves no apps");
+    running.close().await;
 }
 
 /// A machine without a network has no such address; the decision itself is tested in `policy`.

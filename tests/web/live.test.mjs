@@ -15,7 +15,7 @@ after(() => context.close());
 /** Opens a page, and resolves once its stream of events is open. */
 async function open(path) {
   const page = await openPage(context);
-  const opened = page.waitForResponse((response) => response.url().endsWith("/_/events"));
+  const opened = page.waitForResponse((response) => response.url().includes("/_/events"));
   await page.goto(path);
   assert.equal((await opened).status(), 200);
   return page;
@@ -112,7 +112,7 @@ test("a hidden page has no connection", async () => {
       document.dispatchEvent(new Event("visibilitychange"));
     };
   });
-  const isEvents = (request) => request.url().endsWith("/_/events");
+  const isEvents = (request) => request.url().includes("/_/events");
   const opened = page.waitForRequest(isEvents);
   await page.goto("live");
   await opened;

@@ -1,7 +1,8 @@
 // How a session starts and ends.
 
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { test } from "node:test";
 import { browser, openPage, signIn } from "./browser.mjs";
 import { startDashboard } from "./dashboard.mjs";
@@ -87,7 +88,7 @@ test("an ended session leads to the login page", async (t) => {
   await t.test("on an open page, whose stream ends", async () => {
     const context = await signIn(dashboard, options);
     const [page, other] = await Promise.all([openPage(context), openPage(context)]);
-    const opened = page.waitForResponse((response) => response.url().endsWith("/_/events"));
+    const opened = page.waitForResponse((response) => response.url().includes("/_/events"));
     await page.goto("live");
     await opened;
     await other.goto("");
@@ -108,6 +109,27 @@ test("an ended session leads to the login page", async (t) => {
     const again = await signIn(dashboard, options);
     await Promise.all([context.close(), again.close()]);
   });
+});
+
+test("a session expires while its pages are open", async (t) => {
+  const dashboard = await startDashboard(t);
+  const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
+  t.after(() => context.close());
+  const [live, form] = await Promise.all([openPage(context), openPage(context)]);
+  await Promise.all([live.goto("live"), form.goto("clients")]);
+  // The shortest configurable duration is a minute, so the stored start is moved back by the default, 7 days.
+  const file = join(dashboard.directory, "dashboard_sessions.json");
+  const stored = readFileSync(file, "utf8");
+  const expired = stored.replace(/"started_at_ms":(\d+)/, (_, start) => `"started_at_ms":${start - 7 * 86_400_000}`);
+  assert.notEqual(expired, stored);
+  writeFileSync(file, expired);
+  await dashboard.restart();
+  // The live list connects again, and its session has ended.
+  await live.waitForURL(LOGIN);
+  await form.getByLabel("Name", { exact: true }).fill("reader");
+  await form.getByRole("button", { name: "Add the client" }).click();
+  await form.waitForURL(LOGIN);
+  assert.equal(await dashboard.client("reader"), undefined);
 });
 
 test("sessions survive a restart of the program", async (t) => {

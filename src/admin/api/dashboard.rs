@@ -18,6 +18,7 @@ use super::{ApiBody, BodyKind, PREFIX, changes};
 use crate::admin::Admin;
 use crate::admin::control::{Actor, ChangeOrigin, ChangeReceipt};
 use crate::policy::units::UnixMs;
+use crate::telemetry::EventSelection;
 
 /// The reason that an action of an operator failed, in a sentence for the operator.
 #[derive(Debug)]
@@ -33,8 +34,11 @@ impl From<ApiError> for ActionError {
 }
 
 impl Admin {
-    pub(crate) fn overview(&self, now: UnixMs) -> OverviewDocument {
-        overview_document(self, self.generation(), now)
+    /// Returns the state of the program, and the keys in the order of the pool, both by one snapshot.
+    pub(crate) fn overview_and_keys(&self, now: UnixMs) -> (OverviewDocument, Vec<KeyDocument>) {
+        let snapshots = self.pool.snapshot(now);
+        let keys = snapshots.iter().map(|snapshot| key_document(&self.pool, snapshot, now)).collect();
+        (overview_document(self, &snapshots, self.generation(), now), keys)
     }
 
     /// Returns the keys in the order of the pool.
@@ -72,13 +76,14 @@ impl Admin {
         Ok(self.check_key(id, now).await?)
     }
 
-    /// Opens a stream of events, or returns the refusal. The stream ends with the session that has this token.
+    /// Opens a stream of these events, or returns the refusal. The stream ends with the session that has this token.
     pub(crate) fn dashboard_events(
         &self,
         headers: &HeaderMap,
         token: &str,
+        selection: EventSelection,
     ) -> Result<Response<ApiBody>, ActionError> {
-        let stream = self.event_stream(headers)?.while_open(self.sessions.watch(token));
+        let stream = self.event_stream(headers, selection)?.while_open(self.sessions.watch(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)

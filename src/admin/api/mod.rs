@@ -1,5 +1,5 @@
-//! The admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON. `docs/openapi.json`
-//! describes the API, and a test compares both.
+//! Serves the admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON.
+//! `docs/openapi.json` describes the API, and a test compares both.
 //!
 //! Reads take their data from the running program and from the usage database. Changes go to one task through
 //! [`ControlSender`](super::control::ControlSender). Every response has the `ETag` of the current generation.
@@ -35,6 +35,7 @@ use crate::policy::units::UnixMs;
 use crate::policy::user::identify_user;
 use crate::pool::KeySnapshot;
 use crate::proxy::AttemptRecord;
+use crate::telemetry::EventSelection;
 pub use auth::AuthFailureTable;
 pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
 pub(crate) use dashboard::ActionError;
@@ -286,7 +287,9 @@ impl Admin {
             query.check(&[])?;
         }
         match resource {
-            Resource::Overview => Ok(ApiResponse::ok(&overview_document(self, generation, now))),
+            Resource::Overview => {
+                Ok(ApiResponse::ok(&overview_document(self, &self.pool.snapshot(now), generation, now)))
+            }
             Resource::Keys => {
                 let keys = self.keys(now);
                 Ok(ApiResponse::ok(&serde_json::json!({"generation": generation, "keys": keys})))
@@ -325,7 +328,8 @@ impl Admin {
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
                 let is_read = head.method == Method::GET;
-                let stream = is_read.then(|| self.event_stream(&head.headers)).transpose()?;
+                let stream =
+                    is_read.then(|| self.event_stream(&head.headers, EventSelection::All)).transpose()?;
                 Ok(ApiResponse::events(stream))
             }
             Resource::Me
@@ -348,8 +352,8 @@ impl Admin {
             None => None,
             Some(user) => {
                 let max_cached_users = config.limits.max_cached_users;
-                let used = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
-                Some((user, used))
+                let totals = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
+                Some((user, totals))
             }
         };
         Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.used(&caller.name, now), user, now)))
@@ -372,8 +376,8 @@ impl Admin {
 
     /// Returns the key with this id, the first digits of its fingerprint.
     fn find_key(&self, id: &str, now: UnixMs) -> Result<KeySnapshot, ApiError> {
-        let mut found = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
-        found.pop().ok_or_else(ApiError::key_not_found)
+        let mut matching_keys = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
+        matching_keys.pop().ok_or_else(ApiError::key_not_found)
     }
 
     /// Returns the current generation, or 0 if no task makes changes.

@@ -1,10 +1,8 @@
-// Adds to pages that also work without it: the viewer's format of numbers and times, charts, live values, the list
-// of requests, copying, and signing in with the code of a link. All text is set as text, never as HTML.
+// Adds to pages that also work without it. All text is set as text, never as HTML.
 
 const find = (selector, within = document) => within.querySelector(selector);
 const findAll = (selector, within = document) => [...within.querySelectorAll(selector)];
 const numbers = new Intl.NumberFormat();
-const percents = new Intl.NumberFormat(undefined, { style: "percent" });
 const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const clockTimes = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
@@ -25,7 +23,7 @@ function element(name, attributes = {}, ...children) {
   return created;
 }
 
-// Sign in: the code is in the fragment of the link, which a browser sends to no server.
+// Sign in: a browser sends the fragment of a link to no server.
 function signIn() {
   const form = find("form[data-login]");
   const code = location.hash.slice(1);
@@ -48,12 +46,12 @@ function addCopyButtons() {
       }
       setTimeout(() => (button.textContent = "Copy"), 2000);
     });
-    const block = text.closest("pre") ?? text;
-    block.after(button);
+    (text.closest("pre") ?? text).after(button);
   }
 }
 
 // Charts: the data is the table below each chart.
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const palettes = {
   light: ["#2f7d84", "#c2571a", "#5b5fc7", "#8a6d00", "#a8327e", "#3f7d20", "#7a4b2a", "#5f6f76"],
   dark: ["#63c1c9", "#f29a5c", "#a3a6ff", "#e0c04c", "#ef8cc8", "#93d06c", "#d2a27c", "#aab8be"],
@@ -76,13 +74,15 @@ function drawChart(figure) {
     plot.replaceChildren(element("p", { class: "muted" }, "There is not enough data yet."));
     return null;
   }
-  const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const isDark = darkScheme.matches;
   const palette = palettes[isDark ? "dark" : "light"];
   const line = isDark ? "#323b3f" : "#d9dee0";
   const drawn = columns.map((column) => [...column]);
   if (barSeconds)
     for (let series = drawn.length - 2; series >= 0; series--)
       for (let row = 0; row < x.length; row++) drawn[series][row] += drawn[series + 1][row];
+  // Without the cursor, the legend has the sum of the bars or the latest value.
+  const whole = (column) => (barSeconds ? column.reduce((sum, value) => sum + value, 0) : column.at(-1));
   const format = (value) => (value == null ? "–" : numbers.format(value));
   const short = new Intl.NumberFormat(undefined, { notation: "compact" });
   const axis = { stroke: isDark ? "#9dabb0" : "#56646a", grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
@@ -92,18 +92,18 @@ function drawChart(figure) {
     fill: barSeconds ? palette[index % palette.length] : undefined,
     width: barSeconds ? 0 : 2,
     points: { show: !barSeconds && x.length < 30 },
-    paths: barSeconds ? uPlot.paths.bars({ size: [0.8, 60], align: 1 }) : undefined,
-    value: (_, __, seriesIndex, row) => format(row == null ? null : columns[seriesIndex - 1][row]),
+    paths: barSeconds ? uPlot.paths.bars({ size: [0.8, 90], align: 1 }) : undefined,
+    value: (_, __, number, row) => format(row == null ? whole(columns[number - 1]) : columns[number - 1][row]),
   }));
   const options = {
     width: plot.clientWidth,
     height: 230,
-    series: [{ label: "Time", value: (_, time) => (time == null ? "–" : times.format(time * 1000)) }, ...series],
+    series: [{ label: "Time", value: (_, time) => (time == null ? (barSeconds ? "all" : "latest") : times.format(time * 1000)) }, ...series],
     scales: {
       x: { range: (_, min, max) => [min, Math.max(max + barSeconds, min + 1)] },
       y: { range: (_, __, max) => [0, max > 0 ? max * 1.05 : 1] },
     },
-    axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => short.format(tick)) }],
+    axes: [{ ...axis, ...(barSeconds >= 86400 && { incrs: [1, 7, 28].map((days) => days * 86400) }) }, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => short.format(tick)) }],
     // A day is one of UTC.
     ...(barSeconds >= 86400 && { tzDate: (time) => uPlot.tzDate(new Date(time * 1000), "Etc/UTC") }),
     cursor: { drag: { x: false, y: false } },
@@ -128,7 +128,7 @@ function drawCharts() {
     }
   });
   figures.forEach((figure) => observer.observe(find(".plot", figure)));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => figures.forEach(draw));
+  darkScheme.addEventListener("change", () => figures.forEach(draw));
 }
 
 // Live values. A hidden page has no connection: a browser opens only six to one server.
@@ -136,7 +136,7 @@ function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
-    source = new EventSource("events");
+    source = new EventSource(`events?only=${handlers.request ? "requests" : "state"}`);
     // The session has ended, or there are too many tabs.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
@@ -160,7 +160,7 @@ function showNumber(cell, value) {
 }
 
 let reloadTimer = 0;
-// The list of keys or the buttons of a key have changed: shows the page again, unless a form is being filled in.
+// Shows the page again, unless a form is being filled in.
 function reloadSoon() {
   const isFilling = () => document.activeElement?.closest("main form.fields, main dialog");
   clearTimeout(reloadTimer);
@@ -181,12 +181,12 @@ function showKey(key) {
     const credits = find('[data-cell="credits"]', row);
     const meter = credits && find("meter", credits);
     if (!meter || key.credits_limit == null) continue;
-    const share = key.credits_limit > 0 ? Math.min(1, key.credits_used / key.credits_limit) : 0;
-    meter.value = Math.floor(share * 100);
+    const percent = key.credits_limit > 0 ? Math.min(100, Math.floor((key.credits_used / key.credits_limit) * 100)) : 0;
+    meter.value = percent;
     showNumber(credits, key.credits_used);
-    meter.setAttribute("aria-label", meter.getAttribute("aria-label").replace(/[\d.,]+ %/, percents.format(Math.floor(share * 100) / 100)));
+    meter.ariaLabel = meter.ariaLabel.replace(/\d+ %/, `${percent} %`);
     const text = find(".muted:last-child", credits);
-    if (text) text.textContent = ` (${Math.floor(share * 100)} %)`;
+    if (text) text.textContent = ` (${percent} %)`;
   }
 }
 
@@ -272,6 +272,5 @@ addCopyButtons();
 drawCharts();
 const page = document.body.dataset.page;
 if (page === "live") listen(startList());
-if (page === "" || page === "keys" || page === "key") listen({ key: showKey, overview: showOverview });
-// Sums and charts change slowly.
+if (["", "keys", "key"].includes(page)) listen({ key: showKey, overview: showOverview });
 if (page === "") setInterval(() => document.hidden || location.replace(location.pathname), 60_000);

@@ -25,7 +25,7 @@ pub(in crate::dashboard) async fn clients(request: &PageRequest<'_>) -> Markup {
             p { "No clients are configured, so every program on this machine may use the pool without a token. The first client makes tokens necessary." }
         } @else {
             div.scroll tabindex="0" role="region" aria-label="Table: Clients" {
-                table {
+                table.cards {
                     caption.hidden { "Clients by name" }
                     thead { tr {
                         th scope="col" { "Client" } th scope="col" { "Quota" } th scope="col" { "Rate limit" }
@@ -44,14 +44,14 @@ fn row(client: &ClientDocument, last_hour: Option<UnixMs>) -> Markup {
     html! {
         tr {
             th scope="row" { (client.name) }
-            td { @match &client.limits.quota { Some(quota) => (quota_meter(&client.name, quota)), None => span.muted { "none" } } }
-            td { (client.limits.rate_limit.as_deref().unwrap_or("–"))
+            td data-label="Quota" { @match &client.limits.quota { Some(quota) => (quota_meter(&client.name, quota)), None => span.muted { "none" } } }
+            td data-label="Rate limit" { (client.limits.rate_limit.as_deref().unwrap_or("–"))
                 @if let Some(maximum) = client.limits.max_concurrent { span.muted { ", at most " (maximum) " at once" } } }
-            td.number { (number(client.requests.day)) }
-            td.number { (number(client.credits.day)) }
-            td.number { (number(client.credits.month)) }
-            td { @match last_hour { Some(hour) => { "hour of " (time(&hour.rfc3339_seconds())) }, None => span.muted { "not in 30 days" } } }
-            td { @match &client.expires_at { Some(at) => { "until " (time(at)) }, None => "does not expire" }
+            td.number data-label="Requests today" { (number(client.requests.day)) }
+            td.number data-label="Credits today" { (number(client.credits.day)) }
+            td.number data-label="Credits this month" { (number(client.credits.month)) }
+            td data-label="Last used" { @match last_hour { Some(hour) => { "hour of " (time(&hour.rfc3339_seconds())) }, None => span.muted { "not in 30 days" } } }
+            td data-label="Token" { @match &client.expires_at { Some(at) => { "until " (time(at)) }, None => "does not expire" }
                 @if let Some(at) = &client.previous_token_expires_at { span.muted { "; previous token until " (time(at)) } } }
             td { (actions(client)) }
         }
@@ -85,7 +85,7 @@ fn actions(client: &ClientDocument) -> Markup {
 fn add_form(request: &PageRequest<'_>) -> Markup {
     let value = |name: &str| request.query.value(name).unwrap_or_default();
     html! {
-        section {
+        section #add {
             h2 { "Add a client" }
             form.fields method="post" action="clients" {
                 label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[a-z0-9_\\-]+" title="a-z, 0-9, - and _"; }

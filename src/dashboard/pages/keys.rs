@@ -40,24 +40,25 @@ pub(in crate::dashboard) fn keys(request: &PageRequest<'_>) -> Markup {
             } }
             button type="submit" { "Filter" }
             span.muted { (found.len()) " of " (all.len()) " keys" }
+            a href="#add" { "Add a key" }
         }
         div.scroll tabindex="0" role="region" aria-label="Table: Keys" {
-            table.keys {
+            table.cards {
                 caption.hidden { "Keys in the order of the pool" }
                 thead { tr {
-                    th scope="col" { "Key" } th scope="col" { "Workspace" } th scope="col" { "State" } th scope="col" { "Credits" }
+                    th scope="col" { "Key" } th scope="col" { "Workspace, plan" } th scope="col" { "State" } th scope="col" { "Credits" }
                     th scope="col" { "Reset" } th.number scope="col" { "Running" } th scope="col" { "Reason" } th scope="col" { "Actions" }
                 } }
                 tbody {
                     @for key in shown {
                         tr data-key=(key.id) {
                             th scope="row" { (key_name(key)) }
-                            td { (key.workspace.as_deref().unwrap_or("–")) @if let Some(plan) = &key.plan { " " span.muted { (plan) } } }
+                            td data-label="Workspace" { @match &key.workspace { Some(name) => (name), None => span.muted { "own" } } @if let Some(plan) = &key.plan { span.muted { ", " (plan) } } }
                             td data-cell="state" { (state(key.state)) }
                             td data-cell="credits" { (credits_meter(key.name.as_deref().unwrap_or(&key.short_key), key.credits_used, key.credits_limit)) }
-                            td { (known_time(key.resets_at.as_deref())) }
-                            td.number data-cell="in_flight" { (number(key.in_flight.into())) }
-                            td { (reason(key, now)) }
+                            td data-label="Reset" { (known_time(key.resets_at.as_deref())) }
+                            td.number data-label="Running" data-cell="in_flight" { (number(key.in_flight.into())) }
+                            td data-label="Reason" { (reason(key, now)) }
                             td { (actions(key)) }
                         }
                     }
@@ -101,7 +102,7 @@ fn actions(key: &KeyDocument) -> Markup {
 fn add_form(request: &PageRequest<'_>) -> Markup {
     let value = |name: &str| request.query.value(name).unwrap_or_default();
     html! {
-        section {
+        section #add {
             h2 { "Add a key" }
             form.fields method="post" action="keys" autocomplete="off" {
                 label { "Name" input name="name" value=(value("name")) required maxlength="64" pattern="[a-z0-9_\\-]+" title="a-z, 0-9, - and _"; }

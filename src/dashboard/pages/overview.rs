@@ -30,8 +30,7 @@ const MAX_SERIES: usize = 8;
 /// Renders the page.
 pub(in crate::dashboard) async fn overview(request: &PageRequest<'_>) -> Markup {
     let PageRequest { admin, now, .. } = *request;
-    let overview = admin.overview(now);
-    let keys = admin.keys(now);
+    let (overview, keys) = admin.overview_and_keys(now);
     let headline = Headline::new(&overview, &keys, now);
     let recent = admin.timeline.recent(now, RECENT);
     let intervals = admin.timeline.intervals(now);
@@ -68,7 +67,7 @@ fn tiles(overview: &OverviewDocument, keys: &[KeyDocument], recent: &RecentReque
                 dd { @if known.limit == 0 { strong { (unknown()) } } @else {
                     strong { (number(known.remaining)) }
                     (usage_meter("All workspaces", percent(known.used, known.limit), "of credits used"))
-                    span.small.muted { "of " (number(known.limit)) @if !known.is_complete { "; without keys of unknown credits" } }
+                    span.small.muted { "of " (number(known.limit)) ", " (percent(known.used, known.limit)) " % used" @if !known.is_complete { "; without keys of unknown credits" } }
                 } } }
             div { dt { "Consumption" }
                 dd { strong { (number(credits.per_day)) } span.small.muted { "credits per day, by the last hours" } } }
@@ -112,7 +111,7 @@ fn key_list(keys: &[KeyDocument], now: UnixMs) -> Markup {
         section {
             h2 { "Keys" }
             div.scroll tabindex="0" role="region" aria-label="Table: Keys" {
-                table.keys {
+                table.cards {
                     caption.hidden { "Keys, those that cannot serve requests first" }
                     thead { tr { th scope="col" { "Key" } th scope="col" { "State" } th scope="col" { "Credits" } th scope="col" { "Reset" } th scope="col" { "Reason" } } }
                     tbody {
@@ -121,8 +120,8 @@ fn key_list(keys: &[KeyDocument], now: UnixMs) -> Markup {
                                 th scope="row" { (key_name(key)) }
                                 td data-cell="state" { (state(key.state)) }
                                 td data-cell="credits" { (credits_meter(key.name.as_deref().unwrap_or(&key.short_key), key.credits_used, key.credits_limit)) }
-                                td { (known_time(key.resets_at.as_deref())) }
-                                td { (reason(key, now)) }
+                                td data-label="Reset" { (known_time(key.resets_at.as_deref())) }
+                                td data-label="Reason" { (reason(key, now)) }
                             }
                         }
                     }
@@ -133,12 +132,13 @@ fn key_list(keys: &[KeyDocument], now: UnixMs) -> Markup {
     }
 }
 
-/// Why a key is not used, and until when.
+/// Why a key is not used, and until when. A reason that is the same word as the state is left out.
 pub(super) fn reason(key: &KeyDocument, now: UnixMs) -> Markup {
+    let reason = key.reason.as_deref().filter(|reason| *reason != key.state);
     html! {
-        @if let Some(reason) = &key.reason { (reason.replace('_', " ")) }
-        @if let Some(end) = &key.until { " " span.muted { "until " (time(end)) " (" (until(end, now)) ")" } }
-        @if key.reason.is_none() && key.until.is_none() { span.muted { "–" } }
+        @if let Some(reason) = reason { (reason.replace('_', " ")) " " }
+        @if let Some(end) = &key.until { span.muted { "until " (time(end)) " (" (until(end, now)) ")" } }
+        @if reason.is_none() && key.until.is_none() { span.muted.none { "–" } }
     }
 }
 

@@ -14,8 +14,7 @@ const LISTED_CHANGES: usize = 20;
 /// Renders the page.
 pub(in crate::dashboard) async fn system(request: &PageRequest<'_>) -> Markup {
     let admin = request.admin;
-    let overview = admin.overview(request.now);
-    let keys = admin.keys(request.now);
+    let (overview, keys) = admin.overview_and_keys(request.now);
     let settings = admin.settings.load();
     let changes = admin.history.changes(None, LISTED_CHANGES).await;
     html! {

@@ -9,7 +9,7 @@ use super::history_unavailable;
 use crate::dashboard::PageRequest;
 use crate::dashboard::chart::{Chart, Style, ValueUnit};
 use crate::dashboard::form::Form;
-use crate::dashboard::format::{grouped, number, percent, time};
+use crate::dashboard::format::{grouped, number, percent, size, time};
 use crate::policy::units::UnixMs;
 use crate::store::{UsageDimension, UsageFilter, UsageRow};
 
@@ -112,7 +112,7 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
                 thead { tr {
                     th scope="col" { (dimension.as_str()) } th.number scope="col" { "Credits" } th scope="col" { span.hidden { "Share of the largest" } }
                     th.number scope="col" { "Attempts" } th.number scope="col" { "Served" } th.number scope="col" { "Failed" }
-                    th.number scope="col" { "Characters" } th.number scope="col" { "Response bytes" }
+                    th.number scope="col" { "Characters" } th.number scope="col" { "Responses" }
                 } }
                 tbody {
                     @for row in rows {
@@ -125,7 +125,7 @@ fn table(rows: &[UsageRow], dimension: UsageDimension) -> Markup {
                             td.number { (number(sums.served)) }
                             td.number { (number(sums.attempts.saturating_sub(sums.served))) }
                             td.number { (number(sums.characters)) }
-                            td.number { (number(sums.response_bytes)) }
+                            td.number { (size(sums.response_bytes)) }
                         }
                     }
                     @if rows.is_empty() { tr { td colspan="8" { "No attempts were recorded in this period." } } }

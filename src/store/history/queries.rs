@@ -1,4 +1,4 @@
-//! The reads of the admin API. Each returns a limited number of rows.
+//! Reads sums, attempts and changes for the admin API. Each query returns a limited number of rows.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns
 pub struct AttemptFilter {
     /// Maximum attempts of a page.
     pub limit: usize,
-    /// Only attempts with ids below this one.
+    /// Only attempts with ids below this id.
     pub before: Option<String>,
     /// Only attempts of the request with this id.
     pub request_id: Option<String>,
@@ -111,7 +111,7 @@ pub struct UsageFilter {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without one.
+    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without this value.
     pub group: String,
     /// The short form of the key, for sums by key.
     pub short_key: Option<String>,
@@ -124,7 +124,8 @@ pub struct UsageRow {
 /// Reads sums. Times are in their order from the latest, and other groups in the order of their credits.
 pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec<UsageRow>, rusqlite::Error> {
     let sums = sum_columns();
-    let (expression, table) = (filter.dimension.expression("hour_ms"), filter.dimension.table());
+    let expression = filter.dimension.expression("hour_ms");
+    let table = smaller_table(connection, filter.dimension, filter.until)?;
     let order =
         if filter.dimension.is_time() { "CAST(group_name AS INTEGER) DESC" } else { "7 DESC, 2 DESC, 1" };
     let sql = format!(
@@ -154,6 +155,36 @@ pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec
         })
     })?;
     rows.collect()
+}
+
+/// Returns the table with the sums of a dimension. If both tables have it, this is the one with fewer rows in the last
+/// complete hour before `until`: with many keys, `hours` may have a hundred times as many rows as `user_hours`, and with
+/// many users the reverse.
+fn smaller_table(
+    connection: &Connection,
+    dimension: UsageDimension,
+    until: UnixMs,
+) -> Result<&'static str, rusqlite::Error> {
+    match dimension {
+        UsageDimension::Day | UsageDimension::Hour | UsageDimension::Client => {}
+        UsageDimension::Key
+        | UsageDimension::User
+        | UsageDimension::Region
+        | UsageDimension::Model
+        | UsageDimension::Route => return Ok(dimension.table()),
+    }
+    // In memory, the oldest sums of users are deleted.
+    if connection.path().is_none_or(str::is_empty) {
+        return Ok("hours");
+    }
+    let row_count = |table: &str| -> Result<u64, rusqlite::Error> {
+        let sql = format!(
+            "SELECT count(*) FROM {table} WHERE hour_ms = (SELECT max(hour_ms) FROM {table} WHERE hour_ms < ?1)"
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
+        statement.query_row([timestamp(start_of_hour(until))], |row| row.get(0).map(unsigned))
+    };
+    Ok(if row_count("user_hours")? < row_count("hours")? { "user_hours" } else { "hours" })
 }
 
 /// The attempts with a key that started in an hour.
@@ -215,8 +246,9 @@ pub(super) fn last_hours_of_clients(
     connection: &Connection,
     since: UnixMs,
 ) -> Result<Vec<(String, UnixMs)>, rusqlite::Error> {
-    let sql = "SELECT client, max(hour_ms) FROM hours WHERE hour_ms >= ?1 GROUP BY client";
-    let mut statement = connection.prepare_cached(sql)?;
+    let table = smaller_table(connection, UsageDimension::Client, UnixMs(u64::MAX))?;
+    let sql = format!("SELECT client, max(hour_ms) FROM {table} WHERE hour_ms >= ?1 GROUP BY client");
+    let mut statement = connection.prepare_cached(&sql)?;
     let rows = statement.query_map([timestamp(start_of_hour(since))], |row| {
         Ok((row.get(0)?, UnixMs(row.get(1).map(unsigned)?)))
     })?;
@@ -228,4 +260,40 @@ fn key_names(connection: &Connection) -> Result<HashMap<String, (String, Option<
     let mut statement = connection.prepare_cached("SELECT key_hash, short_key, name FROM keys")?;
     let rows = statement.query_map([], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
     rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_read_from_the_table_with_fewer_rows() {
+        const HOUR: u64 = 3_600_000;
+        let directory = tempfile::tempdir().unwrap();
+        let tables = "CREATE TABLE hours (hour_ms INTEGER); CREATE TABLE user_hours (hour_ms INTEGER);";
+        let open = |path: Option<&str>, keys: u64, users: u64| {
+            let path = path.map(|name| directory.path().join(name));
+            let connection = path.map_or_else(Connection::open_in_memory, Connection::open).unwrap();
+            connection.execute_batch(tables).unwrap();
+            for (table, rows) in [("hours", keys), ("user_hours", users)] {
+                // The current hour may have few rows of either table.
+                for hour in [0, 1].into_iter().chain((0..rows).map(|_| 1)).chain([2; 5]) {
+                    let sql = format!("INSERT INTO {table} VALUES (?1)");
+                    connection.execute(&sql, [integer(hour * HOUR)]).unwrap();
+                }
+            }
+            connection
+        };
+        let check = |connection: &Connection, dimension, expected| {
+            assert_eq!(smaller_table(connection, dimension, UnixMs(2 * HOUR + 9)).unwrap(), expected);
+        };
+        let (many_keys, many_users) = (open(Some("keys"), 9, 3), open(Some("users"), 3, 9));
+        for dimension in [UsageDimension::Day, UsageDimension::Hour, UsageDimension::Client] {
+            check(&many_keys, dimension, "user_hours");
+            check(&many_users, dimension, "hours");
+        }
+        check(&many_keys, UsageDimension::Key, "hours");
+        check(&many_users, UsageDimension::User, "user_hours");
+        check(&open(None, 9, 3), UsageDimension::Day, "hours");
+    }
 }

@@ -231,6 +231,31 @@ async fn usage_is_summed_by_every_dimension() {
 }
 
 #[tokio::test]
+async fn sums_by_time_and_client_are_the_same_with_many_keys() {
+    let hour = Duration::from_secs(3_600);
+    on_disk_and_in_memory(
+        |pool| {
+            let second_key = |record| AttemptRecord { key: Some(pool.roster().keys()[1].clone()), ..record };
+            let at = |time, credits| record_started_at(pool, time, credits);
+            vec![at(NOW, 5), second_key(at(NOW, 9)), second_key(at(NOW.plus(hour), 3))]
+        },
+        async |history: History| {
+            for (dimension, expected) in
+                [(UsageDimension::Day, [17]), (UsageDimension::Client, [17]), (UsageDimension::Model, [17])]
+            {
+                let (until, client) = (NOW.plus(hour * 24), None);
+                let filter = UsageFilter { since: NOW, until, dimension, client, limit: 10 };
+                let rows = history.usage(filter).await.unwrap();
+                assert_eq!(rows.iter().map(|row| row.sums.credits).collect::<Vec<_>>(), expected);
+            }
+            let last = history.last_hours_of_clients(NOW).await.unwrap();
+            assert_eq!(last, [("local".to_owned(), start_of_hour(NOW.plus(hour)))]);
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn credits_are_summed_by_hour_and_key() {
     let (hour, start) = (Duration::from_secs(3_600), start_of_hour(NOW));
     on_disk_and_in_memory(

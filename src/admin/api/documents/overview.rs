@@ -1,4 +1,4 @@
-//! The state of the whole program, and its settings.
+//! Renders the JSON document of the state of the whole program, with its settings.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -98,28 +98,29 @@ pub(crate) struct ReplicaDocument {
     pub(crate) share: f64,
 }
 
-/// Returns the document of `GET overview`.
+/// Returns the document of `GET overview` for a pool with these keys.
 pub(in crate::admin::api) fn overview_document(
     admin: &Admin,
+    keys: &[KeySnapshot],
     generation: u64,
     now: UnixMs,
 ) -> OverviewDocument {
-    let keys = admin.pool.snapshot(now);
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
-    let with_status =
+    let count_with_status =
         |status| count(&|key: &KeySnapshot| !key.state.is_paused() && key.state.status() == status);
     let mut counted: HashSet<*const Workspace> = HashSet::new();
-    let mut workspaces = keys.clone();
-    workspaces.retain(|key| counted.insert(ptr::from_ref(key.key.workspace())));
-    let sum =
-        |amount: fn(&KeySnapshot) -> u64| workspaces.iter().map(amount).fold(0_u64, u64::saturating_add);
+    let workspaces = keys.iter().filter(|key| counted.insert(ptr::from_ref(key.key.workspace())));
+    let workspaces: Vec<&KeySnapshot> = workspaces.collect();
+    let sum = |amount: fn(&KeySnapshot) -> u64| {
+        workspaces.iter().map(|key| amount(key)).fold(0_u64, u64::saturating_add)
+    };
     let limit = workspaces.iter().try_fold(0_u64, |sum, key| Some(sum.saturating_add(key.quota.limit?)));
     let per_day = workspaces.iter().map(|key| key.key.workspace().spent_per_day(now)).sum::<f64>();
     let config = admin.config.load();
     let (health, mirror) = (&admin.store_health, admin.mirror.as_ref());
     let pool_view = admin.pool_view();
     let readiness = Readiness::new(
-        &keys,
+        keys,
         health,
         mirror,
         admin.reachability.get(),
@@ -137,11 +138,11 @@ pub(in crate::admin::api) fn overview_document(
         can_change: admin.control.is_some(),
         keys: KeyCounts {
             total: keys.len(),
-            active: with_status(KeyStatus::Active),
+            active: count_with_status(KeyStatus::Active),
             near_limit: count(&|key: &KeySnapshot| key.is_near_limit && !key.quota.is_over_limit()),
-            rate_limited: with_status(KeyStatus::RateLimited),
-            exhausted: with_status(KeyStatus::Exhausted),
-            invalid: with_status(KeyStatus::Invalid),
+            rate_limited: count_with_status(KeyStatus::RateLimited),
+            exhausted: count_with_status(KeyStatus::Exhausted),
+            invalid: count_with_status(KeyStatus::Invalid),
             paused: count(&|key: &KeySnapshot| key.state.is_paused()),
         },
         workspaces: workspaces.len(),

@@ -17,7 +17,7 @@ use super::documents;
 use super::error::ApiError;
 use crate::admin::Admin;
 use crate::store::StoredChange;
-use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing};
+use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing, EventSelection};
 pub(super) use paced_stream::PacedStream;
 pub use sampler::EventSource;
 
@@ -41,16 +41,22 @@ struct FrameWriter {
 }
 
 impl Admin {
-    /// Opens a stream of events. It continues after the event that `Last-Event-ID` names, and otherwise begins
-    /// with a snapshot.
-    pub(super) fn event_stream(&self, headers: &HeaderMap) -> Result<EventStream, ApiError> {
+    /// Opens a stream of these events. It continues after the event that `Last-Event-ID` names, and otherwise begins
+    /// with a snapshot of the state, if the state is selected.
+    pub(super) fn event_stream(
+        &self,
+        headers: &HeaderMap,
+        selection: EventSelection,
+    ) -> Result<EventStream, ApiError> {
         let max_listeners = self.events.max_listeners();
-        let listener = self.events.ring().listen(max_listeners);
+        let listener = self.events.ring().listen(max_listeners, selection);
         let listener = listener.ok_or_else(|| ApiError::too_many_listeners(max_listeners))?;
         let position = headers.get("last-event-id").map(|id| {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
+        // Requests have no snapshot, which would set the position at the first frame.
+        let position = position.or_else(|| (!selection.has_state()).then(|| listener.position()));
         let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
@@ -72,14 +78,19 @@ impl FrameWriter {
     fn next_frame(&mut self) -> Option<Bytes> {
         let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
-        self.admin.events.sample(&self.admin);
+        let has_state = self.listener.selection().has_state();
+        if has_state {
+            self.admin.events.sample(&self.admin);
+        }
         let batch = self.position.map(|position| self.listener.read(position));
         match batch {
-            Some(batch) if !batch.is_incomplete => {
+            Some(batch) if !(has_state && batch.is_incomplete) => {
                 self.position = Some(batch.position);
                 batch.events.iter().for_each(|event| write_event(&mut frame, &epoch, event));
             }
-            Some(_) | None => self.write_snapshot(&mut frame, &epoch),
+            Some(_) | None if has_state => self.write_snapshot(&mut frame, &epoch),
+            // Requests have no state that a snapshot could contain.
+            Some(_) | None => self.position = Some(self.listener.position()),
         }
         (!frame.is_empty()).then(|| frame.into())
     }
@@ -112,14 +123,13 @@ fn write_event(frame: &mut String, epoch: &str, event: &Event) {
 
 /// Writes an event. JSON in one line needs no escapes.
 fn write_content(frame: &mut String, epoch: &str, number: &str, content: &EventContent) {
-    let request;
     let (name, data) = match content {
         EventContent::Key { document, .. } => ("key", &**document),
         EventContent::Change(document) => ("change", &**document),
         EventContent::Overview(document) => ("overview", &**document),
         EventContent::Request(ended) => {
-            request = request_document(ended).to_string();
-            ("request", &*request)
+            let document = || request_document(ended).to_string().into();
+            ("request", &**ended.document.get_or_init(document))
         }
     };
     // Writing to a `String` cannot fail.
@@ -139,6 +149,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
         retry_reasons,
         credits,
         duration,
+        document: _,
     } = request;
     json!({
         "request_id": &**request_id,

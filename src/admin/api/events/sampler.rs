@@ -2,21 +2,23 @@
 //! listeners.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::documents;
-use crate::admin::Admin;
+use crate::admin::{Admin, KeyDocument};
 use crate::clock;
 use crate::telemetry::{EventContent, EventListener, EventRing};
 
 /// Minimum time between two comparisons, for any number of listeners.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Minimum time between two comparisons, as a multiple of the duration of one. A worker that compares serves no requests, so
+/// comparisons of a pool with thousands of keys take at most this part of its time.
+const INTERVAL_PER_DURATION: u32 = 100;
 
-/// Members that change with the time alone. A change of only such members is not an event.
-const VOLATILE_KEY_MEMBERS: [&str; 2] = ["credits_per_day", "exhausted_at"];
+/// Members that change with the time alone. A change of only such members is not an event. Those of a key are in
+/// [`KeyDocument::without_forecast`].
 const VOLATILE_OVERVIEW_MEMBERS: [&str; 3] = ["/now", "/credits/per_day", "/credits/exhausted_at"];
 /// The member of each replica in the overview that changes with the time alone.
 const VOLATILE_REPLICA_MEMBER: &str = "last_seen";
@@ -33,6 +35,8 @@ pub struct EventSource {
 #[derive(Debug, Default)]
 struct RecordedState {
     sampled_at: Option<Instant>,
+    /// The duration of the last comparison.
+    duration: Duration,
     /// The ids of the keys in the order of the pool.
     order: Vec<Arc<str>>,
     keys: HashMap<Arc<str>, RecordedDocument>,
@@ -68,11 +72,16 @@ impl EventSource {
         self.max_listeners
     }
 
-    /// Records the changed parts of the state, unless another listener did so less than [`INTERVAL`] ago.
+    /// Records the changed parts of the state, unless another listener does so now or did so a short time ago.
     pub(super) fn sample(&self, admin: &Admin) {
-        let mut recorded = self.lock();
-        let is_due = recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= INTERVAL);
-        if is_due {
+        // A worker that waited for the comparison of another one would serve no requests meanwhile.
+        let mut recorded = match self.recorded.try_lock() {
+            Ok(recorded) => recorded,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let interval = interval(recorded.duration);
+        if recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= interval) {
             self.update(&mut recorded, admin);
         }
     }
@@ -91,14 +100,12 @@ impl EventSource {
     }
 
     fn update(&self, recorded: &mut RecordedState, admin: &Admin) {
-        let now = clock::now();
-        recorded.sampled_at = Some(clock::instant());
-        let keys = admin.pool.snapshot(now);
-        let keys = keys.iter().map(|snapshot| documents::key_document(&admin.pool, snapshot, now));
-        let keys = keys.map(|key| serde_json::to_value(key).unwrap_or_default()).collect();
-        let overview = documents::overview_document(admin, admin.generation(), now);
+        let (now, start) = (clock::now(), clock::instant());
+        let (overview, keys) = admin.overview_and_keys(now);
         let overview = serde_json::to_value(overview).unwrap_or_default();
         self.ring.record(recorded.replace(keys, overview));
+        recorded.sampled_at = Some(clock::instant());
+        recorded.duration = clock::elapsed_since(start);
     }
 
     fn lock(&self) -> MutexGuard<'_, RecordedState> {
@@ -106,13 +113,18 @@ impl EventSource {
     }
 }
 
+/// Returns the minimum time between the end of a comparison of this duration and the next one.
+fn interval(duration: Duration) -> Duration {
+    duration.saturating_mul(INTERVAL_PER_DURATION).max(INTERVAL)
+}
+
 impl RecordedState {
     /// Replaces the state. Returns an event for each document that has changed.
-    fn replace(&mut self, keys: Vec<Value>, overview: Value) -> Vec<EventContent> {
+    fn replace(&mut self, keys: Vec<KeyDocument>, overview: Value) -> Vec<EventContent> {
         let mut events = Vec::new();
         let mut order = Vec::with_capacity(keys.len());
         for key in keys {
-            let id: Arc<str> = key["id"].as_str().unwrap_or_default().into();
+            let id: Arc<str> = key.id.as_str().into();
             let recorded = RecordedDocument::of_key(key);
             let previous = self.keys.insert(Arc::clone(&id), recorded);
             if let Some(recorded) = self.keys.get(&id)
@@ -145,12 +157,10 @@ impl RecordedState {
 }
 
 impl RecordedDocument {
-    fn of_key(mut key: Value) -> Self {
-        let document = key.to_string().into();
-        if let Some(members) = key.as_object_mut() {
-            VOLATILE_KEY_MEMBERS.iter().for_each(|name| drop(members.remove(*name)));
-        }
-        Self { document, compared: key.to_string() }
+    fn of_key(key: KeyDocument) -> Self {
+        // Serializing a document cannot fail, because it consists of numbers, strings and lists.
+        let text = |key: &KeyDocument| serde_json::to_string(key).unwrap_or_default();
+        Self { document: text(&key).into(), compared: text(&key.without_forecast()) }
     }
 
     fn of_overview(mut overview: Value) -> Self {
@@ -178,12 +188,19 @@ mod tests {
         json!({"now": now, "credits": credits, "keys": total, "shared": "connected", "replicas": [replica]})
     }
 
-    fn key(id: &str, in_flight: u64, per_day: u64) -> Value {
-        json!({"id": id, "in_flight": in_flight, "credits_per_day": per_day, "exhausted_at": per_day})
+    fn key(id: &str, in_flight: u32, per_day: u64) -> KeyDocument {
+        let exhausted_at = Some(per_day.to_string());
+        KeyDocument {
+            id: id.to_owned(),
+            in_flight,
+            credits_per_day: per_day,
+            exhausted_at,
+            ..KeyDocument::default()
+        }
     }
 
     /// Returns the ids of the keys that have changed, and `overview`.
-    fn changed(recorded: &mut RecordedState, keys: Vec<Value>, overview: Value) -> Vec<String> {
+    fn changed(recorded: &mut RecordedState, keys: Vec<KeyDocument>, overview: Value) -> Vec<String> {
         let events = recorded.replace(keys, overview);
         let name = |event: &EventContent| match event {
             EventContent::Key { id, document } if document.contains("removed") => format!("-{id}"),
@@ -214,6 +231,13 @@ mod tests {
             *changed_overview.pointer_mut(path).unwrap() = value;
             assert_eq!(changed(&mut recorded, Vec::new(), changed_overview), ["overview"], "{path}");
         }
+    }
+
+    #[test]
+    fn a_long_comparison_is_rare() {
+        assert_eq!(interval(Duration::from_micros(50)), INTERVAL);
+        assert_eq!(interval(Duration::from_millis(2)), INTERVAL);
+        assert_eq!(interval(Duration::from_millis(5)), Duration::from_millis(500));
     }
 
     #[test]

@@ -1,0 +1,273 @@
+"""Creates a usage database with 10 million attempts of 1,000 keys, and measures the pages of the dashboard and the reads
+of the admin API.
+
+The program creates the schema, and SQLite fills it: 3.3 GB in two minutes. `--directory` keeps the database, so that later
+runs take seconds. Before the program starts, the system forgets the file, so that the first reads are from the disk. The exit code is 1 if the first read of a path, or the median, takes longer than MAX_READ_MS, or if a read
+fails. With `--keep-running`, the program and its simulator run until Ctrl-C. It needs only Python and the built program:
+
+    python3 benches/large_database.py target/release/keychoir [--directory DIRECTORY] [--attempts NUMBER]
+        [--clients-per-key NUMBER] [--keep-running] [--paths PATH ...]
+"""
+
+import argparse
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import signal
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+import urllib.parse
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests", "faults"))
+from proxy_process import start_program
+
+KEYS = 1_000
+CLIENTS = 20
+# `storage.attempts_retention` is 30 days. Older attempts would be deleted.
+DAYS = 29
+HOUR_MS = 3_600_000
+MAX_READ_MS = 100
+READS = 20
+API = "/api/keychoir/v1"
+PAGES = [f"/_/{name}" for name in ("", "keys", "live", "usage", "clients", "connect", "system")]
+PATHS = [
+    *PAGES,
+    "/api/elevenlabs-status",
+    "/api/keychoir-keys",
+    "/metrics",
+    f"{API}/overview",
+    f"{API}/keys",
+    f"{API}/clients",
+    f"{API}/attempts",
+    f"{API}/changes",
+    *(f"{API}/usage?by={dimension}&since={{day_ago}}" for dimension in ("hour", "key", "client", "model", "route")),
+]
+
+ATTEMPTS = """
+WITH RECURSIVE numbers(n) AS (SELECT :first UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < :end),
+rows AS (
+    SELECT n, :start + (n * :duration) / :total AS at, n % :keys AS key, n % 40 = 0 AS is_refused, n % 40 = 1 AS is_retry,
+        n % 3 AS kind, 20 + n % 400 AS amount
+    FROM numbers)
+INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, method, route, model, status, verdict,
+    request_bytes, response_bytes, characters, credits_reserved, credits, credits_from, first_byte_ms, total_ms, user, region)
+SELECT printf('%08x-%04x-7%03x-8%03x-%012x', at >> 16, at & 0xffff, n & 0xfff, (n >> 12) & 0xfff, n),
+    printf('%08x-%04x-7000-9000-%012x', at >> 16, at & 0xffff, n - is_retry), 1 + is_retry, at,
+    printf('app-%d', (key + n / :keys % :clients_per_key) % :clients), (SELECT key_hash FROM pool_keys WHERE position = key),
+    'POST', iif(kind = 2, '/v1/text-to-speech/{id}/stream', '/v1/text-to-speech/{id}'),
+    iif(kind = 1, 'eleven_v3', 'eleven_flash_v2_5'), iif(is_refused, 429, 200), iif(is_refused, 'rate_limited', 'served'),
+    200 + amount, iif(is_refused, 120, amount * 1500), amount, amount, iif(is_refused, 0, amount),
+    iif(is_refused, 'free', 'answer'), 80 + n % 300, 200 + n % 3000, iif(n % 5 = 0, printf('%016x', n % 500), NULL), 'global'
+FROM rows
+"""
+SUMS = """count(*), sum(status < 400), sum(request_bytes), sum(response_bytes), sum(characters), sum(credits), 0,
+    sum(status < 400), sum(credits) FROM attempts WHERE id >= :first AND id < :end"""
+HOURS = f"""
+INSERT INTO hours SELECT :hour, key_hash, client, route, model, {SUMS} GROUP BY key_hash, client, route, model
+"""
+USER_HOURS = f"""
+INSERT INTO user_hours SELECT :hour, client, iif(credits > 0, coalesce(user, ''), ''), region, {SUMS} GROUP BY 2, 3, 4
+"""
+
+
+def api_key(position):
+    return f"sk_large_database_key_{position:028d}"
+
+
+def key_hash(position):
+    return hashlib.sha256(b"keychoir:key:1:" + api_key(position).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def start(binary, directory):
+    """Starts the simulator with all keys, and Keychoir with the database in the directory. Yields the port of Keychoir."""
+    keys = os.path.join(directory, "keys")
+    with open(keys, "w") as file:
+        file.write(",".join(map(api_key, range(KEYS))))
+    os.chmod(keys, 0o600)
+    key_arguments = [argument for position in range(KEYS) for argument in ("--key", f"{api_key(position)}=1000000000")]
+    simulator, upstream = start_program(
+        [binary, "simulate", "--listen", "127.0.0.1:0", *key_arguments], "stdout", r"(http://\S+)"
+    )
+    try:
+        keychoir, port = start_program(
+            [binary, "serve", "--listen", "127.0.0.1:0"],
+            "stderr",
+            r"Server started at http://127\.0\.0\.1:(\d+)",
+            **{
+                "ELEVENLABS_API_KEYS_FILE": keys,
+                "KEYCHOIR_UPSTREAM__BASE_URL": upstream,
+                "KEYCHOIR_STORAGE__PATH": os.path.join(directory, "keychoir.db"),
+                "KEYCHOIR_LOG__FORMAT": "json",
+                "KEYCHOIR_LOG__LEVEL": "error,keychoir::cli=info",
+            },
+        )
+        try:
+            yield int(port)
+        finally:
+            stop(keychoir)
+    finally:
+        stop(simulator)
+
+
+def stop(process):
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+
+
+def hours_of(start_ms, duration_ms):
+    first = start_ms - start_ms % HOUR_MS
+    return range(first, start_ms + duration_ms, HOUR_MS)
+
+
+def first_id(at_ms):
+    return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}"
+
+
+def fill(path, attempts, clients_per_key):
+    """Inserts the attempts and their hourly sums, hour by hour, so that both are in the order of their primary keys."""
+    duration = DAYS * 24 * HOUR_MS
+    start_ms = int(time.time() * 1_000) - duration
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        # After an interruption, the file is created again.
+        database.executescript(
+            """
+            PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -200000; PRAGMA locking_mode = EXCLUSIVE;
+            CREATE TEMP TABLE pool_keys (position INTEGER PRIMARY KEY, key_hash TEXT NOT NULL);
+            BEGIN;
+            """
+        )
+        database.executemany("INSERT INTO pool_keys VALUES (?, ?)", ((key, key_hash(key)) for key in range(KEYS)))
+        fixed = {
+            "start": start_ms,
+            "duration": duration,
+            "total": attempts,
+            "keys": KEYS,
+            "clients": CLIENTS,
+            "clients_per_key": clients_per_key,
+        }
+        first = 0
+        for hour in hours_of(start_ms, duration):
+            # The first number whose time is in the next hour.
+            end = min(attempts, -(-(hour + HOUR_MS - start_ms) * attempts // duration))
+            if end > first:
+                database.execute(ATTEMPTS, {**fixed, "first": first, "end": end})
+                limits = {"hour": hour, "first": first_id(hour), "end": first_id(hour + HOUR_MS)}
+                database.execute(HOURS, limits)
+                database.execute(USER_HOURS, limits)
+            first = end
+        database.execute("COMMIT")
+        counts = database.execute(
+            "SELECT (SELECT count(*) FROM attempts), (SELECT sum(attempts) FROM hours), (SELECT sum(attempts) FROM user_hours),"
+            " (SELECT count(*) FROM hours)"
+        ).fetchone()
+        # The mode in which the program left the file.
+        database.execute("PRAGMA journal_mode = WAL")
+    if counts[:3] != (attempts, attempts, attempts):
+        raise SystemExit(f"the attempts and their sums differ: {counts}")
+    return counts[3]
+
+
+def create(binary, directory, attempts, clients_per_key):
+    path = os.path.join(directory, "keychoir.db")
+    complete = os.path.join(directory, f"complete-{attempts}-{clients_per_key}")
+    if os.path.exists(complete):
+        return
+    for name in os.listdir(directory):
+        if name.startswith(("keychoir.db", "complete-")):
+            os.remove(os.path.join(directory, name))
+    with start(binary, directory):
+        pass
+    began = time.monotonic()
+    hour_rows = fill(path, attempts, clients_per_key)
+    open(complete, "w").close()
+    size = os.path.getsize(path) / 1e9
+    print(
+        f"{attempts:,} attempts, {hour_rows:,} hourly sums, {size:.1f} GB in {time.monotonic() - began:.0f} s", flush=True
+    )
+
+
+def sign_in(port, admin_token):
+    """Returns the cookie of a session of the dashboard."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", f"{API}/dashboard-codes", headers={"authorization": f"Bearer {admin_token}"})
+        form = urllib.parse.urlencode({"code": json.load(connection.getresponse())["code"]})
+        headers = {"content-type": "application/x-www-form-urlencoded", "origin": f"http://127.0.0.1:{port}"}
+        connection.request("POST", "/_/login", form, headers)
+        return connection.getresponse().headers["set-cookie"].partition(";")[0]
+
+
+def read(port, path, headers):
+    """Returns the milliseconds of a read, its status and the size of its body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    with contextlib.closing(connection):
+        began = time.monotonic()
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        size = len(response.read())
+        return (time.monotonic() - began) * 1_000, response.status, size
+
+
+def measure(port, path, headers):
+    """Prints the times of the reads of a path. Returns whether all succeeded in time."""
+    reads = [read(port, path, headers) for _ in range(READS)]
+    times = sorted(milliseconds for milliseconds, _, _ in reads)
+    median, statuses = statistics.median(times), {status for _, status, _ in reads}
+    is_ok = statuses == {200} and max(reads[0][0], median) <= MAX_READ_MS
+    print(
+        f"{'ok' if is_ok else 'FAILED':>6}  {path}: status {statuses}, {reads[-1][2] / 1e3:.0f} kB,"
+        f" first {reads[0][0]:.1f} ms, median {median:.1f} ms, max {times[-1]:.1f} ms",
+        flush=True,
+    )
+    return is_ok
+
+
+def forget(path):
+    """Removes a file from the memory of the system."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run(options, directory):
+    create(options.program, directory, options.attempts, options.clients_per_key)
+    forget(os.path.join(directory, "keychoir.db"))
+    day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 24 * 3_600))
+    with start(options.program, directory) as port:
+        with open(os.path.join(directory, "admin_token")) as file:
+            token = file.read().strip()
+        headers = {"authorization": f"Bearer {token}", "cookie": sign_in(port, token)}
+        paths = [path.format(day_ago=day_ago) for path in options.paths or PATHS]
+        results = [measure(port, path, headers) for path in paths]
+        if options.keep_running:
+            print(f"http://127.0.0.1:{port}, admin token in {directory}/admin_token; Ctrl-C ends", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+    return 0 if all(results) else 1
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("program")
+    parser.add_argument("--paths", nargs="+", metavar="PATH", help="measure these instead of all pages and reads")
+    parser.add_argument("--directory", help="keep the database here; by default it is deleted at the end")
+    parser.add_argument("--attempts", type=int, default=10_000_000)
+    parser.add_argument("--clients-per-key", type=int, default=1, help="more clients are more hourly sums")
+    parser.add_argument("--keep-running", action="store_true")
+    options = parser.parse_args()
+    options.program = os.path.abspath(options.program)
+    if options.directory:
+        os.makedirs(options.directory, exist_ok=True)
+        return run(options, os.path.abspath(options.directory))
+    with tempfile.TemporaryDirectory() as directory:
+        return run(options, directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
