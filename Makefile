@@ -226,9 +226,10 @@ deny:
 
 # Number of seeds of the simulation of several replicas, and of the one with 50 replicas and 200 workspaces.
 SIMULATION_SEEDS ?= 200
-SIMULATION_LARGE_SEEDS ?= 4
+SIMULATION_LARGE_SEEDS ?= 1
 
-# Simulates replicas on virtual time: src/shared/simulation.rs.
+# Simulates replicas on virtual time: src/shared/simulation.rs. A seed takes up to a minute, and one with 50 replicas much
+# longer.
 simulation:
 	KEYCHOIR_SIMULATION_SEEDS=$(SIMULATION_SEEDS) KEYCHOIR_SIMULATION_LARGE_SEEDS=$(SIMULATION_LARGE_SEEDS) \
 		cargo test --locked --lib shared::simulation
