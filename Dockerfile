@@ -13,8 +13,8 @@ FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /build
 
 # `+crt-static` links glibc into the program. It needs `--target`, because procedural macros cannot be static. The other
-# flag is explained in the Makefile.
-ENV RUSTFLAGS="-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"" \
+# flags are explained in the Makefile.
+ENV RUSTFLAGS="-C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\" -C link-arg=-Wl,-z,pack-relative-relocs" \
     CARGO_INCREMENTAL=0 \
     CARGO_PROFILE_RELEASE_STRIP=symbols
 

@@ -106,10 +106,11 @@ test-image-build: $(SHIP)/.installed
 
 # The static program for Linux, in dist/: no library, no certificate and no file of the machine is needed to run it.
 # `--target` is needed although it is this machine's: procedural macros cannot be linked statically.
-# Without the other flag, random bytes would be read from /dev/urandom, because a static program does not find the
+# Without the second flag, random bytes would be read from /dev/urandom, because a static program does not find the
 # function of glibc by its name (getrandom 0.4).
 # `state` is the empty directory that an image needs for its volume.
-STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"
+# Packed relocations make it 350 kB smaller. It must be built with glibc 2.36 or newer, which applies them at the start.
+STATIC_FLAGS := -C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom" -C link-arg=-Wl,-z,pack-relative-relocs
 
 static: static-$(MACHINE)
 
@@ -118,6 +119,7 @@ static-x86_64 static-aarch64: static-%:
 		cargo build --locked --release --bin keychoir --target $*-unknown-linux-gnu --target-dir target/static
 	mkdir -p dist/state
 	cp target/static/$*-unknown-linux-gnu/release/keychoir dist/keychoir-$*-linux
+	$(if $(filter $(MACHINE),$*),dist/keychoir-$*-linux --version)
 
 # On another machine than arm64: rustup target add aarch64-unknown-linux-gnu && apt-get install gcc-aarch64-linux-gnu
 ifneq ($(MACHINE),aarch64)

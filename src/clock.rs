@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::policy::units::UnixMs;
 use crate::policy::wall_clock::correction;
 
-/// The current date and time, for reset dates, cooldowns and records. It never goes backward.
+/// Returns the current date and time, for reset dates, cooldowns and records. It never goes backward.
 ///
 /// It is computed from the monotonic clock, which is anchored to the wall clock at the first call. When the
 /// wall clock is set forward, or is ahead after a suspend, it is followed within a second. When the wall
@@ -40,7 +40,7 @@ fn simulated_now() -> Option<UnixMs> {
     Some(origin.plus(instant().saturating_duration_since(start)))
 }
 
-/// The current time of the monotonic clock, for durations and deadlines. Reads the clock of the runtime, so
+/// Returns the current time of the monotonic clock, for durations and deadlines. Reads the clock of the runtime, so
 /// that tests can use virtual time.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
@@ -48,7 +48,7 @@ pub fn instant() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The duration from `time` until now, which is zero if `time` is in the future.
+/// Returns the duration from `time` until now, which is zero if `time` is in the future.
 #[must_use]
 pub fn elapsed_since(time: Instant) -> Duration {
     instant().saturating_duration_since(time)

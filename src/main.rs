@@ -1,4 +1,4 @@
-//! The executable. All of its code is in the library, so that tests can call it.
+//! Starts the command line. All other code is in the library, so that tests can call it.
 
 use std::process::ExitCode;
 

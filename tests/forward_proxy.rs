@@ -117,7 +117,7 @@ impl ProxyProcess {
         Self { child, url: format!("{scheme}://{userinfo}127.0.0.1:{port}"), log, _directory: directory }
     }
 
-    /// The URL with another password.
+    /// Returns the URL with another password.
     fn url_with_wrong_password(&self) -> String {
         self.url.replace(PASSWORD, "wrong")
     }
@@ -178,7 +178,7 @@ impl TestProxy {
         self.post(path, body.to_string().into_bytes()).await
     }
 
-    /// The keys of the requests that the provider received, in order.
+    /// Returns the keys of the requests that the provider received, in order.
     fn request_keys(&self) -> Vec<String> {
         self.simulator.ledger().requests.into_iter().filter_map(|request| request.key).collect()
     }
@@ -459,7 +459,7 @@ async fn the_quota_poller_uses_the_proxy() {
     proxy.stop().await;
 }
 
-/// A TLS acceptor for `localhost`, with its certificate in a file.
+/// Returns a TLS acceptor for `localhost`, with its certificate in a file.
 fn tls_acceptor(directory: &TempDir) -> (TlsAcceptor, PathBuf) {
     let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let ca_file = directory.path().join("ca.pem");

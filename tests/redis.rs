@@ -239,7 +239,7 @@ async fn sentinels_name_the_master_also_after_a_failover() {
     let mut sentinels = Sentinels::start().await;
     let mut addresses = sentinels.addresses();
     let master = addresses[0].clone();
-    // A sentinel that is down does not delay the others.
+    // A sentinel that is down does not delay the other sentinels.
     addresses.insert(0, "127.0.0.1:1".to_owned());
     let url = format!("redis+sentinel://{}/keychoir", addresses.join(","));
     let redis_probe = check_usable(probe(&settings(&url)).await);

@@ -425,7 +425,7 @@ fn attributes(item: &syn::Item) -> &[syn::Attribute] {
     }
 }
 
-/// The lines of an item, from its attributes to its end.
+/// Returns the lines of an item, from its attributes to its end.
 fn lines_of(item: &syn::Item, text: &str) -> usize {
     use syn::spanned::Spanned as _;
     let first = attributes(item).first().map_or_else(|| item.span().start(), |first| first.span().start());
@@ -434,7 +434,7 @@ fn lines_of(item: &syn::Item, text: &str) -> usize {
     last.line - first.line + 1
 }
 
-/// The modules of this package that a file imports.
+/// Returns the modules of this package that a file imports.
 fn imports(paths: &Paths) -> BTreeSet<&str> {
     let inside = |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
     let crate_paths = paths.found.iter().filter(|path| !path.is_empty()).filter(inside);
@@ -511,7 +511,7 @@ fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String
     }
 }
 
-/// The crates that the package depends on.
+/// Returns the crates that the package depends on.
 fn dependencies() -> BTreeSet<String> {
     let manifest = fs::read_to_string(package_root().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
@@ -599,6 +599,16 @@ fn tokens_are_compared_in_constant_time() {
 /// Returns the code spans of a document.
 fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+#[test]
+fn the_architecture_is_read_in_one_sitting() {
+    let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
+    let (_, glossary) = text.split_once("## Glossary").unwrap();
+    let (glossary, _) = glossary.split_once("\n## ").unwrap();
+    // Without the head of the table and its rule.
+    let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
+    assert!(text.lines().count() <= 200 && terms <= 40, "{} lines, {terms} terms", text.lines().count());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
-/// How a provider ends its connection.
+/// The end of a connection by the provider.
 #[derive(Clone, Copy)]
 enum ConnectionEnd {
     /// The provider sends a TLS `close_notify`.

@@ -117,7 +117,7 @@ impl ReplicaGroup {
         group
     }
 
-    /// Waits until every replica reports all others in its readiness.
+    /// Waits until every replica reports all other replicas in its readiness.
     async fn wait_until_shared(&self) {
         for replica in 0..self.count {
             let is_shared = async || {
@@ -163,7 +163,7 @@ impl ReplicaGroup {
         load.unwrap()
     }
 
-    /// Sends requests for `seconds` at a rate, or as many as possible without one.
+    /// Sends requests for `seconds` at a rate, or as many as possible if there is no rate.
     async fn send(&self, workload: usize, rate: Option<u32>, seconds: f64) -> LoadResults {
         let request_spec = &self.request_specs[workload];
         let clients = rate.map_or(MAX_CLIENTS, |rate| (rate / 10).clamp(1, MAX_CLIENTS));

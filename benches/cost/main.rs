@@ -35,7 +35,7 @@ use request_steps::{GET_OF_REPLICA, GET_WITH_QUOTA, STEPS, TTS_OF_REPLICA, TTS_W
 
 /// N. It is small enough to be quick, and large enough to average rare events.
 const CALLS: usize = 64;
-/// Number of differences, of which the median is the result.
+/// Number of differences. The result is their median.
 const SAMPLES: usize = 3;
 /// Makes glibc keep freed memory for the next allocation of the same size. Otherwise it merges and splits chunks
 /// depending on their layout, and runs differ by a tenth.

@@ -1,4 +1,4 @@
-//! The changes that operators make at runtime, and the channel to the task that makes them.
+//! Defines the changes that operators make at runtime, and the channel to the task that makes them.
 //!
 //! The admin API and the command line send the same changes. One task makes them one after the other, so that
 //! two operators cannot overwrite each other's change: it writes the overlay, applies the new configuration to

@@ -1,4 +1,4 @@
-//! The document of `GET /api/keychoir-keys`: details of the keys. It is separate from the status document,
+//! Renders the document of `GET /api/keychoir-keys`: details of the keys. It is separate from the status document,
 //! which apps rely on and which therefore gets no new fields.
 
 use serde::Serialize;
@@ -15,7 +15,7 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 pub struct KeyDetails {
     /// The number of requests that are queued for a key.
     waiting: usize,
-    /// When all credits will be used up at the current rate, if that is before the next reset.
+    /// The time at which all credits will be used up at the current rate, if that is before the next reset.
     spent_by: Option<String>,
     keys: Vec<KeyDetail>,
 }
@@ -25,7 +25,7 @@ pub struct KeyDetails {
 struct KeyDetail {
     short_key: String,
     name: Option<String>,
-    /// The configured workspace. Each key without one is treated as a separate workspace.
+    /// The configured workspace. A key without a configured workspace counts as a workspace of its own.
     workspace: Option<String>,
     /// The provider's name of the plan.
     plan: Option<String>,
@@ -33,14 +33,14 @@ struct KeyDetail {
     state: &'static str,
     /// Whether an operator has paused the key.
     paused: bool,
-    /// Why the key is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or
-    /// `wrong_host`; of a paused key, the operator's reason.
+    /// The reason why the key is not active: `exhausted`, `rate_limited`, `account_locked`, `invalid_key` or
+    /// `wrong_host`; for a paused key, the operator's reason.
     reason: Option<String>,
     /// Advice for the operator.
     advice: Option<&'static str>,
-    /// When this state started.
+    /// The start of this state.
     since: Option<String>,
-    /// When this state ends automatically.
+    /// The time at which this state ends automatically.
     until: Option<String>,
     /// The operations that the key can still serve.
     possible: &'static str,
@@ -56,7 +56,7 @@ struct KeyDetail {
     reserved: u64,
     /// Credits that its workspace uses per day at the rate of the last hours.
     spent_per_day: u64,
-    /// When the credits of its workspace will be used up at this rate, if that is before their reset.
+    /// The time at which the credits of its workspace will be used up at this rate, if that is before their reset.
     spent_by: Option<String>,
 }
 
@@ -64,12 +64,12 @@ struct KeyDetail {
 #[serde(rename_all = "camelCase")]
 struct EvidenceDetail {
     claim: &'static str,
-    /// `figures` or `words`.
+    /// `numbers` or `message`.
     strength: &'static str,
     at: String,
     status: Option<u16>,
     /// The provider's message, without secrets.
-    words: String,
+    message: String,
     route: String,
     request_id: String,
 }
@@ -80,7 +80,7 @@ struct RestrictionDetail {
     what: String,
     verdict: &'static str,
     status: Option<u16>,
-    words: String,
+    message: String,
     request_id: String,
     since: String,
     until: String,
@@ -125,7 +125,7 @@ impl KeyDetails {
     }
 }
 
-/// The state of a key in the documents. A pause replaces the state that the key has without it.
+/// The state of a key in the documents. A paused key has the state `paused`, whatever its other state is.
 pub(super) struct DisplayedState {
     pub(super) name: &'static str,
     /// The operator's reason for the pause, or the reason for the cooldown.
@@ -167,7 +167,7 @@ impl EvidenceDetail {
             strength: evidence.strength().as_str(),
             at: evidence.at.rfc3339(),
             status: source.status,
-            words: source.message.to_string(),
+            message: source.message.to_string(),
             route: source.route.to_string(),
             request_id: source.request_id.to_string(),
         }
@@ -181,7 +181,7 @@ impl RestrictionDetail {
             what: restriction.limit.to_string(),
             verdict: restriction.verdict,
             status: source.status,
-            words: source.message.to_string(),
+            message: source.message.to_string(),
             request_id: source.request_id.to_string(),
             since: restriction.first_refused_at.rfc3339(),
             until: restriction.until.rfc3339(),

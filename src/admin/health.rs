@@ -1,5 +1,5 @@
-//! The readiness of the process: whether a load balancer should send requests to it, computed from the states
-//! of the keys, the store, the mirror, the upstream and the shutdown.
+//! Determines the readiness of the process, by which a load balancer decides whether to send requests to it, from the
+//! states of the keys, the store, the mirror, the upstream and the shutdown.
 
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -56,7 +56,7 @@ pub struct Readiness {
     mirror_rows_refused: u64,
     /// `off` without other replicas, `connecting`, `connected`, or `alone` while Redis does not respond.
     shared: &'static str,
-    /// The replicas that share the pool; 1 without others.
+    /// Number of replicas that share the pool, including this replica.
     replicas: usize,
 }
 

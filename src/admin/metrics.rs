@@ -1,6 +1,6 @@
-//! The metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
-//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request and
-//! are in `telemetry`.
+//! Renders the metrics whose values are read when `GET /metrics` is requested: the process, the keys and workspaces,
+//! the usage store, the mirror, the replicas and the connections. The metrics of requests are updated by each request
+//! and are in `telemetry`.
 
 use std::collections::{HashMap, HashSet};
 use std::ptr;
@@ -45,7 +45,7 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let config = admin.config.load();
     let buffers = &config.limits.buffers;
     let mut page_registry = Registry::default();
-    let help = "When the program was started, in seconds since 1970";
+    let help = "The time at which the program was started, in seconds since 1970";
     page_registry.register(
         "process_start_time_seconds",
         help,
@@ -77,16 +77,16 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     ] {
         registry.register(name, help, ConstGauge::new(value));
     }
-    let lag = mirror.map(|mirror| mirror.lag(now)).unwrap_or_default();
-    for (name, help, span) in [
+    let mirror_lag = mirror.map(|mirror| mirror.lag(now)).unwrap_or_default();
+    for (name, help, lag) in [
         (
             "usage_store_lag_seconds",
             "Age of the oldest usage record that is not yet written",
             store_health.lag(now),
         ),
-        ("mirror_lag_seconds", "Time since the mirror had sent everything", lag),
+        ("mirror_lag_seconds", "Time since the mirror had sent everything", mirror_lag),
     ] {
-        registry.register(name, help, ConstGauge::new(span.as_secs_f64()));
+        registry.register(name, help, ConstGauge::new(lag.as_secs_f64()));
     }
     for (name, help, value) in [
         ("connections_accepted", "Client connections that were accepted", connections.accepted()),
@@ -113,7 +113,7 @@ pub(super) fn registry(admin: &Admin, now: UnixMs) -> Registry {
     let states = states.map(|(name, other)| ([("state", name.to_owned())], u64::from(other == state)));
     registry.register(
         "mirror_state",
-        "1 for the state of the mirror, 0 for the others",
+        "1 for the state of the mirror, 0 for its other states",
         GaugeSamples(states.into()),
     );
     register_key_metrics(registry, &keys);
@@ -132,7 +132,7 @@ fn register_replica_metrics(registry: &mut Registry, shared: &SharedPoolView) {
         ("redis_up", "1 while the replicas share the pool through Redis, else 0", u64::from(is_connected)),
         (
             "replicas",
-            "Live replicas of the pool when Redis responded last, with this one",
+            "Live replicas of the pool when Redis responded last, including this replica",
             view.live_replicas().count().max(1) as u64,
         ),
         (
@@ -161,7 +161,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
             ([key.clone(), ("status", status.to_owned())], u64::from(has))
         })
     });
-    let help = "1 for the status that a key has, 0 for the others";
+    let help = "1 for the status that a key has, 0 for the other statuses";
     registry.register("key_status", help, GaugeSamples(statuses.collect()));
     let requests = labelled_keys().map(|(key, snapshot)| ([key], u64::from(snapshot.key.in_flight())));
     registry.register(
@@ -171,7 +171,7 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     );
 
     let workspaces = workspaces(keys);
-    let info = labelled_keys().map(|(key, snapshot)| {
+    let key_labels = labelled_keys().map(|(key, snapshot)| {
         let workspace = workspaces.iter().find(|(first_key, _)| is_same_workspace(first_key, snapshot));
         let workspace = workspace.map(|(_, label)| label.clone()).unwrap_or_default();
         let short_key = snapshot.key.api_key().short().to_string();
@@ -180,7 +180,11 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
             1_u64,
         )
     });
-    registry.register("key_info", "Always 1; the labels describe the key", GaugeSamples(info.collect()));
+    registry.register(
+        "key_info",
+        "Always 1; the labels describe the key",
+        GaugeSamples(key_labels.collect()),
+    );
     // A value that the provider has not reported has no sample.
     type Credits = fn(&KeySnapshot) -> Option<u64>;
     let metrics: [(&str, &str, Credits); 3] = [
@@ -201,11 +205,11 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     }
     let resets = labelled_workspaces()
         .filter_map(|(labels, snapshot)| Some((labels, unix_seconds(snapshot.quota.resets_at?))));
-    let help = "When the period of a workspace ends, in seconds since 1970";
+    let help = "The end of the period of a workspace, in seconds since 1970";
     registry.register("workspace_quota_reset_timestamp_seconds", help, GaugeSamples(resets.collect()));
     let discrepancies =
         labelled_workspaces().map(|(labels, snapshot)| (labels, snapshot.key.workspace().discrepancy()));
-    let help = "Credits by which the provider's figures of this period were above the recorded ones";
+    let help = "Credits by which the provider's count of this period was above the recorded count";
     registry.register("workspace_billing_discrepancy_credits", help, GaugeSamples(discrepancies.collect()));
 }
 

@@ -1,4 +1,4 @@
-//! Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
+//! Serves Keychoir's own endpoints: key status, client usage, health, metrics, and a front page for browsers. They
 //! read snapshots and never block a proxied request.
 
 pub mod control;
@@ -74,13 +74,13 @@ pub struct Admin {
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
     pub reachability: ReachabilityCell,
-    /// When the program was started.
+    /// The time at which the program was started.
     pub started_at: UnixMs,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
     /// The digest of the admin token. A reload replaces it.
     pub admin_token: SharedAdminToken,
-    /// Which of the pages may be read without a token.
+    /// The pages that may be read without a token.
     pub public_pages: PublicPages,
     /// Reads stored records.
     pub history: store::History,
@@ -227,15 +227,15 @@ impl Admin {
         if clients.is_authenticated(&caller) { Ok(caller.client) } else { Err(Unauthenticated::UnknownToken) }
     }
 
-    /// The usage of the client that sent the request.
+    /// Returns the usage of the client that sent the request.
     fn usage(&self, method: &Method, uri: &Uri, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         if let Some(refusal) = method_not_allowed(method) {
             return refusal;
         }
         match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
-                let used = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsageReport::new(&client, &used, now))
+                let totals = self.config.load().client_usage.used(&client.name, now);
+                json(StatusCode::OK, &ClientUsageReport::new(&client, &totals, now))
             }
             Err(refusal) => ProxyError::Unauthenticated(refusal).response("", now),
         }
@@ -269,12 +269,12 @@ impl Admin {
     }
 }
 
-/// The response of a live process, regardless of the state of its parts.
+/// Returns the response of a live process, regardless of the state of its parts.
 fn live() -> Response<Bytes> {
     json(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
-/// The front page, with a link to the status.
+/// Returns the front page, with a link to the status.
 fn front_page() -> Response<Bytes> {
     let mut response = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));

@@ -1,5 +1,5 @@
-//! The sessions of the dashboard, and the file in which they survive a restart. The file contains fingerprints, from
-//! which a session token cannot be computed.
+//! Keeps the sessions of the dashboard, and stores them in a file, so that they survive a restart. The file contains
+//! fingerprints, from which a session token cannot be computed.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,8 @@ use crate::{clock, private_file, tasks};
 const CODE_PREFIX: &str = "kcd_";
 /// The prefix of the tokens in cookies.
 const TOKEN_PREFIX: &str = "kcs_";
-/// Minimum distance between two writes of the last use of a session. After a crash, a session may end earlier by this time.
+/// Minimum time between two writes of the last use of a session. After a crash, a session may end earlier by this
+/// time.
 const USE_INTERVAL: Duration = Duration::from_secs(300);
 /// Maximum size of the file. 64 sessions have about 8 kilobytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -35,7 +36,7 @@ struct Inner {
     /// `None` if the program has no state directory. In that case, a restart ends all sessions.
     file: Option<PathBuf>,
     /// Held while the file is written, so that an earlier state cannot replace a later one.
-    write: Mutex<()>,
+    write_lock: Mutex<()>,
 }
 
 /// A secret of the dashboard: a code, or the token of a session. It cannot be printed by mistake.
@@ -64,17 +65,16 @@ struct StoredSession {
 }
 
 impl Sessions {
-    /// Creates the sessions with those that `file` contains. A file that cannot be read is reported, and counts as
-    /// empty.
+    /// Reads the sessions in `file`. If the file cannot be read, logs a warning and starts without sessions.
     #[must_use]
     pub fn open(file: Option<PathBuf>, limits: SessionLimits, admin_token: SharedAdminToken) -> Self {
         let stored = file.as_deref().map(read_file).unwrap_or_default();
         let table = Mutex::new(SessionTable::with_sessions(stored));
-        Self(Arc::new(Inner { table, limits, admin_token, file, write: Mutex::default() }))
+        Self(Arc::new(Inner { table, limits, admin_token, file, write_lock: Mutex::default() }))
     }
 
-    /// Creates a code that starts a session within [`CODE_LIFETIME`], and returns it with its end. Returns `None`
-    /// without an admin token or random numbers.
+    /// Creates a code that starts a session within [`CODE_LIFETIME`], and returns the code with its expiry. Returns
+    /// `None` if there is no admin token, or if the system has no random numbers.
     pub(super) fn create_code(&self, now: UnixMs) -> Option<(SessionToken, UnixMs)> {
         let code = generate_token(CODE_PREFIX)?;
         self.lock().add_code(self.fingerprint(&code)?, now);
@@ -98,9 +98,9 @@ impl Sessions {
     #[must_use]
     pub fn is_valid(&self, token: &str, now: UnixMs) -> bool {
         let Some(fingerprint) = self.fingerprint(token) else { return false };
-        let Some(before) = self.lock().record_use(&fingerprint, self.0.limits, now) else { return false };
-        let start_of = |time: UnixMs| u128::from(time.0) / USE_INTERVAL.as_millis();
-        if start_of(before.used_at) != start_of(now) {
+        let Some(previous) = self.lock().record_use(&fingerprint, self.0.limits, now) else { return false };
+        let interval_number = |time: UnixMs| u128::from(time.0) / USE_INTERVAL.as_millis();
+        if interval_number(previous.used_at) != interval_number(now) {
             self.save();
         }
         true
@@ -148,9 +148,9 @@ impl Sessions {
     }
 
     fn write_file(&self) {
-        let Inner { write, file, .. } = &*self.0;
+        let Inner { write_lock, file, .. } = &*self.0;
         let Some(file) = file else { return };
-        let _guard = write.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = write_lock.lock().unwrap_or_else(PoisonError::into_inner);
         let stored: Vec<StoredSession> = self.lock().sessions().iter().map(StoredSession::new).collect();
         // Serializing text and numbers cannot fail.
         let content = serde_json::to_vec(&stored).unwrap_or_default();
@@ -243,12 +243,12 @@ mod tests {
         let content = fs::read_to_string(&file).unwrap();
         assert!(!content.contains(code.expose()) && !content.contains("\"token\""), "{content}");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        let used = |sessions: &Sessions| {
+        let is_valid = |sessions: &Sessions| {
             let fingerprint = sessions.fingerprint(token).unwrap();
             sessions.lock().record_use(&fingerprint, sessions.0.limits, NOW).is_some()
         };
-        assert!(used(&open(&file, "admin")));
-        assert!(!used(&open(&file, "another")), "another admin token must end the session");
+        assert!(is_valid(&open(&file, "admin")));
+        assert!(!is_valid(&open(&file, "another")), "another admin token must end the session");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
+//! Renders the document of `GET /api/elevenlabs-status`, in the fixed format that apps rely on.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -9,17 +9,18 @@ use crate::policy::key_state::KeyStatus;
 use crate::policy::units::UnixMs;
 use crate::pool::KeySnapshot;
 
-/// The document. Its fields and their names must not change.
+/// The status document. Its fields and their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusDocument {
     total_keys: usize,
-    /// Without the keys that an operator has paused; their status is the one below the pause.
+    /// Number of active keys that are not paused. A paused key has the status in `keys` that it would have without
+    /// the pause.
     active_keys: usize,
     exhausted_keys: usize,
-    /// Keys near the limit and not yet over it.
+    /// Number of keys that are near the limit and not yet over it.
     near_limit_keys: usize,
-    /// Summed over the workspaces that have a key which is active or rate limited, and not paused.
+    /// The sum over all workspaces with a key that is active or rate limited, and not paused.
     total_remaining_characters: u64,
     keys: Vec<KeyStatusEntry>,
 }

@@ -1,4 +1,4 @@
-//! The document of `GET /api/keychoir-usage`: the usage of the client that requests it, without data about
+//! Renders the document of `GET /api/keychoir-usage`: the usage of the client that requests it, without data about
 //! keys or other clients.
 
 use serde::Serialize;
@@ -28,7 +28,7 @@ struct QuotaReport {
     /// Includes the reservations of concurrent requests.
     used: u64,
     remaining: u64,
-    /// When the period ends; `null` if it never ends.
+    /// The end of the period; `null` if it never ends.
     resets_at: Option<String>,
 }
 
@@ -54,12 +54,12 @@ impl ClientUsageReport {
 }
 
 impl QuotaReport {
-    fn new(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> Self {
+    fn new(quota: ClientQuota, totals: &UsageTotals, now: UnixMs) -> Self {
         let [day, month, total] = match quota.unit {
-            QuotaUnit::Requests => used.requests,
-            QuotaUnit::Credits => used.credits,
+            QuotaUnit::Requests => totals.requests,
+            QuotaUnit::Credits => totals.credits,
         };
-        let used = match quota.period {
+        let used_amount = match quota.period {
             Period::Day => day,
             Period::Month => month,
             Period::Total => total,
@@ -67,8 +67,8 @@ impl QuotaReport {
         Self {
             limit: quota.to_string(),
             amount: quota.amount,
-            used,
-            remaining: quota.amount.saturating_sub(used),
+            used: used_amount,
+            remaining: quota.amount.saturating_sub(used_amount),
             resets_at: quota.period.end(now).map(UnixMs::rfc3339_seconds),
         }
     }
@@ -92,8 +92,8 @@ mod tests {
     #[track_caller]
     fn check(quota: Option<ClientQuota>, expected_quota: &serde_json::Value) {
         let client = Client { name: ClientName::new("app"), rules: Rules { quota, ..Rules::default() } };
-        let used = UsageTotals { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
-        let document = serde_json::to_value(ClientUsageReport::new(&client, &used, NOW)).unwrap();
+        let totals = UsageTotals { client: client.name.clone(), requests: [1, 2, 3], credits: [40, 50, 60] };
+        let document = serde_json::to_value(ClientUsageReport::new(&client, &totals, NOW)).unwrap();
         let expected = json!({
             "client": "app",
             "quota": expected_quota,

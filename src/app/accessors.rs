@@ -1,4 +1,4 @@
-//! Read access to the state of the running program, for the command line and tests.
+//! Reads the state of the running program for the command line and tests.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use crate::telemetry::EventRing;
 use crate::upstream::Reachability;
 
 impl RunningApp {
-    /// Returns the address of the first TCP listener, or 127.0.0.1:0 without one.
+    /// Returns the address of the first TCP listener, or 127.0.0.1:0 if there is no TCP listener.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         let tcp_address = self.addresses.iter().find_map(|address| match address {

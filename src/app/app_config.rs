@@ -141,9 +141,9 @@ impl AppConfig {
     ///
     /// Fails when the host of an upstream is not valid in a `host` header.
     pub fn from_reload(loaded: &Config, start: &Config) -> Result<Self, http::Error> {
-        let in_force = loaded.with_restart_settings_of(start);
-        let setting_values = in_force.setting_values_with_pending(loaded);
-        Ok(Self { setting_values, ..Self::from_config(in_force)? })
+        let applied_config = loaded.with_restart_settings_of(start);
+        let setting_values = applied_config.setting_values_with_pending(loaded);
+        Ok(Self { setting_values, ..Self::from_config(applied_config)? })
     }
 }
 

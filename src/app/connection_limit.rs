@@ -1,4 +1,4 @@
-//! The maximum number of client connections, which the limit of open files may reduce.
+//! Determines the maximum number of client connections, which the limit of open files may reduce.
 
 use std::fmt;
 
@@ -30,8 +30,8 @@ impl ConnectionLimit {
         let (connections, requests) = (config.server.max_connections, config.server.max_requests);
         let idle_connections = config.upstream.max_idle_connections;
         let requested_limits = RequestedLimits { connections, requests, idle_connections };
-        let allowed_limits = files::max_connections(open_files, requested_limits);
-        Self { open_files, configured: connections, allowed: allowed_limits }
+        let allowed = files::max_connections(open_files, requested_limits);
+        Self { open_files, configured: connections, allowed }
     }
 
     /// Whether fewer connections are allowed than configured.

@@ -236,7 +236,7 @@ mod tests {
         Https::LocalCa { location, hosts: Vec::new() }
     }
 
-    fn configured() -> Https {
+    fn configured_https() -> Https {
         let certified_key = rcgen::generate_simple_self_signed(["keys.example".to_owned()]).unwrap();
         let chain = certificate::CertificateChain::parse(&certified_key.cert.pem()).unwrap();
         Https::Configured(chain.with_key(&certified_key.signing_key.serialize_pem()).unwrap())
@@ -255,7 +255,7 @@ mod tests {
         let certificates = Certificates::new(local_ca(CaLocation::Memory), &all, NOW).unwrap();
         let states = || [&loopback, &exposed, &unix].map(|address| certificates.state(address));
         assert_eq!(states(), [HttpsState::InMemoryCa, HttpsState::Off, HttpsState::Off]);
-        certificates.replace(configured(), NOW);
+        certificates.replace(configured_https(), NOW);
         assert_eq!(states(), [HttpsState::Configured, HttpsState::Configured, HttpsState::Off]);
         certificates.replace(Https::Off, NOW);
         assert_eq!(states(), [HttpsState::Off; 3]);

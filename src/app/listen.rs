@@ -1,4 +1,4 @@
-//! Opens the configured listeners. If one of them cannot be opened, the others are closed.
+//! Opens the configured listeners. If one of them cannot be opened, the listeners that are already open are closed.
 
 use std::io;
 
@@ -29,7 +29,8 @@ pub enum ListenError {
 /// The listeners of the program.
 #[derive(Debug, Default)]
 pub struct ProgramListeners {
-    /// Those for clients. Without any for operators, they also serve Keychoir's own pages and the admin API.
+    /// The listeners for clients. If there are no listeners for operators, they also serve Keychoir's own pages and
+    /// the admin API.
     pub clients: Vec<Listener>,
     /// Those for operators, which serve only Keychoir's own pages and the admin API.
     pub operators: Vec<Listener>,

@@ -1,5 +1,5 @@
-//! The composition root: wires all modules into a running program, reloads it and shuts it down. The tests
-//! start the same program as the command line.
+//! Wires all modules into a running program, reloads it and shuts it down. The tests start the same program as the
+//! command line.
 
 mod accessors;
 mod app_config;
@@ -139,7 +139,7 @@ pub fn start(
     let owners = Arc::new(OwnershipIndex::new(app_config.store.owner_limits));
     owners.restore(store.read_owners()?, clock::now());
     let client_totals = store.read_client_usage(clock::now())?;
-    // Without other replicas, this one has no id.
+    // A process that shares its pool with no other replicas needs no id.
     let redis = app_config
         .redis
         .map(|settings| Ok::<_, StartError>((settings, store.replica_id(&new_replica_id())?)));

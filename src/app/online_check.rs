@@ -1,5 +1,6 @@
-//! Examines what startup cannot: the routes to the provider, each key at the provider, the tables of the mirror, and
-//! Redis. `keychoir check --online` and `keychoir doctor` use it, with or without a running program.
+//! Examines the parts that need the network, which startup does not wait for: the routes to the provider, each key at
+//! the provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use it, with or
+//! without a running program.
 
 use std::io;
 use std::net::IpAddr;
@@ -38,19 +39,19 @@ pub struct OnlineCheck {
     redis: Option<LinkSettings>,
 }
 
-/// A way to a host of the provider, and what it showed.
+/// A route to a host of the provider, and the results of its examination.
 #[derive(Debug)]
 pub struct RouteCheck {
     /// The host, with the forward proxy through which it was reached.
     pub authority: Arc<Authority>,
-    /// Whether requests use this route. The direct route is also tried where a proxy is configured.
+    /// Whether requests use this route. The direct route is also examined if a proxy is configured.
     pub is_used: bool,
     /// The addresses of the host, or of the proxy.
     pub addresses: io::Result<Vec<IpAddr>>,
     /// The result of the connection.
     pub probe: Result<RouteProbe, ProbeError>,
-    /// When the response arrived.
-    pub at: UnixMs,
+    /// The time at which the route responded or failed.
+    pub responded_at: UnixMs,
 }
 
 impl RouteCheck {
@@ -98,7 +99,8 @@ impl OnlineCheck {
         Ok(Self { connector, upstream, pool, key_check_timeout, timeouts, mirror, mirrors_events, redis })
     }
 
-    /// Tries every route that a key uses, and the direct one beside each proxy, all at the same time.
+    /// Tries every route that a key uses, and the direct route in addition to each route through a proxy, all at the
+    /// same time.
     pub async fn check_routes(&self) -> Vec<RouteCheck> {
         let mut routes: Vec<(Arc<Authority>, bool)> = vec![(Arc::clone(self.upstream.authority()), true)];
         routes.extend(
@@ -189,7 +191,7 @@ async fn check_route(
     let name = authority.proxy().map_or_else(|| authority.host(), |proxy| proxy.host());
     let lookup = upstream::resolve(name, timeouts.connect);
     let (addresses, probe) = tokio::join!(lookup, connector.probe(&authority, timeouts));
-    RouteCheck { is_used, addresses, probe, at: clock::now(), authority }
+    RouteCheck { is_used, addresses, probe, responded_at: clock::now(), authority }
 }
 
 /// Waits for all tasks, and returns their results by position. A task that panicked has no result.

@@ -1,4 +1,4 @@
-//! The task that shares the pool with other replicas, and its connections to the rest of the program.
+//! Starts and stops the task that shares the pool with other replicas, and connects it to the rest of the program.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(super) struct ReplicaTask {
 }
 
 impl ReplicaTask {
-    /// Gives everything back that this replica holds, so that the others need not wait for the end of its leases.
+    /// Returns the grants and leases of this replica, so that the other replicas need not wait for their expiry.
     pub(super) async fn leave(self) {
         self.leaving.cancel();
         // If Redis does not respond in time, the leases end by themselves.

@@ -1,4 +1,4 @@
-//! The service of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
+//! Serves the requests of a worker: checks the origin of a request, and routes it to the admin pages or to the proxy.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The reasons why the program cannot start.
+//! Defines the errors that prevent the start of the program, with their messages.
 
 use std::io;
 
@@ -41,7 +41,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Returns what the operator can do, if the message does not say it.
+    /// Returns advice for the operator, if the message contains none.
     #[must_use]
     pub fn advice(&self) -> Option<&'static str> {
         match self {

@@ -102,8 +102,8 @@ impl BufferBudget {
         })
     }
 
-    /// Returns a budget with the limits of this one and the counters of `previous`, for a reload: existing
-    /// buffers count against the new totals.
+    /// Returns a budget with the limits of `self` and the counters of `previous`, for a reload: existing buffers
+    /// count against the new totals.
     #[must_use]
     pub fn with_counters_of(&self, previous: &Self) -> Self {
         let (memory, disk, limits) =

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use super::add_to_hint;
 use super::budget::{BufferBudget, BufferShare};
 
-/// A body of which some frames are already read. The body relays exactly the received frames.
+/// A body whose first frames are already read. The body relays exactly the received frames.
 #[derive(Debug)]
 pub struct PeekedBody<B: Body> {
     frames: VecDeque<Frame<Bytes>>,

@@ -343,7 +343,7 @@ impl<B> ReplayState<B> {
             .cover(bytes)
     }
 
-    /// The end offset of the chunks read ahead.
+    /// Returns the end offset of the chunks read ahead.
     fn read_ahead_end(&self) -> u64 {
         self.read_ahead_offset + self.read_ahead.iter().map(|chunk| chunk.len() as u64).sum::<u64>()
     }

@@ -120,7 +120,7 @@ impl ReplayBuffer {
         self.chunk_bytes() + self.small_chunks.len() as u64
     }
 
-    /// The number of bytes in `chunks`.
+    /// Returns the number of bytes in `chunks`.
     fn chunk_bytes(&self) -> u64 {
         self.chunks.last().map_or(0, |(_, end)| *end)
     }
@@ -269,12 +269,12 @@ mod tests {
     #[tokio::test]
     async fn a_body_of_single_bytes_uses_little_more_than_its_size() {
         let mut buffer = buffer();
-        let sent: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
-        for byte in &sent {
+        let body_bytes: Vec<u8> = (0..100_000_u32).map(|index| index.to_le_bytes()[0]).collect();
+        for byte in &body_bytes {
             // Each byte is a slice of a whole read buffer, as when bytes arrive one at a time.
             buffer.push(&Bytes::from(vec![*byte; 8_192]).slice(..1));
         }
-        assert_eq!(read_all(&mut buffer).await, sent);
+        assert_eq!(read_all(&mut buffer).await, body_bytes);
         assert!(buffer.chunks.len() < 10, "{} chunks", buffer.chunks.len());
         assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024, "memory is taken in steps of 64 KiB");
         buffer.discard(ReplayLoss::Released);

@@ -131,13 +131,13 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     Ok(OpenedCa { ca, quarantined })
 }
 
-/// The path of the private key of the CA in `directory`. [`open`] creates the file.
+/// Returns the path of the private key of the CA in `directory`. [`open`] creates the file.
 #[must_use]
 pub fn ca_key_file(directory: &Path) -> PathBuf {
     directory.join(CA_KEY_FILE)
 }
 
-/// The path of the CA certificate in `directory`. [`open`] creates the file.
+/// Returns the path of the CA certificate in `directory`. [`open`] creates the file.
 #[must_use]
 pub fn ca_file(directory: &Path) -> PathBuf {
     directory.join(CA_CERTIFICATE_FILE)
@@ -334,9 +334,9 @@ mod tests {
                     tasks::spawn_thread("opener", open).unwrap()
                 })
                 .collect();
-            let opened: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
-            assert!(opened.iter().all(|(pem, _)| *pem == opened[0].0));
-            let quarantined_files = opened.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
+            let results: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+            assert!(results.iter().all(|(pem, _)| *pem == results[0].0));
+            let quarantined_files = results.iter().filter(|(_, is_quarantined)| *is_quarantined).count();
             assert_eq!(quarantined_files, usize::from(malformed.is_some()));
         }
     }

@@ -1,6 +1,6 @@
-//! The local CA, which issues the certificates of listeners on loopback addresses. Name constraints in its
-//! certificate limit it to the names and addresses of this machine, so that a stolen key cannot impersonate
-//! other servers.
+//! Creates the local CA, and issues the certificates of listeners on loopback addresses with it. Name constraints in
+//! its certificate limit it to the names and addresses of this machine, so that a stolen key cannot impersonate other
+//! servers.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -1,5 +1,5 @@
-//! `keychoir attempts`: prints single attempts from the usage database, the latest last, and new ones as they
-//! are recorded.
+//! Prints single attempts from the usage database for `keychoir attempts`, in the order of their starts, and with
+//! `--follow` new attempts as they are recorded.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -42,10 +42,10 @@ pub(super) struct Arguments {
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time between the end of an attempt and its record, while the database can be written.
 const COMMIT_DELAY: Duration = Duration::from_secs(30);
-/// Maximum age of the attempts that a read covers, by their starts. Each [`FULL_READ`]th read covers
-/// [`LONGEST_ATTEMPT`].
-const RECENT: Duration = Duration::from_secs(600);
-const FULL_READ: u64 = 30;
+/// Maximum age of the attempts of most reads, by their starts, so that a read takes little time.
+const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
+/// Every read with a multiple of this number includes attempts up to the age [`LONGEST_ATTEMPT`].
+const FULL_READ_INTERVAL: u64 = 30;
 
 /// Maximum duration of an attempt: that of the longest WebSocket session.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
@@ -109,7 +109,7 @@ struct PrintedAttempts {
 }
 
 impl PrintedAttempts {
-    /// Returns the attempts that were not printed, and removes those that ended before `ended_since`, which are
+    /// Returns the attempts that were not printed. Forgets the attempts that ended before `ended_since`, which are
     /// not read again.
     fn retain_new(&mut self, attempts: Vec<StoredAttempt>, ended_since: UnixMs) -> Vec<StoredAttempt> {
         self.ends.retain(|_, end| *end >= ended_since);
@@ -125,7 +125,7 @@ impl PrintedAttempts {
 async fn follow_attempts(
     reader: &UsageReader,
     query: AttemptQuery,
-    mut printed: PrintedAttempts,
+    mut printed_attempts: PrintedAttempts,
     followed_since: UnixMs,
     json: bool,
 ) -> CommandResult {
@@ -137,7 +137,8 @@ async fn follow_attempts(
             () = signals.wait_for_stop() => break,
         }
         let now = clock::now();
-        let age = if read_number.is_multiple_of(FULL_READ) { LONGEST_ATTEMPT } else { RECENT };
+        let age =
+            if read_number.is_multiple_of(FULL_READ_INTERVAL) { LONGEST_ATTEMPT } else { RECENT_ATTEMPT_AGE };
         let ended_since = now.minus(COMMIT_DELAY + POLL_INTERVAL * 30).max(followed_since);
         let new_query = AttemptQuery {
             started_since: now.minus(age),
@@ -145,7 +146,7 @@ async fn follow_attempts(
             limit: MAX_NEW_ATTEMPTS,
             ..query.clone()
         };
-        let attempts = printed.retain_new(read_attempts(reader, &new_query)?, ended_since);
+        let attempts = printed_attempts.retain_new(read_attempts(reader, &new_query)?, ended_since);
         for attempt in &attempts {
             let line = if json { json!(attempt).to_string() } else { format_line(attempt) };
             if writeln!(io::stdout(), "{line}").is_err() {

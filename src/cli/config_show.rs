@@ -96,7 +96,7 @@ impl ListedConfigKey {
     }
 }
 
-/// A secret of which only the presence is shown.
+/// A setting with a secret. Only its presence is shown.
 struct SecretPresence {
     name: &'static str,
     is_set: bool,

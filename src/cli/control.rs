@@ -1,5 +1,5 @@
-//! Makes changes of keys and clients for the commands: through the admin API of the running server, or without one by
-//! editing the overlay, so that the change applies at the next startup.
+//! Makes changes of keys and clients for the commands: through the admin API of the running server, or, if no server
+//! is running, in the overlay, which the next startup reads.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -75,8 +75,8 @@ const API: &str = "/api/keychoir/v1";
 /// The state directory of the service in `systemd/`.
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
 
-/// Returns advice if the service has a state directory at `service`, and this command would use another one only
-/// because nothing names the database, so that a change would not reach the service.
+/// Returns advice if the service has a state directory at `service`, and this command would use another directory
+/// only because nothing names the database, so that a change would not reach the service.
 fn service_hint(config: &Config, service: &Path) -> Option<String> {
     let settings = config.setting_values();
     let is_default =
@@ -98,15 +98,15 @@ impl ControlOptions {
     pub(super) async fn connect(&self) -> Result<Target, ExitCode> {
         let overrides = self.overrides();
         // The change may add the first client.
-        let lenient = Overrides { allows_exposure: true, ..overrides.clone() };
+        let lenient_overrides = Overrides { allows_exposure: true, ..overrides.clone() };
         if let Some(url) = &self.url {
             let address = ServerAddress::parse(url).map_err(fail)?;
             // The token of this machine's state directory is not sent to other machines.
-            let config = if address.is_local() { crate::config::load(&lenient).ok() } else { None };
+            let config = if address.is_local() { crate::config::load(&lenient_overrides).ok() } else { None };
             let config = config.map(|loaded| loaded.config);
             return Ok(Target::Server(self.client(address, config.as_ref())?));
         }
-        let config = load(&lenient)?.config;
+        let config = load(&lenient_overrides)?.config;
         if let Ok(address) = ServerAddress::from_config(&config) {
             let admin = self.client(address, Some(&config))?;
             if admin.client.is_keychoir().await {

@@ -124,8 +124,11 @@ const HELP: &[CommandHelp] = &[
     CommandHelp {
         command: "healthcheck",
         examples: &[
-            ("keychoir healthcheck", "ask the Keychoir at the configured address"),
-            ("keychoir healthcheck --url unix:/run/keychoir/keychoir.sock", "ask at this Unix socket"),
+            ("keychoir healthcheck", "check the Keychoir at the configured address"),
+            (
+                "keychoir healthcheck --url unix:/run/keychoir/keychoir.sock",
+                "check the Keychoir at this Unix socket",
+            ),
             ("keychoir healthcheck --timeout 1s", "wait at most one second"),
         ],
         exit_codes: &[
@@ -307,7 +310,7 @@ const HELP: &[CommandHelp] = &[
         command: "man",
         examples: &[
             ("keychoir man /usr/local/share/man/man1", "install the manual pages"),
-            ("man keychoir-serve", "read one of them"),
+            ("man keychoir-serve", "read the manual page of `keychoir serve`"),
         ],
         exit_codes: PLAIN_CODES,
     },

@@ -176,7 +176,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The command line interface.
+/// Returns the command line interface.
 fn command() -> clap::Command {
     help::add_to(Arguments::command())
 }
@@ -235,7 +235,7 @@ fn build_multi_thread_runtime() -> Result<Runtime, ExitCode> {
     Builder::new_multi_thread().enable_all().thread_name("keychoir").build().map_err(fail)
 }
 
-/// The locale of messages, from the variables of POSIX in their order of precedence.
+/// Returns the locale of messages, from the variables of POSIX in their order of precedence.
 fn locale() -> Option<String> {
     ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok())
 }

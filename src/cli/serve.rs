@@ -125,7 +125,7 @@ async fn serve(
     }
 
     delete_leftover_key_files(&loaded.config);
-    let new_token = NewAdminToken::generate(&mut loaded.config);
+    let new_token = NewAdminToken::generate_into(&mut loaded.config);
     let (sender, requests, generation) = ControlSender::channel();
     generation.store(loaded.config.generation, Ordering::Release);
     let mut reloader = ConfigReloader::new(Some(level), &loaded);
@@ -163,12 +163,12 @@ async fn serve(
 fn proxy_message(config: &Config) -> Option<String> {
     let text = config.proxy_routes().describe(&config.upstream.base_url);
     let own_count = config.keys.iter().filter(|key| key.proxy != ProxySetting::Inherited).count();
-    let own = match own_count {
+    let own_text = match own_count {
         0 => return text,
         1 => "1 key has its own proxy setting".to_owned(),
         count => format!("{count} keys have their own proxy settings"),
     };
-    Some(text.map_or_else(|| own.clone(), |text| format!("{text}; {own}")))
+    Some(text.map_or_else(|| own_text.clone(), |text| format!("{text}; {own_text}")))
 }
 
 /// Returns the maximum number of client connections, and warns if the system allows too few open files.
@@ -264,7 +264,7 @@ async fn log_welcome(running: &mut RunningApp) {
     }
 }
 
-/// The URL of a listener for messages.
+/// Returns the URL of a listener for messages.
 fn listener_url(address: &Address) -> String {
     match address {
         Address::Tcp(address) => format!("http://{address}"),
@@ -309,8 +309,8 @@ async fn welcome_until_signal(running: &mut RunningApp, signals: &mut Signals) -
     event
 }
 
-/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately, and a
-/// reload after the change.
+/// Makes a change. A change may wait for another process, which must not delay a stop: returns the stop immediately,
+/// and a reload after the change.
 async fn make_change(change: impl Future<Output = ()>, signals: &mut Signals) -> Option<SignalEvent> {
     let mut reload = None;
     let mut change = Box::pin(change);

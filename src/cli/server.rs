@@ -98,7 +98,7 @@ impl ServerOptions {
         let overrides = self.sources.into_overrides(KeyRequirement::Optional);
         let (address, config) = match &self.url {
             Some(url) => {
-                // The configuration names the local CA and the admin token. An invalid one is ignored.
+                // The configuration names the local CA and the admin token. An invalid configuration is ignored.
                 let config = config::load(&overrides).ok().map(|loaded| loaded.config);
                 (ServerAddress::parse(url), config)
             }
@@ -155,30 +155,30 @@ impl ServerAddress {
         }
     }
 
-    /// Returns the address for operators. Without one, returns the first configured TCP address with a fixed port,
-    /// or else the first Unix socket.
+    /// Returns the address for operators. If there is none, returns the first configured TCP address with a fixed
+    /// port, or else the first Unix socket.
     pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
         if let Some(address) = config.admin.listen.address() {
-            return Self::of_listener(address).ok_or(ServerRequestError::NoFixedPort);
+            return Self::from_listener(address).ok_or(ServerRequestError::NoFixedPort);
         }
-        Self::of_clients(&config.server.listen).ok_or(ServerRequestError::NoFixedPort)
+        Self::from_client_listeners(&config.server.listen).ok_or(ServerRequestError::NoFixedPort)
     }
 
-    /// Returns the address for clients, as [`Self::from_config`] does without an address for operators. If there is only
-    /// an address for operators, returns that.
+    /// Returns the first configured TCP address for clients with a fixed port, or else the first Unix socket. If
+    /// there is neither, returns the address for operators.
     pub(super) fn for_clients(config: &Config) -> Result<Self, ServerRequestError> {
-        Self::of_clients(&config.server.listen).map_or_else(|| Self::from_config(config), Ok)
+        Self::from_client_listeners(&config.server.listen).map_or_else(|| Self::from_config(config), Ok)
     }
 
-    /// The first TCP address with a fixed port, or else the first Unix socket.
-    fn of_clients(listen: &ListenAddresses) -> Option<Self> {
+    /// Returns the first TCP address with a fixed port, or else the first Unix socket.
+    fn from_client_listeners(listen: &ListenAddresses) -> Option<Self> {
         let is_unix_socket = |address: &&ListenAddress| matches!(address, ListenAddress::Unix(_));
         let url = listen.fixed_port().map(|address| Self::Url(base_url(address)));
-        url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::of_listener))
+        url.or_else(|| listen.iter().find(is_unix_socket).and_then(Self::from_listener))
     }
 
-    /// The address of a listener, unless it is known only to the running server.
-    fn of_listener(listener: &ListenAddress) -> Option<Self> {
+    /// Returns the address of a listener, or `None` if only the running server knows the address.
+    fn from_listener(listener: &ListenAddress) -> Option<Self> {
         match listener {
             ListenAddress::Tcp(address) if address.port() != 0 => Some(Self::Url(base_url(address))),
             ListenAddress::Unix(path) => Some(Self::Unix(path.clone())),

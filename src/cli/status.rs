@@ -255,7 +255,7 @@ fn format_page(
     text
 }
 
-/// Formats a line about the replicas that share the pool. Returns an empty text if there can be no others.
+/// Formats a line about the replicas that share the pool. Returns an empty text if no replicas are configured.
 fn format_replicas(readiness: &ReportedReadiness, palette: Palette) -> String {
     if !readiness.is_shared() {
         return String::new();

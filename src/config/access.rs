@@ -1,13 +1,12 @@
-//! The section `[access]`: the access rules that apply to all clients, and the charge for requests of
-//! unknown cost. It is apart from the sections of timeouts and sizes, because its defaults decide who may
-//! use the keys.
+//! Defines the section `[access]`: the access rules that apply to all clients, and the charge for requests of unknown
+//! cost. It is apart from the sections of timeouts and sizes, because its defaults decide who may use the keys.
 
 /// The access rules of all clients, and the charge for requests of unknown cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessConfig {
     /// Whether requests that could disable a key, create one or manage the workspace are refused.
     pub block_admin_endpoints: bool,
-    /// Whether the pool's keys, and data about their owner, are redacted in responses.
+    /// Whether the pool's keys, and the data of their account holders, are redacted in responses.
     pub redact: bool,
     /// Credits charged to the client's quota when neither the estimate nor the response shows the
     /// cost of a request.

@@ -1,4 +1,4 @@
-//! The settings of the admin API, and the admin token, which opens it.
+//! Parses the settings of the admin API and the admin token.
 
 use std::fmt;
 use std::io::ErrorKind;

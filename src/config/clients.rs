@@ -39,7 +39,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// A client of the configuration file or the environment with a token that does not expire.
+    /// Creates a client of the configuration file or the environment with a token that does not expire.
     #[must_use]
     pub fn new(name: String, token: TokenFingerprint, rules: Rules) -> Self {
         Self { name, token, expires_at: None, previous_token: None, origin: ClientOrigin::File, rules }
@@ -59,8 +59,8 @@ pub(super) fn parse(
     let mut names: HashMap<&str, usize> = HashMap::new();
     let mut tokens: HashMap<String, usize> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
-        let known_names = ["name", "token", "token_file", "token_sha256"].iter().chain(&RULE_NAMES);
-        entry.check_names(&known_names.copied().collect::<Vec<_>>(), problems);
+        let known_fields = ["name", "token", "token_file", "token_sha256"].iter().chain(&RULE_NAMES);
+        entry.check_fields(&known_fields.copied().collect::<Vec<_>>(), problems);
         let rules = rules::parse(entry, pool, problems);
         let name = entry.require_one_of(&["name"], problems);
         if let Some((_, name, span)) = &name {
@@ -104,8 +104,8 @@ pub(super) fn parse(
     clients
 }
 
-/// Adds the client `default`, whose token is in the file that `KEYCHOIR_CLIENT_TOKEN_FILE` names, to `clients`. It has no
-/// rules. A container needs no configuration file for it.
+/// Adds the client `default`, whose token is in the file that `KEYCHOIR_CLIENT_TOKEN_FILE` names, to `clients`. It
+/// has no rules. A container needs no configuration file for it.
 pub(super) fn add_default_client(
     sources: &ValueSources<'_>,
     clients: &mut Vec<ClientConfig>,
@@ -184,7 +184,7 @@ fn hash_token(text: &str) -> Result<TokenFingerprint, ValueError> {
     Ok(TokenFingerprint::new(text))
 }
 
-/// The error for an invalid fingerprint. It does not contain the text, which may be the token.
+/// Returns the error for an invalid fingerprint. It does not contain the text, which may be the token.
 pub(super) fn invalid_fingerprint_error(text: &str) -> ValueError {
     let message = match text.chars().count() {
         64 => "this contains characters other than hexadecimal digits".to_owned(),

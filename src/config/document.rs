@@ -1,6 +1,8 @@
 //! Parses a TOML file into settings and `[[keys]]` and `[[clients]]` entries, each with its position
 //! in the file. This module checks the structure; `setting`, `keys` and `clients` parse the values.
 
+mod errors;
+
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
@@ -17,6 +19,7 @@ use super::setting::{self, Setting};
 use super::value::{self, RawValue};
 use crate::policy::similar::find_similar;
 use crate::policy::units::UnixMs;
+use errors::{old_section_error, syntax_error, unknown_section_error, unknown_setting_error};
 
 /// A parsed file. After a syntax error, it contains the parts that could be parsed.
 pub(super) struct Document<'a> {
@@ -122,7 +125,7 @@ impl<'a> Document<'a> {
 
     /// Collects the entries of the overlay.
     pub(super) fn collect_overlay(&'a self, problems: &mut Vec<Problem>) -> OverlayContents<'a> {
-        const KNOWN: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
+        const KNOWN_FIELDS: [&str; 5] = ["generation", "keys", "paused_keys", "clients", "removed"];
         let mut contents = OverlayContents::default();
         for (name, value) in &self.root {
             match name.get_ref().as_ref() {
@@ -145,8 +148,8 @@ impl<'a> Document<'a> {
                 }
                 "removed" => contents.removed = self.collect_entries("removed", "id", None, value, problems),
                 unknown => {
-                    let error = ValueError::new(format!("unknown key {}", quote_masked(unknown)))
-                        .suggest(find_similar(unknown, KNOWN));
+                    let error = ValueError::new(format!("unknown field {}", quote_masked(unknown)))
+                        .suggest(find_similar(unknown, KNOWN_FIELDS));
                     problems.push(self.span_of(name.span()).problem(error));
                 }
             }
@@ -249,13 +252,15 @@ impl<'a> TableEntry<'a> {
         })
     }
 
-    /// Reports every field whose name is not in `known`.
-    pub(super) fn check_names(&self, known: &[&'static str], problems: &mut Vec<Problem>) {
-        for (name, value) in self.table.iter().filter(|(name, _)| !known.contains(&name.get_ref().as_ref())) {
+    /// Reports every field whose name is not in `known_fields`.
+    pub(super) fn check_fields(&self, known_fields: &[&'static str], problems: &mut Vec<Problem>) {
+        for (name, value) in
+            self.table.iter().filter(|(name, _)| !known_fields.contains(&name.get_ref().as_ref()))
+        {
             let span = self.span_of(name.span());
             let error = old_names::error_in_client(name.get_ref(), value.get_ref()).unwrap_or_else(|| {
-                let error = ValueError::new(format!("unknown key {}", quote_masked(name.get_ref())));
-                error.suggest(find_similar(name.get_ref(), known))
+                let error = ValueError::new(format!("unknown field {}", quote_masked(name.get_ref())));
+                error.suggest(find_similar(name.get_ref(), known_fields))
             });
             problems.push(span.problem(error));
         }
@@ -361,8 +366,8 @@ impl<'a> TableEntry<'a> {
     }
 }
 
-/// The lines that a syntax error in `line` affects: the line itself, and after an invalid header all
-/// lines up to the next header.
+/// Returns the lines that a syntax error in `line` affects: the line itself, and after an invalid header all lines up
+/// to the next header.
 fn affected_lines(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
     let mut rest = text.lines().skip(line - 1);
@@ -370,59 +375,4 @@ fn affected_lines(text: &str, line: usize) -> Range<usize> {
         return line..line + 1;
     }
     line..line + 1 + rest.take_while(|text| !is_header(text)).count()
-}
-
-/// Converts an error message of the TOML parser about the source `text`.
-fn syntax_error(message: &str, text: &str) -> ValueError {
-    if message == "duplicate key" {
-        return ValueError::new(format!("{} is set twice", quote_masked(text)))
-            .advise("remove one of the lines");
-    }
-    let (message, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    // The parser infers the type of an unquoted string, such as an address, from its first character,
-    // and its message names that type.
-    let inferred_types = ["quoted", "float", "integer", "date", "time", "leading zero", "boolean"];
-    let error = ValueError::new(message);
-    if inferred_types.iter().any(|inferred_type| message.contains(inferred_type)) {
-        return error.advise("write a string in quotes, and a number in digits only");
-    }
-    if expected.is_empty() { error } else { error.advise(format!("expected {expected}")) }
-}
-
-fn old_section_error(old: &str, new: &str) -> ValueError {
-    ValueError::new(format!("`{old}` has a new name")).advise(format!("write [{new}]"))
-}
-
-fn unknown_setting_error(section: &str, name: &str) -> ValueError {
-    if let Some(new) = old_names::new_section(section) {
-        return old_section_error(section, new);
-    }
-    let error = ValueError::new(format!("unknown key {} in [{section}]", quote_masked(name)));
-    if let Some(other_section) = setting::find_by_name(name) {
-        return error.advise(format!("`{name}` belongs in [{}]", other_section.section()));
-    }
-    let siblings = setting::SETTINGS.iter().filter(|setting| setting.section() == section).map(Setting::name);
-    let suggestion = find_similar(name, siblings).map(str::to_owned);
-    error.suggest(suggestion.or_else(|| find_similar_path(name)))
-}
-
-fn unknown_section_error(name: &str, value: &DeValue<'_>) -> ValueError {
-    let is_table = matches!(value, DeValue::Table(_) | DeValue::Array(_));
-    let error = ValueError::new(format!(
-        "unknown {} {}",
-        if is_table { "section" } else { "key" },
-        quote_masked(name)
-    ));
-    if let Some(setting) = setting::find_by_name(name) {
-        return error.advise(format!("`{name}` belongs in [{}]", setting.section()));
-    }
-    let sections = setting::SETTINGS.iter().map(Setting::section).chain(["keys", "clients"]);
-    let suggestion = find_similar(name, sections).map(str::to_owned);
-    error.suggest(suggestion.or_else(|| find_similar_path(name)))
-}
-
-/// Finds the path of the setting with the most similar name in all sections.
-fn find_similar_path(name: &str) -> Option<String> {
-    let names = setting::SETTINGS.iter().filter(|setting| !setting.is_nested()).map(Setting::name);
-    setting::find_by_name(find_similar(name, names)?).map(|setting| setting.path.to_owned())
 }

@@ -65,8 +65,8 @@ impl HostPort {
         };
         let is_own = |own_address: SocketAddr| {
             let own_address = own_address.ip().to_canonical();
-            // The wildcard address includes every address of this machine, of which only the loopback
-            // addresses are known here.
+            // The wildcard address includes every address of this machine, but only its loopback addresses are known
+            // here.
             let is_same = |address: &IpAddr| {
                 let address = address.to_canonical();
                 address == own_address

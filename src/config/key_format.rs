@@ -15,7 +15,7 @@ pub(super) enum KeyProvider {
 }
 
 impl KeyProvider {
-    /// The provider at this host.
+    /// Returns the provider at this host.
     pub(super) fn for_host(host: &str) -> Self {
         let is_elevenlabs = host == "elevenlabs.io" || host.ends_with(".elevenlabs.io");
         if is_elevenlabs { Self::ElevenLabs } else { Self::Other }
@@ -97,7 +97,7 @@ pub(super) fn check(text: &str, provider: KeyProvider) -> Result<(), ValueError>
 
 const COMMENT_ADVICE: &str = "write comments only in a file, on separate lines that begin with `#`";
 
-/// The error for an entry of several words.
+/// Returns the error for an entry of several words.
 pub(super) fn multiple_words_error(words: &[&str]) -> ValueError {
     let message = if words.iter().any(|word| word.trim_end_matches(':').eq_ignore_ascii_case("bearer")) {
         "has the word `Bearer` before the key"

@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(error_texts(&list), invalid);
     }
 
-    /// The message of an error without its advice.
+    /// Returns the message of an error without its advice.
     fn message(error: &ValueError) -> String {
         error.to_string().split("; ").next().unwrap().to_owned()
     }

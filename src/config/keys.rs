@@ -1,5 +1,5 @@
-//! Finds the keys of the pool in the environment or in files. All keys come from the first source
-//! that has keys, so that an operator can tell which keys are in use.
+//! Finds the keys of the pool in the environment or in files. All keys come from the first source that has keys, so
+//! that an operator knows which keys are in use.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -177,10 +177,21 @@ pub(super) fn find_keys(
         }
     }
     if let (Some(config_file), Some(first)) = (config_file, entries.first()) {
-        let is_selected = search.select(KeyListSource::ConfigFile(config_file), &first.span);
-        search.add_entries(&entries.iter().collect::<Vec<_>>(), KeyOrigin::File, is_selected);
+        let selection = match search.select(KeyListSource::ConfigFile(config_file), &first.span) {
+            true => SourceSelection::Selected,
+            false => SourceSelection::Unselected,
+        };
+        search.add_entries(&entries.iter().collect::<Vec<_>>(), KeyOrigin::File, selection);
     }
     search.found
+}
+
+/// Whether the keys of a source are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SourceSelection {
+    Selected,
+    /// An earlier source has keys, so the keys of this source are only validated.
+    Unselected,
 }
 
 /// A search for keys in the sources in order of precedence.
@@ -249,7 +260,13 @@ impl KeySearch<'_> {
 
     /// Validates the entries, and adds their keys if this source is selected. Otherwise, their key
     /// files are not read.
-    pub(super) fn add_entries(&mut self, entries: &[&TableEntry<'_>], origin: KeyOrigin, is_selected: bool) {
+    pub(super) fn add_entries(
+        &mut self,
+        entries: &[&TableEntry<'_>],
+        origin: KeyOrigin,
+        selection: SourceSelection,
+    ) {
+        let is_selected = selection == SourceSelection::Selected;
         let found_keys = self.found.keys.iter().enumerate();
         let mut names: HashMap<String, usize> =
             found_keys.clone().filter_map(|(index, key)| Some((key.name.clone()?, index))).collect();
@@ -258,7 +275,7 @@ impl KeySearch<'_> {
         for (index, entry) in entries.iter().enumerate() {
             let index = offset + index;
             let problems = &mut self.report.problems;
-            entry.check_names(
+            entry.check_fields(
                 match origin {
                     KeyOrigin::Managed => &MANAGED_KEY_FIELDS,
                     KeyOrigin::File | KeyOrigin::Environment => &KEY_FIELDS,
@@ -308,8 +325,8 @@ impl KeySearch<'_> {
             let warnings = &mut self.report.warnings;
             warnings.extend(corrections.into_iter().map(|message| span.warning(message)));
             // The first entry of a key keeps it.
-            let earlier = *keys.entry(key.fingerprint()).or_insert(index);
-            match Some(earlier).filter(|earlier| *earlier != index) {
+            let first_index = *keys.entry(key.fingerprint()).or_insert(index);
+            match Some(first_index).filter(|first_index| *first_index != index) {
                 None => self.found.keys.push(KeyConfig {
                     key,
                     name: name.map(|(name, _)| name.to_owned()),

@@ -96,8 +96,8 @@ pub struct Overrides {
     pub has_passed_sockets: bool,
     /// Whether the command requires keys.
     pub key_requirement: KeyRequirement,
-    /// Whether an address that other machines can reach may have no client tokens. A command that adds the
-    /// first client loads the configuration without it.
+    /// Whether an address that other machines can reach may have no client tokens. The commands that show, diagnose
+    /// or change a configuration set it, because its first client may not be added yet.
     pub allows_exposure: bool,
     /// The location of the overlay and of the generated admin token.
     pub state_location: StateLocation,
@@ -149,8 +149,8 @@ pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[], &FileContents::default())
 }
 
-/// Loads the configuration without its invalid parts, for a command that must find a running program although its files have
-/// been edited and contain mistakes. The program continues with the last configuration without mistakes.
+/// Loads the configuration without its invalid parts, for a command that must find a running program although its
+/// files have been edited and contain mistakes. The program continues with the last configuration without mistakes.
 #[must_use]
 pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
     let read_file = |path: &Path| FileContent::read(path).text;
@@ -176,7 +176,7 @@ pub fn load_with_files(
     let read_file = |path: &Path| {
         let content = match (replaced.iter().find(|(replaced_path, _)| replaced_path == path), kept.get(path))
         {
-            (Some((_, text)), _) => FileContent::replaced(path, text),
+            (Some((_, text)), _) => FileContent::with_text(path, text),
             (None, Some(content)) => content.clone(),
             (None, None) => FileContent::read(path),
         };
@@ -239,7 +239,7 @@ pub struct Config {
     pub supabase: SupabaseConfig,
     /// The Redis that several replicas share.
     pub redis: RedisConfig,
-    /// The records of which account owns which identifier.
+    /// The records of the accounts that own identifiers.
     pub affinity: AffinityConfig,
     /// The limits of WebSocket sessions.
     pub websocket: WebsocketConfig,
@@ -270,8 +270,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// The default configuration with these keys and this upstream. Usage records stay in memory,
-    /// because the demo and tests must not leave files.
+    /// Creates the default configuration with these keys and this upstream. Usage records stay in memory, because the
+    /// demo and tests must not leave files.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {
         let mut config = Self {

@@ -108,12 +108,12 @@ pub(super) const CLIENT_FIELDS: &[(&str, &str)] =
 /// The old and the new name of each strategy.
 const STRATEGIES: &[(&str, &str)] = &[("least-busy", "least-requests")];
 
-/// The new name of an old section.
+/// Returns the new name of an old section.
 pub(super) fn new_section(old_name: &str) -> Option<&'static str> {
     find_new_name(SECTIONS, old_name)
 }
 
-/// The new name of an old strategy.
+/// Returns the new name of an old strategy.
 pub(super) fn new_strategy(old_name: &str) -> Option<&'static str> {
     find_new_name(STRATEGIES, old_name)
 }
@@ -122,7 +122,7 @@ fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'sta
     names.iter().find(|(name, _)| *name == old_name).map(|(_, new_name)| *new_name)
 }
 
-/// The error for an old setting in a file, or `None` if `section.name` is not an old path.
+/// Returns the error for an old setting in a file, or `None` if `section.name` is not an old path.
 pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let path = format!("{section}.{name}");
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
@@ -136,7 +136,7 @@ pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> O
     Some(ValueError::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
-/// The error for the environment variable of an old setting, or `None` if the variable is not one.
+/// Returns the error for the environment variable of an old setting, or `None` if the variable is not one.
 pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueError> {
     let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
     let new = setting::find(new).map(Setting::variable_name)?;
@@ -147,7 +147,7 @@ pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueEr
     Some(ValueError::new("this setting has a new name").advise(advice))
 }
 
-/// The error for an old field of a client, or `None` if the name is not an old one.
+/// Returns the error for an old field of a client, or `None` if the name is not an old one.
 pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let new = find_new_name(CLIENT_FIELDS, name)?;
     // A string in an entry may be a token, so the message contains it only if it parses as a limit.

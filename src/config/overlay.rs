@@ -1,4 +1,4 @@
-//! The overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
+//! Defines the overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
 //!
 //! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
 //! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
@@ -125,8 +125,8 @@ pub struct RemovedEntry {
     pub changed_at: UnixMs,
 }
 
-/// A client that was added or changed at runtime. Without any rule, a client of the configuration file with
-/// this name keeps its rules.
+/// A client that was added or changed at runtime. If it has no rules, a client of the configuration file with this
+/// name keeps its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedClient {

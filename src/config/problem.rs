@@ -63,11 +63,12 @@ impl ValueError {
         self
     }
 
-    /// The error for a name that is not one of `known_names`. It lists them and suggests a similar one.
+    /// Returns the error for a name that is not one of `known_names`. It lists them and suggests a similar one.
     pub(super) fn unknown_name(kind: &str, name: &str, known_names: &[&'static str]) -> Self {
-        let listed: Vec<String> = known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
+        let quoted_names: Vec<String> =
+            known_names.iter().map(|known_name| format!("`{known_name}`")).collect();
         Self::new(format!("unknown {kind} {}", mask::quote_masked(name)))
-            .advise(format!("use one of {}", listed.join(", ")))
+            .advise(format!("use one of {}", quoted_names.join(", ")))
             .suggest(find_similar(&name.to_lowercase().replace('_', "-"), known_names.iter().copied()))
     }
 
@@ -111,7 +112,7 @@ impl SourceSpan {
         Self { origin, excerpt: None, overlay_entry: None }
     }
 
-    /// The source of the value in the byte range `range` of a TOML file.
+    /// Creates the source of the value in the byte range `range` of a TOML file.
     pub(super) fn for_toml(path: &Path, text: &str, range: Range<usize>) -> Self {
         let (excerpt, column) = Excerpt::new(text, range);
         let origin = ValueOrigin::Line { path: path.to_owned(), line: excerpt.line, column };
@@ -145,8 +146,8 @@ struct Excerpt {
 const MAX_EXCERPT_CHARS: usize = 100;
 
 impl Excerpt {
-    /// The line of `file_text` that contains the start of `range`, and the column of this start,
-    /// counted from 1.
+    /// Returns the line of `file_text` that contains the start of `range`, and the column of this start, counted from
+    /// 1.
     fn new(file_text: &str, range: Range<usize>) -> (Self, usize) {
         let start = file_text.floor_char_boundary(range.start);
         let before = file_text.get(..start).unwrap_or_default();

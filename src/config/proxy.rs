@@ -180,7 +180,7 @@ impl EnvironmentProxies {
         };
         match for_scheme {
             None => EnvironmentRoute::Unset,
-            // A proxy on another machine cannot reach this one by a loopback address.
+            // A proxy on another machine cannot reach this machine by a loopback address.
             Some(_) if url.is_loopback() => EnvironmentRoute::Unset,
             Some(proxy) if self.exemptions.exempts(url.host(), url.port()) => {
                 EnvironmentRoute::Exempted(proxy)

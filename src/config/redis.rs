@@ -27,7 +27,7 @@ const CREDENTIAL: &str = "redis_url";
 /// The settings of Redis.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RedisConfig {
-    /// The URL. Without one, the process is the only replica of its pool.
+    /// The URL. If there is no URL, the process is the only replica of its pool.
     pub url: RedisUrlSetting,
     /// A file with the value of `url`.
     pub url_file: Option<PathBuf>,

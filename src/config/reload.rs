@@ -59,8 +59,8 @@ impl FileContent {
         Self { stamp, text: read_file(path) }
     }
 
-    /// Replaces the content of the file at `path` by `text`, which is not written yet.
-    pub(super) fn replaced(path: &Path, text: &str) -> Self {
+    /// Creates the content `text` of the file at `path`, which is not written yet.
+    pub(super) fn with_text(path: &Path, text: &str) -> Self {
         let is_too_large = u64::try_from(text.len()).map_or(true, |length| length > MAX_FILE_BYTES);
         let text = if is_too_large { Err(ReadFileError::TooLarge) } else { Ok(text.to_owned()) };
         Self { stamp: FileStamp::read(path), text }
@@ -109,7 +109,7 @@ impl FileStamp {
     }
 }
 
-/// Sections of which a reload applies every setting.
+/// The sections whose settings are all applied by a reload.
 const RELOADED_SECTIONS: [&str; 4] = ["pool", "retry", "websocket", "access"];
 
 /// Settings of other sections that a reload applies. All remaining settings need a restart.
@@ -225,12 +225,12 @@ mod tests {
         next.upstream.proxy = "http://alice:hunter3@proxy".parse().unwrap();
         next.storage.path = "elsewhere.db".into();
         next.pool.max_queued = 7;
-        let in_force = next.with_restart_settings_of(&start);
-        assert_eq!(start.settings_needing_restart(&in_force), [""; 0]);
-        assert_eq!(in_force.upstream.base_url, start.upstream.base_url);
-        assert_eq!(in_force.upstream.proxy, start.upstream.proxy);
-        assert_eq!((in_force.storage.path, in_force.pool.max_queued), (start.storage.path, 7));
-        let mut sources: Vec<_> = in_force.setting_sources.into_iter().collect();
+        let applied = next.with_restart_settings_of(&start);
+        assert_eq!(start.settings_needing_restart(&applied), [""; 0]);
+        assert_eq!(applied.upstream.base_url, start.upstream.base_url);
+        assert_eq!(applied.upstream.proxy, start.upstream.proxy);
+        assert_eq!((applied.storage.path, applied.pool.max_queued), (start.storage.path, 7));
+        let mut sources: Vec<_> = applied.setting_sources.into_iter().collect();
         sources.sort_unstable();
         assert_eq!(
             sources,

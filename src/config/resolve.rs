@@ -283,7 +283,7 @@ impl ConfigDraft {
         self.spans.insert(setting.path, span.clone());
     }
 
-    /// The source of the first of these settings that is set, for a rule over several settings.
+    /// Returns the source of the first of these settings that is set, for a rule over several settings.
     fn find_span(&self, paths: &[&str]) -> SourceSpan {
         paths
             .iter()

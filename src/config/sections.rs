@@ -1,4 +1,4 @@
-//! The sections of the configuration and their defaults. Each field has the name of its setting.
+//! Defines the sections of the configuration and their defaults. Each field has the name of its setting.
 //! `config/keychoir.toml` explains each setting and its default, and a test compares the two.
 
 use std::path::{Path, PathBuf};
@@ -331,7 +331,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// The records of which account owns which identifier.
+/// The settings of the records of the accounts that own identifiers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AffinityConfig {
     /// Maximum number of stored identifiers.

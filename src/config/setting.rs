@@ -18,7 +18,7 @@ use super::redis::RedisUrlSetting;
 use super::tls::{self, TlsConfig};
 use super::value::{
     BaseDirectories, RawValue, parse_bool, parse_days, parse_duration, parse_integer, parse_ratio,
-    parse_size, parse_string, parse_strings, saturated, wrong_type,
+    parse_size, parse_string, parse_strings, saturating_usize, wrong_type,
 };
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::quantity::size::DisplaySize;
@@ -67,7 +67,7 @@ pub(super) fn find(path: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.path == path)
 }
 
-/// The name of the environment variable for the setting with this path.
+/// Returns the name of the environment variable for the setting with this path.
 pub(super) fn variable_name(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
@@ -93,7 +93,7 @@ impl Setting {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
-    /// Whether another setting contains this one. If so, its name alone is ambiguous.
+    /// Whether the path of this setting starts with the path of another setting. If so, the name alone is ambiguous.
     pub(super) fn is_nested(&self) -> bool {
         find(self.section()).is_some()
     }
@@ -138,10 +138,11 @@ impl Setting {
                 };
             }
             ValueKind::Size(range, field) => {
-                *field(config) = saturated(self.check_range(parse_size(raw), range, &SIZE_RANGE)?);
+                *field(config) = saturating_usize(self.check_range(parse_size(raw), range, &SIZE_RANGE)?);
             }
             ValueKind::Count(range, field) => {
-                *field(config) = saturated(self.check_range(parse_integer(raw), range, &COUNT_RANGE)?);
+                *field(config) =
+                    saturating_usize(self.check_range(parse_integer(raw), range, &COUNT_RANGE)?);
             }
             ValueKind::Ratio(field) => *field(config) = parse_ratio(raw)?,
             ValueKind::Bool(field) => *field(config) = parse_bool(raw)?,

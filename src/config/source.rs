@@ -71,8 +71,8 @@ impl Environment {
         Some(self.xdg_directory("XDG_STATE_HOME", ".local/state")?.join("keychoir/keychoir.db"))
     }
 
-    /// The directory in an XDG variable, or else its default below the home directory. The XDG
-    /// specification requires that relative paths are ignored.
+    /// Returns the directory in an XDG variable, or else its default below the home directory. The XDG specification
+    /// requires that relative paths are ignored.
     fn xdg_directory(&self, variable: &str, default: &str) -> Option<PathBuf> {
         let directory = self.value(variable).map(PathBuf::from).filter(|directory| directory.is_absolute());
         directory.or_else(|| Some(self.home()?.join(default)))
@@ -142,9 +142,10 @@ pub(super) fn read_file(path: &Path) -> Result<String, ReadFileError> {
 fn decode_utf8(bytes: Vec<u8>) -> Result<String, ReadFileError> {
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
-        let before = String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        ReadFileError::NotUtf8 { line: before.matches('\n').count() + 1, column }
+        let valid_start =
+            String::from_utf8_lossy(error.as_bytes().get(..valid).unwrap_or_default()).into_owned();
+        let column = valid_start.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        ReadFileError::NotUtf8 { line: valid_start.matches('\n').count() + 1, column }
     })?;
     if text.starts_with('\u{feff}') {
         text.remove(0);

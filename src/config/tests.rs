@@ -40,12 +40,12 @@ struct FakeMachine<'a> {
 }
 
 impl<'a> FakeMachine<'a> {
-    /// A machine with a home directory and one key.
+    /// Creates a machine with a home directory and one key.
     fn with_key() -> Self {
         Self { variables: vec![("HOME", "/home/me"), ("ELEVENLABS_API_KEYS", KEY)], ..Self::default() }
     }
 
-    /// A machine with a home directory only.
+    /// Creates a machine with a home directory only.
     fn without_key() -> Self {
         Self { variables: vec![("HOME", "/home/me")], ..Self::default() }
     }

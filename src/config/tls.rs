@@ -167,13 +167,13 @@ impl FromStr for TlsConfig {
             "auto" => TlsKeyword::Auto,
             "off" => TlsKeyword::Off,
             other => {
-                let near = match other.to_lowercase().as_str() {
+                let similar_name = match other.to_lowercase().as_str() {
                     "on" | "yes" | "true" | "1" => Some("auto"),
                     "no" | "none" | "false" | "0" => Some("off"),
                     lower => find_similar(lower, ["auto", "off"]),
                 };
                 let error = ValueError::new(format!("{} is not a TLS mode", quote_masked(text)));
-                return Err(error.advise(NOTATION).suggest(near));
+                return Err(error.advise(NOTATION).suggest(similar_name));
             }
         };
         Ok(Self { keyword, ..Self::default() })

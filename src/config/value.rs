@@ -171,7 +171,7 @@ impl Notation {
         Err(error.suggest((self.guess)(text).map(|number| (self.format)(number))))
     }
 
-    /// The error for a number without a unit. It suggests the number with the default unit.
+    /// Returns the error for a number without a unit. It suggests the number with the default unit.
     fn missing_unit(&self, number: u64, raw: RawValue<'_>) -> ValueError {
         let (unit, factor) = self.default_unit;
         let error = ValueError::new(format!("a {} needs a unit", self.noun));
@@ -259,7 +259,7 @@ pub(super) fn parse_strings<'a>(raw: RawValue<'a>) -> Result<Vec<&'a str>, Value
     }
 }
 
-/// The error for a wrong type. It contains the type and not the value, which may be a secret.
+/// Returns the error for a wrong type. It contains the type and not the value, which may be a secret.
 pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> ValueError {
     let actual = match value {
         DeValue::String(_) => "a string",
@@ -272,6 +272,6 @@ pub(super) fn wrong_type(value: &DeValue<'_>, expected: &str) -> ValueError {
     ValueError::new(format!("this is {actual}, but should be {expected}"))
 }
 
-pub(super) fn saturated(number: u64) -> usize {
+pub(super) fn saturating_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

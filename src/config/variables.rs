@@ -48,8 +48,8 @@ pub(super) fn find_settings<'e>(
     settings
 }
 
-/// Whether Kubernetes set this variable. For a service named `keychoir`, it adds
-/// `KEYCHOIR_SERVICE_HOST`, `KEYCHOIR_PORT=tcp://…` and others to every container of the namespace.
+/// Whether Kubernetes set this variable. For a service named `keychoir`, it adds variables such as
+/// `KEYCHOIR_SERVICE_HOST` and `KEYCHOIR_PORT=tcp://…` to every container of the namespace.
 fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme));
     let is_protocol = ["_TCP_", "_UDP_", "_SCTP_"].iter().any(|protocol| name.contains(protocol));

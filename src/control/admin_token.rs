@@ -1,9 +1,20 @@
-//! Generates the admin token at the first startup, if the operator gave none.
+//! Generates the admin token at the first startup, if the operator configured none.
 
 use std::path::PathBuf;
 
-use crate::config::{Config, LockError, StateDirectory};
+use crate::config::{Config, FileError, LockError, StateDirectory};
 use crate::secret::{AdminTokenFingerprint, generate_token};
+
+/// The reason why a generated admin token was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveTokenError {
+    /// The lock of the state directory was not acquired.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The file of the token cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
 
 /// A generated admin token that is not saved yet.
 pub struct NewAdminToken {
@@ -18,8 +29,9 @@ impl std::fmt::Debug for NewAdminToken {
 }
 
 impl NewAdminToken {
-    /// Generates a token for `config`, unless the configuration has one or there is no state directory.
-    pub fn generate(config: &mut Config) -> Option<Self> {
+    /// Generates a token and sets its fingerprint in `config`. Returns `None` if a token is configured or stored, if
+    /// there is no state directory, or if the system has no random numbers.
+    pub fn generate_into(config: &mut Config) -> Option<Self> {
         let directory = config.state_directory()?;
         // A token that exists and cannot be read was reported when the configuration was loaded.
         if config.admin_token.is_some() || directory.admin_token_path().exists() {
@@ -35,8 +47,9 @@ impl NewAdminToken {
     ///
     /// # Errors
     ///
-    /// Fails when the token cannot be written. In that case, the admin API cannot be used.
-    pub fn save(self) -> Result<PathBuf, LockError> {
+    /// Fails when the token cannot be written. In that case, the token is lost and the admin API cannot be used before a
+    /// restart.
+    pub fn save(self) -> Result<PathBuf, SaveTokenError> {
         self.directory.try_lock()?.write_admin_token(&self.token)?;
         Ok(self.directory.admin_token_path())
     }

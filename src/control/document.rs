@@ -1,4 +1,4 @@
-//! The JSON document in which replicas send each other their overlays, before it is encrypted.
+//! Writes and parses the JSON document in which replicas send each other their overlays, before it is encrypted.
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};

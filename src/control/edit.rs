@@ -212,9 +212,9 @@ fn pause_key(
         return Err(ControlError::Invalid(message));
     }
     let fingerprint = key.key.fingerprint().to_string();
-    let earlier = overlay.paused_keys.iter().position(|paused| paused.fingerprint == fingerprint);
-    let earlier = earlier.map(|index| overlay.paused_keys.remove(index));
-    let since = earlier.filter(|paused| paused.is_active(now)).map_or(now, |paused| paused.since);
+    let earlier_index = overlay.paused_keys.iter().position(|paused| paused.fingerprint == fingerprint);
+    let earlier_entry = earlier_index.map(|index| overlay.paused_keys.remove(index));
+    let since = earlier_entry.filter(|paused| paused.is_active(now)).map_or(now, |paused| paused.since);
     let detail = json!({"until": until.map(UnixMs::rfc3339), "reason": reason});
     let short_key = key.key.short().to_string();
     let changed_at = UnixMs(0);

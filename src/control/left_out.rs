@@ -23,8 +23,9 @@ pub(super) fn leave_out_clients_of_file(
     for entry in &mut overlay.clients {
         let was_applied =
             previous.clients.iter().any(|earlier| earlier.name == entry.name && !earlier.left_out);
-        let in_file = config.clients.iter().find(|client| client.name == entry.name);
-        let Some(client) = in_file.filter(|client| client.origin.is_in_file() && !was_applied) else {
+        let configured_client = config.clients.iter().find(|client| client.name == entry.name);
+        let Some(client) = configured_client.filter(|client| client.origin.is_in_file() && !was_applied)
+        else {
             continue;
         };
         // A rotation names the token of the file that it replaced.
@@ -43,8 +44,8 @@ pub(super) fn leave_out_clients_of_file(
     left_out
 }
 
-/// Leaves out each entry of `overlay` with a problem. Returns `None` if a problem has another cause, so that leaving out
-/// entries does not solve it.
+/// Leaves out each entry of `overlay` with a problem. Returns `None` if a problem has another cause, so that leaving
+/// out entries does not solve it.
 pub(super) fn leave_out_invalid(overlay: &mut Overlay, problems: &Problems) -> Option<Vec<LeftOutEntry>> {
     let mut left_out = Vec::new();
     for problem in problems.iter() {

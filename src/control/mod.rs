@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde_json::json;
 use tracing::{info, warn};
 
-pub use admin_token::NewAdminToken;
+pub use admin_token::{NewAdminToken, SaveTokenError};
 pub use files::delete_leftover_key_files;
 pub use recorder::{ChangeRecorder, RecordFuture, record_in, record_offline, record_unrecorded_changes};
 pub use reload::{ConfigReloader, log_reload_error};
@@ -350,8 +350,11 @@ impl Controller {
         let ChangeOrigin { actor, address } = origin;
         // A reload is logged separately.
         if let Some(target) = &target {
-            let by = actor.as_str();
-            info!(event = "changed", action, target, by, generation, "Changed by {by}: {action} {target}");
+            let actor_name = actor.as_str();
+            info!(
+                event = "changed",
+                action, target, actor_name, generation, "Changed actor_name {actor_name}: {action} {target}"
+            );
         }
         let at = clock::now();
         (self.recorder)(StoredChange {

@@ -1,4 +1,4 @@
-//! The overlay as replicas share it: the newest version of each entry wins, and removed entries are remembered. The
+//! Merges the overlays of replicas: the newest version of each entry wins, and removed entries are remembered. The
 //! functions of this module are pure.
 //!
 //! An entry is identified by the fingerprint of its key or the name of its client, and has the time of its last
@@ -164,7 +164,7 @@ impl OverlayState {
         stamp_entries(&mut self.clients, &previous.clients, changed_at);
     }
 
-    /// Returns the time of the last change, or 1970-01-01 without any.
+    /// Returns the time of the last change, or 1970-01-01 if there was no change.
     pub(super) fn last_change(&self) -> UnixMs {
         let Self { keys, paused_keys, clients } = self;
         let keys = keys.values().map(|entry| entry.changed_at);
@@ -272,7 +272,7 @@ impl OverlayState {
     ///
     /// # Errors
     ///
-    /// Returns the reason without any content of the entries.
+    /// Returns the reason, which contains no value of an entry.
     pub(super) fn check(&self) -> Result<(), &'static str> {
         if self.last_change() > LAST_TIME {
             return Err("a time of a change is not plausible: check the clocks of the replicas");

@@ -35,7 +35,7 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
     })
 }
 
-/// The action of a record that stands for changes without one.
+/// The action of the record that replaces the missing records of earlier changes.
 const UNRECORDED: &str = "unrecorded_changes";
 
 /// Records at startup that changes up to `generation` are in force although they have no record: the program was

@@ -349,14 +349,14 @@ fn the_admin_token_is_generated_once() {
     let machine = Machine::new();
     let mut config = machine.config();
     assert!(config.admin_token.is_none());
-    let new_token = NewAdminToken::generate(&mut config).unwrap();
+    let new_token = NewAdminToken::generate_into(&mut config).unwrap();
     assert!(!machine.state().exists(), "a start that fails leaves no file");
     new_token.save().unwrap();
     let text = fs::read_to_string(machine.state().join("admin_token")).unwrap();
     assert!(text.starts_with("kca_") && text.trim().len() == 52, "{}", text.len());
     let mut reloaded_config = machine.config();
     assert_eq!(reloaded_config.admin_token, config.admin_token);
-    assert!(NewAdminToken::generate(&mut reloaded_config).is_none());
+    assert!(NewAdminToken::generate_into(&mut reloaded_config).is_none());
 }
 
 /// Starts the program of the machine with a controller.

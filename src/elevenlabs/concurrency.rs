@@ -1,5 +1,5 @@
-//! The provider's concurrency groups, and the limit of each on a plan. The provider limits the concurrent
-//! requests of a workspace separately for each family of models.
+//! Determines the provider's concurrency group of a request, and the limit of each group on a plan. The provider
+//! limits the concurrent requests of a workspace separately for each family of models.
 //!
 //! The limit of the plan is only the initial value. A limit that the provider reports in a header or a
 //! refusal replaces it.

@@ -210,15 +210,15 @@ impl PathCodes {
             [version, rest @ ..] if is_version_in_any_case(version.text()) => (rest, true),
             all => (all, false),
         };
-        let mut codes = [row::IDENTIFIER; row::MAX_SEGMENTS];
+        let mut codes = [row::NOT_LITERAL; row::MAX_SEGMENTS];
         for (code, segment) in codes.iter_mut().zip(after_version) {
-            *code = segment.literal().map_or(row::IDENTIFIER, Literal::number);
+            *code = segment.literal().map_or(row::NOT_LITERAL, Literal::number);
         }
         Self { codes, count: after_version.len(), has_version }
     }
 
-    fn facts(&self, methods: row::Methods) -> row::EndpointFacts {
-        row::find_facts(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
+    fn facts(&self, methods: row::Methods) -> row::EndpointProperties {
+        row::find_properties(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 
     fn dialect(&self) -> Dialect {

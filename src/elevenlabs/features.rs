@@ -1,4 +1,4 @@
-//! The features of a request that a plan, a workspace or a key may lack. A refusal proves a limit of the
+//! Determines the features of a request that a plan, a workspace or a key may lack. A refusal proves a limit of the
 //! narrowest feature that it names. Later requests with that feature are sent to other accounts first.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! All facts about ElevenLabs and their sources, as tables and pure functions.
+//! Contains all facts about ElevenLabs and their sources, in tables and pure functions.
 //!
 //! To add an endpoint, add a row to `endpoint/table.rs`. To add the wording of a refusal, add a row to
 //! `refusal/table.rs`. To add a resource whose identifiers belong to an account, add a row to

@@ -1,4 +1,4 @@
-//! The provider's models: the price of a character, and the concurrency group of each.
+//! Finds the price of a character and the concurrency group of each model of the provider.
 //!
 //! Source: `GET /v1/models` (`model_rates`, `concurrency_group`). Until that list is received, and for
 //! models that it omits, both follow from the model's name.
@@ -54,7 +54,7 @@ impl Models {
         let mut documents: Vec<ModelDocument> = serde_json::from_slice(body).ok()?;
         documents.truncate(MAX_MODELS);
         let groups = assign_groups(&documents);
-        let mut listed: Vec<Model> = documents
+        let mut models: Vec<Model> = documents
             .into_iter()
             .map(|document| Model {
                 micro_credits_per_character: document.model_rates.micro_credits(),
@@ -63,8 +63,8 @@ impl Models {
                 id: document.model_id.into(),
             })
             .collect();
-        listed.sort_by(|left, right| left.id.cmp(&right.id));
-        Some(Self { listed })
+        models.sort_by(|left, right| left.id.cmp(&right.id));
+        Some(Self { listed: models })
     }
 
     fn find(&self, id: &str) -> Option<&Model> {
@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn groups_beyond_the_maximum_share_one_concurrency_group() {
         let ids: Vec<String> = (0..40).map(|number| format!("eleven_v{number}")).collect();
-        let listed: Vec<_> = ids.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
-        let models = parse_list(&listed);
+        let listed_models: Vec<_> = ids.iter().map(|id| (id.as_str(), 1.0, 1.0, id.as_str())).collect();
+        let models = parse_list(&listed_models);
         assert!(ids.iter().all(|id| models.concurrency_group(id).is_some()));
         assert_eq!(models.concurrency_group("eleven_v39"), Some(ConcurrencyGroup::SPEECH));
     }

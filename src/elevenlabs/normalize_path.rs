@@ -1,6 +1,6 @@
-//! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, and others need
-//! one without `/v1`. A path is corrected only if no correct base URL can lead to it. All other bytes of the
-//! path are unchanged.
+//! Corrects paths that result from a wrong base URL: some clients need a base URL with `/v1`, and other clients a
+//! base URL without it. A path is corrected only if no correct base URL can lead to it. All other bytes of the path
+//! are unchanged.
 
 use super::endpoint::is_root;
 

@@ -1,6 +1,6 @@
-//! The names of the permissions that the provider gives to keys. A refusal names the missing permission; the
-//! key is then used last for requests that need the permission, and serves all other requests as before. The
-//! table of endpoints lists the permission that each request needs.
+//! Lists the names of the permissions that the provider gives to keys. A refusal names the missing permission; the
+//! key is then used last for requests that need the permission, and serves all other requests as before. The table of
+//! endpoints lists the permission that each request needs.
 //!
 //! Source of the names: `PermissionType` of the provider's OpenAPI document.
 

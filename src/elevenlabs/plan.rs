@@ -171,8 +171,8 @@ mod tests {
         let check = |can_clone, voices_left, path: &str, expected| {
             let features = features(path, None, None);
             let capabilities = Capabilities { can_clone, voices_left };
-            let missing = missing_feature(Some("creator"), capabilities, &features, &Models::default());
-            assert_eq!(missing, expected, "{capabilities:?} {path}");
+            let feature = missing_feature(Some("creator"), capabilities, &features, &Models::default());
+            assert_eq!(feature, expected, "{capabilities:?} {path}");
         };
         check(Some(true), Some(1), ADD_VOICE, None);
         check(None, None, ADD_VOICE, None);

@@ -1,11 +1,11 @@
 //! Classifies a response of the provider: whether the key, the workspace, the request or the provider is
 //! at fault, and for which reason.
 //!
-//! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an
-//! unpaid bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It has a `code`,
-//! `status`, `type` and message in one of several formats, and the most specific known one wins (`table`). If
-//! no code or message is known, the status is evidence about this request only. WebSocket errors are
-//! classified by the same table, with the status that a code has over HTTP (`codes`).
+//! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an unpaid
+//! bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It has a `code`, `status`, `type`
+//! and message in one of several formats, and the most specific known code or message decides (`table`). If no code
+//! or message is known, the status is evidence about this request only. WebSocket errors are classified by the same
+//! table, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;

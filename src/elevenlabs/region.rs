@@ -1,4 +1,4 @@
-//! The regions of ElevenLabs. A region has its own host name, and a key works only at the host of its region.
+//! Lists the regions of ElevenLabs. A region has its own host name, and a key works only at the host of its region.
 
 /// Returns the name of the region that a host serves: `global`, `us`, or a region with data residency such as
 /// `eu`. Returns the host itself if it is not one of ElevenLabs.

@@ -1,4 +1,4 @@
-//! The provider's WebSocket protocols: the messages of each protocol, its price and its concurrency group.
+//! Describes the provider's WebSocket protocols: the messages of each protocol, its price and its concurrency group.
 //!
 //! The provider accepts an upgrade with a 101 response even for a bad key, and reports the refusal in a
 //! message or a close frame (captured, September 2026).
@@ -92,7 +92,7 @@ impl Dialect {
         }
     }
 
-    /// When a session counts as one request of its concurrency group.
+    /// Returns at which times a session counts as one request of its concurrency group.
     #[must_use]
     pub fn concurrency_counting(self) -> ConcurrencyCounting {
         match self {

@@ -1,16 +1,15 @@
 //! Redacts the responses to `GET /v1/user` and `/v1/user/subscription`: a client of the pool gets only
 //! the fields listed here.
 //!
-//! Credits, limits and features of the plan are listed, because apps read them. All other fields are
-//! removed: names, email addresses and invoices describe the owner of the key, and so may fields that the
-//! provider adds later.
+//! Credits, limits and features of the plan are listed, because apps read them. All other fields are removed: names,
+//! email addresses and invoices describe the account holder, and so may fields that the provider adds later.
 //!
 //! Sources: `UserResponseModel` and `ExtendedSubscriptionResponseModel` of the provider's OpenAPI document
 //! (August 2026), and the models of its SDKs, which must still parse the redacted document.
 
 use serde_json::{Map, Value, json};
 
-/// How a listed field is redacted.
+/// The redaction of a listed field.
 #[derive(Clone, Copy)]
 enum Redaction {
     /// A number, a flag or a short word is unchanged. Any other value is removed.

@@ -1,4 +1,4 @@
-//! The HTTP client of the mirror, which sends rows of one table in one request.
+//! Sends rows of one table to Supabase in one request.
 //!
 //! It is the only module that reads the service key.
 
@@ -185,7 +185,7 @@ impl SupabaseClient {
     }
 }
 
-/// The headers that contain the service key.
+/// Returns the headers that contain the service key.
 fn auth_headers(key: &SupabaseKey) -> Result<HeaderMap, MirrorStartError> {
     let secret = |text: &str| {
         let mut value = HeaderValue::from_str(text).map_err(|_| MirrorStartError::Key)?;

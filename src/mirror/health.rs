@@ -1,4 +1,4 @@
-//! The state, the counters and the lag of the mirror, shared with metrics and status pages.
+//! Keeps the state, the counters and the lag of the mirror for metrics and status pages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -64,8 +64,8 @@ impl MirrorHealth {
     /// Returns zero before the mirror starts.
     #[must_use]
     pub fn lag(&self, now: UnixMs) -> Duration {
-        let at = self.0.empty_at.load(Ordering::Acquire);
-        if at == 0 { Duration::ZERO } else { now.since(UnixMs(at)) }
+        let empty_at = self.0.empty_at.load(Ordering::Acquire);
+        if empty_at == 0 { Duration::ZERO } else { now.since(UnixMs(empty_at)) }
     }
 
     pub(super) fn record_empty_outbox(&self, now: UnixMs) {

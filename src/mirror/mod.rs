@@ -82,8 +82,8 @@ pub struct Mirror {
     health: MirrorHealth,
     /// Consecutive failures.
     failures: u32,
-    /// The last logged setup error.
-    last_hint: Option<MirrorProblem>,
+    /// The last logged problem of the setup.
+    last_problem: Option<MirrorProblem>,
 }
 
 /// The result of a round.
@@ -109,7 +109,7 @@ impl Mirror {
         let client = SupabaseClient::new(&settings)?;
         // The age of rows from earlier runs is unknown, so the lag is measured from this time.
         health.record_empty_outbox(clock::now());
-        Ok(Self { outbox, client, settings, health, failures: 0, last_hint: None })
+        Ok(Self { outbox, client, settings, health, failures: 0, last_problem: None })
     }
 
     /// Sends due rows in rounds until `end` is cancelled, then sends the remaining rows and returns.
@@ -201,7 +201,7 @@ impl Mirror {
                 if matches!(round, RoundResult::Done) {
                     self.health.record_empty_outbox(clock::now());
                 }
-                (self.failures, self.last_hint) = (0, None);
+                (self.failures, self.last_problem) = (0, None);
                 if matches!(round, RoundResult::MoreDue) { Duration::ZERO } else { interval }
             }
             // The store logs database errors.
@@ -218,13 +218,13 @@ impl Mirror {
                 self.failures = self.failures.saturating_add(1);
                 retry_delay(self.failures, interval, max_retry_delay, retry_after, fastrand::f64())
             }
-            RoundResult::Failed(PushError::Setup { hint, reason }) => {
-                if self.last_hint != Some(hint) {
-                    warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", hint.message());
+            RoundResult::Failed(PushError::Setup { problem, reason }) => {
+                if self.last_problem != Some(problem) {
+                    warn!(event = "mirror_paused", "The mirror is paused: {} ({reason})", problem.message());
                 }
                 self.health.set_state(MirrorState::Paused);
                 self.health.add_failure();
-                (self.failures, self.last_hint) = (0, Some(hint));
+                (self.failures, self.last_problem) = (0, Some(problem));
                 pause
             }
         }
@@ -235,7 +235,7 @@ impl Mirror {
 fn concerns_one_table(error: &PushError) -> bool {
     match error {
         PushError::Temporary { .. } => false,
-        PushError::Setup { hint, .. } => match hint {
+        PushError::Setup { problem, .. } => match problem {
             MirrorProblem::Forbidden
             | MirrorProblem::Table
             | MirrorProblem::Column

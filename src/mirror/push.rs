@@ -29,7 +29,7 @@ pub(super) enum PushError {
     /// A temporary failure, with the `Retry-After` of the response.
     Temporary { reason: FailureReason, retry_after: Option<Duration> },
     /// A setup error that an operator must fix.
-    Setup { hint: MirrorProblem, reason: FailureReason },
+    Setup { problem: MirrorProblem, reason: FailureReason },
 }
 
 /// Sends `rows`. Halves are sent breadth first, so that valid rows are delivered early. An accepted row
@@ -63,8 +63,8 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
                 result.error = Some(PushError::Temporary { reason, retry_after });
                 break;
             }
-            DeliveryResult::OperatorRequired(hint) => {
-                result.error = Some(PushError::Setup { hint, reason });
+            DeliveryResult::OperatorRequired(problem) => {
+                result.error = Some(PushError::Setup { problem, reason });
                 break;
             }
         }
@@ -78,7 +78,7 @@ pub(super) async fn push<R: MirrorRow>(client: &SupabaseClient, rows: &[R]) -> P
     // If all of several rows are refused, the table is invalid, not the rows.
     if let Some(reason) = last_refusal.filter(|_| result.sent.is_empty() && rows.len() > 1) {
         result.refused.clear();
-        result.error.get_or_insert(PushError::Setup { hint: MirrorProblem::EveryRow, reason });
+        result.error.get_or_insert(PushError::Setup { problem: MirrorProblem::EveryRow, reason });
     }
     result
 }
@@ -117,7 +117,7 @@ fn push_error(SendOutcome { verdict, reason, retry_after }: SendOutcome) -> Opti
         // when no row matches.
         DeliveryResult::Stored | DeliveryResult::OperatorRequired(MirrorProblem::Table) => None,
         DeliveryResult::Retry => Some(PushError::Temporary { reason, retry_after }),
-        DeliveryResult::RowRejected => Some(PushError::Setup { hint: MirrorProblem::EveryRow, reason }),
-        DeliveryResult::OperatorRequired(hint) => Some(PushError::Setup { hint, reason }),
+        DeliveryResult::RowRejected => Some(PushError::Setup { problem: MirrorProblem::EveryRow, reason }),
+        DeliveryResult::OperatorRequired(problem) => Some(PushError::Setup { problem, reason }),
     }
 }

@@ -1,4 +1,4 @@
-//! The rows of Supabase's tables: which columns they have and how they are identified.
+//! Serializes the rows of Supabase's tables, with their columns and their ids.
 
 use serde_json::{Value, json};
 
@@ -20,10 +20,10 @@ pub(super) trait MirrorRow {
     /// The column that identifies a row (`on_conflict`).
     const CONFLICT: &'static str;
 
-    /// The columns and their values.
+    /// Returns the columns and their values.
     fn to_json(&self) -> Value;
 
-    /// The version of the row in the outbox.
+    /// Returns the version of the row in the outbox.
     fn version(&self) -> RowVersion;
 }
 

@@ -1,4 +1,4 @@
-//! The upstream authority: the only scheme, host and port to which API keys are sent, and the forward proxy
+//! Defines the upstream authority: the only scheme, host and port to which API keys are sent, and the forward proxy
 //! through which they are reached.
 
 use std::fmt;
@@ -50,8 +50,8 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Creates an authority with direct connections. `host` is a name or an address, without the brackets of an IPv6 address.
-    /// `prefix` is empty, or starts with a slash and does not end with one.
+    /// Creates an authority with direct connections. `host` is a name or an address, without the brackets of an IPv6
+    /// address. `prefix` is empty, or starts with a slash and does not end with one.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl Authority {
         })
     }
 
-    /// Returns the same authority, with connections through `proxy`, or direct ones without it.
+    /// Returns the same authority, with connections through `proxy`, or with direct connections if `proxy` is `None`.
     #[must_use]
     pub fn through(self, proxy: Option<Arc<ForwardProxy>>) -> Self {
         Self { proxy, ..self }

@@ -1,5 +1,5 @@
-//! The credit quota of a workspace: computes the remaining credits, and reconciles the local count with the
-//! one that the provider reports.
+//! Computes the remaining credits of a workspace from its quota, and reconciles the local count with the one that the
+//! provider reports.
 
 use std::time::Duration;
 
@@ -175,7 +175,7 @@ pub enum DiscrepancyCause {
 
 impl DiscrepancyCause {
     /// Determines the cause of a discrepancy of `credits`, which is negative if the provider counts fewer.
-    /// `has_equal_quota` says whether another workspace of the pool has the same quota.
+    /// `has_equal_quota` is true if another workspace of the pool has the same quota.
     #[must_use]
     pub fn new(credits: i64, has_equal_quota: bool) -> Self {
         match (credits < 0, has_equal_quota) {

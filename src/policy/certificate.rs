@@ -20,7 +20,7 @@ const CA_LIFETIME: Duration = DAY.saturating_mul(3650);
 /// Remaining lifetime at which the CA is renewed, so that its certificates do not outlive it.
 const CA_RENEWAL_THRESHOLD: Duration = SERVER_LIFETIME;
 
-/// How long before its issue a certificate becomes valid, for clients whose clock is slow.
+/// The time by which a certificate is valid before its issue, for clients whose clock is slow.
 const BACKDATING: Duration = DAY;
 
 /// The validity period of a certificate.
@@ -53,16 +53,16 @@ pub enum Renewal {
 }
 
 impl ValidityPeriod {
-    /// The validity period of a CA that is created at `now`.
+    /// Returns the validity period of a CA that is created at `now`.
     #[must_use]
     pub fn for_ca(now: UnixMs) -> Self {
-        Self { from: backdated(now), until: now.plus(CA_LIFETIME) }
+        Self { from: backdate(now), until: now.plus(CA_LIFETIME) }
     }
 
-    /// The validity period of a server certificate that is issued at `now` by a CA with the period `ca`.
+    /// Returns the validity period of a server certificate that is issued at `now` by a CA with the period `ca`.
     #[must_use]
     pub fn for_server(now: UnixMs, ca: Self) -> Self {
-        Self { from: backdated(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }
+        Self { from: backdate(now), until: now.plus(SERVER_LIFETIME).min(ca.until) }
     }
 
     /// Whether the certificate is valid at `now`.
@@ -99,7 +99,7 @@ impl ValidityPeriod {
     }
 }
 
-fn backdated(now: UnixMs) -> UnixMs {
+fn backdate(now: UnixMs) -> UnixMs {
     UnixMs(now.0.saturating_sub(u64::try_from(BACKDATING.as_millis()).unwrap_or(u64::MAX)))
 }
 

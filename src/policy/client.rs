@@ -1,4 +1,4 @@
-//! Client authentication. The limits of a client are in `rules`.
+//! Authenticates the clients of requests. The limits of a client are in `rules`.
 //!
 //! A client presents its Keychoir token in any header or parameter in which the provider's SDKs send a key.
 //! The token is compared in constant time and never forwarded. Without configured clients, every request is
@@ -109,12 +109,12 @@ impl From<TokenFingerprint> for ClientTokens {
     }
 }
 
-/// A token of a client, and when it expires.
+/// A token of a client, and its expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IssuedToken {
     /// The digest of the token.
     pub fingerprint: TokenFingerprint,
-    /// From when on the token is refused; `None` for never.
+    /// The time from which the token is refused; `None` if it does not expire.
     pub expires_at: Option<UnixMs>,
 }
 
@@ -156,15 +156,15 @@ impl Clients {
         let name = ClientName::new(if clients.is_empty() { "local" } else { "own" });
         let anonymous_client = Arc::new(Client { name, rules: Rules::default() });
         let mut by_token: HashMap<_, Vec<_>> = HashMap::with_capacity(clients.len());
-        let mut with_token = Vec::with_capacity(clients.len());
+        let mut clients_with_token = Vec::with_capacity(clients.len());
         for (client, tokens) in clients {
             let client = Arc::new(client);
             for token in [Some(tokens.current), tokens.previous].into_iter().flatten() {
                 by_token.entry(token.fingerprint.index()).or_default().push((Arc::clone(&client), token));
             }
-            with_token.push(ConfiguredClient { client, tokens });
+            clients_with_token.push(ConfiguredClient { client, tokens });
         }
-        Self { by_token, with_token, anonymous_client, anonymous_access }
+        Self { by_token, with_token: clients_with_token, anonymous_client, anonymous_access }
     }
 
     /// Whether tokens are configured.
@@ -225,7 +225,7 @@ enum TokenMatch<'a> {
     Valid(&'a Arc<Client>),
     /// A token that was valid until it expired.
     Expired,
-    /// Not a token of a client.
+    /// The credential is not a token of a client.
     Unknown,
 }
 
@@ -267,9 +267,8 @@ fn is_generated_token(credential: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Fails if tokens are configured and the request has no valid one. Also fails if a client that may bring
-/// its own key sends a malformed one or a token instead, because serving it from the pool would spend other
-/// clients' credits.
+/// Fails if tokens are configured and the request has no valid token. Also fails if a client that may bring its own
+/// key sends a malformed one or a token instead, because serving it from the pool would spend other clients' credits.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
@@ -509,8 +508,9 @@ mod tests {
         check("new-token", 3_000, Err(Unauthenticated::ExpiredToken));
         // An unknown token is the client's own key here, and an expired one is never sent to the provider.
         check("some-key", 3_000, Ok("own"));
-        let both = [("x-keychoir-token", "new-token"), ("xi-api-key", "old-token")];
-        let caller = authenticate(&clients, &headers(&both), None, UnixMs(2_500)).unwrap();
+        let headers_with_both_tokens = [("x-keychoir-token", "new-token"), ("xi-api-key", "old-token")];
+        let caller =
+            authenticate(&clients, &headers(&headers_with_both_tokens), None, UnixMs(2_500)).unwrap();
         assert!(caller.own_key.is_none());
     }
 

@@ -1,4 +1,4 @@
-//! Client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
+//! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
 //! (maximum requests per span of time).
 
 use std::fmt;
@@ -148,7 +148,7 @@ fn first_day_of_month(day: u64) -> u64 {
     day + 1 - day_of_month
 }
 
-/// Returns the midnight at which the month after that of `now` starts.
+/// Returns the midnight at which the next month after `now` starts.
 fn start_of_next_month(now: UnixMs) -> Option<UnixMs> {
     let timestamp = jiff::Timestamp::from_millisecond(i64::try_from(now.0).ok()?).ok()?;
     let this_month = Offset::UTC.to_datetime(timestamp).date().first_of_month();
@@ -175,7 +175,7 @@ impl Tally {
         Self { period_number: u16::try_from(bits >> 48).unwrap_or(u16::MAX), amount: bits & MAX_AMOUNT }
     }
 
-    /// Packs the period number into the upper 16 bits and the amount into the others.
+    /// Packs the period number into the upper 16 bits and the amount into the lower 48 bits.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         u64::from(self.period_number) << 48 | self.amount
@@ -278,15 +278,15 @@ mod tests {
     /// 2024-02-29T12:00:00Z.
     const LEAP_DAY: UnixMs = UnixMs(1_709_208_000_000);
 
-    fn at(text: &str) -> UnixMs {
+    fn parse_time(text: &str) -> UnixMs {
         let at: jiff::Timestamp = text.parse().unwrap();
         UnixMs(u64::try_from(at.as_millisecond()).unwrap())
     }
 
     #[track_caller]
     fn check_period(period: Period, now: &str, start: &str, end: Option<&str>) {
-        assert_eq!(period.start(at(now)), at(start));
-        assert_eq!(period.end(at(now)), end.map(at));
+        assert_eq!(period.start(parse_time(now)), parse_time(start));
+        assert_eq!(period.end(parse_time(now)), end.map(parse_time));
     }
 
     #[test]
@@ -331,7 +331,8 @@ mod tests {
     fn a_quota_is_exceeded_only_after_its_last_unit() {
         let quota = ClientQuota { amount: 3, unit: QuotaUnit::Requests, period: Period::Day };
         assert_eq!(quota.check(2, LEAP_DAY), Ok(()));
-        let exceeded = QuotaExceeded { quota, resets_at: Some(at("2024-03-01T00:00:00Z")), shortfall: None };
+        let exceeded =
+            QuotaExceeded { quota, resets_at: Some(parse_time("2024-03-01T00:00:00Z")), shortfall: None };
         assert_eq!(quota.check(3, LEAP_DAY), Err(exceeded));
         assert_eq!(
             ClientQuota { amount: 0, ..quota }.check(0, LEAP_DAY).unwrap_err().resets_at,

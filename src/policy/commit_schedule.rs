@@ -10,14 +10,14 @@ const MAX_INTERVAL_RATE: u64 = 1_000;
 /// are still rare.
 const MIN_INTERVAL_DIVISOR: u64 = 5;
 
-/// Returns the time between the starts of two commits if `records` arrived in the last `span`. The interval
+/// Returns the time between the starts of two commits if `records` arrived in the last `duration`. The interval
 /// grows with the rate up to `max_interval`, so that commits take a small share of the time.
 #[must_use]
-pub fn commit_interval(records: u64, span: Duration, max_interval: Duration) -> Duration {
-    // A minimum span prevents a few records that arrive together from counting as a high rate.
-    let measured_span = span.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
-    let span_us = u64::try_from(measured_span.as_micros()).unwrap_or(u64::MAX).max(1);
-    let rate = records.saturating_mul(1_000_000) / span_us;
+pub fn commit_interval(records: u64, duration: Duration, max_interval: Duration) -> Duration {
+    // A minimum duration prevents a few records that arrive together from counting as a high rate.
+    let measured_duration = duration.max(max_interval / MIN_INTERVAL_DIVISOR as u32);
+    let duration_us = u64::try_from(measured_duration.as_micros()).unwrap_or(u64::MAX).max(1);
+    let rate = records.saturating_mul(1_000_000) / duration_us;
     let capped_rate = u32::try_from(rate.clamp(MAX_INTERVAL_RATE / MIN_INTERVAL_DIVISOR, MAX_INTERVAL_RATE))
         .unwrap_or(u32::MAX);
     max_interval.saturating_mul(capped_rate) / MAX_INTERVAL_RATE as u32
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_interval_grows_with_the_rate_between_its_bounds() {
-        for (records, span_ms, expected) in [
+        for (records, duration_ms, expected) in [
             (0, 0, 100),
             (1, 60_000, 100),
             (20, 100, 100),
@@ -79,8 +79,12 @@ mod tests {
             (19, 0, 100),
             (30, 1, 150),
         ] {
-            let [span, max_interval, expected] = [span_ms, 500, expected].map(Duration::from_millis);
-            assert_eq!(commit_interval(records, span, max_interval), expected, "{records} in {span:?}");
+            let [duration, max_interval, expected] = [duration_ms, 500, expected].map(Duration::from_millis);
+            assert_eq!(
+                commit_interval(records, duration, max_interval),
+                expected,
+                "{records} in {duration:?}"
+            );
         }
         assert_eq!(commit_interval(1_000, Duration::from_secs(1), Duration::ZERO), Duration::ZERO);
     }

@@ -128,12 +128,12 @@ pub enum EvidenceStrength {
 }
 
 impl EvidenceStrength {
-    /// Returns the identifier on the status page.
+    /// Returns the identifier in the admin API.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Numbers => "figures",
-            Self::MessageOnly => "words",
+            Self::Numbers => "numbers",
+            Self::MessageOnly => "message",
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Header sanitizing: removes client credentials, hop-by-hop headers, and headers in which proxies or the
-//! provider describe their networks. It also finds the credentials with which a client authenticates.
+//! Sanitizes headers: removes client credentials, hop-by-hop headers, and headers in which proxies or the provider
+//! describe their networks. It also finds the credentials with which a client authenticates.
 //!
 //! `table` lists every header that is not forwarded unchanged.
 
@@ -78,7 +78,7 @@ pub fn strip_request(headers: &mut HeaderMap, forwarded: &ForwardedHeaders) {
     }
 }
 
-/// Removes the subprotocols that are credentials. The others keep their order.
+/// Removes the subprotocols that are credentials. The remaining subprotocols keep their order.
 fn strip_subprotocols(headers: &mut HeaderMap) {
     if !subprotocols(headers).any(is_bearer) {
         return;
@@ -221,8 +221,8 @@ pub fn presented_credentials<'a>(
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split_once('='));
     let in_query =
         pairs.filter_map(|(name, value)| credential_in_parameter(credential_parameter(name)?, value));
-    let all = in_headers.chain(in_subprotocols).chain(in_query);
-    all.filter(|credential| !credential.as_str().is_empty())
+    let presented_keys = in_headers.chain(in_subprotocols).chain(in_query);
+    presented_keys.filter(|credential| !credential.as_str().is_empty())
 }
 
 /// Whether a key header has a value that is not visible ASCII, which [`presented_credentials`] skips.

@@ -1,5 +1,5 @@
-//! The state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also maps states
-//! to the four statuses of the status document.
+//! Defines the state of a key: usable, in cooldown with a reason and an end, or paused by an operator. Also maps
+//! states to the four statuses of the status document.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ pub enum CooldownReason {
     RateLimited,
     /// No credits are left.
     Exhausted,
-    /// The account has an unpaid bill, has not accepted the terms, or is suspected of abuse. Its owner must
+    /// The account has an unpaid bill, has not accepted the terms, or is suspected of abuse. The account holder must
     /// act.
     Billing,
     /// The provider refuses the key itself.
@@ -191,7 +191,8 @@ impl KeyState {
         }
     }
 
-    /// Whether the key can serve some request. While one concurrency group is rate limited, the others can.
+    /// Whether the key can serve some request. A key with one rate limited concurrency group can serve requests of
+    /// the other groups.
     #[must_use]
     pub fn can_serve(self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! Minimum data rates at which a client must send its request and read the response. A slower client would
+//! Enforces minimum data rates at which a client must send its request and read the response. A slower client would
 //! occupy connections and keys for which other requests wait.
 
 use std::time::Duration;
@@ -59,7 +59,7 @@ impl ReadTimeBudget {
         is_too_long
     }
 
-    /// The remaining time, or `None` if the limit is disabled.
+    /// Returns the remaining time, or `None` if the limit is disabled.
     #[must_use]
     pub fn remaining(&mut self) -> Option<Duration> {
         self.add_earned_time();

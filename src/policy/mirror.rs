@@ -130,7 +130,7 @@ pub fn retry_delay(
     (backoff / 2 + (backoff / 2).mul_f64(jitter)).max(retry_after.unwrap_or_default())
 }
 
-/// Splits rows, some of which are rejected, into two halves. Returns `None` for a single row.
+/// Splits rows into two halves, to find the rows that Supabase rejects. Returns `None` for a single row.
 #[must_use]
 pub fn split_rows(rows: Range<usize>) -> Option<[Range<usize>; 2]> {
     let middle = rows.start + rows.len() / 2;

@@ -1,6 +1,5 @@
-//! The decisions of the proxy as pure functions: key selection, key state, retries, limits, and the
-//! treatment of headers, origins and paths. Facts about the provider are in
-//! [`elevenlabs`](crate::elevenlabs).
+//! Makes the decisions of the proxy in pure functions: key selection, key state, retries, limits, and the treatment
+//! of headers, origins and paths. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
 //!
 //! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They
 //! return a decision with its reason; the caller acts on it and logs it.

@@ -1,9 +1,9 @@
-//! The outcome of an attempt, with a stable identifier for usage records, logs and metrics. One table
+//! Defines the outcomes of an attempt, each with a stable identifier for usage records, logs and metrics. One table
 //! generates the enum, the list of its variants and their identifiers, so that all three stay consistent.
 
 macro_rules! outcomes {
     ($($name:ident $identifier:literal $description:literal)+) => {
-        /// How an attempt ended.
+        /// The result of an attempt.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Outcome {
             $(#[doc = $description] $name,)+

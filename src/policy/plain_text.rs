@@ -38,9 +38,9 @@ fn is_plain(text: &str) -> bool {
     })
 }
 
-/// Whether a character does not change how others are displayed. Control and format characters do, such as
-/// line separators, text directions and zero-width marks (most of the Unicode categories Cc and Cf, and
-/// the two separators).
+/// Whether a character does not change the display of the characters around it. Control and format characters do,
+/// such as line separators, text directions and zero-width marks (most of the Unicode categories Cc and Cf, and the
+/// two separators).
 fn is_displayable(character: char) -> bool {
     !character.is_control()
         && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')

@@ -68,13 +68,14 @@ pub struct AttemptFacts {
     pub body: ReplayableBody,
     /// Whether the retry timeout has passed.
     pub is_past_deadline: bool,
-    /// Number of attempts, including this one.
+    /// Number of attempts, including the latest one.
     pub attempts: u32,
     /// Maximum number of attempts of a request.
     pub max_attempts: u32,
     /// Number of retries whose cause was not the key: transport errors, overload, failures of the provider.
     pub non_key_retries: u32,
-    /// Number of workspaces that returned the same ambiguous verdict for this request, including this one.
+    /// Number of workspaces that returned the same ambiguous verdict for this request, including the workspace of the
+    /// latest attempt.
     pub ambiguous_workspaces: u32,
     /// Number of workspaces of the same plan that were suspected of abuse for this request, including this
     /// one. The provider also rates the client address, so more attempts would increase the suspicion.
@@ -225,7 +226,7 @@ mod tests {
         Verdict::Unexplained(UnexplainedRefusal::TooMany(None)),
     ];
 
-    fn responded(verdict: Verdict) -> AttemptFacts {
+    fn responded_attempt(verdict: Verdict) -> AttemptFacts {
         AttemptFacts { progress: Progress::Responded(verdict), ..FIRST_ATTEMPT }
     }
 
@@ -277,10 +278,10 @@ mod tests {
     #[test]
     fn a_refused_key_is_replaced_for_every_method() {
         for verdict in KEY_REFUSALS {
-            check(responded(verdict), Decision::NextKey);
-            check(AttemptFacts { effect: Effect::None, ..responded(verdict) }, Decision::NextKey);
+            check(responded_attempt(verdict), Decision::NextKey);
+            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::NextKey);
             check(
-                AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..responded(verdict) },
+                AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..responded_attempt(verdict) },
                 Decision::NextKey,
             );
         }
@@ -289,33 +290,40 @@ mod tests {
     #[test]
     fn an_ambiguous_refusal_is_retried_in_one_more_workspace() {
         for verdict in AMBIGUOUS {
-            check(responded(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 2, ..responded(verdict) }, Decision::Relay);
+            check(responded_attempt(verdict), Decision::NextKey);
+            check(AttemptFacts { ambiguous_workspaces: 2, ..responded_attempt(verdict) }, Decision::Relay);
         }
     }
 
     #[test]
     fn a_request_that_an_account_cannot_serve_is_retried_with_the_next() {
         for verdict in CAPABILITIES {
-            check(responded(verdict), Decision::NextKey);
-            check(AttemptFacts { ambiguous_workspaces: 9, ..responded(verdict) }, Decision::NextKey);
+            check(responded_attempt(verdict), Decision::NextKey);
+            check(AttemptFacts { ambiguous_workspaces: 9, ..responded_attempt(verdict) }, Decision::NextKey);
         }
-        check(AttemptFacts { abuse_suspicions: 2, ..responded(Verdict::Abuse) }, Decision::Relay);
-        check(AttemptFacts { abuse_suspicions: 2, ..responded(Verdict::Slots) }, Decision::NextKey);
+        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Abuse) }, Decision::Relay);
+        check(AttemptFacts { abuse_suspicions: 2, ..responded_attempt(Verdict::Slots) }, Decision::NextKey);
     }
 
     #[test]
     fn a_request_to_an_overloaded_provider_is_retried_once_after_a_pause() {
-        check(responded(Verdict::Busy), RETRY_AFTER_PAUSE);
-        check(AttemptFacts { non_key_retries: 1, ..responded(Verdict::Busy) }, Decision::Relay);
+        check(responded_attempt(Verdict::Busy), RETRY_AFTER_PAUSE);
+        check(AttemptFacts { non_key_retries: 1, ..responded_attempt(Verdict::Busy) }, Decision::Relay);
     }
 
     #[test]
     fn a_failed_request_is_retried_only_if_it_has_no_effect() {
-        check(responded(Verdict::ServerError), Decision::Relay);
-        check(AttemptFacts { effect: Effect::None, ..responded(Verdict::ServerError) }, RETRY_AFTER_PAUSE);
+        check(responded_attempt(Verdict::ServerError), Decision::Relay);
         check(
-            AttemptFacts { effect: Effect::None, non_key_retries: 1, ..responded(Verdict::ServerError) },
+            AttemptFacts { effect: Effect::None, ..responded_attempt(Verdict::ServerError) },
+            RETRY_AFTER_PAUSE,
+        );
+        check(
+            AttemptFacts {
+                effect: Effect::None,
+                non_key_retries: 1,
+                ..responded_attempt(Verdict::ServerError)
+            },
             Decision::Relay,
         );
     }
@@ -323,19 +331,22 @@ mod tests {
     #[test]
     fn a_response_and_an_error_of_the_request_are_relayed() {
         for verdict in [Verdict::Served, Verdict::NotFound, Verdict::RequestError, Verdict::Unreadable] {
-            check(responded(verdict), Decision::Relay);
-            check(AttemptFacts { effect: Effect::None, ..responded(verdict) }, Decision::Relay);
+            check(responded_attempt(verdict), Decision::Relay);
+            check(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }, Decision::Relay);
         }
     }
 
     #[test]
     fn a_missing_resource_is_looked_up_in_other_accounts() {
-        let not_found = AttemptFacts { may_be_elsewhere: true, ..responded(Verdict::NotFound) };
+        let not_found = AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::NotFound) };
         check(not_found, Decision::NextKey);
         check(AttemptFacts { non_key_retries: 9, ambiguous_workspaces: 9, ..not_found }, Decision::NextKey);
         check(AttemptFacts { body: ReplayableBody::Unavailable, ..not_found }, Decision::Relay);
         check(AttemptFacts { attempts: 16, ..not_found }, Decision::Relay);
-        check(AttemptFacts { may_be_elsewhere: true, ..responded(Verdict::RequestError) }, Decision::Relay);
+        check(
+            AttemptFacts { may_be_elsewhere: true, ..responded_attempt(Verdict::RequestError) },
+            Decision::Relay,
+        );
     }
 
     #[test]
@@ -361,10 +372,13 @@ mod tests {
                 .chain(CAPABILITIES)
                 .chain([Verdict::Busy, Verdict::ServerError])
             {
-                check(change(AttemptFacts { effect: Effect::None, ..responded(verdict) }), Decision::Relay);
+                check(
+                    change(AttemptFacts { effect: Effect::None, ..responded_attempt(verdict) }),
+                    Decision::Relay,
+                );
             }
         }
-        check(AttemptFacts { attempts: 15, ..responded(Verdict::InvalidKey) }, Decision::NextKey);
+        check(AttemptFacts { attempts: 15, ..responded_attempt(Verdict::InvalidKey) }, Decision::NextKey);
     }
 
     #[test]

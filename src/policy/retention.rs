@@ -7,7 +7,7 @@ use super::units::UnixMs;
 /// The interval of usage sums.
 const HOUR_MS: u64 = 3_600_000;
 
-/// How long usage records are kept. `None` keeps them forever.
+/// The time for which usage records are kept. `None` keeps them forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// Records of single attempts.

@@ -15,7 +15,7 @@ const RETRY_COST: u64 = 1_000;
 /// The remaining budget for retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// In thousandths of a retry.
+    /// The remaining budget in thousandths of a retry.
     balance: u64,
 }
 
@@ -27,11 +27,11 @@ impl Default for RetryBudget {
 }
 
 impl RetryBudget {
-    /// Returns the budget after `span`, in which this number of requests arrived.
+    /// Returns the budget after `elapsed` has passed, in which this number of requests arrived.
     #[must_use]
-    pub fn replenish(self, span: Duration, requests: u64) -> Self {
+    pub fn replenish(self, elapsed: Duration, requests: u64) -> Self {
         let earned_by_time =
-            u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(EARNED_PER_SECOND / 1_000);
+            u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).saturating_mul(EARNED_PER_SECOND / 1_000);
         let earned = earned_by_time.saturating_add(requests.saturating_mul(EARNED_PER_REQUEST));
         Self { balance: self.balance.saturating_add(earned).min(MAX_BALANCE) }
     }
@@ -66,7 +66,7 @@ mod tests {
     fn retries_of_many_failures_are_bounded() {
         let mut budget = RetryBudget::default();
         let mut retried = 0;
-        // A hundred thousand requests in ten seconds, all of which fail.
+        // A hundred thousand requests in ten seconds, and all of them fail.
         for _ in 0..100_000 {
             budget = budget.replenish(Duration::from_micros(100), 1);
             if let Some(remaining) = budget.spend() {

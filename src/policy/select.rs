@@ -64,10 +64,10 @@ pub enum ConcurrencyState {
 pub enum Choice {
     /// The key at this position can serve.
     Use(usize),
-    /// The estimated cost exceeds the credits of every key, and this one has the most. The estimate is an
-    /// upper bound, so the provider may still serve the request.
+    /// The estimated cost exceeds the credits of every key, and the key at this position has the most. The estimate
+    /// is an upper bound, so the provider may still serve the request.
     Overcommit(usize),
-    /// No other key can serve, and this one is in a cooldown whose reason is not proven.
+    /// No other key can serve, and the key at this position is in a cooldown whose reason is not proven.
     Probe(usize),
 }
 
@@ -113,7 +113,7 @@ pub enum Unavailable {
         /// The end of the first pause that ends by itself.
         until: Option<UnixMs>,
     },
-    /// This request has tried every usable key, or may not use the others.
+    /// This request has tried every usable key that it may use.
     #[error("every usable key was tried")]
     Tried,
     /// A reload replaced the keys while the request was queued. The request selects from the new roster.
@@ -263,7 +263,7 @@ fn earliest(first: Option<UnixMs>, second: Option<UnixMs>) -> Option<UnixMs> {
 /// Returns the reason to report if no candidate can serve the request and none is merely busy.
 fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     let (mut cooldown_end, mut resets_at, mut has_exhausted, mut has_usable) = (None, None, false, false);
-    let mut left = None;
+    let mut max_remaining = None;
     let (mut has_paused, mut pause_end) = (false, None);
     for key in candidates {
         match (key.state, key.concurrency) {
@@ -278,7 +278,7 @@ fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
             (KeyState::Usable, _) if key.is_eligible => {
                 has_exhausted = true;
                 resets_at = earliest(resets_at, key.ranking.resets_at);
-                left = left.max(key.ranking.remaining.filter(|&credits| credits > 0));
+                max_remaining = max_remaining.max(key.ranking.remaining.filter(|&credits| credits > 0));
             }
             (KeyState::Usable, _) => has_usable = true,
             (KeyState::CoolingDown { reason: CooldownReason::RateLimited, until }, _) => {
@@ -300,7 +300,7 @@ fn unavailability(candidates: impl Iterator<Item = Candidate>) -> Unavailable {
     match cooldown_end {
         _ if has_usable => Unavailable::Tried,
         Some(until) => Unavailable::Cooling { until },
-        None if has_exhausted => Unavailable::Exhausted { resets_at, left },
+        None if has_exhausted => Unavailable::Exhausted { resets_at, left: max_remaining },
         None if has_paused => Unavailable::Paused { until: pause_end },
         None => Unavailable::Invalid,
     }
@@ -482,7 +482,7 @@ mod tests {
         );
     }
 
-    fn paused(until: Option<u64>) -> Candidate {
+    fn paused_candidate(until: Option<u64>) -> Candidate {
         let until = until.map(UnixMs);
         let state = KeyState::Paused { until, status: KeyStatus::Active };
         Candidate { state, retry_at: until, ..USABLE }
@@ -490,10 +490,10 @@ mod tests {
 
     #[test]
     fn a_paused_key_serves_no_request() {
-        check(&[paused(None), USABLE], Ok(Choice::Use(1)));
-        check(&[paused(None), FULL], Err(Unavailable::Full { until: None }));
+        check(&[paused_candidate(None), USABLE], Ok(Choice::Use(1)));
+        check(&[paused_candidate(None), FULL], Err(Unavailable::Full { until: None }));
         check(
-            &[Candidate { affordability: SHORT, ..paused(None) }],
+            &[Candidate { affordability: SHORT, ..paused_candidate(None) }],
             Err(Unavailable::Paused { until: None }),
         );
     }
@@ -501,11 +501,11 @@ mod tests {
     #[test]
     fn a_paused_pool_reports_the_first_end_of_a_pause() {
         let until = |ms| Err(Unavailable::Paused { until: Some(UnixMs(ms)) });
-        check(&[paused(Some(9)), paused(None), paused(Some(7))], until(7));
-        check(&[cooling_down(CooldownReason::Invalid, 1), paused(Some(7))], until(7));
+        check(&[paused_candidate(Some(9)), paused_candidate(None), paused_candidate(Some(7))], until(7));
+        check(&[cooling_down(CooldownReason::Invalid, 1), paused_candidate(Some(7))], until(7));
         // The other reasons end by themselves.
         check(
-            &[paused(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
+            &[paused_candidate(Some(7)), cooling_down(CooldownReason::Exhausted, 9)],
             Err(Unavailable::Exhausted { resets_at: Some(UnixMs(9)), left: None }),
         );
     }
@@ -513,7 +513,7 @@ mod tests {
     #[test]
     fn a_request_waits_for_a_pause_that_ends_soon() {
         let is_worth_waiting = |until| {
-            select(Strategy::DEFAULT, [paused(until)].into_iter())
+            select(Strategy::DEFAULT, [paused_candidate(until)].into_iter())
                 .unwrap_err()
                 .is_worth_waiting(UnixMs(1_000))
         };

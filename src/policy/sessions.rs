@@ -1,5 +1,5 @@
-//! The sessions of the dashboard: a one-time code starts a session, which ends when it has not been used for a while, at
-//! its maximum duration, or when its operator signs out.
+//! Starts, renews and ends the sessions of the dashboard: a one-time code starts a session, which ends when it has
+//! not been used for a while, at its maximum duration, or when its operator signs out.
 
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use crate::secret::SessionTokenFingerprint;
 
 /// Time for which a code can start a session.
 pub const CODE_LIFETIME: Duration = Duration::from_secs(600);
-/// Maximum codes at the same time. A further one replaces the oldest.
+/// Maximum number of codes at the same time. A new code replaces the oldest one.
 const MAX_CODES: usize = 16;
-/// Maximum sessions at the same time. A further one ends the session that was not used for the longest time.
+/// Maximum number of sessions at the same time. A new session ends the session that was not used for the longest
+/// time.
 const MAX_SESSIONS: usize = 64;
 
 /// The time limits of sessions.
@@ -27,9 +28,9 @@ pub struct SessionLimits {
 pub struct OperatorSession {
     /// The fingerprint of the token in the cookie.
     pub fingerprint: SessionTokenFingerprint,
-    /// When the session started.
+    /// The start of the session.
     pub started_at: UnixMs,
-    /// When the session was last used.
+    /// The time of the last use.
     pub used_at: UnixMs,
 }
 
@@ -160,8 +161,8 @@ mod tests {
 
     #[track_caller]
     fn check_use(table: &mut SessionTable, after: Duration, is_valid: bool) {
-        let used = table.record_use(&fingerprint("s"), LIMITS, START.plus(after));
-        assert_eq!(used.is_some(), is_valid, "{after:?} after the start");
+        let session = table.record_use(&fingerprint("s"), LIMITS, START.plus(after));
+        assert_eq!(session.is_some(), is_valid, "{after:?} after the start");
     }
 
     #[test]

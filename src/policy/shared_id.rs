@@ -1,5 +1,5 @@
-//! Names of keys, workspaces, clients and identifiers for other replicas. A name is a digest, so that the store that
-//! the replicas share contains neither a secret nor a plain identifier.
+//! Derives names of keys, workspaces, clients and identifiers for other replicas. A name is a digest, so that the
+//! store that the replicas share contains neither a secret nor a plain identifier.
 
 use std::fmt;
 

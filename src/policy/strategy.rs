@@ -1,4 +1,4 @@
-//! Load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
+//! Defines the load balancing strategies. A strategy is a pure function that ranks the keys that can serve a request;
 //! [`select`](super::select) decides beforehand which keys can.
 
 use super::units::UnixMs;
@@ -44,8 +44,7 @@ pub const BEST: u64 = 0;
 /// The amount by which a request advances the turn of a key with weight 1.
 pub const TURN: u64 = 1 << 16;
 
-/// All strategies, the default first. A new strategy needs a row here, a line in `config/keychoir.toml`, and
-/// cases in `tests/proxy/refusal_matrix.rs` and `tests/proxy/pool.rs`.
+/// All strategies, the default first. `CONTRIBUTING.md` lists what else a new strategy needs.
 pub static STRATEGIES: [Strategy; 5] = [
     // Selects the first key in configured order until it is refused or exhausted.
     Strategy { name: "fill-first", rank: |_| BEST, stays_on_key: true, ..DEFAULTS },
@@ -145,7 +144,7 @@ mod tests {
         Strategy::by_name(name).unwrap()
     }
 
-    fn selected(strategy: &Strategy, keys: &[RankingInputs]) -> usize {
+    fn select_position(strategy: &Strategy, keys: &[RankingInputs]) -> usize {
         select_best(strategy, keys.iter().copied().enumerate()).unwrap()
     }
 
@@ -153,18 +152,18 @@ mod tests {
         #[test]
         fn a_key_is_always_selected(keys in candidates()) {
             for strategy in &STRATEGIES {
-                prop_assert!(selected(strategy, &keys) < keys.len());
+                prop_assert!(select_position(strategy, &keys) < keys.len());
             }
         }
 
         #[test]
         fn fill_first_selects_the_first_key(keys in candidates()) {
-            prop_assert_eq!(selected(strategy("fill-first"), &keys), 0);
+            prop_assert_eq!(select_position(strategy("fill-first"), &keys), 0);
         }
 
         #[test]
         fn round_robin_selects_the_earliest_turn(keys in candidates()) {
-            let best = selected(strategy("round-robin"), &keys);
+            let best = select_position(strategy("round-robin"), &keys);
             prop_assert!(keys.iter().all(|key| key.turn >= keys[best].turn));
         }
 
@@ -181,20 +180,20 @@ mod tests {
 
         #[test]
         fn most_remaining_selects_the_most_credits(keys in candidates()) {
-            let best = selected(strategy("most-remaining"), &keys);
+            let best = select_position(strategy("most-remaining"), &keys);
             prop_assert!(keys.iter().all(|key| key.remaining <= keys[best].remaining));
         }
 
         #[test]
         fn least_requests_selects_the_lowest_load(keys in candidates()) {
-            let best = selected(strategy("least-requests"), &keys);
+            let best = select_position(strategy("least-requests"), &keys);
             let load = |key: &RankingInputs| f64::from(key.in_flight) / f64::from(key.weight);
             prop_assert!(keys.iter().all(|key| load(key) + 1e-3 >= load(&keys[best])));
         }
 
         #[test]
         fn soonest_reset_selects_the_earliest_reset(keys in candidates()) {
-            let best = selected(strategy("soonest-reset"), &keys);
+            let best = select_position(strategy("soonest-reset"), &keys);
             let reset = |key: &RankingInputs| key.resets_at.map_or(u64::MAX, |at| at.0);
             prop_assert!(keys.iter().all(|key| reset(key) >= reset(&keys[best])));
         }
@@ -203,7 +202,10 @@ mod tests {
     #[test]
     fn the_first_of_equal_keys_is_selected() {
         for strategy in &STRATEGIES {
-            assert_eq!(selected(strategy, &[RankingInputs { weight: 1, ..RankingInputs::default() }; 3]), 0);
+            assert_eq!(
+                select_position(strategy, &[RankingInputs { weight: 1, ..RankingInputs::default() }; 3]),
+                0
+            );
         }
     }
 

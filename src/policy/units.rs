@@ -1,4 +1,4 @@
-//! The time type [`UnixMs`] and the number format [`Grouped`]. The unit is part of the type, so that the
+//! Defines the time type [`UnixMs`] and the number format [`Grouped`]. The unit is part of the type, so that the
 //! compiler rejects mixed units.
 
 use std::fmt;
@@ -15,16 +15,16 @@ const MAX_MS: u64 = 253_402_207_200_999;
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
-    /// Returns the time `span` later, saturating at the maximum.
+    /// Returns the time `duration` later, saturating at the maximum.
     #[must_use]
-    pub fn plus(self, span: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// Returns the time `span` earlier.
+    /// Returns the time `duration` earlier.
     #[must_use]
-    pub fn minus(self, span: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
     /// Returns the time elapsed since `earlier`, or zero if `earlier` is later.

@@ -1,5 +1,6 @@
-//! The classification of a provider's response. [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a
-//! verdict from a response; decisions about retries, evidence and restrictions depend only on the verdict.
+//! Defines the verdict, the classification of a provider's response.
+//! [`elevenlabs::refusal`](crate::elevenlabs::refusal) derives a verdict from a response; decisions about retries,
+//! evidence and restrictions depend only on the verdict.
 
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub enum Verdict {
     InvalidKey,
     /// The key belongs to another region of the provider than the host to which it was sent.
     WrongHost,
-    /// The key lacks a permission. Contains the permission if the message names a known one.
+    /// The key lacks a permission. Contains the permission if the message names a known permission.
     MissingPermission(Option<Permission>),
     /// The plan of the workspace lacks a feature, or the workspace lacks a right.
     PlanFeature(Subject),

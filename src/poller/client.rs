@@ -1,5 +1,5 @@
-//! The HTTP client of the poller: sends requests to the provider with a key of the pool, and parses the
-//! responses. The requests are free.
+//! Sends the requests of the poller to the provider with a key of the pool, and parses the responses. The requests
+//! are free.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -28,7 +28,7 @@ const POLL_DELAYS: [Duration; 8] = [
 ];
 /// Timeout from the start of a request to the end of its response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of conversations whose cost is still polled. The cost of further ones stays unknown.
+/// Maximum number of conversations whose cost is still polled. The cost of any further conversation stays unknown.
 const MAX_PENDING: usize = 10_000;
 
 /// Polls the costs of ended conversations, with one request at a time.

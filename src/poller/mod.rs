@@ -80,8 +80,8 @@ struct PolledKey {
     /// Time of the next poll, or `None` if it is due.
     next_poll_at: Option<Instant>,
     last_polled_at: Option<Instant>,
-    /// The host and the proxy of the last poll, or `None` for the default ones. With others, the key may be valid
-    /// at another host, so it is polled again.
+    /// The host and the proxy of the last poll, or `None` for the default ones. If they change, the key is polled
+    /// again, because it may be valid at the new host.
     destination: Option<Arc<Authority>>,
     /// Whether the key was polled at all regional hosts.
     has_tried_regions: bool,
@@ -100,7 +100,7 @@ impl<C: Connect> QuotaPoller<C> {
         Self { pool, upstream, usage, settings, sharing: None }
     }
 
-    /// Polls only while the replicas decide so, and sends the results to the others.
+    /// Lets the replicas of the pool decide which of them polls, and sends the results to the other replicas.
     #[must_use]
     pub fn with_sharing(self, sharing: Option<PollSharing>) -> Self {
         Self { sharing, ..self }
@@ -209,7 +209,8 @@ impl<C: Connect> QuotaPoller<C> {
             polled_key.destination = current_roster.find(fingerprint).unwrap_or(key).destination().cloned();
             if let Some((sharing, observation)) = self.sharing.as_ref().zip(observation) {
                 let region = current_roster.find(fingerprint).and_then(|key| key.authority()).cloned();
-                // The next poll replaces one that is dropped because the others cannot be reached.
+                // If the channel is full because the other replicas cannot be reached, the poll is dropped. The next
+                // poll replaces it.
                 let _ = sharing.polls.try_send(OwnPoll {
                     key: fingerprint,
                     observation,

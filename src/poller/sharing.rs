@@ -1,4 +1,4 @@
-//! The connection of the poller to the other replicas of the pool.
+//! Connects the poller to the other replicas: its role among them, and the results of its polls.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::secret::Fingerprint;
 pub enum PollingRole {
     /// The replicas have not decided yet.
     Undecided,
-    /// This program polls.
+    /// This program polls the provider.
     Leader,
     /// Another replica polls, and this program applies its results.
     Follower,

@@ -111,7 +111,7 @@ impl BlockedKey<'_> {
         matches!(self.concurrency, ConcurrencyState::Cooling { .. })
     }
 
-    /// The probes of all current cooldowns. The key may be probed only if each of them is due.
+    /// Returns the probes of all current cooldowns. The key may be probed only if each of them is due.
     fn probes(&self) -> impl Iterator<Item = &ProbeCell> {
         let workspace = self.key.workspace();
         let is_cooling_down = self.is_cooling_down();
@@ -131,8 +131,8 @@ impl BlockedKey<'_> {
         probes.peek().is_some() && probes.all(|probe| probe.is_due(now))
     }
 
-    /// The time after `now` at which the key may serve without an event, because its cooldowns end or a
-    /// probe becomes due. Ignores a probe that is due at `now`.
+    /// Returns the time after `now` at which the key may serve without an event, because its cooldowns end or a probe
+    /// becomes due. Ignores a probe that is due at `now`.
     fn retry_at(&self, now: UnixMs) -> Option<UnixMs> {
         let group_ends_at = match self.concurrency {
             ConcurrencyState::Free | ConcurrencyState::Full { until: None } => None,
@@ -155,8 +155,8 @@ impl BlockedKey<'_> {
     }
 }
 
-/// The time at which a key without sufficient credits may have enough without an event, because the
-/// credits are reset or a report of remaining credits expires.
+/// Returns the time at which a key without sufficient credits may have enough without an event, because the credits
+/// are reset or a report of remaining credits expires.
 fn credits_change_at(key: &Key, quota: &Quota, now: UnixMs) -> Option<UnixMs> {
     let reports = [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining];
     let expirations = reports.map(|report| report.expires_at(now));
@@ -176,7 +176,7 @@ pub(super) fn claim_probe(key: &Key, request: &KeyRequest, delay: Duration, now:
     probes.into_iter().flatten().all(|probe| probe.claim(delay, now))
 }
 
-/// The inputs of a strategy for a key. Without `quota`, the credits are unknown to the strategy.
+/// Returns the inputs of a strategy for a key. Without `quota`, the credits are unknown to the strategy.
 pub(super) fn ranking_inputs(key: &Key, quota: Option<&Quota>, last_turn: u64) -> RankingInputs {
     let workspace = key.workspace();
     RankingInputs {
@@ -219,7 +219,7 @@ pub(super) fn is_unavailable(
     }
 }
 
-/// Credits that are neither spent nor reserved.
+/// Returns the credits that are neither spent nor reserved.
 fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
     match quota.extension {
         Extension::Unlimited => Some(u64::MAX),
@@ -230,8 +230,8 @@ fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
 fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability {
     let quota = &key.workspace().quota_cell;
     let reports = [&key.reported_remaining, &quota.reported_remaining].map(|report| report.credits(now));
-    let reported = reports.into_iter().flatten().min();
-    match (estimate, reported) {
+    let reported_credits = reports.into_iter().flatten().min();
+    match (estimate, reported_credits) {
         // A free request needs no credits.
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.

@@ -1,4 +1,4 @@
-//! An API key of the pool and its state, which requests and polls change through atomics.
+//! Holds an API key of the pool and its state, which requests and polls change through atomics.
 
 use std::fmt;
 use std::sync::Arc;

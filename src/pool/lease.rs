@@ -1,5 +1,5 @@
-//! Leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and credits
-//! that no other request can spend until the lease ends.
+//! Charges and releases leases: a [`Lease`] reserves a key for one attempt, with a slot in its concurrency group and
+//! credits that no other request can spend until the lease ends.
 
 use std::sync::Arc;
 
@@ -157,7 +157,7 @@ impl Drop for Lease {
     }
 }
 
-/// The credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
+/// Returns the credits that the provider last reported as remaining: of the key's own cap, and of its workspace.
 fn remaining_reports(key: &Key) -> [&ReportedRemaining; 2] {
     [&key.reported_remaining, &key.workspace().quota_cell.reported_remaining]
 }

@@ -1,8 +1,8 @@
 //! Assigns keys to workspaces.
 //!
-//! Keys belong to the same workspace if the provider reports the same workspace identifier for them. If
-//! a key lacks the permission to read its identifier, the configured workspace name decides. A key
-//! without either is the only key of its workspace.
+//! Keys belong to the same workspace if the provider reports the same workspace identifier for them. If a key lacks
+//! the permission to read its identifier, the configured workspace name decides. A key without an identifier and a
+//! name is the only key of its workspace.
 
 use std::collections::HashMap;
 
@@ -34,7 +34,7 @@ enum MembershipBasis {
 }
 
 impl WorkspaceMembership {
-    /// The workspace of `entry`. It is identified by the identifier that the provider reported for this
+    /// Determines the workspace of `entry`. It is identified by the identifier that the provider reported for this
     /// key or for another key with the same configured workspace, or else by the configuration.
     pub(super) fn for_entry(entry: &KeyEntry, entries: &[KeyEntry], reported_ids: &ReportedIds) -> Self {
         let reported_id = |entry: &KeyEntry| reported_ids.get(&entry.key.fingerprint()).copied();

@@ -1,4 +1,4 @@
-//! The pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
+//! Manages the pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
 //! atomics, and leases that release their key on drop.
 //!
 //! A request that does not wait takes no lock. It loads the roster once, selection reads atomics, and a
@@ -135,14 +135,14 @@ pub struct Pool {
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
     poll_request: Notify,
-    /// The changes that other replicas must learn, if there are others.
+    /// The queue of changes for the other replicas, if the pool is shared.
     changes: OnceLock<mpsc::Sender<PoolChange>>,
     /// Notified when a request is queued, because this replica may need a larger share.
     demand: Notify,
 }
 
 impl Pool {
-    /// Creates a pool of `entries`, in this order, without any key state.
+    /// Creates a pool of `entries`, in this order. No key has a recorded state.
     #[must_use]
     pub fn new(entries: Vec<KeyEntry>, settings: Settings) -> Self {
         Self {

@@ -1,5 +1,4 @@
-//! Model checks of the pool with loom: its invariants hold under every interleaving of threads. Run with
-//! `make test-model`.
+//! Checks the pool with loom: its invariants hold under every interleaving of threads. Run with `make test-model`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -216,7 +215,7 @@ fn request() -> KeyRequest {
     KeyRequest::new(ClientName::new("app"), Some(5), Some(ConcurrencyGroup::SPEECH))
 }
 
-fn refused(verdict: Verdict) -> RefusedAttempt<'static> {
+fn refused_attempt(verdict: Verdict) -> RefusedAttempt<'static> {
     RefusedAttempt { verdict, request: None, is_repeated_elsewhere: false, source: RefusalSource::default() }
 }
 
@@ -239,7 +238,7 @@ fn a_lease_ends_once_while_a_cooldown_of_its_key_begins() {
             },
             || {
                 let roster = pool.roster();
-                pool.record_refusal(&roster, &roster.keys()[0], refused(Verdict::Billing), NOW);
+                pool.record_refusal(&roster, &roster.keys()[0], refused_attempt(Verdict::Billing), NOW);
                 assert!(
                     pool.try_reserve(&roster, &request(), NOW).is_err(),
                     "a key in cooldown is never selected"
@@ -265,7 +264,7 @@ fn a_key_that_is_polled_immediately_does_not_stay_in_cooldown() {
                     other.observe(&roster, key, Observation::Unreadable, NOW);
                 }
             },
-            || pool.record_refusal(&roster, key, refused(Verdict::InvalidKey), NOW),
+            || pool.record_refusal(&roster, key, refused_attempt(Verdict::InvalidKey), NOW),
         );
         assert_eq!(key.is_poll_requested(), key.cooldown().is_some(), "no poll would end its cooldown");
     });

@@ -300,8 +300,9 @@ mod tests {
             index.record(Identifier::new(ResourceKind::HistoryItem, &format!("h{number}")), &owner("a"), now);
         }
         assert!(index.count() <= LIMITS.max_identifiers, "{}", index.count());
-        let known = (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
-        assert_eq!(known.count(), 100);
+        let recorded_voices =
+            (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
+        assert_eq!(recorded_voices.count(), 100);
         let newest = Identifier::new(ResourceKind::Request, "r49999");
         assert!(index.find(&newest, NOW).is_some(), "the oldest are evicted first");
         assert!(index.find(&Identifier::new(ResourceKind::Request, "r0"), NOW).is_none());
@@ -314,10 +315,10 @@ mod tests {
             index.record(voice("v"), &owner("a"), NOW).unwrap(),
             index.record(Identifier::new(ResourceKind::Request, "r"), &owner("a"), NOW).unwrap(),
         ];
-        let restored = OwnershipIndex::new(LIMITS);
-        restored.restore(records, NOW.plus(DAY));
-        assert_eq!(find_owner(&restored, voice("v"), NOW.plus(DAY)), Some(owner("a")));
-        assert_eq!(restored.count(), 1, "a request cannot be continued after a day");
+        let restored_index = OwnershipIndex::new(LIMITS);
+        restored_index.restore(records, NOW.plus(DAY));
+        assert_eq!(find_owner(&restored_index, voice("v"), NOW.plus(DAY)), Some(owner("a")));
+        assert_eq!(restored_index.count(), 1, "a request cannot be continued after a day");
     }
 
     #[test]

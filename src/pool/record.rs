@@ -98,7 +98,7 @@ impl Pool {
         else {
             return Vec::new();
         };
-        let retry_after = if let Verdict::RateLimited(span) = verdict { span } else { None };
+        let retry_after = if let Verdict::RateLimited(retry_after) = verdict { retry_after } else { None };
         let evidence = Evidence { claim, at: now, retry_after, is_repeated_elsewhere, source };
         let is_about_key = claim.is_about_key(matches!(verdict, Verdict::KeyQuota(_)));
         self.publish(|| PoolChange::Refused {
@@ -335,7 +335,7 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// The earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
+    /// Returns the earliest time at which a poll with `key` can confirm or refute a refusal of it or of its
     /// workspace. `None` without a refusal that a poll can decide about.
     #[must_use]
     pub fn next_deciding_poll_at(roster: &Roster, key: &Key) -> Option<UnixMs> {

@@ -1,4 +1,4 @@
-//! A refusal as the database stores it, and the restriction that follows from it.
+//! Computes the restriction that follows from a refusal, and defines the refusal as the database stores it.
 //!
 //! The restriction is computed when the refusal is received, and again when the program starts. Improved
 //! rules therefore also apply to refusals that an earlier version stored.
@@ -104,7 +104,7 @@ impl RefusalRecord {
         let rate_limit = |named: Option<Duration>| {
             named.unwrap_or(settings.rate_limited_cooldown).min(settings.max_retry_after)
         };
-        let (span, strength) = match kind {
+        let (duration, strength) = match kind {
             RestrictionKind::RateLimit(_) | RestrictionKind::Concurrency if self.is_in_group => return None,
             RestrictionKind::RateLimit(named) | RestrictionKind::Throttle(named) => {
                 (rate_limit(named), RestrictionEffect::Strict)
@@ -144,7 +144,7 @@ impl RefusalRecord {
             verdict: self.verdict.as_str(),
             first_refused_at: self.at,
             refused_at: self.at,
-            until: self.at.plus(span),
+            until: self.at.plus(duration),
             effect,
             record: Arc::new(self),
         };
@@ -156,7 +156,7 @@ impl RefusalRecord {
 }
 
 impl RefusalHistory {
-    /// The history that the next refusal for the same reason continues.
+    /// Returns the history that the next refusal for the same reason continues.
     pub(super) fn up_to(restriction: &Restriction) -> Self {
         Self {
             first_refused_at: restriction.first_refused_at,

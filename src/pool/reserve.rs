@@ -128,24 +128,24 @@ impl Pool {
         request: &KeyRequest,
         now: UnixMs,
     ) -> TryReserveResult {
-        let try_rounds = |is_preferred_only, max_level| {
-            let round = |allow_exhausted| SelectionRound { is_preferred_only, allow_exhausted, max_level };
-            match self.try_round(roster, request, round(false), now) {
+        let try_round_and_exhausted =
+            |round: SelectionRound| match self.try_round(roster, request, round, now) {
                 Err(blocked) if request.allow_exhausted => {
-                    let with_exhausted = self.try_round(roster, request, round(true), now);
-                    with_exhausted
-                        .map_err(|with_exhausted| blocked.with_earlier_retry(with_exhausted.retry_at))
+                    let exhausted_round = SelectionRound { allow_exhausted: true, ..round };
+                    let result = self.try_round(roster, request, exhausted_round, now);
+                    result.map_err(|with_exhausted| blocked.with_earlier_retry(with_exhausted.retry_at))
                 }
                 result => result,
-            }
-        };
+            };
         let try_preferred_first = |max_level| {
+            let round = SelectionRound { is_preferred_only: false, allow_exhausted: false, max_level };
             if !request.preferred.is_empty()
-                && let Ok(reserved) = try_rounds(true, max_level)
+                && let Ok(reserved) =
+                    try_round_and_exhausted(SelectionRound { is_preferred_only: true, ..round })
             {
                 return Ok(reserved);
             }
-            try_rounds(false, max_level)
+            try_round_and_exhausted(round)
         };
         let unrestricted = try_preferred_first(None);
         let Err(blocked) = unrestricted else { return unrestricted };
@@ -159,7 +159,7 @@ impl Pool {
             .filter(|level| *level == RestrictionLevel::Inferred || !request.was_refused)
         {
             match try_preferred_first(Some(max_level)) {
-                // The other refused keys are tried before the request waits for this one.
+                // The other refused keys are tried before the request waits for the key that was refused longest ago.
                 Err(SelectionFailure { reason: Unavailable::Full { .. }, .. })
                     if max_level == RestrictionLevel::RefusedLongest => {}
                 // A request also waits for a restricted key that is only busy.
@@ -267,8 +267,8 @@ impl Pool {
     }
 }
 
-/// The position of the best-ranked key that can serve. Only keys that rank better than the best key so
-/// far are fully evaluated.
+/// Returns the position of the best-ranked key that can serve. Only keys that rank better than the best key so far
+/// are fully evaluated.
 fn best_usable(
     roster: &Roster,
     last_turn: u64,
@@ -315,8 +315,8 @@ fn record_skips(roster: &Roster, request: &KeyRequest, selected: usize, now: Uni
         let quota = workspace.quota(now);
         // Credits that other requests have reserved may be returned, so only spent credits count.
         let spendable = quota.spendable().map(|credits| credits.saturating_sub(key.kept_credits));
-        let reported = workspace.quota_cell.reported_remaining.credits(now);
-        let Some(remaining) = reported.or(spendable).filter(|remaining| *remaining < credits) else {
+        let reported_credits = workspace.quota_cell.reported_remaining.credits(now);
+        let Some(remaining) = reported_credits.or(spendable).filter(|remaining| *remaining < credits) else {
             continue;
         };
         let is_usable = key.selection_state(&quota, now) == KeyState::Usable;
@@ -358,8 +358,8 @@ mod tests {
 
     fn key_condition() -> impl proptest::strategy::Strategy<Value = KeyCondition> {
         let cooldown = proptest::option::weighted(0.4, (0_usize..4, 900..1_100_u64));
-        let reported = proptest::option::weighted(0.3, 0..20_u64);
-        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported)
+        let reported_credits = proptest::option::weighted(0.3, 0..20_u64);
+        (cooldown, 0..25_u64, 0..4_u64, 0..3_u32, 0..4_u32, reported_credits)
     }
 
     fn apply_condition(key: &Key, (cooldown, spent, turn, running, slots, reported): KeyCondition) {

@@ -1,5 +1,5 @@
-//! Restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider
-//! has refused to them and may allow to others.
+//! Records restrictions of plans, workspaces and keys: the features, permissions and endpoints that the provider has
+//! refused to them, although it may allow them to other plans, workspaces and keys.
 //!
 //! A restriction never makes a key unusable. It decides which keys are tried first and which are tried
 //! last. Requests read an immutable table, which is usually empty; a refusal replaces the table.
@@ -320,7 +320,7 @@ impl Restrictions {
     }
 }
 
-/// The restrictions that apply to a request with these features.
+/// Returns the restrictions that apply to a request with these features.
 fn applicable_to<'t>(features: &RequestFeatures, table: &'t Table) -> impl Iterator<Item = &'t Restriction> {
     let same_feature = features.all_features().filter_map(|feature| table.get(&feature)).flatten();
     same_feature.filter(|restriction| restriction.applies_to_length(features))
@@ -371,7 +371,7 @@ impl Restriction {
             || features.characters.is_some_and(|characters| characters >= self.limit.from_characters)
     }
 
-    /// The level of `key`, or `None` if the restriction does not apply to the key.
+    /// Returns the level of `key`, or `None` if the restriction does not apply to the key.
     fn level_for(&self, key: &Key) -> Option<RestrictionLevel> {
         let (is_own, is_inferred) = match &self.scope {
             RestrictionScope::Key(fingerprint) => (*fingerprint == key.api_key().fingerprint(), false),

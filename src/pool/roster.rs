@@ -1,4 +1,4 @@
-//! The roster: the ordered keys of the pool with their workspaces, and the settings.
+//! Defines the roster: the ordered keys of the pool with their workspaces, and the settings.
 //!
 //! A roster is immutable and replaced as a whole. The next roster shares the state of the keys and
 //! workspaces that stay.
@@ -33,8 +33,8 @@ pub struct KeyEntry {
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
-    /// The default host through the key's own proxy, or directly, if the connections of this key differ from
-    /// those of the others. Ignored for a key with an `authority`, which includes its proxy.
+    /// The default host through the key's own proxy, or directly, if the connections of this key differ from those of
+    /// the other keys. Ignored for a key with an `authority`, which includes its proxy.
     pub default_route: Option<Arc<Authority>>,
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
@@ -74,7 +74,7 @@ pub struct Roster {
     pub(super) entries: Vec<KeyEntry>,
     pub(super) reported_ids: ReportedIds,
     redactor: Arc<Redactor>,
-    /// Number of rosters before this one, modulo 256.
+    /// Number of earlier rosters, modulo 256.
     pub(super) generation: u8,
     has_several_workspaces: bool,
     /// The position of the first key of each workspace, by every identity under which the resources of
@@ -88,7 +88,7 @@ impl Roster {
         empty.next(entries, settings, ReportedIds::new())
     }
 
-    /// Creates the roster that replaces this one. It shares the state of this roster's keys and workspaces.
+    /// Creates the next roster after a reload. It shares the state of the keys and workspaces that both rosters have.
     pub(super) fn next(&self, entries: Vec<KeyEntry>, settings: Settings, reported_ids: ReportedIds) -> Self {
         let memberships: Vec<WorkspaceMembership> = entries
             .iter()
@@ -202,15 +202,15 @@ impl Roster {
         self.keys.iter().position(|known| std::ptr::eq(&**known, key))
     }
 
-    /// Positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
+    /// Returns the positions of the keys whose concurrency group has capacity at `now`. Empty when all keys have
     /// capacity.
     #[must_use]
     pub fn keys_with_capacity(&self, group: ConcurrencyGroup, now: UnixMs) -> Vec<usize> {
         let has_capacity =
             |key: &Arc<Key>| key.workspace().limiter(group).state(now) == ConcurrencyState::Free;
-        let free = self.keys.iter().enumerate().filter(|(_, key)| has_capacity(key));
-        let with_capacity: Vec<usize> = free.map(|(position, _)| position).collect();
-        if with_capacity.len() == self.keys.len() { Vec::new() } else { with_capacity }
+        let free_keys = self.keys.iter().enumerate().filter(|(_, key)| has_capacity(key));
+        let free_positions: Vec<usize> = free_keys.map(|(position, _)| position).collect();
+        if free_positions.len() == self.keys.len() { Vec::new() } else { free_positions }
     }
 
     /// Returns the current identity of the workspace that was stored as `owner`, or `None` if the roster has
@@ -250,9 +250,9 @@ impl Roster {
     }
 }
 
-/// The position of the first key of each workspace, by identity. A workspace is also identified by the
-/// fingerprint of each of its keys, because it may have been stored before it was named or merged with
-/// the workspace of another key.
+/// Returns the position of the first key of each workspace, by identity. A workspace is also identified by the
+/// fingerprint of each of its keys, because it may have been stored before it was named or merged with the workspace
+/// of another key.
 fn first_positions(keys: &[Arc<Key>]) -> HashMap<OwnerId, usize> {
     let mut positions = HashMap::new();
     for (position, key) in keys.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Settings of the pool: strategy, queue bounds and cooldowns.
+//! Defines the settings of the pool: strategy, queue bounds and cooldowns.
 
 use std::time::Duration;
 

@@ -55,12 +55,12 @@ fn pool(workspaces: &[Option<&str>]) -> Arc<Pool> {
     Arc::new(Pool::new(entries.collect(), SETTINGS))
 }
 
-/// A pool of `count` keys, each the only key of its workspace.
+/// Returns a pool of `count` keys, each the only key of its workspace.
 fn separate_keys(count: usize) -> Arc<Pool> {
     pool(&vec![None; count])
 }
 
-/// A speech request with this estimated cost that has tried the keys at these positions.
+/// Returns a speech request with this estimated cost that has tried the keys at these positions.
 fn speech_request(credits: u64, tried: &[usize]) -> KeyRequest {
     KeyRequest {
         tried: tried.to_vec(),
@@ -142,7 +142,7 @@ fn later(seconds: u64) -> UnixMs {
     NOW.plus(Duration::from_secs(seconds))
 }
 
-/// A refusal that reports zero remaining credits.
+/// Returns a refusal that reports zero remaining credits.
 fn quota_refusal() -> Verdict {
     Verdict::WorkspaceQuota(Shortfall { remaining: Some(0), required: Some(100), ..Shortfall::default() })
 }

@@ -30,8 +30,8 @@ pub(super) fn workspace_transitions(roster: &Roster, workspace: &Workspace, now:
     transitions
 }
 
-/// Returns the same after a charge. A charge seldom changes more than the count of spent credits, so the
-/// keys are evaluated only if the last evaluation is outdated.
+/// Returns the unreported state changes of all keys of `workspace` after a charge. A charge seldom changes more than
+/// the count of spent credits, so the keys are evaluated only if the last evaluation is outdated.
 pub(super) fn transitions_after_charge(
     roster: &Roster,
     workspace: &Workspace,

@@ -1,9 +1,9 @@
-//! The queue of requests that wait for a key, because every key that could serve them is at its
-//! concurrency limit, has its credits reserved, or is in a cooldown that ends soon.
+//! Queues the requests that wait for a key, because every key that could serve them is at its concurrency limit, has
+//! its credits reserved, or is in a cooldown that ends soon.
 //!
-//! A released key is assigned round robin between clients, so that a burst of one client cannot starve
-//! the others, and first in, first out within a client. A new request queues behind earlier ones. Only
-//! queued requests take the lock of the queue.
+//! A released key is assigned round robin between clients, so that a burst of one client cannot starve the other
+//! clients, and first in, first out within a client. A new request queues behind earlier ones. Only queued requests
+//! take the lock of the queue.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
@@ -34,7 +34,7 @@ pub struct KeyRequest {
     /// Positions of keys that may not serve this request, ascending. The error of a failed request
     /// disregards their state.
     pub ineligible: Vec<usize>,
-    /// Positions of keys that are tried before all others, whatever the strategy, ascending.
+    /// Positions of the keys that are tried before all other keys, whatever the strategy, ascending.
     pub preferred: Vec<usize>,
     /// Whether a key without credits may serve if no other key can, because the request costs none.
     pub allow_exhausted: bool,
@@ -276,7 +276,7 @@ impl KeyRequest {
         self.ineligible.binary_search(&position).is_ok()
     }
 
-    /// Whether the key at this position is tried before others.
+    /// Whether the key at this position is tried before other keys.
     pub(super) fn is_preferred(&self, position: usize) -> bool {
         self.preferred.binary_search(&position).is_ok()
     }

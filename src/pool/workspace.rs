@@ -1,4 +1,4 @@
-//! A workspace of the provider and its state, which requests and polls change through atomics.
+//! Holds a workspace of the provider and its state, which requests and polls change through atomics.
 
 use std::sync::Arc;
 use std::time::Duration;

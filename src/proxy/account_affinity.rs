@@ -1,5 +1,5 @@
-//! Account affinity: selects the account that must or should serve a request, by the identifiers that the
-//! request names and the lists that it reads. Records the ownership that the response proves.
+//! Selects the account that must or should serve a request, by the identifiers that the request names and the lists
+//! that it reads. Records the ownership that the response proves.
 
 use std::mem;
 use std::sync::Arc;
@@ -87,9 +87,9 @@ impl AccountAffinity {
         }
     }
 
-    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to
-    /// a maximum size and time, because it may name an owned resource. Asks the other replicas once if this replica knows
-    /// no owner.
+    /// Determines the account that must or should serve the request of `client`. Waits for a JSON body, up to a
+    /// maximum size and time, because it may name an owned resource. If this replica knows no owner, looks it up once
+    /// in the other replicas.
     ///
     /// # Errors
     ///
@@ -147,7 +147,7 @@ impl AccountAffinity {
         Ok(())
     }
 
-    /// Returns the account that owns the named resources, if this replica or another one knows it.
+    /// Returns the account that owns the named resources, if a replica of the pool knows it.
     async fn find_named_owner(
         &mut self,
         roster: &Roster,
@@ -155,20 +155,21 @@ impl AccountAffinity {
         replicas: Option<&ReplicaOwners>,
         not_found_cache: &NotFoundCache,
     ) -> Result<Option<(ResourceKind, OwnerId)>, ConflictingOwners> {
-        let known = self.named_owner(roster, owners)?;
-        let Some(replicas) = replicas.filter(|_| known.is_none() && !self.identifiers.is_empty()) else {
-            return Ok(known);
+        let known_owner = self.find_known_owner(roster, owners)?;
+        let Some(replicas) = replicas.filter(|_| known_owner.is_none() && !self.identifiers.is_empty())
+        else {
+            return Ok(known_owner);
         };
-        let question = replicas.find(&self.identifiers, owners, clock::now());
-        // Only the requests that may ask pay for the future.
-        let Some(updates) = Box::pin(question).await else { return Ok(None) };
+        let lookup = replicas.find(&self.identifiers, owners, clock::now());
+        // The future is boxed, so that requests without a lookup do not pay for its size.
+        let Some(updates) = Box::pin(lookup).await else { return Ok(None) };
         self.updates.extend(updates);
         not_found_cache.remove(&self.identifiers);
-        self.named_owner(roster, owners)
+        self.find_known_owner(roster, owners)
     }
 
     /// Returns the account that owns the named resources, if this replica knows it.
-    fn named_owner(
+    fn find_known_owner(
         &mut self,
         roster: &Roster,
         owners: &OwnershipIndex,
@@ -361,7 +362,7 @@ impl AccountAffinity {
         })
     }
 
-    /// The identifiers in the request that belong to the serving account, as the success of the request
+    /// Returns the identifiers in the request that belong to the serving account, as the success of the request
     /// proves.
     fn proven_identifiers(&self) -> Vec<Identifier> {
         if self.method == Method::DELETE {
@@ -380,10 +381,12 @@ impl AccountAffinity {
     }
 }
 
-/// Returns the account that last served `client` a list, if this replica or another one knows it.
+/// Returns the account that last served a list to `client`, if a replica of the pool knows it.
 async fn find_list_account<C>(proxy: &Proxy<C>, roster: &Roster, client: &ClientName) -> Option<OwnerId> {
-    let known = proxy.list_affinity.account_for(client);
-    let Some(replicas) = proxy.replica_owners.as_ref().filter(|_| known.is_none()) else { return known };
+    let known_account = proxy.list_affinity.account_for(client);
+    let Some(replicas) = proxy.replica_owners.as_ref().filter(|_| known_account.is_none()) else {
+        return known_account;
+    };
     let account = replicas.find_list_account(client, clock::now()).await?;
     let account = roster.identity_of(&account)?;
     proxy.list_affinity.record(client, account);

@@ -1,5 +1,5 @@
-//! One attempt to send a request with one key. Whatever its outcome, an attempt updates the state of the key
-//! in the pool, charges the client, and writes one usage record.
+//! Accounts for one attempt to send a request with one key. Whatever its outcome, an attempt updates the state of the
+//! key in the pool, charges the client, and writes one usage record.
 
 mod charging;
 mod key_state;
@@ -35,6 +35,7 @@ use crate::secret::ApiKey;
 use crate::telemetry::{AttemptUsage, RequestMetrics};
 use crate::upstream::SendError;
 use charging::unknown_credits;
+pub(super) use session::SentText;
 
 /// The key of an attempt: leased from the pool, or sent by the client.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl KeySource {
         }
     }
 
-    /// Credits that the lease reserves in the workspace.
+    /// Returns the credits that the lease reserves in the workspace.
     fn reserved_credits(&self) -> u64 {
         self.lease().map_or(0, Lease::reserved)
     }
@@ -233,15 +234,15 @@ impl Attempt {
                 self.record.outcome = verdict.outcome();
                 self.record_body_features(verdict);
                 self.update_key_state(verdict, response.message.as_deref(), retry, now);
-                let reported = ReportedCost::from_headers(&response.head.headers);
+                let reported_cost = ReportedCost::from_headers(&response.head.headers);
                 if let (Some(lease), Some(maximum), Verdict::Served) =
-                    (self.key_source.lease(), reported.max_concurrent, verdict)
+                    (self.key_source.lease(), reported_cost.max_concurrent, verdict)
                 {
                     lease.record_concurrency_limit(maximum);
                 }
                 // The charge follows the update of the key's state, because the charge frees reserved credits
                 // and wakes queued requests. These must not get a key that is in cooldown.
-                self.charge(verdict, reported.credits, now);
+                self.charge(verdict, reported_cost.credits, now);
                 Progress::Responded(verdict)
             }
             Err(error) => {
@@ -308,7 +309,7 @@ impl Attempt {
         self.record.outcome.as_str()
     }
 
-    /// The outcome of an attempt whose client connection was closed, either by the client or by the proxy at
+    /// Returns the outcome of an attempt whose client connection was closed, either by the client or by the proxy at
     /// shutdown.
     fn disconnect_outcome(&self) -> Outcome {
         if self.drain_expired.is_cancelled() { Outcome::Shutdown } else { Outcome::ClientClosed }

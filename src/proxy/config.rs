@@ -1,4 +1,4 @@
-//! The configuration with which requests are processed. A reload replaces it for later requests.
+//! Defines the configuration with which requests are processed. A reload replaces it for later requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,9 +47,9 @@ pub struct Limits {
     pub max_response_scan_size: usize,
     /// Time for which the proxy caches that all accounts returned a 404 response for a resource.
     pub not_found_ttl: Duration,
-    /// Whether keys and the data of their owner are redacted from responses.
+    /// Whether keys and the data of their account holders are redacted from responses.
     pub redacts: bool,
-    /// Headers of proxies in front of this one that are forwarded to the provider.
+    /// Headers of reverse proxies in front of Keychoir that are forwarded to the provider.
     pub forwarded_headers: ForwardedHeaders,
     /// The memory budget for the buffers of requests, responses and WebSocket sessions.
     pub buffers: BufferBudget,

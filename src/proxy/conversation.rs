@@ -1,4 +1,4 @@
-//! An ended conversation with an agent whose cost is unknown. The provider reports the cost only later, and
+//! Describes an ended conversation with an agent whose cost is unknown. The provider reports the cost only later, and
 //! only to the key of the conversation, so `poller` requests it and completes the usage record.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Error responses of the proxy: marked with `x-keychoir-error`, and in a JSON form that every SDK can parse.
-//! The message for the client contains neither keys nor internals; the `Display` text is for the log.
+//! Renders the error responses of the proxy: marked with `x-keychoir-error`, and in a JSON form that every SDK can
+//! parse. The message for the client contains neither keys nor internals; the `Display` text is for the log.
 
 mod messages;
 
@@ -28,7 +28,7 @@ use messages::{
     unavailable_response, upstream_error_response,
 };
 
-/// The response describes the owner of the key, in a form that cannot be redacted.
+/// The response describes the account holder in a form that cannot be redacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the response describes the owner of the key and cannot be redacted")]
 pub struct RedactionFailed;
@@ -109,7 +109,7 @@ pub enum ProxyError {
     /// The program is shutting down.
     #[error("Keychoir is shutting down")]
     Draining,
-    /// The response describes the owner of the key, in a form that cannot be redacted.
+    /// The response describes the account holder in a form that cannot be redacted.
     #[error(transparent)]
     RedactionFailed(#[from] RedactionFailed),
     /// The response must be read before it is relayed, and the buffer budget is used up.
@@ -450,7 +450,7 @@ mod tests {
     #[test]
     fn every_error_has_its_status_and_code() {
         let upstream = |progress, kind| ProxyError::Upstream(SendError { progress, kind });
-        let span = Duration::from_millis(5);
+        let timeout = Duration::from_millis(5);
         for (error, http, code) in [
             (ProxyError::Unauthenticated(Unauthenticated::MissingToken), 401, "client_token_missing"),
             (ProxyError::Unauthenticated(Unauthenticated::UnknownToken), 401, "client_token_wrong"),
@@ -465,7 +465,11 @@ mod tests {
                 429,
                 "client_concurrency_exceeded",
             ),
-            (ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait: span }), 429, "client_rate_limited"),
+            (
+                ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait: timeout }),
+                429,
+                "client_rate_limited",
+            ),
             (
                 ProxyError::ClientLimit(ClientLimitExceeded::Unpriced { max: 1 }),
                 429,
@@ -500,18 +504,26 @@ mod tests {
             (ProxyError::Unavailable(Unavailable::Invalid), 401, "all_keys_invalid"),
             (ProxyError::Unavailable(Unavailable::Full { until: None }), 429, "all_keys_busy"),
             (ProxyError::Unavailable(Unavailable::Paused { until: None }), 503, "all_keys_paused"),
-            (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(span)), 504, "upstream_timeout"),
+            (upstream(Progress::Unsent, SendErrorKind::ConnectTimeout(timeout)), 504, "upstream_timeout"),
             (
                 upstream(
                     Progress::Unsent,
-                    SendErrorKind::TunnelTimeout { proxy: "http://p:1".to_owned(), timeout: span },
+                    SendErrorKind::TunnelTimeout { proxy: "http://p:1".to_owned(), timeout },
                 ),
                 504,
                 "upstream_timeout",
             ),
-            (upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(span)), 504, "upstream_timeout"),
-            (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(span)), 504, "upstream_timeout"),
-            (upstream(Progress::NoResponse, SendErrorKind::ClientStalled(span)), 408, "request_body_timeout"),
+            (
+                upstream(Progress::NoResponse, SendErrorKind::ResponseTimeout(timeout)),
+                504,
+                "upstream_timeout",
+            ),
+            (upstream(Progress::NoResponse, SendErrorKind::UploadStalled(timeout)), 504, "upstream_timeout"),
+            (
+                upstream(Progress::NoResponse, SendErrorKind::ClientStalled(timeout)),
+                408,
+                "request_body_timeout",
+            ),
             (upstream(Progress::NoResponse, SendErrorKind::ClientBodyFailed), 400, "request_body_broken"),
         ] {
             let response = error.response("r", NOW);

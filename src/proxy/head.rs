@@ -1,5 +1,5 @@
-//! The two steps that process a request head: routing looks up its endpoint, and sanitizing prepares the head
-//! that is sent upstream.
+//! Processes a request head in two steps: routing looks up its endpoint, and sanitizing prepares the head that is
+//! sent upstream.
 
 use std::borrow::Cow;
 
@@ -62,8 +62,8 @@ pub fn route(
     }
 }
 
-/// Removes client credentials from the query and the headers, hop-by-hop headers, and the headers that
-/// proxies in front of this one added, unless they are `forwarded`.
+/// Removes client credentials from the query and the headers, hop-by-hop headers, and the headers that reverse
+/// proxies in front of Keychoir added, unless they are `forwarded`.
 ///
 /// # Errors
 ///

@@ -18,7 +18,7 @@ impl ListAffinity {
         self.lock().get(client).cloned()
     }
 
-    /// Records the account that served a list to `client`. Returns whether it is another one than before.
+    /// Records the account that served a list to `client`. Returns whether the account has changed.
     pub(super) fn record(&self, client: &ClientName, account: &OwnerId) -> bool {
         let mut accounts = self.lock();
         let is_changed = accounts.get(client) != Some(account);

@@ -1,4 +1,4 @@
-//! The processing of requests: client limits, key selection, attempts, relaying and usage records.
+//! Processes requests: client limits, key selection, attempts, relaying and usage records.
 //!
 //! `exchange` holds the steps in their order and is the file to read first.
 
@@ -7,7 +7,6 @@ mod exchange;
 mod config;
 mod state;
 
-mod absent_answers;
 mod account_affinity;
 mod attempt;
 mod base_url_hints;
@@ -15,6 +14,7 @@ mod client_usage;
 mod conversation;
 mod head;
 mod list_affinity;
+mod negative_cache;
 mod not_found_cache;
 mod ownership_recorder;
 mod permits;

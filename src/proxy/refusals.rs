@@ -1,4 +1,4 @@
-//! The refusals of one request, and the conclusions from them about keys and accounts.
+//! Collects the refusals of one request, and concludes from them about keys and accounts.
 //!
 //! One faulty request must not disable all keys, so a refusal is attributed before it counts. A refusal that
 //! contains the account's credits, or has a message that can only concern the account, is evidence about the
@@ -301,13 +301,13 @@ fn check_reported_credits(key: &Key, verdict: Verdict, now: UnixMs) -> (Verdict,
     };
     let shortfall = shortfall.if_quota_matches(quota.limit, extension);
     let is_recent = workspace.polled_at().is_some_and(|at| now.since(at) <= MAX_POLL_AGE);
-    let reported = Verdict::WorkspaceQuota(shortfall);
+    let reported_verdict = Verdict::WorkspaceQuota(shortfall);
     match (quota.spendable(), quota.limit) {
         (Some(remaining), Some(limit)) if is_recent => {
             let verdict = Verdict::WorkspaceQuota(shortfall.unless_contradicted(remaining, limit));
-            (verdict, (verdict != reported).then_some(reported))
+            (verdict, (verdict != reported_verdict).then_some(reported_verdict))
         }
-        _ => (reported, None),
+        _ => (reported_verdict, None),
     }
 }
 

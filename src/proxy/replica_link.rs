@@ -1,8 +1,8 @@
-//! The seam to the other replicas of the pool: the questions that a request may ask them, and the statements that it
-//! makes to them. Without `[redis]` there is no link, and a request asks nothing.
+//! Defines the interface to the other replicas of the pool: the lookups that a request waits for, and the changes
+//! that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
-//! A question has three possible results. If there is no answer in time, the request decides by what this replica
-//! knows, and uses at most its share of what is divided.
+//! A lookup has three possible results. If there is no response in time, the request decides by the data of this
+//! replica, and uses at most the share of this replica.
 
 use std::fmt;
 use std::future::Future;
@@ -16,34 +16,35 @@ use crate::policy::units::UnixMs;
 use crate::pool::OwnerId;
 use crate::secret::UserFingerprint;
 
-/// The answer of the other replicas to a question.
+/// The result of a lookup in the other replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer<T> {
     /// The replicas know the value.
     Known(T),
     /// No replica knows the value.
     Absent,
-    /// There is no link, or no answer in time.
+    /// There is no link, or no response in time.
     Unknown,
 }
 
-/// A question to the other replicas, which ends within `redis.wait_timeout`.
+/// A lookup in the other replicas, which ends within `redis.wait_timeout`.
 pub type LinkFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The other replicas of the pool, as requests use them.
 ///
-/// The implementation ends every question within `redis.wait_timeout`, and drops an answer that arrives later. The
+/// The implementation ends every lookup within `redis.wait_timeout`, and drops a response that arrives later. The
 /// methods that return no future never wait.
 ///
 /// # Cancel safety
 ///
-/// A question whose future is dropped may have been answered. A grant that it extended is repeated by the next answer.
+/// A lookup whose future is dropped may still take effect. If it extended a grant, the next response contains that
+/// grant again.
 pub trait ReplicaLink: fmt::Debug + Send + Sync {
-    /// Returns the number of replicas of the pool that were known last, including this one. It is at least 1.
+    /// Returns the last known number of replicas of the pool, including this replica. It is at least 1.
     fn replicas(&self) -> u32;
 
-    /// Asks for the owners of `identifiers`, whose owners this replica does not know. The answer contains only those
-    /// that another replica knows.
+    /// Looks up the owners of `identifiers`, whose owners this replica does not know. The result contains only the
+    /// owners that another replica knows.
     fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>>;
 
     /// Publishes the owner of an identifier that a response proved.
@@ -52,20 +53,20 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Publishes that the owner of an identifier no longer has the resource.
     fn remove_owner(&self, identifier: Identifier);
 
-    /// Asks for the account that last served `client` a list.
+    /// Looks up the account that last served a list to `client`.
     fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>>;
 
-    /// Publishes the account that served `client` a list, when it is another one than before.
+    /// Publishes the account that served a list to `client`, if it differs from the previous account.
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId);
 
-    /// States the use of a quota by this replica, and asks that it may use [`QuotaStatement::needed`] more.
+    /// Reports the use of a quota by this replica, and requests a grant of [`QuotaStatement::needed`] more.
     fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer>;
 }
 
 /// The owner of an identifier, as another replica has recorded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundOwner {
-    /// The identifier of the question.
+    /// The identifier that was looked up.
     pub identifier: Identifier,
     /// The account that owns the resource.
     pub owner: OwnerId,
@@ -86,11 +87,11 @@ pub struct QuotaKey {
     pub period_start: UnixMs,
 }
 
-/// The absolute statement of this replica about a quota that all replicas share. All amounts are in the unit of the
-/// quota and count from the start of the period.
+/// The use of a shared quota by this replica, in absolute amounts. All amounts are in the unit of the quota and count
+/// from the start of the period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaStatement {
-    /// The quota, its owner and its period.
+    /// The period of the quota of a client or user.
     pub key: QuotaKey,
     /// The maximum of all replicas together.
     pub limit: u64,
@@ -99,25 +100,25 @@ pub struct QuotaStatement {
     /// The amount that this replica may use by its current grant, at least `used` without a grant.
     pub held: u64,
     /// Increases when the replica gives back a part of its grant. The grant of a replica is `held` if the generation
-    /// is newer than that of its last statement. Otherwise, it is the larger one of `held` and its last grant, because
-    /// the answer that extended the grant may still be on its way.
+    /// is newer than that of its last statement. Otherwise, it is the larger one of `held` and its last grant,
+    /// because the response that extended the grant may still be in transit.
     pub generation: u64,
     /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
     /// regular statement, which is never denied.
     pub needed: u64,
-    /// The amount in addition to `used` that this replica wants to hold, at least `needed`. As much of it is granted as
-    /// is left. In the answer to a request, more may be granted far from the limit.
+    /// The amount in addition to `used` that this replica wants to hold, at least `needed`. As much of it is granted
+    /// as is left. For a request, a larger amount may be granted far from the limit.
     pub wanted: u64,
 }
 
-/// The answer to a [`QuotaStatement`].
+/// The response to a [`QuotaStatement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaAnswer {
     /// The replica may use what it needs.
     Granted(QuotaGrant),
     /// The limit does not allow what the replica needs. Its grant is not larger than before.
     Denied(QuotaGrant),
-    /// There is no link, or no answer in time.
+    /// There is no link, or no response in time.
     Unknown,
 }
 

@@ -1,10 +1,10 @@
-//! The owners of identifiers and the list accounts that other replicas have recorded. A question is asked only for what
-//! this replica does not know, and not again while the answer that no replica knows it is recent.
+//! Looks up the owners of identifiers and the list accounts that other replicas have recorded. A request looks up
+//! only what this replica does not know. If no replica knows a value, that result is cached for a short time.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::absent_answers::AbsentAnswers;
+use super::negative_cache::NegativeCache;
 use super::replica_link::{Answer, FoundOwner, ReplicaLink};
 use super::usage::OwnershipUpdate;
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, RequestIdentifiers};
@@ -12,30 +12,30 @@ use crate::policy::client::ClientName;
 use crate::policy::units::UnixMs;
 use crate::pool::{OwnerId, OwnershipIndex};
 
-/// Maximum number of identifiers in one question. Requests name one or two.
+/// Maximum number of identifiers in one lookup. Requests name one or two.
 const MAX_IDENTIFIERS: usize = 16;
 
-/// Time for which no question is asked about an identifier that no replica knows.
+/// Time for which an identifier that no replica knows is not looked up again.
 const ABSENT_OWNER_TTL: Duration = Duration::from_secs(10);
 
-/// Time for which no question is asked about the lists of a client that no replica knows.
+/// Time for which the list account of a client is not looked up again if no replica knows it.
 const ABSENT_LIST_TTL: Duration = Duration::from_secs(60);
 
 /// The owners that other replicas have recorded.
 #[derive(Debug)]
 pub(super) struct ReplicaOwners {
     link: Arc<dyn ReplicaLink>,
-    absent_owners: AbsentAnswers<IdentifierHash>,
-    absent_lists: AbsentAnswers<ClientName>,
+    absent_owners: NegativeCache<IdentifierHash>,
+    absent_lists: NegativeCache<ClientName>,
 }
 
 impl ReplicaOwners {
     pub(super) fn new(link: Arc<dyn ReplicaLink>) -> Self {
-        Self { link, absent_owners: AbsentAnswers::default(), absent_lists: AbsentAnswers::default() }
+        Self { link, absent_owners: NegativeCache::default(), absent_lists: NegativeCache::default() }
     }
 
-    /// Asks the other replicas for the owners of the identifiers that `owners` does not have, in one question. Adds
-    /// their answer to `owners`, and returns the updates to write. Returns `None` if no replica knows an owner.
+    /// Looks up the owners of the identifiers that are not in `owners` in the other replicas, all at once. Adds the
+    /// result to `owners`, and returns the updates to write. Returns `None` if no replica knows an owner.
     ///
     /// # Cancel safety
     ///
@@ -54,23 +54,24 @@ impl ReplicaOwners {
         if unknown.is_empty() {
             return None;
         }
-        let found = match self.link.find_owners(&unknown).await {
-            Answer::Known(found) => found,
+        let found_owners = match self.link.find_owners(&unknown).await {
+            Answer::Known(found_owners) => found_owners,
             Answer::Absent => Vec::new(),
             Answer::Unknown => return None,
         };
-        let is_found = |identifier: &Identifier| found.iter().any(|found| found.identifier == *identifier);
+        let is_found =
+            |identifier: &Identifier| found_owners.iter().any(|found| found.identifier == *identifier);
         for identifier in unknown.iter().filter(|identifier| !is_found(identifier)) {
             self.absent_owners.insert(identifier.hash, ABSENT_OWNER_TTL, now);
         }
-        if found.is_empty() {
+        if found_owners.is_empty() {
             return None;
         }
         let record = |FoundOwner { identifier, owner }: FoundOwner| owners.record(identifier, &owner, now);
-        Some(found.into_iter().filter_map(record).map(OwnershipUpdate::Recorded).collect())
+        Some(found_owners.into_iter().filter_map(record).map(OwnershipUpdate::Recorded).collect())
     }
 
-    /// Asks the other replicas for the account that last served `client` a list.
+    /// Looks up the account that last served a list to `client` in the other replicas.
     pub(super) async fn find_list_account(&self, client: &ClientName, now: UnixMs) -> Option<OwnerId> {
         if self.absent_lists.contains(client, now) {
             return None;

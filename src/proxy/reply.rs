@@ -1,4 +1,4 @@
-//! The two results of a request: the provider's reply, and the response that the server sends to the client.
+//! Defines the two results of a request: the provider's reply, and the response that the server sends to the client.
 
 use http::Response;
 

@@ -1,4 +1,4 @@
-//! The data that all attempts of a request with keys of the pool use. A WebSocket session keeps it for a
+//! Holds the data that all attempts of a request with keys of the pool use. A WebSocket session keeps it for a
 //! failover.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The properties of a request that its attempts and usage records share: client, route, metering and
-//! permits. Also derives the requirements for a key from them: the estimated cost and the concurrency group.
+//! Holds the properties of a request that its attempts and usage records share: client, route, metering and permits.
+//! Also derives the requirements for a key from them: the estimated cost and the concurrency group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -153,16 +153,16 @@ impl RequestMeta {
         }
     }
 
-    /// The maximum wait for a text body to estimate its price: the configured timeout, but at least 250 ms if
+    /// Returns the maximum wait for a text body to estimate its price: the configured timeout, but at least 250 ms if
     /// the client's quota needs a price. A short body arrives within that time.
     fn estimate_timeout(&self, configured: Duration) -> Duration {
         const MIN_TIMEOUT: Duration = Duration::from_millis(250);
         if self.permits.client.needs_price() { configured.max(MIN_TIMEOUT) } else { configured }
     }
 
-    /// Reserves the estimated cost of `key_request` in the client's quota, or the configured amount if the
-    /// price is unknown. A session that is charged by its duration reserves nothing. If the quota is shared with
-    /// other replicas and the grant of this replica is insufficient, asks them.
+    /// Reserves the estimated cost of `key_request` in the client's quota, or the configured amount if the price is
+    /// unknown. A session that is charged by its duration reserves nothing. If the quota is shared with other
+    /// replicas and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///

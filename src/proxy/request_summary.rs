@@ -1,4 +1,5 @@
-//! The data of a request for the access log and the request metrics. The steps of the request set its fields.
+//! Collects the data of a request for the access log and the request metrics. The steps of the request set its
+//! fields.
 
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
@@ -73,7 +74,7 @@ pub(super) struct RequestSummary {
 }
 
 impl RequestSummary {
-    /// Creates the summary from a request head. Generates a request ID unless the client sent a valid one.
+    /// Creates the summary from a request head. Generates a request ID unless the client sent a valid request ID.
     pub(super) fn new<B>(request: &Request<B>, client_address: Option<IpAddr>) -> Self {
         Self {
             client_address,
@@ -214,14 +215,14 @@ impl RequestSummary {
     }
 }
 
-/// The client's `x-request-id`, if it is safe in a log line and a database column.
+/// Returns the client's `x-request-id`, if it is safe in a log line and a database column.
 fn client_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     ((1..=128).contains(&id.len()) && id.bytes().all(is_safe)).then(|| id.into())
 }
 
-/// A UUID of version 7 like the IDs of usage records, generated without a system call.
+/// Returns a UUID of version 7 like the IDs of usage records, generated without a system call.
 fn generate_request_id() -> Arc<str> {
     let mut buffer = [0; Hyphenated::LENGTH];
     let id: &str = AttemptRecord::new_id(clock::now()).hyphenated().encode_lower(&mut buffer);

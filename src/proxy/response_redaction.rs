@@ -1,5 +1,5 @@
-//! Redacts the responses to requests with keys of the pool: removes echoed keys, and the data of the
-//! account's owner. Also rewrites WebSocket URLs that lead past the proxy.
+//! Redacts the responses to requests with keys of the pool: removes echoed keys, and the data of the account holder.
+//! Also rewrites WebSocket URLs that lead past the proxy.
 
 use std::sync::Arc;
 
@@ -28,38 +28,38 @@ use crate::upstream::UpstreamRequestHead;
 pub(super) struct ResponseRedaction {
     /// `None` if keys are not redacted.
     pub(super) redactor: Option<Arc<Redactor>>,
-    hides_owner: bool,
+    hides_account_holder: bool,
     /// The base URL that replaces the provider's base URL in a WebSocket URL.
     socket_base: Option<Arc<str>>,
 }
 
 impl ResponseRedaction {
     /// Determines the redaction for the response to `upstream_head`, or `None` if nothing is redacted. If the
-    /// response describes the owner or contains a WebSocket URL, it is requested without compression, because
-    /// the proxy must read it.
+    /// response describes the account holder or contains a WebSocket URL, it is requested without compression,
+    /// because the proxy must read it.
     pub(super) fn new(
         upstream_head: &mut UpstreamRequestHead,
         endpoint: &Endpoint,
         redactor: &Arc<Redactor>,
         limits: &Limits,
     ) -> Option<Self> {
-        let hides_owner = endpoint.returns_owner_data && limits.redacts;
+        let hides_account_holder = endpoint.returns_owner_data && limits.redacts;
         let socket_base = limits.socket_base.as_ref().filter(|_| endpoint.returns_websocket_url).cloned();
-        if hides_owner || socket_base.is_some() {
+        if hides_account_holder || socket_base.is_some() {
             upstream_head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let has_body = upstream_head.method != Method::HEAD;
         let redaction = Self {
             redactor: limits.redacts.then(|| Arc::clone(redactor)),
-            hides_owner: hides_owner && has_body,
+            hides_account_holder: hides_account_holder && has_body,
             socket_base: socket_base.filter(|_| has_body),
         };
         (redaction.redactor.is_some() || redaction.socket_base.is_some()).then_some(redaction)
     }
 }
 
-/// Maximum size of a document that describes the owner. The provider's document has about 2 KB.
-const MAX_OWNER_DOCUMENT_SIZE: usize = 1024 * 1024;
+/// Maximum size of a document that describes the account holder. The provider's document has about 2 KB.
+const MAX_USER_DOCUMENT_SIZE: usize = 1024 * 1024;
 
 /// Maximum size of a compressed document of known length that is read before it is relayed. The provider
 /// already has the whole document when it starts sending, so the delay is only its transfer and about a
@@ -67,20 +67,20 @@ const MAX_OWNER_DOCUMENT_SIZE: usize = 1024 * 1024;
 const MAX_COMPRESSED_DOCUMENT_SIZE: usize = 256 * 1024;
 
 impl UpstreamResponse {
-    /// Redacts this response. Keys are redacted while the body streams. Only documents that describe the
-    /// owner, compressed errors and short compressed documents are read first.
+    /// Redacts this response. Keys are redacted while the body streams. Only documents that describe the account
+    /// holder, compressed errors and short compressed documents are read first.
     ///
     /// # Errors
     ///
-    /// Fails when a document that describes the owner cannot be read or redacted.
+    /// Fails when a document that describes the account holder cannot be read or redacted.
     pub(super) async fn redact(
         mut self: Box<Self>,
         redaction: &ResponseRedaction,
         limits: &Limits,
     ) -> Result<Box<Self>, ProxyError> {
-        let ResponseRedaction { redactor, hides_owner, socket_base } = redaction;
+        let ResponseRedaction { redactor, hides_account_holder, socket_base } = redaction;
         if let Some(base) = socket_base.as_deref().filter(|_| self.head.status.is_success()) {
-            let text = self.decoded_body(MAX_OWNER_DOCUMENT_SIZE, limits).await;
+            let text = self.decoded_body(MAX_USER_DOCUMENT_SIZE, limits).await;
             if let Some(rewritten) = text.and_then(|text| replace_signed_url_host(&text, base)) {
                 self.set_body(rewritten);
             }
@@ -93,15 +93,15 @@ impl UpstreamResponse {
         }
         let (is_served, is_compressed) =
             (self.head.status.is_success(), self.head.headers.contains_key(CONTENT_ENCODING));
-        if *hides_owner {
-            self.hide_owner(limits).await?;
+        if *hides_account_holder {
+            self.hide_account_holder(limits).await?;
         } else if is_compressed && let Some(max_bytes) = self.max_compressed_size(is_served, limits) {
             let text = self.decoded_body(max_bytes, limits).await;
             match text.map(|text| redactor.redact(&text)) {
                 Some(Some(redacted)) => self.set_body(redacted),
                 // The decoded text contains no key. A client might still read a key in bytes behind the
                 // compressed data.
-                Some(None) if !self.has_key_in_raw_body(redactor, max_bytes, limits).await => {
+                Some(None) if !self.search_raw_body(redactor, max_bytes, limits).await => {
                     return Ok(self);
                 }
                 Some(None) | None => {}
@@ -111,8 +111,8 @@ impl UpstreamResponse {
         Ok(self)
     }
 
-    /// Maximum number of bytes of a compressed body that are read before it is relayed, so that keys in it
-    /// can be redacted. Returns `None` for a body that is searched while it streams, or is not searched.
+    /// Returns the maximum number of bytes of a compressed body that are read before it is relayed, so that keys in
+    /// it can be redacted. Returns `None` for a body that is searched while it streams, or is not searched.
     fn max_compressed_size(&self, is_served: bool, limits: &Limits) -> Option<usize> {
         if !is_served {
             return Some(limits.max_error_body_size);
@@ -122,10 +122,10 @@ impl UpstreamResponse {
         (is_short && is_searched(&self.head.headers)).then_some(MAX_COMPRESSED_DOCUMENT_SIZE)
     }
 
-    /// Reduces a document that describes the owner to the fields that a client may read, for any status.
-    async fn hide_owner(&mut self, limits: &Limits) -> Result<(), ProxyError> {
+    /// Reduces a document that describes the account holder to the fields that a client may read, for any status.
+    async fn hide_account_holder(&mut self, limits: &Limits) -> Result<(), ProxyError> {
         // An incomplete body cannot be redacted.
-        let Some(whole) = self.read_body(MAX_OWNER_DOCUMENT_SIZE, limits).await else {
+        let Some(whole) = self.read_body(MAX_USER_DOCUMENT_SIZE, limits).await else {
             let is_over_budget = self.body.is_over_budget();
             return Err(if is_over_budget { BuffersFull.into() } else { RedactionFailed.into() });
         };
@@ -133,7 +133,7 @@ impl UpstreamResponse {
             return Ok(());
         }
         let text =
-            decode_body(&whole, content_encoding(&self.head.headers).as_deref(), MAX_OWNER_DOCUMENT_SIZE);
+            decode_body(&whole, content_encoding(&self.head.headers).as_deref(), MAX_USER_DOCUMENT_SIZE);
         let redacted = match text.and_then(|text| user_data::redact(&text)) {
             Some(redacted) => redacted,
             // For an error, the client only needs the status.
@@ -148,17 +148,18 @@ impl UpstreamResponse {
     /// Reads and decodes the whole body. Returns `None` if the body exceeds its maximum size or time, or
     /// cannot be decoded.
     async fn decoded_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
-        let whole = self.read_body(max_bytes, limits).await?;
-        decode_body(&whole, content_encoding(&self.head.headers).as_deref(), max_bytes)
+        let body = self.read_body(max_bytes, limits).await?;
+        decode_body(&body, content_encoding(&self.head.headers).as_deref(), max_bytes)
     }
 
     async fn read_body(&mut self, max_bytes: usize, limits: &Limits) -> Option<Vec<u8>> {
         self.body.read_to_end(max_bytes, limits.error_body_timeout, Some(&limits.buffers)).await
     }
 
-    async fn has_key_in_raw_body(&mut self, redactor: &Redactor, max_bytes: usize, limits: &Limits) -> bool {
-        let whole = self.read_body(max_bytes, limits).await;
-        whole.is_none_or(|whole| redactor.contains_key(&whole))
+    /// Reads the body without decoding it. Returns whether it contains a key, or is too large to be searched.
+    async fn search_raw_body(&mut self, redactor: &Redactor, max_bytes: usize, limits: &Limits) -> bool {
+        let body = self.read_body(max_bytes, limits).await;
+        body.is_none_or(|body| redactor.contains_key(&body))
     }
 
     /// Replaces the body with uncompressed `text`.

@@ -1,4 +1,4 @@
-//! The state of a request across its attempts.
+//! Keeps the state of a request across its attempts.
 //!
 //! The state combines the affinity to an account ([`AccountAffinity`]), the tried keys and the refusals into
 //! two inputs: the key request for the next reservation, and the facts for the retry policy.
@@ -128,8 +128,7 @@ impl RetryState {
         self.key_request.restricted = restricted;
     }
 
-    /// Replaces the roster with the current one, in which the tried keys are identified by their
-    /// fingerprints.
+    /// Replaces the roster with the current roster, in which the tried keys are identified by their fingerprints.
     fn adopt_new_keys(&mut self, pool: &Pool) {
         let former_roster = std::mem::replace(&mut self.roster, pool.roster());
         let tried = self.key_request.tried.iter().filter_map(|position| former_roster.keys().get(*position));
@@ -217,9 +216,9 @@ impl RetryState {
     }
 
     /// Returns the positions of the keys that are tried first, whatever the strategy. An empty list means no
-    /// preference. After a failure to connect, these are the keys with other routes. After an overload, a failure
-    /// or a concurrency limit, these are the keys of other accounts, including keys that may only be probed. After a refusal because of the account's plan, these are the
-    /// keys of the cheapest other plan.
+    /// preference. After a failure to connect, these are the keys with other routes. After an overload, a failure or
+    /// a concurrency limit, these are the keys of other accounts, including keys that may only be probed. After a
+    /// refusal because of the account's plan, these are the keys of the cheapest other plan.
     fn preferred_positions(&self) -> Vec<usize> {
         let is_candidate = |position: &usize| {
             !self.key_request.tried.contains(position)
@@ -327,7 +326,7 @@ impl RetryState {
         }
     }
 
-    /// The route to the provider of requests with `key`.
+    /// Returns the route to the provider of requests with `key`.
     fn route<'a>(&'a self, key: &'a Key) -> &'a Arc<Authority> {
         key.destination().unwrap_or(&self.default_route)
     }
@@ -337,12 +336,12 @@ impl RetryState {
     /// after its second failure, because the first one may have been that of a single connection. Returns whether
     /// the request may use another route, which has not failed.
     fn record_failed_route(&mut self, key: &Key, progress: Progress) -> bool {
-        let failed = Arc::clone(self.route(key));
-        let is_repeated = self.failed_routes.contains(&failed);
+        let failed_route = Arc::clone(self.route(key));
+        let is_repeated = self.failed_routes.contains(&failed_route);
         let is_excluded = |route: &Authority| match progress {
-            Progress::ProxyAuthenticationFailed => route.proxy() == failed.proxy(),
+            Progress::ProxyAuthenticationFailed => route.proxy() == failed_route.proxy(),
             Progress::Unsent | Progress::NoResponse | Progress::Responded(_) => {
-                is_repeated && *route == *failed
+                is_repeated && *route == *failed_route
             }
         };
         let roster = Arc::clone(&self.roster);
@@ -353,7 +352,7 @@ impl RetryState {
                 self.record_route(route);
             }
         }
-        self.record_route(failed);
+        self.record_route(failed_route);
         roster.keys().iter().enumerate().any(|(position, other)| {
             !self.key_request.tried.contains(&position)
                 && !self.failed_routes.contains(self.route(other))

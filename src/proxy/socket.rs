@@ -1,4 +1,4 @@
-//! WebSocket sessions, from their 101 response to their end. Read `session` first.
+//! Relays WebSocket sessions, from their 101 response to their end. Read `session` first.
 //!
 //! The provider accepts a handshake even with an invalid key, and reports the error in a message. Therefore,
 //! the client's opening messages are buffered until the provider sends a useful message. A refusal before

@@ -1,4 +1,4 @@
-//! The limits of WebSocket sessions, as configured in `[websocket]`.
+//! Defines the limits of WebSocket sessions, which `[websocket]` configures.
 
 use std::time::Duration;
 

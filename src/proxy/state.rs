@@ -1,4 +1,4 @@
-//! The proxy: the state that all requests share, with one connection pool per core.
+//! Holds the state that all requests share, with one connection pool per core.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Usage records and ownership updates, and the queue in which requests send them to the usage store.
+//! Defines usage records and ownership updates, and queues them for the usage store.
 
 mod batch;
 mod queue;

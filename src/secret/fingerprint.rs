@@ -1,5 +1,5 @@
-//! Digests that identify secrets in logs and in the database. API keys and client tokens have separate
-//! types, so that one cannot be compared with, or stored as, the other.
+//! Computes the digests that identify secrets in logs and in the database. API keys and client tokens have separate
+//! types, so that a digest of a key cannot be compared with, or stored as, a digest of a token.
 //!
 //! The plain SHA-256 of an API key is itself a secret: ElevenLabs uses it as the HS256 secret when it
 //! signs calls to the key owner's server. A key is therefore hashed with a domain prefix. The plain digest

@@ -1,4 +1,4 @@
-//! The user and password for a forward proxy. They are separate from the keys of the provider, because they are
+//! Holds the user and password for a forward proxy. They are separate from the keys of the provider, because they are
 //! sent to another host, before any request.
 
 use std::fmt;

@@ -79,27 +79,28 @@ impl Needle {
         Self { bytes, short_form: encoding.encode(key.short.as_str().as_bytes()), encoding }
     }
 
-    /// Number of bytes at the start of the key that the short form shows.
+    /// Returns the number of bytes at the start of the key that the short form shows.
     fn shown_length(&self) -> usize {
         let dots = self.encoding.encode(b"...");
         self.short_form.windows(dots.len()).position(|window| window == dots).unwrap_or(0)
     }
 
-    /// Overwrites `span`, which contains this key, with the short form, padded with dots.
-    fn mask(&self, span: &mut [u8]) {
+    /// Overwrites `matched_bytes`, which contain this key, with the short form, padded with dots.
+    fn mask(&self, matched_bytes: &mut [u8]) {
         // A match that contains escapes is longer than the needle, and is plain text.
-        let encoding = if span.len() == self.bytes.len() { self.encoding } else { KeyEncoding::Plain };
-        let dots = encoding.encode(&vec![b'.'; span.len() / encoding.encode(b".").len()]);
+        let encoding =
+            if matched_bytes.len() == self.bytes.len() { self.encoding } else { KeyEncoding::Plain };
+        let dots = encoding.encode(&vec![b'.'; matched_bytes.len() / encoding.encode(b".").len()]);
         let short_form = if encoding == self.encoding { self.short_form.as_slice() } else { &[] };
-        span.copy_from_slice(&dots);
+        matched_bytes.copy_from_slice(&dots);
         let (start, rest) = short_form.split_at(self.shown_length().min(short_form.len()));
         let end = rest.get(encoding.encode(b"...").len()..).unwrap_or_default();
-        if let Some(span_start) = span.get_mut(..start.len()) {
-            span_start.copy_from_slice(start);
+        if let Some(first_bytes) = matched_bytes.get_mut(..start.len()) {
+            first_bytes.copy_from_slice(start);
         }
-        let end_offset = span.len().saturating_sub(end.len());
-        if let Some(span_end) = span.get_mut(end_offset..) {
-            span_end.copy_from_slice(end);
+        let end_offset = matched_bytes.len().saturating_sub(end.len());
+        if let Some(last_bytes) = matched_bytes.get_mut(end_offset..) {
+            last_bytes.copy_from_slice(end);
         }
     }
 }
@@ -179,8 +180,8 @@ impl Redactor {
     pub fn mask_keys(&self, bytes: &mut [u8]) -> usize {
         let matches = self.search(bytes);
         for (range, needle) in matches.keys {
-            if let Some(span) = bytes.get_mut(range) {
-                needle.mask(span);
+            if let Some(matched_bytes) = bytes.get_mut(range) {
+                needle.mask(matched_bytes);
             }
         }
         bytes.len() - matches.partial_start

@@ -1,4 +1,4 @@
-//! The user and password for Redis. They are separate from the keys of the provider, because they are sent to
+//! Holds the user and password for Redis. They are separate from the keys of the provider, because they are sent to
 //! another server.
 
 use std::fmt;

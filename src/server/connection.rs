@@ -124,7 +124,7 @@ async fn run<S, I>(
     }
 }
 
-/// How HTTP ended on a connection.
+/// The end of HTTP on a connection.
 enum HttpEnd<I> {
     /// The connection is closed.
     Closed,

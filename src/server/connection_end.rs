@@ -14,7 +14,7 @@ use super::{ConnectionLimits, Drain};
 /// connection earlier, the request of a client that is already connected would fail.
 pub(super) const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a connection must end.
+/// The time at which a connection must end.
 pub(super) enum ConnectionEnd {
     /// The connection ends as soon as no request is in progress.
     WhenIdle,

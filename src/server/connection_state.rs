@@ -32,7 +32,7 @@ pub(super) struct ConnectionState {
     has_head_begun: AtomicBool,
     has_had_request: AtomicBool,
     is_ending: AtomicBool,
-    /// Whether the last request had a body, of which a part may arrive after the response.
+    /// Whether the last request had a body, so that a part of it may arrive after the response.
     may_send_body: AtomicBool,
     /// Whether a close-delimited response was truncated.
     is_truncated: AtomicBool,

@@ -186,11 +186,11 @@ impl SendingHalf {
                             Poll::Ready(count) if count == PROBE.len() => {}
                             // Before the response, the send buffer has space for the probe. If the probe is
                             // not written completely, the connection is lost.
-                            Poll::Ready(_) | Poll::Pending => return Err(disconnected()),
+                            Poll::Ready(_) | Poll::Pending => return Err(disconnected_error()),
                         },
                         REQUEST_BEFORE_1_1 => {}
                         // During a response, the end of the stream counts as a disconnect.
-                        _ => return Err(disconnected()),
+                        _ => return Err(disconnected_error()),
                     }
                     *self = Self::Closed {
                         next_check: Box::pin(sleep(FIRST_CHECK_DELAY)),
@@ -212,6 +212,6 @@ impl SendingHalf {
     }
 }
 
-fn disconnected() -> io::Error {
+fn disconnected_error() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the client has disconnected")
 }

@@ -1,5 +1,5 @@
-//! The HTTP/1.1 server: accepts connections, assigns each to the least loaded worker, and drains them. The
-//! [`Service`] that responds to the requests is a parameter.
+//! Serves HTTP/1.1: accepts connections, assigns each to the least loaded worker, and drains them. The [`Service`]
+//! that responds to the requests is a parameter.
 
 mod acceptor;
 mod connection;
@@ -268,7 +268,7 @@ impl<S: Service> Server<S> {
                 accept_result = acceptor.accept(&self.connection_limiter.permits) => accept_result,
             };
             match accept_result {
-                Ok((accept_result, permit)) => self.assign(accept_result, permit, tls.clone()),
+                Ok((accepted, permit)) => self.assign(accepted, permit, tls.clone()),
                 Err(error) => {
                     warn!("a connection cannot be accepted: {error}; the listener continues");
                     tokio::time::sleep(ACCEPT_ERROR_DELAY).await;

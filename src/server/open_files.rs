@@ -1,4 +1,4 @@
-//! The process's limit of open files (`RLIMIT_NOFILE`), which bounds the number of client connections.
+//! Raises the process's limit of open files (`RLIMIT_NOFILE`), which bounds the number of client connections.
 
 use std::io;
 

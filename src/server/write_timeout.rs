@@ -1,4 +1,4 @@
-//! Fails writes to a client that stops reading or reads too slowly, so that it does not hold a key forever.
+//! Fails writes to a client that stops reading or reads too slowly, so that its request does not hold a key forever.
 //! The timeout is in the stream, below HTTP, so that it also applies to WebSocket sessions.
 
 use std::future::Future;

@@ -1,6 +1,5 @@
-//! The state of workspaces and keys: credits, caps, permissions and running operations. The module has
-//! no clock and no lock. The time is an argument, and the caller holds the lock, so that a check and
-//! its charge are atomic.
+//! Keeps the state of workspaces and keys: credits, caps, permissions and running operations. The module has no clock
+//! and no lock. The time is an argument, and the caller holds the lock, so that a check and its charge are atomic.
 
 use std::time::Duration;
 
@@ -92,7 +91,7 @@ pub(super) struct Admission {
     pub(super) cost: u64,
     /// Used credits of the workspace before this operation.
     pub(super) used_before: u64,
-    /// Concurrent operations, including this one.
+    /// Number of concurrent operations, including the new operation.
     pub(super) running: u32,
     pub(super) max_concurrent: Option<u32>,
     pub(super) workspace: usize,

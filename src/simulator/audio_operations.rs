@@ -1,6 +1,5 @@
-//! Speech, dialogue, sound effects and transcription over HTTP. Their checks have the provider's
-//! order: the body's schema, the key, its permission, the bill, the requested object, credits and
-//! concurrency.
+//! Serves speech, dialogue, sound effects and transcription over HTTP. Their checks have the provider's order: the
+//! body's schema, the key, its permission, the bill, the requested object, credits and concurrency.
 
 use serde_json::{Map, Value, json};
 
@@ -34,7 +33,7 @@ struct SpeechRequest {
     text: String,
     voices: Vec<String>,
     model: String,
-    /// Earlier requests that this one continues (request stitching).
+    /// The earlier requests that this request continues (request stitching).
     continued_requests: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The context of one operation, and the checks that all operations share: the key, its permission,
+//! Holds the context of one operation, and performs the checks that all operations share: the key, its permission,
 //! the bill, the audio format and the schema of a JSON body.
 
 use serde_json::{Map, Value};

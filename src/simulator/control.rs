@@ -1,6 +1,6 @@
-//! The simulator's control endpoints, with which tests in another process set faults and read the ledger.
-//! The endpoints require no key. Their paths are not under `/v1`, so that a proxy does not apply its rules
-//! for the provider's paths.
+//! Serves the simulator's control endpoints, with which tests in another process set faults and read the ledger. The
+//! endpoints require no key. Their paths are not under `/v1`, so that a proxy does not apply its rules for the
+//! provider's paths.
 
 use http::request::Parts;
 use http::{Method, StatusCode};

@@ -1,4 +1,4 @@
-//! The scripted faults of HTTP requests and WebSocket sessions, and their text form. `script` stores
+//! Defines the scripted faults of HTTP requests and WebSocket sessions, and parses their text form. `script` stores
 //! their order.
 
 use std::fmt;
@@ -42,8 +42,8 @@ pub enum Fault {
         /// The refusal.
         refusal: RefusalKind,
     },
-    /// Reads the whole request and sends exactly this response, for refusals that the catalogue
-    /// does not contain. Nothing is charged.
+    /// Reads the whole request and sends exactly this response, for refusals that the
+    /// simulator does not know by name. Nothing is charged.
     Respond {
         /// The status, 200 to 599.
         status: u16,
@@ -194,7 +194,7 @@ impl FromStr for SessionFault {
             }
             (_, Some(("close", text))) => {
                 let (code, reason) = text.split_once('/').unwrap_or((text, ""));
-                // A control frame has at most 125 bytes, of which the code takes two.
+                // A control frame has at most 125 bytes, and the close code takes two of them.
                 match close_code(code).filter(|_| reason.len() <= 123) {
                     Some(code) => Ok(SessionFault::Close { code, reason: reason.to_owned() }),
                     None => Err(FaultError::Close(text.to_owned())),

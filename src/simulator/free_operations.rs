@@ -1,5 +1,5 @@
-//! Operations that cost no credits: they read the account, models, voices and the history, and add
-//! and delete voices.
+//! Serves the operations that cost no credits: they read the account, models, voices and the history, and add and
+//! delete voices.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! A snapshot of the simulator's requests and charges, for assertions in tests. Tests in another process
-//! receive the snapshot as JSON.
+//! Defines the snapshot of the simulator's requests and charges on which tests make assertions. Tests in another
+//! process receive the snapshot as JSON.
 
 use serde::{Deserialize, Serialize};
 

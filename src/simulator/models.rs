@@ -1,5 +1,5 @@
-//! The models and the public voices, and the documents that list them. They have the provider's
-//! identifiers, so that examples of its documentation work.
+//! Lists the models and the public voices, and renders their documents. They have the provider's identifiers, so that
+//! examples of its documentation work.
 
 use serde_json::{Value, json};
 

@@ -21,9 +21,9 @@ use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 use super::speech::{streamed_body, whole_body};
 
-/// An operation of the table.
+/// A row of the table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Operation {
+pub(super) struct OperationRow {
     method: &'static str,
     /// The path segments, in which `{}` stands for an identifier.
     path: &'static str,
@@ -77,14 +77,14 @@ const fn operation(
     parts: &'static [&'static str],
     price: Price,
     output: Output,
-) -> Operation {
-    Operation { method, path, permission, parts, price, output }
+) -> OperationRow {
+    OperationRow { method, path, permission, parts, price, output }
 }
 
 /// The table of operations. Voices and cleaned audio cost 1,000 credits per minute (the
 /// documentation). The costs of the other operations are converted from the price lists.
 #[rustfmt::skip] // a table with one operation per line
-const OPERATIONS: &[Operation] = {
+const OPERATIONS: &[OperationRow] = {
     use AudioTransfer::{Streamed, Whole};
     use Output::{
         Alignment, Audio, CompositionPlan, CreatedResource, DeletedResource, DetailedMusic, DubbedAudio, Music,
@@ -121,7 +121,7 @@ const OPERATIONS: &[Operation] = {
 /// Maximum length of audio that is generated from an upload.
 const MAX_GENERATED_MS: u64 = 60_000;
 
-impl Operation {
+impl OperationRow {
     /// Finds the operation of a path. Returns it with the identifiers in the path.
     ///
     /// # Errors
@@ -355,7 +355,7 @@ mod tests {
     fn paths_methods_and_identifiers_are_distinguished() {
         let find = |method: Method, path: &str| {
             let segments: Vec<&str> = path.split('/').collect();
-            Operation::find(&method, &segments).map(|(operation, ids)| (operation.output, ids))
+            OperationRow::find(&method, &segments).map(|(operation, ids)| (operation.output, ids))
         };
         let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
         assert_eq!(

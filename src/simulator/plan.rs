@@ -1,4 +1,4 @@
-//! The configuration of a simulator: workspaces with credits, their keys, and texts that must not be
+//! Defines the configuration of a simulator: workspaces with credits, their keys, and texts that must not be
 //! received. The mutable state is in [`super::accounts`].
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The catalogue of the provider's refusals over HTTP. `render` contains the status, body and
-//! headers of each, and `fixed` the refusals with a fixed text.
+//! Lists the provider's refusals over HTTP. `render` contains the status, body and headers of each, and `fixed` the
+//! refusals with a fixed text.
 //!
 //! Sources: the error table of the provider's documentation (types and codes), its OpenAPI document
 //! (the 422 list), and captured responses of August and September 2026 (all responses with numbers,
@@ -16,7 +16,7 @@ use http::StatusCode;
 
 use crate::elevenlabs::refusal::{Example, examples};
 
-pub(super) use self::fixed::{RefusalFamily, fixed, fixed_refusal};
+pub(super) use self::fixed::{RefusalFamily, find_fixed, fixed_refusal};
 pub(super) use self::render::violation;
 
 /// A refusal of the provider.
@@ -146,7 +146,7 @@ pub(super) struct HttpRefusal {
     pub(super) body: String,
 }
 
-/// The names of refusals for faults, in the order of the catalogue. Refusals with a value have a
+/// The names of refusals for faults, in the order of `RefusalKind`. Refusals with a value have a
 /// default here.
 pub(super) const NAMED: [(&str, RefusalKind); 25] = [
     ("quota", RefusalKind::Quota),
@@ -179,14 +179,14 @@ pub(super) const NAMED: [(&str, RefusalKind); 25] = [
 impl FromStr for RefusalKind {
     type Err = UnknownRefusal;
 
-    /// Parses a name of the catalogue. `missing_permissions=NAME`, `rate_limit=SECONDS`,
+    /// Parses the name of a refusal. `missing_permissions=NAME`, `rate_limit=SECONDS`,
     /// `unprocessable=FIELD` and `page=STATUS` may have a value.
     fn from_str(text: &str) -> Result<Self, UnknownRefusal> {
         let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
         let unknown = || UnknownRefusal(text.to_owned());
         let named_refusal =
             NAMED.into_iter().find(|(known_name, _)| *known_name == name).map(|(_, kind)| kind);
-        let kind = named_refusal.or_else(|| fixed(name)).ok_or_else(unknown)?;
+        let kind = named_refusal.or_else(|| find_fixed(name)).ok_or_else(unknown)?;
         Ok(match (kind, value) {
             (kind, None) => kind,
             (RefusalKind::MissingPermissions(_), Some(value)) => {
@@ -226,11 +226,11 @@ impl fmt::Display for RefusalKind {
 
 /// The error for an unknown name of a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a refusal: the names are {names}", names = catalogue_names())]
+#[error("`{0}` is not a refusal: the names are {names}", names = refusal_names())]
 pub struct UnknownRefusal(String);
 
-/// Returns all names of the catalogue, with their values.
-fn catalogue_names() -> String {
+/// Returns the names of all refusals, with their values.
+fn refusal_names() -> String {
     const VALUES: [(&str, &str); 4] = [
         ("missing_permissions", "NAME"),
         ("rate_limit", "SECONDS"),

@@ -1,5 +1,5 @@
-//! The head of a simulated response: its status, the headers that the provider always sends, and
-//! the headers of a scripted response.
+//! Builds the head of a simulated response: its status, the headers that the provider always sends, and the headers
+//! of a scripted response.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};

@@ -1,4 +1,4 @@
-//! The body of a response. It is generated while it is sent, and a fault can delay or truncate it.
+//! Generates the body of a simulated response while it is sent. A fault can delay or truncate it.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::free_operations::FreeOperation;
-use super::operations::Operation;
+use super::operations::OperationRow;
 use super::refusal::RefusalKind;
 
 /// A simulated operation of the provider.
@@ -23,12 +23,12 @@ pub(super) enum Route {
     /// An operation that costs no credits.
     Free(FreeOperation),
     /// An operation of the table in `operations`, with the identifiers in its path.
-    Operation(&'static Operation, Vec<String>),
+    Operation(&'static OperationRow, Vec<String>),
     /// The simulator's own endpoint that returns the received request.
     Echo,
 }
 
-/// How a response transfers its audio.
+/// The transfer of the audio in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpeechOutput {
     /// The audio with a content length.
@@ -90,7 +90,7 @@ impl Route {
             ["v1", "history", item] => free(FreeOperation::HistoryItem(id(item))),
             ["v1", "history", item, "audio"] => free(FreeOperation::HistoryAudio(id(item))),
             _ => {
-                return Operation::find(method, &segments)
+                return OperationRow::find(method, &segments)
                     .map(|(operation, ids)| Route::Operation(operation, ids));
             }
         };

@@ -1,4 +1,4 @@
-//! Tests the simulator over real connections. `refusals` checks the catalogue byte for byte, `serving` the
+//! Tests the simulator over real connections. `refusals` checks every refusal byte for byte, `serving` the
 //! common operations, `operations` the other operations, `ownership` the objects of workspaces, `plans` the
 //! features of plans, `faults` the scripted faults, `ledger` the ledger and its violations, and the modules
 //! `sockets…` the WebSockets of the provider.

@@ -1,4 +1,4 @@
-//! A TCP stream that reports its flushes. A fault that breaks the connection after a flush loses no bytes that
+//! Wraps a TCP stream, and reports its flushes. A fault that breaks the connection after a flush loses no bytes that
 //! were written before.
 
 use std::io;

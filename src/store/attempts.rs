@@ -32,7 +32,7 @@ const OWN_KEY_HASH: &str = "own";
 /// corrupt record could overflow the sums and prevent the other records from being written.
 const MAX_AMOUNT: i64 = 1 << 48;
 
-/// The columns: first the common columns of a group of attempts, then the others.
+/// The columns: first the columns that the attempts of a group have in common, then the remaining columns.
 const INTO: &str =
     "attempts (client, key_hash, workspace, method, route, model, status, verdict, credits_from,
     region, id, request_id, number, started_at_ms, request_bytes, response_bytes, characters, audio_ms,
@@ -251,7 +251,7 @@ impl<'t> Insert<'t> {
     }
 }
 
-/// Sets the price of an attempt that was written without one; returns whether it was written without one.
+/// Sets the price of an attempt that was written without a price. Returns whether there was no price.
 fn add_price(transaction: &Transaction<'_>, attempt: &AttemptRecord) -> Result<bool, rusqlite::Error> {
     const SET_PRICE: &str =
         "UPDATE attempts SET credits = ?2, credits_from = ?3 WHERE id = ?1 AND credits_from = ?4";
@@ -307,7 +307,7 @@ impl HourAmounts {
         ]
     }
 
-    /// Adds the price of an attempt that was counted without one.
+    /// Adds the price of an attempt that was counted without a price.
     pub(super) fn add_price(&mut self, attempt: &AttemptRecord) {
         self.credits += amount(attempt.credits);
         self.unpriced -= 1;

@@ -1,5 +1,5 @@
-//! The record of the changes that operators make: one row per change, without secrets. The writer thread commits each
-//! row in a transaction of its own, before the operator gets the response.
+//! Stores the changes that operators make: one row per change, without secrets. The writer thread commits each row in
+//! a transaction of its own, before the operator gets the response.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! The open database. It detects that its file was moved, removed or replaced: SQLite would continue to
-//! write to the unlinked file, and the data would be lost.
+//! Holds the open database, and detects that its file was moved, removed or replaced: SQLite would continue to write
+//! to the unlinked file, and the data would be lost.
 
 use std::fs;
 use std::io;

@@ -84,7 +84,8 @@ fn to_entry(evidence: &Evidence) -> EvidenceEntry {
     EvidenceEntry {
         claim: claim.as_str().to_owned(),
         at_ms: at.0,
-        retry_after_ms: retry_after.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        retry_after_ms: retry_after
+            .map(|retry_after| u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX)),
         agreed: *is_repeated_elsewhere,
         left: credits.map(|(left, _)| left),
         required: credits.map(|(_, required)| required),

@@ -28,7 +28,7 @@ const COLUMNS: [(&str, &str); 6] = [
 /// The table of common columns, which exists until the migration of the attempts is complete.
 const SERIES: &str = "series";
 
-/// The members of [`COLUMNS`] whose tables exist.
+/// Returns the members of [`COLUMNS`] whose tables exist.
 fn existing_columns(
     connection: &Connection,
 ) -> Result<impl Iterator<Item = (&'static str, &'static str)>, rusqlite::Error> {

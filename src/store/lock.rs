@@ -86,7 +86,7 @@ pub(super) fn has_lock_file(path: &Path) -> bool {
     read_result.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
-/// The path of the lock file: beside the resolved database file, so that all links to the file have the same
+/// Returns the path of the lock file: beside the resolved database file, so that all links to the file have the same
 /// lock.
 fn lock_path(path: &Path) -> PathBuf {
     companion(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), ".lock")

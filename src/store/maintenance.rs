@@ -1,5 +1,5 @@
-//! Maintenance between commits: completes the migration, deletes old records, compacts the owners and shrinks
-//! the file. It runs in small steps, so that commits are not delayed.
+//! Maintains the database between commits: completes the migration, deletes old records, compacts the owners and
+//! shrinks the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const MAX_ROWS: u16 = 512;
 /// Maximum pages that one step returns to the file system.
 const MAX_PAGES: i64 = 128;
 
-/// Time between two compactions of the owner log, each of which reads the whole log.
+/// Time between two compactions of the owner log. A compaction reads the whole log.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// Whether work is left after a step.

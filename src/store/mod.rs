@@ -1,6 +1,6 @@
-//! The usage store: one writer thread owns the SQLite database and receives records through a bounded
-//! queue, so requests never wait for the disk. Records that cannot be written are kept in memory and
-//! retried; records beyond the limit are dropped, counted and logged.
+//! Stores usage records: one writer thread owns the SQLite database and receives records through a bounded queue, so
+//! requests never wait for the disk. Records that cannot be written are kept in memory and retried; records beyond
+//! the limit are dropped, counted and logged.
 
 mod lock;
 mod origin;
@@ -113,7 +113,8 @@ struct HealthCounters {
     lost_records: AtomicU64,
     written_records: AtomicU64,
     write_errors: AtomicU64,
-    /// When the oldest unwritten record left the queue, in Unix milliseconds; 0 if all records are written.
+    /// The time at which the oldest unwritten record left the queue, in Unix milliseconds; 0 if all records are
+    /// written.
     unwritten_since: AtomicU64,
 }
 

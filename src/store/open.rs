@@ -259,7 +259,7 @@ fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
     read::client_usage(connection, UnixMs(0)).map(drop)
 }
 
-/// The path of a file beside the database, such as `-wal`: the path of the database with a suffix.
+/// Returns the path of a file beside the database, such as `-wal`: the path of the database with a suffix.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -1,7 +1,7 @@
-//! The outbox: the rows that the mirror has yet to send to Supabase, which are the latest state of each key
-//! and attempts as events. A row is inserted in the transaction of its attempt and deleted after its
-//! delivery, so a crash loses no row. The mirror reads the rows through the writer thread, which owns the
-//! database.
+//! Reads the outbox and records its deliveries. The outbox contains the rows that the mirror has yet to send to
+//! Supabase, which are the latest state of each key and attempts as events. A row is inserted in the transaction of
+//! its attempt and deleted after its delivery, so a crash loses no row. The mirror reads the rows through the writer
+//! thread, which owns the database.
 
 mod tables;
 
@@ -116,7 +116,7 @@ pub struct OutboxBatch {
     pub renames: Vec<KeyRename>,
     /// At most one state per key.
     pub keys: Vec<MirroredKeyState>,
-    /// In the order in which the attempts started.
+    /// The events in the order in which their attempts started.
     pub events: Vec<AttemptEvent>,
     /// Number of rows that Supabase has refused and that will be retried.
     pub refused: u64,
@@ -159,7 +159,7 @@ pub struct RefusedRow {
 pub struct DeliveryReport {
     /// Delivered rows.
     pub sent: Vec<RowVersion>,
-    /// Refused rows, each of which is retried later.
+    /// Refused rows. Each row is retried separately, and later.
     pub refused: Vec<RefusedRow>,
 }
 

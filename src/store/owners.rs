@@ -94,7 +94,7 @@ fn read_owner(row: &Row<'_>) -> Result<Option<OwnershipEntry>, rusqlite::Error> 
     }))
 }
 
-/// Deletes some of the owners that exceed the limits; returns whether others may remain.
+/// Deletes some of the owners that exceed the limits; returns whether further owners may remain.
 pub(super) fn delete_excess(
     connection: &Connection,
     limits: &RetentionLimits,

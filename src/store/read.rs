@@ -24,7 +24,7 @@ pub(super) fn keys(connection: &Connection) -> Result<Vec<RestoredKey>, rusqlite
     rows.filter_map(Result::transpose).collect()
 }
 
-/// The usage of each client in the periods that contain `now`: the sums of the quota that its attempts used,
+/// Returns the usage of each client in the periods that contain `now`: the sums of the quota that its attempts used,
 /// by the same rule as the counters in memory (`policy::charge`).
 pub(super) fn client_usage(
     connection: &Connection,

@@ -1,5 +1,5 @@
-//! Stores the refusals that restrictions are computed from: one row per active restriction. The restrictions
-//! are not stored, because a later version may compute others from the same refusals.
+//! Stores the refusals that restrictions are computed from: one row per active restriction. The restrictions are not
+//! stored, because a later version may derive different restrictions from the same refusals.
 
 mod document;
 

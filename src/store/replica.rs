@@ -1,4 +1,4 @@
-//! The id of this replica in a pool that several replicas share.
+//! Stores the id of this replica in a pool that several replicas share.
 
 use rusqlite::OptionalExtension;
 

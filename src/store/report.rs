@@ -27,8 +27,7 @@ use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::pool::RestoredKey;
 
-/// The reason that the database cannot be read. The message says how to solve the problem, if it can be
-/// solved.
+/// The reason that the database cannot be read. The message describes how to solve the problem, if it can be solved.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The file does not exist.
@@ -86,7 +85,7 @@ pub enum UsageGroup {
         /// The configured name of the key.
         name: Option<String>,
     },
-    /// The name of a client, user, region, model or route, or `None` for attempts without one.
+    /// The name of a client, user, region, model or route, or `None` for attempts without this value.
     Name(Option<String>),
 }
 
@@ -167,8 +166,8 @@ impl UsageReader {
         }
     }
 
-    /// Returns the sums of the hours in `period`, from the hour that contains its start, and without the hour
-    /// that contains its end. Groups of time are in their order, others the most expensive first.
+    /// Returns the sums of the hours in `period`, from the hour that contains its start, and without the hour that
+    /// contains its end. Groups by time are in the order of time, and any other groups by descending credits.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The schema of the database: the migrations from each version to the next create and change its tables.
+//! Creates and migrates the schema of the database: one migration leads from each version to the next.
 
 use rusqlite::{Connection, TransactionBehavior};
 
@@ -370,7 +370,7 @@ pub(super) const USERS_VERSION: usize = 14;
 /// The version that this program writes.
 pub(super) const VERSION: usize = MIGRATIONS.len();
 
-/// The schema version of a file; 0 if the file is empty.
+/// Returns the schema version of a file; 0 if the file is empty.
 pub(super) fn version(connection: &Connection) -> Result<usize, rusqlite::Error> {
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
@@ -413,7 +413,7 @@ pub(super) fn write_application_id(connection: &Connection) -> Result<(), rusqli
     Ok(())
 }
 
-/// The statements that create a file of an earlier version.
+/// Returns the statements that create a file of an earlier version.
 #[cfg(test)]
 pub(super) fn for_version(version: usize) -> String {
     format!("{}; PRAGMA user_version = {version};", MIGRATIONS[..version].join(";"))

@@ -147,8 +147,8 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
 fn is_part_of(target: &Path, path: &Path) -> bool {
     // A missing target is in the resolved directory that would contain it.
     let resolve = |path: &Path| {
-        let in_directory = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-        path.canonicalize().ok().or_else(in_directory).unwrap_or_else(|| path.to_owned())
+        let canonical_path = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(canonical_path).unwrap_or_else(|| path.to_owned())
     };
     let (target, path) = (resolve(target), resolve(path));
     let (Some(name), Some(database)) = (target.file_name(), path.file_name()) else { return false };
@@ -255,13 +255,13 @@ pub(super) fn count_attempts(connection: &Connection) -> Option<u64> {
     let converted = count("SELECT count(*) FROM attempts")?;
     // Before version 12, `attempts` is a view of these tables.
     let is_view = count("SELECT count(*) FROM sqlite_schema WHERE type = 'view' AND name = 'attempts'")? > 0;
-    let earlier = if is_view {
+    let unconverted = if is_view {
         0
     } else {
         count("SELECT count(*) FROM attempt_rows").unwrap_or(0)
             + count("SELECT coalesce(sum(attempts), 0) FROM attempt_sheets").unwrap_or(0)
     };
-    u64::try_from(converted + earlier).ok()
+    u64::try_from(converted + unconverted).ok()
 }
 
 /// Returns the size of the database in bytes, with the transactions in its write-ahead log.

@@ -1,5 +1,5 @@
-//! The JSON of the response that a refusal comes from. Separate because the documents of `evidence` and of
-//! `refusals` both contain it.
+//! Converts the response that contained a refusal to JSON, and back. It is separate because the documents of
+//! `evidence` and of `refusals` both contain it.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +9,9 @@ use crate::policy::evidence::RefusalSource;
 pub(super) struct StoredSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
-    #[serde(default)]
-    words: String,
+    /// The files call the message `words`.
+    #[serde(default, rename = "words")]
+    message: String,
     #[serde(default)]
     route: String,
     #[serde(default)]
@@ -21,7 +22,7 @@ impl From<&RefusalSource> for StoredSource {
     fn from(source: &RefusalSource) -> Self {
         Self {
             status: source.status,
-            words: source.message.as_ref().to_owned(),
+            message: source.message.as_ref().to_owned(),
             route: source.route.as_ref().to_owned(),
             request_id: source.request_id.as_ref().to_owned(),
         }
@@ -32,7 +33,7 @@ impl From<StoredSource> for RefusalSource {
     fn from(stored: StoredSource) -> Self {
         Self {
             status: stored.status,
-            message: stored.words.into(),
+            message: stored.message.into(),
             route: stored.route.into(),
             request_id: stored.request_id.into(),
         }

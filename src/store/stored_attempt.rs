@@ -1,4 +1,4 @@
-//! The stored attempts, as the commands and the admin API read them.
+//! Reads stored attempts for the commands and the admin API.
 
 use rusqlite::Row;
 use serde::Serialize;

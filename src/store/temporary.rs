@@ -87,20 +87,19 @@ mod tests {
     #[test]
     fn only_unlocked_files_and_directories_with_the_prefix_are_removed() {
         let temporary = tempfile::tempdir().unwrap();
-        let in_directory = |name: &str| temporary.path().join(name);
+        let path_of = |name: &str| temporary.path().join(name);
         let prefix = OsStr::new("a.db.partial-");
         let used_file = LockedTemporary::create_file(temporary.path(), prefix).unwrap();
         let used_directory = LockedTemporary::create_directory(temporary.path(), prefix).unwrap();
         for name in ["a.db.partial", "a.db.partial-left", "b.db.partial-x"] {
-            fs::write(in_directory(name), "text").unwrap();
+            fs::write(path_of(name), "text").unwrap();
         }
-        fs::create_dir(in_directory("a.db.partial-directory")).unwrap();
-        fs::write(in_directory("a.db.partial-directory/copy.db"), "text").unwrap();
-        std::os::unix::fs::symlink(in_directory("b.db.partial-x"), in_directory("a.db.partial-link"))
-            .unwrap();
+        fs::create_dir(path_of("a.db.partial-directory")).unwrap();
+        fs::write(path_of("a.db.partial-directory/copy.db"), "text").unwrap();
+        std::os::unix::fs::symlink(path_of("b.db.partial-x"), path_of("a.db.partial-link")).unwrap();
         remove_abandoned(temporary.path(), prefix);
         assert!(used_file.path().exists() && used_directory.path().exists(), "locked ones must stay");
-        let remains = |name: &str| in_directory(name).symlink_metadata().is_ok();
+        let remains = |name: &str| path_of(name).symlink_metadata().is_ok();
         assert!(!remains("a.db.partial-left") && !remains("a.db.partial-directory"));
         assert!(["a.db.partial", "b.db.partial-x", "a.db.partial-link"].iter().all(|name| remains(name)));
         let (file, directory) = (used_file.path().to_owned(), used_directory.path().to_owned());

@@ -78,12 +78,12 @@ fn record(pool: &Pool, credits: u64) -> AttemptRecord {
     }
 }
 
-/// An attempt that started at this time, with an id of the same time.
+/// Returns an attempt that started at this time, with an id of the same time.
 fn record_started_at(pool: &Pool, started_at: UnixMs, credits: u64) -> AttemptRecord {
     AttemptRecord { id: AttemptRecord::new_id(started_at), started_at, ..record(pool, credits) }
 }
 
-/// The record that adds the price of an attempt later.
+/// Returns the record that adds the price of an attempt later.
 fn late_price(record: &AttemptRecord, credits: u64) -> AttemptRecord {
     AttemptRecord { credits, credits_from: CreditSource::Reported, is_price: true, ..record.clone() }
 }
@@ -118,7 +118,7 @@ fn write(database: &mut Database, records: &[AttemptRecord], mirror_scope: Mirro
     transaction::commit(database, &attempt_batch(records), &[], mirror_scope, NOW).unwrap();
 }
 
-/// A channel whose sender was dropped.
+/// Returns a channel whose sender was dropped.
 fn no_history_commands() -> tokio::sync::mpsc::Receiver<crate::store::history::HistoryCommand> {
     tokio::sync::mpsc::channel(1).1
 }
@@ -131,13 +131,13 @@ fn query_number(connection: &Connection, sql: &str) -> i64 {
     connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-/// The location and the path of a database in a directory that does not exist yet.
+/// Returns the location and the path of a database in a directory that does not exist yet.
 fn location(directory: &Path) -> (DatabaseLocation, PathBuf) {
     let path = directory.join("state").join("keychoir.db");
     (DatabaseLocation::File(path.clone()), path)
 }
 
-/// The key hash and the credits of each attempt.
+/// Returns the key hash and the credits of each attempt.
 fn read_attempts(path: &Path) -> Vec<(String, i64)> {
     let connection = Connection::open(path).unwrap();
     let mut statement = connection.prepare("SELECT key_hash, credits FROM attempts ORDER BY id").unwrap();

@@ -1,5 +1,5 @@
-//! The transaction that stores a batch: attempts, owners of identifiers, refusals, the state of the keys, and
-//! their outbox rows are committed together or not at all.
+//! Stores a batch in one transaction: attempts, owners of identifiers, refusals, the state of the keys, and their
+//! outbox rows are committed together or not at all.
 
 use rusqlite::{ToSql, Transaction, TransactionBehavior};
 

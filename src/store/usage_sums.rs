@@ -1,4 +1,4 @@
-//! The sums of attempts by one dimension, as the commands and the admin API read them.
+//! Reads the sums of attempts by one dimension for the commands and the admin API.
 
 use rusqlite::Row;
 

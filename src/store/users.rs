@@ -1,8 +1,8 @@
-//! The hourly sums by client, end user and region. Their table is separate from `hours`, whose sums by key, route and
-//! model would need one row each per user.
+//! Counts the attempts of each hour by client, end user and region. Their table is separate from `hours`, whose sums
+//! by key, route and model would need one row each per user.
 //!
-//! Only attempts that may have cost something are counted for their user, and all others without a user. A client
-//! can name any number of users, so the number of rows is bounded by what the client has paid for.
+//! Only attempts that may have cost something are counted for their user, and all other attempts without a user. A
+//! client can name any number of users, so the number of rows is bounded by what the client has paid for.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;

@@ -1,6 +1,6 @@
-//! The writer thread: commits the queued usage records, immediately after an idle period and at intervals
-//! while more records arrive. Records that cannot be written are kept and retried. Between commits the
-//! thread serves the mirror and runs maintenance.
+//! Runs the writer thread: commits the queued usage records, immediately after an idle period and at intervals while
+//! more records arrive. Records that cannot be written are kept and retried. Between commits the thread serves the
+//! mirror and runs maintenance.
 
 mod failure;
 mod history;
@@ -75,7 +75,7 @@ pub(super) struct Writer {
     in_memory_attempts: usize,
 }
 
-/// The number of queued records that starts a commit early, so that the queue does not fill up.
+/// Returns the number of queued records that starts a commit early, so that the queue does not fill up.
 pub(super) fn early_commit_size(settings: &Settings) -> usize {
     (settings.max_queued_records / EARLY_COMMIT_DIVISOR).max(1)
 }
@@ -147,7 +147,7 @@ impl Writer {
             if let Some(command) = command.or_else(|| commands.try_recv().ok()) {
                 self.run_command(command);
             }
-            // Nor may it starve requests that wait for the usage of their user.
+            // It must not starve requests that wait for the usage of their user either.
             for _ in 0..history.max_capacity() {
                 let Ok(command) = history.try_recv() else { break };
                 self.run_history_command(command);
@@ -291,9 +291,10 @@ impl Writer {
             // The state of a key is read when its records are written, so the stored state is never older
             // than a stored record.
             let charged_keys = self.unwritten.attempts.iter().filter_map(|attempt| attempt.key.as_ref());
-            let charged: HashSet<*const Workspace> =
+            let charged_workspaces: HashSet<*const Workspace> =
                 charged_keys.map(|key| std::ptr::from_ref(key.workspace())).collect();
-            let is_charged = |workspace: &Workspace| charged.contains(&std::ptr::from_ref(workspace));
+            let is_charged =
+                |workspace: &Workspace| charged_workspaces.contains(&std::ptr::from_ref(workspace));
             let keys = self.pool.snapshot_of(now, |key| self.are_keys_stale || is_charged(key.workspace()));
             database.refusals.prepare(self.pool.restrictions(), now);
             history::write_changes(&database.connection, &mut self.unwritten_changes)?;

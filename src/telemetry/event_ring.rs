@@ -1,5 +1,4 @@
-//! The events for listeners of the admin API: a ring of the latest ones, from which each listener reads at its
-//! own pace.
+//! Keeps the latest events for listeners of the admin API in a ring, from which each listener reads at its own pace.
 //!
 //! A listener holds only its position in the ring, so a slow one needs no memory and delays no request. Without
 //! listeners that want requests, a request does no more than one atomic load.
@@ -83,7 +82,7 @@ pub struct Event {
 /// The content of an event. Documents are JSON without secrets.
 #[derive(Clone, Debug)]
 pub enum EventContent {
-    /// The state of a key, of which only the latest is kept.
+    /// The state of a key. Only the latest state of each key is kept.
     Key {
         /// The id of the key.
         id: Arc<str>,
@@ -94,7 +93,7 @@ pub enum EventContent {
     Request(Arc<EndedRequest>),
     /// An operator has made a change.
     Change(Arc<str>),
-    /// The state of the whole program, of which only the latest is kept.
+    /// The state of the whole program. Only the latest state is kept.
     Overview(Arc<str>),
 }
 
@@ -311,8 +310,7 @@ impl Ring {
         }
     }
 
-    /// Removes earlier states of the keys, and the earlier overview, of which the events from `first_new` on have
-    /// the latest.
+    /// Removes the key states and the overview that the events from `first_new` on replace.
     fn remove_replaced_states(&mut self, first_new: usize) {
         let mut keys = HashSet::new();
         let mut has_overview = false;

@@ -33,7 +33,7 @@ pub enum LineFormat {
 }
 
 impl LineFormat {
-    /// The format for a terminal: `Terminal` if the locale's character set is UTF-8, otherwise `Ascii`.
+    /// Returns the format for a terminal: `Terminal` if the locale's character set is UTF-8, otherwise `Ascii`.
     #[must_use]
     pub fn for_terminal(locale: Option<&str>) -> Self {
         let charset = locale.unwrap_or_default().to_ascii_lowercase().replace('-', "");

@@ -173,7 +173,7 @@ fn flush_within(timeout: Duration) -> bool {
     installed_queue().is_none_or(|queue| queue.flush(timeout))
 }
 
-/// Lines of the installed sink that were dropped after the program started.
+/// Returns the number of lines of the installed sink that were dropped after the program started.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     installed_queue().map_or(0, |queue| queue.dropped_lines.load(Ordering::Relaxed))

@@ -1,6 +1,5 @@
-//! The metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
-//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in
-//! `admin`.
+//! Defines the metrics of requests, with their names and help texts. A request updates them by a few relaxed atomic
+//! additions, without a lock or an allocation. Metrics whose values are read when they are scraped are in `admin`.
 
 mod exposition;
 mod histogram;
@@ -99,7 +98,7 @@ impl RequestLabels {
         }
     }
 
-    /// The labels of requests that would exceed [`MAX_REQUEST_SERIES`].
+    /// Returns the labels of requests that would exceed [`MAX_REQUEST_SERIES`].
     fn other() -> Self {
         let method = Method::from_bytes(OTHER.as_bytes()).unwrap_or_default();
         Self { method, route: None, code: Some(OTHER_CODE), client: None }
@@ -372,7 +371,7 @@ impl Drop for OpenSession {
     }
 }
 
-/// The label of a key: its name, or its short form.
+/// Returns the label of a key: its name, or its short form.
 #[must_use]
 pub fn key_label(key: &Key) -> &str {
     key.name().unwrap_or(key.api_key().short().as_str())

@@ -1,4 +1,4 @@
-//! The output of the running program: log lines about keys and requests, as short lines on a terminal and as
+//! Writes the output of the running program: log lines about keys and requests, as short lines on a terminal and as
 //! JSON otherwise, the metrics and the timeline of requests, and the events for listeners of the admin API.
 
 mod log;
@@ -39,7 +39,7 @@ pub use transitions::{
     transition_messages,
 };
 
-/// The format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
+/// Returns the format for standard error: JSON unless it is a terminal, ASCII unless the terminal supports UTF-8.
 /// `locale` is the value of the first of `LC_ALL`, `LC_CTYPE` and `LANG` that is set.
 #[must_use]
 pub fn stderr_format(locale: Option<&str>) -> LineFormat {

@@ -118,7 +118,7 @@ pub(super) fn replace_unprintable(line: &mut Vec<u8>, is_ascii_only: bool) {
     *line = safe.into_bytes();
 }
 
-/// The ASCII text for a character beyond ASCII that Keychoir's own messages contain.
+/// Returns the ASCII text for a character beyond ASCII that Keychoir's own messages contain.
 fn ascii_substitute(c: char) -> Option<&'static str> {
     match c {
         '├' | '│' => Some("|"),

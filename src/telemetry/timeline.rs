@@ -1,6 +1,6 @@
-//! The requests of the last 24 hours in intervals of five minutes, in memory, for the charts and figures of the
-//! dashboard. A task reads the counters of the metrics periodically, so that requests do no work for the timeline.
-//! The stored records could not answer this cheaply: reading them scans the attempts of a whole day.
+//! Counts the requests of the last 24 hours in intervals of five minutes, in memory, for the charts and figures of
+//! the dashboard. A task reads the counters of the metrics periodically, so that requests do no work for the
+//! timeline. The stored records could not answer this cheaply: reading them scans the attempts of a whole day.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -169,23 +169,23 @@ impl TimelineHandle {
 
     /// Records the current totals.
     pub fn record(&self, now: UnixMs) {
-        drop(self.updated(now));
+        drop(self.lock_updated(now));
     }
 
     /// Returns the intervals of the last 24 hours, see [`Timeline::intervals`].
     #[must_use]
     pub fn intervals(&self, now: UnixMs) -> Vec<TimelineInterval> {
-        self.updated(now).intervals(now)
+        self.lock_updated(now).intervals(now)
     }
 
     /// Returns the requests of the last `duration`, see [`Timeline::recent`].
     #[must_use]
     pub fn recent(&self, now: UnixMs, duration: Duration) -> RecentRequests {
-        let timeline = self.updated(now);
+        let timeline = self.lock_updated(now);
         timeline.recent(now, &timeline.totals, duration)
     }
 
-    fn updated(&self, now: UnixMs) -> MutexGuard<'_, Timeline> {
+    fn lock_updated(&self, now: UnixMs) -> MutexGuard<'_, Timeline> {
         let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
         timeline.record(now, &self.metrics.totals());
         timeline

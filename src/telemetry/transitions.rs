@@ -10,20 +10,20 @@ use crate::policy::key_state::{CooldownReason, StateChange};
 use crate::policy::units::{Grouped, UnixMs};
 use crate::pool::{Key, Restriction, Transition};
 
-/// The message that keys were loaded from `source`.
+/// Returns the message that keys were loaded from `source`.
 #[must_use]
 pub fn keys_loaded_message(count: usize, source: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("Loaded {count} ElevenLabs API key{plural} from {source}")
 }
 
-/// The name of a key, or its number, counted from 1, if it has no name.
+/// Returns the name of a key, or its number, counted from 1, if it has no name.
 #[must_use]
 pub fn key_name(position: usize, name: Option<&str>) -> String {
     name.map_or_else(|| format!("key {}", position + 1), str::to_owned)
 }
 
-/// Describes a missing limit: pay-as-you-go accounts have no limit, others have an unknown one.
+/// Describes a missing limit: a pay-as-you-go account has no limit, and the limit of any other account is unknown.
 #[must_use]
 pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
     let letters: String =
@@ -31,13 +31,13 @@ pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
     if letters.contains("payg") || letters.contains("payasyougo") { "pay as you go" } else { "unknown" }
 }
 
-/// The short form of a key, followed by its name if it has one.
+/// Returns the short form of a key, followed by its name if it has one.
 fn label(key: &Key) -> String {
     let short = key.api_key().short();
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
 
-/// The messages about a transition, each with the name of its event. `forecast` and `resets_at` are the
+/// Returns the messages about a transition, each with the name of its event. `forecast` and `resets_at` are the
 /// forecast and the reset time of the key's workspace.
 #[must_use]
 pub fn transition_messages(
@@ -156,7 +156,7 @@ pub fn log_restriction(key: &Key, restriction: &Restriction) {
     );
 }
 
-/// The date on which the credits will be exhausted, if that is before their reset.
+/// Returns the date on which the credits will be exhausted, if that is before their reset.
 fn format_forecast(forecast: Forecast) -> String {
     match forecast {
         Forecast::ExhaustedAt(at) => format!(" (spent by {} at this rate)", at.month_and_day()),
@@ -173,7 +173,7 @@ pub fn log_discrepancy(key: &Key, credits: i64, matching_key: Option<&Key>) {
     info!(event = "quota_mismatch", key = short, name, number, credits, "{text}");
 }
 
-/// The number of a key, counted from 1.
+/// Returns the number of a key, counted from 1.
 fn key_number(key: &Key) -> usize {
     key.position() + 1
 }
@@ -206,7 +206,7 @@ fn format_remaining(quota: &Quota, plan: Option<&str>) -> String {
     }
 }
 
-/// When an exhausted key is used again: at the reset of its credits, or earlier to be tried.
+/// Formats the time at which an exhausted key is used again: at the reset of its credits, or at an earlier trial.
 fn format_next_use(until: Option<UnixMs>, resets_at: Option<UnixMs>) -> String {
     match until {
         Some(reset) if until == resets_at => format!(" (resets {})", reset.month_and_day()),

@@ -251,16 +251,16 @@ fn hex_digit(byte: u8) -> Option<u64> {
 
 fn parse_trailers(lines: &[u8]) -> DecoderState {
     let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILERS];
-    let parse_result = match httparse::parse_headers(lines, &mut slots) {
-        Ok(httparse::Status::Complete((_, parse_result))) => parse_result,
+    let parsed_headers = match httparse::parse_headers(lines, &mut slots) {
+        Ok(httparse::Status::Complete((_, parsed_headers))) => parsed_headers,
         Err(httparse::Error::TooManyHeaders) => return DecoderState::Failed(ChunkError::TooLarge),
         Ok(httparse::Status::Partial) | Err(_) => return MALFORMED,
     };
-    if parse_result.is_empty() {
+    if parsed_headers.is_empty() {
         return DecoderState::Complete(None);
     }
-    let mut headers = HeaderMap::with_capacity(parse_result.len());
-    for header in parse_result {
+    let mut headers = HeaderMap::with_capacity(parsed_headers.len());
+    for header in parsed_headers {
         let name = HeaderName::from_bytes(header.name.as_bytes());
         let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(header.value)) else { return MALFORMED };
         headers.append(name, value);

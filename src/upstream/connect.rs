@@ -35,13 +35,13 @@ pub trait Connect: Send + Sync + 'static {
 /// The reason why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The name has no address.
+    /// The host name could not be resolved.
     #[error("the name of the upstream cannot be resolved: {0}")]
     Name(#[source] io::Error),
     /// No address accepts a TCP connection.
     #[error("the upstream cannot be reached: {0}")]
     Tcp(#[source] io::Error),
-    /// The TLS handshake failed. The request is not sent without TLS instead.
+    /// The TLS handshake failed. The request is never sent in plain text instead.
     #[error("the TLS handshake with the upstream failed: {0}")]
     Tls(#[source] io::Error),
     /// The host is not a valid name in a certificate.
@@ -211,26 +211,31 @@ fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
 /// Delay after which the next address is tried in parallel (RFC 8305, section 5).
 const CONNECTION_ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// The reason why a name accepts no TCP connection.
+/// The reason why no TCP connection to a host could be opened.
 #[derive(Debug)]
 pub enum TcpError {
-    /// The name has no address.
+    /// The host name could not be resolved.
     Name(io::Error),
     /// No address accepts a connection.
     Connect(io::Error),
 }
 
-/// Connects to the first address of the name that accepts (RFC 8305). An address that drops packets delays
-/// the next one only by 250 ms. The caller bounds the time.
+/// Resolves a host and connects to the first address that accepts a connection (RFC 8305). The caller bounds the time.
 ///
 /// # Errors
 ///
-/// Fails when the name has no address, or no address accepts a connection.
+/// Fails when the host name cannot be resolved, or no address accepts a connection.
 pub async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
     let resolved_addresses = tokio::net::lookup_host((host, port)).await.map_err(TcpError::Name)?;
-    let mut addresses = interleave_families(resolved_addresses.collect()).into_iter();
+    connect_any(resolved_addresses.collect()).await
+}
+
+/// Connects to the first of the addresses that accepts a connection. An address that drops packets delays the
+/// attempt at the next address only by [`CONNECTION_ATTEMPT_DELAY`].
+async fn connect_any(addresses: Vec<SocketAddr>) -> Result<TcpStream, TcpError> {
+    let mut addresses = interleave_families(addresses).into_iter();
     let mut attempts = JoinSet::new();
-    let mut last_error = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+    let mut last_error = None;
     loop {
         let address = addresses.next();
         let has_started_attempt = address.is_some();
@@ -247,9 +252,13 @@ pub async fn connect_tcp(host: &str, port: u16) -> Result<TcpStream, TcpError> {
                 tcp.set_nodelay(true).map_err(TcpError::Connect)?;
                 return Ok(tcp);
             }
-            Ok(Some(Ok(Err(error)))) => last_error = error,
-            Ok(Some(Err(error))) => last_error = io::Error::other(error),
-            Ok(None) if !has_started_attempt => return Err(TcpError::Connect(last_error)),
+            Ok(Some(Ok(Err(error)))) => last_error = Some(error),
+            Ok(Some(Err(error))) => last_error = Some(io::Error::other(error)),
+            Ok(None) if !has_started_attempt => {
+                let no_address =
+                    || io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+                return Err(last_error.map_or_else(|| TcpError::Name(no_address()), TcpError::Connect));
+            }
             Ok(None) | Err(_) => {}
         }
     }
@@ -299,7 +308,13 @@ mod tests {
     #[tokio::test]
     async fn a_port_without_a_listener_is_an_error() {
         let closed_port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let connected = connect_tcp("127.0.0.1", closed_port.port()).await;
-        assert!(matches!(connected, Err(TcpError::Connect(_))));
+        let result = connect_tcp("127.0.0.1", closed_port.port()).await;
+        assert!(matches!(result, Err(TcpError::Connect(_))));
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_an_unresolved_name() {
+        let result = connect_any(Vec::new()).await;
+        assert!(matches!(result, Err(TcpError::Name(_))), "{result:?}");
     }
 }

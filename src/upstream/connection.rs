@@ -170,8 +170,9 @@ impl Connection {
         }
     }
 
-    /// Whether the connection can be used for a request: it is open, and no unexpected bytes have arrived.
-    pub(super) fn is_idle(&mut self) -> bool {
+    /// Reads from the connection without waiting. Returns whether it can be used for a request: it is open, and no
+    /// unexpected bytes have arrived.
+    pub(super) fn check_idle(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         self.read_buf.is_empty() && self.poll_fill(&mut cx).is_pending()
     }
@@ -304,8 +305,8 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_fill(&mut cx).is_pending());
         assert_eq!(connection.read_buf.capacity(), 0);
-        assert!(connection.is_idle());
+        assert!(connection.check_idle());
         server.write_all(b"x").await.unwrap();
-        assert!(!connection.is_idle());
+        assert!(!connection.check_idle());
     }
 }

@@ -48,7 +48,7 @@ impl IdlePool {
     pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let mut idle = self.lock();
         while let Some((mut connection, idle_since)) = idle.connections.pop() {
-            if !self.is_expired(&connection, idle_since, now) && connection.is_idle() {
+            if !self.is_expired(&connection, idle_since, now) && connection.check_idle() {
                 return Some(connection);
             }
         }
@@ -76,7 +76,7 @@ impl IdlePool {
     fn sweep(&self, now: Instant) -> bool {
         let mut idle = self.lock();
         idle.connections.retain_mut(|(connection, idle_since)| {
-            !self.is_expired(connection, *idle_since, now) && connection.is_idle()
+            !self.is_expired(connection, *idle_since, now) && connection.check_idle()
         });
         idle.has_sweep_task = !idle.connections.is_empty();
         idle.has_sweep_task

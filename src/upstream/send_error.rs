@@ -12,7 +12,7 @@ use crate::policy::replay::Progress;
 #[derive(Debug, thiserror::Error)]
 #[error("{kind}")]
 pub struct SendError {
-    /// How far the attempt got, which determines whether the attempt can be retried.
+    /// The progress of the attempt, which determines whether the attempt can be retried.
     pub progress: Progress,
     /// The cause.
     pub kind: SendErrorKind,
@@ -23,7 +23,7 @@ impl SendError {
         Self { progress: Progress::Unsent, kind }
     }
 
-    /// The error of a connection that could not be opened.
+    /// Creates the error of a connection that could not be opened.
     pub(super) fn connect(error: ConnectError) -> Self {
         let progress = match &error {
             ConnectError::Proxy(proxy) if proxy.is_authentication_failure() => {

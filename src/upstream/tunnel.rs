@@ -61,7 +61,7 @@ impl ForwardProxyError {
 /// The cause of a [`ForwardProxyError`].
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardProxyErrorKind {
-    /// The proxy's name has no address.
+    /// The host name of the proxy could not be resolved.
     #[error("cannot be reached: its name cannot be resolved: {0}")]
     Name(#[source] io::Error),
     /// No address of the proxy accepts a TCP connection.

@@ -44,8 +44,11 @@ fn every_value_is_printed_with_its_source_and_without_secrets() {
         "# quota = \"3 requests\"",
     ] {
         let section = line.split('=').next().unwrap();
-        let found: Vec<&str> = text.lines().filter(|found| found.starts_with(section)).collect();
-        assert!(text.lines().any(|found| found == line), "{line} must be printed, and not {found:?}");
+        let section_lines: Vec<&str> = text.lines().filter(|line| line.starts_with(section)).collect();
+        assert!(
+            text.lines().any(|printed| printed == line),
+            "{line} must be printed, and not {section_lines:?}"
+        );
     }
     let document: Value = serde_json::from_str(&show(&["--json"])).unwrap();
     let setting = |name: &str| {

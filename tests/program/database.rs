@@ -41,7 +41,7 @@ fn read_usage(database: &Path) -> Value {
     parse_json_output(&output)["total"].clone()
 }
 
-/// The ids and credits of all attempts.
+/// Returns the ids and credits of all attempts.
 fn read_attempts(database: &Path) -> Vec<(String, i64)> {
     let connection = rusqlite::Connection::open(database).unwrap();
     let mut statement = connection.prepare("SELECT id, credits FROM attempts ORDER BY id").unwrap();

@@ -20,7 +20,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// A command with an empty home directory, one key and no fixed port.
+/// Returns a command with an empty home directory, one key and no fixed port.
 fn command_in(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(arguments);
     command
@@ -182,7 +182,7 @@ async fn an_online_check_asks_the_provider_about_each_key() {
     assert_eq!(charged_credits, 0, "a check must cost nothing");
 }
 
-/// A server that answers every connection with this text, and its address.
+/// Starts a server that answers every connection with this text, and returns its address.
 fn start_server(response: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();

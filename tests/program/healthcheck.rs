@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::environment::{FIRST_KEY, ProgramEnvironment};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// A health check with the configuration of the program in `environment`.
+/// Returns a health check with the configuration of the program in `environment`.
 fn healthcheck(environment: &ProgramEnvironment, arguments: &[&str]) -> Command {
     let config = environment.path("keychoir.toml");
     let mut command =

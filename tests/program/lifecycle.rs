@@ -266,7 +266,7 @@ async fn idle_connections_do_not_use_up_the_file_descriptors() {
             assert!(head[0].contains("200"), "round {round}: {head:#?} {body}");
         }
     }
-    // A client in the accept queue is accepted after the others have disconnected.
+    // A client in the accept queue is accepted after the other clients have disconnected.
     drop(idle_connections);
     assert_head_contains(&KeepAliveConnection::open(&address).request("/v1/voices").0, &["http/1.1 200"]);
     drop(active);

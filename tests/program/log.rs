@@ -129,7 +129,7 @@ fn a_program_that_panics() {
         return;
     }
     telemetry::start(LineFormat::Json, "info", LogSink::stderr(LineFormat::Json).unwrap()).unwrap();
-    // The first event wakes the writer thread. The others would be written when it wakes again.
+    // The first event wakes the writer thread. The other events would be written when it wakes again.
     (0..3).for_each(|number| info!(event = "before", number, "it comes {LogsWhileFormatted}"));
     panic!("on purpose");
 }

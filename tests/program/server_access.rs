@@ -29,7 +29,7 @@ impl RunningProgram {
         Self { environment, program: Some(program), address, socket }
     }
 
-    /// A command with the configuration of the program, and without its state directory.
+    /// Returns a command with the configuration of the program, and without its state directory.
     fn command(&self, arguments: &[&str]) -> Command {
         let config = self.environment.path("keychoir.toml");
         let mut command = keychoir_command(&[arguments, &["--config", config.to_str().unwrap()]].concat());

@@ -59,7 +59,7 @@ fn bash_completes_commands_and_flags() {
     }
 }
 
-/// The pages in a directory, by name.
+/// Returns the pages in a directory, by name.
 fn read_pages(directory: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let page = |path: std::path::PathBuf| {

@@ -306,7 +306,7 @@ fn keys_are_added_paused_and_removed_without_a_running_program() {
     assert!(!stderr(&output).contains(key));
     let state = home.path().join(".local/state/keychoir");
     assert_eq!(fs::read_to_string(state.join("managed_keys/spare")).unwrap(), format!("{key}\n"));
-    // No configuration file and no variable has a key, and the check passes with this one.
+    // No configuration file and no variable has a key, and the check passes with the managed key.
     let mut check = keychoir_command(&["check"]);
     check.env("HOME", home.path()).env("KEYCHOIR_SERVER__LISTEN", "127.0.0.1:0");
     let output = run(&mut check);

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use crate::environment::{FIRST_KEY, ProgramEnvironment, SECOND_KEY};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// A program on a Unix socket, whose path stays the same after a restart.
+/// Starts a program on a Unix socket, whose path stays the same after a restart.
 fn start(environment: &ProgramEnvironment) -> (Program, String) {
     let url = format!("unix:{}", environment.path("k.sock").display());
     let mut program = Program::start(&mut environment.command(&["--listen", &url]));

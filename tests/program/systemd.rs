@@ -25,7 +25,7 @@ async fn a_restart_with_a_passed_socket_does_not_refuse_clients() {
         program
     };
     let mut program = start();
-    // Some clients keep their connections open, and others open a connection per request.
+    // Some clients keep their connections open, and other clients open a connection per request.
     let client_without_keepalive =
         keychoir::upstream::http_client().unwrap().pool_max_idle_per_host(0).build().unwrap();
     let mut traffic = Traffic::start(4, &address, &client_without_keepalive);

@@ -125,9 +125,9 @@ async fn run_cases(cases: Vec<ProviderCase>) -> Vec<String> {
         if unusable_count < KEYS.len() {
             case_deviations.extend(check_valid_requests_are_served(&proxy).await.err());
         }
-        let used: Vec<u64> = proxy.app.keys().iter().map(|key| key.quota.count).collect();
-        if used.iter().any(|count| *count >= IMPLAUSIBLE_CREDITS) {
-            case_deviations.push(format!("the recorded usage is implausible: {used:?} credits"));
+        let used_credits: Vec<u64> = proxy.app.keys().iter().map(|key| key.quota.count).collect();
+        if used_credits.iter().any(|count| *count >= IMPLAUSIBLE_CREDITS) {
+            case_deviations.push(format!("the recorded usage is implausible: {used_credits:?} credits"));
         }
         deviations.extend(case_deviations.iter().map(|deviation| format!("{name}: {deviation}")));
     }

@@ -131,7 +131,7 @@ impl MetricsPage {
         matches[0].value
     }
 
-    /// The positive values of a family, summed by the values of a label.
+    /// Returns the positive values of a family, summed by the values of a label.
     fn sums(&self, name: &str, label: &str) -> BTreeMap<&str, u64> {
         let mut sums = BTreeMap::new();
         for sample in self.samples.iter().filter(|sample| sample.name == name && sample.value > 0.0) {
@@ -140,7 +140,7 @@ impl MetricsPage {
         sums
     }
 
-    /// The metrics in the form of the documentation: name, labels and type.
+    /// Returns the metrics in the form of the documentation: name, labels and type.
     fn metrics(&self) -> BTreeSet<String> {
         let metric = |(name, kind): (&String, &String)| {
             let belongs_to_family =
@@ -161,14 +161,14 @@ impl Sample {
         self.labels.iter().find(|(label_name, _)| label_name == name).map(|(_, value)| value.as_str())
     }
 
-    /// The name without the suffix of a histogram.
+    /// Returns the name without the suffix of a histogram.
     fn family(&self) -> &str {
         let suffixes = ["_bucket", "_sum", "_count"];
         suffixes.iter().find_map(|suffix| self.name.strip_suffix(suffix)).unwrap_or(&self.name)
     }
 }
 
-/// The name of a family in OpenMetrics, without the suffix of its samples.
+/// Returns the name of a family in OpenMetrics, without the suffix of its samples.
 fn family_base<'a>(name: &'a str, kind: &str) -> &'a str {
     match kind {
         "counter" => name.trim_end_matches("_total"),

@@ -37,7 +37,7 @@ async fn start_proxy(plan: Plan, change: impl FnOnce(&mut Config)) -> TestProxy 
     start_proxy_in(tempfile::tempdir().unwrap(), plan, change).await
 }
 
-/// The state of the mirror in `/readyz`.
+/// Returns the state of the mirror in `/readyz`.
 async fn mirror_state(proxy: &TestProxy) -> (String, u64) {
     let response = proxy.get("/readyz").await;
     assert_eq!(response.status(), 200, "the proxy must stay ready");
@@ -60,7 +60,7 @@ async fn wait_for_mirror(proxy: &TestProxy, state: &str, refused: u64) {
     );
 }
 
-/// The number of usage events in Supabase.
+/// Returns the number of usage events in Supabase.
 fn event_count(supabase: &Supabase) -> usize {
     supabase.sql("SELECT count(*) FROM elevenlabs_usage_events")[0].parse().unwrap()
 }
@@ -72,7 +72,7 @@ async fn request_speech_times(proxy: &TestProxy, times: usize) {
     }
 }
 
-/// The rows of a query on the local database, columns separated by `|`.
+/// Returns the rows of a query on the local database, columns separated by `|`.
 fn query_database(directory: &Path, sql: &str) -> Vec<String> {
     let database = rusqlite::Connection::open(directory.join("keychoir.db")).unwrap();
     let mut statement = database.prepare(sql).unwrap();
@@ -358,7 +358,7 @@ async fn a_missing_table_or_column_pauses_the_mirror_until_the_migration() {
     close_and_compare(proxy, &supabase).await;
 }
 
-/// The identifier of a key in an earlier version: its plain SHA-256.
+/// Returns the identifier of a key in an earlier version: its plain SHA-256.
 fn plain_sha256(key: &str) -> String {
     use sha2::{Digest, Sha256};
     Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
@@ -444,7 +444,7 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
     );
     assert_eq!(event_keys, [Fingerprint::new(FIRST_KEY).to_string()]);
     assert_eq!(query_database(directory.path(), "SELECT count(*) FROM outbox_renames"), ["0"]);
-    let sent: Vec<String> = supabase.gateway.received_requests()[earlier_request_count..]
+    let sent_requests: Vec<String> = supabase.gateway.received_requests()[earlier_request_count..]
         .iter()
         .map(|request| format!("{} {}", request.path, request.body))
         .collect();
@@ -454,8 +454,8 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
         let digest = plain_sha256(key);
         assert!(!keys.contains(&digest) && !event_keys.contains(&digest), "a row contains a plain digest");
         assert!(
-            !sent.iter().any(|request| request.contains(&digest)),
-            "a request contains a plain digest: {sent:?}"
+            !sent_requests.iter().any(|request| request.contains(&digest)),
+            "a request contains a plain digest: {sent_requests:?}"
         );
         let has_digest =
             |file: &Vec<u8>| file.windows(digest.len()).any(|window| window == digest.as_bytes());
@@ -588,23 +588,27 @@ async fn the_cost_of_a_conversation_is_delivered_after_its_event() {
     let priced = "SELECT count(*) FROM elevenlabs_usage_events WHERE credits > 0 AND credits_from = 'answer'";
     wait_until(|| event_count(&supabase) == 1).await;
     wait_until(|| supabase.sql(priced) == ["1"]).await;
-    let sent: Vec<_> = supabase
+    let sent_requests: Vec<_> = supabase
         .gateway
         .received_requests()
         .into_iter()
         .filter(|request| request.path.contains("usage_events"))
         .collect();
     let source = |body: &str| serde_json::from_str::<Value>(body).unwrap()[0]["credits_from"].clone();
-    let sources: Vec<Value> = sent.iter().map(|request| source(&request.body)).collect();
+    let sources: Vec<Value> = sent_requests.iter().map(|request| source(&request.body)).collect();
     assert_eq!(sources, ["unknown", "answer"]);
     close_and_compare(proxy, &supabase).await;
 
     // The first request, without the cost, is sent again after the second one.
-    let url = format!("{}{}", supabase.url(), sent[0].path);
+    let url = format!("{}{}", supabase.url(), sent_requests[0].path);
     let request = keychoir::upstream::http_client().unwrap().build().unwrap().post(url);
     let request = request.header("apikey", SECRET_KEY).header("prefer", "resolution=merge-duplicates");
-    let response =
-        request.header("content-type", "application/json").body(sent[0].body.clone()).send().await.unwrap();
+    let response = request
+        .header("content-type", "application/json")
+        .body(sent_requests[0].body.clone())
+        .send()
+        .await
+        .unwrap();
     assert!(response.status().is_success(), "{}", response.text().await.unwrap());
     assert_eq!(supabase.sql(priced), ["1"]);
 }

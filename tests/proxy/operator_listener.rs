@@ -131,7 +131,7 @@ async fn an_exposed_address_for_operators_needs_an_admin_token() {
     assert!(error.to_string().ends_with("is open to other machines, and there is no admin token"), "{error}");
 }
 
-/// An address of this machine that is not a loopback address. No packet is sent.
+/// Returns an address of this machine that is not a loopback address. No packet is sent.
 fn external_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;

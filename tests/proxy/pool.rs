@@ -286,7 +286,7 @@ async fn a_slow_body_is_sent_without_a_cost_estimate() {
     assert_eq!(records[0].credits, 4);
 }
 
-/// The polls of the quota with this key that the provider received.
+/// Returns the number of polls of the quota that the provider received with this key.
 fn poll_count(proxy: &TestProxy, key: &str) -> usize {
     let requests = proxy.simulator.ledger().requests;
     let is_poll = |path: &str| path == "/v1/user/subscription";

@@ -43,7 +43,7 @@ fn credit_quota(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Credits)
 }
 
-/// The status of a response and the error code of the proxy, which is empty for a response of the provider.
+/// Returns the status of a response and the error code of the proxy, which is empty for a response of the provider.
 fn status_and_code(response: &reqwest::Response) -> (u16, String) {
     let code = response.headers().get("x-keychoir-error").map_or("", |code| code.to_str().unwrap());
     (response.status().as_u16(), code.to_owned())
@@ -166,7 +166,7 @@ async fn an_unsent_request_is_not_charged() {
     proxy.close_unchecked().await;
 }
 
-/// One account with this concurrency limit.
+/// Returns one account with this concurrency limit.
 fn plan_with_concurrency(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { max_concurrent: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };

@@ -340,7 +340,7 @@ impl ScriptRun<'_> {
         ))
     }
 
-    /// The accounts that were tried, in order, and the scripted response of each.
+    /// Returns the accounts that were tried, in order, and the scripted response of each.
     fn scripted_attempts(
         &self,
         before: &Ledger,

@@ -29,7 +29,7 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A response with this status line and these headers, and the length of `body`.
+/// Returns a response with this status line and these headers, and the length of `body`.
 fn http_response(head: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()

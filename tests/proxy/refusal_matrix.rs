@@ -1,4 +1,4 @@
-//! Tests every refusal of the simulator's catalogue, for each kind of route with the default strategy and for
+//! Tests every refusal of the simulator, for each kind of route with the default strategy and for
 //! speech with the others, by one key or by all keys, before and after a restart. Each case checks the
 //! client's response, the number of attempts, the statuses of the keys, and that ordinary speech is served
 //! after the refusal.
@@ -21,8 +21,8 @@ enum RefusalSubject {
     /// The account's credits. The refusal reports 0 remaining credits, and polls contradict it. The account
     /// is at fault if another account serves the request. If all accounts refuse, the request is at fault.
     NoCredits,
-    /// The key's own cap. The refusal reports 0 remaining credits of it.
-    KeyCap,
+    /// The key's own quota. The refusal reports 0 remaining credits of it.
+    KeyQuota,
     /// The account's credits. The refusal reports that they do not suffice for this request.
     TooFewCredits,
     /// The account's credits. The refusal does not report them, so a poll decides.
@@ -54,17 +54,18 @@ enum RefusalSubject {
     ProviderFailure,
 }
 use RefusalSubject::{
-    Abuse, Billing, Capability, Concurrency, InvalidKey, InvalidRequest, KeyCap, NoCredits, ProviderFailure,
-    ProviderOverload, RateLimit, Resource, TooFewCredits, Unexplained, UnreportedCredits, WrongRegion,
+    Abuse, Billing, Capability, Concurrency, InvalidKey, InvalidRequest, KeyQuota, NoCredits,
+    ProviderFailure, ProviderOverload, RateLimit, Resource, TooFewCredits, Unexplained, UnreportedCredits,
+    WrongRegion,
 };
 
-/// The catalogue: the name, the status and the subject of each refusal. All accounts have a paid plan, so a
+/// The name, the status and the subject of each refusal. All accounts have a paid plan, so a
 /// text that is too long for one account is too long for all.
 static REFUSALS: [(&str, u16, RefusalSubject); 83] = [
     ("quota", 401, NoCredits),
     ("quota_402", 402, NoCredits),
     ("quota_403", 403, NoCredits),
-    ("key_cap", 401, KeyCap),
+    ("key_cap", 401, KeyQuota),
     ("quota_short", 401, TooFewCredits),
     ("insufficient_credits", 402, UnreportedCredits),
     ("quota_words", 401, UnreportedCredits),
@@ -124,7 +125,7 @@ static REFUSALS: [(&str, u16, RefusalSubject); 83] = [
     ("page=503", 503, ProviderOverload),
     ("server_error", 500, ProviderFailure),
     ("page=502", 502, ProviderFailure),
-    ("key_cap_words", 401, KeyCap),
+    ("key_cap_words", 401, KeyQuota),
     ("concurrency_words", 429, Concurrency),
     ("busy_words", 429, ProviderOverload),
     ("rate_limit_words", 429, RateLimit),
@@ -218,7 +219,7 @@ fn expected(
     let is_speech = matches!(route, Route::Speech | Route::SpeechStream);
     let refuses_all = scope == RefusedKeys::AllKeys;
     let refused_status = match subject {
-        KeyCap => "exhausted",
+        KeyQuota => "exhausted",
         NoCredits if !refuses_all => "exhausted",
         // The status document reports an account that cannot be used as exhausted. If a second account
         // refuses alike, the request is at fault.
@@ -234,7 +235,7 @@ fn expected(
         statuses[*index] = refused_status;
     }
     let (status_if_first, attempts_if_first, status_if_all, attempts_if_all) = match subject {
-        KeyCap | InvalidKey | WrongRegion => (200, 2, 401, 3),
+        KeyQuota | InvalidKey | WrongRegion => (200, 2, 401, 3),
         NoCredits | TooFewCredits | UnreportedCredits | Billing | Capability => (200, 2, status, 3),
         Abuse | Unexplained => (200, 2, status, 2),
         RateLimit | Concurrency => (200, 2, 429, 3),
@@ -300,7 +301,7 @@ fn configure_proxy(config: &mut Config, strategy: &str) {
     config.server.workers = 1;
 }
 
-/// The number of successful quota polls with a key.
+/// Returns the number of successful quota polls with a key.
 fn count_polls(ledger: &Ledger, index: usize) -> usize {
     let is_poll = |path: &str| path == "/v1/user/subscription";
     let key_requests = ledger.requests.iter().filter(|request| request.key.as_deref() == Some(KEYS[index]));
@@ -420,8 +421,8 @@ async fn check_all(cases: impl Iterator<Item = MatrixCase>) {
     }
 }
 
-/// Checks the whole catalogue on these routes.
-async fn check_catalogue(strategy: &str, routes: &[Route]) {
+/// Checks every refusal on these routes.
+async fn check_refusals(strategy: &str, routes: &[Route]) {
     let (strategy, order) = STRATEGIES.into_iter().find(|(name, _)| *name == strategy).unwrap();
     let cases = routes.iter().flat_map(|route| {
         let scopes = [RefusedKeys::FirstKey, RefusedKeys::AllKeys].into_iter();
@@ -444,37 +445,37 @@ async fn check_catalogue(strategy: &str, routes: &[Route]) {
 
 #[tokio::test]
 async fn fill_first_handles_every_refusal_of_speech() {
-    check_catalogue("fill-first", &ROUTES[..2]).await;
+    check_refusals("fill-first", &ROUTES[..2]).await;
 }
 
 #[tokio::test]
 async fn fill_first_handles_every_refusal_of_other_billable_requests() {
-    check_catalogue("fill-first", &ROUTES[2..5]).await;
+    check_refusals("fill-first", &ROUTES[2..5]).await;
 }
 
 #[tokio::test]
 async fn fill_first_handles_every_refusal_of_free_requests() {
-    check_catalogue("fill-first", &ROUTES[5..]).await;
+    check_refusals("fill-first", &ROUTES[5..]).await;
 }
 
 #[tokio::test]
 async fn round_robin_handles_every_refusal() {
-    check_catalogue("round-robin", &ROUTES).await;
+    check_refusals("round-robin", &ROUTES).await;
 }
 
 #[tokio::test]
 async fn most_remaining_handles_every_refusal() {
-    check_catalogue("most-remaining", &ROUTES[..2]).await;
+    check_refusals("most-remaining", &ROUTES[..2]).await;
 }
 
 #[tokio::test]
 async fn least_requests_handles_every_refusal() {
-    check_catalogue("least-requests", &ROUTES[..2]).await;
+    check_refusals("least-requests", &ROUTES[..2]).await;
 }
 
 #[tokio::test]
 async fn soonest_reset_handles_every_refusal() {
-    check_catalogue("soonest-reset", &ROUTES[..2]).await;
+    check_refusals("soonest-reset", &ROUTES[..2]).await;
 }
 
 /// The stages of a refusal, in the simulator's syntax: after the head, in the middle of the body, and after
@@ -504,9 +505,9 @@ async fn a_refusal_has_the_same_consequences_at_every_stage() {
 }
 
 #[test]
-fn the_table_has_the_whole_catalogue() {
-    let catalogue = "none".parse::<Fault>().unwrap_err().to_string();
-    let (_, names) = catalogue.split_once("the names are ").unwrap();
+fn every_refusal_of_the_simulator_is_in_the_table() {
+    let error = "none".parse::<Fault>().unwrap_err().to_string();
+    let (_, names) = error.split_once("the names are ").unwrap();
     let (names, _) = names.split_once(';').unwrap();
     for name in names.split(", ") {
         let name = name.split('[').next().unwrap();

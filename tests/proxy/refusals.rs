@@ -15,7 +15,7 @@ fn funded_plan() -> Plan {
     Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
-/// One workspace with one key for each of these tiers, each with `credits`.
+/// Returns one workspace with one key for each of these tiers, each with `credits`.
 fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
     tiers.iter().zip(KEYS).enumerate().fold(Plan::with_keys([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");

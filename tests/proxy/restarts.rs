@@ -63,7 +63,7 @@ fn speech_body() -> Value {
     json!({"text": "hello", "model_id": "eleven_multilingual_v2"})
 }
 
-/// The details of each key that do not depend on the time.
+/// Returns the details of each key that do not depend on the time.
 async fn key_details(proxy: &TestProxy) -> Vec<Value> {
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
     let stable_fields = |key: &Value| {

@@ -24,7 +24,7 @@ const SUPABASE_KEYS: [&str; 2] =
 const USER_ID: &str = "user-canary-5b1d@example.com";
 const PRIVATE_TEXT: &str = "the text of a private message, canary 9c41";
 
-/// The bytes that must not occur anywhere, by description.
+/// Returns the bytes that must not occur anywhere, by description.
 fn canaries() -> HashMap<&'static str, Vec<u8>> {
     use sha2::{Digest, Sha256};
     // ElevenLabs signs its webhook calls to the server of a key's owner with this digest.

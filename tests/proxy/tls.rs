@@ -98,7 +98,7 @@ async fn exchange_raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     response
 }
 
-/// A proxy with a local CA in a new temporary directory.
+/// Starts a proxy with a local CA in a new temporary directory.
 async fn start_https_proxy(change: impl FnOnce(&mut Config)) -> (TestProxy, TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let proxy = start_proxy_with(Plan::with_keys([(FIRST_KEY, 100_000)]), |config| {
@@ -113,7 +113,7 @@ fn ca_path(directory: &TempDir) -> PathBuf {
     directory.path().join("tls/ca.pem")
 }
 
-/// A regular `ClientHello`.
+/// Returns a regular `ClientHello`.
 fn client_hello() -> Vec<u8> {
     let name = ServerName::try_from("localhost").unwrap();
     let config = Arc::new(Client::with_roots(None).config);

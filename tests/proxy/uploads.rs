@@ -22,7 +22,7 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// How a request delimits its body.
+/// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length,
@@ -69,7 +69,7 @@ async fn read_status_line(mut read: OwnedReadHalf) -> String {
     String::from_utf8_lossy(&response).lines().next().unwrap_or_default().to_owned()
 }
 
-/// The SHA-256 of each body that the provider has received completely and served, in order.
+/// Returns the SHA-256 of each body that the provider has received completely and served, in order.
 fn served_bodies(ledger: &Ledger) -> Vec<&str> {
     let uploads = ledger.requests_to("/v1/simulator/echo");
     uploads.filter(|upload| upload.status == Some(200)).map(|upload| &*upload.body_sha256).collect()

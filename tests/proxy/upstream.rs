@@ -7,7 +7,7 @@ use keychoir::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How the upstream ends a connection after its response.
+/// The end of a connection by the upstream after its response.
 #[derive(Clone, Copy)]
 enum ConnectionEnd {
     Close,

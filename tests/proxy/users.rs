@@ -70,7 +70,7 @@ async fn error_message(response: Response) -> String {
     body["detail"]["message"].as_str().unwrap().to_owned()
 }
 
-/// The document `me` about the client and a user.
+/// Returns the document `me` about the client and a user.
 async fn read_me(proxy: &TestProxy, user: &str) -> Value {
     let request = proxy.request(Method::GET, "/api/keychoir/v1/me", CLIENT_TOKEN);
     let response = send(request.header("x-keychoir-user", user_id(user))).await;

@@ -43,7 +43,7 @@ fn normal_close() -> Received {
     Received::Close(1000, String::new())
 }
 
-/// The WebSocket sessions that the provider received, in order.
+/// Returns the WebSocket sessions that the provider received, in order.
 fn sessions(proxy: &TestProxy) -> Vec<(RequestSummary, SocketSummary)> {
     let requests = proxy.simulator.ledger().requests;
     requests
@@ -274,7 +274,7 @@ async fn a_dialogue_is_charged_by_the_characters_of_its_lines() {
     assert_eq!((records[0].credits, records[0].credits_from.as_str()), (10, "estimate"));
 }
 
-/// The single number that the SQL query returns.
+/// Returns the single number that the SQL query returns.
 fn query_number(database: &Path, sql: &str) -> i64 {
     rusqlite::Connection::open(database).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
 }

@@ -10,19 +10,19 @@ use crate::support::{FIRST_KEY, SECOND_KEY, THIRD_KEY, TestProxy, start_proxy};
 const FOURTH_KEY: &str = "sk_key_number_four_00000000000000000000000000000004";
 const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOURTH_KEY];
 
-/// A proxy with `count` accounts, of which the first `refusing_count` have the fault.
+/// Starts a proxy with `count` accounts. The first `refusing_count` accounts have the fault.
 async fn start_proxy_with_refusals(count: usize, refusing_count: usize, fault: &str) -> TestProxy {
     let proxy = start_proxy(Plan::with_keys(KEYS[..count].iter().map(|key| (*key, 100_000)))).await;
     KEYS[..refusing_count].iter().for_each(|key| proxy.set_fault(key, fault));
     proxy
 }
 
-/// A fault that sends this message, immediately followed by a close frame without a reason.
+/// Returns a fault that sends this message, immediately followed by a close frame without a reason.
 fn message_and_close(code: u16, message: &Value) -> String {
     format!("last={code}/{message}")
 }
 
-/// The number of sessions that were opened with each account.
+/// Returns the number of sessions that were opened with each account.
 fn session_counts(proxy: &TestProxy, count: usize) -> Vec<usize> {
     proxy.request_counts(&KEYS[..count])
 }

@@ -1,4 +1,4 @@
-//! Tests that a refusal that one replica receives restricts the key at all replicas.
+//! Tests that a refusal at one replica restricts the key at all replicas.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn limited_attempts(results: &ReplicaResults) -> usize {
     results.records.iter().flatten().filter(|record| record.verdict == "rate_limited").count()
 }
 
-/// The library that changes the clock of a program, as Debian's package `faketime` installs it.
+/// Returns the library that changes the clock of a program, as Debian's package `faketime` installs it.
 fn faketime_library() -> String {
     let libraries = ["x86_64-linux-gnu", "aarch64-linux-gnu"];
     let path = |library| format!("/usr/lib/{library}/faketime/libfaketimeMT.so.1");

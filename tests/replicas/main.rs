@@ -91,7 +91,7 @@ fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
 }
 
 /// Requests speech of this number of characters `count` times, `concurrent` at a time. Returns the numbers of served
-/// requests and of others.
+/// requests and of other requests.
 async fn request_speech(
     replicas: &TestReplicas,
     count: usize,

@@ -1,4 +1,4 @@
-//! Tests that an owner that one replica records pins requests at another replica.
+//! Tests that the owner of an identifier, recorded by one replica, pins the requests of another replica.
 
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -36,7 +36,7 @@ pub(super) fn parse(
         Resource::Keys => add_key(&members),
         Resource::Key(id) => {
             members.check(&[])?;
-            Ok(Change::RemoveKey { key: known_key(pool, id)? })
+            Ok(Change::RemoveKey { key: find_key_id(pool, id)? })
         }
         Resource::KeyAction(id, KeyAction::Pause) => {
             members.check(&["until", "reason"])?;
@@ -45,30 +45,30 @@ pub(super) fn parse(
                 check_reason(reason)?;
             }
             let until = members.future_time("until", now)?;
-            Ok(Change::PauseKey { key: known_key(pool, id)?, until, reason })
+            Ok(Change::PauseKey { key: find_key_id(pool, id)?, until, reason })
         }
         Resource::KeyAction(id, KeyAction::Resume) => {
             members.check(&[])?;
-            Ok(Change::ResumeKey { key: known_key(pool, id)? })
+            Ok(Change::ResumeKey { key: find_key_id(pool, id)? })
         }
         Resource::Clients => {
             members.check(&[&["name", "expires", "expires_at"], RULE_NAMES.as_slice()].concat())?;
             Ok(Change::AddClient {
                 name: members.required_string("name")?,
                 rules: client_rules(&members)?,
-                expires_at: token_end(&members, now)?,
+                expires_at: token_expiry(&members, now)?,
             })
         }
         Resource::Client(name) if *method == Method::PATCH => {
-            let known = [RULE_NAMES.as_slice(), &["expires_at"]].concat();
-            members.check(&known)?;
+            let known_members = [RULE_NAMES.as_slice(), &["expires_at"]].concat();
+            members.check(&known_members)?;
             let rules = client_rules(&members)?;
             let expiry = match members.future_time("expires_at", now)? {
                 Some(time) => Some(TokenExpiry::At(time)),
                 None => members.is_null("expires_at").then_some(TokenExpiry::Never),
             };
             if rules == ClientRules::default() && expiry.is_none() {
-                let message = format!("The body changes nothing. It may have: {}.", known.join(", "));
+                let message = format!("The body changes nothing. It may have: {}.", known_members.join(", "));
                 return Err(ApiError::bad_request("missing_member", message));
             }
             Ok(Change::SetClient { name: name.to_owned(), rules, expiry })
@@ -82,7 +82,7 @@ pub(super) fn parse(
             Ok(Change::RotateClient {
                 name: name.to_owned(),
                 grace: members.duration("grace")?.unwrap_or_default(),
-                expires_at: token_end(&members, now)?,
+                expires_at: token_expiry(&members, now)?,
             })
         }
         Resource::Reload => {
@@ -118,7 +118,7 @@ fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
 }
 
 /// Returns the time at which a new token expires: after the duration `expires`, or at `expires_at`.
-fn token_end(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
+fn token_expiry(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let end = members.future_time("expires_at", now)?;
     match members.duration("expires")? {
         None => Ok(end),
@@ -160,7 +160,7 @@ fn check_reason(reason: &str) -> Result<(), ApiError> {
 }
 
 /// Returns the id of a key of the pool.
-fn known_key(pool: &Pool, id: &str) -> Result<String, ApiError> {
+fn find_key_id(pool: &Pool, id: &str) -> Result<String, ApiError> {
     let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
     if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
 }

@@ -1,4 +1,4 @@
-//! The errors of the API, in the form of the proxy's own error responses.
+//! Defines the errors of the admin API, and renders them like the proxy's own error responses.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The members of a JSON body. Errors name the member and never its value, which may be a secret.
+//! Parses the members of a JSON request body. Errors name the member and never its value, which may be a secret.
 
 use serde_json::{Map, Value};
 
@@ -58,9 +58,9 @@ impl JsonMembers {
 
     /// Returns a string that must be present.
     pub(super) fn required_string(&self, name: &str) -> Result<String, ApiError> {
-        let missing =
+        let missing_error =
             || ApiError::bad_request("missing_member", format!("The body needs the member `{name}`."));
-        self.string(name)?.filter(|text| !text.is_empty()).ok_or_else(missing)
+        self.string(name)?.filter(|text| !text.is_empty()).ok_or_else(missing_error)
     }
 
     /// Returns a number from 0.
@@ -72,8 +72,8 @@ impl JsonMembers {
 
     /// Returns `true` or `false`.
     pub(super) fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
-        let wrong = || wrong_type(name, "true or false");
-        self.value(name).map(|value| value.as_bool().ok_or_else(wrong)).transpose()
+        let type_error = || wrong_type(name, "true or false");
+        self.value(name).map(|value| value.as_bool().ok_or_else(type_error)).transpose()
     }
 
     /// Returns a list of strings.
@@ -81,8 +81,8 @@ impl JsonMembers {
         let strings = |value: &Value| -> Option<Vec<String>> {
             value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
         };
-        let wrong = || wrong_type(name, "a list of strings");
-        self.value(name).map(|value| strings(value).ok_or_else(wrong)).transpose()
+        let type_error = || wrong_type(name, "a list of strings");
+        self.value(name).map(|value| strings(value).ok_or_else(type_error)).transpose()
     }
 
     /// Returns a duration such as `2h`.

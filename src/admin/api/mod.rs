@@ -1,5 +1,5 @@
-//! The admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON. `docs/openapi.json`
-//! describes the API, and a test compares both.
+//! Serves the admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON.
+//! `docs/openapi.json` describes the API, and a test compares both.
 //!
 //! Reads take their data from the running program and from the usage database. Changes go to one task through
 //! [`ControlSender`](super::control::ControlSender). Every response has the `ETag` of the current generation.
@@ -352,8 +352,8 @@ impl Admin {
             None => None,
             Some(user) => {
                 let max_cached_users = config.limits.max_cached_users;
-                let used = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
-                Some((user, used))
+                let totals = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
+                Some((user, totals))
             }
         };
         Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.used(&caller.name, now), user, now)))
@@ -376,8 +376,8 @@ impl Admin {
 
     /// Returns the key with this id, the first digits of its fingerprint.
     fn find_key(&self, id: &str, now: UnixMs) -> Result<KeySnapshot, ApiError> {
-        let mut found = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
-        found.pop().ok_or_else(ApiError::key_not_found)
+        let mut matching_keys = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
+        matching_keys.pop().ok_or_else(ApiError::key_not_found)
     }
 
     /// Returns the current generation, or 0 if no task makes changes.

@@ -1,4 +1,4 @@
-//! The resources of the API: their paths and methods.
+//! Routes a request of the admin API to a resource by its path and method.
 
 use http::Method;
 

@@ -280,7 +280,7 @@ proptest! {
         reads_per_attempt in prop::collection::vec(0_usize..20, 0..6),
         memory_bytes in 0_u64..400,
     ) {
-        let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
+        let body_bytes: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, 1_000);
         let replay = Replay::new(script_chunks(&chunks), &budget);
         let received_body = runtime().block_on(async {
@@ -292,7 +292,7 @@ proptest! {
             }
             read_all(replay.start_attempt()).await
         });
-        prop_assert_eq!(received_body, sent);
+        prop_assert_eq!(received_body, body_bytes);
         prop_assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
         drop(replay);
         prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
@@ -304,10 +304,10 @@ proptest! {
         memory_bytes in 0_u64..100,
         disk_bytes in 0_u64..100,
     ) {
-        let sent: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
+        let body_bytes: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, disk_bytes);
         let replay = Replay::new(script_chunks(&chunks), &budget);
-        prop_assert_eq!(runtime().block_on(read_all(replay.start_attempt())), sent);
+        prop_assert_eq!(runtime().block_on(read_all(replay.start_attempt())), body_bytes);
         prop_assert!(budget.disk_bytes() <= disk_bytes);
     }
 }
@@ -404,7 +404,7 @@ async fn an_error_during_read_ahead_fails_the_attempt() {
     assert_eq!(poll(&mut attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
 }
 
-/// Returns a body of `length` bytes, of which one arrives per `interval`.
+/// Returns a body of `length` bytes that arrive one by one, one per `interval`.
 fn slow_body(length: u64, interval: Duration) -> impl Body<Data = Bytes, Error = &'static str> + Unpin {
     let steps = futures_util::stream::unfold(0, move |sent| async move {
         if sent == length {

@@ -16,11 +16,11 @@ use crate::store::{DatabaseInspection, DatabaseIntegrity, ReadError, UsageReader
 /// Maximum time of SQLite's check. It reads the whole file, at about 200 MB per second.
 const INTEGRITY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Free space on the disk of the database below which a warning is given. An upgrade needs twice the size of the
-/// database, and uploads are buffered on the same disk by default.
+/// Minimum free space on the disk of the database without a warning. An upgrade needs twice the size of the database,
+/// and uploads are buffered on the same disk by default.
 const MIN_FREE_BYTES: u64 = 256 * 1024 * 1024;
 
-/// The remaining time of a certificate below which a warning is given.
+/// Minimum remaining time of a certificate without a warning.
 const CERTIFICATE_WARNING: Duration = Duration::from_secs(14 * 24 * 3_600);
 
 /// Describes the sources of the configuration, the files with their modes, the certificate, and the limit of open
@@ -60,7 +60,7 @@ pub(in crate::cli) fn examine_files(loaded: &LoadedConfig) -> Vec<Finding> {
 
 fn describe_file(path: &Path) -> Finding {
     match path.metadata() {
-        // Too open modes are warnings of the configuration.
+        // A mode that other users may read is a warning of the configuration.
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o7777;
             Finding::ok("files", format_args!("{} (mode {mode:04o})", path.display()))

@@ -1,5 +1,5 @@
-//! The findings of `keychoir check` and `keychoir doctor`. Both use the same examinations, so that their
-//! findings are the same.
+//! Examines the configuration and the machine for `keychoir check` and `keychoir doctor`. Both use the same
+//! examinations, so that their findings are the same.
 
 mod local;
 mod online;

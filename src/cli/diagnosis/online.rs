@@ -1,4 +1,5 @@
-//! Examines the parts that need the network: the routes to the provider, the clock, the keys, the mirror and Redis.
+//! Examines for `doctor --online` the parts that need the network: the routes to the provider, the clock, the keys, the
+//! mirror and Redis.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,11 +15,11 @@ use crate::config::Config;
 use crate::policy::units::UnixMs;
 use crate::telemetry::key_name;
 
-/// Difference from the provider's clock above which a warning is given. The `Date` header has whole seconds, and
-/// the response takes some more time.
+/// Maximum difference from the provider's clock without a warning. The `Date` header has whole seconds, and the response
+/// takes some more time.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(10);
 
-/// The plan without a subscription.
+/// The name of the plan without a subscription, as the provider reports it.
 const FREE_PLAN: &str = "free";
 
 /// Examines the network with the settings of `config`. Everything is examined at the same time, and each request
@@ -53,16 +54,16 @@ pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Describes the lookup of the name, the connection and the certificate.
+/// Describes the route: its DNS lookup, connection and certificate.
 fn describe_route(route: &RouteCheck) -> Vec<Finding> {
-    let RouteCheck { authority, is_used, addresses, probe, at: _ } = route;
+    let RouteCheck { authority, is_used, addresses, probe, responded_at: _ } = route;
     let (name, via) = match authority.proxy() {
         Some(proxy) => (proxy.host(), format!(" through the proxy {proxy}")),
         None if *is_used => (authority.host(), String::new()),
         None => (authority.host(), " without the proxy".to_owned()),
     };
-    // The direct route beside a proxy may be closed on purpose.
-    let failure = |area, message: String| match is_used {
+    // A firewall may block the direct route on purpose if a proxy is configured.
+    let route_finding = |area, message: String| match is_used {
         true => Finding::problem(area, message),
         false => Finding::ok(area, message),
     };
@@ -70,12 +71,12 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend((!is_address).then(|| match addresses {
         Ok(addresses) => {
-            let listed: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
-            let more_text = if addresses.len() > listed.len() { ", …" } else { "" };
-            Finding::ok("dns", format_args!("{name} resolves to {}{more_text}", listed.join(", ")))
+            let listed_addresses: Vec<String> = addresses.iter().take(3).map(ToString::to_string).collect();
+            let more_text = if addresses.len() > listed_addresses.len() { ", …" } else { "" };
+            Finding::ok("dns", format_args!("{name} resolves to {}{more_text}", listed_addresses.join(", ")))
         }
         Err(error) => {
-            let finding = failure("dns", format!("{name} cannot be resolved: {error}"));
+            let finding = route_finding("dns", format!("{name} cannot be resolved: {error}"));
             finding.next("check the resolver of this machine, or set upstream.proxy")
         }
     }));
@@ -91,7 +92,7 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
             }));
         }
         Err(error) => {
-            let finding = failure("route", format!("{authority} cannot be used{via}: {error}"));
+            let finding = route_finding("route", format!("{authority} cannot be used{via}: {error}"));
             findings.push(match is_used {
                 true => finding.next("check the firewall, upstream.proxy and upstream.ca_file"),
                 false => finding,
@@ -103,7 +104,8 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
 
 /// Compares the clock with that of the first host that reports its time.
 fn describe_clock(routes: &[RouteCheck]) -> Option<Finding> {
-    let reported_time = routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.at)));
+    let reported_time =
+        routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.responded_at)));
     let (provider_time, local_time) = reported_time?;
     Some(compare_clocks(provider_time, local_time))
 }
@@ -196,7 +198,7 @@ fn describe_tables(url: &str, tables: &[TableCheck]) -> Vec<Finding> {
     tables.iter().map(describe).collect()
 }
 
-/// Describes the Redis of `settings`, and the permissions that a user needs in it.
+/// Describes the Redis of `settings`, and the ACL permissions that Keychoir's Redis user needs.
 fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProbeError>) -> Vec<Finding> {
     let acl = acl_line(settings);
     let probe = match result {
@@ -212,7 +214,7 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
         "{} ({} {}) accepts the pool {}, round trip {milliseconds:.1} ms",
         server.address, server.product, server.version, settings.pool
     );
-    let fact = if *round_trip > settings.wait_timeout {
+    let round_trip_finding = if *round_trip > settings.wait_timeout {
         let next = "place Redis near the replicas, or raise redis.wait_timeout";
         let limit = settings.wait_timeout.as_millis();
         Finding::warning("redis", format_args!("{message}, longer than redis.wait_timeout ({limit} ms)"))
@@ -224,10 +226,10 @@ fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProb
     let clock = (difference > MAX_CLOCK_DIFFERENCE).then(|| {
         let seconds = difference.as_secs();
         Finding::warning("redis", format_args!("this clock and that of Redis differ by {seconds} s"))
-            .next("synchronize both (NTP); replicas use the clock of Redis among themselves")
+            .next("synchronize both (NTP): replicas compare times by the clock of Redis")
     });
     let permissions = Finding::ok("redis", format_args!("a user with these permissions suffices: {acl}"));
-    [fact].into_iter().chain(clock).chain([permissions]).collect()
+    [round_trip_finding].into_iter().chain(clock).chain([permissions]).collect()
 }
 
 #[cfg(test)]

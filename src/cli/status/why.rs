@@ -31,7 +31,6 @@ struct ReportedEvidence {
     strength: String,
     at: String,
     status: Option<u16>,
-    #[serde(rename = "words")]
     message: String,
     route: String,
     request_id: String,
@@ -42,7 +41,6 @@ struct ReportedEvidence {
 struct ReportedRestriction {
     what: String,
     status: Option<u16>,
-    #[serde(rename = "words")]
     message: String,
     request_id: String,
     since: String,
@@ -143,10 +141,10 @@ mod tests {
         let text = r#"[
             {"shortKey": "sk_1...1", "name": "main", "plan": "free", "state": "exhausted", "reason": "exhausted",
              "since": "2026-11-29T06:15:00.000Z", "until": "2026-12-01T00:00:00.000Z", "possible": "reading",
-             "evidence": [{"claim": "credits", "strength": "figures", "at": "2026-11-29T06:15:00.000Z",
-                "status": 401, "words": "quota_exceeded: you have 0", "route": "/v1/x", "requestId": "r1"}]},
+             "evidence": [{"claim": "credits", "strength": "numbers", "at": "2026-11-29T06:15:00.000Z",
+                "status": 401, "message": "quota_exceeded: you have 0", "route": "/v1/x", "requestId": "r1"}]},
             {"shortKey": "sk_2...2", "state": "active", "possible": "everything but", "cannot": [
-                {"what": "output format pcm_44100", "status": 403, "words": "no", "requestId": "r2",
+                {"what": "output format pcm_44100", "status": 403, "message": "no", "requestId": "r2",
                  "since": "2026-11-29T06:15:00.000Z", "until": "2026-11-29T07:15:00.000Z"}]},
             {"shortKey": "sk_3...3", "state": "active", "possible": "everything"}]"#;
         serde_json::from_str(text).unwrap()

@@ -1,4 +1,4 @@
-//! The failures among the attempts, for `keychoir usage --failures`.
+//! Lists the failures among the attempts for `keychoir usage --failures`.
 
 use serde_json::{Value, json};
 

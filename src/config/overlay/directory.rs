@@ -1,5 +1,5 @@
-//! The files of the overlay in the state directory. Each file is replaced atomically, and only while the lock
-//! is held, so that two processes cannot overwrite each other's change.
+//! Reads and writes the files of the overlay in the state directory. Each file is replaced atomically, and only while
+//! the lock is held, so that two processes cannot overwrite each other's change.
 //!
 //! A key file is written before the overlay that names it, and deleted after the overlay that no longer names
 //! it. A crash in between leaves an orphaned key file, which [`StateLock::delete_orphaned_key_files`] deletes.

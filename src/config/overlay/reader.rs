@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::super::clients::{self, ClientConfig};
 use super::super::document::TableEntry;
-use super::super::keys::{FoundKeys, KeyConfig, KeyListSource, KeySearch};
-use super::super::problem::{Problem, Report, ValueError};
+use super::super::keys::{FoundKeys, KeyConfig, KeyListSource, KeySearch, SourceSelection};
+use super::super::problem::{Problem, Report, SourceSpan, ValueError, Warning};
 use super::super::rules;
 use super::super::value::{self, RawValue};
 use super::StateDirectory;
-use crate::policy::client::{ClientOrigin, RULE_NAMES};
+use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
 use crate::policy::key_state::{KeyOrigin, Pause};
 use crate::policy::units::UnixMs;
 use crate::secret::{Fingerprint, TokenFingerprint};
@@ -53,13 +53,13 @@ pub(in crate::config) fn add_keys(
             search.found.source = KeyListSource::Managed(directory.overlay_path());
         }
         let applied_entries = applied_entries(entries, &mut search.report.problems);
-        search.add_entries(&applied_entries, KeyOrigin::Managed, true);
+        search.add_entries(&applied_entries, KeyOrigin::Managed, SourceSelection::Selected);
     }
     search.found
 }
 
-/// Returns the entries without those that are left out, which have no effect on this machine. Checks the fields that
-/// only replicas use.
+/// Returns the entries that apply to this machine, and checks the fields that only replicas use. An entry with
+/// `left_out` conflicts with the configuration file of this machine, and is kept only for other replicas.
 fn applied_entries<'e, 'a>(
     entries: &'e [TableEntry<'a>],
     problems: &mut Vec<Problem>,
@@ -74,7 +74,7 @@ fn applied_entries<'e, 'a>(
     applied_entries
 }
 
-/// The fields of a `[[clients]]` entry beside its rules.
+/// The fields of a `[[clients]]` entry in addition to its rules.
 const CLIENT_FIELDS: [&str; 9] = [
     "name",
     "token_sha256",
@@ -87,23 +87,26 @@ const CLIENT_FIELDS: [&str; 9] = [
     "left_out",
 ];
 
-/// Adds, changes or removes clients by name.
-pub(in crate::config) fn apply_clients(
-    clients: &mut Vec<ClientConfig>,
-    entries: &[TableEntry<'_>],
-    pool: &[KeyConfig],
-    report: &mut Report,
-) {
-    let Report { problems, warnings } = report;
-    // An overlay may have thousands of clients, so maps replace linear searches.
-    let positions: HashMap<String, usize> =
-        clients.iter().enumerate().map(|(position, client)| (client.name.clone(), position)).collect();
-    let mut names_by_token: HashMap<String, String> =
-        clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
-    let (mut names, mut revoked) = (HashSet::new(), HashSet::new());
-    for entry in applied_entries(entries, problems) {
-        let known_names: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
-        entry.check_names(&known_names, problems);
+/// A `[[clients]]` entry of the overlay: a new client, a change of a client of the configuration file, or its
+/// revocation.
+struct ClientEntry<'a> {
+    name: &'a str,
+    span: SourceSpan,
+    /// The rules, if the entry has one.
+    rules: Option<Rules>,
+    token: Option<TokenFingerprint>,
+    expires_at: Option<UnixMs>,
+    previous_token: Option<(TokenFingerprint, UnixMs)>,
+    /// The token in the configuration file at the time of the rotation or revocation.
+    replaced_token: Option<TokenFingerprint>,
+    is_revoked: bool,
+}
+
+impl<'a> ClientEntry<'a> {
+    /// Parses an entry. Returns `None` if its name is missing or invalid.
+    fn parse(entry: &TableEntry<'a>, pool: &[KeyConfig], problems: &mut Vec<Problem>) -> Option<Self> {
+        let known_fields: Vec<&str> = CLIENT_FIELDS.into_iter().chain(RULE_NAMES).collect();
+        entry.check_fields(&known_fields, problems);
         let rules = rules::parse(entry, pool, problems);
         let has_rules = RULE_NAMES.iter().any(|name| entry.has_field(name));
         let token = parse_fingerprint(entry, "token_sha256", problems);
@@ -112,78 +115,127 @@ pub(in crate::config) fn apply_clients(
         let expires_at = entry.parse_time("expires_at", problems);
         let previous_token_expires_at = entry.parse_time("previous_token_expires_at", problems);
         let is_revoked = entry.parse_bool("revoked", problems).unwrap_or(false);
-        let Some((_, name, span)) = entry.require_one_of(&["name"], problems) else { continue };
+        let (_, name, span) = entry.require_one_of(&["name"], problems)?;
         problems.extend(clients::check_client_name(name).err().map(|error| span.problem(error)));
-        if !names.insert(name) {
-            problems.push(span.problem(ValueError::new("an earlier entry has the same name")));
+        Some(Self {
+            name,
+            span,
+            rules: has_rules.then_some(rules),
+            token,
+            expires_at,
+            previous_token: previous_token.zip(previous_token_expires_at),
+            replaced_token,
+            is_revoked,
+        })
+    }
+
+    /// Returns a warning if the operator changed the token of `client` in the configuration file after the rotation or
+    /// revocation. The overlay takes precedence, so the new token has no effect.
+    fn ignored_token_warning(&self, client: &ClientConfig) -> Option<Warning> {
+        if self.replaced_token.as_ref().is_none_or(|replaced_token| client.token == *replaced_token) {
+            return None;
+        }
+        let effect = match self.is_revoked {
+            true => "the client stays revoked",
+            false => "the token of the rotation applies",
+        };
+        Some(self.span.warning(format!(
+            "the token of the client `{}` in the configuration file has no effect: {effect}; rotate it, or delete this \
+             entry while Keychoir does not run",
+            self.name
+        )))
+    }
+
+    /// Changes a client of the configuration file.
+    fn apply_to(self, client: &mut ClientConfig) {
+        client.origin = ClientOrigin::Changed;
+        if let Some(rules) = self.rules {
+            client.rules = rules;
+        }
+        if let Some(token) = self.token {
+            (client.token, client.previous_token) = (token, self.previous_token);
+        }
+        // Without a token in the entry, the token is that of the configuration file, where tokens do not expire.
+        client.expires_at = self.expires_at;
+    }
+
+    /// Creates a client that is only in the overlay.
+    fn into_client(self, token: TokenFingerprint) -> ClientConfig {
+        ClientConfig {
+            name: self.name.to_owned(),
+            token,
+            expires_at: self.expires_at,
+            previous_token: self.previous_token,
+            origin: ClientOrigin::Managed,
+            rules: self.rules.unwrap_or_default(),
+        }
+    }
+}
+
+/// Applies the client entries: adds new clients, changes those of the configuration file, and removes revoked ones.
+pub(in crate::config) fn apply_clients(
+    clients: &mut Vec<ClientConfig>,
+    entries: &[TableEntry<'_>],
+    pool: &[KeyConfig],
+    report: &mut Report,
+) {
+    let Report { problems, warnings } = report;
+    // An overlay may have thousands of clients, so maps replace linear searches.
+    let client_indexes: HashMap<String, usize> =
+        clients.iter().enumerate().map(|(index, client)| (client.name.clone(), index)).collect();
+    let mut names_by_token: HashMap<String, String> =
+        clients.iter().map(|client| (client.token.to_string(), client.name.clone())).collect();
+    let (mut seen_names, mut revoked_names) = (HashSet::new(), HashSet::new());
+    for entry in applied_entries(entries, problems) {
+        let Some(entry) = ClientEntry::parse(entry, pool, problems) else { continue };
+        let name = entry.name;
+        if !seen_names.insert(name) {
+            problems.push(entry.span.problem(ValueError::new("an earlier entry has the same name")));
             continue;
         }
-        let configured_client = positions.get(name).and_then(|position| clients.get_mut(*position));
-        // The condition is true if the token in the configuration file was changed after the rotation or revocation.
-        if let (Some(client), Some(replaced)) = (&configured_client, replaced_token)
-            && client.token != replaced
-        {
-            let effect =
-                if is_revoked { "the client stays revoked" } else { "the token of the rotation applies" };
-            warnings.push(span.warning(format!(
-                "the token of the client `{name}` in the configuration file has no effect: {effect}; rotate it, or \
-                 delete this entry while Keychoir does not run"
-            )));
+        let configured_client = client_indexes.get(name).and_then(|index| clients.get_mut(*index));
+        if let Some(client) = &configured_client {
+            warnings.extend(entry.ignored_token_warning(client));
         }
-        if is_revoked {
+        if entry.is_revoked {
             if let Some(client) = configured_client {
                 names_by_token.remove(&client.token.to_string());
             }
-            revoked.insert(name);
+            revoked_names.insert(name);
             continue;
         }
-        if let Some(token) = token
-            && let Some(other) = names_by_token.get(&token.to_string()).filter(|other| *other != name)
+        if let Some(token) = &entry.token
+            && let Some(other_name) = names_by_token.get(&token.to_string()).filter(|other| *other != name)
         {
-            let message = format!("this client has the same token as the client `{other}`");
-            problems.push(span.problem(ValueError::new(message).advise("give each client its own token")));
+            let message = format!("this client has the same token as the client `{other_name}`");
+            let error = ValueError::new(message).advise("give each client its own token");
+            problems.push(entry.span.problem(error));
             continue;
         }
-        let previous_token = previous_token.zip(previous_token_expires_at);
-        match (configured_client, token) {
+        match (configured_client, entry.token) {
             (Some(client), token) => {
-                client.origin = ClientOrigin::Changed;
-                if has_rules {
-                    client.rules = rules;
-                }
                 if let Some(token) = token {
                     names_by_token.remove(&client.token.to_string());
                     names_by_token.insert(token.to_string(), name.to_owned());
-                    (client.token, client.expires_at, client.previous_token) =
-                        (token, expires_at, previous_token);
-                } else {
-                    // The token is that of the configuration file, where tokens do not expire.
-                    client.expires_at = expires_at;
                 }
+                entry.apply_to(client);
             }
             (None, Some(token)) => {
                 names_by_token.insert(token.to_string(), name.to_owned());
-                clients.push(ClientConfig {
-                    name: name.to_owned(),
-                    token,
-                    expires_at,
-                    previous_token,
-                    origin: ClientOrigin::Managed,
-                    rules,
-                });
+                clients.push(entry.into_client(token));
             }
-            (None, None) => warnings.push(span.warning(format!(
+            (None, None) => warnings.push(entry.span.warning(format!(
                 "the client `{name}` is no longer in the configuration file, so that this entry has no effect"
             ))),
         }
     }
-    clients.retain(|client| !revoked.contains(client.name.as_str()));
+    clients.retain(|client| !revoked_names.contains(client.name.as_str()));
 }
 
 /// Checks the `[[removed]]` entries, which have no effect on this machine.
 pub(in crate::config) fn check_removed(entries: &[TableEntry<'_>], problems: &mut Vec<Problem>) {
     for entry in entries {
-        entry.check_names(&["kind", "id", "changed_at"], problems);
+        entry.check_fields(&["kind", "id", "changed_at"], problems);
         entry.parse_time("changed_at", problems);
     }
 }
@@ -195,8 +247,9 @@ pub(in crate::config) fn parse_paused_keys(
 ) -> Vec<PausedKeyConfig> {
     let mut paused_keys = Vec::new();
     for entry in entries {
-        entry.check_names(&["fingerprint", "short_key", "since", "until", "reason", "changed_at"], problems);
+        entry.check_fields(&["fingerprint", "short_key", "since", "until", "reason", "changed_at"], problems);
         entry.parse_time("changed_at", problems);
+        // The start of the pause is unknown then, and the Unix epoch is before every request.
         let since = entry.parse_time("since", problems).unwrap_or(UnixMs(0));
         let until = entry.parse_time("until", problems);
         let reason = entry.parse_string("reason", problems).map(|(reason, _)| Arc::from(reason));

@@ -1,4 +1,4 @@
-//! The rules over several settings, which are checked after all layers are merged.
+//! Checks the rules that concern several settings, after all layers are merged.
 
 use super::ConfigDraft;
 use crate::config::keys::KeyListSource;

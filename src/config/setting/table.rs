@@ -1,4 +1,4 @@
-//! The table of all settings: their paths, types and limits.
+//! Lists all settings with their paths, types and limits.
 
 use std::time::Duration;
 

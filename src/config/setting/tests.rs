@@ -1,3 +1,5 @@
+//! Tests that each setting parses and prints its values, and that its errors show the notation.
+
 use toml::de::DeValue;
 
 use super::*;

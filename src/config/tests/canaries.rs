@@ -3,7 +3,7 @@
 use super::{FakeMachine, KEY, OTHER_KEY, TOKEN};
 use crate::config::KeyRequirement;
 
-/// All printed forms of the result.
+/// Returns all printed forms of the result.
 pub(super) fn all_output(machine: &FakeMachine<'_>) -> String {
     match machine.resolve() {
         Ok(loaded) => {

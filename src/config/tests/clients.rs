@@ -106,7 +106,7 @@ fn an_invalid_rule_is_an_error() {
   7 | keys = ***
     |        ^^^
     = write the `name` of a [[keys]] entry
-/etc/k.toml:8:1: unknown key `rate_limmit`
+/etc/k.toml:8:1: unknown field `rate_limmit`
   8 | rate_limmit = ***
     | ^^^^^^^^^^^
     = did you mean `rate_limit`?
@@ -121,7 +121,7 @@ fn names_have_1_to_64_characters() {
     assert!(!check("") && !check(&"a-".repeat(33)) && !check("A") && !check("a b") && !check(KEY));
 }
 
-/// A machine whose environment names the file `/run/secrets/token` with the token of the client `default`.
+/// Returns a machine whose environment names the file `/run/secrets/token` with the token of the client `default`.
 fn machine_with_token_file() -> FakeMachine<'static> {
     FakeMachine::with_key().variable("KEYCHOIR_CLIENT_TOKEN_FILE", "/run/secrets/token")
 }

@@ -68,7 +68,7 @@ fn one_load_reports_all_mistakes() {
 --listen: `8080` has no port
     = write HOST:PORT, for example 127.0.0.1:11011
     = did you mean `127.0.0.1:8080`?
-/etc/k.toml:4:1: unknown key `strateggy` in [pool]
+/etc/k.toml:4:1: unknown setting `strateggy` in [pool]
   4 | strateggy = "fill-first"
     | ^^^^^^^^^
     = did you mean `strategy`?
@@ -96,15 +96,15 @@ fn the_error_for_a_setting_in_the_wrong_section_names_its_section() {
         .toml("listen = \"127.0.0.1:1\"\n[server]\nstrategy = \"fill-first\"\nlevell = 'info'")
         .check_problems(
             r#"
-/etc/k.toml:1:1: unknown key `listen`
+/etc/k.toml:1:1: unknown setting `listen`
   1 | listen = ***
     | ^^^^^^
     = `listen` belongs in [server]
-/etc/k.toml:3:1: unknown key `strategy` in [server]
+/etc/k.toml:3:1: unknown setting `strategy` in [server]
   3 | strategy = "fill-first"
     | ^^^^^^^^
     = `strategy` belongs in [pool]
-/etc/k.toml:4:1: unknown key `levell` in [server]
+/etc/k.toml:4:1: unknown setting `levell` in [server]
   4 | levell = 'info'
     | ^^^^^^
     = did you mean `log.level`?

@@ -144,7 +144,7 @@ fn invalid_entries_are_reported_without_their_values() {
   8 | key_file = ***
     |            ^^^
     = a relative path starts at the directory of the configuration file
-/etc/k.toml:9:1: unknown key `nmae`
+/etc/k.toml:9:1: unknown field `nmae`
   9 | nmae = ***
     | ^^^^
     = did you mean `name`?

@@ -8,7 +8,7 @@ use crate::config::old_names::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
 use crate::config::value::{self, RawValue};
 use crate::config::{Config, setting};
 
-/// The default of a setting in the new notation, and in that of its old name.
+/// Returns the default of a setting in the new notation, and in that of its old name.
 fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) {
     let new = setting::find(path).unwrap().format_value(&mut Config::default());
     let trimmed = new.trim_matches('"');

@@ -11,7 +11,7 @@ const STATE: &str = "/home/me/.local/state/keychoir";
 const OVERLAY: &str = "/home/me/.local/state/keychoir/managed.toml";
 const SPARE: &str = "/home/me/.local/state/keychoir/keys/spare";
 
-/// The digest of `text` as a value of a file.
+/// Returns the digest of `text` as a value of a file.
 fn token_sha256(text: &str) -> String {
     TokenFingerprint::new(text).to_string()
 }
@@ -24,7 +24,7 @@ fn keys_of_the_overlay_are_added_to_those_of_the_environment() {
     let origins: Vec<_> = config.keys.iter().map(|key| (key.name.as_deref(), key.origin)).collect();
     assert_eq!(origins, [(None, KeyOrigin::Environment), (Some("spare"), KeyOrigin::Managed)]);
     assert_eq!((config.keys[1].weight, config.keys[1].key.expose()), (3, OTHER_KEY));
-    // They suffice without any other source.
+    // No other source is necessary.
     let config = FakeMachine::without_key().file(OVERLAY, overlay).file(SPARE, OTHER_KEY).config();
     assert_eq!((config.keys.len(), config.key_source.to_string()), (1, OVERLAY.to_owned()));
 }
@@ -55,7 +55,7 @@ fn a_missing_key_file_is_an_error_with_its_position() {
 #[test]
 fn a_mistake_in_the_overlay_is_reported_like_one_in_the_file() {
     for (overlay, expected) in [
-        ("[server]\n", "unknown key `server`"),
+        ("[server]\n", "unknown field `server`"),
         ("generation = \"x\"\n", ":1:14: "),
         ("[[clients]]\nname = \"app\"\nquota = \"many\"\n", "is not a quota"),
         ("[[clients]]\nname = \"app\"\ntoken_sha256 = \"12\"\n", "this has 2 characters"),

@@ -3,7 +3,7 @@
 use super::{FakeMachine, KEY};
 use crate::config::{Config, ProxySetting};
 
-/// The proxy for the provider's default host, without credentials.
+/// Returns the proxy for the provider's default host, without credentials.
 fn upstream_proxy(config: &Config) -> Option<String> {
     let url = &config.upstream.base_url;
     config.proxy_routes().for_upstream(url, &ProxySetting::Inherited).map(|proxy| proxy.to_string())

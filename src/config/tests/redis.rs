@@ -3,7 +3,7 @@
 use super::FakeMachine;
 use crate::config::Config;
 
-/// The configured URL without its credentials.
+/// Returns the configured URL without its credentials.
 fn url(machine: &FakeMachine<'_>) -> String {
     machine.config().redis.url.to_string()
 }

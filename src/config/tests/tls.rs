@@ -4,7 +4,7 @@ use super::FakeMachine;
 use crate::certificate::CaLocation;
 use crate::config::TlsMode;
 
-/// A certificate and its private key.
+/// Returns a certificate and its private key.
 fn certificate_and_key() -> (String, String) {
     let certified_key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     (certified_key.cert.pem(), certified_key.signing_key.serialize_pem())
@@ -62,7 +62,7 @@ fn an_unknown_tls_mode_is_refused() {
         .toml("[server.tls]\ncrt = \"a\"\n[server]\ntls_directory = 3\ncert = \"a\"\n")
         .check_problems(
             r#"
-/etc/k.toml:2:1: unknown key `crt` in [server.tls]
+/etc/k.toml:2:1: unknown setting `crt` in [server.tls]
   2 | crt = "a"
     | ^^^
     = did you mean `cert`?
@@ -70,7 +70,7 @@ fn an_unknown_tls_mode_is_refused() {
   4 | tls_directory = 3
     |                 ^
     = write it in quotes
-/etc/k.toml:5:1: unknown key `cert` in [server]
+/etc/k.toml:5:1: unknown setting `cert` in [server]
   5 | cert = "a"
     | ^^^^
 "#,

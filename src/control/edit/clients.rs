@@ -136,10 +136,10 @@ impl ClientEditor<'_> {
         if config.clients.len() == 1 {
             return Err(ControlError::LastClient);
         }
-        let earlier = overlay.clients.iter().position(|entry| entry.name == name);
-        let earlier = earlier.map(|index| overlay.clients.remove(index));
+        let earlier_index = overlay.clients.iter().position(|entry| entry.name == name);
+        let earlier_entry = earlier_index.map(|index| overlay.clients.remove(index));
         if client.origin.is_in_file() {
-            let replaced_token = earlier.and_then(|entry| entry.replaced_token_sha256);
+            let replaced_token = earlier_entry.and_then(|entry| entry.replaced_token_sha256);
             overlay.clients.push(ManagedClient {
                 name: name.to_owned(),
                 replaced_token_sha256: Some(replaced_token.unwrap_or_else(|| client.token.to_string())),
@@ -207,7 +207,7 @@ fn apply_rules(change: &ClientRules, mut rules: ManagedRules) -> ManagedRules {
     rules
 }
 
-/// Writes at least one rule, because an entry without any keeps the rules of the configuration file.
+/// Writes at least one rule, because an entry without rules keeps the rules of the configuration file.
 fn keep_explicit(rules: &mut ManagedRules) {
     if *rules == ManagedRules::default() {
         rules.bring_your_own_key = Some(false);

@@ -1,3 +1,5 @@
+//! Tests that merging overlays leads all replicas to the same state.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -19,12 +21,12 @@ fn client(name: &str, quota: u32) -> ManagedClient {
     client
 }
 
-/// Adds a version of an entry, unless a later one is there.
+/// Adds a version of an entry, unless there is a later version.
 fn insert<T: Ord>(entries: &mut Entries<T>, id: String, changed_at: UnixMs, content: EntryContent<T>) {
     merge_entries(entries, Entries::from([(id, Stamped { changed_at, content })]));
 }
 
-fn paused(number: u8, until: Option<u64>) -> PausedKey {
+fn paused_key(number: u8, until: Option<u64>) -> PausedKey {
     PausedKey {
         fingerprint: id(number),
         short_key: "sk_...".to_owned(),
@@ -35,7 +37,7 @@ fn paused(number: u8, until: Option<u64>) -> PausedKey {
     }
 }
 
-/// A version of the entry of one of three numbers, at one of four times, so that versions often conflict.
+/// Generates versions of three entries at four different times, so that versions often conflict.
 fn entries<T: Clone + Ord + fmt::Debug>(
     content: impl Fn(u8, u32) -> T + Clone + 'static,
     id_of: fn(u8) -> String,
@@ -54,14 +56,14 @@ fn entries<T: Clone + Ord + fmt::Debug>(
 prop_compose! {
     fn state()(
         keys in entries(|number, variant| key(number, ["spare", "main", "other"][variant as usize]), id),
-        paused_keys in entries(|number, variant| paused(number, Some(u64::from(variant) + 5)), id),
+        paused_keys in entries(|number, variant| paused_key(number, Some(u64::from(variant) + 5)), id),
         clients in entries(|number, variant| client(&format!("c{number}"), variant), |number| format!("c{number}")),
     ) -> OverlayState {
         OverlayState { keys, paused_keys, clients }
     }
 }
 
-/// A change of an operator at one of three replicas, or the arrival of the overlay of another one.
+/// A change of an operator at one of three replicas, or the arrival of the overlay of another replica.
 #[derive(Clone, Debug)]
 enum Step {
     SetClient { at: usize, client: u8, quota: u32 },
@@ -217,8 +219,8 @@ fn a_removal_and_an_ended_pause_are_forgotten_after_30_days() {
     let mut state = OverlayState::default();
     insert(&mut state.clients, "app".to_owned(), UnixMs(7), EntryContent::Removed);
     insert(&mut state.clients, "web".to_owned(), UnixMs(7), EntryContent::Present(client("web", 1)));
-    insert(&mut state.paused_keys, id(1), UnixMs(7), EntryContent::Present(paused(1, Some(8))));
-    insert(&mut state.paused_keys, id(2), UnixMs(7), EntryContent::Present(paused(2, None)));
+    insert(&mut state.paused_keys, id(1), UnixMs(7), EntryContent::Present(paused_key(1, Some(8))));
+    insert(&mut state.paused_keys, id(2), UnixMs(7), EntryContent::Present(paused_key(2, None)));
     let all = state.clone();
     state.forget_old(UnixMs(30 * DAY_MS + 6));
     assert_eq!(state, all);

@@ -49,7 +49,7 @@ impl Replica {
         self.controller.make(change, None, ORIGIN, self.app.as_ref()).await.unwrap()
     }
 
-    fn published(&self) -> SealedOverlay {
+    fn published_overlay(&self) -> SealedOverlay {
         self.port.outgoing.borrow().clone()
     }
 
@@ -86,7 +86,7 @@ impl Replica {
 /// Delivers the overlays of two replicas to each other until nothing is new.
 async fn settle(first: &mut Replica, second: &mut Replica) {
     for _ in 0..10 {
-        let (from_first, from_second) = (first.published(), second.published());
+        let (from_first, from_second) = (first.published_overlay(), second.published_overlay());
         let is_new = second.receive(&from_first).await;
         if !first.receive(&from_second).await && !is_new {
             return;
@@ -98,7 +98,7 @@ async fn settle(first: &mut Replica, second: &mut Replica) {
 /// Checks that two replicas publish the same overlay and apply the same keys and clients.
 #[track_caller]
 fn check_equal(first: &Replica, second: &Replica) {
-    assert_eq!(first.published().version(), second.published().version());
+    assert_eq!(first.published_overlay().version(), second.published_overlay().version());
     let (mut first_names, mut second_names) = (first.names(), second.names());
     for names in [&mut first_names, &mut second_names] {
         names.0.sort();
@@ -212,7 +212,7 @@ async fn the_generation_of_a_change_is_current_at_both_replicas() {
     let (mut first, mut second) = pair().await;
     let generation = first.make(pause("first")).await.generation;
     settle(&mut first, &mut second).await;
-    assert_eq!(first.published().version().generation, generation);
+    assert_eq!(first.published_overlay().version().generation, generation);
     let resume = || Change::ResumeKey { key: "first".to_owned() };
     let stale = second.controller.make(resume(), Some(generation - 1), ORIGIN, None).await.unwrap_err();
     assert_eq!(stale, ControlError::Stale { current: generation });
@@ -223,7 +223,7 @@ async fn the_generation_of_a_change_is_current_at_both_replicas() {
 #[tokio::test]
 async fn concurrent_changes_of_different_entries_are_both_in_force() {
     let (mut first, mut second) = pair().await;
-    let before = first.published().version().generation;
+    let before = first.published_overlay().version().generation;
     first.make(add_client("web")).await;
     first.make(Change::AddKey(new_key())).await;
     second.make(add_client("phone")).await;
@@ -234,7 +234,7 @@ async fn concurrent_changes_of_different_entries_are_both_in_force() {
     assert_eq!(first.names().1.len(), 3);
     assert_eq!(first.machine.config().paused_keys.len(), 1);
     assert_eq!(
-        first.published().version().generation,
+        first.published_overlay().version().generation,
         before + 3,
         "the merged overlay must be newer than both"
     );
@@ -280,7 +280,7 @@ async fn a_name_that_is_used_again_gets_the_file_of_its_key() {
     first.make(key_with("spare", THIRD)).await;
     // A crash after the key file is written leaves the previous key in force.
     second.controller.stop_after = Some(ChangeStep::KeyWritten);
-    let overlay = first.published();
+    let overlay = first.published_overlay();
     second.receive(&overlay).await;
     assert_eq!(second.machine.config().keys[1].key.expose(), SPARE);
     second.controller.stop_after = None;
@@ -320,7 +320,7 @@ async fn a_removed_key_and_a_revoked_client_are_not_restored_after_a_restart() {
     first.make(Change::AddKey(new_key())).await;
     first.make(add_client("web")).await;
     settle(&mut first, &mut second).await;
-    let old = second.published();
+    let old = second.published_overlay();
     first.make(remove("spare")).await;
     first.make(revoke("web")).await;
     let mut first = first.restart().await;
@@ -357,11 +357,11 @@ async fn a_new_replica_gets_the_changes_of_the_pool() {
 async fn an_overlay_that_is_known_changes_nothing() {
     let (mut first, mut second) = pair().await;
     first.make(add_client("web")).await;
-    let old = second.published();
+    let old = second.published_overlay();
     settle(&mut first, &mut second).await;
     let (before, _) = (second.machine.contents(), second.records.try_iter().count());
     second.delivered.clear();
-    for overlay in [first.published(), old, second.published()] {
+    for overlay in [first.published_overlay(), old, second.published_overlay()] {
         second.receive(&overlay).await;
     }
     assert_eq!(second.machine.contents(), before);
@@ -380,7 +380,11 @@ async fn an_entry_that_conflicts_with_the_configuration_file_is_left_out_until_i
     let config = second.machine.config();
     assert_eq!(config.keys[1].key.expose(), THIRD, "the key of the file must stay");
     assert_eq!((config.keys.len(), config.paused_keys.len()), (2, 1), "the other changes must apply");
-    assert_eq!(first.published().version(), second.published().version(), "the entry must still be shared");
+    assert_eq!(
+        first.published_overlay().version(),
+        second.published_overlay().version(),
+        "the entry must still be shared"
+    );
     let error = second.controller.make(remove("spare"), None, ORIGIN, None).await.unwrap_err();
     assert!(matches!(error, ControlError::NotManaged(_)), "{error}");
     // The mark survives another change, and the key applies when the file is corrected.
@@ -413,7 +417,7 @@ async fn a_client_that_the_configuration_file_defines_keeps_its_token() {
     first.make(revoke("web")).await;
     settle(&mut first, &mut second).await;
     assert_eq!(second.machine.config().clients.len(), 3);
-    assert_eq!(first.published().version(), second.published().version());
+    assert_eq!(first.published_overlay().version(), second.published_overlay().version());
 }
 
 fn rotate_client(name: &str) -> Change {
@@ -459,7 +463,7 @@ async fn an_overlay_without_a_common_key_changes_nothing() {
     let mut second = Replica::start(machine).await;
     first.make(add_client("web")).await;
     let before = second.machine.contents();
-    let overlay = first.published();
+    let overlay = first.published_overlay();
     second.receive(&overlay).await;
     assert_eq!(second.machine.contents(), before);
     let reason = second.controller.merge_failure.clone().unwrap();
@@ -479,7 +483,7 @@ async fn changes_that_cannot_be_saved_are_not_applied_until_they_can() {
     // A file in place of the directory of keys fails for every user, as a full disk would.
     fs::create_dir_all(second.machine.state()).unwrap();
     fs::write(second.machine.state().join(KEYS_DIRECTORY), "").unwrap();
-    let overlay = first.published();
+    let overlay = first.published_overlay();
     second.receive(&overlay).await;
     assert_eq!(second.machine.config().keys.len(), 1);
     let reason = second.controller.merge_failure.clone().unwrap();
@@ -515,7 +519,7 @@ async fn an_ended_pause_does_not_return() {
     let (mut first, mut second) = pair().await;
     first.make(pause("first")).await;
     settle(&mut first, &mut second).await;
-    let old = second.published();
+    let old = second.published_overlay();
     // The pause gets an end, which passes.
     let until = Some(clock::now().plus(Duration::from_secs(3_600)));
     first.make(Change::PauseKey { key: "first".to_owned(), until, reason: None }).await;
@@ -538,7 +542,7 @@ async fn a_sealed_overlay_contains_no_key_token_or_name() {
     let receipt = first.make(add_client("canary-client")).await;
     first.make(pause("spare")).await;
     let token = receipt.token.unwrap();
-    let sealed = first.published();
+    let sealed = first.published_overlay();
     let fingerprint = ApiKey::new(SPARE).unwrap().fingerprint().to_string();
     let digest = TokenFingerprint::new(token.expose()).to_string();
     let contains = |text: &str| sealed.as_bytes().windows(text.len()).any(|window| window == text.as_bytes());

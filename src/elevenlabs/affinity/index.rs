@@ -1,5 +1,5 @@
-//! An index of the table of resources. The index finds the path patterns of a request by the first path
-//! segment, because most requests name no identifier and then need only this lookup.
+//! Finds the rows of the table of resources that match a request. An index finds the path patterns of a request by
+//! the first path segment, because most requests name no identifier and then need only this lookup.
 
 use std::sync::LazyLock;
 

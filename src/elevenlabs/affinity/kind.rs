@@ -1,5 +1,5 @@
-//! The kinds of identifiers, how long each is recorded, and the hash that replaces an identifier. Only the
-//! hash is stored or printed, because an identifier may be a token that grants access.
+//! Defines the kinds of identifiers, the time for which each is recorded, and the hash that replaces an identifier.
+//! Only the hash is stored or printed, because an identifier may be a token that grants access.
 
 use std::fmt;
 use std::time::Duration;

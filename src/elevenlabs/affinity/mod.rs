@@ -109,7 +109,7 @@ pub fn identifiers_in_headers(headers: &HeaderMap) -> Vec<Identifier> {
     identifiers.collect()
 }
 
-/// How the response of an endpoint relates to the account that serves it.
+/// The relation between the response of an endpoint and the account that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResponseOwnership {
     /// The response contains no resource of an account.
@@ -176,8 +176,8 @@ fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) 
     Identifier::new(kind, &format!("{}\n{text}", list_path.join("/")))
 }
 
-/// Maximum number of different identifiers in the path, or in the query and the body. Each new identifier
-/// is compared with all earlier ones. A request to the provider names a few dozen.
+/// Maximum number of different identifiers in the path, or in the query and the body. Each new identifier is compared
+/// with all earlier identifiers. A request to the provider names a few dozen.
 const MAX_IDENTIFIERS: usize = 512;
 
 fn add_distinct(identifiers: &mut Vec<Identifier>, new_identifiers: impl IntoIterator<Item = Identifier>) {

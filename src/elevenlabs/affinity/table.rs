@@ -1,5 +1,5 @@
-//! The table of resources: one row per resource of the provider that belongs to one account. A row lists
-//! the paths, parameters, fields and headers that contain identifiers of the resource.
+//! Lists the resources of the provider in a table: one row per resource that belongs to one account.
+//! A row lists the paths, parameters, fields and headers that contain identifiers of the resource.
 //!
 //! Paths have no version. `{kind}` is an identifier of that kind, and `*` is any segment; a pattern also
 //! matches longer paths that start with the pattern. Identifiers in responses are listed by whole routes, in

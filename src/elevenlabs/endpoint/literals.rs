@@ -1,5 +1,5 @@
-//! The literal segments of the API's paths, which are not identifiers, in a hash table that is built at
-//! compile time.
+//! Lists the literal segments of the API's paths, which are not identifiers, in a hash table that is built at compile
+//! time.
 //!
 //! Sources: the provider's OpenAPI document (300 paths, August 2026), its Python SDK 2.78 and its WebSocket
 //! paths.

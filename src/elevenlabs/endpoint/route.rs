@@ -1,4 +1,4 @@
-//! A route: the path of a request with every identifier replaced by `{id}`, as shown in logs, metrics and
+//! Defines the route of a request: its path with every identifier replaced by `{id}`, as shown in logs, metrics and
 //! usage records. A route takes a few bytes, and its text is written only when the route is formatted.
 
 use std::collections::HashSet;
@@ -16,7 +16,7 @@ const MAX_SEGMENTS: usize = 10;
 /// The path of a request without its identifiers: `/v1/text-to-speech/{id}/stream`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Route {
-    /// The numbers of the literals, and [`IDENTIFIER`] for other segments; unused bytes are 0.
+    /// The numbers of the literals, and [`NOT_LITERAL`] for other segments; unused bytes are 0.
     codes: [u8; MAX_SEGMENTS],
     /// Number of segments; [`MAX_SEGMENTS`] plus 1 for a longer path.
     count: u8,
@@ -25,13 +25,13 @@ pub struct Route {
 }
 
 /// The code of a segment that is not a literal of the API.
-const IDENTIFIER: u8 = u8::MAX;
+const NOT_LITERAL: u8 = u8::MAX;
 
 impl Route {
     pub(in crate::elevenlabs) fn from_segments(segments: &[Segment<'_>]) -> Self {
         let mut codes = [0; MAX_SEGMENTS];
         for (code, segment) in codes.iter_mut().zip(segments) {
-            *code = segment.literal().map_or(IDENTIFIER, Literal::number);
+            *code = segment.literal().map_or(NOT_LITERAL, Literal::number);
         }
         #[expect(clippy::cast_possible_truncation, reason = "at most eleven")]
         let count = segments.len().min(MAX_SEGMENTS + 1) as u8;
@@ -82,7 +82,7 @@ impl Route {
     /// Whether the route has exactly one identifier, at its end.
     #[must_use]
     pub fn ends_in_only_identifier(&self) -> bool {
-        let first_identifier = self.codes().iter().position(|code| *code == IDENTIFIER);
+        let first_identifier = self.codes().iter().position(|code| *code == NOT_LITERAL);
         !self.is_truncated() && first_identifier.is_some_and(|index| index + 1 == self.codes().len())
     }
 

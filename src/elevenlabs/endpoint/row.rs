@@ -1,4 +1,5 @@
-//! The format of a row of the table of endpoints, and the index that finds the rows of a request.
+//! Defines the rows of the table of endpoints (`table`), and finds the properties of a request in all rows that match
+//! its method and path.
 
 use std::sync::LazyLock;
 
@@ -47,13 +48,13 @@ pub(super) struct EndpointRow {
     methods: Methods,
     /// Paths without the version. `{id}` is any segment, and `**` at the end is any number of segments.
     paths: &'static [&'static str],
-    facts: EndpointFacts,
+    properties: EndpointProperties,
 }
 
 /// The properties of a request. A property that is unknown or false in one row is taken from the next
 /// matching row.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct EndpointFacts {
+pub(super) struct EndpointProperties {
     /// The charged work of the request.
     pub(super) operation: Option<Operation>,
     /// The protocol of a WebSocket.
@@ -68,13 +69,13 @@ pub(super) struct EndpointFacts {
     pub(super) grants_direct_access: bool,
     /// Whether the response contains the address of a WebSocket.
     pub(super) returns_websocket_url: bool,
-    /// Whether the response describes the owner of the key.
+    /// Whether the response describes the account holder of the key.
     pub(super) returns_owner_data: bool,
     /// Whether the request creates a voice that takes a slot of its workspace.
     pub(super) adds_voice: bool,
 }
 
-const NO_FACTS: EndpointFacts = EndpointFacts {
+const NO_PROPERTIES: EndpointProperties = EndpointProperties {
     operation: None,
     socket: None,
     permissions: None,
@@ -88,91 +89,91 @@ const NO_FACTS: EndpointFacts = EndpointFacts {
 
 /// Returns a row without properties, which only lists known paths.
 pub(super) const fn row(methods: Methods, paths: &'static [&'static str]) -> EndpointRow {
-    EndpointRow { methods, paths, facts: NO_FACTS }
+    EndpointRow { methods, paths, properties: NO_PROPERTIES }
 }
 
 impl EndpointRow {
     pub(super) const fn generates(mut self, operation: Operation) -> Self {
-        self.facts.operation = Some(operation);
+        self.properties.operation = Some(operation);
         self
     }
 
     pub(super) const fn socket(mut self, dialect: Dialect) -> Self {
-        self.facts.socket = Some(dialect);
+        self.properties.socket = Some(dialect);
         self
     }
 
     /// Sets the permissions by name. An unknown name does not compile.
     pub(super) const fn needs(mut self, read: &str, write: &str) -> Self {
-        self.facts.permissions = Some([permission(read), permission(write)]);
+        self.properties.permissions = Some([permission(read), permission(write)]);
         self
     }
 
     pub(super) const fn denied(mut self, reason: &'static str) -> Self {
-        self.facts.denied = Some(reason);
+        self.properties.denied = Some(reason);
         self
     }
 
     pub(super) const fn free(mut self) -> Self {
-        self.facts.is_free = Some(true);
+        self.properties.is_free = Some(true);
         self
     }
 
     /// Overrides [`free`](Self::free) in the row of a wider path.
     #[cfg_attr(not(test), expect(dead_code, reason = "no endpoint of the table needs it yet"))]
     pub(super) const fn may_cost(mut self) -> Self {
-        self.facts.is_free = Some(false);
+        self.properties.is_free = Some(false);
         self
     }
 
     pub(super) const fn grants_direct_access(mut self) -> Self {
-        self.facts.grants_direct_access = true;
+        self.properties.grants_direct_access = true;
         self
     }
 
     pub(super) const fn returns_websocket_url(mut self) -> Self {
-        self.facts.returns_websocket_url = true;
+        self.properties.returns_websocket_url = true;
         self
     }
 
     pub(super) const fn returns_owner_data(mut self) -> Self {
-        self.facts.returns_owner_data = true;
+        self.properties.returns_owner_data = true;
         self
     }
 
     pub(super) const fn adds_voice(mut self) -> Self {
-        self.facts.adds_voice = true;
+        self.properties.adds_voice = true;
         self
     }
 }
 
-impl EndpointFacts {
-    /// Adds the properties of a further row.
-    fn add(&mut self, row: &Self) {
-        self.operation = self.operation.or(row.operation);
-        self.socket = self.socket.or(row.socket);
-        self.permissions = self.permissions.or(row.permissions);
-        self.denied = self.denied.or(row.denied);
-        self.is_free = self.is_free.or(row.is_free);
-        self.grants_direct_access |= row.grants_direct_access;
-        self.returns_websocket_url |= row.returns_websocket_url;
-        self.returns_owner_data |= row.returns_owner_data;
-        self.adds_voice |= row.adds_voice;
+impl EndpointProperties {
+    /// Fills the unknown properties with those of the next matching row.
+    fn add(&mut self, next: &Self) {
+        self.operation = self.operation.or(next.operation);
+        self.socket = self.socket.or(next.socket);
+        self.permissions = self.permissions.or(next.permissions);
+        self.denied = self.denied.or(next.denied);
+        self.is_free = self.is_free.or(next.is_free);
+        self.grants_direct_access |= next.grants_direct_access;
+        self.returns_websocket_url |= next.returns_websocket_url;
+        self.returns_owner_data |= next.returns_owner_data;
+        self.adds_voice |= next.adds_voice;
     }
 }
 
 /// A path of a row, as the codes of its segments.
 #[derive(Debug)]
 struct Pattern {
-    codes: Vec<u8>,
+    segment_codes: Vec<u8>,
     /// Whether the pattern also matches longer paths that start with the pattern.
     is_prefix: bool,
     methods: Methods,
-    facts: &'static EndpointFacts,
+    properties: &'static EndpointProperties,
 }
 
 /// The code of a path segment that is not a literal. In a pattern, it matches any segment.
-pub(super) const IDENTIFIER: u8 = u8::MAX;
+pub(super) const NOT_LITERAL: u8 = u8::MAX;
 
 /// Maximum number of segments of a pattern.
 pub(super) const MAX_SEGMENTS: usize = 6;
@@ -183,11 +184,15 @@ static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
     for row in ROWS {
         for path in row.paths {
             let without_wildcard = path.strip_suffix("/**");
-            let code = |segment: &str| Literal::find(segment).map_or(IDENTIFIER, Literal::number);
-            let codes: Vec<u8> = without_wildcard.unwrap_or(path).split('/').map(code).collect();
-            if let Some(patterns) = codes.first().and_then(|root| index.get_mut(usize::from(*root))) {
-                let (methods, facts) = (row.methods, &row.facts);
-                patterns.push(Pattern { codes, is_prefix: without_wildcard.is_some(), methods, facts });
+            let code = |segment: &str| Literal::find(segment).map_or(NOT_LITERAL, Literal::number);
+            let segment_codes: Vec<u8> = without_wildcard.unwrap_or(path).split('/').map(code).collect();
+            if let Some(patterns) = segment_codes.first().and_then(|root| index.get_mut(usize::from(*root))) {
+                patterns.push(Pattern {
+                    segment_codes,
+                    is_prefix: without_wildcard.is_some(),
+                    methods: row.methods,
+                    properties: &row.properties,
+                });
             }
         }
     }
@@ -195,29 +200,36 @@ static INDEX: LazyLock<Vec<Vec<Pattern>>> = LazyLock::new(|| {
 });
 
 impl Pattern {
-    fn matches(&self, codes: &[u8], count: usize) -> bool {
-        let matches_length =
-            if self.is_prefix { count >= self.codes.len() } else { count == self.codes.len() };
+    fn matches(&self, segment_codes: &[u8], segment_count: usize) -> bool {
+        let matches_length = if self.is_prefix {
+            segment_count >= self.segment_codes.len()
+        } else {
+            segment_count == self.segment_codes.len()
+        };
         matches_length
             && self
-                .codes
+                .segment_codes
                 .iter()
-                .zip(codes)
-                .all(|(required, code)| *required == IDENTIFIER || required == code)
+                .zip(segment_codes)
+                .all(|(required, code)| *required == NOT_LITERAL || required == code)
     }
 }
 
-/// Returns the properties of a request with one of these methods, from all matching rows. `codes` has the
-/// codes of the first [`MAX_SEGMENTS`] of `count` segments after the version.
-pub(super) fn find_facts(methods: Methods, codes: &[u8], count: usize) -> EndpointFacts {
-    let mut facts = NO_FACTS;
-    let patterns = codes.first().and_then(|root| INDEX.get(usize::from(*root)));
+/// Returns the properties of a request with one of these methods, from all matching rows. `segment_codes` has the
+/// codes of the first [`MAX_SEGMENTS`] segments after the version, and `segment_count` is the number of all of them.
+pub(super) fn find_properties(
+    methods: Methods,
+    segment_codes: &[u8],
+    segment_count: usize,
+) -> EndpointProperties {
+    let mut properties = NO_PROPERTIES;
+    let patterns = segment_codes.first().and_then(|root| INDEX.get(usize::from(*root)));
     for pattern in patterns.into_iter().flatten() {
-        if pattern.methods & methods != 0 && pattern.matches(codes, count) {
-            facts.add(pattern.facts);
+        if pattern.methods & methods != 0 && pattern.matches(segment_codes, segment_count) {
+            properties.add(pattern.properties);
         }
     }
-    facts
+    properties
 }
 
 /// Whether paths of the API start with this literal, after the version.
@@ -263,17 +275,19 @@ mod tests {
 
     #[test]
     fn a_narrower_row_takes_precedence_over_a_wider_one() {
-        let narrow = row(POST, &["voices/{id}/edit"]).generates(Operation::Music).facts;
-        let wide =
-            row(ANY, &["voices/**"]).generates(Operation::Other).needs("voices_read", "voices_write").facts;
-        let mut facts = NO_FACTS;
-        facts.add(&narrow);
-        facts.add(&wide);
-        assert_eq!(facts.operation, Some(Operation::Music));
-        assert!(facts.permissions.is_some());
-        let mut facts = NO_FACTS;
-        facts.add(&row(POST, &["voices/{id}/train"]).may_cost().facts);
-        facts.add(&row(POST, &["voices/**"]).free().facts);
-        assert_eq!(facts.is_free, Some(false));
+        let narrow = row(POST, &["voices/{id}/edit"]).generates(Operation::Music).properties;
+        let wide = row(ANY, &["voices/**"])
+            .generates(Operation::Other)
+            .needs("voices_read", "voices_write")
+            .properties;
+        let mut properties = NO_PROPERTIES;
+        properties.add(&narrow);
+        properties.add(&wide);
+        assert_eq!(properties.operation, Some(Operation::Music));
+        assert!(properties.permissions.is_some());
+        let mut properties = NO_PROPERTIES;
+        properties.add(&row(POST, &["voices/{id}/train"]).may_cost().properties);
+        properties.add(&row(POST, &["voices/**"]).free().properties);
+        assert_eq!(properties.is_free, Some(false));
     }
 }

@@ -1,4 +1,4 @@
-//! The table of the provider's endpoints: the known properties of the requests of each path.
+//! Lists the provider's endpoints in a table: the known properties of the requests of each path.
 //!
 //! To add an endpoint, add a row. Its literal segments must be in `literals.rs` and its route in
 //! `routes.txt`, which the tests check. If its path, body or response names resources of an account, also add

@@ -1,4 +1,4 @@
-//! The codes of the provider's errors, with the status that each has over HTTP.
+//! Lists the codes of the provider's errors, with the status of each over HTTP.
 //!
 //! A WebSocket error has no status. A code without a row in `table` is classified by the status listed here.
 //!

@@ -1,4 +1,4 @@
-//! The format of a row of the table of refusals, and the check whether an error body matches a row.
+//! Defines the rows of the table of refusals, and checks whether an error body matches a row.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The table of the provider's refusals: one row per meaning and wording, the most specific first. HTTP,
+//! Lists the provider's refusals in a table: one row per meaning and wording, the most specific first. HTTP,
 //! WebSockets and the simulator use this table.
 //!
 //! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
@@ -46,7 +46,7 @@ const NOT_AUTHENTICATED_MESSAGE: &str = "you must be authenticated";
 const LIBRARY_VOICE_MESSAGE: &str =
     "Free users cannot use library voices via the API. Please upgrade your subscription to use this voice.";
 
-/// Messages about voices or other objects of a workspace, of which a plan has a maximum number.
+/// Messages about a maximum number of voices or other objects of a workspace, which depends on the plan.
 const SLOT_WORDS: BodyPattern = message_parts(&[
     "slot",
     "custom voice",

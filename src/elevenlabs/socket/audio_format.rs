@@ -1,4 +1,4 @@
-//! The data rate of the audio formats in which a client sends speech.
+//! Returns the data rate of the audio formats in which a client sends speech.
 
 /// Returns the bytes per second of audio in the format that a query names, or in the provider's default
 /// format. PCM has samples of 16 bits, µ-law and A-law of 8 bits.

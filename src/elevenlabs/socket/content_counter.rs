@@ -52,15 +52,25 @@ pub struct ContentCounter {
     base64_characters: u64,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Container {
+    Object,
+    List,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// The parser is before the outermost object.
     #[default]
     Start,
-    /// The parser is before a value; `true` if a list may end instead.
-    Value(bool),
-    /// The parser is before a name; `true` if an object may end instead.
-    BeforeName(bool),
+    /// The parser is before a value.
+    Value,
+    /// The parser is at the start of a list, before a value or the end of the list.
+    FirstValue,
+    /// The parser is before a name.
+    BeforeName,
+    /// The parser is at the start of an object, before a name or the end of the object.
+    BeforeFirstName,
     Colon,
     AfterValue,
     /// The parser is in a number or a literal.
@@ -136,8 +146,10 @@ impl ContentCounter {
                     1
                 }
                 State::Start
-                | State::Value(_)
-                | State::BeforeName(_)
+                | State::Value
+                | State::FirstValue
+                | State::BeforeName
+                | State::BeforeFirstName
                 | State::Colon
                 | State::AfterValue
                 | State::Scalar
@@ -185,21 +197,23 @@ impl ContentCounter {
         match (self.phase, byte) {
             (State::Scalar, _) if is_blank => State::AfterValue,
             (phase, _) if is_blank => phase,
-            (State::Start | State::Value(_), b'{') => self.begin_container(true),
-            (State::Value(_), b'[') => self.begin_container(false),
-            (State::Value(_), b'"') => {
+            (State::Start | State::Value | State::FirstValue, b'{') => {
+                self.begin_container(Container::Object)
+            }
+            (State::Value | State::FirstValue, b'[') => self.begin_container(Container::List),
+            (State::Value | State::FirstValue, b'"') => {
                 self.begin_string(if self.is_counted() { StringRole::Counted } else { StringRole::Skipped })
             }
-            (State::BeforeName(_), b'"') => self.begin_string(StringRole::Name),
-            (State::Colon, b':') => State::Value(false),
-            (State::Value(true), b']') | (State::BeforeName(true), b'}') => self.end_container(),
-            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName(false),
-            (State::AfterValue | State::Scalar, b',') => State::Value(false),
+            (State::BeforeName | State::BeforeFirstName, b'"') => self.begin_string(StringRole::Name),
+            (State::Colon, b':') => State::Value,
+            (State::FirstValue, b']') | (State::BeforeFirstName, b'}') => self.end_container(),
+            (State::AfterValue | State::Scalar, b',') if self.is_in_object() => State::BeforeName,
+            (State::AfterValue | State::Scalar, b',') => State::Value,
             (State::AfterValue | State::Scalar, b'}') if self.is_in_object() => self.end_container(),
             (State::AfterValue | State::Scalar, b']') if !self.is_in_object() => self.end_container(),
             // Some parsers accept `NaN` and `Infinity`.
             (
-                State::Value(_) | State::Scalar,
+                State::Value | State::FirstValue | State::Scalar,
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.',
             ) => State::Scalar,
             _ => State::Invalid,
@@ -223,13 +237,16 @@ impl ContentCounter {
         }
     }
 
-    fn begin_container(&mut self, is_object: bool) -> State {
+    fn begin_container(&mut self, container: Container) -> State {
         if self.depth == MAX_DEPTH {
             return State::Invalid;
         }
         self.depth += 1;
-        self.nesting = self.nesting << 1 | u128::from(is_object);
-        if is_object { State::BeforeName(true) } else { State::Value(true) }
+        self.nesting = self.nesting << 1 | u128::from(container == Container::Object);
+        match container {
+            Container::Object => State::BeforeFirstName,
+            Container::List => State::FirstValue,
+        }
     }
 
     fn end_container(&mut self) -> State {

@@ -37,8 +37,8 @@ enum State {
     NotObject,
     /// The parser is between members, after `{` or `,`.
     BeforeName,
-    /// The parser is in the name of a member; `true` after a backslash.
-    Name(bool),
+    /// The parser is in the name of a member; `is_escaped` after a backslash.
+    Name { is_escaped: bool },
     /// The parser is in a member, up to the comma or the brace after the member.
     Member(MemberPosition, MemberAction),
 }
@@ -99,7 +99,7 @@ impl CredentialBlanker {
                 output.push(byte);
             }
             State::BeforeName => self.process_byte_before_name(byte, output),
-            State::Name(is_escaped) => self.process_byte_of_name(byte, is_escaped, output),
+            State::Name { is_escaped } => self.process_byte_of_name(byte, is_escaped, output),
             State::Member(position, action) => return self.process_member(rest, position, action, output),
         }
         1
@@ -109,7 +109,7 @@ impl CredentialBlanker {
         match byte {
             b'"' => {
                 self.held_back.push(byte);
-                self.phase = State::Name(false);
+                self.phase = State::Name { is_escaped: false };
             }
             b' ' | b'\t' | b'\r' | b'\n'
                 if self.held_back.len() <= MAX_HELD_BLANKS && !self.held_back.is_empty() =>
@@ -135,7 +135,7 @@ impl CredentialBlanker {
         let quote = self.held_back.iter().position(|byte| *byte == b'"').unwrap_or_default();
         let name = self.held_back.get(quote + 1..).unwrap_or_default();
         match byte {
-            b'\\' if !is_escaped => self.phase = State::Name(true),
+            b'\\' if !is_escaped => self.phase = State::Name { is_escaped: true },
             b'"' if !is_escaped => {
                 let is_credential = is_credential_name(name.strip_suffix(b"\"").unwrap_or_default());
                 let action = if is_credential { MemberAction::Blank } else { MemberAction::Forward };
@@ -143,7 +143,7 @@ impl CredentialBlanker {
             }
             // A pending escape sequence ends in the rest of the name, which is processed as a string.
             _ if name.len() > MAX_NAME_BYTES => self.begin_member(MemberAction::Forward, Some(false), output),
-            _ => self.phase = State::Name(false),
+            _ => self.phase = State::Name { is_escaped: false },
         }
     }
 

@@ -1,4 +1,4 @@
-//! The limits that are configured per client: quotas, rate, concurrent requests, paths and keys.
+//! Defines the limits that are configured per client: quotas, rate, concurrent requests, paths and keys.
 
 use crate::policy::client_quota::{ClientQuota, RateLimit};
 use crate::policy::path::Path;

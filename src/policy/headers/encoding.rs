@@ -1,6 +1,5 @@
-//! Content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that the
-//! proxy can decode. A refusal in another encoding could not be classified, and a key in it could not be
-//! redacted.
+//! Negotiates content encodings: reads `Content-Encoding`, and restricts `Accept-Encoding` to the encodings that the
+//! proxy can decode. A refusal in another encoding could not be classified, and a key in it could not be redacted.
 
 use std::borrow::Cow;
 
@@ -30,10 +29,10 @@ pub fn content_encoding(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     Some(lines.fold(Cow::Borrowed(first), |all, line| Cow::Owned(format!("{all}, {line}"))))
 }
 
-/// Removes the encodings that the proxy cannot decode from `Accept-Encoding`. The others keep their order
-/// and weights; `*` becomes gzip and deflate. A client that accepts only unsupported encodings is offered
-/// `identity`, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request
-/// without the header is unchanged.
+/// Removes the encodings that the proxy cannot decode from `Accept-Encoding`. The remaining encodings keep their
+/// order and weights; `*` becomes gzip and deflate. A client that accepts only unsupported encodings is offered
+/// `identity`, which is acceptable unless the client excludes it (RFC 9110, section 12.5.3). A request without the
+/// header is unchanged.
 pub(super) fn restrict_accept_encoding(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(ACCEPT_ENCODING).iter();
     if let (Some(only), None) = (lines.next(), lines.next())

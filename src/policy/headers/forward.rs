@@ -1,4 +1,4 @@
-//! The headers that the operator allows in `access.forward_headers`. They come from proxies in front of
+//! Parses the headers that the operator allows in `access.forward_headers`. They come from proxies in front of
 //! Keychoir, and would otherwise be removed from requests.
 
 use http::header::{HeaderMap, HeaderName};

@@ -1,5 +1,5 @@
-//! The set of table rows whose headers a message has. One pass over the header names computes it, so that
-//! the rules look up only headers that are present.
+//! Finds the rows of the table of headers that apply to a message. One pass over the header names computes it, so
+//! that the rules look up only headers that are present.
 
 use std::iter;
 
@@ -51,9 +51,9 @@ impl KnownHeader {
         let bytes = name.as_bytes();
         let mut slot = first_slot(bytes);
         while SLOTS[slot] != EMPTY {
-            let known = Self(SLOTS[slot]);
-            if known.row().name == name {
-                return Some(known);
+            let candidate = Self(SLOTS[slot]);
+            if candidate.row().name == name {
+                return Some(candidate);
             }
             slot = (slot + 1) % SLOTS.len();
         }
@@ -195,7 +195,7 @@ static PREFIX_FILTER: [bool; 1021] = {
     filter
 };
 
-/// The first three characters of a name as an index. Every prefix has at least three.
+/// Returns the first three characters of a name as an index. Every prefix has at least three.
 const fn first_three(name: &[u8]) -> u32 {
     match name {
         [first, second, third, ..] => u32::from_be_bytes([0, *first, *second, *third]),
@@ -203,7 +203,7 @@ const fn first_three(name: &[u8]) -> u32 {
     }
 }
 
-/// The slot at which the search for a name starts: a hash of its length and three of its characters.
+/// Returns the slot at which the search for a name starts: a hash of its length and three of its characters.
 const fn first_slot(name: &[u8]) -> usize {
     const fn mix(hash: u32, byte: u8) -> u32 {
         (hash ^ byte as u32).wrapping_mul(0x0100_0193)
@@ -243,8 +243,8 @@ mod tests {
                 Some(prefix) => vec![format!("{prefix}x"), format!("{prefix}connecting-ip")],
             };
             for name in names {
-                let known = KnownHeader::find(&name).unwrap();
-                assert_eq!(usize::from(known.0), index, "{name}");
+                let known_header = KnownHeader::find(&name).unwrap();
+                assert_eq!(usize::from(known_header.0), index, "{name}");
                 let name: HeaderName = name.parse().unwrap();
                 let headers = HeaderMap::from_iter([(name, HeaderValue::from_static("x"))]);
                 assert_eq!(PresentHeaders::in_headers(&headers), PresentHeaders(1 << index));

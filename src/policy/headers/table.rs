@@ -1,5 +1,5 @@
-//! The table of headers that are not forwarded unchanged. Each row has the name of a header, the rule for
-//! it, and the reason.
+//! Lists the headers that are not forwarded unchanged. Each row has the name of a header, the rule for it, and the
+//! reason.
 
 use http::header::HeaderName;
 

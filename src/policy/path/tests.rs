@@ -1,3 +1,5 @@
+//! Tests which paths are ambiguous, with models of servers and gateways that read a path differently.
+
 use http::Uri;
 use proptest::prelude::*;
 

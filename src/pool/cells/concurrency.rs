@@ -180,7 +180,7 @@ impl ConcurrencyLimiter {
         loop {
             let max = self.provider_max().min(self.share.load(Ordering::Acquire));
             self.max.store(max, Ordering::Release);
-            // A concurrent change of an input may have stored its maximum before this one.
+            // A concurrent change of an input may have stored its maximum before this store.
             if max == self.provider_max().min(self.share.load(Ordering::Acquire)) {
                 return max;
             }

@@ -1,5 +1,5 @@
-//! A cooldown in one atomic word, so that a reader never combines the reason of one cooldown with the end
-//! of another.
+//! Stores a cooldown in one atomic word, so that a reader never combines the reason of one cooldown with the end of
+//! another.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::key_state::{Cooldown, CooldownReason};

@@ -1,4 +1,5 @@
-//! The refusals recorded for a key or a workspace, and the result of the last poll.
+//! Collects the refusals of a key or a workspace and the result of the last poll, and computes the cooldown from
+//! them.
 //!
 //! A lock protects the evidence. Cooldowns are computed from it when it changes, and are stored in
 //! atomics, so that served requests do not take the lock.
@@ -81,8 +82,8 @@ impl EvidenceCell {
     pub(in crate::pool) fn record_poll(&self, poll: Poll) {
         let mut state = self.lock();
         let latest = state.evidence.iter().map(|entry| entry.at.0.saturating_add(1)).max();
-        let at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
-        state.last_poll = Some(Poll { at, ..poll });
+        let polled_at = UnixMs(poll.at.0.max(latest.unwrap_or(0)));
+        state.last_poll = Some(Poll { at: polled_at, ..poll });
     }
 
     /// Records the result of another replica's poll, which may be older than the recorded evidence and polls.

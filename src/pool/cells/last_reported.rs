@@ -1,5 +1,4 @@
-//! The last reported state of a key. Of all tasks that notice a state change, only the first one reports
-//! it.
+//! Remembers the last reported state of a key, so that only the first task that notices a state change reports it.
 
 use super::super::sync::{AtomicU8, Ordering};
 use super::cooldown::reason_code;
@@ -27,13 +26,13 @@ impl LastReportedState {
             KeyState::CoolingDown { reason, .. } => reason_code(reason),
             KeyState::Paused { .. } => PAUSED,
         };
-        let new = code | if is_near_limit { NEAR_LIMIT } else { 0 };
+        let new_code = code | if is_near_limit { NEAR_LIMIT } else { 0 };
         // The state is usually unchanged, and a write would invalidate the cache line of all cores.
-        if self.0.load(Ordering::Acquire) == new {
+        if self.0.load(Ordering::Acquire) == new_code {
             return None;
         }
-        let before = self.0.swap(new, Ordering::AcqRel);
-        let code_before = before & !NEAR_LIMIT;
+        let previous_code = self.0.swap(new_code, Ordering::AcqRel);
+        let code_before = previous_code & !NEAR_LIMIT;
         match state {
             KeyState::Paused { until, .. } if code_before != code => Some(StateChange::Paused { until }),
             KeyState::Usable | KeyState::CoolingDown { .. } if code_before == PAUSED => {
@@ -43,7 +42,7 @@ impl LastReportedState {
                 Some(StateChange::CooldownStarted { reason, until })
             }
             KeyState::Usable if code_before != code => Some(StateChange::CooldownEnded),
-            KeyState::Usable if is_near_limit && before & NEAR_LIMIT == 0 => {
+            KeyState::Usable if is_near_limit && previous_code & NEAR_LIMIT == 0 => {
                 Some(StateChange::NearLimit(quota))
             }
             KeyState::Usable | KeyState::CoolingDown { .. } | KeyState::Paused { .. } => None,

@@ -1,5 +1,5 @@
-//! Cells: the mutable state of keys and workspaces. It is held in atomics, so that selecting, charging
-//! and releasing a key takes no lock.
+//! Holds the cells, which are the mutable state of keys and workspaces. It is held in atomics, so that selecting,
+//! charging and releasing a key takes no lock.
 
 mod concurrency;
 mod cooldown;

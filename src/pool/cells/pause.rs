@@ -1,4 +1,4 @@
-//! An operator's pause of a key. Selection reads one atomic word; the reason is only for documents and logs.
+//! Stores an operator's pause of a key. Selection reads one atomic word; the reason is only for documents and logs.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The credits of a workspace: the spent credits, the credits that requests in flight have reserved, and
-//! the ceiling of their sum.
+//! Counts the credits of a workspace: the spent credits, the credits that requests in flight have reserved, and the
+//! ceiling of their sum.
 //!
 //! One atomic word holds the sum, and a reservation is one compare-and-swap against the ceiling. Two
 //! requests therefore cannot reserve the same credits. The spent and the reserved credits are also held
@@ -16,7 +16,7 @@ use crate::policy::units::UnixMs;
 
 const UNKNOWN: u64 = u64::MAX;
 
-/// The credits of a workspace. Every request changes the first three fields; polls change the others.
+/// The credits of a workspace. Every request changes the first three fields; only polls change the remaining fields.
 #[derive(Debug)]
 pub(in crate::pool) struct QuotaCell {
     /// Sum of spent and reserved credits. It wraps below zero while only a part of a change is applied.
@@ -107,7 +107,7 @@ impl QuotaCell {
         if resets_at != 0 && resets_at <= now.0 {
             self.end_period(resets_at);
         }
-        self.stored().reset_if_due(now)
+        self.stored_quota().reset_if_due(now)
     }
 
     #[cold]
@@ -141,7 +141,7 @@ impl QuotaCell {
         not_below_zero(self.committed.load(Ordering::Acquire)).saturating_add(credits) <= self.bound(kept)
     }
 
-    /// The maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
+    /// Returns the maximum of the sum of spent and reserved credits, if `kept` credits remain unspent.
     fn bound(&self, kept: u64) -> u64 {
         let share = self.share.load(Ordering::Acquire);
         match self.ceiling.load(Ordering::Acquire) {
@@ -198,7 +198,7 @@ impl QuotaCell {
 
     /// Applies the quota of a poll at `at`. Returns whether it starts a new period or sets a new limit.
     pub(in crate::pool) fn apply_poll(&self, polled: Quota, at: UnixMs, lag: Duration) -> bool {
-        let before = self.stored();
+        let before = self.stored_quota();
         let idle = at.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
         self.record_discrepancy(before.discrepancy(polled, idle, lag));
         self.replace_count(|count| Quota { count, ..before }.reconcile(polled, idle, lag).count);
@@ -300,21 +300,21 @@ impl QuotaCell {
         self.resets_at.store(quota.resets_at.map_or(0, |at| at.0), Ordering::Release);
     }
 
-    fn stored(&self) -> Quota {
+    fn stored_quota(&self) -> Quota {
         Quota { count: self.spent.load(Ordering::Acquire), ..self.limits() }
     }
 
     fn limits(&self) -> Quota {
-        let known = |word: u64, unknown: u64| (word != unknown).then_some(word);
+        let unless_unknown = |word: u64, unknown: u64| (word != unknown).then_some(word);
         Quota {
             count: 0,
-            limit: known(self.limit.load(Ordering::Acquire), UNKNOWN),
+            limit: unless_unknown(self.limit.load(Ordering::Acquire), UNKNOWN),
             extension: match self.extension.load(Ordering::Acquire) {
                 0 => Extension::None,
                 UNKNOWN => Extension::Unlimited,
                 credits => Extension::Credits(credits),
             },
-            resets_at: known(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
+            resets_at: unless_unknown(self.resets_at.load(Ordering::Acquire), 0).map(UnixMs),
         }
     }
 }

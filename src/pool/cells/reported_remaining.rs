@@ -1,4 +1,4 @@
-//! The remaining credits that the provider reports when it refuses a request for its price.
+//! Stores the remaining credits that the provider reports when it refuses a request for its price.
 //!
 //! The report is separate from our own count of credits, which it overrides. It is about a workspace or
 //! about a key with its own cap.
@@ -26,7 +26,7 @@ pub(in crate::pool) enum ReportedDecrease {
     Subtracted,
     /// There is no current report.
     NotReported,
-    /// The remaining credits are fewer than the requested ones.
+    /// The remaining credits are fewer than the requested credits.
     Insufficient,
 }
 
@@ -92,25 +92,25 @@ mod tests {
 
     #[test]
     fn requests_decrease_the_reported_remaining_credits() {
-        let reported = ReportedRemaining::default();
-        assert_eq!(reported.decrease(1_000, NOW), ReportedDecrease::NotReported);
+        let report = ReportedRemaining::default();
+        assert_eq!(report.decrease(1_000, NOW), ReportedDecrease::NotReported);
         let expires_at = UnixMs(NOW.0 + 100);
-        reported.report(10, expires_at, NOW);
-        reported.report(12, expires_at, NOW);
+        report.report(10, expires_at, NOW);
+        report.report(12, expires_at, NOW);
         assert_eq!(
-            (reported.decrease(7, NOW), reported.decrease(7, NOW)),
+            (report.decrease(7, NOW), report.decrease(7, NOW)),
             (ReportedDecrease::Subtracted, ReportedDecrease::Insufficient)
         );
-        reported.finish_reservation(FinishedReservation { reserved: 7, spent: 4 });
-        assert_eq!(reported.credits(NOW), Some(6));
-        reported.finish_reservation(FinishedReservation { reserved: 0, spent: 9 });
-        assert_eq!(reported.credits(NOW), Some(0));
+        report.finish_reservation(FinishedReservation { reserved: 7, spent: 4 });
+        assert_eq!(report.credits(NOW), Some(6));
+        report.finish_reservation(FinishedReservation { reserved: 0, spent: 9 });
+        assert_eq!(report.credits(NOW), Some(0));
         // The report expires with the refusal, and the next one replaces it.
         assert_eq!(
-            (reported.credits(expires_at), reported.decrease(5, expires_at)),
+            (report.credits(expires_at), report.decrease(5, expires_at)),
             (None, ReportedDecrease::NotReported)
         );
-        reported.report(50, UnixMs(expires_at.0 + 100), expires_at);
-        assert_eq!(reported.credits(expires_at), Some(50));
+        report.report(50, UnixMs(expires_at.0 + 100), expires_at);
+        assert_eq!(report.credits(expires_at), Some(50));
     }
 }

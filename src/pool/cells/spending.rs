@@ -1,5 +1,5 @@
-//! The recent spending of a workspace, in one atomic word. The upper half holds the credits, the lower
-//! half their time.
+//! Counts the recent spending of a workspace in one atomic word. The upper half holds the credits, the lower half
+//! their time.
 
 use super::super::sync::{AtomicU64, Ordering};
 use crate::policy::forecast::Spending;

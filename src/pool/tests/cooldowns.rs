@@ -256,7 +256,7 @@ fn restored_evidence_takes_effect_again() {
     };
     let proven = ClaimedFault::Credits { reported: Some((0, 7)), scaled_remaining: 0 };
     let unproven = ClaimedFault::Credits { reported: None, scaled_remaining: 0 };
-    let restored = |fingerprint, workspace_evidence| RestoredKey {
+    let restored_key = |fingerprint, workspace_evidence| RestoredKey {
         fingerprint,
         quota,
         tier: None,
@@ -265,10 +265,10 @@ fn restored_evidence_takes_effect_again() {
     };
     pool.restore(
         &[
-            restored(fingerprints[0], evidence(proven, NOW)),
+            restored_key(fingerprints[0], evidence(proven, NOW)),
             // The cooldown after a refusal without numbers is over.
-            restored(fingerprints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
-            restored(Fingerprint::new("removed"), vec![]),
+            restored_key(fingerprints[1], evidence(unproven, UnixMs(NOW.0 - 60_000))),
+            restored_key(Fingerprint::new("removed"), vec![]),
         ],
         NOW,
     );

@@ -138,11 +138,11 @@ fn generated_request() -> impl Strategy<Value = GeneratedRequest> {
 }
 
 fn verdict() -> impl Strategy<Value = Verdict> {
-    let span = prop::option::of(prop_oneof![Just(1_u64), Just(3), Just(86_400)]);
+    let retry_after_seconds = prop::option::of(prop_oneof![Just(1_u64), Just(3), Just(86_400)]);
     let shortfall =
         |remaining, required| Shortfall { remaining: Some(remaining), required: Some(required), quota: None };
     prop_oneof![
-        span.prop_map(|span| Verdict::RateLimited(span.map(Duration::from_secs))),
+        retry_after_seconds.prop_map(|seconds| Verdict::RateLimited(seconds.map(Duration::from_secs))),
         prop::option::of(1..3_u32).prop_map(|maximum| Verdict::Concurrency { maximum }),
         Just(Verdict::WorkspaceQuota(Shortfall::default())),
         (0..40_u64).prop_map(move |left| Verdict::WorkspaceQuota(shortfall(left, 50))),
@@ -183,7 +183,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 impl GeneratedRequest {
-    /// The request with the positions of a roster.
+    /// Returns the request with the positions of a roster.
     fn request(&self, roster: &Roster) -> KeyRequest {
         let position = |number: &usize| {
             let fingerprint = entry(*number, None, None).key.fingerprint();
@@ -219,7 +219,7 @@ impl GeneratedRequest {
     }
 }
 
-/// The rounds of a selection: preferred keys before the others, and restricted keys last.
+/// Returns the rounds of a selection: preferred keys before the other keys, and restricted keys last.
 fn rounds(request: &KeyRequest) -> Vec<SelectionRound> {
     let restraints =
         [RestrictionLevel::Inferred, RestrictionLevel::RefusedLongest, RestrictionLevel::Refused];
@@ -502,7 +502,7 @@ impl History {
                 self.pool.record_workspace(&key_at(at), "ws_shared");
                 self.rosters.push(self.pool.roster());
             }
-            Step::Wait(span) => sleep(span).await,
+            Step::Wait(duration) => sleep(duration).await,
         }
     }
 

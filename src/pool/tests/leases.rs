@@ -113,21 +113,24 @@ fn a_charge_reports_every_changed_key_of_its_workspace() {
     let pool = pool(&[Some("studio"), Some("studio"), None]);
     pool.report_quota(0, 0, 100, NOW);
     pool.record_verdict(1, Verdict::RateLimited(None), NOW);
-    let reported = |credits, at| changes(&pool.charge_key(0, credits, at));
-    assert_eq!(reported(1, NOW), []);
-    assert_eq!(reported(1, later(59)), []);
+    let reported_changes = |credits, at| changes(&pool.charge_key(0, credits, at));
+    assert_eq!(reported_changes(1, NOW), []);
+    assert_eq!(reported_changes(1, later(59)), []);
     // The cooldown has ended.
-    assert_eq!(reported(1, later(60)), [(0, StateChange::CooldownEnded), (1, StateChange::CooldownEnded)]);
-    assert_eq!(reported(1, later(61)), []);
+    assert_eq!(
+        reported_changes(1, later(60)),
+        [(0, StateChange::CooldownEnded), (1, StateChange::CooldownEnded)]
+    );
+    assert_eq!(reported_changes(1, later(61)), []);
     // A changed cooldown invalidates the cache.
     pool.roster().keys()[1].set_cooldown(Cooldown { reason: CooldownReason::Billing, until: later(90) });
     let cooldown = StateChange::CooldownStarted { reason: CooldownReason::Billing, until: Some(later(90)) };
-    assert_eq!(reported(1, later(62)), [(1, cooldown)]);
+    assert_eq!(reported_changes(1, later(62)), [(1, cooldown)]);
     // The charge changes the state.
-    let near = reported(75, later(63));
+    let near = reported_changes(75, later(63));
     assert!(matches!(near.as_slice(), [(0, StateChange::NearLimit(_))]), "{near:?}");
-    assert_eq!(reported(1, later(64)), []);
-    let spent = reported(19, later(65));
+    assert_eq!(reported_changes(1, later(64)), []);
+    let spent = reported_changes(19, later(65));
     let exhausted = |(position, change): &(usize, StateChange)| {
         *position < 2
             && matches!(change, StateChange::CooldownStarted { reason: CooldownReason::Exhausted, .. })
@@ -157,9 +160,9 @@ fn a_sent_request_without_a_reported_cost_is_charged_its_estimate() {
     pool.charge(&pool.roster(), &mut charged, 10, NOW);
     drop(charged);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 10);
-    let mut sent = pool.try_lease(&speech_request(30, &[]), NOW).unwrap().lease;
-    sent.mark_sent();
-    drop(sent);
+    let mut sent_lease = pool.try_lease(&speech_request(30, &[]), NOW).unwrap().lease;
+    sent_lease.mark_sent();
+    drop(sent_lease);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 40);
     drop(pool.try_lease(&speech_request(30, &[]), NOW).unwrap());
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 40, "the lease without a sent request costs nothing");

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A pool of three keys, whose state a reload must keep. The last two keys share a workspace.
+/// Returns a pool of three keys, whose state a reload must keep. The last two keys share a workspace.
 fn pool_with_history() -> Arc<Pool> {
     let entries = vec![entry(0, None, None), entry(1, None, Some("w")), entry(2, Some("two"), Some("w"))];
     let pool = Arc::new(Pool::new(entries, SETTINGS));

@@ -5,7 +5,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::clock;
 
-/// A pool of three keys, each with a workspace of `slots` concurrent requests.
+/// Returns a pool of three keys, each with a workspace of `slots` concurrent requests.
 fn pool_with_slots(slots: u32) -> Arc<Pool> {
     let pool = separate_keys(3);
     for key in pool.roster().keys() {
@@ -132,7 +132,7 @@ async fn a_full_queue_refuses_a_request() {
     assert_eq!(pool.reserve(&roster, &request).await.unwrap_err(), Unavailable::Full { until: None });
 }
 
-/// A pool of `count` keys with one slot for speech each, and a lease that holds the slot of the first key.
+/// Returns a pool of `count` keys with one slot for speech each, and a lease that holds the slot of the first key.
 fn pool_with_leased_key(count: usize) -> (Arc<Pool>, Lease) {
     let pool = separate_keys(count);
     for key in pool.roster().keys() {

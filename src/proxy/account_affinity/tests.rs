@@ -1,3 +1,5 @@
+//! Tests that the owner of a voice, as other replicas have recorded it, pins a request to its account.
+
 use http::Request;
 use http::header::HOST;
 
@@ -5,7 +7,7 @@ use super::*;
 use crate::pool::{Pool, Settings};
 use crate::proxy::head;
 use crate::proxy::replica_link::ReplicaLink;
-use crate::proxy::replica_owners::tests::{LIMITS, Siblings};
+use crate::proxy::replica_owners::tests::{FakeReplicas, LIMITS};
 use crate::secret::ApiKey;
 
 fn roster() -> Arc<Roster> {
@@ -25,36 +27,36 @@ fn speech() -> AccountAffinity {
 async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_account() {
     let roster = roster();
     let owner = roster.keys()[1].workspace().identity().clone();
-    let siblings = Arc::new(Siblings::default());
-    let link: Arc<dyn ReplicaLink> = siblings.clone();
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let link: Arc<dyn ReplicaLink> = fake_replicas.clone();
     let replicas = ReplicaOwners::new(link);
     let (owners, not_found_cache) = (OwnershipIndex::new(LIMITS), NotFoundCache::default());
     let mut request = speech();
     not_found_cache.insert(&request.identifiers, Duration::from_secs(60), clock::now());
-    let found = request.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
-    assert_eq!(found, None, "there are no other replicas");
-    siblings.record_owner(request.identifiers.path[0], &owner);
-    let found = request.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
-    assert_eq!(found, Some((ResourceKind::Voice, owner.clone())));
+    let result = request.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    assert_eq!(result, None, "there are no other replicas");
+    fake_replicas.record_owner(request.identifiers.path[0], &owner);
+    let result = request.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
+    assert_eq!(result, Some((ResourceKind::Voice, owner.clone())));
     assert!(matches!(&*request.updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner));
     let is_missing = not_found_cache.contains(&request.identifiers, clock::now());
     assert!(!is_missing, "a known owner must clear the cached 404 response");
     let mut next = speech();
-    let found = next.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
-    assert_eq!(found, Some((ResourceKind::Voice, owner)), "the owner must be known here now");
+    let result = next.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    assert_eq!(result, Some((ResourceKind::Voice, owner)), "the owner must be known here now");
 }
 
 #[tokio::test]
 async fn an_owner_without_a_key_here_pins_no_request() {
-    let siblings = Arc::new(Siblings::default());
-    let link: Arc<dyn ReplicaLink> = siblings.clone();
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let link: Arc<dyn ReplicaLink> = fake_replicas.clone();
     let replicas = ReplicaOwners::new(link);
     let (owners, not_found_cache) = (OwnershipIndex::new(LIMITS), NotFoundCache::default());
     let mut request = speech();
-    siblings.record_owner(request.identifiers.path[0], &OwnerId::from_stored("elsewhere"));
+    fake_replicas.record_owner(request.identifiers.path[0], &OwnerId::from_stored("elsewhere"));
     for _ in 0..2 {
-        let found = request.find_named_owner(&roster(), &owners, Some(&replicas), &not_found_cache).await;
-        assert_eq!(found, Ok(None));
+        let result = request.find_named_owner(&roster(), &owners, Some(&replicas), &not_found_cache).await;
+        assert_eq!(result, Ok(None));
     }
-    assert_eq!(siblings.question_count(), 1, "the known owner must not be asked for again");
+    assert_eq!(fake_replicas.lookup_count(), 1, "the known owner must not be asked for again");
 }

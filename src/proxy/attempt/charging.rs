@@ -30,8 +30,8 @@ impl Attempt {
 
     /// Charges the client's quota, and adds the charge to the usage record.
     pub(super) fn charge_quota(&mut self, outcome: ChargeOutcome, reported: Option<u64>, now: UnixMs) {
-        let charged = self.permits.client.charge(outcome, reported, now);
-        self.record.quota.add(charged);
+        let quota_charge = self.permits.client.charge(outcome, reported, now);
+        self.record.quota.add(quota_charge);
     }
 
     /// Charges an attempt without a response. A request that was sent may have been served.
@@ -68,7 +68,7 @@ impl Attempt {
     }
 }
 
-/// The source of credits that neither the response nor an estimate gives.
+/// Returns the source of credits that neither the response nor an estimate gives.
 pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
     match metering {
         Metering::Credits => CreditSource::Unknown,

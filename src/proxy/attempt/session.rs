@@ -1,5 +1,5 @@
-//! Methods of `Attempt` for WebSocket sessions: they record the verdict, the charges and the end of the session, and
-//! manage the concurrency slot that the lease holds while speech is generated.
+//! Accounts for an attempt of a WebSocket session: records its verdict, charges and end, and manages the concurrency
+//! slot that the lease holds while speech is generated.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,15 @@ use crate::proxy::conversation::EndedConversation;
 use crate::proxy::retry_state::RetryState;
 use crate::proxy::usage::{AttemptRecord, CreditSource};
 
+/// The text that a session has sent with its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::proxy) enum SentText {
+    /// No text that costs credits was sent.
+    None,
+    /// Text was sent, and the provider may have charged it.
+    Billable,
+}
+
 impl Attempt {
     /// Records the verdict on the session: the provider serves it, or has refused it in a message.
     pub(in crate::proxy) fn record_verdict(&mut self, verdict: Verdict, retry: Option<&mut RetryState>) {
@@ -31,8 +40,8 @@ impl Attempt {
         self.update_key_state(verdict, None, retry, now);
         if is_served {
             self.pending_charge = PendingCharge::Session { is_served };
-            let charged = self.permits.client.count_session(now);
-            self.record.quota.add(charged);
+            let quota_charge = self.permits.client.count_session(now);
+            self.record.quota.add(quota_charge);
             return;
         }
         // If the session has been served, an error does not refund its charges. If it has not, the client is not
@@ -47,9 +56,9 @@ impl Attempt {
         }
     }
 
-    /// Records that the session fails over before the provider has accepted it. If `may_be_charged`, text was sent and
-    /// the provider may have charged it.
-    pub(in crate::proxy) fn abandon(&mut self, progress: Progress, may_be_charged: bool) {
+    /// Records that the session fails over before the provider has accepted it.
+    pub(in crate::proxy) fn abandon(&mut self, progress: Progress, sent_text: SentText) {
+        let may_be_charged = sent_text == SentText::Billable;
         let now = clock::now();
         self.charge_lease(0, now);
         if may_be_charged && progress.is_sent() {
@@ -73,8 +82,8 @@ impl Attempt {
         let additional_credits = credits.saturating_sub(self.record.credits);
         self.record.characters = Some(characters);
         (self.record.credits, self.record.credits_from) = (credits, CreditSource::Estimate);
-        let charged = self.permits.client.charge_up_to(credits, now);
-        self.record.quota.add(charged);
+        let quota_charge = self.permits.client.charge_up_to(credits, now);
+        self.record.quota.add(quota_charge);
         self.charge_lease(additional_credits, now);
     }
 
@@ -118,8 +127,8 @@ impl Attempt {
         let Some(credits_per_minute) = self.credits_per_minute else { return };
         let elapsed_ms = u64::try_from(clock::elapsed_since(self.started_at).as_millis()).unwrap_or(u64::MAX);
         let credits = credits_per_minute.saturating_mul(elapsed_ms).div_ceil(60_000);
-        let charged = self.permits.client.charge_up_to(credits, now);
-        self.record.quota.add(charged);
+        let quota_charge = self.permits.client.charge_up_to(credits, now);
+        self.record.quota.add(quota_charge);
     }
 
     /// Returns the ended conversation `id`, whose cost must be requested from the provider. Returns `None` if the cost

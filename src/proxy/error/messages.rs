@@ -169,7 +169,7 @@ pub(super) fn client_limit_response(exceeded: ClientLimitExceeded, now: UnixMs) 
 
 /// Describes the used quota of `owner`, a client or a user.
 fn quota_message(owner: &str, QuotaExceeded { quota, resets_at, shortfall }: QuotaExceeded) -> String {
-    let used = match shortfall {
+    let usage = match shortfall {
         None => format!("This {owner} has used its quota of {quota}."),
         Some(QuotaShortfall { remaining: left, needed }) => format!(
             "This {owner} has {} of its quota of {quota} left, and this request may need {}.",
@@ -178,8 +178,8 @@ fn quota_message(owner: &str, QuotaExceeded { quota, resets_at, shortfall }: Quo
         ),
     };
     match resets_at {
-        Some(at) => format!("{used} It resets at {}.", at.rfc3339_seconds()),
-        None => used,
+        Some(at) => format!("{usage} It resets at {}.", at.rfc3339_seconds()),
+        None => usage,
     }
 }
 

@@ -1,3 +1,5 @@
+//! Tests lookups in other replicas, with fake replicas that share one table.
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,42 +15,42 @@ pub(in crate::proxy) const LIMITS: RetentionLimits =
 
 /// The owners and list accounts that all replicas have recorded.
 #[derive(Debug, Default)]
-pub(in crate::proxy) struct Siblings {
+pub(in crate::proxy) struct FakeReplicas {
     owners: Mutex<HashMap<IdentifierHash, OwnerId>>,
     lists: Mutex<HashMap<ClientName, OwnerId>>,
-    questions: AtomicUsize,
+    lookups: AtomicUsize,
     is_down: AtomicBool,
 }
 
-impl Siblings {
-    /// Returns the number of questions so far.
-    pub(in crate::proxy) fn question_count(&self) -> usize {
-        self.questions.load(Ordering::Acquire)
+impl FakeReplicas {
+    /// Returns the number of lookups so far.
+    pub(in crate::proxy) fn lookup_count(&self) -> usize {
+        self.lookups.load(Ordering::Acquire)
     }
 
     fn answer<T>(&self, answer: Answer<T>) -> LinkFuture<'_, Answer<T>>
     where
         T: Send + 'static,
     {
-        self.questions.fetch_add(1, Ordering::AcqRel);
+        self.lookups.fetch_add(1, Ordering::AcqRel);
         let answer = if self.is_down.load(Ordering::Acquire) { Answer::Unknown } else { answer };
         Box::pin(std::future::ready(answer))
     }
 }
 
-impl ReplicaLink for Siblings {
+impl ReplicaLink for FakeReplicas {
     fn replicas(&self) -> u32 {
         2
     }
 
     fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
         let owners = self.owners.lock().unwrap();
-        let found = identifiers.iter().filter_map(|identifier| {
+        let found_owners = identifiers.iter().filter_map(|identifier| {
             let owner = owners.get(&identifier.hash)?.clone();
             Some(FoundOwner { identifier: *identifier, owner })
         });
-        let found: Vec<_> = found.collect();
-        self.answer(if found.is_empty() { Answer::Absent } else { Answer::Known(found) })
+        let found_owners: Vec<_> = found_owners.collect();
+        self.answer(if found_owners.is_empty() { Answer::Absent } else { Answer::Known(found_owners) })
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
@@ -87,8 +89,8 @@ struct Replica {
     owners: ReplicaOwners,
 }
 
-fn replica(siblings: &Arc<Siblings>) -> Replica {
-    let link: Arc<dyn ReplicaLink> = siblings.clone();
+fn replica(fake_replicas: &Arc<FakeReplicas>) -> Replica {
+    let link: Arc<dyn ReplicaLink> = fake_replicas.clone();
     Replica { index: OwnershipIndex::new(LIMITS), owners: ReplicaOwners::new(link) }
 }
 
@@ -103,9 +105,9 @@ fn only(identifiers: &RequestIdentifiers) -> Identifier {
 }
 
 #[tokio::test]
-async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_question() {
-    let siblings = Arc::new(Siblings::default());
-    let (first, second) = (replica(&siblings), replica(&siblings));
+async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lookup() {
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let (first, second) = (replica(&fake_replicas), replica(&fake_replicas));
     let mut named = speech("cloned");
     let voice = only(&named);
     record_owner(&first.index, Some(&first.owners), voice, &owner("a"), NOW).unwrap();
@@ -118,30 +120,30 @@ async fn an_owner_that_one_replica_records_is_found_by_another_one_in_one_questi
         "{updates:?}"
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
-    assert_eq!(siblings.question_count(), 1);
+    assert_eq!(fake_replicas.lookup_count(), 1);
     assert_eq!(second.find(&named, NOW).await, None, "nothing is unknown any more");
-    assert_eq!(siblings.question_count(), 1);
+    assert_eq!(fake_replicas.lookup_count(), 1);
 }
 
 #[tokio::test]
 async fn an_identifier_without_an_owner_is_asked_for_once_in_ten_seconds() {
-    let siblings = Arc::new(Siblings::default());
-    let replica = replica(&siblings);
-    for (second, questions) in [(0, 1), (9, 1), (10, 2)] {
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let replica = replica(&fake_replicas);
+    for (second, lookups) in [(0, 1), (9, 1), (10, 2)] {
         assert_eq!(replica.find(&speech("premade"), NOW.plus(Duration::from_secs(second))).await, None);
-        assert_eq!(siblings.question_count(), questions, "after {second} s");
+        assert_eq!(fake_replicas.lookup_count(), lookups, "after {second} s");
     }
-    siblings.is_down.store(true, Ordering::Release);
-    for questions in [3, 4] {
+    fake_replicas.is_down.store(true, Ordering::Release);
+    for lookups in [3, 4] {
         assert_eq!(replica.find(&speech("other"), NOW).await, None);
-        assert_eq!(siblings.question_count(), questions, "no answer must not be remembered");
+        assert_eq!(fake_replicas.lookup_count(), lookups, "no answer must not be remembered");
     }
 }
 
 #[tokio::test]
 async fn a_removed_owner_is_removed_for_all_replicas() {
-    let siblings = Arc::new(Siblings::default());
-    let replica = replica(&siblings);
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let replica = replica(&fake_replicas);
     let voice = only(&speech("cloned"));
     record_owner(&OwnershipIndex::new(LIMITS), Some(&replica.owners), voice, &owner("a"), NOW).unwrap();
     replica.owners.publish(&OwnershipUpdate::Removed(voice));
@@ -150,14 +152,14 @@ async fn a_removed_owner_is_removed_for_all_replicas() {
 
 #[tokio::test]
 async fn the_list_account_of_a_client_is_asked_for_once_a_minute() {
-    let siblings = Arc::new(Siblings::default());
-    let (first, second) = (replica(&siblings), replica(&siblings));
+    let fake_replicas = Arc::new(FakeReplicas::default());
+    let (first, second) = (replica(&fake_replicas), replica(&fake_replicas));
     let (app, other) = (ClientName::new("app"), ClientName::new("other"));
     first.owners.record_list_account(&app, &owner("a"));
     assert_eq!(second.owners.find_list_account(&app, NOW).await, Some(owner("a")));
-    for (second_of_minute, questions) in [(0, 2), (59, 2), (60, 3)] {
+    for (second_of_minute, lookups) in [(0, 2), (59, 2), (60, 3)] {
         let now = NOW.plus(Duration::from_secs(second_of_minute));
         assert_eq!(second.owners.find_list_account(&other, now).await, None);
-        assert_eq!(siblings.question_count(), questions);
+        assert_eq!(fake_replicas.lookup_count(), lookups);
     }
 }

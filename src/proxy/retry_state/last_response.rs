@@ -54,10 +54,10 @@ impl RetryState {
         let now = clock::now();
         let keys = || self.roster.keys().iter();
         let usable = keys().filter(|key| key.state(now) == KeyState::Usable);
-        let left = usable.filter_map(|key| key.workspace().quota(now).spendable()).max();
+        let max_remaining = usable.filter_map(|key| key.workspace().quota(now).spendable()).max();
         Unavailable::Exhausted {
             resets_at: keys().filter_map(|key| key.workspace().quota(now).resets_at).min(),
-            left: left.filter(|&credits| credits > 0),
+            left: max_remaining.filter(|&credits| credits > 0),
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The buffers of a session. Each direction has one buffer for bytes that were read and not processed yet,
-//! and one for bytes to send. Frames are validated when they are read, so that a close frame or a protocol
-//! violation is detected even while no frames are processed.
+//! Buffers the bytes of a session. Each direction has one buffer for bytes that were read and not processed yet, and
+//! one for bytes to send. Frames are validated when they are read, so that a close frame or a protocol violation is
+//! detected even while no frames are processed.
 
 use std::future::poll_fn;
 use std::io;
@@ -164,11 +164,11 @@ impl SendBuffer {
         W: AsyncWrite + Unpin,
     {
         while !self.bytes.is_empty() {
-            let sent = ready!(Pin::new(&mut *to).poll_write(cx, &self.bytes))?;
-            if sent == 0 {
+            let sent_count = ready!(Pin::new(&mut *to).poll_write(cx, &self.bytes))?;
+            if sent_count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.bytes.advance(sent);
+            self.bytes.advance(sent_count);
             self.is_unflushed = true;
         }
         if self.is_unflushed {

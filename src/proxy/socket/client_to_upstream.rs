@@ -62,7 +62,7 @@ struct PendingMessage {
 }
 
 impl PendingMessage {
-    /// The opcode of the next frame of the message.
+    /// Returns the opcode of the next frame of the message.
     fn next_opcode(self) -> Opcode {
         match (self.has_output, self.is_binary) {
             (true, _) => Opcode::Continuation,

@@ -12,6 +12,7 @@ use crate::policy::frame::Sender;
 use crate::policy::replay::{AttemptFacts, Decision, Effect, Progress, ReplayableBody, decide};
 use crate::policy::verdict::Verdict;
 use crate::pool::Lease;
+use crate::proxy::attempt::SentText;
 use crate::upstream::Connect;
 
 impl<C: Connect> Session<C> {
@@ -40,7 +41,9 @@ impl<C: Connect> Session<C> {
         match progress {
             Progress::Responded(verdict) => self.attempt.record_verdict(verdict, Some(&mut context.retry)),
             Progress::Unsent | Progress::ProxyAuthenticationFailed | Progress::NoResponse => {
-                self.attempt.abandon(progress, self.speech.forwarded_characters > 0);
+                let sent_text =
+                    if self.speech.forwarded_characters > 0 { SentText::Billable } else { SentText::None };
+                self.attempt.abandon(progress, sent_text);
             }
         }
         self.is_between_keys = true;

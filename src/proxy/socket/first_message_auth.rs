@@ -1,4 +1,4 @@
-//! Authentication by the first message of a WebSocket, for clients that cannot send a token elsewhere. The
+//! Authenticates a client by the first message of its WebSocket, for clients that cannot send a token elsewhere. The
 //! proxy accepts the handshake itself, so it sends errors as WebSocket messages and not as HTTP responses.
 
 use std::future::poll_fn;

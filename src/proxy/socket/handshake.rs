@@ -1,5 +1,5 @@
-//! A WebSocket handshake that the provider has accepted: builds the 101 response for the client, and the
-//! session that follows it.
+//! Completes a WebSocket handshake that the provider has accepted: builds the 101 response for the client, and starts
+//! the session.
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
-//! The fairness of a session: which direction is polled first, and how many events are handled before other
-//! tasks run. A flood in one direction thus starves neither the other direction nor the timers.
+//! Divides the time of a session fairly: alternates the direction that is polled first, and limits the events that
+//! are handled before other tasks run. A flood in one direction thus starves neither the other direction nor the
+//! timers.
 
 /// Maximum consecutive events before the timers are polled and other tasks run. One read can contain
 /// thousands of small messages.
@@ -25,7 +26,7 @@ pub(super) enum Direction {
 
 impl PollOrder {
     /// Counts an event. Returns whether timers and other tasks must run before the next event.
-    pub(super) fn is_turn_over(&mut self) -> bool {
+    pub(super) fn count_event(&mut self) -> bool {
         self.events += 1;
         let is_turn_over = self.events > EVENTS_PER_TURN;
         if is_turn_over {
@@ -69,11 +70,11 @@ mod tests {
     fn endless_events_yield_to_other_tasks() {
         let mut order = PollOrder::default();
         for _ in 0..3 {
-            let events = (0..).take_while(|_| !order.is_turn_over()).count();
+            let events = (0..).take_while(|_| !order.count_event()).count();
             assert_eq!(events, EVENTS_PER_TURN as usize);
         }
-        assert!(!order.is_turn_over());
+        assert!(!order.count_event());
         order.reset();
-        assert_eq!((0..).take_while(|_| !order.is_turn_over()).count(), EVENTS_PER_TURN as usize);
+        assert_eq!((0..).take_while(|_| !order.count_event()).count(), EVENTS_PER_TURN as usize);
     }
 }

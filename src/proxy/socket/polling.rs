@@ -31,7 +31,8 @@ impl<C: Connect> Session<C> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if self.poll_order.is_turn_over() {
+        let is_turn_over = self.poll_order.count_event();
+        if is_turn_over {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }

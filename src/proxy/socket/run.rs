@@ -1,5 +1,4 @@
-//! The event loop of a WebSocket session, which handles one event after another. `polling` provides the
-//! events.
+//! Runs the event loop of a WebSocket session, which handles one event after another. `polling` provides the events.
 
 use std::future::poll_fn;
 use std::mem;

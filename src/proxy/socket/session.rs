@@ -1,4 +1,4 @@
-//! The state of a WebSocket session: the upstream connection, the buffers of both directions, the current
+//! Holds the state of a WebSocket session: the upstream connection, the buffers of both directions, the current
 //! attempt, and the data for a failover. The event loop is in `run`.
 
 use std::pin::Pin;

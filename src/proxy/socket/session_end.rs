@@ -1,4 +1,4 @@
-//! The reasons for the end of a session. The reason determines the close frame for each side and the outcome
+//! Defines the reasons for the end of a session. The reason determines the close frame for each side and the outcome
 //! in the access log.
 
 use super::close_frames::POLICY_VIOLATION;

@@ -10,6 +10,7 @@ use crate::clock;
 use crate::elevenlabs::socket::{ChargedContent, has_single_use_token};
 use crate::policy::replay::Progress;
 use crate::pool::Reserved;
+use crate::proxy::attempt::SentText;
 use crate::proxy::client_usage::{ClientLimitExceeded, QuotaOwner};
 use crate::telemetry::log_transitions;
 use crate::upstream::Connect;
@@ -109,7 +110,7 @@ impl<C: Connect> Session<C> {
                 self.attempt.replace_lease(lease);
             } else if !self.upstream_to_client.is_open {
                 // No billable text was sent with the former key.
-                self.attempt.abandon(Progress::Unsent, false);
+                self.attempt.abandon(Progress::Unsent, SentText::None);
                 self.change_key(lease).await;
             }
         }
@@ -122,7 +123,7 @@ impl<C: Connect> Session<C> {
             return self.forward_held_message();
         };
         if let Ok(lease) = self.proxy.reserve(&mut context.retry).await {
-            self.attempt.abandon(Progress::Unsent, false);
+            self.attempt.abandon(Progress::Unsent, SentText::None);
             self.change_key(lease).await;
         }
         self.forward_held_message();

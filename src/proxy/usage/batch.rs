@@ -1,4 +1,4 @@
-//! The batch of queue entries that the writer of the usage store takes at a time.
+//! Defines the batch of queue entries that the writer of the usage store takes at a time.
 
 use super::record::{AttemptRecord, OwnershipUpdate};
 

@@ -1,5 +1,5 @@
-//! The bounded queue between the requests and the thread that writes the usage store. Senders do not contend
-//! with each other, and the writer is woken only for a full batch, or if it is idle.
+//! Queues usage records between the requests and the thread that writes the usage store, up to a maximum number.
+//! Senders do not contend with each other, and the writer is woken only for a full batch, or if it is idle.
 //!
 //! Each thread fills its own batch, and the writer takes all batches together. The lock of a batch is
 //! contended only while the writer takes it.
@@ -36,7 +36,7 @@ impl QueueDepth {
         self.queued() + self.0.taken.load(Ordering::Acquire)
     }
 
-    /// Number of entries in the queue.
+    /// Returns the number of entries in the queue.
     fn queued(&self) -> u64 {
         self.0.queued.load(Ordering::SeqCst)
     }
@@ -75,7 +75,7 @@ impl Shard {
     }
 }
 
-/// The index of this thread's shard.
+/// Returns the index of this thread's shard.
 fn shard_index() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -408,9 +408,9 @@ mod tests {
             permit.write(record());
         }
         assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull, "the queue is full");
-        let in_progress = permits.len();
+        let permit_count = permits.len();
         permits.into_iter().for_each(|permit| permit.write(record()));
-        assert_eq!(take_all(&mut queue), (MAX_ENTRIES + in_progress, false), "every permit adds its record");
+        assert_eq!(take_all(&mut queue), (MAX_ENTRIES + permit_count, false), "every permit adds its record");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,4 +1,4 @@
-//! The data that the usage store receives: usage records of attempts, and ownership updates.
+//! Defines the data that the usage store receives: usage records of attempts, and ownership updates.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -62,7 +62,7 @@ pub struct AttemptRecord {
     pub route: Route,
     /// The status of the response, if one was received.
     pub status: Option<u16>,
-    /// How the attempt ended.
+    /// The result of the attempt.
     pub outcome: Outcome,
     /// Bytes of the request body sent to the provider.
     pub request_bytes: u64,
@@ -104,7 +104,7 @@ impl AttemptRecord {
     }
 }
 
-/// A UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
+/// Returns a UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
 /// that differ between processes.
 fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
     let mut tail = [0; 10];

@@ -123,7 +123,7 @@ fn escape(text: &str, escapes: &[fn(u8) -> String]) -> String {
     text.bytes().enumerate().map(|(index, byte)| escapes[index % escapes.len()](byte)).collect()
 }
 
-fn unescaped(byte: u8) -> String {
+fn plain_byte(byte: u8) -> String {
     char::from(byte).to_string()
 }
 
@@ -143,8 +143,8 @@ fn yaml_escape(byte: u8) -> String {
 fn a_key_is_found_in_every_kind_of_escape() {
     for escapes in [
         &[json_escape as fn(u8) -> String][..],
-        &[json_escape, unescaped],
-        &[unescaped, unescaped, unescaped, json_escape],
+        &[json_escape, plain_byte],
+        &[plain_byte, plain_byte, plain_byte, json_escape],
         &[nested_json_escape],
         &[yaml_escape],
     ] {
@@ -226,7 +226,7 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
         ["sk_", LONG, TWIN, OLD, "sk_6c0365", "0123456789", "\\", "\\u00", "%", "&#", "\\n", "a", "\\u0073"];
     let plain = prop::sample::select(texts.map(|text| text.as_bytes().to_vec()).to_vec());
     let escaped = prop::sample::select(vec![LONG, OLD]).prop_flat_map(|key| {
-        let escapes = vec![json_escape as fn(u8) -> String, nested_json_escape, yaml_escape, unescaped];
+        let escapes = vec![json_escape as fn(u8) -> String, nested_json_escape, yaml_escape, plain_byte];
         prop::sample::subsequence(escapes, 1..4).prop_map(move |escapes| escape(key, &escapes).into_bytes())
     });
     let wide = prop::sample::select(vec![KeyEncoding::Utf16Le, KeyEncoding::Utf16Be])

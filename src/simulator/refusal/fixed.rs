@@ -1,5 +1,5 @@
-//! Refusals with a fixed status and text. They are the examples in the table of refusals, so that
-//! tests cover every wording that Keychoir recognizes. Faults use their names.
+//! Renders refusals with a fixed status and text. They are the examples in the table of refusals, so that tests cover
+//! every wording that Keychoir recognizes. Faults use their names.
 //!
 //! Messages contain placeholders for [`RefusalValues`]: `{needed}`, `{limit}`, `{remaining}`,
 //! `{subject}`, `{bound}`, `{model}`, `{format}`. `{more}` is the requested amount, at least two, and
@@ -44,11 +44,11 @@ impl RefusalFamily {
 /// Returns the refusal with this name. The name must be in the table.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
     // A typo in the name would cause a 500 response, and a test would fail.
-    fixed(name).unwrap_or(RefusalKind::ServerError)
+    find_fixed(name).unwrap_or(RefusalKind::ServerError)
 }
 
 /// Returns the refusal with this name. Returns `None` if the name is not in the table.
-pub(in crate::simulator) fn fixed(name: &str) -> Option<RefusalKind> {
+pub(in crate::simulator) fn find_fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }
 

@@ -1,8 +1,8 @@
-//! `/v1/convai/conversation`: a conversation with an agent. The agent speaks first, and replies to
-//! each message and to each half second of audio with the same sentence. Only the document of the
-//! conversation contains its cost. A session holds a slot of the workspace's concurrency limit from
-//! its first message to its last. If the workspace queues callers, a caller without a slot waits,
-//! receives `queue_status` events, and is not charged for the wait.
+//! Serves `/v1/convai/conversation`: a conversation with an agent. The agent speaks first, and replies to each
+//! message and to each half second of audio with the same sentence. Only the document of the conversation contains
+//! its cost. A session holds a slot of the workspace's concurrency limit from its first message to its last. If the
+//! workspace queues callers, a caller without a slot waits, receives `queue_status` events, and is not charged for
+//! the wait.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
 //! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).

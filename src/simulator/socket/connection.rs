@@ -1,5 +1,5 @@
-//! The connection of a session. It receives, records and sends messages, and executes scripted faults, so
-//! that the modules of the WebSockets process only the content of messages.
+//! Receives, records and sends the messages of a session, and executes scripted faults, so that the modules of the
+//! WebSockets process only the content of messages.
 
 use std::collections::VecDeque;
 use std::io;

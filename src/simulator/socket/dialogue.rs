@@ -1,5 +1,5 @@
-//! `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, grouped
-//! into turns. The module is separate from `speech`, because all messages without credentials differ.
+//! Serves `/v1/text-to-dialogue/stream-input` and `…/multi-stream-input`: lines of several voices, grouped into
+//! turns. The module is separate from `speech`, because all messages without credentials differ.
 //!
 //! Sources: the Python SDK 2.78 (all messages), a public issue of a voice framework (repeated names
 //! of voices).

@@ -1,5 +1,5 @@
-//! A WebSocket that echoes its messages. The provider does not have one. Tests use it to check that
-//! a proxy forwards text, binary messages, pings and closes unchanged.
+//! Serves a WebSocket that echoes its messages. The provider does not have one. Tests use it to check that a proxy
+//! forwards text, binary messages, pings and closes unchanged.
 
 use tokio_tungstenite::tungstenite::Message;
 

@@ -1,5 +1,5 @@
-//! The TCP connection of a session, with an optional limit on the number of written bytes. A fault uses the
-//! limit to break a session in the middle of a frame.
+//! Limits the number of bytes that are written to the TCP connection of a session. A fault uses the limit to break a
+//! session in the middle of a frame.
 
 use std::io;
 use std::pin::Pin;

@@ -1,6 +1,6 @@
-//! The provider's WebSockets: their paths, the responses to handshakes, and the start of sessions.
-//! The provider accepts a handshake with an invalid key (captured, 2026), and the session then
-//! reports the error in its own format. Read `connection` next, then the module of a WebSocket.
+//! Serves the provider's WebSockets: their paths, the responses to handshakes, and the start of sessions. The
+//! provider accepts a handshake with an invalid key (captured, 2026), and the session then reports the error in its
+//! own format. Read `connection` next, then the module of a WebSocket.
 //!
 //! A WebSocket at any other path echoes its messages without a key, so that a test can check
 //! whether a proxy forwards them unchanged.

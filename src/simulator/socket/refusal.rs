@@ -1,4 +1,4 @@
-//! Renders the refusals of the HTTP catalogue in the format of each WebSocket, byte for byte, with
+//! Renders the refusals of HTTP in the format of each WebSocket, byte for byte, with
 //! the close frame that follows.
 //!
 //! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error`
@@ -62,7 +62,7 @@ struct ScribeError<'a> {
     error: &'a str,
 }
 
-/// Renders a refusal of the HTTP catalogue.
+/// Renders a refusal that the provider also sends over HTTP.
 pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     let refusal = match format {
         RefusalFormat::Speech => {
@@ -144,7 +144,7 @@ fn to_json(body: &impl Serialize) -> String {
 
 fn close_reason(message: &str) -> String {
     let text: String = message.chars().take(MAX_REASON_CHARACTERS).collect();
-    // A control frame has at most 125 bytes, of which the code takes two.
+    // A control frame has at most 125 bytes, and the close code takes two of them.
     (0..=text.len().min(123)).rev().find_map(|end| text.get(..end)).unwrap_or_default().to_owned()
 }
 

@@ -1,7 +1,6 @@
-//! `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The server sends the first
-//! message. The transcript depends on the length of the audio, and each started second costs one
-//! credit. A session holds a slot of the workspace's concurrency limit from its first message to
-//! its last.
+//! Serves `/v1/speech-to-text/realtime`: receives audio and sends transcripts. The server sends the first message.
+//! The transcript depends on the length of the audio, and each started second costs one credit. A session holds a
+//! slot of the workspace's concurrency limit from its first message to its last.
 //!
 //! Sources: the Python SDK 2.78 (all messages), captured responses of 2026 (the refusal of a key).
 

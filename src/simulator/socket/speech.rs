@@ -1,6 +1,5 @@
-//! `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: collects received text
-//! until it is long enough, and sends it as audio. With contexts, one connection collects several
-//! texts in parallel.
+//! Serves `/v1/text-to-speech/{voice_id}/stream-input` and `…/multi-stream-input`: collects received text until it is
+//! long enough, and sends it as audio. With contexts, one connection collects several texts in parallel.
 //!
 //! Sources: the Python SDK 2.78 (all messages, and the times at which text is spoken), its public
 //! issues and those of two voice frameworks (the texts of the refusals).

@@ -1,6 +1,5 @@
-//! The audio formats that a request can name in `output_format`, with their codecs and media types. These
-//! are the formats of the OpenAPI document, except Opus, whose encoder would be larger than the
-//! simulator.
+//! Parses the audio formats that a request can name in `output_format`, with their codecs and media types. These are
+//! the formats of the OpenAPI document, except Opus, whose encoder would be larger than the simulator.
 
 /// An audio format with its `output_format` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

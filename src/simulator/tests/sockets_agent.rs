@@ -21,7 +21,7 @@ fn plan() -> Plan {
 }
 
 /// Returns the conversation id in the agent's first message, and receives the ping after it.
-async fn opened(client: &mut SocketClient) -> String {
+async fn receive_metadata(client: &mut SocketClient) -> String {
     let metadata = client.receive_json().await;
     assert_eq!(metadata["type"], "conversation_initiation_metadata");
     let event = &metadata["conversation_initiation_metadata_event"];
@@ -36,7 +36,7 @@ async fn opened(client: &mut SocketClient) -> String {
     event["conversation_id"].as_str().unwrap().to_owned()
 }
 
-async fn kinds(client: &mut SocketClient, count: usize) -> Vec<String> {
+async fn receive_kinds(client: &mut SocketClient, count: usize) -> Vec<String> {
     let mut kinds = Vec::new();
     for _ in 0..count {
         kinds.push(client.receive_json().await["type"].as_str().unwrap().to_owned());
@@ -49,7 +49,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     let simulator = start(plan()).await;
     let headers = [("xi-api-key", "a"), ("sec-websocket-protocol", "convai")];
     let mut client = try_connect(&simulator, AGENT, &headers).await.unwrap();
-    let id = opened(&mut client).await;
+    let id = receive_metadata(&mut client).await;
     client.send_json(json!({ "type": "conversation_initiation_client_data" })).await;
     client.send_json(json!({ "type": "pong", "event_id": 1 })).await;
     client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
@@ -57,7 +57,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     assert_eq!(response["agent_response_event"]["agent_response"], "The simulator hears you well.");
     let audio = client.receive_json().await;
     assert!(audio["audio_event"]["audio_base_64"].as_str().unwrap().len() > 1_000);
-    assert_eq!(kinds(&mut client, 1).await, ["ping"]);
+    assert_eq!(receive_kinds(&mut client, 1).await, ["ping"]);
     let read_conversation =
         async |key: &str| get(&format!("/v1/convai/conversations/{id}")).key(key).send_to(&simulator).await;
     let running = read_conversation("a").await.json();
@@ -65,9 +65,9 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
 
     // The first audio is too short. The second audio is long enough and interrupts the previous reply.
     client.send_json(json!({ "user_audio_chunk": "A".repeat(21_328) })).await;
-    assert_eq!(kinds(&mut client, 1).await, ["interruption"]);
+    assert_eq!(receive_kinds(&mut client, 1).await, ["interruption"]);
     client.send_json(json!({ "user_audio_chunk": "AAAA" })).await;
-    assert_eq!(kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
+    assert_eq!(receive_kinds(&mut client, 4).await, ["user_transcript", "agent_response", "audio", "ping"]);
     client.close(1_000, "").await;
     let (request, socket) = ended_session(&simulator).await;
     assert_eq!((request.charged, socket.protocol.as_deref()), (22, Some("convai")));
@@ -90,7 +90,7 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
     assert_eq!(simulator.ledger().workspace("one").unwrap().used, 22);
 }
 
-async fn refused(simulator: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+async fn receive_refusal(simulator: &Simulator, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
     let mut client = try_connect(simulator, path, headers).await.unwrap();
     client.receive_close().await
 }
@@ -102,14 +102,14 @@ async fn credits_that_run_out_end_a_conversation() {
         // A cap does not apply to agents.
         let simulator = start_with(&format!("sk={credits}:cap=1")).await;
         let Some(answers) = answers else {
-            assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await, quota);
+            assert_eq!(receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await, quota);
             continue;
         };
         let mut client = connect(&simulator, AGENT, "sk").await;
-        opened(&mut client).await;
+        receive_metadata(&mut client).await;
         for _ in 0..answers {
             client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
-            kinds(&mut client, 3).await;
+            receive_kinds(&mut client, 3).await;
         }
         client.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
         assert_eq!(client.receive_close().await, quota);
@@ -133,18 +133,18 @@ async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
     ] {
         let headers: Vec<_> = key.map(|key| ("xi-api-key", key)).into_iter().collect();
         let mut client = try_connect(&simulator, &path(agent), &headers).await.unwrap();
-        opened(&mut client).await;
+        receive_metadata(&mut client).await;
         drop(client);
         assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some(payer), "{agent} {key:?}");
     }
     let none =
         "None of the authentication methods (xi-api-key, authorization header, single-use token) were found.";
-    assert_eq!(refused(&simulator, &path("private"), &[]).await, (1_008, none.to_owned()));
+    assert_eq!(receive_refusal(&simulator, &path("private"), &[]).await, (1_008, none.to_owned()));
     let unknown = "An agent with ID 'private' was not found.".to_owned();
-    assert_eq!(refused(&simulator, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
+    assert_eq!(receive_refusal(&simulator, &path("private"), &[("xi-api-key", "a")]).await, (1_008, unknown));
     let bad = (1_008, "Invalid API key".to_owned());
-    assert_eq!(refused(&simulator, &path("public"), &[("xi-api-key", "other")]).await, bad);
-    assert_eq!(refused(&simulator, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
+    assert_eq!(receive_refusal(&simulator, &path("public"), &[("xi-api-key", "other")]).await, bad);
+    assert_eq!(receive_refusal(&simulator, "/v1/convai/conversation", &[("xi-api-key", "a")]).await.0, 1_008);
 }
 
 #[tokio::test]
@@ -161,20 +161,20 @@ async fn a_signed_url_opens_one_conversation_and_takes_precedence_over_a_key() {
             request_credential(name, "private", "b").await.json()["signed_url"].as_str().unwrap().to_owned();
         let path = url.strip_prefix("wss://api.elevenlabs.io").unwrap();
         let mut client = try_connect(&simulator, path, &[("xi-api-key", "a")]).await.unwrap();
-        let id = opened(&mut client).await;
+        let id = receive_metadata(&mut client).await;
         drop(client);
         assert_eq!(ended_session(&simulator).await.1.payer.as_deref(), Some("b"));
         let document =
             get(&format!("/v1/convai/conversations/{id}")).key("b").send_to(&simulator).await.json();
         assert_eq!(document["metadata"]["authorization_method"], "signed_url");
-        assert_eq!(refused(&simulator, path, &[]).await.0, 1_008, "the token must be consumed");
+        assert_eq!(receive_refusal(&simulator, path, &[]).await.0, 1_008, "the token must be consumed");
     }
     let token =
         request_credential("token", "private", "b").await.json()["token"].as_str().unwrap().to_owned();
     // The token is valid for its agent only.
     let path_with_token = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}&token={token}");
-    assert_eq!(refused(&simulator, &path_with_token("public"), &[]).await.0, 1_008);
-    opened(&mut try_connect(&simulator, &path_with_token("private"), &[]).await.unwrap()).await;
+    assert_eq!(receive_refusal(&simulator, &path_with_token("public"), &[]).await.0, 1_008);
+    receive_metadata(&mut try_connect(&simulator, &path_with_token("private"), &[]).await.unwrap()).await;
     for agent in ["private", "public"] {
         assert_eq!(
             request_credential("get-signed-url", agent, "a").await.status,
@@ -198,7 +198,7 @@ async fn a_refusal_closes_with_its_own_code() {
         (RefusalKind::UnusualActivity, 1_008),
     ] {
         simulator.queue_faults("sk", vec![Fault::Refuse(kind.clone())]);
-        assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
+        assert_eq!(receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, code, "{kind}");
     }
     simulator.queue_faults("sk", vec![Fault::Refuse(RefusalKind::InsufficientCredits)]);
     let mut client = connect(&simulator, AGENT, "sk").await;
@@ -208,7 +208,7 @@ async fn a_refusal_closes_with_its_own_code() {
     );
     assert_eq!(client.receive_close().await, (1_002, "This request exceeds your quota limit.".to_owned()));
     let mut client = connect(&simulator, AGENT, "sk").await;
-    opened(&mut client).await;
+    receive_metadata(&mut client).await;
     client.send_json(json!([])).await;
     assert_eq!(client.receive_close().await.0, 1_008);
 }
@@ -220,11 +220,11 @@ async fn a_conversation_holds_its_slot_from_the_first_message_to_the_last() {
         .with_key(KeyPlan { workspace: Some("w".into()), ..KeyPlan::new("sk", 0) });
     let simulator = start(plan).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
-    opened(&mut first_client).await;
-    assert_eq!(refused(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
+    receive_metadata(&mut first_client).await;
+    assert_eq!(receive_refusal(&simulator, AGENT, &[("xi-api-key", "sk")]).await.0, 1_002);
     drop(first_client);
     wait_until(&simulator, |ledger: &Ledger| ledger.workspaces[0].running == 0).await;
-    opened(&mut connect(&simulator, AGENT, "sk").await).await;
+    receive_metadata(&mut connect(&simulator, AGENT, "sk").await).await;
 }
 
 /// Starts a simulator whose workspace has one slot, so that a second caller waits in the queue.
@@ -241,14 +241,14 @@ async fn one_slot(socket_second: Duration) -> Simulator {
 async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
     let simulator = one_slot(Duration::from_secs(3_600)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
-    opened(&mut first_client).await;
+    receive_metadata(&mut first_client).await;
     let mut two = connect(&simulator, AGENT, "sk").await;
     assert_eq!(two.receive_json().await["type"], "queue_status");
     // A message that arrives during the wait is processed when the session begins.
     two.send_json(json!({ "type": "user_message", "text": "Hello" })).await;
     drop(first_client);
-    opened(&mut two).await;
-    assert_eq!(kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
+    receive_metadata(&mut two).await;
+    assert_eq!(receive_kinds(&mut two, 3).await, ["agent_response", "audio", "ping"]);
     assert_eq!(simulator.ledger().totals.charged, 11, "the wait must not be charged");
 }
 
@@ -256,9 +256,9 @@ async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
 async fn the_queue_status_repeats_and_ends_in_a_refusal() {
     let simulator = one_slot(Duration::from_millis(1)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
-    opened(&mut first_client).await;
+    receive_metadata(&mut first_client).await;
     let mut two = connect(&simulator, AGENT, "sk").await;
-    assert!(kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
+    assert!(receive_kinds(&mut two, 180).await.iter().all(|kind| kind == "queue_status"));
     assert_eq!(two.receive_close().await.0, 1_002);
     assert_eq!(simulator.ledger().workspaces[0].running, 1);
 }
@@ -267,7 +267,7 @@ async fn the_queue_status_repeats_and_ends_in_a_refusal() {
 async fn a_caller_that_disconnects_from_the_queue_acquires_no_slot() {
     let simulator = one_slot(Duration::from_secs(3_600)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
-    opened(&mut first_client).await;
+    receive_metadata(&mut first_client).await;
     let mut two = connect(&simulator, AGENT, "sk").await;
     assert_eq!(two.receive_json().await["type"], "queue_status");
     drop(two);

@@ -7,7 +7,7 @@ use serde_json::json;
 
 const MULTI: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM/multi-stream-input";
 
-fn flushed(text: &str) -> Value {
+fn flush_message(text: &str) -> Value {
     json!({ "text": text, "flush": true })
 }
 
@@ -86,7 +86,7 @@ async fn a_cheaper_model_is_rounded_over_the_whole_session() {
     let simulator = start_with("sk=100").await;
     let mut client = connect(&simulator, &format!("{SPEECH}?model_id=eleven_flash_v2_5"), "sk").await;
     for _ in 0..3 {
-        client.send_json(flushed("x")).await;
+        client.send_json(flush_message("x")).await;
         client.receive_json().await;
     }
     client.send_json(json!({ "text": "" })).await;
@@ -100,7 +100,7 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
     for (credits, message_count) in [("149", 2), ("150", 3)] {
         let simulator = start_with(&format!("sk={credits}")).await;
         let mut client = connect(&simulator, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
-        client.send_json(flushed(&"x".repeat(150))).await;
+        client.send_json(flush_message(&"x".repeat(150))).await;
         for _ in 0..message_count {
             assert!(client.receive_json().await["audio"].is_string());
         }
@@ -126,7 +126,7 @@ async fn credits_can_run_out_in_the_middle_of_a_sentence() {
 async fn a_cap_applies_to_its_key_on_sockets_too() {
     let simulator = start_with("a=100@w:cap=5 b=100@w").await;
     let mut client = connect(&simulator, SPEECH, "a").await;
-    client.send_json(flushed("123456")).await;
+    client.send_json(flush_message("123456")).await;
     let refusal = client.receive_json().await;
     assert_eq!(refusal["error"], "quota_exceeded");
     assert!(
@@ -136,7 +136,7 @@ async fn a_cap_applies_to_its_key_on_sockets_too() {
             .starts_with("This request exceeds your API key (key 1) quota of 5.")
     );
     let mut client = connect(&simulator, SPEECH, "b").await;
-    client.send_json(flushed("123456")).await;
+    client.send_json(flush_message("123456")).await;
     assert!(client.receive_json().await["audio"].is_string());
 }
 
@@ -241,18 +241,18 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     let path = format!("{SPEECH}?output_format=ulaw_8000");
     // Both sessions are open and idle, and neither holds a slot.
     let mut first_client = connect(&simulator, &path, "sk").await;
-    first_client.send_json(flushed("one")).await;
+    first_client.send_json(flush_message("one")).await;
     first_client.receive_json().await;
     let mut two = connect(&simulator, &path, "sk").await;
-    two.send_json(flushed("two")).await;
+    two.send_json(flush_message("two")).await;
     two.receive_json().await;
 
     simulator.queue_faults("sk", vec![Fault::SlowBody { ms: 600_000 }]);
     let mut slow = connect(&simulator, &path, "sk").await;
-    slow.send_json(flushed(&"x".repeat(51))).await;
+    slow.send_json(flush_message(&"x".repeat(51))).await;
     slow.receive_json().await;
     assert_eq!(simulator.ledger().workspaces[0].running, 1);
-    two.send_json(flushed("two")).await;
+    two.send_json(flush_message("two")).await;
     let (messages, close) = two.receive_all().await;
     assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
     let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
@@ -260,7 +260,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     // A client that disconnects during speech releases its slot.
     drop(slow);
     wait_until(&simulator, |ledger| ledger.workspaces[0].running == 0).await;
-    first_client.send_json(flushed("one")).await;
+    first_client.send_json(flush_message("one")).await;
     first_client.receive_json().await;
     assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
 }
@@ -277,7 +277,7 @@ async fn alternating_sessions_never_exceed_the_limit() {
     let mut clients = [connect(&simulator, &path, "sk").await, connect(&simulator, &path, "sk").await];
     for turn in 0..200 {
         let client = &mut clients[turn % 2];
-        client.send_json(flushed("x")).await;
+        client.send_json(flush_message("x")).await;
         assert!(client.receive_json().await["audio"].is_string(), "turn {turn}");
     }
     assert_eq!(simulator.ledger().workspaces[0].running_max, 1);

@@ -1,11 +1,11 @@
-//! The migration to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the
-//! attempts of a commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`,
-//! and both referred to their common columns in `series`.
+//! Migrates to schema version 12, in which each attempt has its own row in `attempts`. Earlier, the attempts of a
+//! commit shared a JSON row in `attempt_sheets`, single attempts had rows in `attempt_rows`, and both referred to
+//! their common columns in `series`.
 //!
-//! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a
-//! limited number of attempts, and maintenance moves the others in separate transactions. Until then, the old
-//! tables exist and their attempts are missing in `attempts`. If the program stops at any point, each attempt
-//! is in exactly one table.
+//! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a limited number
+//! of attempts, and maintenance moves the remaining attempts in separate transactions. Until then, the old tables
+//! exist and their attempts are missing in `attempts`. If the program stops at any point, each attempt is in exactly
+//! one table.
 
 use rusqlite::Connection;
 
@@ -90,7 +90,7 @@ pub(in crate::store) fn move_first_attempts(transaction: &Connection) -> Result<
     Ok(())
 }
 
-/// Moves the attempts of one step in a separate transaction; returns whether others may remain.
+/// Moves the attempts of one step in a separate transaction; returns whether further attempts may remain.
 pub(in crate::store) fn move_next_attempts(connection: &Connection) -> Result<bool, rusqlite::Error> {
     if !is_unfinished(connection)? {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! The reads of the admin API. Each returns a limited number of rows.
+//! Reads sums, attempts and changes for the admin API. Each query returns a limited number of rows.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns
 pub struct AttemptFilter {
     /// Maximum attempts of a page.
     pub limit: usize,
-    /// Only attempts with ids below this one.
+    /// Only attempts with ids below this id.
     pub before: Option<String>,
     /// Only attempts of the request with this id.
     pub request_id: Option<String>,
@@ -111,7 +111,7 @@ pub struct UsageFilter {
 /// The sums of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageRow {
-    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without one.
+    /// The day, hour, fingerprint, client, user, region, model or route. Empty for attempts without this value.
     pub group: String,
     /// The short form of the key, for sums by key.
     pub short_key: Option<String>,

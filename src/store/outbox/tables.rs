@@ -1,4 +1,4 @@
-//! The tables of the outbox: inserts rows, selects the rows to be sent, and records the results of
+//! Accesses the tables of the outbox: inserts rows, selects the rows to be sent, and records the results of
 //! deliveries.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};

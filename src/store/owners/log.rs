@@ -1,5 +1,5 @@
-//! The log of identifiers that every request creates. All changes of a commit are packed into one row,
-//! because single changes are never queried in the file. Only the latest change of an identifier is valid.
+//! Stores the owners of identifiers that every request creates in a log. All changes of a commit are packed into one
+//! row, because single changes are never queried in the file. Only the latest change of an identifier is valid.
 
 use std::collections::{HashMap, HashSet};
 
@@ -93,7 +93,7 @@ fn read_pack(row: &Row<'_>, column: usize) -> Result<OwnerPack, rusqlite::Error>
     Ok(OwnerPack::decode(row.get_ref(column)?.as_blob().unwrap_or_default()).unwrap_or_default())
 }
 
-/// Deletes some of the changes that are older than `oldest` or exceed `max_changes`; returns whether others
+/// Deletes some of the changes that are older than `oldest` or exceed `max_changes`; returns whether further changes
 /// may remain.
 pub(super) fn delete_excess(
     connection: &Connection,
@@ -145,7 +145,7 @@ pub(super) fn delete_excess(
     Ok(excess > MAX_STEP_CHANGES || remaining > 0)
 }
 
-/// Deletes superseded changes, because they count toward the limit and would displace valid ones.
+/// Deletes superseded changes, because they count toward the limit and would displace valid changes.
 pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite::Error> {
     let transaction = connection.unchecked_transaction()?;
     let (mut hashes, mut shortened) = (HashSet::new(), Vec::new());
@@ -165,7 +165,7 @@ pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite:
     transaction.commit()
 }
 
-/// All names in the log: kinds, and the names of workspaces.
+/// Returns all names in the log: kinds, and the names of workspaces.
 pub(in crate::store) fn names(connection: &Connection) -> Result<HashSet<String>, rusqlite::Error> {
     let mut names = HashSet::new();
     for_each_newest_first(connection, |_, pack| {

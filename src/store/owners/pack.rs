@@ -1,5 +1,5 @@
-//! The encoding of the log of owners: packs the changes of a commit into the bytes of one row. Recent changes
-//! take a few bytes more than the hashes of their identifiers.
+//! Encodes the log of owners: packs the changes of a commit into the bytes of one row. Recent changes take a few
+//! bytes more than the hashes of their identifiers.
 
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, ResourceKind};
 use crate::policy::units::UnixMs;
@@ -141,7 +141,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The difference between two numbers in zigzag encoding, which encodes small differences of either sign as
+/// Returns the difference between two numbers in zigzag encoding, which encodes small differences of either sign as
 /// small numbers.
 fn zigzag_difference(from: u64, to: u64) -> u64 {
     let difference = to.wrapping_sub(from).cast_signed();

@@ -1,5 +1,5 @@
-//! The JSON of a stored refusal. JSON suits it because a refusal is always read as a whole, and operators can
-//! read it.
+//! Converts a refusal to the JSON that is stored, and back. JSON suits a refusal because it is always read as a
+//! whole, and operators can read it.
 
 use std::sync::Arc;
 use std::time::Duration;

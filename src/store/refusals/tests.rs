@@ -84,7 +84,7 @@ fn requests() -> Vec<RequestFeatures> {
 
 /// Returns every verdict that leads to a restriction.
 fn verdicts() -> Vec<Verdict> {
-    let span = Some(Duration::from_millis(4_500));
+    let retry_after = Some(Duration::from_millis(4_500));
     let shortfall = Shortfall { remaining: Some(0), required: Some(7), quota: Some(10) };
     let mut all = vec![
         Verdict::WorkspaceQuota(shortfall),
@@ -98,7 +98,7 @@ fn verdicts() -> Vec<Verdict> {
         Verdict::Billing,
         Verdict::Abuse,
         Verdict::RateLimited(None),
-        Verdict::RateLimited(span),
+        Verdict::RateLimited(retry_after),
         Verdict::Concurrency { maximum: None },
         Verdict::Concurrency { maximum: Some(5) },
     ];
@@ -110,7 +110,7 @@ fn verdicts() -> Vec<Verdict> {
         UnexplainedRefusal::PaymentRequired,
         UnexplainedRefusal::Forbidden,
         UnexplainedRefusal::TooMany(None),
-        UnexplainedRefusal::TooMany(span),
+        UnexplainedRefusal::TooMany(retry_after),
         UnexplainedRefusal::Bodiless,
     ];
     all.extend(refusals.map(Verdict::Unexplained));

@@ -10,7 +10,7 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
     super::write(database, records, MirrorScope::Nothing);
 }
 
-/// The number of attempts in `attempts`, and according to the sums.
+/// Returns the number of attempts in `attempts`, and according to the sums.
 fn counts(database: &Database) -> [i64; 2] {
     ["SELECT count(*) FROM attempts", "SELECT coalesce(sum(attempts), 0) FROM hours"]
         .map(|sql| query_number(&database.connection, sql))

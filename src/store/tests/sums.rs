@@ -18,7 +18,7 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
 
 type SumsByGroup = BTreeMap<Vec<String>, Vec<i64>>;
 
-/// Reads rows whose first five columns identify the group and whose others are its sums.
+/// Reads rows whose first five columns identify the group and whose remaining columns are its sums.
 fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
     let format_value =
         |row: &Row<'_>, index| format!("{:?}", row.get::<_, rusqlite::types::Value>(index).unwrap());
@@ -30,7 +30,7 @@ fn read_sums(connection: &Connection, sql: &str) -> SumsByGroup {
     rows.unwrap().map(Result::unwrap).collect()
 }
 
-/// The stored sums, and the sums computed from the attempts.
+/// Returns the stored sums, and the sums computed from the attempts.
 fn stored_and_computed_sums(connection: &Connection) -> (SumsByGroup, SumsByGroup) {
     let stored_sums = read_sums(
         connection,

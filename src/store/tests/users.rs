@@ -12,7 +12,7 @@ fn user(id: &str) -> UserFingerprint {
     UserFingerprint::new("local", id.as_bytes())
 }
 
-/// A charged attempt of a user at this time.
+/// Returns a charged attempt of a user at this time.
 fn attempt_of(id: &str, started_at: UnixMs, requests: u64, credits: u64) -> AttemptRecord {
     AttemptRecord {
         id: AttemptRecord::new_id(started_at),

@@ -26,7 +26,7 @@ fn read_line(reader: &mut impl BufRead) -> String {
     line
 }
 
-/// The number of lost lines that a message reports.
+/// Returns the number of lost lines that a message reports.
 #[track_caller]
 fn lost_count(line: &str) -> u64 {
     let event: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -1,4 +1,4 @@
-//! The text formats of a metrics page, and gauge families whose values are read when the page is written.
+//! Writes a metrics page in its text formats, with gauge families whose values are read when the page is written.
 
 use std::fmt::{self, Debug};
 

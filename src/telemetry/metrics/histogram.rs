@@ -1,5 +1,5 @@
-//! A histogram of durations, with an atomic counter per bucket. Separate from the histogram of
-//! `prometheus_client` because that one acquires a lock on every observation.
+//! Counts durations in a histogram, with an atomic counter per bucket. The histogram of `prometheus_client` is not
+//! used, because it acquires a lock on every observation.
 
 use std::fmt;
 use std::iter::once;

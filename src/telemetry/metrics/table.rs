@@ -1,6 +1,5 @@
-//! A table of metrics by their label sets, which is read without a lock. A new label set replaces the table
-//! by a larger copy. `Family` of `prometheus_client` would acquire a lock, shared by all workers, on every
-//! update.
+//! Finds the metrics of a label set in a table that is read without a lock. A new label set replaces the table by a
+//! larger copy. `Family` of `prometheus_client` would acquire a lock, shared by all workers, on every update.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! The totals of the request metrics since startup, and the percentiles of a histogram. They are read from the counters
-//! of the metrics page, so that requests do no work for them.
+//! Computes the totals of the request metrics since startup, and the percentiles of a histogram. They are read from
+//! the counters of the metrics page, so that requests do no work for them.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! Tests tunnels through forward proxies, with the proxy at the other end of an in-memory pipe.
+
 use std::time::Duration;
 
 use tokio::io::DuplexStream;
@@ -18,44 +20,44 @@ fn authority() -> Authority {
     Authority::new(Scheme::Https, "api.example", 443, "").unwrap()
 }
 
-/// Far above the duration of a test, so that only one that hangs exceeds it.
+/// Maximum duration of opening a tunnel, far above the usual one, so that only a test that hangs exceeds it.
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 const ALICE: Option<(&str, &str)> = Some(("alice", "hunter2"));
 
-/// Opens a tunnel through a proxy that reads the request and writes the chunks. Returns the request with the
-/// stream or the error.
-async fn open(
+/// Opens a tunnel by CONNECT through a proxy that reads the request and writes the chunks of its response. Returns the
+/// request, and the stream or the error.
+async fn open_http_tunnel(
     proxy: &ForwardProxy,
     authority: &Authority,
     chunks: &[&[u8]],
 ) -> (String, Result<DuplexStream, ForwardProxyErrorKind>) {
-    let (near, mut far) = tokio::io::duplex(1024);
+    let (client_io, mut proxy_io) = tokio::io::duplex(1024);
     let respond = async move {
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
-            request.push(far.read_u8().await.unwrap());
+            request.push(proxy_io.read_u8().await.unwrap());
         }
         for chunk in chunks {
             // The tunnel may give up before the end of the response.
-            let _ = far.write_all(chunk).await;
+            let _ = proxy_io.write_all(chunk).await;
         }
         String::from_utf8(request).unwrap()
     };
-    let tunnel = async { tokio::join!(connect(near, proxy, authority), respond) };
-    let (opened, request) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
-    (request, opened)
+    let tunnel = async { tokio::join!(connect(client_io, proxy, authority), respond) };
+    let (result, request) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
+    (request, result)
 }
 
 #[tokio::test]
 async fn the_request_names_the_host_and_has_the_credentials() {
     let ok: &[&[u8]] = &[b"HTTP/1.1 200 Connection established\r\n\r\n"];
-    let (request, opened) = open(&proxy(None), &authority(), ok).await;
-    assert!(opened.is_ok());
+    let (request, result) = open_http_tunnel(&proxy(None), &authority(), ok).await;
+    assert!(result.is_ok());
     assert_eq!(request, "CONNECT api.example:443 HTTP/1.1\r\nhost: api.example:443\r\n\r\n");
-    let gate = Authority::new(Scheme::Http, "::1", 8080, "/x").unwrap();
-    let (request, opened) = open(&proxy(ALICE), &gate, ok).await;
-    assert!(opened.is_ok());
+    let ipv6_authority = Authority::new(Scheme::Http, "::1", 8080, "/x").unwrap();
+    let (request, result) = open_http_tunnel(&proxy(ALICE), &ipv6_authority, ok).await;
+    assert!(result.is_ok());
     assert_eq!(
         request,
         "CONNECT [::1]:8080 HTTP/1.1\r\nhost: [::1]:8080\r\n\
@@ -73,19 +75,19 @@ async fn a_tunnel_is_open_after_any_successful_response() {
         &[b"HTTP/1.1 103 Wait\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
         &[b"HT", b"TP/1.1 2", b"00 OK\r\nx: y\r", b"\n\r", b"\n"],
     ] {
-        let (_, opened) = open(&proxy(None), &authority(), chunks).await;
-        assert!(opened.is_ok(), "{opened:?}");
+        let (_, result) = open_http_tunnel(&proxy(None), &authority(), chunks).await;
+        assert!(result.is_ok(), "{result:?}");
     }
 }
 
 #[track_caller]
-fn check_message(
+fn check_error(
     proxy: &ForwardProxy,
-    opened: Result<DuplexStream, ForwardProxyErrorKind>,
+    result: Result<DuplexStream, ForwardProxyErrorKind>,
     progress: Progress,
     expected: &str,
 ) {
-    let error = SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, opened.unwrap_err())));
+    let error = SendError::connect(ConnectError::Proxy(ForwardProxyError::new(proxy, result.unwrap_err())));
     assert_eq!((error.progress, error.to_string().as_str()), (progress, expected));
     let printed_text = format!("{error:?}{error:#?}{error}");
     assert!(
@@ -96,7 +98,7 @@ fn check_message(
 }
 
 #[tokio::test]
-async fn a_407_names_what_is_missing() {
+async fn a_refused_authentication_names_what_is_missing() {
     let challenge = |scheme: &str| {
         format!("HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: {scheme}\r\n\r\nbody")
     };
@@ -121,34 +123,35 @@ async fn a_407_names_what_is_missing() {
         ),
     ] {
         let proxy = proxy(credentials);
-        let (_, opened) = open(&proxy, &authority(), &[challenge(scheme).as_bytes()]).await;
-        check_message(&proxy, opened, Progress::ProxyAuthenticationFailed, expected);
+        let (_, result) = open_http_tunnel(&proxy, &authority(), &[challenge(scheme).as_bytes()]).await;
+        check_error(&proxy, result, Progress::ProxyAuthenticationFailed, expected);
     }
     let proxy_with_credentials = proxy(ALICE);
-    let (_, opened) =
-        open(&proxy_with_credentials, &authority(), &[b"HTTP/1.0 401 Unauthorized\r\n\r\n"]).await;
-    check_message(
+    let (_, result) =
+        open_http_tunnel(&proxy_with_credentials, &authority(), &[b"HTTP/1.0 401 Unauthorized\r\n\r\n"])
+            .await;
+    check_error(
         &proxy_with_credentials,
-        opened,
+        result,
         Progress::ProxyAuthenticationFailed,
         "the proxy http://proxy.corp:3128 refuses the configured user and password (401): correct them in \
          `proxy` or `proxy_file`",
     );
-    // One of several challenges in one header.
-    let (_, opened) = open(&proxy(None), &authority(), &[challenge("NTLM, Basic realm=x").as_bytes()]).await;
-    assert!(matches!(opened, Err(ForwardProxyErrorKind::CredentialsMissing(_))), "{opened:?}");
+    // Basic is only one of the challenges in the header.
+    let (_, result) =
+        open_http_tunnel(&proxy(None), &authority(), &[challenge("NTLM, Basic realm=x").as_bytes()]).await;
+    assert!(matches!(result, Err(ForwardProxyErrorKind::CredentialsMissing(_))), "{result:?}");
 }
 
 #[tokio::test]
-async fn every_other_response_is_a_failed_connection() {
+async fn a_response_that_opens_no_tunnel_is_an_unsent_request() {
     let endless_header = [b"HTTP/1.1 200 OK\r\nx: ".to_vec(), vec![b'y'; MAX_HEAD_BYTES]].concat();
     let many_headers = ["HTTP/1.1 200 OK\r\n", &"x: y\r\n".repeat(MAX_HEADERS + 1), "\r\n"].concat();
     let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(3);
     for (response, expected) in [
         (
             &b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 4\r\n\r\nbody"[..],
-            "refused a connection to \
-         api.example:443 with status 502 Bad Gateway",
+            "refused a connection to api.example:443 with status 502 Bad Gateway",
         ),
         (
             b"HTTP/1.1 403 Filtered\r\n\r\n",
@@ -156,8 +159,7 @@ async fn every_other_response_is_a_failed_connection() {
         ),
         (
             b"HTTP/1.1 302 Found\r\nlocation: http://x/\r\n\r\n",
-            "refused a connection to api.example:443 with \
-         status 302 Found",
+            "refused a connection to api.example:443 with status 302 Found",
         ),
         (b"", "closed the connection before it responded to CONNECT"),
         (b"HTTP/1.1 200 OK\r\n", "closed the connection before it responded to CONNECT"),
@@ -168,40 +170,48 @@ async fn every_other_response_is_a_failed_connection() {
         (b"HTTP/1.1 099 Low\r\n\r\n", "sent a malformed response to CONNECT"),
         (&endless_header, "responded to CONNECT with more than 16384 bytes or 64 headers"),
         (many_headers.as_bytes(), "responded to CONNECT with more than 16384 bytes or 64 headers"),
-        (
-            b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
-            "sent data after its response to CONNECT, before \
-         the provider could",
-        ),
     ] {
         let proxy = proxy(ALICE);
         let chunks: Vec<&[u8]> = response.chunks(1000).collect();
-        let (_, opened) = open(&proxy, &authority(), &chunks).await;
-        check_message(
+        let (_, result) = open_http_tunnel(&proxy, &authority(), &chunks).await;
+        check_error(
             &proxy,
-            opened,
+            result,
             Progress::Unsent,
             &format!("the proxy http://proxy.corp:3128 {expected}"),
         );
     }
 }
 
+#[tokio::test]
+async fn bytes_of_the_proxy_are_not_taken_for_the_providers() {
+    let response: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+    let proxy = proxy(ALICE);
+    let (_, result) = open_http_tunnel(&proxy, &authority(), &[response]).await;
+    check_error(
+        &proxy,
+        result,
+        Progress::Unsent,
+        "the proxy http://proxy.corp:3128 sent data after its response to CONNECT, before the provider could",
+    );
+}
+
 proptest::proptest! {
     #[test]
-    fn no_response_causes_a_panic(
+    fn any_bytes_are_handled_without_a_panic(
         start in proptest::option::of("HTTP/1\\.[01] (1|2|4)[0-9]{2} .{0,9}\r\n"),
         bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
     ) {
         let response = [start.unwrap_or_default().into_bytes(), bytes].concat();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let (proxy, authority) = (proxy(None), authority());
-        let _ = runtime.block_on(open(&proxy, &authority, &[&response]));
+        let _ = runtime.block_on(open_http_tunnel(&proxy, &authority, &[&response]));
         let mut socks = readable_stream(&response);
         let _ = runtime.block_on(async { connect_socks(&mut socks, &proxy, &authority).await.map(drop) });
     }
 }
 
-/// A stream from which `response` is read, and to which anything can be written.
+/// Returns a stream from which `response` is read, and to which anything can be written.
 fn readable_stream(response: &[u8]) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
     tokio::io::join(std::io::Cursor::new(response.to_vec()), tokio::io::sink())
 }
@@ -211,29 +221,29 @@ async fn open_socks(
     proxy: &ForwardProxy,
     responses: &[&[u8]],
 ) -> (Vec<u8>, Result<DuplexStream, ForwardProxyErrorKind>) {
-    let (near, mut far) = tokio::io::duplex(1024);
+    let (client_io, mut proxy_io) = tokio::io::duplex(1024);
     let respond = async move {
         let mut received_bytes = Vec::new();
         for response in responses {
-            far.read_buf(&mut received_bytes).await.unwrap();
-            let _ = far.write_all(response).await;
+            proxy_io.read_buf(&mut received_bytes).await.unwrap();
+            let _ = proxy_io.write_all(response).await;
         }
         received_bytes
     };
     let authority = authority();
-    let tunnel = async { tokio::join!(connect_socks(near, proxy, &authority), respond) };
-    let (opened, received) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
-    (received, opened)
+    let tunnel = async { tokio::join!(connect_socks(client_io, proxy, &authority), respond) };
+    let (result, received) = tokio::time::timeout(STEP_TIMEOUT, tunnel).await.unwrap();
+    (received, result)
 }
 
 #[tokio::test]
 async fn socks_lets_the_proxy_resolve_the_name() {
     const OPEN: &[u8] = &[5, 0, 0, 1, 127, 0, 0, 1, 0x1f, 0x90];
-    let (received, opened) = open_socks(&proxy(None), &[&[5, 0], OPEN]).await;
-    assert!(opened.is_ok(), "{opened:?}");
+    let (received, result) = open_socks(&proxy(None), &[&[5, 0], OPEN]).await;
+    assert!(result.is_ok(), "{result:?}");
     assert!(received.windows(14).any(|window| window == b"\x03\x0bapi.example\x01"), "{received:?}");
-    let (received, opened) = open_socks(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
-    assert!(opened.is_ok(), "{opened:?}");
+    let (received, result) = open_socks(&proxy(ALICE), &[&[5, 2], &[1, 0], OPEN]).await;
+    assert!(result.is_ok(), "{result:?}");
     assert!(received.windows(15).any(|window| window == b"\x01\x05alice\x07hunter2"), "{received:?}");
 }
 
@@ -261,7 +271,7 @@ async fn socks_without_valid_credentials_is_a_failed_authentication() {
         ),
     ] {
         let proxy = proxy(credentials);
-        let (_, opened) = open_socks(&proxy, responses).await;
-        check_message(&proxy, opened, progress, &format!("{PREFIX}{expected}"));
+        let (_, result) = open_socks(&proxy, responses).await;
+        check_error(&proxy, result, progress, &format!("{PREFIX}{expected}"));
     }
 }

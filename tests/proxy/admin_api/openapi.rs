@@ -1,5 +1,5 @@
-//! Compares `docs/openapi.json` with the program: every path and method exists, no others do, and each response
-//! has a documented status and matches its schema.
+//! Compares `docs/openapi.json` with the program: every documented path and method exists and no undocumented ones,
+//! and each response has a documented status and matches its schema.
 
 use super::*;
 use crate::support::events::EventReader;
@@ -55,7 +55,7 @@ async fn check_events(document: &Value, mut reader: EventReader) {
     }
 }
 
-/// A body that an operation accepts.
+/// Returns a body that an operation accepts.
 fn valid_body(path: &str, method: &str) -> Option<Value> {
     match (path, method) {
         ("/keys", "post") => Some(json!({"name": "spare", "key": "sk_spare_00000000000000000000000001"})),

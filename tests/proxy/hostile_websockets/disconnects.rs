@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// How a client ends its session.
+/// The end of a session by the client.
 #[derive(Clone, Copy, Debug)]
 enum ClientEnd {
     /// Closes the connection without a close frame.

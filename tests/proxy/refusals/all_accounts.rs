@@ -155,7 +155,7 @@ async fn one_refused_request_leaves_twelve_accounts_active() {
     assert_eq!(total_requests(&proxy, &keys) - before, 1);
 }
 
-/// The number of requests that the provider received with any of `keys`.
+/// Returns the number of requests that the provider received with any of `keys`.
 fn total_requests(proxy: &TestProxy, keys: &[String]) -> usize {
     proxy.request_counts(&keys.iter().map(String::as_str).collect::<Vec<_>>()).iter().sum()
 }

@@ -295,7 +295,7 @@ async fn every_key_is_tried_after_a_missing_permission() {
     proxy.close().await;
 }
 
-/// A plan of two keys, whose provider refuses the first key as a key of another region.
+/// Returns a plan of two keys, whose provider refuses the first key as a key of another region.
 fn plan_without_the_first_key() -> Plan {
     let plan = Plan::with_keys([(SECOND_KEY, 100_000), (THIRD_KEY, 100_000)]);
     Plan { other_region_keys: vec![FIRST_KEY.to_owned()], ..plan }

@@ -17,7 +17,7 @@ use crate::support::{
     CLIENT_TOKEN, FIRST_KEY, TestProxy, join_all, start_proxy, start_proxy_with, wait_until,
 };
 
-/// One workspace with the concurrency limit `maximum` for each key.
+/// Returns one workspace with the concurrency limit `maximum` for each key.
 fn plan_with_concurrency(keys: &[&str], maximum: u32) -> Plan {
     keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(maximum), ..WorkspacePlan::new(key, 100_000) };

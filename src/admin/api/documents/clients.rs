@@ -1,4 +1,4 @@
-//! The document of a client, for operators and for the client itself.
+//! Renders the JSON document of a client, for operators and for the client itself.
 
 use serde::Serialize;
 
@@ -83,10 +83,10 @@ pub(crate) struct UsageByPeriod {
 
 /// Returns the clients with a token, by name. A client with two tokens is listed once.
 pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&ConfiguredClient> {
-    let mut listed: Vec<&ConfiguredClient> = clients.with_token().collect();
-    listed.sort_by_key(|configured| configured.client.name.as_str());
-    listed.dedup_by_key(|configured| configured.client.name.as_str());
-    listed
+    let mut sorted_clients: Vec<&ConfiguredClient> = clients.with_token().collect();
+    sorted_clients.sort_by_key(|configured| configured.client.name.as_str());
+    sorted_clients.dedup_by_key(|configured| configured.client.name.as_str());
+    sorted_clients
 }
 
 /// Returns the document of a client with this usage.

@@ -1,4 +1,4 @@
-//! The documents about the past: sums, attempts and changes from the usage database.
+//! Reads sums, attempts and changes from the usage database, and renders their JSON documents.
 
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ pub(in crate::admin::api) async fn read_usage(
     now: UnixMs,
 ) -> Result<Value, ApiError> {
     query.check(&["since", "until", "by", "client"])?;
-    let by = query.value("by").unwrap_or("day");
-    let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == by);
+    let dimension_name = query.value("by").unwrap_or("day");
+    let dimension = UsageDimension::ALL.into_iter().find(|dimension| dimension.as_str() == dimension_name);
     let dimension = dimension.ok_or_else(|| {
         let names = UsageDimension::ALL.map(UsageDimension::as_str).join(", ");
         ApiError::bad_request("invalid_parameter", format!("The parameter `by` must be one of: {names}."))
@@ -48,7 +48,9 @@ pub(in crate::admin::api) async fn read_usage(
     let is_truncated = rows.len() > MAX_USAGE_ROWS;
     rows.truncate(MAX_USAGE_ROWS);
     let rows: Vec<Value> = rows.iter().map(|row| usage_row(row, dimension)).collect();
-    Ok(json!({"since": since, "until": until, "by": by, "usage": rows, "truncated": is_truncated}))
+    Ok(
+        json!({"since": since, "until": until, "by": dimension_name, "usage": rows, "truncated": is_truncated}),
+    )
 }
 
 fn usage_row(row: &UsageRow, dimension: UsageDimension) -> Value {
@@ -156,7 +158,7 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
 /// Parses a time in the past: a timestamp, or a duration before `now`.
 fn time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let Some(text) = query.value(name) else { return Ok(None) };
-    let ago = || duration::parse(text).ok().map(|span| now.minus(span));
+    let ago = || duration::parse(text).ok().map(|elapsed| now.minus(elapsed));
     UnixMs::parse(text).or_else(ago).map(Some).ok_or_else(|| {
         let message = format!(
             "The parameter `{name}` must be a time such as 2026-12-01T00:00:00Z, or a duration such as 7d."

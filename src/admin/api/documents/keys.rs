@@ -1,4 +1,4 @@
-//! The JSON documents of the admin API for a pool key and for the result of checking one.
+//! Renders the JSON documents of a pool key and of the result of its check.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -34,9 +34,9 @@ pub(crate) struct KeyDocument {
     pub(crate) paused: bool,
     /// The operator's reason for the pause, or the reason for the cooldown.
     pub(crate) reason: Option<String>,
-    /// When the state began.
+    /// The start of the state.
     pub(crate) since: Option<String>,
-    /// When the cooldown or pause ends.
+    /// The end of the cooldown or pause.
     pub(crate) until: Option<String>,
     /// Where the key was configured.
     pub(crate) source: &'static str,

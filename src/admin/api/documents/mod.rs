@@ -1,4 +1,5 @@
-//! The documents of the API. `docs/openapi.json` describes their members. Times are in RFC 3339 and UTC.
+//! Renders the JSON documents of the admin API. `docs/openapi.json` describes their members. Times are in RFC 3339
+//! and UTC.
 
 mod clients;
 mod history;

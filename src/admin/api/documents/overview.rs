@@ -1,4 +1,4 @@
-//! The state of the whole program, and its settings.
+//! Renders the JSON document of the state of the whole program, with its settings.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -106,7 +106,7 @@ pub(in crate::admin::api) fn overview_document(
     now: UnixMs,
 ) -> OverviewDocument {
     let count = |is_counted: &dyn Fn(&KeySnapshot) -> bool| keys.iter().filter(|key| is_counted(key)).count();
-    let with_status =
+    let count_with_status =
         |status| count(&|key: &KeySnapshot| !key.state.is_paused() && key.state.status() == status);
     let mut counted: HashSet<*const Workspace> = HashSet::new();
     let workspaces = keys.iter().filter(|key| counted.insert(ptr::from_ref(key.key.workspace())));
@@ -138,11 +138,11 @@ pub(in crate::admin::api) fn overview_document(
         can_change: admin.control.is_some(),
         keys: KeyCounts {
             total: keys.len(),
-            active: with_status(KeyStatus::Active),
+            active: count_with_status(KeyStatus::Active),
             near_limit: count(&|key: &KeySnapshot| key.is_near_limit && !key.quota.is_over_limit()),
-            rate_limited: with_status(KeyStatus::RateLimited),
-            exhausted: with_status(KeyStatus::Exhausted),
-            invalid: with_status(KeyStatus::Invalid),
+            rate_limited: count_with_status(KeyStatus::RateLimited),
+            exhausted: count_with_status(KeyStatus::Exhausted),
+            invalid: count_with_status(KeyStatus::Invalid),
             paused: count(&|key: &KeySnapshot| key.state.is_paused()),
         },
         workspaces: workspaces.len(),

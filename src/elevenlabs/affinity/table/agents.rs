@@ -1,4 +1,4 @@
-//! The rows of the table of resources for agents and for the account: orders, tokens and cursors.
+//! Lists the rows of the table of resources for agents and for the account: orders, tokens and cursors.
 
 use super::super::kind::ResourceKind;
 use super::{EMPTY_ROW, ResourceRow};

@@ -48,7 +48,7 @@ fn check(stream: &[&[u8]], expected: Option<StreamEnd>) {
     assert_eq!(validate(Sender::Client, &stream, &vec![1; stream.len()]).end, expected, "byte by byte");
 }
 
-fn violated(violation: Violation) -> Option<StreamEnd> {
+fn end_by_violation(violation: Violation) -> Option<StreamEnd> {
     Some(StreamEnd::Violated(violation))
 }
 
@@ -103,10 +103,10 @@ fn a_forbidden_frame_is_reported_by_its_violation() {
         (vec![vec![TEXT, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]], Violation::LengthEncoding),
     ] {
         let stream: Vec<&[u8]> = stream.iter().map(Vec::as_slice).collect();
-        check(&stream, violated(violation));
+        check(&stream, end_by_violation(violation));
     }
     let masked = validate(Sender::Server, &frame(TEXT, b"x"), &[]);
-    assert_eq!(masked.end, violated(Violation::Masked));
+    assert_eq!(masked.end, end_by_violation(Violation::Masked));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn only_close_codes_that_may_be_sent_are_accepted() {
     }
     check(&[&frame(CLOSE, b"")], Some(StreamEnd::Closed { code: 1005 }));
     check(&[&frame(CLOSE, b"\x0f\xa0why")], Some(StreamEnd::Closed { code: 4000 }));
-    check(&[&frame(CLOSE, &[3, 0xed])], violated(Violation::CloseCode));
+    check(&[&frame(CLOSE, &[3, 0xed])], end_by_violation(Violation::CloseCode));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn bytes_before_a_violation_are_valid() {
     let result = validate(Sender::Client, &stream, &[]);
     assert_eq!(
         result,
-        ValidationResult { valid_length: valid.len(), end: violated(Violation::ReservedBits) }
+        ValidationResult { valid_length: valid.len(), end: end_by_violation(Violation::ReservedBits) }
     );
 }
 
