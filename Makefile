@@ -224,12 +224,14 @@ demo-replicas:
 deny:
 	cargo deny check bans licenses sources
 
-# Number of seeds of the simulation of several replicas.
+# Number of seeds of the simulation of several replicas, and of the one with 50 replicas and 200 workspaces.
 SIMULATION_SEEDS ?= 200
+SIMULATION_LARGE_SEEDS ?= 4
 
-# Simulates replicas on virtual time: src/shared/simulation.rs. It takes about ten minutes.
+# Simulates replicas on virtual time: src/shared/simulation.rs.
 simulation:
-	KEYCHOIR_SIMULATION_SEEDS=$(SIMULATION_SEEDS) cargo test --locked --lib replicas_share_a_pool_whatever_fails
+	KEYCHOIR_SIMULATION_SEEDS=$(SIMULATION_SEEDS) KEYCHOIR_SIMULATION_LARGE_SEEDS=$(SIMULATION_LARGE_SEEDS) \
+		cargo test --locked --lib shared::simulation
 
 # Runs the fault tests that take too long for `make test`: all Autobahn cases; overload by clients, connections and
 # upstream failures; misbehaving WebSocket sessions; a full, read-only or failing disk (with a tmpfs and `strace`, if

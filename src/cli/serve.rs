@@ -347,8 +347,10 @@ async fn run_until_stopped(
     mut controller: Controller,
     mut requests: Receiver<ControlRequest>,
 ) -> CommandResult {
-    share_overlay(&mut controller, &app).await;
-    let mut pending_event = welcome_until_signal(&mut app, &mut signals).await;
+    let mut pending_event = make_change(share_overlay(&mut controller, &app), &mut signals).await;
+    if pending_event != Some(SignalEvent::Stop) {
+        pending_event = welcome_until_signal(&mut app, &mut signals).await.or(pending_event);
+    }
     loop {
         let event = match pending_event.take() {
             Some(event) => event,

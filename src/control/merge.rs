@@ -4,6 +4,7 @@
 //! An overlay that cannot be merged changes nothing, and the reason is logged once.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
 use tracing::{info, warn};
@@ -23,6 +24,9 @@ use crate::shared::{OpenEnvelopeError, OverlayExchange, OverlayPort, SealEnvelop
 
 /// The action of a merge in the record of changes.
 const MERGED: &str = "merged";
+
+/// Interval between two attempts to merge an overlay that could not be merged.
+const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Maximum attempts to load the configuration with entries that are left out. An entry can become invalid because
 /// another one is left out, such as a client of a key.
@@ -76,8 +80,7 @@ impl Controller {
         if let Err(error) = Box::pin(self.retry_left_out(&lock, &directory, app)).await {
             self.log_failure(&error);
         }
-        let overlay = lock.read().map_err(|error| unreadable(&error))?;
-        let keys = api_keys(&self.load_current()?.config);
+        let (overlay, keys) = self.current_overlay(&lock)?;
         let sealed =
             self.seal(&lock, &overlay, &keys).map_err(|error| ControlError::Invalid(error.to_string()))?;
         let (exchange, port) = OverlayExchange::channel(sealed);
@@ -86,7 +89,8 @@ impl Controller {
     }
 
     /// Merges the overlay of another replica with the own one. If that changes the own one, saves, applies, records and
-    /// publishes it. Otherwise, or if it cannot be merged, changes nothing.
+    /// publishes it. Otherwise, or if it cannot be merged, changes nothing. The last overlay that could not be merged is
+    /// tried again at intervals, because a full disk or a conflict may have ended.
     ///
     /// # Cancel safety
     ///
@@ -94,8 +98,14 @@ impl Controller {
     /// merge.
     pub async fn merge_overlay(&mut self, sealed: SealedOverlay, app: Option<&RunningApp>) {
         match Box::pin(self.try_merge(&sealed, app)).await {
-            Ok(()) => self.merge_failure = None,
-            Err(error) => self.log_failure(&error),
+            Ok(()) => {
+                self.merge_failure = None;
+                self.unmerged.take_if(|(unmerged, _)| unmerged.version() == sealed.version());
+            }
+            Err(error) => {
+                self.log_failure(&error);
+                self.unmerged = Some((sealed, clock::instant() + MERGE_RETRY_INTERVAL));
+            }
         }
     }
 
@@ -277,13 +287,19 @@ impl Controller {
             let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
             let lock = self.lock(&directory).await?;
             Box::pin(self.retry_left_out(&lock, &directory, app)).await?;
-            let overlay = lock.read().map_err(|error| unreadable(&error))?;
-            self.publish(&lock, &overlay, &api_keys(&self.load_current()?.config));
+            let (overlay, keys) = self.current_overlay(&lock)?;
+            self.publish(&lock, &overlay, &keys);
             Ok::<(), MergeError>(())
         };
         if let Err(error) = share.await {
             self.log_failure(&error);
         }
+    }
+
+    /// Returns the saved overlay and the keys of the pool.
+    fn current_overlay(&self, lock: &StateLock<'_>) -> Result<(Overlay, Vec<ApiKey>), ControlError> {
+        let overlay = lock.read().map_err(|error| unreadable(&error))?;
+        Ok((overlay, api_keys(&self.load_current()?.config)))
     }
 
     fn seal(

@@ -23,9 +23,10 @@ mod tests;
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 pub use admin_token::{NewAdminToken, SaveTokenError};
@@ -66,6 +67,8 @@ pub struct Controller {
     exchange: Option<OverlayExchange>,
     /// The reason that was logged when the last overlay of another replica was not merged.
     merge_failure: Option<String>,
+    /// The last overlay of another replica that could not be merged, and the time of the next attempt.
+    unmerged: Option<(SealedOverlay, Instant)>,
     /// The step after which a test stops a change, as a crash would.
     #[cfg(test)]
     stop_after: Option<ChangeStep>,
@@ -76,7 +79,7 @@ pub struct Controller {
 pub enum ControllerEvent {
     /// A configuration file has changed: make [`Change::Reload`].
     FilesChanged,
-    /// An overlay of another replica arrived: call [`Controller::merge_overlay`].
+    /// An overlay of another replica arrived, or is tried again: call [`Controller::merge_overlay`].
     OverlayReceived(SealedOverlay),
 }
 
@@ -112,6 +115,7 @@ impl Controller {
             recorder,
             exchange: None,
             merge_failure: None,
+            unmerged: None,
             #[cfg(test)]
             stop_after: None,
         }
@@ -127,18 +131,19 @@ impl Controller {
             recorder,
             exchange: None,
             merge_failure: None,
+            unmerged: None,
             #[cfg(test)]
             stop_after: None,
         }
     }
 
-    /// Waits until a configuration file has changed, or an overlay of another replica arrives.
+    /// Waits until a configuration file has changed, or an overlay of another replica arrives or is tried again.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future only delays the next check. No overlay is lost.
     pub async fn next_event(&mut self) -> ControllerEvent {
-        let Self { reloader, exchange, .. } = self;
+        let Self { reloader, exchange, unmerged, .. } = self;
         let files_changed = async {
             match reloader {
                 Some(reloader) => reloader.wait_for_change().await,
@@ -151,9 +156,19 @@ impl Controller {
                 None => pending().await,
             }
         };
+        let retry = async {
+            match unmerged {
+                Some((overlay, at)) => {
+                    sleep_until((*at).into()).await;
+                    overlay.clone()
+                }
+                None => pending().await,
+            }
+        };
         tokio::select! {
             () = files_changed => ControllerEvent::FilesChanged,
             Some(overlay) = overlay_received => ControllerEvent::OverlayReceived(overlay),
+            overlay = retry => ControllerEvent::OverlayReceived(overlay),
         }
     }
 

@@ -60,11 +60,20 @@ pub struct SlotUse {
     pub max: Option<u32>,
 }
 
+/// What the queued requests of a concurrency group need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupDemand {
+    /// Their number.
+    pub slots: u32,
+    /// The lowest estimated cost of one of them. It is 0 if one costs nothing, or if its cost is unknown.
+    pub min_credits: u64,
+}
+
 /// What the queued requests need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuedDemand {
-    /// The number of queued requests of each concurrency group.
-    pub slots: [u32; ConcurrencyGroup::COUNT],
+    /// The queued requests of each concurrency group.
+    pub groups: [GroupDemand; ConcurrencyGroup::COUNT],
     /// The sum of the estimated costs of the queued requests.
     pub credits: u64,
     /// The highest estimated cost of a queued request.

@@ -40,7 +40,7 @@ use crate::secret::Fingerprint;
 use sync::{AtomicU64, AtomicUsize};
 
 pub use cells::{CreditShare, CreditUse, RunningCount};
-pub use division::{PoolChange, QueuedDemand, SlotUse};
+pub use division::{GroupDemand, PoolChange, QueuedDemand, SlotUse};
 pub use key::Key;
 pub use lease::Lease;
 pub use membership::WorkspaceMembership;

@@ -132,10 +132,12 @@ impl WaitQueue {
         let queues = self.lock();
         let mut min_credits = u64::MAX;
         for waiter in queues.clients.iter().flat_map(|queue| &queue.waiters) {
-            if let Some(group) = waiter.request.group {
-                demand.slots[group.index()] += 1;
-            }
             let credits = waiter.request.estimate.unwrap_or(0);
+            if let Some(group) = waiter.request.group {
+                let group = &mut demand.groups[group.index()];
+                group.min_credits = if group.slots == 0 { credits } else { group.min_credits.min(credits) };
+                group.slots += 1;
+            }
             demand.credits = demand.credits.saturating_add(credits);
             demand.max_credits = demand.max_credits.max(credits);
             if credits > 0 {

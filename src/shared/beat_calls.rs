@@ -13,6 +13,9 @@ use crate::policy::shared_id::SharedId;
 /// The time after which Redis forgets the credits of a workspace that no replica states.
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
+/// The time for which a replica that can start a queued request keeps its place in the line, so that it can get a slot.
+pub(super) const TURN: Duration = Duration::from_secs(2);
+
 /// Why a beat is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BeatCause {
@@ -41,8 +44,9 @@ impl Replica {
 
     pub(super) fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
         let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
-        let mut arguments =
-            vec![self.id.clone(), self.replicas.to_string(), GRANT_LEASE.as_millis().to_string()];
+        let numbers = [self.replicas.into(), millis(GRANT_LEASE), self.statement, millis(TURN)];
+        let mut arguments = vec![self.id.clone()];
+        arguments.extend(numbers.map(|number: u64| number.to_string()));
         for (workspace, statement) in statements {
             arguments.extend(grant_arguments(statement, self.lost_uses(*workspace), CREDITS_TTL));
         }
@@ -69,13 +73,30 @@ impl Replica {
     }
 }
 
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, ttl: Duration) -> [String; 12] {
-    let CreditStatement { used, reserved, queued, least, held, limit, base, is_idle, used_by_others } =
-        *statement;
+pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, ttl: Duration) -> [String; 14] {
+    let CreditStatement {
+        used,
+        run,
+        used_before,
+        reserved,
+        queued,
+        least,
+        held,
+        limit,
+        base,
+        is_idle,
+        used_by_others,
+    } = *statement;
     let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
         text(used),
+        run.to_string(),
+        used_before.to_string(),
         reserved.to_string(),
         queued.to_string(),
         least.to_string(),

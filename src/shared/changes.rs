@@ -33,8 +33,8 @@ const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 
 impl Replica {
     /// Returns the entry that states a change of the pool.
-    pub(super) fn entry_of_change(&mut self, change: &PoolChange) -> Option<MapEntry> {
-        let entry = match change {
+    pub(super) fn entry_of_change(&mut self, change: &PoolChange) -> MapEntry {
+        let mut entry = match change {
             PoolChange::Refused { key, is_about_key, evidence } => {
                 self.evidence_entry(*key, *is_about_key, evidence)
             }
@@ -44,7 +44,8 @@ impl Replica {
             }
             PoolChange::Restricted(record) => self.refusal_entry(record),
         };
-        self.maps.record(&entry).then_some(entry)
+        self.maps.record_change(&mut entry);
+        entry
     }
 
     /// Returns the entry that states a poll by this replica.

@@ -64,7 +64,8 @@ impl ClientShares {
             let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
             let count = RunningCount { running: activity.running, peak };
             let slot_use = SlotUse { count, max: activity.max_concurrent };
-            if let Some(statement) = slots.statement(slot_use, 0, clock.to_shared(moment.now), moment.instant)
+            if let Some(statement) =
+                slots.statement(slot_use, 0, false, clock.to_shared(moment.now), moment.instant)
             {
                 beat.slots.push((activity.client, statement));
             }
@@ -201,11 +202,12 @@ mod tests {
         );
         let mut shares = ClientShares::default();
         let sent = Moment { now, instant: clock::instant() };
-        let statement = SlotStatement { held: 0, demand: 8, max: 8, max_stamp: 1 };
+        let statement = SlotStatement { held: 0, demand: 8, is_blocked: false, max: 8, max_stamp: 1 };
         let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
         shares.slots.entry(client.name.clone()).or_default().statement(
             SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },
             0,
+            false,
             1,
             sent.instant,
         );

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
+use super::replica_use::ReplicaUse;
 use super::reply::{UnexpectedReply, amount, integer, text, tuple};
 use crate::pool::{CreditShare, CreditUse};
 
@@ -27,6 +28,10 @@ const RESTORED_STAMP: u64 = 1;
 pub(super) struct CreditStatement {
     /// Credits that this replica has charged in all. `None` before its earlier statement is known.
     pub(super) used: Option<u64>,
+    /// The number of this process. 0 before the earlier statement is known.
+    pub(super) run: u64,
+    /// The part of `used` that earlier processes of this replica have charged.
+    pub(super) used_before: u64,
     /// Credits that requests in flight have reserved.
     pub(super) reserved: u64,
     /// Credits that queued requests need in addition.
@@ -84,17 +89,20 @@ pub(super) struct CreditGrant {
     /// Whether others hold more than they need of what this replica waits for.
     pub(super) is_unmet: bool,
     /// What each of the other replicas has used, unless `used_by_others` is the amount of the statement.
-    uses: Vec<(String, u64)>,
+    uses: Vec<(String, ReplicaUse)>,
+    /// What Redis knows of this replica.
+    run: u64,
+    used_before: u64,
 }
 
 impl CreditGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, others, base, stamp, may_exceed, before, left, unmet, uses] = tuple(value)?;
+        let [granted, others, base, stamp, may_exceed, before, left, unmet, uses, run, used_before] =
+            tuple(value)?;
         let mut words = text(uses)?.split_ascii_whitespace();
         let mut known_uses = Vec::new();
         while let Some(replica) = words.next() {
-            let used = words.next().and_then(|word| word.parse().ok()).ok_or(UnexpectedReply)?;
-            known_uses.push((replica.to_owned(), used));
+            known_uses.push((replica.to_owned(), ReplicaUse::parse(&mut words).ok_or(UnexpectedReply)?));
         }
         Ok(Self {
             granted: amount(granted)?,
@@ -106,24 +114,25 @@ impl CreditGrant {
             left: amount(left)?,
             is_unmet: integer(unmet)? == 1,
             uses: known_uses,
+            run: amount(run)?,
+            used_before: amount(used_before)?,
         })
     }
 }
-
 /// The state of the credits of a workspace at this replica.
 #[derive(Debug)]
 pub(super) struct Credits {
     /// What this replica had charged before this process, or before the pool forgot its count. `None` until Redis has
     /// returned it.
     used_before: Option<u64>,
+    /// The number of this process, which is higher than those of earlier processes of this replica.
+    run: u64,
+    /// What earlier processes of this replica have charged.
+    used_by_earlier: u64,
     /// [`CreditUse::charged_here`] at the last statement.
     charged: i64,
-    /// The amount of the current statement, and the highest one of the earlier statements of this process, including
-    /// what it has read as stated before.
-    stating: u64,
-    stated: u64,
     /// What each of the other replicas has used, as far as this one knows. The amounts only grow.
-    uses: BTreeMap<String, u64>,
+    uses: BTreeMap<String, ReplicaUse>,
     /// The sum of `uses`.
     used_by_others: u64,
     /// The replicas of which Redis has lost a part of `uses`.
@@ -135,7 +144,7 @@ pub(super) struct Credits {
     base_stamp: u64,
     /// Whether Redis has lost the base.
     is_base_lost: bool,
-    /// Whether the last reply contained more than this replica had stated, so that it has not been applied.
+    /// Whether the last reply contained charges of an earlier process that were unknown, so that it has not been applied.
     is_restored_late: bool,
     /// [`CreditUse::foreign`] as the database has restored it, if Redis did not know the workspace.
     restored_foreign: Option<i64>,
@@ -147,6 +156,10 @@ pub(super) struct Credits {
     left: u64,
     /// Up to which amount Redis counts the credits as those of this replica.
     held_at_redis: u64,
+    /// Whether this replica may exceed what is left.
+    may_exceed: bool,
+    /// Whether the last reply contained too little for any of the queued requests.
+    is_waiting: bool,
 }
 
 /// A use of credits, and the circumstances under which it is stated.
@@ -169,9 +182,9 @@ impl Credits {
     pub(super) fn new(instant: Instant) -> Self {
         Self {
             used_before: None,
+            run: 0,
+            used_by_earlier: 0,
             charged: 0,
-            stating: 0,
-            stated: 0,
             uses: BTreeMap::new(),
             used_by_others: 0,
             lost_uses: Vec::new(),
@@ -186,6 +199,8 @@ impl Credits {
             bound: None,
             left: 0,
             held_at_redis: 0,
+            may_exceed: false,
+            is_waiting: false,
         }
     }
 
@@ -214,10 +229,10 @@ impl Credits {
         let held = self.bound.map_or(committed, |bound| bound.max(committed));
         let in_all = |amount: i64| self.used_before.unwrap_or(0).saturating_add_signed(amount);
         let used = self.used_before.map(|_| in_all(usage.charged_here));
-        self.stated = self.stated.max(self.stating);
-        self.stating = used.unwrap_or(0);
         CreditStatement {
             used,
+            run: self.run,
+            used_before: self.used_by_earlier,
             reserved: usage.reserved,
             queued,
             least,
@@ -229,13 +244,31 @@ impl Credits {
         }
     }
 
-    /// Returns "replica used" for each replica of which Redis has lost a part.
+    /// Returns "replica used run before" for each replica of which Redis has lost a part.
     pub(super) fn lost_uses(&self) -> String {
         let lost = self.lost_uses.iter().filter_map(|replica| {
             let used = self.uses.get(replica)?;
             Some(format!("{replica} {used}"))
         });
         lost.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Whether a request of this cost can start, or any request if it is `None`, as far as credits are concerned.
+    pub(super) fn can_start(&self, usage: CreditUse, cost: Option<u64>) -> bool {
+        let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
+        let Some(bound) = self.bound else { return true };
+        let room = u64::try_from(bound.saturating_sub(committed)).unwrap_or(0);
+        room >= cost.unwrap_or(1) || (self.may_exceed && usage.reserved == 0)
+    }
+
+    /// Whether this replica may exceed what is left.
+    pub(super) fn may_exceed(&self) -> bool {
+        self.may_exceed
+    }
+
+    /// Whether the last reply contained too little for any of the queued requests.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_waiting
     }
 
     /// Whether Redis counts more credits as those of this replica than `statement` says.
@@ -250,20 +283,25 @@ impl Credits {
         grant: &CreditGrant,
         usage: CreditUse,
         sent: Instant,
+        shared_now: u64,
     ) -> Option<CreditShare> {
         self.left = grant.left;
         self.held_at_redis = grant.granted.max(statement.held);
         self.record_uses(grant);
+        let is_earlier = grant.run > self.run;
+        if is_earlier || self.used_before.is_none() {
+            // Usually the time of the first reply. It is not if the clock of Redis was set back.
+            self.run = shared_now.max(grant.run + 1);
+        }
         let Some(used_before) = self.used_before else {
             self.restore(grant, usage);
             return None;
         };
-        if let Some(before) = grant.stated_before.filter(|before| *before > self.stated) {
+        if is_earlier || grant.used_before > self.used_by_earlier {
             // Redis had lost what an earlier process of this replica had stated, and another replica has restored it.
-            self.used_before = Some(before);
-            self.foreign = Some(usage.foreign);
-            self.stated = before;
-            self.stating = before;
+            let late = grant.used_before.saturating_sub(self.used_by_earlier);
+            self.used_by_earlier += late;
+            self.used_before = Some(used_before.saturating_add(late));
             self.is_restored_late = true;
             return None;
         }
@@ -282,8 +320,9 @@ impl Credits {
         // Redis grants too much while it has lost what others have used.
         let granted = if is_behind { grant.granted.min(statement.held) } else { grant.granted };
         self.bound = Some(granted.cast_signed().saturating_sub_unsigned(used_before));
-        let may_overcommit = grant.may_exceed && !is_behind;
-        Some(CreditShare { foreign, granted: self.bound, may_overcommit })
+        self.may_exceed = grant.may_exceed && !is_behind;
+        self.is_waiting = statement.queued > 0 && !self.can_start(usage, Some(statement.least));
+        Some(CreditShare { foreign, granted: self.bound, may_overcommit: self.may_exceed })
     }
 
     /// Records what other replicas have used, and of which of them Redis has lost a part. Each replica restores all that
@@ -293,15 +332,16 @@ impl Credits {
         if grant.used_by_others == self.used_by_others {
             return;
         }
-        let stated: BTreeMap<&str, u64> =
-            grant.uses.iter().map(|(replica, used)| (replica.as_str(), *used)).collect();
-        let is_lost = |(replica, used): &(&String, &u64)| stated.get(replica.as_str()) < Some(used);
-        self.lost_uses = self.uses.iter().filter(is_lost).map(|(replica, _)| replica.clone()).collect();
         for (replica, used) in &grant.uses {
             let known = self.uses.entry(replica.clone()).or_default();
-            *known = (*known).max(*used);
+            *known = known.merged(*used);
         }
-        self.used_by_others = self.uses.values().sum();
+        let stated: BTreeMap<&str, u64> =
+            grant.uses.iter().map(|(replica, stated)| (replica.as_str(), stated.used)).collect();
+        let is_lost =
+            |(replica, known): &(&String, &ReplicaUse)| stated.get(replica.as_str()) < Some(&known.used);
+        self.lost_uses = self.uses.iter().filter(is_lost).map(|(replica, _)| replica.clone()).collect();
+        self.used_by_others = self.uses.values().map(|known| known.used).sum();
     }
 
     /// Records the base, unless Redis has an older one than this replica, because it has lost the newer one.
@@ -337,8 +377,8 @@ impl Credits {
         } else {
             0
         };
-        self.used_before = Some(stated.saturating_add(unstated));
-        (self.stating, self.stated) = (stated, stated);
+        self.used_by_earlier = stated.saturating_add(unstated);
+        self.used_before = Some(self.used_by_earlier);
         (self.base, self.base_stamp) = (grant.base, grant.base_stamp);
         // A count that Redis does not have becomes the base. Otherwise, the one of Redis applies.
         self.foreign = is_known.then_some(usage.foreign);
@@ -366,6 +406,7 @@ impl Credits {
         let part = if has_changed { count_left } else { self.left } / u64::from(replicas.max(1));
         let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
         self.bound = Some(committed.saturating_add_unsigned(part));
+        (self.may_exceed, self.is_waiting) = (true, false);
         Some(CreditShare { foreign: usage.foreign, granted: self.bound, may_overcommit: true })
     }
 }
@@ -379,7 +420,7 @@ impl Credits {
 
     /// Returns what another replica has used, as far as this one knows.
     pub(super) fn used_by(&self, replica: &str) -> u64 {
-        self.uses.get(replica).copied().unwrap_or(0)
+        self.uses.get(replica).map_or(0, |known| known.used)
     }
 
     /// Returns up to which amount this process may use credits, and what was left at the last reply.

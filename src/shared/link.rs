@@ -75,10 +75,26 @@ impl OwnerUpdates {
 /// A new or removed owner, or the account of a client's list.
 #[derive(Debug)]
 pub(super) struct OwnerUpdate {
-    key: String,
+    subject: UpdateSubject,
     /// `None` if the entry is removed.
     owner: Option<SharedId>,
     ttl: Duration,
+}
+
+/// What an update is about. The task of the link computes the key, so that requests do not pay for its digest.
+#[derive(Debug)]
+enum UpdateSubject {
+    Owner(Identifier),
+    List(ClientName),
+}
+
+impl UpdateSubject {
+    fn key(&self, keyspace: &Keyspace) -> String {
+        match self {
+            Self::Owner(identifier) => keyspace.owner(identifier_id(identifier)),
+            Self::List(client) => keyspace.list_account(client_id(client)),
+        }
+    }
 }
 
 /// What a [`RedisLink`] needs.
@@ -200,7 +216,7 @@ impl ReplicaLink for RedisLink {
         let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         let idle = self.owner_limits.max_idle(identifier.kind.storage_class());
         let update = OwnerUpdate {
-            key: self.keyspace.owner(identifier_id(&identifier)),
+            subject: UpdateSubject::Owner(identifier),
             owner: Some(owner),
             ttl: idle.unwrap_or(MAX_OWNER_TTL).min(MAX_OWNER_TTL),
         };
@@ -213,8 +229,8 @@ impl ReplicaLink for RedisLink {
     }
 
     fn remove_owner(&self, identifier: Identifier) {
-        let key = self.keyspace.owner(identifier_id(&identifier));
-        self.update(OwnerUpdate { key, owner: None, ttl: Duration::ZERO });
+        let subject = UpdateSubject::Owner(identifier);
+        self.update(OwnerUpdate { subject, owner: None, ttl: Duration::ZERO });
     }
 
     fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
@@ -235,7 +251,7 @@ impl ReplicaLink for RedisLink {
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
         let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
         self.update(OwnerUpdate {
-            key: self.keyspace.list_account(client_id(client)),
+            subject: UpdateSubject::List(client.clone()),
             owner: Some(owner),
             ttl: LIST_ACCOUNT_TTL,
         });
@@ -265,12 +281,12 @@ impl fmt::Debug for RedisLink {
 }
 
 /// Returns the call that stores updates.
-pub(super) fn owners_call(updates: &[OwnerUpdate]) -> ScriptCall {
+pub(super) fn owners_call(keyspace: &Keyspace, updates: &[OwnerUpdate]) -> ScriptCall {
     let mut arguments = Vec::with_capacity(2 * updates.len());
     for OwnerUpdate { owner, ttl, .. } in updates {
         let owner = owner.map(|id| id.to_string()).unwrap_or_default();
         arguments.extend([owner, ttl.as_millis().max(1).to_string()]);
     }
-    let keys = updates.iter().map(|update| update.key.clone()).collect();
+    let keys = updates.iter().map(|update| update.subject.key(keyspace)).collect();
     ScriptCall { script: OWNERS, keys, arguments }
 }

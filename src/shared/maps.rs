@@ -1,6 +1,7 @@
 //! The maps of changes that all replicas apply: which entries this replica has applied, and which it must state.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::scripts::{Keyspace, Map, ScriptCall};
 
@@ -71,23 +72,40 @@ impl Message {
 /// The entries that this replica has stated or applied.
 #[derive(Debug, Default)]
 pub(super) struct KnownMaps {
-    stamps: [HashMap<String, u64>; Map::ALL.len()],
+    /// The stamps of the entries, and digests of their values.
+    stamps: [HashMap<String, (u64, u64)>; Map::ALL.len()],
     versions: [u64; Map::ALL.len()],
 }
 
 impl KnownMaps {
-    /// Records an entry. Returns whether it is newer than the known one.
+    /// Records an entry. Returns whether it is newer than the known one. Of two changes in the same millisecond, Redis
+    /// stores the first one, so that another value with the known stamp is one that this replica must apply.
     pub(super) fn record(&mut self, entry: &MapEntry) -> bool {
         let stamps = &mut self.stamps[entry.map.index()];
-        if stamps.get(&entry.name).is_some_and(|known| *known >= entry.stamp) {
+        let digest = digest(&entry.value);
+        if stamps
+            .get(&entry.name)
+            .is_some_and(|(stamp, known)| *stamp > entry.stamp || (*stamp == entry.stamp && *known == digest))
+        {
             return false;
         }
         // Redis forgets entries that expire first. Here, all are forgotten together, which only applies them again.
         if stamps.len() >= 2 * entry.map.max_entries() {
             stamps.clear();
         }
-        stamps.insert(entry.name.clone(), entry.stamp);
+        stamps.insert(entry.name.clone(), (entry.stamp, digest));
         true
+    }
+
+    /// Records a change of this replica. Its stamp is raised beyond that of the known entry, which the change replaces: the
+    /// clocks of replicas differ by milliseconds.
+    pub(super) fn record_change(&mut self, entry: &mut MapEntry) {
+        let known = self.stamps[entry.map.index()].get(&entry.name).copied();
+        if let Some(raised) = known.map(|(stamp, _)| stamp + 1).filter(|raised| *raised > entry.stamp) {
+            entry.expires_ms += raised - entry.stamp;
+            entry.stamp = raised;
+        }
+        self.record(entry);
     }
 
     /// Records the version of a map after one more entry was applied.
@@ -131,6 +149,12 @@ impl KnownMaps {
         // A version that Redis never has: an empty map has version 0.
         self.versions = [u64::MAX; Map::ALL.len()];
     }
+}
+
+fn digest(value: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The maps that differ from those at Redis.
@@ -205,6 +229,27 @@ mod tests {
         let mut known = KnownMaps::default();
         assert!(known.record(&entry(5)) && !known.record(&entry(5)) && !known.record(&entry(4)));
         assert!(known.record(&entry(6)));
+    }
+
+    #[test]
+    fn a_change_of_this_replica_replaces_the_entry_that_it_knows() {
+        let mut known = KnownMaps::default();
+        known.record(&entry(5));
+        // The clock of this replica is behind that of the replica that stated the entry.
+        let mut change = entry(3);
+        known.record_change(&mut change);
+        assert_eq!((change.stamp, change.expires_ms), (6, 60_006));
+        let mut later = entry(9);
+        known.record_change(&mut later);
+        assert_eq!(later.stamp, 9);
+    }
+
+    #[test]
+    fn another_value_of_the_same_millisecond_is_applied() {
+        let mut known = KnownMaps::default();
+        known.record(&entry(5));
+        let winner = MapEntry { value: "-".to_owned(), ..entry(5) };
+        assert!(known.record(&winner) && !known.record(&winner));
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod probe;
 mod push;
 mod quotas;
 mod replica;
+mod replica_use;
 mod reply;
 mod scripts;
 mod shared_clock;

@@ -19,7 +19,7 @@ use super::overlay::OverlayPort;
 use super::push::Push;
 use super::replica::Beat;
 use super::reply::{UnexpectedReply, fields};
-use super::scripts::{Map, ScriptCall};
+use super::scripts::{Keyspace, Map, ScriptCall};
 use super::task::{LinkError, LinkTask, moment};
 use crate::clock;
 use crate::pool::PoolChange;
@@ -103,11 +103,11 @@ impl Link {
                 self.store(task, entry.into_iter().collect()).await
             }
             Some(update) = task.owner_updates.urgent.recv() => {
-                self.store_owners(&mut task.owner_updates.urgent, update).await
+                self.store_owners(&task.replica.keyspace, &mut task.owner_updates.urgent, update).await
             }
             Some(update) = next_update(&mut task.owner_updates.frequent, self.next_owner_call) => {
                 self.next_owner_call = clock::instant() + MIN_OWNER_INTERVAL;
-                self.store_owners(&mut task.owner_updates.frequent, update).await
+                self.store_owners(&task.replica.keyspace, &mut task.owner_updates.frequent, update).await
             }
             Some(port) = task.overlay_ports.recv() => {
                 task.overlay = Some(port);
@@ -141,11 +141,11 @@ impl Link {
     }
 
     async fn state_changes(&mut self, task: &mut LinkTask, first: PoolChange) -> Result<(), LinkError> {
-        let mut entries: Vec<MapEntry> = task.replica.entry_of_change(&first).into_iter().collect();
+        let mut entries = vec![task.replica.entry_of_change(&first)];
         while entries.len() < MAX_CHANGES
             && let Ok(change) = task.changes.try_recv()
         {
-            entries.extend(task.replica.entry_of_change(&change));
+            entries.push(task.replica.entry_of_change(&change));
         }
         self.store(task, entries).await
     }
@@ -159,6 +159,7 @@ impl Link {
     /// Stores owners of identifiers, and the accounts of lists.
     async fn store_owners(
         &self,
+        keyspace: &Keyspace,
         queued: &mut mpsc::Receiver<OwnerUpdate>,
         first: OwnerUpdate,
     ) -> Result<(), LinkError> {
@@ -168,7 +169,7 @@ impl Link {
         {
             updates.push(update);
         }
-        self.call(&[owners_call(&updates)]).await.map(|_| ())
+        self.call(&[owners_call(keyspace, &updates)]).await.map(|_| ())
     }
 
     /// States the overlay of this replica, unless Redis has it.

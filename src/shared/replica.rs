@@ -23,7 +23,7 @@ use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
 use crate::policy::units::UnixMs;
-use crate::pool::{Pool, QueuedDemand, Roster, Workspace};
+use crate::pool::{GroupDemand, Pool, QueuedDemand, Roster, Workspace};
 use crate::telemetry::log_transitions;
 
 /// Maximum interval between two statements about a subject that did not change.
@@ -61,6 +61,8 @@ pub(super) struct Replica {
     membership: Option<Membership>,
     /// The number of live replicas at the last reply.
     pub(super) replicas: u32,
+    /// The number of the last statement.
+    pub(super) statement: u64,
     pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
     last_full_beat: Option<Instant>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
@@ -135,6 +137,7 @@ impl Replica {
             can_lead,
             membership: None,
             replicas: UNKNOWN_REPLICAS,
+            statement: 0,
             workspaces: HashMap::new(),
             last_full_beat: None,
             is_alone: true,
@@ -209,6 +212,7 @@ impl Replica {
             self.forget_removed(&roster);
         }
         self.description.slots = beat.slots.iter().map(|(.., statement)| u64::from(statement.held)).sum();
+        self.statement += 1;
         self.description.started_ms = self.clock.to_shared(self.started_at);
         beat.calls.push(self.members_call());
         for credits in beat.credits.chunks(MAX_SUBJECTS) {
@@ -232,6 +236,7 @@ impl Replica {
         let id = workspace.shared_id();
         let shared_now = self.clock.to_shared(moment.now);
         let quota = workspace.quota(moment.now);
+        let credit_use = workspace.credit_use();
         let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
         let polled_at = workspace.polled_at();
         if let Some(limit) = quota.ceiling() {
@@ -241,7 +246,7 @@ impl Replica {
                 Some(_) | None => shared_now,
             };
             let statement = state.credits.statement(CreditSituation {
-                usage: workspace.credit_use(),
+                usage: credit_use,
                 limit,
                 // Not more than can start soon, because other replicas also need what is left.
                 queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
@@ -254,7 +259,8 @@ impl Replica {
             let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
             // A queued request waits until others have returned what they do not need.
             beat.is_due |= is_changed || statement.queued > 0;
-            let is_returned = cause == BeatCause::Returned && statement.has_unused();
+            let is_returned =
+                cause == BeatCause::Returned && (statement.has_unused() || state.credits.may_exceed());
             if is_full
                 || is_changed
                 || is_returned
@@ -266,8 +272,15 @@ impl Replica {
         }
         for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
             let usage = workspace.sample_slots(group);
-            let queued = queued.slots[group.index()];
-            if let Some(statement) = slots.statement(usage, queued, shared_now, moment.instant) {
+            let GroupDemand { slots: queued, min_credits } = queued.groups[group.index()];
+            // A slot is useless without credits, so it goes to a replica that has some.
+            let is_blocked = quota.ceiling().is_some()
+                && if queued == 0 {
+                    !state.credits.can_start(credit_use, None)
+                } else {
+                    state.credits.is_waiting() && !state.credits.can_start(credit_use, Some(min_credits))
+                };
+            if let Some(statement) = slots.statement(usage, queued, is_blocked, shared_now, moment.instant) {
                 let statement = if self.is_leaving {
                     SlotStatement { held: usage.count.running, demand: 0, ..statement }
                 } else {
@@ -362,9 +375,11 @@ impl Replica {
         let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
             return;
         };
+        let shared_now = self.membership.as_ref().map_or(0, |known| known.now_ms);
         state.stated = Some(statement);
         outcome.is_unmet |= grant.is_unmet;
-        let share = state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant);
+        let share =
+            state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
         outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
         if let Some(share) = share {
             log_transitions(&self.pool.divide_credits(workspace, share, received.now));

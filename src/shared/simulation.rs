@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use faults::run_faults;
 use requests::{RequestEnd, SimulatedRequest, send};
-use world::{QUOTA_LAG, Scenario, World};
+use world::{Mutation, QUOTA_LAG, Scenario, World};
 
 /// Two intervals between full statements, and the delays of their replies.
 const TWO_BEATS: Duration = Duration::from_millis(4_500);
@@ -44,20 +44,66 @@ impl Scenario {
             lag: Duration::from_millis(rng.u64(0..3_000)),
             faults: rng.usize(0..8),
             kills: polls,
+            drained: 2_000,
+            mutation: None,
+        }
+    }
+
+    /// Returns the scenario of a seed with this number of replicas and workspaces. A part of the workspaces is nearly spent,
+    /// because replicas that compete for the last credits of all would state them all the time.
+    fn large(seed: u64, replicas: usize, workspaces: usize) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let polls = rng.bool();
+        Self {
+            seed,
+            replicas,
+            limits: (0..workspaces).map(|_| rng.u64(100..10_000)).collect(),
+            requests: workspaces * rng.usize(5..10),
+            duration: Duration::from_secs(rng.u64(10..20)),
+            poll_interval: polls.then(|| Duration::from_millis(rng.u64(1_000..4_000))),
+            lag: Duration::from_millis(rng.u64(0..3_000)),
+            faults: replicas / 4 + rng.usize(0..replicas / 2),
+            kills: polls,
+            drained: 20,
+            mutation: None,
+        }
+    }
+
+    /// Returns a small scenario in which a broken rule shows soon.
+    fn mutated(seed: u64, mutation: Mutation, requests: usize, faults: usize) -> Self {
+        Self {
+            seed,
+            replicas: 3,
+            limits: vec![1_500, 1_200],
+            requests,
+            duration: Duration::from_secs(12),
+            poll_interval: None,
+            lag: Duration::ZERO,
+            faults,
+            kills: false,
+            drained: 2_000,
+            mutation: Some(mutation),
         }
     }
 }
 
 /// Runs a scenario and returns the violations.
 fn simulate(scenario: Scenario) -> Vec<String> {
+    simulate_with_digest(scenario).0
+}
+
+/// Runs a scenario and returns the violations, and a digest of all calls of scripts.
+fn simulate_with_digest(scenario: Scenario) -> (Vec<String>, u64) {
     fastrand::seed(scenario.seed);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let violations = LocalSet::new().block_on(&runtime, run(scenario.clone()));
-    if violations.is_empty() { violations } else { [vec![format!("{scenario:?}")], violations].concat() }
+    let (violations, digest) = LocalSet::new().block_on(&runtime, run(scenario.clone()));
+    let violations =
+        if violations.is_empty() { violations } else { [vec![format!("{scenario:?}")], violations].concat() };
+    (violations, digest)
 }
 
-async fn run(scenario: Scenario) -> Vec<String> {
+async fn run(scenario: Scenario) -> (Vec<String>, u64) {
     let world = World::new(scenario);
     for index in 0..world.scenario.replicas {
         world.start_replica(index, &[]);
@@ -105,7 +151,7 @@ async fn run(scenario: Scenario) -> Vec<String> {
         println_statistics(&world);
     }
     let found = world.violations.take();
-    if found.is_empty() { found } else { [world.faults(), found].concat() }
+    (if found.is_empty() { found } else { [world.faults(), found].concat() }, world.redis.digest())
 }
 
 /// Checks that all replicas agree two beats after the last charge, poll and fault.
@@ -118,13 +164,13 @@ async fn check_agreement(world: &World, is_exact: bool) {
 
 #[expect(clippy::print_stdout, reason = "a person has asked for the statistics of one seed")]
 fn println_statistics(world: &World) {
-    println!("{:#?}\n{:#?}", world.scenario, world.violations);
+    println!("{:#?}\n{:#?}\n{:016x}", world.scenario, world.violations, world.redis.digest());
 }
 
 /// Uses the credits that are left. All must be used, whichever replica receives the requests.
 async fn drain(world: &Rc<World>) {
     let mut failures = 0;
-    for _ in 0..2_000 {
+    for _ in 0..world.scenario.drained {
         let left = world.provider.workspaces.borrow().iter().map(|workspace| workspace.left()).max().unwrap();
         if left == 0 {
             return;
@@ -147,29 +193,83 @@ async fn drain(world: &Rc<World>) {
         }
         sleep(QUOTA_LAG + world.scenario.lag + TWO_BEATS).await;
     }
-    world.fail("the credits were not used".to_owned());
+    if world.scenario.drained >= 2_000 {
+        world.fail("the credits were not used".to_owned());
+    }
 }
 
 #[test]
 fn replicas_share_a_pool_whatever_fails() {
     // Seeds that have found faults, and take a few seconds each.
-    const SEEDS: [u64; 13] = [1, 6, 9, 10, 12, 19, 21, 46, 63, 64, 72, 84, 88];
-    // Seeds that find the known faults in `docs/internals/replicas.md`.
-    const OPEN: [u64; 7] = [102, 107, 113, 128, 133, 134, 149];
-    let seeds = match std::env::var("KEYCHOIR_SIMULATION_SEED") {
-        Ok(seed) => vec![seed.parse().unwrap()],
-        Err(_) => {
-            let count = std::env::var("KEYCHOIR_SIMULATION_SEEDS").ok();
-            count.map_or_else(
-                || SEEDS.to_vec(),
-                |count| (0..count.parse().unwrap()).filter(|seed| !OPEN.contains(seed)).collect(),
-            )
-        }
-    };
-    let failed: Vec<Vec<String>> = seeds
-        .into_iter()
-        .map(|seed| simulate(Scenario::from_seed(seed)))
-        .filter(|found| !found.is_empty())
-        .collect();
+    const SEEDS: [u64; 16] = [1, 6, 9, 10, 12, 19, 21, 46, 63, 64, 72, 84, 88, 102, 128, 133];
+    assert_no_violations(seeds("KEYCHOIR_SIMULATION_SEEDS", &SEEDS).map(Scenario::from_seed));
+}
+
+#[test]
+fn many_replicas_share_many_workspaces() {
+    if std::env::var_os("KEYCHOIR_SIMULATION_LARGE_SEEDS").is_some() {
+        let scenarios = seeds("KEYCHOIR_SIMULATION_LARGE_SEEDS", &[]);
+        assert_no_violations(scenarios.map(|seed| Scenario::large(seed, 50, 200)));
+    } else {
+        assert_no_violations([Scenario::large(1, 8, 20)].into_iter());
+    }
+}
+
+/// Returns the one seed that a person has asked for, the number of seeds that the variable names, or `default`.
+fn seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    match (number("KEYCHOIR_SIMULATION_SEED"), number(variable)) {
+        (Some(seed), _) => vec![seed],
+        (None, Some(count)) => (0..count).collect(),
+        (None, None) => default.to_vec(),
+    }
+    .into_iter()
+}
+
+fn assert_no_violations(scenarios: impl Iterator<Item = Scenario>) {
+    let failed: Vec<Vec<String>> = scenarios.map(simulate).filter(|found| !found.is_empty()).collect();
     assert!(failed.is_empty(), "{} seeds: {:#?}", failed.len(), &failed[..failed.len().min(6)]);
+}
+
+#[test]
+fn a_seed_always_gives_the_same_simulation() {
+    let simulate = || simulate_with_digest(Scenario { requests: 150, ..Scenario::from_seed(133) });
+    assert_eq!(simulate(), simulate());
+}
+
+/// Each invariant reports the violation of a rule that it is about.
+#[test]
+fn every_invariant_can_fail() {
+    use Mutation::{Script, WholeShareAlone};
+    /// Seeds of which at least one shows the violation.
+    const SEEDS: std::ops::Range<u64> = 0..12;
+    let no_grants = Script("is_other_right and 0 or math.max(left - unused, 0)", "0");
+    let several_rights = Script("may_exceed and is_first and unused == 0 and not right", "may_exceed");
+    let ended_at_once = Script("text(now + ttl) .. ' ' .. description", "text(now) .. ' ' .. description");
+    let no_evidence = Script("tonumber(stamp) > known_stamp", "map_name ~= 'evidence'");
+    let broken = [
+        (Script("known_max - taken", "known_max"), 250, 0, "requests run in workspace"),
+        (Script("math.max(left - unused, 0)", "left"), 250, 0, "was refused for credits"),
+        (several_rights, 250, 0, "exceed the credits of workspace"),
+        (no_grants, 250, 0, " wait for "),
+        (no_grants, 0, 0, "did not use"),
+        (Script("others = others + other.used", "others = 0"), 100, 0, "spent credits of workspace"),
+        (Script("known.used > used_before", "false"), 100, 8, "spent credits of workspace"),
+        (no_evidence, 250, 0, "has the evidence"),
+        (Script("holder == me) then", "true) then"), 0, 0, "poll at once"),
+        (Script("if lease > 0 and", "if false and"), 0, 0, "no replica polls"),
+        (ended_at_once, 0, 0, "counts 1 of 3 replicas"),
+        (WholeShareAlone, 250, 8, "of AloneUse"),
+    ];
+    let mut missing = Vec::new();
+    for (mutation, requests, faults, expected) in broken {
+        let is_reported = |seed| {
+            let found = simulate(Scenario::mutated(seed, mutation, requests, faults));
+            found.iter().any(|text| text.contains(expected))
+        };
+        if !SEEDS.into_iter().any(is_reported) {
+            missing.push((mutation, expected));
+        }
+    }
+    assert!(missing.is_empty(), "these violations are not reported: {missing:#?}");
 }

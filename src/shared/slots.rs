@@ -25,6 +25,8 @@ pub(super) struct SlotStatement {
     pub(super) held: u32,
     /// The slots that the replica could use; 0 gives its slots back.
     pub(super) demand: u32,
+    /// Whether the replica keeps no slot, because it has no credits.
+    pub(super) is_blocked: bool,
     /// The maximum of all replicas together; 0 if unknown.
     pub(super) max: u32,
     /// The shared time at which the maximum was learned.
@@ -39,7 +41,7 @@ pub(super) fn slots_call<'a>(
 ) -> ScriptCall {
     let mut arguments =
         vec![replica.to_owned(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
-    for SlotStatement { held, demand, max, max_stamp } in statements {
+    for SlotStatement { held, demand, max, max_stamp, .. } in statements {
         arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
     }
     ScriptCall { script: SLOTS, keys, arguments }
@@ -100,6 +102,7 @@ impl Slots {
         &mut self,
         usage: SlotUse,
         queued: u32,
+        is_blocked: bool,
         shared_now: u64,
         instant: Instant,
     ) -> Option<SlotStatement> {
@@ -119,10 +122,16 @@ impl Slots {
         let peak = usage.count.peak.max(1);
         let is_saturated = self.share.is_some_and(|share| peak >= share);
         let headroom = if is_saturated { (peak / 2).max(1) } else { 0 };
-        let demand = peak.saturating_add(queued).saturating_add(headroom);
+        let demand = match (is_idle, is_blocked) {
+            (true, _) => 0,
+            // Other replicas have the credits, and need the slots.
+            (false, true) => usage.count.running,
+            (false, false) => peak.saturating_add(queued).saturating_add(headroom),
+        };
         Some(SlotStatement {
             held: usage.count.running.max(self.share.unwrap_or(0)),
-            demand: if is_idle { 0 } else { demand },
+            demand,
+            is_blocked: is_blocked && !is_idle,
             max: usage.max.unwrap_or(0),
             max_stamp: self.max_stamp,
         })
@@ -142,7 +151,7 @@ impl Slots {
             self.max_stamp = grant.max_stamp;
             change.max = Some(grant.max);
         }
-        if statement.demand == 0 || grant.max == 0 {
+        if (statement.demand == 0 && !statement.is_blocked) || grant.max == 0 {
             self.lease_end = None;
             return change;
         }

@@ -70,6 +70,11 @@ impl Replica {
         true
     }
 
+    /// Ends the wait before the next attempt to merge an overlay.
+    fn make_due(&mut self) {
+        self.controller.unmerged.as_mut().unwrap().1 = clock::instant();
+    }
+
     fn overlay(&self) -> Overlay {
         let text = fs::read_to_string(self.machine.state().join("managed.toml")).unwrap_or_default();
         Overlay::parse(&text).unwrap()
@@ -489,7 +494,14 @@ async fn changes_that_cannot_be_saved_are_not_applied_until_they_can() {
     let reason = second.controller.merge_failure.clone().unwrap();
     assert!(reason.contains("make it writable"), "{reason}");
     fs::remove_file(second.machine.state().join(KEYS_DIRECTORY)).unwrap();
-    second.delivered.clear();
+    // The overlay is tried again, although the other replica does not send it again.
+    second.make_due();
+    match second.controller.next_event().await {
+        ControllerEvent::OverlayReceived(overlay) => second.controller.merge_overlay(overlay, None).await,
+        ControllerEvent::FilesChanged => panic!("no file was changed"),
+    }
+    assert_eq!(second.machine.config().keys.len(), 2);
+    assert!(second.controller.unmerged.is_none() && second.controller.merge_failure.is_none());
     settle(&mut first, &mut second).await;
     check_equal(&first, &second);
 }

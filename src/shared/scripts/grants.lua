@@ -14,44 +14,74 @@
 --   REPLICA  "used held expires reserved queued least since": what a replica has used, up to which amount it may use
 --            more, until which time, what its requests in flight have reserved, what its queued requests need in
 --            addition, the least that serves one of them, and the time in ms since which it is in line (0 if it is not)
--- ARGV: replica, number of replicas, lease in ms, then for each amount: used here ('' to read only), reserved, queued,
--- least, up to which amount it may use more now, limit, base ('' if unknown), stamp of the base, whether the replica is
--- idle (0 or 1), time to live in ms, the sum of what other replicas have used as far as this one knows, and "replica
--- used" for each replica of which Redis has lost a part of it ('' if none).
+--   run:REPLICA  "run before statement able": the number of the process, what earlier processes of the replica have used
+--            (a part of `used`), the number of its last statement, and the time in ms since which it can serve a queued
+--            request (0 if it cannot)
+-- ARGV: replica, number of replicas, lease in ms, number of the statement, time in ms for which a replica that can serve a
+-- request keeps its place in the line, then for each amount: used here ('' to read only), number of the process, what
+-- earlier processes of this replica have used of it, reserved, queued, least, up to which amount it may use more now,
+-- limit, base ('' if unknown), stamp of the base, whether the replica is idle (0 or 1), time to live in ms, the sum of
+-- what other replicas have used as far as this one knows, and "replica used run before" for each replica of which Redis
+-- has lost a part of it ('' if none).
 -- Returns for each amount: granted, used by the other replicas, base, stamp, may use more than is left (0 or 1),
 -- what this replica had stated before (-1 without), what is left for all replicas, whether other replicas hold more than
--- they need of what this one waits for (0 or 1), and "replica used" for each other replica if their sum is not the known
--- one ('' if it is).
-local ARGUMENTS = 12
+-- they need of what this one waits for (0 or 1), "replica used run before" for each other replica if their sum is not
+-- the known one ('' if it is), and the number of the process and the use of earlier ones that are recorded.
+local ARGUMENTS = 14
 
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local my_statement, turn = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 
--- Raises what a replica has used to what another one has learned from it. The amount only grows.
+-- Merges what a process of a replica has used into what is known of the replica. All amounts only grow. Only a process
+-- counts its own use, so that the use of an earlier process is added when it becomes known late.
+local function merge(known, run, before, used)
+  local own, used_before = known.used - known.before, known.used
+  if run > known.run then
+    own, known.before, known.run = used - before, math.max(before, known.used), run
+  elseif run == known.run then
+    own, known.before = math.max(own, used - before), math.max(known.before, before)
+  else
+    known.before = math.max(known.before, used)
+  end
+  known.used = known.before + own
+  known.held = math.max(known.held + known.used - used_before, known.used)
+end
+
+local function record(key, known)
+  local numbers = { known.used, known.held, known.expires, known.reserved, known.queued, known.least, known.since }
+  for index, number in ipairs(numbers) do
+    numbers[index] = text(number)
+  end
+  local run = { text(known.run), text(known.before), text(known.statement), text(known.able) }
+  redis.call('HSET', key, known.name, table.concat(numbers, ' '), 'run:' .. known.name, table.concat(run, ' '))
+end
+
+local function new_replica(name)
+  return {
+    name = name, used = 0, held = 0, expires = 0, reserved = 0, queued = 0, least = 0, since = 0,
+    run = 0, before = 0, statement = 0, able = 0
+  }
+end
+
+-- Raises what replicas have used to what another one has learned from them.
 local function restore(key, stated, restored)
-  for name, amount in string.gmatch(restored, '(%S+) (%d+)') do
-    local known = stated[name]
-    if not known then
-      known = { name = name, used = 0, held = 0, expires = 0, reserved = 0, queued = 0, least = 0, since = 0 }
-      stated[name] = known
-    end
-    if known.used < tonumber(amount) then
-      known.used = tonumber(amount)
-      known.held = math.max(known.held, known.used)
-      local numbers = { known.used, known.held, known.expires, known.reserved, known.queued, known.least, known.since }
-      for index, number in ipairs(numbers) do
-        numbers[index] = text(number)
-      end
-      redis.call('HSET', key, name, table.concat(numbers, ' '))
+  for name, amount, run, before in string.gmatch(restored, '(%S+) (%d+) (%d+) (%d+)') do
+    local known = stated[name] or new_replica(name)
+    stated[name] = known
+    local used_before = known.used
+    merge(known, tonumber(run), tonumber(before), tonumber(amount))
+    if known.used > used_before then
+      record(key, known)
     end
   end
 end
 
 local function divide(
-  key, used, reserved, queued, least, held, limit, base, stamp, idle, ttl, known_others, restored
+  key, used, run, before, reserved, queued, least, held, limit, base, stamp, idle, ttl, known_others, restored
 )
   local known_base, known_stamp, right, right_state
-  local stated = {}
+  local stated, runs = {}, {}
   local fields = redis.call('HGETALL', key)
   for index = 1, #fields, 2 do
     local name, value = fields[index], fields[index + 1]
@@ -60,6 +90,8 @@ local function divide(
       known_base, known_stamp = tonumber(amount), tonumber(at)
     elseif name == 'right' then
       right, right_state = string.match(value, '^(%S+) (%d)$')
+    elseif string.sub(name, 1, 4) == 'run:' then
+      runs[string.sub(name, 5)] = value
     else
       local pattern = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
       local its_use, bound, expires, its_reserved, its_queue, its_least, since = string.match(value, pattern)
@@ -67,9 +99,17 @@ local function divide(
         stated[name] = {
           name = name, used = tonumber(its_use), held = tonumber(bound), expires = tonumber(expires),
           reserved = tonumber(its_reserved), queued = tonumber(its_queue), least = tonumber(its_least),
-          since = tonumber(since)
+          since = tonumber(since), run = 0, before = 0, statement = 0, able = 0
         }
       end
+    end
+  end
+  for name, value in pairs(runs) do
+    local known = stated[name]
+    local its_run, its_before, number, able = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
+    if known and its_run then
+      known.run, known.before, known.statement, known.able =
+        tonumber(its_run), math.min(tonumber(its_before), known.used), tonumber(number), tonumber(able)
     end
   end
   if restored then
@@ -80,7 +120,7 @@ local function divide(
   for name, other in pairs(stated) do
     if name ~= me then
       others = others + other.used
-      known[#known + 1] = name .. ' ' .. text(other.used)
+      known[#known + 1] = table.concat({ name, text(other.used), text(other.run), text(other.before) }, ' ')
       if other.expires > now then
         local its_unused = math.max(other.held - other.used, 0)
         unused = unused + its_unused
@@ -103,16 +143,27 @@ local function divide(
     redis.call('HSET', key, 'base', text(base) .. ' ' .. text(stamp))
   end
 
-  local mine = stated[me]
-  local before = mine and mine.used or -1
-  local is_statement = used ~= nil
-  -- A statement that arrives late does not lower the amount.
-  used = math.max(used or 0, before, 0)
+  local mine = stated[me] or new_replica(me)
+  local stated_before = stated[me] and mine.used or -1
+  -- A statement that arrives late changes nothing, because this replica may hold more now.
+  local is_late = used and (run < mine.run or run == mine.run and my_statement <= mine.statement)
+  local is_statement = used and not is_late
+  local has_progressed, is_read_only = false, used == nil
+  if used then
+    has_progressed = used > mine.used or reserved > mine.reserved
+    held = held - used
+    merge(mine, run, before, used)
+    held = held + mine.used
+  end
+  used = mine.used
   local left = limit - (known_base or 0) - others - used
   local exceeds, unmet, granted = 0, 0, used
   if is_statement then
-    local free = math.max(left - unused, 0)
-    local since = mine and mine.expires > now and mine.since or 0
+    -- What another replica with the right to exceed the rest spends is not known until it has stated it.
+    local is_other_right = right and right ~= me
+    local free = is_other_right and 0 or math.max(left - unused, 0)
+    local since = mine.expires > now and mine.since or 0
+    local able = mine.expires > now and mine.able or 0
     -- What is left after the requests in flight, and after the queued ones of the replicas that come first.
     local possible = math.max(left - others_reserved - reserved, 0)
     local least_of_all, is_first, line_end = least, true, now
@@ -142,22 +193,20 @@ local function divide(
     end
     granted = used + extra
 
-    if not is_unmet then
-      since = 0
-    elseif since == 0 or (fits and extra >= reserved + least) then
-      -- A replica that can serve a request goes to the end of the line.
-      since = line_end
-    end
     local may_exceed = is_unmet and least_of_all > possible
-    if is_unmet and unused > others_reserved and (may_exceed and is_first or fits and extra < reserved + least) then
+    local is_waiting = unused > others_reserved and (may_exceed and is_first or fits and extra < reserved + least)
+    if is_unmet and (is_waiting or is_other_right) then
       unmet = 1
     end
-    if right == me and right_state == '1' and may_exceed and #line == 0 and unused == 0 then
+    -- A replica that can serve a request keeps its place until it has started one, or had the time to do so: it may
+    -- need a slot first.
+    local is_turn_over = able > 0 and (has_progressed or now - able >= turn)
+    if right == me and right_state == '1' and may_exceed and unused == 0 and not (is_turn_over and #line > 0) then
       exceeds = 1
     elseif right == me and right_state == '1' then
       -- The next statement of this replica confirms that it knows of the end of its right.
       redis.call('HSET', key, 'right', me .. ' 0')
-      since = is_unmet and line_end or 0
+      is_turn_over = true
     else
       if right == me then
         redis.call('HDEL', key, 'right')
@@ -168,18 +217,30 @@ local function divide(
         exceeds = 1
       end
     end
-
-    local numbers = { used, math.max(granted, held), now + lease, reserved, queued, least, since }
-    for index, number in ipairs(numbers) do
-      numbers[index] = text(number)
+    local is_able = exceeds == 1 or fits and extra >= reserved + least
+    if not is_unmet then
+      since = 0
+    elseif since == 0 or is_turn_over then
+      since = line_end
     end
-    redis.call('HSET', key, me, table.concat(numbers, ' '))
+    if not (is_unmet and is_able) then
+      able = 0
+    elseif able == 0 or is_turn_over then
+      able = now
+    end
+
+    mine.held, mine.expires, mine.reserved = math.max(granted, held), now + lease, reserved
+    mine.queued, mine.least, mine.since = queued, least, since
+    mine.statement, mine.able = my_statement, able
+  end
+  if not is_read_only then
+    record(key, mine)
     redis.call('PEXPIRE', key, text(ttl))
   end
   return {
-    granted, others, known_base or 0, known_stamp or 0, exceeds, before, math.max(left, 0), unmet,
-    others == known_others and '' or table.concat(known, ' ')
+    granted, others, known_base or 0, known_stamp or 0, exceeds, stated_before, math.max(left, 0), unmet,
+    others == known_others and '' or table.concat(known, ' '), mine.run, mine.before
   }
 end
 
-return divide_each(3, ARGUMENTS, divide)
+return divide_each(5, ARGUMENTS, divide)

@@ -130,8 +130,7 @@ impl World {
             let running = change(&self.violations.running, index, true);
             let max = self.provider.workspaces.borrow()[index].max;
             if was_healthy && running > max {
-                let states: Vec<String> =
-                    self.processes().iter().map(|process| self.describe(process, index)).collect();
+                let states = self.describe_all(index);
                 self.fail(format!("{running} of {max} requests run in workspace {index}: {states:#?}"));
             }
         }
@@ -163,6 +162,10 @@ impl World {
         format!("{} {usage:?} {} {redis:?} {slots:?}", process.id, replica.workspace_text(id))
     }
 
+    fn describe_all(&self, index: usize) -> Vec<String> {
+        self.processes().iter().map(|process| self.describe(process, index)).collect()
+    }
+
     /// Records that an admitted request has ended.
     pub(super) fn end_admission(&self, admission: ProviderAdmission) {
         if admission.is_overcommitted {
@@ -178,8 +181,9 @@ impl World {
         self.violations.refused_for_credits.set(self.violations.refused_for_credits.get() + 1);
         if admission.was_healthy && !admission.is_overcommitted {
             let workspace = admission.workspace;
+            let states = self.describe_all(workspace);
             self.fail(format!(
-                "{} was refused for credits of workspace {workspace} that it counts",
+                "{} was refused for credits of workspace {workspace} that it counts: {states:#?}",
                 process.id
             ));
         }

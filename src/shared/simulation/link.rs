@@ -18,7 +18,7 @@ use super::super::replica::{Beat, Replica};
 use super::super::reply::fields;
 use super::super::scripts::{Map, ScriptCall};
 use super::super::shared_clock::Moment;
-use super::world::{Process, World};
+use super::world::{Mutation, Process, World};
 use crate::clock;
 use crate::poller::OwnPoll;
 use crate::pool::PoolChange;
@@ -85,6 +85,9 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
         process.is_decided.set(true);
         process.replica.borrow_mut().set_alone(true);
         world.watch_alone(&process);
+        if world.scenario.mutation == Some(Mutation::WholeShareAlone) {
+            process.replica.borrow_mut().replicas = 1;
+        }
         let pause = delay.mul_f64(0.5 + world.random() / 2.0);
         delay = (delay * 2).min(MAX_RECONNECT_DELAY);
         stay_alone(&world, &process, &mut outgoing, pause).await;
@@ -160,9 +163,9 @@ impl SimulatedConnection {
                 None => Err(ConnectionFailed),
             },
             Some(change) = outgoing.changes.recv() => {
-                let mut entries: Vec<MapEntry> = self.replica().entry_of_change(&change).into_iter().collect();
+                let mut entries = vec![self.replica().entry_of_change(&change)];
                 while let Ok(change) = outgoing.changes.try_recv() {
-                    entries.extend(self.replica().entry_of_change(&change));
+                    entries.push(self.replica().entry_of_change(&change));
                 }
                 self.store(entries).await
             }

@@ -15,6 +15,8 @@ const LEASE_MS: u64 = 10_000;
 const LIMIT: u64 = 1_000;
 const FRESH: CreditStatement = CreditStatement {
     used: Some(0),
+    run: 1,
+    used_before: 0,
     reserved: 0,
     queued: 0,
     least: 0,
@@ -25,8 +27,19 @@ const FRESH: CreditStatement = CreditStatement {
     used_by_others: 0,
 };
 
+thread_local! {
+    /// The number of the last statement of the test.
+    static STATEMENT: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// The time for which a replica keeps its place in the line.
+const TURN_MS: u64 = 100;
+
 fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
-    let mut arguments = vec![replica.to_owned(), replicas.to_string(), LEASE_MS.to_string()];
+    STATEMENT.set(STATEMENT.get() + 1);
+    let numbers = [replicas as u64, LEASE_MS, STATEMENT.get(), TURN_MS].map(|number| number.to_string());
+    let mut arguments = vec![replica.to_owned()];
+    arguments.extend(numbers);
     arguments.extend(grant_arguments(statement, String::new(), Duration::from_secs(60)));
     ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
 }
@@ -48,7 +61,7 @@ fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
 
 /// The numbers of the first subject in a reply.
 fn numbers(reply: &Value) -> Vec<i64> {
-    list(&list(reply).unwrap()[0]).unwrap().iter().map_while(|number| integer(number).ok()).collect()
+    list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
 }
 
 /// A replica that uses its grant in any way that it permits.
@@ -171,6 +184,8 @@ fn one_replica_at_a_time_exceeds_what_is_left() {
     let wants = CreditStatement { queued: 20, least: 20, base, ..FRESH };
     assert_eq!(line.state("a", wants), (0, true), "10 credits suffice for no request");
     assert_eq!(line.state("b", wants), (0, false), "another replica has the right");
+    assert_eq!(line.state("a", wants), (0, true), "the replica may need a slot first");
+    line.now += TURN_MS;
     assert_eq!(line.state("a", wants), (0, false), "a right that was not used goes to the next one");
     assert_eq!(line.state("b", wants), (0, false), "the first replica may not know yet that its right ended");
     assert_eq!(line.state("a", wants), (0, false));
@@ -187,7 +202,12 @@ fn a_request_that_fits_is_served_before_one_exceeds_what_is_left() {
     let mut line = CreditLine::new();
     let wants = CreditStatement { queued: 20, least: 20, base: Some((990, 5)), ..FRESH };
     assert_eq!(line.state("a", wants), (0, true));
-    assert_eq!(line.state("b", CreditStatement { queued: 4, least: 4, ..FRESH }), (4, false));
+    let small = CreditStatement { queued: 4, least: 4, ..FRESH };
+    assert_eq!(line.state("b", small), (0, false), "what the other one spends is not known yet");
+    assert_eq!(line.state("a", wants), (0, false), "the right ends for a request that fits");
+    assert_eq!(line.state("b", small), (0, false), "the other one may not know it yet");
+    assert_eq!(line.state("a", wants), (0, false));
+    assert_eq!(line.state("b", small), (4, false));
     assert_eq!(line.state("a", wants), (0, false), "another replica has unused credits");
 }
 
@@ -217,17 +237,71 @@ fn what_a_replica_has_used_is_restored_by_another() {
     used("a", 40);
     let reply = used("b", 7);
     let uses = |reply: &Value| text(&list(&list(reply).unwrap()[0]).unwrap()[8]).unwrap().to_owned();
-    assert_eq!(uses(&reply), "a 40");
+    assert_eq!(uses(&reply), "a 40 1 0");
     redis.flush();
     used("a", 20);
-    let mut call =
-        grants_call("b", 2, &CreditStatement { used: Some(7), held: 7, used_by_others: 40, ..FRESH });
-    "a 40".clone_into(call.arguments.last_mut().unwrap());
+    let restores = |uses: &str| {
+        let statement = CreditStatement { used: Some(7), held: 7, used_by_others: 40, ..FRESH };
+        let mut call = grants_call("b", 2, &statement);
+        uses.clone_into(call.arguments.last_mut().unwrap());
+        redis.run(&call)
+    };
     for _ in 0..2 {
-        let reply = redis.run(&call);
+        let reply = restores("a 40 1 0");
         assert_eq!((numbers(&reply)[1], uses(&reply).as_str()), (40, ""), "a restored amount is not added");
     }
     assert_eq!(numbers(&used("a", 20))[5], 40, "a late statement does not lower the amount");
+}
+
+#[test]
+fn what_an_earlier_process_has_used_is_added_when_it_becomes_known() {
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000_000_000);
+    let state = |run, used, used_before| {
+        let statement = CreditStatement { used: Some(used), held: used, run, used_before, ..FRESH };
+        numbers(&redis.run(&grants_call("a", 2, &statement)))
+    };
+    // Redis has lost the 40 credits of process 1 when process 2 starts.
+    state(2, 50, 0);
+    let statement = CreditStatement { used_by_others: 90, ..FRESH };
+    let mut call = grants_call("b", 2, &statement);
+    "a 40 1 0".clone_into(call.arguments.last_mut().unwrap());
+    let [granted, others, .., left, _] = numbers(&redis.run(&call))[..8] else { panic!() };
+    assert_eq!((others, left), (90, 910), "{granted}");
+    assert_eq!(state(2, 50, 0)[8..], [2, 40], "the process learns the use of the earlier one");
+    assert_eq!(state(2, 95, 40)[5..7], [90, 905]);
+    assert_eq!(state(1, 45, 0)[5..7], [95, 900], "a late statement of the earlier process is added");
+    assert_eq!(state(3, 100, 100)[8..], [3, 100]);
+}
+
+#[test]
+fn a_statement_that_arrives_late_frees_nothing() {
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000_000_000);
+    let statement = |held| CreditStatement { held, queued: 900, least: 900, base: Some((0, 5)), ..FRESH };
+    let late = grants_call("a", 2, &CreditStatement { queued: 0, least: 0, ..statement(0) });
+    assert_eq!(numbers(&redis.run(&grants_call("a", 2, &statement(0))))[0], 900);
+    redis.run(&late);
+    assert_eq!(numbers(&redis.run(&grants_call("b", 2, &statement(0))))[0], 100);
+}
+
+#[test]
+fn a_replica_that_can_serve_a_request_keeps_its_place_until_it_starts_one() {
+    let mut line = CreditLine::new();
+    let wants = CreditStatement { queued: 200, least: 100, base: Some((900, 5)), ..FRESH };
+    assert_eq!(line.state("a", wants), (100, false));
+    assert_eq!(line.state("b", wants), (0, false));
+    let holds = CreditStatement { held: 100, ..wants };
+    assert_eq!(line.state("a", holds), (100, false), "the replica may need a slot first");
+    line.now += TURN_MS;
+    line.state("a", holds);
+    assert_eq!(line.state("a", holds), (0, false), "the replica had the time to start a request");
+    let mut line = CreditLine::new();
+    line.state("a", wants);
+    line.state("b", CreditStatement { least: 40, ..wants });
+    let started = CreditStatement { reserved: 60, held: 100, least: 40, queued: 100, ..wants };
+    line.state("a", started);
+    assert_eq!(line.state("a", started), (60, false), "the replica has started a request");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::rc::Rc;
 
 use mlua::{Function, Lua, MultiValue, Table, Value as LuaValue, Variadic};
@@ -32,6 +33,8 @@ pub(super) struct StoredData {
 struct StoreState {
     data: StoredData,
     now_micros: u64,
+    /// A digest of all calls and their times.
+    digest: u64,
     published: Vec<String>,
 }
 
@@ -81,9 +84,14 @@ impl StoreState {
                 let (seconds, micros) = (self.now_micros / 1_000_000, self.now_micros % 1_000_000);
                 CommandReply::List(vec![seconds.to_string(), micros.to_string()])
             }
-            ["HSET", key, field, value] => {
-                let before = self.hash_or_new(key).insert(field.to_owned(), value.to_owned());
-                count(usize::from(before.is_none()))
+            ["HSET", key, ref pairs @ ..] if pairs.len() % 2 == 0 && !pairs.is_empty() => {
+                let fields = self.hash_or_new(key);
+                let new = pairs.chunks_exact(2).filter(|pair| {
+                    let before = fields.insert(pair[0].to_owned(), pair[1].to_owned());
+                    before.is_none()
+                });
+                let new = new.count();
+                count(new)
             }
             ["HGET", key, field] => text(self.hash(key).and_then(|fields| fields.get(field).cloned())),
             ["HGETALL", key] => CommandReply::List(self.hash(key).map_or_else(Vec::new, |fields| {
@@ -153,10 +161,16 @@ pub(super) struct SimulatedRedis {
     lua: Lua,
     functions: RefCell<HashMap<&'static str, Function>>,
     state: Rc<RefCell<StoreState>>,
+    /// A mutation of a script: a text, and the text that replaces it.
+    mutation: Option<(&'static str, &'static str)>,
 }
 
 impl SimulatedRedis {
     pub(super) fn new() -> Self {
+        Self::with_mutation(None)
+    }
+
+    pub(super) fn with_mutation(mutation: Option<(&'static str, &'static str)>) -> Self {
         let lua = Lua::new();
         let state = Rc::new(RefCell::new(StoreState::default()));
         let for_scripts = Rc::clone(&state);
@@ -167,7 +181,7 @@ impl SimulatedRedis {
         let table = lua.create_table().unwrap();
         table.set("call", call.unwrap()).unwrap();
         lua.globals().set("redis", table).unwrap();
-        Self { lua, functions: RefCell::default(), state }
+        Self { lua, functions: RefCell::default(), state, mutation }
     }
 
     /// Sets the time of the server, in microseconds since 1970.
@@ -177,17 +191,32 @@ impl SimulatedRedis {
 
     /// Runs a script and returns its reply.
     pub(super) fn run(&self, call: &ScriptCall) -> Value {
+        let mut state = self.state.borrow_mut();
+        let mut hasher = DefaultHasher::new();
+        (state.digest, state.now_micros, &call.keys, &call.arguments).hash(&mut hasher);
+        state.digest = hasher.finish();
+        drop(state);
         let globals = self.lua.globals();
         globals.set("KEYS", call.keys.clone()).unwrap();
         globals.set("ARGV", call.arguments.clone()).unwrap();
         let mut functions = self.functions.borrow_mut();
         let function = functions
             .entry(call.script)
-            .or_insert_with(|| self.lua.load(call.script).into_function().unwrap())
+            .or_insert_with(|| {
+                let (from, to) = self.mutation.unwrap_or_default();
+                let is_mutated = !from.is_empty() && call.script.contains(from);
+                let script = if is_mutated { call.script.replace(from, to) } else { call.script.to_owned() };
+                self.lua.load(script).into_function().unwrap()
+            })
             .clone();
         drop(functions);
         let reply: MultiValue = function.call(()).unwrap();
         from_lua(&reply.into_iter().next().unwrap_or(LuaValue::Nil))
+    }
+
+    /// Returns a digest of all calls and their times.
+    pub(super) fn digest(&self) -> u64 {
+        self.state.borrow().digest
     }
 
     /// Returns the fields of a hash.

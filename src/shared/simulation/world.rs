@@ -43,6 +43,19 @@ pub(super) struct Scenario {
     pub(super) faults: usize,
     /// Whether replicas are killed, which loses charges that were not stated.
     pub(super) kills: bool,
+    /// Maximum number of requests that use the credits that are left at the end.
+    pub(super) drained: usize,
+    /// The rule that is broken, to prove that an invariant reports it.
+    pub(super) mutation: Option<Mutation>,
+}
+
+/// A rule that a simulation breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mutation {
+    /// A text of a script is replaced by another one.
+    Script(&'static str, &'static str),
+    /// A replica that is alone uses the whole pool.
+    WholeShareAlone,
 }
 
 /// The settings of all pools.
@@ -109,7 +122,10 @@ impl World {
         let plans = RefCell::new(rng.fork());
         let start = clock::instant();
         Rc::new(Self {
-            redis: SimulatedRedis::new(),
+            redis: SimulatedRedis::with_mutation(match scenario.mutation {
+                Some(Mutation::Script(from, to)) => Some((from, to)),
+                Some(Mutation::WholeShareAlone) | None => None,
+            }),
             provider: Provider::new(&scenario.limits, start, || plans.borrow_mut().f64()),
             violations: Violations::default(),
             is_up: Cell::new(true),
