@@ -72,7 +72,7 @@ async fn an_invalid_file_is_reported_and_not_applied() {
     let (mut program, address) = environment.start();
     environment.configure(&[SECOND_KEY], "[pool]\nstrateggy = \"fill-first\"\n[log]\nlevel = \"loud\"\n");
     program.send_signal("HUP");
-    for expected in ["keychoir.toml:2:1: unknown key `strateggy`", "did you mean `strategy`", "`loud`"] {
+    for expected in ["keychoir.toml:2:1: unknown setting `strateggy`", "did you mean `strategy`", "`loud`"] {
         program.wait_for_line(|line| line.contains(expected).then_some(()));
     }
     program.wait_for_event("reload_failed");
