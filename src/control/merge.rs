@@ -1,4 +1,5 @@
-//! Shares the overlay with other replicas: publishes it after each change, and merges the overlays of others.
+//! Shares the overlay with other replicas: publishes it after each change, and merges the overlays of other
+//! replicas.
 //!
 //! A merged overlay is saved and applied like a change of an operator, so that it survives a restart without Redis.
 //! An overlay that cannot be merged changes nothing, and the reason is logged once.
@@ -29,7 +30,7 @@ const MERGED: &str = "merged";
 const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Maximum attempts to load the configuration with entries that are left out. An entry can become invalid because
-/// another one is left out, such as a client of a key.
+/// another entry is left out, such as a client of a key.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
 /// The reason that an overlay of another replica is not merged.
@@ -88,9 +89,10 @@ impl Controller {
         Ok(port)
     }
 
-    /// Merges the overlay of another replica with the own one. If that changes the own one, saves, applies, records and
-    /// publishes it. Otherwise, or if it cannot be merged, changes nothing. The last overlay that could not be merged is
-    /// tried again at intervals, because a full disk or a conflict may have ended.
+    /// Merges the overlay of another replica with the overlay of this replica. If the merge changes the overlay of
+    /// this replica, saves, applies, records and publishes it. Otherwise, or if the merge fails, changes nothing. The
+    /// last overlay that could not be merged is tried again at intervals, because the disk may have space again or a
+    /// conflict may have ended.
     ///
     /// # Cancel safety
     ///
@@ -109,7 +111,7 @@ impl Controller {
         }
     }
 
-    /// Logs a failure, unless it is the same as the last one.
+    /// Logs a failure, unless it is the same as the last failure.
     fn log_failure(&mut self, error: &MergeError) {
         let reason = describe(error);
         if self.merge_failure.as_ref() != Some(&reason) {
@@ -142,7 +144,7 @@ impl Controller {
         merged.resolve_names();
         let own_generation = previous.generation.max(self.generation.load(Ordering::Acquire));
         let newest = own_generation.max(document.generation);
-        // Different overlays never have the same generation, so that the merged one replaces both at Redis.
+        // Different overlays never have the same generation, so that the merged overlay replaces both at Redis.
         let is_taken =
             (merged != own && own_generation == newest) || (merged != other && document.generation == newest);
         let generation = if is_taken { newest + 1 } else { newest };
@@ -230,8 +232,8 @@ impl Controller {
         self.record(origin, MERGED, None, &json!(changed), generation).await;
     }
 
-    /// Loads the configuration with a merged overlay. Entries that conflict with the configuration of this machine are
-    /// left out.
+    /// Loads the configuration with a merged overlay. Entries that conflict with the configuration of this machine
+    /// are left out.
     fn load_merged(
         &self,
         mut overlay: Overlay,
@@ -321,7 +323,7 @@ fn api_keys(config: &Config) -> Vec<ApiKey> {
     config.keys.iter().map(|key| key.key.clone()).collect()
 }
 
-/// Returns the reason of a failure with what to do, in one line.
+/// Returns the reason of a failure and its remedy, in one line.
 fn describe(error: &MergeError) -> String {
     match error {
         MergeError::Control(ControlError::NoStateDirectory) => {

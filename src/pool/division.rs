@@ -1,9 +1,8 @@
-//! The pool's side of a pool that several replicas share. It reports which credits and concurrency slots
-//! this replica uses and needs, and sends the changes that other replicas must receive. It applies the shares of this replica, and the changes
-//! of others.
+//! Divides the pool between several replicas, on the side of the pool: reports the credits and the concurrent
+//! requests that this replica uses and needs, sends the changes that other replicas must receive, and applies the
+//! shares of this replica and the changes of other replicas.
 //!
-//! This module does not know how the replicas communicate. A pool without other replicas sends no changes and is never
-//! divided.
+//! `shared/` connects the replicas. A pool without other replicas sends no changes and is never divided.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -60,16 +59,16 @@ pub struct SlotUse {
     pub max: Option<u32>,
 }
 
-/// What the queued requests of a concurrency group need.
+/// The demand of the queued requests of a concurrency group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupDemand {
-    /// Their number.
+    /// The number of queued requests.
     pub slots: u32,
-    /// The lowest estimated cost of one of them. It is 0 if one costs nothing, or if its cost is unknown.
+    /// The lowest estimated cost of a queued request. It is 0 if a request is free, or if its cost is unknown.
     pub min_credits: u64,
 }
 
-/// What the queued requests need.
+/// The demand of all queued requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueuedDemand {
     /// The queued requests of each concurrency group.
@@ -78,13 +77,13 @@ pub struct QueuedDemand {
     pub credits: u64,
     /// The highest estimated cost of a queued request.
     pub max_credits: u64,
-    /// The lowest estimated cost of a queued request that costs credits, or 0 without one.
+    /// The lowest estimated cost of a queued request that costs credits, or 0 if there is none.
     pub min_credits: u64,
 }
 
 impl Pool {
-    /// Sends the changes that other replicas must receive to `changes` from now on. Has no effect if they are sent
-    /// already. A change is dropped when the channel is full.
+    /// Sends the changes that other replicas must receive to `changes` from now on. Only the first call has an
+    /// effect. A change is dropped when the channel is full.
     pub fn send_changes_to(&self, changes: mpsc::Sender<PoolChange>) {
         let _ = self.changes.set(changes);
     }
@@ -102,14 +101,14 @@ impl Pool {
         self.demand.notified().await;
     }
 
-    /// Returns what the queued requests need.
+    /// Returns the demand of the queued requests.
     #[must_use]
     pub fn queued_demand(&self) -> QueuedDemand {
         self.queue.demand()
     }
 
-    /// Applies the credits that were spent elsewhere, and the credits that this replica may use. Returns the state
-    /// changes.
+    /// Applies the credits that other replicas and programs have spent, and the credits that this replica may use.
+    /// Returns the state changes.
     pub fn divide_credits(
         self: &Arc<Self>,
         workspace: &Workspace,
@@ -201,7 +200,7 @@ impl Pool {
         let record = record.restored(roster, now);
         let for_plan = RefusalRecord { applies_to_plan: true, ..record.clone() };
         for restriction in
-            [record, for_plan].into_iter().filter_map(|it| it.into_restriction(&roster.settings))
+            [record, for_plan].into_iter().filter_map(|record| record.into_restriction(&roster.settings))
         {
             if restriction.until > now {
                 self.restrictions.record(&restriction, now);
@@ -211,7 +210,7 @@ impl Pool {
 }
 
 impl Workspace {
-    /// Returns the name of the workspace for other replicas.
+    /// Returns the digest by which replicas name the workspace.
     #[must_use]
     pub fn shared_id(&self) -> SharedId {
         self.membership().shared_id()
@@ -242,19 +241,19 @@ impl Roster {
     /// Returns the workspaces of the keys, each once, in the order of the keys.
     #[must_use]
     pub fn workspaces(&self) -> Vec<&Arc<Workspace>> {
-        let mut known = HashSet::with_capacity(self.keys().len());
+        let mut addresses = HashSet::with_capacity(self.keys().len());
         let workspaces = self.keys().iter().map(|key| &key.workspace);
-        workspaces.filter(|workspace| known.insert(Arc::as_ptr(workspace))).collect()
+        workspaces.filter(|workspace| addresses.insert(Arc::as_ptr(workspace))).collect()
     }
 
-    /// Returns the name for other replicas of the workspace that was stored as `owner`, or `None` if the roster has no
-    /// key of that workspace.
+    /// Returns the digest by which replicas name the workspace that was stored as `owner`, or `None` if the roster
+    /// has no key of that workspace.
     #[must_use]
     pub fn shared_id_of(&self, owner: &OwnerId) -> Option<SharedId> {
         self.workspace_of(owner).map(Workspace::shared_id)
     }
 
-    /// Returns the identity of the workspace with this name.
+    /// Returns the identity of the workspace with this digest.
     #[must_use]
     pub fn owner_with_shared_id(&self, id: SharedId) -> Option<OwnerId> {
         let key = self.keys().iter().find(|key| key.workspace().shared_id() == id)?;
