@@ -17,7 +17,7 @@ use keychoir::app::AppConfig;
 use keychoir::config::Config;
 use keychoir::shared::{
     LinkSettings, Push, RedisConnectError, RedisEndpoint, RedisProbe, RedisProbeError, RedisRefusal,
-    acl_line, probe,
+    acl_setuser_command, probe,
 };
 use keychoir::tasks::Tasks;
 use support::program::{keychoir_command, run, stderr};
@@ -109,7 +109,7 @@ async fn a_password_is_required_and_checked() {
 
 /// Returns the rules of the printed line, for a user of the server with [`PASSWORD`].
 fn printed_rules(settings: &LinkSettings) -> String {
-    let line = acl_line(settings);
+    let line = acl_setuser_command(settings);
     line.strip_prefix("ACL SETUSER keychoir on >PASSWORD ").unwrap().to_owned()
 }
 

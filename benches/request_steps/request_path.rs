@@ -26,8 +26,8 @@ use keychoir::policy::units::UnixMs;
 use keychoir::policy::verdict::Verdict;
 use keychoir::pool::{KeyRequest, OwnerId, PoolChange, ServedAttempt};
 use keychoir::proxy::{
-    AdmissionRequest, Answer, ClientPermit, ClientUsage, FoundOwner, LinkFuture, NoStoredUsage, QuotaAnswer,
-    QuotaGrant, QuotaStatement, ReplicaLink, StatementScope, route, sanitize,
+    AdmissionRequest, ClientPermit, ClientUsage, FoundOwner, LinkFuture, LookupResult, NoStoredUsage,
+    QuotaGrant, QuotaReply, QuotaStatement, ReplicaLink, StatementScope, route, sanitize,
 };
 use keychoir::secret::Redactor;
 use tokio::sync::mpsc;
@@ -43,13 +43,13 @@ use super::{
 struct GrantingLink;
 
 impl GrantingLink {
-    fn answer(statement: &QuotaStatement) -> QuotaAnswer {
+    fn answer(statement: &QuotaStatement) -> QuotaReply {
         let grant = QuotaGrant {
             granted: statement.limit / 2,
             used_by_others: 0,
             valid_until: clock::instant() + HOUR,
         };
-        QuotaAnswer::Granted(grant)
+        QuotaReply::Granted(grant)
     }
 }
 
@@ -58,21 +58,21 @@ impl ReplicaLink for GrantingLink {
         2
     }
 
-    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_owner(&self, _: Identifier, _: &OwnerId) {}
 
     fn remove_owner(&self, _: Identifier) {}
 
-    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
 
-    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply> {
         Box::pin(async { Self::answer(statement) })
     }
 }

@@ -41,7 +41,7 @@ use crate::upstream::{ReachabilityCell, TcpTlsConnector, Upstream};
 pub use crate::mirror::TableCheck;
 pub use crate::poller::{CheckOutcome, KeyCheck};
 pub use crate::server::{Address, InheritedSockets, Listener, open_files_limit, raise_open_files_limit};
-pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, RedisRefusal, acl_line};
+pub use crate::shared::{LinkSettings, RedisProbe, RedisProbeError, RedisRefusal, acl_setuser_command};
 pub use app_config::AppConfig;
 pub use connection_limit::ConnectionLimit;
 pub use dry_run::{DryRun, StartProblem, StartWarning, dry_run};

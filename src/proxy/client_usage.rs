@@ -1,8 +1,8 @@
 //! Enforces the limits of clients: rate limit, concurrent requests, quota, and the quota of each end user.
 //!
-//! The counters of a client are atomic integers. They are loaded from the usage store at startup, and survive a reload
-//! of the configuration. The counters of a user are loaded with the first request of the user. Each admitted request
-//! holds a [`ClientPermit`], which counts it in the counters of its client and its user.
+//! The counters of a client are atomic integers. They are loaded from the usage store at startup, and survive a
+//! reload of the configuration. The counters of a user are loaded with the first request of the user. Each admitted
+//! request holds a [`ClientPermit`], which counts it in the counters of its client and its user.
 
 mod client_permit;
 mod counters;
@@ -79,7 +79,7 @@ impl ClientUsage {
         Self { by_name, user_reader, clock_origin, shared: None }.with_clients(clients)
     }
 
-    /// Returns the counters after a reload with `clients`. Existing counters are kept, even those of removed
+    /// Returns the counters after a reload with `clients`. Existing counters are kept, also for removed
     /// clients, because a later reload may add a client again. The users of clients without a quota per user are
     /// removed, because their requests are not counted in memory.
     #[must_use]
@@ -97,8 +97,8 @@ impl ClientUsage {
         usage
     }
 
-    /// Returns the usage of a client at `now`, including the reservations of its requests in progress. In the unit and
-    /// the period of its quota, it includes the usage at other replicas.
+    /// Returns the usage of a client at `now`, including the reservations of its requests in progress. In the unit
+    /// and the period of its quota, it includes the usage at other replicas.
     #[must_use]
     pub fn used(&self, client: &ClientName, now: UnixMs) -> UsageTotals {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();
@@ -106,7 +106,7 @@ impl ClientUsage {
     }
 
     /// Returns the usage of a user at `now`. If the client has a quota per user, it includes the reservations of
-    /// requests in progress and the usage at other replicas, and the user stays in memory like one that sends a request.
+    /// requests in progress and the usage at other replicas, and the user stays in memory as after a request.
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ impl ClientUsage {
         Ok(permit)
     }
 
-    /// Counts a request as one in progress, if the client may have another one.
+    /// Counts a request in progress, if the client may have another request in progress.
     fn count_in_progress(
         &self,
         client: &Client,

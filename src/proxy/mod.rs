@@ -50,7 +50,7 @@ pub use error::{BuffersFull, ProxyError, RedactionFailed};
 pub use head::{route, sanitize};
 pub use relay::ResponseBody;
 pub use replica_link::{
-    Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
+    FoundOwner, LinkFuture, LookupResult, QuotaGrant, QuotaKey, QuotaReply, QuotaStatement, ReplicaLink,
 };
 pub use reply::{ProxyResponse, Socket};
 pub use request_limiter::Overloaded;

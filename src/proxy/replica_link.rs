@@ -18,7 +18,7 @@ use crate::secret::UserFingerprint;
 
 /// The result of a lookup in the other replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<T> {
+pub enum LookupResult<T> {
     /// The replicas know the value.
     Known(T),
     /// No replica knows the value.
@@ -45,7 +45,10 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
 
     /// Looks up the owners of `identifiers`, whose owners this replica does not know. The result contains only the
     /// owners that another replica knows.
-    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>>;
+    fn find_owners<'a>(
+        &'a self,
+        identifiers: &'a [Identifier],
+    ) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>>;
 
     /// Publishes the owner of an identifier that a response proved.
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId);
@@ -54,13 +57,13 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     fn remove_owner(&self, identifier: Identifier);
 
     /// Looks up the account that last served a list to `client`.
-    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>>;
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>>;
 
     /// Publishes the account that served a list to `client`, if it differs from the previous account.
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId);
 
     /// Reports the use of a quota by this replica, and requests a grant of [`QuotaStatement::needed`] more.
-    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer>;
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply>;
 }
 
 /// The owner of an identifier, as another replica has recorded it.
@@ -97,10 +100,10 @@ pub struct QuotaStatement {
     pub limit: u64,
     /// The amount that this replica has used or reserved. It falls when a reservation is refunded.
     pub used: u64,
-    /// The amount that this replica may use by its current grant, at least `used` without a grant.
+    /// The amount that this replica may use by its current grant, or `used` if it has no grant.
     pub held: u64,
-    /// Increases when the replica gives back a part of its grant. The grant of a replica is `held` if the generation
-    /// is newer than that of its last statement. Otherwise, it is the larger one of `held` and its last grant,
+    /// Increases when the replica returns a part of its grant. The grant of a replica is `held` if the generation
+    /// is newer than that of its last statement. Otherwise, it is the maximum of `held` and its last grant,
     /// because the response that extended the grant may still be in transit.
     pub generation: u64,
     /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
@@ -111,12 +114,12 @@ pub struct QuotaStatement {
     pub wanted: u64,
 }
 
-/// The response to a [`QuotaStatement`].
+/// The reply to a [`QuotaStatement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QuotaAnswer {
-    /// The replica may use what it needs.
+pub enum QuotaReply {
+    /// The replica may use the amount that it needs.
     Granted(QuotaGrant),
-    /// The limit does not allow what the replica needs. Its grant is not larger than before.
+    /// The limit does not allow the amount that the replica needs. Its grant is not larger than before.
     Denied(QuotaGrant),
     /// There is no link, or no response in time.
     Unknown,
@@ -125,7 +128,7 @@ pub enum QuotaAnswer {
 /// The part of a quota that one replica may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaGrant {
-    /// The amount that the replica may use in the period, including what it has used.
+    /// The amount that the replica may use in the period, including the used amount.
     pub granted: u64,
     /// The amount that the other replicas have used or reserved.
     pub used_by_others: u64,

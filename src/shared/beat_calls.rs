@@ -1,44 +1,82 @@
-//! The script calls of a beat.
+//! Builds the calls of the Lua scripts for one beat: the round trip in which a replica states its use to Redis and
+//! receives its grants. `replica.rs` makes the statements and applies the replies.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::credits::{CreditStatement, GRANT_LEASE};
-use super::members::{LEADER_LEASE, LISTED, MEMBER_TTL};
+use super::credit_statement::CreditStatement;
+use super::credits::GRANT_LEASE;
+use super::maps::Outdated;
+use super::members::{ENDED_MEMBER_TTL, LEADER_TTL, MEMBER_TTL};
 use super::replica::Replica;
 use super::scripts::{self, Map, ScriptCall};
+use super::shared_clock::Moment;
 use super::slots::{SlotStatement, slots_call};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::shared_id::SharedId;
+use crate::pool::Workspace;
 
-/// The time after which Redis forgets the credits of a workspace that no replica states.
+/// Time to live of a workspace's credits in Redis after the last statement about them.
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
-/// The time for which a replica that can start a queued request keeps its place in the line, so that it can get a slot.
+/// The number of arguments of one amount, as `ARGUMENTS` in `grants.lua`.
+const GRANT_ARGUMENTS: usize = 14;
+
+/// The time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a queued
+/// request, so that it can also get a slot.
 pub(super) const TURN: Duration = Duration::from_secs(2);
 
-/// Why a beat is made.
+/// The reason for a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BeatCause {
-    /// The interval has passed. Nothing is sent without a change.
+    /// The beat interval has passed. The beat is sent only if a statement is due.
     Interval,
-    /// Requests or messages need a reply.
-    Needed,
-    /// Other replicas need what this one does not, so that it states each workspace of which it holds more than it needs.
-    Returned,
+    /// Queued requests, missed messages, a new connection or the end of the program need a reply.
+    ReplyNeeded,
+    /// Another replica needs credits. This replica states each workspace in which it holds more than it needs.
+    DemandedByOthers,
+}
+
+/// The statements of one beat, and the calls that make them.
+#[derive(Debug)]
+pub(super) struct Beat {
+    pub(super) calls: Vec<ScriptCall>,
+    pub(super) sent: Moment,
+    pub(super) workspaces: HashMap<SharedId, Arc<Workspace>>,
+    pub(super) credits: Vec<(SharedId, CreditStatement)>,
+    pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
+    /// Whether a statement differs from the last one, or all are due again.
+    pub(super) is_due: bool,
+    pub(super) is_full: bool,
+}
+
+/// The result of a beat.
+#[derive(Debug, Default)]
+pub(super) struct BeatOutcome {
+    pub(super) outdated: Outdated,
+    /// Whether Redis has lost the statements of this replica.
+    pub(super) is_lost: bool,
+    /// Whether another program states itself under the id of this replica, because it has a copy of its database.
+    pub(super) has_duplicate_id: bool,
+    /// Whether other replicas hold credits or slots that this replica needs.
+    pub(super) is_unmet: bool,
+    /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
+    pub(super) is_incomplete: bool,
 }
 
 impl Replica {
     pub(super) fn members_call(&self) -> ScriptCall {
         let mut keys = vec![self.keyspace.members(), self.keyspace.leader()];
         keys.extend(Map::ALL.map(|map| self.keyspace.map(map)));
-        let (ttl, lease) = match (self.is_leaving, self.can_lead) {
+        let (member_ttl, leader_ttl) = match (self.is_leaving, self.can_lead) {
             (true, _) => (Duration::ZERO, Duration::ZERO),
-            (false, true) => (MEMBER_TTL, LEADER_LEASE),
+            (false, true) => (MEMBER_TTL, LEADER_TTL),
             (false, false) => (MEMBER_TTL, Duration::ZERO),
         };
         let mut arguments =
             vec![self.id.clone(), serde_json::to_string(&self.description).unwrap_or_default()];
-        arguments.extend([ttl, LISTED, lease].map(|span| span.as_millis().to_string()));
+        arguments.extend([member_ttl, ENDED_MEMBER_TTL, leader_ttl].map(|ttl| ttl.as_millis().to_string()));
         ScriptCall { script: scripts::MEMBERS, keys, arguments }
     }
 
@@ -48,14 +86,15 @@ impl Replica {
         let mut arguments = vec![self.id.clone()];
         arguments.extend(numbers.map(|number: u64| number.to_string()));
         for (workspace, statement) in statements {
-            arguments.extend(grant_arguments(statement, self.lost_uses(*workspace), CREDITS_TTL));
+            arguments.extend(grant_arguments(statement, self.lost_use_argument(*workspace), CREDITS_TTL));
         }
         ScriptCall { script: scripts::GRANTS, keys, arguments }
     }
 
-    /// Returns what Redis has lost of the credits that other replicas have used.
-    fn lost_uses(&self, workspace: SharedId) -> String {
-        self.workspaces.get(&workspace).map(|state| state.credits.lost_uses()).unwrap_or_default()
+    /// Returns the charges of other replicas that Redis has lost, as `replica used run before` for each replica, for
+    /// `grants.lua`.
+    fn lost_use_argument(&self, workspace: SharedId) -> String {
+        self.workspaces.get(&workspace).map(|state| state.credits.lost_use_argument()).unwrap_or_default()
     }
 
     pub(super) fn slots_call(
@@ -77,8 +116,12 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Returns the arguments of `grants.lua` for one amount.
-pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, ttl: Duration) -> [String; 14] {
+/// Returns the arguments that state one amount to `grants.lua`, in its order.
+pub(super) fn grant_arguments(
+    statement: &CreditStatement,
+    lost_use_argument: String,
+    ttl: Duration,
+) -> [String; GRANT_ARGUMENTS] {
     let CreditStatement {
         used,
         run,
@@ -92,9 +135,9 @@ pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, tt
         is_idle,
         used_by_others,
     } = *statement;
-    let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
+    let argument = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
-        text(used),
+        argument(used),
         run.to_string(),
         used_before.to_string(),
         reserved.to_string(),
@@ -103,10 +146,10 @@ pub(super) fn grant_arguments(statement: &CreditStatement, lost_uses: String, tt
         held.to_string(),
         limit.to_string(),
         base.map(|(base, _)| base.to_string()).unwrap_or_default(),
-        text(base.map(|(_, stamp)| stamp)),
+        argument(base.map(|(_, stamp)| stamp)),
         u8::from(is_idle).to_string(),
         ttl.as_millis().to_string(),
         used_by_others.to_string(),
-        lost_uses,
+        lost_use_argument,
     ]
 }

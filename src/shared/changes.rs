@@ -1,4 +1,5 @@
-//! Turns changes of the pool into entries of the maps, and applies the entries of other replicas to the pool.
+//! Converts changes of the pool to entries of the maps, and applies the entries of other replicas to the pool.
+//! `maps.rs` stores the entries in Redis.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -24,11 +25,11 @@ use crate::secret::Fingerprint;
 use crate::store::{refusal_from_json, refusal_to_json};
 use crate::telemetry::log_transitions;
 
-/// The time for which the result of a poll is kept. It outlasts the longest interval between two polls.
+/// Time to live of the result of a poll, longer than any interval between two polls.
 const POLL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
-/// The time for which the overlay is kept. Every replica has it in its own files, too.
+/// Time to live of the overlay. Every replica also has it in its own files.
 const OVERLAY_TTL: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// The time for which a refusal of a kind of request is kept, which outlasts the restriction that follows from it.
+/// Time to live of a refusal of a kind of request, longer than the restriction that it causes.
 const REFUSAL_TTL: Duration = Duration::from_secs(2 * 24 * 3_600);
 
 impl Replica {
@@ -91,7 +92,7 @@ impl Replica {
     }
 
     fn refusal_entry(&self, record: &RefusalRecord) -> MapEntry {
-        // The name of a workspace stays on this machine. Other replicas find it by the key.
+        // The name of a workspace stays on this machine. Other replicas find the workspace by the key.
         let record =
             RefusalRecord { workspace: OwnerId::from_stored(""), source: Arc::default(), ..record.clone() };
         let features = format!("{:?} {:?} {}", record.features, record.verdict.as_str(), record.key);
@@ -107,26 +108,26 @@ impl Replica {
 
     /// Returns the entry that states the overlay of this replica.
     pub(super) fn overlay_entry(&mut self, overlay: &SealedOverlay, now: UnixMs) -> Option<MapEntry> {
-        // The name is the same for all replicas, so that the last statement replaces the others. Each replica merges
-        // every statement with its own overlay, and states the result if it differs.
+        // The name is the same for all replicas, so that the last statement replaces all earlier statements. Each
+        // replica merges every statement with its own overlay, and states the result if it differs.
         let value = BASE64_STANDARD.encode(overlay.as_bytes());
         let entry = self.entry(Map::Overlay, "overlay".to_owned(), now, OVERLAY_TTL, value);
         self.maps.record(&entry).then_some(entry)
     }
 
-    /// Applies an entry that `replica` has stated. Returns whether it is newer than the known one.
+    /// Applies an entry that `replica` has stated. Returns whether it is newer than the known entry.
     pub(super) fn apply_entry(&mut self, entry: &MapEntry, replica: &str, moment: Moment) -> bool {
         let shared_now = self.clock.to_shared(moment.now);
         if entry.expires_ms <= shared_now || !self.maps.record(entry) {
             return false;
         }
-        let applied = match entry.map {
+        let effect = match entry.map {
             Map::Evidence => self.apply_evidence(entry, replica, moment.now),
             Map::Refusals => self.apply_refusal(entry, moment.now),
             Map::Polls => self.apply_poll(entry, replica, moment.now),
             Map::Overlay => Some(()),
         };
-        if applied.is_none() {
+        if effect.is_none() {
             debug!(map = entry.map.as_str(), replica, "an entry of another replica has no effect here");
         }
         true
@@ -138,7 +139,7 @@ impl Replica {
         let key = self.key_index.find(&roster, name.key)?;
         let transitions = if entry.value == REFUTED {
             let is_refuted = |evidence: &Evidence| {
-                name.names(evidence) && self.clock.to_shared(evidence.at) <= entry.stamp
+                name.matches(evidence) && self.clock.to_shared(evidence.at) <= entry.stamp
             };
             self.pool.remove_shared_refusal(&roster, key, name.is_about_key, is_refuted, now)
         } else {
@@ -168,7 +169,7 @@ impl Replica {
         if let Some(workspace) = workspace {
             self.pool.record_workspace_id(key, workspace);
         }
-        let region = self.regions.iter().find(|known| region.as_deref() == Some(known.host()));
+        let region = self.regions.iter().find(|configured| region.as_deref() == Some(configured.host()));
         if let Some(region) = region.map(|region| key.route_to(region))
             && key.authority() != Some(&region)
         {
@@ -189,8 +190,8 @@ pub(super) fn parse_overlay(value: &str) -> Option<SealedOverlay> {
     SealedOverlay::parse(bytes).ok()
 }
 
-/// Returns how long the evidence of a claim is kept for replicas that start later. Evidence that is still effective is
-/// stated again by those that have it.
+/// Returns the time to live of the evidence of a claim in Redis, for replicas that start later. Replicas restate
+/// evidence that is still effective.
 fn evidence_ttl(claim: ClaimedFault) -> Duration {
     const DAY: u64 = 24 * 3_600;
     Duration::from_secs(match claim {
@@ -203,7 +204,7 @@ fn evidence_ttl(claim: ClaimedFault) -> Duration {
     })
 }
 
-/// Finds keys by their names for other replicas.
+/// Finds keys by the digests that name them in Redis.
 #[derive(Debug, Default)]
 pub(super) struct KeyIndex {
     /// The roster of the positions.

@@ -1,5 +1,5 @@
-//! The limits of clients that the replicas divide: quotas, rates and concurrent requests. This module states their use
-//! at each beat, and gives the shares to the proxy.
+//! States the use of the clients' quotas, rate limits and concurrent requests at each beat, and gives the shares of
+//! this replica to the proxy.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,16 +7,17 @@ use std::time::Duration;
 use redis::Value;
 
 use super::link::client_id;
-use super::quotas::{grant_of, quota_call};
+use super::quotas::{parse_quota_reply, quota_call};
 use super::reply::{UnexpectedReply, flatten};
 use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{SlotGrant, SlotStatement, Slots, slots_call};
+use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots, slots_call};
 use crate::policy::client::ClientName;
 use crate::pool::{RunningCount, SlotUse};
 use crate::proxy::{ClientShare, ClientUsage, QuotaStatement, StatementScope};
 
-/// Interval between two statements of quotas. Requests state the quotas that they need themselves.
+/// Interval between two statements of all used quotas. A request whose grant is insufficient states its quota at
+/// once.
 const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The shares of this replica in the limits of clients.
@@ -24,7 +25,7 @@ const QUOTA_INTERVAL: Duration = Duration::from_secs(2);
 pub(super) struct ClientShares {
     slots: HashMap<ClientName, Slots>,
     last_quota_statement: Option<std::time::Instant>,
-    /// Whether Redis may have lost the use of quotas, so that all are stated.
+    /// Whether Redis may have lost the use of quotas, so that the next beat states all of them.
     must_restate: bool,
 }
 
@@ -65,7 +66,7 @@ impl ClientShares {
             let count = RunningCount { running: activity.running, peak };
             let slot_use = SlotUse { count, max: activity.max_concurrent };
             if let Some(statement) =
-                slots.statement(slot_use, 0, false, clock.to_shared(moment.now), moment.instant)
+                slots.statement(slot_use, SlotDemand::default(), clock.to_shared(moment.now), moment.instant)
             {
                 beat.slots.push((activity.client, statement));
             }
@@ -86,48 +87,48 @@ impl ClientShares {
         beat
     }
 
-    /// Applies the replies to a beat that was sent at `sent`. `replicas` is the number of live replicas.
+    /// Applies the replies to a beat that was sent at `sent_at`. `replicas` is the number of live replicas.
     ///
     /// # Errors
     ///
-    /// Fails when Redis returned something else than the scripts return.
+    /// Fails when a reply does not have the form that the scripts return.
     pub(super) fn apply(
         &mut self,
         usage: &ClientUsage,
         beat: &ClientBeat,
         replies: &[Value],
         replicas: u32,
-        sent: Moment,
+        sent_at: Moment,
     ) -> Result<(), UnexpectedReply> {
         let quota_calls = beat.quotas.len().div_ceil(MAX_SUBJECTS);
         let (quota_replies, slot_replies) = replies.split_at_checked(quota_calls).ok_or(UnexpectedReply)?;
-        let quota_answers = flatten(quota_replies)?;
-        let slot_grants = flatten(slot_replies)?;
-        if quota_answers.len() != beat.quotas.len() || slot_grants.len() != beat.slots.len() {
+        let quota_replies = flatten(quota_replies)?;
+        let slot_replies = flatten(slot_replies)?;
+        if quota_replies.len() != beat.quotas.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
         self.must_restate &= beat.quotas.is_empty();
-        for (statement, answer) in beat.quotas.iter().zip(quota_answers) {
-            usage.apply_grant(statement, grant_of(answer, sent.instant));
+        for (statement, reply) in beat.quotas.iter().zip(quota_replies) {
+            usage.apply_grant(statement, parse_quota_reply(reply, sent_at.instant));
         }
-        for ((client, statement), reply) in beat.slots.iter().zip(slot_grants) {
+        for ((client, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let grant = SlotGrant::from_value(reply)?;
             if let Some(slots) = self.slots.get_mut(client) {
-                slots.apply(*statement, grant, sent.instant);
+                slots.apply(*statement, grant, sent_at.instant);
                 let max_concurrent = slots.share();
                 let rate_divisor = grant.active_replicas.max(1);
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
             }
         }
-        self.fall_back(usage, replicas, sent);
+        self.fall_back(usage, replicas, sent_at);
         Ok(())
     }
 
-    /// Replaces the shares without a current grant by equal parts: those of clients that are idle here, and all shares
-    /// while Redis does not respond.
+    /// Replaces the shares without a current grant by equal parts: the shares of clients that are idle at this
+    /// replica, and all shares while Redis does not respond.
     pub(super) fn fall_back(&mut self, usage: &ClientUsage, replicas: u32, moment: Moment) {
         for (client, slots) in &mut self.slots {
-            if slots.fall_back(replicas, true, moment.instant).is_some() {
+            if slots.fall_back(replicas, Fallback::EqualPart, moment.instant).is_some() {
                 usage
                     .set_share(client, ClientShare { rate_divisor: replicas, max_concurrent: slots.share() });
             }
@@ -135,7 +136,7 @@ impl ClientShares {
     }
 }
 
-/// What all calls of a replica contain.
+/// The arguments that all calls of a replica have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CallContext<'a> {
     pub(super) keyspace: &'a Keyspace,
@@ -201,20 +202,19 @@ mod tests {
             now,
         );
         let mut shares = ClientShares::default();
-        let sent = Moment { now, instant: clock::instant() };
+        let sent_at = Moment { now, instant: clock::instant() };
         let statement = SlotStatement { held: 0, demand: 8, is_blocked: false, max: 8, max_stamp: 1 };
         let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
         shares.slots.entry(client.name.clone()).or_default().statement(
             SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },
-            0,
-            false,
+            SlotDemand::default(),
             1,
-            sent.instant,
+            sent_at.instant,
         );
         let grant = Array(vec![Array([7, 8, 1, 1, 0].map(Int).to_vec())]);
-        shares.apply(&usage, &beat, &[grant], 2, sent).unwrap();
+        shares.apply(&usage, &beat, &[grant], 2, sent_at).unwrap();
         assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
-        let later = Moment { now, instant: sent.instant + SLOT_LEASE };
+        let later = Moment { now, instant: sent_at.instant + SLOT_LEASE };
         shares.apply(&usage, &ClientBeat::default(), &[], 2, later).unwrap();
         assert_eq!(admitted(&usage, &client, now), 4, "an equal part of 8 without a grant");
     }

@@ -1,5 +1,5 @@
-//! The reasons why Redis cannot be used, each with what to do about it. No message contains a credential: Redis quotes
-//! the arguments of a command that it does not know, so its own texts are shown only where they cannot contain one.
+//! Classifies the failures of a connection to Redis, each with a message that says how to correct it. No message
+//! contains a credential: Redis quotes the arguments of an unknown command, so the texts of Redis are not shown.
 
 use std::io;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub enum RedisConnectError {
         /// The error of the TLS library.
         source: io::Error,
     },
-    /// The connection ended or had other data than that of Redis before it was ready.
+    /// The connection ended before it was ready, or the server does not speak the protocol of Redis.
     #[error(
         "{server} closed the connection or is not a Redis: correct redis.url, or write rediss:// if it uses TLS"
     )]
@@ -109,7 +109,7 @@ pub enum RedisRefusal {
     /// The server is a sentinel.
     #[error("is a sentinel: write redis+sentinel://HOST:PORT/MASTER in redis.url")]
     Sentinel,
-    /// The server is asked as a sentinel, and is none.
+    /// The server is configured as a sentinel, but is not a sentinel.
     #[error("is not a sentinel: correct its port in redis.url, or write redis://HOST:PORT without sentinels")]
     NotSentinel,
     /// The sentinel requires a password.

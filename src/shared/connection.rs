@@ -44,13 +44,13 @@ pub struct RedisConnection {
     pub commands: MultiplexedConnection,
     /// Receives the messages of subscribed channels.
     pub pushes: Pushes,
-    /// What Redis reported about itself.
+    /// The address and the version of the server.
     pub server: RedisServer,
     /// Drives the connection.
     _driver: AbortOnDrop,
 }
 
-/// What a Redis reports about itself.
+/// The address, the product and the version of a Redis server, from its response to HELLO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisServer {
     /// The address of the server, without credentials. With sentinels, that of the master.
@@ -78,7 +78,8 @@ impl RedisEndpoint {
 
     /// Opens a connection within `redis.connect_timeout`. `tasks` runs its driver, which ends with the connection.
     ///
-    /// The server was a master, and has loaded its data. It may lose both later, which the error of a command shows.
+    /// The server is a master and has loaded its data at this time. If it becomes a replica or loads data later, a
+    /// command fails with the error of that state.
     ///
     /// # Errors
     ///
@@ -86,22 +87,22 @@ impl RedisEndpoint {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes what was opened.
+    /// Dropping the future closes the connection.
     pub async fn open(&self, tasks: &Tasks) -> Result<RedisConnection, RedisConnectError> {
         let timeout = self.connect_timeout;
         // The future of a handshake is large.
-        let opened = tokio::time::timeout(timeout, Box::pin(self.open_without_timeout(tasks))).await;
-        opened.unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
+        let result = tokio::time::timeout(timeout, Box::pin(self.open_without_timeout(tasks))).await;
+        result.unwrap_or_else(|_| Err(RedisConnectError::Timeout { server: self.url.to_string(), timeout }))
     }
 
     /// Returns the node that a cluster names in a MOVED error, or `None` for any other error.
     #[must_use]
     pub fn redirect(&self, error: &RedisError) -> Option<Self> {
         let RedisRoute::Server(current, transport) = &self.url.route else { return None };
-        let moved = error.clone().into_server_errors()?;
-        let moved = moved.iter().find(|(_, error)| error.code() == "MOVED")?;
+        let errors = error.clone().into_server_errors()?;
+        let moved_error = errors.iter().find(|(_, error)| error.code() == "MOVED")?;
         // `SLOT HOST:PORT`, with an empty host for the same host, and an IPv6 address without brackets.
-        let (host, port) = moved.1.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+        let (host, port) = moved_error.1.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
         let host = if matches!(host, "" | "?") { &current.host } else { host };
         let address = RedisAddress { host: host.to_owned(), port: port.parse().ok()? };
         let url = RedisUrl { route: RedisRoute::Server(address, *transport), ..self.url.clone() };
@@ -163,12 +164,12 @@ impl RedisEndpoint {
                 .map_err(failed)?;
         let driver = tasks.spawn_guarded(driver);
         // Without an argument, HELLO changes nothing. It requires no permission.
-        let reported: HashMap<String, Value> =
+        let hello: HashMap<String, Value> =
             redis::cmd("HELLO").query_async(&mut commands).await.map_err(failed)?;
-        let server = check_server(&reported, &address)?;
+        let server = check_server(&hello, &address)?;
         if self.url.database != 0 {
-            let selected = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
-            selected.map_err(|error| match RedisRefusal::from_error(&error) {
+            let result = redis::cmd("SELECT").arg(self.url.database).exec_async(&mut commands).await;
+            result.map_err(|error| match RedisRefusal::from_error(&error) {
                 Some(RedisRefusal::Other(_)) => {
                     RedisConnectError::Refused { server: address.clone(), refusal: RedisRefusal::Database }
                 }
@@ -181,8 +182,8 @@ impl RedisEndpoint {
         Ok(RedisConnection { commands, pushes, server, _driver: driver })
     }
 
-    /// Returns the settings of the handshake. `CLIENT SETINFO` is not sent, because Redis has it from 7.2 on, and a line
-    /// of the access control with a command that Redis does not know is an error.
+    /// Returns the settings of the handshake. `CLIENT SETINFO` is not sent: Redis before 7.2 does not know it, and an
+    /// `ACL SETUSER` command that permits an unknown command fails.
     fn connection_info(&self) -> RedisConnectionInfo {
         let mut info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3).set_skip_set_lib_name();
@@ -195,13 +196,13 @@ impl RedisEndpoint {
         info
     }
 
-    /// Asks all sentinels at the same time, because one that is down may not respond, and returns the first answer. A
-    /// sentinel that was apart from the others may name an old master, which then reports that it is a replica.
+    /// Queries all sentinels at the same time, because a sentinel that is down may not respond, and returns the first
+    /// reply. A sentinel that was partitioned may name an old master, which then reports that it is a replica.
     async fn find_master(&self, route: &SentinelRoute) -> Result<RedisAddress, RedisConnectError> {
         let mut queries = JoinSet::new();
         for sentinel in &route.sentinels {
             let (endpoint, sentinel, route) = (self.clone(), sentinel.clone(), route.clone());
-            queries.spawn(async move { endpoint.ask_sentinel(&sentinel, &route).await });
+            queries.spawn(async move { endpoint.query_sentinel(&sentinel, &route).await });
         }
         let (mut has_response, mut failure) = (false, None);
         while let Some(result) = queries.join_next().await {
@@ -209,7 +210,7 @@ impl RedisEndpoint {
                 Ok(Ok(Some(address))) => return Ok(address),
                 Ok(Ok(None)) => has_response = true,
                 Ok(Err(error)) => failure = Some(error),
-                // A query that panicked has no answer.
+                // A query that panicked has no reply.
                 Err(_) => {}
             }
         }
@@ -219,9 +220,9 @@ impl RedisEndpoint {
         }
     }
 
-    /// Asks one sentinel for the address of the master, without authentication. Returns `None` if the sentinel does not
-    /// know the master.
-    async fn ask_sentinel(
+    /// Queries one sentinel for the address of the master, without authentication. Returns `None` if the sentinel
+    /// does not know the master.
+    async fn query_sentinel(
         &self,
         sentinel: &RedisAddress,
         route: &SentinelRoute,
@@ -233,7 +234,7 @@ impl RedisEndpoint {
         let failed = |error: RedisError| {
             let refusal = match RedisRefusal::from_error(&error) {
                 Some(RedisRefusal::PasswordRequired) => RedisRefusal::SentinelPassword,
-                // A server knows no command SENTINEL.
+                // A Redis server that is not a sentinel does not know the command SENTINEL.
                 Some(RedisRefusal::TooOld) => RedisRefusal::NotSentinel,
                 Some(_) | None => return connect_error(&name, &error),
             };
@@ -273,8 +274,8 @@ fn connect_error(address: &str, error: &RedisError) -> RedisConnectError {
 }
 
 /// Checks the version and the role in the response to HELLO.
-fn check_server(reported: &HashMap<String, Value>, address: &str) -> Result<RedisServer, RedisConnectError> {
-    let text = |name: &str| match reported.get(name) {
+fn check_server(hello: &HashMap<String, Value>, address: &str) -> Result<RedisServer, RedisConnectError> {
+    let text = |name: &str| match hello.get(name) {
         Some(Value::BulkString(bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some(Value::SimpleString(text) | Value::VerbatimString { text, .. }) => text.clone(),
         Some(_) | None => String::new(),
@@ -361,9 +362,8 @@ mod tests {
     fn a_server_must_be_a_master_of_a_recent_version() {
         let check = |version: &str, mode: &str, role: &str| {
             let fields = [("server", "redis"), ("version", version), ("mode", mode), ("role", role)];
-            let reported =
-                fields.map(|(name, value)| (name.to_owned(), Value::SimpleString(value.to_owned())));
-            match check_server(&reported.into(), "h:1") {
+            let hello = fields.map(|(name, value)| (name.to_owned(), Value::SimpleString(value.to_owned())));
+            match check_server(&hello.into(), "h:1") {
                 Ok(server) => Ok(server.version),
                 Err(RedisConnectError::Refused { refusal, .. }) => Err(refusal),
                 Err(other) => panic!("{other}"),

@@ -204,7 +204,8 @@ struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Returns `None` if the bytes are too short, too long or have an impossible number of recipients.
+    /// Splits a sealed document into its parts. Returns `None` if it is too short, too long or has an impossible
+    /// number of recipients.
     fn parse(header_length: usize, sealed: &'a [u8]) -> Option<Self> {
         let (header, rest) = sealed.split_at_checked(header_length)?;
         let (salt, rest) = rest.split_at_checked(SALT_BYTES)?;

@@ -1,7 +1,8 @@
-//! The text of evidence in the map of refusals: what a refusal claims, and about which key or workspace.
+//! Formats and parses evidence as an entry of the map of evidence: the claim of a refusal, and the key or workspace
+//! that it is about.
 //!
-//! A workspace is named by one of its keys, because replicas may know its identifier or not. The provider's message is
-//! not shared, because it may contain data of a client.
+//! A workspace is named by one of its keys, because replicas may know its identifier or not. The provider's message
+//! is not shared, because it may contain data of a client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::secret::Fingerprint;
 /// The value that replaces refuted evidence.
 pub(super) const REFUTED: &str = "-";
 
-/// Returns the name of a key for other replicas.
+/// Returns the digest by which replicas name a key in Redis.
 pub(super) fn key_id(fingerprint: Fingerprint) -> SharedId {
     SharedId::new(SharedKind::Key, &[fingerprint.to_string().as_bytes()])
 }
@@ -55,14 +56,14 @@ impl EvidenceName {
     }
 
     /// Whether `evidence` makes this claim.
-    pub(super) fn names(&self, evidence: &Evidence) -> bool {
+    pub(super) fn matches(&self, evidence: &Evidence) -> bool {
         match (self.claim, evidence.claim) {
             (ClaimName::Credits, ClaimedFault::Credits { .. })
             | (ClaimName::Locked, ClaimedFault::Locked)
             | (ClaimName::Suspected, ClaimedFault::Suspected)
             | (ClaimName::InvalidKey, ClaimedFault::InvalidKey)
             | (ClaimName::WrongHost, ClaimedFault::WrongHost) => true,
-            (ClaimName::RateLimited(named), ClaimedFault::RateLimited(group)) => named == group,
+            (ClaimName::RateLimited(expected), ClaimedFault::RateLimited(group)) => expected == group,
             (
                 ClaimName::Credits
                 | ClaimName::RateLimited(_)
@@ -146,7 +147,9 @@ pub(super) fn format_evidence(evidence: &Evidence) -> String {
         remaining: reported.map(|(remaining, _)| remaining),
         required: reported.map(|(_, required)| required),
         scaled_remaining,
-        retry_after_ms: evidence.retry_after.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        retry_after_ms: evidence
+            .retry_after
+            .map(|delay| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
         is_repeated_elsewhere: evidence.is_repeated_elsewhere,
         status: evidence.source.status,
     };
@@ -218,7 +221,7 @@ mod tests {
             };
             let name = EvidenceName::new(fingerprint(), false, claim);
             assert_eq!(EvidenceName::parse(&name.to_string()), Some(name), "{name}");
-            assert!(name.names(&evidence));
+            assert!(name.matches(&evidence));
             let text = format_evidence(&evidence);
             assert!(!text.contains("secret") && !text.contains("id\""), "{text}");
             let received = parse_evidence(&name, &text, evidence.at, "r1").unwrap();

@@ -1,5 +1,6 @@
-//! The questions that requests ask the other replicas, and the owners of identifiers that they report to them. A question
-//! is a command on the connection of the replica. It ends within `redis.wait_timeout`, with or without an answer.
+//! Implements `proxy::ReplicaLink` with Redis: looks up data of other replicas for a client's request, and queues the
+//! owners of identifiers that requests prove. A lookup is a command on the connection of the replica. It ends within
+//! `redis.wait_timeout`, with or without a reply.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,30 +14,31 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::link_counts::LinkCounts;
-use super::quotas::{grant_of, quota_call};
+use super::quotas::{parse_quota_reply, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
 use crate::elevenlabs::affinity::{Identifier, ResourceKind, RetentionLimits};
 use crate::policy::client::ClientName;
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool};
-use crate::proxy::{Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaStatement, ReplicaLink};
+use crate::proxy::{FoundOwner, LinkFuture, LookupResult, QuotaReply, QuotaStatement, ReplicaLink};
 
-/// The number of questions in sequence without an answer from which no more are asked until a beat is fast enough.
-const MAX_UNANSWERED: u32 = 3;
-/// Maximum number of updates that wait to be sent. An update beyond it is dropped, and other replicas then find the
-/// owner by asking the accounts.
+/// The number of consecutive lookups without a reply after which no lookup is sent until a beat is fast enough.
+const MAX_FAILED_LOOKUPS: u32 = 3;
+/// Maximum number of queued updates. An update beyond it is dropped. Other replicas then find the owner by requests
+/// to the accounts.
 const MAX_QUEUED_UPDATES: usize = 8_192;
-/// The time for which the account that served a client a list is kept.
+/// Time to live of the account that served a list to a client.
 const LIST_ACCOUNT_TTL: Duration = Duration::from_secs(7 * 24 * 3_600);
-/// The time for which owners are kept if the configuration does not limit it.
+/// Maximum time to live of an owner, and the time to live if the configuration has no limit.
 const MAX_OWNER_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
 
-/// The link of requests to Redis.
+/// Looks up and publishes data in Redis for requests.
 pub(super) struct RedisLink {
     /// `None` while the replica is alone.
     commands: ArcSwapOption<MultiplexedConnection>,
-    unanswered: AtomicU32,
+    /// The number of consecutive lookups without a reply.
+    failed_lookups: AtomicU32,
     replicas: AtomicU32,
     replica_id: ArcSwap<String>,
     keyspace: Keyspace,
@@ -51,9 +53,9 @@ pub(super) struct RedisLink {
 /// The queued updates of owners.
 #[derive(Debug)]
 pub(super) struct OwnerUpdates {
-    /// Those that the next request of a client may need, such as a cloned voice or the cursor of a list.
+    /// Updates that the next request of a client may need, such as a cloned voice or the cursor of a list.
     pub(super) urgent: mpsc::Receiver<OwnerUpdate>,
-    /// Those that every speech request causes, so that they are stored less often and together.
+    /// Updates that every speech request causes, so that they are stored less often and together.
     pub(super) frequent: mpsc::Receiver<OwnerUpdate>,
 }
 
@@ -81,7 +83,8 @@ pub(super) struct OwnerUpdate {
     ttl: Duration,
 }
 
-/// What an update is about. The task of the link computes the key, so that requests do not pay for its digest.
+/// The subject of an update. The task of the link computes its key in Redis, so that requests do not compute its
+/// digest.
 #[derive(Debug)]
 enum UpdateSubject {
     Owner(Identifier),
@@ -97,7 +100,7 @@ impl UpdateSubject {
     }
 }
 
-/// What a [`RedisLink`] needs.
+/// The settings of a [`RedisLink`].
 #[derive(Debug)]
 pub(super) struct RedisLinkSettings {
     pub(super) replica_id: String,
@@ -109,14 +112,14 @@ pub(super) struct RedisLinkSettings {
 }
 
 impl RedisLink {
-    /// Creates a link without a connection, and the updates that the task sends.
+    /// Creates a link that is not connected, and the queues of the updates that the task sends.
     pub(super) fn new(settings: RedisLinkSettings) -> (Self, OwnerUpdates) {
         let RedisLinkSettings { replica_id, keyspace, wait_timeout, pool, owner_limits, counts } = settings;
         let (updates, urgent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let (frequent_updates, frequent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
-            unanswered: AtomicU32::new(0),
+            failed_lookups: AtomicU32::new(0),
             replicas: AtomicU32::new(1),
             replica_id: ArcSwap::from_pointee(replica_id),
             keyspace,
@@ -130,7 +133,7 @@ impl RedisLink {
         (link, OwnerUpdates { urgent, frequent })
     }
 
-    /// Uses a connection from now on, or none.
+    /// Replaces the connection, or removes it while the replica is alone.
     pub(super) fn set_connection(&self, commands: Option<MultiplexedConnection>) {
         self.commands.store(commands.map(Arc::new));
     }
@@ -140,47 +143,46 @@ impl RedisLink {
         self.replica_id.store(Arc::new(id));
     }
 
-    /// Records a beat: its round trip, and how many replicas share the pool. A slow beat shows that questions would not
-    /// be answered in time either.
+    /// Records a beat: the number of replicas and the round trip. Lookups are sent again after a beat that was faster
+    /// than `redis.wait_timeout`.
     pub(super) fn record_beat(&self, replicas: u32, round_trip: Duration) {
         if round_trip < self.wait_timeout {
-            self.unanswered.store(0, Ordering::Relaxed);
+            self.failed_lookups.store(0, Ordering::Relaxed);
         }
         self.replicas.store(replicas, Ordering::Relaxed);
     }
 
-    /// Sends commands, and returns their replies within `redis.wait_timeout`.
-    async fn ask<T: FromRedisValue>(&self, pipeline: Pipeline) -> Option<T> {
-        if self.unanswered.load(Ordering::Relaxed) >= MAX_UNANSWERED {
+    /// Sends commands, and returns their replies, or `None` if they do not arrive within `redis.wait_timeout`.
+    async fn look_up<T: FromRedisValue>(&self, pipeline: Pipeline) -> Option<T> {
+        if self.failed_lookups.load(Ordering::Relaxed) >= MAX_FAILED_LOOKUPS {
             return None;
         }
         let mut commands = self.commands.load().as_deref()?.clone();
         self.counts.record_commands(pipeline.len());
-        let answer = timeout(self.wait_timeout, pipeline.query_async(&mut commands)).await;
-        match answer {
-            Ok(Ok(answer)) => {
-                self.unanswered.store(0, Ordering::Relaxed);
-                Some(answer)
+        match timeout(self.wait_timeout, pipeline.query_async(&mut commands)).await {
+            Ok(Ok(reply)) => {
+                self.failed_lookups.store(0, Ordering::Relaxed);
+                Some(reply)
             }
             Ok(Err(_)) | Err(_) => {
-                self.unanswered.fetch_add(1, Ordering::Relaxed);
+                self.failed_lookups.fetch_add(1, Ordering::Relaxed);
                 None
             }
         }
     }
 
-    fn update(&self, update: OwnerUpdate) {
+    fn queue_update(&self, update: OwnerUpdate) {
         // See `MAX_QUEUED_UPDATES`.
         let _ = self.updates.try_send(update);
     }
 }
 
-/// Returns the name of an identifier for other replicas.
+/// Returns the digest by which replicas name an identifier in Redis.
 fn identifier_id(identifier: &Identifier) -> SharedId {
     SharedId::new(SharedKind::Identifier, &[identifier.hash.bytes()])
 }
 
-/// Returns the name of a client for other replicas.
+/// Returns the digest by which replicas name a client in Redis.
 pub(super) fn client_id(client: &ClientName) -> SharedId {
     SharedId::new(SharedKind::Client, &[client.as_str().as_bytes()])
 }
@@ -190,17 +192,20 @@ impl ReplicaLink for RedisLink {
         self.replicas.load(Ordering::Relaxed)
     }
 
-    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+    fn find_owners<'a>(
+        &'a self,
+        identifiers: &'a [Identifier],
+    ) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>> {
         Box::pin(async move {
             let mut pipeline = redis::pipe();
             for identifier in identifiers {
                 pipeline.cmd("GET").arg(self.keyspace.owner(identifier_id(identifier)));
             }
-            let Some(owners) = self.ask::<Vec<Option<String>>>(pipeline).await else {
-                return Answer::Unknown;
+            let Some(owners) = self.look_up::<Vec<Option<String>>>(pipeline).await else {
+                return LookupResult::Unknown;
             };
             let roster = self.pool.roster();
-            let found: Vec<FoundOwner> = identifiers
+            let owners: Vec<FoundOwner> = identifiers
                 .iter()
                 .zip(owners)
                 .filter_map(|(identifier, owner)| {
@@ -208,7 +213,7 @@ impl ReplicaLink for RedisLink {
                     Some(FoundOwner { identifier: *identifier, owner })
                 })
                 .collect();
-            if found.is_empty() { Answer::Absent } else { Answer::Known(found) }
+            if owners.is_empty() { LookupResult::Absent } else { LookupResult::Known(owners) }
         })
     }
 
@@ -224,52 +229,54 @@ impl ReplicaLink for RedisLink {
             // See `MAX_QUEUED_UPDATES`.
             let _ = self.frequent_updates.try_send(update);
         } else {
-            self.update(update);
+            self.queue_update(update);
         }
     }
 
     fn remove_owner(&self, identifier: Identifier) {
         let subject = UpdateSubject::Owner(identifier);
-        self.update(OwnerUpdate { subject, owner: None, ttl: Duration::ZERO });
+        self.queue_update(OwnerUpdate { subject, owner: None, ttl: Duration::ZERO });
     }
 
-    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
         Box::pin(async move {
             let mut pipeline = redis::pipe();
             pipeline.cmd("GET").arg(self.keyspace.list_account(client_id(client)));
-            let Some([account]) = self.ask::<[Option<String>; 1]>(pipeline).await else {
-                return Answer::Unknown;
+            let Some([account]) = self.look_up::<[Option<String>; 1]>(pipeline).await else {
+                return LookupResult::Unknown;
             };
             let account = account.and_then(|text| SharedId::parse(&text));
             match account.and_then(|account| self.pool.roster().owner_with_shared_id(account)) {
-                Some(owner) => Answer::Known(owner),
-                None => Answer::Absent,
+                Some(owner) => LookupResult::Known(owner),
+                None => LookupResult::Absent,
             }
         })
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {
         let Some(owner) = self.pool.roster().shared_id_of(owner) else { return };
-        self.update(OwnerUpdate {
+        self.queue_update(OwnerUpdate {
             subject: UpdateSubject::List(client.clone()),
             owner: Some(owner),
             ttl: LIST_ACCOUNT_TTL,
         });
     }
 
-    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply> {
         Box::pin(async move {
-            let sent = clock::instant();
+            let sent_at = clock::instant();
             let statements = std::slice::from_ref(statement);
             let call = quota_call(&self.keyspace, &self.replica_id.load(), self.replicas(), statements);
             let mut pipeline = redis::pipe();
             pipeline.add_command(call.command());
-            let Some([reply]) = self.ask::<[Value; 1]>(pipeline).await else { return QuotaAnswer::Unknown };
-            let answers = super::reply::list(&reply);
-            answers
+            let Some([reply]) = self.look_up::<[Value; 1]>(pipeline).await else {
+                return QuotaReply::Unknown;
+            };
+            let replies = super::reply::list(&reply);
+            replies
                 .ok()
                 .and_then(<[Value]>::first)
-                .map_or(QuotaAnswer::Unknown, |answer| grant_of(answer, sent))
+                .map_or(QuotaReply::Unknown, |reply| parse_quota_reply(reply, sent_at))
         })
     }
 }
@@ -280,7 +287,7 @@ impl fmt::Debug for RedisLink {
     }
 }
 
-/// Returns the call that stores updates.
+/// Returns the call of `owners.lua` that stores these updates.
 pub(super) fn owners_call(keyspace: &Keyspace, updates: &[OwnerUpdate]) -> ScriptCall {
     let mut arguments = Vec::with_capacity(2 * updates.len());
     for OwnerUpdate { owner, ttl, .. } in updates {

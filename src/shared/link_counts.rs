@@ -1,4 +1,4 @@
-//! Counts what the connection to Redis costs and why it fails, for the metrics page.
+//! Counts the commands, the round trips and the failures of the connection to Redis, for the metrics page.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use redis::RedisError;
 use super::connect_error::{RedisConnectError, RedisRefusal};
 use crate::telemetry::Histogram;
 
-/// Bucket bounds in seconds: from a Redis on the same machine to the longest response that `redis.response_timeout`
-/// allows by default, and the time of a much slower one.
+/// Bucket bounds in seconds: from a Redis on the same machine (0.1 ms) to the default of `redis.response_timeout`
+/// (250 ms), and 1 s for a longer timeout.
 const ROUND_TRIP_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 
-/// The reason for which a connection to Redis failed or could not be opened.
+/// The reason that a connection to Redis failed or could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LinkFault {
     /// The name of a host has no address.
@@ -26,13 +26,13 @@ pub(super) enum LinkFault {
     Timeout,
     /// The TLS handshake failed.
     Tls,
-    /// The connection was closed, or what responded is no Redis.
+    /// The connection was closed, or the server is not a Redis.
     Closed,
     /// Redis refused the login or a command.
     Refused,
     /// The sentinels do not name a master.
     Sentinel,
-    /// A script returned something else than expected.
+    /// The reply of a script has an unexpected form.
     Reply,
 }
 
@@ -62,7 +62,7 @@ impl LinkFault {
         }
     }
 
-    /// Returns the reason for which no connection was opened.
+    /// Returns the reason that no connection was opened.
     pub(super) fn of_connect(error: &RedisConnectError) -> Self {
         match error {
             RedisConnectError::Name { .. } => Self::Name,
@@ -75,7 +75,7 @@ impl LinkFault {
         }
     }
 
-    /// Returns the reason for which a command failed.
+    /// Returns the reason that a command failed.
     pub(super) fn of_command(error: &RedisError) -> Self {
         if RedisRefusal::from_error(error).is_some() { Self::Refused } else { Self::Closed }
     }
@@ -92,7 +92,7 @@ pub struct LinkCounts {
 impl Default for LinkCounts {
     fn default() -> Self {
         let errors = Family::default();
-        // Each series exists from the start, so that its first increase is visible as one.
+        // Each series exists with the value 0 from the start, so that a query sees its first increase.
         for fault in LinkFault::ALL {
             drop(errors.get_or_create(&labels(fault)));
         }
@@ -101,7 +101,7 @@ impl Default for LinkCounts {
 }
 
 impl LinkCounts {
-    /// Counts this number of commands that were sent together.
+    /// Counts commands that were sent together.
     pub(super) fn record_commands(&self, commands: usize) {
         self.commands.inc_by(commands as u64);
     }
@@ -153,7 +153,7 @@ mod tests {
         let denied = redis::parse_redis_value(b"-NOPERM no permission\r\n").unwrap();
         let denied = denied.extract_error().unwrap_err();
         assert_eq!(LinkFault::of_command(&denied), LinkFault::Refused);
-        let lost = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
-        assert_eq!(LinkFault::of_command(&lost), LinkFault::Closed);
+        let reset = RedisError::from(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
+        assert_eq!(LinkFault::of_command(&reset), LinkFault::Closed);
     }
 }

@@ -1,4 +1,6 @@
-//! The maps of changes that all replicas apply: which entries this replica has applied, and which it must state.
+//! Records the entries of the maps of changes that this replica has stated or applied, detects entries that this
+//! replica or Redis has missed, and builds the calls of `newest.lua` that store entries. All replicas apply the
+//! entries of each map.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -12,7 +14,7 @@ pub(super) struct MapEntry {
     pub(super) name: String,
     /// The time of the change, in the time of Redis.
     pub(super) stamp: u64,
-    /// The time at which the entry is forgotten, in the time of Redis.
+    /// The time at which the entry expires, in the time of Redis.
     pub(super) expires_ms: u64,
     pub(super) value: String,
 }
@@ -41,7 +43,7 @@ pub(super) enum Message {
         version: u64,
         entry: MapEntry,
     },
-    /// A replica needs more than is free, so that the others should state what they do not need.
+    /// A replica needs more credits or slots than are free. Other replicas must return those that they do not need.
     Demand { replica: String },
 }
 
@@ -61,7 +63,7 @@ impl Message {
         Some(Self::Entry { replica, version, entry })
     }
 
-    /// The id of the replica that sent the message.
+    /// Returns the id of the replica that sent the message.
     pub(super) fn replica(&self) -> &str {
         match self {
             Self::Entry { replica, .. } | Self::Demand { replica } => replica,
@@ -78,18 +80,19 @@ pub(super) struct KnownMaps {
 }
 
 impl KnownMaps {
-    /// Records an entry. Returns whether it is newer than the known one. Of two changes in the same millisecond, Redis
-    /// stores the first one, so that another value with the known stamp is one that this replica must apply.
+    /// Records an entry. Returns whether this replica must apply it: it is newer than the known entry, or has the
+    /// same stamp and another value. Of two changes in the same millisecond, Redis stores the first change, which all
+    /// replicas apply.
     pub(super) fn record(&mut self, entry: &MapEntry) -> bool {
         let stamps = &mut self.stamps[entry.map.index()];
         let digest = digest(&entry.value);
-        if stamps
-            .get(&entry.name)
-            .is_some_and(|(stamp, known)| *stamp > entry.stamp || (*stamp == entry.stamp && *known == digest))
-        {
+        if stamps.get(&entry.name).is_some_and(|(stamp, applied)| {
+            *stamp > entry.stamp || (*stamp == entry.stamp && *applied == digest)
+        }) {
             return false;
         }
-        // Redis forgets entries that expire first. Here, all are forgotten together, which only applies them again.
+        // Redis removes the entries that expire first. This replica forgets all entries at once, and applies them
+        // again.
         if stamps.len() >= 2 * entry.map.max_entries() {
             stamps.clear();
         }
@@ -97,22 +100,24 @@ impl KnownMaps {
         true
     }
 
-    /// Records a change of this replica. Its stamp is raised beyond that of the known entry, which the change replaces: the
-    /// clocks of replicas differ by milliseconds.
+    /// Records a change by this replica. Raises its stamp above the stamp of the known entry, which the change
+    /// replaces, because the clocks of replicas differ by milliseconds.
     pub(super) fn record_change(&mut self, entry: &mut MapEntry) {
-        let known = self.stamps[entry.map.index()].get(&entry.name).copied();
-        if let Some(raised) = known.map(|(stamp, _)| stamp + 1).filter(|raised| *raised > entry.stamp) {
-            entry.expires_ms += raised - entry.stamp;
-            entry.stamp = raised;
+        let former = self.stamps[entry.map.index()].get(&entry.name).copied();
+        let min_stamp = former.map_or(0, |(stamp, _)| stamp + 1);
+        if min_stamp > entry.stamp {
+            entry.expires_ms += min_stamp - entry.stamp;
+            entry.stamp = min_stamp;
         }
         self.record(entry);
     }
 
-    /// Records the version of a map after one more entry was applied.
+    /// Records the version of a map with one more entry. Has no effect if a message was missed: the next beat detects
+    /// it.
     pub(super) fn advance(&mut self, map: Map, version: u64) {
-        let known = &mut self.versions[map.index()];
-        if Some(version) == known.checked_add(1) {
-            *known = version;
+        let last_version = &mut self.versions[map.index()];
+        if Some(version) == last_version.checked_add(1) {
+            *last_version = version;
         }
     }
 
@@ -121,16 +126,17 @@ impl KnownMaps {
         self.versions[map.index()] = version;
     }
 
-    /// Returns the maps whose version is not the known one, and of these, those that Redis has lost entries of.
+    /// Compares the versions at Redis with the recorded versions. Returns the maps that this replica must read, and
+    /// the maps that it must state again because Redis has lost entries of them.
     pub(super) fn compare(&mut self, versions: &[u64; Map::ALL.len()]) -> Outdated {
         let mut outdated = Outdated::default();
         for map in Map::ALL {
-            let (known, current) = (self.versions[map.index()], versions[map.index()]);
-            if current == known {
+            let (recorded, current) = (self.versions[map.index()], versions[map.index()]);
+            if current == recorded {
                 continue;
             }
             outdated.to_read.push(map);
-            if current < known {
+            if current < recorded {
                 self.stamps[map.index()].clear();
                 outdated.to_restate.push(map);
             }
@@ -143,10 +149,10 @@ impl KnownMaps {
         self.stamps[map.index()].clear();
     }
 
-    /// Forgets all versions, so that the maps are read and stated again after a lost connection, or when Redis has lost
-    /// its data.
+    /// Forgets all versions, so that the maps are read and stated again after a lost connection, or when Redis has
+    /// lost its data.
     pub(super) fn forget_versions(&mut self) {
-        // A version that Redis never has: an empty map has version 0.
+        // Redis never has this version: an empty map has version 0.
         self.versions = [u64::MAX; Map::ALL.len()];
     }
 }
@@ -157,7 +163,7 @@ fn digest(value: &str) -> u64 {
     hasher.finish()
 }
 
-/// The maps that differ from those at Redis.
+/// The maps whose versions differ from the versions at Redis.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outdated {
     pub(super) to_read: Vec<Map>,
@@ -226,45 +232,45 @@ mod tests {
 
     #[test]
     fn only_newer_entries_are_applied() {
-        let mut known = KnownMaps::default();
-        assert!(known.record(&entry(5)) && !known.record(&entry(5)) && !known.record(&entry(4)));
-        assert!(known.record(&entry(6)));
+        let mut maps = KnownMaps::default();
+        assert!(maps.record(&entry(5)) && !maps.record(&entry(5)) && !maps.record(&entry(4)));
+        assert!(maps.record(&entry(6)));
     }
 
     #[test]
-    fn a_change_of_this_replica_replaces_the_entry_that_it_knows() {
-        let mut known = KnownMaps::default();
-        known.record(&entry(5));
+    fn a_change_of_this_replica_replaces_the_known_entry() {
+        let mut maps = KnownMaps::default();
+        maps.record(&entry(5));
         // The clock of this replica is behind that of the replica that stated the entry.
         let mut change = entry(3);
-        known.record_change(&mut change);
+        maps.record_change(&mut change);
         assert_eq!((change.stamp, change.expires_ms), (6, 60_006));
         let mut later = entry(9);
-        known.record_change(&mut later);
+        maps.record_change(&mut later);
         assert_eq!(later.stamp, 9);
     }
 
     #[test]
     fn another_value_of_the_same_millisecond_is_applied() {
-        let mut known = KnownMaps::default();
-        known.record(&entry(5));
+        let mut maps = KnownMaps::default();
+        maps.record(&entry(5));
         let winner = MapEntry { value: "-".to_owned(), ..entry(5) };
-        assert!(known.record(&winner) && !known.record(&winner));
+        assert!(maps.record(&winner) && !maps.record(&winner));
     }
 
     #[test]
     fn a_missed_message_and_a_lost_map_are_detected() {
-        let mut known = KnownMaps::default();
-        let outdated = |known: &mut KnownMaps, version| known.compare(&[version, 0, 0, 0]);
-        assert_eq!(outdated(&mut known, 0), Outdated::default());
-        known.advance(Map::Evidence, 1);
-        known.advance(Map::Evidence, 3);
-        assert_eq!(outdated(&mut known, 3).to_read, [Map::Evidence], "a message was missed");
-        known.set_version(Map::Evidence, 3);
-        assert_eq!(outdated(&mut known, 3), Outdated::default());
-        known.record(&entry(5));
-        let lost = outdated(&mut known, 0);
-        assert_eq!((lost.to_read, lost.to_restate), (vec![Map::Evidence], vec![Map::Evidence]));
-        assert!(known.record(&entry(5)), "the entry must be stated again");
+        let mut maps = KnownMaps::default();
+        let outdated = |maps: &mut KnownMaps, version| maps.compare(&[version, 0, 0, 0]);
+        assert_eq!(outdated(&mut maps, 0), Outdated::default());
+        maps.advance(Map::Evidence, 1);
+        maps.advance(Map::Evidence, 3);
+        assert_eq!(outdated(&mut maps, 3).to_read, [Map::Evidence], "a message was missed");
+        maps.set_version(Map::Evidence, 3);
+        assert_eq!(outdated(&mut maps, 3), Outdated::default());
+        maps.record(&entry(5));
+        let after_loss = outdated(&mut maps, 0);
+        assert_eq!((after_loss.to_read, after_loss.to_restate), (vec![Map::Evidence], vec![Map::Evidence]));
+        assert!(maps.record(&entry(5)), "the entry must be stated again");
     }
 }

@@ -1,4 +1,4 @@
-//! The replicas of the pool, as `members.lua` returns them.
+//! Parses the reply of `members.lua`: the replicas of the pool, its leader, and the versions of the maps of changes.
 
 use std::time::Duration;
 
@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 use super::reply::{UnexpectedReply, amount, list, text, tuple};
 use super::scripts::Map;
 
-/// The time after its last beat at which a replica counts as ended. The others notice it at their next full beat, at most
-/// 2 s later, so that they all know of it within 10 s.
+/// The time after its last beat at which a replica counts as ended. Other replicas notice it at their next full beat,
+/// at most 2 s later, so that all of them count the live replicas correctly within 10 s.
 pub(super) const MEMBER_TTL: Duration = Duration::from_secs(8);
-/// The time for which an ended replica is listed.
-pub(super) const LISTED: Duration = Duration::from_secs(3_600);
-/// The lease of the leader. It is renewed at each beat, and taken over at a full beat of another replica.
-pub(super) const LEADER_LEASE: Duration = Duration::from_secs(8);
+/// The time for which an ended replica is still listed on status pages.
+pub(super) const ENDED_MEMBER_TTL: Duration = Duration::from_secs(3_600);
+/// The time for which a replica stays the leader after its last beat. Each of its beats renews it. After it has
+/// expired, the next full beat of another replica makes that replica the leader.
+pub(super) const LEADER_TTL: Duration = Duration::from_secs(8);
 
-/// What a replica tells about itself.
+/// The description of a replica for other replicas: for their status pages, and to detect a second process with its
+/// id.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Description {
@@ -26,7 +28,7 @@ pub(super) struct Description {
     pub(super) started_ms: u64,
     /// A number of this process, by which two processes with the same replica id are detected.
     pub(super) process: u64,
-    /// The concurrent requests that are granted to it.
+    /// The number of concurrent requests that are granted to it.
     pub(super) slots: u64,
 }
 
@@ -43,12 +45,12 @@ pub(super) struct Member {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Membership {
     pub(super) now_ms: u64,
-    /// The id of the leader; empty without one.
+    /// The id of the leader, or empty if no replica is the leader.
     pub(super) leader: String,
     /// The versions of the maps, in the order of [`Map::ALL`].
     pub(super) versions: [u64; Map::ALL.len()],
     pub(super) members: Vec<Member>,
-    /// What the replica had told about itself before; `None` if Redis did not know it.
+    /// The description of this replica at its last beat, or `None` if Redis did not know the replica.
     pub(super) previous: Option<Description>,
 }
 
@@ -56,9 +58,9 @@ impl Membership {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
         let [now, leader, versions, members, previous] = tuple(value)?;
         let versions: &[Value; Map::ALL.len()] = tuple(versions)?;
-        let mut known_versions = [0; Map::ALL.len()];
-        for (known, version) in known_versions.iter_mut().zip(versions) {
-            *known = amount(version)?;
+        let mut map_versions = [0; Map::ALL.len()];
+        for (map_version, version) in map_versions.iter_mut().zip(versions) {
+            *map_version = amount(version)?;
         }
         let member = |value: &Value| {
             let [id, expires, description] = tuple(value)?;
@@ -72,7 +74,7 @@ impl Membership {
         Ok(Self {
             now_ms: amount(now)?,
             leader: text(leader)?.to_owned(),
-            versions: known_versions,
+            versions: map_versions,
             members: list(members)?.iter().map(member).collect::<Result<_, _>>()?,
             previous: match text(previous)? {
                 "" => None,

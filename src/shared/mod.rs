@@ -1,14 +1,14 @@
-//! Several replicas of Keychoir that use one pool of keys through a Redis.
+//! Lets several replicas of Keychoir share one pool of keys through Redis.
 //!
-//! A replica has one connection for statements and for the changes that other replicas publish. Without `[redis]`
-//! nothing of this module runs.
+//! [`LinkTask`] keeps one connection to Redis. At each beat it states the use of this replica and receives its
+//! grants, and it applies the changes that other replicas publish. Without `[redis]`, this module does not run.
 
-mod access;
 mod beat_calls;
 mod changes;
 mod clients;
 mod connect_error;
 mod connection;
+mod credit_statement;
 mod credits;
 mod demand_pace;
 mod envelope;
@@ -23,6 +23,7 @@ mod polls;
 mod probe;
 mod push;
 mod quotas;
+mod redis_acl;
 mod replica;
 mod replica_use;
 mod reply;
@@ -40,7 +41,6 @@ use std::time::Duration;
 
 use crate::policy::redis_url::{RedisUrl, SharedPoolName};
 
-pub use access::acl_line;
 pub use connect_error::{RedisConnectError, RedisRefusal};
 pub use connection::{RedisConnection, RedisEndpoint, RedisServer};
 pub use envelope::{OpenEnvelopeError, SealEnvelopeError, SecretDocument};
@@ -48,21 +48,22 @@ pub use link_counts::LinkCounts;
 pub use overlay::{OverlayExchange, OverlayPort, OverlayVersion, SealedOverlay};
 pub use probe::{RedisProbe, RedisProbeError, RedisProbeStep, probe};
 pub use push::{Push, Pushes};
+pub use redis_acl::acl_setuser_command;
 pub use task::{LinkHandles, LinkInputs, LinkTask, new_replica_id};
 pub use view::{LinkState, PoolView, ReplicaInfo, SharedPoolView};
 
 /// The Redis that replicas share, and the timing of the connection to it.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
-    /// The way to Redis.
+    /// The address of Redis, its sentinels or its Unix socket, with the credentials.
     pub url: RedisUrl,
     /// A PEM file of the only certificate authorities that are trusted for Redis, or `None` for the public ones.
     pub ca_file: Option<PathBuf>,
     /// The pool that the replicas share.
     pub pool: SharedPoolName,
-    /// Maximum wait of a request for Redis.
+    /// Maximum time that a client's request waits for a reply of Redis.
     pub wait_timeout: Duration,
-    /// Interval between two statements of a replica while something changes.
+    /// Interval between two statements of a replica while its use changes.
     pub beat_interval: Duration,
     /// Time without a response after which Redis counts as lost.
     pub response_timeout: Duration,

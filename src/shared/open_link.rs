@@ -1,4 +1,5 @@
-//! An open connection to Redis: waits for the next event of this replica or of others, and handles it.
+//! Runs an open connection to Redis: waits for the next event, such as a message, a change of the pool or the time of
+//! the next beat, and handles it. `task.rs` opens the connection, and opens a new connection after a failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use redis::{RedisError, Value};
 use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 
-use super::beat_calls::BeatCause;
+use super::beat_calls::{Beat, BeatCause};
 use super::clients::CallContext;
 use super::connection::RedisConnection;
 use super::demand_pace::DemandPace;
@@ -17,7 +18,6 @@ use super::link_counts::LinkCounts;
 use super::maps::{MapEntry, Message, store_calls};
 use super::overlay::OverlayPort;
 use super::push::Push;
-use super::replica::Beat;
 use super::reply::{UnexpectedReply, fields};
 use super::scripts::{Keyspace, Map, ScriptCall};
 use super::task::{LinkError, LinkTask, moment};
@@ -25,12 +25,12 @@ use crate::clock;
 use crate::pool::PoolChange;
 use crate::proxy::SharedConfig;
 
-/// Minimum time between two beats, however many requests are queued.
+/// Minimum time between two beats, for any number of queued requests.
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
-/// Minimum time between two calls that store owners of identifiers that every speech request creates.
+/// Minimum time between two calls that store the owners of identifiers which every speech request creates.
 const MIN_OWNER_INTERVAL: Duration = Duration::from_millis(50);
-/// Maximum number of owners that one call stores. With [`MIN_OWNER_INTERVAL`], it suffices for 10,000 speech requests per
-/// second at one replica.
+/// Maximum number of owners that one call stores. With [`MIN_OWNER_INTERVAL`], it suffices for 10,000 speech requests
+/// per second at one replica.
 const MAX_OWNERS: usize = 1_024;
 /// Maximum number of changes that one call states.
 const MAX_CHANGES: usize = 256;
@@ -42,10 +42,10 @@ pub(super) struct Link {
     counts: LinkCounts,
     response_timeout: Duration,
     last_beat: Option<Instant>,
-    /// Whether requests were queued since the last beat, because this replica may need a larger share.
+    /// Whether requests were queued since the last beat, so that this replica may need a larger share.
     is_demanded: bool,
     pace: DemandPace,
-    /// The time from which the next call may store owners.
+    /// The earliest time of the next call that stores frequent owners.
     next_owner_call: Instant,
     config: SharedConfig,
 }
@@ -93,8 +93,8 @@ impl Link {
             biased;
             push = self.connection.pushes.next() => match push {
                 Some(Push::Message(message)) => self.handle_message(task, &message).await,
-                // A missed message is found by the version of its map.
-                Some(Push::Missed) => self.beat(task, BeatCause::Needed).await,
+                // The reply contains the versions of the maps, by which the missed entries are detected.
+                Some(Push::Missed) => self.beat(task, BeatCause::ReplyNeeded).await,
                 None => Err(LinkError::Closed),
             },
             Some(change) = task.changes.recv() => self.state_changes(task, change).await,
@@ -118,23 +118,23 @@ impl Link {
             }
             () = task.leaving.cancelled() => {
                 task.replica.leave();
-                self.beat(task, BeatCause::Needed).await?;
+                self.beat(task, BeatCause::ReplyNeeded).await?;
                 Err(LinkError::Left)
             }
             () = sleep_until_some(self.pace.response_at(clock::instant())) => {
                 self.pace.record_response(clock::instant());
-                // The first beat lowers what this replica holds, and the second one states it.
-                self.beat(task, BeatCause::Returned).await?;
-                self.beat(task, BeatCause::Returned).await
+                // The reply to the first beat lowers the grants of this replica, and the second beat confirms it.
+                self.beat(task, BeatCause::DemandedByOthers).await?;
+                self.beat(task, BeatCause::DemandedByOthers).await
             }
             () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
-            // The next beat states the demand, whatever happens until then.
+            // `is_demanded` remains set until the next beat states the demand.
             () = pool.demand() => {
                 self.is_demanded = true;
                 Ok(())
             }
             () = sleep_until(next_beat.into()) => {
-                let cause = if self.is_demanded { BeatCause::Needed } else { BeatCause::Interval };
+                let cause = if self.is_demanded { BeatCause::ReplyNeeded } else { BeatCause::Interval };
                 self.beat(task, cause).await
             }
         }
@@ -180,11 +180,11 @@ impl Link {
         self.store(task, entry.into_iter().collect()).await
     }
 
-    /// States what changed, or without a change only waits for the next beat. Other causes than the interval state it in any case.
+    /// Sends the statements of this replica. A beat of [`BeatCause::Interval`] is sent only if a statement is due.
     pub(super) async fn beat(&mut self, task: &mut LinkTask, cause: BeatCause) -> Result<(), LinkError> {
         self.last_beat = Some(clock::instant());
         self.is_demanded = false;
-        // The first beat of a replica only reads its earlier statements, and is followed by another one.
+        // The first beat of a replica only reads its earlier statements. A second beat continues from them.
         for _ in 0..2 {
             let beat = task.replica.beat(moment(), cause);
             if !beat.is_due && cause == BeatCause::Interval {
@@ -206,16 +206,16 @@ impl Link {
             replica: &task.replica.id,
             replicas: task.replica.live_replicas(),
         };
-        let sent = moment();
-        let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent);
+        let sent_at = moment();
+        let client_beat = task.clients.beat(&config.client_usage, context, task.replica.clock, sent_at);
         let calls = [beat.calls.as_slice(), &client_beat.calls].concat();
         let replies = self.call(&calls).await?;
-        let round_trip = clock::elapsed_since(sent.instant);
+        let round_trip = clock::elapsed_since(sent_at.instant);
         let (pool_replies, client_replies) =
             replies.split_at_checked(beat.calls.len()).ok_or(UnexpectedReply)?;
         let outcome = task.replica.apply(beat, pool_replies, moment())?;
         let replicas = task.replica.live_replicas();
-        task.clients.apply(&config.client_usage, &client_beat, client_replies, replicas, sent)?;
+        task.clients.apply(&config.client_usage, &client_beat, client_replies, replicas, sent_at)?;
         task.link.record_beat(task.replica.live_replicas(), round_trip);
         task.publish_view();
         if outcome.has_duplicate_id {
@@ -233,14 +233,15 @@ impl Link {
             task.clients.restate();
             self.store_overlay(task).await?;
         }
-        if self.pace.asks(outcome.is_unmet, clock::instant()) {
-            self.ask_for_unneeded(task).await?;
+        if self.pace.try_publish_demand(outcome.is_unmet, clock::instant()) {
+            self.publish_demand(task).await?;
         }
         Ok(outcome.is_incomplete)
     }
 
-    /// Asks the other replicas to state what they do not need.
-    async fn ask_for_unneeded(&self, task: &LinkTask) -> Result<(), LinkError> {
+    /// Publishes the demand of this replica. Other replicas respond with statements that return the credits and slots
+    /// that they do not need.
+    async fn publish_demand(&self, task: &LinkTask) -> Result<(), LinkError> {
         let mut publish = redis::cmd("PUBLISH");
         publish.arg(task.replica.keyspace.channel()).arg(format!("demand {}", task.replica.id));
         self.query(|mut commands| async move { publish.exec_async(&mut commands).await }).await
@@ -261,7 +262,7 @@ impl Link {
                 Ok(())
             }
             Message::Demand { .. } => {
-                self.pace.record_question();
+                self.pace.record_demand();
                 Ok(())
             }
         }
@@ -304,26 +305,26 @@ impl Link {
         self.query_all(1, query).await
     }
 
-    /// Sends this number of commands together.
+    /// Sends `command_count` commands together, and waits for their responses.
     async fn query_all<T, F>(
         &self,
-        commands: usize,
+        command_count: usize,
         query: impl FnOnce(MultiplexedConnection) -> F,
     ) -> Result<T, LinkError>
     where
         F: Future<Output = Result<T, RedisError>>,
     {
-        let sent = clock::instant();
-        self.counts.record_commands(commands);
+        let sent_at = clock::instant();
+        self.counts.record_commands(command_count);
         let response = timeout(self.response_timeout, query(self.connection.commands.clone())).await;
         if response.is_ok() {
-            self.counts.record_round_trip(clock::elapsed_since(sent));
+            self.counts.record_round_trip(clock::elapsed_since(sent_at));
         }
         Ok(response.map_err(|_| LinkError::Timeout(self.response_timeout))??)
     }
 }
 
-/// Waits for the next owner to be stored, and until `earliest`. Several owners are stored by one call.
+/// Waits until `earliest`, and then for the next update, so that one call stores the updates that arrive meanwhile.
 ///
 /// # Cancel safety
 ///
@@ -333,7 +334,7 @@ async fn next_update(updates: &mut mpsc::Receiver<OwnerUpdate>, earliest: Instan
     updates.recv().await
 }
 
-/// Completes at a time, or never without one.
+/// Completes at this time, or never if it is `None`.
 async fn sleep_until_some(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
@@ -348,7 +349,7 @@ async fn overlay_changed(port: &mut Option<OverlayPort>) {
         None => false,
     };
     if !is_changed {
-        // There is no owner of an overlay, or it has ended with the program.
+        // No owner of an overlay has registered, or the owner has ended with the program.
         std::future::pending::<()>().await;
     }
 }

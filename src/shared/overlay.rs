@@ -1,5 +1,5 @@
-//! The overlay as replicas exchange it, and the channels between the owner of the overlay and the connection to
-//! Redis. The connection sees only versions and encrypted bytes.
+//! Encrypts and decrypts the overlay for other replicas, and creates the channels between the owner of the overlay
+//! (`control/merge.rs`) and the connection to Redis. The connection receives only versions and encrypted bytes.
 
 use std::fmt;
 
@@ -19,12 +19,12 @@ const HASH_BYTES: usize = 16;
 /// The bytes of the plain header: the magic bytes and the version.
 const HEADER_BYTES: usize = MAGIC.len() + 8 + 8 + HASH_BYTES;
 
-/// Maximum overlays of other replicas that wait for the owner of the overlay. Each contains all changes, so that more
-/// would only delay the last one.
+/// Maximum number of queued overlays of other replicas. Each overlay contains all changes, so that a longer queue
+/// would only delay the last overlay.
 const MAX_QUEUED_OVERLAYS: usize = 16;
 
 /// The version of an overlay, which is no secret. A merged overlay has a higher version than the overlays that it
-/// was merged from, except those with the same content.
+/// was merged from, except overlays with the same content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OverlayVersion {
     /// The number of changes so far.
@@ -62,7 +62,7 @@ impl SealedOverlay {
     ///
     /// # Errors
     ///
-    /// Fails without a key, if the document has more than 4 MiB, or if the system provides no random numbers.
+    /// Fails if there is no key, if the document has more than 4 MiB, or if the system provides no random numbers.
     pub fn seal<'k>(
         version: OverlayVersion,
         document: &SecretDocument,

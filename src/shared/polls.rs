@@ -1,4 +1,5 @@
-//! The text of the result of a poll in the map of polls. One replica polls the provider, and all apply its results.
+//! Formats and parses the result of a poll as an entry of the map of polls. One replica polls the provider, and all
+//! replicas apply its results.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ struct PollDocument {
     extension: Option<u64>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     has_unlimited_extension: bool,
-    /// The time until the count is reset, in the time of Redis.
+    /// The time at which the provider resets the count.
     #[serde(skip_serializing_if = "Option::is_none")]
     resets_at_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,7 +87,7 @@ pub(super) fn format_poll(poll: &SharedPoll) -> String {
     serde_json::to_string(&document).unwrap_or_default()
 }
 
-/// Parses the result of another replica's poll. Returns `None` for another text.
+/// Parses the result of another replica's poll. Returns `None` for a text of an unknown form.
 pub(super) fn parse_poll(text: &str, replica: &str) -> Option<SharedPoll> {
     let document: PollDocument = serde_json::from_str(text).ok()?;
     let workspace = document.workspace.as_deref().and_then(SharedId::parse);

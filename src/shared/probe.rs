@@ -1,5 +1,6 @@
-//! Tries a Redis for operators: whether a replica can connect, run its scripts, and publish and receive changes. The
-//! only trace is a key that expires after a few seconds, and one message that replicas ignore.
+//! Checks for `keychoir check --online` whether a replica can use a Redis: connects, runs a script with all commands
+//! of the replicas' scripts, and publishes and receives a message. It leaves only a key that expires after a few
+//! seconds.
 
 use std::fmt;
 use std::io;
@@ -41,7 +42,7 @@ const MAX_REDIRECTS: usize = 3;
 /// The number of measured round trips.
 const ROUND_TRIPS: usize = 5;
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Clone, Debug)]
 pub struct RedisProbe {
     /// The server. In a cluster, the node that has the pool.
@@ -89,7 +90,7 @@ pub enum RedisProbeError {
 }
 
 impl RedisProbeError {
-    /// Returns the reason for which Redis refused the connection or a step, or `None` if it did not.
+    /// Returns the reason that Redis refused the connection or a step, or `None` for another failure.
     #[must_use]
     pub fn refusal(&self) -> Option<&RedisRefusal> {
         match self {

@@ -1,4 +1,5 @@
-//! The messages that Redis pushes over the connection, in a queue of bounded memory.
+//! Queues the messages that Redis pushes over the connection, in bounded memory. The connection fills the queue, and
+//! `open_link.rs` reads it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,5 @@
-//! The quotas of clients and users that replicas divide: the calls of `quotas.lua` and their replies.
+//! Builds the calls of `quotas.lua`, which divides the quotas of clients and users between replicas, and parses the
+//! replies. `clients.rs` sends them at beats, and `link.rs` for single requests.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,11 @@ use super::reply::{amount, integer, tuple};
 use super::scripts::{Keyspace, QUOTAS, ScriptCall};
 use crate::policy::client_quota::{Period, QuotaUnit};
 use crate::policy::shared_id::{SharedId, SharedKind};
-use crate::proxy::{QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement};
+use crate::proxy::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatement};
 
-/// The time for which the use of a quota without a period is kept after the last statement.
+/// Time to live of the use of a quota without a period, after the last statement.
 const TOTAL_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
-/// The time for which the use of a period is kept after its end.
+/// The time after the end of a period for which Redis keeps the use of a quota.
 const PERIOD_MARGIN: Duration = Duration::from_secs(24 * 3_600);
 
 /// Returns the call that states these quotas.
@@ -37,21 +38,21 @@ pub(super) fn quota_call(
     ScriptCall { script: QUOTAS, keys, arguments }
 }
 
-/// Returns the answer in the reply to a statement that was sent at `sent`.
-pub(super) fn grant_of(reply: &Value, sent: Instant) -> QuotaAnswer {
+/// Parses the reply to a statement that was sent at `sent_at`.
+pub(super) fn parse_quota_reply(reply: &Value, sent_at: Instant) -> QuotaReply {
     let parse = || {
         let [is_granted, granted, used_by_others] = tuple(reply)?;
         let grant = QuotaGrant {
             granted: amount(granted)?,
             used_by_others: amount(used_by_others)?,
-            valid_until: sent + GRANT_LEASE - LEASE_MARGIN,
+            valid_until: sent_at + GRANT_LEASE - LEASE_MARGIN,
         };
         Ok::<_, super::reply::UnexpectedReply>(match integer(is_granted)? {
-            1 => QuotaAnswer::Granted(grant),
-            _ => QuotaAnswer::Denied(grant),
+            1 => QuotaReply::Granted(grant),
+            _ => QuotaReply::Denied(grant),
         })
     };
-    parse().unwrap_or(QuotaAnswer::Unknown)
+    parse().unwrap_or(QuotaReply::Unknown)
 }
 
 fn quota_key(keyspace: &Keyspace, key: &QuotaKey) -> String {

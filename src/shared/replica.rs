@@ -1,5 +1,5 @@
-//! The state of this replica as a member of the pool, without input and output: what it states at the next beat, and
-//! what follows from the replies and from the messages of others. Time is an argument, so that tests can simulate many
+//! Computes the statements of this replica for the next beat, and applies the replies of Redis and the messages of
+//! other replicas to the pool. It does no input or output, and time is an argument, so that tests can simulate many
 //! replicas on virtual time.
 
 use std::collections::HashMap;
@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::beat_calls::BeatCause;
+use super::beat_calls::{Beat, BeatCause, BeatOutcome};
 use super::changes::KeyIndex;
-use super::credits::{CreditGrant, CreditSituation, CreditStatement, Credits};
-use super::maps::{KnownMaps, Outdated};
+use super::credit_statement::{CreditGrant, CreditStatement};
+use super::credits::{CreditSituation, Credits};
+use super::maps::KnownMaps;
 use super::members::{Description, Membership};
 use super::reply::{UnexpectedReply, flatten};
-use super::scripts::{Keyspace, MAX_SUBJECTS, ScriptCall};
+use super::scripts::{Keyspace, MAX_SUBJECTS};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{SlotGrant, SlotStatement, Slots};
+use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::redis_url::SharedPoolName;
@@ -28,16 +29,16 @@ use crate::telemetry::log_transitions;
 
 /// Maximum interval between two statements about a subject that did not change.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
-/// The assumed number of replicas before Redis has responded, so that a replica that starts without it does not use the
-/// whole pool.
+/// The assumed number of replicas before the first response of Redis, so that a replica which starts while Redis is
+/// down does not use the whole pool.
 const UNKNOWN_REPLICAS: u32 = 2;
 
-/// What distinguishes this replica from others.
+/// The identity and the role of this replica.
 #[derive(Debug)]
 pub(super) struct ReplicaSettings {
     pub(super) id: String,
     pub(super) pool_name: SharedPoolName,
-    /// Whether this replica can poll the provider for all.
+    /// Whether this replica can poll the provider for all replicas.
     pub(super) can_lead: bool,
     /// The regional hosts of the provider.
     pub(super) regions: Arc<[Arc<Authority>]>,
@@ -56,7 +57,7 @@ pub(super) struct Replica {
     pub(super) regions: Arc<[Arc<Authority>]>,
     pub(super) description: Description,
     started_at: UnixMs,
-    /// Whether this replica can poll the provider for all.
+    /// Whether this replica can poll the provider for all replicas.
     pub(super) can_lead: bool,
     membership: Option<Membership>,
     /// The number of live replicas at the last reply.
@@ -69,7 +70,7 @@ pub(super) struct Replica {
     is_alone: bool,
     /// Whether Redis has received a statement of this replica over the current connection.
     has_stated: bool,
-    /// Whether the replica gives everything back, because its program ends.
+    /// Whether the replica returns its grants and slots, because its program ends.
     pub(super) is_leaving: bool,
 }
 
@@ -78,42 +79,20 @@ pub(super) struct Replica {
 pub(super) struct WorkspaceState {
     pub(super) credits: Credits,
     /// The last statement, to detect changes.
-    stated: Option<CreditStatement>,
+    last_statement: Option<CreditStatement>,
     pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
     polled_at: Option<UnixMs>,
 }
 
 impl WorkspaceState {
     fn new(instant: Instant) -> Self {
-        Self { credits: Credits::new(instant), stated: None, slots: Default::default(), polled_at: None }
+        Self {
+            credits: Credits::new(instant),
+            last_statement: None,
+            slots: Default::default(),
+            polled_at: None,
+        }
     }
-}
-
-/// The statements of one beat, and the calls that make them.
-#[derive(Debug)]
-pub(super) struct Beat {
-    pub(super) calls: Vec<ScriptCall>,
-    sent: Moment,
-    workspaces: HashMap<SharedId, Arc<Workspace>>,
-    credits: Vec<(SharedId, CreditStatement)>,
-    slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
-    /// Whether a statement differs from the last one, or all are due again.
-    pub(super) is_due: bool,
-    is_full: bool,
-}
-
-/// What follows from the replies to a beat.
-#[derive(Debug, Default)]
-pub(super) struct BeatOutcome {
-    pub(super) outdated: Outdated,
-    /// Whether Redis has lost what this replica had stated.
-    pub(super) is_lost: bool,
-    /// Whether another program states itself under the id of this replica, because it has a copy of its database.
-    pub(super) has_duplicate_id: bool,
-    /// Whether other replicas hold what this replica needs.
-    pub(super) is_unmet: bool,
-    /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
-    pub(super) is_incomplete: bool,
 }
 
 impl Replica {
@@ -146,7 +125,7 @@ impl Replica {
         }
     }
 
-    /// Gives everything back with the next beat, which must be the last one.
+    /// Returns all grants and slots with the next beat, which must be the last beat.
     pub(super) fn leave(&mut self) {
         self.is_leaving = true;
         self.last_full_beat = None;
@@ -175,18 +154,22 @@ impl Replica {
         self.is_alone
     }
 
-    /// Whether this replica polls the provider: it is the leader, or no other replica is known to be.
+    /// Whether this replica polls the provider: it is the leader or alone, or the leader is unknown.
     pub(super) fn is_polling(&self) -> bool {
-        self.is_alone || self.membership.as_ref().is_none_or(|known| known.leader == self.id)
+        self.is_alone || self.membership.as_ref().is_none_or(|membership| membership.leader == self.id)
     }
 
-    /// Records whether Redis responds.
-    pub(super) fn set_alone(&mut self, is_alone: bool) {
-        if is_alone && !mem::replace(&mut self.is_alone, true) {
+    /// Records that Redis responds.
+    pub(super) fn record_connected(&mut self) {
+        self.is_alone = false;
+    }
+
+    /// Records that Redis does not respond.
+    pub(super) fn record_disconnected(&mut self) {
+        if !mem::replace(&mut self.is_alone, true) {
             self.maps.forget_versions();
             self.has_stated = false;
         }
-        self.is_alone = is_alone;
     }
 
     /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
@@ -241,30 +224,30 @@ impl Replica {
         let polled_at = workspace.polled_at();
         if let Some(limit) = quota.ceiling() {
             let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
-            let learned_at = match polled_at {
+            let base_time = match polled_at {
                 Some(at) if has_new_poll => self.clock.to_shared(at),
                 Some(_) | None => shared_now,
             };
             let statement = state.credits.statement(CreditSituation {
                 usage: credit_use,
                 limit,
-                // Not more than can start soon, because other replicas also need what is left.
+                // At most the cost of two requests, because other replicas also need the credits that are left.
                 queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
                 least: queued.min_credits,
                 is_polled: polled_at.is_some(),
-                learned_at,
+                base_time,
                 instant: moment.instant,
             });
             let statement = if self.is_leaving { statement.without_need() } else { statement };
-            let is_changed = !state.stated.is_some_and(|stated| stated.is_same(statement));
-            // A queued request waits until others have returned what they do not need.
+            let is_changed = !state.last_statement.is_some_and(|last| last.is_same(statement));
+            // A queued request waits until other replicas have returned the credits that they do not need.
             beat.is_due |= is_changed || statement.queued > 0;
-            let is_returned =
-                cause == BeatCause::Returned && (statement.has_unused() || state.credits.may_exceed());
+            let is_demanded = cause == BeatCause::DemandedByOthers
+                && (statement.has_unused() || state.credits.may_exceed());
             if is_full
                 || is_changed
-                || is_returned
-                || state.credits.returns(statement)
+                || is_demanded
+                || state.credits.is_returned_by(statement)
                 || statement.needed() > 0
             {
                 beat.credits.push((id, statement));
@@ -273,14 +256,16 @@ impl Replica {
         for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
             let usage = workspace.sample_slots(group);
             let GroupDemand { slots: queued, min_credits } = queued.groups[group.index()];
-            // A slot is useless without credits, so it goes to a replica that has some.
+            // A slot is useless without credits, so a replica without credits leaves its slots to other replicas.
             let is_blocked = quota.ceiling().is_some()
                 && if queued == 0 {
                     !state.credits.can_start(credit_use, None)
                 } else {
                     state.credits.is_waiting() && !state.credits.can_start(credit_use, Some(min_credits))
                 };
-            if let Some(statement) = slots.statement(usage, queued, is_blocked, shared_now, moment.instant) {
+            if let Some(statement) =
+                slots.statement(usage, SlotDemand { queued, is_blocked }, shared_now, moment.instant)
+            {
                 let statement = if self.is_leaving {
                     SlotStatement { held: usage.count.running, demand: 0, ..statement }
                 } else {
@@ -293,7 +278,7 @@ impl Replica {
         beat.workspaces.insert(id, Arc::clone(workspace));
     }
 
-    /// Forgets the workspaces that no key belongs to.
+    /// Forgets the workspaces that have no key any more.
     fn forget_removed(&mut self, roster: &Roster) {
         let workspaces = roster.workspaces();
         self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
@@ -303,15 +288,15 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// Fails when Redis returned something else than the scripts return.
+    /// Fails when a reply does not have the form that the scripts return.
     pub(super) fn apply(
         &mut self,
         beat: &Beat,
         replies: &[Value],
         received: Moment,
     ) -> Result<BeatOutcome, UnexpectedReply> {
-        let (first, others) = replies.split_first().ok_or(UnexpectedReply)?;
-        let membership = Membership::from_value(first)?;
+        let (members_reply, other_replies) = replies.split_first().ok_or(UnexpectedReply)?;
+        let membership = Membership::from_value(members_reply)?;
         self.clock.record(membership.now_ms, beat.sent, received);
         self.replicas = membership.live_count();
         let is_lost = self.has_stated && membership.previous.is_none();
@@ -328,13 +313,15 @@ impl Replica {
             self.last_full_beat = Some(beat.sent.instant);
         }
         let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
-        let (credit_replies, slot_replies) = others.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
+        let (credit_replies, slot_replies) =
+            other_replies.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
         let credit_replies = flatten(credit_replies)?;
         let slot_replies = flatten(slot_replies)?;
         if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
             return Err(UnexpectedReply);
         }
-        // Slots first: credits may let queued requests start, which must not use a slot that was taken back.
+        // The slots are applied first: credits may start queued requests, which must not use a slot that this replica
+        // has lost.
         for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
             let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
                 continue;
@@ -375,8 +362,8 @@ impl Replica {
         let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
             return;
         };
-        let shared_now = self.membership.as_ref().map_or(0, |known| known.now_ms);
-        state.stated = Some(statement);
+        let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
+        state.last_statement = Some(statement);
         outcome.is_unmet |= grant.is_unmet;
         let share =
             state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
@@ -386,8 +373,9 @@ impl Replica {
         }
     }
 
-    /// Replaces the grants that have ended by careful shares.
+    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot.
     pub(super) fn fall_back(&mut self, moment: Moment) {
+        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
         let roster = self.pool.roster();
         for workspace in roster.workspaces() {
             let id = workspace.shared_id();
@@ -402,7 +390,7 @@ impl Replica {
                 }
             }
             for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
-                if let Some(share) = slots.fall_back(self.replicas, self.is_alone, moment.instant) {
+                if let Some(share) = slots.fall_back(self.replicas, fallback, moment.instant) {
                     self.pool.divide_slots(workspace, group, share, moment.now);
                 }
             }

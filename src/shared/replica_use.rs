@@ -1,7 +1,8 @@
-//! The credits that a replica has used, by its processes.
+//! Merges two records of the credits that a replica has used. A replica continues its count after a restart, and
+//! Redis or another replica may have missed a part of it. `grants.lua` merges by the same rule.
 
-/// What a replica has used. A process counts only its own use. Thus the use of an earlier process is added when it becomes
-/// known late, because Redis had lost it when the replica started again.
+/// The credits that a replica has used. A process counts only its own use. If Redis had lost the use of an earlier
+/// process when the replica started again, that use is added later, when another replica restores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReplicaUse {
     /// The use of all processes.
@@ -13,7 +14,7 @@ pub(super) struct ReplicaUse {
 }
 
 impl ReplicaUse {
-    /// Returns what follows from two states of knowledge, as `grants.lua` merges them.
+    /// Merges two records of the use of the same replica, which may be of different ages, as `grants.lua` does.
     pub(super) fn merged(self, other: Self) -> Self {
         let own = |state: Self| state.used.saturating_sub(state.before);
         let (older, newer) = if self.run <= other.run { (self, other) } else { (other, self) };
@@ -58,18 +59,18 @@ mod tests {
 
     #[test]
     fn a_text_is_parsed() {
-        let known = replica_use(3, 2, 1);
-        assert_eq!(ReplicaUse::parse(&mut known.to_string().split(' ')), Some(known));
+        let replica_use = replica_use(3, 2, 1);
+        assert_eq!(ReplicaUse::parse(&mut replica_use.to_string().split(' ')), Some(replica_use));
         assert_eq!(ReplicaUse::parse(&mut "3 2".split(' ')), None);
     }
 
     proptest! {
         #[test]
-        fn states_of_knowledge_are_merged_in_any_order(
+        fn records_are_merged_in_any_order(
             charges in proptest::collection::vec(1..50_u64, 1..4),
             parts in proptest::collection::vec((0_usize..4, 0..=50_u64, any::<bool>()), 1..8),
         ) {
-            // What each process has stated, of which a part was lost.
+            // The statement of each process, which may lack the use of the earlier processes.
             let states = parts.iter().map(|(process, charged, is_lost)| {
                 let process = process % charges.len();
                 let before = if *is_lost { 0 } else { charges[..process].iter().sum() };
@@ -77,13 +78,13 @@ mod tests {
             });
             let states: Vec<ReplicaUse> = states.collect();
             let merged = |states: &mut dyn Iterator<Item = &ReplicaUse>| {
-                states.fold(ReplicaUse::default(), |known, state| known.merged(*state))
+                states.fold(ReplicaUse::default(), |sum, state| sum.merged(*state))
             };
-            let known = merged(&mut states.iter());
-            prop_assert!(known.used <= charges.iter().sum(), "{known:?} of {states:?}");
-            prop_assert_eq!(merged(&mut states.iter().chain(&states)).used >= known.used, true);
+            let total = merged(&mut states.iter());
+            prop_assert!(total.used <= charges.iter().sum(), "{total:?} of {states:?}");
+            prop_assert_eq!(merged(&mut states.iter().chain(&states)).used >= total.used, true);
             for state in &states {
-                prop_assert!(known.used >= state.used, "{known:?} of {states:?}");
+                prop_assert!(total.used >= state.used, "{total:?} of {states:?}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Reads the replies of the scripts. A reply of another shape is an error and never a panic.
+//! Converts the replies of the scripts to Rust types. A reply of an unexpected shape is an error and never a panic.
 
 #![expect(
     clippy::wildcard_enum_match_arm,

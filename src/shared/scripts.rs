@@ -1,4 +1,5 @@
-//! The scripts that run inside Redis, and the names of the keys that they use. Every key has a time to live.
+//! Contains the Lua scripts that run inside Redis, and builds the names of the keys that they use. Every key has a
+//! time to live.
 
 use redis::Cmd;
 
@@ -40,7 +41,7 @@ impl ScriptCall {
     }
 }
 
-/// The names of the keys of one pool. All are in one hash slot of a cluster.
+/// Builds the names of the keys of one pool. All keys are in one hash slot of a cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Keyspace {
     pool: SharedPoolName,
@@ -55,7 +56,7 @@ pub(super) enum Map {
     Refusals,
     /// The results of polls.
     Polls,
-    /// The changes of operators, sealed.
+    /// The encrypted changes of operators.
     Overlay,
 }
 
@@ -85,7 +86,7 @@ impl Map {
         }
     }
 
-    /// The maximum number of entries.
+    /// The maximum number of entries in Redis.
     pub(super) fn max_entries(self) -> usize {
         match self {
             Self::Evidence | Self::Polls => 8_192,
@@ -120,32 +121,32 @@ impl Keyspace {
         self.key(map.as_str())
     }
 
-    /// The credits of a workspace.
+    /// Returns the key of the credits of a workspace.
     pub(super) fn credits(&self, workspace: SharedId) -> String {
         self.key(&format!("credits:{workspace}"))
     }
 
-    /// The concurrent requests of a concurrency group of a workspace.
+    /// Returns the key of the concurrent requests of a concurrency group of a workspace.
     pub(super) fn slots(&self, workspace: SharedId, group: usize) -> String {
         self.key(&format!("slots:{workspace}:{group}"))
     }
 
-    /// The concurrent requests of a client.
+    /// Returns the key of the concurrent requests of a client.
     pub(super) fn client_slots(&self, client: SharedId) -> String {
         self.key(&format!("client:{client}"))
     }
 
-    /// The quota of a client or user in a period that starts at this time.
+    /// Returns the key of the quota of a client or user in a period that starts at this time.
     pub(super) fn quota(&self, owner: SharedId, unit: &str, period: &str, start_ms: u64) -> String {
         self.key(&format!("quota:{owner}:{unit}:{period}:{start_ms}"))
     }
 
-    /// The workspace that owns an identifier.
+    /// Returns the key of the workspace that owns an identifier.
     pub(super) fn owner(&self, identifier: SharedId) -> String {
         self.key(&format!("owner:{identifier}"))
     }
 
-    /// The workspace that last served a list to a client.
+    /// Returns the key of the workspace that last served a list to a client.
     pub(super) fn list_account(&self, client: SharedId) -> String {
         self.key(&format!("list:{client}"))
     }

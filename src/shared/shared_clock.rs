@@ -1,4 +1,5 @@
-//! The clock of Redis, by which replicas state times to each other. Their own clocks may differ by hours.
+//! Converts between the clock of this process and the clock of Redis, by which replicas state times to each other.
+//! The clocks of the replicas may differ by hours.
 
 use std::time::{Duration, Instant};
 
@@ -21,28 +22,29 @@ pub(super) struct SharedClock {
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    /// The clock of Redis less the clock of this process, in milliseconds.
+    /// The difference: the clock of Redis minus the clock of this process, in milliseconds.
     offset_ms: i64,
     round_trip: Duration,
     taken_at: Instant,
 }
 
-/// The age from which a sample is replaced by any other, because clocks drift.
+/// The age from which any newer sample replaces a sample, because clocks drift.
 const MAX_SAMPLE_AGE: Duration = Duration::from_secs(60);
-/// An offset that differs by this much is used at once, because a clock was set or another server answers.
+/// A new offset that differs by more than this time replaces the former offset at once, because a clock was set or
+/// another server responded.
 const STEP: Duration = Duration::from_secs(1);
 
 impl SharedClock {
-    /// Records that Redis returned its time `redis_ms` to a command that was sent at `sent`, when the reply has
-    /// arrived.
-    pub(super) fn record(&mut self, redis_ms: u64, sent: Moment, received: Moment) {
-        let round_trip = received.instant.saturating_duration_since(sent.instant);
+    /// Records the time `redis_ms` in a reply of Redis, whose command was sent at `sent_at` and which arrived at
+    /// `received_at`.
+    pub(super) fn record(&mut self, redis_ms: u64, sent_at: Moment, received_at: Moment) {
+        let round_trip = received_at.instant.saturating_duration_since(sent_at.instant);
         let half = u64::try_from(round_trip.as_millis() / 2).unwrap_or(u64::MAX);
-        let local = sent.now.0.saturating_add(half);
+        let local = sent_at.now.0.saturating_add(half);
         let offset_ms = redis_ms.cast_signed().saturating_sub(local.cast_signed());
-        let sample = Sample { offset_ms, round_trip, taken_at: received.instant };
+        let sample = Sample { offset_ms, round_trip, taken_at: received_at.instant };
         let is_replaced = self.best.is_none_or(|best| {
-            let is_old = received.instant.saturating_duration_since(best.taken_at) >= MAX_SAMPLE_AGE;
+            let is_old = received_at.instant.saturating_duration_since(best.taken_at) >= MAX_SAMPLE_AGE;
             let difference = Duration::from_millis(best.offset_ms.abs_diff(offset_ms));
             round_trip <= best.round_trip || is_old || difference > STEP + round_trip
         });

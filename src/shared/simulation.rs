@@ -1,6 +1,6 @@
-//! Simulates a pool of replicas on virtual time, with random delays, lost messages, restarts and failures of Redis, and
-//! checks what must always hold. The scripts, the replicas and their pools are the real ones. Redis, the network and
-//! the provider are models.
+//! Simulates a pool of replicas on virtual time, with random delays, lost messages, restarts and failures of Redis,
+//! and checks the invariants of the pool. The scripts, the replicas and their pools are the real code. Redis, the
+//! network and the provider are models.
 //!
 //! `KEYCHOIR_SIMULATION_SEEDS=1000` runs more seeds, and `KEYCHOIR_SIMULATION_SEED=7` only one, with its statistics.
 
@@ -21,10 +21,11 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::sleep;
 
 use faults::run_faults;
+use invariants::Comparison;
 use requests::{RequestEnd, SimulatedRequest, send};
 use world::{Mutation, QUOTA_LAG, Scenario, World};
 
-/// Two intervals between full statements, and the delays of their replies.
+/// Two intervals between full beats, and the delays of their replies.
 const TWO_BEATS: Duration = Duration::from_millis(4_500);
 
 impl Scenario {
@@ -33,38 +34,39 @@ impl Scenario {
         let mut rng = fastrand::Rng::with_seed(seed);
         let replicas = rng.usize(1..=6);
         let workspaces = rng.usize(1..=6);
-        let polls = rng.bool();
+        let is_polled = rng.bool();
         Self {
             seed,
             replicas,
             limits: (0..workspaces).map(|_| rng.u64(300..8_000)).collect(),
             requests: rng.usize(100..900),
             duration: Duration::from_secs(rng.u64(15..50)),
-            poll_interval: polls.then(|| Duration::from_millis(rng.u64(500..4_000))),
+            poll_interval: is_polled.then(|| Duration::from_millis(rng.u64(500..4_000))),
             lag: Duration::from_millis(rng.u64(0..3_000)),
             faults: rng.usize(0..8),
-            kills: polls,
-            drained: 2_000,
+            has_kills: is_polled,
+            max_drain_requests: 2_000,
             mutation: None,
         }
     }
 
-    /// Returns the scenario of a seed with this number of replicas and workspaces. A part of the workspaces is nearly spent,
-    /// because replicas that compete for the last credits of all would state them all the time.
+    /// Returns the scenario of a seed with this number of replicas and workspaces. Only a part of the workspaces has
+    /// few credits, because replicas that compete for the last credits of all workspaces would send statements all
+    /// the time.
     fn large(seed: u64, replicas: usize, workspaces: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let polls = rng.bool();
+        let is_polled = rng.bool();
         Self {
             seed,
             replicas,
             limits: (0..workspaces).map(|_| rng.u64(100..10_000)).collect(),
             requests: workspaces * rng.usize(5..10),
             duration: Duration::from_secs(rng.u64(10..20)),
-            poll_interval: polls.then(|| Duration::from_millis(rng.u64(1_000..4_000))),
+            poll_interval: is_polled.then(|| Duration::from_millis(rng.u64(1_000..4_000))),
             lag: Duration::from_millis(rng.u64(0..3_000)),
             faults: replicas / 4 + rng.usize(0..replicas / 2),
-            kills: polls,
-            drained: 20,
+            has_kills: is_polled,
+            max_drain_requests: 20,
             mutation: None,
         }
     }
@@ -80,8 +82,8 @@ impl Scenario {
             poll_interval: None,
             lag: Duration::ZERO,
             faults,
-            kills: false,
-            drained: 2_000,
+            has_kills: false,
+            max_drain_requests: 2_000,
             mutation: Some(mutation),
         }
     }
@@ -118,10 +120,10 @@ async fn run(scenario: Scenario) -> (Vec<String>, u64) {
     // The first beats, and the first poll.
     sleep(Duration::from_secs(1)).await;
     let faults = spawn_local(run_faults(Rc::clone(&world)));
-    let mut sent = Vec::new();
+    let mut requests = Vec::new();
     for _ in 0..world.scenario.requests {
         let sender = Rc::clone(&world);
-        sent.push(spawn_local(async move {
+        requests.push(spawn_local(async move {
             sleep(sender.scenario.duration.mul_f64(sender.random())).await;
             let index = sender.random_below(sender.scenario.replicas);
             let estimate = 1 + sender.random_below(200) as u64;
@@ -135,42 +137,45 @@ async fn run(scenario: Scenario) -> (Vec<String>, u64) {
         }));
     }
     faults.await.unwrap();
-    for request in sent {
+    for request in requests {
         request.await.unwrap();
     }
     while !world.is_healthy() {
         sleep(Duration::from_millis(100)).await;
     }
-    check_agreement(&world, world.scenario.poll_interval.is_none()).await;
+    let comparison =
+        if world.scenario.poll_interval.is_none() { Comparison::Provider } else { Comparison::Replicas };
+    check_agreement(&world, comparison).await;
     if let Some(interval) = world.scenario.poll_interval {
         sleep(QUOTA_LAG + world.scenario.lag + 2 * interval + TWO_BEATS).await;
-        check_agreement(&world, true).await;
+        check_agreement(&world, Comparison::Provider).await;
     }
     drain(&world).await;
     if std::env::var_os("KEYCHOIR_SIMULATION_SEED").is_some() {
         println_statistics(&world);
     }
-    let found = world.violations.take();
-    (if found.is_empty() { found } else { [world.faults(), found].concat() }, world.redis.digest())
+    let violations = world.violations.take();
+    let report = if violations.is_empty() { violations } else { [world.faults(), violations].concat() };
+    (report, world.redis.digest())
 }
 
 /// Checks that all replicas agree two beats after the last charge, poll and fault.
-async fn check_agreement(world: &World, is_exact: bool) {
+async fn check_agreement(world: &World, comparison: Comparison) {
     world.is_polling_paused.set(true);
     sleep(TWO_BEATS).await;
-    world.check_agreement(is_exact);
+    world.check_agreement(comparison);
     world.is_polling_paused.set(false);
 }
 
-#[expect(clippy::print_stdout, reason = "a person has asked for the statistics of one seed")]
+#[expect(clippy::print_stdout, reason = "KEYCHOIR_SIMULATION_SEED requests the statistics of one seed")]
 fn println_statistics(world: &World) {
     println!("{:#?}\n{:#?}\n{:016x}", world.scenario, world.violations, world.redis.digest());
 }
 
-/// Uses the credits that are left. All must be used, whichever replica receives the requests.
+/// Sends requests until no credits are left. All credits must be used, whichever replica receives the requests.
 async fn drain(world: &Rc<World>) {
     let mut failures = 0;
-    for _ in 0..world.scenario.drained {
+    for _ in 0..world.scenario.max_drain_requests {
         let left = world.provider.workspaces.borrow().iter().map(|workspace| workspace.left()).max().unwrap();
         if left == 0 {
             return;
@@ -185,7 +190,7 @@ async fn drain(world: &Rc<World>) {
             continue;
         }
         failures += 1;
-        // A poll that contains charges that were not stated yet raises the count until the workspace is idle.
+        // A poll that contains charges which no replica has stated yet raises the count until the workspace is idle.
         let max_failures = if world.scenario.poll_interval.is_some() { 3 } else { 0 };
         if failures > max_failures {
             world.fail(format!("replica-{index} did not use {left} credits that are left: {end:?}"));
@@ -193,14 +198,14 @@ async fn drain(world: &Rc<World>) {
         }
         sleep(QUOTA_LAG + world.scenario.lag + TWO_BEATS).await;
     }
-    if world.scenario.drained >= 2_000 {
+    if world.scenario.max_drain_requests >= 2_000 {
         world.fail("the credits were not used".to_owned());
     }
 }
 
 #[test]
 fn replicas_share_a_pool_whatever_fails() {
-    // Seeds that have found faults, and take a few seconds each.
+    // These seeds have found bugs, and take a few seconds each.
     const SEEDS: [u64; 16] = [1, 6, 9, 10, 12, 19, 21, 46, 63, 64, 72, 84, 88, 102, 128, 133];
     assert_no_violations(seeds("KEYCHOIR_SIMULATION_SEEDS", &SEEDS).map(Scenario::from_seed));
 }
@@ -215,7 +220,7 @@ fn many_replicas_share_many_workspaces() {
     }
 }
 
-/// Returns the one seed that a person has asked for, the number of seeds that the variable names, or `default`.
+/// Returns the seed of `KEYCHOIR_SIMULATION_SEED`, else as many seeds as `variable` says, else `default`.
 fn seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().unwrap());
     match (number("KEYCHOIR_SIMULATION_SEED"), number(variable)) {
@@ -227,7 +232,8 @@ fn seeds(variable: &str, default: &[u64]) -> impl Iterator<Item = u64> {
 }
 
 fn assert_no_violations(scenarios: impl Iterator<Item = Scenario>) {
-    let failed: Vec<Vec<String>> = scenarios.map(simulate).filter(|found| !found.is_empty()).collect();
+    let failed: Vec<Vec<String>> =
+        scenarios.map(simulate).filter(|violations| !violations.is_empty()).collect();
     assert!(failed.is_empty(), "{} seeds: {:#?}", failed.len(), &failed[..failed.len().min(6)]);
 }
 
@@ -237,11 +243,11 @@ fn a_seed_always_gives_the_same_simulation() {
     assert_eq!(simulate(), simulate());
 }
 
-/// Each invariant reports the violation of a rule that it is about.
+/// Breaks one rule at a time, and checks that the invariant about that rule reports the violation.
 #[test]
 fn every_invariant_can_fail() {
     use Mutation::{Script, WholeShareAlone};
-    /// Seeds of which at least one shows the violation.
+    /// Seeds; at least one of them shows the violation.
     const SEEDS: std::ops::Range<u64> = 0..12;
     let no_grants = Script("is_other_right and 0 or math.max(left - unused, 0)", "0");
     let several_rights = Script("may_exceed and is_first and unused == 0 and not right", "may_exceed");
@@ -257,15 +263,15 @@ fn every_invariant_can_fail() {
         (Script("known.used > used_before", "false"), 100, 8, "spent credits of workspace"),
         (no_evidence, 250, 0, "has the evidence"),
         (Script("holder == me) then", "true) then"), 0, 0, "poll at once"),
-        (Script("if lease > 0 and", "if false and"), 0, 0, "no replica polls"),
+        (Script("if leader_ttl > 0 and", "if false and"), 0, 0, "no replica polls"),
         (ended_at_once, 0, 0, "counts 1 of 3 replicas"),
         (WholeShareAlone, 250, 8, "of AloneUse"),
     ];
     let mut missing = Vec::new();
     for (mutation, requests, faults, expected) in broken {
         let is_reported = |seed| {
-            let found = simulate(Scenario::mutated(seed, mutation, requests, faults));
-            found.iter().any(|text| text.contains(expected))
+            let violations = simulate(Scenario::mutated(seed, mutation, requests, faults));
+            violations.iter().any(|text| text.contains(expected))
         };
         if !SEEDS.into_iter().any(is_reported) {
             missing.push((mutation, expected));

@@ -1,4 +1,5 @@
-//! This replica's part of the concurrent requests of a concurrency group, or of a client. `slots.lua` divides them.
+//! Divides the concurrent requests of a subject, on the side of one replica: states the slots that the replica uses
+//! and demands, and applies the grants of `slots.lua`. A subject is a concurrency group of a workspace, or a client.
 
 use std::time::{Duration, Instant};
 
@@ -9,27 +10,27 @@ use super::reply::{UnexpectedReply, amount, integer, tuple};
 use super::scripts::{SLOTS, ScriptCall};
 use crate::pool::SlotUse;
 
-/// The lease of granted slots at Redis.
+/// The lease of granted slots: the time after a statement for which Redis reserves them for the replica.
 pub(super) const SLOT_LEASE: Duration = Duration::from_secs(5);
-/// The time without use after which a replica gives its slots back.
+/// The time without use after which a replica returns its slots.
 const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// The interval at which slots that cannot be divided equally go to other replicas.
 pub(super) const ROTATION: Duration = Duration::from_secs(2);
 /// The slots that a replica may use before its first statement.
 const LOAN: u32 = 1;
 
-/// What this replica states about concurrent requests.
+/// The statement of this replica about a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotStatement {
     /// The slots that this replica uses or may use until the reply.
     pub(super) held: u32,
-    /// The slots that the replica could use; 0 gives its slots back.
+    /// The slots that the replica could use; 0 returns all slots that are not in use.
     pub(super) demand: u32,
-    /// Whether the replica keeps no slot, because it has no credits.
+    /// Whether the replica demands only the slots in use, because it has no credits.
     pub(super) is_blocked: bool,
     /// The maximum of all replicas together; 0 if unknown.
     pub(super) max: u32,
-    /// The shared time at which the maximum was learned.
+    /// The shared time at which the maximum was received.
     pub(super) max_stamp: u64,
 }
 
@@ -73,13 +74,31 @@ impl SlotGrant {
     }
 }
 
-/// The change that follows from a reply.
+/// The changes that a reply causes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotChange {
     /// The new share of this replica; `None` if it stays.
     pub(super) share: Option<Option<u32>>,
-    /// A maximum that another replica has learned.
+    /// A maximum that another replica has received from the provider.
     pub(super) max: Option<u32>,
+}
+
+/// The demand of queued requests for slots, and whether credits prevent it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SlotDemand {
+    /// The number of queued requests.
+    pub(super) queued: u32,
+    /// Whether the replica has no credits, so that it can use no further slot.
+    pub(super) is_blocked: bool,
+}
+
+/// The share of a replica without a current grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fallback {
+    /// One slot until the next reply, because Redis responds.
+    Loan,
+    /// The maximum divided by the number of replicas.
+    EqualPart,
 }
 
 /// The state of a subject at this replica.
@@ -87,13 +106,13 @@ pub(super) struct SlotChange {
 pub(super) struct Slots {
     last_used: Option<Instant>,
     lease_end: Option<Instant>,
-    /// The last maximum of this replica, and the shared time at which it was learned.
+    /// The last maximum that this replica knows, and the shared time at which it was received.
     max: Option<u32>,
     max_stamp: u64,
     /// The share that was applied last.
     share: Option<u32>,
     /// The last statement that Redis has received.
-    stated: Option<SlotStatement>,
+    last_statement: Option<SlotStatement>,
 }
 
 impl Slots {
@@ -101,8 +120,7 @@ impl Slots {
     pub(super) fn statement(
         &mut self,
         usage: SlotUse,
-        queued: u32,
-        is_blocked: bool,
+        SlotDemand { queued, is_blocked }: SlotDemand,
         shared_now: u64,
         instant: Instant,
     ) -> Option<SlotStatement> {
@@ -110,8 +128,7 @@ impl Slots {
             self.max = usage.max;
             self.max_stamp = shared_now;
         }
-        let is_used = usage.count.peak > 0 || queued > 0;
-        if is_used {
+        if usage.count.peak > 0 || queued > 0 {
             self.last_used = Some(instant);
         }
         let last_used = self.last_used?;
@@ -139,12 +156,17 @@ impl Slots {
 
     /// Whether a statement differs from the last one that Redis has received.
     pub(super) fn is_changed(&self, statement: SlotStatement) -> bool {
-        self.stated != Some(statement)
+        self.last_statement != Some(statement)
     }
 
-    /// Applies the reply to a statement that was sent at `sent`.
-    pub(super) fn apply(&mut self, statement: SlotStatement, grant: SlotGrant, sent: Instant) -> SlotChange {
-        self.stated = Some(statement);
+    /// Applies the reply to a statement that was sent at `sent_at`.
+    pub(super) fn apply(
+        &mut self,
+        statement: SlotStatement,
+        grant: SlotGrant,
+        sent_at: Instant,
+    ) -> SlotChange {
+        self.last_statement = Some(statement);
         let mut change = SlotChange::default();
         if grant.max_stamp > self.max_stamp && grant.max > 0 && self.max != Some(grant.max) {
             self.max = Some(grant.max);
@@ -155,16 +177,16 @@ impl Slots {
             self.lease_end = None;
             return change;
         }
-        self.lease_end = Some(sent + SLOT_LEASE - LEASE_MARGIN);
+        self.lease_end = Some(sent_at + SLOT_LEASE - LEASE_MARGIN);
         change.share = self.set_share(Some(grant.granted));
         change
     }
 
-    /// Returns the share without a current grant, if it changes: a loan, or without a link a part of the maximum.
+    /// Applies the fallback share if there is no current grant. Returns the share if it changes.
     pub(super) fn fall_back(
         &mut self,
         replicas: u32,
-        is_alone: bool,
+        fallback: Fallback,
         instant: Instant,
     ) -> Option<Option<u32>> {
         if self.lease_end.is_some_and(|end| end > instant) {
@@ -173,8 +195,10 @@ impl Slots {
         self.lease_end = None;
         let share = match (self.max, replicas) {
             (None, _) | (_, 0 | 1) => None,
-            (Some(max), _) if is_alone => Some((max / replicas).max(1)),
-            (Some(_), _) => Some(LOAN),
+            (Some(max), _) => Some(match fallback {
+                Fallback::EqualPart => (max / replicas).max(1),
+                Fallback::Loan => LOAN,
+            }),
         };
         self.set_share(share)
     }

@@ -1,5 +1,5 @@
-//! The task that connects this replica to Redis: it states at each beat what changed, publishes changes at once, and
-//! applies those of others. Without a response, the replica continues alone until Redis responds again.
+//! Connects this replica to Redis, and connects again after a failure. While Redis does not respond, the replica is
+//! alone: it uses only its part of the pool. `open_link.rs` runs an open connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub struct LinkInputs {
     pub polls: Option<mpsc::Receiver<OwnPoll>>,
     /// The regional hosts of the provider.
     pub regions: Arc<[Arc<Authority>]>,
-    /// How long owners of identifiers are kept.
+    /// The maximum number and age of the owners of identifiers.
     pub owner_limits: RetentionLimits,
 }
 
@@ -59,17 +59,17 @@ pub struct LinkInputs {
 pub struct LinkHandles {
     /// Whether this replica polls.
     pub role: watch::Receiver<PollingRole>,
-    /// What this replica knows of the pool.
+    /// The state of the connection and of the replicas.
     pub view: SharedPoolView,
-    /// The link of requests.
+    /// The lookups of requests in other replicas.
     pub link: Arc<dyn ReplicaLink>,
-    /// Receives the channels of the owner of the overlay, once.
+    /// Registers the owner of the overlay, once.
     pub overlay: mpsc::Sender<OverlayPort>,
-    /// Cancelled when the program ends, so that the replica gives everything back.
+    /// Cancelled when the program ends, so that the replica returns its grants and slots.
     pub leaving: CancellationToken,
 }
 
-/// The link of this replica to the pool.
+/// The task that connects this replica to Redis.
 #[derive(Debug)]
 pub struct LinkTask {
     endpoint: RedisEndpoint,
@@ -125,7 +125,7 @@ impl LinkTask {
     ///
     /// Fails when `redis.ca_file` cannot be used.
     pub fn new(settings: LinkSettings, inputs: LinkInputs) -> Result<(Self, LinkHandles), TlsError> {
-        /// Changes beyond this number are stated with the next restatement.
+        /// Maximum number of queued changes. A change beyond it is dropped, and stated with the next restatement.
         const MAX_QUEUED_CHANGES: usize = 4_096;
         let LinkInputs { pool, replica_id, polls, regions, owner_limits } = inputs;
         let (changes_sender, changes) = mpsc::channel(MAX_QUEUED_CHANGES);
@@ -168,7 +168,7 @@ impl LinkTask {
         Ok((task, LinkHandles { role: role_receiver, view, link, overlay: overlay_sender, leaving }))
     }
 
-    /// Runs the link until it leaves.
+    /// Runs until the replica has left the pool.
     pub async fn run(mut self, config: SharedConfig) {
         let mut endpoint = self.endpoint.clone();
         let mut delay = FIRST_RECONNECT_DELAY;
@@ -191,13 +191,13 @@ impl LinkTask {
             if self.leaving.is_cancelled() {
                 return;
             }
-            self.replica.set_alone(true);
+            self.replica.record_disconnected();
             self.link.set_connection(None);
             self.clients.restate();
             self.publish_view();
             let node = if let LinkError::Command(error) = &error { endpoint.redirect(error) } else { None };
             if let Some(node) = node {
-                // The node of a cluster that has the keys of the pool, at once.
+                // Connect at once to the node of the cluster that has the keys of the pool.
                 endpoint = node;
                 continue;
             }
@@ -215,8 +215,8 @@ impl LinkTask {
         }
     }
 
-    /// Uses only the part of this replica for the duration of `pause`. Drops the changes of the pool, which are stated
-    /// again after the next connection.
+    /// Waits for the duration of `pause` before the next attempt to connect. The replica uses only its part of the
+    /// pool, and drops the changes of the pool, which it states again after the next connection.
     async fn stay_alone(&mut self, pause: Duration, config: &SharedConfig) {
         let wait = tokio::time::sleep(pause);
         tokio::pin!(wait);
@@ -234,7 +234,7 @@ impl LinkTask {
         }
     }
 
-    /// Replaces the grants that have ended by parts of what was left.
+    /// Replaces the grants that have ended by equal parts of the credits and slots that were left.
     fn fall_back(&mut self, config: &SharedConfig) {
         self.replica.fall_back(moment());
         self.clients.fall_back(&config.load().client_usage, self.replica.live_replicas(), moment());
@@ -249,7 +249,7 @@ impl LinkTask {
         let connection = loop {
             tokio::select! {
                 connection = &mut opening => break connection?,
-                // Before the first connection is decided, nothing is divided.
+                // The pool is not divided before the first attempt to connect has ended.
                 _ = ticks.tick() => if self.view.get().link == LinkState::Alone {
                     self.fall_back(config);
                 }
@@ -259,8 +259,8 @@ impl LinkTask {
         let mut link = Link::new(connection, counts, self.settings.response_timeout, Arc::clone(config));
         let channel = self.replica.keyspace.channel();
         link.query(|mut commands| async move { commands.subscribe(channel).await }).await?;
-        self.replica.set_alone(false);
-        link.beat(self, BeatCause::Needed).await?;
+        self.replica.record_connected();
+        link.beat(self, BeatCause::ReplyNeeded).await?;
         self.link.set_connection(Some(link.connection().commands.clone()));
         Ok(link)
     }
@@ -286,7 +286,7 @@ impl LinkTask {
             && let Some(port) = &self.overlay
             && let Some(overlay) = parse_overlay(&entry.value)
         {
-            // Each overlay contains all changes, so the next one replaces an overlay that is dropped here.
+            // Each overlay contains all changes, so the next overlay replaces an overlay that is dropped here.
             let _ = port.incoming.try_send(overlay);
         }
     }
@@ -301,7 +301,7 @@ impl LinkTask {
         let link = if is_alone { LinkState::Alone } else { LinkState::Connected };
         self.view.set(PoolView { link, replicas });
         let role = if replica.is_polling() { PollingRole::Leader } else { PollingRole::Follower };
-        self.role.send_if_modified(|known| std::mem::replace(known, role) != role);
+        self.role.send_if_modified(|current| std::mem::replace(current, role) != role);
     }
 }
 

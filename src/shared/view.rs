@@ -1,4 +1,5 @@
-//! What this replica knows of the pool, for status pages, metrics and the path of requests.
+//! Publishes the state of the connection to Redis and the list of replicas, for status pages and metrics. The task of
+//! the link replaces the view after each beat.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::policy::units::UnixMs;
 /// The state of the connection to Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// The first connection is not decided yet.
+    /// The first attempt to connect has not ended.
     Connecting,
     /// Redis responds, and the replicas share one pool.
     Connected,
@@ -43,17 +44,17 @@ pub struct ReplicaInfo {
     pub started_at: UnixMs,
     /// The time of its last statement.
     pub last_seen: UnixMs,
-    /// Whether it states itself regularly.
+    /// Whether it has not ended: its last statement is recent.
     pub is_live: bool,
     /// Whether it polls the provider for all replicas.
     pub is_leader: bool,
-    /// Whether it is the replica that reports this.
+    /// Whether it is this replica.
     pub is_self: bool,
     /// Its part of the concurrent requests that are granted to replicas, from 0 to 1.
     pub share: f64,
 }
 
-/// The pool as this replica knows it.
+/// The connection and the replicas, as this replica knows them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolView {
     /// The state of the connection to Redis.
@@ -63,7 +64,7 @@ pub struct PoolView {
 }
 
 impl PoolView {
-    /// Returns the replicas that state themselves regularly.
+    /// Returns the replicas that have not ended.
     pub fn live_replicas(&self) -> impl Iterator<Item = &ReplicaInfo> {
         self.replicas.iter().filter(|replica| replica.is_live)
     }
@@ -125,8 +126,8 @@ pub(super) fn replica_infos(
             is_self: member.id == own_id,
             share: match (is_live(member.expires_ms), slots) {
                 (false, _) => 0.0,
-                (true, 0) => 1.0 / lossy(count as u64),
-                (true, slots) => lossy(member.description.slots) / lossy(slots),
+                (true, 0) => 1.0 / to_f64(count as u64),
+                (true, slots) => to_f64(member.description.slots) / to_f64(slots),
             },
         })
         .collect();
@@ -135,6 +136,6 @@ pub(super) fn replica_infos(
 }
 
 #[expect(clippy::cast_precision_loss, reason = "the counts are far below 2^53")]
-fn lossy(count: u64) -> f64 {
+fn to_f64(count: u64) -> f64 {
     count as f64
 }

@@ -8,7 +8,7 @@ use super::{Finding, free_plans_message};
 use crate::admin::describe_refusal;
 use crate::app::{
     AppConfig, CheckOutcome, CheckedKey, KeyCheck, LinkSettings, OnlineCheck, RedisProbe, RedisProbeError,
-    RedisRefusal, RouteCheck, TableCheck, acl_line,
+    RedisRefusal, RouteCheck, TableCheck, acl_setuser_command,
 };
 use crate::cli::table::abbreviate;
 use crate::config::Config;
@@ -200,7 +200,7 @@ fn describe_tables(url: &str, tables: &[TableCheck]) -> Vec<Finding> {
 
 /// Describes the Redis of `settings`, and the ACL permissions that Keychoir's Redis user needs.
 fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProbeError>) -> Vec<Finding> {
-    let acl = acl_line(settings);
+    let acl = acl_setuser_command(settings);
     let probe = match result {
         Ok(probe) => probe,
         Err(error) if error.refusal() == Some(&RedisRefusal::PermissionDenied) => {

@@ -1,5 +1,5 @@
-//! The permit of a request under its client's limits. The permit counts as a concurrent request, and against the quotas
-//! of the client and of the end user. Both quotas are charged the same amounts.
+//! Admits and charges a request under its client's limits. The permit counts as a concurrent request, and against the
+//! quotas of the client and of the end user. Both quotas are charged the same amounts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +44,7 @@ impl ClientPermit {
             .map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
-    /// Makes `attempt`, and asks the other replicas for a grant if it needs one.
+    /// Makes `attempt`, and requests a grant from the other replicas if the attempt needs it.
     pub(super) async fn take_from_shared_client(
         &self,
         now: UnixMs,
@@ -87,7 +87,8 @@ impl ClientPermit {
         self.client.billing
     }
 
-    /// Returns whether the request counts against a credit quota, so that its price should be known before it is sent.
+    /// Returns whether the request counts against a credit quota, so that its price should be known before it is
+    /// sent.
     pub(in crate::proxy) fn needs_price(&self) -> bool {
         self.client.needs_price() || self.user.as_ref().is_some_and(QuotaPermit::needs_price)
     }

@@ -1,5 +1,5 @@
-//! The share of this replica in the rate limit and the concurrent requests of a client, and the activity from which
-//! the pool determines the shares.
+//! Stores the share of this replica in the rate limit and the concurrent requests of a client, and measures the
+//! activity from which the pool determines the shares.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub struct ClientActivity {
     pub client: ClientName,
     /// The requests in progress.
     pub running: u32,
-    /// The requests that were in progress at the same time since the last report, including refused ones.
+    /// The requests that were in progress at the same time since the last report, including refused requests.
     pub demand: u32,
     /// The configured maximum of concurrent requests of all replicas together.
     pub max_concurrent: Option<u32>,
@@ -34,20 +34,20 @@ pub struct ClientActivity {
     pub is_recent: bool,
 }
 
-/// The share and the activity of one client. All of them are zero without other replicas.
+/// The share and the activity of one client. All values are zero if there are no other replicas.
 #[derive(Debug, Default)]
 pub(super) struct ClientShareCell {
     /// The divisor of the rate limit, or 0 if it is unknown.
     rate_divisor: AtomicU32,
     /// The maximum number of concurrent requests plus 1, or 0 if it is unknown.
     max_concurrent: AtomicU32,
-    /// The configured maximum of concurrent requests, or 0 without one.
+    /// The configured maximum of concurrent requests, or 0 if there is no maximum.
     configured_max: AtomicU32,
     /// The largest number of requests in progress since the last report.
     peak: AtomicU32,
     /// The requests that were refused since the last report.
     refused: AtomicU32,
-    /// The time of the last request in nanoseconds, or 0 before the first one.
+    /// The time of the last request in nanoseconds, or 0 before the first request.
     used_at: AtomicU64,
 }
 

@@ -1,4 +1,4 @@
-//! The data of an admission under a client's limits: the counters of the client and its users, the properties
+//! Defines the data of an admission under a client's limits: the counters of the client and its users, the properties
 //! of the request, and the limit that the request exceeds.
 
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -39,7 +39,7 @@ pub(in crate::proxy) struct ClientCounters {
 /// The properties of a request on which its client's limits depend.
 #[derive(Clone, Copy, Debug)]
 pub struct AdmissionRequest {
-    /// How the provider bills the request.
+    /// The provider's billing of the request.
     pub billing: Billing,
     /// Whether the response lets the client use the provider without the proxy.
     pub grants_direct_access: bool,
@@ -50,7 +50,8 @@ pub struct AdmissionRequest {
 }
 
 impl AdmissionRequest {
-    /// Returns whether the request counts against quotas, unlike a free request or one with the client's own key.
+    /// Returns whether the request counts against quotas, unlike a free request or a request with the client's own
+    /// key.
     pub(in crate::proxy) fn counts_against_quotas(&self) -> bool {
         self.is_charged && self.billing != Billing::Free
     }
@@ -112,7 +113,7 @@ impl ClientCounters {
 }
 
 impl UsageCounters {
-    /// Returns the share in the quota, or `None` without other replicas.
+    /// Returns the share in the quota, or `None` if there are no other replicas.
     pub(super) fn share(&self) -> Option<&QuotaShare> {
         self.share.get().map(|share| &**share)
     }

@@ -1,4 +1,4 @@
-//! What this replica knows about one quota that the pool shares: its grant, and the use of the other replicas. All
+//! Decides how much of one shared quota this replica may use, by its grant and the use of the other replicas. All
 //! decisions are pure, with the time as an argument.
 
 use std::time::{Duration, Instant};
@@ -6,28 +6,29 @@ use std::time::{Duration, Instant};
 use super::tallies::Demand;
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaShortfall};
 use crate::policy::units::UnixMs;
-use crate::proxy::replica_link::{QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement};
+use crate::proxy::replica_link::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatement};
 
-/// Time for which a refusal by the other replicas is repeated without another question. It bounds the questions of a
-/// client that goes on after its quota is used up, and is about one interval of the regular statements.
+/// Time for which a refusal by the other replicas is repeated without another lookup. It limits the lookups for a
+/// client that continues to send requests after its quota is used up, and is about one interval of the regular
+/// statements.
 const REFUSAL_TTL: Duration = Duration::from_millis(100);
 
-/// The number of intervals between regular statements for whose use a replica holds a grant. A sudden increase to this
-/// multiple needs no question.
+/// The grant that a replica holds, as a multiple of its use between two regular statements. An increase of the use to
+/// this multiple needs no lookup.
 const HELD_INTERVALS: u64 = 4;
 
-/// How a request may use a shared quota.
+/// The part of a shared quota that a request may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GrantUse {
     /// The grant may be extended first, if it is insufficient.
     Extensible,
     /// Only the current grant is used.
     Current,
-    /// There was no answer, so the request may use this replica's share of what was left at the last answer.
+    /// There was no reply, so the request may use this replica's share of the amount that was left at the last reply.
     Alone,
 }
 
-/// The refusal of a question.
+/// A reply that refused to extend the grant.
 #[derive(Clone, Copy, Debug)]
 struct GrantRefusal {
     /// The smallest amount that was refused.
@@ -43,9 +44,9 @@ pub(super) struct SharedQuota {
     granted: u64,
     valid_until: Option<Instant>,
     used_by_others: u64,
-    /// The use by this replica that the last answered statement contained.
+    /// The use by this replica in the last statement that had a reply.
     stated_use: u64,
-    answered_at: Option<Instant>,
+    replied_at: Option<Instant>,
     refusal: Option<GrantRefusal>,
     generation: u64,
     /// The use by this replica at the last regular statement.
@@ -55,8 +56,8 @@ pub(super) struct SharedQuota {
 }
 
 impl SharedQuota {
-    /// Creates the state of a quota of which this replica has used `used`. The generation starts with the time, so
-    /// that it is newer than those before a restart.
+    /// Creates the state of a quota. `used` is the use by this replica. The generation starts with the time, so
+    /// that it is newer than the generations before a restart.
     pub(super) fn new(quota: ClientQuota, period_start: UnixMs, used: u64, now: UnixMs) -> Self {
         Self {
             quota,
@@ -65,7 +66,7 @@ impl SharedQuota {
             valid_until: None,
             used_by_others: 0,
             stated_use: used,
-            answered_at: None,
+            replied_at: None,
             refusal: None,
             generation: now.0,
             regular_use: used,
@@ -78,9 +79,9 @@ impl SharedQuota {
         self.valid_until.is_some_and(|valid_until| now < valid_until)
     }
 
-    /// Returns the time since the last answer, or `None` before the first one.
-    pub(super) fn answer_age(&self, now: Instant) -> Option<Duration> {
-        self.answered_at.map(|answered_at| now.saturating_duration_since(answered_at))
+    /// Returns the time since the last reply, or `None` before the first reply.
+    pub(super) fn reply_age(&self, now: Instant) -> Option<Duration> {
+        self.replied_at.map(|replied_at| now.saturating_duration_since(replied_at))
     }
 
     pub(super) fn used_by_others(&self) -> u64 {
@@ -97,14 +98,14 @@ impl SharedQuota {
         limit.min(self.quota.amount)
     }
 
-    /// Returns the limit without answers: the use at the last answer, and an equal share of what was left then. It
-    /// does not depend on the use since then, so the replica never takes a share of a share.
+    /// Returns the limit without replies: the use at the last reply, and an equal share of the amount that was left
+    /// then. It does not depend on the use since then, so the replica never takes a share of a share.
     fn limit_alone(&self, replicas: u32) -> u64 {
         let left = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.stated_use);
         self.stated_use.saturating_add(left.div_ceil(u64::from(replicas.max(1))))
     }
 
-    /// Whether a question about `demand` may help a request, for which the replica has `left`.
+    /// Whether an extension of the grant may help a request that needs `demand`, while the replica has `left`.
     pub(super) fn may_extend(&self, used: u64, left: u64, demand: Demand, now: Instant) -> bool {
         let is_refused = self
             .refusal
@@ -112,11 +113,11 @@ impl SharedQuota {
         used < self.quota.amount && demand.fit(left).is_none_or(|amount| amount < demand.max) && !is_refused
     }
 
-    /// Returns whether a running session may use more credits. A session is charged for what it has used, so the
+    /// Returns whether a running session may use more credits. A session is charged for its use, so the
     /// total use decides and not the grant.
     pub(super) fn may_spend(&self, used: u64, replicas: u32, now: Instant) -> bool {
-        // A quota in use is stated regularly. If its grant has expired, there were no answers.
-        let is_alone = self.answered_at.is_some() && !self.is_granted(now);
+        // A quota in use is stated regularly. If its grant has expired, there were no replies.
+        let is_alone = self.replied_at.is_some() && !self.is_granted(now);
         let limit = match is_alone {
             true => self.limit_alone(replicas),
             false => self.quota.amount.saturating_sub(self.used_by_others),
@@ -124,20 +125,21 @@ impl SharedQuota {
         used < limit
     }
 
-    /// Returns the error for a request that needs `demand`, of which this replica may use `left`.
+    /// Returns the error for a request that needs `demand`. `left` is the amount that this replica may still use.
     pub(super) fn exceeded(&self, used: u64, left: u64, demand: Demand, now: UnixMs) -> QuotaExceeded {
         let total = used.saturating_add(self.used_by_others);
         let exceeded = self.quota.exceeded(total, demand.min, now);
         // The grants of other replicas may hold the rest.
         let is_held = exceeded.shortfall.is_some_and(|shortfall| shortfall.remaining >= shortfall.needed);
-        let held = (left > 0).then_some(QuotaShortfall { remaining: left, needed: demand.min });
-        QuotaExceeded { shortfall: if is_held { held } else { exceeded.shortfall }, ..exceeded }
+        let own_shortfall = (left > 0).then_some(QuotaShortfall { remaining: left, needed: demand.min });
+        QuotaExceeded { shortfall: if is_held { own_shortfall } else { exceeded.shortfall }, ..exceeded }
     }
 
-    /// Prepares a regular statement: gives back the part of the grant that this replica does not need soon, so that it
-    /// does not hold what another replica needs. Returns the amount in addition to `used` that the replica wants to
-    /// hold: the use of a few intervals, but only a part of what is left. A replica without recent use wants nothing.
-    /// A replica without a grant wants only what its requests wait for, because its knowledge of the others is old.
+    /// Prepares a regular statement: returns the part of the grant that this replica does not need soon, so that
+    /// another replica can use it. Returns the amount in addition to `used` that the replica wants to hold: the use
+    /// of a few intervals, but only a part of the amount that is left. A replica without recent use wants nothing. A
+    /// replica without a grant wants only the amount that its requests wait for, because the use by other replicas
+    /// that it knows is old.
     pub(super) fn prepare_regular(&mut self, used: u64, waiting: u64, replicas: u32, now: Instant) -> u64 {
         self.recent_use = [used.saturating_sub(self.regular_use), self.recent_use[0]];
         self.regular_use = used;
@@ -153,7 +155,7 @@ impl SharedQuota {
         wanted
     }
 
-    /// Gives back the whole grant, because the amount of the quota has changed.
+    /// Returns the whole grant to the pool, because the amount of the quota has changed.
     pub(super) fn change_amount(&mut self, amount: u64) {
         self.quota.amount = amount;
         (self.granted, self.valid_until, self.refusal) = (0, None, None);
@@ -181,25 +183,24 @@ impl SharedQuota {
         }
     }
 
-    /// Applies the answer to `statement`.
-    pub(super) fn apply(&mut self, statement: &QuotaStatement, answer: QuotaAnswer, now: Instant) {
-        let QuotaGrant { granted, used_by_others, valid_until } = match answer {
-            QuotaAnswer::Granted(grant) => {
+    /// Applies the reply to `statement`.
+    pub(super) fn apply(&mut self, statement: &QuotaStatement, reply: QuotaReply, now: Instant) {
+        let QuotaGrant { granted, used_by_others, valid_until } = match reply {
+            QuotaReply::Granted(grant) => {
                 if statement.needed > 0 {
                     self.refusal = None;
                 }
                 grant
             }
-            QuotaAnswer::Denied(grant) => {
+            QuotaReply::Denied(grant) => {
                 self.refusal =
                     Some(GrantRefusal { needed: statement.needed, valid_until: now + REFUSAL_TTL });
                 grant
             }
-            QuotaAnswer::Unknown => return,
+            QuotaReply::Unknown => return,
         };
-        (self.used_by_others, self.stated_use, self.answered_at) =
-            (used_by_others, statement.used, Some(now));
-        // The answer to a statement before the replica gave back a part of its grant may contain that part.
+        (self.used_by_others, self.stated_use, self.replied_at) = (used_by_others, statement.used, Some(now));
+        // A reply to a statement from before the replica returned a part of its grant may contain that part.
         if statement.generation == self.generation {
             (self.granted, self.valid_until) = (granted, Some(valid_until));
         }

@@ -1,5 +1,5 @@
-//! The permit of a request under one quota, of its client or of its user. It counts the request in the quota,
-//! and reserves credits, which no other request can use.
+//! Counts a request against one quota, of its client or of its user, and reserves credits, which no other request can
+//! use, until the permit is charged or dropped.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaUnit};
 use crate::policy::units::UnixMs;
 
-/// Maximum number of questions of one request to the other replicas. Other requests may use a grant before the request
-/// that asked for it.
-const MAX_QUESTIONS: u32 = 4;
+/// Maximum number of grant extensions for one request. Other requests may use an extended grant before the request
+/// that extended it.
+const MAX_EXTENSIONS: u32 = 4;
 
 /// The reason that an amount cannot be taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,12 +107,12 @@ impl QuotaPermit {
         }
     }
 
-    /// Makes `attempt`, which takes an amount from the quota. While the grant of this replica is insufficient, asks
-    /// the other replicas to extend it, and makes the attempt again.
+    /// Makes `attempt`, which takes an amount from the quota. While the grant of this replica is insufficient,
+    /// requests an extension from the other replicas, and makes the attempt again.
     ///
     /// # Errors
     ///
-    /// Fails when the quota of all replicas is insufficient. Without an answer in time, fails when the share of this
+    /// Fails when the quota of all replicas is insufficient. Without a reply in time, fails when the share of this
     /// replica is insufficient.
     pub(super) async fn with_grant<T>(
         &self,
@@ -120,7 +120,7 @@ impl QuotaPermit {
         attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused>,
     ) -> Result<T, ReservationRefused> {
         let mut grant_use = GrantUse::Extensible;
-        for _ in 0..MAX_QUESTIONS {
+        for _ in 0..MAX_EXTENSIONS {
             match (attempt(self, grant_use), self.counters.share(), self.quota()) {
                 (Err(ReservationRefused::Grant { demand, .. }), Some(share), Some(quota)) => {
                     grant_use = share.extend(&self.counters, quota, demand, now).await;
@@ -135,7 +135,8 @@ impl QuotaPermit {
         self.quota().filter(|quota| quota.unit == QuotaUnit::Credits)
     }
 
-    /// Returns whether the request counts against a credit quota, so that its price should be known before it is sent.
+    /// Returns whether the request counts against a credit quota, so that its price should be known before it is
+    /// sent.
     pub(super) fn needs_price(&self) -> bool {
         self.credit_quota().is_some()
     }

@@ -1,5 +1,6 @@
-//! The share of this replica in the quota of a client or of a user, which all replicas of the pool share. Requests
-//! use the grant of this replica without a wait. Only a request for which the grant is insufficient asks the others.
+//! Applies a quota of a client or of a user that all replicas of the pool share. Requests use the grant of this
+//! replica without a wait. Only a request for which the grant is insufficient looks up whether the grant can be
+//! extended.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -14,18 +15,18 @@ use crate::clock;
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::ClientQuota;
 use crate::policy::units::UnixMs;
-use crate::proxy::replica_link::{QuotaAnswer, QuotaKey, QuotaStatement, ReplicaLink};
+use crate::proxy::replica_link::{QuotaKey, QuotaReply, QuotaStatement, ReplicaLink};
 use crate::secret::UserFingerprint;
 
-/// Time without a request after which a replica gives back its grant.
+/// Time without a request after which a replica returns its grant.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum wait for the questions of other requests about the same quota. An answer takes all waiting requests into
-/// account, so that a request waits longer than for two answers only if they are slow and refuse most requests.
+/// Maximum wait for the lookups of other requests for the same quota. A lookup states the demand of all waiting
+/// requests, so that a request waits for more than two lookups only if they are slow and refuse most requests.
 const TURN_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Time after a question without an answer in which requests decide alone instead of waiting for another one.
-const UNANSWERED_TTL: Duration = Duration::from_millis(100);
+/// Time after a lookup without a reply in which requests decide alone and send no lookup.
+const NO_REPLY_TTL: Duration = Duration::from_millis(100);
 
 /// The quotas that are stated regularly, because they were used or hold a grant.
 #[derive(Debug, Default)]
@@ -36,7 +37,7 @@ impl ActiveQuotas {
         self.lock().push(Arc::downgrade(counters));
     }
 
-    /// Takes up to `max` quotas off the list, those that have waited longest first.
+    /// Takes up to `max` quotas off the start of the list, where the longest waiting quotas are.
     pub(super) fn take(&self, max: usize) -> Vec<Weak<UsageCounters>> {
         let mut list = self.lock();
         let count = list.len().min(max);
@@ -61,8 +62,8 @@ pub(super) struct QuotaShare {
     client: ClientName,
     user: Option<UserFingerprint>,
     state: Mutex<ShareState>,
-    /// Held by the request that asks. The answer is also for the requests that wait here.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by the request that extends the grant. The requests that wait for it use the extended grant, too.
+    extension: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -73,9 +74,9 @@ struct ShareState {
     stated_at: Option<Instant>,
     /// Whether the quota is among the [`ActiveQuotas`].
     is_listed: bool,
-    /// The sum of the demands of the requests that ask or wait.
+    /// The sum of the demands of the requests that extend the grant or wait for it.
     wanted: u64,
-    /// The time until which no question is asked, because the last one had no answer.
+    /// The time until which no lookup is sent, because the last lookup had no reply.
     alone_until: Option<Instant>,
 }
 
@@ -106,7 +107,7 @@ impl ShareState {
     }
 }
 
-/// Counts a request among those that ask or wait, until it is dropped.
+/// Adds the demand of a request to [`ShareState::wanted`] until it is dropped.
 struct WaitingDemand<'a> {
     share: &'a QuotaShare,
     amount: u64,
@@ -126,7 +127,7 @@ impl QuotaShare {
         client: ClientName,
         user: Option<UserFingerprint>,
     ) -> Self {
-        Self { link, active, client, user, state: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Self { link, active, client, user, state: Mutex::default(), extension: tokio::sync::Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, ShareState> {
@@ -150,7 +151,7 @@ impl QuotaShare {
     }
 
     /// Adds as much of `demand` to the use of `quota` as the grant allows. The lock on the state ensures that no
-    /// request uses a part of the grant that this replica has given back.
+    /// request uses a part of the grant that this replica has returned.
     ///
     /// # Errors
     ///
@@ -224,12 +225,12 @@ impl QuotaShare {
         result
     }
 
-    /// Asks the other replicas to extend the grant for `demand`. Requests that wait for the answer share it. Returns
-    /// how the request may use the quota now.
+    /// Requests an extension of the grant for `demand` from the other replicas, also for the requests that wait for
+    /// the reply. Returns the part of the quota that the request may use now.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the wait. An answer is then lost, and the next answer repeats the grant.
+    /// Dropping the future ends the wait. A reply is then lost, and the next reply repeats the grant.
     pub(super) async fn extend(
         &self,
         counters: &UsageCounters,
@@ -243,7 +244,7 @@ impl QuotaShare {
             state.wanted = state.wanted.saturating_add(demand.max);
         }
         let _waiting = WaitingDemand { share: self, amount: demand.max };
-        let Ok(_turn) = timeout(TURN_TIMEOUT, self.asking.lock()).await else { return GrantUse::Current };
+        let Ok(_turn) = timeout(TURN_TIMEOUT, self.extension.lock()).await else { return GrantUse::Current };
         let statement = {
             let (mut state, time) = (self.state(), clock::instant());
             if state.is_alone(time) {
@@ -252,21 +253,21 @@ impl QuotaShare {
             let (wanted, shared) = (state.wanted, *state.quota(quota, tallies, now));
             let used = tallies.used(quota.period, now);
             let limit = shared.limit(GrantUse::Extensible, self.link.replicas(), time);
-            // Another request may have asked during the wait.
+            // Another request may have extended the grant during the wait.
             if !shared.may_extend(used, limit.saturating_sub(used), demand, time) {
                 return GrantUse::Extensible;
             }
             shared.statement(self.key(&shared), used, demand.min, wanted, time)
         };
-        let answer = self.link.extend_grant(&statement).await;
-        self.apply(&statement, answer);
-        match answer {
-            QuotaAnswer::Granted(_) | QuotaAnswer::Denied(_) => GrantUse::Extensible,
-            QuotaAnswer::Unknown => GrantUse::Alone,
+        let reply = self.link.extend_grant(&statement).await;
+        self.apply(&statement, reply);
+        match reply {
+            QuotaReply::Granted(_) | QuotaReply::Denied(_) => GrantUse::Extensible,
+            QuotaReply::Unknown => GrantUse::Alone,
         }
     }
 
-    /// Asks the other replicas for their use of the quota, unless they have answered within `max_age`.
+    /// Looks up the use of the quota by the other replicas, unless the last reply is at most `max_age` old.
     pub(super) async fn refresh(
         &self,
         counters: &UsageCounters,
@@ -278,29 +279,29 @@ impl QuotaShare {
             let (mut state, time) = (self.state(), clock::instant());
             let tallies = counters.tallies(quota.unit);
             let shared = *state.quota(quota, tallies, now);
-            if shared.answer_age(time).is_some_and(|age| age <= max_age) {
+            if shared.reply_age(time).is_some_and(|age| age <= max_age) {
                 return;
             }
             shared.statement(self.key(&shared), tallies.used(quota.period, now), 0, 0, time)
         };
-        let answer = self.link.extend_grant(&statement).await;
-        self.apply(&statement, answer);
+        let reply = self.link.extend_grant(&statement).await;
+        self.apply(&statement, reply);
     }
 
-    /// Applies the answer to a statement of this quota.
-    pub(super) fn apply(&self, statement: &QuotaStatement, answer: QuotaAnswer) {
+    /// Applies the reply to a statement of this quota.
+    pub(super) fn apply(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let mut state = self.state();
         let time = clock::instant();
-        state.alone_until = (answer == QuotaAnswer::Unknown).then(|| time + UNANSWERED_TTL);
+        state.alone_until = (reply == QuotaReply::Unknown).then(|| time + NO_REPLY_TTL);
         if let Some(shared) = &mut state.quota
             && self.key(shared) == statement.key
         {
-            shared.apply(statement, answer, time);
+            shared.apply(statement, reply, time);
         }
     }
 
-    /// Returns the regular statement of a quota that was used recently or holds a grant. Gives back the part of the
-    /// grant that is not needed soon. Returns `None` when the quota is idle, which is then no longer listed.
+    /// Returns the regular statement of a quota that was used recently or holds a grant. Reduces the grant to the
+    /// part that is needed soon. Returns `None` when the quota is idle, which is then no longer listed.
     pub(super) fn active_statement(&self, counters: &UsageCounters, now: UnixMs) -> Option<QuotaStatement> {
         let time = clock::instant();
         let mut state = self.state();

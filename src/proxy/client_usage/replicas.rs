@@ -1,5 +1,5 @@
-//! The regular exchange with the other replicas about the limits of clients: the statements and the activity of this
-//! replica, and the grants and the shares that it receives.
+//! Exchanges the use of the clients' limits with the other replicas at regular intervals: returns the statements and
+//! the activity of this replica, and applies the grants and the shares that it receives.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,14 +11,14 @@ use super::counters::UsageCounters;
 use super::quota_share::{ActiveQuotas, QuotaShare};
 use crate::policy::client::{Client, ClientName, Clients};
 use crate::policy::units::UnixMs;
-use crate::proxy::replica_link::{QuotaAnswer, QuotaStatement, ReplicaLink};
+use crate::proxy::replica_link::{QuotaReply, QuotaStatement, ReplicaLink};
 use crate::secret::UserFingerprint;
 
-/// Maximum number of quotas in one exchange. Those of more users are stated in turn.
+/// Maximum number of quotas in one exchange. The quotas of further users follow in the next exchanges.
 const MAX_STATEMENTS: usize = 2_000;
 
-/// Maximum age of the use by other replicas in an answer about a user. It bounds the questions of a client that reads
-/// its usage again and again.
+/// Maximum age of the use by other replicas in a report about a user. It limits the lookups of a client that reads
+/// its usage repeatedly.
 const USER_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The quotas that are stated.
@@ -26,7 +26,7 @@ const USER_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 pub enum StatementScope {
     /// The quotas that were used in the last 30 s or hold a grant, and each other client once in 30 s.
     Active,
-    /// The quotas of all clients and of the users in memory, because the other side may have lost them.
+    /// The quotas of all clients and of the users in memory, because Redis may have lost them.
     All,
 }
 
@@ -71,8 +71,8 @@ impl ClientUsage {
         }
     }
 
-    /// Returns the statements of the regular exchange. Gives back the parts of the grants that are not needed soon,
-    /// so every statement must be sent. The answers go to [`apply_grant`](Self::apply_grant).
+    /// Returns the statements of the regular exchange. Reduces the grants to the parts that are needed soon,
+    /// so every statement must be sent. The replies go to [`apply_grant`](Self::apply_grant).
     #[must_use]
     pub fn quota_statements(&self, scope: StatementScope, now: UnixMs) -> Vec<QuotaStatement> {
         let Some(shared) = &self.shared else { return Vec::new() };
@@ -102,14 +102,14 @@ impl ClientUsage {
         statements
     }
 
-    /// Applies the answer to a statement. An answer about a user that is no longer in memory is ignored.
-    pub fn apply_grant(&self, statement: &QuotaStatement, answer: QuotaAnswer) {
+    /// Applies the reply to a statement. A reply about a user that is no longer in memory is ignored.
+    pub fn apply_grant(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let Some(counters) = self.by_name.get(&statement.key.client) else { return };
         match statement.key.user {
-            None => apply(&counters.usage, statement, answer),
+            None => apply(&counters.usage, statement, reply),
             Some(user) => {
                 if let Some(usage) = counters.users().find(user) {
-                    apply(&usage, statement, answer);
+                    apply(&usage, statement, reply);
                 }
             }
         }
@@ -132,7 +132,7 @@ impl ClientUsage {
         self.by_name.iter().filter_map(report).collect()
     }
 
-    /// Asks the other replicas for their use of the quota of a user, unless the answer is recent.
+    /// Looks up the use of a user's quota by the other replicas, unless the last reply is recent.
     pub(super) async fn refresh_user(&self, client: &Client, counters: &UsageCounters, now: UnixMs) {
         if let (Some(share), Some(quota)) = (counters.share(), client.rules.user_quota) {
             share.refresh(counters, quota, USER_REFRESH_INTERVAL, now).await;
@@ -140,8 +140,8 @@ impl ClientUsage {
     }
 }
 
-fn apply(counters: &UsageCounters, statement: &QuotaStatement, answer: QuotaAnswer) {
+fn apply(counters: &UsageCounters, statement: &QuotaStatement, reply: QuotaReply) {
     if let Some(share) = counters.share() {
-        share.apply(statement, answer);
+        share.apply(statement, reply);
     }
 }

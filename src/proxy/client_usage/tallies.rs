@@ -1,4 +1,4 @@
-//! The sums of the used and reserved amounts of a client or user. Each period has one atomic integer, which contains
+//! Counts the used and reserved amounts of a client or user. Each period has one atomic integer, which contains
 //! the amount and the number of the period, so that a new period starts without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ impl Demand {
         Self { min: amount, max: amount }
     }
 
-    /// `amount`, or what is left of it.
+    /// At most `amount`: as much of it as is left.
     pub(super) fn up_to(amount: u64) -> Self {
         Self { min: amount.min(1), max: amount }
     }

@@ -1,5 +1,5 @@
-//! The usage of end users below a client. The number of users is unbounded, and a client can name any user, so
-//! only the recently active ones are in memory. The usage of the others is read from the usage store.
+//! Keeps the usage of the end users of a client. The number of users is unbounded, and a client can name any user, so
+//! only recently active users are in memory. The usage of other users is read from the usage store.
 //!
 //! A user stays in memory while one of its requests is in progress or one of its usage records is not written:
 //! the requests and the records share the user's counters. A user is therefore removed only when the usage
@@ -126,15 +126,15 @@ pub(super) struct CachedUser {
     is_restored: OnceCell<()>,
 }
 
-/// Returns whether a request, a usage record or a pending read uses the user. New uses begin only with the lock of the
-/// table.
+/// Returns whether a request, a usage record or a pending read uses the user. New uses begin only with the lock of
+/// the table.
 fn is_in_use(user: &Arc<CachedUser>) -> bool {
     Arc::strong_count(user) > 1 || Arc::strong_count(&user.counters) > 1
 }
 
-/// The users of one client whose usage is in memory, in two generations. Users move to the recent generation when they
-/// are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This costs
-/// constant time per request on average, and no list of all users in the order of their use.
+/// The users of one client whose usage is in memory, in two generations. Users move to the recent generation when
+/// they are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This
+/// costs constant time per request on average, and no list of all users in the order of their use.
 #[derive(Debug, Default)]
 pub(super) struct UserTable {
     recent: HashMap<UserFingerprint, Arc<CachedUser>>,
@@ -145,7 +145,7 @@ pub(super) struct UserTable {
 
 impl UserTable {
     /// Returns the user, which is inserted if it is missing. At most `max_users` idle users stay in memory, in
-    /// addition to a multiple of those in use.
+    /// addition to a multiple of the users in use.
     pub(super) fn get_or_insert(&mut self, user: UserFingerprint, max_users: usize) -> Arc<CachedUser> {
         if let Some(cached) = self.recent.get(&user) {
             return Arc::clone(cached);

@@ -1,4 +1,4 @@
--- The beginning of every script.
+-- Functions that all scripts use. This text is the beginning of every script.
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -7,8 +7,9 @@ end
 local function text(number)
   return string.format('%.0f', number)
 end
--- Calls `divide` with each key and its `count` arguments, which begin after the first `fixed` arguments of the script.
--- They are numbers, texts that are none, or nil if empty. Returns the results in the order of the keys.
+-- Calls `divide` with each key and its `count` arguments, which begin after the first `fixed` arguments of the
+-- script. An argument is passed as a number, as a text if it is not a number, or as nil if it is empty. Returns the
+-- results in the order of the keys.
 local function divide_each(fixed, count, divide)
   local results = {}
   for index, key in ipairs(KEYS) do

@@ -1,40 +1,46 @@
--- Divides amounts of credits between the replicas. A replica may use its grant without asking. The sum of what was used
--- and of the unused grants never exceeds the limit. A grant is lowered in two steps: the reply contains the lower grant,
--- and the next statement that the replica holds no more than that. Until then, no other replica gets the difference.
+-- Divides the credits of workspaces between the replicas. A replica uses its grant without a request to Redis. The
+-- sum of the used credits and of the unused grants never exceeds the limit. A grant is lowered in two steps: the
+-- reply contains the lower grant, and the next statement of the replica confirms it. Until then, no other replica
+-- gets the difference.
 --
--- Replicas with queued requests that do not get what these need form a line. Those that are first in line collect
--- what others return, and all others keep only what they need, so that parts that suffice for no request strand nothing.
--- A request that needs more than is left may still be served if the provider agrees. One replica at a time has the
--- right to try this, when no request in the line fits, and no other replica has unused credits.
+-- Replicas whose queued requests need more than their grants form a line. The first replicas in the line collect the
+-- credits that other replicas return. All other replicas keep only the credits that they need, so that no credits are
+-- stranded in parts that suffice for no request. A request that needs more than is left may still be served if the
+-- provider agrees. One replica at a time has the right to try this, when no request in the line fits, and no other
+-- replica has unused credits.
 --
--- KEYS: one hash per amount, with the fields
---   base     "amount stamp": what was used outside of the replicas, and the time of this knowledge in ms
---   right    "replica state": the replica that may exceed what is left. The state is 1, or 0 if it was withdrawn and
---            the replica may not know it yet
---   REPLICA  "used held expires reserved queued least since": what a replica has used, up to which amount it may use
---            more, until which time, what its requests in flight have reserved, what its queued requests need in
---            addition, the least that serves one of them, and the time in ms since which it is in line (0 if it is not)
---   run:REPLICA  "run before statement able": the number of the process, what earlier processes of the replica have used
---            (a part of `used`), the number of its last statement, and the time in ms since which it can serve a queued
---            request (0 if it cannot)
--- ARGV: replica, number of replicas, lease in ms, number of the statement, time in ms for which a replica that can serve a
--- request keeps its place in the line, then for each amount: used here ('' to read only), number of the process, what
--- earlier processes of this replica have used of it, reserved, queued, least, up to which amount it may use more now,
--- limit, base ('' if unknown), stamp of the base, whether the replica is idle (0 or 1), time to live in ms, the sum of
--- what other replicas have used as far as this one knows, and "replica used run before" for each replica of which Redis
--- has lost a part of it ('' if none).
--- Returns for each amount: granted, used by the other replicas, base, stamp, may use more than is left (0 or 1),
--- what this replica had stated before (-1 without), what is left for all replicas, whether other replicas hold more than
--- they need of what this one waits for (0 or 1), "replica used run before" for each other replica if their sum is not
--- the known one ('' if it is), and the number of the process and the use of earlier ones that are recorded.
+-- KEYS: one hash per workspace, with the fields
+--   base          "amount stamp": the credits that were used outside of the replicas, and the time in ms at which
+--                 this amount was received
+--   right         "replica state": the replica that may exceed the credits that are left. The state is 1, or 0 if the
+--                 right was withdrawn and the replica may not know it yet
+--   REPLICA       "used held expires reserved queued least since": the credits that a replica has used, the amount up
+--                 to which it may use more, the end of its lease in ms, the credits that its requests in flight have
+--                 reserved, the credits that its queued requests need in addition, the cost of the cheapest queued
+--                 request, and the time in ms since which the replica is in line (0 if it is not)
+--   run:REPLICA   "run before statement able": the number of the process, the part of `used` that earlier processes
+--                 of the replica have used, the number of its last statement, and the time in ms since which it can
+--                 serve a queued request (0 if it cannot)
+-- ARGV: replica, number of replicas, lease in ms, number of the statement, time in ms for which a replica that can
+-- serve a request keeps its place in the line, then for each workspace:
+--   used by this replica ('' to read only), number of the process, used by earlier processes of this replica,
+--   reserved, queued, least, the amount up to which the replica may use more now, limit, base ('' if unknown), stamp
+--   of the base, whether the replica is idle (0 or 1), time to live in ms, the sum of the credits that other replicas
+--   have used according to this replica, "replica used run before" for each replica whose used credits Redis has lost
+--   in part ('' if there is none).
+-- Returns for each workspace: the grant, the sum used by the other replicas, base, its stamp, whether this replica
+-- may use more than is left (0 or 1), the former `used` of this replica (-1 if there is none), the credits that are
+-- left for all replicas, whether other replicas hold more than they need while this replica waits (0 or 1), "replica
+-- used run before" for each other replica ('' if their sum is the stated sum), the recorded number of the process,
+-- and the recorded use of earlier processes.
 local ARGUMENTS = 14
 
 local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local my_statement, turn = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 
--- Merges what a process of a replica has used into what is known of the replica. All amounts only grow. Only a process
--- counts its own use, so that the use of an earlier process is added when it becomes known late.
+-- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
+-- own use. If the use of an earlier process arrives late, it is added.
 local function merge(known, run, before, used)
   local own, used_before = known.used - known.before, known.used
   if run > known.run then
@@ -64,7 +70,7 @@ local function new_replica(name)
   }
 end
 
--- Raises what replicas have used to what another one has learned from them.
+-- Raises the used credits of replicas to the amounts that another replica restores.
 local function restore(key, stated, restored)
   for name, amount, run, before in string.gmatch(restored, '(%S+) (%d+) (%d+) (%d+)') do
     local known = stated[name] or new_replica(name)
@@ -145,7 +151,7 @@ local function divide(
 
   local mine = stated[me] or new_replica(me)
   local stated_before = stated[me] and mine.used or -1
-  -- A statement that arrives late changes nothing, because this replica may hold more now.
+  -- A statement that arrives late frees nothing, because this replica may hold more now.
   local is_late = used and (run < mine.run or run == mine.run and my_statement <= mine.statement)
   local is_statement = used and not is_late
   local has_progressed, is_read_only = false, used == nil
@@ -159,12 +165,13 @@ local function divide(
   local left = limit - (known_base or 0) - others - used
   local exceeds, unmet, granted = 0, 0, used
   if is_statement then
-    -- What another replica with the right to exceed the rest spends is not known until it has stated it.
+    -- The use of another replica with the right to exceed the rest is unknown until its next statement.
     local is_other_right = right and right ~= me
     local free = is_other_right and 0 or math.max(left - unused, 0)
     local since = mine.expires > now and mine.since or 0
     local able = mine.expires > now and mine.able or 0
-    -- What is left after the requests in flight, and after the queued ones of the replicas that come first.
+    -- The credits that are left after the requests in flight, and after the queued requests of the replicas ahead in
+    -- line.
     local possible = math.max(left - others_reserved - reserved, 0)
     local least_of_all, is_first, line_end = least, true, now
     local after_others = possible
@@ -198,13 +205,13 @@ local function divide(
     if is_unmet and (is_waiting or is_other_right) then
       unmet = 1
     end
-    -- A replica that can serve a request keeps its place until it has started one, or had the time to do so: it may
-    -- need a slot first.
+    -- A replica that can serve a request keeps its place until it has started the request or `turn` has passed: it
+    -- may need a slot first.
     local is_turn_over = able > 0 and (has_progressed or now - able >= turn)
     if right == me and right_state == '1' and may_exceed and unused == 0 and not (is_turn_over and #line > 0) then
       exceeds = 1
     elseif right == me and right_state == '1' then
-      -- The next statement of this replica confirms that it knows of the end of its right.
+      -- The next statement of this replica confirms the end of its right.
       redis.call('HSET', key, 'right', me .. ' 0')
       is_turn_over = true
     else

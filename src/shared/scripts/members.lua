@@ -1,14 +1,14 @@
--- Records that a replica is alive or leaves, and renews, takes or gives up the lease of the leader.
+-- Records that a replica is alive or leaves, and renews, takes or gives up the leadership.
 --
 -- KEYS: members (hash: replica -> "expires description"), leader (string: replica), then the maps whose versions are
 -- returned. ARGV: replica, description, time to live of a replica in ms, or 0 if it leaves, time for which an ended
--- replica stays listed in ms, time to live of the leader's lease in ms, or 0 to give the lease up.
+-- replica stays listed in ms, time to live of the leadership in ms, or 0 to give it up.
 -- Returns the time in ms, the leader, the versions, for each replica its id, its expiry and its description, and the
 -- previous description of this replica ('' without one).
 
 local members, leader = KEYS[1], KEYS[2]
 local me, description = ARGV[1], ARGV[2]
-local ttl, listed, lease = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local ttl, listed, leader_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 
 local previous = redis.call('HGET', members, me)
@@ -30,10 +30,10 @@ for index = 1, #fields, 2 do
 end
 
 local holder = redis.call('GET', leader)
-if lease > 0 and (not holder or holder == me) then
-  redis.call('SET', leader, me, 'PX', text(lease))
+if leader_ttl > 0 and (not holder or holder == me) then
+  redis.call('SET', leader, me, 'PX', text(leader_ttl))
   holder = me
-elseif lease == 0 and holder == me then
+elseif leader_ttl == 0 and holder == me then
   redis.call('DEL', leader)
   holder = false
 end

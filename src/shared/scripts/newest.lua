@@ -1,7 +1,7 @@
--- Stores entries of a map in which the newest entry of a name wins, and tells the other replicas about them.
+-- Stores entries of a map in which the newest entry of a name wins, and publishes them to the other replicas.
 --
--- KEYS: the map (hash: name -> "stamp expires value", and `_version`, the number of changes). ARGV: channel, name of the
--- map, replica, maximum number of entries, then for each entry: name, stamp in ms, expiry in ms, value.
+-- KEYS: the map (hash: name -> "stamp expires value", and `_version`, the number of changes). ARGV: channel, name of
+-- the map, replica, maximum number of entries, then for each entry: name, stamp in ms, expiry in ms, value.
 -- Returns the version and, for each entry, whether it was stored (0 or 1).
 local ARGUMENTS = 4
 local map = KEYS[1]

@@ -1,6 +1,6 @@
--- Divides the quotas of clients and users between the replicas. A replica may use its grant without asking. The sum of
--- what was used and of the unused grants never exceeds the limit. Unlike credits, a use may be refunded, and a request
--- gets what it needs as a whole or not at all.
+-- Divides the quotas of clients and users between the replicas. A replica uses its grant without a request to
+-- Redis. The sum of the used amounts and of the unused grants never exceeds the limit. Unlike credits, a use may be
+-- refunded, and a request gets the amount that it needs as a whole or not at all.
 --
 -- KEYS: one hash per quota and period, with one field per replica, "used granted generation expires". ARGV: replica,
 -- number of replicas, lease in ms, then for each quota: limit, used here (including reservations), held here,
@@ -19,7 +19,7 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
     local its_use, granted, its_generation, expires = string.match(fields[index + 1], pattern)
     its_use, granted, expires = tonumber(its_use), tonumber(granted), tonumber(expires)
     if its_use and fields[index] == me then
-      -- An answer that extended the grant may still be on its way.
+      -- A reply that extended the grant may still be in transit.
       if tonumber(its_generation) >= generation and expires > now then
         mine = math.max(mine, granted)
       end
@@ -36,7 +36,8 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
   if is_granted then
     local extra = math.min(wanted, free)
     if needed > 0 then
-      -- Near the limit, a replica gets only what it needs, so that the others are not denied what it does not use.
+      -- Near the limit, a replica gets only the amount that it needs, so that no other request is denied an unused
+      -- amount.
       local part = math.floor(free / (2 * replicas))
       extra = math.max(needed, extra, part >= 4 * needed and part or 0)
     end

@@ -1,14 +1,14 @@
--- Divides concurrent requests between the replicas by fair share: each gets what it demands while all demands fit, and
--- else an equal part. Spare slots are divided among the active replicas. The sum of the granted slots never exceeds the
--- maximum, unless the maximum itself falls.
+-- Divides concurrent requests between the replicas by fair share: each gets its demand while all demands fit, and
+-- else an equal part. Spare slots are divided among the active replicas. The sum of the granted slots never exceeds
+-- the maximum, unless the maximum itself falls.
 --
 -- KEYS: one hash per subject, with the fields
---   max      "maximum stamp": the newest maximum, and the time of this knowledge in ms
---   REPLICA  "held demand expires": the slots that a replica uses or may use, and those that it could use
+--   max      "maximum stamp": the newest maximum, and the time in ms at which it was received
+--   REPLICA  "held demand expires": the slots that a replica uses or may use, and the slots that it could use
 -- ARGV: replica, lease in ms, time in ms after which the remainder goes to other replicas, then for each subject:
--- held, demand (0 to give the slots back that are not used), maximum (0 if unknown), stamp of the maximum.
--- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether others hold what it
--- demands and is entitled to (0 or 1).
+-- held, demand (0 to return the slots that are not used), maximum (0 if unknown), stamp of the maximum.
+-- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether other replicas
+-- hold slots that this replica demands and is entitled to (0 or 1).
 local ARGUMENTS = 4
 
 local me, lease, rotation = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -92,7 +92,7 @@ local function divide(key, held, demand, max, stamp)
     redis.call('HSET', key, me, text(recorded) .. ' ' .. text(demand) .. ' ' .. text(now + lease))
   end
   redis.call('PEXPIRE', key, 86400000)
-  -- Others hold more than their share. They return it when they are asked.
+  -- Other replicas hold more than their share. They return it when they receive a demand.
   local unmet = math.min(demand, fair) > granted and 1 or 0
   return { granted, known_max, known_stamp, #active, unmet }
 end

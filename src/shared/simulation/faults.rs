@@ -1,4 +1,4 @@
-//! The faults of a simulation: of Redis, of networks, and of replicas.
+//! Injects the faults of a simulation: of Redis, of the networks of replicas, and of replicas.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,53 +10,61 @@ use super::link::LinkQuality;
 use super::world::World;
 use crate::clock;
 
-/// A fault, and how long it lasts.
+/// A fault; most have a duration.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     /// All data of Redis is lost.
     Flush,
-    /// Redis does not respond.
-    Stop(Duration),
-    /// A replica of Redis takes over, without the writes of the last second.
+    /// Redis closes all connections and accepts none for this time.
+    Unreachable(Duration),
+    /// A replica of Redis becomes the master, without the writes of the last second.
     Failover,
     /// The network of one replica has this quality.
     Network(LinkQuality, Duration),
-    /// A replica starts again after this time. It has ended its requests and stated all charges.
+    /// A replica ends its requests, states all its charges, stops, and starts again after this time.
     Restart(Duration),
-    /// A replica is killed, and starts again after this time.
+    /// A replica is killed with its requests, and starts again after this time.
     Kill(Duration),
 }
 
 impl Fault {
-    fn random(world: &World) -> Self {
-        let span = Duration::from_millis(100 + world.random_below(6_000) as u64);
-        match world.random_below(if world.scenario.kills { 9 } else { 8 }) {
-            0 => Self::Flush,
-            1 => Self::Stop(span),
-            2 => Self::Failover,
-            3 => Self::Network(LinkQuality::CUT, 2 * span),
-            4 => Self::Network(
-                LinkQuality { max_delay: Duration::from_millis(200), ..LinkQuality::GOOD },
-                span,
-            ),
-            5 => {
-                let quality = LinkQuality { request_loss: 0.1, reply_loss: 0.2, ..LinkQuality::GOOD };
-                Self::Network(quality, span)
-            }
-            6 => Self::Network(LinkQuality { late: 0.2, ..LinkQuality::GOOD }, span),
-            7 => Self::Restart(span),
-            _ => Self::Kill(span),
+    /// Returns whether the fault affects Redis, and so all replicas.
+    fn is_of_redis(self) -> bool {
+        match self {
+            Self::Flush | Self::Unreachable(_) | Self::Failover => true,
+            Self::Network(..) | Self::Restart(_) | Self::Kill(_) => false,
         }
     }
 
-    /// Returns the longest time after which the fault has ended.
+    fn random(world: &World) -> Self {
+        let duration = Duration::from_millis(100 + world.random_below(6_000) as u64);
+        match world.random_below(if world.scenario.has_kills { 9 } else { 8 }) {
+            0 => Self::Flush,
+            1 => Self::Unreachable(duration),
+            2 => Self::Failover,
+            3 => Self::Network(LinkQuality::CUT, 2 * duration),
+            4 => Self::Network(
+                LinkQuality { max_delay: Duration::from_millis(200), ..LinkQuality::GOOD },
+                duration,
+            ),
+            5 => {
+                let quality = LinkQuality { request_loss: 0.1, reply_loss: 0.2, ..LinkQuality::GOOD };
+                Self::Network(quality, duration)
+            }
+            6 => Self::Network(LinkQuality { late_request: 0.2, ..LinkQuality::GOOD }, duration),
+            7 => Self::Restart(duration),
+            _ => Self::Kill(duration),
+        }
+    }
+
+    /// Returns the time after which the fault and its direct effects have certainly ended.
     fn max_duration(self) -> Duration {
         match self {
             Self::Flush => Duration::ZERO,
             Self::Failover => Duration::from_secs(2),
-            Self::Stop(span) | Self::Kill(span) => span,
-            // Late requests arrive after the fault.
-            Self::Network(_, span) | Self::Restart(span) => span + Duration::from_secs(3),
+            Self::Unreachable(duration) | Self::Kill(duration) => duration,
+            // A delayed request may reach Redis up to 3 s after the fault.
+            Self::Network(_, duration) | Self::Restart(duration) => duration + Duration::from_secs(3),
         }
     }
 }
@@ -81,52 +89,56 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
     let index = world.random_below(world.scenario.replicas);
     let healthy_at = clock::instant() + fault.max_duration() + GRACE;
     world.healthy_at.set(world.healthy_at.get().max(healthy_at));
-    world.record_fault(format!("{fault:?} of replica {index}"));
+    world.record_fault(if fault.is_of_redis() {
+        format!("{fault:?}")
+    } else {
+        format!("{fault:?} of replica {index}")
+    });
     match fault {
         Fault::Flush => world.redis.flush(),
-        Fault::Stop(span) => {
-            world.is_up.set(false);
+        Fault::Unreachable(duration) => {
+            world.is_redis_up.set(false);
             world.disconnect(None);
-            sleep(span).await;
-            world.is_up.set(true);
+            sleep(duration).await;
+            world.is_redis_up.set(true);
         }
         Fault::Failover => {
             let snapshot = world.redis.snapshot();
             sleep(Duration::from_secs(1)).await;
-            world.is_up.set(false);
+            world.is_redis_up.set(false);
             world.disconnect(None);
             sleep(Duration::from_millis(500)).await;
             world.redis.restore(snapshot);
             world.shift_clock(if world.chance(0.5) { 150 } else { -150 });
-            world.is_up.set(true);
+            world.is_redis_up.set(true);
         }
-        Fault::Network(quality, span) => {
+        Fault::Network(quality, duration) => {
             world.set_quality(index, quality);
-            sleep(span).await;
+            sleep(duration).await;
             world.set_quality(index, LinkQuality::GOOD);
         }
-        Fault::Restart(span) => {
+        Fault::Restart(duration) => {
             let Some(process) = world.process(index) else { return };
-            process.is_decided.set(false);
-            // Redis may lose the last statement of a replica that has ended, unless another one has read it.
+            process.is_accepting.set(false);
+            // Redis may lose the last statement of a replica that has ended, unless another replica has read it.
             sleep(Duration::from_secs(2)).await;
             while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
                 sleep(Duration::from_millis(100)).await;
             }
-            let healthy_at = clock::instant() + span + GRACE;
+            let healthy_at = clock::instant() + duration + GRACE;
             world.healthy_at.set(world.healthy_at.get().max(healthy_at));
-            restart(world, index, span).await;
+            restart(world, index, duration).await;
         }
-        Fault::Kill(span) => restart(world, index, span).await,
+        Fault::Kill(duration) => restart(world, index, duration).await,
     }
 }
 
-async fn restart(world: &Rc<World>, index: usize, span: Duration) {
-    // Another fault may have ended it.
+async fn restart(world: &Rc<World>, index: usize, duration: Duration) {
+    // Another fault may have ended the replica.
     if world.process(index).is_none() {
         return;
     }
-    let restored = world.kill_replica(index);
-    sleep(span).await;
-    world.start_replica(index, &restored);
+    let database = world.kill_replica(index);
+    sleep(duration).await;
+    world.start_replica(index, &database);
 }

@@ -1,4 +1,4 @@
-//! What the invariants of a simulation read of a replica.
+//! Reads the state of a replica for the invariants of a simulation.
 
 use super::super::replica::Replica;
 use super::world::{Process, World};
@@ -11,7 +11,7 @@ impl Replica {
         format!("{:?}", self.workspaces.get(&workspace))
     }
 
-    /// Returns up to which amount this process may use credits, and what was left at the last reply.
+    /// Returns the amount up to which this process may use credits, and the credits that were left at the last reply.
     pub(super) fn credit_bound(&self, workspace: SharedId) -> (Option<i64>, u64) {
         self.workspaces.get(&workspace).map_or((None, 0), |state| state.credits.bound())
     }
@@ -31,7 +31,7 @@ impl Replica {
 }
 
 impl World {
-    /// Whether Redis and all other replicas know all charges of a process.
+    /// Whether all other replicas have received all charges of a process.
     pub(super) fn has_stated_all(&self, process: &Process) -> bool {
         let (roster, replica) = (process.pool.roster(), process.replica.borrow());
         let others = self.processes().into_iter().filter(|other| other.index != process.index);
@@ -42,8 +42,11 @@ impl World {
                 return false;
             };
             others.iter().all(|other| {
-                let known = other.replica.borrow();
-                known.workspaces.get(&id).is_some_and(|state| state.credits.used_by(&process.id) >= used)
+                let other_replica = other.replica.borrow();
+                other_replica
+                    .workspaces
+                    .get(&id)
+                    .is_some_and(|state| state.credits.used_by(&process.id) >= used)
             })
         })
     }

@@ -1,4 +1,5 @@
-//! The invariants of a simulation. Violations are collected, so that a failed simulation reports all of them.
+//! Checks the invariants of a simulation at each request, and when all replicas must agree. Violations are collected,
+//! so that a failed simulation reports all of them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use crate::clock::{self, SIMULATED_CLOCK};
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::pool::Lease;
 
-/// The time after the last fault in which the state heals.
+/// The time after the end of the last fault in which the replicas repair the shared state.
 pub(super) const GRACE: Duration = Duration::from_secs(8);
 /// Maximum number of reported violations.
 const MAX_VIOLATIONS: usize = 10;
@@ -17,7 +18,7 @@ const MAX_VIOLATIONS: usize = 10;
 /// The violations of the invariants, and the numbers by which a simulation proves that it has tested them.
 #[derive(Debug, Default)]
 pub(super) struct Violations {
-    found: RefCell<Vec<String>>,
+    reports: RefCell<Vec<String>>,
     pub(super) served: Cell<usize>,
     pub(super) refused_for_credits: Cell<usize>,
     pub(super) longest_wait: Cell<Duration>,
@@ -25,49 +26,59 @@ pub(super) struct Violations {
     running: RefCell<Vec<u32>>,
 }
 
-/// What a replica without a connection may use of a workspace.
+/// The maximum use of a workspace by a replica that is alone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AloneUse {
     max_committed: i64,
     max_running: u32,
 }
 
-/// How a request was admitted.
+/// The circumstances under which a request was admitted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProviderAdmission {
     workspace: usize,
-    /// Whether the reserved credits exceed those that are left.
+    /// Whether the reserved credits exceed the credits that are left.
     pub(super) is_overcommitted: bool,
     /// Whether the slot was lent to a replica that had none.
     is_loan: bool,
     pub(super) was_healthy: bool,
 }
 
+/// The count with which the counts of all replicas are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// The count of the provider.
+    Provider,
+    /// The count of the first replica. The provider's count may differ from it until the next poll.
+    Replicas,
+}
+
 impl Violations {
     pub(super) fn take(&self) -> Vec<String> {
-        self.found.take()
+        self.reports.take()
     }
 }
 
-fn change(counts: &RefCell<Vec<u32>>, index: usize, is_added: bool) -> u32 {
+/// Increments the count of a workspace, and returns it.
+fn increment(counts: &RefCell<Vec<u32>>, index: usize) -> u32 {
     let mut counts = counts.borrow_mut();
     if counts.len() <= index {
         counts.resize(index + 1, 0);
     }
-    if is_added {
-        counts[index] += 1;
-    } else {
-        counts[index] -= 1;
-    }
+    counts[index] += 1;
     counts[index]
+}
+
+fn decrement(counts: &RefCell<Vec<u32>>, index: usize) {
+    counts.borrow_mut()[index] -= 1;
 }
 
 impl World {
     /// Records a violation.
     pub(super) fn fail(&self, text: String) {
-        let mut found = self.violations.found.borrow_mut();
-        if found.len() < MAX_VIOLATIONS {
-            found.push(format!("{:?}: {text}", clock::elapsed_since(self.start)));
+        let mut reports = self.violations.reports.borrow_mut();
+        if reports.len() < MAX_VIOLATIONS {
+            reports.push(format!("{:?}: {text}", clock::elapsed_since(self.start)));
         }
     }
 
@@ -76,16 +87,17 @@ impl World {
         clock::instant() >= self.healthy_at.get()
     }
 
-    /// Records what a replica that has lost its connection may use.
-    pub(super) fn watch_alone(&self, process: &Process) {
-        if process.alone.borrow().is_empty() {
+    /// Records the maximum use by a replica that has lost its connection.
+    pub(super) fn record_alone_use(&self, process: &Process) {
+        if process.alone_use.borrow().is_empty() {
             self.set_alone_use(process);
         }
     }
 
-    /// A poll shows what others have used, so that the share of a replica without a connection is computed again.
-    pub(super) fn watch_poll(&self, process: &Process) {
-        if process.replica.borrow().is_alone() && process.is_decided.get() {
+    /// Records the maximum use again after a poll by a replica that is alone: a poll contains the charges of other
+    /// replicas, so that its share changes.
+    pub(super) fn update_alone_use(&self, process: &Process) {
+        if process.replica.borrow().is_alone() && process.is_accepting.get() {
             self.set_alone_use(process);
         }
     }
@@ -104,11 +116,11 @@ impl World {
             let (running, max) = workspace.concurrency(ConcurrencyGroup::SPEECH);
             let share = replica.slot_share(workspace.shared_id(), ConcurrencyGroup::SPEECH);
             let max_running = running.max(share).max(max.map_or(u32::MAX, |max| (max / replicas).max(1)));
-            process.alone.borrow_mut().insert(index, AloneUse { max_committed, max_running });
+            process.alone_use.borrow_mut().insert(index, AloneUse { max_committed, max_running });
         }
     }
 
-    /// Checks the invariants of an admitted request.
+    /// Counts an admitted request, and checks the invariants about it.
     pub(super) fn admit(&self, process: &Process, lease: &Lease, estimate: u64) -> ProviderAdmission {
         let key = lease.key();
         let (index, workspace) = (key.position(), key.workspace());
@@ -121,20 +133,20 @@ impl World {
         let is_loan = replica.is_slot_loan(workspace.shared_id(), group);
         let was_healthy = self.is_healthy();
         if is_overcommitted {
-            let count = change(&self.violations.overcommitted, index, true);
+            let count = increment(&self.violations.overcommitted, index);
             if was_healthy && count > 1 {
                 self.fail(format!("{count} requests exceed the credits of workspace {index} at once"));
             }
         }
         if !is_loan {
-            let running = change(&self.violations.running, index, true);
+            let running = increment(&self.violations.running, index);
             let max = self.provider.workspaces.borrow()[index].max;
             if was_healthy && running > max {
                 let states = self.describe_all(index);
                 self.fail(format!("{running} of {max} requests run in workspace {index}: {states:#?}"));
             }
         }
-        if let Some(alone) = process.alone.borrow().get(&index).filter(|_| replica.is_alone()) {
+        if let Some(alone) = process.alone_use.borrow().get(&index).filter(|_| replica.is_alone()) {
             let committed = usage.charged_here.saturating_add_unsigned(usage.reserved);
             // One request at a time may exceed the part, so that none fails while the provider has credits.
             if committed > alone.max_committed && usage.reserved > estimate {
@@ -151,7 +163,7 @@ impl World {
         ProviderAdmission { workspace: index, is_overcommitted, is_loan, was_healthy }
     }
 
-    /// Returns what a replica and Redis know of a workspace.
+    /// Returns the state of a workspace at a replica and at Redis, for a report.
     pub(super) fn describe(&self, process: &Process, index: usize) -> String {
         let roster = process.pool.roster();
         let id = roster.keys()[index].workspace().shared_id();
@@ -169,10 +181,10 @@ impl World {
     /// Records that an admitted request has ended.
     pub(super) fn end_admission(&self, admission: ProviderAdmission) {
         if admission.is_overcommitted {
-            change(&self.violations.overcommitted, admission.workspace, false);
+            decrement(&self.violations.overcommitted, admission.workspace);
         }
         if !admission.is_loan {
-            change(&self.violations.running, admission.workspace, false);
+            decrement(&self.violations.running, admission.workspace);
         }
     }
 
@@ -189,7 +201,7 @@ impl World {
         }
     }
 
-    /// Checks that one connected replica polls, at any time without faults.
+    /// Checks that exactly one connected replica polls while no fault has an effect.
     pub(super) fn check_leader(&self) {
         const MAX_VACANCY: Duration = Duration::from_secs(10);
         if !self.is_healthy() {
@@ -209,8 +221,8 @@ impl World {
         }
     }
 
-    /// Checks that all replicas agree. With `is_exact`, the counts must also be those of the provider.
-    pub(super) fn check_agreement(&self, is_exact: bool) {
+    /// Checks that all replicas have the same members, leader, evidence and counts.
+    pub(super) fn check_agreement(&self, comparison: Comparison) {
         let processes = self.processes();
         let views: Vec<ReplicaView> = processes.iter().map(|process| view(process)).collect();
         for (process, view) in processes.iter().zip(&views) {
@@ -236,7 +248,10 @@ impl World {
                     ));
                 }
                 let spent = self.provider.workspaces.borrow()[index].spent;
-                let expected = if is_exact { spent } else { views[0].counts[index] };
+                let expected = match comparison {
+                    Comparison::Provider => spent,
+                    Comparison::Replicas => views[0].counts[index],
+                };
                 if view.counts[index] != expected {
                     self.fail(format!(
                         "{} counts {} of {expected} spent credits of workspace {index}: {}",
@@ -250,7 +265,7 @@ impl World {
     }
 }
 
-/// What a replica knows.
+/// The state of a replica that must be the same at all replicas.
 struct ReplicaView {
     live: usize,
     leader: String,
@@ -273,8 +288,8 @@ fn view(process: &Process) -> ReplicaView {
             texts
         });
         ReplicaView {
-            live: membership.map_or(0, |known| usize::try_from(known.live_count()).unwrap()),
-            leader: membership.map_or_else(String::new, |known| known.leader.clone()),
+            live: membership.map_or(0, |membership| usize::try_from(membership.live_count()).unwrap()),
+            leader: membership.map_or_else(String::new, |membership| membership.leader.clone()),
             evidence: evidence.collect(),
             counts: workspaces().map(|workspace| workspace.quota(now).count).collect(),
         }

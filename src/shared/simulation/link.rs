@@ -1,4 +1,5 @@
-//! The way of one replica to Redis, as `task.rs` uses it, over a network that delays and loses messages.
+//! Connects one replica to Redis over a network that delays and loses messages. It does the same as `task.rs` and
+//! `open_link.rs`, which need a real connection.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,10 +12,10 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use super::super::beat_calls::BeatCause;
+use super::super::beat_calls::{Beat, BeatCause};
 use super::super::demand_pace::DemandPace;
 use super::super::maps::{MapEntry, Message, store_calls};
-use super::super::replica::{Beat, Replica};
+use super::super::replica::Replica;
 use super::super::reply::fields;
 use super::super::scripts::{Map, ScriptCall};
 use super::super::shared_clock::Moment;
@@ -23,7 +24,7 @@ use crate::clock;
 use crate::poller::OwnPoll;
 use crate::pool::PoolChange;
 
-/// The defaults of `[redis]`, and the constants of `task.rs`.
+/// The defaults of `[redis]`, and the constants of `task.rs` and `open_link.rs`.
 const BEAT_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(250);
 const MIN_BEAT_INTERVAL: Duration = Duration::from_millis(5);
@@ -38,13 +39,13 @@ pub(super) struct LinkQuality {
     /// The probabilities that a request or its reply is lost.
     pub(super) request_loss: f64,
     pub(super) reply_loss: f64,
-    /// The probability that a request arrives only after the replica has given up.
-    pub(super) late: f64,
+    /// The probability that a request arrives only after the response timeout of the replica.
+    pub(super) late_request: f64,
 }
 
 impl LinkQuality {
     pub(super) const GOOD: Self =
-        Self { max_delay: Duration::from_millis(3), request_loss: 0.0, reply_loss: 0.0, late: 0.0 };
+        Self { max_delay: Duration::from_millis(3), request_loss: 0.0, reply_loss: 0.0, late_request: 0.0 };
     pub(super) const CUT: Self = Self { request_loss: 1.0, ..Self::GOOD };
 }
 
@@ -64,7 +65,7 @@ struct SimulatedConnection {
     world: Rc<World>,
     process: Rc<Process>,
     pushes: mpsc::UnboundedReceiver<(Instant, String)>,
-    arrived: VecDeque<(Instant, String)>,
+    received: VecDeque<(Instant, String)>,
     last_beat: Option<Instant>,
     pace: DemandPace,
     is_demanded: bool,
@@ -82,9 +83,9 @@ pub(super) async fn run_link(world: Rc<World>, process: Rc<Process>, mut outgoin
             delay = FIRST_RECONNECT_DELAY;
             while connection.step(&mut outgoing).await.is_ok() {}
         }
-        process.is_decided.set(true);
-        process.replica.borrow_mut().set_alone(true);
-        world.watch_alone(&process);
+        process.is_accepting.set(true);
+        process.replica.borrow_mut().record_disconnected();
+        world.record_alone_use(&process);
         if world.scenario.mutation == Some(Mutation::WholeShareAlone) {
             process.replica.borrow_mut().replicas = 1;
         }
@@ -98,7 +99,7 @@ async fn stay_alone(world: &Rc<World>, process: &Rc<Process>, outgoing: &mut Out
     let end = clock::instant() + pause;
     loop {
         process.replica.borrow_mut().fall_back(moment());
-        world.watch_alone(process);
+        world.record_alone_use(process);
         while outgoing.changes.try_recv().is_ok() || outgoing.polls.try_recv().is_ok() {}
         let now = clock::instant();
         if now >= end {
@@ -112,7 +113,7 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
     let opening = async {
         let quality = world.quality(process.index);
         sleep(world.delay(quality)).await;
-        if !world.is_up.get() || world.chance(quality.request_loss) {
+        if !world.is_redis_up.get() || world.chance(quality.request_loss) {
             sleep(RESPONSE_TIMEOUT).await;
             return Err(ConnectionFailed);
         }
@@ -122,8 +123,8 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
     loop {
         tokio::select! {
             biased;
-            opened = &mut opening => { opened?; break }
-            () = sleep(BEAT_INTERVAL) => if process.is_decided.get() {
+            result = &mut opening => { result?; break }
+            () = sleep(BEAT_INTERVAL) => if process.is_accepting.get() {
                 process.replica.borrow_mut().fall_back(moment());
             }
         }
@@ -132,14 +133,14 @@ async fn connect(world: &Rc<World>, process: &Rc<Process>) -> Response<Simulated
         world: Rc::clone(world),
         process: Rc::clone(process),
         pushes: world.subscribe(process.index),
-        arrived: VecDeque::new(),
+        received: VecDeque::new(),
         last_beat: None,
         pace: DemandPace::default(),
         is_demanded: false,
     };
-    process.replica.borrow_mut().set_alone(false);
-    connection.beat(BeatCause::Needed).await?;
-    process.is_decided.set(true);
+    process.replica.borrow_mut().record_connected();
+    connection.beat(BeatCause::ReplyNeeded).await?;
+    process.is_accepting.set(true);
     Ok(connection)
 }
 
@@ -155,7 +156,7 @@ impl SimulatedConnection {
         let pool = Arc::clone(&self.process.pool);
         tokio::select! {
             biased;
-            message = next_message(&mut self.pushes, &mut self.arrived) => match message {
+            message = next_message(&mut self.pushes, &mut self.received) => match message {
                 Some(message) => {
                     self.handle(&message);
                     Ok(())
@@ -175,16 +176,16 @@ impl SimulatedConnection {
             }
             () = wait_until(response_at) => {
                 self.pace.record_response(clock::instant());
-                // The first beat lowers what this replica holds, and the second one states it.
-                self.beat(BeatCause::Returned).await?;
-                self.beat(BeatCause::Returned).await
+                // The reply to the first beat lowers the grants of this replica, and the second beat confirms it.
+                self.beat(BeatCause::DemandedByOthers).await?;
+                self.beat(BeatCause::DemandedByOthers).await
             }
             () = pool.demand() => {
                 self.is_demanded = true;
                 Ok(())
             }
             () = sleep_until(next_beat.into()) => {
-                let cause = if self.is_demanded { BeatCause::Needed } else { BeatCause::Interval };
+                let cause = if self.is_demanded { BeatCause::ReplyNeeded } else { BeatCause::Interval };
                 self.beat(cause).await
             }
         }
@@ -210,7 +211,7 @@ impl SimulatedConnection {
     async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
         let outcome = self.replica().apply(beat, replies, moment()).unwrap();
         // The next loss of the connection begins with the grants of this reply.
-        self.process.alone.borrow_mut().clear();
+        self.process.alone_use.borrow_mut().clear();
         for map in outcome.outdated.to_read {
             self.read_map(map).await?;
         }
@@ -218,7 +219,7 @@ impl SimulatedConnection {
             let entries = self.replica().restate(map, clock::now());
             self.store(entries).await?;
         }
-        if self.pace.asks(outcome.is_unmet, clock::instant()) {
+        if self.pace.try_publish_demand(outcome.is_unmet, clock::instant()) {
             let message = format!("demand {}", self.process.id);
             self.query(move |world| world.redis.publish(message)).await?;
         }
@@ -235,7 +236,7 @@ impl SimulatedConnection {
                     self.replica().apply_entry(&entry, &replica, moment());
                 }
             }
-            Message::Demand { .. } if !is_own => self.pace.record_question(),
+            Message::Demand { .. } if !is_own => self.pace.record_demand(),
             Message::Demand { .. } => {}
         }
     }
@@ -265,17 +266,17 @@ impl SimulatedConnection {
         self.query(move |world| calls.iter().map(|call| world.redis.run(call)).collect()).await
     }
 
-    /// Runs a query at Redis, with the delays and the losses of the network.
+    /// Runs a query on Redis, with the delays and the losses of the network.
     async fn query<T: 'static>(&self, query: impl FnOnce(&World) -> T + 'static) -> Response<T> {
         let world = &self.world;
         let quality = world.quality(self.process.index);
         let exchange = async {
             sleep(world.delay(quality)).await;
-            if !world.is_up.get() || world.chance(quality.request_loss) {
+            if !world.is_redis_up.get() || world.chance(quality.request_loss) {
                 return std::future::pending().await;
             }
-            if world.chance(quality.late) {
-                // The request waits in the network while this replica connects again.
+            if world.chance(quality.late_request) {
+                // The network delivers the request while this replica connects again.
                 let (late_world, delay) =
                     (Rc::clone(world), RESPONSE_TIMEOUT.mul_f64(1.0 + 8.0 * world.random()));
                 spawn_local(async move {
@@ -295,20 +296,20 @@ impl SimulatedConnection {
     }
 }
 
-/// Returns the next message that has arrived, or `None` after the connection was closed.
+/// Waits for the next message to arrive, and returns it, or `None` after the connection was closed.
 async fn next_message(
     pushes: &mut mpsc::UnboundedReceiver<(Instant, String)>,
-    arrived: &mut VecDeque<(Instant, String)>,
+    received: &mut VecDeque<(Instant, String)>,
 ) -> Option<String> {
-    if arrived.is_empty() {
-        arrived.push_back(pushes.recv().await?);
+    if received.is_empty() {
+        received.push_back(pushes.recv().await?);
     }
-    let (at, _) = arrived.front()?;
+    let (at, _) = received.front()?;
     sleep_until((*at).into()).await;
-    arrived.pop_front().map(|(_, message)| message)
+    received.pop_front().map(|(_, message)| message)
 }
 
-/// Completes at this time, or never.
+/// Completes at this time, or never if it is `None`.
 async fn wait_until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,

@@ -1,4 +1,5 @@
-//! A model of the provider: credits and concurrent requests of workspaces.
+//! Models the provider: counts the credits and the concurrent requests of workspaces, refuses the requests beyond
+//! them, and reports a count that lags behind.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,24 +27,25 @@ pub(super) struct ProviderWorkspace {
     pub(super) running: u32,
     pub(super) max: u32,
     pub(super) tier: &'static str,
-    /// The last time at which no more requests could run.
+    /// The last time at which the workspace had its maximum of concurrent requests.
     pub(super) full_at: Instant,
     /// The count after each charge, because polls lag behind it.
     history: VecDeque<(Instant, u64)>,
 }
 
 impl ProviderWorkspace {
+    /// Returns the credits that neither ended nor running requests cost.
     pub(super) fn left(&self) -> u64 {
         self.limit - self.spent - self.committed
     }
 
-    fn note_full(&mut self) {
+    fn record_full(&mut self) {
         if self.running >= self.max {
             self.full_at = clock::instant();
         }
     }
 
-    /// Returns the quota that a poll reports, with the count of `lag` ago.
+    /// Returns the quota that a poll reports at `now`: its count is `lag` old.
     pub(super) fn quota(&mut self, now: Instant, lag: Duration) -> Quota {
         while self.history.get(1).is_some_and(|(at, _)| *at + lag <= now) {
             self.history.pop_front();
@@ -73,7 +75,7 @@ impl Provider {
         let plan = |random: f64| PLANS[((random * PLANS.len() as f64) as usize).min(PLANS.len() - 1)];
         let workspace = |limit: &u64| {
             let (tier, max) = plan(random());
-            // Credits that were spent before the replicas started.
+            // These credits were spent before the replicas started.
             let spent = limit / 4;
             let history = VecDeque::from([(start, spent)]);
             ProviderWorkspace {
@@ -98,17 +100,17 @@ impl Provider {
         estimate: u64,
     ) -> Result<RunningRequest, Verdict> {
         let mut workspaces = self.workspaces.borrow_mut();
-        let known = &mut workspaces[workspace];
-        if known.running >= known.max {
-            return Err(Verdict::Concurrency { maximum: Some(known.max) });
+        let state = &mut workspaces[workspace];
+        if state.running >= state.max {
+            return Err(Verdict::Concurrency { maximum: Some(state.max) });
         }
-        if known.left() < cost {
-            let (remaining, required) = (Some(known.left()), Some(estimate));
+        if state.left() < cost {
+            let (remaining, required) = (Some(state.left()), Some(estimate));
             return Err(Verdict::WorkspaceQuota(Shortfall { remaining, required, quota: None }));
         }
-        known.running += 1;
-        known.note_full();
-        known.committed += cost;
+        state.running += 1;
+        state.record_full();
+        state.committed += cost;
         Ok(RunningRequest { provider: Rc::clone(self), workspace, cost })
     }
 }
@@ -117,9 +119,9 @@ impl RunningRequest {
     /// Charges the request, at the end of its response.
     pub(super) fn charge(self, now: Instant) {
         let mut workspaces = self.provider.workspaces.borrow_mut();
-        let known = &mut workspaces[self.workspace];
-        known.spent += self.cost;
-        known.history.push_back((now, known.spent));
+        let state = &mut workspaces[self.workspace];
+        state.spent += self.cost;
+        state.history.push_back((now, state.spent));
         drop(workspaces);
     }
 }
@@ -127,9 +129,9 @@ impl RunningRequest {
 impl Drop for RunningRequest {
     fn drop(&mut self) {
         let mut workspaces = self.provider.workspaces.borrow_mut();
-        let known = &mut workspaces[self.workspace];
-        known.note_full();
-        known.running -= 1;
-        known.committed -= self.cost;
+        let state = &mut workspaces[self.workspace];
+        state.record_full();
+        state.running -= 1;
+        state.committed -= self.cost;
     }
 }

@@ -1,4 +1,5 @@
-//! The requests of clients, which select a key, are served or refused by the provider, and are charged.
+//! Sends the requests of clients through a replica's pool: selects a key, sends the request to the model of the
+//! provider, and charges it or records its refusal.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ pub(super) struct SimulatedRequest {
     pub(super) client: usize,
 }
 
-/// How a request ended.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestEnd {
     Served,
@@ -42,7 +43,7 @@ pub(super) enum RequestEnd {
 
 /// Sends a request to a replica and waits for its end.
 pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequest) -> RequestEnd {
-    let Some(process) = world.process(index).filter(|process| process.is_decided.get()) else {
+    let Some(process) = world.process(index).filter(|process| process.is_accepting.get()) else {
         return RequestEnd::NotReady;
     };
     let serving = serve(Rc::clone(world), Rc::clone(&process), request);
@@ -56,7 +57,7 @@ pub(super) async fn send(world: &Rc<World>, index: usize, request: SimulatedRequ
     }
 }
 
-/// Ends the admission of a request when it is dropped.
+/// Records the end of an admitted request when it is dropped.
 struct AdmissionGuard<'a>(&'a World, super::invariants::ProviderAdmission);
 
 impl Drop for AdmissionGuard<'_> {
@@ -73,15 +74,15 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
     for _ in 0..MAX_ATTEMPTS {
         let roster = pool.roster();
         let (began_at, was_healthy) = (clock::instant(), world.is_healthy());
-        let reserved = match pool.reserve(&roster, &key_request).await {
-            Ok(reserved) => reserved,
+        let reservation = match pool.reserve(&roster, &key_request).await {
+            Ok(reservation) => reservation,
             Err(reason) => {
                 check_wait(&world, &process, &request, began_at, was_healthy);
                 return RequestEnd::Unavailable(reason);
             }
         };
         check_wait(&world, &process, &request, began_at, was_healthy);
-        let mut lease = reserved.lease;
+        let mut lease = reservation.lease;
         let admission = world.admit(&process, &lease, request.estimate);
         let _admission = AdmissionGuard(&world, admission);
         let key = std::sync::Arc::clone(lease.key());
@@ -93,8 +94,8 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
                 let now = clock::now();
                 pool.charge(&roster, &mut lease, request.cost, now);
                 let began_at = lease.reserved_at();
-                let served = ServedAttempt { request: Some(&key_request), began_at, is_charged: true };
-                pool.record_service(&roster, &key, served, now);
+                let attempt = ServedAttempt { request: Some(&key_request), began_at, is_charged: true };
+                pool.record_service(&roster, &key, attempt, now);
                 world.violations.served.set(world.violations.served.get() + 1);
                 return RequestEnd::Served;
             }
@@ -105,13 +106,13 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
             world.refuse_credits(&process, admission);
         }
         pool.charge(&roster, &mut lease, 0, now);
-        let refused = RefusedAttempt {
+        let attempt = RefusedAttempt {
             verdict: refusal,
             request: Some(&key_request),
             is_repeated_elsewhere: false,
             source: RefusalSource::default(),
         };
-        pool.record_refusal(&roster, &key, refused, now);
+        pool.record_refusal(&roster, &key, attempt, now);
         if !matches!(refusal, Verdict::Concurrency { .. }) {
             key_request.tried.push(key.position());
         }
@@ -119,6 +120,7 @@ async fn serve(world: Rc<World>, process: Rc<Process>, request: SimulatedRequest
     RequestEnd::Unavailable(Unavailable::Tried)
 }
 
+/// Reports a request that waited although the provider had capacity and no fault had an effect.
 fn check_wait(
     world: &World,
     process: &Process,
@@ -126,21 +128,21 @@ fn check_wait(
     began_at: std::time::Instant,
     was_healthy: bool,
 ) {
-    let waited = clock::elapsed_since(began_at);
+    let wait = clock::elapsed_since(began_at);
     if !was_healthy || !world.is_healthy() {
         return;
     }
-    world.violations.longest_wait.set(world.violations.longest_wait.get().max(waited));
+    world.violations.longest_wait.set(world.violations.longest_wait.get().max(wait));
     let workspaces = world.provider.workspaces.borrow();
     let has_capacity = |workspace: &&ProviderWorkspace| {
         workspace.left() > request.estimate && clock::elapsed_since(workspace.full_at) > MAX_WAIT
     };
-    if waited > MAX_WAIT
+    if wait > MAX_WAIT
         && let Some(index) = workspaces.iter().position(|workspace| has_capacity(&workspace))
     {
         let left = workspaces[index].left();
         world.fail(format!(
-            "{} let {request:?} wait for {waited:?} with {left} credits: {}",
+            "{} let {request:?} wait for {wait:?} with {left} credits: {}",
             process.id,
             world.describe(process, index)
         ));

@@ -1,4 +1,4 @@
-//! Tests the scripts directly, in the store in memory and in a real Redis.
+//! Tests the scripts directly, in the model of Redis, and compares that model with a real Redis.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::Value;
 
 use super::super::beat_calls::grant_arguments;
-use super::super::credits::CreditStatement;
+use super::super::credit_statement::CreditStatement;
 use super::super::reply::{amount, integer, list, text, tuple};
 use super::super::scripts::{GRANTS, MEMBERS, NEWEST, SLOTS, ScriptCall};
 use super::store::SimulatedRedis;
@@ -64,7 +64,7 @@ fn numbers(reply: &Value) -> Vec<i64> {
     list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
 }
 
-/// A replica that uses its grant in any way that it permits.
+/// A replica that uses a random part of its grant.
 #[derive(Clone, Debug, Default)]
 struct ModelReplica {
     used: u64,
@@ -120,7 +120,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
             let others = replicas.iter().enumerate().filter(|(index, _)| *index != me);
             i64::try_from(others.map(|(_, replica)| replica.used).sum::<u64>()).unwrap()
         };
-        // After all have stated what they do not need, the last request gets all that is left.
+        // After all replicas have returned their unused credits, the last request gets all credits that are left.
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
         for _ in 0..2 {
             for (index, replica) in replicas.iter().enumerate() {
@@ -156,7 +156,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
     }
 }
 
-/// Three replicas that need credits of one workspace.
+/// A workspace whose credits three replicas need.
 struct CreditLine {
     redis: SimulatedRedis,
     now: u64,
@@ -167,8 +167,8 @@ impl CreditLine {
         Self { redis: SimulatedRedis::new(), now: 1_000_000 }
     }
 
-    /// States the credits of a replica, 1 ms after the last statement. Returns what it may use and whether it may exceed
-    /// what is left.
+    /// States the credits of a replica, 1 ms after the last statement. Returns its grant, and whether it may exceed
+    /// the credits that are left.
     fn state(&mut self, replica: &str, statement: CreditStatement) -> (i64, bool) {
         self.now += 1;
         self.redis.set_time(self.now * 1_000);
@@ -212,7 +212,7 @@ fn a_request_that_fits_is_served_before_one_exceeds_what_is_left() {
 }
 
 #[test]
-fn the_first_in_line_collects_what_the_others_return() {
+fn the_first_replica_in_line_collects_the_returned_credits() {
     let mut line = CreditLine::new();
     let held = CreditStatement { base: Some((900, 5)), ..FRESH };
     assert_eq!(line.state("a", held), (16, false), "a part of 100");
@@ -228,7 +228,7 @@ fn the_first_in_line_collects_what_the_others_return() {
 }
 
 #[test]
-fn what_a_replica_has_used_is_restored_by_another() {
+fn the_use_of_a_replica_is_restored_by_another_replica() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
     let used = |replica: &str, used| {
@@ -254,7 +254,7 @@ fn what_a_replica_has_used_is_restored_by_another() {
 }
 
 #[test]
-fn what_an_earlier_process_has_used_is_added_when_it_becomes_known() {
+fn the_use_of_an_earlier_process_is_added_when_it_becomes_known() {
     let redis = SimulatedRedis::new();
     redis.set_time(1_000_000_000);
     let state = |run, used, used_before| {
@@ -385,7 +385,7 @@ fn the_newest_entry_wins_until_it_expires() {
 }
 
 #[test]
-fn the_leader_keeps_its_lease_and_loses_it_by_silence() {
+fn the_leader_stays_the_leader_until_it_sends_no_beats() {
     let redis = SimulatedRedis::new();
     let leader = |now: u64, replica: &str, lease: u64| {
         redis.set_time(now * 1_000);
@@ -444,7 +444,7 @@ impl Drop for RealRedis {
 }
 
 #[test]
-fn the_store_in_memory_behaves_like_redis() {
+fn the_model_of_redis_behaves_like_redis() {
     let Some(mut real) = RealRedis::start() else { return };
     let redis = SimulatedRedis::new();
     redis.set_time(crate::clock::now().0 * 1_000);

@@ -1,4 +1,5 @@
-//! A small Redis in memory on virtual time. It runs the real scripts in Lua 5.1, as Redis does.
+//! Models Redis: runs the real scripts in Lua 5.1, as Redis does, with the commands that they use, on data in memory
+//! and on virtual time.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -78,7 +79,7 @@ impl StoreState {
     fn run(&mut self, command: &[String]) -> CommandReply {
         let parts: Vec<&str> = command.iter().map(String::as_str).collect();
         let count = |number: usize| CommandReply::Integer(i64::try_from(number).unwrap());
-        let text = |found: Option<String>| found.map_or(CommandReply::Missing, CommandReply::Text);
+        let text = |value: Option<String>| value.map_or(CommandReply::Missing, CommandReply::Text);
         match *parts {
             ["TIME"] => {
                 let (seconds, micros) = (self.now_micros / 1_000_000, self.now_micros % 1_000_000);
@@ -86,12 +87,11 @@ impl StoreState {
             }
             ["HSET", key, ref pairs @ ..] if pairs.len() % 2 == 0 && !pairs.is_empty() => {
                 let fields = self.hash_or_new(key);
-                let new = pairs.chunks_exact(2).filter(|pair| {
+                let added = pairs.chunks_exact(2).filter(|pair| {
                     let before = fields.insert(pair[0].to_owned(), pair[1].to_owned());
                     before.is_none()
                 });
-                let new = new.count();
-                count(new)
+                count(added.count())
             }
             ["HGET", key, field] => text(self.hash(key).and_then(|fields| fields.get(field).cloned())),
             ["HGETALL", key] => CommandReply::List(self.hash(key).map_or_else(Vec::new, |fields| {
@@ -155,7 +155,7 @@ impl StoreState {
     }
 }
 
-/// A server with the real scripts.
+/// The model of a Redis server.
 #[derive(Debug)]
 pub(super) struct SimulatedRedis {
     lua: Lua,

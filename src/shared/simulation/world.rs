@@ -1,4 +1,5 @@
-//! The replicas, their machines and networks, Redis, and the provider, on the virtual time of the runtime.
+//! Holds the state of one simulation: the replicas with their clocks and networks, Redis, and the provider. Starts
+//! and kills replicas, and delivers the messages that Redis publishes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +27,7 @@ use crate::secret::ApiKey;
 /// The time of Redis at the start of a simulation, in ms since 1970.
 const EPOCH_MS: u64 = 1_800_000_000_000;
 
-/// What happens in one simulation.
+/// The parameters of one simulation.
 #[derive(Clone, Debug)]
 pub(super) struct Scenario {
     pub(super) seed: u64,
@@ -41,10 +42,10 @@ pub(super) struct Scenario {
     /// The lag of the provider's count.
     pub(super) lag: Duration,
     pub(super) faults: usize,
-    /// Whether replicas are killed, which loses charges that were not stated.
-    pub(super) kills: bool,
-    /// Maximum number of requests that use the credits that are left at the end.
-    pub(super) drained: usize,
+    /// Whether replicas are killed, which loses charges that they have not stated.
+    pub(super) has_kills: bool,
+    /// Maximum number of requests at the end, which use the remaining credits.
+    pub(super) max_drain_requests: usize,
     /// The rule that is broken, to prove that an invariant reports it.
     pub(super) mutation: Option<Mutation>,
 }
@@ -52,7 +53,7 @@ pub(super) struct Scenario {
 /// A rule that a simulation breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mutation {
-    /// A text of a script is replaced by another one.
+    /// The first text, a part of a script, is replaced by the second text.
     Script(&'static str, &'static str),
     /// A replica that is alone uses the whole pool.
     WholeShareAlone,
@@ -72,40 +73,40 @@ pub(super) fn pool_settings() -> Settings {
     }
 }
 
-/// The configured lag, which is longer than that of the provider.
+/// The configured lag of polls, which is longer than the real lag of the provider.
 pub(super) const QUOTA_LAG: Duration = Duration::from_secs(4);
 
-/// One run of a replica.
+/// One process of a replica, from its start to its end.
 pub(super) struct Process {
     pub(super) index: usize,
     pub(super) id: String,
     pub(super) replica: RefCell<Replica>,
     pub(super) pool: Arc<Pool>,
-    /// Whether the first attempt to connect has ended.
-    pub(super) is_decided: Cell<bool>,
+    /// Whether the replica accepts requests: its first attempt to connect has ended, and it does not shut down.
+    pub(super) is_accepting: Cell<bool>,
     pub(super) clock: (Instant, UnixMs),
     pub(super) tasks: RefCell<Vec<AbortHandle>>,
     polls: mpsc::UnboundedSender<OwnPoll>,
-    /// What this process may use while it is alone, by workspace.
-    pub(super) alone: RefCell<HashMap<usize, AloneUse>>,
+    /// The maximum use of each workspace by this process while it is alone.
+    pub(super) alone_use: RefCell<HashMap<usize, AloneUse>>,
 }
 
-/// Everything that one simulation contains.
+/// The state of one simulation.
 pub(super) struct World {
     pub(super) scenario: Scenario,
     pub(super) redis: SimulatedRedis,
     pub(super) provider: Rc<Provider>,
     pub(super) violations: Violations,
     /// Whether Redis accepts connections.
-    pub(super) is_up: Cell<bool>,
-    /// The clock of Redis less the virtual time, in ms.
+    pub(super) is_redis_up: Cell<bool>,
+    /// The offset of the clock of Redis from the virtual time, in ms.
     clock_offset_ms: Cell<u64>,
     pub(super) start: Instant,
     rng: RefCell<fastrand::Rng>,
     qualities: RefCell<Vec<LinkQuality>>,
     subscribers: RefCell<BTreeMap<usize, mpsc::UnboundedSender<(Instant, String)>>>,
     processes: RefCell<Vec<Option<Rc<Process>>>>,
-    /// The origins of the replicas' clocks.
+    /// The date of each replica's clock at the start of the simulation.
     origins: Vec<UnixMs>,
     /// The time from which no fault has an effect.
     pub(super) healthy_at: Cell<Instant>,
@@ -128,7 +129,7 @@ impl World {
             }),
             provider: Provider::new(&scenario.limits, start, || plans.borrow_mut().f64()),
             violations: Violations::default(),
-            is_up: Cell::new(true),
+            is_redis_up: Cell::new(true),
             clock_offset_ms: Cell::new(EPOCH_MS),
             start,
             rng: RefCell::new(rng),
@@ -184,7 +185,7 @@ impl World {
         self.processes.borrow()[index].clone()
     }
 
-    /// Runs `query` at the time of Redis, and delivers the messages that it publishes.
+    /// Runs `query` on Redis, at the current time of its clock, and delivers the messages that it publishes.
     pub(super) fn at_redis<T>(&self, query: impl FnOnce(&Self) -> T) -> T {
         let elapsed = clock::elapsed_since(self.start);
         let micros = u64::try_from(elapsed.as_micros()).unwrap();
@@ -208,9 +209,9 @@ impl World {
         receiver
     }
 
-    /// Closes all connections, or those of one replica.
+    /// Closes the connection of one replica, or all connections if `index` is `None`.
     pub(super) fn disconnect(&self, index: Option<usize>) {
-        self.subscribers.borrow_mut().retain(|known, _| index.is_some_and(|index| *known != index));
+        self.subscribers.borrow_mut().retain(|subscriber, _| index.is_some_and(|index| *subscriber != index));
     }
 
     /// Moves the clock of Redis, as a failover to another machine does.
@@ -222,8 +223,8 @@ impl World {
         ApiKey::new(&format!("sk_simulated_workspace_{workspace:04}")).unwrap()
     }
 
-    /// Starts a replica, with the state that its database has restored.
-    pub(super) fn start_replica(self: &Rc<Self>, index: usize, restored: &[RestoredKey]) {
+    /// Starts a replica with the content of its database.
+    pub(super) fn start_replica(self: &Rc<Self>, index: usize, database: &[RestoredKey]) {
         let clock = (self.start, self.origins[index]);
         let process = SIMULATED_CLOCK.sync_scope(clock, || {
             let entries = (0..self.scenario.limits.len()).map(|workspace| {
@@ -231,7 +232,7 @@ impl World {
                 KeyEntry { workspace: name, ..Self::api_key(workspace).into() }
             });
             let pool = Arc::new(Pool::new(entries.collect(), pool_settings()));
-            pool.restore(restored, clock::now());
+            pool.restore(database, clock::now());
             let (changes_sender, changes) = mpsc::channel::<PoolChange>(4_096);
             pool.send_changes_to(changes_sender);
             let id = format!("replica-{index}");
@@ -247,11 +248,11 @@ impl World {
                 id,
                 replica: RefCell::new(Replica::new(settings, Arc::clone(&pool), clock::now())),
                 pool,
-                is_decided: Cell::new(false),
+                is_accepting: Cell::new(false),
                 clock,
                 tasks: RefCell::default(),
                 polls: polls_sender,
-                alone: RefCell::default(),
+                alone_use: RefCell::default(),
             });
             start_link(self, &process, Outgoing { changes, polls });
             process
@@ -261,23 +262,23 @@ impl World {
         self.processes.borrow_mut()[index] = Some(process);
     }
 
-    /// Kills a replica and returns what its database would restore.
+    /// Kills a replica and returns the content of its database.
     pub(super) fn kill_replica(&self, index: usize) -> Vec<RestoredKey> {
         let Some(process) = self.processes.borrow_mut()[index].take() else { return Vec::new() };
-        let restored = SIMULATED_CLOCK.sync_scope(process.clock, || {
+        let database = SIMULATED_CLOCK.sync_scope(process.clock, || {
             let roster = process.pool.roster();
-            let restored = roster.keys().iter().map(|key| RestoredKey {
+            let rows = roster.keys().iter().map(|key| RestoredKey {
                 fingerprint: key.api_key().fingerprint(),
                 quota: key.workspace().quota(clock::now()),
                 tier: key.workspace().tier().map(|tier| tier.to_string()),
                 key_evidence: key.evidence(),
                 workspace_evidence: key.workspace().evidence(),
             });
-            restored.collect()
+            rows.collect()
         });
         process.tasks.borrow().iter().for_each(AbortHandle::abort);
         self.disconnect(Some(index));
-        restored
+        database
     }
 
     /// Polls the quota of every workspace with this replica.
@@ -297,23 +298,23 @@ impl World {
             let key = key.api_key().fingerprint();
             let _ = process.polls.send(OwnPoll { key, observation, at, region: None });
         }
-        self.watch_poll(process);
+        self.update_alone_use(process);
     }
 }
 
-/// Polls while this replica is the one that polls.
+/// Polls the provider while this replica is the leader or alone.
 async fn run_poller(world: Rc<World>, process: Rc<Process>) {
     let mut has_polled = false;
     loop {
         sleep(Duration::from_millis(50)).await;
-        let is_polling = process.is_decided.get() && process.replica.borrow().is_polling();
-        let is_known = process
+        let is_polling = process.is_accepting.get() && process.replica.borrow().is_polling();
+        let has_limits = process
             .pool
             .roster()
             .keys()
             .iter()
             .all(|key| key.workspace().quota(clock::now()).limit.is_some());
-        let is_due = !has_polled && !is_known || world.scenario.poll_interval.is_some();
+        let is_due = !has_polled && !has_limits || world.scenario.poll_interval.is_some();
         if is_polling && is_due && !world.is_polling_paused.get() {
             has_polled = true;
             world.poll_all(&process);

@@ -8,7 +8,7 @@ use super::*;
 use crate::elevenlabs::affinity::Identifier;
 use crate::pool::OwnerId;
 use crate::proxy::replica_link::{
-    Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
+    FoundOwner, LinkFuture, LookupResult, QuotaGrant, QuotaKey, QuotaReply, QuotaStatement, ReplicaLink,
 };
 
 /// The duration of a grant at the replica and at the pool. The replica gives up its grant first.
@@ -28,8 +28,8 @@ struct ReplicaUse {
 #[derive(Debug, Default)]
 pub(super) struct ReplicaPool {
     quotas: Mutex<HashMap<QuotaKey, HashMap<usize, ReplicaUse>>>,
-    /// The number of questions of requests.
-    pub(super) questions: AtomicUsize,
+    /// The number of lookups by requests.
+    pub(super) lookups: AtomicUsize,
 }
 
 impl ReplicaPool {
@@ -37,8 +37,8 @@ impl ReplicaPool {
         self.quotas.lock().unwrap()
     }
 
-    /// Answers a statement of `replica` as the script of the pool does.
-    fn answer(&self, replica: usize, replicas: u32, statement: &QuotaStatement) -> QuotaAnswer {
+    /// Returns the reply to a statement of `replica`, as `quotas.lua` does.
+    fn reply(&self, replica: usize, replicas: u32, statement: &QuotaStatement) -> QuotaReply {
         let now = clock::instant();
         let mut quotas = self.lock();
         let uses = quotas.entry(statement.key.clone()).or_default();
@@ -64,9 +64,9 @@ impl ReplicaPool {
         uses.insert(replica, own);
         let grant = QuotaGrant { granted, used_by_others, valid_until: now + GRANT };
         if is_granted || statement.needed == 0 {
-            QuotaAnswer::Granted(grant)
+            QuotaReply::Granted(grant)
         } else {
-            QuotaAnswer::Denied(grant)
+            QuotaReply::Denied(grant)
         }
     }
 
@@ -90,37 +90,37 @@ impl ReplicaLink for PoolLink {
         self.replicas
     }
 
-    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_owner(&self, _: Identifier, _: &OwnerId) {}
 
     fn remove_owner(&self, _: Identifier) {}
 
-    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
 
-    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaAnswer> {
-        self.pool.questions.fetch_add(1, Ordering::AcqRel);
+    fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply> {
+        self.pool.lookups.fetch_add(1, Ordering::AcqRel);
         Box::pin(async {
             // Other requests run during the round trip, before and after the pool decides.
             tokio::task::yield_now().await;
-            let answer = self.answer(statement);
+            let reply = self.reply(statement);
             tokio::task::yield_now().await;
-            answer
+            reply
         })
     }
 }
 
 impl PoolLink {
-    fn answer(&self, statement: &QuotaStatement) -> QuotaAnswer {
+    fn reply(&self, statement: &QuotaStatement) -> QuotaReply {
         match self.is_down.load(Ordering::Acquire) {
-            true => QuotaAnswer::Unknown,
-            false => self.pool.answer(self.replica, self.replicas, statement),
+            true => QuotaReply::Unknown,
+            false => self.pool.reply(self.replica, self.replicas, statement),
         }
     }
 }
@@ -133,11 +133,11 @@ pub(super) struct TestReplica {
 }
 
 impl TestReplica {
-    /// Sends the regular statements, and applies the answers.
+    /// Sends the regular statements, and applies the replies.
     pub(super) fn exchange(&self, scope: StatementScope, now: UnixMs) -> usize {
         let statements = self.usage.quota_statements(scope, now);
         for statement in &statements {
-            self.usage.apply_grant(statement, self.link.answer(statement));
+            self.usage.apply_grant(statement, self.link.reply(statement));
         }
         statements.len()
     }

@@ -6,7 +6,7 @@ use tokio::runtime;
 
 use super::replica_pool::{GRANT, TestReplica, start};
 use super::*;
-use crate::proxy::replica_link::{QuotaAnswer, QuotaGrant};
+use crate::proxy::replica_link::{QuotaGrant, QuotaReply};
 use crate::tasks::Tasks;
 
 fn requests(amount: u64) -> Rules {
@@ -93,8 +93,8 @@ fn a_thousand_concurrent_requests_over_three_replicas_are_exactly_a_thousand() {
         }
         tasks.wait_until_ended().await;
         assert_eq!(served.load(Ordering::Acquire), 1_000);
-        let questions = pool.questions.load(Ordering::Acquire);
-        assert!(questions < 500, "waiting requests must share an answer: {questions} questions");
+        let lookups = pool.lookups.load(Ordering::Acquire);
+        assert!(lookups < 500, "waiting requests must share a reply: {lookups} lookups");
     });
 }
 
@@ -103,7 +103,7 @@ async fn far_from_the_limit_a_request_asks_rarely() {
     let rules = requests(1_000_000);
     let (pool, replicas) = start(3, &rules, &[]);
     assert_eq!(serve_in_turn(&replicas, &rules, 3_000).await, 3_000);
-    assert_eq!(pool.questions.load(Ordering::Acquire), 3, "each replica must ask once");
+    assert_eq!(pool.lookups.load(Ordering::Acquire), 3, "each replica must send one lookup");
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,9 +112,9 @@ async fn a_used_up_quota_is_not_asked_for_by_every_request() {
     let (pool, replicas) = start(3, &rules, &[]);
     serve_in_turn(&replicas, &rules, 3).await;
     serve_in_turn(&replicas, &rules, 3).await;
-    let questions = pool.questions.load(Ordering::Acquire);
+    let lookups = pool.lookups.load(Ordering::Acquire);
     serve_in_turn(&replicas, &rules, 300).await;
-    assert_eq!(pool.questions.load(Ordering::Acquire), questions);
+    assert_eq!(pool.lookups.load(Ordering::Acquire), lookups);
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn an_idle_replica_gives_back_its_grant_and_states_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_answer_does_not_return_what_was_given_back() {
+async fn a_late_reply_does_not_restore_a_returned_grant() {
     let rules = requests(1_000);
     let (_, replicas) = start(2, &rules, &[]);
     let usage = &replicas[0].usage;
@@ -188,10 +188,10 @@ async fn a_late_answer_does_not_return_what_was_given_back() {
     let last = regular();
     assert_eq!((last.held, last.generation), (1, early.generation + 1));
     let grant = |granted| QuotaGrant { granted, used_by_others: 7, valid_until: clock::instant() + GRANT };
-    usage.apply_grant(&early, QuotaAnswer::Granted(grant(500)));
+    usage.apply_grant(&early, QuotaReply::Granted(grant(500)));
     assert!(admit(usage, &rules).is_err(), "the replica has given back all but what it used");
     assert_eq!(usage.used(&app(), NOW).requests[2], 8, "the use by others must be applied");
-    usage.apply_grant(&last, QuotaAnswer::Granted(grant(3)));
+    usage.apply_grant(&last, QuotaReply::Granted(grant(3)));
     for _ in 0..2 {
         admit(usage, &rules).unwrap().charge(ChargeOutcome::Served, None, NOW);
     }
@@ -230,7 +230,7 @@ async fn an_expired_grant_is_not_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_answers_each_replica_uses_its_grant_and_then_its_share_of_the_rest() {
+async fn without_replies_each_replica_uses_its_grant_and_then_its_share_of_the_rest() {
     let rules = requests(100);
     let (_, replicas) = start(3, &rules, &[]);
     assert_eq!(serve_in_turn(&replicas, &rules, 40).await, 40);
@@ -252,7 +252,7 @@ async fn without_answers_each_replica_uses_its_grant_and_then_its_share_of_the_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_without_any_answer_uses_its_share() {
+async fn a_replica_without_any_reply_uses_its_share() {
     let rules = requests(10);
     let used = [UsageTotals { client: app(), requests: [2; 3], credits: [0; 3] }];
     let (_, replicas) = start(3, &rules, &used);
@@ -262,13 +262,13 @@ async fn a_replica_without_any_answer_uses_its_share() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_without_an_answer_is_not_repeated_by_every_request() {
+async fn a_lookup_without_a_reply_is_not_repeated_by_every_request() {
     let rules = requests(1_000);
     let (pool, replicas) = start(2, &rules, &[]);
     set_down(&replicas, true);
-    for questions in 1..3 {
+    for lookups in 1..3 {
         assert_eq!(serve_in_turn(&replicas[..1], &rules, 100).await, 100);
-        assert_eq!(pool.questions.load(Ordering::Acquire), questions);
+        assert_eq!(pool.lookups.load(Ordering::Acquire), lookups);
         tokio::time::advance(Duration::from_millis(100)).await;
     }
 }
@@ -352,7 +352,7 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_used_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_without_answers_ends_after_its_share() {
+async fn a_session_without_replies_ends_after_its_share() {
     let rules = credits(1_000);
     let (_, replicas) = start(2, &rules, &[]);
     let session = replicas[0].admit(&rules, NOW).await.unwrap();
@@ -532,9 +532,9 @@ proptest! {
         prop_assert!(run_paused(steps, 1_000) <= 1_000);
     }
 
-    /// Without answers, each replica uses at most its share of what was left, which is a third of the quota.
+    /// Without replies, each replica uses at most its share of what was left, which is a third of the quota.
     #[test]
-    fn without_answers_the_quota_is_exceeded_by_the_shares_at_most(
+    fn without_replies_the_quota_is_exceeded_by_the_shares_at_most(
         steps in prop::collection::vec(pool_step(true), 0..200),
     ) {
         prop_assert!(run_paused(steps, 1_000) <= 1_000 + 3 * 334);

@@ -1,8 +1,9 @@
-//! The commands that a replica sends, and the line of Redis' access control that permits them and nothing else.
+//! Lists the Redis commands that a replica uses, and builds the `ACL SETUSER` command that permits only these. An
+//! operator runs that command in Redis; `keychoir check --online` prints it.
 
 use super::LinkSettings;
 
-/// The commands of replicas, by themselves and in scripts. HELLO needs no permission.
+/// The commands that replicas send, directly or in scripts. HELLO needs no permission.
 pub(super) const COMMANDS: [&str; 16] = [
     "eval",
     "get",
@@ -22,11 +23,12 @@ pub(super) const COMMANDS: [&str; 16] = [
     "ping",
 ];
 
-/// Returns the command for Redis that creates the user `keychoir` with the permissions that a replica needs. The
-/// password is the placeholder `PASSWORD`.
+/// Returns the `ACL SETUSER` command that creates the Redis user `keychoir` with the permissions that a replica
+/// needs. The password is the placeholder `PASSWORD`.
 #[must_use]
-pub fn acl_line(settings: &LinkSettings) -> String {
+pub fn acl_setuser_command(settings: &LinkSettings) -> String {
     let pattern = settings.pool.access_pattern();
+    // SELECT is sent only for a database other than 0.
     let select = (settings.url.database != 0).then_some("select");
     let commands: Vec<String> =
         COMMANDS.into_iter().chain(select).map(|command| format!("+{command}")).collect();

@@ -1,0 +1,105 @@
+//! Defines the statement of a replica about the credits of a workspace, and parses the reply of `grants.lua` to it.
+//! `credits.rs` makes the statements and applies the replies.
+
+use redis::Value;
+
+use super::replica_use::ReplicaUse;
+use super::reply::{UnexpectedReply, amount, integer, text, tuple};
+
+/// The statement of this replica about the credits of a workspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CreditStatement {
+    /// The sum of the credits that this replica has charged. `None` before its earlier statement is known.
+    pub(super) used: Option<u64>,
+    /// The number of this process. 0 before the earlier statement is known.
+    pub(super) run: u64,
+    /// The part of `used` that earlier processes of this replica have charged.
+    pub(super) used_before: u64,
+    /// Credits that requests in flight have reserved.
+    pub(super) reserved: u64,
+    /// Credits that queued requests need in addition.
+    pub(super) queued: u64,
+    /// The estimated cost of the cheapest queued request.
+    pub(super) least: u64,
+    /// The amount up to which this replica may charge and reserve credits until the reply.
+    pub(super) held: u64,
+    /// The maximum of the count.
+    pub(super) limit: u64,
+    /// A changed base, and the shared time at which it was received.
+    pub(super) base: Option<(i64, u64)>,
+    /// Whether the replica has not used the workspace recently.
+    pub(super) is_idle: bool,
+    /// The sum of the charges of other replicas that this replica knows.
+    pub(super) used_by_others: u64,
+}
+
+impl CreditStatement {
+    /// Returns the credits that the requests of this replica may cost.
+    pub(super) fn needed(self) -> u64 {
+        self.reserved.saturating_add(self.queued)
+    }
+
+    /// Whether the replica holds more than its requests in flight need.
+    pub(super) fn has_unused(self) -> bool {
+        self.used.is_some_and(|used| self.held > used.saturating_add(self.reserved))
+    }
+
+    /// Returns the statement of a replica that leaves the pool: it needs no credits, and holds only its used credits.
+    pub(super) fn without_need(self) -> Self {
+        let used = self.used.unwrap_or(0);
+        Self { reserved: 0, queued: 0, least: 0, held: used, limit: 0, ..self }
+    }
+
+    /// Whether another statement would lead to the same reply.
+    pub(super) fn is_same(self, other: Self) -> bool {
+        let without_base = |statement| Self { base: None, held: 0, used_by_others: 0, ..statement };
+        self.base.is_some() == other.base.is_some() && without_base(self) == without_base(other)
+    }
+}
+
+/// The reply to a [`CreditStatement`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CreditGrant {
+    pub(super) granted: u64,
+    pub(super) used_by_others: u64,
+    pub(super) base: i64,
+    pub(super) base_stamp: u64,
+    pub(super) may_exceed: bool,
+    /// The charges in the last statement of this replica, or `None` if Redis knows no statement.
+    pub(super) stated_before: Option<u64>,
+    /// The credits that are left for all replicas together.
+    pub(super) left: u64,
+    /// Whether other replicas hold more credits than they need while this replica has too few.
+    pub(super) is_unmet: bool,
+    /// The charges of each other replica; empty if their sum is `used_by_others` of the statement.
+    pub(super) uses: Vec<(String, ReplicaUse)>,
+    /// The number of the last process of this replica that Redis knows.
+    pub(super) run: u64,
+    /// The charges of earlier processes of this replica that Redis knows.
+    pub(super) used_before: u64,
+}
+
+impl CreditGrant {
+    pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
+        let [granted, others, base, stamp, may_exceed, before, left, unmet, uses, run, used_before] =
+            tuple(value)?;
+        let mut words = text(uses)?.split_ascii_whitespace();
+        let mut uses = Vec::new();
+        while let Some(replica) = words.next() {
+            uses.push((replica.to_owned(), ReplicaUse::parse(&mut words).ok_or(UnexpectedReply)?));
+        }
+        Ok(Self {
+            granted: amount(granted)?,
+            used_by_others: amount(others)?,
+            base: integer(base)?,
+            base_stamp: amount(stamp)?,
+            may_exceed: integer(may_exceed)? == 1,
+            stated_before: u64::try_from(integer(before)?).ok(),
+            left: amount(left)?,
+            is_unmet: integer(unmet)? == 1,
+            uses,
+            run: amount(run)?,
+            used_before: amount(used_before)?,
+        })
+    }
+}
