@@ -46,7 +46,7 @@ pub(super) struct Beat {
     pub(super) workspaces: HashMap<SharedId, Arc<Workspace>>,
     pub(super) credits: Vec<(SharedId, CreditStatement)>,
     pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
-    /// Whether a statement differs from the last one, or all are due again.
+    /// Whether a statement differs from the last statement, or a full beat is due.
     pub(super) is_due: bool,
     pub(super) is_full: bool,
 }

@@ -74,7 +74,7 @@ pub enum RedisConnectError {
         /// The name in the URL.
         master: String,
     },
-    /// No sentinel responded. The error is that of the last one.
+    /// No sentinel responded. Contains the error of the last sentinel.
     #[error("no sentinel can be asked for the master: {0}")]
     NoSentinel(Box<RedisConnectError>),
 }

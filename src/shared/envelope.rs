@@ -1,5 +1,5 @@
-//! Encrypts a document so that each replica with one of several API keys can read it, and Redis and everything
-//! between cannot.
+//! Encrypts a document so that each replica with one of several API keys can read it, and Redis and the
+//! network cannot.
 //!
 //! The document is encrypted with a random data key, and the data key once for each API key, so that replicas with
 //! different lists of keys need only one key in common. All encryption is ChaCha20-Poly1305. A sealed document is

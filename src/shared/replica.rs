@@ -131,7 +131,7 @@ impl Replica {
         self.last_full_beat = None;
     }
 
-    /// Uses a new id, because another program uses the previous one.
+    /// Uses a new id, because another program uses the previous id.
     pub(super) fn replace_id(&mut self, id: String) {
         self.id = id;
         // The statements under the previous id belong to the other program.

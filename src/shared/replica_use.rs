@@ -9,7 +9,7 @@ pub(super) struct ReplicaUse {
     pub(super) used: u64,
     /// The number of the last process.
     pub(super) run: u64,
-    /// The use of the processes before the last one.
+    /// The use of the processes before the last process.
     pub(super) before: u64,
 }
 

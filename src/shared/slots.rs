@@ -154,7 +154,7 @@ impl Slots {
         })
     }
 
-    /// Whether a statement differs from the last one that Redis has received.
+    /// Whether a statement differs from the last statement that Redis has received.
     pub(super) fn is_changed(&self, statement: SlotStatement) -> bool {
         self.last_statement != Some(statement)
     }

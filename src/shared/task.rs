@@ -265,7 +265,7 @@ impl LinkTask {
         Ok(link)
     }
 
-    /// Uses a new id, because another program uses the previous one.
+    /// Uses a new id, because another program uses the previous id.
     pub(super) fn replace_id(&mut self) {
         let id = new_replica_id();
         warn!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::RateLimit;
 
-/// Time after a request in which a replica counts as one that serves the client.
+/// Time after a request in which a replica counts as a replica that serves the client.
 const RECENT: Duration = Duration::from_secs(60);
 
 /// The share of one replica in the limits of a client.

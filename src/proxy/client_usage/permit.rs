@@ -54,7 +54,7 @@ struct State {
     reserved_credits: u64,
     /// The periods in which the reserved and charged credits are counted.
     credit_periods: Option<PeriodNumbers>,
-    /// Whether the request is counted as one of unknown price.
+    /// Whether the request is counted as a request of unknown price.
     is_unpriced: bool,
 }
 
