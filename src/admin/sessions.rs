@@ -94,9 +94,9 @@ impl Sessions {
         Some(SessionToken(token))
     }
 
-    /// Returns whether `token` is that of a session, and records its use.
+    /// Records a use of the session with this token. Returns `false` if there is no such session.
     #[must_use]
-    pub fn is_valid(&self, token: &str, now: UnixMs) -> bool {
+    pub fn record_use(&self, token: &str, now: UnixMs) -> bool {
         let Some(fingerprint) = self.fingerprint(token) else { return false };
         let Some(previous) = self.lock().record_use(&fingerprint, self.0.limits, now) else { return false };
         let interval_number = |time: UnixMs| u128::from(time.0) / USE_INTERVAL.as_millis();

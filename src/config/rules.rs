@@ -81,12 +81,12 @@ impl FromStr for RateLimit {
         let requests = words.next().and_then(parse_amount).and_then(|count| u32::try_from(count).ok());
         let requests = requests.filter(|&count| count > 0).ok_or_else(error)?;
         let words: Vec<&str> = words.filter(|word| !matches!(*word, "request" | "requests")).collect();
-        let span = match words[..] {
+        let interval = match words[..] {
             ["per" | "a", "second"] => Duration::from_secs(1),
             ["per" | "a", "minute"] => Duration::from_secs(60),
             _ => return Err(error()),
         };
-        Ok(Self { requests, span })
+        Ok(Self { requests, interval })
     }
 }
 
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_rate_limit_is_per_second_or_minute() {
-        let rate = |requests, seconds| Ok(RateLimit { requests, span: Duration::from_secs(seconds) });
+        let rate = |requests, seconds| Ok(RateLimit { requests, interval: Duration::from_secs(seconds) });
         assert_eq!("60 per minute".parse(), rate(60, 60));
         assert_eq!("5 requests a second".parse(), rate(5, 1));
         for text in ["", "60", "0 per minute", "60 per hour", "x per minute", "5000000000 per second"] {

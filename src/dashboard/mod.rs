@@ -134,7 +134,7 @@ impl Dashboard {
                 self.sign_in(head, body, peer).await
             };
         }
-        let Some(token) = session::token(&head.headers).filter(|token| admin.sessions.is_valid(token, now))
+        let Some(token) = session::token(&head.headers).filter(|token| admin.sessions.record_use(token, now))
         else {
             return match path {
                 "events" => text(StatusCode::UNAUTHORIZED, "The session has ended.\n"),

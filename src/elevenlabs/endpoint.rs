@@ -128,7 +128,7 @@ pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPath> {
 #[must_use]
 pub fn websocket_dialect(path: &str) -> Option<Dialect> {
     let path = Path::parse(path).ok()?;
-    Some(PathCodes::new(&Segments::new(&path)).dialect())
+    Some(SegmentCodes::new(&Segments::new(&path)).dialect())
 }
 
 /// Whether paths of the API start with this segment after the version. The segment must be in lower case.
@@ -141,13 +141,13 @@ impl Endpoint {
     #[must_use]
     pub fn classify(method: &Method, segments: &Segments<'_>) -> Self {
         let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
-        Self::new(row::methods(method), is_safe, segments, &PathCodes::new(segments))
+        Self::new(row::methods(method), is_safe, segments, &SegmentCodes::new(segments))
     }
 
     /// Classifies a request that opens a WebSocket.
     #[must_use]
     pub fn classify_websocket(segments: &Segments<'_>) -> Self {
-        let codes = PathCodes::new(segments);
+        let codes = SegmentCodes::new(segments);
         let dialect = codes.dialect();
         let is_unlisted = matches!(dialect, Dialect::Unknown | Dialect::Foreign);
         Self {
@@ -161,29 +161,29 @@ impl Endpoint {
         }
     }
 
-    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, codes: &PathCodes) -> Self {
-        let facts = codes.facts(methods);
-        let grants_direct_access = facts.grants_direct_access || ends_in_direct_access(segments);
-        let billing = match facts.operation {
+    fn new(methods: row::Methods, is_safe: bool, segments: &Segments<'_>, codes: &SegmentCodes) -> Self {
+        let properties = codes.properties(methods);
+        let grants_direct_access = properties.grants_direct_access || ends_in_direct_access(segments);
+        let billing = match properties.operation {
             Some(_) => Billing::Metered,
             // Requesting a token is free, but using it is not.
             None if grants_direct_access => Billing::Unlisted,
-            None if is_safe || facts.is_free == Some(true) => Billing::Free,
+            None if is_safe || properties.is_free == Some(true) => Billing::Free,
             None => Billing::Unlisted,
         };
         let is_read = methods == row::methods(&Method::GET);
         Self {
             route: Route::from_segments(segments),
             effect: if is_safe { Effect::None } else { Effect::Some },
-            metering: if facts.operation.is_some() { Metering::Credits } else { Metering::Free },
+            metering: if properties.operation.is_some() { Metering::Credits } else { Metering::Free },
             billing,
             grants_direct_access,
-            operation: facts.operation.unwrap_or(Operation::Reading),
-            permission: facts.permissions.map(|[read, write]| if is_read { read } else { write }),
-            access: facts.denied.map_or(Access::Open, Access::Denied),
-            returns_owner_data: facts.returns_owner_data,
-            returns_websocket_url: facts.returns_websocket_url,
-            adds_voice: facts.adds_voice,
+            operation: properties.operation.unwrap_or(Operation::Reading),
+            permission: properties.permissions.map(|[read, write]| if is_read { read } else { write }),
+            access: properties.denied.map_or(Access::Open, Access::Denied),
+            returns_owner_data: properties.returns_owner_data,
+            returns_websocket_url: properties.returns_websocket_url,
+            adds_voice: properties.adds_voice,
             socket: None,
         }
     }
@@ -197,14 +197,14 @@ fn ends_in_direct_access(segments: &Segments<'_>) -> bool {
 
 /// The first segments after the version, in the codes of the table. The version does not change the
 /// meaning of a path.
-struct PathCodes {
+struct SegmentCodes {
     codes: [u8; row::MAX_SEGMENTS],
     /// Number of all segments after the version.
     count: usize,
     has_version: bool,
 }
 
-impl PathCodes {
+impl SegmentCodes {
     fn new(segments: &Segments<'_>) -> Self {
         let (after_version, has_version) = match &**segments {
             [version, rest @ ..] if is_version_in_any_case(version.text()) => (rest, true),
@@ -217,13 +217,13 @@ impl PathCodes {
         Self { codes, count: after_version.len(), has_version }
     }
 
-    fn facts(&self, methods: row::Methods) -> row::EndpointProperties {
+    fn properties(&self, methods: row::Methods) -> row::EndpointProperties {
         row::find_properties(methods, &self.codes[..self.count.min(row::MAX_SEGMENTS)], self.count)
     }
 
     fn dialect(&self) -> Dialect {
         let unlisted = if self.has_version { Dialect::Unknown } else { Dialect::Foreign };
-        self.facts(row::SOCKET).socket.unwrap_or(unlisted)
+        self.properties(row::SOCKET).socket.unwrap_or(unlisted)
     }
 }
 

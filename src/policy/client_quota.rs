@@ -1,5 +1,5 @@
 //! Computes client quotas (maximum requests or credits per UTC day, per UTC month or in total) and client rate limits
-//! (maximum requests per span of time).
+//! (maximum requests per interval).
 
 use std::fmt;
 use std::time::Duration;
@@ -214,18 +214,18 @@ impl Tally {
     }
 }
 
-/// A rate limit: a burst of up to `requests`, which become available again evenly over `span`.
+/// A rate limit: a burst of up to `requests`, which become available again evenly over `interval`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Maximum number of requests per span; at least 1.
+    /// Maximum number of requests per interval; at least 1.
     pub requests: u32,
-    /// The span in which `requests` become available again.
-    pub span: Duration,
+    /// The interval in which `requests` become available again.
+    pub interval: Duration,
 }
 
 impl fmt::Display for RateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.span.as_secs() {
+        match self.interval.as_secs() {
             1 => write!(f, "{} per second", self.requests),
             60 => write!(f, "{} per minute", self.requests),
             seconds => write!(f, "{} per {seconds} s", self.requests),
@@ -235,13 +235,13 @@ impl fmt::Display for RateLimit {
 
 impl RateLimit {
     /// Returns the limit of one of `replicas` replicas that serve the client: the requests divided by the replicas,
-    /// at the exact rate. If there are more replicas than requests, the limit is one request in a longer span.
+    /// at the exact rate. If there are more replicas than requests, the limit is one request in a longer interval.
     #[must_use]
     pub fn divided(self, replicas: u32) -> Self {
         let replicas = replicas.max(1);
         let requests = (self.requests / replicas).max(1);
-        let span = self.span.saturating_mul(replicas).saturating_mul(requests) / self.requests.max(1);
-        Self { requests, span }
+        let interval = self.interval.saturating_mul(replicas).saturating_mul(requests) / self.requests.max(1);
+        Self { requests, interval }
     }
 
     /// Admits a request at `now`, by the generic cell rate algorithm. `used_until` is the time up to which
@@ -252,9 +252,10 @@ impl RateLimit {
     ///
     /// Fails if the limit is exceeded, with the time until the next request is admitted.
     pub fn admit(&self, used_until: u64, now: u64) -> Result<u64, Duration> {
-        let span_ns = u64::try_from(self.span.as_nanos()).unwrap_or(u64::MAX);
-        let new_used_until = used_until.max(now).saturating_add(span_ns / u64::from(self.requests.max(1)));
-        match new_used_until.saturating_sub(now).checked_sub(span_ns) {
+        let interval_ns = u64::try_from(self.interval.as_nanos()).unwrap_or(u64::MAX);
+        let new_used_until =
+            used_until.max(now).saturating_add(interval_ns / u64::from(self.requests.max(1)));
+        match new_used_until.saturating_sub(now).checked_sub(interval_ns) {
             None | Some(0) => Ok(new_used_until),
             Some(wait) => Err(Duration::from_nanos(wait)),
         }
@@ -413,7 +414,7 @@ mod tests {
     #[test]
     fn the_divided_rate_limits_of_all_replicas_have_the_rate_of_the_whole() {
         let limit =
-            |requests, milliseconds| RateLimit { requests, span: Duration::from_millis(milliseconds) };
+            |requests, milliseconds| RateLimit { requests, interval: Duration::from_millis(milliseconds) };
         for (whole, replicas, expected) in [
             (limit(10, 1_000), 0, limit(10, 1_000)),
             (limit(10, 1_000), 1, limit(10, 1_000)),
@@ -431,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_rate_limit_admits_a_burst_and_then_one_request_at_a_time() {
-        let rate = RateLimit { requests: 3, span: Duration::from_secs(3) };
+        let rate = RateLimit { requests: 3, interval: Duration::from_secs(3) };
         const SECOND: u64 = 1_000_000_000;
         let start = 100 * SECOND;
         let mut used_until = 0;

@@ -90,7 +90,7 @@ async fn a_client_is_refused_when_its_quota_of_credits_is_exceeded() {
 
 #[tokio::test]
 async fn a_rate_limited_client_receives_a_retry_after_header() {
-    let rate = RateLimit { requests: 1, span: Duration::from_secs(3_600) };
+    let rate = RateLimit { requests: 1, interval: Duration::from_secs(3_600) };
     let proxy =
         start_proxy_with(plan(), configure_clients(Rules { rate_limit: Some(rate), ..Rules::default() }))
             .await;

@@ -271,16 +271,16 @@ fn concurrent_requests_are_limited_and_a_refused_request_is_not_counted() {
 #[test]
 fn an_exceeded_rate_limit_names_the_wait() {
     let usage = usage();
-    let span = Duration::from_secs(3_600);
+    let interval = Duration::from_secs(3_600);
     let rules = Rules {
-        rate_limit: Some(RateLimit { requests: 1, span }),
+        rate_limit: Some(RateLimit { requests: 1, interval }),
         ..rules_with_quota(2, QuotaUnit::Requests, Period::Total)
     };
     let first = admit(&usage, &rules).unwrap();
     let Err(ClientLimitExceeded::Rate { wait }) = admit(&usage, &rules) else {
         panic!("the request was admitted")
     };
-    assert!(wait > span / 2 && wait <= span, "{wait:?}");
+    assert!(wait > interval / 2 && wait <= interval, "{wait:?}");
     check_used(&usage, 1, 0);
     drop(first);
 }

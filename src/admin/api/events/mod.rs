@@ -2,7 +2,8 @@
 //! operators, as server-sent events.
 //!
 //! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
-//! where it changes. Instead, a listener compares it with the earlier state, so that requests do no work for events.
+//! where it changes. Instead, listeners start comparisons with the earlier state on a blocking thread, so that requests and
+//! workers do no work for events.
 
 mod paced_stream;
 mod sampler;
@@ -80,7 +81,7 @@ impl FrameWriter {
         let epoch = self.admin.event_epoch();
         let has_state = self.listener.selection().has_state();
         if has_state {
-            self.admin.events.sample(&self.admin);
+            self.admin.events.start_sampling(&self.admin);
         }
         let batch = self.position.map(|position| self.listener.read(position));
         match batch {

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::admin::{Admin, KeyDocument};
-use crate::clock;
 use crate::telemetry::{EventContent, EventListener, EventRing};
+use crate::{clock, tasks};
 
 /// Minimum time between two comparisons, for any number of listeners.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Minimum time between two comparisons, as a multiple of the duration of one. A worker that compares serves no requests, so
-/// comparisons of a pool with thousands of keys take at most this part of its time.
+/// Minimum time between two comparisons, as a multiple of the duration of one, so that comparisons of a pool with
+/// thousands of keys take at most this part of a processor.
 const INTERVAL_PER_DURATION: u32 = 100;
 
 /// Members that change with the time alone. A change of only such members is not an event. Those of a key are in
@@ -72,18 +72,29 @@ impl EventSource {
         self.max_listeners
     }
 
-    /// Records the changed parts of the state, unless another listener does so now or did so a short time ago.
-    pub(super) fn sample(&self, admin: &Admin) {
-        // A worker that waited for the comparison of another one would serve no requests meanwhile.
+    /// Starts to record the changed parts of the state, unless that was started a short time ago. It runs on a blocking
+    /// thread, because a worker that compares serves no requests meanwhile.
+    pub(super) fn start_sampling(&self, admin: &Admin) {
+        if self.take_turn() {
+            let (source, admin) = (self.clone(), admin.clone());
+            drop(tasks::spawn_blocking(move || source.update(&mut source.lock(), &admin)));
+        }
+    }
+
+    /// Whether to start a comparison now, which records its start.
+    fn take_turn(&self) -> bool {
         let mut recorded = match self.recorded.try_lock() {
             Ok(recorded) => recorded,
             Err(TryLockError::Poisoned(error)) => error.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
+            // A comparison is running.
+            Err(TryLockError::WouldBlock) => return false,
         };
         let interval = interval(recorded.duration);
-        if recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= interval) {
-            self.update(&mut recorded, admin);
+        let is_due = recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= interval);
+        if is_due {
+            recorded.sampled_at = Some(clock::instant());
         }
+        is_due
     }
 
     /// Returns the current state. Later changes of the state are events after the position of the snapshot.

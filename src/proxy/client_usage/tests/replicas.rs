@@ -413,7 +413,7 @@ async fn the_usage_includes_other_replicas_in_the_unit_and_period_of_the_quota()
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_limit_is_divided_and_its_refusal_names_the_longer_wait() {
-    let rate_limit = Some(RateLimit { requests: 2, span: Duration::from_secs(2) });
+    let rate_limit = Some(RateLimit { requests: 2, interval: Duration::from_secs(2) });
     let rules = Rules { rate_limit, ..Rules::default() };
     let (_, replicas) = start(3, &rules, &[]);
     let usage = &replicas[0].usage;
