@@ -18,7 +18,7 @@ use crate::secret::UserFingerprint;
 
 /// The result of a lookup in the other replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<T> {
+pub enum LookupResult<T> {
     /// The replicas know the value.
     Known(T),
     /// No replica knows the value.
@@ -45,7 +45,10 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
 
     /// Looks up the owners of `identifiers`, whose owners this replica does not know. The result contains only the
     /// owners that another replica knows.
-    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>>;
+    fn find_owners<'a>(
+        &'a self,
+        identifiers: &'a [Identifier],
+    ) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>>;
 
     /// Publishes the owner of an identifier that a response proved.
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId);
@@ -54,7 +57,7 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     fn remove_owner(&self, identifier: Identifier);
 
     /// Looks up the account that last served a list to `client`.
-    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>>;
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>>;
 
     /// Publishes the account that served a list to `client`, if it differs from the previous account.
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::negative_cache::NegativeCache;
-use super::replica_link::{Answer, FoundOwner, ReplicaLink};
+use super::replica_link::{FoundOwner, LookupResult, ReplicaLink};
 use super::usage::OwnershipUpdate;
 use crate::elevenlabs::affinity::{Identifier, IdentifierHash, RequestIdentifiers};
 use crate::policy::client::ClientName;
@@ -55,9 +55,9 @@ impl ReplicaOwners {
             return None;
         }
         let found_owners = match self.link.find_owners(&unknown).await {
-            Answer::Known(found_owners) => found_owners,
-            Answer::Absent => Vec::new(),
-            Answer::Unknown => return None,
+            LookupResult::Known(found_owners) => found_owners,
+            LookupResult::Absent => Vec::new(),
+            LookupResult::Unknown => return None,
         };
         let is_found =
             |identifier: &Identifier| found_owners.iter().any(|found| found.identifier == *identifier);
@@ -77,12 +77,12 @@ impl ReplicaOwners {
             return None;
         }
         match self.link.find_list_account(client).await {
-            Answer::Known(owner) => Some(owner),
-            Answer::Absent => {
+            LookupResult::Known(owner) => Some(owner),
+            LookupResult::Absent => {
                 self.absent_lists.insert(client.clone(), ABSENT_LIST_TTL, now);
                 None
             }
-            Answer::Unknown => None,
+            LookupResult::Unknown => None,
         }
     }
 

@@ -28,12 +28,12 @@ impl FakeReplicas {
         self.lookups.load(Ordering::Acquire)
     }
 
-    fn answer<T>(&self, answer: Answer<T>) -> LinkFuture<'_, Answer<T>>
+    fn answer<T>(&self, answer: LookupResult<T>) -> LinkFuture<'_, LookupResult<T>>
     where
         T: Send + 'static,
     {
         self.lookups.fetch_add(1, Ordering::AcqRel);
-        let answer = if self.is_down.load(Ordering::Acquire) { Answer::Unknown } else { answer };
+        let answer = if self.is_down.load(Ordering::Acquire) { LookupResult::Unknown } else { answer };
         Box::pin(std::future::ready(answer))
     }
 }
@@ -43,14 +43,21 @@ impl ReplicaLink for FakeReplicas {
         2
     }
 
-    fn find_owners<'a>(&'a self, identifiers: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
+    fn find_owners<'a>(
+        &'a self,
+        identifiers: &'a [Identifier],
+    ) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>> {
         let owners = self.owners.lock().unwrap();
         let found_owners = identifiers.iter().filter_map(|identifier| {
             let owner = owners.get(&identifier.hash)?.clone();
             Some(FoundOwner { identifier: *identifier, owner })
         });
         let found_owners: Vec<_> = found_owners.collect();
-        self.answer(if found_owners.is_empty() { Answer::Absent } else { Answer::Known(found_owners) })
+        self.answer(if found_owners.is_empty() {
+            LookupResult::Absent
+        } else {
+            LookupResult::Known(found_owners)
+        })
     }
 
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId) {
@@ -61,9 +68,9 @@ impl ReplicaLink for FakeReplicas {
         self.owners.lock().unwrap().remove(&identifier.hash);
     }
 
-    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
+    fn find_list_account<'a>(&'a self, client: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
         let account = self.lists.lock().unwrap().get(client).cloned();
-        self.answer(account.map_or(Answer::Absent, Answer::Known))
+        self.answer(account.map_or(LookupResult::Absent, LookupResult::Known))
     }
 
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId) {

@@ -8,7 +8,7 @@ use super::*;
 use crate::elevenlabs::affinity::Identifier;
 use crate::pool::OwnerId;
 use crate::proxy::replica_link::{
-    Answer, FoundOwner, LinkFuture, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
+    FoundOwner, LinkFuture, LookupResult, QuotaAnswer, QuotaGrant, QuotaKey, QuotaStatement, ReplicaLink,
 };
 
 /// The duration of a grant at the replica and at the pool. The replica gives up its grant first.
@@ -55,8 +55,8 @@ impl ReplicaPool {
         };
         let held = held.min(available).max(statement.used);
         let is_granted = statement.used.saturating_add(statement.needed) <= available;
-        let free = statement.limit.saturating_sub(used_by_others + statement.used);
-        let part = if statement.needed > 0 { free / (2 * u64::from(replicas)) } else { 0 };
+        let remaining = statement.limit.saturating_sub(used_by_others + statement.used);
+        let part = if statement.needed > 0 { remaining / (2 * u64::from(replicas)) } else { 0 };
         let wanted = statement.used.saturating_add(statement.wanted.max(part)).min(available);
         let granted = if is_granted { held.max(wanted) } else { held };
         let generation = former.map_or(statement.generation, |own| own.generation.max(statement.generation));
@@ -90,16 +90,16 @@ impl ReplicaLink for PoolLink {
         self.replicas
     }
 
-    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, Answer<Vec<FoundOwner>>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_owners<'a>(&'a self, _: &'a [Identifier]) -> LinkFuture<'a, LookupResult<Vec<FoundOwner>>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_owner(&self, _: Identifier, _: &OwnerId) {}
 
     fn remove_owner(&self, _: Identifier) {}
 
-    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, Answer<OwnerId>> {
-        Box::pin(async { Answer::Unknown })
+    fn find_list_account<'a>(&'a self, _: &'a ClientName) -> LinkFuture<'a, LookupResult<OwnerId>> {
+        Box::pin(async { LookupResult::Unknown })
     }
 
     fn record_list_account(&self, _: &ClientName, _: &OwnerId) {}
