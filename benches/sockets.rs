@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keychoir::policy::frame::{self, FrameHeader, Opcode, apply_mask};
+use keychoir::policy::websocket_frame::{self, FrameHeader, Opcode, apply_mask};
 use keychoir::tasks::Tasks;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -428,7 +428,7 @@ impl Session {
     async fn receive_message(&mut self, length: usize) {
         self.buffer.clear();
         loop {
-            if let Some((header, header_length)) = frame::parse_header(&self.buffer) {
+            if let Some((header, header_length)) = websocket_frame::parse_header(&self.buffer) {
                 assert_eq!((header.opcode, header.length), (Opcode::Text, length as u64));
                 if self.buffer.len() >= header_length + length {
                     return;

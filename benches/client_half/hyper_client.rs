@@ -160,7 +160,7 @@ impl<C: Connect> HyperClient<C> {
                 self.settings.request_body_timeout
             }
         };
-        let idle_at = upload.last_sent_at() + timeout;
+        let idle_at = upload.last_polled_at() + timeout;
         upload
             .min_rate_deadline(self.settings.min_request_body_rate)
             .map_or(idle_at, |slow_at| slow_at.min(idle_at))

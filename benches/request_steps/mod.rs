@@ -26,7 +26,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use keychoir::body::budget::{BufferBudget, BufferLimits, BufferShare};
+use keychoir::body::budget::{BufferBudget, BufferLimits, BufferReservation};
 use keychoir::body::inspect::{BodyInspector, Inspect};
 use keychoir::body::redacted_body::{RedactedBody, redact_headers};
 use keychoir::body::replay::Replay;
@@ -459,7 +459,7 @@ impl Body for EndlessBody {
 
 fn prepare_relay(redactor: Option<Arc<Redactor>>) -> PrepareCalls {
     let inspected: Inspect<EndlessBody, NoInspector> =
-        Inspect::new(EndlessBody(body_chunk(redactor.is_some())), None, 0, BufferShare::default());
+        Inspect::new(EndlessBody(body_chunk(redactor.is_some())), None, 0, BufferReservation::default());
     let relayed = RefCell::new(RedactedBody::new(inspected, redactor));
     prepare(no_items, move |()| {
         // The redactor holds back a few bytes until it has seen the following bytes.

@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use keychoir::policy::frame::{
+use keychoir::policy::websocket_frame::{
     FrameHeader, FrameValidator, MAX_HEADER_BYTES, Sender, StreamEnd, ValidationResult, apply_mask,
     close_payload, parse_close, parse_header, validate_close,
 };

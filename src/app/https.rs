@@ -187,15 +187,11 @@ impl Certificates {
         if loopback_addresses.is_empty() {
             return Ok(None);
         }
-        let open_result = certificate::open(location, now)?;
-        if let Some(quarantined) = &open_result.quarantined {
+        let opened = certificate::open(location, now)?;
+        if let Some(quarantined) = &opened.quarantined {
             warn!(event = "ca_replaced", "{quarantined}");
         }
-        open_result
-            .ca
-            .issue(&certificate_names(hosts, &loopback_addresses), now)
-            .map(Some)
-            .map_err(CaError::from)
+        opened.ca.issue(&certificate_names(hosts, &loopback_addresses), now).map(Some).map_err(CaError::from)
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, CurrentSource> {
@@ -280,17 +276,17 @@ mod tests {
         let loopback = tcp_address("127.0.0.1:1");
         let certificates =
             Certificates::new(local_ca(location), std::slice::from_ref(&loopback), NOW).unwrap();
-        let ca = std::fs::read(certificate::ca_file(directory.path())).unwrap();
+        let ca = std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap();
         let first_expiry = current_expiry(&certificates);
         assert!(!certificates.renew(NOW.plus(BEFORE_RENEWAL)));
         assert_eq!(current_expiry(&certificates), first_expiry);
         assert!(certificates.renew(NOW.plus(AFTER_RENEWAL)));
         assert_eq!(current_expiry(&certificates), first_expiry.plus(AFTER_RENEWAL));
         assert!(!certificates.renew(NOW.plus(AFTER_RENEWAL + DAY)), "the certificate was renewed again");
-        assert_eq!(std::fs::read(certificate::ca_file(directory.path())).unwrap(), ca);
+        assert_eq!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), ca);
         // A CA that is about to expire is replaced as well.
         assert!(certificates.renew(NOW.plus(AFTER_CA_RENEWAL)));
-        assert_ne!(std::fs::read(certificate::ca_file(directory.path())).unwrap(), ca);
+        assert_ne!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), ca);
         assert_eq!(certificates.state(&loopback), HttpsState::LocalCa);
     }
 

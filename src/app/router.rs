@@ -99,9 +99,9 @@ impl Service for Router {
             }
             None if *scope == ListenerScope::Operators => Admin::not_proxied().map(ResponseBody::from),
             None => {
-                let ProxyResponse { response, socket } = proxy.exchange(request, peer).await;
-                session = socket.map(|socket| -> Session {
-                    Box::new(|stream, read_buf| Box::pin(socket.run(stream, read_buf)))
+                let ProxyResponse { response, session: accepted } = proxy.exchange(request, peer).await;
+                session = accepted.map(|accepted| -> Session {
+                    Box::new(|stream, read_buf| Box::pin(accepted.run(stream, read_buf)))
                 });
                 response
             }

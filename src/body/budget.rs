@@ -1,9 +1,9 @@
 //! Limits the total size of all buffers of the proxy: request bodies, response bodies and WebSocket sessions
-//! in memory, and request bodies also on disk. Each buffer has a [`BufferShare`], which takes memory from the
-//! budget before the buffer grows, and returns the memory on drop.
+//! in memory, and request bodies also on disk. Each buffer has a [`BufferReservation`], which takes memory
+//! from the budget before the buffer grows, and returns the memory on drop.
 //!
-//! A share takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
-//! shared with other cores. The first bytes of each share are free:
+//! A reservation takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
+//! shared with other cores. The first bytes of each reservation are free:
 //!
 //! | buffer | free | when the budget is used up |
 //! |---|---|---|
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The number of bytes that a share takes or returns at a time.
+/// The number of bytes that a reservation takes or returns at a time.
 const STEP: u64 = 64 * 1024;
 
 /// The configured limits of the budget.
@@ -113,10 +113,10 @@ impl BufferBudget {
         Self(Arc::new(Inner { memory, disk, limits }))
     }
 
-    /// Creates a share. Its first `free` bytes do not count against the budget.
+    /// Creates a reservation. Its first `free` bytes do not count against the budget.
     #[must_use]
-    pub fn share(&self, free: usize) -> BufferShare {
-        BufferShare { budget: Some(self.clone()), free_bytes: free as u64, taken_bytes: 0 }
+    pub fn reservation(&self, free: usize) -> BufferReservation {
+        BufferReservation { budget: Some(self.clone()), free_bytes: free as u64, taken_bytes: 0 }
     }
 
     /// Returns the number of bytes of memory in use.
@@ -167,25 +167,25 @@ impl BufferBudget {
     }
 }
 
-/// The memory that one buffer has taken from the budget. Dropping the share returns the memory.
+/// The memory that one buffer has taken from the budget. Dropping the reservation returns the memory.
 ///
-/// The default share has no budget and covers any size. It is used for the proxy's own requests, which are
+/// The default reservation has no budget and can have any size. It is used for the proxy's own requests, which are
 /// few.
 #[derive(Debug, Default)]
-pub struct BufferShare {
+pub struct BufferReservation {
     budget: Option<BufferBudget>,
     free_bytes: u64,
     taken_bytes: u64,
 }
 
-impl BufferShare {
+impl BufferReservation {
     /// The usual number of free bytes, enough for a typical request or response.
     pub const FREE: usize = 16 * 1024;
 
-    /// Resizes the share for a buffer of `bytes`: takes missing memory from the budget, or returns excess
-    /// memory. Returns whether the share covers the buffer. If it does not, the share is unchanged.
+    /// Resizes the reservation for a buffer of `bytes`: takes missing memory from the budget, or returns excess
+    /// memory. Returns whether the budget had the memory. If it did not, the reservation is unchanged.
     #[must_use]
-    pub fn cover(&mut self, bytes: usize) -> bool {
+    pub fn try_resize(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
         let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
         let steps = needed_bytes.div_ceil(STEP).saturating_mul(STEP);
@@ -203,7 +203,7 @@ impl BufferShare {
         true
     }
 
-    /// Returns the budget of the share, or `None` for the default share.
+    /// Returns the budget of the reservation, or `None` for the default reservation.
     pub(super) fn budget(&self) -> Option<&BufferBudget> {
         self.budget.as_ref()
     }
@@ -223,7 +223,7 @@ impl BufferShare {
     }
 }
 
-impl Drop for BufferShare {
+impl Drop for BufferReservation {
     fn drop(&mut self) {
         self.release_above(0);
     }
@@ -246,21 +246,25 @@ mod tests {
         })
     }
 
-    /// Resizes one share to each size, and checks whether the share covers the size and how many bytes of the
-    /// budget are in use.
+    /// Resizes one reservation to each size, and checks whether that succeeds and how many bytes of the budget
+    /// are in use.
     #[track_caller]
     fn check(max_total_memory: u64, sizes: &[(usize, bool, u64)]) {
         let budget = budget(max_total_memory);
-        let mut share = budget.share(FREE);
-        for (size, is_covered, used_bytes) in sizes {
-            assert_eq!((share.cover(*size), budget.memory_bytes()), (*is_covered, *used_bytes), "{size}");
+        let mut reservation = budget.reservation(FREE);
+        for (size, has_resized, used_bytes) in sizes {
+            assert_eq!(
+                (reservation.try_resize(*size), budget.memory_bytes()),
+                (*has_resized, *used_bytes),
+                "{size}"
+            );
         }
-        drop(share);
+        drop(reservation);
         assert_eq!(budget.memory_bytes(), 0);
     }
 
     #[test]
-    fn a_share_takes_memory_in_steps_beyond_its_free_bytes() {
+    fn a_reservation_takes_memory_in_steps_beyond_its_free_bytes() {
         let step = STEP as usize;
         check(10 * STEP, &[(0, true, 0), (FREE, true, 0), (FREE + 1, true, STEP), (FREE + step, true, STEP)]);
         check(10 * STEP, &[(FREE + step + 1, true, 2 * STEP), (FREE + 1, true, 2 * STEP), (FREE, true, 0)]);
@@ -275,40 +279,40 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_does_not_fit_is_unchanged() {
+    fn a_reservation_that_cannot_grow_is_unchanged() {
         check(STEP, &[(FREE + 5, true, STEP), (FREE + STEP as usize + 1, false, STEP)]);
     }
 
     #[test]
-    fn a_share_without_a_budget_covers_any_size() {
-        assert!(BufferShare::default().cover(usize::MAX));
+    fn a_reservation_without_a_budget_can_have_any_size() {
+        assert!(BufferReservation::default().try_resize(usize::MAX));
     }
 
     #[test]
     fn existing_buffers_count_against_reloaded_limits() {
         let old_budget = budget(10 * STEP);
-        let mut old_share = old_budget.share(0);
-        assert!(old_share.cover(2 * STEP as usize));
+        let mut old_reservation = old_budget.reservation(0);
+        assert!(old_reservation.try_resize(2 * STEP as usize));
         let new_budget = budget(3 * STEP).with_counters_of(&old_budget);
         assert_eq!(
             (new_budget.memory_bytes(), new_budget.max_memory(), old_budget.max_memory()),
             (2 * STEP, 3 * STEP, 3 * STEP)
         );
-        let mut new_share = new_budget.share(0);
-        assert!(!new_share.cover(2 * STEP as usize));
-        drop(old_share);
-        assert!(new_share.cover(3 * STEP as usize));
+        let mut new_reservation = new_budget.reservation(0);
+        assert!(!new_reservation.try_resize(2 * STEP as usize));
+        drop(old_reservation);
+        assert!(new_reservation.try_resize(3 * STEP as usize));
     }
 
     #[test]
-    fn shares_on_several_threads_never_exceed_the_budget() {
+    fn reservations_on_several_threads_never_exceed_the_budget() {
         let budget = budget(20 * STEP);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for bytes in 0..2_000 {
-                        let mut share = budget.share(FREE);
-                        let _ = share.cover(bytes * 400);
+                        let mut reservation = budget.reservation(FREE);
+                        let _ = reservation.try_resize(bytes * 400);
                         assert!(budget.memory_bytes() <= 20 * STEP);
                     }
                 });

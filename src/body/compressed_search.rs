@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http_body::Frame;
 
-use super::budget::BufferShare;
+use super::budget::BufferReservation;
 use super::decode::Coding;
 use crate::secret::{Redactor, StreamRedaction};
 
@@ -62,7 +62,7 @@ pub(super) struct CompressedSearch {
     /// Frames that may be forwarded.
     released_frames: VecDeque<Frame<Bytes>>,
     /// The memory of all frames.
-    share: BufferShare,
+    reservation: BufferReservation,
 }
 
 /// The result of one turn of the search.
@@ -76,7 +76,7 @@ pub(super) enum SearchProgress {
 
 impl CompressedSearch {
     /// Creates a search of a body with `codings`, in the order in which they were applied.
-    pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], share: BufferShare) -> Self {
+    pub(super) fn new(redactor: Arc<Redactor>, codings: &[Coding], reservation: BufferReservation) -> Self {
         let stages = codings.iter().rev().map(|coding| CodingStage::new(*coding)).collect();
         Self {
             redactor,
@@ -87,7 +87,7 @@ impl CompressedSearch {
             current_frame: None,
             held_frames: VecDeque::new(),
             released_frames: VecDeque::new(),
-            share,
+            reservation,
         }
     }
 
@@ -116,7 +116,7 @@ impl CompressedSearch {
         let turn = self.search_current_frame()?;
         let encoded_bytes: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
         let unsent_bytes = usize::try_from(self.unsent_bytes()).unwrap_or(usize::MAX);
-        if self.share.cover(encoded_bytes.saturating_add(unsent_bytes)) {
+        if self.reservation.try_resize(encoded_bytes.saturating_add(unsent_bytes)) {
             Ok(turn)
         } else {
             Err(WithholdReason::NoMemory)
@@ -268,7 +268,7 @@ mod tests {
         CompressedSearch::new(
             Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())),
             codings,
-            BufferShare::default(),
+            BufferReservation::default(),
         )
     }
 

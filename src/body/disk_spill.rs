@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use super::budget::{BufferBudget, BufferShare};
+use super::budget::{BufferBudget, BufferReservation};
 use crate::tasks;
 
 /// Maximum number of bytes in the write queue, not counting the chunk that exceeds it.
@@ -37,7 +37,7 @@ pub(super) struct DiskSpill {
     queue: VecDeque<Bytes>,
     queue_bytes: u64,
     /// The memory of the queue.
-    share: BufferShare,
+    reservation: BufferReservation,
     pending_write: Option<PendingWrite>,
     pending_read: Option<PendingRead>,
 }
@@ -61,7 +61,7 @@ impl DiskSpill {
         Self {
             directory: budget.directory().into(),
             min_free_percent: budget.min_disk_free_percent(),
-            share: budget.share(BufferShare::FREE),
+            reservation: budget.reservation(BufferReservation::FREE),
             file: None,
             written_bytes: 0,
             queue: VecDeque::new(),
@@ -89,7 +89,8 @@ impl DiskSpill {
                 match Pin::new(&mut write.task).poll(cx) {
                     Poll::Pending => {
                         let bytes = usize::try_from(self.queue_bytes).unwrap_or(usize::MAX);
-                        let has_capacity = self.queue_bytes <= MAX_QUEUED_BYTES && self.share.cover(bytes);
+                        let has_capacity =
+                            self.queue_bytes <= MAX_QUEUED_BYTES && self.reservation.try_resize(bytes);
                         return if has_capacity { Poll::Ready(Ok(())) } else { Poll::Pending };
                     }
                     Poll::Ready(result) => {
@@ -103,7 +104,7 @@ impl DiskSpill {
                 }
             }
             if self.queue.is_empty() {
-                self.share.shrink(0);
+                self.reservation.shrink(0);
                 return Poll::Ready(Ok(()));
             }
             self.pending_write = Some(self.start_write());
@@ -170,9 +171,9 @@ fn write(
         None => Arc::new(tempfile::tempfile_in(directory)?),
     };
     let disk = rustix::fs::fstatvfs(&*file)?;
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes);
-    let min_free = disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * min_free_percent;
-    if free < min_free {
+    let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes);
+    let min_free_bytes = disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * min_free_percent;
+    if free_bytes < min_free_bytes {
         return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is nearly full"));
     }
     for chunk in data {

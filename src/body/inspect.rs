@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::add_to_hint;
-use super::budget::BufferShare;
+use super::budget::BufferReservation;
 
 /// Inspects the copy of a body.
 pub trait BodyInspector: Send + 'static {
@@ -34,25 +34,25 @@ pub struct Inspect<B, I> {
     copy: Vec<u8>,
     max_bytes: usize,
     /// The memory of the copy.
-    share: BufferShare,
+    reservation: BufferReservation,
     held_frame: Option<Frame<Bytes>>,
     /// Whether the inner body has ended.
     has_ended: bool,
 }
 
 impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
-    /// Relays `body`. The body is inspected unless it exceeds `max_bytes` or `share` does not cover the copy.
-    pub fn new(body: B, inspector: Option<I>, max_bytes: usize, share: BufferShare) -> Self {
+    /// Relays `body`. The body is inspected unless it exceeds `max_bytes` or `reservation` cannot grow for the copy.
+    pub fn new(body: B, inspector: Option<I>, max_bytes: usize, reservation: BufferReservation) -> Self {
         let is_too_large = body.size_hint().lower() > max_bytes as u64;
         let inspector = inspector.filter(|_| max_bytes > 0 && !is_too_large);
-        Self { body, inspector, copy: Vec::new(), max_bytes, share, held_frame: None, has_ended: false }
+        Self { body, inspector, copy: Vec::new(), max_bytes, reservation, held_frame: None, has_ended: false }
     }
 
     fn copy_data(&mut self, data: &[u8]) {
         let bytes = self.copy.len() + data.len();
         // A `Vec` at least doubles its capacity when it grows.
         let capacity = if bytes > self.copy.capacity() { bytes.max(2 * self.copy.capacity()) } else { bytes };
-        if bytes <= self.max_bytes && self.share.cover(capacity) {
+        if bytes <= self.max_bytes && self.reservation.try_resize(capacity) {
             self.copy.extend_from_slice(data);
         } else {
             self.discard_copy();
@@ -66,13 +66,13 @@ impl<B: Body<Data = Bytes>, I: BodyInspector> Inspect<B, I> {
 
     fn discard_copy(&mut self) {
         (self.inspector, self.copy) = (None, Vec::new());
-        self.share.shrink(0);
+        self.reservation.shrink(0);
     }
 
     fn finish_copy(&mut self) {
         if let Some(inspector) = self.inspector.take() {
             inspector.inspect(&std::mem::take(&mut self.copy));
-            self.share.shrink(0);
+            self.reservation.shrink(0);
         }
     }
 }
@@ -215,7 +215,7 @@ mod tests {
     ) -> (Inspect<ScriptedBody, RecordingInspector>, RecordingInspector) {
         let inspector = RecordingInspector::default();
         let body = ScriptedBody { frames: frames.into_iter().collect(), detects_end };
-        (Inspect::new(body, Some(inspector.clone()), max_bytes, BufferShare::default()), inspector)
+        (Inspect::new(body, Some(inspector.clone()), max_bytes, BufferReservation::default()), inspector)
     }
 
     async fn next_chunk(inspect: &mut Inspect<ScriptedBody, RecordingInspector>) -> Option<String> {
@@ -256,7 +256,7 @@ mod tests {
     async fn a_body_with_a_declared_length_above_the_limit_is_not_copied() {
         let inspector = RecordingInspector::default();
         let body = http_body_util::Full::new(Bytes::from_static(b"abcdef"));
-        let mut inspect = Inspect::new(body, Some(inspector.clone()), 5, BufferShare::default());
+        let mut inspect = Inspect::new(body, Some(inspector.clone()), 5, BufferReservation::default());
         assert_eq!(inspect.frame().await.unwrap().unwrap().into_data().unwrap(), "abcdef");
         assert_eq!((inspect.copy.capacity(), inspector.copy()), (0, None));
     }

@@ -11,17 +11,18 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 
 use super::add_to_hint;
-use super::budget::{BufferBudget, BufferShare};
+use super::budget::{BufferBudget, BufferReservation};
 
-/// A body whose first frames are already read. The body relays exactly the received frames.
+/// A body whose first frames are already read. The body relays exactly the received frames,
+/// unless [`replace`](Self::replace) was called.
 #[derive(Debug)]
 pub struct PeekedBody<B: Body> {
     frames: VecDeque<Frame<Bytes>>,
     /// The error that ended reading. It is returned after the preceding frames.
     error: Option<B::Error>,
-    rest: B,
+    inner: B,
     /// The memory of the frames read.
-    share: BufferShare,
+    reservation: BufferReservation,
     is_over_budget: bool,
 }
 
@@ -35,15 +36,15 @@ where
         Self {
             frames: VecDeque::new(),
             error: None,
-            rest: body,
-            share: BufferShare::default(),
+            inner: body,
+            reservation: BufferReservation::default(),
             is_over_budget: false,
         }
     }
 
     /// Returns the inner body, and discards the frames already read.
     pub fn into_inner(self) -> B {
-        self.rest
+        self.inner
     }
 
     /// Wraps `body` and calls [`read_to_end`](Self::read_to_end).
@@ -75,8 +76,9 @@ where
         timeout: Duration,
         budget: Option<&BufferBudget>,
     ) -> Option<Vec<u8>> {
-        if self.share.budget().is_none() {
-            self.share = budget.map(|budget| budget.share(BufferShare::FREE)).unwrap_or_default();
+        if self.reservation.budget().is_none() {
+            self.reservation =
+                budget.map(|budget| budget.reservation(BufferReservation::FREE)).unwrap_or_default();
         }
         tokio::time::timeout(timeout, self.read_frames(max_bytes)).await.unwrap_or(None)
     }
@@ -87,10 +89,11 @@ where
         self.is_over_budget
     }
 
-    /// Replaces the frames already read.
+    /// Replaces the body with `data`. Call it only after [`read_to_end`](Self::read_to_end) returned the whole
+    /// body; otherwise the unread rest follows `data`.
     pub fn replace(&mut self, data: Bytes) {
         self.frames.clear();
-        self.share.shrink(data.len());
+        self.reservation.shrink(data.len());
         self.frames.push_back(Frame::data(data));
     }
 
@@ -103,7 +106,7 @@ where
         if bytes.len() > max_bytes {
             return None;
         }
-        while let Some(frame) = self.rest.frame().await {
+        while let Some(frame) = self.inner.frame().await {
             match frame {
                 Ok(frame) => {
                     bytes.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
@@ -118,7 +121,7 @@ where
                 return None;
             }
             // The bytes are in memory twice: in the frames, and joined in `bytes`.
-            if !self.share.cover(bytes.len() + bytes.capacity()) {
+            if !self.reservation.try_resize(bytes.len() + bytes.capacity()) {
                 self.is_over_budget = true;
                 return None;
             }
@@ -141,23 +144,23 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         if let Some(frame) = self.frames.pop_front() {
             if self.frames.is_empty() {
-                self.share.shrink(0);
+                self.reservation.shrink(0);
             }
             return Poll::Ready(Some(Ok(frame)));
         }
         if let Some(error) = self.error.take() {
             return Poll::Ready(Some(Err(error)));
         }
-        Pin::new(&mut self.rest).poll_frame(cx)
+        Pin::new(&mut self.inner).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.frames.is_empty() && self.error.is_none() && self.rest.is_end_stream()
+        self.frames.is_empty() && self.error.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         let frame_bytes: usize = self.frames.iter().filter_map(Frame::data_ref).map(Bytes::len).sum();
-        add_to_hint(&self.rest.size_hint(), frame_bytes as u64)
+        add_to_hint(&self.inner.size_hint(), frame_bytes as u64)
     }
 }
 

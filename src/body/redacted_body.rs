@@ -74,8 +74,11 @@ impl<B: Body> RedactedBody<B> {
     ) -> Self {
         match (redactor, codings) {
             (Some(redactor), Some(codings)) if !codings.is_empty() => {
-                let search =
-                    CompressedSearch::new(redactor, &codings, budget.share(compressed_search::FREE_BYTES));
+                let search = CompressedSearch::new(
+                    redactor,
+                    &codings,
+                    budget.reservation(compressed_search::FREE_BYTES),
+                );
                 Self { body, search: BodySearch::Compressed(Box::new(search)) }
             }
             (redactor, Some(_) | None) => Self::new(body, redactor),

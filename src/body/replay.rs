@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use super::budget::{BufferBudget, BufferShare};
+use super::budget::{BufferBudget, BufferReservation};
 use super::replay_buffer::{ReplayBuffer, ReplayLoss};
 use crate::clock;
 use crate::policy::min_rate::MinRate;
@@ -67,20 +67,21 @@ struct ReplayState<B> {
     read_ahead: VecDeque<Bytes>,
     /// The memory of `read_ahead` if the replay buffer is on disk. Otherwise, `read_ahead` and the replay
     /// buffer share the same bytes.
-    read_ahead_share: Option<BufferShare>,
+    read_ahead_reservation: Option<BufferReservation>,
     /// The offset of `read_ahead` in the body.
     read_ahead_offset: u64,
     /// The declared length.
     length: Option<u64>,
     /// The number of the current attempt. The first attempt has number 1.
     attempt: u32,
-    /// The number of bytes that the current attempt has taken.
-    sent_bytes: u64,
+    /// Number of bytes that the connection has polled from the current attempt's body. They may not be written
+    /// yet.
+    polled_bytes: u64,
     /// Whether the connection has accepted a byte of the current attempt.
     has_started: bool,
     /// Whether no later attempt will need the buffer.
     is_released: bool,
-    last_sent_at: Instant,
+    last_polled_at: Instant,
     last_received_at: Instant,
     received_bytes: u64,
     /// The duration of all waits for the client before `client_wait_start`.
@@ -128,14 +129,14 @@ where
             source_state,
             buffer: ReplayBuffer::new(budget.clone()),
             read_ahead: VecDeque::new(),
-            read_ahead_share: None,
+            read_ahead_reservation: None,
             read_ahead_offset: 0,
             length,
             attempt: 0,
-            sent_bytes: 0,
+            polled_bytes: 0,
             has_started: false,
             is_released: false,
-            last_sent_at: now,
+            last_polled_at: now,
             last_received_at: now,
             received_bytes: 0,
             client_wait_time: Duration::ZERO,
@@ -149,12 +150,12 @@ where
     pub fn start_attempt(&self) -> AttemptBody<B> {
         let mut state = lock(&self.state);
         state.attempt += 1;
-        state.sent_bytes = 0;
+        state.polled_bytes = 0;
         state.has_started = false;
-        state.last_sent_at = clock::instant();
+        state.last_polled_at = clock::instant();
         // The time between two attempts does not count as a wait for the client, because the body is not
         // polled during that time.
-        state.client_wait_start = state.client_wait_start.map(|_| state.last_sent_at);
+        state.client_wait_start = state.client_wait_start.map(|_| state.last_polled_at);
         AttemptBody { state: Arc::clone(&self.state), attempt: state.attempt, offset: 0 }
     }
 
@@ -164,12 +165,12 @@ where
         lock(&self.state).length
     }
 
-    /// Whether another attempt could send the complete body.
+    /// Whether another attempt could send all bytes that have arrived so far, and continue with the rest.
     #[must_use]
     pub fn replayable_body(&self) -> ReplayableBody {
         let state = lock(&self.state);
-        let is_complete = state.buffer.loss().is_none() && state.source_state != SourceState::Failed;
-        if is_complete { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
+        let is_replayable = state.buffer.loss().is_none() && state.source_state != SourceState::Failed;
+        if is_replayable { ReplayableBody::Buffered } else { ReplayableBody::Unavailable }
     }
 
     /// Returns the time at which bytes last arrived from the client, or the start of the request if none have
@@ -217,10 +218,11 @@ impl<B> UploadProgress<B> {
         lock(&self.state).has_started
     }
 
-    /// Returns the number of bytes that the current attempt has taken to send.
+    /// Returns the number of bytes that the connection has polled from the current attempt's body. They may not
+    /// be written yet.
     #[must_use]
-    pub fn sent_bytes(&self) -> u64 {
-        lock(&self.state).sent_bytes
+    pub fn polled_bytes(&self) -> u64 {
+        lock(&self.state).polled_bytes
     }
 
     /// Returns up to `max_bytes` of the buffered start of the body.
@@ -229,8 +231,8 @@ impl<B> UploadProgress<B> {
         buffered_start(&lock(&self.state), max_bytes)
     }
 
-    /// Declares that there will be no further attempt. The buffer is freed once the current attempt has sent
-    /// all buffered bytes.
+    /// Declares that there will be no further attempt. The buffer is freed once the connection has
+    /// polled all buffered bytes.
     pub fn release(&self) {
         let mut state = lock(&self.state);
         state.is_released = true;
@@ -244,10 +246,11 @@ impl<B> UploadProgress<B> {
         lock(&self.state).min_rate_deadline(rate)
     }
 
-    /// Returns the time at which the current attempt last took bytes to send.
+    /// Returns the time at which the connection last polled bytes from the current attempt's body, or the start
+    /// of the attempt.
     #[must_use]
-    pub fn last_sent_at(&self) -> Instant {
-        lock(&self.state).last_sent_at
+    pub fn last_polled_at(&self) -> Instant {
+        lock(&self.state).last_polled_at
     }
 }
 
@@ -331,16 +334,16 @@ impl<B> ReplayState<B> {
         self.client_wait_start?.checked_add(remaining)
     }
 
-    /// Whether the budget covers the chunks read ahead. The chunks share the memory of the replay buffer
-    /// unless the buffer is on disk.
-    fn covers_read_ahead(&mut self) -> bool {
+    /// Reserves memory for the chunks read ahead. Returns whether the budget had it. The chunks share the memory
+    /// of the replay buffer unless the buffer is on disk.
+    fn try_reserve_read_ahead(&mut self) -> bool {
         if !self.buffer.is_on_disk() {
             return true;
         }
         let bytes = self.read_ahead.iter().map(Bytes::len).sum();
-        self.read_ahead_share
-            .get_or_insert_with(|| self.buffer.budget().share(BufferShare::FREE))
-            .cover(bytes)
+        self.read_ahead_reservation
+            .get_or_insert_with(|| self.buffer.budget().reservation(BufferReservation::FREE))
+            .try_resize(bytes)
     }
 
     /// Returns the end offset of the chunks read ahead.
@@ -348,18 +351,18 @@ impl<B> ReplayState<B> {
         self.read_ahead_offset + self.read_ahead.iter().map(|chunk| chunk.len() as u64).sum::<u64>()
     }
 
-    fn record_sent(&mut self, data: &Bytes) {
-        self.last_sent_at = clock::instant();
-        self.sent_bytes += data.len() as u64;
-        if self.sent_bytes >= self.read_ahead_end() {
+    fn record_polled(&mut self, data: &Bytes) {
+        self.last_polled_at = clock::instant();
+        self.polled_bytes += data.len() as u64;
+        if self.polled_bytes >= self.read_ahead_end() {
             self.read_ahead = VecDeque::new();
-            self.read_ahead_share = None;
+            self.read_ahead_reservation = None;
         }
         self.discard_if_released();
     }
 
     fn discard_if_released(&mut self) {
-        if self.is_released && self.sent_bytes >= self.buffer.bytes() {
+        if self.is_released && self.polled_bytes >= self.buffer.bytes() {
             self.buffer.discard(ReplayLoss::Released);
         }
     }
@@ -384,7 +387,7 @@ where
         let data = ready!(state.poll_data(this.offset, cx));
         if let Some(Ok(data)) = &data {
             this.offset += data.len() as u64;
-            state.record_sent(data);
+            state.record_polled(data);
         }
         Poll::Ready(data.map(|data| data.map(Frame::data)))
     }

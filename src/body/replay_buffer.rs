@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 
-use super::budget::{BufferBudget, BufferShare};
+use super::budget::{BufferBudget, BufferReservation};
 use super::disk_spill::DiskSpill;
 
 /// The reason why a body cannot be sent again.
@@ -67,7 +67,7 @@ pub(super) fn join_chunks<'a>(chunks: impl Iterator<Item = &'a [u8]>, max_bytes:
 #[derive(Debug)]
 pub(super) struct ReplayBuffer {
     budget: BufferBudget,
-    share: BufferShare,
+    reservation: BufferReservation,
     /// The chunks in memory, each with its end offset.
     chunks: Vec<(Bytes, u64)>,
     /// The joined small chunks that follow `chunks`.
@@ -79,8 +79,8 @@ pub(super) struct ReplayBuffer {
 impl ReplayBuffer {
     pub(super) fn new(budget: BufferBudget) -> Self {
         Self {
-            // The share is replaced once the body exceeds the free bytes, which most bodies do not.
-            share: BufferShare::default(),
+            // The reservation is replaced once the body exceeds the free bytes, which most bodies do not.
+            reservation: BufferReservation::default(),
             budget,
             chunks: Vec::new(),
             small_chunks: BytesMut::new(),
@@ -176,10 +176,10 @@ impl ReplayBuffer {
     }
 
     fn cover_memory(&mut self, bytes: usize) -> bool {
-        if bytes > BufferShare::FREE && self.share.budget().is_none() {
-            self.share = self.budget.share(BufferShare::FREE);
+        if bytes > BufferReservation::FREE && self.reservation.budget().is_none() {
+            self.reservation = self.budget.reservation(BufferReservation::FREE);
         }
-        self.share.cover(bytes)
+        self.reservation.try_resize(bytes)
     }
 
     pub(super) fn budget(&self) -> &BufferBudget {
@@ -224,7 +224,7 @@ impl ReplayBuffer {
         self.loss.get_or_insert(reason);
         self.chunks = Vec::new();
         self.small_chunks = BytesMut::new();
-        self.share.shrink(0);
+        self.reservation.shrink(0);
         if let Some(spill) = self.spill.take() {
             self.budget.release_disk(spill.bytes());
         }

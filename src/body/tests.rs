@@ -12,7 +12,7 @@ use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 
 use super::WithholdReason;
-use super::budget::{BufferBudget, BufferLimits, BufferShare};
+use super::budget::{BufferBudget, BufferLimits, BufferReservation};
 use super::decode::Coding;
 use super::decode::tests::gzip;
 use super::inspect::{BodyInspector, Inspect};
@@ -109,7 +109,7 @@ async fn inspect(budget: &BufferBudget) -> usize {
         ChunkedBody::new(random_bytes(MIB)),
         Some(inspector.clone()),
         MIB,
-        budget.share(BufferShare::FREE),
+        budget.reservation(BufferReservation::FREE),
     );
     assert_eq!(
         inspect.collect().await.unwrap().to_bytes(),
@@ -144,7 +144,7 @@ async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason
 #[tokio::test]
 async fn every_adapter_buffers_within_the_budget() {
     let budget = budget(16 * MIB, 0);
-    assert_eq!(upload(&budget).await, (ReplayableBody::Complete, 0));
+    assert_eq!(upload(&budget).await, (ReplayableBody::Buffered, 0));
     let body_start = read_ahead(&budget).await;
     assert!(body_start.is_complete && body_start.bytes.len() == MIB, "{} bytes", body_start.bytes.len());
     assert_eq!(inspect(&budget).await, 1);
@@ -159,11 +159,11 @@ async fn no_adapter_buffers_without_memory() {
     let (replayable_body, disk_bytes) = upload(&budget).await;
     assert_eq!(
         (replayable_body, disk_bytes),
-        (ReplayableBody::Complete, (MIB - 16 * 1024) as u64),
+        (ReplayableBody::Buffered, (MIB - 16 * 1024) as u64),
         "all bytes except the first 16 KiB must be on disk"
     );
     let BodyStart { bytes, is_complete } = read_ahead(&budget).await;
-    assert!(!is_complete && bytes.len() <= 3 * BufferShare::FREE, "{} bytes", bytes.len());
+    assert!(!is_complete && bytes.len() <= 3 * BufferReservation::FREE, "{} bytes", bytes.len());
     assert_eq!(inspect(&budget).await, 0);
     assert_eq!(peek(&budget).await, (false, true));
     // The body cannot be searched for a key, so it is not forwarded.
@@ -182,7 +182,7 @@ async fn an_upload_without_memory_and_disk_is_sent_once() {
 #[tokio::test]
 async fn a_small_body_needs_no_budget() {
     let budget = budget(0, 0);
-    let data = random_bytes(BufferShare::FREE / 4);
+    let data = random_bytes(BufferReservation::FREE / 4);
     let (_, bytes) = PeekedBody::read(ChunkedBody::new(data.clone()), MIB, READ_TIMEOUT, Some(&budget)).await;
     assert_eq!(bytes, Some(data.clone()));
     let inspector = CountingInspector::default();
@@ -190,13 +190,13 @@ async fn a_small_body_needs_no_budget() {
         ChunkedBody::new(data.clone()),
         Some(inspector.clone()),
         MIB,
-        budget.share(BufferShare::FREE),
+        budget.reservation(BufferReservation::FREE),
     );
     inspect.collect().await.unwrap();
     assert_eq!(inspector.0.load(Ordering::Relaxed), 1);
     let replay = Replay::new(ChunkedBody::new(data.clone()), &budget);
     replay.start_attempt().collect().await.unwrap();
-    assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
+    assert_eq!(replay.replayable_body(), ReplayableBody::Buffered);
     let codings = Some(vec![Coding::Gzip]);
     let body = gzip(&random_bytes(16 * 1024));
     let redacted_body =
@@ -210,12 +210,12 @@ async fn a_cancelled_body_returns_all_its_memory() {
     for chunks in [1, 3, 50, 127] {
         let replay = Replay::new(ChunkedBody::new(random_bytes(MIB)), &budget);
         let mut attempt = replay.start_attempt();
-        let share = || budget.share(BufferShare::FREE);
+        let reservation = || budget.reservation(BufferReservation::FREE);
         let mut inspect = Inspect::new(
             ChunkedBody::new(random_bytes(MIB)),
             Some(CountingInspector::default()),
             MIB,
-            share(),
+            reservation(),
         );
         for _ in 0..chunks {
             attempt.frame().await.unwrap().unwrap();
@@ -245,7 +245,7 @@ fn thousands_of_responses_never_exceed_the_budget() {
             ChunkedBody::new(data.clone()),
             Some(inspector.clone()),
             MIB,
-            budget.share(BufferShare::FREE),
+            budget.reservation(BufferReservation::FREE),
         )
     };
     let mut inspects: Vec<_> = (0..RESPONSES).map(|_| inspect(&data)).collect();
@@ -256,7 +256,7 @@ fn thousands_of_responses_never_exceed_the_budget() {
         }
         assert!(budget.memory_bytes() <= budget.max_memory());
         let copied: usize = inspects.iter().map(Inspect::copied_bytes).sum();
-        assert!(copied <= 4 * MIB + RESPONSES * BufferShare::FREE, "{copied} bytes");
+        assert!(copied <= 4 * MIB + RESPONSES * BufferReservation::FREE, "{copied} bytes");
     }
     // The first few bodies are copied completely.
     for inspect in &mut inspects {

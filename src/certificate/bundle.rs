@@ -92,7 +92,7 @@ fn roots_of_bundle(bundle: &[u8]) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::certificate::{CaLocation, ca_file, open};
+    use crate::certificate::{CaLocation, ca_certificate_file, open};
     use crate::policy::units::UnixMs;
 
     const NOW: UnixMs = UnixMs(1_800_000_000_000);
@@ -156,7 +156,7 @@ mod tests {
         assert!(fs::read_to_string(&path).unwrap().ends_with(&new_root));
         fs::remove_file(directory.join("authority.pem")).unwrap();
         open_ca(&directory);
-        let ca = fs::read_to_string(ca_file(&directory)).unwrap();
+        let ca = fs::read_to_string(ca_certificate_file(&directory)).unwrap();
         assert!(fs::read_to_string(&path).unwrap().contains(&ca));
         // The bundle keeps its content while the file of roots is missing.
         fs::remove_file(&roots_file).unwrap();

@@ -139,7 +139,7 @@ pub fn ca_key_file(directory: &Path) -> PathBuf {
 
 /// Returns the path of the CA certificate in `directory`. [`open`] creates the file.
 #[must_use]
-pub fn ca_file(directory: &Path) -> PathBuf {
+pub fn ca_certificate_file(directory: &Path) -> PathBuf {
     directory.join(CA_CERTIFICATE_FILE)
 }
 
@@ -181,7 +181,7 @@ fn restrict_mode(path: &Path) {
 
 /// Writes the files for other programs: the CA certificate, and the bundle if `directory` contains one.
 fn publish(directory: &Path, ca: &LocalCa) -> Result<(), CaError> {
-    write_if_changed(&ca_file(directory), ca.pem().as_bytes())?;
+    write_if_changed(&ca_certificate_file(directory), ca.pem().as_bytes())?;
     refresh_bundle(directory, ca);
     Ok(())
 }
@@ -262,7 +262,7 @@ mod tests {
         for name in file_names(&directory) {
             assert_eq!(mode(&directory.join(&name)), 0o600, "{name}");
         }
-        assert_eq!(fs::read_to_string(ca_file(&directory)).unwrap(), ca_result.ca.pem());
+        assert_eq!(fs::read_to_string(ca_certificate_file(&directory)).unwrap(), ca_result.ca.pem());
     }
 
     #[test]
@@ -288,7 +288,10 @@ mod tests {
             assert_eq!(quarantined.path, directory.path().join(format!("authority.pem.broken-{}", now.0)));
             assert_eq!(fs::read(&quarantined.path).unwrap(), malformed);
             assert_ne!(replacement.ca.pem(), original.ca.pem());
-            assert_eq!(fs::read_to_string(ca_file(directory.path())).unwrap(), replacement.ca.pem());
+            assert_eq!(
+                fs::read_to_string(ca_certificate_file(directory.path())).unwrap(),
+                replacement.ca.pem()
+            );
             assert_eq!(open_ca(directory.path(), now).quarantined, None);
         }
     }
@@ -310,10 +313,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let original = open_ca(directory.path(), NOW);
         for changed in [None, Some("changed")] {
-            fs::remove_file(ca_file(directory.path())).unwrap();
-            let _ = changed.map(|content| fs::write(ca_file(directory.path()), content).unwrap());
+            fs::remove_file(ca_certificate_file(directory.path())).unwrap();
+            let _ = changed.map(|content| fs::write(ca_certificate_file(directory.path()), content).unwrap());
             assert_eq!(open_ca(directory.path(), NOW).ca.pem(), original.ca.pem());
-            assert_eq!(fs::read_to_string(ca_file(directory.path())).unwrap(), original.ca.pem());
+            assert_eq!(fs::read_to_string(ca_certificate_file(directory.path())).unwrap(), original.ca.pem());
         }
     }
 
@@ -328,8 +331,8 @@ mod tests {
                     let (barrier, directory) = (Arc::clone(&barrier), directory.path().to_owned());
                     let open = move || {
                         barrier.wait();
-                        let open_result = open_ca(&directory, NOW);
-                        (open_result.ca.pem().to_owned(), open_result.quarantined.is_some())
+                        let opened = open_ca(&directory, NOW);
+                        (opened.ca.pem().to_owned(), opened.quarantined.is_some())
                     };
                     tasks::spawn_thread("opener", open).unwrap()
                 })

@@ -20,7 +20,7 @@ use crate::policy::certificate::ValidityPeriod;
 use crate::policy::units::UnixMs;
 
 pub use bundle::{BundleError, find_trusted_roots, refresh_bundle, write_bundle};
-pub use ca_directory::{CaError, OpenedCa, QuarantinedFile, ca_file, ca_key_file, open};
+pub use ca_directory::{CaError, OpenedCa, QuarantinedFile, ca_certificate_file, ca_key_file, open};
 pub use certificate_chain::{CertificateChain, ChainError, PrivateKeyError};
 pub use local_ca::{CaDefect, CertificateError, LocalCa};
 pub use peer_certificate::PeerCertificate;

@@ -82,7 +82,7 @@ fn add_trusted_roots(lines: &mut String, config: &Config) -> anyhow::Result<()> 
         print_error(file);
     }
     let bundle = add_openssl_variable(lines, &directory, &ca)?;
-    add_node_variable(lines, &certificate::ca_file(&directory), bundle.as_ref());
+    add_node_variable(lines, &certificate::ca_certificate_file(&directory), bundle.as_ref());
     Ok(())
 }
 
@@ -121,8 +121,8 @@ fn add_openssl_variable(
     Ok(None)
 }
 
-fn add_node_variable(lines: &mut String, ca_file: &Path, bundle: Option<&Bundle>) {
-    let previous_file = path_variable(NODE_VARIABLE).filter(|path| path != ca_file);
+fn add_node_variable(lines: &mut String, ca_certificate_file: &Path, bundle: Option<&Bundle>) {
+    let previous_file = path_variable(NODE_VARIABLE).filter(|path| path != ca_certificate_file);
     // The bundle may contain the certificates of the previous file, or be that file.
     let contains_previous_file = |bundle: &&Bundle| {
         previous_file.as_ref().is_some_and(|path| [&bundle.roots, &bundle.path].contains(&path))
@@ -142,7 +142,7 @@ fn add_node_variable(lines: &mut String, ca_file: &Path, bundle: Option<&Bundle>
             replace_controls(&path.to_string_lossy())
         );
     }
-    add_export(lines, NODE_VARIABLE, &ca_file.to_string_lossy());
+    add_export(lines, NODE_VARIABLE, &ca_certificate_file.to_string_lossy());
 }
 
 /// Returns the absolute form of the path in an environment variable, or `None` if the variable is empty.

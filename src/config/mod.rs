@@ -312,7 +312,7 @@ impl Config {
     pub fn local_ca_file(&self) -> Option<PathBuf> {
         match self.ca_location() {
             certificate::CaLocation::Directory(directory) => {
-                Some(certificate::ca_file(&directory)).filter(|path| path.exists())
+                Some(certificate::ca_certificate_file(&directory)).filter(|path| path.exists())
             }
             certificate::CaLocation::Memory => None,
         }

@@ -383,8 +383,11 @@ mod tests {
             (Some("al:ice"), "p:w/")
         );
         assert_eq!(credentials("redis://:pw@h").expose_user(), None);
-        let of_socket = credentials("unix:/r?user=a%26b&pass=p%3Dw");
-        assert_eq!((of_socket.expose_user(), of_socket.expose_password()), (Some("a&b"), "p=w"));
+        let socket_credentials = credentials("unix:/r?user=a%26b&pass=p%3Dw");
+        assert_eq!(
+            (socket_credentials.expose_user(), socket_credentials.expose_password()),
+            (Some("a&b"), "p=w")
+        );
     }
 
     #[test]

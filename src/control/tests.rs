@@ -428,14 +428,14 @@ fn rotate(grace: Duration, expires_at: Option<UnixMs>) -> Change {
 #[tokio::test]
 async fn files_that_keychoir_did_not_write_are_not_deleted() {
     let machine = Machine::new();
-    let foreign = machine.state().join("keys/main");
-    fs::create_dir_all(foreign.parent().unwrap()).unwrap();
-    fs::write(&foreign, FIRST).unwrap();
+    let other_file = machine.state().join("keys/main");
+    fs::create_dir_all(other_file.parent().unwrap()).unwrap();
+    fs::write(&other_file, FIRST).unwrap();
     delete_leftover_key_files(&machine.config());
     machine.make(Change::AddKey(new_key())).await.unwrap();
     machine.make(Change::RemoveKey { key: "spare".to_owned() }).await.unwrap();
     delete_leftover_key_files(&machine.config());
-    assert_eq!(fs::read_to_string(foreign).unwrap(), FIRST);
+    assert_eq!(fs::read_to_string(other_file).unwrap(), FIRST);
     assert!(!machine.state().join(KEY_FILE).exists());
 }
 

@@ -370,7 +370,11 @@ mod tests {
         );
         assert_eq!(tally.replace_reservation(number, 90, 0).used(Period::Day, LEAP_DAY), 0);
         let next = tally.add(1, Period::Day, tomorrow);
-        assert_eq!(next.replace_reservation(number, 20, 30), next, "the period of the reservation is over");
+        assert_eq!(
+            next.replace_reservation(number, 20, 30),
+            next,
+            "the amount of a later period must not change"
+        );
     }
 
     #[track_caller]

@@ -39,7 +39,7 @@ pub mod retry_budget;
 pub mod verdict;
 
 pub mod files;
-pub mod frame;
+pub mod websocket_frame;
 
 pub mod commit_schedule;
 pub mod mirror;

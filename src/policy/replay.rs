@@ -46,8 +46,8 @@ pub enum Effect {
 /// Whether the request's body can be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayableBody {
-    /// All of the body that was received is buffered.
-    Complete,
+    /// All bytes of the body that have arrived are buffered. The rest may still arrive.
+    Buffered,
     /// The body exceeded the replay buffer, or was sent without being buffered.
     Unavailable,
 }
@@ -109,7 +109,7 @@ const OVERLOAD_PAUSE: Duration = Duration::from_millis(250);
 /// Decides how a request continues after an attempt.
 #[must_use]
 pub fn decide(attempt: &AttemptFacts) -> Decision {
-    let may_retry = attempt.body == ReplayableBody::Complete
+    let may_retry = attempt.body == ReplayableBody::Buffered
         && !attempt.is_past_deadline
         && attempt.attempts < attempt.max_attempts;
     let may_retry_same_key = may_retry && attempt.non_key_retries < MAX_NON_KEY_RETRIES;
@@ -193,7 +193,7 @@ mod tests {
         has_other_route: false,
         may_be_elsewhere: false,
         effect: Effect::Some,
-        body: ReplayableBody::Complete,
+        body: ReplayableBody::Buffered,
         is_past_deadline: false,
         attempts: 1,
         max_attempts: 16,

@@ -97,9 +97,9 @@ impl Month {
         let mut month =
             Self { pool, accounts: accounts(), in_flight: Vec::new(), result: MonthResult::default() };
         let roster = month.pool.roster();
-        for (key, account) in KEY_ACCOUNTS.into_iter().enumerate() {
-            month.report_quota(key, START);
-            roster.keys()[key]
+        for (key_index, account) in KEY_ACCOUNTS.into_iter().enumerate() {
+            month.report_quota(key_index, START);
+            roster.keys()[key_index]
                 .workspace()
                 .limiter(ConcurrencyGroup::SPEECH)
                 .set_reported_max(month.accounts[account].max_concurrent);
@@ -108,8 +108,8 @@ impl Month {
     }
 
     /// Records the quota that the simulated provider reports for a key.
-    fn report_quota(&mut self, key: usize, now: UnixMs) {
-        let account = &self.accounts[KEY_ACCOUNTS[key]];
+    fn report_quota(&mut self, key_index: usize, now: UnixMs) {
+        let account = &self.accounts[KEY_ACCOUNTS[key_index]];
         let quota = Quota {
             count: account.credits - account.remaining,
             limit: Some(account.credits),
@@ -119,7 +119,7 @@ impl Month {
         let roster = self.pool.roster();
         let capabilities = Capabilities::default();
         let observation = Observation::Quota { quota, tier: None, is_paid: Some(true), capabilities };
-        self.pool.observe(&roster, &roster.keys()[key], observation, now);
+        self.pool.observe(&roster, &roster.keys()[key_index], observation, now);
     }
 
     fn advance(&mut self, now: UnixMs) {
@@ -130,8 +130,9 @@ impl Month {
                 self.result.expired_credits += account.remaining;
                 account.remaining = account.credits;
                 account.resets_at = UnixMs(account.resets_at.0 + DAYS * DAY_MS);
-                for key in (0..KEY_ACCOUNTS.len()).filter(|key| KEY_ACCOUNTS[*key] == index) {
-                    self.report_quota(key, now);
+                for key_index in (0..KEY_ACCOUNTS.len()).filter(|key_index| KEY_ACCOUNTS[*key_index] == index)
+                {
+                    self.report_quota(key_index, now);
                 }
             }
         }

@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(index.find(&voice("v"), NOW), None);
         let entry = index.record(voice("v"), &owner("a"), NOW).unwrap();
         assert_eq!((entry.identifier, entry.owner.as_str()), (voice("v"), "a"));
-        assert_eq!(index.record(voice("v"), &owner("a"), NOW), None, "the entry is known");
+        assert_eq!(index.record(voice("v"), &owner("a"), NOW), None, "a known entry must not be added again");
         assert_eq!(find_owner(&index, voice("v"), NOW), Some(owner("a")));
         assert!(index.record(voice("v"), &owner("b"), NOW).is_some());
         assert_eq!(find_owner(&index, voice("v"), NOW), Some(owner("b")));

@@ -345,7 +345,7 @@ impl Drop for Attempt {
             if self.record.outcome == Outcome::ClientClosed {
                 self.record.outcome = self.disconnect_outcome();
             }
-            self.record.request_bytes += self.upload.sent_bytes();
+            self.record.request_bytes += self.upload.polled_bytes();
             if !self.has_failed_over {
                 self.record.total = clock::elapsed_since(self.started_at);
             }

@@ -6,8 +6,8 @@
 
 mod client_permit;
 mod counters;
+mod period_counters;
 mod permit;
-mod tallies;
 mod users;
 
 mod client_share;
@@ -31,9 +31,9 @@ pub use client_share::{ClientActivity, ClientShare};
 pub(super) use counters::QuotaOwner;
 pub use counters::{AdmissionRequest, ClientLimitExceeded};
 use counters::{ClientCounters, UsageCounters};
+use period_counters::PeriodCounters;
 use replicas::SharedUsage;
 pub use replicas::StatementScope;
-use tallies::Tallies;
 pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 
 /// The usage of a client, or of one of its users, in the current periods.
@@ -256,14 +256,15 @@ impl ClientUsage {
 }
 
 fn totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
-    let totals = |tallies: &Tallies| Period::ALL.map(|period| tallies.used(period, now));
+    let totals =
+        |period_counters: &PeriodCounters| Period::ALL.map(|period| period_counters.used(period, now));
     let (mut requests, mut credits) = (totals(&counters.requests), totals(&counters.credits));
     if let Some((quota, used_by_others)) = counters.share().and_then(|share| share.used_by_others(now)) {
         let amounts = match quota.unit {
             QuotaUnit::Requests => &mut requests,
             QuotaUnit::Credits => &mut credits,
         };
-        let total = &mut amounts[tallies::index(quota.period)];
+        let total = &mut amounts[period_counters::period_index(quota.period)];
         *total = total.saturating_add(used_by_others);
     }
     UsageTotals { client: client.clone(), requests, credits }

@@ -4,9 +4,11 @@
 
 mod exchange;
 
+// Configuration and state.
 mod config;
 mod state;
 
+// The steps of a request, in alphabetical order.
 mod account_affinity;
 mod attempt;
 mod base_url_hints;
@@ -14,6 +16,8 @@ mod client_usage;
 mod conversation;
 mod head;
 mod list_affinity;
+// `negative_cache` is generic: it caches lookups in other replicas that found nothing. `not_found_cache` caches
+// resources that no account has.
 mod negative_cache;
 mod not_found_cache;
 mod ownership_recorder;
@@ -34,6 +38,7 @@ mod socket;
 mod socket_limits;
 mod upstream_response;
 
+// Records and errors.
 mod access_log;
 mod error;
 mod usage;
@@ -52,7 +57,7 @@ pub use relay::ResponseBody;
 pub use replica_link::{
     FoundOwner, LinkFuture, LookupResult, QuotaGrant, QuotaKey, QuotaReply, QuotaStatement, ReplicaLink,
 };
-pub use reply::{ProxyResponse, Socket};
+pub use reply::{AcceptedSession, ProxyResponse};
 pub use request_limiter::Overloaded;
 pub use socket_limits::SocketLimits;
 pub use state::{Proxy, SharedState};

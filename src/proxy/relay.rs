@@ -18,7 +18,7 @@ use super::attempt::Attempt;
 use super::error::ProxyError;
 use super::ownership_recorder::OwnershipRecorder;
 use super::upstream_response::UpstreamResponse;
-use crate::body::budget::{BufferBudget, BufferShare};
+use crate::body::budget::{BufferBudget, BufferReservation};
 use crate::body::decode::parse_codings;
 use crate::body::inspect::Inspect;
 use crate::body::peek::PeekedBody;
@@ -80,8 +80,9 @@ pub(super) fn relay(
     }
     let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
     // Identifiers are read from the body as it arrived; keys are redacted afterwards.
-    let buffer_share = ownership.as_ref().map(|_| buffers.share(BufferShare::FREE)).unwrap_or_default();
-    let inspected = Inspect::new(body, ownership, max_bytes, buffer_share);
+    let reservation =
+        ownership.as_ref().map(|_| buffers.reservation(BufferReservation::FREE)).unwrap_or_default();
+    let inspected = Inspect::new(body, ownership, max_bytes, reservation);
     let redactor = redactor.filter(|_| headers::is_searched(&head.headers));
     let codings = parse_codings(headers::content_encoding(&head.headers).as_deref());
     let relay = Relay::new(

@@ -13,7 +13,7 @@ pub struct ProxyResponse<C> {
     /// The provider's response, or an error response of the proxy.
     pub response: Response<ResponseBody>,
     /// The session that takes over the connection after a 101 response, or `None` for any other response.
-    pub socket: Option<Socket<C>>,
+    pub session: Option<AcceptedSession<C>>,
 }
 
 /// The provider's reply to a request: a response to relay, or an accepted WebSocket handshake.
@@ -28,7 +28,7 @@ pub(super) enum UpstreamReply<C> {
 }
 
 /// The WebSocket session that runs on a connection after its 101 response.
-pub struct Socket<C>(pub(super) SocketStage<C>);
+pub struct AcceptedSession<C>(pub(super) SocketStage<C>);
 
 /// The stage of a session when its 101 response is sent.
 pub(super) enum SocketStage<C> {
@@ -40,6 +40,6 @@ pub(super) enum SocketStage<C> {
 
 impl<C> ProxyResponse<C> {
     pub(super) fn new(response: Response<ResponseBody>, session: Option<SocketStage<C>>) -> Self {
-        Self { response, socket: session.map(Socket) }
+        Self { response, session: session.map(AcceptedSession) }
     }
 }

@@ -27,14 +27,15 @@ pub(super) struct Workspace {
     pub(super) plan: WorkspacePlan,
     /// Used credits of the current period.
     pub(super) used: u64,
-    pub(super) reset: UnixMs,
-    /// Current and highest number of concurrent operations.
+    pub(super) resets_at: UnixMs,
+    /// Number of running operations.
     pub(super) running: u32,
+    /// Highest number of operations that ran at the same time.
     pub(super) running_max: u32,
     /// The voices of the workspace that are professional clones.
     pub(super) professional_voices: Vec<String>,
     /// Number of voices added so far.
-    pub(super) voice_edits: u64,
+    pub(super) added_voices: u64,
     pub(super) history: History,
     pub(super) conversations: Conversations,
     pub(super) resources: Resources,
@@ -46,7 +47,7 @@ pub(super) struct Key {
     /// The name of the key, see [`KeyPlan::name`].
     pub(super) name: String,
     /// The index of its workspace.
-    pub(super) workspace: usize,
+    pub(super) workspace_index: usize,
     /// Credits used in this period, which count towards the key's cap.
     pub(super) used: u64,
 }
@@ -94,7 +95,7 @@ pub(super) struct Admission {
     /// Number of concurrent operations, including the new operation.
     pub(super) running: u32,
     pub(super) max_concurrent: Option<u32>,
-    pub(super) workspace: usize,
+    pub(super) workspace_index: usize,
 }
 
 impl Accounts {
@@ -104,9 +105,9 @@ impl Accounts {
         let mut accounts =
             Self { workspaces: workspaces.collect(), keys: Vec::new(), library: plan.library.clone() };
         for (index, key) in plan.keys.iter().enumerate() {
-            let workspace = accounts.find_or_open_workspace(key, index, now);
+            let workspace_index = accounts.find_or_open_workspace(key, index, now);
             let name = key.name.clone().unwrap_or_else(|| format!("key {}", index + 1));
-            accounts.keys.push(Key { plan: key.clone(), name, workspace, used: 0 });
+            accounts.keys.push(Key { plan: key.clone(), name, workspace_index, used: 0 });
         }
         accounts
     }
@@ -128,20 +129,24 @@ impl Accounts {
     /// Resets the credits of every workspace whose period has ended.
     pub(super) fn reset_ended_periods(&mut self, now: UnixMs) {
         for (index, workspace) in self.workspaces.iter_mut().enumerate() {
-            if now < workspace.reset {
+            if now < workspace.resets_at {
                 continue;
             }
-            workspace.reset = next_reset(workspace.reset, workspace.plan.period, now);
+            workspace.resets_at = next_reset(workspace.resets_at, workspace.plan.period, now);
             workspace.used = 0;
-            for key in self.keys.iter_mut().filter(|key| key.workspace == index) {
+            for key in self.keys.iter_mut().filter(|key| key.workspace_index == index) {
                 key.used = 0;
             }
         }
     }
 
     /// Checks whether the key has the permission.
-    pub(super) fn check_permission(&self, key: usize, permission: &'static str) -> Result<(), RefusalKind> {
-        match &self.key(key)?.plan.permissions {
+    pub(super) fn check_permission(
+        &self,
+        key_index: usize,
+        permission: &'static str,
+    ) -> Result<(), RefusalKind> {
+        match &self.key(key_index)?.plan.permissions {
             Some(permissions) if !permissions.iter().any(|name| name == permission) => {
                 Err(RefusalKind::MissingPermissions(permission.into()))
             }
@@ -150,8 +155,8 @@ impl Accounts {
     }
 
     /// Checks whether the bill of the key's workspace allows operations.
-    pub(super) fn check_billing(&self, key: usize) -> Result<(), RefusalKind> {
-        match self.workspace(key)?.plan.billing {
+    pub(super) fn check_billing(&self, key_index: usize) -> Result<(), RefusalKind> {
+        match self.workspace(key_index)?.plan.billing {
             Billing::Active => Ok(()),
             Billing::PastDue => Err(RefusalKind::PaymentIssue),
             Billing::FreeDisabled => Err(RefusalKind::UnusualActivity),
@@ -162,18 +167,18 @@ impl Accounts {
     /// A refused operation changes nothing.
     pub(super) fn admit(
         &mut self,
-        key: usize,
+        key_index: usize,
         cost: u64,
         limits: CreditLimits,
     ) -> Result<Admission, Refusal> {
-        self.check_credits(key, cost, limits)?;
-        if !self.has_free_slot(key) {
-            return Err(Refusal::new(RefusalKind::Concurrency, self.refusal_values(key, cost)));
+        self.check_credits(key_index, cost, limits)?;
+        if !self.has_free_slot(key_index) {
+            return Err(Refusal::new(RefusalKind::Concurrency, self.refusal_values(key_index, cost)));
         }
-        let used_before = self.workspace(key)?.used;
-        self.charge(key, cost, limits)?;
-        let index = self.key(key)?.workspace;
-        let workspace = self.workspace_mut(key)?;
+        let used_before = self.workspace(key_index)?.used;
+        self.charge(key_index, cost, limits)?;
+        let workspace_index = self.key(key_index)?.workspace_index;
+        let workspace = self.workspace_mut(key_index)?;
         workspace.running = workspace.running.saturating_add(1);
         workspace.running_max = workspace.running_max.max(workspace.running);
         Ok(Admission {
@@ -181,32 +186,42 @@ impl Accounts {
             used_before,
             running: workspace.running,
             max_concurrent: workspace.plan.max_concurrent,
-            workspace: index,
+            workspace_index,
         })
     }
 
     /// Returns whether the concurrency limit of the key's workspace allows another operation.
-    pub(super) fn has_free_slot(&self, key: usize) -> bool {
-        self.workspace(key)
+    pub(super) fn has_free_slot(&self, key_index: usize) -> bool {
+        self.workspace(key_index)
             .is_ok_and(|workspace| workspace.plan.max_concurrent.is_none_or(|max| workspace.running < max))
     }
 
     /// Checks credits and cap, and then charges an admitted operation or its continuation. A
     /// refusal changes nothing.
-    pub(super) fn charge(&mut self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
-        self.check_credits(key, cost, limits)?;
-        let workspace = self.workspace_mut(key)?;
+    pub(super) fn charge(
+        &mut self,
+        key_index: usize,
+        cost: u64,
+        limits: CreditLimits,
+    ) -> Result<(), Refusal> {
+        self.check_credits(key_index, cost, limits)?;
+        let workspace = self.workspace_mut(key_index)?;
         workspace.used = workspace.used.saturating_add(cost);
-        if let Some(key) = self.keys.get_mut(key) {
+        if let Some(key) = self.keys.get_mut(key_index) {
             key.used = key.used.saturating_add(cost);
         }
         Ok(())
     }
 
     /// Checks whether credits and cap suffice.
-    pub(super) fn check_credits(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
-        let is_capped = limits == CreditLimits::KeyAndWorkspace && self.key(key)?.plan.cap.is_some();
-        let values = self.refusal_values(key, cost);
+    pub(super) fn check_credits(
+        &self,
+        key_index: usize,
+        cost: u64,
+        limits: CreditLimits,
+    ) -> Result<(), Refusal> {
+        let is_capped = limits == CreditLimits::KeyAndWorkspace && self.key(key_index)?.plan.cap.is_some();
+        let values = self.refusal_values(key_index, cost);
         if cost > values.remaining_credits {
             Err(Refusal::new(RefusalKind::Quota, values))
         } else if is_capped && cost > values.remaining_cap {
@@ -217,15 +232,15 @@ impl Accounts {
     }
 
     /// Releases the slot of an admitted operation.
-    pub(super) fn release_slot(&mut self, workspace: usize) {
-        if let Some(workspace) = self.workspaces.get_mut(workspace) {
+    pub(super) fn release_slot(&mut self, workspace_index: usize) {
+        if let Some(workspace) = self.workspaces.get_mut(workspace_index) {
             workspace.running = workspace.running.saturating_sub(1);
         }
     }
 
     /// Returns the values for the refusal of a request with this cost.
-    pub(super) fn refusal_values(&self, key: usize, cost: u64) -> RefusalValues {
-        let (Ok(key), Ok(workspace)) = (self.key(key), self.workspace(key)) else {
+    pub(super) fn refusal_values(&self, key_index: usize, cost: u64) -> RefusalValues {
+        let (Ok(key), Ok(workspace)) = (self.key(key_index), self.workspace(key_index)) else {
             return RefusalValues { requested_amount: cost, ..RefusalValues::default() };
         };
         let cap = key.plan.cap.unwrap_or(workspace.plan.credits);
@@ -241,23 +256,33 @@ impl Accounts {
         }
     }
 
-    /// Returns the key that pays for a conversation with an agent. It is the caller's key if the agent is
-    /// in the caller's workspace, or else a key of the agent's workspace.
-    pub(super) fn agent_payer(&self, agent_id: &str, key: Option<usize>) -> Result<usize, Refusal> {
-        let is_public = |workspace: &Workspace| {
+    /// Returns the index of the key that pays for a conversation with an agent. It is the caller's key if the
+    /// agent is in the caller's workspace, or else a key of the agent's workspace. An unknown agent is paid by
+    /// the caller's key, or without one by the first key. A private agent is refused to other workspaces, and to
+    /// callers without a key.
+    pub(super) fn find_agent_payer(
+        &self,
+        agent_id: &str,
+        key_index: Option<usize>,
+    ) -> Result<usize, Refusal> {
+        let find_visibility = |workspace: &Workspace| {
             workspace.plan.agents.iter().find(|agent| agent.id == agent_id).map(|agent| agent.is_public)
         };
-        let agent_workspace = self
-            .workspaces
-            .iter()
-            .enumerate()
-            .find_map(|(index, workspace)| Some((index, is_public(workspace)?)));
-        let caller_workspace = key.and_then(|key| self.keys.get(key)).map(|key| key.workspace);
-        let payer = match (agent_workspace, key) {
-            (None, Some(key)) => Some(key),
+        let agent_workspace =
+            self.workspaces.iter().enumerate().find_map(|(workspace_index, workspace)| {
+                Some((workspace_index, find_visibility(workspace)?))
+            });
+        let caller_workspace =
+            key_index.and_then(|key_index| self.keys.get(key_index)).map(|key| key.workspace_index);
+        let payer = match (agent_workspace, key_index) {
+            (None, Some(key_index)) => Some(key_index),
             (None, None) => (!self.keys.is_empty()).then_some(0),
-            (Some((workspace, _)), Some(key)) if caller_workspace == Some(workspace) => Some(key),
-            (Some((workspace, true)), _) => self.keys.iter().position(|key| key.workspace == workspace),
+            (Some((workspace_index, _)), Some(key_index)) if caller_workspace == Some(workspace_index) => {
+                Some(key_index)
+            }
+            (Some((workspace_index, true)), _) => {
+                self.keys.iter().position(|key| key.workspace_index == workspace_index)
+            }
             (Some((_, false)), Some(_)) => None,
             (Some((_, false)), None) => return Err(RefusalKind::NeedsAuthorization.into()),
         };
@@ -269,8 +294,8 @@ impl Accounts {
     /// # Errors
     ///
     /// Fails when the key does not exist.
-    pub(super) fn key(&self, key: usize) -> Result<&Key, RefusalKind> {
-        self.keys.get(key).ok_or(RefusalKind::InvalidKey)
+    pub(super) fn key(&self, key_index: usize) -> Result<&Key, RefusalKind> {
+        self.keys.get(key_index).ok_or(RefusalKind::InvalidKey)
     }
 
     /// Returns the workspace of a key.
@@ -278,31 +303,31 @@ impl Accounts {
     /// # Errors
     ///
     /// Fails when the key does not exist.
-    pub(super) fn workspace(&self, key: usize) -> Result<&Workspace, RefusalKind> {
-        self.workspaces.get(self.key(key)?.workspace).ok_or(RefusalKind::InvalidKey)
+    pub(super) fn workspace(&self, key_index: usize) -> Result<&Workspace, RefusalKind> {
+        self.workspaces.get(self.key(key_index)?.workspace_index).ok_or(RefusalKind::InvalidKey)
     }
 
-    pub(super) fn workspace_mut(&mut self, key: usize) -> Result<&mut Workspace, RefusalKind> {
-        let index = self.key(key)?.workspace;
-        self.workspaces.get_mut(index).ok_or(RefusalKind::InvalidKey)
+    pub(super) fn workspace_mut(&mut self, key_index: usize) -> Result<&mut Workspace, RefusalKind> {
+        let workspace_index = self.key(key_index)?.workspace_index;
+        self.workspaces.get_mut(workspace_index).ok_or(RefusalKind::InvalidKey)
     }
 }
 
 impl Workspace {
     fn open(plan: WorkspacePlan, now: UnixMs) -> Self {
         let used_credits = plan.used;
-        let reset = plan.reset.unwrap_or_else(|| match plan.reported_limit {
+        let resets_at = plan.reset.unwrap_or_else(|| match plan.reported_limit {
             ReportedLimit::Credits => first_of_next_month(now),
             ReportedLimit::Zero | ReportedLimit::Absent => UnixMs(u64::MAX),
         });
         Self {
             plan,
             used: used_credits,
-            reset,
+            resets_at,
             running: 0,
             running_max: 0,
             professional_voices: Vec::new(),
-            voice_edits: 0,
+            added_voices: 0,
             history: History::default(),
             conversations: Conversations::default(),
             resources: Resources::default(),
@@ -350,8 +375,8 @@ mod tests {
         Accounts::open(&Plan::parse(keys).unwrap(), NOW)
     }
 
-    fn admit(accounts: &mut Accounts, key: usize, cost: u64) -> Result<u64, RefusalKind> {
-        let result = accounts.admit(key, cost, CreditLimits::KeyAndWorkspace);
+    fn admit(accounts: &mut Accounts, key_index: usize, cost: u64) -> Result<u64, RefusalKind> {
+        let result = accounts.admit(key_index, cost, CreditLimits::KeyAndWorkspace);
         result.map(|admission| admission.cost).map_err(|refusal| refusal.kind)
     }
 
@@ -396,20 +421,20 @@ mod tests {
         assert_eq!((first.running, first.max_concurrent), (1, Some(1)));
         assert_eq!(admit(&mut accounts, 0, 1), Err(RefusalKind::Concurrency));
         assert_eq!(accounts.workspaces[0].used, 1);
-        accounts.release_slot(first.workspace);
+        accounts.release_slot(first.workspace_index);
         assert_eq!(admit(&mut accounts, 0, 1), Ok(1));
     }
 
     #[test]
     fn credits_and_caps_are_restored_when_the_reset_date_passes() {
         let mut accounts = open("a=10:cap=10");
-        assert_eq!(accounts.workspaces[0].reset, DECEMBER);
+        assert_eq!(accounts.workspaces[0].resets_at, DECEMBER);
         accounts.admit(0, 10, CreditLimits::KeyAndWorkspace).unwrap();
         accounts.reset_ended_periods(UnixMs(DECEMBER.0 - 1));
         assert_eq!(admit(&mut accounts, 0, 10), Err(RefusalKind::Quota));
         accounts.reset_ended_periods(DECEMBER);
         assert_eq!(admit(&mut accounts, 0, 10), Ok(10));
-        assert_eq!(accounts.workspaces[0].reset.rfc3339(), "2027-01-01T00:00:00.000Z");
+        assert_eq!(accounts.workspaces[0].resets_at.rfc3339(), "2027-01-01T00:00:00.000Z");
     }
 
     #[test]

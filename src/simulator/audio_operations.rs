@@ -91,12 +91,12 @@ impl OperationContext<'_> {
         request: SpeechRequest,
         output: SpeechOutput,
     ) -> Result<ProviderResponse, Refusal> {
-        let key = self.require_payer("text_to_speech")?;
-        let format = self.format(key)?;
-        let voice_name = self.find_voices(key, &request)?;
-        self.check_continued_requests(key, &request)?;
-        let cost = self.speech_cost(key, &request)?;
-        let (admission, slot) = self.provider.admit(key, cost)?;
+        let key_index = self.require_payer("text_to_speech")?;
+        let format = self.format(key_index)?;
+        let voice_name = self.find_voices(key_index, &request)?;
+        self.check_continued_requests(key_index, &request)?;
+        let cost = self.speech_cost(key_index, &request)?;
+        let (admission, slot) = self.provider.admit(key_index, cost)?;
 
         let body = speech_body(&request.text, format, output).with_slot(slot);
         let audio = GeneratedAudio {
@@ -106,32 +106,32 @@ impl OperationContext<'_> {
             text: request.text,
             format,
         };
-        let response = self.record_audio(key, &admission, audio, content_type(output, format))?;
+        let response = self.record_audio(key_index, &admission, audio, content_type(output, format))?;
         Ok(response.with_body(body))
     }
 
     /// Returns the names of the requested voices, which the workspace must be allowed to use.
-    fn find_voices(&self, key: usize, request: &SpeechRequest) -> Result<String, Refusal> {
+    fn find_voices(&self, key_index: usize, request: &SpeechRequest) -> Result<String, Refusal> {
         let state = self.provider.state();
-        let names = request.voices.iter().map(|voice| state.accounts.find_voice(key, voice));
+        let names = request.voices.iter().map(|voice| state.accounts.find_voice(key_index, voice));
         Ok(names.collect::<Result<Vec<_>, _>>()?.join(", "))
     }
 
     /// Checks the continued requests. They must be requests of the same workspace.
-    fn check_continued_requests(&self, key: usize, request: &SpeechRequest) -> Result<(), Refusal> {
+    fn check_continued_requests(&self, key_index: usize, request: &SpeechRequest) -> Result<(), Refusal> {
         let state = self.provider.state();
-        let history = &state.accounts.workspace(key)?.history;
+        let history = &state.accounts.workspace(key_index)?.history;
         match request.continued_requests.iter().find(|id| !history.has_request(id)) {
             Some(unknown_id) => Err(Refusal::with_object_id(RefusalKind::UnknownRequest, unknown_id)),
             None => Ok(()),
         }
     }
 
-    fn speech_cost(&self, key: usize, request: &SpeechRequest) -> Result<u64, Refusal> {
+    fn speech_cost(&self, key_index: usize, request: &SpeechRequest) -> Result<u64, Refusal> {
         let model = Model::find(&request.model)
             .ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, &request.model))?;
         let state = self.provider.state();
-        let plan = &state.accounts.workspace(key)?.plan;
+        let plan = &state.accounts.workspace(key_index)?.plan;
         plan.check_model(model)?;
         if request.text.is_empty() {
             return Err(RefusalKind::EmptyText.into());
@@ -146,13 +146,13 @@ impl OperationContext<'_> {
         let body = self.object()?;
         let text = required_string(&body, "text")?;
         let requested_seconds = body.get("duration_seconds").and_then(Value::as_f64);
-        let key = self.require_payer("sound_generation")?;
-        let format = self.format(key)?;
+        let key_index = self.require_payer("sound_generation")?;
+        let format = self.format(key_index)?;
         // The provider allows 0.5 to 30 seconds (OpenAPI document).
         let requested_ms = requested_seconds.map(|seconds| milliseconds(seconds.clamp(0.5, 30.0)));
         let cost =
             requested_ms.map_or(EFFECT_AUTO_CREDITS, |ms| (ms * EFFECT_CREDITS_PER_SECOND).div_ceil(1_000));
-        let (_, slot) = self.provider.admit(key, cost)?;
+        let (_, slot) = self.provider.admit(key_index, cost)?;
         let melody = Melody::with_duration(&text, requested_ms.unwrap_or(EFFECT_AUTO_MS));
         let body = whole_body(Sound::new(melody, format)).with_slot(slot);
         Ok(ProviderResponse::empty(format.content_type()).with_cost(cost).with_body(body))
@@ -164,8 +164,8 @@ impl OperationContext<'_> {
         let mut payer = *self;
         if let Some(token) = query_value(self.query, "token") {
             let mut state = self.provider.state();
-            let key = state.tokens.consume(&token, &TokenScope::BatchScribe, clock::now());
-            payer.presented_key = PresentedKey::Known(key.ok_or(RefusalKind::InvalidKey)?);
+            let key_index = state.tokens.consume(&token, &TokenScope::BatchScribe, clock::now());
+            payer.presented_key = PresentedKey::Known(key_index.ok_or(RefusalKind::InvalidKey)?);
         }
         payer.require_payer("speech_to_text")
     }
@@ -176,9 +176,9 @@ impl OperationContext<'_> {
         if !self.received.has_model_part {
             return Err(RefusalKind::FieldMissing("model_id".into()).into());
         }
-        let key = self.require_transcription_payer()?;
+        let key_index = self.require_transcription_payer()?;
         let seconds = self.uploaded_seconds();
-        let (_, slot) = self.provider.admit(key, seconds)?;
+        let (_, slot) = self.provider.admit(key_index, seconds)?;
         let body = ResponseBody::whole(transcript(seconds).to_string().into()).with_slot(slot);
         Ok(ProviderResponse::empty("application/json").with_cost(seconds).with_body(body))
     }

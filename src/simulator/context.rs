@@ -43,27 +43,27 @@ pub(super) struct OperationContext<'a> {
 impl OperationContext<'_> {
     /// Returns the paying key. It must have the permission, and its workspace must have paid its bill.
     pub(super) fn require_payer(&self, permission: &'static str) -> Result<usize, RefusalKind> {
-        let key = self.require_permission(permission)?;
-        self.provider.state().accounts.check_billing(key)?;
-        Ok(key)
+        let key_index = self.require_permission(permission)?;
+        self.provider.state().accounts.check_billing(key_index)?;
+        Ok(key_index)
     }
 
     /// Returns the key of a free operation. It must have the permission, but its bill may be unpaid.
     pub(super) fn require_permission(&self, permission: &'static str) -> Result<usize, RefusalKind> {
-        let key = require_key(self.presented_key)?;
-        self.provider.state().accounts.check_permission(key, permission)?;
-        Ok(key)
+        let key_index = require_key(self.presented_key)?;
+        self.provider.state().accounts.check_permission(key_index, permission)?;
+        Ok(key_index)
     }
 
     /// Returns the requested audio format. The plan of the key's workspace must include it.
-    pub(super) fn format(&self, key: usize) -> Result<Format, Refusal> {
+    pub(super) fn format(&self, key_index: usize) -> Result<Format, Refusal> {
         let Some(name) = query_value(self.query, "output_format") else { return Ok(Format::DEFAULT) };
         let format = Format::find(&name).ok_or_else(|| {
             let supported = FORMATS.map(|format| format.name).join(", ");
             let message = format!("Output format '{name}' is not supported. Supported formats: {supported}.");
             Refusal::with_object_id(RefusalKind::InvalidOutputFormat, message)
         })?;
-        self.provider.state().accounts.workspace(key)?.plan.check_format(format)?;
+        self.provider.state().accounts.workspace(key_index)?.plan.check_format(format)?;
         Ok(format)
     }
 
@@ -88,7 +88,7 @@ impl OperationContext<'_> {
     /// Adds audio to the history. Returns the response without a body.
     pub(super) fn record_audio(
         &self,
-        key: usize,
+        key_index: usize,
         admission: &Admission,
         audio: GeneratedAudio,
         content_type: &str,
@@ -113,7 +113,7 @@ impl OperationContext<'_> {
             .with_header("history-item-id", &item.id)
             .with_cost(admission.cost);
         set_speech_headers(&mut response, admission);
-        self.provider.state().accounts.workspace_mut(key)?.history.add(item);
+        self.provider.state().accounts.workspace_mut(key_index)?.history.add(item);
         Ok(response)
     }
 }
@@ -121,7 +121,7 @@ impl OperationContext<'_> {
 /// Returns the index of the presented key, or a refusal if the key is invalid.
 pub(super) fn require_key(presented_key: PresentedKey) -> Result<usize, RefusalKind> {
     match presented_key {
-        PresentedKey::Known(key) => Ok(key),
+        PresentedKey::Known(key_index) => Ok(key_index),
         PresentedKey::Unknown => Err(RefusalKind::InvalidKey),
         PresentedKey::OtherRegion => Err(fixed_refusal("wrong_host")),
         PresentedKey::Absent => Err(RefusalKind::NeedsAuthorization),

@@ -50,10 +50,10 @@ impl Conversations {
 
 /// Handles `GET /v1/convai/conversations/{conversation_id}`, for the workspace that paid.
 pub(super) fn respond(context: OperationContext<'_>, id: &str) -> Result<ProviderResponse, Refusal> {
-    let key = require_key(context.presented_key)?;
+    let key_index = require_key(context.presented_key)?;
     let mut state = context.provider.state();
-    state.accounts.check_permission(key, "convai_read")?;
-    let conversation = state.accounts.workspace_mut(key)?.conversations.find(id);
+    state.accounts.check_permission(key_index, "convai_read")?;
+    let conversation = state.accounts.workspace_mut(key_index)?.conversations.find(id);
     let conversation =
         conversation.ok_or_else(|| Refusal::with_object_id(RefusalKind::ConversationNotFound, id))?;
     Ok(ProviderResponse::document(&conversation.document()))

@@ -17,10 +17,10 @@ pub(super) fn issue_token(
     context: OperationContext<'_>,
     token_type: &str,
 ) -> Result<ProviderResponse, Refusal> {
-    let key = require_key(context.presented_key)?;
+    let key_index = require_key(context.presented_key)?;
     let scope = TokenScope::parse(token_type).ok_or(RefusalKind::NotAString("token_type".into()))?;
     let token = format!("sutkn_{}", new_trace_id());
-    context.provider.state().tokens.add(&token, scope, key, clock::now());
+    context.provider.state().tokens.add(&token, scope, key_index, clock::now());
     Ok(ProviderResponse::document(&json!({ "token": token })))
 }
 
@@ -46,14 +46,14 @@ pub(super) fn issue_conversation_token(context: OperationContext<'_>) -> Result<
 fn issue_for_agent(context: OperationContext<'_>, prefix: &str) -> Result<(String, String), Refusal> {
     let agent_id = query_value(context.query, "agent_id");
     let agent_id = agent_id.ok_or(RefusalKind::FieldMissing("agent_id".into()))?;
-    let key = require_key(context.presented_key)?;
+    let key_index = require_key(context.presented_key)?;
     let mut state = context.provider.state();
-    state.accounts.check_permission(key, "convai_write")?;
+    state.accounts.check_permission(key_index, "convai_write")?;
     // A key grants access to agents of its own workspace only.
-    if state.accounts.agent_payer(&agent_id, Some(key))? != key {
+    if state.accounts.find_agent_payer(&agent_id, Some(key_index))? != key_index {
         return Err(Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id));
     }
     let token = format!("{prefix}_{}", new_trace_id());
-    state.tokens.add(&token, TokenScope::Agent(agent_id.clone()), key, clock::now());
+    state.tokens.add(&token, TokenScope::Agent(agent_id.clone()), key_index, clock::now());
     Ok((agent_id, token))
 }

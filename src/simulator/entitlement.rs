@@ -171,7 +171,7 @@ impl Workspace {
 
     fn add_voice(&mut self, id: &str) -> Result<(), Refusal> {
         check_voice_slots(self.voice_slots_used(), self.plan.max_voices())?;
-        self.voice_edits += 1;
+        self.added_voices += 1;
         self.plan.voices.push(id.to_owned());
         Ok(())
     }
@@ -208,8 +208,8 @@ impl Accounts {
     /// # Errors
     ///
     /// Fails when the voice does not exist in the workspace, or its plan does not include it.
-    pub(super) fn find_voice(&self, key: usize, id: &str) -> Result<String, Refusal> {
-        let workspace = self.workspace(key)?;
+    pub(super) fn find_voice(&self, key_index: usize, id: &str) -> Result<String, Refusal> {
+        let workspace = self.workspace(key_index)?;
         if let Some(name) = voice_name(id, &workspace.plan.voices) {
             return Ok(name);
         }

@@ -66,14 +66,14 @@ impl FreeOperation {
         if context.presented_key == PresentedKey::Absent {
             return self.execute_without_key();
         }
-        let key = require_key(context.presented_key)?;
+        let key_index = require_key(context.presented_key)?;
         let mut state = context.provider.state();
-        state.accounts.check_permission(key, self.permission())?;
-        let workspace = state.accounts.workspace(key)?;
+        state.accounts.check_permission(key_index, self.permission())?;
+        let workspace = state.accounts.workspace(key_index)?;
         let own_voices = workspace.plan.voices.as_slice();
         let document = match self {
             FreeOperation::User => {
-                let key = state.accounts.keys.get(key).ok_or(RefusalKind::InvalidKey)?;
+                let key = state.accounts.keys.get(key_index).ok_or(RefusalKind::InvalidKey)?;
                 subscription::user(key, workspace)
             }
             FreeOperation::Subscription => subscription::subscription_with_invoices(workspace),
@@ -87,7 +87,7 @@ impl FreeOperation {
                     return Err(RefusalKind::FieldMissing("name".into()).into());
                 }
                 let id = new_voice_id();
-                state.accounts.workspace_mut(key)?.add_clone(&id)?;
+                state.accounts.workspace_mut(key_index)?.add_clone(&id)?;
                 json!({ "voice_id": id, "requires_verification": false })
             }
             FreeOperation::AddProfessionalVoice => {
@@ -96,7 +96,7 @@ impl FreeOperation {
                     string_field(&body, field)?.ok_or(RefusalKind::FieldMissing(field.into()))?;
                 }
                 let id = new_voice_id();
-                state.accounts.workspace_mut(key)?.add_professional(&id)?;
+                state.accounts.workspace_mut(key_index)?.add_professional(&id)?;
                 json!({ "voice_id": id })
             }
             FreeOperation::AddLibraryVoice(id) => {
@@ -105,12 +105,12 @@ impl FreeOperation {
                 if !state.accounts.library.contains(id) {
                     return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
                 }
-                state.accounts.workspace_mut(key)?.add_copy(id)?;
+                state.accounts.workspace_mut(key_index)?.add_copy(id)?;
                 json!({ "voice_id": id })
             }
             FreeOperation::Library => models::library(&state.accounts.library),
             FreeOperation::DeleteVoice(id) => {
-                if !state.accounts.workspace_mut(key)?.remove_voice(id) {
+                if !state.accounts.workspace_mut(key_index)?.remove_voice(id) {
                     return Err(Refusal::with_object_id(RefusalKind::VoiceNotFound, id));
                 }
                 json!({ "status": "ok" })
@@ -135,7 +135,7 @@ impl FreeOperation {
                 return Ok(ProviderResponse::empty(item.format.content_type()).with_body(body));
             }
             FreeOperation::DeleteHistoryItem(id) => {
-                if !state.accounts.workspace_mut(key)?.history.delete(id) {
+                if !state.accounts.workspace_mut(key_index)?.history.delete(id) {
                     return Err(Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id));
                 }
                 json!({ "status": "ok" })

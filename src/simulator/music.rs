@@ -1,4 +1,5 @@
-//! Creates music responses: the length of a song, its description, and the multipart body with both.
+//! Creates music responses: the duration of a song, its description, and the multipart body of the description
+//! and the audio.
 
 use serde_json::{Map, Value, json};
 
@@ -10,33 +11,35 @@ use super::response_body::ResponseBody;
 use super::sound::Sound;
 use super::sound::format::Format;
 
-/// The minimum and maximum length (OpenAPI document: `music_length_ms` is 3 to 600 seconds).
-const MUSIC_LENGTH_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
-const DEFAULT_LENGTH_MS: u64 = 10_000;
+/// The minimum and maximum duration (OpenAPI document: `music_length_ms` is 3 to 600 seconds).
+const DURATION_MS: std::ops::RangeInclusive<u64> = 3_000..=600_000;
+const DEFAULT_DURATION_MS: u64 = 10_000;
 
 /// Adds the song's ID, and records the cost. A music response does not report the cost in a header
 /// (captured, October 2026).
-pub(super) fn with_song_id(response: ProviderResponse, cost: u64) -> ProviderResponse {
+pub(super) fn with_song_id_and_cost(response: ProviderResponse, cost: u64) -> ProviderResponse {
     ProviderResponse { charged: cost, ..response.with_header("song-id", &new_trace_id()) }
 }
 
-/// Parses the body, which must contain one of `fields`. A refusal names the first of them.
+/// Parses the body, which must contain at least one field of `any_of`. A refusal names the first of them.
 pub(super) fn parse_body(
     context: OperationContext<'_>,
-    fields: &[&'static str],
+    any_of: &[&'static str],
 ) -> Result<Map<String, Value>, Refusal> {
     let body = context.object()?;
+    // Refuses a prompt that is not a string.
     string_field(&body, "prompt")?;
-    if fields.iter().all(|field| body.get(*field).is_none_or(Value::is_null)) {
-        let first = fields.first().copied().unwrap_or_default();
+    if any_of.iter().all(|field| body.get(*field).is_none_or(Value::is_null)) {
+        let first = any_of.first().copied().unwrap_or_default();
         return Err(RefusalKind::FieldMissing(first.into()).into());
     }
     Ok(body)
 }
 
+/// Returns the requested duration, or the default, within the minimum and maximum.
 pub(super) fn duration_ms(body: &Map<String, Value>) -> u64 {
     let requested_ms = body.get("music_length_ms").and_then(Value::as_u64);
-    requested_ms.unwrap_or(DEFAULT_LENGTH_MS).clamp(*MUSIC_LENGTH_MS.start(), *MUSIC_LENGTH_MS.end())
+    requested_ms.unwrap_or(DEFAULT_DURATION_MS).clamp(*DURATION_MS.start(), *DURATION_MS.end())
 }
 
 /// Creates the `MusicPrompt` of the OpenAPI document.

@@ -193,7 +193,7 @@ impl OperationRow {
             | Output::DeletedResource(_)
             | Output::DubbedAudio => Map::new(),
         };
-        let key = if self.price == Price::Free {
+        let key_index = if self.price == Price::Free {
             context.require_permission(self.permission)?
         } else {
             context.require_payer(self.permission)?
@@ -207,9 +207,9 @@ impl OperationRow {
         let sound = |format| Sound::new(Melody::with_duration(self.path, duration_ms), format);
         match self.output {
             Output::Voice(transfer) => {
-                let format = context.format(key)?;
-                let voice_name = context.provider.state().accounts.find_voice(key, id)?;
-                let (admission, slot) = context.provider.admit(key, cost)?;
+                let format = context.format(key_index)?;
+                let voice_name = context.provider.state().accounts.find_voice(key_index, id)?;
+                let (admission, slot) = context.provider.admit(key_index, cost)?;
                 let audio = GeneratedAudio {
                     voice_id: id.to_owned(),
                     voice_name,
@@ -217,39 +217,40 @@ impl OperationRow {
                     text: String::new(),
                     format,
                 };
-                let response = context.record_audio(key, &admission, audio, format.content_type())?;
+                let response = context.record_audio(key_index, &admission, audio, format.content_type())?;
                 Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
             }
             Output::Audio(transfer) => {
-                let (_, slot) = context.provider.admit(key, cost)?;
+                let (_, slot) = context.provider.admit(key_index, cost)?;
                 let body = transfer.body(sound(Format::DEFAULT)).with_slot(slot);
                 Ok(ProviderResponse::empty("audio/mpeg").with_cost(cost).with_body(body))
             }
             Output::Music(transfer) => {
-                let format = context.format(key)?;
-                let (_, slot) = context.provider.admit(key, cost)?;
-                let response = music::with_song_id(ProviderResponse::empty(format.content_type()), cost);
+                let format = context.format(key_index)?;
+                let (_, slot) = context.provider.admit(key_index, cost)?;
+                let response =
+                    music::with_song_id_and_cost(ProviderResponse::empty(format.content_type()), cost);
                 Ok(response.with_body(transfer.body(sound(format)).with_slot(slot)))
             }
             Output::DetailedMusic => {
-                let format = context.format(key)?;
-                let (_, slot) = context.provider.admit(key, cost)?;
+                let format = context.format(key_index)?;
+                let (_, slot) = context.provider.admit(key_index, cost)?;
                 let content_type = format!("multipart/mixed; boundary={}", music::BOUNDARY);
-                let response = music::with_song_id(ProviderResponse::empty(&content_type), cost);
+                let response = music::with_song_id_and_cost(ProviderResponse::empty(&content_type), cost);
                 Ok(response.with_body(music::multipart_body(&body, sound(format), format).with_slot(slot)))
             }
             Output::CompositionPlan => Ok(ProviderResponse::document(&music::composition_plan(&body))),
             Output::Alignment => {
                 let text = context.received.part("text").unwrap_or_default();
-                let (_, slot) = context.provider.admit(key, cost)?;
+                let (_, slot) = context.provider.admit(key_index, cost)?;
                 let document = alignment(&text, duration_ms).to_string();
                 let body = ResponseBody::whole(document.into()).with_slot(slot);
                 Ok(ProviderResponse::empty("application/json").with_cost(cost).with_body(body))
             }
-            Output::CreatedResource(kind) => create_resource(context, key, kind, cost),
+            Output::CreatedResource(kind) => create_resource(context, key_index, kind, cost),
             Output::ResourceList(kind) => {
                 let state = context.provider.state();
-                let resources = state.accounts.workspace(key)?.resources.documents(kind);
+                let resources = state.accounts.workspace(key_index)?.resources.documents(kind);
                 Ok(ProviderResponse::document(&match kind {
                     ResourceKind::Dubbing => {
                         json!({ "dubs": resources, "next_cursor": null, "has_more": false })
@@ -259,14 +260,15 @@ impl OperationRow {
             }
             Output::Resource(kind) => {
                 let mut state = context.provider.state();
-                let resource = state.accounts.workspace_mut(key)?.resources.find(kind, id)?;
+                let resource = state.accounts.workspace_mut(key_index)?.resources.find(kind, id)?;
                 resource.status_requests = resource.status_requests.saturating_add(1);
                 Ok(ProviderResponse::document(&resource.document()))
             }
             Output::DubbedAudio => {
                 let language = ids.get(1).map_or("", String::as_str);
                 let mut state = context.provider.state();
-                let dubbing = state.accounts.workspace_mut(key)?.resources.find(ResourceKind::Dubbing, id)?;
+                let dubbing =
+                    state.accounts.workspace_mut(key_index)?.resources.find(ResourceKind::Dubbing, id)?;
                 if dubbing.language != language {
                     return Err(Refusal::with_object_id(
                         fixed_refusal("dubbing_language_not_found"),
@@ -281,7 +283,7 @@ impl OperationRow {
                 Ok(ProviderResponse::empty("audio/mpeg").with_body(body))
             }
             Output::DeletedResource(kind) => {
-                context.provider.state().accounts.workspace_mut(key)?.resources.delete(kind, id)?;
+                context.provider.state().accounts.workspace_mut(key_index)?.resources.delete(kind, id)?;
                 Ok(ProviderResponse::document(&json!({ "status": "ok" })))
             }
         }
@@ -304,12 +306,12 @@ fn generated_ms(uploaded_seconds: u64) -> u64 {
 
 fn create_resource(
     context: OperationContext<'_>,
-    key: usize,
+    key_index: usize,
     kind: ResourceKind,
     cost: u64,
 ) -> Result<ProviderResponse, Refusal> {
     // A real dubbing takes longer than the request. Here the slot is released with the response.
-    let (_, _slot) = context.provider.admit(key, cost)?;
+    let (_, _slot) = context.provider.admit(key_index, cost)?;
     let resource = Resource {
         kind,
         id: new_trace_id().get(12..).unwrap_or_default().to_owned(),
@@ -325,7 +327,7 @@ fn create_resource(
         }
         ResourceKind::Project => json!({ "project": resource.document() }),
     };
-    context.provider.state().accounts.workspace_mut(key)?.resources.add(resource);
+    context.provider.state().accounts.workspace_mut(key_index)?.resources.add(resource);
     Ok(ProviderResponse { charged: cost, ..ProviderResponse::document(&document) })
 }
 

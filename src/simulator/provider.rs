@@ -75,7 +75,7 @@ impl Provider {
         let accounts = Accounts::open(&plan, clock::now());
         let key_entries = accounts.keys.iter().map(|key| KeyEntry {
             key: key.plan.key.clone(),
-            workspace: accounts.workspaces[key.workspace].plan.name.clone(),
+            workspace: accounts.workspaces[key.workspace_index].plan.name.clone(),
             ..KeyEntry::default()
         });
         let state = ProviderState {
@@ -153,13 +153,16 @@ impl Provider {
     }
 
     /// Charges an operation and starts it. Dropping the slot ends the operation.
-    pub(super) fn admit(&self, key: usize, cost: u64) -> Result<(Admission, ConcurrencySlot), Refusal> {
+    pub(super) fn admit(&self, key_index: usize, cost: u64) -> Result<(Admission, ConcurrencySlot), Refusal> {
         let mut state = self.state();
-        let admission = state.accounts.admit(key, cost, CreditLimits::KeyAndWorkspace)?;
-        state.record_charge(key, cost);
+        let admission = state.accounts.admit(key_index, cost, CreditLimits::KeyAndWorkspace)?;
+        state.record_charge(key_index, cost);
         drop(state);
         self.notify();
-        Ok((admission, ConcurrencySlot { provider: self.clone(), workspace: admission.workspace }))
+        Ok((
+            admission,
+            ConcurrencySlot { provider: self.clone(), workspace_index: admission.workspace_index },
+        ))
     }
 
     /// Counts a received request.
@@ -184,7 +187,7 @@ impl Provider {
     pub(super) fn ledger(&self) -> Ledger {
         let state = self.state();
         let keys = state.accounts.keys.iter().zip(&state.key_entries).map(|(key, entry)| KeyEntry {
-            remaining: state.accounts.workspaces[key.workspace].remaining(),
+            remaining: state.accounts.workspaces[key.workspace_index].remaining(),
             ..entry.clone()
         });
         let workspaces = state.accounts.workspaces.iter().map(|workspace| WorkspaceEntry {
@@ -215,9 +218,9 @@ impl PresentedKey {
 }
 
 impl ProviderState {
-    fn record_charge(&mut self, key: usize, cost: u64) {
+    fn record_charge(&mut self, key_index: usize, cost: u64) {
         self.totals.charged += cost;
-        if let Some(entry) = self.key_entries.get_mut(key) {
+        if let Some(entry) = self.key_entries.get_mut(key_index) {
             entry.charged += cost;
         }
     }
@@ -236,12 +239,12 @@ impl ProviderState {
 #[derive(Debug)]
 pub(super) struct ConcurrencySlot {
     provider: Provider,
-    workspace: usize,
+    workspace_index: usize,
 }
 
 impl Drop for ConcurrencySlot {
     fn drop(&mut self) {
-        self.provider.state().accounts.release_slot(self.workspace);
+        self.provider.state().accounts.release_slot(self.workspace_index);
         self.provider.notify();
     }
 }
@@ -285,34 +288,35 @@ impl Session {
     /// Charges an operation and starts it. Dropping the slot ends the operation.
     pub(super) fn admit(
         &self,
-        key: usize,
+        key_index: usize,
         cost: u64,
         limits: CreditLimits,
     ) -> Result<ConcurrencySlot, Refusal> {
-        let admission = self.charge_with(key, cost, |accounts| accounts.admit(key, cost, limits))?;
-        Ok(ConcurrencySlot { provider: self.provider.clone(), workspace: admission.workspace })
+        let admission =
+            self.charge_with(key_index, cost, |accounts| accounts.admit(key_index, cost, limits))?;
+        Ok(ConcurrencySlot { provider: self.provider.clone(), workspace_index: admission.workspace_index })
     }
 
     /// Charges the continuation of an operation.
-    pub(super) fn charge(&self, key: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
-        self.charge_with(key, cost, |accounts| accounts.charge(key, cost, limits))
+    pub(super) fn charge(&self, key_index: usize, cost: u64, limits: CreditLimits) -> Result<(), Refusal> {
+        self.charge_with(key_index, cost, |accounts| accounts.charge(key_index, cost, limits))
     }
 
     fn charge_with<T>(
         &self,
-        key: usize,
+        key_index: usize,
         cost: u64,
         charge: impl FnOnce(&mut Accounts) -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         let mut state = self.provider.state();
-        let charge_result = charge(&mut state.accounts)?;
-        state.record_charge(key, cost);
+        let charge_value = charge(&mut state.accounts)?;
+        state.record_charge(key_index, cost);
         if let Some(summary) = state.request(self.number) {
             summary.charged += cost;
         }
         drop(state);
         self.provider.notify();
-        Ok(charge_result)
+        Ok(charge_value)
     }
 }
 

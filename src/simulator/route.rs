@@ -50,24 +50,24 @@ impl Route {
     pub(super) fn find(method: &Method, path: &str) -> Result<Self, RefusalKind> {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let id = |text: &str| text.to_owned();
-        let free = |operation| ("GET", Route::Free(operation));
+        let free_route = |operation| ("GET", Route::Free(operation));
         let (allowed, route) = match segments.as_slice() {
             ["v1", "simulator", "echo"] => return Ok(Route::Echo),
-            ["v1", "user"] => free(FreeOperation::User),
-            ["v1", "user", "subscription"] => free(FreeOperation::Subscription),
-            ["v1", "models"] => free(FreeOperation::Models),
-            ["v1", "voices"] => free(FreeOperation::Voices),
-            ["v2", "voices"] => free(FreeOperation::VoicesV2),
+            ["v1", "user"] => free_route(FreeOperation::User),
+            ["v1", "user", "subscription"] => free_route(FreeOperation::Subscription),
+            ["v1", "models"] => free_route(FreeOperation::Models),
+            ["v1", "voices"] => free_route(FreeOperation::Voices),
+            ["v2", "voices"] => free_route(FreeOperation::VoicesV2),
             ["v1", "voices", "add"] => ("POST", Route::Free(FreeOperation::AddVoice)),
             ["v1", "voices", "add", _owner, voice] => {
                 ("POST", Route::Free(FreeOperation::AddLibraryVoice(id(voice))))
             }
             ["v1", "voices", "pvc"] => ("POST", Route::Free(FreeOperation::AddProfessionalVoice)),
-            ["v1", "shared-voices"] => free(FreeOperation::Library),
+            ["v1", "shared-voices"] => free_route(FreeOperation::Library),
             ["v1", "voices", voice] if *method == Method::DELETE => {
                 return Ok(Route::Free(FreeOperation::DeleteVoice(id(voice))));
             }
-            ["v1", "voices", voice] => free(FreeOperation::Voice(id(voice))),
+            ["v1", "voices", voice] => free_route(FreeOperation::Voice(id(voice))),
             ["v1", "text-to-speech", voice, output @ ..] => {
                 let output = SpeechOutput::parse(output).ok_or(RefusalKind::NotFound)?;
                 ("POST", Route::Speech { voice: id(voice), output })
@@ -83,12 +83,12 @@ impl Route {
             }
             ["v1", "convai", "conversation", "token"] => ("GET", Route::ConversationToken),
             ["v1", "convai", "conversations", conversation] => ("GET", Route::Conversation(id(conversation))),
-            ["v1", "history"] => free(FreeOperation::HistoryPage),
+            ["v1", "history"] => free_route(FreeOperation::HistoryPage),
             ["v1", "history", item] if *method == Method::DELETE => {
                 return Ok(Route::Free(FreeOperation::DeleteHistoryItem(id(item))));
             }
-            ["v1", "history", item] => free(FreeOperation::HistoryItem(id(item))),
-            ["v1", "history", item, "audio"] => free(FreeOperation::HistoryAudio(id(item))),
+            ["v1", "history", item] => free_route(FreeOperation::HistoryItem(id(item))),
+            ["v1", "history", item, "audio"] => free_route(FreeOperation::HistoryAudio(id(item))),
             _ => {
                 return OperationRow::find(method, &segments)
                     .map(|(operation, ids)| Route::Operation(operation, ids));
@@ -118,7 +118,7 @@ mod tests {
     fn paths_and_methods_are_distinguished() {
         let voice = || "v".to_owned();
         let speech = |output| Ok(Route::Speech { voice: voice(), output });
-        let free = |operation| Ok(Route::Free(operation));
+        let free_route = |operation| Ok(Route::Free(operation));
         for (method, path, expected) in [
             (Method::POST, "/v1/text-to-speech/v", speech(SpeechOutput::Whole)),
             (Method::POST, "/v1/text-to-speech/v/stream", speech(SpeechOutput::Stream)),
@@ -128,12 +128,12 @@ mod tests {
             (Method::GET, "/v1/text-to-speech/v", Err(RefusalKind::MethodNotAllowed("POST"))),
             (Method::POST, "/v1/text-to-dialogue/stream", Ok(Route::Dialogue(SpeechOutput::Stream))),
             (Method::POST, "/v1/text-to-dialogue/with-timestamps", Err(RefusalKind::NotFound)),
-            (Method::GET, "/v2/voices", free(FreeOperation::VoicesV2)),
-            (Method::POST, "/v1/voices/add", free(FreeOperation::AddVoice)),
-            (Method::POST, "/v1/voices/pvc", free(FreeOperation::AddProfessionalVoice)),
-            (Method::POST, "/v1/voices/add/owner/v", free(FreeOperation::AddLibraryVoice(voice()))),
-            (Method::DELETE, "/v1/voices/v", free(FreeOperation::DeleteVoice(voice()))),
-            (Method::DELETE, "/v1/history/v", free(FreeOperation::DeleteHistoryItem(voice()))),
+            (Method::GET, "/v2/voices", free_route(FreeOperation::VoicesV2)),
+            (Method::POST, "/v1/voices/add", free_route(FreeOperation::AddVoice)),
+            (Method::POST, "/v1/voices/pvc", free_route(FreeOperation::AddProfessionalVoice)),
+            (Method::POST, "/v1/voices/add/owner/v", free_route(FreeOperation::AddLibraryVoice(voice()))),
+            (Method::DELETE, "/v1/voices/v", free_route(FreeOperation::DeleteVoice(voice()))),
+            (Method::DELETE, "/v1/history/v", free_route(FreeOperation::DeleteHistoryItem(voice()))),
             (Method::PUT, "/v1/history/v", Err(RefusalKind::MethodNotAllowed("GET"))),
             (Method::PUT, "/v1/simulator/echo", Ok(Route::Echo)),
             (Method::GET, "/v1/user/", Err(RefusalKind::NotFound)),

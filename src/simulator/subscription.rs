@@ -33,7 +33,7 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
 pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
     let is_past_due = workspace.plan.billing == Billing::PastDue;
     let next_payment = match workspace.plan.reported_limit {
-        ReportedLimit::Credits => Value::from(workspace.reset.0 / 1_000),
+        ReportedLimit::Credits => Value::from(workspace.resets_at.0 / 1_000),
         ReportedLimit::Zero | ReportedLimit::Absent => Value::Null,
     };
     let invoice = json!({
@@ -71,13 +71,13 @@ fn subscription(workspace: &Workspace) -> Value {
         "max_credit_limit_extension": 0,
         "can_extend_character_limit": false,
         "allowed_to_extend_character_limit": false,
-        "next_character_count_reset_unix": workspace.reset.0 / 1_000,
+        "next_character_count_reset_unix": workspace.resets_at.0 / 1_000,
         "voice_slots_used": workspace.voice_slots_used(),
         "professional_voice_slots_used": workspace.professional_voices.len(),
         "professional_voice_slots_used_in_workspace": workspace.professional_voices.len(),
         "voice_limit": plan.max_voices(),
         "max_voice_add_edits": 95,
-        "voice_add_edit_counter": workspace.voice_edits,
+        "voice_add_edit_counter": workspace.added_voices,
         "professional_voice_limit": plan.max_professional_voices(),
         "can_extend_voice_limit": false,
         "can_use_instant_voice_cloning": plan.can_clone(),

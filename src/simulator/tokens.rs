@@ -45,31 +45,31 @@ pub(super) struct Tokens(VecDeque<Token>);
 struct Token {
     text: String,
     scope: TokenScope,
-    key: usize,
+    key_index: usize,
     expires_at: UnixMs,
 }
 
 impl Tokens {
-    /// Adds a token for the key at the index `key`.
-    pub(super) fn add(&mut self, text: &str, scope: TokenScope, key: usize, now: UnixMs) {
+    /// Adds a token for the key at the index `key_index`.
+    pub(super) fn add(&mut self, text: &str, scope: TokenScope, key_index: usize, now: UnixMs) {
         if self.0.len() == MAX_TOKENS {
             self.0.pop_front();
         }
-        self.0.push_back(Token { text: text.to_owned(), scope, key, expires_at: now.plus(VALIDITY) });
+        self.0.push_back(Token { text: text.to_owned(), scope, key_index, expires_at: now.plus(VALIDITY) });
     }
 
     fn position(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.expires_at)
     }
 
-    /// Returns the key of a token that is valid for this endpoint.
+    /// Returns the index of the key of a token that is valid for this endpoint.
     pub(super) fn find_key(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
-        self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key)
+        self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key_index)
     }
 
-    /// Consumes a token that is valid for this endpoint. Returns its key.
+    /// Consumes a token that is valid for this endpoint. Returns the index of its key.
     pub(super) fn consume(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
-        self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key)
+        self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key_index)
     }
 }
 

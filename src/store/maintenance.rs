@@ -62,14 +62,14 @@ pub(super) fn run_step(
     if owners::delete_excess(connection, &settings.owner_limits, now)? {
         return Ok(MaintenanceProgress::MoreWork);
     }
-    let free = free_pages(connection)?;
-    if free == 0 {
+    let free_pages_before = free_pages(connection)?;
+    if free_pages_before == 0 {
         return Ok(MaintenanceProgress::Done);
     }
     shrink(connection)?;
     let still_free = free_pages(connection)?;
     // If the file did not shrink, the next step would not shrink it either.
-    Ok(if (1..free).contains(&still_free) {
+    Ok(if (1..free_pages_before).contains(&still_free) {
         MaintenanceProgress::MoreWork
     } else {
         MaintenanceProgress::Done

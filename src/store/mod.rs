@@ -374,11 +374,11 @@ impl LockedLocation {
     /// Locks and opens the database.
     fn open(&mut self, now: UnixMs, check: IntegrityCheck) -> Result<OpenDatabase, OpenError> {
         self.lock()?;
-        let open_result = open::open(&self.location, now, check)?;
-        if let Some(path) = &open_result.quarantined_path {
+        let opened = open::open(&self.location, now, check)?;
+        if let Some(path) = &opened.quarantined_path {
             log_quarantine(path);
         }
-        Ok(open_result)
+        Ok(opened)
     }
 
     /// Acquires the lock, unless it is already held or the database is in memory. The origin of the file is

@@ -169,11 +169,11 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError>
         }
         Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
     }
-    let foreign = |content| SnapshotError::Foreign { path: path.to_owned(), content };
+    let foreign_file = |content| SnapshotError::Foreign { path: path.to_owned(), content };
     match origin::detect(path) {
         Ok(Origin::Ours) => {}
-        Ok(Origin::OursNotADatabase) => return Err(foreign("it is not an SQLite file")),
-        Ok(Origin::Foreign(content)) => return Err(foreign(content)),
+        Ok(Origin::OursNotADatabase) => return Err(foreign_file("it is not an SQLite file")),
+        Ok(Origin::Foreign(content)) => return Err(foreign_file(content)),
         Err(source) => return Err(SnapshotError::NoAccess { path: path.to_owned(), source }),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -221,7 +221,7 @@ async fn keys_are_read_as_they_were_written() {
 }
 
 #[test]
-fn the_file_is_private_and_flushed_at_every_commit() {
+fn the_database_is_private_and_flushed_at_every_commit() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let store = Store::open(&location, NOW).unwrap();
@@ -253,12 +253,12 @@ fn check_quarantine(corrupt: impl Fn(&Path)) {
 }
 
 #[test]
-fn a_file_that_is_not_a_database_is_quarantined_path() {
+fn a_file_that_is_not_a_database_is_quarantined() {
     check_quarantine(|path| fs::write(path, "a text file").unwrap());
 }
 
 #[test]
-fn a_corrupt_database_is_quarantined_path() {
+fn a_corrupt_database_is_quarantined() {
     check_quarantine(|path| {
         let mut bytes = fs::read(path).unwrap();
         bytes[100..4_000].fill(0xff);
@@ -334,7 +334,7 @@ fn an_error_names_the_path_that_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn no_key_is_in_the_file() {
+async fn no_key_is_in_the_database() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let pool = pool();

@@ -17,7 +17,7 @@ use tokio::time::{Sleep, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::head::{self, HeadError, ResponseHead};
-use crate::body::budget::BufferShare;
+use crate::body::budget::BufferReservation;
 use crate::clock;
 
 /// A bidirectional byte stream.
@@ -63,15 +63,15 @@ pub(super) struct Connection {
     /// The buffer grows when its free capacity is less than this number of bytes.
     min_free_capacity: usize,
     /// The memory of reads larger than the minimum: the buffer, and a chunk that is not written yet.
-    share: BufferShare,
+    reservation: BufferReservation,
 }
 
 /// Bytes of read buffers per connection that do not count against the budget.
 pub(super) const FREE_BYTES: usize = 2 * MIN_READ_SIZE;
 
 impl Connection {
-    /// Creates a connection whose reads grow only while `share` covers their memory.
-    pub(super) fn new(stream: BoxedStream, share: BufferShare) -> Self {
+    /// Creates a connection whose reads grow only while `reservation` can grow for them.
+    pub(super) fn new(stream: BoxedStream, reservation: BufferReservation) -> Self {
         Self {
             stream,
             read_buf: BytesMut::new(),
@@ -82,7 +82,7 @@ impl Connection {
             is_first_read: true,
             small_reads: 0,
             min_free_capacity: MIN_READ_SIZE,
-            share,
+            reservation,
         }
     }
 
@@ -102,7 +102,7 @@ impl Connection {
             return self.poll_fill_small(cx);
         }
         if self.free_capacity() < self.min_free_capacity {
-            if !self.share.cover(2 * self.read_size) {
+            if !self.reservation.try_resize(2 * self.read_size) {
                 return self.poll_fill_small(cx);
             }
             self.read_buf.reserve(self.read_size);
@@ -181,7 +181,7 @@ impl Connection {
     pub(super) fn release_buffers(&mut self) {
         self.read_buf = BytesMut::new();
         self.is_first_read = true;
-        self.share.shrink(0);
+        self.reservation.shrink(0);
     }
 }
 
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn the_read_size_follows_the_received_data() {
         let (mut server, client) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(client), BufferShare::default());
+        let mut connection = Connection::new(Box::new(client), BufferReservation::default());
         server.write_all(&[1; 1 << 20]).await.unwrap();
         let mut bytes_read = 0;
         while bytes_read < 1 << 20 {
@@ -279,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_read_of_a_fast_response_is_small() {
         let (mut server, client) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(client), BufferShare::default());
+        let mut connection = Connection::new(Box::new(client), BufferReservation::default());
         for (read_size, first_read_size) in [
             (MAX_READ_SIZE, MIN_READ_SIZE),
             (MAX_FIRST_READ_SIZE, MAX_FIRST_READ_SIZE),
@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test]
     async fn a_fast_connection_with_a_pending_read_has_no_buffer() {
         let (mut server, client) = duplex(1 << 20);
-        let mut connection = Connection::new(Box::new(client), BufferShare::default());
+        let mut connection = Connection::new(Box::new(client), BufferReservation::default());
         connection.read_size = MAX_READ_SIZE;
         let mut cx = Context::from_waker(Waker::noop());
         assert!(connection.poll_fill(&mut cx).is_pending());

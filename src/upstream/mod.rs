@@ -275,9 +275,9 @@ impl<C: Connect> Upstream<C> {
         }
         match open_result {
             Ok(Ok(stream)) => {
-                let share = buffers.as_ref().map(|buffers| buffers.share(connection::FREE_BYTES));
-                let share = share.unwrap_or_default();
-                Ok(Box::new(Connection::new(Box::new(stream), share)))
+                let reservation = buffers.as_ref().map(|buffers| buffers.reservation(connection::FREE_BYTES));
+                let reservation = reservation.unwrap_or_default();
+                Ok(Box::new(Connection::new(Box::new(stream), reservation)))
             }
             Ok(Err(error)) => Err(SendError::connect(error)),
             Err(_) => {
@@ -334,7 +334,7 @@ impl<C: Connect> Upstream<C> {
             }
             UploadWait::Failed => (request_body_timeout, SendErrorKind::ClientBodyFailed),
         };
-        let idle_deadline = upload.last_sent_at() + timeout;
+        let idle_deadline = upload.last_polled_at() + timeout;
         // A client that sends single bytes never exceeds the idle timeout, and would hold the key's
         // concurrency slot without a limit.
         match upload.min_rate_deadline(min_request_body_rate) {

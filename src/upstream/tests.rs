@@ -74,7 +74,7 @@ impl Provider {
     }
 
     /// Accepts a connection, reads a request that ends with `request_end`, and writes `response`.
-    async fn respond(&mut self, request_end: &str, response: &[u8]) -> DuplexStream {
+    async fn accept_and_respond(&mut self, request_end: &str, response: &[u8]) -> DuplexStream {
         let mut connection = self.accept().await;
         read_until(&mut connection, request_end).await;
         connection.write_all(response).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_foreign_host_in_the_request_line_does_not_receive_the_key() {
 }
 
 #[test]
-fn requests_are_marked_unless_the_authority_is_elevenlabs() {
+fn requests_carry_the_loop_marker_unless_the_host_is_elevenlabs() {
     for (host, is_marked) in [
         ("gate.example", true),
         ("127.0.0.1", true),
@@ -186,7 +186,7 @@ async fn read_until(connection: &mut DuplexStream, end: &str) -> String {
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[tokio::test(start_paused = true)]
-async fn the_key_is_set_once_and_the_host_is_the_upstreams() {
+async fn the_key_is_set_once_and_the_host_header_names_the_upstream() {
     let (upstream, mut provider) = connect_provider();
     let (_, head) = join(
         upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
@@ -253,14 +253,15 @@ async fn a_connection_is_reused_after_trailers() {
 #[tokio::test(start_paused = true)]
 async fn a_101_response_to_a_request_without_an_upgrade_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        let response = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
-        connection.write_all(response).await.unwrap();
-    })
-    .await;
-    let error = sent.unwrap_err();
+    let (send_result, ()) =
+        join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            let response = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+            connection.write_all(response).await.unwrap();
+        })
+        .await;
+    let error = send_result.unwrap_err();
     assert_eq!(error.progress, Progress::NoResponse);
     assert!(
         matches!(error.kind, SendErrorKind::UnexpectedUpgrade(StatusCode::SWITCHING_PROTOCOLS)),
@@ -274,7 +275,7 @@ async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
     let (first, ()) = join(
         upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
         async {
-            provider.respond("hello", OK).await;
+            provider.accept_and_respond("hello", OK).await;
         },
     )
     .await;
@@ -282,7 +283,7 @@ async fn a_request_moves_from_a_closed_idle_connection_to_a_new_one() {
     let (second, ()) = join(
         upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
         async {
-            provider.respond("hello", OK).await;
+            provider.accept_and_respond("hello", OK).await;
         },
     )
     .await;
@@ -313,21 +314,22 @@ async fn exchange_and_wait(
 async fn a_reused_connection_is_replaced_at_its_maximum_age() {
     let (upstream, mut provider) = connect_provider();
     let first = async { upstream.send(None, &key(), &request_head(Method::GET), empty_body()).await };
-    let (_, mut connection) = join(first, provider.respond("\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n")).await;
+    let (_, mut connection) =
+        join(first, provider.accept_and_respond("\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n")).await;
     for _ in 0..3 {
         exchange_and_wait(&upstream, &mut connection, Duration::from_secs(20)).await;
     }
     assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 1);
     let (_, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        provider.respond("\r\n\r\n", OK).await;
+        provider.accept_and_respond("\r\n\r\n", OK).await;
     })
     .await;
     assert_eq!(provider.opened_connections.load(Ordering::SeqCst), 2);
 }
 
 #[track_caller]
-fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progress, message: &str) {
-    let error = sent.unwrap_err();
+fn check_failed<B: std::fmt::Debug>(send_result: Result<B, SendError>, progress: Progress, message: &str) {
+    let error = send_result.unwrap_err();
     assert_eq!(error.progress, progress);
     assert!(error.to_string().contains(message), "{error}");
 }
@@ -335,7 +337,7 @@ fn check_failed<B: std::fmt::Debug>(sent: Result<B, SendError>, progress: Progre
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_closes_without_a_response_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(
+    let (send_result, ()) = join(
         upstream.send(None, &key(), &request_head(Method::POST), request_body("hello").start_attempt()),
         async {
             let mut connection = provider.accept().await;
@@ -343,20 +345,21 @@ async fn a_connection_that_closes_without_a_response_is_an_error() {
         },
     )
     .await;
-    check_failed(sent, Progress::NoResponse, "broke before a response");
+    check_failed(send_result, Progress::NoResponse, "broke before a response");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_missing_response_ends_the_attempt_at_the_timeout() {
     let (upstream, mut provider) = connect_provider();
-    let silent = async {
+    let never_respond = async {
         let connection = provider.accept().await;
         std::future::pending::<()>().await;
         drop(connection);
     };
     let (key, request, body) = (key(), request_head(Method::POST), request_body("hello"));
     let exchange = upstream.send(None, &key, &request, body.start_attempt());
-    let send_result = tokio::select! { send_result = exchange => send_result, () = silent => unreachable!() };
+    let send_result =
+        tokio::select! { send_result = exchange => send_result, () = never_respond => unreachable!() };
     check_failed(send_result, Progress::NoResponse, "no response within 60000 ms");
 }
 
@@ -414,14 +417,16 @@ async fn idle_connections_are_kept_per_proxy() {
 #[tokio::test(start_paused = true)]
 async fn a_redirect_is_a_response_like_any_other() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        let redirect = b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
-        connection.write_all(redirect).await.unwrap();
-    })
-    .await;
-    let response = sent.unwrap();
+    let (send_result, ()) =
+        join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            let redirect =
+                b"HTTP/1.1 307 Go\r\nlocation: http://elsewhere.example/\r\ncontent-length: 0\r\n\r\n";
+            connection.write_all(redirect).await.unwrap();
+        })
+        .await;
+    let response = send_result.unwrap();
     assert_eq!(
         (response.status().as_u16(), response.headers()["location"].to_str().unwrap()),
         (307, "http://elsewhere.example/")
@@ -432,12 +437,12 @@ async fn a_redirect_is_a_response_like_any_other() {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_response_closes_its_connection() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, mut connection) = join(
+    let (send_result, mut connection) = join(
         upstream.send(None, &key(), &request_head(Method::GET), empty_body()),
-        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
+        provider.accept_and_respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf"),
     )
     .await;
-    drop(sent.unwrap());
+    drop(send_result.unwrap());
     let mut rest = Vec::new();
     connection.read_to_end(&mut rest).await.unwrap();
     assert!(rest.is_empty());
@@ -446,22 +451,25 @@ async fn a_dropped_response_closes_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_response_that_breaks_off_is_an_error() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
-    })
-    .await;
-    assert!(sent.unwrap().into_body().collect().await.is_err());
+    let (send_result, ()) =
+        join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
+            provider
+                .accept_and_respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+                .await;
+        })
+        .await;
+    assert!(send_result.unwrap().into_body().collect().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, connection) = join(
+    let (send_result, connection) = join(
         upstream.send(None, &key(), &request_head(Method::GET), empty_body()),
-        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"),
+        provider.accept_and_respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n"),
     )
     .await;
-    let mut response = sent.unwrap().into_body();
+    let mut response = send_result.unwrap().into_body();
     let send_slowly = async {
         let mut connection = connection;
         for _ in 0..5 {
@@ -484,16 +492,17 @@ async fn a_stalled_response_times_out_and_a_slow_one_does_not() {
 /// Returns the response that the client receives when the provider sends `bytes` and closes the connection.
 async fn receive(bytes: &[u8]) -> (u16, HeaderMap, Result<Bytes, UpstreamBodyError>) {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        let mut connection = provider.accept().await;
-        read_until(&mut connection, "\r\n\r\n").await;
-        // The pipe is small, so the writer waits until the client has read.
-        for chunk in bytes.chunks(1_000) {
-            connection.write_all(chunk).await.unwrap();
-        }
-    })
-    .await;
-    let (head, body) = sent.unwrap().into_parts();
+    let (send_result, ()) =
+        join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
+            let mut connection = provider.accept().await;
+            read_until(&mut connection, "\r\n\r\n").await;
+            // The pipe is small, so the writer waits until the client has read.
+            for chunk in bytes.chunks(1_000) {
+                connection.write_all(chunk).await.unwrap();
+            }
+        })
+        .await;
+    let (head, body) = send_result.unwrap().into_parts();
     (head.status.as_u16(), head.headers, body.collect().await.map(|body| body.to_bytes()))
 }
 
@@ -529,13 +538,16 @@ async fn a_response_that_ends_in_a_chunk_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_server_can_write_the_bytes_before_an_error() {
+async fn a_body_is_pending_once_before_its_error_so_that_its_data_is_flushed() {
     let (upstream, mut provider) = connect_provider();
-    let (sent, ()) = join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
-        provider.respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
-    })
-    .await;
-    let mut body = sent.unwrap().into_body();
+    let (send_result, ()) =
+        join(upstream.send(None, &key(), &request_head(Method::GET), empty_body()), async {
+            provider
+                .accept_and_respond("\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
+                .await;
+        })
+        .await;
+    let mut body = send_result.unwrap().into_body();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut next = || Pin::new(&mut body).poll_frame(&mut cx).map(|frame| frame.unwrap().is_ok());
     assert_eq!([next(), next(), next()], [Poll::Ready(true), Poll::Pending, Poll::Ready(false)]);

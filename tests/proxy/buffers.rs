@@ -1,7 +1,7 @@
 //! Tests the shared buffer budget: sessions and uploads beyond it, and the release of all buffers.
 
 use keychoir::config::Config;
-use keychoir::policy::frame::{FrameHeader, Opcode};
+use keychoir::policy::websocket_frame::{FrameHeader, Opcode};
 use keychoir::simulator::Plan;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;

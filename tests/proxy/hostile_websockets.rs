@@ -9,7 +9,7 @@ use std::time::Duration;
 use keychoir::config::{BaseUrl, ClientConfig, Config};
 use keychoir::policy::client::Rules;
 use keychoir::policy::client_quota::{ClientQuota, Period, QuotaUnit};
-use keychoir::policy::frame::{FrameHeader, Opcode, apply_mask};
+use keychoir::policy::websocket_frame::{FrameHeader, Opcode, apply_mask};
 use keychoir::secret::TokenFingerprint;
 use keychoir::simulator::{KeyPlan, Plan, WorkspacePlan};
 use keychoir::tasks::Tasks;

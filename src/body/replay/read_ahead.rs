@@ -47,7 +47,7 @@ where
             loop {
                 if state.buffer.loss().is_some()
                     || state.buffer.bytes() > max_bytes as u64
-                    || !state.covers_read_ahead()
+                    || !state.try_reserve_read_ahead()
                 {
                     return Poll::Ready(());
                 }

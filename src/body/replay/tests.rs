@@ -64,7 +64,7 @@ fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     })
 }
 
-fn large_budget() -> BufferBudget {
+fn memory_budget() -> BufferBudget {
     budget(1_000, 0)
 }
 
@@ -88,10 +88,10 @@ async fn read_all(attempt: AttemptBody<ScriptedBody>) -> Bytes {
 
 #[tokio::test]
 async fn every_attempt_sends_the_same_bytes() {
-    let replay = Replay::new(scripted_body(&["hello ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello ", "world"]), &memory_budget());
     for _ in 0..3 {
         assert_eq!(read_all(replay.start_attempt()).await, "hello world");
-        assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
+        assert_eq!(replay.replayable_body(), ReplayableBody::Buffered);
     }
 }
 
@@ -99,7 +99,7 @@ async fn every_attempt_sends_the_same_bytes() {
 fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
     let mut source = scripted_body(&["a", "b", "c"]);
     source.steps.insert(2, None);
-    let replay = Replay::new(source, &large_budget());
+    let replay = Replay::new(source, &memory_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
     assert_eq!(poll(&mut first_attempt), ready_chunk("b"));
@@ -114,7 +114,7 @@ fn a_later_attempt_continues_with_the_bytes_that_still_arrive() {
 
 #[tokio::test]
 async fn the_buffered_start_of_a_body_is_returned() {
-    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &memory_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
     assert_eq!(upload.buffered_start(99), start("", false));
@@ -143,11 +143,11 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
         assert_eq!(read_all(attempt).await, "hello world", "limit {limit}");
         assert_eq!(
             replay.replayable_body(),
-            if is_kept { ReplayableBody::Complete } else { ReplayableBody::Unavailable }
+            if is_kept { ReplayableBody::Buffered } else { ReplayableBody::Unavailable }
         );
     }
     // Reading stops with the chunk that exceeds the requested bytes.
-    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &large_budget());
+    let replay = Replay::new(scripted_body(&["hello", " ", "world"]), &memory_budget());
     assert_eq!(replay.peek_body(4, READ_TIMEOUT).await, start("hell", false));
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
@@ -155,7 +155,7 @@ async fn a_body_that_was_read_ahead_is_sent_completely() {
 
 #[tokio::test]
 async fn a_body_beyond_its_limit_is_sent_once() {
-    for (limit, expected) in [(10, ReplayableBody::Complete), (9, ReplayableBody::Unavailable)] {
+    for (limit, expected) in [(10, ReplayableBody::Buffered), (9, ReplayableBody::Unavailable)] {
         let budget = budget(limit, 0);
         let replay = Replay::new(scripted_body(&["hello", "world"]), &budget);
         assert_eq!(read_all(replay.start_attempt()).await, "helloworld");
@@ -173,25 +173,25 @@ async fn all_bodies_share_the_total_limit() {
         min_disk_free_percent: 0,
         directory: std::env::temp_dir(),
     });
-    let text = "x".repeat(BufferShare::FREE);
+    let text = "x".repeat(BufferReservation::FREE);
     let [first, second, third, small] =
         [&text, &text, &text, ""].map(|text| Replay::new(scripted_body(&[text, "12345"]), &budget));
     for replay in [&first, &second, &small] {
         assert!(read_all(replay.start_attempt()).await.ends_with(b"12345"));
     }
     let replayable = [first.replayable_body(), second.replayable_body(), small.replayable_body()];
-    assert_eq!(replayable, [ReplayableBody::Complete, ReplayableBody::Unavailable, ReplayableBody::Complete]);
+    assert_eq!(replayable, [ReplayableBody::Buffered, ReplayableBody::Unavailable, ReplayableBody::Buffered]);
     drop(first);
     assert_eq!(budget.memory_bytes(), 0);
     assert!(read_all(third.start_attempt()).await.ends_with(b"12345"));
-    assert_eq!(third.replayable_body(), ReplayableBody::Complete);
+    assert_eq!(third.replayable_body(), ReplayableBody::Buffered);
 }
 
 #[test]
 fn a_body_that_fails_is_not_replayable() {
     let mut source = scripted_body(&["a"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::new(source, &large_budget());
+    let replay = Replay::new(source, &memory_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
     assert_eq!(poll(&mut first_attempt), Poll::Ready(Some(Err(AttemptBodyError::ClientBodyFailed))));
@@ -206,7 +206,7 @@ async fn trailers_are_dropped() {
     let mut source = scripted_body(&["a"]);
     let trailers = http::HeaderMap::from_iter([("xi-api-key".parse().unwrap(), "k".parse().unwrap())]);
     source.steps.push_back(Some(Ok(Frame::trailers(trailers))));
-    let collected_body = Replay::new(source, &large_budget()).start_attempt().collect().await.unwrap();
+    let collected_body = Replay::new(source, &memory_budget()).start_attempt().collect().await.unwrap();
     assert_eq!(collected_body.trailers(), None);
     assert_eq!(collected_body.to_bytes(), "a");
 }
@@ -214,7 +214,7 @@ async fn trailers_are_dropped() {
 #[test]
 fn every_attempt_declares_the_remaining_length() {
     let replay =
-        Replay::new(ScriptedBody { length: Some(3), ..scripted_body(&["a", "bc"]) }, &large_budget());
+        Replay::new(ScriptedBody { length: Some(3), ..scripted_body(&["a", "bc"]) }, &memory_budget());
     let mut first_attempt = replay.start_attempt();
     assert_eq!(first_attempt.size_hint().exact(), Some(3));
     assert_eq!(poll(&mut first_attempt), ready_chunk("a"));
@@ -224,7 +224,7 @@ fn every_attempt_declares_the_remaining_length() {
 
 #[test]
 fn an_empty_body_is_complete_before_it_is_read() {
-    let replay = Replay::new(http_body_util::Empty::<Bytes>::new(), &large_budget());
+    let replay = Replay::new(http_body_util::Empty::<Bytes>::new(), &memory_budget());
     assert!(replay.start_attempt().is_end_stream());
     assert_eq!(replay.start_attempt().upload().waits_for(), UploadWait::ForResponse);
 }
@@ -233,7 +233,7 @@ fn an_empty_body_is_complete_before_it_is_read() {
 fn an_upload_reports_the_event_that_it_waits_for() {
     let mut source = scripted_body(&["a"]);
     source.steps.push_front(None);
-    let replay = Replay::new(source, &large_budget());
+    let replay = Replay::new(source, &memory_budget());
     let mut attempt = replay.start_attempt();
     let upload = attempt.upload();
     assert_eq!(upload.waits_for(), UploadWait::ForUpstream);
@@ -246,7 +246,7 @@ fn an_upload_reports_the_event_that_it_waits_for() {
 
 #[test]
 fn a_released_body_is_discarded_once_it_is_sent() {
-    let budget = large_budget();
+    let budget = memory_budget();
     let replay = Replay::new(scripted_body(&["ab", "c", "d"]), &budget);
     let mut first_attempt = replay.start_attempt();
     for text in ["ab", "c"] {
@@ -256,15 +256,15 @@ fn a_released_body_is_discarded_once_it_is_sent() {
     let upload = second_attempt.upload();
     assert_eq!(poll(&mut second_attempt), ready_chunk("ab"));
     upload.release();
-    assert_eq!((upload.buffered_start(9).bytes, upload.sent_bytes()), ("abc".into(), 2));
+    assert_eq!((upload.buffered_start(9).bytes, upload.polled_bytes()), ("abc".into(), 2));
     assert_eq!(poll(&mut second_attempt), ready_chunk("c"));
     assert_eq!(upload.buffered_start(9).bytes, "");
     assert_eq!(poll(&mut second_attempt), ready_chunk("d"));
-    assert_eq!((upload.sent_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
+    assert_eq!((upload.polled_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
 /// Returns a body of these chunks. `None` makes the body pending once.
-fn script_chunks(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
+fn scripted_body_with_pauses(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
     let steps = chunks.iter().cloned().map(|chunk| chunk.map(|data| Ok(Frame::data(Bytes::from(data)))));
     ScriptedBody { steps: steps.collect(), length: None }
 }
@@ -282,7 +282,7 @@ proptest! {
     ) {
         let body_bytes: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, 1_000);
-        let replay = Replay::new(script_chunks(&chunks), &budget);
+        let replay = Replay::new(scripted_body_with_pauses(&chunks), &budget);
         let received_body = runtime().block_on(async {
             for reads in reads_per_attempt {
                 let mut attempt = replay.start_attempt();
@@ -293,7 +293,7 @@ proptest! {
             read_all(replay.start_attempt()).await
         });
         prop_assert_eq!(received_body, body_bytes);
-        prop_assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
+        prop_assert_eq!(replay.replayable_body(), ReplayableBody::Buffered);
         drop(replay);
         prop_assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));
     }
@@ -306,7 +306,7 @@ proptest! {
     ) {
         let body_bytes: Vec<u8> = chunks.iter().flatten().flatten().copied().collect();
         let budget = budget(memory_bytes, disk_bytes);
-        let replay = Replay::new(script_chunks(&chunks), &budget);
+        let replay = Replay::new(scripted_body_with_pauses(&chunks), &budget);
         prop_assert_eq!(runtime().block_on(read_all(replay.start_attempt())), body_bytes);
         prop_assert!(budget.disk_bytes() <= disk_bytes);
     }
@@ -338,11 +338,11 @@ async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     change(&mut limits);
     let budget = BufferBudget::new(&limits);
     // The chunks are larger than the write queue, so that each write is polled before the next chunk.
-    let large = "x".repeat(300_000);
-    let replay = Replay::new(scripted_body(&["ab", &large, &large, "ef"]), &budget);
+    let large_chunk = "x".repeat(300_000);
+    let replay = Replay::new(scripted_body(&["ab", &large_chunk, &large_chunk, "ef"]), &budget);
     assert_eq!(
         read_all(replay.start_attempt()).await,
-        format!("ab{large}{large}ef"),
+        format!("ab{large_chunk}{large_chunk}ef"),
         "the body was not sent completely"
     );
     assert_eq!((replay.replayable_body(), replay.loss()), (ReplayableBody::Unavailable, Some(expected)));
@@ -361,7 +361,7 @@ async fn a_full_or_failing_disk_loses_only_the_replay_buffer() {
 async fn every_attempt_starts_with_the_bytes_read_ahead() {
     let mut source = scripted_body(&["hello", " ", "world"]);
     source.steps.insert(1, None);
-    let budget = large_budget();
+    let budget = memory_budget();
     let replay = Replay::new(source, &budget);
     assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello world", true));
     let mut attempt = replay.start_attempt();
@@ -369,7 +369,7 @@ async fn every_attempt_starts_with_the_bytes_read_ahead() {
     assert_eq!(poll(&mut attempt), ready_chunk("hello"));
     assert_eq!(read_all(attempt).await, " world");
     assert_eq!(read_all(replay.start_attempt()).await, "hello world");
-    assert_eq!(replay.replayable_body(), ReplayableBody::Complete);
+    assert_eq!(replay.replayable_body(), ReplayableBody::Buffered);
 }
 
 #[tokio::test]
@@ -397,7 +397,7 @@ async fn bytes_read_ahead_may_exceed_the_memory() {
 async fn an_error_during_read_ahead_fails_the_attempt() {
     let mut source = scripted_body(&["hello"]);
     source.steps.push_back(Some(Err("reset")));
-    let replay = Replay::new(source, &large_budget());
+    let replay = Replay::new(source, &memory_budget());
     assert_eq!(replay.peek_body(99, READ_TIMEOUT).await, start("hello", false));
     let mut attempt = replay.start_attempt();
     assert_eq!(poll(&mut attempt), ready_chunk("hello"));

@@ -13,7 +13,7 @@ fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) 
     let new = setting::find(path).unwrap().format_value(&mut Config::default());
     let trimmed = new.trim_matches('"');
     let milliseconds = |text| value::parse_duration(RawValue::Text(text)).unwrap().as_millis();
-    let old = match old_unit {
+    let old_value = match old_unit {
         OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
         OldUnit::Days => (milliseconds(trimmed) / Duration::from_secs(24 * 3_600).as_millis()).to_string(),
         OldUnit::Bytes => value::parse_size(RawValue::Text(trimmed)).unwrap().to_string(),
@@ -25,7 +25,7 @@ fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) 
             new.clone()
         }
     };
-    (new, old)
+    (new, old_value)
 }
 
 #[test]

@@ -25,8 +25,8 @@ fn the_mirror_uses_the_variables_of_supabases_tools() {
     let machine = FakeMachine::with_key().variable("SUPABASE_URL", "https://p.supabase.co/rest/v1/");
     let secret = machine.clone().variable("SUPABASE_SECRET_KEY", SB_SECRET);
     check_target(&secret, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));
-    let old = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
-    check_target(&old, Some((URL, SERVICE_ROLE, SupabaseKeyForm::LegacyJwt)));
+    let old_name_machine = machine.clone().variable("SUPABASE_SERVICE_ROLE_KEY", SERVICE_ROLE);
+    check_target(&old_name_machine, Some((URL, SERVICE_ROLE, SupabaseKeyForm::LegacyJwt)));
     let quoted_setting = format!("\"{SB_SECRET}\"\n");
     let file = machine.clone().variable("SUPABASE_SECRET_KEY_FILE", "/k").file("/k", &quoted_setting);
     check_target(&file, Some((URL, SB_SECRET, SupabaseKeyForm::SecretKey)));

@@ -325,13 +325,13 @@ async fn a_removed_key_and_a_revoked_client_are_not_restored_after_a_restart() {
     first.make(Change::AddKey(new_key())).await;
     first.make(add_client("web")).await;
     settle(&mut first, &mut second).await;
-    let old = second.published_overlay();
+    let old_overlay = second.published_overlay();
     first.make(remove("spare")).await;
     first.make(revoke("web")).await;
     let mut first = first.restart().await;
     let removed_entries = first.overlay().removed;
     assert_eq!(removed_entries.len(), 2, "{removed_entries:?}");
-    first.receive(&old).await;
+    first.receive(&old_overlay).await;
     assert_eq!(first.names(), (vec!["first".to_owned()], vec!["app".to_owned()]));
     let mut second = second.restart().await;
     settle(&mut first, &mut second).await;
@@ -362,11 +362,11 @@ async fn a_new_replica_gets_the_changes_of_the_pool() {
 async fn an_overlay_that_is_known_changes_nothing() {
     let (mut first, mut second) = pair().await;
     first.make(add_client("web")).await;
-    let old = second.published_overlay();
+    let old_overlay = second.published_overlay();
     settle(&mut first, &mut second).await;
     let (before, _) = (second.machine.contents(), second.records.try_iter().count());
     second.delivered.clear();
-    for overlay in [first.published_overlay(), old, second.published_overlay()] {
+    for overlay in [first.published_overlay(), old_overlay, second.published_overlay()] {
         second.receive(&overlay).await;
     }
     assert_eq!(second.machine.contents(), before);
@@ -531,7 +531,7 @@ async fn an_ended_pause_does_not_return() {
     let (mut first, mut second) = pair().await;
     first.make(pause("first")).await;
     settle(&mut first, &mut second).await;
-    let old = second.published_overlay();
+    let old_overlay = second.published_overlay();
     // The pause gets an end, which passes.
     let until = Some(clock::now().plus(Duration::from_secs(3_600)));
     first.make(Change::PauseKey { key: "first".to_owned(), until, reason: None }).await;
@@ -540,7 +540,7 @@ async fn an_ended_pause_does_not_return() {
     overlay.paused_keys[0].until = Some(end);
     fs::write(first.machine.state().join("managed.toml"), overlay.format().unwrap()).unwrap();
     first.make(add_client("web")).await;
-    first.receive(&old).await;
+    first.receive(&old_overlay).await;
     assert_eq!(first.machine.config().paused_keys[0].until, Some(end));
     let error =
         first.controller.make(Change::ResumeKey { key: "first".to_owned() }, None, ORIGIN, None).await;

@@ -121,11 +121,11 @@ fn setting_table(title: &str, settings: &[&Value]) -> Markup {
 
 /// What an operator should know about the whole installation.
 fn warnings(keys: &[KeyDocument], overview: &OverviewDocument) -> Vec<String> {
-    let free = keys.iter().filter(|key| key.plan.as_deref() == Some("free")).count();
+    let free_keys = keys.iter().filter(|key| key.plan.as_deref() == Some("free")).count();
     let mut warnings = Vec::new();
-    if free > 1 {
+    if free_keys > 1 {
         warnings.push(format!(
-            "{free} keys are of free plans. ElevenLabs' terms do not allow several free accounts of one person, and it \
+            "{free_keys} keys are of free plans. ElevenLabs' terms do not allow several free accounts of one person, and it \
              locks such accounts."
         ));
     }

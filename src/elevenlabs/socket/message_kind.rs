@@ -212,10 +212,34 @@ fn unknown_format(members: &Map<String, Value>) -> MessageFormat {
 
 /// Corrects the verdict of a session in which the client presented a token.
 fn verdict_about_token(verdict: Verdict) -> Verdict {
-    // A rate limit does not depend on the credential.
-    let is_rate_limit = matches!(verdict, Verdict::Unexplained(UnexplainedRefusal::TooMany(_)));
-    let blames_key = matches!(verdict, Verdict::InvalidKey | Verdict::WrongHost | Verdict::Unexplained(_));
-    if blames_key && !is_rate_limit { Verdict::RequestError } else { verdict }
+    match verdict {
+        // The token is refused, which is part of the request.
+        Verdict::InvalidKey
+        | Verdict::WrongHost
+        | Verdict::Unexplained(
+            UnexplainedRefusal::Unauthorized
+            | UnexplainedRefusal::PaymentRequired
+            | UnexplainedRefusal::Forbidden
+            | UnexplainedRefusal::Bodiless,
+        ) => Verdict::RequestError,
+        // The other refusals do not depend on the credential.
+        Verdict::Unexplained(UnexplainedRefusal::TooMany(_))
+        | Verdict::Served
+        | Verdict::WorkspaceQuota(_)
+        | Verdict::KeyQuota(_)
+        | Verdict::MissingPermission(_)
+        | Verdict::PlanFeature(_)
+        | Verdict::Slots
+        | Verdict::Billing
+        | Verdict::Abuse
+        | Verdict::RateLimited(_)
+        | Verdict::Concurrency { .. }
+        | Verdict::Busy
+        | Verdict::NotFound
+        | Verdict::RequestError
+        | Verdict::ServerError
+        | Verdict::Unreadable => verdict,
+    }
 }
 
 #[cfg(test)]

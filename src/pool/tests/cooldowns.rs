@@ -115,11 +115,11 @@ fn a_key_with_too_few_credits_for_one_request_is_not_exhausted() {
         ..Shortfall::default()
     });
     let roster = pool.roster();
-    let large = speech_request(9_500, &[]);
-    record_attempt(&pool, &roster, &roster.keys()[0], short, Some(&large), NOW);
+    let large_request = speech_request(9_500, &[]);
+    record_attempt(&pool, &roster, &roster.keys()[0], short, Some(&large_request), NOW);
     assert_eq!(pool.snapshot(NOW)[0].state.status().as_str(), "active");
     assert!(pool.try_lease(&speech_request(50, &[]), NOW).is_ok());
-    assert!(matches!(pool.try_lease(&large, NOW), Err(Unavailable::Exhausted { .. })));
+    assert!(matches!(pool.try_lease(&large_request, NOW), Err(Unavailable::Exhausted { .. })));
 }
 
 #[test]

@@ -42,7 +42,7 @@ const SHORT_COOLDOWNS: Settings = Settings {
 /// A generated request, with the numbers of keys instead of positions in a roster.
 #[derive(Clone, Debug)]
 struct GeneratedRequest {
-    client: usize,
+    client_index: usize,
     credits: Option<u64>,
     group: Option<ConcurrencyGroup>,
     tried: Vec<usize>,
@@ -119,9 +119,14 @@ fn generated_request() -> impl Strategy<Value = GeneratedRequest> {
         (restricted, prop::bool::weighted(0.1), prop::bool::weighted(0.2)),
     )
         .prop_map(
-            |((client, credits, group), (tried, ineligible), preferred, (restricted, is_free, refused))| {
+            |(
+                (client_index, credits, group),
+                (tried, ineligible),
+                preferred,
+                (restricted, is_free, refused),
+            )| {
                 GeneratedRequest {
-                    client,
+                    client_index,
                     // A request that an account without credits may serve costs none and has no concurrency
                     // group.
                     credits: if is_free { Some(0) } else { credits },
@@ -206,7 +211,7 @@ impl GeneratedRequest {
             .filter_map(|(number, restraint)| Some((position(number)?, in_future(*restraint))));
         let mut restricted: Vec<_> = restricted.collect();
         restricted.sort_unstable_by_key(|(position, _)| *position);
-        let client = ClientName::new(["phone", "game", "reader"][self.client]);
+        let client = ClientName::new(["phone", "game", "reader"][self.client_index]);
         KeyRequest {
             tried: all(&self.tried),
             ineligible: all(&self.ineligible),

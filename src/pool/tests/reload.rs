@@ -171,5 +171,5 @@ fn an_identified_workspace_takes_its_configured_name() {
     let named = pool.roster();
     assert_eq!(named.keys()[0].workspace().membership().name(), Some("studio"));
     pool.reload(vec![entry(0, None, Some("studio"))], SETTINGS);
-    assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "the key is unchanged");
+    assert!(Arc::ptr_eq(&named.keys()[0], &pool.roster().keys()[0]), "the key must be the same object");
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::client_share::ClientShareCell;
+use super::period_counters::PeriodCounters;
 use super::quota_share::QuotaShare;
-use super::tallies::Tallies;
 use super::users::UserTable;
 use crate::policy::charge::Billing;
 use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
@@ -15,8 +15,8 @@ use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
 /// The used and reserved amounts that a quota limits, of a client or of one of its users.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct UsageCounters {
-    pub(super) requests: Tallies,
-    pub(super) credits: Tallies,
+    pub(super) requests: PeriodCounters,
+    pub(super) credits: PeriodCounters,
     /// The requests in progress whose price is unknown until their response.
     pub(super) unpriced_in_progress: AtomicU32,
     /// The share in the quota, if other replicas use the quota too.
@@ -123,7 +123,7 @@ impl UsageCounters {
         self.share.get_or_init(|| Box::new(create()))
     }
 
-    pub(super) fn tallies(&self, unit: QuotaUnit) -> &Tallies {
+    pub(super) fn period_counters(&self, unit: QuotaUnit) -> &PeriodCounters {
         match unit {
             QuotaUnit::Requests => &self.requests,
             QuotaUnit::Credits => &self.credits,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::tallies::Demand;
+use super::period_counters::AmountRange;
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaShortfall};
 use crate::policy::units::UnixMs;
 use crate::proxy::replica_link::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatement};
@@ -24,7 +24,7 @@ pub(super) enum GrantUse {
     Extensible,
     /// Only the current grant is used.
     Current,
-    /// There was no reply, so the request may use this replica's share of the amount that was left at the last reply.
+    /// There was no reply, so the request may use this replica's share of the amount that remained at the last reply.
     Alone,
 }
 
@@ -98,19 +98,21 @@ impl SharedQuota {
         limit.min(self.quota.amount)
     }
 
-    /// Returns the limit without replies: the use at the last reply, and an equal share of the amount that was left
+    /// Returns the limit without replies: the use at the last reply, and an equal share of the amount that remained
     /// then. It does not depend on the use since then, so the replica never takes a share of a share.
     fn limit_alone(&self, replicas: u32) -> u64 {
-        let left = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.stated_use);
-        self.stated_use.saturating_add(left.div_ceil(u64::from(replicas.max(1))))
+        let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.stated_use);
+        self.stated_use.saturating_add(remaining.div_ceil(u64::from(replicas.max(1))))
     }
 
-    /// Whether an extension of the grant may help a request that needs `demand`, while the replica has `left`.
-    pub(super) fn may_extend(&self, used: u64, left: u64, demand: Demand, now: Instant) -> bool {
+    /// Whether an extension of the grant may help a request that needs `demand`, while the replica has `remaining`.
+    pub(super) fn may_extend(&self, used: u64, remaining: u64, demand: AmountRange, now: Instant) -> bool {
         let is_refused = self
             .refusal
             .is_some_and(|refusal| refusal.needed <= demand.min.max(1) && now < refusal.valid_until);
-        used < self.quota.amount && demand.fit(left).is_none_or(|amount| amount < demand.max) && !is_refused
+        used < self.quota.amount
+            && demand.amount_within(remaining).is_none_or(|amount| amount < demand.max)
+            && !is_refused
     }
 
     /// Returns whether a running session may use more credits. A session is charged for its use, so the
@@ -125,27 +127,33 @@ impl SharedQuota {
         used < limit
     }
 
-    /// Returns the error for a request that needs `demand`. `left` is the amount that this replica may still use.
-    pub(super) fn exceeded(&self, used: u64, left: u64, demand: Demand, now: UnixMs) -> QuotaExceeded {
+    /// Returns the error for a request that needs `demand`. `remaining` is the amount that this replica may still use.
+    pub(super) fn exceeded(
+        &self,
+        used: u64,
+        remaining: u64,
+        demand: AmountRange,
+        now: UnixMs,
+    ) -> QuotaExceeded {
         let total = used.saturating_add(self.used_by_others);
         let exceeded = self.quota.exceeded(total, demand.min, now);
         // The grants of other replicas may hold the rest.
         let is_held = exceeded.shortfall.is_some_and(|shortfall| shortfall.remaining >= shortfall.needed);
-        let own_shortfall = (left > 0).then_some(QuotaShortfall { remaining: left, needed: demand.min });
+        let own_shortfall = (remaining > 0).then_some(QuotaShortfall { remaining, needed: demand.min });
         QuotaExceeded { shortfall: if is_held { own_shortfall } else { exceeded.shortfall }, ..exceeded }
     }
 
     /// Prepares a regular statement: returns the part of the grant that this replica does not need soon, so that
     /// another replica can use it. Returns the amount in addition to `used` that the replica wants to hold: the use
-    /// of a few intervals, but only a part of the amount that is left. A replica without recent use wants nothing. A
+    /// of a few intervals, but only a part of the remaining amount. A replica without recent use wants nothing. A
     /// replica without a grant wants only the amount that its requests wait for, because the use by other replicas
     /// that it knows is old.
     pub(super) fn prepare_regular(&mut self, used: u64, waiting: u64, replicas: u32, now: Instant) -> u64 {
         self.recent_use = [used.saturating_sub(self.regular_use), self.recent_use[0]];
         self.regular_use = used;
         let pace = self.recent_use[0].max(self.recent_use[1]);
-        let free = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(used);
-        let part = if self.is_granted(now) { free / (2 * u64::from(replicas.max(1))) } else { 0 };
+        let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(used);
+        let part = if self.is_granted(now) { remaining / (2 * u64::from(replicas.max(1))) } else { 0 };
         let wanted = part.min(pace.saturating_mul(HELD_INTERVALS)).max(waiting);
         let kept = used.saturating_add(wanted);
         if kept < self.granted {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::counters::{AdmissionRequest, UsageCounters};
 use super::grant::GrantUse;
-use super::tallies::{Demand, PeriodNumbers};
+use super::period_counters::{AmountRange, PeriodNumbers};
 use crate::policy::charge::{Billing, Charge, ChargeOutcome, charge};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded, QuotaUnit};
 use crate::policy::units::UnixMs;
@@ -23,7 +23,7 @@ pub(super) enum ReservationRefused {
     /// The maximum number of requests of unknown price is in progress.
     Unpriced { max: u32 },
     /// The grant of this replica is insufficient, and the other replicas may extend it.
-    Grant { demand: Demand, exceeded: QuotaExceeded },
+    Grant { demand: AmountRange, exceeded: QuotaExceeded },
 }
 
 /// A request in progress that counts against one quota.
@@ -50,7 +50,7 @@ struct State {
     estimated_credits: u64,
     /// Credits charged so far.
     charged_credits: u64,
-    /// Credits that are reserved for this request in the tallies and not charged.
+    /// Credits that are reserved for this request in the counters and not charged.
     reserved_credits: u64,
     /// The periods in which the reserved and charged credits are counted.
     credit_periods: Option<PeriodNumbers>,
@@ -84,7 +84,7 @@ impl QuotaPermit {
         match self.counters.share() {
             Some(share) => share.check(&self.counters, quota, now, grant_use),
             None => quota
-                .check(self.counters.tallies(quota.unit).used(quota.period, now), now)
+                .check(self.counters.period_counters(quota.unit).used(quota.period, now), now)
                 .map_err(ReservationRefused::Quota),
         }
     }
@@ -93,16 +93,16 @@ impl QuotaPermit {
     fn try_add(
         &self,
         quota: ClientQuota,
-        demand: Demand,
+        demand: AmountRange,
         now: UnixMs,
         grant_use: GrantUse,
     ) -> Result<(u64, PeriodNumbers), ReservationRefused> {
         match self.counters.share() {
             Some(share) => share.try_add(&self.counters, quota, demand, now, grant_use),
             None => {
-                let tallies = self.counters.tallies(quota.unit);
+                let period_counters = self.counters.period_counters(quota.unit);
                 let exceeded = |used| ReservationRefused::Quota(quota.exceeded(used, demand.min, now));
-                tallies.try_add(quota.period, quota.amount, demand, now).map_err(exceeded)
+                period_counters.try_add(quota.period, quota.amount, demand, now).map_err(exceeded)
             }
         }
     }
@@ -156,7 +156,7 @@ impl QuotaPermit {
         }
         let request_quota = self.quota().filter(|quota| quota.unit == QuotaUnit::Requests);
         let periods = match request_quota {
-            Some(quota) => self.try_add(quota, Demand::exactly(1), now, grant_use)?.1,
+            Some(quota) => self.try_add(quota, AmountRange::exactly(1), now, grant_use)?.1,
             None => self.counters.requests.add(&[1; 3], now),
         };
         self.state().request_periods = Some(periods);
@@ -179,7 +179,7 @@ impl QuotaPermit {
         let mut state = self.state();
         let more = total.saturating_sub(state.estimated_credits);
         if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
-            let (reserved, periods) = self.try_add(quota, Demand::exactly(more), now, grant_use)?;
+            let (reserved, periods) = self.try_add(quota, AmountRange::exactly(more), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = state.estimated_credits.max(total);
@@ -207,7 +207,7 @@ impl QuotaPermit {
             if !is_counted && self.counters.unpriced_in_progress.fetch_add(1, Ordering::AcqRel) >= max {
                 return Err(ReservationRefused::Unpriced { max });
             }
-            let (reserved, periods) = self.try_add(quota, Demand::up_to(amount), now, grant_use)?;
+            let (reserved, periods) = self.try_add(quota, AmountRange::up_to(amount), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = amount;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::counters::UsageCounters;
 use super::grant::{GrantUse, SharedQuota};
+use super::period_counters::{AmountRange, PeriodCounters, PeriodNumbers};
 use super::permit::ReservationRefused;
-use super::tallies::{Demand, PeriodNumbers, Tallies};
 use crate::clock;
 use crate::policy::client::ClientName;
 use crate::policy::client_quota::ClientQuota;
@@ -87,7 +87,12 @@ impl ShareState {
     }
 
     /// Returns the state of `quota` in the period that contains `now`.
-    fn quota(&mut self, quota: ClientQuota, tallies: &Tallies, now: UnixMs) -> &mut SharedQuota {
+    fn quota(
+        &mut self,
+        quota: ClientQuota,
+        period_counters: &PeriodCounters,
+        now: UnixMs,
+    ) -> &mut SharedQuota {
         let period_start = quota.period.start(now);
         let is_current = |shared: &SharedQuota| {
             (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period)
@@ -98,7 +103,7 @@ impl ShareState {
             self.quota = None;
         }
         let shared = self.quota.get_or_insert_with(|| {
-            SharedQuota::new(quota, period_start, tallies.used(quota.period, now), now)
+            SharedQuota::new(quota, period_start, period_counters.used(quota.period, now), now)
         });
         if shared.quota.amount != quota.amount {
             shared.change_amount(quota.amount);
@@ -147,7 +152,7 @@ impl QuotaShare {
 
     /// Sets the configured quota, so that the share is stated before its first use.
     pub(super) fn configure(&self, counters: &UsageCounters, quota: ClientQuota, now: UnixMs) {
-        self.state().quota(quota, counters.tallies(quota.unit), now);
+        self.state().quota(quota, counters.period_counters(quota.unit), now);
     }
 
     /// Adds as much of `demand` to the use of `quota` as the grant allows. The lock on the state ensures that no
@@ -161,16 +166,16 @@ impl QuotaShare {
         &self,
         counters: &Arc<UsageCounters>,
         quota: ClientQuota,
-        demand: Demand,
+        demand: AmountRange,
         now: UnixMs,
         grant_use: GrantUse,
     ) -> Result<(u64, PeriodNumbers), ReservationRefused> {
         self.with_grant(counters, quota, demand, now, grant_use, |limit| {
-            counters.tallies(quota.unit).try_add(quota.period, limit, demand, now)
+            counters.period_counters(quota.unit).try_add(quota.period, limit, demand, now)
         })
     }
 
-    /// Checks that a part of `quota` is left.
+    /// Checks that a part of `quota` remains.
     ///
     /// # Errors
     ///
@@ -182,8 +187,8 @@ impl QuotaShare {
         now: UnixMs,
         grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
-        self.with_grant(counters, quota, Demand::exactly(1), now, grant_use, |limit| {
-            let used = counters.tallies(quota.unit).used(quota.period, now);
+        self.with_grant(counters, quota, AmountRange::exactly(1), now, grant_use, |limit| {
+            let used = counters.period_counters(quota.unit).used(quota.period, now);
             if used < limit { Ok(()) } else { Err(used) }
         })
     }
@@ -192,12 +197,12 @@ impl QuotaShare {
         &self,
         counters: &Arc<UsageCounters>,
         quota: ClientQuota,
-        demand: Demand,
+        demand: AmountRange,
         now: UnixMs,
         grant_use: GrantUse,
         apply: impl FnOnce(u64) -> Result<T, u64>,
     ) -> Result<T, ReservationRefused> {
-        let (tallies, time) = (counters.tallies(quota.unit), clock::instant());
+        let (period_counters, time) = (counters.period_counters(quota.unit), clock::instant());
         let mut state = self.state();
         state.used_at = Some(time);
         let is_listed = std::mem::replace(&mut state.is_listed, true);
@@ -205,17 +210,18 @@ impl QuotaShare {
             GrantUse::Extensible if state.is_alone(time) => GrantUse::Alone,
             GrantUse::Extensible | GrantUse::Current | GrantUse::Alone => grant_use,
         };
-        let shared = state.quota(quota, tallies, now);
+        let shared = state.quota(quota, period_counters, now);
         let limit = shared.limit(grant_use, self.link.replicas(), time);
-        let used = tallies.used(quota.period, now);
-        let left = limit.saturating_sub(used);
-        let result = if grant_use == GrantUse::Extensible && shared.may_extend(used, left, demand, time) {
-            let exceeded = shared.exceeded(used, left, demand, now);
+        let used = period_counters.used(quota.period, now);
+        let remaining = limit.saturating_sub(used);
+        let result = if grant_use == GrantUse::Extensible && shared.may_extend(used, remaining, demand, time)
+        {
+            let exceeded = shared.exceeded(used, remaining, demand, now);
             Err(ReservationRefused::Grant { demand, exceeded })
         } else {
             apply(limit).map_err(|used| {
-                let left = limit.saturating_sub(used);
-                ReservationRefused::Quota(shared.exceeded(used, left, demand, now))
+                let remaining = limit.saturating_sub(used);
+                ReservationRefused::Quota(shared.exceeded(used, remaining, demand, now))
             })
         };
         drop(state);
@@ -235,10 +241,10 @@ impl QuotaShare {
         &self,
         counters: &UsageCounters,
         quota: ClientQuota,
-        demand: Demand,
+        demand: AmountRange,
         now: UnixMs,
     ) -> GrantUse {
-        let tallies = counters.tallies(quota.unit);
+        let period_counters = counters.period_counters(quota.unit);
         {
             let mut state = self.state();
             state.wanted = state.wanted.saturating_add(demand.max);
@@ -250,8 +256,8 @@ impl QuotaShare {
             if state.is_alone(time) {
                 return GrantUse::Alone;
             }
-            let (wanted, shared) = (state.wanted, *state.quota(quota, tallies, now));
-            let used = tallies.used(quota.period, now);
+            let (wanted, shared) = (state.wanted, *state.quota(quota, period_counters, now));
+            let used = period_counters.used(quota.period, now);
             let limit = shared.limit(GrantUse::Extensible, self.link.replicas(), time);
             // Another request may have extended the grant during the wait.
             if !shared.may_extend(used, limit.saturating_sub(used), demand, time) {
@@ -277,12 +283,12 @@ impl QuotaShare {
     ) {
         let statement = {
             let (mut state, time) = (self.state(), clock::instant());
-            let tallies = counters.tallies(quota.unit);
-            let shared = *state.quota(quota, tallies, now);
+            let period_counters = counters.period_counters(quota.unit);
+            let shared = *state.quota(quota, period_counters, now);
             if shared.reply_age(time).is_some_and(|age| age <= max_age) {
                 return;
             }
-            shared.statement(self.key(&shared), tallies.used(quota.period, now), 0, 0, time)
+            shared.statement(self.key(&shared), period_counters.used(quota.period, now), 0, 0, time)
         };
         let reply = self.link.extend_grant(&statement).await;
         self.apply(&statement, reply);
@@ -335,19 +341,19 @@ impl QuotaShare {
         time: Instant,
     ) -> Option<QuotaStatement> {
         let quota = state.quota.as_ref()?.quota;
-        let (tallies, waiting) = (counters.tallies(quota.unit), state.wanted);
+        let (period_counters, waiting) = (counters.period_counters(quota.unit), state.wanted);
         state.stated_at = Some(time);
-        let shared = state.quota(quota, tallies, now);
-        let used = tallies.used(quota.period, now);
+        let shared = state.quota(quota, period_counters, now);
+        let used = period_counters.used(quota.period, now);
         let wanted = shared.prepare_regular(used, waiting, self.link.replicas(), time);
         Some(shared.statement(self.key(shared), used, 0, wanted, time))
     }
 
     /// Returns whether a running session may use more credits of `quota`.
     pub(super) fn may_spend(&self, counters: &UsageCounters, quota: ClientQuota, now: UnixMs) -> bool {
-        let tallies = counters.tallies(quota.unit);
-        let shared = *self.state().quota(quota, tallies, now);
-        shared.may_spend(tallies.used(quota.period, now), self.link.replicas(), clock::instant())
+        let period_counters = counters.period_counters(quota.unit);
+        let shared = *self.state().quota(quota, period_counters, now);
+        shared.may_spend(period_counters.used(quota.period, now), self.link.replicas(), clock::instant())
     }
 
     /// Returns the quota and the use by the other replicas, if it is known for the period that contains `now`.

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
 use super::session_end::{SessionEnd, SessionSide};
-use crate::body::budget::BufferShare;
-use crate::policy::frame::{FrameValidator, Sender, StreamEnd, Violation};
+use crate::body::budget::BufferReservation;
+use crate::policy::websocket_frame::{FrameValidator, Sender, StreamEnd, Violation};
 
 /// Maximum number of bytes of one read.
 pub(super) const MAX_READ_SIZE: usize = 16 * 1024;
@@ -30,8 +30,8 @@ pub(super) struct ReadBuffer {
 pub(super) struct ReadAheadLimits<'a> {
     /// Maximum number of bytes from the client that may be buffered.
     pub(super) max_bytes: usize,
-    /// The session's share of the buffer budget.
-    pub(super) share: &'a mut BufferShare,
+    /// The session's reservation in the buffer budget.
+    pub(super) reservation: &'a mut BufferReservation,
     /// Memory of the session's other buffers.
     pub(super) other_bytes: usize,
 }
@@ -122,7 +122,7 @@ impl ReadBuffer {
             if self.bytes.len() > limits.max_bytes {
                 return Poll::Ready(SessionEnd::Violated(Violation::TooLarge, SessionSide::Client));
             }
-            if !limits.share.cover(limits.other_bytes + self.bytes.capacity()) {
+            if !limits.reservation.try_resize(limits.other_bytes + self.bytes.capacity()) {
                 return Poll::Ready(SessionEnd::BuffersFull);
             }
             if ready!(self.poll_read(cx, client)) == ReadResult::Disconnected {

@@ -8,7 +8,7 @@ use bytes::{Buf, BytesMut};
 
 use crate::elevenlabs::affinity::MAX_IDENTIFIER_MESSAGE_BYTES;
 use crate::elevenlabs::socket::{ChargedContent, ContentCounter, CredentialBlanker, Dialect, MessageCount};
-use crate::policy::frame::{self, FrameHeader, Opcode, Violation};
+use crate::policy::websocket_frame::{self, FrameHeader, Opcode, Violation};
 
 /// The state of the client's stream of frames.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl ClientToUpstream {
     }
 
     fn read_frame_header(&mut self, input: &mut BytesMut) -> Result<Option<ClientFrame>, Violation> {
-        let Some((header, length)) = frame::parse_header(input) else { return Ok(None) };
+        let Some((header, length)) = websocket_frame::parse_header(input) else { return Ok(None) };
         let pending_header = input.split_to(length);
         // Payload that an extension has changed cannot be read, and neither can an unmasked frame. On the
         // provider's paths, frame validation has already rejected both.
@@ -239,7 +239,7 @@ impl ClientToUpstream {
             return false;
         }
         let mut chunk = input.split_to(available);
-        frame::apply_mask(&mut chunk, mask, frame.forwarded);
+        websocket_frame::apply_mask(&mut chunk, mask, frame.forwarded);
         if self.counts_content() {
             self.counter.process(&chunk);
         }
@@ -264,7 +264,7 @@ impl ClientToUpstream {
                 FrameHeader { is_final: ends_message, opcode, length, ..frame.header }
                     .encode(&mut self.staged);
             }
-            frame::apply_mask(&mut blanked, mask, 0);
+            websocket_frame::apply_mask(&mut blanked, mask, 0);
             self.staged.extend_from_slice(&blanked);
             message.has_output = true;
         }

@@ -4,7 +4,7 @@ use bytes::BytesMut;
 use serde_json::json;
 
 use crate::elevenlabs::socket::Dialect;
-use crate::policy::frame::{FrameHeader, Opcode, apply_mask, close_payload};
+use crate::policy::websocket_frame::{FrameHeader, Opcode, apply_mask, close_payload};
 
 /// The close code of a refusal (RFC 6455, section 7.4.1).
 pub(super) const POLICY_VIOLATION: u16 = 1008;

@@ -8,9 +8,9 @@ use super::handshake::into_upgraded;
 use super::session::{PooledSession, Session};
 use crate::body::replay::Replay;
 use crate::clock;
-use crate::policy::frame::Sender;
 use crate::policy::replay::{AttemptFacts, Decision, Effect, Progress, ReplayableBody, decide};
 use crate::policy::verdict::Verdict;
+use crate::policy::websocket_frame::Sender;
 use crate::pool::Lease;
 use crate::proxy::attempt::SentText;
 use crate::upstream::Connect;
@@ -52,7 +52,7 @@ impl<C: Connect> Session<C> {
         let request_facts = context.retry.retry_facts(progress, &context.body, &key, limits);
         let facts = AttemptFacts {
             body: if self.opening_messages.is_some() {
-                ReplayableBody::Complete
+                ReplayableBody::Buffered
             } else {
                 ReplayableBody::Unavailable
             },

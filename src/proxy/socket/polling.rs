@@ -14,7 +14,7 @@ use super::session::{Session, SessionEvent};
 use super::session_end::{SessionEnd, SessionSide};
 use crate::clock;
 use crate::elevenlabs::socket::Dialect;
-use crate::policy::frame::{StreamEnd, Violation};
+use crate::policy::websocket_frame::{StreamEnd, Violation};
 use crate::proxy::socket_limits::SocketLimits;
 use crate::upstream::Connect;
 
@@ -72,8 +72,8 @@ impl<C: Connect> Session<C> {
     {
         if self.speech.reservation.is_some() {
             let (max_bytes, other_bytes) = (self.max_read_ahead(), self.other_capacity());
-            let Self { from_client, share, .. } = self;
-            let mut limits = ReadAheadLimits { max_bytes, share, other_bytes };
+            let Self { from_client, reservation, .. } = self;
+            let mut limits = ReadAheadLimits { max_bytes, reservation, other_bytes };
             return from_client
                 .poll_read_ahead(cx, client, &mut limits)
                 .map(|end| Some(SessionEvent::End(end)));

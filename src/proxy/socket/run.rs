@@ -38,15 +38,16 @@ impl<C: Connect> Session<C> {
             // The client is read during every wait, for a key, a concurrency slot or a handshake, so that its
             // disconnect is detected.
             let (max_bytes, other_bytes) = (self.max_read_ahead(), self.other_capacity());
-            let (mut from_client, mut share) = (mem::take(&mut self.from_client), mem::take(&mut self.share));
-            let limits = ReadAheadLimits { max_bytes, share: &mut share, other_bytes };
+            let (mut from_client, mut reservation) =
+                (mem::take(&mut self.from_client), mem::take(&mut self.reservation));
+            let limits = ReadAheadLimits { max_bytes, reservation: &mut reservation, other_bytes };
             let end = tokio::select! {
                 biased;
                 () = drain_expired.as_mut() => Some(SessionEnd::Shutdown),
                 end = self.handle_event(event) => end,
                 end = from_client.read_ahead(&mut client, limits) => Some(end),
             };
-            (self.from_client, self.share) = (from_client, share);
+            (self.from_client, self.reservation) = (from_client, reservation);
             if let Some(end) = end {
                 break end;
             }

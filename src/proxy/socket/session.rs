@@ -14,12 +14,12 @@ use super::poll_order::PollOrder;
 use super::session_end::SessionEnd;
 use super::speech_permit::{ReservationResult, SpeechPermit};
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
-use crate::body::budget::BufferShare;
+use crate::body::budget::BufferReservation;
 use crate::clock;
 use crate::elevenlabs::socket::{ChargedContent, Dialect};
 use crate::policy::client_quota::QuotaUnit;
-use crate::policy::frame::Sender;
 use crate::policy::verdict::Verdict;
+use crate::policy::websocket_frame::Sender;
 use crate::proxy::access_log::AccessLog;
 use crate::proxy::attempt::Attempt;
 use crate::proxy::config::RuntimeConfig;
@@ -92,8 +92,8 @@ pub(in crate::proxy) struct Session<C> {
     /// The time at which the client's credit quota is checked next, or `None` if it is not checked.
     pub(super) quota_check_at: Option<Instant>,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
-    /// The share of the buffer budget for the session's buffers.
-    pub(super) share: BufferShare,
+    /// The reservation in the buffer budget for the session's buffers.
+    pub(super) reservation: BufferReservation,
     /// Counts the session in the metrics until it is dropped.
     _open: OpenSession,
 }
@@ -164,7 +164,7 @@ impl<C> Session<C> {
             closed_at: None,
             quota_check_at: needs_quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
-            share: config.limits.buffers.share(buffers::FREE_SESSION_BYTES),
+            reservation: config.limits.buffers.reservation(buffers::FREE_SESSION_BYTES),
             proxy,
             config,
             dialect,
@@ -199,7 +199,7 @@ impl<C> Session<C> {
     /// memory was available.
     pub(super) fn reserve_memory(&mut self, additional_bytes: usize) -> bool {
         let bytes = self.from_client.bytes.capacity() + self.other_capacity();
-        self.share.cover(bytes + additional_bytes)
+        self.reservation.try_resize(bytes + additional_bytes)
     }
 
     /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is used up, frees the opening

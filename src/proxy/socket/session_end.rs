@@ -2,8 +2,8 @@
 //! in the access log.
 
 use super::close_frames::POLICY_VIOLATION;
-use crate::policy::frame::Violation;
 use crate::policy::outcome::Outcome;
+use crate::policy::websocket_frame::Violation;
 use crate::proxy::client_usage::QuotaOwner;
 
 /// The reason for the end of a session.

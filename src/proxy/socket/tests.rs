@@ -9,8 +9,8 @@ use super::client_to_upstream::{ClientMessage, ClientToUpstream};
 use super::close_frames::put_frame;
 use super::upstream_to_client::{UpstreamEvent, UpstreamToClient};
 use crate::elevenlabs::socket::{ChargedContent, Dialect, MessageKind};
-use crate::policy::frame::{self, FrameHeader, Opcode, Sender, Violation, validate_close};
 use crate::policy::verdict::Verdict;
+use crate::policy::websocket_frame::{self, FrameHeader, Opcode, Sender, Violation, validate_close};
 use crate::secret::{ApiKey, Redactor};
 
 const MASK: [u8; 4] = [7, 0, 200, 31];
@@ -29,22 +29,22 @@ fn encode_frame(is_final: bool, opcode: Opcode, payload: &[u8], mask: Option<[u8
     let payload_start = bytes.len();
     bytes.extend_from_slice(payload);
     if let Some(mask) = mask {
-        frame::apply_mask(&mut bytes[payload_start..], mask, 0);
+        websocket_frame::apply_mask(&mut bytes[payload_start..], mask, 0);
     }
     bytes
 }
 
-/// Encodes a text message as fragments with the lengths in `cuts`, and a last fragment with the rest.
-fn fragments(text: &[u8], cuts: &[usize], mask: Option<[u8; 4]>) -> Vec<u8> {
+/// Encodes a text message as fragments with the lengths in `fragment_lengths`, and a last fragment with the rest.
+fn fragments(text: &[u8], fragment_lengths: &[usize], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text;
-    for (index, cut) in cuts.iter().enumerate() {
-        let (chunk, after) = rest.split_at((*cut).min(rest.len()));
+    for (index, length) in fragment_lengths.iter().enumerate() {
+        let (chunk, after) = rest.split_at((*length).min(rest.len()));
         let opcode = if index == 0 { Opcode::Text } else { Opcode::Continuation };
         bytes.extend(encode_frame(false, opcode, chunk, mask));
         rest = after;
     }
-    let opcode = if cuts.is_empty() { Opcode::Text } else { Opcode::Continuation };
+    let opcode = if fragment_lengths.is_empty() { Opcode::Text } else { Opcode::Continuation };
     bytes.extend(encode_frame(true, opcode, rest, mask));
     bytes
 }
@@ -52,11 +52,11 @@ fn fragments(text: &[u8], cuts: &[usize], mask: Option<[u8; 4]>) -> Vec<u8> {
 /// Parses a stream into complete messages with their opcodes, and control frames in between.
 fn parse_messages(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     let (mut messages, mut message) = (Vec::new(), None::<(Opcode, Vec<u8>)>);
-    while let Some((head, length)) = frame::parse_header(bytes) {
+    while let Some((head, length)) = websocket_frame::parse_header(bytes) {
         let end = length + usize::try_from(head.length).unwrap();
         let mut payload = bytes[length..end].to_vec();
         if let Some(mask) = head.mask {
-            frame::apply_mask(&mut payload, mask, 0);
+            websocket_frame::apply_mask(&mut payload, mask, 0);
         }
         bytes = &bytes[end..];
         if head.opcode.is_control() {
@@ -66,21 +66,21 @@ fn parse_messages(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
         assert_eq!(
             head.opcode == Opcode::Continuation,
             message.is_some(),
-            "a message starts before the end of another"
+            "a message must end before the next one starts"
         );
-        let (_, whole) = message.get_or_insert((head.opcode, Vec::new()));
-        whole.extend(payload);
+        let (_, collected) = message.get_or_insert((head.opcode, Vec::new()));
+        collected.extend(payload);
         if head.is_final {
             messages.extend(message.take());
         }
     }
-    assert!(bytes.is_empty() && message.is_none(), "the stream ends within a message");
+    assert!(bytes.is_empty() && message.is_none(), "the stream must end with a complete message");
     messages
 }
 
 /// Forwards bytes of the client that arrive in chunks of these sizes. Returns the forwarded bytes and the
 /// held messages.
-fn forward(dialect: Dialect, bytes: &[u8], chunks: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
+fn forward_to_upstream(dialect: Dialect, bytes: &[u8], chunks: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut client_to_upstream = client_to_upstream(dialect);
     let (mut input, mut output, mut forwarded, mut messages) =
         (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
@@ -115,16 +115,24 @@ fn frames_without_a_credential_are_forwarded_unchanged() {
         bytes.extend(encode_frame(true, opcode, payload, Some(MASK)));
     }
     // On paths that are not the provider's, only the receiver checks for violations.
-    let mut foreign = bytes.clone();
-    foreign.extend(encode_frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
-    foreign.extend(encode_frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
-    foreign.extend(encode_frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
+    let mut bytes_with_violations = bytes.clone();
+    bytes_with_violations.extend(encode_frame(true, Opcode::Reserved(3), b"?", Some(MASK)));
+    bytes_with_violations.extend(encode_frame(true, Opcode::Binary, br#"{"xi_api_key":1}"#, Some(MASK)));
+    bytes_with_violations.extend(encode_frame(true, Opcode::Text, br#"{"xi_api_key":1}"#, None));
     for size in [1, 2, 3, 7, 100, 100_000] {
-        let chunks = vec![size; foreign.len()];
+        let chunks = vec![size; bytes_with_violations.len()];
         for dialect in [Dialect::Unknown, Dialect::Agent] {
-            assert_eq!(forward(dialect, &bytes, &chunks).0, bytes, "{dialect:?} in chunks of {size}");
+            assert_eq!(
+                forward_to_upstream(dialect, &bytes, &chunks).0,
+                bytes,
+                "{dialect:?} in chunks of {size}"
+            );
         }
-        assert_eq!(forward(Dialect::Foreign, &foreign, &chunks).0, foreign, "in chunks of {size}");
+        assert_eq!(
+            forward_to_upstream(Dialect::Foreign, &bytes_with_violations, &chunks).0,
+            bytes_with_violations,
+            "in chunks of {size}"
+        );
     }
 }
 
@@ -136,7 +144,7 @@ fn a_long_message_that_is_not_an_object_keeps_its_content() {
         let bytes = [bytes, encode_frame(true, Opcode::Ping, b"?", Some(MASK))].concat();
         let bytes = if opcode == Opcode::Binary { [&[0x82], &bytes[1..]].concat() } else { bytes };
         for size in [100, MAX_FRAME_PART, MAX_FRAME_PART + 1, 100_000] {
-            let (forwarded, _) = forward(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
+            let (forwarded, _) = forward_to_upstream(Dialect::Unknown, &bytes, &vec![size; bytes.len()]);
             let expected = [(opcode, text.clone().into_bytes()), (Opcode::Ping, b"?".to_vec())];
             assert_eq!(parse_messages(&forwarded), expected, "in chunks of {size}");
         }
@@ -149,16 +157,16 @@ fn a_compressed_message_is_forwarded() {
     FrameHeader { is_final: true, reserved: 4, opcode: Opcode::Text, mask: Some(MASK), length: 3 }
         .encode(&mut bytes);
     bytes.extend([1, 2, 3]);
-    assert_eq!(forward(Dialect::Foreign, &bytes, &[]).0, bytes);
+    assert_eq!(forward_to_upstream(Dialect::Foreign, &bytes, &[]).0, bytes);
 }
 
 #[test]
 fn a_text_that_is_not_an_object_is_forwarded_before_its_end() {
-    let whole = encode_frame(true, Opcode::Text, b"some text", Some(MASK));
+    let frame = encode_frame(true, Opcode::Text, b"some text", Some(MASK));
     let mut client_to_upstream = client_to_upstream(Dialect::Unknown);
-    let (mut input, mut output) = (BytesMut::from(&whole[..9]), BytesMut::new());
+    let (mut input, mut output) = (BytesMut::from(&frame[..9]), BytesMut::new());
     assert_eq!(client_to_upstream.process(&mut input, &mut output), ClientMessage::Forwarded);
-    assert_eq!(output, whole[..9]);
+    assert_eq!(output, frame[..9]);
     assert!(client_to_upstream.is_in_frame());
 }
 
@@ -225,10 +233,10 @@ fn text_is_counted_in_messages_of_any_length_and_fragmentation() {
         |padding: usize| format!(r#"{{"pad":"{}","text":"{}"}}"#, " ".repeat(padding), "x".repeat(80_021));
     for padding in [0, 200_000, 300_000, 800_000] {
         let text = padded(padding);
-        let whole = encode_frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
+        let one_frame = encode_frame(true, Opcode::Text, text.as_bytes(), Some(MASK));
         let binary = encode_frame(true, Opcode::Binary, text.as_bytes(), Some(MASK));
         let fragmented = fragments(text.as_bytes(), &vec![1_000; text.len() / 1_000], Some(MASK));
-        for bytes in [whole, binary, fragmented] {
+        for bytes in [one_frame, binary, fragmented] {
             for size in [5_000, 100_000] {
                 assert_eq!(
                     count_content(Dialect::Speech, chunks(&bytes, size)),
@@ -238,15 +246,15 @@ fn text_is_counted_in_messages_of_any_length_and_fragmentation() {
             }
         }
     }
-    let large = encode_frame(true, Opcode::Text, padded(MAX_SIZE).as_bytes(), Some(MASK));
+    let oversized = encode_frame(true, Opcode::Text, padded(MAX_SIZE).as_bytes(), Some(MASK));
     let refused = Some(Violation::TooLarge);
     assert_eq!(
-        count_content(Dialect::Speech, chunks(&large[..20], 5_000)),
+        count_content(Dialect::Speech, chunks(&oversized[..20], 5_000)),
         (0, 0, refused),
-        "the announced length is refused"
+        "a message whose announced length exceeds the maximum must be refused"
     );
-    let large = fragments(padded(MAX_SIZE).as_bytes(), &vec![10_000; MAX_SIZE / 10_000], Some(MASK));
-    assert_eq!(count_content(Dialect::Dialogue, chunks(&large, 5_000)), (0, 0, refused));
+    let oversized = fragments(padded(MAX_SIZE).as_bytes(), &vec![10_000; MAX_SIZE / 10_000], Some(MASK));
+    assert_eq!(count_content(Dialect::Dialogue, chunks(&oversized, 5_000)), (0, 0, refused));
     let binary = encode_frame(true, Opcode::Binary, b"\x00\x01\x02", Some(MASK));
     assert_eq!(count_content(Dialect::Speech, chunks(&binary, 5)), (0, 0, Some(Violation::NotJson)));
 }
@@ -293,31 +301,32 @@ proptest! {
     #[test]
     fn no_credential_passes_in_any_fragmentation(
         before in "[a-z]{0,8}", after in ".{0,40}", name in "xi_api_key|xi-api-key|authorization",
-        cuts in prop::collection::vec(0_usize..30, 0..8), chunks in prop::collection::vec(1_usize..50, 0..30),
-        pings in any::<bool>(), spoken in any::<bool>(), is_binary in any::<bool>(),
+        fragment_lengths in prop::collection::vec(0_usize..30, 0..8), chunks in prop::collection::vec(1_usize..50, 0..30),
+        has_ping in any::<bool>(), is_speech in any::<bool>(), is_binary in any::<bool>(),
     ) {
         let members = json!({ "text": after, "n": {"xi_api_key": [before]} });
         let Value::Object(mut members) = members else { unreachable!() };
         let expected = members.clone();
         members.insert(name, "a-secret-token".into());
         let text = Value::from(members).to_string();
-        let mut bytes = fragments(text.as_bytes(), &cuts, Some(MASK));
-        if pings {
+        let mut bytes = fragments(text.as_bytes(), &fragment_lengths, Some(MASK));
+        if has_ping {
             // The control frame is inserted after the first fragment of the message.
-            let (header, header_length) = frame::parse_header(&bytes).unwrap();
+            let (header, header_length) = websocket_frame::parse_header(&bytes).unwrap();
             let first_frame_end = header_length + usize::try_from(header.length).unwrap();
             let ping = encode_frame(true, Opcode::Ping, b"?", Some(MASK));
             bytes.splice(first_frame_end..first_frame_end, ping);
         }
-        let dialect = if spoken { Dialect::Speech } else { Dialect::Agent };
-        let kind = if is_binary { Opcode::Binary } else { Opcode::Text };
+        let dialect = if is_speech { Dialect::Speech } else { Dialect::Agent };
+        let opcode = if is_binary { Opcode::Binary } else { Opcode::Text };
         if is_binary {
+            // Changes the opcode from text to binary.
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
-        let (forwarded, messages) = forward(dialect, &bytes, &chunks);
-        prop_assert_eq!(messages.len(), usize::from(spoken));
+        let (forwarded, messages) = forward_to_upstream(dialect, &bytes, &chunks);
+        prop_assert_eq!(messages.len(), usize::from(is_speech));
         let texts: Vec<Vec<u8>> =
-            parse_messages(&forwarded).into_iter().filter(|(opcode, _)| *opcode == kind).map(|(_, text)| text)
+            parse_messages(&forwarded).into_iter().filter(|(received, _)| *received == opcode).map(|(_, text)| text)
                 .collect();
         prop_assert_eq!(texts.len(), 1);
         prop_assert_eq!(serde_json::from_slice::<Map<String, Value>>(&texts[0]).unwrap(), expected);
@@ -332,7 +341,10 @@ fn upstream_to_client(dialect: Dialect) -> UpstreamToClient {
 }
 
 /// Forwards bytes of the provider. Returns the events and the bytes for the client.
-fn receive(upstream_to_client: &mut UpstreamToClient, bytes: &[u8]) -> (Vec<UpstreamEvent>, BytesMut) {
+fn forward_to_client(
+    upstream_to_client: &mut UpstreamToClient,
+    bytes: &[u8],
+) -> (Vec<UpstreamEvent>, BytesMut) {
     let (mut input, mut output) = (BytesMut::from(bytes), BytesMut::new());
     let mut events = Vec::new();
     while let Some(event) = upstream_to_client.process(&mut input, &mut output) {
@@ -352,7 +364,7 @@ fn a_refusal_is_held_and_a_ping_is_forwarded() {
         encode_frame(true, Opcode::Close, b"\x03\xf0Invalid API key", None),
     ]
     .concat();
-    let (events, mut output) = receive(&mut upstream_to_client, &bytes);
+    let (events, mut output) = forward_to_client(&mut upstream_to_client, &bytes);
     let close = UpstreamEvent::Close(Some(Verdict::InvalidKey));
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Refused(Verdict::InvalidKey)), close]);
     assert_eq!(output, ping);
@@ -365,10 +377,10 @@ fn a_refusal_is_held_and_a_ping_is_forwarded() {
 fn held_frames_are_dropped_at_a_failover() {
     let mut upstream_to_client = upstream_to_client(Dialect::Speech);
     let refusal = encode_frame(true, Opcode::Text, br#"{"error":"invalid_api_key"}"#, None);
-    receive(&mut upstream_to_client, &refusal[..refusal.len() - 1]);
+    forward_to_client(&mut upstream_to_client, &refusal[..refusal.len() - 1]);
     upstream_to_client.reset();
     let audio = encode_frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
-    let (events, mut output) = receive(&mut upstream_to_client, &audio);
+    let (events, mut output) = forward_to_client(&mut upstream_to_client, &audio);
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Useful)]);
     upstream_to_client.open(&mut output);
     assert_eq!(output, audio);
@@ -391,13 +403,13 @@ fn a_session_can_be_served_after_a_refusal() {
     let mut upstream_to_client = upstream_to_client(Dialect::SpeechContexts);
     let error = encode_frame(true, Opcode::Text, br#"{"error":"voice_not_found","message":"x"}"#, None);
     assert_eq!(
-        receive(&mut upstream_to_client, &error).0,
+        forward_to_client(&mut upstream_to_client, &error).0,
         [UpstreamEvent::Message(MessageKind::Refused(Verdict::NotFound))]
     );
     upstream_to_client.open(&mut BytesMut::new());
     let audio = encode_frame(true, Opcode::Text, br#"{"audio":"AAAA"}"#, None);
     assert_eq!(
-        receive(&mut upstream_to_client, &audio),
+        forward_to_client(&mut upstream_to_client, &audio),
         (vec![UpstreamEvent::Message(MessageKind::Useful)], audio[..].into())
     );
 }
@@ -406,7 +418,7 @@ fn a_session_can_be_served_after_a_refusal() {
 fn a_key_in_a_close_reason_is_redacted() {
     let close = encode_frame(true, Opcode::Close, &[&[3, 240], KEY.as_bytes()].concat(), None);
     let mut upstream_to_client = upstream_to_client(Dialect::Foreign);
-    let (_, output) = receive(&mut upstream_to_client, &close);
+    let (_, output) = forward_to_client(&mut upstream_to_client, &close);
     let text = String::from_utf8_lossy(&output).into_owned();
     assert_eq!(output.len(), close.len());
     assert!(text.contains("sk_6c036526...") && !text.contains("aaaabbbb"), "{text}");
@@ -418,12 +430,12 @@ fn audio_is_useful_before_its_message_ends() {
     let audio =
         encode_frame(true, Opcode::Text, format!(r#"{{"audio":"{}"}}"#, "A".repeat(50_000)).as_bytes(), None);
     assert_eq!(
-        receive(&mut upstream_to_client, &audio[..30_000]).0,
+        forward_to_client(&mut upstream_to_client, &audio[..30_000]).0,
         [UpstreamEvent::Message(MessageKind::Useful)]
     );
     let binary = encode_frame(true, Opcode::Binary, b"sound", None);
     assert_eq!(
-        receive(&mut self::upstream_to_client(Dialect::Unknown), &binary[..4]).0,
+        forward_to_client(&mut self::upstream_to_client(Dialect::Unknown), &binary[..4]).0,
         [UpstreamEvent::Message(MessageKind::Useful)]
     );
 }
@@ -437,7 +449,7 @@ fn a_message_ends_with_its_last_frame() {
         (encode_frame(false, Opcode::Continuation, b"b", None), true),
         (encode_frame(true, Opcode::Continuation, b"c", None), false),
     ] {
-        receive(&mut upstream_to_client, &bytes);
+        forward_to_client(&mut upstream_to_client, &bytes);
         assert_eq!(
             (upstream_to_client.frame_remaining(), upstream_to_client.is_in_message),
             (0, is_in_message)
@@ -455,7 +467,8 @@ fn held_frames_are_bounded() {
     {
         let mut upstream_to_client = upstream_to_client(Dialect::Agent);
         let bytes = [message_start, &repeated.repeat(100_000 / repeated.len())].concat();
-        let (events, mut output) = receive(&mut upstream_to_client, &bytes);
+        let (events, mut output) = forward_to_client(&mut upstream_to_client, &bytes);
+        // Held bytes above MAX_HELD_BYTES are too long for a refusal.
         assert_eq!(events.last(), Some(&UpstreamEvent::Message(MessageKind::Useful)));
         upstream_to_client.mark_served(&mut output);
         assert_eq!(output, bytes);
@@ -476,7 +489,7 @@ fn a_served_session_reports_only_refusals() {
         ),
     ]
     .concat();
-    let (events, output) = receive(&mut upstream_to_client, &bytes);
+    let (events, output) = forward_to_client(&mut upstream_to_client, &bytes);
     assert!(
         matches!(events[..], [UpstreamEvent::Message(MessageKind::Refused(Verdict::WorkspaceQuota(_)))]),
         "{events:?}"
@@ -494,7 +507,7 @@ fn a_key_that_is_split_at_any_position_is_redacted() {
         assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
         input.extend_from_slice(&bytes[cut..]);
         assert_eq!(upstream_to_client.process(&mut input, &mut output), None);
-        let [(Opcode::Text, redacted)] = &parse_messages(&output)[..] else { panic!("one message") };
+        let [(Opcode::Text, redacted)] = &parse_messages(&output)[..] else { panic!("expected one message") };
         let redacted = String::from_utf8(redacted.clone()).unwrap();
         assert!(
             redacted.starts_with(r#"{"a":"sk_6c036526..."#) && redacted.ends_with(r#"d452b"}"#),
@@ -525,7 +538,7 @@ fn a_key_is_redacted_in_every_kind_of_frame() {
             let bytes = encode_frame(true, opcode, &payload, None);
             let mut upstream_to_client = upstream_to_client(dialect);
             upstream_to_client.mark_served(&mut BytesMut::new());
-            let (_, output) = receive(&mut upstream_to_client, &bytes);
+            let (_, output) = forward_to_client(&mut upstream_to_client, &bytes);
             assert_eq!(output.len(), bytes.len(), "{opcode:?}");
             assert!(!shows_key(&output), "{opcode:?} on {dialect:?}: {output:?}");
         }
@@ -541,7 +554,7 @@ fn an_invalid_close_is_replaced_and_classified() {
     ] {
         let mut upstream_to_client = upstream_to_client(Dialect::Speech);
         let (events, mut output) =
-            receive(&mut upstream_to_client, &encode_frame(true, Opcode::Close, payload, None));
+            forward_to_client(&mut upstream_to_client, &encode_frame(true, Opcode::Close, payload, None));
         assert_eq!(events, [UpstreamEvent::Close(verdict)]);
         upstream_to_client.open(&mut output);
         let [(Opcode::Close, close)] = &parse_messages(&output)[..] else { panic!("{output:?}") };
@@ -553,14 +566,14 @@ fn an_invalid_close_is_replaced_and_classified() {
 fn a_queue_status_neither_serves_nor_refuses_a_session() {
     let mut upstream_to_client = upstream_to_client(Dialect::Agent);
     let queued = encode_frame(true, Opcode::Text, br#"{"type":"queue_status"}"#, None);
-    let (events, mut output) = receive(&mut upstream_to_client, &queued);
+    let (events, mut output) = forward_to_client(&mut upstream_to_client, &queued);
     assert_eq!(events, [UpstreamEvent::Message(MessageKind::Queued)]);
     assert!(output.is_empty());
     upstream_to_client.forward_held(&mut output);
     assert_eq!(output, queued);
     assert!(!upstream_to_client.is_open && !upstream_to_client.is_served);
     let refusal = encode_frame(true, Opcode::Close, b"\x03\xeaThis request exceeds your quota limit.", None);
-    let (events, output) = receive(&mut upstream_to_client, &refusal);
+    let (events, output) = forward_to_client(&mut upstream_to_client, &refusal);
     assert!(matches!(events[..], [UpstreamEvent::Close(Some(Verdict::WorkspaceQuota(_)))]), "{events:?}");
     assert!(output.is_empty());
 }
@@ -568,30 +581,31 @@ fn a_queue_status_neither_serves_nor_refuses_a_session() {
 proptest! {
     #[test]
     fn a_key_is_redacted_in_any_fragmentation(
-        // Letters of the key's start, and none of its middle, which `shows_key` searches.
-        before in "[g-z_]{0,9}", after in "[g-z_]{0,9}", cuts in prop::collection::vec(0_usize..40, 0..6),
+        // These characters cannot form the middle of the key, so `shows_key` finds only what the redactor left.
+        start in "[g-z_]{0,9}", end in "[g-z_]{0,9}", fragment_lengths in prop::collection::vec(0_usize..40, 0..6),
         chunks in prop::collection::vec(1_usize..40, 0..30), is_binary in any::<bool>(),
     ) {
-        let text = format!("{before}{KEY}{after}");
-        let mut bytes = fragments(text.as_bytes(), &cuts, None);
+        let text = format!("{start}{KEY}{end}");
+        let mut bytes = fragments(text.as_bytes(), &fragment_lengths, None);
         if is_binary {
+            // Changes the opcode from text to binary.
             bytes[0] = bytes[0] & 0xf0 | 2;
         }
         let mut upstream_to_client = upstream_to_client(Dialect::Agent);
         upstream_to_client.mark_served(&mut BytesMut::new());
         let (mut input, mut output, mut rest) = (BytesMut::new(), BytesMut::new(), &bytes[..]);
         for size in chunks.into_iter().chain([usize::MAX]) {
-            let (chunk, behind) = rest.split_at(size.min(rest.len()));
+            let (chunk, after) = rest.split_at(size.min(rest.len()));
             input.extend_from_slice(chunk);
-            rest = behind;
+            rest = after;
             while upstream_to_client.process(&mut input, &mut output).is_some() {}
         }
         prop_assert!(input.is_empty());
         prop_assert_eq!(output.len(), bytes.len());
         let messages = parse_messages(&output);
-        let [(_, redacted)] = &messages[..] else { panic!("one message") };
+        let [(_, redacted)] = &messages[..] else { panic!("expected one message") };
         prop_assert!(!shows_key(redacted), "{}", String::from_utf8_lossy(redacted));
-        prop_assert!(redacted.starts_with(before.as_bytes()) && redacted.ends_with(after.as_bytes()));
+        prop_assert!(redacted.starts_with(start.as_bytes()) && redacted.ends_with(end.as_bytes()));
     }
 }
 

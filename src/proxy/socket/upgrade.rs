@@ -14,13 +14,13 @@ use super::session::Session;
 use super::session_end::SessionEnd;
 use crate::clock;
 use crate::policy::client::Unauthenticated;
-use crate::policy::frame::Sender;
 use crate::policy::headers;
+use crate::policy::websocket_frame::Sender;
 use crate::proxy::error::ProxyError;
-use crate::proxy::reply::{Socket, SocketStage, UpstreamReply};
+use crate::proxy::reply::{AcceptedSession, SocketStage, UpstreamReply};
 use crate::upstream::Connect;
 
-impl<C: Connect> Socket<C> {
+impl<C: Connect> AcceptedSession<C> {
     /// Runs the session with `client`, which has already sent `early_bytes`, until the session ends.
     ///
     /// # Cancel safety
@@ -53,7 +53,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     {
         let Self { auth: FirstMessageAuth { proxy, config, dialect, .. }, mut request, mut log } = self;
         let limits = config.limits.websocket;
-        let mut share = config.limits.buffers.share(buffers::FREE_SESSION_BYTES);
+        let mut reservation = config.limits.buffers.reservation(buffers::FREE_SESSION_BYTES);
         let mut from_client =
             ReadBuffer::new(Sender::Client, dialect.is_inspected(), BytesMut::from(&early_bytes[..]));
         drop(early_bytes);
@@ -76,7 +76,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
                     proxy.forward_request(request, &mut log.summary).await
                 };
                 let max_bytes = limits.max_session_buffer;
-                let read_ahead = ReadAheadLimits { max_bytes, share: &mut share, other_bytes: 0 };
+                let read_ahead = ReadAheadLimits { max_bytes, reservation: &mut reservation, other_bytes: 0 };
                 tokio::select! {
                     biased;
                     () = proxy.drain_expired.cancelled() => Err(AuthFailure::Refused(ProxyError::Draining)),

@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use crate::elevenlabs::socket::{
     Dialect, MAX_REFUSAL_BYTES, MessageKind, SessionStage, classify_close, classify_message,
 };
-use crate::policy::frame::{self, FrameHeader, Opcode, close_payload, validate_close};
 use crate::policy::verdict::Verdict;
+use crate::policy::websocket_frame::{self, FrameHeader, Opcode, close_payload, validate_close};
 use crate::secret::Redactor;
 
 /// The state of the provider's stream of frames.
@@ -196,7 +196,7 @@ impl UpstreamToClient {
     }
 
     fn read_frame_header(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> Option<UpstreamFrame> {
-        let (header, length) = frame::parse_header(input)?;
+        let (header, length) = websocket_frame::parse_header(input)?;
         let header_bytes = input.split_to(length);
         if !header.opcode.is_control() || header.length > MAX_CONTROL_PAYLOAD {
             self.emit(header.opcode, &header_bytes, output);
@@ -250,7 +250,7 @@ impl UpstreamToClient {
             redactor.mask_partial_key(&mut payload[partial_start..]);
         }
         self.has_closed = true;
-        let (code, reason) = frame::parse_close(&payload);
+        let (code, reason) = websocket_frame::parse_close(&payload);
         let payload = match validate_close(&payload) {
             Err(violation) if self.dialect.is_inspected() => {
                 let (code, reason) = violation.close();

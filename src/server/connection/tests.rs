@@ -85,7 +85,7 @@ fn stop_accepting(drain: &Drain) {
 async fn read_until(client: &mut DuplexStream, end: &[u8]) -> String {
     let mut received_bytes = Vec::new();
     while !received_bytes.ends_with(end) {
-        assert_ne!(client.read_buf(&mut received_bytes).await.unwrap(), 0, "the connection was closed");
+        assert_ne!(client.read_buf(&mut received_bytes).await.unwrap(), 0, "the connection must stay open");
     }
     String::from_utf8(received_bytes).unwrap()
 }

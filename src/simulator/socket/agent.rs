@@ -42,7 +42,7 @@ const REPLY: &str = "The simulator hears you well.";
 /// A conversation. It ends when this value is dropped.
 struct AgentConversation {
     provider: Provider,
-    key: usize,
+    key_index: usize,
     id: String,
     last_event_id: u64,
     /// Characters of audio received after the last reply.
@@ -55,13 +55,13 @@ struct AgentConversation {
 pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth) -> Result<(), SessionEnded> {
     let agent_id = auth.agent_id.clone().unwrap_or_default();
     let authorization_method = auth.authorization_method();
-    let key = auth.authorize(connection, None).await?;
+    let key_index = auth.authorize(connection, None).await?;
     let provider = connection.session.provider.clone();
     // The credits must suffice for at least one reply.
-    let check = provider.state().accounts.check_credits(key, REPLY_CREDITS, CreditLimits::Workspace);
+    let check = provider.state().accounts.check_credits(key_index, REPLY_CREDITS, CreditLimits::Workspace);
     connection.require(check).await?;
-    let _slot = acquire_slot(connection, key).await?;
-    let mut conversation = AgentConversation::start(provider, key, agent_id, authorization_method);
+    let _slot = acquire_slot(connection, key_index).await?;
+    let mut conversation = AgentConversation::start(provider, key_index, agent_id, authorization_method);
     let metadata = json!({
         "conversation_id": conversation.id,
         "agent_output_audio_format": AUDIO_FORMAT,
@@ -84,16 +84,16 @@ pub(super) async fn serve(connection: &mut SessionConnection, auth: SessionAuth)
 /// and sends a `queue_status` event every second.
 async fn acquire_slot(
     connection: &mut SessionConnection,
-    key: usize,
+    key_index: usize,
 ) -> Result<ConcurrencySlot, SessionEnded> {
     let provider = connection.session.provider.clone();
     let queues_callers =
-        provider.state().accounts.workspace(key).is_ok_and(|workspace| workspace.plan.queues_callers);
+        provider.state().accounts.workspace(key_index).is_ok_and(|workspace| workspace.plan.queues_callers);
     let mut changes = provider.changes();
     let mut waited_seconds = 0;
     loop {
         changes.mark_unchanged();
-        let refusal = match connection.session.admit(key, 0, CreditLimits::Workspace) {
+        let refusal = match connection.session.admit(key_index, 0, CreditLimits::Workspace) {
             Ok(slot) => return Ok(slot),
             Err(refusal) => refusal,
         };
@@ -105,7 +105,7 @@ async fn acquire_slot(
         let event = json!({ "position": 1, "waited_secs": waited_seconds });
         connection.send_json(json!({ "type": "queue_status", "queue_status_event": event })).await?;
         let slot_freed = async {
-            while !provider.state().accounts.has_free_slot(key) {
+            while !provider.state().accounts.has_free_slot(key_index) {
                 // The sender lives as long as the provider, so this cannot fail.
                 let _changed = changes.changed().await;
             }
@@ -120,7 +120,12 @@ async fn acquire_slot(
 }
 
 impl AgentConversation {
-    fn start(provider: Provider, key: usize, agent_id: String, authorization_method: &'static str) -> Self {
+    fn start(
+        provider: Provider,
+        key_index: usize,
+        agent_id: String,
+        authorization_method: &'static str,
+    ) -> Self {
         let id = format!("conv_{}", new_trace_id());
         let conversation = Conversation {
             id: id.clone(),
@@ -132,15 +137,15 @@ impl AgentConversation {
             llm_charge: 0,
             transcript: Vec::new(),
         };
-        if let Ok(workspace) = provider.state().accounts.workspace_mut(key) {
+        if let Ok(workspace) = provider.state().accounts.workspace_mut(key_index) {
             workspace.conversations.add(conversation);
         }
-        Self { provider, key, id, last_event_id: 0, audio_characters: 0, is_speaking: false }
+        Self { provider, key_index, id, last_event_id: 0, audio_characters: 0, is_speaking: false }
     }
 
     fn update_record(&self, update: impl FnOnce(&mut Conversation)) {
         let mut state = self.provider.state();
-        let workspace = state.accounts.workspace_mut(self.key).ok();
+        let workspace = state.accounts.workspace_mut(self.key_index).ok();
         workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(update);
     }
 
@@ -205,7 +210,7 @@ impl AgentConversation {
         connection: &mut SessionConnection,
         user_text: &str,
     ) -> Result<(), SessionEnded> {
-        let charge = connection.session.charge(self.key, REPLY_CREDITS, CreditLimits::Workspace);
+        let charge = connection.session.charge(self.key_index, REPLY_CREDITS, CreditLimits::Workspace);
         connection.require(charge).await?;
         self.update_record(|conversation| {
             conversation.call_charge += CALL_CREDITS;

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     query: &str,
 ) -> Result<(), SessionEnded> {
     let mut message = receive_message(connection).await?;
-    let key = auth.authorize(connection, Some(&message)).await?;
+    let key_index = auth.authorize(connection, Some(&message)).await?;
     let model = query_value(query, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
     if !model.starts_with("eleven_v3") && !model.starts_with("eleven_v4") && Model::find(&model).is_some() {
         let message = format!("The model '{model}' does not support dialogue.");
@@ -61,7 +61,7 @@ pub(super) async fn serve(
     }
     let (priced_model, max_voices) =
         if model == CONVERSATIONAL_MODEL { (DEFAULT_MODEL, 1) } else { (model.as_str(), MAX_VOICES) };
-    let synthesizer = Synthesizer::new(&connection.session.provider, key, priced_model, query);
+    let synthesizer = Synthesizer::new(&connection.session.provider, key_index, priced_model, query);
     let synthesizer = connection.require(synthesizer).await?;
     let has_alignment = query_value(query, "sync_alignment").is_some_and(|value| value == "true");
     let contexts = BTreeMap::new();

@@ -22,7 +22,7 @@ const PAUSE_MS: u64 = 2_000;
 
 /// The state of a session.
 struct Transcription {
-    key: usize,
+    key_index: usize,
     bytes_per_second: u64,
     received_bytes: u64,
     charged_seconds: u64,
@@ -40,20 +40,23 @@ pub(super) async fn serve(
     auth: SessionAuth,
     query: &str,
 ) -> Result<(), SessionEnded> {
-    let key = auth.authorize(connection, None).await?;
+    let key_index = auth.authorize(connection, None).await?;
     let format = query_value(query, "audio_format").unwrap_or_else(|| "pcm_16000".to_owned());
     let Some((rate, bytes_per_second)) = parse_rates(&format) else {
         let message = format!("Audio format '{format}' is not supported.");
         return Err(connection.send_refusal(refusal::scribe_refusal("invalid_request", &message)).await);
     };
     // The credits must suffice for one second.
-    let check =
-        connection.session.provider.state().accounts.check_credits(key, 1, CreditLimits::KeyAndWorkspace);
+    let check = connection.session.provider.state().accounts.check_credits(
+        key_index,
+        1,
+        CreditLimits::KeyAndWorkspace,
+    );
     connection.require(check).await?;
-    let slot = connection.session.admit(key, 0, CreditLimits::KeyAndWorkspace);
+    let slot = connection.session.admit(key_index, 0, CreditLimits::KeyAndWorkspace);
     let _slot = connection.require(slot).await?;
     let mut transcription = Transcription {
-        key,
+        key_index,
         bytes_per_second,
         received_bytes: 0,
         charged_seconds: 0,
@@ -108,7 +111,7 @@ impl Transcription {
         self.segment_bytes = self.segment_bytes.saturating_add(bytes);
         let started_seconds = self.received_bytes.div_ceil(self.bytes_per_second);
         let cost = started_seconds.saturating_sub(self.charged_seconds);
-        let charge = connection.session.charge(self.key, cost, CreditLimits::KeyAndWorkspace);
+        let charge = connection.session.charge(self.key_index, cost, CreditLimits::KeyAndWorkspace);
         connection.require(charge).await?;
         self.charged_seconds = started_seconds;
         if bytes > 0 {

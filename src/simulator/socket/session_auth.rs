@@ -94,25 +94,26 @@ impl SessionAuth {
         connection: &mut SessionConnection,
         first_message: Option<&Value>,
     ) -> Result<usize, SessionEnded> {
-        let key = self.find_payer(connection, first_message);
+        let key_index = self.find_payer(connection, first_message);
         connection.start().await?;
-        let key = connection.require(key).await?;
-        let check = self.check_permission(&connection.session.provider, key);
+        let key_index = connection.require(key_index).await?;
+        let check = self.check_permission(&connection.session.provider, key_index);
         connection.require(check).await?;
-        let payer = connection.session.provider.plan.keys.get(key).map(|plan| plan.key.clone());
+        let payer = connection.session.provider.plan.keys.get(key_index).map(|plan| plan.key.clone());
         connection.session.update_summary(|socket| socket.payer = payer);
-        Ok(key)
+        Ok(key_index)
     }
 
-    fn check_permission(&self, provider: &Provider, key: usize) -> Result<(), Refusal> {
+    fn check_permission(&self, provider: &Provider, key_index: usize) -> Result<(), Refusal> {
         let state = provider.state();
         // The caller of a public agent in another workspace needs no permission there.
-        let is_public_caller =
-            self.agent_id.is_some() && self.token.is_none() && self.presented_key != PresentedKey::Known(key);
+        let is_public_caller = self.agent_id.is_some()
+            && self.token.is_none()
+            && self.presented_key != PresentedKey::Known(key_index);
         if let Some(permission) = self.permission.filter(|_| !is_public_caller) {
-            state.accounts.check_permission(key, permission)?;
+            state.accounts.check_permission(key_index, permission)?;
         }
-        Ok(state.accounts.check_billing(key)?)
+        Ok(state.accounts.check_billing(key_index)?)
     }
 
     fn find_payer(
@@ -124,15 +125,15 @@ impl SessionAuth {
         let message_token =
             first_message.and_then(|message| message.get("single_use_token")).and_then(Value::as_str);
         if let (Some(token), Some(scope)) = (self.token.as_deref().or(message_token), &self.scope) {
-            let key = provider.state().tokens.consume(token, scope, clock::now());
-            return key.ok_or(RefusalKind::InvalidKey.into());
+            let key_index = provider.state().tokens.consume(token, scope, clock::now());
+            return key_index.ok_or(RefusalKind::InvalidKey.into());
         }
         if let Some(agent_id) = &self.agent_id {
-            let key = self.has_key_in_head().then(|| require_key(self.presented_key)).transpose()?;
+            let key_index = self.has_key_in_head().then(|| require_key(self.presented_key)).transpose()?;
             if agent_id.is_empty() {
                 return Err(RefusalKind::FieldMissing("agent_id".into()).into());
             }
-            return provider.state().accounts.agent_payer(agent_id, key);
+            return provider.state().accounts.find_agent_payer(agent_id, key_index);
         }
         let mut presented_key = self.presented_key;
         if let (PresentedKey::Absent, Some(key)) = (presented_key, first_message.and_then(credential_of)) {

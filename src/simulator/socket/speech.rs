@@ -80,10 +80,10 @@ pub(super) async fn serve(
         .unwrap_or(DEFAULT_INACTIVITY_SECONDS)
         .clamp(1, MAX_INACTIVITY_SECONDS);
     let mut message = receive_message(connection, timeout_seconds).await?;
-    let key = auth.authorize(connection, Some(&message)).await?;
+    let key_index = auth.authorize(connection, Some(&message)).await?;
     let provider = connection.session.provider.clone();
     let model = query_value(query, "model_id").unwrap_or_else(|| DEFAULT_MODEL.to_owned());
-    let synthesizer = connection.require(Synthesizer::new(&provider, key, &model, query)).await?;
+    let synthesizer = connection.require(Synthesizer::new(&provider, key_index, &model, query)).await?;
     connection.require(synthesizer.check_voices(&provider, &[voice])).await?;
     let is_auto_mode = query_value(query, "auto_mode").is_some_and(|value| value == "true");
     let mut speech = Speech { synthesizer, contexts: BTreeMap::new(), has_contexts, is_auto_mode };

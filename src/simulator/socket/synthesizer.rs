@@ -33,7 +33,7 @@ pub(super) struct AudioSegment {
 
 #[derive(Debug)]
 pub(super) struct Synthesizer {
-    key: usize,
+    key_index: usize,
     model: Model,
     format: Format,
     /// Characters spoken so far.
@@ -41,12 +41,17 @@ pub(super) struct Synthesizer {
 }
 
 impl Synthesizer {
-    /// Creates the synthesizer of a session for which `key` pays. The query contains the format.
+    /// Creates the synthesizer of a session for which the key at `key_index` pays. The query contains the format.
     ///
     /// # Errors
     ///
     /// Fails when the model or the format does not exist, or the plan does not include it.
-    pub(super) fn new(provider: &Provider, key: usize, model: &str, query: &str) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        provider: &Provider,
+        key_index: usize,
+        model: &str,
+        query: &str,
+    ) -> Result<Self, Refusal> {
         let model =
             Model::find(model).ok_or_else(|| Refusal::with_object_id(RefusalKind::ModelNotFound, model))?;
         let format = match query_value(query, "output_format") {
@@ -57,16 +62,16 @@ impl Synthesizer {
             })?,
         };
         let state = provider.state();
-        let plan = &state.accounts.workspace(key)?.plan;
+        let plan = &state.accounts.workspace(key_index)?.plan;
         plan.check_format(format)?;
         plan.check_model(model)?;
-        Ok(Self { key, model, format, characters: 0 })
+        Ok(Self { key_index, model, format, characters: 0 })
     }
 
     /// Checks whether the paying workspace has the voices and its plan includes them.
     pub(super) fn check_voices(&self, provider: &Provider, voices: &[String]) -> Result<(), Refusal> {
         let state = provider.state();
-        voices.iter().try_for_each(|voice| state.accounts.find_voice(self.key, voice).map(|_| ()))
+        voices.iter().try_for_each(|voice| state.accounts.find_voice(self.key_index, voice).map(|_| ()))
     }
 
     /// Speaks `text`, and sends each segment as a message that `write` creates.
@@ -86,10 +91,10 @@ impl Synthesizer {
             let session = &connection.session;
             let charge = if slot.is_none() {
                 session
-                    .admit(self.key, cost, CreditLimits::KeyAndWorkspace)
+                    .admit(self.key_index, cost, CreditLimits::KeyAndWorkspace)
                     .map(|admitted| slot = Some(admitted))
             } else {
-                session.charge(self.key, cost, CreditLimits::KeyAndWorkspace)
+                session.charge(self.key_index, cost, CreditLimits::KeyAndWorkspace)
             };
             connection.require(charge).await?;
             self.characters = spoken_characters;

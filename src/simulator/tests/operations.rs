@@ -126,8 +126,11 @@ async fn a_dubbing_is_polled_by_its_own_workspace_until_it_is_done() {
     let list = read_path("/v1/dubbing".into(), "one").await.json();
     assert_eq!((&list["dubs"][0]["dubbing_id"], &list["has_more"]), (&json!(id), &json!(false)));
 
-    let foreign = read_path(dubbing_path.clone(), "two").await;
-    assert_eq!((foreign.status, &foreign.json()["detail"]["code"]), (404, &json!("dubbing_not_found")));
+    let reply_to_other_key = read_path(dubbing_path.clone(), "two").await;
+    assert_eq!(
+        (reply_to_other_key.status, &reply_to_other_key.json()["detail"]["code"]),
+        (404, &json!("dubbing_not_found"))
+    );
     assert_eq!(read_path(audio("de"), "two").await.status, 404);
     assert_eq!(read_path("/v1/dubbing".into(), "two").await.json()["dubs"], json!([]));
     let remove = |key: &'static str| {
@@ -151,8 +154,11 @@ async fn a_project_is_kept_by_its_own_workspace() {
     assert_eq!(get(&path).key("one").send_to(&simulator).await.json()["name"], "A book");
     let list = get("/v1/studio/projects").key("one").send_to(&simulator).await.json();
     assert_eq!(list["projects"][0]["project_id"], json!(id));
-    let foreign = get(&path).key("two").send_to(&simulator).await;
-    assert_eq!((foreign.status, &foreign.json()["detail"]["code"]), (404, &json!("project_not_found")));
+    let reply_to_other_key = get(&path).key("two").send_to(&simulator).await;
+    assert_eq!(
+        (reply_to_other_key.status, &reply_to_other_key.json()["detail"]["code"]),
+        (404, &json!("project_not_found"))
+    );
     // A dubbing with the same identifier does not exist.
     assert_eq!(get(&format!("/v1/dubbing/{id}")).key("one").send_to(&simulator).await.status, 404);
     assert_eq!(charged_credits(&simulator).await, 0);

@@ -41,8 +41,11 @@ async fn a_list_continues_in_its_own_workspace_only() {
         format!("/v2/voices?page_size=2&next_page_token={}", first["next_page_token"].as_str().unwrap());
     let second = get(&next).key("one").send_to(&simulator).await.json();
     assert_eq!((second["voices"].as_array().unwrap().len(), &second["next_page_token"]), (1, &Value::Null));
-    let foreign = get(&next).key("two").send_to(&simulator).await;
-    assert_eq!((foreign.status, foreign.json()["detail"]["code"].as_str()), (400, Some("invalid_cursor")));
+    let reply_to_other_key = get(&next).key("two").send_to(&simulator).await;
+    assert_eq!(
+        (reply_to_other_key.status, reply_to_other_key.json()["detail"]["code"].as_str()),
+        (400, Some("invalid_cursor"))
+    );
 
     let item = speech_call("a").key("one").send_to(&simulator).await.header("history-item-id").to_owned();
     let next = format!("/v1/history?start_after_history_item_id={item}");

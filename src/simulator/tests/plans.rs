@@ -70,8 +70,8 @@ async fn a_workspace_refuses_in_its_own_wording() {
         ),
         (RefusalWording::Old402, (402, "payment_required"), (402, "can_not_use_instant_voice_cloning"), ""),
     ] {
-        let free = WorkspacePlan { wording, ..WorkspacePlan::of_tier("free", 100_000, "free") };
-        let simulator = start(plan_with_workspace(Plan::with_keys([]), free)).await;
+        let free_plan = WorkspacePlan { wording, ..WorkspacePlan::of_tier("free", 100_000, "free") };
+        let simulator = start(plan_with_workspace(Plan::with_keys([]), free_plan)).await;
         let reply = post(LIBRARY, r#"{"text":"a"}"#).key("free").send_to(&simulator).await;
         assert_eq!(status_and_name(&reply), (library.0, library.1.into()));
         assert_eq!(

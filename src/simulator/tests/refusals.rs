@@ -262,7 +262,7 @@ async fn every_other_refusal_can_be_scripted() {
 /// of the plan Pro.
 #[tokio::test]
 async fn every_refusal_of_the_table_has_its_exact_text() {
-    let old =
+    let old_format =
         |status, message: &str| format!(r#"{{"detail":{{"status":"{status}","message":"{message}"}}}}"#);
     let quota = |left, needed| {
         format!(
@@ -281,7 +281,7 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
     let wrong_host = "Invalid API key: The API key used is for a data residency stack, however this server is a global server. Please check you are calling the correct API URL.";
     let cases = [
         ("quota_short", 401, typed_body("invalid_request", "quota_exceeded", &quota(3, 4), "quota_exceeded")),
-        ("quota_words", 401, old("quota_exceeded", "This request exceeds your quota.")),
+        ("quota_words", 401, old_format("quota_exceeded", "This request exceeds your quota.")),
         ("quota_402", 402, typed_body("payment_required", "quota_exceeded", &quota(0, 4), "quota_exceeded")),
         (
             "quota_slots",
@@ -306,11 +306,11 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
             ),
         ),
         ("library_voice", 402, typed_body("payment_required", "paid_plan_required", library, "payment_required")),
-        ("payment_required_plan", 402, old("payment_required", library)),
+        ("payment_required_plan", 402, old_format("payment_required", library)),
         (
             "free_users_not_allowed",
             400,
-            old("free_users_not_allowed", "You need to be on the creator tier or above to use this voice."),
+            old_format("free_users_not_allowed", "You need to be on the creator tier or above to use this voice."),
         ),
         (
             "output_format_not_allowed",
@@ -342,14 +342,14 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
         (
             "only_for_creator",
             403,
-            old("only_for_creator+", "This feature is only available on the creator tier and above."),
+            old_format("only_for_creator+", "This feature is only available on the creator tier and above."),
         ),
         ("cloning_not_allowed", 400, no_cloning.clone()),
         ("cloning_not_allowed_402", 402, no_cloning),
         (
             "cloning_not_allowed_old",
             400,
-            old(
+            old_format(
                 "can_not_use_instant_voice_cloning",
                 "Your subscription has no access to use instant voice cloning, please upgrade.",
             ),
@@ -366,7 +366,7 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
         (
             "voice_limit_reached",
             400,
-            old(
+            old_format(
                 "voice_limit_reached",
                 "You have reached your maximum amount of custom voices (10 / 10). You can upgrade your subscription to increase your custom voice limit.",
             ),
@@ -374,12 +374,12 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
         (
             "invalid_workspace_type",
             400,
-            old("invalid_workspace_type", "Operation not supported on legacy workspace"),
+            old_format("invalid_workspace_type", "Operation not supported on legacy workspace"),
         ),
         (
             "max_character_limit_exceeded",
             400,
-            old(
+            old_format(
                 "max_character_limit_exceeded",
                 "This request's text has 4 characters and exceeds the character limit of 3 characters for your subscription.",
             ),
@@ -387,17 +387,17 @@ async fn every_refusal_of_the_table_has_its_exact_text() {
         (
             "voice_not_found_400",
             400,
-            old("voice_not_found", "A voice for the voice_id 21m00Tcm4TlvDq8ikWAM was not found."),
+            old_format("voice_not_found", "A voice for the voice_id 21m00Tcm4TlvDq8ikWAM was not found."),
         ),
         (
             "voice_does_not_exist",
             400,
-            old("voice_does_not_exist", "A voice with voice_id 21m00Tcm4TlvDq8ikWAM does not exist."),
+            old_format("voice_does_not_exist", "A voice with voice_id 21m00Tcm4TlvDq8ikWAM does not exist."),
         ),
         (
             "invalid_uid",
             400,
-            old(
+            old_format(
                 "invalid_uid",
                 "An invalid ID has been received: '21m00Tcm4TlvDq8ikWAM'. Make sure to provide a correct one.",
             ),

@@ -235,9 +235,9 @@ async fn a_malformed_handshake_is_refused() {
     let simulator = start_with("sk=100").await;
     let upgrade = |call: SimulatorCall| call.header("upgrade", "websocket").header("connection", "upgrade");
     let key = "dGhlIHNhbXBsZSBub25jZQ==";
-    let old = upgrade(get(ECHO)).header("sec-websocket-key", key).header("sec-websocket-version", "8");
-    let old = old.send_to(&simulator).await;
-    assert_eq!((old.status, old.header("sec-websocket-version")), (426, "13"));
+    let request = upgrade(get(ECHO)).header("sec-websocket-key", key).header("sec-websocket-version", "8");
+    let reply = request.send_to(&simulator).await;
+    assert_eq!((reply.status, reply.header("sec-websocket-version")), (426, "13"));
     let keyless = upgrade(get(ECHO)).header("sec-websocket-version", "13").send_to(&simulator).await;
     assert_eq!(keyless.status, 400);
     // A request with a method other than GET is not a handshake, even with all its headers.

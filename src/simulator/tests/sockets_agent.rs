@@ -82,9 +82,9 @@ async fn an_agent_replies_and_its_owner_can_read_the_price_afterwards() {
         (&metadata["charging"]["call_charge"], &metadata["charging"]["llm_charge"]),
         (&json!(20), &json!(2))
     );
-    let foreign = read_conversation("b").await;
+    let reply_to_other_key = read_conversation("b").await;
     assert_eq!(
-        (foreign.status, foreign.json()["detail"]["code"].as_str()),
+        (reply_to_other_key.status, reply_to_other_key.json()["detail"]["code"].as_str()),
         (404, Some("conversation_not_found"))
     );
     assert_eq!(simulator.ledger().workspace("one").unwrap().used, 22);

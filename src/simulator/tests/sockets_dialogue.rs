@@ -90,8 +90,8 @@ async fn a_refusal_names_the_wrong_parameter() {
         .await;
     check(DIALOGUE, &[json!({ "voices": ["unknown-voice"] })], "voice_not_found", Value::Null).await;
     check(DIALOGUE, &[voices.clone(), voices.clone()], "invalid_parameters", json!("voices")).await;
-    let foreign = json!({ "inputs": [line(GEORGE, "x")] });
-    check(DIALOGUE, &[voices.clone(), foreign], "invalid_voice_id", json!("inputs")).await;
+    let unknown_voice = json!({ "inputs": [line(GEORGE, "x")] });
+    check(DIALOGUE, &[voices.clone(), unknown_voice], "invalid_voice_id", json!("inputs")).await;
     check(MULTI, std::slice::from_ref(&voices), "missing_required_field", json!("context_id")).await;
     let conversational_path = format!("{DIALOGUE}&model_id=eleven_v3_conversational");
     check(

@@ -82,39 +82,65 @@ fn requests() -> Vec<RequestFeatures> {
     ]
 }
 
-/// Returns every verdict that leads to a restriction.
-fn verdicts() -> Vec<Verdict> {
+/// Returns the verdict after `verdict` in a chain of all verdicts. The `match` has no wildcard, so a new verdict does
+/// not compile until it has a place in the chain and is tested.
+fn next_verdict(verdict: Verdict) -> Option<Verdict> {
+    Some(match verdict {
+        Verdict::Served => Verdict::WorkspaceQuota(Shortfall::default()),
+        Verdict::WorkspaceQuota(_) => Verdict::KeyQuota(Shortfall::default()),
+        Verdict::KeyQuota(_) => Verdict::InvalidKey,
+        Verdict::InvalidKey => Verdict::WrongHost,
+        Verdict::WrongHost => Verdict::MissingPermission(None),
+        Verdict::MissingPermission(_) => Verdict::PlanFeature(Subject::Voice),
+        Verdict::PlanFeature(subject) => match subject {
+            Subject::Voice => Verdict::PlanFeature(Subject::Model),
+            Subject::Model => Verdict::PlanFeature(Subject::OutputFormat),
+            Subject::OutputFormat => Verdict::PlanFeature(Subject::Cloning),
+            Subject::Cloning => Verdict::PlanFeature(Subject::TextLength),
+            Subject::TextLength => Verdict::PlanFeature(Subject::Endpoint),
+            Subject::Endpoint => Verdict::PlanFeature(Subject::Unnamed),
+            Subject::Unnamed => Verdict::Slots,
+        },
+        Verdict::Slots => Verdict::Billing,
+        Verdict::Billing => Verdict::Abuse,
+        Verdict::Abuse => Verdict::RateLimited(None),
+        Verdict::RateLimited(_) => Verdict::Concurrency { maximum: None },
+        Verdict::Concurrency { .. } => Verdict::Busy,
+        Verdict::Busy => Verdict::Unexplained(UnexplainedRefusal::Unauthorized),
+        Verdict::Unexplained(refusal) => match refusal {
+            UnexplainedRefusal::Unauthorized => Verdict::Unexplained(UnexplainedRefusal::PaymentRequired),
+            UnexplainedRefusal::PaymentRequired => Verdict::Unexplained(UnexplainedRefusal::Forbidden),
+            UnexplainedRefusal::Forbidden => Verdict::Unexplained(UnexplainedRefusal::TooMany(None)),
+            UnexplainedRefusal::TooMany(_) => Verdict::Unexplained(UnexplainedRefusal::Bodiless),
+            UnexplainedRefusal::Bodiless => Verdict::NotFound,
+        },
+        Verdict::NotFound => Verdict::RequestError,
+        Verdict::RequestError => Verdict::ServerError,
+        Verdict::ServerError => Verdict::Unreadable,
+        Verdict::Unreadable => return None,
+    })
+}
+
+/// Returns every verdict without details, and the verdicts that can have details also with them.
+fn all_verdicts() -> Vec<Verdict> {
     let retry_after = Some(Duration::from_millis(4_500));
     let shortfall = Shortfall { remaining: Some(0), required: Some(7), quota: Some(10) };
-    let mut all = vec![
+    let without_details = std::iter::successors(Some(Verdict::Served), |verdict| next_verdict(*verdict));
+    let with_details = [
         Verdict::WorkspaceQuota(shortfall),
-        Verdict::WorkspaceQuota(Shortfall::default()),
-        Verdict::InvalidKey,
-        Verdict::WrongHost,
-        Verdict::MissingPermission(None),
+        Verdict::KeyQuota(shortfall),
         Verdict::MissingPermission(Permission::parse("text_to_speech")),
         Verdict::MissingPermission(Permission::parse("voices_read")),
-        Verdict::Slots,
-        Verdict::Billing,
-        Verdict::Abuse,
-        Verdict::RateLimited(None),
         Verdict::RateLimited(retry_after),
-        Verdict::Concurrency { maximum: None },
         Verdict::Concurrency { maximum: Some(5) },
+        Verdict::Unexplained(UnexplainedRefusal::TooMany(retry_after)),
     ];
-    let subjects =
-        ["voice", "model", "output_format", "cloning", "text_length", "endpoint", "unnamed"].into_iter();
-    all.extend(subjects.map(|word| Verdict::PlanFeature(Subject::parse(word).unwrap())));
-    let refusals = [
-        UnexplainedRefusal::Unauthorized,
-        UnexplainedRefusal::PaymentRequired,
-        UnexplainedRefusal::Forbidden,
-        UnexplainedRefusal::TooMany(None),
-        UnexplainedRefusal::TooMany(retry_after),
-        UnexplainedRefusal::Bodiless,
-    ];
-    all.extend(refusals.map(Verdict::Unexplained));
-    all
+    without_details.chain(with_details).collect()
+}
+
+/// Returns every verdict that leads to a restriction.
+fn verdicts() -> Vec<Verdict> {
+    all_verdicts().into_iter().filter(|verdict| features().proven_limit(*verdict).is_some()).collect()
 }
 
 fn source(request_id: &str) -> RefusalSource {
@@ -201,6 +227,11 @@ fn an_unreadable_refusal_is_skipped() {
     for json in ["", "{}", "[]", "7"] {
         assert_eq!(document::from_json(json), None, "{json}");
     }
+    for verdict in all_verdicts() {
+        let json = document::to_json(&RefusalRecord { verdict, ..record.clone() });
+        let is_read = document::from_json(&json).is_some();
+        assert_eq!(is_read, features().proven_limit(verdict).is_some(), "{verdict:?}");
+    }
 }
 
 /// A database in a temporary directory, with the operations of the writer thread.
@@ -240,13 +271,13 @@ impl TestDatabase {
     }
 }
 
-fn refuse(pool: &Pool, key: usize, verdict: Verdict, features: &RequestFeatures, now: UnixMs) {
-    refuse_as(pool, key, verdict, features, (false, false), "request", now);
+fn refuse(pool: &Pool, key_index: usize, verdict: Verdict, features: &RequestFeatures, now: UnixMs) {
+    refuse_as(pool, key_index, verdict, features, (false, false), "request", now);
 }
 
 fn refuse_as(
     pool: &Pool,
-    key: usize,
+    key_index: usize,
     verdict: Verdict,
     features: &RequestFeatures,
     (is_repeated_elsewhere, is_in_group): (bool, bool),
@@ -262,10 +293,10 @@ fn refuse_as(
         source: source(request_id),
     };
     let roster = pool.roster();
-    pool.restrict(&roster, &roster.keys()[key], features, &refused_attempt, now);
+    pool.restrict(&roster, &roster.keys()[key_index], features, &refused_attempt, now);
 }
 
-fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option<u64>, now: UnixMs) {
+fn observe(pool: &Arc<Pool>, key_index: usize, tier: Option<&str>, voices_left: Option<u64>, now: UnixMs) {
     let observation = Observation::Quota {
         quota: Quota::default(),
         tier: tier.map(str::to_owned),
@@ -273,7 +304,7 @@ fn observe(pool: &Arc<Pool>, key: usize, tier: Option<&str>, voices_left: Option
         capabilities: Capabilities { can_clone: None, voices_left },
     };
     let roster = pool.roster();
-    pool.observe(&roster, &roster.keys()[key], observation, now);
+    pool.observe(&roster, &roster.keys()[key_index], observation, now);
 }
 
 /// A restriction without its sequence number, which changes when the program restarts.
@@ -316,23 +347,23 @@ fn visible_restrictions(pool: &Pool, now: UnixMs) -> VisibleRestrictions {
 
 #[derive(Clone, Debug)]
 enum RefusalStep {
-    Refused { key: usize, verdict: Verdict, features: RequestFeatures, how: (bool, bool) },
-    Served { key: usize, features: RequestFeatures },
-    Polled { key: usize, tier: Option<&'static str>, voices_left: Option<u64> },
+    Refused { key_index: usize, verdict: Verdict, features: RequestFeatures, how: (bool, bool) },
+    Served { key_index: usize, features: RequestFeatures },
+    Polled { key_index: usize, tier: Option<&'static str>, voices_left: Option<u64> },
     Later(u64),
     Written,
     Restarted,
 }
 
 fn any_step() -> impl Strategy<Value = RefusalStep> {
-    let key = 0..entries().len();
-    let refused_request = (key.clone(), select(verdicts()), select(requests()), any::<(bool, bool)>());
+    let key_index = 0..entries().len();
+    let refused_request = (key_index.clone(), select(verdicts()), select(requests()), any::<(bool, bool)>());
     let polled =
-        (key.clone(), select(vec![None, Some("free"), Some("creator")]), select(vec![None, Some(3)]));
+        (key_index.clone(), select(vec![None, Some("free"), Some("creator")]), select(vec![None, Some(3)]));
     prop_oneof![
-        6 => refused_request.prop_map(|(key, verdict, features, how)| RefusalStep::Refused { key, verdict, features, how }),
-        1 => (key, select(requests())).prop_map(|(key, features)| RefusalStep::Served { key, features }),
-        1 => polled.prop_map(|(key, tier, voices_left)| RefusalStep::Polled { key, tier, voices_left }),
+        6 => refused_request.prop_map(|(key_index, verdict, features, how)| RefusalStep::Refused { key_index, verdict, features, how }),
+        1 => (key_index, select(requests())).prop_map(|(key_index, features)| RefusalStep::Served { key_index, features }),
+        1 => polled.prop_map(|(key_index, tier, voices_left)| RefusalStep::Polled { key_index, tier, voices_left }),
         1 => (0..700_u64).prop_map(RefusalStep::Later),
         1 => Just(RefusalStep::Written),
         1 => Just(RefusalStep::Restarted),
@@ -352,20 +383,20 @@ proptest! {
             // Refusals must have different times.
             now = now.plus(Duration::from_millis(1));
             match step {
-                RefusalStep::Refused { key, verdict, features, how } => {
+                RefusalStep::Refused { key_index, verdict, features, how } => {
                     for pool in [&continuous, &restarted] {
-                        refuse_as(pool, *key, *verdict, features, *how, &number.to_string(), now);
+                        refuse_as(pool, *key_index, *verdict, features, *how, &number.to_string(), now);
                     }
                 }
-                RefusalStep::Served { key, features } => {
+                RefusalStep::Served { key_index, features } => {
                     for pool in [&continuous, &restarted] {
                         let roster = pool.roster();
-                        pool.restrictions().refute(features, &roster.keys()[*key]);
+                        pool.restrictions().refute(features, &roster.keys()[*key_index]);
                     }
                 }
-                RefusalStep::Polled { key, tier, voices_left } => {
+                RefusalStep::Polled { key_index, tier, voices_left } => {
                     for pool in [&continuous, &restarted] {
-                        observe(pool, *key, *tier, *voices_left, now);
+                        observe(pool, *key_index, *tier, *voices_left, now);
                     }
                 }
                 RefusalStep::Later(seconds) => now = now.plus(Duration::from_secs(*seconds)),
@@ -422,7 +453,7 @@ fn an_expired_refusal_is_ignored_and_deleted() {
 }
 
 #[test]
-fn the_file_has_as_many_restrictions_as_the_pool() {
+fn the_database_has_as_many_restrictions_as_the_pool() {
     let mut test_database = TestDatabase::new();
     let pool = pool();
     for number in 0..1_200_u64 {
@@ -482,8 +513,8 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
     assert_eq!(restricted_keys_of(&before), [(0, RestrictionLevel::RefusedLongest)]);
     let shared_pool = pool();
     refuse(&shared_pool, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
-    for key in [1, 0] {
-        shared_pool.record_workspace(&shared_pool.roster().keys()[key], "ws_1");
+    for key_index in [1, 0] {
+        shared_pool.record_workspace(&shared_pool.roster().keys()[key_index], "ws_1");
     }
     let are_restricted =
         [0, 1].map(|at| restricted_keys_of(&shared_pool).iter().any(|(position, _)| *position == at));
@@ -493,7 +524,7 @@ fn a_workspace_that_got_a_name_keeps_its_refusals() {
 }
 
 #[test]
-fn neither_voices_nor_keys_are_in_the_file() {
+fn neither_voices_nor_keys_are_in_the_database() {
     let mut test_database = TestDatabase::new();
     let pool = pool();
     for verdict in verdicts() {
@@ -512,12 +543,12 @@ fn neither_voices_nor_keys_are_in_the_file() {
 }
 
 #[test]
-fn a_file_of_version_10_is_migrated() {
+fn a_database_of_version_10_is_migrated() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("keychoir.db");
-    let old = Connection::open(&path).unwrap();
+    let old_connection = Connection::open(&path).unwrap();
     let fingerprint = entries()[0].key.fingerprint();
-    old.execute_batch(&format!(
+    old_connection.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA auto_vacuum = INCREMENTAL; {}
          INSERT INTO keys (key_hash, short_key, position, status, character_count, character_limit, updated_at_ms)
             VALUES ('{fingerprint}', 's', 0, 'active', 40, 100, 1);
@@ -526,11 +557,11 @@ fn a_file_of_version_10_is_migrated() {
         schema::for_version(10)
     ))
     .unwrap();
-    drop(old);
+    drop(old_connection);
     assert_eq!(
         UsageReader::open(&path).unwrap().keys(NOW).unwrap().len(),
         1,
-        "the old file must be readable"
+        "the old database must be readable"
     );
     let location = DatabaseLocation::File(path.clone());
     let store = Store::open(&location, NOW).unwrap();

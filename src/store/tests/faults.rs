@@ -246,7 +246,7 @@ fn file_names_beside(path: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_file_that_becomes_corrupt_is_quarantined_and_no_record_is_lost() {
+fn a_database_that_becomes_corrupt_is_quarantined_and_no_record_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let pool = pool();

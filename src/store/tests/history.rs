@@ -117,19 +117,19 @@ fn a_change_does_not_upgrade_a_database_of_an_earlier_version() {
 }
 
 #[test]
-fn a_file_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
+fn a_database_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(12))).unwrap();
-    old.execute_batch(
+    let old_connection = Connection::open(&path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(12))).unwrap();
+    old_connection.execute_batch(
         "INSERT INTO attempts VALUES ('01a22743-a374-77d9-bd8c-e92cd127fc02', 'r', 1, 1795955073908, 'local',
             'own', NULL, 'GET', '/v1/models', NULL, 200, 'served', 0, 1, NULL, NULL, NULL, 7, 'answer', NULL, 2);
          DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series",
     )
     .unwrap();
-    drop(old);
+    drop(old_connection);
     let database = open_database(&location);
     assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 15);
     assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
@@ -159,8 +159,8 @@ async fn attempts_are_read_in_pages_and_filtered() {
             assert_eq!((credits(&rest), rest.next), (vec![0, 1], None));
             let failed_record = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
             assert_eq!(failed_record.unwrap().attempts[0].request_id, "moved");
-            let of_request = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
-            assert_eq!(history.attempts(of_request).await.unwrap().attempts.len(), 1);
+            let request_filter = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };
+            assert_eq!(history.attempts(request_filter).await.unwrap().attempts.len(), 1);
         },
     )
     .await;

@@ -13,11 +13,11 @@ use crate::store::{owners, schema};
 
 /// Creates a file of version 11 with three attempts in a shared row, one in a corrupt shared row, and four in
 /// separate rows, one of which has no price and one an id of an early version.
-fn create_version_11_file(path: &Path) -> Connection {
+fn create_version_11_database(path: &Path) -> Connection {
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(11))).unwrap();
-    old.execute_batch(
+    let old_connection = Connection::open(path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(11))).unwrap();
+    old_connection.execute_batch(
         r#"INSERT INTO series VALUES
             (1, 'local', '54ae788b', NULL, 'GET', '/v1/models', NULL, 200, 'served', 'free', 1795953600000),
             (2, 'phone', 'own', 'studio', 'POST', '/v1/a/{id}', 'm', 200, 'served', 'answer', 1795953600000),
@@ -37,7 +37,7 @@ fn create_version_11_file(path: &Path) -> Connection {
          INSERT INTO owners_passing (changes, used_at_ms, pack) VALUES (1, 1, x'00')"#,
     )
     .unwrap();
-    old
+    old_connection
 }
 
 const ALL_COLUMNS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace,
@@ -62,14 +62,14 @@ fn check_finished(connection: &Connection) {
 fn attempts_of_version_11_are_read_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let old = create_version_11_file(&path);
+    let old_connection = create_version_11_database(&path);
     let delete_corrupt_rows = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
-    let before = old.unchecked_transaction().unwrap();
+    let before = old_connection.unchecked_transaction().unwrap();
     before.execute(delete_corrupt_rows, []).unwrap();
     let expected = query_rows(&before, ALL_COLUMNS);
     before.rollback().unwrap();
     assert_eq!(expected.len(), 7);
-    drop(old);
+    drop(old_connection);
     let database = open_database(&location);
     assert_eq!(query_rows(&database.connection, ALL_COLUMNS), expected);
     check_finished(&database.connection);
@@ -83,9 +83,9 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
     const ROWS: i64 = 10_000;
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let old = create_version_11_file(&path);
+    let old_connection = create_version_11_database(&path);
     let retired = Fingerprint::replaced_plain_digest(KEYS[0]).unwrap().to_string();
-    old.execute_batch(&format!(
+    old_connection.execute_batch(&format!(
         "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {ROWS})
          INSERT INTO attempt_rows SELECT unhex(printf('%032x', n)), 'r', 2, 1, {}, 1, 2, 3, 4, 5, 6, 7, 8 FROM n;
          UPDATE series SET key_hash = '{retired}';
@@ -103,7 +103,7 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
             query_number(connection, &format!("SELECT {count} FROM {table}"))
         })
     };
-    assert_eq!(counts(&old), [0, ROWS + 4, 3]);
+    assert_eq!(counts(&old_connection), [0, ROWS + 4, 3]);
     let mut moved_count = 0;
     for round in 1.. {
         // Each step runs after a restart, and fails once before it succeeds.
@@ -116,20 +116,20 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
         connection(&store).execute_batch("DROP TRIGGER trouble").unwrap();
         assert!(migration::move_next_attempts(connection(&store)).unwrap());
         moved_count = 3 + (round * 4_096).min(ROWS + 4);
-        assert_eq!(counts(&old), [moved_count, ROWS + 7 - moved_count, 0]);
+        assert_eq!(counts(&old_connection), [moved_count, ROWS + 7 - moved_count, 0]);
         if moved_count == ROWS + 7 {
             break;
         }
     }
-    drop(old);
+    drop(old_connection);
     let mut database = open_database(&location);
     run_maintenance(&mut database);
     check_finished(&database.connection);
     assert_eq!(query_number(&database.connection, "SELECT count(*) FROM attempts"), ROWS + 7);
     let hash = Fingerprint::new(KEYS[0]).to_string();
-    let of_key = format!("SELECT count(*) FROM attempts WHERE key_hash = '{hash}'");
+    let attempts_of_key = format!("SELECT count(*) FROM attempts WHERE key_hash = '{hash}'");
     assert_eq!(
-        query_number(&database.connection, &of_key),
+        query_number(&database.connection, &attempts_of_key),
         ROWS + 7,
         "attempts that are moved after the key was renamed must have its new name"
     );
@@ -139,16 +139,17 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
 fn a_start_moves_a_bounded_number_of_attempts() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let old = create_version_11_file(&path);
+    let old_connection = create_version_11_database(&path);
     // Each shared row claims the maximum number of attempts of a step.
-    old.execute_batch(
-        "DELETE FROM attempt_rows; DELETE FROM attempt_sheets;
+    old_connection
+        .execute_batch(
+            "DELETE FROM attempt_rows; DELETE FROM attempt_sheets;
          WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 20)
          INSERT INTO attempt_sheets (hour_ms, count, chance, attempts, lines)
          SELECT 1795953600000, n, 1, 4096, '[[5,0,\"r\",1,1,2,3,4,5,6]]' FROM n",
-    )
-    .unwrap();
-    drop(old);
+        )
+        .unwrap();
+    drop(old_connection);
     let mut database = open_database(&location);
     let counts = |database: &Database| {
         ["attempts", "attempt_sheets"]
@@ -165,13 +166,13 @@ fn a_start_moves_a_bounded_number_of_attempts() {
 }
 
 #[test]
-fn an_earlier_file_keeps_its_attempts_and_owners() {
+fn an_earlier_database_keeps_its_attempts_and_owners() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(5))).unwrap();
-    old.execute_batch(&format!(
+    let old_connection = Connection::open(&path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(5))).unwrap();
+    old_connection.execute_batch(&format!(
         "INSERT INTO series VALUES (3, 'local', 'hash', 'studio', 'POST', '/v1/a', 'm', 200, 'served', 'answer', {0});
          INSERT INTO attempt_rows VALUES (x'01a229f128007abc8def0123456789ab', 'r1', 3, 1, {0}, 1, 2, 3, 4, 5, 6, 7, 8),
             (x'01a229f128007abc8def0123456789ac', 'r2', 3, 2, {0}, 0, 0, NULL, NULL, 0, NULL, 1, NULL);
@@ -184,7 +185,7 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
     .unwrap();
     let index_of_owners = OwnershipIndex::new(RetentionLimits { max_identifiers: usize::MAX, ..KEEPING });
     let kind = ResourceKind::HistoryItem;
-    let mut insert = old
+    let mut insert = old_connection
         .prepare("INSERT INTO owners_plentiful (id, kind, workspace, learned_at_ms, used_at_ms) VALUES (?1, ?2, ?3, ?4, ?4)")
         .unwrap();
     let mut expected = Vec::new();
@@ -206,9 +207,9 @@ fn an_earlier_file_keeps_its_attempts_and_owners() {
     let removed_owner = expected.remove(0);
     insert.execute(params![removed_owner.identifier.hash.bytes(), kind.as_str(), None::<&str>, 1]).unwrap();
     drop(insert);
-    old.execute_batch("COMMIT").unwrap();
-    let before = query_rows(&old, ALL_ATTEMPTS);
-    drop(old);
+    old_connection.execute_batch("COMMIT").unwrap();
+    let before = query_rows(&old_connection, ALL_ATTEMPTS);
+    drop(old_connection);
 
     let mut database = open_database(&location);
     assert_eq!(query_number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);

@@ -23,7 +23,7 @@ fn ownership_of(owner: &str, kind: ResourceKind, id: &str) -> OwnershipUpdate {
 
 /// Creates a file of version 7. Every table has rows of the two keys and of a removed key, and the free pages
 /// contain the digest of another key.
-fn create_version_7_file(path: &Path) {
+fn create_version_7_database(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut old = Connection::open(path).unwrap();
     old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(7))).unwrap();
@@ -96,10 +96,10 @@ fn retired_digest(key: &str) -> String {
 }
 
 #[test]
-fn no_plain_digest_of_a_key_remains_in_an_older_file() {
+fn no_plain_digest_of_a_key_remains_in_an_older_database() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     // The digests are removed before the file is used, even if no keys are configured.
     let store = Store::open(&location, NOW).unwrap();
     check_no_plain_digest(&path);
@@ -108,10 +108,10 @@ fn no_plain_digest_of_a_key_remains_in_an_older_file() {
 }
 
 #[test]
-fn the_state_of_a_key_in_an_older_file_is_kept() {
+fn the_state_of_a_key_in_an_older_database_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     let mut store = Store::open(&location, NOW).unwrap();
     store.rename_keys(api_keys(&KEYS).iter());
     let expected = sort_names(vec![fingerprint(KEYS[0]), fingerprint(KEYS[1]), retired_digest(REMOVED_KEY)]);
@@ -146,10 +146,10 @@ fn the_state_of_a_key_in_an_older_file_is_kept() {
 fn a_key_with_rows_under_both_names_keeps_its_state_and_adds_its_sums() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     let pool = pool();
-    let open_result = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
-    let mut database = open_result.database;
+    let opened = open::open(&location, NOW, IntegrityCheck::Quick).unwrap();
+    let mut database = opened.database;
     // A reload has added the key, so it already has rows under its new name.
     let snapshot = pool.snapshot(NOW);
     transaction::commit(
@@ -180,7 +180,7 @@ fn a_key_with_rows_under_both_names_keeps_its_state_and_adds_its_sums() {
 async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     let settings = Settings { mirror_scope: MirrorScope::KeysAndEvents, ..settings(8) };
     let expected_renames = |names: [(String, String); 3]| {
         let renames = names.map(|(old, new)| KeyRename { old_prefix: old[..12].to_owned(), key_hash: new });
@@ -225,10 +225,10 @@ async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
 }
 
 #[test]
-fn a_file_that_could_not_be_rewritten_is_rewritten_at_the_next_start() {
+fn a_database_that_could_not_be_rewritten_is_rewritten_at_the_next_start() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     // SQLite cannot truncate the log while another connection reads it.
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN; SELECT count(*) FROM keys").unwrap();
@@ -242,10 +242,10 @@ fn a_file_that_could_not_be_rewritten_is_rewritten_at_the_next_start() {
 }
 
 #[test]
-fn a_new_file_needs_no_wipe_and_an_older_one_is_migrated_before_it_is_read() {
+fn a_new_database_needs_no_wipe_and_an_older_one_is_migrated_before_it_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_7_file(&path);
+    create_version_7_database(&path);
     assert!(matches!(UsageReader::open(&path), Err(ReadError::Older(_))));
     let store = Store::open(&location, NOW).unwrap();
     assert!(UsageReader::open(&path).is_ok());

@@ -144,8 +144,8 @@ fn only_mirrored_rows_enter_the_outbox_and_each_event_once() {
 fn a_deleted_attempt_leaves_the_outbox() {
     let pool = pool();
     let mut database = open_database(&DatabaseLocation::Memory);
-    let old = record_started_at(&pool, UnixMs(0), 1);
-    let records = [old, record(&pool, 1)];
+    let old_record = record_started_at(&pool, UnixMs(0), 1);
+    let records = [old_record, record(&pool, 1)];
     write(&mut database, &records, MirrorScope::KeysAndEvents);
     let settings = Settings { retention: Retention::from_days(1, 0), ..settings(8) };
     maintenance::run_step(&mut database, &settings, NOW).unwrap();

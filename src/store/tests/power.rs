@@ -110,9 +110,9 @@ fn the_attempts_of_a_commit_are_all_kept_or_all_lost() {
             let length = (LOG_HEADER_SIZE + frame * FRAME_SIZE + torn_bytes).min(last.log.len());
             let attempts = Snapshot { log: last.log[..length].to_vec(), ..last.clone() }.attempts();
             let commits = attempts.len() / ATTEMPTS_PER_COMMIT;
-            let whole =
+            let complete_commits =
                 (1..=commits as i64).flat_map(|credits| std::iter::repeat_n(credits, ATTEMPTS_PER_COMMIT));
-            assert!(attempts.iter().copied().eq(whole), "{length}: {attempts:?}");
+            assert!(attempts.iter().copied().eq(complete_commits), "{length}: {attempts:?}");
             let acknowledged_count =
                 snapshots.iter().take_while(|snapshot| snapshot.log.len() <= length).count();
             assert!(commits >= acknowledged_count.max(before), "{length}: {commits} commits");

@@ -1,4 +1,4 @@
-//! Tests of the hourly sums, the retention of records, and the migration of older files.
+//! Tests of the hourly sums, the retention of records, and the migration of older databases.
 
 use std::collections::BTreeMap;
 
@@ -131,7 +131,7 @@ fn run_maintenance(database: &mut Database, retention: &Retention, now: UnixMs) 
 }
 
 #[test]
-fn old_records_are_deleted_in_small_steps_and_the_file_shrinks() {
+fn old_records_are_deleted_in_small_steps_and_the_database_shrinks() {
     let directory = tempfile::tempdir().unwrap();
     let (location, _) = location(directory.path());
     let mut database = open_database(&location);
@@ -139,8 +139,8 @@ fn old_records_are_deleted_in_small_steps_and_the_file_shrinks() {
     let record_at = |ms| record_started_at(&pool, UnixMs(ms), 1);
     let now = UnixMs(start_of_hour(NOW).0 + 40 * 24 * HOUR + 5);
     let (attempts_edge, hours_edge) = (now.0 - 5 - 24 * HOUR, now.0 - 5 - 48 * HOUR);
-    let old: Vec<_> = (0..10_000).map(|index| record_at(NOW.0 + index * HOUR / 50)).collect();
-    write(&mut database, &old);
+    let old_records: Vec<_> = (0..10_000).map(|index| record_at(NOW.0 + index * HOUR / 50)).collect();
+    write(&mut database, &old_records);
     let edges = [attempts_edge - 1, attempts_edge, now.0, hours_edge - 1, hours_edge];
     write(&mut database, &edges.map(record_at));
     let before = query_number(&database.connection, "PRAGMA page_count");
@@ -176,8 +176,8 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
     let store = Store::open(&location, NOW).unwrap();
     let mut writer = store.writer(Arc::clone(&pool), settings, Health::default());
     // This time is older than the retention by any current clock.
-    let old = UnixMs(1_000_000_000_000);
-    for (started_at, credits) in [(old, 1), (crate::clock::now(), 2)] {
+    let long_ago = UnixMs(1_000_000_000_000);
+    for (started_at, credits) in [(long_ago, 1), (crate::clock::now(), 2)] {
         writer.add_batch(attempt_batch(&[record_started_at(&pool, started_at, credits)]));
     }
     writer.run_due_work(crate::clock::instant());
@@ -189,7 +189,7 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
         "the sums must be kept"
     );
     // The next maintenance is an hour later.
-    writer.add_batch(attempt_batch(&[record_started_at(&pool, old, 3)]));
+    writer.add_batch(attempt_batch(&[record_started_at(&pool, long_ago, 3)]));
     writer.run_due_work(crate::clock::instant());
     assert_eq!(credits(), [3, 2], "attempts are in the order of time");
     writer.run_due_work(crate::clock::instant() + Duration::from_secs(3_601));
@@ -197,12 +197,12 @@ fn maintenance_runs_after_writing_and_once_an_hour() {
 }
 
 #[test]
-fn an_older_file_keeps_its_rows_and_gets_its_sums() {
+fn an_older_database_keeps_its_rows_and_gets_its_sums() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(1))).unwrap();
+    let old_connection = Connection::open(&path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(1))).unwrap();
     for (id, hour, status, credits, from) in [
         ("a", 0, "200", i64::MAX, "'answer'"),
         ("b", 0, "NULL", i64::MAX, "'unknown'"),
@@ -210,13 +210,13 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
         ("d", 1, "200", 43, "'answer'"),
     ] {
         let recorded_at = NOW.0 + hour * HOUR;
-        old.execute_batch(&format!(
+        old_connection.execute_batch(&format!(
             "INSERT INTO attempts VALUES ('{id}', 'r', 1, {recorded_at}, 'local', 'hash', NULL, 'POST', '/v1/a', {status},
                 'served', 1, 2, {credits}, {from}, 3, 4)"
         ))
         .unwrap();
     }
-    drop(old);
+    drop(old_connection);
 
     let store = Store::open(&location, NOW).unwrap();
     let connection = connection(&store);
@@ -239,12 +239,12 @@ fn an_older_file_keeps_its_rows_and_gets_its_sums() {
 
 /// Creates a file of version 4. Two of its three attempts have the same common columns, and two are in the
 /// outbox.
-fn create_version_4_file(path: &Path) -> Connection {
+fn create_version_4_database(path: &Path) -> Connection {
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(4))).unwrap();
+    let old_connection = Connection::open(path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(4))).unwrap();
     let now = NOW.0;
-    old.execute_batch(&format!(
+    old_connection.execute_batch(&format!(
         "INSERT INTO attempts (id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, status,
             verdict, request_bytes, response_bytes, credits, credits_from, first_byte_ms, total_ms, model, characters,
             credits_reserved)
@@ -262,7 +262,7 @@ fn create_version_4_file(path: &Path) -> Connection {
         "0".repeat(31),
     ))
     .unwrap();
-    old
+    old_connection
 }
 
 pub(super) const ALL_ATTEMPTS: &str = "SELECT id, request_id, number, started_at_ms, client, key_hash, workspace, method, route, model,
@@ -280,13 +280,13 @@ pub(super) fn query_rows(connection: &Connection, sql: &str) -> Vec<String> {
 }
 
 #[test]
-fn attempts_of_an_older_file_read_as_they_did() {
+fn attempts_of_an_older_database_are_read_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    let old = create_version_4_file(&path);
-    let before = query_rows(&old, ALL_ATTEMPTS);
+    let old_connection = create_version_4_database(&path);
+    let before = query_rows(&old_connection, ALL_ATTEMPTS);
     assert_eq!(before.len(), 3);
-    drop(old);
+    drop(old_connection);
     let mut database = open_database(&location);
     assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), before);
     let outbox = "SELECT id, refused, parked_until_ms FROM outbox_events ORDER BY id";

@@ -6,11 +6,11 @@ use crate::store::snapshot::{self, ExistingFile, SnapshotError};
 use crate::store::{MigrationOutcome, back_up, dry_run_migration, migrate, schema, upgrade};
 
 /// Creates a file of version 9 with two attempts.
-fn create_version_9_file(path: &Path) {
+fn create_version_9_database(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(9))).unwrap();
-    old.execute_batch(
+    let old_connection = Connection::open(path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(9))).unwrap();
+    old_connection.execute_batch(
         "INSERT INTO series VALUES
             (1, 'local', '54ae788b', NULL, 'GET', '/v1/models', NULL, 200, 'served', 'free', 1795953600000);
          INSERT INTO attempt_rows VALUES
@@ -37,7 +37,7 @@ fn an_upgrade_keeps_a_copy_of_the_earlier_version() {
     use std::os::unix::fs::PermissionsExt;
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     drop(Store::open(&location, NOW).unwrap());
     let copy = open::companion(&path, ".before-9");
     assert_eq!((version_of(&path), version_of(&copy)), (schema::VERSION, 9));
@@ -64,7 +64,7 @@ fn a_new_database_is_not_copied() {
 fn only_the_two_latest_copies_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     for version in [3, 7, 8] {
         fs::write(open::companion(&path, &format!(".before-{version}")), "earlier").unwrap();
     }
@@ -79,7 +79,7 @@ fn only_the_two_latest_copies_are_kept() {
 fn without_a_copy_nothing_is_upgraded() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     let obstacle = open::companion(&path, ".before-9");
     fs::create_dir(&obstacle).unwrap();
     let error = Store::open(&location, NOW).unwrap_err();
@@ -102,7 +102,7 @@ fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
     assert!(available > 0 && error.to_string().contains("MiB are needed"), "{error}");
     // `check` and `serve` refuse alike.
     let (_, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     upgrade::check_space(&Connection::open(&path).unwrap(), &path).unwrap();
 }
 
@@ -110,7 +110,7 @@ fn a_disk_with_too_little_space_is_reported_with_both_amounts() {
 fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let (_, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     let before = names_in(path.parent().unwrap());
     let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
         panic!("it is not current")
@@ -135,7 +135,7 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
 fn a_dry_run_removes_the_directory_of_an_interrupted_one() {
     let directory = tempfile::tempdir().unwrap();
     let (_, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     let leftover_copy = path.with_file_name(".keychoir-dry-run-killed");
     fs::create_dir(&leftover_copy).unwrap();
     fs::write(leftover_copy.join("keychoir.db"), "a full copy").unwrap();
@@ -144,13 +144,13 @@ fn a_dry_run_removes_the_directory_of_an_interrupted_one() {
 }
 
 #[test]
-fn a_migration_refuses_files_that_it_cannot_upgrade() {
+fn a_migration_refuses_databases_that_it_cannot_upgrade() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("missing.db");
     assert!(migrate(&missing).unwrap_err().to_string().contains("there is no database"));
     assert!(!missing.exists(), "it must not be created");
     let (_, path) = location(directory.path());
-    create_version_9_file(&path);
+    create_version_9_database(&path);
     let lock = Lock::acquire(&path).unwrap();
     assert!(migrate(&path).unwrap_err().to_string().contains("in use by another Keychoir"));
     drop(lock);

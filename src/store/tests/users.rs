@@ -27,6 +27,7 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
     write(database, records, MirrorScope::Nothing);
 }
 
+/// Checks the usage of a user. Each array has the day, the month and the total.
 #[track_caller]
 fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
     let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();
@@ -37,13 +38,13 @@ fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 
 fn the_usage_of_a_user_is_the_sum_of_its_charges() {
     let mut database = open_database(&DatabaseLocation::Memory);
     let long_ago = UnixMs(NOW.0 - 40 * 24 * HOUR);
-    let of_alice = attempt_of("alice", NOW, 1, 70);
+    let alice_attempt = attempt_of("alice", NOW, 1, 70);
     commit(
         &mut database,
-        &[of_alice.clone(), attempt_of("alice", long_ago, 1, 5), attempt_of("bob", NOW, 1, 7)],
+        &[alice_attempt.clone(), attempt_of("alice", long_ago, 1, 5), attempt_of("bob", NOW, 1, 7)],
     );
     // A second delivery of a record changes nothing.
-    commit(&mut database, &[of_alice]);
+    commit(&mut database, &[alice_attempt]);
     check_used(&database, "alice", [1, 1, 2], [70, 70, 75]);
     check_used(&database, "bob", [1; 3], [7; 3]);
     check_used(&database, "carol", [0; 3], [0; 3]);
@@ -70,8 +71,8 @@ fn a_later_price_replaces_the_charge_of_the_user() {
 #[test]
 fn attempts_that_cost_nothing_add_no_row_for_their_user() {
     let mut database = open_database(&DatabaseLocation::Memory);
-    let free: Vec<_> = (0..300).map(|number| attempt_of(&number.to_string(), NOW, 0, 0)).collect();
-    commit(&mut database, &free);
+    let free_attempts: Vec<_> = (0..300).map(|number| attempt_of(&number.to_string(), NOW, 0, 0)).collect();
+    commit(&mut database, &free_attempts);
     commit(&mut database, &[attempt_of("alice", NOW, 1, 4)]);
     let sums = "SELECT user, region, attempts, credits FROM user_hours ORDER BY user";
     assert_eq!(
@@ -110,28 +111,32 @@ fn the_sums_by_region_and_those_by_key_are_equal() {
 }
 
 #[test]
-fn an_upgraded_file_has_its_earlier_sums_without_users() {
+fn an_upgraded_database_keeps_its_sums_without_a_user() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     fs::create_dir(path.parent().unwrap()).unwrap();
-    let old = Connection::open(&path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(13))).unwrap();
-    old.execute_batch(
-        "INSERT INTO hours VALUES
+    let old_connection = Connection::open(&path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(13))).unwrap();
+    // The three tables contain attempts of versions before 12. Their migration drops the tables when it has moved all
+    // attempts, so most databases of version 13 lack them.
+    old_connection
+        .execute_batch(
+            "INSERT INTO hours VALUES
             (3600000, 'k1', 'app', '/v1/x', '', 1, 2, 3, 4, 5, 6, 7, 8, 9),
             (3600000, 'k2', 'app', '/v1/y', 'm', 10, 20, 30, 40, 50, 60, 70, 80, 90),
             (7200000, 'k1', 'web', '/v1/x', '', 9007199254740992, 2, 3, 4, 5, 6, 7, 8, 9);
          DROP TABLE attempt_rows; DROP TABLE attempt_sheets; DROP TABLE series",
-    )
-    .unwrap();
-    // Until the next startup migrates the file, the commands read what it has.
+        )
+        .unwrap();
+    // Before the next startup migrates the database, `keychoir usage` and `keychoir attempts` read the tables that
+    // exist.
     let reader = UsageReader::open(&path).unwrap();
     let all = UnixMs(0)..UnixMs(u64::MAX);
     assert_eq!(reader.usage(all.clone(), UsageDimension::Client).unwrap().len(), 2);
     assert!(matches!(reader.usage(all.clone(), UsageDimension::User), Err(ReadError::Older(_))));
     assert!(matches!(reader.failures(all, UsageDimension::Region), Err(ReadError::Older(_))));
     assert_eq!(reader.attempts(&AttemptQuery { limit: 1, ..AttemptQuery::default() }).unwrap(), []);
-    drop((old, reader));
+    drop((old_connection, reader));
     let database = open_database(&location);
     assert_eq!(
         query_rows(
@@ -162,7 +167,7 @@ fn the_oldest_users_of_an_in_memory_database_are_deleted() {
 }
 
 #[test]
-fn the_usage_of_a_user_is_read_by_its_index() {
+fn the_usage_of_a_user_is_read_through_its_index() {
     let database = open_database(&DatabaseLocation::Memory);
     let plan = "EXPLAIN QUERY PLAN SELECT total(quota_requests) FROM user_hours
         WHERE user = 'a' AND user <> '' AND client = 'b'";

@@ -279,7 +279,7 @@ async fn both_clients_parse_a_response_equally_at_any_cut() {
 
 #[tokio::test(start_paused = true)]
 async fn hyper_accepts_the_listed_responses_that_this_client_rejects() {
-    let large = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
+    let large_head = format!("HTTP/1.1 200 OK\r\nx: {}\r\ncontent-length: 0\r\n\r\n", "a".repeat(130 * 1024));
     for (text, reason) in [
         (
             "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
@@ -294,7 +294,7 @@ async fn hyper_accepts_the_listed_responses_that_this_client_rejects() {
             "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
             StrictnessReason::UnexpectedUpgrade,
         ),
-        (&large, StrictnessReason::LargeHead),
+        (&large_head, StrictnessReason::LargeHead),
     ] {
         assert_eq!(strictness_reason(text.as_bytes()), Some(reason));
         assert_eq!(

@@ -55,8 +55,8 @@ impl ReplicaPool {
         };
         let held = held.min(available).max(statement.used);
         let is_granted = statement.used.saturating_add(statement.needed) <= available;
-        let free = statement.limit.saturating_sub(used_by_others + statement.used);
-        let part = if statement.needed > 0 { free / (2 * u64::from(replicas)) } else { 0 };
+        let remaining = statement.limit.saturating_sub(used_by_others + statement.used);
+        let part = if statement.needed > 0 { remaining / (2 * u64::from(replicas)) } else { 0 };
         let wanted = statement.used.saturating_add(statement.wanted.max(part)).min(available);
         let granted = if is_granted { held.max(wanted) } else { held };
         let generation = former.map_or(statement.generation, |own| own.generation.max(statement.generation));

@@ -1,5 +1,6 @@
 //! Parses and encodes WebSocket frame headers, payload masks and close payloads (RFC 6455, section 5.2).
-//! Parsing accepts invalid frames; the [`FrameValidator`] detects protocol violations.
+//! Parsing accepts invalid frames; the [`FrameValidator`] detects protocol violations. It is in `policy` because it is
+//! pure; `proxy::socket` uses it.
 
 mod validator;
 
@@ -222,11 +223,11 @@ mod tests {
 
     #[test]
     fn an_incomplete_header_is_not_parsed() {
-        let whole = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
-        for end in 0..whole.len() {
-            assert_eq!(parse_header(&whole[..end]), None, "{end} bytes");
+        let frame = b"\xc1\xff\0\0\0\0\0\x01\0\0abcd";
+        for end in 0..frame.len() {
+            assert_eq!(parse_header(&frame[..end]), None, "{end} bytes");
         }
-        assert_eq!(parse_header(whole).unwrap().1, MAX_HEADER_BYTES);
+        assert_eq!(parse_header(frame).unwrap().1, MAX_HEADER_BYTES);
     }
 
     #[test]

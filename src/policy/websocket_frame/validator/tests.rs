@@ -170,7 +170,7 @@ fn every_violation_has_a_close_that_may_be_sent() {
         Violation::TooLarge,
     ] {
         let (code, reason) = violation.close();
-        let payload = crate::policy::frame::close_payload(code, reason);
+        let payload = crate::policy::websocket_frame::close_payload(code, reason);
         assert_eq!(payload.len(), 2 + reason.len(), "the reason is not truncated: {reason}");
         assert_eq!(validate_close(&payload), Ok(code));
     }
@@ -183,11 +183,11 @@ proptest! {
         chunk_lengths in prop::collection::vec(1_usize..20, 0..60),
     ) {
         let stream: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(*first, payload)).collect();
-        let whole = validate(Sender::Client, &stream, &[]);
+        let in_one_chunk = validate(Sender::Client, &stream, &[]);
         let in_chunks = validate(Sender::Client, &stream, &chunk_lengths);
-        prop_assert_eq!(whole.end, in_chunks.end);
+        prop_assert_eq!(in_one_chunk.end, in_chunks.end);
         // The first bytes of a frame may be accepted before a later chunk has the violation.
-        prop_assert!(in_chunks.valid_length >= whole.valid_length || whole.end.is_none());
+        prop_assert!(in_chunks.valid_length >= in_one_chunk.valid_length || in_one_chunk.end.is_none());
     }
 
     #[test]
