@@ -306,10 +306,9 @@ pub fn evaluate(
             cooldown(CooldownReason::Exhausted, at.plus(cooldowns.unproven), true)
         }
         ClaimedFault::RateLimited(group) => {
-            let duration =
-                evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
+            let wait = evidence.retry_after.unwrap_or(cooldowns.rate_limited).min(cooldowns.max_retry_after);
             let may_probe = evidence.retry_after.is_none() || evidence.is_repeated_elsewhere;
-            EvidenceEffect::GroupCooldown { group, until: at.plus(duration), may_probe }
+            EvidenceEffect::GroupCooldown { group, until: at.plus(wait), may_probe }
         }
         ClaimedFault::Locked => match later_poll.map(|poll| poll.result) {
             Some(PollResult::Quota { is_paid: Some(true), .. }) => return EvidenceEffect::Nothing,
