@@ -1,21 +1,12 @@
-//! Automatic checks of the project's structure and language, on parsed source: imports between modules,
-//! purity of `elevenlabs` and `policy`, names of types, forbidden words, the size of files and module docs.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::wildcard_enum_match_arm,
-    reason = "a failed expectation ends the test"
-)]
+//! Checks the imports between modules, and the purity of `elevenlabs` and `policy`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
+
+use super::{File, attributes, is_for_tests, package_root, read_files};
 
 /// Each module and its permitted imports, without itself. `ARCHITECTURE.md` draws them.
 const IMPORTS: &[(&str, &[&str])] = &[
@@ -182,78 +173,7 @@ const PURE_ITEMS: &[&str] = &[
     "net::Ipv6Addr",
 ];
 
-/// Maximum lines of a file without its tests.
-const MAX_LINES: usize = 420;
-
-/// Words that do not name the subject of a sentence.
-const FORBIDDEN_WORDS: &[&str] = &["whoever", "somebody", "strangers", "the house"];
-
-/// Type names that several modules may use.
-const COMMON_NAMES: &[&str] =
-    &["Arguments", "Command", "Error", "Inner", "Kind", "Reason", "Settings", "Shared", "State"];
-
-struct File {
-    path: PathBuf,
-    /// The modules that lead to the file: `["proxy", "socket", "frame"]`.
-    modules: Vec<String>,
-    is_test: bool,
-    text: String,
-    syntax: syn::File,
-}
-
-fn package_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn read_files() -> Vec<File> {
-    let mut files = Vec::new();
-    visit_files(&package_root().join("src"), &mut |path| {
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(File::read(path.to_owned()));
-        }
-    });
-    assert!(files.len() > 40, "the source files are found");
-    files
-}
-
-fn visit_files(directory: &Path, visit: &mut dyn FnMut(&Path)) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let is_foreign = name.starts_with('.') || ["target", "node_modules", "__pycache__"].contains(&&*name);
-        if path.is_dir() && !is_foreign {
-            visit_files(&path, visit);
-        } else if path.is_file() {
-            visit(&path);
-        }
-    }
-}
-
 impl File {
-    fn read(path: PathBuf) -> Self {
-        let text = fs::read_to_string(&path).unwrap();
-        let syntax = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let inside = path.strip_prefix(package_root().join("src")).unwrap().with_extension("");
-        let mut modules: Vec<String> =
-            inside.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
-        if modules.len() > 1 && modules.last().is_some_and(|last| last == "mod") {
-            modules.pop();
-        }
-        let is_test = modules.iter().any(|module| module == "tests");
-        Self { path, modules, is_test, text, syntax }
-    }
-
-    fn module(&self) -> &str {
-        &self.modules[0]
-    }
-
-    /// Returns the number of lines without those of test items.
-    fn lines(&self) -> usize {
-        let line_count = self.text.lines().count();
-        let tests = self.syntax.items.iter().filter(|item| is_for_tests(attributes(item)));
-        line_count - tests.map(|item| lines_of(item, &self.text)).sum::<usize>()
-    }
-
     /// Returns all paths in the code, as segments from the crate root: `["crate", "pool", "Pool"]`.
     fn paths(&self) -> Paths {
         let mut paths = Paths { modules: self.modules.clone(), ..Paths::default() };
@@ -395,45 +315,6 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// Whether an item is compiled for tests only: `#[cfg(test)]`, or `#[cfg(all(test, …))]`.
-fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        attribute.path().is_ident("test")
-            || attribute.path().is_ident("cfg")
-                && attribute.meta.require_list().is_ok_and(|list| {
-                    let text = list.tokens.to_string();
-                    text == "test" || text.starts_with("all (test") || text.starts_with("all(test")
-                })
-    })
-}
-
-fn attributes(item: &syn::Item) -> &[syn::Attribute] {
-    match item {
-        syn::Item::Const(item) => &item.attrs,
-        syn::Item::Enum(item) => &item.attrs,
-        syn::Item::Fn(item) => &item.attrs,
-        syn::Item::Impl(item) => &item.attrs,
-        syn::Item::Macro(item) => &item.attrs,
-        syn::Item::Mod(item) => &item.attrs,
-        syn::Item::Static(item) => &item.attrs,
-        syn::Item::Struct(item) => &item.attrs,
-        syn::Item::Trait(item) => &item.attrs,
-        syn::Item::Type(item) => &item.attrs,
-        syn::Item::Union(item) => &item.attrs,
-        syn::Item::Use(item) => &item.attrs,
-        _ => &[],
-    }
-}
-
-/// Returns the lines of an item, from its attributes to its end.
-fn lines_of(item: &syn::Item, text: &str) -> usize {
-    use syn::spanned::Spanned as _;
-    let first = attributes(item).first().map_or_else(|| item.span().start(), |first| first.span().start());
-    let last = item.span().end();
-    assert!(last.line <= text.lines().count() + 1);
-    last.line - first.line + 1
-}
-
 /// Returns the modules of this package that a file imports.
 fn imports(paths: &Paths) -> BTreeSet<&str> {
     let inside = |path: &&Vec<String>| ["crate", "keychoir"].contains(&path[0].as_str()) && path.len() > 1;
@@ -517,187 +398,6 @@ fn dependencies() -> BTreeSet<String> {
     let manifest: toml::Table = manifest.parse().unwrap();
     let names = manifest["dependencies"].as_table().unwrap().keys();
     names.map(|name| name.replace('-', "_")).collect()
-}
-
-#[test]
-fn type_names_are_unique() {
-    let mut defined: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in read_files().iter().filter(|file| !file.is_test && file.module() != "simulator") {
-        for item in file.syntax.items.iter().filter(|item| !is_for_tests(attributes(item))) {
-            let name = match item {
-                syn::Item::Enum(item) => &item.ident,
-                syn::Item::Struct(item) => &item.ident,
-                syn::Item::Trait(item) => &item.ident,
-                _ => continue,
-            };
-            defined.entry(name.to_string()).or_default().insert(file.modules.join("::"));
-        }
-    }
-    let duplicates: Vec<String> = defined
-        .iter()
-        .filter(|(name, places)| places.len() > 1 && !COMMON_NAMES.contains(&name.as_str()))
-        .map(|(name, places)| format!("{name}: {places:?}"))
-        .collect();
-    assert!(duplicates.is_empty(), "{}", duplicates.join("\n"));
-}
-
-#[test]
-fn forbidden_words_are_not_used() {
-    let mut violations = Vec::new();
-    let mut check = |path: &Path| {
-        let Ok(text) = fs::read_to_string(path) else { return };
-        for (number, line) in text.lines().enumerate() {
-            let lower = line.to_lowercase();
-            for word in FORBIDDEN_WORDS.iter().filter(|word| lower.contains(**word)) {
-                violations.push(format!("{}:{}: contains `{word}`", path.display(), number + 1));
-            }
-        }
-    };
-    for place in ["src", "tests", "benches", "config", "deploy", "docs", "systemd"] {
-        visit_files(&package_root().join(place), &mut |path| {
-            let is_text = ["rs", "md", "toml", "py", "mjs", "js", "sql", "service", "txt"]
-                .iter()
-                .any(|extension| path.extension().is_some_and(|found| found == *extension));
-            if is_text && !path.ends_with("tests/tidy.rs") {
-                check(path);
-            }
-        });
-    }
-    for name in ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
-    {
-        check(&package_root().join(name));
-    }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
-}
-
-/// A derived comparison of tokens would stop at the first difference.
-#[test]
-fn tokens_are_compared_in_constant_time() {
-    let files = read_files();
-    let file = files.iter().find(|file| file.modules == ["secret", "fingerprint"]).unwrap();
-    for item in &file.syntax.items {
-        match item {
-            syn::Item::Struct(token) if token.ident.to_string().ends_with("TokenFingerprint") => {
-                let derives =
-                    token.attrs.iter().find(|attribute| attribute.path().is_ident("derive")).unwrap();
-                let derived = derives.meta.require_list().unwrap().tokens.to_string();
-                assert!(!derived.contains("PartialEq") && !derived.contains("Hash"), "{derived}");
-            }
-            syn::Item::Impl(eq) => {
-                use quote::ToTokens as _;
-                let text = eq.to_token_stream().to_string();
-                let is_token = ["TokenFingerprint", "AdminTokenFingerprint", "SessionTokenFingerprint"]
-                    .iter()
-                    .any(|name| text.starts_with(&format!("impl PartialEq for {name}")));
-                assert!(!is_token || text.contains("ct_eq"), "{text}");
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Returns the code spans of a document.
-fn code_spans(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
-}
-
-#[test]
-fn the_architecture_is_read_in_one_sitting() {
-    let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
-    let (_, glossary) = text.split_once("## Glossary").unwrap();
-    let (glossary, _) = glossary.split_once("\n## ").unwrap();
-    // Without the head of the table and its rule.
-    let terms = glossary.lines().filter(|line| line.starts_with('|')).count() - 2;
-    assert!(text.lines().count() <= 200 && terms <= 40, "{} lines, {terms} terms", text.lines().count());
-}
-
-#[test]
-fn the_tests_of_the_invariants_exist() {
-    let text = fs::read_to_string(package_root().join("ARCHITECTURE.md")).unwrap();
-    let (_, invariants) = text.split_once("## Invariants").unwrap();
-    let mut file = (String::new(), String::new());
-    let mut count = 0;
-    for name in code_spans(invariants) {
-        if name.ends_with(".rs") {
-            let path = if name.starts_with("src/") {
-                package_root().join(name)
-            } else {
-                package_root().join("tests").join(name)
-            };
-            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
-            file = (name.to_owned(), text);
-        } else if name.contains('_') && !name.contains('/') && !file.0.is_empty() {
-            assert!(file.1.contains(&format!("fn {name}(")), "{} has no test {name}", file.0);
-            count += 1;
-        }
-    }
-    assert!(count > 30, "{count}");
-}
-
-#[test]
-fn documents_name_code_that_exists() {
-    let (mut source, mut names) = (String::new(), BTreeSet::new());
-    for place in ["src", "tests", "benches", "fuzz"] {
-        visit_files(&package_root().join(place), &mut |path| {
-            names.insert(path.file_name().unwrap().to_owned());
-            if path.extension().is_some_and(|extension| extension == "rs") {
-                source += &fs::read_to_string(path).unwrap();
-            }
-        });
-    }
-    let words: BTreeSet<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let mut violations = Vec::new();
-    let mut check = |path: &Path| {
-        let text = fs::read_to_string(path).unwrap();
-        for name in code_spans(&text) {
-            let is_file = name.ends_with(".rs") && !name.contains([' ', '*']);
-            let is_path =
-                name.contains("::") && name.chars().all(|c| c.is_alphanumeric() || "_:".contains(c));
-            let places = ["", "src", "tests", "benches", "src/proxy"];
-            let exists = if is_file {
-                names.contains(OsStr::new(name))
-                    || places.iter().any(|place| package_root().join(place).join(name).exists())
-            } else {
-                !is_path || name.split("::").all(|part| words.contains(part))
-            };
-            if !exists {
-                violations.push(format!("{}: `{name}`", path.display()));
-            }
-        }
-    };
-    visit_files(&package_root().join("docs"), &mut |path| {
-        if path.extension().is_some_and(|extension| extension == "md") {
-            check(path);
-        }
-    });
-    for name in ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "README.md"] {
-        check(&package_root().join(name));
-    }
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
-}
-
-#[test]
-fn no_file_exceeds_the_maximum_length() {
-    for file in read_files().iter().filter(|file| !file.is_test) {
-        let lines = file.lines();
-        assert!(lines <= MAX_LINES, "{} has {lines} lines without its tests", file.path.display());
-    }
-}
-
-#[test]
-fn every_file_starts_with_module_documentation() {
-    for file in read_files().iter().filter(|file| !file.is_test) {
-        assert!(file.text.starts_with("//! "), "{} does not begin with `//!`", file.path.display());
-    }
-}
-
-#[test]
-fn the_source_has_no_unfinished_code_and_no_allow_attributes() {
-    for file in read_files() {
-        for word in ["todo!(", "unimplemented!(", "#[ignore", "#[allow("] {
-            assert!(!file.text.contains(word), "{} contains `{word}`", file.path.display());
-        }
-    }
 }
 
 #[track_caller]
