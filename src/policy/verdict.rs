@@ -240,6 +240,30 @@ impl Verdict {
         }
     }
 
+    /// Whether the verdict is about the credits, the bill or the key of its account, until a second account refuses
+    /// the same request with the same message.
+    #[must_use]
+    pub fn concerns_account(self) -> bool {
+        match self {
+            Self::WorkspaceQuota(_) | Self::Billing | Self::Abuse | Self::InvalidKey | Self::WrongHost => {
+                true
+            }
+            Self::Served
+            | Self::KeyQuota(_)
+            | Self::MissingPermission(_)
+            | Self::PlanFeature(_)
+            | Self::Slots
+            | Self::RateLimited(_)
+            | Self::Concurrency { .. }
+            | Self::Busy
+            | Self::Unexplained(_)
+            | Self::NotFound
+            | Self::RequestError
+            | Self::ServerError
+            | Self::Unreadable => false,
+        }
+    }
+
     /// Returns the outcome of an attempt that ended with this verdict.
     #[must_use]
     pub fn outcome(self) -> Outcome {

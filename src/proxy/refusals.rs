@@ -247,31 +247,9 @@ impl RecordedRefusal {
         conclusions.transitions.extend(pool.record_refusal(roster, &self.key, self.attempt(), *now));
         conclusions.evidence_changes.push(Arc::clone(&self.key));
         self.is_recorded = true;
-        // Refusals about credits, bills and the key concern only their account, until a second account
-        // refuses in the same way.
-        let concerns_account = match self.verdict {
-            Verdict::WorkspaceQuota(_)
-            | Verdict::Billing
-            | Verdict::Abuse
-            | Verdict::InvalidKey
-            | Verdict::WrongHost => true,
-            Verdict::Served
-            | Verdict::KeyQuota(_)
-            | Verdict::MissingPermission(_)
-            | Verdict::PlanFeature(_)
-            | Verdict::Slots
-            | Verdict::RateLimited(_)
-            | Verdict::Concurrency { .. }
-            | Verdict::Busy
-            | Verdict::Unexplained(_)
-            | Verdict::NotFound
-            | Verdict::RequestError
-            | Verdict::ServerError
-            | Verdict::Unreadable => false,
-        };
         // The restriction remains after a poll or a served request refutes it, so that the same refusal of a
         // similar request is recognized.
-        if !concerns_account || !self.verdict.is_conclusive() {
+        if !self.verdict.concerns_account() || !self.verdict.is_conclusive() {
             context.restrict(self, conclusions);
         }
     }
