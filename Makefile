@@ -211,7 +211,8 @@ test-packages: $(WORKFLOWS)/.installed
 	$(MAKE) dist PACKAGE_PROFILE=demo
 	$(PYTHON) tests/ship/packages.py dist
 
-# Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
+# Type-checks the Rust code for macOS and Windows, which needs
+# `rustup target add x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu`. Others are skipped.
 check-platforms:
 	$(PYTHON) tests/ship/platforms.py
 
