@@ -32,6 +32,7 @@ pub(super) use counters::QuotaOwner;
 pub use counters::{AdmissionRequest, ClientLimitExceeded};
 use counters::{ClientCounters, UsageCounters};
 use period_counters::PeriodCounters;
+use permit::QuotaPermit;
 use replicas::SharedUsage;
 pub use replicas::StatementScope;
 pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
@@ -148,51 +149,29 @@ impl ClientUsage {
         Ok(loaded)
     }
 
-    /// Whether a request of `client` counts against a quota that other replicas use too.
-    pub(super) fn shares_quota_of(&self, client: &Client) -> bool {
-        self.shared.is_some() && client.rules.quota.is_some()
-    }
-
     /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
-    /// credits are reserved later by [`ClientPermit::reserve`], when its price is known.
+    /// credits are reserved later by [`ClientPermit::reserve`], when its price is known. If other replicas share the
+    /// quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///
     /// Fails when a limit of the client does not allow the request.
-    pub fn admit(
+    pub async fn admit(
         &self,
         client: &Client,
         admission: AdmissionRequest,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
         let (permit, counters) = self.count_in_progress(client, admission)?;
-        permit.take_from_client(|quota, grant_use| quota.check(now, grant_use))?;
-        self.check_access_and_rate(client, &counters, admission)?;
-        permit.take_from_client(|quota, grant_use| quota.count_at_admission(now, grant_use))?;
-        Ok(permit)
-    }
-
-    /// Admits a request like [`admit`](Self::admit). Asks the other replicas if the grant of this replica is
-    /// insufficient.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a limit of the client does not allow the request.
-    pub async fn admit_shared(
-        &self,
-        client: &Client,
-        admission: AdmissionRequest,
-        now: UnixMs,
-    ) -> Result<ClientPermit, ClientLimitExceeded> {
-        let (permit, counters) = self.count_in_progress(client, admission)?;
-        if let Some(shared) = &self.shared {
+        if let Some(shared) = &self.shared
+            && client.rules.quota.is_some()
+        {
             shared.share(&counters.usage, &client.name, None);
         }
-        permit.take_from_shared_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
+        permit.take_from_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
         self.check_access_and_rate(client, &counters, admission)?;
-        permit
-            .take_from_shared_client(now, |quota, grant_use| quota.count_at_admission(now, grant_use))
-            .await?;
+        let count = |quota: &QuotaPermit, grant_use| quota.count_at_admission(now, grant_use);
+        permit.take_from_client(now, count).await?;
         Ok(permit)
     }
 

@@ -149,6 +149,7 @@ pub(super) struct CallContext<'a> {
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt;
     use redis::Value::{Array, Int};
 
     use super::*;
@@ -174,8 +175,8 @@ mod tests {
 
     /// Returns the number of requests of the client that are admitted at the same time.
     fn admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
-        let permits: Vec<ClientPermit> =
-            std::iter::repeat_with(|| usage.admit(client, ADMISSION, now)).map_while(Result::ok).collect();
+        let admit = || usage.admit(client, ADMISSION, now).now_or_never().unwrap();
+        let permits: Vec<ClientPermit> = std::iter::repeat_with(admit).map_while(Result::ok).collect();
         permits.len()
     }
 

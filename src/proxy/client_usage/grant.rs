@@ -41,6 +41,8 @@ struct GrantRefusal {
 pub(super) struct SharedQuota {
     pub(super) quota: ClientQuota,
     pub(super) period_start: UnixMs,
+    /// The end of the period, or `None` if it does not end.
+    period_end: Option<UnixMs>,
     granted: u64,
     valid_until: Option<Instant>,
     used_by_others: u64,
@@ -56,12 +58,13 @@ pub(super) struct SharedQuota {
 }
 
 impl SharedQuota {
-    /// Creates the state of a quota. `used` is the use by this replica. The generation starts with the time, so
-    /// that it is newer than the generations before a restart.
-    pub(super) fn new(quota: ClientQuota, period_start: UnixMs, used: u64, now: UnixMs) -> Self {
+    /// Creates the state of a quota in the period that contains `now`. `used` is the usage of this replica. The
+    /// generation starts with the time, so that it is newer than the generations before a restart.
+    pub(super) fn new(quota: ClientQuota, used: u64, now: UnixMs) -> Self {
         Self {
             quota,
-            period_start,
+            period_start: quota.period.start(now),
+            period_end: quota.period.end(now),
             granted: 0,
             valid_until: None,
             used_by_others: 0,
@@ -72,6 +75,11 @@ impl SharedQuota {
             regular_use: used,
             recent_use: [0; 2],
         }
+    }
+
+    /// Whether the period contains `now`. If the clock was set back, a later period still counts.
+    pub(super) fn is_current(&self, now: UnixMs) -> bool {
+        self.period_end.is_none_or(|end| now < end)
     }
 
     /// Whether the replica holds a grant at `now`.

@@ -73,11 +73,6 @@ impl QuotaPermit {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
 
-    /// Returns whether the request counts against a quota that other replicas use too.
-    pub(super) fn is_shared(&self) -> bool {
-        self.counters.share().is_some() && self.quota().is_some()
-    }
-
     /// Checks that the quota is not used up. Other requests may use it up before this request reserves its credits.
     pub(super) fn check(&self, now: UnixMs, grant_use: GrantUse) -> Result<(), ReservationRefused> {
         let Some(quota) = self.quota() else { return Ok(()) };
@@ -107,25 +102,42 @@ impl QuotaPermit {
         }
     }
 
-    /// Makes `attempt`, which takes an amount from the quota. While the grant of this replica is insufficient,
-    /// requests an extension from the other replicas, and makes the attempt again.
+    /// Makes `attempt`, which takes an amount from the quota. If other replicas share the quota and the grant of this
+    /// replica is insufficient, requests a larger grant from them, and makes the attempt again.
     ///
     /// # Errors
     ///
     /// Fails when the quota of all replicas is insufficient. Without a reply in time, fails when the share of this
     /// replica is insufficient.
-    pub(super) async fn with_grant<T>(
+    pub(super) async fn with_grant<T: Send>(
         &self,
         now: UnixMs,
-        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused>,
+        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
     ) -> Result<T, ReservationRefused> {
-        let mut grant_use = GrantUse::Extensible;
+        let grant_use =
+            if self.counters.share().is_some() { GrantUse::Extensible } else { GrantUse::Current };
+        match attempt(self, grant_use) {
+            // Few requests need a larger grant. The box keeps the future of all others small.
+            Err(ReservationRefused::Grant { demand, .. }) => {
+                Box::pin(self.with_extended_grant(demand, now, attempt)).await
+            }
+            result => result,
+        }
+    }
+
+    /// Requests a larger grant for `demand`, and makes `attempt` again.
+    async fn with_extended_grant<T: Send>(
+        &self,
+        mut demand: AmountRange,
+        now: UnixMs,
+        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
+    ) -> Result<T, ReservationRefused> {
         for _ in 0..MAX_EXTENSIONS {
-            match (attempt(self, grant_use), self.counters.share(), self.quota()) {
-                (Err(ReservationRefused::Grant { demand, .. }), Some(share), Some(quota)) => {
-                    grant_use = share.extend(&self.counters, quota, demand, now).await;
-                }
-                (result, ..) => return result,
+            let (Some(share), Some(quota)) = (self.counters.share(), self.quota()) else { break };
+            let grant_use = share.extend(&self.counters, quota, demand, now).await;
+            match attempt(self, grant_use) {
+                Err(ReservationRefused::Grant { demand: next_demand, .. }) => demand = next_demand,
+                result => return result,
             }
         }
         attempt(self, GrantUse::Current)

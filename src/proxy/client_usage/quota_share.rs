@@ -93,18 +93,15 @@ impl ShareState {
         period_counters: &PeriodCounters,
         now: UnixMs,
     ) -> &mut SharedQuota {
-        let period_start = quota.period.start(now);
         let is_current = |shared: &SharedQuota| {
-            (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period)
-                // If the clock was set back, a later period still counts.
-                && shared.period_start >= period_start
+            (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period) && shared.is_current(now)
         };
         if !self.quota.as_ref().is_some_and(is_current) {
             self.quota = None;
         }
-        let shared = self.quota.get_or_insert_with(|| {
-            SharedQuota::new(quota, period_start, period_counters.used(quota.period, now), now)
-        });
+        let shared = self
+            .quota
+            .get_or_insert_with(|| SharedQuota::new(quota, period_counters.used(quota.period, now), now));
         if shared.quota.amount != quota.amount {
             shared.change_amount(quota.amount);
         }
@@ -360,7 +357,6 @@ impl QuotaShare {
     pub(super) fn used_by_others(&self, now: UnixMs) -> Option<(ClientQuota, u64)> {
         let state = self.state();
         let shared = state.quota.as_ref()?;
-        let is_current = shared.period_start >= shared.quota.period.start(now);
-        is_current.then(|| (shared.quota, shared.used_by_others()))
+        shared.is_current(now).then(|| (shared.quota, shared.used_by_others()))
     }
 }

@@ -4,6 +4,7 @@ mod replicas;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -49,13 +50,19 @@ fn credits(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Credits, Period::Total)
 }
 
+/// Returns the output of a future that needs no grant of other replicas, so that it completes at once.
+#[track_caller]
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("the request must not wait")
+}
+
 fn admit_at(
     usage: &ClientUsage,
     rules: &Rules,
     admission: AdmissionRequest,
     now: UnixMs,
 ) -> Result<ClientPermit, ClientLimitExceeded> {
-    usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now)
+    ready(usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now))
 }
 
 fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimitExceeded> {
@@ -109,14 +116,14 @@ fn the_last_credits_are_reserved_once() {
     let usage = usage();
     let first = admit(&usage, &credits(1_000)).unwrap();
     let second = admit(&usage, &credits(1_000)).unwrap();
-    first.reserve(1_000, NOW).unwrap();
-    assert_eq!(shortfall(second.reserve(1_000, NOW)), None);
+    ready(first.reserve(1_000, NOW)).unwrap();
+    assert_eq!(shortfall(ready(second.reserve(1_000, NOW))), None);
     check_used(&usage, 2, 1_000);
     assert_eq!(first.charge(ChargeOutcome::Served, Some(250), NOW), Charge { requests: 1, credits: 250 });
     check_used(&usage, 2, 250);
-    let refused = second.reserve(1_000, NOW);
+    let refused = ready(second.reserve(1_000, NOW));
     assert_eq!(shortfall(refused), Some(QuotaShortfall { remaining: 750, needed: 1_000 }));
-    second.reserve(750, NOW).unwrap();
+    ready(second.reserve(750, NOW)).unwrap();
     drop(second);
     check_used(&usage, 1, 250);
 }
@@ -126,7 +133,7 @@ fn an_unreported_price_charges_the_reservation() {
     let usage = usage();
     for outcome in [ChargeOutcome::Served, ChargeOutcome::Unknown] {
         let permit = admit(&usage, &credits(1_000)).unwrap();
-        permit.reserve(300, NOW).unwrap();
+        ready(permit.reserve(300, NOW)).unwrap();
         // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.charge(ChargeOutcome::Refused, None, NOW), Charge::default());
         assert_eq!(permit.charge(outcome, None, NOW), Charge { requests: 1, credits: 300 });
@@ -155,12 +162,12 @@ fn unpriced_requests_are_limited_and_charged() {
     let usage = usage();
     let unpriced = || {
         let permit = admit_at(&usage, &credits(1_500), UNLISTED, NOW)?;
-        permit.reserve_unpriced(1_000, 1, NOW).map(|()| permit)
+        ready(permit.reserve_unpriced(1_000, 1, NOW)).map(|()| permit)
     };
     let first = unpriced().unwrap();
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
     assert!(
-        admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW).is_ok(),
+        ready(admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW)).is_ok(),
         "requests of known price are admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
@@ -172,7 +179,7 @@ fn unpriced_requests_are_limited_and_charged() {
     check_used(&usage, 2, 2_000);
     assert!(matches!(unpriced().unwrap_err(), ClientLimitExceeded::Quota(_)));
     let without_quota = admit_at(&usage, &Rules::default(), UNLISTED, NOW).unwrap();
-    assert_eq!(without_quota.reserve_unpriced(1_000, 1, NOW), Ok(()));
+    assert_eq!(ready(without_quota.reserve_unpriced(1_000, 1, NOW)), Ok(()));
 }
 
 #[test]
@@ -193,13 +200,13 @@ fn direct_access_needs_permission_and_quota_left() {
 fn a_session_reserves_and_is_charged_while_it_runs() {
     let usage = usage();
     let session = admit(&usage, &credits(100)).unwrap();
-    session.reserve(0, NOW).unwrap();
-    session.reserve(60, NOW).unwrap();
+    ready(session.reserve(0, NOW)).unwrap();
+    ready(session.reserve(60, NOW)).unwrap();
     check_used(&usage, 1, 60);
     assert_eq!(session.count_session(NOW), Charge { requests: 1, credits: 0 });
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
-    session.reserve(100, NOW).unwrap();
-    assert!(session.reserve(101, NOW).is_err());
+    ready(session.reserve(100, NOW)).unwrap();
+    assert!(ready(session.reserve(101, NOW)).is_err());
     assert_eq!(session.exhausted_quota(NOW), None, "reserved credits may be charged");
     session.charge_up_to(100, NOW);
     assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
@@ -212,7 +219,7 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
 fn a_late_price_replaces_the_charge() {
     let usage = usage();
     let permit = admit(&usage, &credits(10_000)).unwrap();
-    permit.reserve(800, NOW).unwrap();
+    ready(permit.reserve(800, NOW)).unwrap();
     permit.charge(ChargeOutcome::Served, Some(500), NOW);
     let late_price = permit.late_price();
     drop(permit);
@@ -231,9 +238,9 @@ fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
     let rules = rules_with_quota(10, QuotaUnit::Credits, Period::Day);
     let tomorrow = Period::Day.end(NOW).unwrap();
     let first = admit(&usage, &rules).unwrap();
-    first.reserve(9, NOW).unwrap();
+    ready(first.reserve(9, NOW)).unwrap();
     let second = admit_at(&usage, &rules, METERED, tomorrow).unwrap();
-    second.reserve(10, tomorrow).unwrap();
+    ready(second.reserve(10, tomorrow)).unwrap();
     first.charge(ChargeOutcome::Served, Some(5), tomorrow);
     second.charge(ChargeOutcome::Served, Some(7), tomorrow);
     drop((first, second));
@@ -300,7 +307,7 @@ fn a_reload_and_a_restart_keep_the_usage() {
         name: ClientName::new("gone"),
         rules: rules_with_quota(3, QuotaUnit::Requests, Period::Total),
     };
-    assert!(usage.admit(&gone, METERED, NOW).is_err());
+    assert!(ready(usage.admit(&gone, METERED, NOW)).is_err());
 }
 
 #[test]
@@ -322,7 +329,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
                     let estimate = 1 + (thread * 131 + turn * 17) % 400;
                     let permit = admit(usage, of_credits);
                     if let Ok(permit) =
-                        permit.and_then(|permit| permit.reserve(estimate, NOW).map(|()| permit))
+                        permit.and_then(|permit| ready(permit.reserve(estimate, NOW)).map(|()| permit))
                     {
                         let cost = estimate - turn % estimate.min(7);
                         charged.fetch_add(
@@ -383,8 +390,8 @@ proptest! {
                 Step::Begin { estimate, is_known } => {
                     let Ok(permit) = admit(&usage, &rules) else { continue };
                     let reserved = match is_known {
-                        true => permit.reserve(estimate, NOW),
-                        false => permit.reserve_unpriced(100, 2, NOW),
+                        true => ready(permit.reserve(estimate, NOW)),
+                        false => ready(permit.reserve_unpriced(100, 2, NOW)),
                     };
                     if reserved.is_ok() {
                         in_progress.push_back((permit, if is_known { estimate } else { 100 }));

@@ -30,12 +30,7 @@ impl<C: Connect> Session<C> {
         };
         let total = self.text_price(self.speech.requested_characters.saturating_add(content.characters));
         let (permits, now) = (Arc::clone(&context.meta.permits), clock::now());
-        let permit = &permits.client;
-        let reserved = match permit.is_shared() {
-            false => permit.reserve(total, now),
-            true => Box::pin(permit.reserve_shared(total, now)).await,
-        };
-        reserved.map_err(|exceeded| {
+        permits.client.reserve(total, now).await.map_err(|exceeded| {
             SessionEnd::QuotaExceeded(match exceeded {
                 ClientLimitExceeded::UserQuota(_) | ClientLimitExceeded::UserUnpriced { .. } => {
                     QuotaOwner::User

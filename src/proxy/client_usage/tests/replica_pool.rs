@@ -148,7 +148,7 @@ impl TestReplica {
         rules: &Rules,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
-        self.usage.admit_shared(&Client { name: app(), rules: rules.clone() }, METERED, now).await
+        self.usage.admit(&Client { name: app(), rules: rules.clone() }, METERED, now).await
     }
 
     /// Sends a request of 1 quota unit of requests that is served. Returns whether it was admitted.
@@ -165,7 +165,7 @@ impl TestReplica {
         now: UnixMs,
     ) -> Result<(), ClientLimitExceeded> {
         let permit = self.admit(rules, now).await?;
-        permit.reserve_shared(credits, now).await?;
+        permit.reserve(credits, now).await?;
         permit.charge(ChargeOutcome::Served, Some(credits), now);
         Ok(())
     }

@@ -124,7 +124,7 @@ async fn the_errors_of_a_shared_quota_are_those_of_one_machine() {
     let (_, replicas) = start(3, &rules, &[]);
     for (replica, amount) in [(0, 300), (1, 300), (2, 350), (0, 51), (1, 1_000), (2, 50), (0, 1), (1, 0)] {
         let expected = admit(&alone, &rules).and_then(|permit| {
-            permit.reserve(amount, NOW)?;
+            ready(permit.reserve(amount, NOW))?;
             permit.charge(ChargeOutcome::Served, Some(amount), NOW);
             Ok(())
         });
@@ -188,14 +188,15 @@ async fn a_late_reply_does_not_restore_a_returned_grant() {
     let last = regular();
     assert_eq!((last.held, last.generation), (1, early.generation + 1));
     let grant = |granted| QuotaGrant { granted, used_by_others: 7, valid_until: clock::instant() + GRANT };
+    let admit_at_once = || replicas[0].admit(&rules, NOW).now_or_never();
     usage.apply_grant(&early, QuotaReply::Granted(grant(500)));
-    assert!(admit(usage, &rules).is_err(), "the replica has given back all but what it used");
+    assert!(admit_at_once().is_none(), "a replica that has returned its grant must request another one");
     assert_eq!(usage.used(&app(), NOW).requests[2], 8, "the use by others must be applied");
     usage.apply_grant(&last, QuotaReply::Granted(grant(3)));
     for _ in 0..2 {
-        admit(usage, &rules).unwrap().charge(ChargeOutcome::Served, None, NOW);
+        admit_at_once().unwrap().unwrap().charge(ChargeOutcome::Served, None, NOW);
     }
-    assert!(admit(usage, &rules).is_err(), "3 requests were granted");
+    assert!(admit_at_once().is_none(), "only 3 requests were granted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -318,9 +319,9 @@ async fn a_request_of_unknown_price_reserves_what_all_replicas_have_left() {
     let rules = credits(1_500);
     let (_, replicas) = start(3, &rules, &[]);
     let first = replicas[0].admit(&rules, NOW).await.unwrap();
-    first.reserve_unpriced_shared(1_000, 1, NOW).await.unwrap();
+    first.reserve_unpriced(1_000, 1, NOW).await.unwrap();
     let second = replicas[1].admit(&rules, NOW).await.unwrap();
-    second.reserve_unpriced_shared(1_000, 1, NOW).await.unwrap();
+    second.reserve_unpriced(1_000, 1, NOW).await.unwrap();
     let reserved =
         |replica: &TestReplica| replica.usage.by_name[&app()].usage.credits.used(Period::Total, NOW);
     assert_eq!(reserved(&replicas[0]), 1_000);
@@ -332,7 +333,7 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_used_up() {
     let rules = credits(1_000);
     let (_, replicas) = start(2, &rules, &[]);
     let session = replicas[0].admit(&rules, NOW).await.unwrap();
-    session.reserve_shared(0, NOW).await.unwrap();
+    session.reserve(0, NOW).await.unwrap();
     session.count_session(NOW);
     for total in [100, 300, 600] {
         session.charge_up_to(total, NOW);
@@ -348,7 +349,7 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_used_up() {
     pass_time(&replicas, Duration::from_secs(1)).await;
     pass_time(&replicas, Duration::from_secs(1)).await;
     assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
-    assert!(session.reserve_shared(700, NOW).await.is_err());
+    assert!(session.reserve(700, NOW).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,7 +378,7 @@ async fn a_quota_of_users_is_shared_and_each_user_has_its_own() {
         let mut served = 0;
         for replica in replicas.iter().cycle().take(9) {
             let user = replica.usage.load_user(&app(), fingerprint, 10, NOW).await.unwrap();
-            let mut permit = replica.usage.admit(&client, METERED, NOW).unwrap();
+            let mut permit = ready(replica.usage.admit(&client, METERED, NOW)).unwrap();
             match permit.admit_user(&user, quota, METERED, NOW).await {
                 Ok(()) => {
                     permit.charge(ChargeOutcome::Served, None, NOW);
@@ -491,7 +492,7 @@ async fn run_steps(steps: Vec<PoolStep>, quota: u64) -> u64 {
         match step {
             PoolStep::Begin { replica, estimate } => {
                 if let Ok(permit) = replicas[replica].admit(&rules, NOW).await
-                    && permit.reserve_shared(estimate, NOW).await.is_ok()
+                    && permit.reserve(estimate, NOW).await.is_ok()
                 {
                     in_progress.push((permit, estimate));
                 }

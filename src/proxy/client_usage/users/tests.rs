@@ -91,7 +91,7 @@ impl Setup {
         max_cached: usize,
     ) -> Result<(ClientPermit, RequestUser), ClientLimitExceeded> {
         let user = self.load(user_number(user), max_cached).await.unwrap();
-        let mut permit = self.usage.admit(&self.client, METERED, NOW)?;
+        let mut permit = self.usage.admit(&self.client, METERED, NOW).await?;
         permit.admit_user(&user, QUOTA, METERED, NOW).await?;
         Ok((permit, user))
     }
