@@ -21,11 +21,15 @@ use crate::pool::Workspace;
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
 /// The number of arguments of one amount, as `ARGUMENTS` in `grants.lua`.
-const GRANT_ARGUMENTS: usize = 14;
+const GRANT_ARGUMENTS: usize = 15;
 
 /// The time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a queued
 /// request, so that it can also get a slot.
 pub(super) const TURN: Duration = Duration::from_secs(2);
+
+/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although none were lost. If
+/// a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
+const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The reason for a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +86,13 @@ impl Replica {
 
     pub(super) fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
         let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
-        let numbers = [self.replicas.into(), millis(GRANT_LEASE), self.statement, millis(TURN)];
+        let numbers = [
+            self.replicas.into(),
+            millis(GRANT_LEASE),
+            self.statement,
+            millis(TURN),
+            millis(MIN_LIST_INTERVAL),
+        ];
         let mut arguments = vec![self.id.clone()];
         arguments.extend(numbers.map(|number: u64| number.to_string()));
         for (workspace, statement) in statements {
@@ -134,6 +144,7 @@ pub(super) fn grant_arguments(
         base,
         is_idle,
         used_by_others,
+        epoch,
     } = *statement;
     let argument = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
@@ -150,6 +161,7 @@ pub(super) fn grant_arguments(
         u8::from(is_idle).to_string(),
         ttl.as_millis().to_string(),
         used_by_others.to_string(),
+        epoch.to_string(),
         lost_use_argument,
     ]
 }

@@ -168,6 +168,7 @@ impl Replica {
     pub(super) fn record_disconnected(&mut self) {
         if !mem::replace(&mut self.is_alone, true) {
             self.maps.forget_versions();
+            self.workspaces.values_mut().for_each(|state| state.credits.request_uses());
             self.has_stated = false;
         }
     }
