@@ -125,7 +125,7 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
     set_rules(&rules);
     check_usable(probe(&settings).await);
     let permissions: Vec<&str> = rules.split(' ').filter(|rule| rule.starts_with(['+', '~', '&'])).collect();
-    assert_eq!(permissions.len(), 19, "keys, channels and commands must be in the line: {rules}");
+    assert_eq!(permissions.len(), 20, "keys, channels and commands must be in the line: {rules}");
     for permission in permissions {
         set_rules(&rules.replacen(&format!(" {permission}"), "", 1));
         check_refused(probe(&settings).await, RedisRefusal::PermissionDenied);
