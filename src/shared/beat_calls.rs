@@ -1,7 +1,7 @@
 //! Builds the calls of the Lua scripts for one beat: the round trip in which a replica states its use to Redis and
 //! receives its grants. `replica.rs` makes the statements and applies the replies.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,10 @@ pub(super) const TURN: Duration = Duration::from_secs(2);
 /// a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
 const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Maximum number of workspaces in one demand. A queued request needs only one of them, and the next demand contains
+/// others.
+const MAX_DEMANDED_WORKSPACES: usize = 8;
+
 /// The reason for a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BeatCause {
@@ -38,7 +42,8 @@ pub(super) enum BeatCause {
     Interval,
     /// Queued requests, missed messages, a new connection or the end of the program need a reply.
     ReplyNeeded,
-    /// Another replica needs credits. This replica states each workspace in which it holds more than it needs.
+    /// Other replicas need credits or slots of some workspaces ([`Replica::record_demand`]). This replica states those
+    /// in which it holds more than it needs.
     DemandedByOthers,
 }
 
@@ -50,6 +55,8 @@ pub(super) struct Beat {
     pub(super) workspaces: HashMap<SharedId, Arc<Workspace>>,
     pub(super) credits: Vec<(SharedId, CreditStatement)>,
     pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
+    /// The sum of the slots that the replica uses or may use.
+    pub(super) held_slots: u64,
     /// Whether a statement differs from the last statement, or a full beat is due.
     pub(super) is_due: bool,
     pub(super) is_full: bool,
@@ -63,10 +70,21 @@ pub(super) struct BeatOutcome {
     pub(super) is_lost: bool,
     /// Whether another program states itself under the id of this replica, because it has a copy of its database.
     pub(super) has_duplicate_id: bool,
-    /// Whether other replicas hold credits or slots that this replica needs.
-    pub(super) is_unmet: bool,
+    /// The workspaces of which other replicas hold credits or slots that this replica needs.
+    pub(super) unmet: BTreeSet<SharedId>,
     /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
     pub(super) is_incomplete: bool,
+}
+
+impl BeatOutcome {
+    /// Returns the workspaces of the next demand. They change with the number of the statement.
+    pub(super) fn demanded_workspaces(&self, statement: u64) -> Vec<SharedId> {
+        let count = self.unmet.len();
+        let turn = usize::try_from(statement).unwrap_or(0).wrapping_mul(MAX_DEMANDED_WORKSPACES);
+        let first = turn.checked_rem(count).unwrap_or(0);
+        let workspaces = self.unmet.iter().cycle().skip(first);
+        workspaces.take(count.min(MAX_DEMANDED_WORKSPACES)).copied().collect()
+    }
 }
 
 impl Replica {

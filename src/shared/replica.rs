@@ -2,7 +2,7 @@
 //! other replicas to the pool. It does no input or output, and time is an argument, so that tests can simulate many
 //! replicas on virtual time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +66,8 @@ pub(super) struct Replica {
     pub(super) statement: u64,
     pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
     last_full_beat: Option<Instant>,
+    /// The workspaces whose credits or slots other replicas need.
+    demanded: BTreeSet<SharedId>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
     is_alone: bool,
     /// Whether Redis has received a statement of this replica over the current connection.
@@ -119,6 +121,7 @@ impl Replica {
             statement: 0,
             workspaces: HashMap::new(),
             last_full_beat: None,
+            demanded: BTreeSet::new(),
             is_alone: true,
             has_stated: false,
             is_leaving: false,
@@ -173,6 +176,17 @@ impl Replica {
         }
     }
 
+    /// Records a demand of another replica.
+    pub(super) fn record_demand(&mut self, workspaces: Vec<SharedId>) {
+        let workspaces = workspaces.into_iter().filter(|workspace| self.workspaces.contains_key(workspace));
+        self.demanded.extend(workspaces);
+    }
+
+    /// Records that this replica has responded to all demands.
+    pub(super) fn record_response(&mut self) {
+        self.demanded.clear();
+    }
+
     /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
     pub(super) fn beat(&mut self, moment: Moment, cause: BeatCause) -> Beat {
         let roster = self.pool.roster();
@@ -186,6 +200,7 @@ impl Replica {
             workspaces: HashMap::new(),
             credits: Vec::new(),
             slots: Vec::new(),
+            held_slots: 0,
             is_due: is_full,
             is_full,
         };
@@ -195,7 +210,7 @@ impl Replica {
         if is_full {
             self.forget_removed(&roster);
         }
-        self.description.slots = beat.slots.iter().map(|(.., statement)| u64::from(statement.held)).sum();
+        self.description.slots = beat.held_slots;
         self.statement += 1;
         self.description.started_ms = self.clock.to_shared(self.started_at);
         beat.calls.push(self.members_call());
@@ -229,12 +244,20 @@ impl Replica {
                 Some(at) if has_new_poll => self.clock.to_shared(at),
                 Some(_) | None => shared_now,
             };
+            // Queued requests whose credits are granted wait for something else. A replica in the line keeps its place
+            // until its requests have started.
+            let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
+                || !state.credits.can_start(credit_use, Some(queued.max_credits));
             let statement = state.credits.statement(CreditSituation {
                 usage: credit_use,
                 limit,
                 // At most the cost of two requests, because other replicas also need the credits that are left.
-                queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
-                least: queued.min_credits,
+                queued: if needs_credits {
+                    queued.credits.min(queued.max_credits.saturating_mul(2))
+                } else {
+                    0
+                },
+                least: if needs_credits { queued.min_credits } else { 0 },
                 is_polled: polled_at.is_some(),
                 base_time,
                 instant: moment.instant,
@@ -244,6 +267,7 @@ impl Replica {
             // A queued request waits until other replicas have returned the credits that they do not need.
             beat.is_due |= is_changed || statement.queued > 0;
             let is_demanded = cause == BeatCause::DemandedByOthers
+                && self.demanded.contains(&id)
                 && (statement.has_unused() || state.credits.may_exceed());
             if is_full
                 || is_changed
@@ -272,8 +296,14 @@ impl Replica {
                 } else {
                     statement
                 };
-                beat.is_due |= slots.is_changed(statement);
-                beat.slots.push((id, group, statement));
+                beat.held_slots += u64::from(statement.held);
+                // A queued request waits until other replicas have returned a slot.
+                let needs_reply = slots.is_changed(statement) || (queued > 0 && !is_blocked);
+                beat.is_due |= needs_reply;
+                let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
+                if is_full || needs_reply || is_demanded {
+                    beat.slots.push((id, group, statement));
+                }
             }
         }
         beat.workspaces.insert(id, Arc::clone(workspace));
@@ -329,7 +359,9 @@ impl Replica {
             };
             let grant = SlotGrant::from_value(reply)?;
             let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
-            outcome.is_unmet |= grant.is_unmet && grant.active_replicas > 1;
+            if grant.is_unmet && grant.active_replicas > 1 {
+                outcome.unmet.insert(*id);
+            }
             if let Some(max) = change.max {
                 self.pool.record_shared_maximum(workspace, *group, max, received.now);
             }
@@ -365,7 +397,9 @@ impl Replica {
         };
         let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
         state.last_statement = Some(statement);
-        outcome.is_unmet |= grant.is_unmet;
+        if grant.is_unmet {
+            outcome.unmet.insert(id);
+        }
         let share =
             state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
         outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();

@@ -50,16 +50,17 @@ impl Scenario {
         }
     }
 
-    /// Returns the scenario of a seed with this number of replicas and workspaces. Only a part of the workspaces has
-    /// few credits, because replicas that compete for the last credits of all workspaces would send statements all
-    /// the time.
+    /// Returns the scenario of a seed with this number of replicas and workspaces. A tenth of the workspaces has so few
+    /// credits that a replica's part of them suffices for few requests, so that the replicas compete for them.
     fn large(seed: u64, replicas: usize, workspaces: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let is_polled = rng.bool();
         Self {
             seed,
             replicas,
-            limits: (0..workspaces).map(|_| rng.u64(100..10_000)).collect(),
+            limits: (0..workspaces)
+                .map(|_| if rng.u8(..10) == 0 { rng.u64(100..10_000) } else { rng.u64(40_000..1_000_000) })
+                .collect(),
             requests: workspaces * rng.usize(5..10),
             duration: Duration::from_secs(rng.u64(10..20)),
             poll_interval: is_polled.then(|| Duration::from_millis(rng.u64(1_000..4_000))),

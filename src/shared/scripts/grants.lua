@@ -18,12 +18,12 @@
 --                 this amount was received
 --   right         "replica state": the replica that may exceed the credits that are left. The state is 1, or 0 if the
 --                 right was withdrawn and the replica may not know it yet
---   sums          "epoch used unused reserved expires queued unlisted listed": a number that changes when Redis loses
+--   sums          "epoch used unused reserved expires queued listed unlisted": a number that changes when Redis loses
 --                 the hash, the sum of `used` of all replicas, the sums of the unused and of the reserved credits of
 --                 the replicas with a lease, the time in ms at which the first lease with unused credits ends (0 if
---                 there is none), the number of replicas in the line, whether a replica has used credits since the
---                 last reply that contained the used credits of each replica (0 or 1), and the time in ms of that
---                 reply
+--                 there is none), the number of replicas in the line, the time in ms of the last reply that contained
+--                 the used credits of each other replica, and the replica whose used credits are in no such reply
+--                 ("-" if there is none, "+" if there are several)
 --   REPLICA       "used held expires reserved queued least since run before statement able": the credits that a
 --                 replica has used, the amount up to which it may use more, the end of its lease in ms, the credits
 --                 that its requests in flight have reserved, the credits that its queued requests need in addition,
@@ -87,17 +87,19 @@ end
 
 -- Returns the sums of the hash, or nil if it has none.
 local function parse_sums(field)
-  local numbers = parse_numbers(field)
-  return numbers[8] and {
+  local text_of_numbers, unlisted = string.match(field or '', '^(.*) (%S+)$')
+  local numbers = parse_numbers(text_of_numbers)
+  return unlisted and {
     epoch = numbers[1], used = numbers[2], unused = numbers[3], reserved = numbers[4], expires = numbers[5],
-    queued = numbers[6], unlisted = numbers[7], listed = numbers[8]
+    queued = numbers[6], listed = numbers[7], unlisted = unlisted
   }
 end
 
 local function write_sums(key, sums)
-  redis.call('HSET', key, 'sums', format_numbers({
-    sums.epoch, sums.used, sums.unused, sums.reserved, sums.expires, sums.queued, sums.unlisted, sums.listed
-  }))
+  local numbers = format_numbers({
+    sums.epoch, sums.used, sums.unused, sums.reserved, sums.expires, sums.queued, sums.listed
+  })
+  redis.call('HSET', key, 'sums', numbers .. ' ' .. sums.unlisted)
 end
 
 -- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
@@ -162,7 +164,7 @@ end
 
 -- Returns the sums and the line of the other replicas, and their used credits as a text.
 local function sum_others(replicas, epoch)
-  local sums = { epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, unlisted = 0, listed = now }
+  local sums = { epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, listed = now, unlisted = '-' }
   local line, uses = {}, {}
   for name, replica in pairs(replicas) do
     if name ~= me then
@@ -201,9 +203,9 @@ local function divide(
     local my_unused, my_reserved, my_places = holdings(mine)
     sums.used, sums.queued = sums.used - mine.used, sums.queued - my_places
     sums.unused, sums.reserved = math.max(sums.unused - my_unused, 0), math.max(sums.reserved - my_reserved, 0)
-    local is_unlisted = sums.unlisted == 1 and now - sums.listed >= min_list_interval
+    local is_unlisted = sums.unlisted ~= '-' and sums.unlisted ~= me
     is_listed = restored or epoch ~= sums.epoch or sums.used < stated_others
-      or (is_unlisted and sums.used ~= stated_others)
+      or (is_unlisted and now - sums.listed >= min_list_interval)
   end
   local has_lease_ended = sums and sums.expires > 0 and sums.expires <= now
   if is_listed or right or sums.queued > 0 or has_lease_ended then
@@ -215,6 +217,9 @@ local function divide(
     others_sums, line, all_uses = sum_others(replicas, sums and sums.epoch or math.max(now, epoch + 1))
     if is_listed then
       uses, has_uses = all_uses, 1
+      if sums and (sums.unlisted == me or sums.unlisted == '+') then
+        others_sums.unlisted = me
+      end
     else
       others_sums.unlisted, others_sums.listed = sums.unlisted, sums.listed
     end
@@ -328,8 +333,8 @@ local function divide(
     write_replica(key, mine)
     add_holdings(sums, mine)
     sums.used = others + mine.used
-    if mine.used > used_before then
-      sums.unlisted = 1
+    if mine.used > used_before and sums.unlisted ~= me then
+      sums.unlisted = sums.unlisted == '-' and me or '+'
     end
     write_sums(key, sums)
     redis.call('PEXPIRE', key, text(ttl))
