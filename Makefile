@@ -24,7 +24,7 @@ define packages
 	touch $@
 endef
 
-.PHONY: check test test-web test-ship test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas bench-dashboard fuzz units packages dist test-packages check-platforms first-run simulation
+.PHONY: check test test-web test-ship test-ship-quick test-image test-image-aarch64 test-image-build static static-x86_64 static-aarch64 test-rust test-model test-cost record-cost test-sdk test-frameworks test-sockets test-api postgrest build demo demo-replicas clean deny faults mutations bench bench-compare bench-replicas bench-dashboard fuzz units packages dist test-packages check-platforms first-run simulation
 
 check:
 	cargo fmt --check
@@ -32,7 +32,7 @@ check:
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --lib
 
-test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship test-web
+test: test-rust test-model test-cost test-sdk test-frameworks test-sockets test-api test-ship-quick test-web
 
 test-rust: postgrest
 	cargo test --locked
@@ -80,11 +80,14 @@ test-web: build $(WEB)/node_modules/.installed
 	@command -v chromium >/dev/null || { echo "test-web needs chromium: apt-get install chromium"; exit 1; }
 	cd $(WEB) && KEYCHOIR_BIN=$(CURDIR)/target/debug/keychoir node --test --test-force-exit
 
-# Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
+# Everything that is shipped: the static program, the images and deploy/ as below, and the packages.
+test-ship: test-ship-quick test-packages
+
+# The part of `make test`. Runs the static program and both images in roots of their own, and validates deploy/. The images and roots need the
 # user root, buildah and busybox-static; without them these tests are skipped, and the last lines name the reasons.
 # TESTS_SKIP_NOTHING=1 makes that a failure. The program is the debug build, linked statically, which takes seconds and
 # is not small. `make test-image` runs the same with the released program.
-test-ship: $(SHIP)/.installed
+test-ship-quick: $(SHIP)/.installed
 	cargo rustc --locked --bin keychoir -- -C target-feature=+crt-static
 	mkdir -p target/ship
 	cp target/debug/keychoir target/ship/keychoir
@@ -203,15 +206,18 @@ $(TOOLS)/cargo-generate-rpm-$(CARGO_GENERATE_RPM):
 	cargo install --locked --debug --root $(TOOLS) --target-dir $(TOOLS)/build cargo-generate-rpm@$(CARGO_GENERATE_RPM)
 	touch $@
 
-# Installs, upgrades, removes and purges the .deb in a root of its own, which needs root, debootstrap and lintian; checks
-# the .rpm, the tarball, the Homebrew formula and the Nix flake; and checks versions and workflows.
+# Too slow for `make test`, because it installs cargo-deb and cargo-generate-rpm. Installs, upgrades, removes and purges the
+# .deb in a root of its own, which needs root, debootstrap and lintian; checks the .rpm, the tarball, the Homebrew formula
+# and the Nix flake, for which rpm, ruby and nix-bin are needed; and checks versions and workflows. Without one of these,
+# a check is skipped as above.
 test-packages: $(WORKFLOWS)/.installed
 	$(PYTHON) tests/ship/versions.py
 	$(WORKFLOWS)/bin/python tests/ship/workflows.py
 	$(MAKE) dist PACKAGE_PROFILE=demo
 	$(PYTHON) tests/ship/packages.py dist
 
-# Type-checks for macOS the Rust code, which needs `rustup target add x86_64-apple-darwin`.
+# Type-checks the Rust code for macOS and Windows, which needs
+# `rustup target add x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu`. Others are skipped.
 check-platforms:
 	$(PYTHON) tests/ship/platforms.py
 

@@ -27,6 +27,7 @@ pub mod elevenlabs;
 pub mod policy;
 
 pub mod clock;
+mod platform;
 pub mod private_file;
 pub mod secret;
 pub mod tasks;

@@ -4,12 +4,11 @@
 //! therefore get the owner of the directory that contains them. Otherwise the service could not open them at its next
 //! startup.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
-use rustix::process::geteuid;
+use crate::platform::files::{adopt_owner, create_private_directory, open, private_options, sync_directory};
 
 /// Creates the directory at `path` and its missing parents with mode 0700.
 ///
@@ -24,8 +23,8 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     if parent != path {
         create_directory(parent)?;
     }
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => adopt_owner(&File::open(path)?, parent),
+    match create_private_directory(path) {
+        Ok(()) => adopt_owner(&open(path)?, parent),
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
@@ -37,8 +36,8 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
 ///
 /// Fails when the file cannot be opened or created.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
+    let mut options = private_options();
+    options.read(true).write(true);
     match options.open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         opened => return opened,
@@ -83,7 +82,7 @@ const TEMPORARY_PREFIX: &str = ".keychoir-";
 ///
 /// Fails when the directory cannot be opened or synced.
 pub fn sync_directory_of(path: &Path) -> io::Result<()> {
-    File::open(directory_of(path))?.sync_all()
+    sync_directory(directory_of(path))
 }
 
 /// Returns the directory that contains the file at `path`.
@@ -95,19 +94,12 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Gives `file` the owner of `directory`, which only root may do.
-fn adopt_owner(file: &File, directory: &Path) -> io::Result<()> {
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = directory.metadata()?;
-    fchown(file, Some(owner.uid()), Some(owner.gid()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+
+    use rustix::process::geteuid;
 
     use super::*;
 

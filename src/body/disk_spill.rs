@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::budget::{BufferBudget, BufferReservation};
+use crate::platform::files;
 use crate::tasks;
 
 /// Maximum number of bytes in the write queue, not counting the chunk that exceeds it.
@@ -170,14 +170,12 @@ fn write(
         Some(file) => file,
         None => Arc::new(tempfile::tempfile_in(directory)?),
     };
-    let disk = rustix::fs::fstatvfs(&*file)?;
-    let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(bytes);
-    let min_free_bytes = disk.f_blocks.saturating_mul(disk.f_frsize) / 100 * min_free_percent;
-    if free_bytes < min_free_bytes {
+    let disk = files::disk_space_of(&file)?;
+    if disk.free.saturating_sub(bytes) < disk.total / 100 * min_free_percent {
         return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk is nearly full"));
     }
     for chunk in data {
-        file.write_all_at(chunk, offset)?;
+        files::write_all_at(&file, chunk, offset)?;
         offset += chunk.len() as u64;
     }
     Ok(file)
@@ -185,6 +183,6 @@ fn write(
 
 fn read(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
     let mut data = vec![0; usize::try_from(length).unwrap_or(0)];
-    file.read_exact_at(&mut data, offset)?;
+    files::read_exact_at(file, &mut data, offset)?;
     Ok(data.into())
 }

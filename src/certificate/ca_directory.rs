@@ -3,15 +3,15 @@
 //! use the same CA. An unusable CA file is renamed (quarantined), never deleted.
 
 use std::fmt;
-use std::fs::{self, File, Permissions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use super::local_ca::{CaDefect, CertificateError, LocalCa};
 use super::{CaLocation, refresh_bundle};
+use crate::platform::files;
 use crate::policy::units::UnixMs;
 use crate::private_file;
 use crate::tasks;
@@ -173,8 +173,8 @@ fn read_stored(directory: &Path, now: UnixMs) -> Result<StoredCa, CaError> {
 /// Restores mode 0600, which a copy or a backup may have widened.
 fn restrict_mode(path: &Path) {
     let is_accessible_by_others =
-        path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0);
-    if is_accessible_by_others && let Err(error) = fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        path.metadata().is_ok_and(|metadata| files::mode(&metadata).is_some_and(|mode| mode & 0o077 != 0));
+    if is_accessible_by_others && let Err(error) = files::set_mode(path, 0o600) {
         tracing::warn!("other users may read {}, and its mode cannot be changed: {error}", path.display());
     }
 }
@@ -227,6 +227,9 @@ fn lock(directory: &Path) -> Result<File, CaError> {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Barrier};
+
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

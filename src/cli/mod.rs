@@ -32,7 +32,6 @@ mod server;
 mod suggestions;
 mod table;
 
-mod notify;
 mod signals;
 
 use std::fmt::Display;

@@ -15,7 +15,7 @@ use super::key_table;
 use super::signals::{SignalEvent, Signals};
 use super::{
     CommandResult, ConfigSources, EX_CONFIG, EX_IOERR, build_runtime, describe_bind_error, describe_files,
-    fail, fail_with, load, locale, notify, print_error,
+    fail, fail_with, load, locale, print_error,
 };
 use crate::admin::control::{Actor, Change, ChangeOrigin, ControlRequest, ControlSender};
 use crate::app::{
@@ -30,6 +30,7 @@ use crate::control::{
     ConfigReloader, Controller, ControllerEvent, NewAdminToken, delete_leftover_key_files, log_reload_error,
     record_in, record_unrecorded_changes,
 };
+use crate::platform::service_manager;
 use crate::pool::KeySnapshot;
 use crate::telemetry::{self, FlushOnDrop, LineFormat, LogLevelHandle, LogSink, keys_loaded_message};
 use crate::upstream::Reachability;
@@ -72,7 +73,7 @@ pub(super) fn run(arguments: ServeArguments) -> CommandResult {
     build_runtime()?.block_on(async {
         tokio::select! {
             result = serve(loaded_config, sockets, overrides, level) => result,
-            never = notify::send_keep_alives() => match never {},
+            never = service_manager::send_keep_alives() => match never {},
         }
     })
 }
@@ -155,7 +156,7 @@ async fn serve(
     }
     record_unrecorded_changes(&app.history(), generation.load(Ordering::Acquire), clock::now()).await;
     let controller = Controller::new(overrides, reloader, generation, record_in(app.history(), app.events()));
-    notify::report_ready(&status_line(&app));
+    service_manager::report_ready(&status_line(&app));
     run_until_stopped(app, signals, controller, requests).await
 }
 
@@ -376,20 +377,20 @@ async fn run_until_stopped(
         match event {
             SignalEvent::Stop => break,
             SignalEvent::Reload => {
-                notify::report_reloading();
+                service_manager::report_reloading();
                 let origin = ChangeOrigin { actor: Actor::Reload, address: None };
                 let reload = controller.make(Change::Reload, None, origin, Some(&app));
                 if let Err(error) = Box::pin(reload).await {
                     log_reload_error(&error);
                 }
-                notify::report_ready(&status_line(&app));
+                service_manager::report_ready(&status_line(&app));
             }
         }
     }
     // Callers that wait for a change receive an error immediately.
     drop(requests);
     let drain_timeout = controller.drain_timeout();
-    notify::report_stopping(drain_timeout + app.max_duration_after_drain() + STOP_MARGIN);
+    service_manager::report_stopping(drain_timeout + app.max_duration_after_drain() + STOP_MARGIN);
     info!(
         event = "server_ending",
         "Shutting down: running requests may take up to {} s",

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::admin_token::find_admin_token;
 use super::{ConfigSources, fail, load};
 use crate::config::{self, BaseUrl, Config, HostPort, KeyRequirement, ListenAddress, ListenAddresses};
+use crate::platform::sockets::connect_through;
 use crate::upstream::{TlsError, http_client_trusting};
 
 /// The options with the address of a running Keychoir.
@@ -78,6 +79,8 @@ pub(super) enum ServerRequestError {
     AdminTokenRefused(String),
     #[error("the server at {address} is not a Keychoir, or has a different version ({reason})")]
     NotKeychoir { address: String, reason: String },
+    #[error("{0}")]
+    UnixSocket(std::io::Error),
     #[error("{0}")]
     Client(#[from] reqwest::Error),
     #[error("{0}")]
@@ -214,7 +217,9 @@ impl StatusClient {
         let builder = http_client_trusting(ca_file)?.timeout(RESPONSE_TIMEOUT);
         let client = match &address {
             ServerAddress::Url(_) => builder.build()?,
-            ServerAddress::Unix(path) => builder.unix_socket(path.clone()).build()?,
+            ServerAddress::Unix(path) => {
+                connect_through(builder, path).map_err(ServerRequestError::UnixSocket)?.build()?
+            }
         };
         Ok(Self { address, client, token, admin_token: None })
     }

@@ -2,14 +2,13 @@
 
 use std::io;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use crate::platform::signals::{ReloadSignal, StopSignals};
 
 /// The handled signals. Signals that arrive after the construction are not lost.
 #[derive(Debug)]
 pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
+    stop: StopSignals,
+    reload: ReloadSignal,
 }
 
 /// The action that a signal requests.
@@ -23,11 +22,7 @@ pub(super) enum SignalEvent {
 
 impl Signals {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { stop: StopSignals::new()?, reload: ReloadSignal::new()? })
     }
 
     /// Waits for the next signal.
@@ -37,9 +32,8 @@ impl Signals {
     /// No signal is lost when the future is dropped.
     pub(super) async fn next(&mut self) -> SignalEvent {
         tokio::select! {
-            _ = self.terminate.recv() => SignalEvent::Stop,
-            _ = self.interrupt.recv() => SignalEvent::Stop,
-            _ = self.hangup.recv() => SignalEvent::Reload,
+            () = self.stop.next() => SignalEvent::Stop,
+            () = self.reload.next() => SignalEvent::Reload,
         }
     }
 

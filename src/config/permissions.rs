@@ -2,11 +2,11 @@
 //! users can change. These are not errors, because an operator may have chosen the mode on purpose.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::LoadedConfig;
 use super::problem::{SourceSpan, ValueOrigin, Warning};
+use crate::platform::files;
 
 /// The permission bits of the group and of all other users.
 const NON_OWNER_BITS: u32 = 0o077;
@@ -67,7 +67,7 @@ pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Wa
     });
     let warnings = files.chain(database).filter_map(|(path, content)| {
         let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
-        let message = describe_risk(metadata.permissions().mode(), content)?;
+        let message = describe_risk(files::mode(&metadata)?, content)?;
         Some(SourceSpan::new(ValueOrigin::File(path)).warning(message))
     });
     warnings.collect()

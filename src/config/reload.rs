@@ -1,13 +1,13 @@
 //! Detects changes of the configuration files, and lists the changed settings that need a restart.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Config;
 use super::setting::{SETTINGS, Setting};
 use super::source::{MAX_FILE_BYTES, ReadFileError, read_file};
+use crate::platform::files;
 
 /// The metadata of files at one time. If a file changes, a later value differs from an earlier one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl FileContent {
 struct FileStamp {
     modified: Option<SystemTime>,
     bytes: u64,
-    inode: u64,
+    identity: (u64, u64),
 }
 
 impl FileStamps {
@@ -105,7 +105,11 @@ impl FileStamp {
     /// Reads the metadata of a file. Returns `None` if the file cannot be accessed.
     fn read(path: &Path) -> Option<Self> {
         let metadata = path.metadata().ok()?;
-        Some(Self { modified: metadata.modified().ok(), bytes: metadata.len(), inode: metadata.ino() })
+        Some(Self {
+            modified: metadata.modified().ok(),
+            bytes: metadata.len(),
+            identity: files::identity(&metadata),
+        })
     }
 }
 

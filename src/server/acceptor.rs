@@ -3,43 +3,36 @@
 
 use std::io;
 use std::net;
-use std::os::fd::AsRawFd;
-use std::os::unix::net as unix;
 use std::sync::Arc;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
 
 use super::listener::Listener;
-use super::unix::SocketFile;
+use crate::platform::sockets::{StdUnixStream, TcpAcceptor, UnixAcceptor, UnixStream};
 
 /// A listener registered with the runtime that accepts its connections. Dropping the acceptor removes the
 /// socket file that the listener created.
 #[derive(Debug)]
 pub(super) enum Acceptor {
-    Tcp(AsyncFd<net::TcpListener>),
-    Unix { listener: AsyncFd<unix::UnixListener>, _file: Option<SocketFile> },
+    Tcp(TcpAcceptor),
+    Unix(UnixAcceptor),
 }
 
 /// A connection that is not registered with a runtime: a new one, or one that moves between workers.
 #[derive(Debug)]
 pub(super) enum Accepted {
     Tcp(net::TcpStream),
-    Unix(unix::UnixStream),
+    Unix(StdUnixStream),
 }
 
 impl Acceptor {
     /// Registers a listener with the current runtime.
     pub(super) fn open(listener: Listener) -> io::Result<Self> {
         match listener {
-            Listener::Tcp(listener) => poll_readable(listener.into_std()?).map(Self::Tcp),
-            Listener::Unix(listener) => {
-                let (listener, file) = listener.into_parts()?;
-                Ok(Self::Unix { listener: poll_readable(listener)?, _file: file })
-            }
+            Listener::Tcp(listener) => TcpAcceptor::open(listener).map(Self::Tcp),
+            Listener::Unix(listener) => UnixAcceptor::open(listener).map(Self::Unix),
         }
     }
 
@@ -55,12 +48,12 @@ impl Acceptor {
     ) -> io::Result<(Accepted, OwnedSemaphorePermit)> {
         match self {
             Self::Tcp(listener) => {
-                let (accepted, permit) = accept_on(listener, permits, net::TcpListener::accept).await?;
-                Ok((Accepted::Tcp(accepted.0), permit))
+                let (stream, permit) = listener.accept(permits).await?;
+                Ok((Accepted::Tcp(stream), permit))
             }
-            Self::Unix { listener, .. } => {
-                let (accepted, permit) = accept_on(listener, permits, unix::UnixListener::accept).await?;
-                Ok((Accepted::Unix(accepted.0), permit))
+            Self::Unix(listener) => {
+                let (stream, permit) = listener.accept(permits).await?;
+                Ok((Accepted::Unix(stream), permit))
             }
         }
     }
@@ -72,31 +65,11 @@ impl Acceptor {
     ) -> Option<(Accepted, OwnedSemaphorePermit)> {
         let permit = Arc::clone(permits).try_acquire_owned().ok()?;
         let accept_result = match self {
-            Self::Tcp(listener) => Accepted::Tcp(listener.get_ref().accept().ok()?.0),
-            Self::Unix { listener, .. } => Accepted::Unix(listener.get_ref().accept().ok()?.0),
+            Self::Tcp(listener) => Accepted::Tcp(listener.accept_pending()?),
+            Self::Unix(listener) => Accepted::Unix(listener.accept_pending()?),
         };
         Some((accept_result, permit))
     }
-}
-
-async fn accept_on<T: AsRawFd, A>(
-    listener: &AsyncFd<T>,
-    permits: &Arc<Semaphore>,
-    accept: impl Fn(&T) -> io::Result<A>,
-) -> io::Result<(A, OwnedSemaphorePermit)> {
-    loop {
-        let mut ready = listener.readable().await?;
-        let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
-        // If the client has disconnected in the meantime, the permit is released.
-        if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
-            return Ok((accepted?, permit));
-        }
-    }
-}
-
-#[expect(deprecated, reason = "its unsafe successor matters only for types whose descriptor can change")]
-fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
-    AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
 /// Maximum number of unsent bytes that the kernel buffers per connection (`TCP_NOTSENT_LOWAT`). By default,

@@ -8,17 +8,17 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, recv};
-use tokio::io::{AsyncWrite, Interest};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use tokio_util::either::Either;
 
 use super::tls;
 use crate::clock;
+use crate::platform::sockets::{UnixStream, poll_peek_tcp, poll_peek_unix};
 
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -41,9 +41,9 @@ pub(super) trait Peek {
     fn take_error(&self) -> io::Result<Option<io::Error>>;
 }
 
-/// Implements [`Peek`] for a socket. tokio has no trait with the methods that both socket types share.
+/// Implements [`Peek`] for a socket.
 macro_rules! impl_peek_for_socket {
-    ($socket:ty) => {
+    ($socket:ty, $poll_peek:path) => {
         impl Peek for $socket {
             fn supports_half_close(&self) -> bool {
                 true
@@ -54,22 +54,14 @@ macro_rules! impl_peek_for_socket {
             }
 
             fn poll_peek_byte(&self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-                loop {
-                    ready!(self.poll_read_ready(cx))?;
-                    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-                    let peek = || Ok(recv(self, &mut [0; 1], flags)?.0);
-                    match self.try_io(Interest::READABLE, peek) {
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                        result => return Poll::Ready(result),
-                    }
-                }
+                $poll_peek(self, cx)
             }
         }
     };
 }
 
-impl_peek_for_socket!(TcpStream);
-impl_peek_for_socket!(UnixStream);
+impl_peek_for_socket!(TcpStream, poll_peek_tcp);
+impl_peek_for_socket!(UnixStream, poll_peek_unix);
 
 impl Peek for tls::Stream {
     /// Most TLS libraries close both halves together, so the end of the stream means a disconnect.

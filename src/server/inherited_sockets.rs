@@ -7,7 +7,7 @@ use listenfd::ListenFd;
 use tokio::net::TcpListener;
 
 use super::listener::Listener;
-use super::unix::UnixSocketListener;
+use crate::platform::sockets;
 
 /// The sockets passed to this process, before they are converted to listeners.
 pub struct InheritedSockets {
@@ -53,17 +53,17 @@ impl InheritedSockets {
     }
 }
 
-fn take_listener(sockets: &mut ListenFd, index: usize) -> io::Result<Listener> {
+fn take_listener(inherited: &mut ListenFd, index: usize) -> io::Result<Listener> {
     let already_taken = || io::Error::other("the socket was already taken");
-    match sockets.take_tcp_listener(index) {
+    match inherited.take_tcp_listener(index) {
         Ok(listener) => {
             let listener = listener.ok_or_else(already_taken)?;
             listener.set_nonblocking(true)?;
             Ok(Listener::Tcp(TcpListener::from_std(listener)?))
         }
         Err(_) => {
-            let listener = sockets.take_unix_listener(index)?.ok_or_else(already_taken)?;
-            Ok(Listener::Unix(UnixSocketListener::from_inherited(listener)?))
+            let listener = sockets::take_inherited(inherited, index)?.ok_or_else(already_taken)?;
+            Ok(Listener::Unix(listener))
         }
     }
 }

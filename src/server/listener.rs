@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::unix::UnixSocketListener;
+use crate::platform::UnixSocketListener;
 
 /// Maximum number of connections in the accept queue. The kernel drops further connections, and their clients
 /// retry a second later. The kernel also applies `net.core.somaxconn`, whose usual value is the same.
@@ -85,7 +85,7 @@ impl Listener {
     /// Fails with `AddrInUse` if another process listens at `path`, with `AlreadyExists` if the file is not a
     /// socket, and with any other error of the file system.
     pub fn unix(path: &Path, mode: u32) -> io::Result<Self> {
-        UnixSocketListener::bind(path, mode).map(Self::Unix)
+        UnixSocketListener::bind(path, mode, BACKLOG).map(Self::Unix)
     }
 
     /// Returns the address, with the port that the kernel chose if port 0 was configured.

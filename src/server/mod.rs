@@ -11,12 +11,10 @@ mod http2_refusal;
 mod inherited_sockets;
 mod linger;
 mod listener;
-mod open_files;
 mod parked_future;
 mod reset_on_drop;
 mod tls;
 mod tracked_body;
-mod unix;
 mod workers;
 mod write_timeout;
 
@@ -33,18 +31,19 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::platform::sockets::UnixStream;
 use crate::policy::min_rate::MinRate;
 use crate::tasks::Tasks;
 
+pub use crate::platform::{open_files_limit, raise_open_files_limit};
 pub use inherited_sockets::InheritedSockets;
 pub use listener::{Address, Listener};
-pub use open_files::{open_files_limit, raise_open_files_limit};
 pub use tls::Tls;
 pub use workers::{WorkerPool, WorkerThreads};
 

@@ -1,10 +1,11 @@
 //! Closes a connection with a reset, so that the client does not mistake a truncated response for a complete
 //! one. Only TCP supports resets.
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
 use super::tls;
+use crate::platform::sockets::UnixStream;
 
 /// A stream that can be closed with a reset.
 pub(super) trait ResetOnDrop {

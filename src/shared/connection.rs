@@ -13,13 +13,13 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ProtocolVersion, RedisConnectionInfo, RedisError, Value};
 use rustls::pki_types::ServerName;
-use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 
 use super::LinkSettings;
 use super::connect_error::{RedisConnectError, RedisRefusal};
 use super::push::{self, Pushes};
+use crate::platform::sockets::UnixStream;
 use crate::policy::redis_url::{RedisAddress, RedisRoute, RedisTransport, RedisUrl, SentinelRoute};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{BoxedStream, TcpError, TlsError, connect_tcp, private_tls_config};

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
@@ -12,6 +11,7 @@ use rusqlite::config::DbConfig;
 use super::key_names;
 use super::open::companion;
 use super::refusals::RefusalRows;
+use crate::platform::files;
 use crate::policy::units::UnixMs;
 use crate::secret::ApiKey;
 
@@ -33,7 +33,7 @@ struct DatabaseFile {
     identity: FileIdentity,
 }
 
-/// The device and inode numbers of the database file and its write-ahead log.
+/// The identities of the database file and its write-ahead log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileIdentity {
     file: (u64, u64),
@@ -43,8 +43,8 @@ struct FileIdentity {
 
 impl FileIdentity {
     fn read(path: &Path) -> io::Result<Self> {
-        let inode = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-        Ok(Self { file: inode(path)?, log: inode(&companion(path, "-wal")).ok() })
+        let identity = |path: &Path| fs::metadata(path).map(|metadata| files::identity(&metadata));
+        Ok(Self { file: identity(path)?, log: identity(&companion(path, "-wal")).ok() })
     }
 }
 

@@ -2,11 +2,9 @@
 //! releases the lock (`flock`) when the process ends, so the lock file of a killed process does not prevent a
 //! start.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::{FlockOperation, flock};
 
 use super::open::companion;
 use crate::private_file;
@@ -28,7 +26,7 @@ impl Drop for Lock {
     /// Unlocks the file. Closing it is not enough: a child process that was forked at this moment has a copy of
     /// the descriptor until it runs its program.
     fn drop(&mut self) {
-        let _ = flock(&self.file, FlockOperation::Unlock);
+        let _ = self.file.unlock();
     }
 }
 
@@ -51,10 +49,10 @@ impl Lock {
     /// Locks the database at `path`, whose directory must exist, without waiting.
     pub(super) fn acquire(path: &Path) -> Result<Self, DatabaseLockError> {
         let mut file = private_file::open_or_create(&lock_path(path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(DatabaseLockError::Held(read_pid(&mut file))),
-            Err(error) => return Err(DatabaseLockError::System(error.into())),
+            Err(TryLockError::WouldBlock) => return Err(DatabaseLockError::Held(read_pid(&mut file))),
+            Err(TryLockError::Error(error)) => return Err(DatabaseLockError::System(error)),
         }
         file.set_len(0)?;
         file.rewind()?;
@@ -71,10 +69,10 @@ pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(DatabaseLockError::System(error)),
     };
-    match flock(&file, FlockOperation::NonBlockingLockShared) {
+    match file.try_lock_shared() {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(DatabaseLockError::Held(read_pid(&mut file))),
-        Err(error) => Err(DatabaseLockError::System(error.into())),
+        Err(TryLockError::WouldBlock) => Err(DatabaseLockError::Held(read_pid(&mut file))),
+        Err(TryLockError::Error(error)) => Err(DatabaseLockError::System(error)),
     }
 }
 

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rustix::fs::{Access, access};
 
 use super::database::Database;
 use super::lock::{self, DatabaseLockError};
 use super::origin::{self, Origin};
 use super::snapshot::SnapshotError;
 use super::{DatabaseLocation, key_names, owners, read, refusals, schema, upgrade};
+use crate::platform::files;
 use crate::policy::units::UnixMs;
 use crate::private_file;
 
@@ -217,7 +217,7 @@ pub fn check_location(location: &DatabaseLocation) -> Result<(), OpenError> {
     if !fs::metadata(directory).map_err(unwritable)?.is_dir() {
         return Err(unwritable(io::ErrorKind::NotADirectory.into()));
     }
-    access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
+    files::check_writable(directory).map_err(unwritable)?;
     if !file_exists {
         return Ok(());
     }

@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use super::origin::{self, Origin};
 use super::schema;
 use super::temporary::LockedTemporary;
 use crate::clock;
+use crate::platform::files;
 
 /// The reason that a database cannot be copied. No file was changed.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +125,7 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
         return Err(SnapshotError::Itself(target.to_owned()));
     }
     if let (Ok(file), Ok(target_file)) = (fs::metadata(path), fs::metadata(target)) {
-        if (file.dev(), file.ino()) == (target_file.dev(), target_file.ino()) {
+        if files::identity(&file) == files::identity(&target_file) {
             return Err(SnapshotError::Itself(target.to_owned()));
         }
         if existing == ExistingFile::Keep {
@@ -283,8 +283,7 @@ pub(super) fn check_space(target: &Path, needed: u64) -> Result<(), SnapshotErro
 
 /// Returns the free bytes on the disk of a file, for a process without privileges.
 pub(super) fn free_space(path: &Path) -> io::Result<u64> {
-    let disk = rustix::fs::statvfs(directory_of(path))?;
-    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    Ok(files::disk_space(directory_of(path))?.free)
 }
 
 fn directory_of(path: &Path) -> &Path {

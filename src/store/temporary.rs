@@ -4,11 +4,11 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use tempfile::{TempDir, TempPath};
+
+use crate::platform::files;
 
 /// A locked temporary file or directory, which is removed on drop. Other users cannot read it.
 #[derive(Debug)]
@@ -51,9 +51,9 @@ impl<P: AsRef<Path>> LockedTemporary<P> {
 ///
 /// Fails if another process has the lock, or has removed the file.
 fn lock(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-    if file.metadata()?.nlink() == 0 {
+    let file = files::open(path)?;
+    file.try_lock()?;
+    if files::is_removed(&file.metadata()?) {
         return Err(io::ErrorKind::NotFound.into());
     }
     Ok(file)

@@ -2,8 +2,7 @@
 //! migration on a temporary copy, for `keychoir db migrate --dry-run`.
 
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use super::snapshot::{self, ExistingFile, SnapshotError};
 use super::temporary::LockedTemporary;
 use super::{DatabaseLocation, LockedLocation, OpenError, schema};
 use crate::clock;
+use crate::platform::files;
 
 /// The effect of each migration, for operators. The first one creates the tables of a new file.
 const CHANGES: [&str; schema::VERSION] = [
@@ -248,7 +248,7 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
     let unwritable = |source| SnapshotError::Unwritable { path: copy.clone(), source };
     // SQLite writes only into an empty file, and would create one that other users can read.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy).map_err(unwritable)?;
+    files::private_options().write(true).create_new(true).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
     let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(migrate_error)?;
     open::migrate_schema(&mut connection, before.version).map_err(migrate_error)?;

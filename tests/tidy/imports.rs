@@ -15,19 +15,21 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("elevenlabs", &["policy"]),
     ("clock", &["policy"]),
     ("tasks", &[]),
+    ("platform", &[]),
     ("pool", &["clock", "elevenlabs", "policy", "secret"]),
-    ("body", &["clock", "policy", "secret", "tasks"]),
-    ("certificate", &["policy", "private_file", "tasks"]),
-    ("private_file", &[]),
+    ("body", &["clock", "platform", "policy", "secret", "tasks"]),
+    ("certificate", &["platform", "policy", "private_file", "tasks"]),
+    ("private_file", &["platform"]),
     ("upstream", &["body", "clock", "policy", "secret", "tasks"]),
     ("telemetry", &["clock", "elevenlabs", "policy", "pool", "secret", "tasks"]),
     ("proxy", &["body", "clock", "elevenlabs", "policy", "pool", "secret", "telemetry", "upstream"]),
-    ("server", &["clock", "policy", "tasks"]),
+    ("server", &["clock", "platform", "policy", "tasks"]),
     (
         "shared",
         &[
             "clock",
             "elevenlabs",
+            "platform",
             "policy",
             "poller",
             "pool",
@@ -39,7 +41,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("store", &["clock", "elevenlabs", "policy", "pool", "private_file", "proxy", "secret", "tasks"]),
+    (
+        "store",
+        &["clock", "elevenlabs", "platform", "policy", "pool", "private_file", "proxy", "secret", "tasks"],
+    ),
     (
         "poller",
         &["body", "clock", "elevenlabs", "policy", "pool", "proxy", "secret", "telemetry", "upstream"],
@@ -65,7 +70,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("dashboard", &["admin", "clock", "policy", "secret", "store", "telemetry"]),
-    ("config", &["certificate", "clock", "policy", "private_file", "secret"]),
+    ("config", &["certificate", "clock", "platform", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
         "app",
@@ -102,6 +107,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "clock",
             "config",
             "control",
+            "platform",
             "policy",
             "pool",
             "secret",
@@ -127,7 +133,6 @@ const PURE_CRATES: &[&str] = &[
     "httpdate",
     "jiff",
     "memchr",
-    "rustix",
     "serde",
     "serde_json",
     "sha2",
@@ -354,6 +359,40 @@ fn every_permitted_import_is_used() {
     }
 }
 
+/// The crates and modules of the standard library that exist for some operating systems only.
+const OF_SYSTEMS: &[&[&str]] = &[
+    &["rustix"],
+    &["sd_notify"],
+    &["std", "os"],
+    &["tokio", "io", "unix"],
+    &["tokio", "net", "UnixListener"],
+    &["tokio", "net", "UnixStream"],
+    &["tokio", "signal", "unix"],
+    &["tokio", "signal", "windows"],
+];
+
+#[test]
+fn only_platform_uses_what_one_operating_system_has() {
+    let mut violations = Vec::new();
+    let mut uses = 0;
+    for file in read_files() {
+        let is_of_system = |path: &&Vec<String>| OF_SYSTEMS.iter().any(|start| path_starts_with(path, start));
+        let paths = file.paths();
+        let found: Vec<String> =
+            paths.found.iter().filter(is_of_system).map(|path| path.join("::")).collect();
+        match file.module() {
+            "platform" => uses += found.len(),
+            _ => violations.extend(found.iter().map(|path| format!("{}: {path}", file.path.display()))),
+        }
+    }
+    assert!(uses > 10, "the paths of `platform` are not found");
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+fn path_starts_with(path: &[String], start: &[&str]) -> bool {
+    path.len() >= start.len() && path.iter().zip(start).all(|(part, expected)| part == expected)
+}
+
 #[test]
 fn policy_and_elevenlabs_are_pure() {
     let crates = dependencies();
@@ -396,8 +435,10 @@ fn purity_violation(path: &[String], crates: &BTreeSet<String>) -> Option<String
 fn dependencies() -> BTreeSet<String> {
     let manifest = fs::read_to_string(package_root().join("Cargo.toml")).unwrap();
     let manifest: toml::Table = manifest.parse().unwrap();
-    let names = manifest["dependencies"].as_table().unwrap().keys();
-    names.map(|name| name.replace('-', "_")).collect()
+    let of_targets = manifest["target"].as_table().unwrap().values();
+    let tables =
+        of_targets.chain([&manifest["dependencies"]]).map(|table| table.get("dependencies").unwrap_or(table));
+    tables.flat_map(|table| table.as_table().unwrap().keys()).map(|name| name.replace('-', "_")).collect()
 }
 
 #[track_caller]

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cli::locale;
+use crate::platform::terminal_size;
 use crate::policy::key_state::KeyStatus;
 use crate::policy::units::Grouped;
 use crate::pool::KeySnapshot;
@@ -147,8 +148,7 @@ fn draw(state: &mut DemoState, above: &str) -> io::Result<()> {
     }
     text.push_str(above);
     // A longer line would wrap, and the bars would move down the screen.
-    let columns =
-        rustix::termios::tcgetwinsize(io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(20));
+    let columns = terminal_size().map_or(80, |size| usize::from(size.columns).max(20));
     for line in &state.lines {
         let _ = writeln!(text, "{}", line.chars().take(columns - 1).collect::<String>());
     }

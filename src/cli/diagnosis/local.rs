@@ -1,6 +1,5 @@
 //! Examines the parts on this machine: the files that were read, and the database.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use crate::app::ConnectionLimit;
 use crate::certificate::{self, CaLocation};
 use crate::clock;
 use crate::config::{Config, LoadedConfig};
+use crate::platform::files;
 use crate::policy::certificate::Validity;
 use crate::policy::units::Grouped;
 use crate::store::{DatabaseInspection, DatabaseIntegrity, ReadError, UsageReader};
@@ -62,8 +62,8 @@ fn describe_file(path: &Path) -> Finding {
     match path.metadata() {
         // A mode that other users may read is a warning of the configuration.
         Ok(metadata) => {
-            let mode = metadata.permissions().mode() & 0o7777;
-            Finding::ok("files", format_args!("{} (mode {mode:04o})", path.display()))
+            let mode = files::mode(&metadata).map(|mode| format!(" (mode {:04o})", mode & 0o7777));
+            Finding::ok("files", format_args!("{}{}", path.display(), mode.unwrap_or_default()))
         }
         Err(error) => Finding::warning("files", format_args!("{}: {error}", path.display())),
     }
@@ -73,9 +73,9 @@ fn describe_file(path: &Path) -> Finding {
 fn describe_ca_key(config: &Config) -> Option<Finding> {
     let CaLocation::Directory(directory) = config.ca_location() else { return None };
     let path = certificate::ca_key_file(&directory);
-    let mode = path.metadata().ok()?.permissions().mode();
+    let mode = files::mode(&path.metadata().ok()?);
     let finding = describe_file(&path);
-    if mode & 0o077 == 0 {
+    if mode.is_none_or(|mode| mode & 0o077 == 0) {
         return Some(finding);
     }
     let message = format!("other users of this machine can read {}", finding.message);

@@ -4,7 +4,6 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
-use rustix::termios::tcgetwinsize;
 use tokio::time::MissedTickBehavior;
 
 use super::{StatusDocuments, fetch};
@@ -14,6 +13,7 @@ use crate::cli::server::{ServerRequestError, StatusClient};
 use crate::cli::signals::Signals;
 use crate::cli::{CommandResult, fail};
 use crate::clock;
+use crate::platform::terminal_size;
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::units::UnixMs;
 
@@ -102,7 +102,7 @@ fn draw(frame: &str) -> io::Result<()> {
         return stdout.flush();
     }
     // A frame that is higher than the terminal would scroll, and a part of it would remain on the screen.
-    let max_lines = tcgetwinsize(&stdout).map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)) - 1);
+    let max_lines = terminal_size().map_or(usize::MAX, |size| usize::from(size.rows.max(2)) - 1);
     let (lines, hidden) = split_lines(frame, max_lines);
     // Move the cursor to the start, write each line and clear its rest, and clear everything below.
     write!(stdout, "\u{1b}[H")?;

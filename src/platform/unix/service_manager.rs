@@ -9,12 +9,12 @@ use sd_notify::NotifyState;
 use tracing::debug;
 
 /// Reports that the program is ready, with a status line.
-pub(super) fn report_ready(status: &str) {
+pub(crate) fn report_ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// Reports that the configuration is being reloaded. [`report_ready`] reports the end of the reload.
-pub(super) fn report_reloading() {
+pub(crate) fn report_reloading() {
     // The service manager identifies the reload by this time.
     match NotifyState::monotonic_usec_now() {
         Ok(reload_time) => notify(&[NotifyState::Reloading, reload_time]),
@@ -23,7 +23,7 @@ pub(super) fn report_reloading() {
 }
 
 /// Reports that the program is stopping, and extends the stop timeout by `extension`.
-pub(super) fn report_stopping(extension: Duration) {
+pub(crate) fn report_stopping(extension: Duration) {
     let micros = u32::try_from(extension.as_micros()).unwrap_or(u32::MAX);
     let status = NotifyState::Status("Shutting down: running requests may finish");
     notify(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros)]);
@@ -31,7 +31,7 @@ pub(super) fn report_stopping(extension: Duration) {
 
 /// Sends keep-alives to the watchdog if the watchdog is enabled. The interval is half the watchdog's timeout,
 /// so that one late message does not cause a restart.
-pub(super) async fn send_keep_alives() -> Infallible {
+pub(crate) async fn send_keep_alives() -> Infallible {
     let Some(watchdog_timeout) = sd_notify::watchdog_enabled() else { return pending().await };
     loop {
         notify(&[NotifyState::Watchdog]);

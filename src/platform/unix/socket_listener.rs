@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{UnixListener, UnixSocket};
 
-use super::listener::BACKLOG;
-
 /// A listening Unix socket.
 #[derive(Debug)]
 pub struct UnixSocketListener {
@@ -20,7 +18,8 @@ pub struct UnixSocketListener {
 }
 
 impl UnixSocketListener {
-    pub(super) fn bind(path: &Path, mode: u32) -> io::Result<Self> {
+    /// Listens at `path`, with at most `backlog` connections that are not accepted.
+    pub(crate) fn bind(path: &Path, mode: u32, backlog: u32) -> io::Result<Self> {
         let socket = UnixSocket::new_stream()?;
         match socket.bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
@@ -33,7 +32,7 @@ impl UnixSocketListener {
         let file = SocketFile::new(path)?;
         // The mode is set before `listen`, because clients can connect after that call.
         fs::set_permissions(path, Permissions::from_mode(mode))?;
-        Ok(Self { listener: socket.listen(BACKLOG)?, file: Some(file) })
+        Ok(Self { listener: socket.listen(backlog)?, file: Some(file) })
     }
 
     /// Wraps a socket whose file another process created and removes.
@@ -42,7 +41,8 @@ impl UnixSocketListener {
         Ok(Self { listener: UnixListener::from_std(listener)?, file: None })
     }
 
-    pub(super) fn path(&self) -> io::Result<Option<PathBuf>> {
+    /// Returns the path of the socket file, or `None` if the socket has no name in the file system.
+    pub(crate) fn path(&self) -> io::Result<Option<PathBuf>> {
         match &self.file {
             Some(file) => Ok(Some(file.path.clone())),
             None => Ok(self.listener.local_addr()?.as_pathname().map(Path::to_owned)),
@@ -94,6 +94,8 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
 
+    const BACKLOG: u32 = 16;
+
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
@@ -102,7 +104,7 @@ mod tests {
     async fn the_socket_file_has_the_configured_mode_and_is_removed_on_drop() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
-        let listener = UnixSocketListener::bind(&path, 0o600).unwrap();
+        let listener = UnixSocketListener::bind(&path, 0o600, BACKLOG).unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(listener.path().unwrap(), Some(path.clone()));
         drop(listener);
@@ -116,8 +118,8 @@ mod tests {
         // The listener of the standard library leaves its file behind, as a killed process does.
         drop(net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
-        assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AddrInUse);
+        let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();
+        assert_eq!(UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap_err().kind(), ErrorKind::AddrInUse);
         assert!(path.exists(), "the listener that failed has removed the file");
         drop(listener);
     }
@@ -127,13 +129,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("k.sock");
         fs::write(&path, "content").unwrap();
-        assert_eq!(UnixSocketListener::bind(&path, 0o660).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(
+            UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
         assert_eq!(fs::read_to_string(&path).unwrap(), "content");
         // The socket file of another listener is not removed either.
         fs::remove_file(&path).unwrap();
-        let listener = UnixSocketListener::bind(&path, 0o660).unwrap();
+        let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();
         fs::rename(&path, directory.path().join("moved")).unwrap();
-        let successor = UnixSocketListener::bind(&path, 0o660).unwrap();
+        let successor = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();
         drop(listener);
         assert!(path.exists());
         drop(successor);

@@ -1,0 +1,87 @@
+//! Accepts connections from a socket that is registered with the runtime. The connections are not registered, so that
+//! they can be passed to any worker.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::socket_listener::{SocketFile, UnixSocketListener};
+
+/// A TCP port.
+#[derive(Debug)]
+pub(crate) struct TcpAcceptor(AsyncFd<TcpListener>);
+
+/// A Unix socket. Dropping it removes the socket file that it created.
+#[derive(Debug)]
+pub(crate) struct UnixAcceptor {
+    listener: AsyncFd<UnixListener>,
+    _file: Option<SocketFile>,
+}
+
+impl TcpAcceptor {
+    /// Moves a listener from its runtime to the current one.
+    pub(crate) fn open(listener: tokio::net::TcpListener) -> io::Result<Self> {
+        poll_readable(listener.into_std()?).map(Self)
+    }
+
+    /// Accepts the next connection. Dropping the future does not lose a connection.
+    pub(crate) async fn accept(
+        &self,
+        permits: &Arc<Semaphore>,
+    ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+        accept_on(&self.0, permits, |listener| listener.accept().map(|accepted| accepted.0)).await
+    }
+
+    /// Accepts a connection if one is pending.
+    pub(crate) fn accept_pending(&self) -> Option<TcpStream> {
+        self.0.get_ref().accept().ok().map(|accepted| accepted.0)
+    }
+}
+
+impl UnixAcceptor {
+    /// Moves a listener from its runtime to the current one.
+    pub(crate) fn open(listener: UnixSocketListener) -> io::Result<Self> {
+        let (listener, file) = listener.into_parts()?;
+        Ok(Self { listener: poll_readable(listener)?, _file: file })
+    }
+
+    /// Accepts the next connection. Dropping the future does not lose a connection.
+    pub(crate) async fn accept(
+        &self,
+        permits: &Arc<Semaphore>,
+    ) -> io::Result<(UnixStream, OwnedSemaphorePermit)> {
+        accept_on(&self.listener, permits, |listener| listener.accept().map(|accepted| accepted.0)).await
+    }
+
+    /// Accepts a connection if one is pending.
+    pub(crate) fn accept_pending(&self) -> Option<UnixStream> {
+        self.listener.get_ref().accept().ok().map(|accepted| accepted.0)
+    }
+}
+
+/// Accepts the next connection with a permit of `permits`, which is acquired only once a connection is pending.
+async fn accept_on<T: AsRawFd, A>(
+    listener: &AsyncFd<T>,
+    permits: &Arc<Semaphore>,
+    accept: impl Fn(&T) -> io::Result<A>,
+) -> io::Result<(A, OwnedSemaphorePermit)> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let permit = Arc::clone(permits).acquire_owned().await.map_err(io::Error::other)?;
+        // If the client has disconnected in the meantime, the permit is released.
+        if let Ok(accepted) = ready.try_io(|listener| accept(listener.get_ref())) {
+            return Ok((accepted?, permit));
+        }
+    }
+}
+
+#[expect(deprecated, reason = "its unsafe successor matters only for types whose descriptor can change")]
+fn poll_readable<T: AsRawFd>(listener: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(listener, Interest::READABLE)
+}

@@ -1,0 +1,98 @@
+//! Identities of files, and reads and writes at an offset. Files have no mode: they have the access control list of
+//! their directory.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::windows::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use crate::platform::DiskSpace;
+
+/// Without this flag of `CreateFileW`, directories cannot be opened.
+const FILE_FLAG_BACKUP_SEMANTICS: u32 = 0x0200_0000;
+
+/// Creates a directory with the access control list of its parent, which must exist.
+pub(crate) fn create_private_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir(path)
+}
+
+/// Returns options that create files with the access control list of their directory.
+pub(crate) fn private_options() -> OpenOptions {
+    OpenOptions::new()
+}
+
+/// Opens a file or a directory.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(FILE_FLAG_BACKUP_SEMANTICS).open(path)
+}
+
+/// Has no effect: a file has the owner that its directory determines.
+pub(crate) fn adopt_owner(_: &File, _: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Has no effect: a handle of a directory cannot be synced.
+pub(crate) fn sync_directory(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Returns `None`: files have no mode.
+pub(crate) fn mode(_: &Metadata) -> Option<u32> {
+    None
+}
+
+/// Has no effect: files have no mode.
+pub(crate) fn set_mode(_: &Path, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
+/// Returns the time of the creation. The index of the file, which is unique, is not in the stable standard library.
+pub(crate) fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.creation_time(), 0)
+}
+
+/// Returns `false`: an open file keeps its name.
+pub(crate) fn is_removed(_: &Metadata) -> bool {
+    false
+}
+
+/// Has no effect: the first file that is created reports the error.
+pub(crate) fn check_writable(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Writes all of `data` at `offset`.
+pub(crate) fn write_all_at(file: &File, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+    while !data.is_empty() {
+        let count = file.seek_write(data, offset)?;
+        if count == 0 {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        data = &data[count..];
+        offset += count as u64;
+    }
+    Ok(())
+}
+
+/// Fills `data` from `offset`.
+pub(crate) fn read_exact_at(file: &File, mut data: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !data.is_empty() {
+        let count = file.seek_read(data, offset)?;
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        data = &mut data[count..];
+        offset += count as u64;
+    }
+    Ok(())
+}
+
+/// Returns that the space is unlimited, because it is not known.
+pub(crate) fn disk_space(_: &Path) -> io::Result<DiskSpace> {
+    Ok(DiskSpace { free: u64::MAX, total: u64::MAX })
+}
+
+/// Returns that the space is unlimited, because it is not known.
+pub(crate) fn disk_space_of(_: &File) -> io::Result<DiskSpace> {
+    Ok(DiskSpace { free: u64::MAX, total: u64::MAX })
+}

@@ -1,0 +1,32 @@
+//! The functions and types of Windows. It is type-checked and not run.
+
+pub(crate) mod files;
+pub(crate) mod service_manager;
+pub(crate) mod signals;
+pub(crate) mod sockets;
+
+use std::io;
+
+pub(crate) use sockets::UnixSocketListener;
+
+use super::TerminalSize;
+
+/// Returns `None`: the size of the terminal is not known.
+pub(crate) fn terminal_size() -> Option<TerminalSize> {
+    None
+}
+
+/// Returns that the number of open files is unlimited.
+///
+/// # Errors
+///
+/// Never fails.
+pub fn raise_open_files_limit() -> io::Result<u64> {
+    Ok(u64::MAX)
+}
+
+/// Returns that the number of open files is unlimited.
+#[must_use]
+pub fn open_files_limit() -> u64 {
+    u64::MAX
+}

@@ -1,0 +1,15 @@
+//! Reports nothing: Keychoir is no Windows service.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+pub(crate) fn report_ready(_: &str) {}
+
+pub(crate) fn report_reloading() {}
+
+pub(crate) fn report_stopping(_: Duration) {}
+
+pub(crate) async fn send_keep_alives() -> Infallible {
+    pending().await
+}
