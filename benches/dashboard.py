@@ -21,6 +21,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import re
 import selectors
 import socket
 import statistics
@@ -37,7 +38,7 @@ REQUESTS_PER_SECOND = 400
 RELOAD_SECONDS = 60
 PAGES = ["", "keys", "live", "usage", "usage?by=key", "clients", "connect", "system"]
 ASSETS = ["app.js", "app.css", "icon.svg", "uplot.js", "uplot.css"]
-STREAMS = {"": "events?only=state", "live": "events?only=requests"}
+STREAMS = {"": "events?only=state&keys=", "live": "events?only=requests"}
 LOADS = [100, 300, 1_000]
 MAX_GROWTH = 2 * 2**20
 MAX_RATIO = 1.05
@@ -66,12 +67,15 @@ class Browser:
         self.port, self.session = port, session
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         self.tags = {}
+        # The keys that the last page shows.
+        self.keys = ""
 
     def load(self, name):
         self.connection.request("GET", f"/_/{name}", headers=self.session)
         response = self.connection.getresponse()
         page = response.read()
         assert response.status == 200 and b"Sign out" in page, response.status
+        self.keys = ",".join(re.findall(r'data-key="(\w+)"', page.decode()))
         for asset in ASSETS:
             known = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
             self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **known})
@@ -83,7 +87,8 @@ class Browser:
     def open_stream(self, name):
         stream = socket.create_connection(("127.0.0.1", self.port))
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.session.items())
-        stream.sendall(f"GET /_/{STREAMS[name]} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{lines}\r\n".encode())
+        path = STREAMS[name] + (self.keys if name == "" else "")
+        stream.sendall(f"GET /_/{path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{lines}\r\n".encode())
         assert stream.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         return stream
 

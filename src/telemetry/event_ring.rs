@@ -122,8 +122,8 @@ pub struct EndedRequest {
     pub credits: u64,
     /// The duration of the request.
     pub duration: Duration,
-    /// The JSON document of this event, which the first listener writes for all of them.
-    pub document: OnceLock<Box<str>>,
+    /// The text of this event in a stream, which the first listener writes for all of them.
+    pub event_text: OnceLock<Box<str>>,
 }
 
 /// The events after a position in the ring.
@@ -391,7 +391,7 @@ mod tests {
             retry_reasons: Vec::new(),
             credits: 0,
             duration: Duration::ZERO,
-            document: OnceLock::new(),
+            event_text: OnceLock::new(),
         }
     }
 

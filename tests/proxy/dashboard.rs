@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use std::io::Read as _;
 use std::time::Duration;
 
-use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, start_admin_proxy_with};
+use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, set_paused, start_admin_proxy_with};
 use crate::support::events::EventReader;
-use crate::support::{CLIENT_TOKEN, FIRST_KEY, TestProxy, client_config, join_all};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, client_config, join_all};
 
 const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -261,6 +261,36 @@ async fn a_page_gets_only_the_events_that_it_shows() {
         }
     }
     drop((state, requests, all));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_page_gets_only_the_keys_that_it_shows() {
+    let (proxy, _, cookie) = start().await;
+    let open = async |query: String| EventReader::new(get(&proxy, &cookie, &query).await);
+    let (first, second) = (key_id(FIRST_KEY), key_id(SECOND_KEY));
+    let page = get(&proxy, &cookie, "keys").await.text().await.unwrap();
+    assert!(page.contains(&format!("data-key=\"{first}\"")), "the page names its keys by these ids");
+    let mut one = open(format!("events?only=state&keys={second}")).await;
+    let mut none = open("events?only=state&keys=".to_owned()).await;
+    let names = async |reader: &mut EventReader, count| {
+        reader.take(count).await.into_iter().map(|event| event.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&mut one, 2).await, ["overview", "key"]);
+    assert_eq!(names(&mut none, 1).await, ["overview"]);
+    let mut all = open("events?only=state".to_owned()).await;
+    set_paused(&proxy, &[FIRST_KEY]);
+    all.wait_for("key", |key| key["id"] == first && key["paused"] == true).await;
+    set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
+    loop {
+        let event = one.next().await.unwrap();
+        assert!(event.name == "overview" || event.data["id"] == second, "{}", event.data);
+        if event.data["paused"] == true {
+            break;
+        }
+    }
+    none.wait_for("overview", |overview| overview["keys"]["paused"] == 2).await;
+    drop((one, none, all));
     proxy.close().await;
 }
 

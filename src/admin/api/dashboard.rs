@@ -12,6 +12,7 @@ use super::documents::{
     key_document, overview_document,
 };
 use super::error::ApiError;
+use super::events::WantedKeys;
 use super::json_members::JsonMembers;
 use super::router::Resource;
 use super::{ApiBody, BodyKind, PREFIX, changes};
@@ -77,13 +78,19 @@ impl Admin {
     }
 
     /// Opens a stream of these events, or returns the refusal. The stream ends with the session that has this token.
-    pub(crate) fn dashboard_events(
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future opens no stream.
+    pub(crate) async fn dashboard_events(
         &self,
         headers: &HeaderMap,
         token: &str,
         selection: EventSelection,
+        keys: WantedKeys,
     ) -> Result<Response<ApiBody>, ActionError> {
-        let stream = self.event_stream(headers, selection)?.while_open(self.sessions.watch(token));
+        let stream = self.event_stream(headers, selection, keys).await?;
+        let stream = stream.while_open(self.sessions.watch(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)

@@ -327,9 +327,11 @@ impl Admin {
             }
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
-                let is_read = head.method == Method::GET;
-                let stream =
-                    is_read.then(|| self.event_stream(&head.headers, EventSelection::All)).transpose()?;
+                let stream = if head.method == Method::GET {
+                    Some(self.event_stream(&head.headers, EventSelection::All, None).await?)
+                } else {
+                    None
+                };
                 Ok(ApiResponse::events(stream))
             }
             Resource::Me

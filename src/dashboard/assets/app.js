@@ -136,7 +136,8 @@ function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
-    source = new EventSource(`events?only=${handlers.request ? "requests" : "state"}`);
+    const keys = findAll("[data-key]").map((row) => row.dataset.key);
+    source = new EventSource(handlers.request ? "events?only=requests" : `events?only=state&keys=${keys}`);
     // The session has ended, or there are too many tabs.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
@@ -160,11 +161,11 @@ function showNumber(cell, value) {
 }
 
 let reloadTimer = 0;
-// Shows the page again, unless a form is being filled in.
+// Shows the page again, unless a form is being filled in. Many tabs do not load at the same moment.
 function reloadSoon() {
   const isFilling = () => document.activeElement?.closest("main form.fields, main dialog");
   clearTimeout(reloadTimer);
-  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1500);
+  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1e3 + Math.random() * 1e3);
 }
 
 function cleanQuery() {

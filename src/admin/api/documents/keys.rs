@@ -18,7 +18,7 @@ pub(in crate::admin::api) fn key_id(key: &Key) -> String {
     key.api_key().fingerprint().key_id()
 }
 
-#[derive(Serialize)]
+#[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyDocument {
     pub(crate) id: String,
@@ -60,9 +60,10 @@ pub(crate) struct KeyDocument {
 }
 
 impl KeyDocument {
-    /// Returns the document without the members that change with the time alone.
-    pub(in crate::admin::api) fn without_forecast(self) -> Self {
-        Self { credits_per_day: 0, exhausted_at: None, ..self }
+    /// Returns whether an earlier document of the key differs in more than the members that change with the time alone.
+    pub(in crate::admin::api) fn has_changed_since(&self, earlier: Self) -> bool {
+        let Self { credits_per_day, exhausted_at, .. } = self;
+        *self != Self { credits_per_day: *credits_per_day, exhausted_at: exhausted_at.clone(), ..earlier }
     }
 }
 
