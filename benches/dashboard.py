@@ -1,4 +1,4 @@
-"""Compares the latency of requests without and with 20 open tabs of the dashboard, and measures the program's memory over
+"""Compares the latency of requests without and with 20 open tabs of the dashboard, and measures Keychoir's memory over
 1,000 loads of every page.
 
 A tab holds a stream of events as `app.js` does, and a tab of the overview is loaded again every minute, with its assets
@@ -32,7 +32,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests", "fault
 from proxy_process import memory_bytes, processor_seconds, start_proxy
 
 ADMIN_TOKEN = "kca_admin_token_of_the_bench"
-# Far below the limit of one core, so that the latency is not that of a queue.
+# Far below the limit of one core, so that the latency does not include a queue.
 REQUESTS_PER_SECOND = 400
 # The interval at which `app.js` loads the overview again.
 RELOAD_SECONDS = 60
@@ -129,7 +129,7 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
 
     def measure(self, seconds):
-        """Returns the latencies in ms. A request is sent at its time, unless the previous one has not ended."""
+        """Returns the latencies in ms. A request is sent at its time, unless the previous request has not ended."""
         latencies = []
         start = time.monotonic()
         for number in range(int(seconds * REQUESTS_PER_SECOND)):
@@ -176,7 +176,7 @@ def compare(keychoir, port, arguments):
     figures = {name: [] for name, _ in slots}
     all_latencies = {name: [] for name, _ in slots}
     for _ in range(arguments.rounds):
-        # Each round begins with another slot, so that none always follows the same one.
+        # Each round begins with a different slot, so that no slot always follows the same other slot.
         slots.append(slots.pop(0))
         for name, page in slots:
             with open_tabs(port, session, arguments.tabs, page):

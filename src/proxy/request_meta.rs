@@ -145,7 +145,7 @@ impl RequestMeta {
         }
     }
 
-    /// Prefers keys with a free slot in the session's concurrency group, although the session acquires the
+    /// Prefers keys with an available slot in the session's concurrency group, although the session acquires the
     /// slot only when speech starts.
     pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_group {
@@ -206,12 +206,12 @@ pub(super) struct AdmissionFacts<'a> {
     pub(super) has_own_key: bool,
 }
 
-/// Admits a request by its client's limits, and by the quota of its user.
+/// Admits a request under its client's limits and the quota of its user.
 ///
 /// # Errors
 ///
 /// Fails when the client may not use the path, or has reached one of its limits. If the client has a quota per
-/// user, also fails when the request names no user, the quota of its user is used up, or the usage of its user
+/// user, also fails when the request names no user, the quota of its user is exhausted, or the usage of its user
 /// cannot be read.
 pub(super) async fn admit(
     config: &RuntimeConfig,

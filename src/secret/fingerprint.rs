@@ -234,7 +234,7 @@ const USER_DOMAIN: &[u8] = b"keychoir:user:1:";
 pub struct UserFingerprint(u64);
 
 impl UserFingerprint {
-    /// Computes the fingerprint of the user with this id. The name of a client contains no colon.
+    /// Computes the fingerprint of the user with the given `id`. The name of a client contains no colon.
     #[must_use]
     pub fn new(client: &str, id: &[u8]) -> Self {
         let Digest(bytes) = Digest::new(&[USER_DOMAIN, client.as_bytes(), b":", id]);

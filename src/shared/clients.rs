@@ -60,7 +60,7 @@ impl ClientShares {
             beat.quotas = usage.quota_statements(scope, moment.now);
             self.last_quota_statement = Some(moment.instant);
         }
-        for activity in usage.activity() {
+        for activity in usage.take_activity() {
             let slots = self.slots.entry(activity.client.clone()).or_default();
             let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
             let count = RunningCount { running: activity.running, peak };
@@ -157,7 +157,7 @@ mod tests {
     use crate::elevenlabs::affinity::RetentionLimits;
     use crate::policy::charge::Billing;
     use crate::policy::client::{AnonymousAccess, Client, Clients, Rules};
-    use crate::policy::redis_url::SharedPoolName;
+    use crate::policy::shared_pool_name::SharedPoolName;
     use crate::policy::units::UnixMs;
     use crate::pool::{Pool, Settings};
     use crate::proxy::{AdmissionRequest, ClientPermit, NoStoredUsage};

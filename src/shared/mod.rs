@@ -39,7 +39,8 @@ mod view;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::redis_url::{RedisUrl, SharedPoolName};
+use crate::policy::redis_url::RedisUrl;
+use crate::policy::shared_pool_name::SharedPoolName;
 
 pub use connect_error::{RedisConnectError, RedisRefusal};
 pub use connection::{RedisConnection, RedisEndpoint, RedisServer};

@@ -328,7 +328,7 @@ pub(super) const SUM_COLUMNS: [&str; 9] = [
     "quota_credits",
 ];
 
-/// The `ON CONFLICT` clause that adds the inserted sums to those of an existing row. Sums are limited to
+/// The `ON CONFLICT` clause that adds the inserted sums to the sums of an existing row. Sums are limited to
 /// 2^53, which is far above real amounts and exact as a floating-point number.
 pub(super) static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
     let sums =

@@ -14,7 +14,7 @@ use crate::policy::units::UnixMs;
 
 /// Maximum number of rows that one step deletes.
 const MAX_ROWS: u16 = 512;
-/// Maximum pages that one step returns to the file system.
+/// Maximum number of pages that one step returns to the file system.
 const MAX_PAGES: i64 = 128;
 
 /// Time between two compactions of the owner log. A compaction reads the whole log.
@@ -66,7 +66,7 @@ pub(super) fn run_step(
     if free_pages_before == 0 {
         return Ok(MaintenanceProgress::Done);
     }
-    shrink(connection)?;
+    shrink_database(connection)?;
     let still_free = free_pages(connection)?;
     // If the file did not shrink, the next step would not shrink it either.
     Ok(if (1..free_pages_before).contains(&still_free) {
@@ -96,7 +96,7 @@ fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
     )
 }
 
-fn shrink(connection: &Connection) -> Result<(), rusqlite::Error> {
+fn shrink_database(connection: &Connection) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({MAX_PAGES})"))?;
     // Reading a row of the statement frees a page.
     let mut rows = statement.query([])?;

@@ -12,7 +12,7 @@ use crate::policy::charge::{Billing, Charge, ChargeOutcome};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded};
 use crate::policy::units::UnixMs;
 
-/// A client's request in progress.
+/// The permit of a client's request in progress.
 ///
 /// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
 /// not charged.
@@ -35,7 +35,7 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Makes `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant of
+    /// Calls `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant of
     /// this replica is insufficient, requests a larger grant from them first.
     pub(super) async fn take_from_client(
         &self,
@@ -46,12 +46,12 @@ impl ClientPermit {
         result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
-    /// Admits the request by the quota of its user. A request that is not free is counted here. If other replicas
+    /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other replicas
     /// share the quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///
-    /// Fails when the user's quota is used up.
+    /// Fails when the user's quota is exhausted.
     pub(in crate::proxy) async fn admit_user(
         &mut self,
         user: &RequestUser,
@@ -100,7 +100,7 @@ impl ClientPermit {
     ///
     /// # Errors
     ///
-    /// Fails when a quota is used up, or `max` requests of unknown price are in progress.
+    /// Fails when a quota is exhausted, or `max` requests of unknown price are in progress.
     pub(in crate::proxy) async fn reserve_unpriced(
         &self,
         amount: u64,

@@ -18,7 +18,7 @@ const MAX_EXTENSIONS: u32 = 4;
 /// The reason that an amount cannot be taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReservationRefused {
-    /// The quota is used up, or is insufficient for this request.
+    /// The quota is exhausted, or is insufficient for this request.
     Quota(QuotaExceeded),
     /// The maximum number of requests of unknown price is in progress.
     Unpriced { max: u32 },
@@ -26,7 +26,7 @@ pub(super) enum ReservationRefused {
     Grant { demand: AmountRange, exceeded: QuotaExceeded },
 }
 
-/// A request in progress that counts against one quota.
+/// The permit of a request in progress that counts against one quota.
 ///
 /// Dropping the permit refunds the reserved amounts that were not charged. [`charge`](Self::charge) and the
 /// methods for sessions charge the amounts beforehand.
@@ -68,12 +68,12 @@ impl QuotaPermit {
         Self { counters, quota, billing, is_charged, state: Mutex::default() }
     }
 
-    /// Returns the quota that the request counts against, or `None` for a free request or one that is not charged.
+    /// Returns the quota that the request counts against, or `None` if the request costs no credits or is not charged.
     pub(super) fn quota(&self) -> Option<ClientQuota> {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
 
-    /// Checks that the quota is not used up. Other requests may use it up before this request reserves its credits.
+    /// Checks that the quota is not exhausted. Other requests may exhaust it before this request reserves its credits.
     pub(super) fn check(&self, now: UnixMs, grant_use: GrantUse) -> Result<(), ReservationRefused> {
         let Some(quota) = self.quota() else { return Ok(()) };
         match self.counters.share() {
@@ -102,8 +102,8 @@ impl QuotaPermit {
         }
     }
 
-    /// Makes `attempt`, which takes an amount from the quota. If other replicas share the quota and the grant of this
-    /// replica is insufficient, requests a larger grant from them, and makes the attempt again.
+    /// Calls `attempt`, which takes an amount from the quota. If other replicas share the quota and the grant of this
+    /// replica is insufficient, requests a larger grant from them, and calls `attempt` again.
     ///
     /// # Errors
     ///
@@ -189,22 +189,23 @@ impl QuotaPermit {
         grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
-        let more = total.saturating_sub(state.estimated_credits);
-        if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
-            let (reserved, periods) = self.try_add(quota, AmountRange::exactly(more), now, grant_use)?;
+        let additional_credits = total.saturating_sub(state.estimated_credits);
+        if let Some(quota) = self.credit_quota().filter(|_| additional_credits > 0) {
+            let (reserved, periods) =
+                self.try_add(quota, AmountRange::exactly(additional_credits), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = state.estimated_credits.max(total);
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that is less.
+    /// Reserves credits for a request of unknown price: `amount`, or the remaining quota if that is less.
     /// At most `max` requests of unknown price may be in progress, so the prices of at most `max` requests can
     /// exceed the quota.
     ///
     /// # Errors
     ///
-    /// Fails when the quota is used up, or `max` requests of unknown price are in progress.
+    /// Fails when the quota is exhausted, or `max` requests of unknown price are in progress.
     pub(super) fn reserve_unpriced(
         &self,
         amount: u64,

@@ -79,8 +79,8 @@ fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall>
 /// Checks the used requests and credits, including reserved ones.
 #[track_caller]
 fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
-    let used = usage.used(&app(), NOW);
-    assert_eq!((used.requests, used.credits), ([requests; 3], [credits; 3]));
+    let totals = usage.totals(&app(), NOW);
+    assert_eq!((totals.requests, totals.credits), ([requests; 3], [credits; 3]));
 }
 
 #[test]
@@ -99,16 +99,19 @@ fn only_a_served_request_is_charged() {
     let third = admit(&usage, &rules).unwrap();
     assert!(
         matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
-        "a request counts at admission"
+        "a request must count at admission"
     );
     third.charge(ChargeOutcome::Unknown, None, NOW);
     drop(third);
     assert!(
         matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
-        "dropping the permit does not refund a charged request"
+        "dropping the permit must not refund a charged request"
     );
-    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "free requests are admitted");
-    assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "unlisted requests are not free");
+    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "requests that cost no credits must be admitted");
+    assert!(
+        admit_at(&usage, &rules, UNLISTED, NOW).is_err(),
+        "requests of unknown cost must count against the quota"
+    );
 }
 
 #[test]
@@ -137,7 +140,11 @@ fn an_unreported_price_charges_the_reservation() {
         // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.charge(ChargeOutcome::Refused, None, NOW), Charge::default());
         assert_eq!(permit.charge(outcome, None, NOW), Charge { requests: 1, credits: 300 });
-        assert_eq!(permit.charge(outcome, None, NOW), Charge::default(), "the reservation is charged once");
+        assert_eq!(
+            permit.charge(outcome, None, NOW),
+            Charge::default(),
+            "the reservation must be charged once"
+        );
     }
     check_used(&usage, 2, 600);
 }
@@ -168,7 +175,7 @@ fn unpriced_requests_are_limited_and_charged() {
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
     assert!(
         ready(admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW)).is_ok(),
-        "requests of known price are admitted"
+        "requests of known price must be admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
     // The session may still run, so its price is charged.
@@ -244,8 +251,8 @@ fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
     first.charge(ChargeOutcome::Served, Some(5), tomorrow);
     second.charge(ChargeOutcome::Served, Some(7), tomorrow);
     drop((first, second));
-    let used = usage.used(&app(), tomorrow);
-    assert_eq!((used.requests[0], used.credits), (1, [7, 7, 12]));
+    let totals = usage.totals(&app(), tomorrow);
+    assert_eq!((totals.requests[0], totals.credits), (1, [7, 7, 12]));
 }
 
 #[test]
@@ -294,13 +301,13 @@ fn an_exceeded_rate_limit_names_the_wait() {
 
 #[test]
 fn a_reload_and_a_restart_keep_the_usage() {
-    let used = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
-    let totals = [used(app()), used(ClientName::new("gone"))];
+    let stored_usage = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
+    let totals = [stored_usage(app()), stored_usage(ClientName::new("gone"))];
     let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoStoredUsage), NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
     let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
     assert_eq!(
-        usage.used(&app(), NOW),
+        usage.totals(&app(), NOW),
         UsageTotals { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] }
     );
     let gone = Client {
@@ -344,7 +351,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
     assert!(admitted.into_inner() <= 1_000);
     let charged = charged.into_inner();
     assert!(charged <= 100_000, "{charged}");
-    assert_eq!(usage.used(&app(), NOW).credits, [charged; 3]);
+    assert_eq!(usage.totals(&app(), NOW).credits, [charged; 3]);
 }
 
 /// An event in the lifecycle of a client's request.
@@ -414,13 +421,13 @@ proptest! {
                 }
                 Step::Disconnect(at) => drop(in_progress.remove(at)),
             }
-            let used = usage.used(&app(), NOW).credits[2];
+            let used_credits = usage.totals(&app(), NOW).credits[2];
             // Two requests of unknown price may each exceed the quota by their reservations.
-            prop_assert!(charged <= used && used <= QUOTA + 200, "{} {}", charged, used);
+            prop_assert!(charged <= used_credits && used_credits <= QUOTA + 200, "{} {}", charged, used_credits);
         }
         drop(in_progress);
-        let used = usage.used(&app(), NOW);
-        prop_assert_eq!((used.requests, used.credits), ([requests; 3], [charged; 3]));
+        let totals = usage.totals(&app(), NOW);
+        prop_assert_eq!((totals.requests, totals.credits), ([requests; 3], [charged; 3]));
         let counters = &usage.by_name[&app()];
         prop_assert_eq!(counters.in_progress.load(Ordering::Acquire), 0);
         prop_assert_eq!(counters.usage.unpriced_in_progress.load(Ordering::Acquire), 0);

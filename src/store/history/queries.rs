@@ -15,7 +15,7 @@ use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns
 /// The attempts to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttemptFilter {
-    /// Maximum attempts of a page.
+    /// Maximum number of attempts on a page.
     pub limit: usize,
     /// Only attempts with ids below this id.
     pub before: Option<String>,
@@ -104,7 +104,7 @@ pub struct UsageFilter {
     pub dimension: UsageDimension,
     /// Only the attempts of this client.
     pub client: Option<String>,
-    /// Maximum rows.
+    /// Maximum number of rows.
     pub limit: usize,
 }
 
@@ -157,9 +157,9 @@ pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec
     rows.collect()
 }
 
-/// Returns the table with the sums of a dimension. If both tables have it, this is the one with fewer rows in the last
-/// complete hour before `until`: with many keys, `hours` may have a hundred times as many rows as `user_hours`, and with
-/// many users the reverse.
+/// Returns the table with the sums of a dimension. If both tables contain the dimension, this is the table with fewer
+/// rows in the last complete hour before `until`: with many keys, `hours` may have a hundred times as many rows as
+/// `user_hours`, and with many users the reverse.
 fn smaller_table(
     connection: &Connection,
     dimension: UsageDimension,

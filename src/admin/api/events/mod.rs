@@ -1,4 +1,4 @@
-//! `GET events`: the state of the keys and of the program as it changes, ended requests, and changes by
+//! `GET events`: the state of the keys and of the server as it changes, ended requests, and changes by
 //! operators, as server-sent events.
 //!
 //! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
@@ -27,7 +27,7 @@ pub use sampler::EventSource;
 pub(super) type EventStream = PacedStream<Box<dyn FnMut() -> Option<Bytes> + Send>>;
 
 /// The first line of a stream: how long a browser waits before it reconnects, in milliseconds.
-const RETRY: &str = "retry: 2000\n\n";
+const RETRY_LINE: &str = "retry: 2000\n\n";
 
 /// The number of an event that is a part of a snapshot, and not its last one. A listener that resumes there gets
 /// the whole snapshot again.
@@ -47,7 +47,7 @@ struct FrameWriter {
 }
 
 impl Admin {
-    /// Opens a stream of these events. It continues after the event that `Last-Event-ID` names, and otherwise begins
+    /// Opens a stream of the selected events. It continues after the event that `Last-Event-ID` names, and otherwise begins
     /// with a snapshot of the state, if the state is selected.
     ///
     /// # Cancel safety
@@ -90,7 +90,8 @@ impl Admin {
 impl FrameWriter {
     /// Returns the events since the last frame, or `None` if there are none.
     fn next_frame(&mut self) -> Option<Bytes> {
-        let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
+        let mut frame =
+            if std::mem::take(&mut self.is_first) { RETRY_LINE.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
         let has_state = self.listener.selection().has_state();
         if has_state {
@@ -121,7 +122,7 @@ impl FrameWriter {
         }
     }
 
-    /// Writes the state of the program and of the wanted keys, and then the requests and changes that the ring still
+    /// Writes the state of the server and of the wanted keys, and then the requests and changes that the ring still
     /// has. Writes nothing while a comparison is running, because the worker does not wait for it.
     fn write_snapshot(&mut self, frame: &mut String, epoch: &str) {
         let Some(snapshot) = self.admin.events.snapshot(&self.listener, &self.keys) else { return };

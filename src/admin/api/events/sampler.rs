@@ -1,4 +1,4 @@
-//! Compares the state of the keys and of the program with the state that was recorded last, once for all
+//! Compares the state of the keys and of the server with the state that was recorded last, once for all
 //! listeners.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use crate::telemetry::{EventContent, EventListener, EventRing};
 use crate::{clock, tasks};
 
 /// Minimum time between two comparisons, for any number of listeners.
-const INTERVAL: Duration = Duration::from_millis(200);
+const COMPARISON_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum time between two comparisons, as a multiple of the duration of one, so that comparisons of a pool with
 /// thousands of keys take at most this part of a processor.
 const INTERVAL_PER_DURATION: u32 = 200;
@@ -92,7 +92,7 @@ impl EventSource {
             // A comparison is running.
             Err(TryLockError::WouldBlock) => return false,
         };
-        let interval = interval(recorded.duration);
+        let interval = min_interval(recorded.duration);
         let is_due = recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= interval);
         if is_due {
             recorded.sampled_at = Some(clock::instant());
@@ -146,9 +146,9 @@ impl EventSource {
     }
 }
 
-/// Returns the minimum time between the end of a comparison of this duration and the next one.
-fn interval(duration: Duration) -> Duration {
-    duration.saturating_mul(INTERVAL_PER_DURATION).max(INTERVAL)
+/// Returns the minimum time between the end of a comparison of `duration` and the next one.
+fn min_interval(duration: Duration) -> Duration {
+    duration.saturating_mul(INTERVAL_PER_DURATION).max(COMPARISON_INTERVAL)
 }
 
 impl RecordedState {
@@ -237,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_changed_is_an_event() {
+    fn only_changed_documents_are_events() {
         let mut recorded = RecordedState::default();
-        let both = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
-        assert_eq!(changed(&mut recorded, both(0), overview("1", 2)), ["a", "b", "overview"]);
-        assert!(changed(&mut recorded, both(0), overview("1", 2)).is_empty());
-        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a"]);
+        let both_keys = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
+        assert_eq!(changed(&mut recorded, both_keys(0), overview("1", 2)), ["a", "b", "overview"]);
+        assert!(changed(&mut recorded, both_keys(0), overview("1", 2)).is_empty());
+        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a"]);
         assert_eq!(changed(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
-        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a", "overview"]);
+        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a", "overview"]);
     }
 
     #[test]
@@ -260,9 +260,9 @@ mod tests {
 
     #[test]
     fn a_long_comparison_is_rare() {
-        assert_eq!(interval(Duration::from_micros(50)), INTERVAL);
-        assert_eq!(interval(Duration::from_millis(1)), INTERVAL);
-        assert_eq!(interval(Duration::from_millis(5)), Duration::from_secs(1));
+        assert_eq!(min_interval(Duration::from_micros(50)), COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_millis(1)), COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_millis(5)), Duration::from_secs(1));
     }
 
     #[test]
@@ -270,7 +270,10 @@ mod tests {
         let mut recorded = RecordedState::default();
         changed(&mut recorded, vec![key("a", 0, 1)], overview("1", 1));
         let events = changed(&mut recorded, vec![key("a", 0, 2)], overview("12", 1));
-        assert!(events.is_empty(), "forecasts move with the time: {events:?}");
-        assert!(recorded.overview.unwrap().document.contains("\"12\""), "a snapshot has the latest document");
+        assert!(events.is_empty(), "a forecast that moves with the time must not cause an event: {events:?}");
+        assert!(
+            recorded.overview.unwrap().document.contains("\"12\""),
+            "a snapshot must contain the latest document"
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::proxy::replica_link::{
 pub(super) const GRANT: Duration = Duration::from_secs(9);
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The use and the grant of one replica.
+/// The usage and the grant of one replica.
 #[derive(Clone, Copy, Debug)]
 struct ReplicaUse {
     total: u64,
@@ -42,9 +42,9 @@ impl ReplicaPool {
         let now = clock::instant();
         let mut quotas = self.lock();
         let uses = quotas.entry(statement.key.clone()).or_default();
-        let others = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
-        let used_by_others: u64 = others().map(|other| other.total).sum();
-        let held_by_others: u64 = others()
+        let other_usages = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
+        let used_by_others: u64 = other_usages().map(|other| other.total).sum();
+        let held_by_others: u64 = other_usages()
             .map(|other| if now < other.expires_at { other.granted.max(other.total) } else { other.total })
             .sum();
         let available = statement.limit.saturating_sub(held_by_others);
@@ -171,11 +171,12 @@ impl TestReplica {
     }
 }
 
-/// Starts `count` replicas of one pool, whose client `app` has `rules`. Each has used the amounts in `used`.
+/// Starts `count` replicas of one pool, whose client `app` has `rules`. The usage store of each contains
+/// `stored_usage`.
 pub(super) fn start(
     count: usize,
     rules: &Rules,
-    used: &[UsageTotals],
+    stored_usage: &[UsageTotals],
 ) -> (Arc<ReplicaPool>, Vec<TestReplica>) {
     let pool = Arc::new(ReplicaPool::default());
     let client = Client { name: app(), rules: rules.clone() };
@@ -188,7 +189,7 @@ pub(super) fn start(
             replicas,
             is_down: AtomicBool::new(false),
         });
-        let usage = ClientUsage::new(&clients, used, Arc::new(NoStoredUsage), NOW).with_link(
+        let usage = ClientUsage::new(&clients, stored_usage, Arc::new(NoStoredUsage), NOW).with_link(
             link.clone(),
             &clients,
             NOW,
