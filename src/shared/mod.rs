@@ -4,6 +4,7 @@
 //! grants, and it applies the changes that other replicas publish. Without `[redis]`, this module does not run.
 
 mod beat_calls;
+mod beat_replies;
 mod changes;
 mod clients;
 mod connect_error;

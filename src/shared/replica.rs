@@ -1,31 +1,27 @@
-//! Computes the statements of this replica for the next beat, and applies the replies of Redis and the messages of
-//! other replicas to the pool. It does no input or output, and time is an argument, so that tests can simulate many
-//! replicas on virtual time.
+//! Holds the state of this replica, and computes its statements for the next beat. `beat_replies.rs` applies the
+//! replies. Both do no input or output, and take the time as an argument, so that tests can simulate many replicas on
+//! virtual time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
-
-use super::beat_calls::{Beat, BeatCause, BeatOutcome};
+use super::beat_calls::{Beat, BeatCause};
 use super::changes::KeyIndex;
-use super::credit_statement::{CreditGrant, CreditStatement};
+use super::credit_statement::CreditStatement;
 use super::credits::{CreditSituation, Credits};
 use super::maps::KnownMaps;
 use super::members::{Description, Membership};
-use super::reply::{UnexpectedReply, flatten};
 use super::scripts::{Keyspace, MAX_SUBJECTS};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots};
+use super::slots::{SlotDemand, SlotStatement, Slots};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::shared_id::SharedId;
 use crate::policy::shared_pool_name::SharedPoolName;
 use crate::policy::units::UnixMs;
 use crate::pool::{GroupDemand, Pool, QueuedDemand, Roster, Workspace};
-use crate::telemetry::log_transitions;
 
 /// Maximum interval between two statements about a subject that did not change.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
@@ -59,19 +55,19 @@ pub(super) struct Replica {
     started_at: UnixMs,
     /// Whether this replica can poll the provider for all replicas.
     pub(super) can_lead: bool,
-    membership: Option<Membership>,
+    pub(super) membership: Option<Membership>,
     /// The number of live replicas at the last reply.
     pub(super) replicas: u32,
     /// The number of the last statement.
     pub(super) statement: u64,
     pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
-    last_full_beat: Option<Instant>,
+    pub(super) last_full_beat: Option<Instant>,
     /// The workspaces whose credits or slots other replicas need.
     demanded: BTreeSet<SharedId>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
-    is_alone: bool,
+    pub(super) is_alone: bool,
     /// Whether Redis has received a statement of this replica over the current connection.
-    has_stated: bool,
+    pub(super) has_stated: bool,
     /// Whether the replica returns its grants and slots, because its program ends.
     pub(super) is_leaving: bool,
 }
@@ -81,13 +77,13 @@ pub(super) struct Replica {
 pub(super) struct WorkspaceState {
     pub(super) credits: Credits,
     /// The last statement, to detect changes.
-    last_statement: Option<CreditStatement>,
+    pub(super) last_statement: Option<CreditStatement>,
     pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
     polled_at: Option<UnixMs>,
 }
 
 impl WorkspaceState {
-    fn new(instant: Instant) -> Self {
+    pub(super) fn new(instant: Instant) -> Self {
         Self {
             credits: Credits::new(instant),
             last_statement: None,
@@ -313,122 +309,5 @@ impl Replica {
     fn forget_removed(&mut self, roster: &Roster) {
         let workspaces = roster.workspaces();
         self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
-    }
-
-    /// Applies the replies to a beat, which arrived at `received`.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a reply does not have the form that the scripts return.
-    pub(super) fn apply(
-        &mut self,
-        beat: &Beat,
-        replies: &[Value],
-        received: Moment,
-    ) -> Result<BeatOutcome, UnexpectedReply> {
-        let (members_reply, other_replies) = replies.split_first().ok_or(UnexpectedReply)?;
-        let membership = Membership::from_value(members_reply)?;
-        self.clock.record(membership.now_ms, beat.sent, received);
-        self.replicas = membership.live_count();
-        let is_lost = self.has_stated && membership.previous.is_none();
-        if is_lost {
-            self.maps.forget_versions();
-        }
-        let outdated = self.maps.compare(&membership.versions);
-        let is_other = |previous: &Description| previous.process != self.description.process;
-        let has_duplicate_id = self.has_stated && membership.previous.as_ref().is_some_and(is_other);
-        self.has_stated = true;
-        let mut outcome = BeatOutcome { outdated, is_lost, has_duplicate_id, ..BeatOutcome::default() };
-        self.membership = Some(membership);
-        if beat.is_full {
-            self.last_full_beat = Some(beat.sent.instant);
-        }
-        let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
-        let (credit_replies, slot_replies) =
-            other_replies.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
-        let credit_replies = flatten(credit_replies)?;
-        let slot_replies = flatten(slot_replies)?;
-        if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
-            return Err(UnexpectedReply);
-        }
-        // The slots are applied first: credits may start queued requests, which must not use a slot that this replica
-        // has lost.
-        for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
-            let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
-                continue;
-            };
-            let grant = SlotGrant::from_value(reply)?;
-            let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
-            if grant.is_unmet && grant.active_replicas > 1 {
-                outcome.unmet.insert(*id);
-            }
-            if let Some(max) = change.max {
-                self.pool.record_shared_maximum(workspace, *group, max, received.now);
-            }
-            if let Some(share) = change.share {
-                self.pool.divide_slots(workspace, *group, share, received.now);
-            }
-        }
-        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
-            self.apply_credits(
-                *id,
-                *statement,
-                &CreditGrant::from_value(reply)?,
-                beat,
-                received,
-                &mut outcome,
-            );
-        }
-        self.fall_back(received);
-        Ok(outcome)
-    }
-
-    fn apply_credits(
-        &mut self,
-        id: SharedId,
-        statement: CreditStatement,
-        grant: &CreditGrant,
-        beat: &Beat,
-        received: Moment,
-        outcome: &mut BeatOutcome,
-    ) {
-        let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
-            return;
-        };
-        let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
-        state.last_statement = Some(statement);
-        if grant.is_unmet {
-            outcome.unmet.insert(id);
-        }
-        let share =
-            state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
-        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
-        if let Some(share) = share {
-            log_transitions(&self.pool.divide_credits(workspace, share, received.now));
-        }
-    }
-
-    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot.
-    pub(super) fn fall_back(&mut self, moment: Moment) {
-        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
-        let roster = self.pool.roster();
-        for workspace in roster.workspaces() {
-            let id = workspace.shared_id();
-            let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
-            if self.is_alone
-                && let Some(left) = workspace.quota(moment.now).spendable()
-            {
-                let usage = workspace.credit_use();
-                let share = state.credits.fall_back(usage, self.replicas, left, moment.instant);
-                if let Some(share) = share {
-                    log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
-                }
-            }
-            for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
-                if let Some(share) = slots.fall_back(self.replicas, fallback, moment.instant) {
-                    self.pool.divide_slots(workspace, group, share, moment.now);
-                }
-            }
-        }
     }
 }

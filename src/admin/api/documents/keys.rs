@@ -60,7 +60,7 @@ pub(crate) struct KeyDocument {
 }
 
 impl KeyDocument {
-    /// Returns whether an earlier document of the key differs in more than the members that change over time even without requests.
+    /// Whether the key has changed since `earlier`, apart from the members that change over time even without requests.
     pub(in crate::admin::api) fn has_changed_since(&self, earlier: Self) -> bool {
         let Self { credits_per_day, exhausted_at, .. } = self;
         *self != Self { credits_per_day: *credits_per_day, exhausted_at: exhausted_at.clone(), ..earlier }
