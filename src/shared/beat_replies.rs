@@ -108,21 +108,24 @@ impl Replica {
         }
     }
 
-    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot.
+    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot. The
+    /// share of a workspace whose credits have become unlimited gets no bound.
     pub(super) fn fall_back(&mut self, moment: Moment) {
         let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
         let roster = self.pool.roster();
         for workspace in roster.workspaces() {
             let id = workspace.shared_id();
             let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
-            if self.is_alone
-                && let Some(left) = workspace.quota(moment.now).spendable()
-            {
-                let usage = workspace.credit_use();
-                let share = state.credits.fall_back(usage, self.replicas, left, moment.instant);
-                if let Some(share) = share {
-                    log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
+            let (quota, usage) = (workspace.quota(moment.now), workspace.credit_use());
+            let share = match (quota.ceiling(), quota.spendable()) {
+                (None, _) => state.credits.stop_dividing(usage),
+                (Some(_), Some(left)) if self.is_alone => {
+                    state.credits.fall_back(usage, self.replicas, left, moment.instant)
                 }
+                (Some(_), _) => None,
+            };
+            if let Some(share) = share {
+                log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
             }
             for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
                 if let Some(share) = slots.fall_back(self.replicas, fallback, moment.instant) {
@@ -130,5 +133,72 @@ impl Replica {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock;
+    use crate::elevenlabs::plan::Capabilities;
+    use crate::policy::budget::{Extension, Quota};
+    use crate::policy::client::ClientName;
+    use crate::policy::shared_pool_name::SharedPoolName;
+    use crate::pool::{KeyEntry, KeyRequest, Observation, Pool, Settings};
+    use crate::secret::ApiKey;
+    use crate::shared::replica::ReplicaSettings;
+
+    fn moment() -> Moment {
+        Moment { now: clock::now(), instant: clock::instant() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workspace_that_becomes_unlimited_is_not_divided_any_more() {
+        let key = KeyEntry::from(ApiKey::new("sk_unlimited_workspace_0001").unwrap());
+        let settings = Settings { queue_timeout: std::time::Duration::from_millis(1), ..Settings::FOR_TESTS };
+        let pool = Arc::new(Pool::new(vec![key], settings));
+        let roster = pool.roster();
+        let observe = |extension| {
+            let quota = Quota { count: 0, limit: Some(1_000), extension, ..Quota::default() };
+            let observation = Observation::Quota {
+                quota,
+                tier: None,
+                is_paid: Some(true),
+                capabilities: Capabilities::default(),
+            };
+            pool.observe(&roster, &roster.keys()[0], observation, clock::now());
+        };
+        observe(Extension::None);
+        let mut replica = Replica::new(
+            ReplicaSettings {
+                id: "a".to_owned(),
+                pool_name: SharedPoolName::default(),
+                can_lead: true,
+                regions: Arc::new([]),
+            },
+            Arc::clone(&pool),
+            clock::now(),
+        );
+        // The replica is alone and uses its part of the credits.
+        replica.fall_back(moment());
+        let fits = async |credits| {
+            let first = KeyRequest::new(ClientName::new("app"), Some(1), None);
+            let request = KeyRequest::new(ClientName::new("app"), Some(credits), None);
+            // One request at a time may exceed the part.
+            let _first = pool.reserve(&roster, &first).await.unwrap();
+            pool.reserve(&roster, &request).await.is_ok()
+        };
+        assert!(
+            fits(499).await && !fits(500).await,
+            "half of the credits is the part of one of two replicas"
+        );
+        observe(Extension::Unlimited);
+        replica.fall_back(moment());
+        assert!(fits(1_000_000).await);
+        observe(Extension::None);
+        replica.fall_back(moment());
+        assert!(!fits(1_000_000).await, "the credits are divided again");
     }
 }

@@ -309,6 +309,14 @@ impl Credits {
         self.charged = usage.charged_here;
     }
 
+    /// Returns a share without a bound for a workspace whose credits are unlimited now. Returns `None` if the share has
+    /// no bound already.
+    pub(super) fn stop_dividing(&mut self, usage: CreditUse) -> Option<CreditShare> {
+        self.bound.take()?;
+        (self.lease_end, self.may_exceed, self.is_waiting) = (None, false, false);
+        Some(CreditShare { foreign: usage.foreign, granted: None, may_overcommit: true })
+    }
+
     /// Returns the share of this replica after its grant has ended and there is no new grant: an equal part of the
     /// credits that were left, for each of the `replicas`. Returns `None` while the grant is valid.
     pub(super) fn fall_back(
