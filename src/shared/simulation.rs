@@ -253,7 +253,7 @@ fn every_invariant_can_fail() {
     let no_grants = Script("is_other_right and 0 or math.max(left - unused, 0)", "0");
     let several_rights = Script("may_exceed and is_first and unused == 0 and not right", "may_exceed");
     let ended_at_once = Script("text(now + ttl) .. ' ' .. description", "text(now) .. ' ' .. description");
-    let no_evidence = Script("tonumber(stamp) > known_stamp", "map_name ~= 'evidence'");
+    let no_evidence = Script("tonumber(stamp) > stored_stamp", "map_name ~= 'evidence'");
     let broken = [
         (Script("known_max - taken", "known_max"), 250, 0, "requests run in workspace"),
         (Script("math.max(left - unused, 0)", "left"), 250, 0, "was refused for credits"),

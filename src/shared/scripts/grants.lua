@@ -164,7 +164,9 @@ end
 
 -- Returns the sums and the line of the other replicas, and their used credits as a text.
 local function sum_others(replicas, epoch)
-  local sums = { epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, listed = now, unlisted = '-' }
+  local sums = {
+    epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, listed = now, unlisted = '-'
+  }
   local line, uses = {}, {}
   for name, replica in pairs(replicas) do
     if name ~= me then
@@ -231,7 +233,7 @@ local function divide(
       end
     end
   end
-  local others, unused, others_reserved = sums.used, sums.unused, sums.reserved
+  local used_by_others, unused, others_reserved = sums.used, sums.unused, sums.reserved
 
   if base and used and (not newest_base or stamp > newest_stamp or (stamp == newest_stamp and base > newest_base)) then
     newest_base, newest_stamp = base, stamp
@@ -251,7 +253,7 @@ local function divide(
     held = held + mine.used
   end
   used = mine.used
-  local left = limit - (newest_base or 0) - others - used
+  local left = limit - (newest_base or 0) - used_by_others - used
   local exceeds, unmet, granted = 0, 0, used
   if is_statement then
     -- The use of another replica with the right to exceed the rest is unknown until its next statement.
@@ -332,7 +334,7 @@ local function divide(
   if not is_read_only then
     write_replica(key, mine)
     add_holdings(sums, mine)
-    sums.used = others + mine.used
+    sums.used = used_by_others + mine.used
     if mine.used > used_before and sums.unlisted ~= me then
       sums.unlisted = sums.unlisted == '-' and me or '+'
     end
@@ -340,8 +342,8 @@ local function divide(
     redis.call('PEXPIRE', key, text(ttl))
   end
   return {
-    granted, others, newest_base or 0, newest_stamp or 0, exceeds, stated_before, math.max(left, 0), unmet, mine.run,
-    mine.before, sums.epoch, has_uses, uses
+    granted, used_by_others, newest_base or 0, newest_stamp or 0, exceeds, stated_before, math.max(left, 0), unmet,
+    mine.run, mine.before, sums.epoch, has_uses, uses
   }
 end
 
