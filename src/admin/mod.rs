@@ -42,7 +42,7 @@ use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 use api::AdminTokenCheck;
 pub(crate) use api::{
     ActionError, BodyError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
-    contains_tag, read_body,
+    contains_tag, read_body, run_blocking,
 };
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;

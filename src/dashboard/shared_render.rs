@@ -5,8 +5,9 @@ use std::time::Instant;
 use maud::{Markup, html};
 use tokio::sync::Mutex;
 
+use crate::admin::run_blocking;
+use crate::clock;
 use crate::policy::units::UnixMs;
-use crate::{clock, tasks};
 
 /// The part that was rendered last, and the start of that. No request gets a part that is older than the request, so
 /// that the page after an action shows its result.
@@ -28,8 +29,7 @@ impl SharedRender {
             return part.clone();
         }
         let (started_at, now) = (clock::instant(), clock::now());
-        // The task fails only when the program ends.
-        let part = tasks::spawn_blocking(move || render(now)).await.unwrap_or_else(|_| html! {});
+        let part = run_blocking(move || render(now)).await.unwrap_or_else(|| html! {});
         *last = Some((started_at, part.clone()));
         part
     }
@@ -37,27 +37,32 @@ impl SharedRender {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex, mpsc};
 
-    use futures_util::future::join_all;
+    use futures_util::future::{join, join_all};
 
     use super::*;
 
     #[tokio::test]
     async fn concurrent_viewers_share_a_part_and_a_later_one_gets_a_new_part() {
         let (shared, count) = (SharedRender::default(), Arc::new(AtomicUsize::new(0)));
+        let (open_gate, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
         let get = || {
-            let count = Arc::clone(&count);
+            let (count, gate) = (Arc::clone(&count), Arc::clone(&gate));
             shared.get(move |_| {
+                // Returns when the sender is dropped.
+                let _ = gate.lock().unwrap().recv();
                 let number = count.fetch_add(1, Ordering::Relaxed);
                 html! { (number) }
             })
         };
-        let parts = join_all((0..20).map(|_| get())).await;
-        // The first one may have started before the others came.
-        assert!(count.load(Ordering::Relaxed) <= 2, "{parts:?}");
-        let rendered = count.load(Ordering::Relaxed);
-        assert_eq!(get().await.0, rendered.to_string(), "an earlier part must not be shown");
+        let (parts, ()) = join(join_all((0..20).map(|_| get())), async { drop(open_gate) }).await;
+        // The first part was started before the other viewers came.
+        let numbers: Vec<&str> = parts.iter().map(|part| &*part.0).collect();
+        assert_eq!(numbers[0], "0");
+        assert!(numbers[1..].iter().all(|number| *number == "1"), "{numbers:?}");
+        assert_eq!(get().await.0, "2", "an earlier part must not be shown");
     }
 }

@@ -24,6 +24,8 @@ use crate::proxy::{UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 use crate::secret::UserFingerprint;
 use crate::tasks;
 
+#[cfg(test)]
+pub(super) use queries::usage as read_usage;
 pub use queries::{AttemptFilter, AttemptPage, HourOfKey, UsageFilter, UsageRow};
 
 /// Maximum time that SQLite works on a read.

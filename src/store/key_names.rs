@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::attempts::{ADD_SUMS, SUM_COLUMNS, migration};
-use super::owners;
+use super::{days, owners};
 use crate::secret::{ApiKey, Fingerprint};
 
 /// The tables and columns that contain key names. A workspace without a configured name has the name of its
@@ -139,9 +139,11 @@ fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         "INSERT INTO hours SELECT hour_ms, new_name, client, route, model, {}
          FROM hours JOIN temp.renamed ON old_name = key_hash
          {};
-         DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);",
+         DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);
+         {}",
         SUM_COLUMNS.join(", "),
-        *ADD_SUMS
+        *ADD_SUMS,
+        days::CLEAR
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Maintains the database between commits: completes the migration, deletes old records, compacts the owners and
+//! Maintains the database between commits: completes the migration, sums the hours by day, deletes old records, compacts the owners and
 //! shrinks the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rusqlite::{Connection, params};
 use super::attempts::{self, migration};
 use super::columns::timestamp;
 use super::database::Database;
-use super::{Settings, owners, users};
+use super::{Settings, days, owners, users};
 use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
@@ -51,9 +51,14 @@ pub(super) fn run_step(
         {
             return Ok(MaintenanceProgress::MoreWork);
         }
-        if users::delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
-            return Ok(MaintenanceProgress::MoreWork);
+        for delete_older in [users::delete_older, days::delete_older] {
+            if delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
+                return Ok(MaintenanceProgress::MoreWork);
+            }
         }
+    }
+    if days::add_next_hour(connection, now)? {
+        return Ok(MaintenanceProgress::MoreWork);
     }
     if owners_compacted_at.is_none_or(|compacted_at| now.since(compacted_at) >= COMPACTION_INTERVAL) {
         owners::compact(connection)?;

@@ -22,6 +22,7 @@ mod transaction;
 mod attempts;
 mod changes;
 mod columns;
+mod days;
 mod evidence;
 mod outbox;
 mod owners;

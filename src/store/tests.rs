@@ -2,6 +2,7 @@
 
 mod attempt_list;
 mod attempts;
+mod days;
 mod faults;
 mod history;
 mod migration;

@@ -33,6 +33,7 @@ const CHANGES: [&str; schema::VERSION] = [
     "a table for the changes of operators",
     "end users and regions of attempts, and their hourly sums",
     "the id of the replica",
+    "daily sums, which are filled while Keychoir runs",
 ];
 
 /// Maximum number of copies of earlier versions that are kept. The next migration removes the copies of the lowest

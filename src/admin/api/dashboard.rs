@@ -19,6 +19,7 @@ use super::{API_PREFIX, ApiBody, BodyKind, changes};
 use crate::admin::Admin;
 use crate::admin::control::{Actor, ChangeOrigin, ChangeReceipt};
 use crate::policy::units::UnixMs;
+use crate::tasks;
 use crate::telemetry::EventSelection;
 
 /// The reason that an action of an operator failed, in a sentence for the operator.
@@ -32,6 +33,12 @@ impl From<ApiError> for ActionError {
     fn from(error: ApiError) -> Self {
         Self { status: error.status_code(), message: error.into_message() }
     }
+}
+
+/// Runs work that takes milliseconds on a blocking thread, so that the worker serves requests meanwhile. Returns `None` if
+/// the program ends.
+pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tasks::spawn_blocking(work).await.ok()
 }
 
 impl Admin {

@@ -38,7 +38,7 @@ use crate::proxy::AttemptRecord;
 use crate::telemetry::EventSelection;
 pub use auth::AuthFailureTable;
 pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
-pub(crate) use dashboard::ActionError;
+pub(crate) use dashboard::{ActionError, run_blocking};
 pub use documents::describe_refusal;
 pub(crate) use documents::{CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument};
 use documents::{

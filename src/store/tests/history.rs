@@ -131,7 +131,7 @@ fn a_database_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
     .unwrap();
     drop(old_connection);
     let database = open_database(&location);
-    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 15);
+    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 16);
     assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
     changes::insert(&database.connection, &change("reload", 1)).unwrap();
 }

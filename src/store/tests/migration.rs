@@ -9,7 +9,7 @@ use crate::elevenlabs::affinity::{Identifier, ResourceKind};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::store::attempts::migration;
 use crate::store::maintenance::{self, MaintenanceProgress};
-use crate::store::{owners, schema};
+use crate::store::{days, owners, schema};
 
 /// Creates a file of version 11 with three attempts in a shared row, one in a corrupt shared row, and four in
 /// separate rows, one of which has no price and one an id of an early version.
@@ -91,9 +91,10 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
          UPDATE series SET key_hash = '{retired}';
          INSERT INTO retired_keys VALUES ('{retired}');
          DELETE FROM attempt_sheets WHERE NOT json_valid(lines);
-         {}; PRAGMA user_version = {}",
+         {}; {} PRAGMA user_version = {}",
         NOW.0,
         migration::TABLE,
+        days::TABLE,
         schema::VERSION,
     ))
     .unwrap();

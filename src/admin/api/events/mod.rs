@@ -41,8 +41,10 @@ struct FrameWriter {
     admin: Admin,
     listener: EventListener,
     keys: WantedKeys,
-    /// The position after the last event that was sent, or `None` before the first one.
-    position: Option<u64>,
+    /// The position after the last event that was sent.
+    position: u64,
+    /// Whether the state comes before the next event.
+    needs_snapshot: bool,
     is_first: bool,
 }
 
@@ -66,12 +68,14 @@ impl Admin {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
-        // Requests have no snapshot, which would set the position at the first frame.
-        let position = position.or_else(|| (!selection.has_state()).then(|| listener.position()));
+        let needs_snapshot = position.is_none() && selection.has_state();
+        // Requests that end before the snapshot is written follow it.
+        let position = position.unwrap_or_else(|| listener.position());
         if selection.has_state() {
             self.events.refresh(self).await;
         }
-        let mut writer = FrameWriter { admin: self.clone(), listener, keys, position, is_first: true };
+        let mut writer =
+            FrameWriter { admin: self.clone(), listener, keys, position, needs_snapshot, is_first: true };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
     }
@@ -97,15 +101,13 @@ impl FrameWriter {
         if has_state {
             self.admin.events.start_sampling(&self.admin);
         }
-        let batch = self.position.map(|position| self.listener.read(position));
-        match batch {
-            Some(batch) if !(has_state && batch.is_incomplete) => {
-                self.position = Some(batch.position);
-                self.write_events(&mut frame, &epoch, &batch.events);
-            }
-            Some(_) | None if has_state => self.write_snapshot(&mut frame, &epoch),
-            // Requests have no state that a snapshot could contain.
-            Some(_) | None => self.position = Some(self.listener.position()),
+        let batch = self.listener.read(self.position);
+        // Requests have no state that a snapshot could contain.
+        if has_state && (self.needs_snapshot || batch.is_incomplete) {
+            self.write_snapshot(&mut frame, &epoch);
+        } else {
+            self.position = batch.position;
+            self.write_events(&mut frame, &epoch, &batch.events);
         }
         (!frame.is_empty()).then(|| frame.into())
     }
@@ -126,8 +128,7 @@ impl FrameWriter {
     /// has. Writes nothing while a comparison is running, because the worker does not wait for it.
     fn write_snapshot(&mut self, frame: &mut String, epoch: &str) {
         let Some(snapshot) = self.admin.events.snapshot(&self.listener, &self.keys) else { return };
-        let mut earlier =
-            self.position.map(|position| self.listener.read(position).events).unwrap_or_default();
+        let mut earlier = self.listener.read(self.position).events;
         // The snapshot has a later state than these events.
         earlier.retain(|event| match event.content {
             EventContent::Request(_) | EventContent::Change(_) => event.number <= snapshot.position,
@@ -140,7 +141,8 @@ impl FrameWriter {
             write_content(frame, epoch, &number, content);
         }
         self.write_events(frame, epoch, &earlier);
-        self.position = Some(snapshot.position);
+        self.position = snapshot.position;
+        self.needs_snapshot = false;
     }
 }
 
