@@ -1,4 +1,4 @@
-"""Compares the latency of requests without and with 20 open tabs of the dashboard, and measures the program's memory over
+"""Compares the latency of requests without and with 20 open tabs of the dashboard, and measures Keychoir's memory over
 1,000 loads of every page.
 
 A tab holds a stream of events as `app.js` does, and a tab of the overview is loaded again every minute, with its assets
@@ -21,6 +21,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import re
 import selectors
 import socket
 import statistics
@@ -31,13 +32,13 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "tests", "fault
 from proxy_process import memory_bytes, processor_seconds, start_proxy
 
 ADMIN_TOKEN = "kca_admin_token_of_the_bench"
-# Far below the limit of one core, so that the latency is not that of a queue.
+# Far below the limit of one core, so that the latency does not include a queue.
 REQUESTS_PER_SECOND = 400
 # The interval at which `app.js` loads the overview again.
 RELOAD_SECONDS = 60
 PAGES = ["", "keys", "live", "usage", "usage?by=key", "clients", "connect", "system"]
 ASSETS = ["app.js", "app.css", "icon.svg", "uplot.js", "uplot.css"]
-STREAMS = {"": "events?only=state", "live": "events?only=requests"}
+STREAMS = {"": "events?only=state&keys=", "live": "events?only=requests"}
 LOADS = [100, 300, 1_000]
 MAX_GROWTH = 2 * 2**20
 MAX_RATIO = 1.05
@@ -66,12 +67,15 @@ class Browser:
         self.port, self.session = port, session
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
         self.tags = {}
+        # The keys that the last page shows.
+        self.keys = ""
 
     def load(self, name):
         self.connection.request("GET", f"/_/{name}", headers=self.session)
         response = self.connection.getresponse()
         page = response.read()
         assert response.status == 200 and b"Sign out" in page, response.status
+        self.keys = ",".join(re.findall(r'data-key="(\w+)"', page.decode()))
         for asset in ASSETS:
             known = {"if-none-match": self.tags[asset]} if asset in self.tags else {}
             self.connection.request("GET", f"/_/assets/{asset}", headers={"accept-encoding": "gzip", **known})
@@ -83,7 +87,8 @@ class Browser:
     def open_stream(self, name):
         stream = socket.create_connection(("127.0.0.1", self.port))
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.session.items())
-        stream.sendall(f"GET /_/{STREAMS[name]} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{lines}\r\n".encode())
+        path = STREAMS[name] + (self.keys if name == "" else "")
+        stream.sendall(f"GET /_/{path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{lines}\r\n".encode())
         assert stream.recv(12, socket.MSG_WAITALL) == b"HTTP/1.1 200"
         return stream
 
@@ -124,7 +129,7 @@ class Client:
         self.connection = http.client.HTTPConnection("127.0.0.1", port)
 
     def measure(self, seconds):
-        """Returns the latencies in ms. A request is sent at its time, unless the previous one has not ended."""
+        """Returns the latencies in ms. A request is sent at its time, unless the previous request has not ended."""
         latencies = []
         start = time.monotonic()
         for number in range(int(seconds * REQUESTS_PER_SECOND)):
@@ -171,7 +176,7 @@ def compare(keychoir, port, arguments):
     figures = {name: [] for name, _ in slots}
     all_latencies = {name: [] for name, _ in slots}
     for _ in range(arguments.rounds):
-        # Each round begins with another slot, so that none always follows the same one.
+        # Each round begins with a different slot, so that no slot always follows the same other slot.
         slots.append(slots.pop(0))
         for name, page in slots:
             with open_tabs(port, session, arguments.tabs, page):

@@ -32,6 +32,7 @@ CLIENTS = 20
 DAYS = 29
 HOUR_MS = 3_600_000
 MAX_READ_MS = 100
+MAX_SUM_SECONDS = 120
 READS = 20
 API = "/api/keychoir/v1"
 PAGES = [f"/_/{name}" for name in ("", "keys", "live", "usage", "clients", "connect", "system")]
@@ -46,6 +47,8 @@ PATHS = [
     f"{API}/attempts",
     f"{API}/changes",
     *(f"{API}/usage?by={dimension}&since={{day_ago}}" for dimension in ("hour", "key", "client", "model", "route")),
+    *(f"/_/usage?by={dimension}" for dimension in ("key", "model", "route")),
+    *(f"{API}/usage?by={dimension}&since={{month_ago}}" for dimension in ("key", "model", "route")),
 ]
 
 ATTEMPTS = """
@@ -192,6 +195,22 @@ def create(binary, directory, attempts, clients_per_key):
     )
 
 
+def sum_days(program, directory):
+    """Runs the program until it has summed the hours by day, which it does in the background."""
+    path = os.path.join(directory, "keychoir.db")
+    began, hour = time.monotonic(), int(time.time() * 1_000) // HOUR_MS * HOUR_MS
+    missing = "SELECT count(DISTINCT hour_ms) FROM hours, next_hour_of_days AS next WHERE hours.hour_ms >= next.hour_ms AND hours.hour_ms < ?"
+    with start(program, directory), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        count = hours_left = database.execute(missing, [hour]).fetchone()[0]
+        while hours_left > 0:
+            if time.monotonic() - began > MAX_SUM_SECONDS:
+                raise SystemExit(f"{hours_left} hours are not summed by day after {MAX_SUM_SECONDS} s")
+            time.sleep(0.2)
+            hours_left = database.execute(missing, [hour]).fetchone()[0]
+    if count > 0:
+        print(f"{count} hours summed by day in {time.monotonic() - began:.1f} s", flush=True)
+
+
 def sign_in(port, admin_token):
     """Returns the cookie of a session of the dashboard."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -237,13 +256,15 @@ def forget(path):
 
 def run(options, directory):
     create(options.program, directory, options.attempts, options.clients_per_key)
+    sum_days(options.program, directory)
     forget(os.path.join(directory, "keychoir.db"))
-    day_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 24 * 3_600))
+    ago = lambda days: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - days * 24 * 3_600))
+    times = {"day_ago": ago(1), "month_ago": ago(28)}
     with start(options.program, directory) as port:
         with open(os.path.join(directory, "admin_token")) as file:
             token = file.read().strip()
         headers = {"authorization": f"Bearer {token}", "cookie": sign_in(port, token)}
-        paths = [path.format(day_ago=day_ago) for path in options.paths or PATHS]
+        paths = [path.format(**times) for path in options.paths or PATHS]
         results = [measure(port, path, headers) for path in paths]
         if options.keep_running:
             print(f"http://127.0.0.1:{port}, admin token in {directory}/admin_token; Ctrl-C ends", flush=True)

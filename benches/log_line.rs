@@ -1,5 +1,5 @@
 //! Measures the cost of the log line of a request, in the thread that logs it and in the writer thread. The lines are
-//! logged in bursts, like those of a busy proxy, into a pipe that another thread reads.
+//! logged in bursts, like the lines of a busy proxy, into a pipe that another thread reads.
 //!
 //! ```text
 //! cargo bench --bench log_line

@@ -98,7 +98,8 @@ impl BenchmarkSetup {
         )
     }
 
-    /// Returns the TLS connector of a client, which trusts the proxy's own CA. Returns `None` if the client uses no TLS.
+    /// Returns the TLS connector of a client, which trusts the proxy's own CA. Returns `None` if the client uses no
+    /// TLS.
     fn client_connector(&self, tls_mode: TlsMode) -> Option<TlsConnector> {
         if !matches!(tls_mode, TlsMode::Wss) {
             return None;
@@ -186,7 +187,7 @@ fn current_thread_runtime() -> Runtime {
 
 /// Prints the memory of an idle session, for each TLS mode and each message before.
 async fn measure_idle_sessions(setup: &BenchmarkSetup, sessions: u32, rounds: u32) {
-    println!("{sessions} idle sessions, {rounds} rounds in turns, each with a new proxy;");
+    println!("{sessions} idle sessions, {rounds} alternating rounds, each with a new proxy;");
     println!("memory of the proxy in KiB per session (PSS): median (lowest to highest)");
     println!("{:<10}{:<26}{:>26}", "TLS", "messages before", "KiB per session");
     let messages: [(&str, &str, String); 2] = [
@@ -243,11 +244,11 @@ async fn memory_per_session(
     // The first sessions allocate the memory that does not depend on the number of sessions.
     drop(open_sessions(20).await);
     wait_until_sessions_are_closed(proxy_program);
-    let before = proxy_program.memory();
+    let memory_before = proxy_program.memory();
     let idle_sessions = open_sessions(sessions).await;
-    let after = proxy_program.memory();
+    let memory_after = proxy_program.memory();
     drop(idle_sessions);
-    (after - before) / f64::from(sessions)
+    (memory_after - memory_before) / f64::from(sessions)
 }
 
 fn wait_until_sessions_are_closed(proxy_program: &RunningProgram) {
@@ -273,7 +274,7 @@ struct RoundResults {
 /// Prints the round-trip times of messages on many busy sessions, directly to the simulator and through the proxy.
 async fn measure_busy_sessions(setup: &BenchmarkSetup, busy: u32, rate: u32, seconds: u32, rounds: u32) {
     println!(
-        "{busy} busy sessions with {rate} messages per second each, {rounds} rounds of {seconds} s in turns;"
+        "{busy} busy sessions with {rate} messages per second each, {rounds} rounds of {seconds} s, alternating;"
     );
     println!("ms from a message to its echo: median (lowest to highest)");
     println!(

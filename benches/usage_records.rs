@@ -93,7 +93,7 @@ fn main() {
     let proxies = [("file", start_proxy_with(&[])), ("ephemeral", start_proxy_with(&["--ephemeral"]))];
 
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections, {rounds} rounds of {seconds} s each in turns;"
+        "{rate} requests/s over {CONNECTIONS} connections, {rounds} rounds of {seconds} s each, alternating;"
     );
     println!("processor time of the proxy in µs a request: median (lowest to highest)");
     let request_path_cost = request_path_micros();
@@ -234,7 +234,7 @@ struct RoundResults {
 /// Runs a round: sends each request at its scheduled time, and waits until all requests are recorded.
 fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> RoundResults {
     proxy.wait_until_records_are_written();
-    let before = ProcessorTime::read(proxy);
+    let processor_time_before = ProcessorTime::read(proxy);
     let started_at = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (tasks, requests_per_client) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
@@ -260,16 +260,16 @@ fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) ->
     });
     let elapsed = started_at.elapsed().as_secs_f64();
     proxy.wait_until_records_are_written();
-    let after = ProcessorTime::read(proxy);
+    let processor_time_after = ProcessorTime::read(proxy);
     durations.sort();
     let count = durations.len() as f64;
     let micros = |seconds: f64| seconds * 1e6 / count;
     RoundResults {
         requests_per_second: count / elapsed,
         has_reached_rate: count / elapsed >= MIN_RATE_RATIO * f64::from(rate),
-        all_threads: micros(after.all_threads - before.all_threads),
-        writer_thread: micros(after.writer_thread - before.writer_thread),
-        wakes: (after.sleeps - before.sleeps) / elapsed,
+        all_threads: micros(processor_time_after.all_threads - processor_time_before.all_threads),
+        writer_thread: micros(processor_time_after.writer_thread - processor_time_before.writer_thread),
+        wakes: (processor_time_after.sleeps - processor_time_before.sleeps) / elapsed,
         p99_ms: durations[durations.len() * 99 / 100].as_secs_f64() * 1e3,
     }
 }

@@ -93,8 +93,8 @@ impl AnchoredClock {
     /// Microseconds from the anchor to `time`. Negative for virtual time before the anchor.
     fn elapsed(&self, time: Instant) -> i64 {
         match time.checked_duration_since(self.anchor) {
-            Some(elapsed) => micros(elapsed),
-            None => -micros(self.anchor.saturating_duration_since(time)),
+            Some(elapsed) => to_micros(elapsed),
+            None => -to_micros(self.anchor.saturating_duration_since(time)),
         }
     }
 
@@ -112,12 +112,12 @@ impl AnchoredClock {
         if self.elapsed(time).saturating_sub(compared_at) < COMPARISON_INTERVAL_MICROS {
             return;
         }
-        let before = Instant::now();
+        let instant_before = Instant::now();
         let (time, wall_time) = (instant(), wall_clock());
-        let after = Instant::now();
+        let instant_after = Instant::now();
         // Virtual time must not follow the wall clock.
-        let is_real = (before..=after).contains(&time);
-        if is_real && after.saturating_duration_since(before) <= MAX_COMPARISON_DURATION {
+        let is_real = (instant_before..=instant_after).contains(&time);
+        if is_real && instant_after.saturating_duration_since(instant_before) <= MAX_COMPARISON_DURATION {
             self.correct(compared_at, self.elapsed(time), wall_time);
         }
     }
@@ -142,10 +142,10 @@ impl AnchoredClock {
 
 #[expect(clippy::disallowed_methods, reason = "the lint refers other code to this module")]
 fn wall_clock() -> i64 {
-    micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    to_micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-fn micros(duration: Duration) -> i64 {
+fn to_micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -193,14 +193,14 @@ mod tests {
     #[test]
     fn the_clock_stops_instead_of_going_back() {
         let clock = AnchoredClock::new(instant(), START);
-        let before = clock.time_at(SECOND - 1);
+        let time_before = clock.time_at(SECOND - 1);
         clock.correct(0, SECOND, START - HOUR);
         let values = [0, 5_000, 9_000, 10_000, 11_000].map(|after| clock.time_at(SECOND + after).0);
-        assert!(before.0 <= values[0] && values.is_sorted(), "{before:?} {values:?}");
+        assert!(time_before.0 <= values[0] && values.is_sorted(), "{time_before:?} {values:?}");
         assert_eq!(
             (values[3] - values[0], values[4] - values[3]),
             (0, 1),
-            "the clock is 10 ms slower in this second"
+            "the clock must be 10 ms slower in this second"
         );
     }
 

@@ -1,4 +1,4 @@
-//! Spawns all tasks and threads of the program. Every task thus belongs to a group that a drain can wait for,
+//! Spawns all tasks and threads. Every task thus belongs to a group that a drain can wait for,
 //! and every thread has a name that operators can find.
 
 use std::future::Future;

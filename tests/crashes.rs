@@ -54,7 +54,7 @@ fn http_client() -> reqwest::Client {
     keychoir::upstream::http_client().unwrap().build().unwrap()
 }
 
-/// Sends a request for speech with this ID. Returns whether the response was complete.
+/// Sends a speech request with the ID `request_id`. Returns whether the response was complete.
 async fn request_speech(client: &reqwest::Client, url: &str, request_id: &str) -> bool {
     let body = json!({"text": "a".repeat(7), "model_id": "eleven_v3"});
     let request = client.post(format!("{url}{SPEECH_PATH}")).header("x-request-id", request_id).json(&body);
@@ -83,7 +83,7 @@ async fn send_until_failure(
     }
 }
 
-/// Returns the recorded request IDs. The function reads a copy of the database, because only the program may recover
+/// Returns the recorded request IDs. The function reads a copy of the database, because only Keychoir may recover
 /// the original.
 fn recorded_ids(database: &Path) -> HashSet<String> {
     let directory = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
         ));
         let url = format!("http://{}", program.wait_for_address());
         let (pid, response_count) = (program.id().to_string(), AtomicUsize::new(0));
-        // Each round kills the program after a different number of responses.
+        // Each round kills Keychoir after a different number of responses.
         let kill_after_responses = 1 + round * 97 % 400;
         let sending = join_all(
             (0..CLIENTS).map(|number| send_until_failure(&url, format!("{round}-{number}"), &response_count)),
@@ -144,7 +144,7 @@ async fn a_killed_program_keeps_its_committed_records_without_duplicates() {
             .unwrap()
         };
         let (completed, killed_at) = tokio::join!(sending, killing);
-        assert_eq!(program.wait_for_exit().0, None, "the program must be killed by the signal");
+        assert_eq!(program.wait_for_exit().0, None, "Keychoir must be killed by the signal");
 
         let found_ids = recorded_ids(&database);
         assert!(found_ids.is_superset(&committed_ids), "committed records must be kept");

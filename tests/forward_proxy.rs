@@ -41,7 +41,7 @@ const PASSWORD: &str = "hunter2password";
 const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step completes within its timeout")
+    tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
 }
 
 /// A forward proxy in a separate process. It is killed on drop.
@@ -209,7 +209,7 @@ async fn synthesize(address: SocketAddr) -> Vec<Value> {
     messages
 }
 
-/// A request, a stream, an upload that a second key gets after a refusal, and a WebSocket session.
+/// Checks a request, a stream, an upload that is retried with a second key after a refusal, and a WebSocket session.
 async fn check_all_kinds(proxy: TestProxy) {
     let speech = proxy.request_speech(SPEECH_PATH).await;
     assert_eq!(speech.status(), 200);
@@ -255,7 +255,7 @@ async fn everything_passes_through_a_proxy_by_socks() {
     }
 }
 
-/// Checks that a request is refused with 502 and this code, without a request to the provider and without a
+/// Checks that a request is refused with 502 and `code`, without a request to the provider and without a
 /// change of a key's state.
 async fn check_refused(url: &str, code: &str) {
     let proxy = start_proxy(url, |_| {}).await;
@@ -336,7 +336,7 @@ async fn a_name_that_only_the_proxy_knows_is_reached() {
         response.bytes().await.unwrap();
     }
     assert_eq!(simulator.ledger().requests.len(), 3);
-    assert!(forward.connections.load(Ordering::SeqCst) < 3, "the tunnel is used again");
+    assert!(forward.connections.load(Ordering::SeqCst) < 3, "the tunnel must be used again");
     proxy.stop().await;
 }
 
@@ -374,8 +374,8 @@ async fn keys_may_have_their_own_proxies() {
     assert_eq!(unused.connections.load(Ordering::SeqCst), 0);
 }
 
-/// Starts Keychoir with `upstream.proxy = default_proxy` and these two keys, and sends requests that the second
-/// key must serve.
+/// Starts Keychoir with `upstream.proxy = default_proxy` and the keys `first` and `second`, and sends requests that
+/// the second key must serve.
 async fn check_served_by_second_key(default_proxy: &str, first: KeyConfig, second: KeyConfig) {
     let proxy = start_proxy(default_proxy, |config| config.keys = vec![first, second]).await;
     for _ in 0..3 {

@@ -1,6 +1,6 @@
 //! Checks that the binary releases its memory after attacks by clients and by its provider, with the allocator settings
 //! of `systemd/keychoir.service`. Within ten seconds after the attacks, the memory must be at most 20 MiB above its
-//! value before them.
+//! value before the attack.
 //!
 //! Without the allocator settings, the thresholds of glibc grow when the first large buffers are freed, and the process
 //! retains 20 to 60 MiB. Further attacks do not increase the retained memory.
@@ -37,7 +37,7 @@ const MAX_RETAINED_BYTES: u64 = 20 * MIB;
 const CLIENTS_PER_CASE: usize = 4;
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Returns a memory value of the program in bytes, by the name of its field in `/proc/PID/status`.
+/// Returns a memory value of Keychoir in bytes, by the name of its field in `/proc/PID/status`.
 fn memory_bytes(program: &Program, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();

@@ -1,5 +1,5 @@
-//! Tests the connection to Redis and `keychoir check --online`, against real servers: every kind of URL, every reason to refuse
-//! a connection, and the permissions that suffice.
+//! Tests the connection to Redis and `keychoir check --online`, against real servers: every kind of URL, every reason
+//! to refuse a connection, and the permissions that suffice.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ use tokio::net::TcpListener;
 /// A machine under load may need more time than a user would accept.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the settings of the program for this URL.
+/// Returns the settings of Keychoir for `url`.
 fn settings(url: &str) -> LinkSettings {
     let mut config = Config::default();
     config.redis.url = url.parse().unwrap();
@@ -56,7 +56,7 @@ fn check_usable(result: Result<RedisProbe, RedisProbeError>) -> RedisProbe {
     probe
 }
 
-/// Checks that the server refuses for this reason, and that the message has no password.
+/// Checks that the server refuses for the reason `expected`, and that the message contains no password.
 #[track_caller]
 fn check_refused(result: Result<RedisProbe, RedisProbeError>, expected: RedisRefusal) {
     let error = result.expect_err("the server must refuse");
@@ -125,7 +125,7 @@ async fn the_printed_permissions_suffice_and_none_is_superfluous() {
     set_rules(&rules);
     check_usable(probe(&settings).await);
     let permissions: Vec<&str> = rules.split(' ').filter(|rule| rule.starts_with(['+', '~', '&'])).collect();
-    assert_eq!(permissions.len(), 19, "keys, channels and commands must be in the line: {rules}");
+    assert_eq!(permissions.len(), 20, "keys, channels and commands must be in the line: {rules}");
     for permission in permissions {
         set_rules(&rules.replacen(&format!(" {permission}"), "", 1));
         check_refused(probe(&settings).await, RedisRefusal::PermissionDenied);
@@ -282,7 +282,7 @@ async fn every_node_of_a_cluster_leads_to_the_node_of_the_pool() {
     check_refused(probe(&settings(&format!("{}/1", owner.url()))).await, RedisRefusal::Database);
 }
 
-/// Runs `check --online` with this URL. The provider does not exist.
+/// Runs `check --online` with the Redis URL `url`. The provider does not exist.
 fn check_online(home: &Path, url: &str) -> std::process::Output {
     let mut command = keychoir_command(&["check", "--online"]);
     command

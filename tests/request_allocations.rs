@@ -78,7 +78,7 @@ fn read_first_response(stream: &mut TcpStream, body_bytes: usize) -> usize {
     }
 }
 
-/// Checks that a request with this response has at most `max_allocations` allocations.
+/// Checks that a request with the given response has at most `max_allocations` allocations.
 async fn check(
     request: String,
     request_end: &'static [u8],

@@ -146,7 +146,7 @@ impl RequestCase {
         if self.is_chunked() { b"0\r\n\r\n" } else { b"" }
     }
 
-    /// Returns the number of body bytes in this number of blocks.
+    /// Returns the number of body bytes in `blocks` blocks.
     pub fn response_bytes(&self, blocks: usize) -> usize {
         let block_bytes =
             if self.chunks.is_empty() { SMALL_RESPONSE_BYTES } else { self.chunks.iter().sum() };

@@ -86,7 +86,7 @@ impl Growth<'_> {
         if machine::raise_open_files_limit() > 10_500 {
             compared_peers.push(connections(LOAD_CLIENTS, 208));
         }
-        self.print_table("number of connections, used in turns", &compared_peers);
+        self.print_table("number of connections, used in rotation", &compared_peers);
     }
 
     fn measure_processors(&self) {

@@ -1,7 +1,7 @@
-//! Measures uneven load on idle connections (`idle-connections` on the command line). Clients open connections that are spread
-//! evenly over two workers. Then either the connections of one worker or random connections become busy. This build of
-//! Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares two processors with its
-//! clients and its provider.
+//! Measures uneven load on idle connections (`idle-connections` on the command line). Clients open connections that
+//! are spread evenly over two workers. Then either the connections of one worker or random connections become busy.
+//! This build of Keychoir and the builds in `BENCH_KEYCHOIR` take turns in each round. The proxy shares two processors
+//! with its clients and its provider.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const PROBE_REQUESTS: u32 = 3;
 const IDLE_TIME: Duration = Duration::from_millis(1_600);
 
 /// Each round of the plan is divided into this number of rounds, because the results of many short rounds vary less
-/// than those of a few long rounds.
+/// than the medians of a few long rounds.
 const ROUND_DIVISOR: u32 = 8;
 
 /// Which connections become busy.
@@ -290,22 +290,22 @@ async fn open_connections(
     for _ in 0..count {
         // Each connection sends a request before the next is opened, so that they alternate between the workers.
         let mut client = LoadGenerator::open(target, 1, 1).await;
-        client.send_in_turns(&request_spec, 1, |_| {}).await;
+        client.send_alternating(&request_spec, 1, |_| {}).await;
         load.append(client);
     }
     let (mut workers, mut before) = (Vec::new(), started_peer.running.worker_times());
-    load.send_in_turns(&request_spec, PROBE_REQUESTS, |_| {
-        let after = started_peer.running.worker_times();
-        let times = differences(&after, &before);
+    load.send_alternating(&request_spec, PROBE_REQUESTS, |_| {
+        let times_after = started_peer.running.worker_times();
+        let times = differences(&times_after, &before);
         workers
             .push((0..times.len()).max_by(|first, second| times[*first].total_cmp(&times[*second])).unwrap());
-        before = after;
+        before = times_after;
     })
     .await;
     (load, workers)
 }
 
-/// Returns the indices of `count` connections that become busy in this round.
+/// Returns the indices of `count` connections that become busy in `round`.
 fn choose_connections(
     workers: &[usize],
     busy_connections: BusyConnections,

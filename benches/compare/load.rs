@@ -36,7 +36,7 @@ pub struct RequestSpec {
 }
 
 impl RequestSpec {
-    /// Returns a request with this key. The response to a paced request takes `seconds`.
+    /// Returns a request with the given `key`. The response to a paced request takes `seconds`.
     pub fn new(workload: Workload, key: &str, seconds: f64) -> Self {
         Self {
             request: workload.request(key, seconds),
@@ -133,7 +133,7 @@ impl LoadGenerator {
 
     /// Sends `count` requests per client, one client after the other. Calls `after_client` with the index of each
     /// client after its requests.
-    pub async fn send_in_turns(
+    pub async fn send_alternating(
         &mut self,
         request_spec: &RequestSpec,
         count: u32,
@@ -152,7 +152,7 @@ impl LoadGenerator {
         self.load_clients.extend(other.load_clients);
     }
 
-    /// Takes out the clients at these indices, in this order. The other clients keep their indices.
+    /// Removes the clients at `indices` and returns them in this order. The other clients keep their indices.
     pub fn take_clients(&mut self, indices: &[usize]) -> Self {
         Self {
             load_clients: indices

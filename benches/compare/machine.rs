@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 /// The unit of processor time in /proc, in seconds.
 const TICK_SECONDS: f64 = 0.01;
 
-/// Pins all threads of this process to this processor. Later threads inherit the affinity.
+/// Pins all threads of this process to `processor`. Later threads inherit the affinity.
 pub fn pin_to_processor(processor: &str) {
     let process_id = std::process::id().to_string();
     let status = Command::new("taskset")
@@ -30,7 +30,7 @@ pub fn raise_open_files_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Returns a command that runs a program on these processors.
+/// Returns a command that runs a program on `processors`.
 pub fn pinned_command(processors: &str, program: &Path) -> Command {
     // The absolute path is also valid with an empty environment.
     let mut command = Command::new(find_program("taskset").expect("`taskset` must be installed"));

@@ -33,7 +33,7 @@ pub fn measure(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup) {
             turns[index].push(take_turn(plan, peers[index], setup, &clients));
         }
     }
-    println!("\nmemory: {} rounds in turns, fresh proxies; idle clients after one request", plan.rounds);
+    println!("\nmemory: {} alternating rounds, fresh proxies; idle clients after one request", plan.rounds);
     let client_headings: String =
         clients.iter().map(|clients| format!("{:>24}", format!("KiB, {clients}"))).collect();
     println!(

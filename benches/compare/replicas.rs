@@ -1,6 +1,6 @@
-//! Measures what a shared pool costs: the commands that Redis executes for one to three replicas and different rates of
-//! requests, and the latency of requests while Redis responds, is killed, is stopped or is slow, as a ratio to the
-//! latency without `[redis]`. The simulator is the provider. Everything shares two processors.
+//! Measures the cost of a shared pool: the commands that Redis executes for one to three replicas at different request
+//! rates, and the request latency while Redis responds, is killed, is stopped or is slow, as a ratio to the latency
+//! without `[redis]`. The simulator is the provider. All processes share two processors.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,27 +23,27 @@ use crate::support::slow_forwarder::SlowForwarder;
 
 const KEYS: usize = 3;
 const CREDITS: u64 = 1 << 50;
-/// The maximum number of concurrent requests of each workspace.
+/// The concurrency limit of each workspace.
 const MAX_CONCURRENT: u32 = 200;
 const MAX_REPLICAS: usize = 3;
 /// The maximum number of clients per replica, each with one request at a time.
 const MAX_CLIENTS: u32 = 16;
-/// Requests per second of all clients together while commands are counted. `None` is as many as possible.
+/// Requests per second of all clients together while commands are counted. `None` means as many as possible.
 const RATES: [Option<u32>; 5] = [Some(0), Some(10), Some(100), Some(1_000), None];
 /// Requests per second while the latency is measured.
 const LATENCY_RATE: u32 = 300;
-/// Half of a round trip of 300 ms.
+/// The delay in each direction, for a round trip of 300 ms.
 const SLOW_DELAY: Duration = Duration::from_millis(150);
-/// The time after the start of the replicas until their polls and shares of the pool no longer change.
+/// The time after the start of the replicas until their poll intervals and pool shares no longer change.
 const SETTLING_TIME: Duration = Duration::from_secs(3);
 
-/// A kind of request. Each has its own client.
+/// A kind of request. Speech with a quota has a separate client; the other kinds share one.
 #[derive(Clone, Copy)]
 enum SharedWorkload {
-    /// The list of voices, which is free.
+    /// The list of voices, which costs no credits.
     List,
     Speech,
-    /// Speech of a client with a quota of credits, which the replicas divide.
+    /// Speech of a client with a credit quota, which the replicas divide among themselves.
     SpeechWithQuota,
 }
 
@@ -58,7 +58,7 @@ impl SharedWorkload {
         }
     }
 
-    /// Returns the token of its client.
+    /// Returns the token of the client that sends this workload.
     fn token(self) -> &'static str {
         match self {
             Self::List | Self::Speech => "a-token-of-the-client-0123456789",
@@ -84,7 +84,7 @@ impl SharedWorkload {
     }
 }
 
-/// Running replicas that have answered one request of each workload.
+/// Running replicas that have served one request of each workload.
 struct ReplicaGroup {
     replicas: TestReplicas,
     count: usize,
@@ -93,7 +93,7 @@ struct ReplicaGroup {
 }
 
 impl ReplicaGroup {
-    /// Starts replicas. Without `redis_url`, each of them has its own pool.
+    /// Starts replicas. Without `redis_url`, each of them has a separate pool.
     async fn start(count: usize, redis_url: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("keychoir.toml");
@@ -130,7 +130,7 @@ impl ReplicaGroup {
         }
     }
 
-    /// Returns the request of a workload with the length of its response.
+    /// Sends one request of a workload to learn the length of its response. Returns the request and this length.
     async fn request_spec(&self, workload: SharedWorkload) -> RequestSpec {
         let client = &self.replicas.client;
         let request = match workload {
@@ -148,7 +148,7 @@ impl ReplicaGroup {
         RequestSpec { request: workload.request().into(), response_bytes, has_timestamps: false }
     }
 
-    /// Opens clients of all replicas.
+    /// Opens the connections of `clients_per_replica` clients to each replica.
     async fn open_load(&self, clients_per_replica: u32) -> LoadGenerator {
         let mut load: Option<LoadGenerator> = None;
         for replica in 0..self.count {
@@ -163,9 +163,9 @@ impl ReplicaGroup {
         load.unwrap()
     }
 
-    /// Sends requests for `seconds` at a rate, or as many as possible if there is no rate.
-    async fn send(&self, workload: usize, rate: Option<u32>, seconds: f64) -> LoadResults {
-        let request_spec = &self.request_specs[workload];
+    /// Sends requests for `seconds`, at `rate` or as many as possible if `rate` is `None`.
+    async fn send(&self, workload_index: usize, rate: Option<u32>, seconds: f64) -> LoadResults {
+        let request_spec = &self.request_specs[workload_index];
         let clients = rate.map_or(MAX_CLIENTS, |rate| (rate / 10).clamp(1, MAX_CLIENTS));
         let mut load = self.open_load(clients).await;
         match rate {
@@ -203,7 +203,7 @@ pub fn measure(plan: &RoundPlan, _: &[Peer], _: &PeerSetup) {
     });
 }
 
-/// The commands that Redis has executed, by their kind. A script counts as the kind of its first key.
+/// The number of commands that Redis has executed, by kind. A script counts as the kind of its first key.
 #[derive(Default)]
 struct CommandCounts {
     by_kind: BTreeMap<String, usize>,
@@ -211,7 +211,7 @@ struct CommandCounts {
 }
 
 impl CommandCounts {
-    /// Parses the lines of MONITOR, without the commands of this program, which uses the Unix socket.
+    /// Counts the commands in the output of MONITOR, except the commands of this benchmark, which uses the Unix socket.
     fn parse(lines: &str) -> Self {
         let mut counts = Self::default();
         for line in lines.lines() {
@@ -241,9 +241,9 @@ fn command_kind(command: &str) -> String {
     }
 }
 
-/// Prints the commands per second of each number of replicas, workload and rate.
+/// Prints the commands per second for each number of replicas, each workload and each rate.
 async fn measure_commands(plan: &RoundPlan) {
-    println!("\nreplicas: commands of Redis per second, {} s each, {KEYS} workspaces", plan.seconds);
+    println!("\nreplicas: Redis commands per second, {} s each, {KEYS} workspaces", plan.seconds);
     println!(
         "{:<10}{:<15}{:>12}{:>11}{:>13}{:>12}{:>9}  by kind",
         "replicas", "requests", "requests/s", "commands", "per replica", "in scripts", "Redis"
@@ -251,23 +251,23 @@ async fn measure_commands(plan: &RoundPlan) {
     for count in 1..=MAX_REPLICAS {
         let redis = RedisServer::start().await;
         let group = ReplicaGroup::start(count, Some(&redis.url())).await;
-        for (workload, shared_workload) in SharedWorkload::ALL.into_iter().enumerate() {
+        for (workload_index, workload) in SharedWorkload::ALL.into_iter().enumerate() {
             for rate in RATES {
-                let name = if rate == Some(0) { "none" } else { shared_workload.name() };
-                if rate == Some(0) && workload > 0 {
+                let name = if rate == Some(0) { "none" } else { workload.name() };
+                if rate == Some(0) && workload_index > 0 {
                     continue;
                 }
                 let mut monitor = redis.monitor();
-                let (started_at, processor_before) = (Instant::now(), processor_seconds(&redis));
+                let (started_at, processor_seconds_before) = (Instant::now(), processor_seconds(&redis));
                 let sent_requests = match rate {
                     Some(0) => {
                         sleep(Duration::from_secs_f64(plan.seconds)).await;
                         0
                     }
-                    rate => group.send(workload, rate, plan.seconds).await.requests,
+                    rate => group.send(workload_index, rate, plan.seconds).await.requests,
                 };
                 let seconds = started_at.elapsed().as_secs_f64();
-                let utilization = (processor_seconds(&redis) - processor_before) / seconds;
+                let utilization = (processor_seconds(&redis) - processor_seconds_before) / seconds;
                 let counts = CommandCounts::parse(&monitor.read_commands());
                 let per_second = |count: usize| count as f64 / seconds;
                 let kinds = counts.by_kind.iter();
@@ -288,18 +288,18 @@ async fn measure_commands(plan: &RoundPlan) {
     }
 }
 
-/// Returns the processor time of a Redis since its start.
+/// Returns the processor time of a Redis server since its start.
 fn processor_seconds(redis: &RedisServer) -> f64 {
     let field = |name: &str| redis.info("cpu", name).unwrap().trim().parse::<f64>().unwrap();
     field("used_cpu_user") + field("used_cpu_sys")
 }
 
-/// A state of Redis.
+/// The state of the Redis server during a measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum RedisState {
     Responding,
     Killed,
-    /// The process is stopped. Connections stay open and are not answered.
+    /// The process is stopped (SIGSTOP). Its connections stay open, but it sends no responses.
     Stopped,
     Slow,
 }
@@ -335,18 +335,18 @@ impl RedisState {
     }
 }
 
-/// The p50 and the p99 of the requests of a turn, in µs.
-struct LatencyTurn {
+/// The p50 and the p99 of the request latency in one round, in µs.
+struct RoundLatency {
     with_redis: [f64; 2],
     without_redis: [f64; 2],
 }
 
-/// Prints the latency of each workload in each state of Redis, as a ratio to replicas without `[redis]`. The turns with
-/// and without Redis alternate.
+/// Prints the latency of each workload in each state of Redis, as a ratio to replicas without `[redis]`. Measurements
+/// with and without Redis alternate.
 async fn measure_latency(plan: &RoundPlan) {
     println!(
-        "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s with Redis beside the same without; {} rounds of \
-         {} s in turns",
+        "\nreplicas: {MAX_REPLICAS} replicas, {LATENCY_RATE} requests/s, with Redis compared to without Redis; {} rounds of \
+         {} s, alternating",
         plan.rounds, plan.seconds
     );
     println!(
@@ -359,19 +359,20 @@ async fn measure_latency(plan: &RoundPlan) {
         ReplicaGroup::start(MAX_REPLICAS, Some(&format!("redis://{}", forwarder.address()))).await;
     let separate_group = ReplicaGroup::start(MAX_REPLICAS, None).await;
     for state in RedisState::ALL {
-        let mut turns: Vec<Vec<LatencyTurn>> = SharedWorkload::ALL.iter().map(|_| Vec::new()).collect();
+        let mut rounds: Vec<Vec<RoundLatency>> = SharedWorkload::ALL.iter().map(|_| Vec::new()).collect();
         let mut recoveries = Vec::new();
         for round in 0..plan.rounds {
             state.start(&mut redis, &forwarder);
-            for (workload, turns) in turns.iter_mut().enumerate() {
-                let mut turn = LatencyTurn { with_redis: [0.0; 2], without_redis: [0.0; 2] };
+            for (workload_index, rounds) in rounds.iter_mut().enumerate() {
+                let mut latency = RoundLatency { with_redis: [0.0; 2], without_redis: [0.0; 2] };
                 for is_shared in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
                     let group = if is_shared { &shared_group } else { &separate_group };
-                    let mut results = group.send(workload, Some(LATENCY_RATE), plan.seconds).await;
-                    let latency = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
-                    *(if is_shared { &mut turn.with_redis } else { &mut turn.without_redis }) = latency;
+                    let mut results = group.send(workload_index, Some(LATENCY_RATE), plan.seconds).await;
+                    let quantiles = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
+                    *(if is_shared { &mut latency.with_redis } else { &mut latency.without_redis }) =
+                        quantiles;
                 }
-                turns.push(turn);
+                rounds.push(latency);
             }
             state.end(&mut redis, &forwarder).await;
             let ended_at = Instant::now();
@@ -379,10 +380,10 @@ async fn measure_latency(plan: &RoundPlan) {
             recoveries.push(ended_at.elapsed().as_secs_f64());
             sleep(Duration::from_secs(1)).await;
         }
-        for (workload, turns) in SharedWorkload::ALL.into_iter().zip(&turns) {
+        for (workload, rounds) in SharedWorkload::ALL.into_iter().zip(&rounds) {
             let ratio = |index: usize| {
                 format_median_and_range(
-                    turns.iter().map(|turn| turn.with_redis[index] / turn.without_redis[index]),
+                    rounds.iter().map(|round| round.with_redis[index] / round.without_redis[index]),
                     2,
                 )
             };
@@ -390,8 +391,8 @@ async fn measure_latency(plan: &RoundPlan) {
                 "{:<16}{:<15}{:>10.0}{:>10.0}{:>24}{:>24}{:>22}",
                 state.name(),
                 workload.name(),
-                median(turns.iter().map(|turn| turn.with_redis[0])),
-                median(turns.iter().map(|turn| turn.with_redis[1])),
+                median(rounds.iter().map(|round| round.with_redis[0])),
+                median(rounds.iter().map(|round| round.with_redis[1])),
                 ratio(0),
                 ratio(1),
                 format_median_and_range(recoveries.iter().copied(), 2)

@@ -1,5 +1,5 @@
-//! Runs the rounds of a comparison. In each round every proxy has one turn, and each round starts with a different proxy,
-//! so that other load on the machine affects all proxies equally.
+//! Runs the rounds of a comparison. In each round every proxy has one turn, and each round starts with a different
+//! proxy, so that other load on the machine affects all proxies equally.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -134,7 +134,8 @@ async fn take_turn(
     let request_spec = |seconds: f64| RequestSpec::new(workload, target.key, seconds);
     let mut load =
         LoadGenerator::open(&target, compared_peer.load_clients, compared_peer.connections_per_client).await;
-    // The first request of a connection costs more, so each connection sends at least one request before the measurement.
+    // The first request of a connection costs more, so each connection sends at least one request before the
+    // measurement.
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
@@ -187,9 +188,11 @@ async fn measure_processor_time(
     run: impl Future<Output = LoadResults>,
 ) -> (LoadResults, f64) {
     let processor_time = || started_peer.map(|started_peer| started_peer.running.processor_time());
-    let before = processor_time();
+    let processor_time_before = processor_time();
     let results = run.await;
-    let seconds = processor_time().zip(before).map_or(0.0, |(after, before)| after.since(&before));
+    let seconds = processor_time()
+        .zip(processor_time_before)
+        .map_or(0.0, |(after, processor_time_before)| after.since(&processor_time_before));
     (results, seconds)
 }
 

@@ -27,7 +27,7 @@ pub fn describe(plan: &RoundPlan, workload: Workload) -> String {
             format!("{rate} requests/s over {connections} connections")
         }
     };
-    format!("{}: {load}; {} rounds of {} s in turns", workload.name(), plan.rounds, plan.seconds)
+    format!("{}: {load}; {} rounds of {} s, alternating", workload.name(), plan.rounds, plan.seconds)
 }
 
 pub fn print(

@@ -23,7 +23,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Creates the files in this directory.
+    /// Creates the files in `directory`.
     pub fn create(directory: &Path) -> Self {
         let mut params = CertificateParams::default();
         // If both had the same name, the server certificate would look self-signed.

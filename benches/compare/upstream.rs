@@ -1,5 +1,5 @@
 //! A simulated provider that uses much less processor time than any proxy. It sends prepared responses with new
-//! identifiers in their heads, and checks that each request has the key of the pool and no credential of the client.
+//! identifiers in their heads, and checks that each request contains the key of the pool and no client credential.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -25,7 +25,7 @@ pub const TIMESTAMP_DIGITS: usize = 16;
 
 /// Bytes per chunk, similar to the chunks of the provider.
 const CHUNK_BYTES: usize = 8 * 1024;
-/// Maximum bytes per read. It is large, because most of the input are uploads.
+/// Maximum number of bytes per read. It is large, because most of the input are uploads.
 const MAX_READ_BYTES: usize = 256 * 1024;
 /// The placeholder for the digits of an identifier.
 const PLACEHOLDER: &[u8] = b"################";
@@ -184,7 +184,7 @@ impl PreparedResponses {
     }
 }
 
-/// Encodes audio of this length in chunks, including the last chunk.
+/// Encodes `length` bytes of audio in chunks, including the last chunk.
 fn chunked_audio(mut length: usize) -> Vec<u8> {
     let mut body = Vec::new();
     while length > 0 {
@@ -268,7 +268,7 @@ async fn write_paced_chunks(stream: &mut (impl AsyncWrite + Unpin), chunks: u32)
     stream.flush().await.ok()
 }
 
-/// Returns whether the head has the key of the pool and no credential of the client.
+/// Returns whether the head contains the key of the pool and no client credential.
 fn has_only_the_pool_key(head: &[u8]) -> bool {
     let mut key_count = 0;
     for (name, value) in http1::headers(head) {

@@ -66,7 +66,7 @@ impl Workload {
         }
     }
 
-    /// Returns the number of connections at this rate.
+    /// Returns the number of connections that the rate needs.
     pub fn connections(self) -> u32 {
         match self {
             Self::Get | Self::Tts => 48,
@@ -96,7 +96,7 @@ impl Workload {
         }
     }
 
-    /// Returns a complete request as the provider's Python SDK sends it with this key.
+    /// Returns a complete request as the provider's Python SDK sends it with the given `key`.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
         let voice = "21m00Tcm4TlvDq8ikWAM";
         let chunks = self.response_bytes(seconds) / PACED_CHUNK_BYTES;

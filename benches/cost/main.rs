@@ -46,9 +46,8 @@ const SLACK_INSTRUCTIONS: u64 = 30;
 
 /// The steps of a replica, and the same steps without other replicas.
 const REPLICA_STEPS: [(&str, &str); 2] = [(GET_OF_REPLICA, GET_WITH_QUOTA), (TTS_OF_REPLICA, TTS_WITH_QUOTA)];
-/// Tolerance of a step of a replica above the same step without other replicas, in percent. The aim is 3, which speech
-/// with a quota exceeds: it takes 4.2 percent more.
-const MAX_REPLICA_PERCENT: u64 = 5;
+/// Tolerance of a step of a replica above the same step without other replicas, in percent.
+const MAX_REPLICA_PERCENT: u64 = 3;
 
 fn main() -> ExitCode {
     let has = |word: &str| env::args().any(|argument| argument == word);

@@ -37,7 +37,7 @@ pub fn keychoir_command(command: &str) -> Command {
     program
 }
 
-/// Starts the simulator with these keys.
+/// Starts the simulator with the given `keys`.
 pub fn start_simulator(keys: &[String]) -> RunningProgram {
     let mut simulator = keychoir_command("simulate");
     for key in keys {
@@ -76,8 +76,8 @@ impl RunningProgram {
                 let address = line.unwrap().split_once(" at http://")?.1.to_owned();
                 address.split_whitespace().next()?.trim_end_matches('/').parse().ok()
             })
-            .expect("the program must log its address");
-        // The rest of the log is read, so that the program does not block on a full pipe.
+            .expect("Keychoir must log its address");
+        // The rest of the log is read, so that Keychoir does not block on a full pipe.
         keychoir::tasks::spawn_thread("log reader", move || lines.for_each(drop)).unwrap();
         Self { child, address }
     }

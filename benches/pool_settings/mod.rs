@@ -7,7 +7,7 @@ use keychoir::pool::Settings;
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Returns settings with this strategy. No cooldown ends during a measurement.
+/// Returns settings with the given `strategy`. No cooldown ends during a measurement.
 pub(crate) fn pool_settings(strategy: &'static Strategy) -> Settings {
     Settings {
         strategy,

@@ -185,7 +185,7 @@ pub enum RequestKind {
     Voices,
     /// A speech request with one sentence.
     Speech,
-    /// A request whose path has escapes and is not in the provider's documentation.
+    /// A request whose path contains escapes and is not in the provider's documentation.
     UnknownPath,
 }
 

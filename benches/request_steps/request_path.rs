@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -116,22 +116,13 @@ impl RequestPath {
         let billing = if credits == Some(0) { Billing::Free } else { Billing::Metered };
         let admission =
             AdmissionRequest { billing, grants_direct_access: false, is_charged: true, max_concurrent: 100 };
-        let is_shared = match self.client_limits {
-            ClientLimits::None => return None,
-            ClientLimits::Quota => false,
-            ClientLimits::Shared => true,
-        };
-        let permit = match is_shared {
-            false => usage.admit(client, admission, now),
-            true => poll_ready(Box::pin(usage.admit_shared(client, admission, now))),
-        };
-        let permit = permit.unwrap();
-        match (billing, credits, is_shared) {
-            (Billing::Metered, Some(credits), false) => permit.reserve(credits, now).unwrap(),
-            (Billing::Metered, Some(credits), true) => {
-                poll_ready(Box::pin(permit.reserve_shared(credits, now))).unwrap();
-            }
-            (Billing::Metered | Billing::Unlisted | Billing::Free, ..) => {}
+        if self.client_limits == ClientLimits::None {
+            return None;
+        }
+        let permit = poll_ready(pin!(usage.admit(client, admission, now))).unwrap();
+        match (billing, credits) {
+            (Billing::Metered, Some(credits)) => poll_ready(pin!(permit.reserve(credits, now))).unwrap(),
+            (Billing::Metered | Billing::Unlisted | Billing::Free, _) => {}
         }
         Some(permit)
     }
@@ -174,8 +165,8 @@ impl RequestPath {
 }
 
 /// Polls a future that must be ready.
-fn poll_ready<T>(mut future: Pin<Box<impl Future<Output = T>>>) -> T {
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+fn poll_ready<T>(future: Pin<&mut impl Future<Output = T>>) -> T {
+    match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("the grant must suffice"),
     }

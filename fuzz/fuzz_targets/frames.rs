@@ -24,7 +24,7 @@ struct FrameCase {
     chunk_lengths: Vec<u8>,
 }
 
-/// Validates a stream in chunks of these lengths and a last chunk with the remaining bytes.
+/// Validates a stream in chunks of the lengths `chunk_lengths` and a last chunk with the remaining bytes.
 fn validate_in_chunks(sender: Sender, stream: &[u8], chunk_lengths: &[u8]) -> ValidationResult {
     let (mut validator, mut total, mut rest) =
         (FrameValidator::new(sender), ValidationResult { valid_length: 0, end: None }, stream);

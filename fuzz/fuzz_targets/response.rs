@@ -16,7 +16,7 @@ struct DecodedResponse {
     is_complete: bool,
 }
 
-/// Decodes a response that arrives in reads of this length. Returns `None` for an invalid or incomplete head.
+/// Decodes a response that arrives in reads of `read_length` bytes. Returns `None` for an invalid or incomplete head.
 fn decode(bytes: &[u8], read_length: usize) -> Option<DecodedResponse> {
     let (mut buffer, mut reads) = (BytesMut::new(), bytes.chunks(read_length));
     let head = loop {

@@ -2,7 +2,7 @@
 //!
 //! The admin API and the command line send the same changes. One task makes them one after the other, so that
 //! two operators cannot overwrite each other's change: it writes the overlay, applies the new configuration to
-//! the running program, and records the change in the usage database.
+//! the running server, and records the change in the usage database.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -44,7 +44,7 @@ pub enum Change {
     AddClient {
         /// The name of the client.
         name: String,
-        /// Its rules.
+        /// The limits and access rules of the client.
         rules: ClientRules,
         /// The time at which its token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
@@ -67,7 +67,7 @@ pub enum Change {
         /// The time at which the new token expires, or `None` if it does not expire.
         expires_at: Option<UnixMs>,
     },
-    /// Makes the token of a client invalid.
+    /// Invalidates a client token.
     RevokeClient {
         /// The name of the client.
         name: String,
@@ -76,7 +76,7 @@ pub enum Change {
     Reload,
 }
 
-/// The end of the token of a client, as an operator sets it.
+/// The expiry of a client token, as an operator sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenExpiry {
     /// The token does not expire.
@@ -85,7 +85,7 @@ pub enum TokenExpiry {
     At(UnixMs),
 }
 
-/// Maximum characters of the reason for a pause.
+/// Maximum number of characters in the reason for a pause.
 pub const MAX_REASON_CHARS: usize = 200;
 
 /// Returns whether a reason for a pause has at most [`MAX_REASON_CHARS`] characters and no control character.
@@ -97,15 +97,15 @@ pub fn is_valid_reason(reason: &str) -> bool {
 /// A key to be added.
 #[derive(Debug)]
 pub struct NewKey {
-    /// Its name, unique in the pool.
+    /// The key name, which is unique in the pool.
     pub name: String,
     /// The key.
     pub key: ApiKey,
-    /// Its workspace, if it shares one with other keys.
+    /// The workspace name, if the key shares a workspace with other keys.
     pub workspace: Option<String>,
     /// The base URL of its host, if it is not `upstream.base_url`.
     pub base_url: Option<String>,
-    /// Its share of the requests in weighted strategies.
+    /// The key's share of the requests in weighted strategies.
     pub weight: Option<u32>,
 }
 
@@ -113,13 +113,13 @@ pub struct NewKey {
 /// or list removes the rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClientRules {
-    /// Its quota, such as `50 requests per day`.
+    /// The client quota, such as `50 requests per day`.
     pub quota: Option<String>,
     /// The quota of each end user below the client, such as `3 requests`.
     pub user_quota: Option<String>,
-    /// Its rate limit, such as `60 per minute`.
+    /// The rate limit of the client, such as `60 per minute`.
     pub rate_limit: Option<String>,
-    /// Its maximum of concurrent requests. 0 removes the limit.
+    /// The concurrency limit of the client. 0 removes the limit.
     pub max_concurrent: Option<u32>,
     /// Prefixes of the paths that it may use.
     pub paths: Option<Vec<String>>,
@@ -276,12 +276,10 @@ pub enum ControlError {
         reason: String,
     },
     /// Without a state directory, changes cannot be saved.
-    #[error(
-        "changes cannot be saved, because the program keeps its state in memory only (storage.ephemeral)"
-    )]
+    #[error("changes cannot be saved, because Keychoir keeps its state only in memory (storage.ephemeral)")]
     NoStateDirectory,
     /// The task that makes changes has ended or does not respond.
-    #[error("the program is shutting down or does not respond: try again")]
+    #[error("Keychoir is shutting down or does not respond: try again")]
     Unavailable,
 }
 
@@ -305,7 +303,7 @@ pub struct ControlSender {
     generation: Arc<AtomicU64>,
 }
 
-/// Maximum changes that wait for the task.
+/// Maximum number of changes that wait for the task.
 const MAX_QUEUED_CHANGES: usize = 16;
 
 /// Maximum time for a change, which writes a few small files.

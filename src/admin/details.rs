@@ -15,7 +15,7 @@ use crate::pool::{KeySnapshot, Pool, Restriction};
 pub struct KeyDetails {
     /// The number of requests that are queued for a key.
     waiting: usize,
-    /// The time at which all credits will be used up at the current rate, if that is before the next reset.
+    /// The time at which all credits will be exhausted at the current rate, if that is before the next reset.
     spent_by: Option<String>,
     keys: Vec<KeyDetail>,
 }
@@ -25,7 +25,7 @@ pub struct KeyDetails {
 struct KeyDetail {
     short_key: String,
     name: Option<String>,
-    /// The configured workspace. A key without a configured workspace counts as a workspace of its own.
+    /// The configured workspace. A key without a configured workspace counts as a separate workspace.
     workspace: Option<String>,
     /// The provider's name of the plan.
     plan: Option<String>,
@@ -48,7 +48,7 @@ struct KeyDetail {
     evidence: Vec<EvidenceDetail>,
     /// Operations that the provider refused for the key or its plan. Requests for them use other keys first.
     cannot: Vec<RestrictionDetail>,
-    /// Credits by which the provider's usage of this period exceeded the recorded usage after the program
+    /// Credits by which the provider's usage of this period exceeded the recorded usage after Keychoir
     /// started.
     drift: i64,
     in_flight: u32,
@@ -56,7 +56,8 @@ struct KeyDetail {
     reserved: u64,
     /// Credits that its workspace uses per day at the rate of the last hours.
     spent_per_day: u64,
-    /// The time at which the credits of its workspace will be used up at this rate, if that is before their reset.
+    /// The time at which the credits of the workspace will be exhausted at this rate, if that time is before their
+    /// reset.
     spent_by: Option<String>,
 }
 
@@ -210,9 +211,11 @@ fn possible_operations(reason: Option<CooldownReason>, cannot: &[Restriction]) -
         None if cannot.is_empty() => "everything",
         None => "everything but what is listed in cannot",
         Some(CooldownReason::Exhausted | CooldownReason::Billing) => {
-            "what is free: reading what the account has"
+            "requests that cost no credits: reading what the account contains"
         }
-        Some(CooldownReason::RateLimited) => "requests of other concurrency groups, and what is free",
+        Some(CooldownReason::RateLimited) => {
+            "requests of other concurrency groups, and requests that cost no credits"
+        }
         Some(CooldownReason::Invalid | CooldownReason::WrongHost) => "nothing",
     }
 }

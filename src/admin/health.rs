@@ -127,7 +127,7 @@ impl Readiness {
         self.mirror
     }
 
-    /// Whether requests should be sent to this process; also true when degraded, because requests are still
+    /// Whether requests should be sent to this process. This is also the case when degraded, because requests are still
     /// served.
     #[must_use]
     pub fn is_ready(&self) -> bool {

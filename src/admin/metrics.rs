@@ -30,7 +30,7 @@ const STATUSES: [&str; 5] = [
 
 const PAUSED: &str = "paused";
 
-fn status(snapshot: &KeySnapshot) -> &'static str {
+fn key_status(snapshot: &KeySnapshot) -> &'static str {
     if snapshot.state.is_paused() { PAUSED } else { snapshot.state.status().as_str() }
 }
 
@@ -150,14 +150,14 @@ fn register_key_metrics(registry: &mut Registry, keys: &[KeySnapshot]) {
     let snapshots: Vec<&KeySnapshot> = keys.iter().collect();
     let labels = unique_labels(&snapshots, |snapshot| key_label(&snapshot.key).to_owned());
     let labelled_keys = || labels.iter().map(|label| ("key", label.clone())).zip(keys);
-    let counts = STATUSES.map(|status| {
-        let count = keys.iter().filter(|key| self::status(key) == status).count();
+    let status_counts = STATUSES.map(|status| {
+        let count = keys.iter().filter(|key| key_status(key) == status).count();
         ([("status", status.to_owned())], count as u64)
     });
-    registry.register("keys", "Keys of the pool, by status", GaugeSamples(counts.into()));
+    registry.register("keys", "Keys of the pool, by status", GaugeSamples(status_counts.into()));
     let statuses = labelled_keys().flat_map(|(key, snapshot)| {
         STATUSES.map(|status| {
-            let has = self::status(snapshot) == status;
+            let has = key_status(snapshot) == status;
             ([key.clone(), ("status", status.to_owned())], u64::from(has))
         })
     });
@@ -230,10 +230,10 @@ fn workspaces(keys: &[KeySnapshot]) -> Vec<(&KeySnapshot, String)> {
 /// with the same labels make a page invalid.
 fn unique_labels(snapshots: &[&KeySnapshot], label: impl Fn(&KeySnapshot) -> String) -> Vec<String> {
     let mut labels: Vec<String> = snapshots.iter().map(|snapshot| label(snapshot)).collect();
-    let mut counts: HashMap<String, usize> = HashMap::new();
-    labels.iter().for_each(|label| *counts.entry(label.clone()).or_default() += 1);
+    let mut name_counts: HashMap<String, usize> = HashMap::new();
+    labels.iter().for_each(|label| *name_counts.entry(label.clone()).or_default() += 1);
     for (label, snapshot) in labels.iter_mut().zip(snapshots) {
-        if counts.get(label).is_some_and(|count| *count > 1) {
+        if name_counts.get(label).is_some_and(|count| *count > 1) {
             *label = format!("{label}#{}", fingerprint_digits(snapshot));
         }
     }

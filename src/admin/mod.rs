@@ -42,7 +42,7 @@ use crate::upstream::{ReachabilityCell, TcpTlsConnector};
 use api::AdminTokenCheck;
 pub(crate) use api::{
     ActionError, BodyError, CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument,
-    contains_tag, read_body,
+    contains_tag, read_body, run_blocking,
 };
 pub use api::{ApiBody, AuthFailureTable, EventSource, describe_refusal, record_change_event};
 pub use details::KeyDetails;
@@ -74,7 +74,7 @@ pub struct Admin {
     pub connections: ConnectionLimiter,
     /// Whether the provider can be reached.
     pub reachability: ReachabilityCell,
-    /// The time at which the program was started.
+    /// The time at which Keychoir was started.
     pub started_at: UnixMs,
     /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
     pub control: Option<ControlSender>,
@@ -116,7 +116,7 @@ const FRONT_PAGE: &str = include_str!("front_page.html");
 /// The Content-Security-Policy of the front page, which loads no resources.
 const NO_RESOURCES: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const ROBOTS: &str = "User-agent: *\nDisallow: /\n";
+const ROBOTS_TXT: &str = "User-agent: *\nDisallow: /\n";
 
 /// The status of the keys.
 const STATUS_PATH: &str = "/api/elevenlabs-status";
@@ -148,18 +148,18 @@ impl Admin {
     ) -> Option<Response<Bytes>> {
         let page: fn(&Self, &HeaderMap, UnixMs) -> Response<Bytes> = match uri.path() {
             STATUS_PATH => {
-                |admin, _, now| json(StatusCode::OK, &StatusDocument::new(&admin.pool.snapshot(now)))
+                |admin, _, now| json_response(StatusCode::OK, &StatusDocument::new(&admin.pool.snapshot(now)))
             }
-            KEYS_PATH => |admin, _, now| json(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
+            KEYS_PATH => |admin, _, now| json_response(StatusCode::OK, &KeyDetails::new(&admin.pool, now)),
             METRICS_PATH => Self::metrics,
             USAGE_PATH => return Some(self.usage(method, uri, headers, now)),
-            "/livez" | "/healthz" => |_, _, _| live(),
+            "/livez" | "/healthz" => |_, _, _| liveness_response(),
             "/readyz" => |admin, _, now| admin.ready(now),
             // Browsers request these paths from every origin. If Keychoir did not answer them, they would be
             // sent to the provider with a key.
             "/" => |_, _, _| front_page(),
             "/favicon.ico" => |_, _, _| no_content(),
-            "/robots.txt" => |_, _, _| page(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS),
+            "/robots.txt" => |_, _, _| page_response(StatusCode::OK, "text/plain; charset=utf-8", ROBOTS_TXT),
             _ => return None,
         };
         if let Some(refusal) = method_not_allowed(method) {
@@ -208,7 +208,7 @@ impl Admin {
         }
     }
 
-    /// Whether a path is for operators, so that with `admin.listen` only that address serves it.
+    /// Whether a path is for operators. If `admin.listen` is set, only the listener at that address serves such a path.
     #[must_use]
     pub fn is_operator_path(path: &str) -> bool {
         [STATUS_PATH, KEYS_PATH, METRICS_PATH, "/"].contains(&path)
@@ -234,8 +234,8 @@ impl Admin {
         }
         match self.authenticate_client(uri, headers, now) {
             Ok(client) => {
-                let totals = self.config.load().client_usage.used(&client.name, now);
-                json(StatusCode::OK, &ClientUsageReport::new(&client, &totals, now))
+                let totals = self.config.load().client_usage.totals(&client.name, now);
+                json_response(StatusCode::OK, &ClientUsageReport::new(&client, &totals, now))
             }
             Err(refusal) => ProxyError::Unauthenticated(refusal).response("", now),
         }
@@ -244,7 +244,7 @@ impl Admin {
     fn metrics(&self, headers: &HeaderMap, now: UnixMs) -> Response<Bytes> {
         let format = ExpositionFormat::negotiate(headers);
         let text = format.write_page(&[self.metrics.registry(), &metrics::registry(self, now)]);
-        let mut response = page(StatusCode::OK, format.content_type(), text);
+        let mut response = page_response(StatusCode::OK, format.content_type(), text);
         response.headers_mut().insert(VARY, HeaderValue::from_static("accept"));
         response
     }
@@ -261,7 +261,7 @@ impl Admin {
             self.pool_view().as_deref(),
         );
         let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let mut response = json(status, &readiness);
+        let mut response = json_response(status, &readiness);
         if self.draining.is_set() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
@@ -270,13 +270,13 @@ impl Admin {
 }
 
 /// Returns the response of a live process, regardless of the state of its parts.
-fn live() -> Response<Bytes> {
-    json(StatusCode::OK, &serde_json::json!({"status": "live"}))
+fn liveness_response() -> Response<Bytes> {
+    json_response(StatusCode::OK, &serde_json::json!({"status": "live"}))
 }
 
 /// Returns the front page, with a link to the status.
 fn front_page() -> Response<Bytes> {
-    let mut response = page(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
+    let mut response = page_response(StatusCode::OK, "text/html; charset=utf-8", FRONT_PAGE);
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_RESOURCES));
     response
 }
@@ -298,12 +298,12 @@ fn method_not_allowed(method: &Method) -> Option<Response<Bytes>> {
     Some(response)
 }
 
-fn json(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
+fn json_response(status: StatusCode, document: &impl Serialize) -> Response<Bytes> {
     // Serializing these documents cannot fail, because they consist of numbers and strings.
-    page(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
+    page_response(status, "application/json", serde_json::to_vec(document).unwrap_or_default())
 }
 
-fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
+fn page_response(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
     let headers = response.headers_mut();

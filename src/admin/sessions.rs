@@ -33,7 +33,7 @@ struct Inner {
     table: Mutex<SessionTable>,
     limits: SessionLimits,
     admin_token: SharedAdminToken,
-    /// `None` if the program has no state directory. In that case, a restart ends all sessions.
+    /// `None` if Keychoir has no state directory. In that case, a restart ends all sessions.
     file: Option<PathBuf>,
     /// Held while the file is written, so that an earlier state cannot replace a later one.
     write_lock: Mutex<()>,
@@ -94,7 +94,7 @@ impl Sessions {
         Some(SessionToken(token))
     }
 
-    /// Records a use of the session with this token. Returns `false` if there is no such session.
+    /// Extends the session with the given `token`. Returns `false` if there is no such session.
     #[must_use]
     pub fn record_use(&self, token: &str, now: UnixMs) -> bool {
         let Some(fingerprint) = self.fingerprint(token) else { return false };
@@ -106,8 +106,8 @@ impl Sessions {
         true
     }
 
-    /// Returns a function that returns whether the session with this token still exists. It does not count as a use,
-    /// so that an open page does not extend its session.
+    /// Returns a function that returns whether the session with the given `token` still exists. A call does not extend
+    /// the session, so that an open page does not extend its session.
     pub(super) fn watch(&self, token: &str) -> impl Fn() -> bool + Send + use<> {
         let (sessions, token) = (self.clone(), SessionToken(token.to_owned()));
         move || {
@@ -118,7 +118,7 @@ impl Sessions {
         }
     }
 
-    /// Ends the session with this token.
+    /// Ends the session with the given `token`.
     pub fn end(&self, token: &str) {
         let Some(fingerprint) = self.fingerprint(token) else { return };
         let is_ended = self.lock().end(&fingerprint);

@@ -41,7 +41,7 @@ struct KeyStatusEntry {
 }
 
 impl StatusDocument {
-    /// Creates the document for these keys, in their order.
+    /// Creates the document for `keys`, in their order.
     #[must_use]
     pub fn new(keys: &[KeySnapshot]) -> Self {
         let count_with_status = |status| keys.iter().filter(|key| key.state.status() == status).count();

@@ -41,14 +41,14 @@ struct PeriodTotals {
 }
 
 impl ClientUsageReport {
-    /// Creates the document of a client with this usage.
+    /// Creates the document of a client from its usage.
     #[must_use]
-    pub fn new(client: &Client, used: &UsageTotals, now: UnixMs) -> Self {
+    pub fn new(client: &Client, totals: &UsageTotals, now: UnixMs) -> Self {
         Self {
             client: client.name.as_str().to_owned(),
-            quota: client.rules.quota.map(|quota| QuotaReport::new(quota, used, now)),
-            requests: PeriodTotals::new(used.requests),
-            credits: PeriodTotals::new(used.credits),
+            quota: client.rules.quota.map(|quota| QuotaReport::new(quota, totals, now)),
+            requests: PeriodTotals::new(totals.requests),
+            credits: PeriodTotals::new(totals.credits),
         }
     }
 }

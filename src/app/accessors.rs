@@ -1,4 +1,4 @@
-//! Reads the state of the running program for the command line and tests.
+//! Gives the command line and tests access to the state of the running proxy.
 
 use std::net::SocketAddr;
 
@@ -28,8 +28,8 @@ impl RunningApp {
         &self.addresses
     }
 
-    /// Returns the addresses of the listeners for operators. The list is empty if those for clients
-    /// serve operators.
+    /// Returns the addresses of the listeners for operators. The list is empty if the listeners for clients also serve
+    /// operators.
     #[must_use]
     pub fn operator_addresses(&self) -> &[Address] {
         &self.operator_addresses
@@ -51,13 +51,13 @@ impl RunningApp {
         names
     }
 
-    /// Reads stored records, and records changes.
+    /// Returns a handle that reads usage records and records configuration changes.
     #[must_use]
     pub fn history(&self) -> History {
         self.store_writer.history.clone()
     }
 
-    /// Returns the events for listeners of the admin API.
+    /// Returns the buffer of recent events that the admin API sends to its clients.
     #[must_use]
     pub fn events(&self) -> EventRing {
         self.events.clone()
@@ -75,21 +75,21 @@ impl RunningApp {
         self.pool.queued_requests()
     }
 
-    /// Whether this program shares its pool with other replicas.
+    /// Whether this process shares its pool with other replicas.
     #[must_use]
     pub fn has_replicas(&self) -> bool {
         self.replica.is_some()
     }
 
-    /// Shares the overlay through these channels.
+    /// Passes `port` to the replica task, which then shares the overlay through the channels of `port`.
     pub fn share_overlay(&self, port: OverlayPort) {
         if let Some(replica) = &self.replica {
-            // The task that receives it ends with the program.
+            // The send fails only if the replica task has ended, which happens at shutdown.
             let _ = replica.overlay.try_send(port);
         }
     }
 
-    /// Whether the last connection attempt to the provider succeeded.
+    /// Returns the result of the last connection attempt to the provider.
     #[must_use]
     pub fn reachability(&self) -> Reachability {
         self.reachability.get()

@@ -41,7 +41,7 @@ pub struct AppConfig {
     pub pool: pool::Settings,
     /// The authority of the provider.
     pub authority: Authority,
-    /// A file of root certificates that are trusted in addition to those of the public web.
+    /// A file of root certificates that are trusted in addition to the root certificates of the public web.
     pub ca_file: Option<PathBuf>,
     /// Timeouts and limits of upstream connections.
     pub upstream: upstream::Settings,
@@ -63,21 +63,21 @@ pub struct AppConfig {
     pub store: store::Settings,
     /// The settings of the mirror in Supabase, or `None` when it is disabled.
     pub mirror: Option<mirror::Settings>,
-    /// The Redis that replicas share, or `None` for a single replica.
+    /// The settings of the Redis server that replicas share, or `None` for a single replica.
     pub redis: Option<shared::LinkSettings>,
-    /// Sends the changes of operators to the task that makes them; `None` if no task makes changes.
+    /// Sends changes to the controller, or `None` if there is no controller.
     pub control: Option<ControlSender>,
     /// The digest of the admin token; `None` disables the admin API.
     pub admin_token: Option<AdminTokenFingerprint>,
     /// The pages that may be read without a token.
     pub public_pages: PublicPages,
-    /// Maximum listeners of events.
+    /// Maximum number of event listeners.
     pub max_event_listeners: usize,
     /// The file of the sessions of the dashboard, or `None` to keep them in memory only.
     pub sessions_file: Option<PathBuf>,
     /// The time limits of sessions of the dashboard.
     pub session_limits: SessionLimits,
-    /// Maximum time of a key check.
+    /// Timeout of a key check.
     pub key_check_timeout: Duration,
     /// The settings with their sources, for operators.
     pub setting_values: Vec<SettingValue>,
@@ -135,7 +135,7 @@ impl AppConfig {
     }
 
     /// Converts a configuration that was loaded for a reload. The settings that need a restart keep the values of
-    /// `start`, the configuration of the running program.
+    /// `start`, the configuration of the running server.
     ///
     /// # Errors
     ///
@@ -151,11 +151,11 @@ fn clients(config: &Config) -> Clients {
     let client_tokens = config.clients.iter().map(|client| {
         let ClientConfig { name, token, expires_at, previous_token, rules, origin } = client;
         let current = IssuedToken { fingerprint: *token, expires_at: *expires_at };
-        let previous = previous_token
+        let previous_client_token = previous_token
             .map(|(fingerprint, expires_at)| IssuedToken { fingerprint, expires_at: Some(expires_at) });
         (
             Client { name: ClientName::new(name), rules: rules.clone() },
-            ClientTokens { origin: *origin, current, previous },
+            ClientTokens { origin: *origin, current, previous: previous_client_token },
         )
     });
     let anonymous = match config.access.bring_your_own_key {
@@ -330,7 +330,7 @@ fn retention_limit(retention: Duration) -> Option<Duration> {
     (!retention.is_zero()).then_some(retention)
 }
 
-/// Returns the maximum concurrent requests of a client without a configured limit. With several clients, one
+/// Returns the concurrency limit of a client without a configured limit. With several clients, one
 /// client may use at most half of the requests that the server allows.
 fn max_requests_per_client(server: &ServerConfig, clients: usize) -> u32 {
     let max_requests = match (server.max_requests_per_client, clients) {
@@ -384,7 +384,7 @@ fn https_source(config: &Config) -> Https {
     }
 }
 
-/// Returns the provider at `url` with the proxy of `own`, the setting of a key.
+/// Returns the route to the provider at `url`, through the forward proxy that `own`, the setting of a key, selects.
 fn to_route(config: &Config, url: &BaseUrl, own: &ProxySetting) -> Result<Authority, http::Error> {
     let authority = Authority::new(url.scheme(), url.host(), url.port(), url.path_prefix())?;
     Ok(authority.through(config.proxy_routes().for_upstream(url, own)))

@@ -1,4 +1,4 @@
-//! Checks whether the program could start: performs the startup steps that can fail, and examines the database without
+//! Checks whether Keychoir could start: performs the startup steps that can fail, and examines the database without
 //! changing it. Unlike `start`, it collects all problems instead of stopping at the first.
 
 use std::io;
@@ -20,17 +20,17 @@ use crate::upstream::TcpTlsConnector;
 pub struct DryRun {
     /// The problems that prevent startup.
     pub problems: Vec<StartProblem>,
-    /// The conditions under which the program starts but does not work as configured.
+    /// The conditions under which Keychoir starts but does not work as configured.
     pub warnings: Vec<StartWarning>,
 }
 
 /// A problem that prevents startup.
 #[derive(Debug, thiserror::Error)]
 pub enum StartProblem {
-    /// The program cannot listen on an address.
+    /// Keychoir cannot listen on an address.
     #[error("{address}: {source}")]
     Address {
-        /// The configured address.
+        /// The address as it is configured.
         address: ListenAddress,
         /// The I/O error.
         source: io::Error,
@@ -40,7 +40,7 @@ pub enum StartProblem {
     Start(#[from] StartError),
 }
 
-/// A condition under which the program starts but does not work as configured.
+/// A condition under which Keychoir starts but does not work as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum StartWarning {
     /// The database cannot currently be opened. Requests are served, and usage records are kept in memory.
@@ -49,7 +49,7 @@ pub enum StartWarning {
     /// The database is damaged. Startup renames the file and creates an empty one.
     #[error("{} is damaged ({damage}): startup renames it and begins with an empty database", .path.display())]
     DamagedDatabase {
-        /// The database.
+        /// The path of the database.
         path: PathBuf,
         /// SQLite's report.
         damage: String,
@@ -60,7 +60,7 @@ pub enum StartWarning {
 }
 
 /// Performs the startup steps with `config` that can fail. Sockets passed by systemd are not checked, because they
-/// exist only when systemd starts the program.
+/// exist only when systemd starts Keychoir.
 pub async fn dry_run(config: Config) -> DryRun {
     let mut result = DryRun::default();
     let limit = ConnectionLimit::determine(&config);

@@ -22,7 +22,7 @@ pub enum Https {
     LocalCa {
         /// The location of the CA.
         location: CaLocation,
-        /// Host names in the certificate, in addition to those of every machine.
+        /// Host names in the certificate, in addition to the names that every certificate contains.
         hosts: Vec<String>,
     },
     /// A configured certificate, for every TCP listener.
@@ -110,9 +110,9 @@ impl Certificates {
             Https::Off => (None, None),
             Https::Configured(certificate) => (Some(certificate.certified_key()), None),
             Https::LocalCa { location, hosts } => {
-                let previous = current.issued.take();
+                let previous_certificate = current.issued.take();
                 let issued = self.issue(location, hosts, now).unwrap_or_else(|error| {
-                    if previous.is_some() {
+                    if previous_certificate.is_some() {
                         warn!("the HTTPS certificate cannot be replaced: {error}");
                     } else {
                         warn!(
@@ -121,7 +121,7 @@ impl Certificates {
                              server.tls = \"off\"."
                         );
                     }
-                    previous
+                    previous_certificate
                 });
                 (None, issued)
             }
@@ -282,7 +282,10 @@ mod tests {
         assert_eq!(current_expiry(&certificates), first_expiry);
         assert!(certificates.renew(NOW.plus(AFTER_RENEWAL)));
         assert_eq!(current_expiry(&certificates), first_expiry.plus(AFTER_RENEWAL));
-        assert!(!certificates.renew(NOW.plus(AFTER_RENEWAL + DAY)), "the certificate was renewed again");
+        assert!(
+            !certificates.renew(NOW.plus(AFTER_RENEWAL + DAY)),
+            "the certificate must not be renewed again"
+        );
         assert_eq!(std::fs::read(certificate::ca_certificate_file(directory.path())).unwrap(), ca);
         // A CA that is about to expire is replaced as well.
         assert!(certificates.renew(NOW.plus(AFTER_CA_RENEWAL)));

@@ -26,13 +26,13 @@ pub enum ListenError {
     InvalidSocket(io::Error),
 }
 
-/// The listeners of the program.
+/// The bound listeners, by purpose.
 #[derive(Debug, Default)]
 pub struct ProgramListeners {
     /// The listeners for clients. If there are no listeners for operators, they also serve Keychoir's own pages and
     /// the admin API.
     pub clients: Vec<Listener>,
-    /// Those for operators, which serve only Keychoir's own pages and the admin API.
+    /// The listeners for operators, which serve only Keychoir's own pages and the admin API.
     pub operators: Vec<Listener>,
 }
 

@@ -1,4 +1,4 @@
-//! Wires all modules into a running program, reloads it and shuts it down. The tests start the same program as the
+//! Wires all modules into a running server, reloads it and shuts it down. The tests start the same program as the
 //! command line.
 
 mod accessors;
@@ -57,7 +57,7 @@ use replica_task::{LEAVE_TIMEOUT, PreparedReplica, ReplicaTask};
 use router::{ListenerScope, Router};
 use start_error::{check_exposure, check_operator_exposure};
 
-/// The running program.
+/// The running server with all its tasks.
 #[derive(Debug)]
 pub struct RunningApp {
     addresses: Vec<Address>,
@@ -108,15 +108,15 @@ pub struct ShutdownReport {
 
 /// Maximum number of ended conversations that wait until their cost is polled.
 const MAX_ENDED_CONVERSATIONS: usize = 1_024;
-/// Maximum client connections of the listeners for operators. They do not count among `server.max_connections`, so
-/// that operators can connect while clients use all of those.
+/// Maximum number of connections to the listeners for operators. They do not count among `server.max_connections`, so
+/// that operators can connect while clients use all of their connections.
 const MAX_OPERATOR_CONNECTIONS: usize = 256;
 /// Maximum wait for aborted connections and their workers to end.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum wait for the last usage records to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Starts the program and serves requests on `listeners`.
+/// Starts Keychoir and serves requests on `listeners`.
 ///
 /// # Errors
 ///

@@ -1,6 +1,6 @@
 //! Examines the parts that need the network, which startup does not wait for: the routes to the provider, each key at
 //! the provider, the tables of the mirror, and Redis. `keychoir check --online` and `keychoir doctor` use it, with or
-//! without a running program.
+//! without a running server.
 
 use std::io;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use crate::shared::{self, LinkSettings, RedisProbe, RedisProbeError};
 use crate::tasks::Tasks;
 use crate::upstream::{self, ProbeError, ProbeTimeouts, RouteProbe, TcpTlsConnector, TlsError, Upstream};
 
-/// Maximum keys that are checked at the same time, so that many keys do not look like an attack.
+/// Maximum number of keys that are checked at the same time, so that many keys do not look like an attack.
 const MAX_CONCURRENT_KEY_CHECKS: usize = 8;
 
 /// Examines the network with the settings of one configuration.
@@ -55,7 +55,7 @@ pub struct RouteCheck {
 }
 
 impl RouteCheck {
-    /// Returns the certificate of the host, if it has one.
+    /// Returns the certificate of the host, if the host presented one.
     #[must_use]
     pub fn certificate(&self) -> Option<PeerCertificate> {
         PeerCertificate::parse(self.probe.as_ref().ok()?.certificates.first()?)
@@ -65,7 +65,7 @@ impl RouteCheck {
 /// A key and the result of its check.
 #[derive(Debug)]
 pub struct CheckedKey {
-    /// The key.
+    /// The checked key.
     pub key: Arc<Key>,
     /// The result of the check, unless another check of the key is in progress.
     pub result: Result<KeyCheck, CheckInProgress>,

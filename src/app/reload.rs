@@ -1,4 +1,4 @@
-//! Applies a changed configuration to the running program.
+//! Applies a changed configuration to the running server.
 
 use std::sync::Arc;
 
@@ -29,13 +29,13 @@ impl RunningApp {
     pub fn reload(&self, app_config: AppConfig) -> Result<ReloadSummary, UnprotectedListener> {
         check_exposure(&self.addresses, &app_config.clients)?;
         self.certificates.replace(app_config.https, clock::now());
-        let previous = self.config.load();
-        let buffers = app_config.proxy.buffers.with_counters_of(&previous.limits.buffers);
+        let previous_config = self.config.load();
+        let buffers = app_config.proxy.buffers.with_counters_of(&previous_config.limits.buffers);
         let limits = Limits { buffers, ..app_config.proxy };
         let AppConfig { clients, access_rules, base_path, setting_values, .. } = app_config;
         self.settings.store(Arc::new(to_document(&setting_values)));
         self.admin_token.store(app_config.admin_token.map(Arc::new));
-        let client_usage = previous.client_usage.with_clients(&clients);
+        let client_usage = previous_config.client_usage.with_clients(&clients);
         self.config.store(Arc::new(RuntimeConfig { clients, client_usage, limits, access_rules, base_path }));
         let summary = self.pool.reload(app_config.keys, app_config.pool);
         log_transitions(&self.pool.transitions(clock::now()));

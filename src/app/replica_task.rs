@@ -1,4 +1,4 @@
-//! Starts and stops the task that shares the pool with other replicas, and connects it to the rest of the program.
+//! Starts and stops the task that shares the pool with other replicas, and connects it to the other modules.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::shared::{LinkHandles, LinkInputs, LinkSettings, LinkTask, OverlayPort
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::TlsError;
 
-/// The link to the other replicas, before it runs.
+/// The link to the other replicas, before its task is started.
 pub(super) struct PreparedReplica {
     task: LinkTask,
     polls: mpsc::Sender<OwnPoll>,
@@ -73,7 +73,7 @@ impl PreparedReplica {
         Arc::clone(&self.handles.link)
     }
 
-    /// Starts the task, which states the use of the clients in `config`.
+    /// Starts the task, which states the usage of the clients in `config`.
     pub(super) fn start(self, config: SharedConfig) -> ReplicaTask {
         let Self { task, polls, handles: LinkHandles { role, view, overlay, leaving, .. } } = self;
         let tasks = Tasks::new();

@@ -40,14 +40,14 @@ struct RouterParts {
 }
 
 impl Router {
-    /// Creates the router. `client_address` is that of clients, if operators have another one.
+    /// Creates the router. `client_address` is the address for clients, if operators use a separate address.
     pub(super) fn new(admin: Admin, proxy: Proxy, client_address: Option<SocketAddr>) -> Self {
         let (admin, proxy) = (Arc::new(admin), Arc::new(proxy));
         let dashboard = Dashboard::new(Arc::clone(&admin), client_address);
         Self(Arc::new(RouterParts { admin, dashboard, proxy, scope: ListenerScope::All }))
     }
 
-    /// Returns a router for listeners with this scope.
+    /// Returns a router for listeners with the given `scope`.
     pub(super) fn with_scope(&self, scope: ListenerScope) -> Self {
         Self(Arc::new(RouterParts { scope, ..RouterParts::clone(&self.0) }))
     }

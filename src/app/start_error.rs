@@ -1,4 +1,4 @@
-//! Defines the errors that prevent the start of the program, with their messages.
+//! Defines the errors that prevent startup, with their messages.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::server::Address;
 use crate::store::OpenError;
 use crate::upstream::TlsError;
 
-/// The reason why the program cannot start.
+/// The reason why Keychoir cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The usage database cannot be opened.

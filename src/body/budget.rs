@@ -3,9 +3,9 @@
 //! from the budget before the buffer grows, and returns the memory on drop.
 //!
 //! A reservation takes memory in steps of 64 KiB, so that most chunks of a body do not write a counter that is
-//! shared with other cores. The first bytes of each reservation are free:
+//! shared with other cores. The first bytes of each reservation do not count:
 //!
-//! | buffer | free | when the budget is used up |
+//! | buffer | not counted | when the budget is exhausted |
 //! |---|---|---|
 //! | a request body that is kept for a retry | 16 KiB | the body continues on disk |
 //! | the write queue of that disk file | 16 KiB | reading from the client waits for the disk |
@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of bytes that a reservation takes or returns at a time.
-const STEP: u64 = 64 * 1024;
+const RESERVATION_STEP: u64 = 64 * 1024;
 
 /// The configured limits of the budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct BufferLimits {
     pub max_body_memory: u64,
     /// Maximum number of bytes of all buffers in memory.
     pub max_total_memory: u64,
-    /// Maximum number of bytes of one request body on disk, beyond those in memory.
+    /// Maximum number of bytes of one request body on disk, in addition to the bytes in memory.
     pub max_body_disk: u64,
     /// Maximum number of bytes of all request bodies on disk.
     pub max_total_disk: u64,
@@ -188,7 +188,7 @@ impl BufferReservation {
     pub fn try_resize(&mut self, bytes: usize) -> bool {
         let Some(budget) = &self.budget else { return true };
         let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
-        let steps = needed_bytes.div_ceil(STEP).saturating_mul(STEP);
+        let steps = needed_bytes.div_ceil(RESERVATION_STEP).saturating_mul(RESERVATION_STEP);
         if needed_bytes > self.taken_bytes {
             // If less than a whole step is available, the exact number of bytes is taken.
             let target = [steps, needed_bytes]
@@ -196,7 +196,7 @@ impl BufferReservation {
                 .find(|target| budget.0.memory.take(target - self.taken_bytes));
             let Some(target) = target else { return false };
             self.taken_bytes = target;
-        } else if needed_bytes == 0 || steps + STEP < self.taken_bytes {
+        } else if needed_bytes == 0 || steps + RESERVATION_STEP < self.taken_bytes {
             // One extra step is kept for a buffer whose size varies around a step boundary.
             self.release_above(steps);
         }
@@ -211,7 +211,7 @@ impl BufferReservation {
     /// Returns the excess memory of a buffer that has shrunk to `bytes`.
     pub fn shrink(&mut self, bytes: usize) {
         let needed_bytes = (bytes as u64).saturating_sub(self.free_bytes);
-        self.release_above(needed_bytes.div_ceil(STEP).saturating_mul(STEP));
+        self.release_above(needed_bytes.div_ceil(RESERVATION_STEP).saturating_mul(RESERVATION_STEP));
     }
 
     /// Returns the memory above `kept_bytes` to the budget.
@@ -265,22 +265,49 @@ mod tests {
 
     #[test]
     fn a_reservation_takes_memory_in_steps_beyond_its_free_bytes() {
-        let step = STEP as usize;
-        check(10 * STEP, &[(0, true, 0), (FREE, true, 0), (FREE + 1, true, STEP), (FREE + step, true, STEP)]);
-        check(10 * STEP, &[(FREE + step + 1, true, 2 * STEP), (FREE + 1, true, 2 * STEP), (FREE, true, 0)]);
-        check(10 * STEP, &[(FREE + 5 * step, true, 5 * STEP), (FREE + step, true, STEP)]);
+        let step = RESERVATION_STEP as usize;
+        check(
+            10 * RESERVATION_STEP,
+            &[
+                (0, true, 0),
+                (FREE, true, 0),
+                (FREE + 1, true, RESERVATION_STEP),
+                (FREE + step, true, RESERVATION_STEP),
+            ],
+        );
+        check(
+            10 * RESERVATION_STEP,
+            &[
+                (FREE + step + 1, true, 2 * RESERVATION_STEP),
+                (FREE + 1, true, 2 * RESERVATION_STEP),
+                (FREE, true, 0),
+            ],
+        );
+        check(
+            10 * RESERVATION_STEP,
+            &[(FREE + 5 * step, true, 5 * RESERVATION_STEP), (FREE + step, true, RESERVATION_STEP)],
+        );
     }
 
     #[test]
     fn the_last_bytes_of_the_budget_are_taken_exactly() {
-        check(STEP + 10, &[(FREE + STEP as usize + 10, true, STEP + 10)]);
-        check(STEP + 10, &[(FREE + STEP as usize + 11, false, 0), (FREE + 1, true, STEP)]);
+        check(RESERVATION_STEP + 10, &[(FREE + RESERVATION_STEP as usize + 10, true, RESERVATION_STEP + 10)]);
+        check(
+            RESERVATION_STEP + 10,
+            &[(FREE + RESERVATION_STEP as usize + 11, false, 0), (FREE + 1, true, RESERVATION_STEP)],
+        );
         check(0, &[(FREE, true, 0), (FREE + 1, false, 0)]);
     }
 
     #[test]
     fn a_reservation_that_cannot_grow_is_unchanged() {
-        check(STEP, &[(FREE + 5, true, STEP), (FREE + STEP as usize + 1, false, STEP)]);
+        check(
+            RESERVATION_STEP,
+            &[
+                (FREE + 5, true, RESERVATION_STEP),
+                (FREE + RESERVATION_STEP as usize + 1, false, RESERVATION_STEP),
+            ],
+        );
     }
 
     #[test]
@@ -290,30 +317,30 @@ mod tests {
 
     #[test]
     fn existing_buffers_count_against_reloaded_limits() {
-        let old_budget = budget(10 * STEP);
+        let old_budget = budget(10 * RESERVATION_STEP);
         let mut old_reservation = old_budget.reservation(0);
-        assert!(old_reservation.try_resize(2 * STEP as usize));
-        let new_budget = budget(3 * STEP).with_counters_of(&old_budget);
+        assert!(old_reservation.try_resize(2 * RESERVATION_STEP as usize));
+        let new_budget = budget(3 * RESERVATION_STEP).with_counters_of(&old_budget);
         assert_eq!(
             (new_budget.memory_bytes(), new_budget.max_memory(), old_budget.max_memory()),
-            (2 * STEP, 3 * STEP, 3 * STEP)
+            (2 * RESERVATION_STEP, 3 * RESERVATION_STEP, 3 * RESERVATION_STEP)
         );
         let mut new_reservation = new_budget.reservation(0);
-        assert!(!new_reservation.try_resize(2 * STEP as usize));
+        assert!(!new_reservation.try_resize(2 * RESERVATION_STEP as usize));
         drop(old_reservation);
-        assert!(new_reservation.try_resize(3 * STEP as usize));
+        assert!(new_reservation.try_resize(3 * RESERVATION_STEP as usize));
     }
 
     #[test]
     fn reservations_on_several_threads_never_exceed_the_budget() {
-        let budget = budget(20 * STEP);
+        let budget = budget(20 * RESERVATION_STEP);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for bytes in 0..2_000 {
                         let mut reservation = budget.reservation(FREE);
                         let _ = reservation.try_resize(bytes * 400);
-                        assert!(budget.memory_bytes() <= 20 * STEP);
+                        assert!(budget.memory_bytes() <= 20 * RESERVATION_STEP);
                     }
                 });
             }

@@ -22,26 +22,27 @@ use crate::secret::{Redactor, StreamRedaction};
 /// The reason why a compressed body is not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WithholdReason {
-    /// The body contains a key of the pool.
+    /// The body contains a key of the pool, or too many bytes were held back for what may be the beginning of a key.
     #[error("the compressed response contains an API key")]
     ContainsKey,
-    /// The budget has no memory for the buffers of the search.
+    /// The buffer budget has no memory left for the search.
     #[error("the buffer budget has no memory left to search the compressed response for API keys")]
     NoMemory,
 }
 
-/// Maximum number of decompressed bytes before the task yields, which is about a millisecond of work.
-const MAX_BYTES_PER_TURN: usize = 256 * 1024;
+/// Number of decompressed bytes after which the task yields, which is about a millisecond of work. The last step may
+/// exceed the number.
+const BYTES_PER_TURN: usize = 256 * 1024;
 
 /// Maximum number of compressed bytes that are decompressed in one step. They expand to one mebibyte at most.
 const STEP_SIZE: usize = 1024;
 
-/// Buffer bytes of one search that do not count against the budget: a read, the text of one step, and the
-/// windows of two decoders.
-pub(super) const FREE_BYTES: usize = 64 * 1024;
+/// Number of buffer bytes per search that do not count against the budget: one read, the decoded text of one step, and
+/// the windows of two decoders.
+pub(super) const UNBUDGETED_BYTES: usize = 64 * 1024;
 
-/// Maximum number of compressed bytes that are held back while the text ends in a possible start of a key. A
-/// key has a few hundred bytes at most.
+/// Maximum number of compressed bytes that are held back while the text ends with what may be the beginning of a key.
+/// A key is at most a few hundred bytes long.
 const MAX_HELD_BYTES: usize = 256 * 1024;
 
 /// The search for keys in one compressed body.
@@ -57,7 +58,7 @@ pub(super) struct CompressedSearch {
     stages: Vec<CodingStage>,
     /// The frame that is being searched.
     current_frame: Option<Frame<Bytes>>,
-    /// Searched frames whose text ends in a possible start of a key.
+    /// Searched frames whose text ends with what may be the beginning of a key.
     held_frames: VecDeque<Frame<Bytes>>,
     /// Frames that may be forwarded.
     released_frames: VecDeque<Frame<Bytes>>,
@@ -95,7 +96,7 @@ impl CompressedSearch {
         &self.redactor
     }
 
-    /// Starts the search of the next data. The search of the current frame must be finished.
+    /// Starts the search of the next data frame. The search of the current frame must be finished.
     pub(super) fn push(&mut self, data: Bytes) {
         self.has_key |= self.encoded_redaction.contains_key(&self.redactor, &data);
         if let Some(outermost) = self.stages.first_mut() {
@@ -104,38 +105,38 @@ impl CompressedSearch {
         self.current_frame = Some(Frame::data(data));
     }
 
-    /// Runs one turn of the search, which decompresses at most [`MAX_BYTES_PER_TURN`].
+    /// Runs one turn of the search, which ends after the step that reaches [`BYTES_PER_TURN`].
     ///
     /// # Errors
     ///
-    /// Fails when a key is found, or the budget has no memory left.
+    /// Fails when a key is found, when too many bytes are held back, or when the budget has no memory left.
     pub(super) fn run_turn(&mut self) -> Result<SearchProgress, WithholdReason> {
         if self.has_key {
             return Err(WithholdReason::ContainsKey);
         }
-        let turn = self.search_current_frame()?;
+        let progress = self.search_current_frame()?;
         let encoded_bytes: usize = self.stages.iter().map(|stage| stage.input.capacity()).sum();
         let unsent_bytes = usize::try_from(self.unsent_bytes()).unwrap_or(usize::MAX);
         if self.reservation.try_resize(encoded_bytes.saturating_add(unsent_bytes)) {
-            Ok(turn)
+            Ok(progress)
         } else {
             Err(WithholdReason::NoMemory)
         }
     }
 
     fn search_current_frame(&mut self) -> Result<SearchProgress, WithholdReason> {
-        let mut bytes = 0;
+        let mut decoded_bytes = 0;
         while let Some(index) = self.stages.iter().rposition(CodingStage::can_decode) {
-            let decode_result = self.stages[index].decode_step();
-            bytes += decode_result.len();
+            let decoded = self.stages[index].decode_step();
+            decoded_bytes += decoded.len();
             match self.stages.get_mut(index + 1) {
-                Some(next) => next.input.extend_from_slice(&decode_result),
-                None if self.redaction.contains_key(&self.redactor, &decode_result) => {
+                Some(next) => next.input.extend_from_slice(&decoded),
+                None if self.redaction.contains_key(&self.redactor, &decoded) => {
                     return Err(WithholdReason::ContainsKey);
                 }
                 None => {}
             }
-            if bytes >= MAX_BYTES_PER_TURN {
+            if decoded_bytes >= BYTES_PER_TURN {
                 return Ok(SearchProgress::Incomplete);
             }
         }
@@ -206,7 +207,7 @@ enum Decoder {
     RawDeflate(DeflateDecoder<Vec<u8>>),
     /// `deflate`, before its format is detected.
     UnknownDeflate,
-    /// The body is malformed, and the rest of it is not decoded.
+    /// The body is malformed, and its remaining bytes are not decoded.
     Failed,
 }
 
@@ -375,6 +376,6 @@ mod tests {
         while search.run_turn() == Ok(SearchProgress::Incomplete) {
             turns += 1;
         }
-        assert!(turns >= 40, "the search took only {turns} turns");
+        assert!(turns >= 40, "the search must take at least 40 turns, not {turns}");
     }
 }

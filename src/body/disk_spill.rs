@@ -135,7 +135,7 @@ impl DiskSpill {
             let (file, length) = (Arc::clone(file), (self.written_bytes - offset).min(MAX_READ_BYTES));
             self.pending_read = Some(PendingRead {
                 offset,
-                task: tasks::spawn_blocking(move || read(&file, offset, length)),
+                task: tasks::spawn_blocking(move || read_range(&file, offset, length)),
             });
         }
         let Some(read) = &mut self.pending_read else { return Poll::Pending };
@@ -181,7 +181,7 @@ fn write(
     Ok(file)
 }
 
-fn read(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
+fn read_range(file: &File, offset: u64, length: u64) -> io::Result<Bytes> {
     let mut data = vec![0; usize::try_from(length).unwrap_or(0)];
     files::read_exact_at(file, &mut data, offset)?;
     Ok(data.into())

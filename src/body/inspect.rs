@@ -21,9 +21,9 @@ pub trait BodyInspector: Send + 'static {
 
 /// A body that passes a copy of itself to a [`BodyInspector`].
 ///
-/// The last received frame is held until the next frame or the end of the body arrives. A client thus
-/// receives the end of the body only after [`BodyInspector::inspect`] has run. Frames are no longer
-/// held once the copy is discarded.
+/// The last received frame is held until the next frame or the end of the body is received. A client thus receives the
+/// end of the body only after [`BodyInspector::inspect`] has run. Frames are no longer held once the copy is
+/// discarded.
 ///
 /// # Cancel safety
 ///
@@ -163,7 +163,7 @@ mod tests {
         fn inspect(self, body: &[u8]) {
             assert!(
                 self.0.lock().unwrap().replace(body.to_vec()).is_none(),
-                "the inspector was called twice"
+                "the inspector must not be called twice"
             );
         }
     }

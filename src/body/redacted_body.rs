@@ -77,7 +77,7 @@ impl<B: Body> RedactedBody<B> {
                 let search = CompressedSearch::new(
                     redactor,
                     &codings,
-                    budget.reservation(compressed_search::FREE_BYTES),
+                    budget.reservation(compressed_search::UNBUDGETED_BYTES),
                 );
                 Self { body, search: BodySearch::Compressed(Box::new(search)) }
             }
@@ -100,14 +100,14 @@ impl PlainSearch {
     /// padding.
     fn finish(&mut self) -> Bytes {
         self.has_ended = true;
-        let mut rest = self.redaction.finish();
+        let mut remaining_data = self.redaction.finish();
         if let Some(unsent_length) = &mut self.unsent_length {
             let padded_length =
                 usize::try_from(*unsent_length).unwrap_or(usize::MAX).min(MAX_PADDING_FRAME_SIZE);
-            rest.resize(padded_length.max(rest.len()), b' ');
-            *unsent_length = unsent_length.saturating_sub(rest.len() as u64);
+            remaining_data.resize(padded_length.max(remaining_data.len()), b' ');
+            *unsent_length = unsent_length.saturating_sub(remaining_data.len() as u64);
         }
-        rest.into()
+        remaining_data.into()
     }
 
     fn is_complete(&self) -> bool {
@@ -120,15 +120,15 @@ impl PlainSearch {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         if self.has_ended {
-            let rest = self.finish();
-            if !rest.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(rest))));
+            let remaining_data = self.finish();
+            if !remaining_data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(remaining_data))));
             }
             return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)?) else {
-            let rest = self.finish();
-            return Poll::Ready((!rest.is_empty()).then(|| Ok(Frame::data(rest))));
+            let remaining_data = self.finish();
+            return Poll::Ready((!remaining_data.is_empty()).then(|| Ok(Frame::data(remaining_data))));
         };
         Poll::Ready(Some(Ok(match frame.into_data().map_err(Frame::into_trailers) {
             Ok(data) if body.is_end_stream() => {
@@ -138,12 +138,12 @@ impl PlainSearch {
             Ok(data) => Frame::data(self.redact(data)),
             Err(Ok(mut trailers)) => {
                 redact_headers(&mut trailers, &self.redactor);
-                let rest = self.finish();
-                if rest.is_empty() {
+                let remaining_data = self.finish();
+                if remaining_data.is_empty() {
                     Frame::trailers(trailers)
                 } else {
                     self.trailers = Some(trailers);
-                    Frame::data(rest)
+                    Frame::data(remaining_data)
                 }
             }
             Err(Err(unknown_frame)) => unknown_frame,
@@ -272,7 +272,7 @@ mod tests {
         }
     }
 
-    /// Returns a body of these chunks without a declared length.
+    /// Returns a body of `chunks` without a declared length.
     fn streamed_body(chunks: &[&str], trailers: Option<HeaderMap>) -> StreamBody<Frames> {
         let data = chunks.iter().map(|chunk| Frame::data(Bytes::copy_from_slice(chunk.as_bytes())));
         StreamBody::new(Frames(data.chain(trailers.map(Frame::trailers)).collect()))

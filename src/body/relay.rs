@@ -176,7 +176,7 @@ mod tests {
         let (shared, (sender, receiver)) = (std::sync::Arc::new(()), channel());
         let body = Box::pin(PendingBody(std::sync::Arc::clone(&shared)));
         drop(Relay::new(body, ReferenceCountSender(shared, sender)));
-        assert_eq!(receiver.recv().unwrap(), 1, "the end was reported before the body was dropped");
+        assert_eq!(receiver.recv().unwrap(), 1, "the end must be reported before the body is dropped");
     }
 
     struct PendingBody(

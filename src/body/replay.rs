@@ -50,7 +50,7 @@ pub enum AttemptBodyError {
     /// A later attempt has started.
     #[error("another attempt has taken over the request body")]
     Superseded,
-    /// The body of the client ended early or was malformed.
+    /// The client's body ended early or was malformed.
     #[error("the request body of the client ended early")]
     ClientBodyFailed,
     /// The replay buffer cannot be read back.
@@ -275,7 +275,7 @@ where
         self.poll_source(cx)
     }
 
-    /// Returns the data at `offset` that was read ahead, and drops the chunks before it.
+    /// Returns the data at `offset` that was read ahead, and drops the earlier chunks.
     fn take_read_ahead(&mut self, offset: u64) -> Option<Bytes> {
         loop {
             let chunk = self.read_ahead.front()?;

@@ -276,7 +276,7 @@ mod tests {
         }
         assert_eq!(read_all(&mut buffer).await, body_bytes);
         assert!(buffer.chunks.len() < 10, "{} chunks", buffer.chunks.len());
-        assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024, "memory is taken in steps of 64 KiB");
+        assert_eq!(buffer.budget.memory_bytes(), 2 * 64 * 1024, "memory must be taken in steps of 64 KiB");
         buffer.discard(ReplayLoss::Released);
         assert_eq!(buffer.budget.memory_bytes(), 0);
     }

@@ -1,4 +1,4 @@
-//! Tests the buffer budget across all body adapters: their behavior when the budget is used up, and the
+//! Tests the buffer budget across all body adapters: their behavior when the budget is exhausted, and the
 //! return of all memory.
 
 use std::pin::Pin;
@@ -26,7 +26,7 @@ const MIB: usize = 1024 * 1024;
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const KEY: &str = "sk_6c036526aaaabbbbccccddddeeeeffff0000111122223333d452b";
 
-/// Returns a budget of this number of bytes in memory and on disk.
+/// Returns a budget of `memory_bytes` in memory and `disk_bytes` on disk.
 fn budget(memory_bytes: usize, disk_bytes: usize) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory: u64::MAX,
@@ -77,7 +77,7 @@ fn redactor() -> Option<Arc<Redactor>> {
     Some(Arc::new(Redactor::new([ApiKey::new(KEY).unwrap()].iter())))
 }
 
-/// Returns pseudorandom bytes, which hardly compress. The constants are those of the PCG generator.
+/// Returns pseudorandom bytes, which hardly compress. The constants are from the PCG generator.
 fn random_bytes(count: usize) -> Vec<u8> {
     let mut generator_state = 1_u64;
     let next_byte = || {
@@ -114,7 +114,7 @@ async fn inspect(budget: &BufferBudget) -> usize {
     assert_eq!(
         inspect.collect().await.unwrap().to_bytes(),
         random_bytes(MIB),
-        "the body was not relayed unchanged"
+        "the body must be relayed unchanged"
     );
     inspector.0.load(Ordering::Relaxed)
 }
@@ -126,12 +126,12 @@ async fn peek(budget: &BufferBudget) -> (bool, bool) {
     assert_eq!(
         peeked.collect().await.unwrap().to_bytes(),
         random_bytes(MIB),
-        "the body was not relayed unchanged"
+        "the body must be relayed unchanged"
     );
     (bytes.is_some(), is_over_budget)
 }
 
-/// Searches a possible start of a key, followed by many bytes that decode to an empty text and are held in
+/// Searches what may be the beginning of a key, followed by many bytes that decode to an empty text and are held in
 /// memory. Returns whether the body was relayed unchanged.
 async fn search_compressed(budget: &BufferBudget) -> Result<bool, WithholdReason> {
     let body = [gzip(&KEY.as_bytes()[..20]), gzip(b"").repeat(7_000)].concat();

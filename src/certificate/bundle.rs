@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(
             find_trusted_roots(Some(&path), Path::new("/elsewhere")),
             Some(roots_file),
-            "the roots of a bundle in another directory were not found"
+            "the roots of a bundle in another directory must be found"
         );
         let system = find_trusted_roots(None, &directory);
         assert_ne!(system.as_ref(), Some(&path));

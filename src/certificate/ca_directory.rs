@@ -29,7 +29,7 @@ const LOCK_FILE: &str = "lock";
 /// process hangs.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum number of bytes read from the key file. A certificate and a key have one or two kilobytes.
+/// Maximum number of bytes read from the key file. A certificate and a key are one or two kilobytes long.
 const MAX_KEY_FILE_SIZE: u64 = 64 * 1024;
 
 /// The reason why the CA cannot be opened.
@@ -102,14 +102,14 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     };
     if let StoredCa::Usable(ca) = read_stored(directory, now)? {
         // An error is only logged, because a process without write access can still use the CA.
-        if let Err(error) = publish(directory, &ca) {
+        if let Err(error) = publish_ca(directory, &ca) {
             tracing::debug!("{error}");
         }
         return Ok(OpenedCa { ca: *ca, quarantined: None });
     }
     let unwritable = |source| CaError::Unwritable { path: directory.clone(), source };
     private_file::create_directory(directory).map_err(unwritable)?;
-    let _lock = lock(directory)?;
+    let _lock = lock_directory(directory)?;
     // The file is read again, because another process may have generated the CA before this process held the
     // lock.
     let quarantined = match read_stored(directory, now)? {
@@ -127,7 +127,7 @@ pub fn open(location: &CaLocation, now: UnixMs) -> Result<OpenedCa, CaError> {
     };
     let ca = LocalCa::generate(now)?;
     write_atomically(&directory.join(CA_KEY_FILE), ca.secret_pem().as_bytes())?;
-    publish(directory, &ca)?;
+    publish_ca(directory, &ca)?;
     Ok(OpenedCa { ca, quarantined })
 }
 
@@ -180,7 +180,7 @@ fn restrict_mode(path: &Path) {
 }
 
 /// Writes the files for other programs: the CA certificate, and the bundle if `directory` contains one.
-fn publish(directory: &Path, ca: &LocalCa) -> Result<(), CaError> {
+fn publish_ca(directory: &Path, ca: &LocalCa) -> Result<(), CaError> {
     write_if_changed(&ca_certificate_file(directory), ca.pem().as_bytes())?;
     refresh_bundle(directory, ca);
     Ok(())
@@ -203,7 +203,7 @@ fn write_atomically(path: &Path, content: &[u8]) -> Result<(), CaError> {
 }
 
 /// Waits for the lock of the directory. Dropping the returned file releases the lock.
-fn lock(directory: &Path) -> Result<File, CaError> {
+fn lock_directory(directory: &Path) -> Result<File, CaError> {
     let path = directory.join(LOCK_FILE);
     let unwritable = |source| CaError::Unwritable { path: path.clone(), source };
     let file = private_file::open_or_create(&path).map_err(unwritable)?;

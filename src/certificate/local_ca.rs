@@ -160,9 +160,9 @@ fn matches_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
 fn extract_certificate_pem(pem: &str) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let start = pem.find("-----BEGIN CERTIFICATE-----").unwrap_or(0);
-    let rest = pem.get(start..).unwrap_or_default();
-    let end = rest.find(END).map_or(0, |end| end + END.len());
-    format!("{}\n", rest.get(..end).unwrap_or_default())
+    let remaining_pem = pem.get(start..).unwrap_or_default();
+    let end = remaining_pem.find(END).map_or(0, |end| end + END.len());
+    format!("{}\n", remaining_pem.get(..end).unwrap_or_default())
 }
 
 #[cfg(test)]

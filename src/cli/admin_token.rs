@@ -17,7 +17,7 @@ pub(super) struct AdminTokenError {
     source: io::Error,
 }
 
-/// Returns the admin token. `file` is that of `--admin-token-file`. Without `config`, the file of the server is not
+/// Returns the admin token. `file` is the file of `--admin-token-file`. Without `config`, the file of the server is not
 /// read. Returns `None` if there is no token, because some requests to a server need none.
 pub(super) fn find_admin_token(
     file: Option<&Path>,

@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     /// Only attempts that were not served.
     #[arg(long)]
     failed: bool,
-    /// Maximum attempts. The latest ones are printed.
+    /// Maximum number of attempts. The latest attempts are printed.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
     /// Print new attempts as they are recorded, until an interrupt.
@@ -47,9 +47,9 @@ const RECENT_ATTEMPT_AGE: Duration = Duration::from_secs(600);
 /// Every read with a multiple of this number includes attempts up to the age [`LONGEST_ATTEMPT`].
 const FULL_READ_INTERVAL: u64 = 30;
 
-/// Maximum duration of an attempt: that of the longest WebSocket session.
+/// Maximum duration of an attempt, which is the maximum duration of a WebSocket session.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(25 * 3_600);
-/// Maximum attempts that one read of `--follow` prints.
+/// Maximum number of attempts that one read of `--follow` prints.
 const MAX_NEW_ATTEMPTS: usize = 100_000;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
@@ -157,10 +157,10 @@ async fn follow_attempts(
     Ok(())
 }
 
-const WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
-const TITLES: [&str; 6] = ["started", "key", "status", "outcome", "credits", "route"];
+const COLUMN_WIDTHS: [usize; 6] = [14, 12, 6, 16, 7, 15];
+const COLUMN_TITLES: [&str; 6] = ["started", "key", "status", "outcome", "credits", "route"];
 
-fn cells(attempt: &StoredAttempt) -> [String; 6] {
+fn attempt_cells(attempt: &StoredAttempt) -> [String; 6] {
     let started_at = attempt.started_at.rfc3339_seconds();
     let started_at = started_at.get(5..19).unwrap_or(&started_at).replace('T', " ");
     let key = match (&attempt.key_name, &attempt.short_key) {
@@ -172,11 +172,11 @@ fn cells(attempt: &StoredAttempt) -> [String; 6] {
     let route = attempt.route.strip_prefix("/v1/").unwrap_or(&attempt.route);
     [
         started_at,
-        truncate(key, WIDTHS[1]),
+        truncate(key, COLUMN_WIDTHS[1]),
         status,
-        truncate(&attempt.outcome.replace('_', " "), WIDTHS[3]),
+        truncate(&attempt.outcome.replace('_', " "), COLUMN_WIDTHS[3]),
         abbreviate(attempt.credits),
-        truncate(route, WIDTHS[5]),
+        truncate(route, COLUMN_WIDTHS[5]),
     ]
 }
 
@@ -189,24 +189,24 @@ fn format_table(attempts: &[StoredAttempt]) -> String {
         Alignment::Right,
         Alignment::Left,
     ];
-    let mut columns = TITLES.map(|title| (title, Alignment::Left));
+    let mut columns = COLUMN_TITLES.map(|title| (title, Alignment::Left));
     columns.iter_mut().zip(alignments).for_each(|(column, alignment)| column.1 = alignment);
     let mut table = Table::new(columns);
-    attempts.iter().for_each(|attempt| table.add_row(cells(attempt)));
+    attempts.iter().for_each(|attempt| table.add_row(attempt_cells(attempt)));
     table.format()
 }
 
 fn format_titles() -> String {
-    format_columns(&TITLES.map(str::to_owned))
+    format_columns(&COLUMN_TITLES.map(str::to_owned))
 }
 
 /// Formats one attempt in columns of fixed widths.
 fn format_line(attempt: &StoredAttempt) -> String {
-    format_columns(&cells(attempt))
+    format_columns(&attempt_cells(attempt))
 }
 
 fn format_columns([started_at, key, status, outcome, credits, route]: &[String; 6]) -> String {
-    let [first, second, third, fourth, fifth, _] = WIDTHS;
+    let [first, second, third, fourth, fifth, _] = COLUMN_WIDTHS;
     format!(
         "{started_at:<first$}  {key:<second$}  {status:<third$}  {outcome:<fourth$}  {credits:>fifth$}  {route}"
     )

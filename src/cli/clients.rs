@@ -29,7 +29,7 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When its token expires: a duration such as 30d, or a time.
+        /// When the client token expires: a duration such as 30d, or a time.
         #[arg(long, value_name = "TIME", value_parser = parse_end)]
         expires: Option<UnixMs>,
         #[command(flatten)]
@@ -66,13 +66,13 @@ enum Command {
         name: String,
         #[command(flatten)]
         rules: RuleArguments,
-        /// When its current token expires: a duration such as 30d, a time, or `never`.
+        /// When the current token expires: a duration such as 30d, a time, or `never`.
         #[arg(long, value_name = "TIME", value_parser = parse_expiry)]
         expires: Option<TokenExpiry>,
         #[command(flatten)]
         options: ControlOptions,
     },
-    /// Make the token of a client invalid.
+    /// Invalidate a client token.
     Revoke {
         /// The client's name.
         #[arg(value_parser = config::parse_client_name)]
@@ -84,25 +84,25 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RuleArguments {
-    /// Its `quota`: "3 requests", "50 requests per day" or "10_000 credits per month".
+    /// The `quota` of the client: "3 requests", "50 requests per day" or "10_000 credits per month".
     #[arg(long, value_name = "TEXT")]
     quota: Option<String>,
-    /// Its `user_quota`, the quota of each of its end users, in the same notation.
+    /// The `user_quota`, which is the quota of each end user of the client, in the same notation.
     #[arg(long, value_name = "TEXT")]
     user_quota: Option<String>,
-    /// Its `rate_limit`: "60 per minute" or "5 per second".
+    /// The `rate_limit` of the client: "60 per minute" or "5 per second".
     #[arg(long, value_name = "TEXT")]
     rate_limit: Option<String>,
-    /// Its `max_concurrent`, the maximum of concurrent requests.
+    /// The `max_concurrent` of the client, which is the maximum number of concurrent requests.
     #[arg(long, value_name = "COUNT")]
     max_concurrent: Option<u32>,
-    /// A path below which it may send requests, such as /v1/text-to-speech. May be repeated.
+    /// A path below which the client may send requests, such as /v1/text-to-speech. May be repeated.
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<String>,
-    /// The name of a key that may serve it. May be repeated.
+    /// The name of a key that may serve the client. May be repeated.
     #[arg(long = "key", value_name = "NAME")]
     keys: Vec<String>,
-    /// A workspace whose keys may serve it. May be repeated.
+    /// A workspace whose keys may serve the client. May be repeated.
     #[arg(long = "workspace", value_name = "NAME")]
     workspaces: Vec<String>,
     /// Allow the client to send its own key.
@@ -136,8 +136,8 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
             let message = format!("Added the client `{name}`. Its token is shown only now:");
             options.run(Change::AddClient { name, rules: rules.into_rules(), expires_at: expires }, &message)
         }
-        Command::List(options) => list(&options),
-        Command::Show { name, options } => show(&name, &options),
+        Command::List(options) => list_clients(&options),
+        Command::Show { name, options } => show_client(&name, &options),
         Command::Rotate { name, grace, expires, options } => {
             let message = format!("The client `{name}` has a new token, which is shown only now:");
             options.run(Change::RotateClient { name, grace, expires_at: expires }, &message)
@@ -234,7 +234,7 @@ fn read_clients(options: &ControlOptions) -> Result<Vec<ListedClient>, ExitCode>
     })
 }
 
-fn list(options: &ControlOptions) -> CommandResult {
+fn list_clients(options: &ControlOptions) -> CommandResult {
     let clients = read_clients(options)?;
     if options.json {
         print(&json!({"clients": clients}));
@@ -250,7 +250,7 @@ fn list(options: &ControlOptions) -> CommandResult {
     Ok(())
 }
 
-fn show(name: &str, options: &ControlOptions) -> CommandResult {
+fn show_client(name: &str, options: &ControlOptions) -> CommandResult {
     let clients = read_clients(options)?;
     let Some(client) = clients.iter().find(|client| client.name == name) else {
         let message = "no client has this name: `keychoir clients list` lists them";

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use clap::{Args, ValueEnum};
 
-/// The option that decides about colours.
+/// The option that determines whether the output is coloured.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct ColorOption {
     /// When to colour the output. By default, the output on a terminal is coloured unless NO_COLOR is set, and
@@ -34,7 +34,7 @@ pub(super) enum Tone {
     Warning,
     /// An operator must act.
     Bad,
-    /// Less important than the rest.
+    /// Less important than the surrounding text.
     Muted,
 }
 

@@ -102,7 +102,7 @@ struct SecretPresence {
     is_set: bool,
 }
 
-fn secrets(config: &Config) -> [SecretPresence; 2] {
+fn secret_presences(config: &Config) -> [SecretPresence; 2] {
     [
         SecretPresence { name: "admin token", is_set: config.admin_token.is_some() },
         SecretPresence { name: "Supabase key", is_set: config.supabase.key.is_some() },
@@ -113,7 +113,7 @@ fn to_json(loaded: &LoadedConfig) -> Value {
     let LoadedConfig { config, warnings, file, contents, .. } = loaded;
     let files = contents.stamps();
     let keys: Vec<_> = config.keys.iter().map(|key| ListedConfigKey::new(key, config)).collect();
-    let secrets = secrets(config).into_iter();
+    let secrets = secret_presences(config).into_iter();
     json!({
         "file": file,
         "files": files.existing().collect::<Vec<_>>(),
@@ -126,11 +126,11 @@ fn to_json(loaded: &LoadedConfig) -> Value {
     })
 }
 
-/// Formats a configuration file with these settings. Each line has its source as a comment.
+/// Formats the loaded settings as a configuration file. The source of each line follows as a comment.
 fn to_toml(loaded: &LoadedConfig) -> String {
     let config = &loaded.config;
     let mut text = format!("# {}\n", describe_files(loaded));
-    for secret in secrets(config) {
+    for secret in secret_presences(config) {
         let _ = writeln!(text, "# {}: {}", secret.name, if secret.is_set { "set" } else { "not set" });
     }
     if let Some(route) = config.proxy_routes().describe(&config.upstream.base_url) {
@@ -179,7 +179,7 @@ enum OmissionReason {
     Secret,
 }
 
-/// Decides which lines would make the printed file invalid or wrong. `set` has the settings that are not empty.
+/// Decides which lines would make the printed file invalid or wrong. `set` contains the settings that are not empty.
 fn omission_reason(value: &SettingValue, set: &BTreeSet<&str>) -> Option<OmissionReason> {
     let has_certificate = set.contains("server.tls.cert") || set.contains("server.tls.key");
     match value.name {

@@ -70,7 +70,7 @@ pub(super) struct Receipt {
 }
 
 /// The path prefix of the admin API.
-const API: &str = "/api/keychoir/v1";
+const API_PREFIX: &str = "/api/keychoir/v1";
 
 /// The state directory of the service in `systemd/`.
 const SERVICE_DIRECTORY: &str = "/var/lib/keychoir";
@@ -156,7 +156,7 @@ impl ControlOptions {
         find_admin_token(self.admin_token_file.as_deref(), config).map_err(fail)
     }
 
-    /// Makes a change, and prints `message` and the token that the change generated.
+    /// Applies a change, and prints `message` and the token that the change generated.
     pub(super) fn run(&self, change: Change, message: &str) -> CommandResult {
         let receipt = build_runtime()?.block_on(async {
             match self.connect().await? {
@@ -263,7 +263,7 @@ impl AdminClient {
                 "the server requires the admin token: use --admin-token-file or KEYCHOIR_ADMIN_TOKEN",
             ));
         };
-        let path = format!("{API}{path}");
+        let path = format!("{API_PREFIX}{path}");
         let (status, document) =
             self.client.call_admin(method.clone(), &path, token, body).await.map_err(fail)?;
         match status {
@@ -278,12 +278,12 @@ impl AdminClient {
     }
 }
 
-/// A request of the admin API for a change.
+/// An admin API request for a change.
 struct ApiCall<'a> {
     method: Method,
     /// The path below the API, or below the key.
     path: String,
-    /// The text that identifies the key, if the change is of a key.
+    /// The text that identifies the key, if the change is about a key.
     key: Option<&'a str>,
     body: Option<Value>,
 }
@@ -395,7 +395,11 @@ mod tests {
         let (service, own) = (temporary.path().join("service"), temporary.path().join("own/keychoir.db"));
         let mut config = Config::default();
         config.storage.path.clone_from(&own);
-        assert_eq!(service_hint(&config, &service), None, "without a service, no other directory is meant");
+        assert_eq!(
+            service_hint(&config, &service),
+            None,
+            "without a service, no other directory must be suggested"
+        );
         fs::create_dir(&service).unwrap();
         let hint = service_hint(&config, &service).unwrap();
         assert!(hint.contains("KEYCHOIR_STORAGE__PATH=") && hint.contains("service/keychoir.db"), "{hint}");

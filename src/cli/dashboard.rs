@@ -1,5 +1,5 @@
-//! `keychoir dashboard`: prints a link that opens the dashboard of a running Keychoir once, and opens it in a browser if
-//! there is a desktop.
+//! `keychoir dashboard`: prints a link that opens the dashboard of a running Keychoir once, and opens it in a browser
+//! if there is a desktop.
 
 use std::env;
 use std::io::{IsTerminal as _, stdout};
@@ -50,13 +50,13 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
     );
     print(&link);
     if !arguments.no_open && stdout().is_terminal() {
-        open(&link);
+        open_browser(&link);
     }
     Ok(())
 }
 
 /// Opens a link in the browser of the desktop, if there is one. A failure is ignored, because the link is printed.
-fn open(link: &str) {
+fn open_browser(link: &str) {
     let opener = if cfg!(target_os = "macos") {
         "open"
     } else if env::var_os("DISPLAY").is_some() || env::var_os("WAYLAND_DISPLAY").is_some() {

@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Copy the database into FILE, also while Keychoir uses it, and check the copy.
+    /// Copy the database into FILE, even while Keychoir uses it, and check the copy.
     Backup(BackupArguments),
     /// Upgrade the database to this version of Keychoir, after a copy of it.
     ///
@@ -50,7 +50,7 @@ struct BackupArguments {
 struct MigrateArguments {
     #[command(flatten)]
     database: DatabaseOptions,
-    /// Try the upgrade on a temporary copy beside the database, and report what it would do.
+    /// Try the upgrade on a temporary copy next to the database, and report what it would do.
     #[arg(long)]
     dry_run: bool,
     /// Print JSON.
@@ -134,7 +134,10 @@ fn format_report(path: &str, report: &MigrationReport) -> String {
     } = report;
     let mut text = match copy {
         Some(copy) => {
-            format!("Upgraded {path} from schema {from} to {to}. The copy before it is {}", copy.display())
+            format!(
+                "Upgraded {path} from schema {from} to {to}. The copy of the earlier version is {}",
+                copy.display()
+            )
         }
         None => format!("Dry run: {path} can be upgraded from schema {from} to {to}. It was not changed"),
     };

@@ -58,7 +58,7 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(120);
 const SPEECH_PATH: &str = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_44100_128";
 
 /// Returns the cost of a range of the sentences of all rounds, which is one credit per character.
-fn cost(range: std::ops::Range<usize>) -> u64 {
+fn speech_cost(range: std::ops::Range<usize>) -> u64 {
     let sentences = SENTENCES.iter().cycle().skip(range.start).take(range.len());
     sentences.map(|sentence| sentence.len() as u64).sum()
 }
@@ -66,11 +66,11 @@ fn cost(range: std::ops::Range<usize>) -> u64 {
 /// Returns a plan with which three keys are exhausted and one is not. The workspace of the second key has
 /// enough credits, but the key has a cap. ElevenLabs reports a cap only in a refusal, so Keychoir sends the
 /// refused request again with the next key.
-fn plan() -> Plan {
-    let credits = [cost(0..8), cost(0..32), cost(14..22), cost(0..32)];
+fn provider_plan() -> Plan {
+    let credits = [speech_cost(0..8), speech_cost(0..32), speech_cost(14..22), speech_cost(0..32)];
     let mut plan = Plan::with_keys(KEYS.into_iter().zip(credits));
     if let Some(key) = plan.keys.get_mut(1) {
-        key.cap = Some(cost(8..14));
+        key.cap = Some(speech_cost(8..14));
     }
     plan
 }
@@ -92,7 +92,7 @@ async fn run_demo(view: &View, arguments: &Arguments) -> anyhow::Result<bool> {
     let cannot_write =
         || format!("cannot write {}; name another file with --output", arguments.output.display());
     let mut output = File::create(&arguments.output).with_context(cannot_write)?;
-    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, plan()).await?;
+    let simulator = Simulator::start(TcpListener::bind("127.0.0.1:0").await?, provider_plan()).await?;
     let keys = KEYS.iter().map(|key| ApiKey::new(key)).collect::<Result<Vec<_>, _>>()?;
     let config = Config::with_defaults(keys, simulator.base_url().parse::<BaseUrl>()?);
     let mut running =

@@ -26,9 +26,9 @@ pub(super) struct Arguments {
 }
 
 /// The exit code if there are warnings and no problems.
-const WARNINGS: u8 = 1;
+const WARNINGS_EXIT_CODE: u8 = 1;
 /// The exit code if there are problems.
-const PROBLEMS: u8 = 2;
+const PROBLEMS_EXIT_CODE: u8 = 2;
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let Arguments { options, color, offline } = arguments;
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let findings = match config::load(&overrides) {
         Ok(loaded) => {
             let runtime = build_runtime()?;
-            let findings = runtime.block_on(examine(&loaded, &options, offline));
+            let findings = runtime.block_on(examine_configuration(&loaded, &options, offline));
             // A lookup that exceeded its timeout may still block a thread.
             runtime.shutdown_background();
             findings
@@ -53,17 +53,21 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         for finding in &findings {
             print(&finding.format(palette));
         }
-        print(&summary(&findings));
+        print(&format_summary(&findings));
     }
     match diagnosis::worst(&findings) {
         Severity::Ok => Ok(()),
-        Severity::Warning => Err(ExitCode::from(WARNINGS)),
-        Severity::Problem => Err(ExitCode::from(PROBLEMS)),
+        Severity::Warning => Err(ExitCode::from(WARNINGS_EXIT_CODE)),
+        Severity::Problem => Err(ExitCode::from(PROBLEMS_EXIT_CODE)),
     }
 }
 
 /// Runs all examinations at the same time. Each has separate timeouts.
-async fn examine(loaded: &LoadedConfig, options: &ControlOptions, offline: bool) -> Vec<Finding> {
+async fn examine_configuration(
+    loaded: &LoadedConfig,
+    options: &ControlOptions,
+    offline: bool,
+) -> Vec<Finding> {
     let config = &loaded.config;
     let mut findings = examine_files(loaded);
     // The check of a large database would delay the timeouts of the other examinations.
@@ -86,7 +90,7 @@ async fn examine(loaded: &LoadedConfig, options: &ControlOptions, offline: bool)
     findings
 }
 
-fn summary(findings: &[Finding]) -> String {
+fn format_summary(findings: &[Finding]) -> String {
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let plural = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
     let (problems, warnings) = (count(Severity::Problem), count(Severity::Warning));

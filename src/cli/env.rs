@@ -12,7 +12,7 @@ use crate::config::{Config, HostPort, KeyRequirement, ListenAddress, TlsMode};
 
 /// The variable that replaces the trusted roots of Python and OpenSSL.
 const OPENSSL_VARIABLE: &str = "SSL_CERT_FILE";
-/// The variable that adds trusted roots to those of Node.
+/// The variable that adds trusted root certificates to the default ones of Node.
 const NODE_VARIABLE: &str = "NODE_EXTRA_CA_CERTS";
 
 pub(super) fn run(sources: ConfigSources) -> CommandResult {

@@ -1,7 +1,7 @@
 //! `keychoir healthcheck`: requests the readiness of a running server and reports it in the exit code. Container
 //! runtimes and kubelets run it inside the container, because their own probes do not reach loopback or a Unix socket.
 //!
-//! It ignores mistakes in the configuration: the running program continues with its last valid one, and an unhealthy
+//! It ignores mistakes in the configuration: the running server continues with its last valid one, and an unhealthy
 //! container would be restarted into the mistake.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Arguments {
     #[command(flatten)]
     sources: ConfigSources,
-    /// Ask here instead of at the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
+    /// Send the request here instead of to the configured address: http://HOST:PORT, https://HOST:PORT or unix:/PATH.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
     /// Maximum time for the response.
@@ -61,13 +61,13 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     let runtime = build_runtime()?;
-    let status = runtime.block_on(check(arguments)).map_err(fail)?;
+    let status = runtime.block_on(check_health(arguments)).map_err(fail)?;
     print(&status);
     Ok(())
 }
 
 /// Returns `ready` or `degraded`, in which requests are served.
-async fn check(arguments: Arguments) -> Result<String, HealthError> {
+async fn check_health(arguments: Arguments) -> Result<String, HealthError> {
     let Arguments { sources, url, timeout } = arguments;
     let config = config::load_ignoring_mistakes(&sources.into_overrides(KeyRequirement::Optional));
     let address = match url {

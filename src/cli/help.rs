@@ -316,7 +316,7 @@ const HELP: &[CommandHelp] = &[
     },
 ];
 
-/// Returns the help of the command with these names after `keychoir`, separated by spaces.
+/// Returns the help of a command. `command` contains its names after `keychoir`, separated by spaces.
 pub(super) fn find(command: &str) -> Option<&'static CommandHelp> {
     HELP.iter().find(|help| help.command == command)
 }
@@ -361,7 +361,7 @@ mod tests {
         let long_help = command.clone().render_long_help().to_string();
         for section in ["Examples:\n", "Exit codes:\n"] {
             for text in [&help, &long_help] {
-                assert!(text.contains(section), "`keychoir {path} --help` has no {section:?}:\n{text}");
+                assert!(text.contains(section), "`keychoir {path} --help` must contain {section:?}:\n{text}");
             }
         }
         for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
@@ -409,7 +409,7 @@ mod tests {
             for name in help.command.split_whitespace() {
                 subcommand = subcommand.and_then(|command| command.find_subcommand(name).cloned());
             }
-            assert!(subcommand.is_some(), "there is no command `{}`", help.command);
+            assert!(subcommand.is_some(), "the command `{}` must exist", help.command);
         }
     }
 }

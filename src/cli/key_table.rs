@@ -80,7 +80,7 @@ mod tests {
     /// The width of the prefix of an ASCII log line.
     const PREFIX_WIDTH: usize = 4;
 
-    /// Formats the table of keys with these names, plans and quotas.
+    /// Formats the table of `keys` with their names, plans and quotas.
     fn format_table(keys: &[(Option<&str>, &str, Quota)]) -> Vec<String> {
         let entry = |(index, (name, ..)): (usize, &(Option<&str>, &str, Quota))| KeyEntry {
             name: name.map(str::to_owned),

@@ -42,7 +42,7 @@ enum Command {
         #[command(flatten)]
         options: ControlOptions,
     },
-    /// Let a key finish its requests and assign no new ones to it.
+    /// Let a key finish its requests in progress, and assign no new requests to it.
     Pause {
         #[command(flatten)]
         key: KeyArgument,
@@ -68,22 +68,22 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct KeyArgument {
-    /// The name, the id or the short form of the key, never the key itself.
+    /// The name, the id or the short form of the key, but not the key itself.
     #[arg(value_name = "NAME")]
     key: String,
 }
 
 #[derive(Debug, Args)]
 struct AddArguments {
-    /// The name of the key: 1 to 64 of a-z, 0-9, - and _.
+    /// The key name: 1 to 64 of a-z, 0-9, - and _.
     name: String,
-    /// The workspace of the key. Keys of one workspace share its credits.
+    /// The workspace name of the key. Keys of one workspace share its credits.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
     /// The base URL at which the key is valid, if it is not upstream.base_url.
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
-    /// Its share of the requests under the strategies `round-robin` and `least-requests`.
+    /// The key's share of the requests under the strategies `round-robin` and `least-requests`.
     #[arg(long, value_name = "NUMBER")]
     weight: Option<u32>,
     /// Read the key from this file instead of standard input.
@@ -148,7 +148,7 @@ impl ReportedKeyState {
 pub(super) fn run(arguments: Arguments) -> CommandResult {
     match arguments.command {
         Command::List(arguments) => list(&arguments),
-        Command::Add(arguments) => add(arguments),
+        Command::Add(arguments) => add_key(arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Remove { key: KeyArgument { key }, options } => {
             options.run(Change::RemoveKey { key }, "Removed the key.")
@@ -162,10 +162,10 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     }
 }
 
-/// Maximum bytes of a key and the spaces around it.
+/// Maximum number of bytes in a key and the surrounding white space.
 const MAX_KEY_BYTES: u64 = 4096;
 
-fn add(arguments: AddArguments) -> CommandResult {
+fn add_key(arguments: AddArguments) -> CommandResult {
     let AddArguments { name, workspace, base_url, weight, key_file, options } = arguments;
     let mut text = String::new();
     let read_key = match &key_file {
@@ -209,8 +209,8 @@ fn list(arguments: &ListArguments) -> CommandResult {
     result
 }
 
-/// Fetches the states of the configured keys from the Keychoir that runs with this configuration.
-/// Returns `None` if that Keychoir does not respond, requires a token, or has different keys.
+/// Fetches the states of the configured keys from the server that runs with `config`. Returns `None` if that server
+/// does not respond, requires a token, or has different keys.
 fn fetch_running_keys(config: &Config) -> Option<Vec<ListedKey>> {
     let keys = build_runtime().ok()?.block_on(status::fetch_keys(config))?;
     let is_same = |(configured, reported): (&KeyConfig, &status::ReportedKeyStatus)| {

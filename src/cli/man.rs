@@ -1,4 +1,4 @@
-//! `keychoir man`: writes the manual pages, one for each command.
+//! `keychoir man`: writes one manual page for each command.
 
 use std::fs;
 use std::io;
@@ -13,13 +13,12 @@ use super::{CommandResult, command, fail, print};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// The directory for the pages, which is created if it is missing, such as
-    /// /usr/local/share/man/man1.
+    /// The directory for the manual pages, such as /usr/local/share/man/man1. It is created if it is missing.
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// The files of the pages, for the page `keychoir(1)`.
+/// The paths and meanings in the section FILES of the page `keychoir(1)`.
 const FILES: &[(&str, &str)] = &[
     (
         "/etc/keychoir/keychoir.toml, $XDG_CONFIG_HOME/keychoir/keychoir.toml",
@@ -30,7 +29,7 @@ const FILES: &[(&str, &str)] = &[
 
 pub(super) fn run(arguments: &Arguments) -> CommandResult {
     let directory = &arguments.directory;
-    let pages = pages().and_then(|pages| {
+    let pages = render_pages().and_then(|pages| {
         fs::create_dir_all(directory)?;
         for (name, page) in &pages {
             fs::write(directory.join(name), page)?;
@@ -38,20 +37,20 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
         Ok(pages)
     });
     let pages = pages.map_err(|error| {
-        fail(format_args!("the pages cannot be written to {}: {error}", directory.display()))
+        fail(format_args!("the manual pages cannot be written to {}: {error}", directory.display()))
     })?;
-    print(&format_args!("Wrote {} pages to {}", pages.len(), directory.display()));
+    print(&format_args!("Wrote {} manual pages to {}", pages.len(), directory.display()));
     print(&format_args!("Read the first one with: man {}", first_page(directory).display()));
     Ok(())
 }
 
-/// Returns the path of `keychoir.1` in a form that `man` reads as the path of a file.
+/// Returns the absolute path of `keychoir.1`. `man` interprets a name without a slash as the name of an installed page.
 fn first_page(directory: &Path) -> PathBuf {
     std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()).join("keychoir.1")
 }
 
-/// Returns the names and contents of all pages.
-fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
+/// Renders all pages. Returns their file names and contents.
+fn render_pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut root = command().disable_help_subcommand(true);
     root.build();
     let mut pages = Vec::new();
@@ -59,19 +58,21 @@ fn pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
+/// Adds the pages of `command` and of its subcommands. `path` contains the names of the command after `keychoir`.
 fn add_pages(command: &Command, path: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
     let name = format!("keychoir {path}").trim_end().replace(' ', "-");
-    pages.push((format!("{name}.1"), page(command, &name, path)?));
+    pages.push((format!("{name}.1"), render_page(command, &name, path)?));
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         add_pages(subcommand, format!("{path} {}", subcommand.get_name()).trim_start(), pages)?;
     }
     Ok(())
 }
 
-/// Returns the page of the command with the names `path` after `keychoir`.
-fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
+/// Renders the page of a command. `name` is the name of the page, and `path` contains the names of the command after
+/// `keychoir`.
+fn render_page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone());
-    // The crate omits an empty date, so that `man` would misread the fields after it.
+    // `clap_mangen` omits an empty date, and `man` would then misread the fields after it.
     let (title, version) = (name.to_uppercase(), env!("CARGO_PKG_VERSION"));
     let mut page = format!(".TH {title} 1 \"\" \"keychoir {version}\" \"Keychoir Manual\"\n").into_bytes();
     man.render_name_section(&mut page)?;
@@ -98,8 +99,8 @@ fn page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
     Ok(remove_redundant_breaks(&page))
 }
 
-/// Removes line breaks beside an empty line, which breaks the line anyway. The crate writes them before the
-/// possible values of an option, and mandoc warns about them.
+/// Removes line break requests before and after empty lines, which break the line anyway. `clap_mangen` writes such
+/// requests before the possible values of an option, and mandoc warns about them.
 fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
     let lines: Vec<&[u8]> = page.split(|byte| *byte == b'\n').collect();
     let is_empty =
@@ -132,8 +133,8 @@ fn add_definition(roff: &mut Roff, term: &str, meaning: &str) {
 mod tests {
     use super::*;
 
-    /// Returns the text of a page without the escapes of roff.
-    fn plain(page: &[u8]) -> String {
+    /// Returns the text of a page without roff escapes.
+    fn plain_text(page: &[u8]) -> String {
         let text = std::str::from_utf8(page).unwrap();
         text.replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")
     }
@@ -141,27 +142,31 @@ mod tests {
     fn check_page(command: &Command, path: &str, pages: &[(String, Vec<u8>)]) {
         let name = format!("keychoir {path}").trim_end().replace(' ', "-");
         let (_, page) = pages.iter().find(|(file, _)| *file == format!("{name}.1")).expect(&name);
-        let page = plain(page);
+        let page = plain_text(page);
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
             let name = match (argument.get_long(), argument.get_value_names()) {
                 (Some(long), _) => format!("--{long}"),
                 (None, Some([value, ..])) => value.to_string(),
                 (None, _) => continue,
             };
-            assert!(page.contains(&name), "{path}: {name} is missing:\n{page}");
+            assert!(page.contains(&name), "the page of `{path}` must contain {name}:\n{page}");
         }
         for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "\"EXIT STATUS\""] {
-            assert!(page.contains(&format!(".SH {section}\n")), "{path}: {section} is missing:\n{page}");
+            assert!(
+                page.contains(&format!(".SH {section}\n")),
+                "the page of `{path}` must contain the section {section}:\n{page}"
+            );
         }
         for subcommand in command.get_subcommands() {
-            assert!(page.contains(subcommand.get_name()), "{path}: {}", subcommand.get_name());
-            check_page(subcommand, format!("{path} {}", subcommand.get_name()).trim_start(), pages);
+            let name = subcommand.get_name();
+            assert!(page.contains(name), "the page of `{path}` must name the subcommand {name}");
+            check_page(subcommand, format!("{path} {name}").trim_start(), pages);
         }
     }
 
     #[test]
-    fn every_command_and_every_flag_is_in_the_pages() {
-        let pages = pages().unwrap();
+    fn the_pages_describe_every_command_and_every_flag() {
+        let pages = render_pages().unwrap();
         let mut root = command().disable_help_subcommand(true);
         root.build();
         check_page(&root, "", &pages);

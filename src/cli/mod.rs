@@ -135,7 +135,7 @@ fn describe_files(loaded: &LoadedConfig) -> String {
     }
 }
 
-/// The exit code for invalid arguments, which is also that of clap.
+/// The exit code for invalid arguments. clap uses the same code.
 const EX_USAGE: u8 = 2;
 
 /// The exit code for an invalid configuration (`sysexits.h`). A service manager should not restart the
@@ -145,7 +145,7 @@ const EX_CONFIG: u8 = 78;
 /// The exit code for a failed write (`sysexits.h`).
 const EX_IOERR: u8 = 74;
 
-/// Runs the program with its command line arguments.
+/// Runs the command that the command line arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
     let arguments = parse_arguments();
@@ -234,7 +234,7 @@ fn build_multi_thread_runtime() -> Result<Runtime, ExitCode> {
     Builder::new_multi_thread().enable_all().thread_name("keychoir").build().map_err(fail)
 }
 
-/// Returns the locale of messages, from the variables of POSIX in their order of precedence.
+/// Returns the locale for messages, from the variables of POSIX in their order of precedence.
 fn locale() -> Option<String> {
     ["LC_ALL", "LC_CTYPE", "LANG"].iter().find_map(|name| std::env::var(name).ok())
 }

@@ -46,7 +46,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(2);
 pub(super) struct ServeArguments {
     #[command(flatten)]
     sources: ConfigSources,
-    /// Keep usage records only in memory. They are lost when the program ends.
+    /// Keep usage records only in memory. They are lost when Keychoir exits.
     #[arg(long)]
     ephemeral: bool,
 }

@@ -48,9 +48,9 @@ pub(super) enum ServerAddress {
 pub(super) struct StatusClient {
     address: ServerAddress,
     client: reqwest::Client,
-    /// The token of a client.
+    /// A client token.
     token: Option<String>,
-    /// The admin token, which is sent if there is no token of a client.
+    /// The admin token, which is sent if there is no client token.
     admin_token: Option<String>,
 }
 
@@ -224,7 +224,7 @@ impl StatusClient {
         Ok(Self { address, client, token, admin_token: None })
     }
 
-    /// Creates a client without a token for the Keychoir that runs with this configuration.
+    /// Creates a client without a token for the server that runs with `config`.
     pub(super) fn from_config(config: &Config) -> Result<Self, ServerRequestError> {
         Self::new(ServerAddress::from_config(config)?, None, None)
     }
@@ -245,7 +245,7 @@ impl StatusClient {
         }
     }
 
-    /// Sends a request of the admin API with the admin token. Returns the status and the JSON body.
+    /// Sends an admin API request with the admin token. Returns the status and the JSON body.
     pub(super) async fn call_admin(
         &self,
         method: Method,
@@ -284,7 +284,8 @@ impl StatusClient {
         self.get::<Readiness>("/readyz").await.map(|(_, page)| page.status)
     }
 
-    /// Returns the version of the server, which its metrics contain. Returns `None` if they require another token.
+    /// Returns the version of the server, which its metrics contain. Returns `None` if the metrics require a different
+    /// token.
     pub(super) async fn version(&self, admin_token: Option<&str>) -> Option<String> {
         const LABEL: &str = "keychoir_build_info{version=\"";
         let mut request = self.client.get(format!("{}/metrics", self.base()));
@@ -296,7 +297,7 @@ impl StatusClient {
         rest.split_once('"').map(|(version, _)| version.to_owned())
     }
 
-    /// Whether a Keychoir responds at the address.
+    /// Whether a Keychoir server responds at the address.
     pub(super) async fn is_keychoir(&self) -> bool {
         let page = self.get::<serde_json::Map<String, Value>>("/readyz").await;
         // Another program does not send a document with these members.
@@ -337,7 +338,7 @@ impl StatusClient {
     }
 }
 
-/// Whether a Keychoir responds at this address.
+/// Whether a Keychoir server responds at the address `listen`.
 pub(super) async fn is_keychoir_at(listen: &ListenAddress) -> bool {
     let address = match listen {
         ListenAddress::Tcp(address) => ServerAddress::Url(base_url(address)),
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_health_check_asks_the_address_for_clients_first() {
+    fn a_health_check_requests_the_address_for_clients_first() {
         let address = |listen: &str, operators: &str| {
             let mut config = Config::default();
             config.server.listen = ListenAddresses::parse(&[listen]).unwrap();

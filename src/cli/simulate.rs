@@ -14,7 +14,7 @@ pub(super) struct Arguments {
     listen: String,
     /// A key and its credits. May be repeated. By default, there are three keys.
     ///
-    /// The tier is the plan of its workspace, such as free, starter, creator (the default), pro or
+    /// The tier is the plan of the key's workspace, such as free, starter, creator (the default), pro or
     /// payg, whose subscription does not show its credits. It determines the library voices, formats,
     /// text lengths and clones.
     #[arg(long = "key", value_name = "KEY=CREDITS[@WORKSPACE][:cap=N][:tier=NAME]", value_parser = KeyPlan::parse)]

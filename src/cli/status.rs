@@ -57,7 +57,7 @@ const CHECK_UNAVAILABLE: u8 = 2;
 
 /// The value in `/readyz` for a provider that cannot be reached.
 const UNREACHABLE: &str = "unreachable";
-/// The value in `/readyz` of a replica whose Redis does not respond.
+/// The value in `/readyz` of a replica whose Redis server does not respond.
 const ALONE: &str = "alone";
 
 /// The fields of the status document that are printed.
@@ -144,8 +144,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
         return runtime.block_on(watch::run(client.map_err(fail)?, interval, palette, format));
     }
     let error_code = if check { CHECK_UNAVAILABLE } else { 1 };
-    let documents =
-        runtime.block_on(async { fetch(&client?).await }).map_err(|error| fail_with(error_code, error))?;
+    let documents = runtime
+        .block_on(async { fetch_documents(&client?).await })
+        .map_err(|error| fail_with(error_code, error))?;
     if json {
         print(&documents.to_json());
     } else {
@@ -155,7 +156,7 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
 }
 
 impl ReportedReadiness {
-    /// Whether this Keychoir is configured to share its pool with other replicas.
+    /// Whether the server is configured to share its pool with other replicas.
     fn is_shared(&self) -> bool {
         !matches!(&*self.shared, "" | "off")
     }
@@ -187,7 +188,7 @@ impl StatusDocuments {
     }
 }
 
-async fn fetch(client: &StatusClient) -> Result<StatusDocuments, ServerRequestError> {
+async fn fetch_documents(client: &StatusClient) -> Result<StatusDocuments, ServerRequestError> {
     let (text, page) = client.get("/api/elevenlabs-status").await?;
     let (_, readiness) = client.get("/readyz").await?;
     let (keys_text, details) = client.get("/api/keychoir-keys").await?;
@@ -198,8 +199,8 @@ async fn fetch(client: &StatusClient) -> Result<StatusDocuments, ServerRequestEr
     Ok(StatusDocuments { text, page, details, readiness, explained_keys })
 }
 
-/// Fetches the keys of the Keychoir that runs with this configuration. Returns `None` if that Keychoir does
-/// not respond or requires a token.
+/// Fetches the keys of the server that runs with `config`. Returns `None` if that server does not respond or requires
+/// a token.
 pub(super) async fn fetch_keys(config: &Config) -> Option<Vec<ReportedKeyStatus>> {
     let client = StatusClient::from_config(config).ok()?;
     let (_, page) = client.get::<StatusPage>("/api/elevenlabs-status").await.ok()?;
@@ -366,7 +367,7 @@ fn format_cells(
     let resets = key.next_reset_date.as_deref().and_then(UnixMs::parse).map(UnixMs::month_and_day);
     [
         truncate(&key.short_key, 19),
-        palette.paint(tone(&status), &status),
+        palette.paint(status_tone(&status), &status),
         remaining,
         used,
         percentage,
@@ -378,7 +379,7 @@ fn format_cells(
 pub(super) const PAUSED: &str = "paused";
 
 /// Returns the tone of a formatted status.
-fn tone(status: &str) -> Tone {
+fn status_tone(status: &str) -> Tone {
     match status {
         "active" => Tone::Good,
         "near limit" | "rate limited" | PAUSED => Tone::Warning,

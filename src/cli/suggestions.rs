@@ -4,8 +4,8 @@
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
-/// Names of commands in other programs, with the names here in the order of preference. Only a name that exists
-/// beside the wrong one is suggested.
+/// Names of commands in other programs, with the corresponding names of Keychoir in the order of preference. Only a
+/// name that exists next to the wrong one is suggested.
 const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["start", "run", "up", "server", "listen", "proxy", "daemon"], &["serve"]),
     (&["validate", "verify", "test", "lint", "configtest"], &["check"]),
@@ -33,7 +33,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
     (&["autocomplete", "shell-completions"], &["completions"]),
 ];
 
-/// Flags of other programs, with the flags here in the order of preference.
+/// Flags of other programs, with the corresponding flags of Keychoir in the order of preference.
 const FLAGS: &[(&[&str], &[&str])] = &[
     (&["--port", "-p", "--bind", "--address", "--addr", "--host", "-l"], &["--listen", "--url"]),
     (&["--conf", "--cfg", "--configuration", "--config-file", "-c", "-C"], &["--config"]),
@@ -66,7 +66,7 @@ pub(super) fn add_to<'a>(error: Error, command: &Command, arguments: impl Iterat
 fn add_command<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item = &'a str>) -> Error {
     let Some(wrong) = context(&error, ContextKind::InvalidSubcommand) else { return error };
     let parent = innermost_command(root, arguments);
-    let suggestion = find(COMMANDS, &wrong, |name| parent.find_subcommand(name).is_some());
+    let suggestion = find_suggestion(COMMANDS, &wrong, |name| parent.find_subcommand(name).is_some());
     if let Some(name) = suggestion {
         error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![name.to_owned()]));
     }
@@ -80,18 +80,18 @@ fn add_flag<'a>(mut error: Error, root: &Command, arguments: impl Iterator<Item 
         let name = flag.trim_start_matches('-');
         command.get_arguments().any(|argument| argument.get_long() == Some(name))
     };
-    if let Some(flag) = find(FLAGS, &wrong, |flag| is_flag_of(command, flag)) {
+    if let Some(flag) = find_suggestion(FLAGS, &wrong, |flag| is_flag_of(command, flag)) {
         error.insert(ContextKind::SuggestedArg, ContextValue::String(flag.to_owned()));
         return error;
     }
-    // An unexpected word may be a wrong name of a command.
-    if let Some(name) = find(COMMANDS, &wrong, |name| command.find_subcommand(name).is_some()) {
+    // An unexpected word may be a wrong command name.
+    if let Some(name) = find_suggestion(COMMANDS, &wrong, |name| command.find_subcommand(name).is_some()) {
         error.insert(ContextKind::SuggestedSubcommand, ContextValue::String(name.to_owned()));
     }
     error
 }
 
-fn find(
+fn find_suggestion(
     table: &[(&[&'static str], &[&'static str])],
     wrong: &str,
     exists: impl Fn(&str) -> bool,
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_exists_is_suggested() {
+    fn only_existing_commands_and_flags_are_suggested() {
         for (line, absent) in [("keychoir demo --port 1", "--listen"), ("keychoir keys create x", "'add'")] {
             let words: Vec<&str> = line.split_whitespace().collect();
             let error = command().try_get_matches_from(&words).unwrap_err();

@@ -23,7 +23,7 @@ pub(super) struct Table<const N: usize> {
 }
 
 impl<const N: usize> Table<N> {
-    /// Creates a table with these column titles.
+    /// Creates a table with the column titles `columns`.
     pub(super) fn new(columns: [(&str, Alignment); N]) -> Self {
         Self {
             alignments: columns.map(|(_, alignment)| alignment),

@@ -96,8 +96,9 @@ pub(super) fn run(arguments: Arguments) -> CommandResult {
     let dimension_name = dimension.as_str();
     let reader = database.open()?;
     if failures {
-        let counts = reader.failures(period, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
-        let failures = Failures { since, until, dimension_name, counts };
+        let failure_counts =
+            reader.failures(period, dimension).map_err(|error| fail(DatabaseError::from(error)))?;
+        let failures = Failures { since, until, dimension_name, counts: failure_counts };
         if json {
             print(&failures.format_json());
         } else if csv {

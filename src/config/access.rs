@@ -1,5 +1,5 @@
 //! Defines the section `[access]`: the access rules that apply to all clients, and the charge for requests of unknown
-//! cost. It is apart from the sections of timeouts and sizes, because its defaults decide who may use the keys.
+//! cost. It is separate from the sections of timeouts and sizes, because its defaults decide who may use the keys.
 
 /// The access rules of all clients, and the charge for requests of unknown cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct AccessConfig {
     /// Credits charged to the client's quota when neither the estimate nor the response shows the
     /// cost of a request.
     pub unpriced_credits: usize,
-    /// Maximum number of concurrent requests of unknown cost per client with a quota of credits.
+    /// Maximum number of concurrent requests of unknown cost per client with a credit quota.
     pub max_unpriced_requests: usize,
     /// Maximum number of end users per client with a `user_quota` whose usage is kept in memory.
     pub max_cached_users: usize,

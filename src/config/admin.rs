@@ -16,16 +16,16 @@ use super::value_file::unreadable_file_error;
 use super::variables;
 use crate::secret::AdminTokenFingerprint;
 
-/// The access to the admin API and to the pages of the state.
+/// The access to the admin API and to the status pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminConfig {
-    /// The address of the admin API and of the pages of the state.
+    /// The address of the admin API and of the status pages.
     pub listen: AdminListen,
     /// The file of the admin token, or `None` for the generated one in the directory of the usage database.
     pub token_file: Option<PathBuf>,
     /// The pages that may be read without a token: `status` or `metrics`.
     pub public: Vec<String>,
-    /// Maximum listeners of events.
+    /// Maximum number of event listeners.
     pub max_event_listeners: usize,
     /// The time without a request after which a session of the dashboard ends.
     pub session_idle_timeout: Duration,
@@ -92,14 +92,14 @@ impl fmt::Display for AdminListen {
 /// The names of the pages that can be public.
 pub(super) const PUBLIC_PAGES: [&str; 2] = ["status", "metrics"];
 
-/// The name of the service's credential with the admin token.
-const CREDENTIAL: &str = "admin_token";
+/// The name of the systemd credential that contains the admin token.
+const TOKEN_CREDENTIAL: &str = "admin_token";
 
-/// Minimum characters of an admin token. A shorter token could be guessed.
+/// Minimum number of characters in an admin token. A shorter token could be guessed.
 const MIN_TOKEN_LENGTH: usize = 16;
 
 impl AdminConfig {
-    /// Returns whether this page may be read without a token.
+    /// Returns whether `page` may be read without a token.
     #[must_use]
     pub fn is_public(&self, page: &str) -> bool {
         self.public.iter().any(|name| name == page)
@@ -130,7 +130,7 @@ impl AdminConfig {
             };
         }
         let credential =
-            environment.value(CREDENTIALS).map(|directory| Path::new(directory).join(CREDENTIAL));
+            environment.value(CREDENTIALS).map(|directory| Path::new(directory).join(TOKEN_CREDENTIAL));
         let generated_token_path = directory.map(StateDirectory::admin_token_path);
         for path in [credential, generated_token_path].into_iter().flatten() {
             let span = SourceSpan::new(ValueOrigin::File(path.clone()));

@@ -32,7 +32,7 @@ impl BaseUrl {
         &self.host
     }
 
-    /// Returns the port, or the scheme's default if the URL has none.
+    /// Returns the port, or the default port of the scheme if the URL has none.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port

@@ -15,7 +15,7 @@ use crate::policy::client::{ClientOrigin, RULE_NAMES, Rules};
 use crate::policy::units::UnixMs;
 use crate::secret::TokenFingerprint;
 
-/// Minimum recommended characters of a token. A shorter token could be guessed.
+/// Recommended minimum number of characters in a token. A shorter token could be guessed.
 const MIN_RECOMMENDED_TOKEN_CHARS: usize = 16;
 
 /// The name of the client whose token is in the file of `KEYCHOIR_CLIENT_TOKEN_FILE`.
@@ -24,17 +24,17 @@ const DEFAULT_CLIENT: &str = "default";
 /// A client and the fingerprint of its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// Its name in logs, metrics and usage records: 1 to 64 characters of `a`-`z`, `0`-`9`, `-`, `_`.
+    /// The name in logs, metrics and usage records: 1 to 64 characters of `a`-`z`, `0`-`9`, `-`, `_`.
     pub name: String,
-    /// The SHA-256 of its token.
+    /// The SHA-256 of the client token.
     pub token: TokenFingerprint,
-    /// The time at which this token expires; `None` for never.
+    /// The time at which the token expires, or `None` if it does not expire.
     pub expires_at: Option<UnixMs>,
-    /// The token before the last rotation, and when it expires.
+    /// The token that the last rotation replaced, and the time at which that token expires.
     pub previous_token: Option<(TokenFingerprint, UnixMs)>,
-    /// The kind of source that configures the client.
+    /// The kind of source from which the client was configured.
     pub origin: ClientOrigin,
-    /// Its access rules and limits.
+    /// The access rules and limits of the client.
     pub rules: Rules,
 }
 
@@ -162,7 +162,7 @@ pub(super) fn check_client_name(name: &str) -> Result<(), ValueError> {
     }
 }
 
-/// Parses the name of a client that a command names.
+/// Parses a client name in a command.
 ///
 /// # Errors
 ///

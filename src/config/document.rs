@@ -59,7 +59,7 @@ pub(super) struct OverlayContents<'a> {
 pub(super) struct TableEntry<'a> {
     document: &'a Document<'a>,
     table: &'a DeTable<'a>,
-    /// The position of its header.
+    /// The position of the entry's header.
     pub(super) span: SourceSpan,
 }
 
@@ -190,7 +190,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Collects the entries of a list. `overlay_kind` is their kind if the file is the overlay.
+    /// Collects the entries of a list. `overlay_kind` is the kind of the entries if the file is the overlay.
     fn collect_entries(
         &'a self,
         name: &str,
@@ -236,7 +236,7 @@ impl<'a> TableEntry<'a> {
         ["key", "token", "proxy"].iter().any(|name| self.table.contains_key(*name))
     }
 
-    /// Whether the entry has this field.
+    /// Whether the entry contains the field `name`.
     pub(super) fn has_field(&self, name: &str) -> bool {
         self.table.contains_key(name)
     }
@@ -370,9 +370,9 @@ impl<'a> TableEntry<'a> {
 /// to the next header.
 fn affected_lines(text: &str, line: usize) -> Range<usize> {
     let is_header = |text: &str| text.trim_start().starts_with('[');
-    let mut rest = text.lines().skip(line - 1);
-    if !rest.next().is_some_and(is_header) {
+    let mut following_lines = text.lines().skip(line - 1);
+    if !following_lines.next().is_some_and(is_header) {
         return line..line + 1;
     }
-    line..line + 1 + rest.take_while(|text| !is_header(text)).count()
+    line..line + 1 + following_lines.take_while(|text| !is_header(text)).count()
 }

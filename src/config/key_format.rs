@@ -15,14 +15,14 @@ pub(super) enum KeyProvider {
 }
 
 impl KeyProvider {
-    /// Returns the provider at this host.
+    /// Returns the provider at the given `host`.
     pub(super) fn for_host(host: &str) -> Self {
         let is_elevenlabs = host == "elevenlabs.io" || host.ends_with(".elevenlabs.io");
         if is_elevenlabs { Self::ElevenLabs } else { Self::Other }
     }
 }
 
-/// Minimum characters of a key. All known keys of ElevenLabs have at least 32 characters, and fewer
+/// Minimum number of characters in a key. All known keys of ElevenLabs have at least 32 characters, and fewer
 /// than 20 hexadecimal digits contain less than 80 bits.
 const MIN_KEY_CHARS: usize = 20;
 
@@ -123,7 +123,7 @@ pub(super) fn is_known_format(text: &str) -> bool {
         || text.strip_prefix("sk_").is_some_and(|rest| rest.len() == 48 && is_hexadecimal(rest))
 }
 
-/// Whether the text looks like the name of a key, which is an error between keys.
+/// Whether the text looks like a key name, which is an error between keys.
 pub(super) fn looks_like_name(text: &str) -> bool {
     !looks_like_key(text) && (text.len() < MIN_KEY_CHARS || !text.bytes().any(|byte| byte.is_ascii_digit()))
 }

@@ -43,18 +43,18 @@ pub struct KeyConfig {
     pub key: ApiKey,
     /// The configured name, if it has one.
     pub name: Option<String>,
-    /// The name of its workspace. Keys of one workspace share credits.
+    /// The workspace name of the key. Keys of one workspace share credits.
     pub workspace: Option<String>,
     /// The provider's URL for this key, if it differs from `upstream.base_url`. A key of a region is
     /// valid only at the host of its region.
     pub base_url: Option<BaseUrl>,
-    /// The forward proxy for this key, if it is not that of `upstream.proxy`.
+    /// The forward proxy for this key, if it differs from `upstream.proxy`.
     pub proxy: ProxySetting,
-    /// Its weight relative to other keys, at least 1.
+    /// The key's weight relative to other keys, at least 1.
     pub weight: u32,
-    /// Credits of its workspace that the key does not use, or `None` for `pool.reserve_credits`.
+    /// Credits of the workspace that the key does not use, or `None` for `pool.reserve_credits`.
     pub reserve_credits: Option<u64>,
-    /// The kind of source that configures the key.
+    /// The kind of source from which the key was configured.
     pub origin: KeyOrigin,
 }
 
@@ -72,7 +72,7 @@ impl KeyConfig {
         }
     }
 
-    /// Whether `other` is the same key with the same settings.
+    /// Whether `other` is the same key and has the same settings.
     #[must_use]
     pub fn is_same_as(&self, other: &Self) -> bool {
         let Self { key, name, workspace, base_url, proxy, weight, reserve_credits, origin } = self;
@@ -379,8 +379,8 @@ fn parse_single_key(text: &str, provider: KeyProvider) -> Result<(ApiKey, Vec<St
     }
 }
 
-/// Checks the name of a key, workspace or client. Names appear in logs, metrics and usage records, so
-/// a name must be short and must not look like a secret.
+/// Checks a key, workspace or client name. Names appear in logs, metrics and usage records, so a name must be short
+/// and must not look like a secret.
 pub(super) fn check_name(name: &str) -> Result<(), ValueError> {
     let is_name_byte =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';

@@ -14,7 +14,7 @@ use super::problem::ValueError;
 pub enum ListenAddress {
     /// A TCP address and port.
     Tcp(HostPort),
-    /// A Unix socket at this absolute path.
+    /// The absolute path of a Unix socket.
     Unix(PathBuf),
     /// Every socket that systemd passes.
     Systemd,
@@ -103,7 +103,7 @@ impl ListenAddress {
     }
 }
 
-/// Whether two addresses are equal, or one of them is the wildcard of the other's family.
+/// Whether two addresses are equal, or one of them is the wildcard address of the other's family.
 fn addresses_overlap(first: IpAddr, other: IpAddr) -> bool {
     // Whether the IPv6 wildcard includes IPv4 depends on the system.
     let is_wildcard_of =

@@ -106,11 +106,11 @@ pub struct Overrides {
 /// The location of the overlay and of the generated admin token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum StateLocation {
-    /// Beside the configured database.
+    /// The directory of the configured database.
     #[default]
     BesideDatabase,
-    /// In the state directory of the running program, or nowhere if its database is in memory. The database of a
-    /// running program changes only with a restart.
+    /// In the state directory of the running server, or nowhere if its database is in memory. The database of a
+    /// running server changes only with a restart.
     Fixed(Option<StateDirectory>),
 }
 
@@ -133,7 +133,7 @@ pub struct LoadedConfig {
     pub warnings: Vec<Warning>,
     /// The path of the configuration file that was read.
     pub file: Option<PathBuf>,
-    /// Whether this file contains keys or tokens.
+    /// Whether the configuration file contains keys or tokens.
     pub file_contains_secrets: bool,
     /// The content of every file that was read or searched, with its metadata.
     pub contents: FileContents,
@@ -144,13 +144,13 @@ pub struct LoadedConfig {
 ///
 /// # Errors
 ///
-/// Fails when the configuration has mistakes. The error contains all of them.
+/// Fails when the configuration contains mistakes. The error lists all of them.
 pub fn load(overrides: &Overrides) -> Result<LoadedConfig, Problems> {
     load_with_files(overrides, &[], &FileContents::default())
 }
 
-/// Loads the configuration without its invalid parts, for a command that must find a running program although its
-/// files have been edited and contain mistakes. The program continues with the last configuration without mistakes.
+/// Loads the configuration without its invalid parts, for a command that must find a running server although its
+/// files have been edited and contain mistakes. The server continues with the last configuration without mistakes.
 #[must_use]
 pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
     let read_file = |path: &Path| FileContent::read(path).text;
@@ -165,7 +165,7 @@ pub fn load_ignoring_mistakes(overrides: &Overrides) -> Config {
 ///
 /// # Errors
 ///
-/// Fails when the configuration has mistakes. The error contains all of them.
+/// Fails when the configuration contains mistakes. The error lists all of them.
 pub fn load_with_files(
     overrides: &Overrides,
     replaced: &[(PathBuf, String)],
@@ -211,7 +211,7 @@ impl Config {
     }
 }
 
-/// Returns whether a key, a workspace or a client may have this name.
+/// Returns whether `name` is valid for a key, a workspace or a client.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
     keys::check_name(name).is_ok()
@@ -223,7 +223,7 @@ const FILE_NAME: &str = "keychoir.toml";
 /// All settings. The default has no keys.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// The listeners and the limits of clients' connections.
+    /// The listeners, and the limits of client connections.
     pub server: ServerConfig,
     /// The provider's address and the limits of connections to it.
     pub upstream: UpstreamConfig,
@@ -237,7 +237,7 @@ pub struct Config {
     pub storage: StorageConfig,
     /// The mirror in Supabase.
     pub supabase: SupabaseConfig,
-    /// The Redis that several replicas share.
+    /// The Redis server that several replicas share.
     pub redis: RedisConfig,
     /// The records of the accounts that own identifiers.
     pub affinity: AffinityConfig,
@@ -270,7 +270,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Creates the default configuration with these keys and this upstream. Usage records stay in memory, because the
+    /// Creates the default configuration with `keys` and the given upstream. Usage records stay in memory, because the
     /// demo and tests must not leave files.
     #[must_use]
     pub fn with_defaults(keys: Vec<ApiKey>, base_url: BaseUrl) -> Self {

@@ -11,7 +11,7 @@ pub(super) struct NoProxy(Vec<Exemption>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Exemption {
     hosts: ExemptHosts,
-    /// The only exempt port, or `None` for all.
+    /// The only exempt port, or `None` if all ports are exempt.
     port: Option<u16>,
 }
 
@@ -21,7 +21,7 @@ enum ExemptHosts {
     All,
     /// A domain in lower case, with its subdomains.
     Domain(String),
-    /// The addresses whose first bits are those of `address`.
+    /// The addresses whose first bits are equal to the first bits of `address`.
     Network { address: IpAddr, prefix_length: u32 },
 }
 
@@ -85,7 +85,7 @@ fn parse_network(text: &str) -> Option<ExemptHosts> {
     if prefix_length > max_length {
         return None;
     }
-    // The IPv4 address in an IPv6 one begins after 96 bits.
+    // The IPv4 address in an IPv6 address begins after 96 bits.
     Some(match address.to_canonical() {
         canonical @ IpAddr::V4(_) if address.is_ipv6() && prefix_length >= 96 => {
             ExemptHosts::Network { address: canonical, prefix_length: prefix_length - 96 }
@@ -113,7 +113,7 @@ impl ExemptHosts {
 
 /// Returns whether the first `length` bits of two addresses of one family are the same.
 fn has_prefix(address: IpAddr, network: IpAddr, length: u32) -> bool {
-    // Shifting out all bits leaves nothing to compare.
+    // If all bits are shifted out, no bits remain to be compared.
     match (address, network) {
         (IpAddr::V4(address), IpAddr::V4(network)) => {
             let difference = address.to_bits() ^ network.to_bits();

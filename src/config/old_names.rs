@@ -125,31 +125,36 @@ fn find_new_name(names: &[(&str, &'static str)], old_name: &str) -> Option<&'sta
 /// Returns the error for an old setting in a file, or `None` if `section.name` is not an old path.
 pub(super) fn error_in_file(section: &str, name: &str, value: &DeValue<'_>) -> Option<ValueError> {
     let path = format!("{section}.{name}");
-    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
-    let new = setting::find(new)?;
+    let (_, new_path, old_unit) = SETTINGS.iter().find(|(old, ..)| *old == path)?;
+    let new_setting = setting::find(new_path)?;
     let raw = RawValue::Toml(value);
-    let line = match convert(*old_unit, raw) {
-        Some(value) => format!("`{} = {value}`", new.name()),
-        None => format!("`{}`", new.name()),
+    let line = match convert_value(*old_unit, raw) {
+        Some(value) => format!("`{} = {value}`", new_setting.name()),
+        None => format!("`{}`", new_setting.name()),
     };
-    let advice = if new.section() == section { line } else { format!("{line} in [{}]", new.section()) };
+    let advice = if new_setting.section() == section {
+        line
+    } else {
+        format!("{line} in [{}]", new_setting.section())
+    };
     Some(ValueError::new(format!("`{path}` has a new name")).advise(format!("write {advice}")))
 }
 
 /// Returns the error for the environment variable of an old setting, or `None` if the variable is not one.
 pub(super) fn error_in_environment(variable: &str, text: &str) -> Option<ValueError> {
-    let (_, new, old_unit) = SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
-    let new = setting::find(new).map(Setting::variable_name)?;
-    let advice = match convert(*old_unit, RawValue::Text(text)) {
-        Some(value) => format!("set {new}={value}"),
-        None => format!("set {new}"),
+    let (_, new_path, old_unit) =
+        SETTINGS.iter().find(|(old, ..)| setting::variable_name(old) == variable)?;
+    let new_name = setting::find(new_path).map(Setting::variable_name)?;
+    let advice = match convert_value(*old_unit, RawValue::Text(text)) {
+        Some(value) => format!("set {new_name}={value}"),
+        None => format!("set {new_name}"),
     };
     Some(ValueError::new("this setting has a new name").advise(advice))
 }
 
 /// Returns the error for an old field of a client, or `None` if the name is not an old one.
 pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueError> {
-    let new = find_new_name(CLIENT_FIELDS, name)?;
+    let new_name = find_new_name(CLIENT_FIELDS, name)?;
     // A string in an entry may be a token, so the message contains it only if it parses as a limit.
     let is_limit = match value {
         DeValue::String(text) => text.parse::<ClientQuota>().is_ok() || text.parse::<RateLimit>().is_ok(),
@@ -161,15 +166,15 @@ pub(super) fn error_in_client(name: &str, value: &DeValue<'_>) -> Option<ValueEr
         | DeValue::Table(_) => false,
     };
     let line = match format_unchanged(RawValue::Toml(value)).filter(|_| is_limit) {
-        Some(value) => format!("`{new} = {value}`"),
-        None => format!("`{new}`"),
+        Some(value) => format!("`{new_name} = {value}`"),
+        None => format!("`{new_name}`"),
     };
     Some(ValueError::new(format!("`{name}` has a new name")).advise(format!("write {line}")))
 }
 
 /// Converts an old value to the notation of the new setting, or `None` if the value is invalid or may be a
 /// secret.
-fn convert(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
+fn convert_value(old_unit: OldUnit, old: RawValue<'_>) -> Option<String> {
     let number = || value::parse_integer(old).ok();
     let quantity = match old_unit {
         OldUnit::Milliseconds => DisplayDuration(Duration::from_millis(number()?)).to_string(),

@@ -1,11 +1,11 @@
 //! Defines the overlay `managed.toml`: keys, paused keys and clients that operators changed at runtime.
 //!
 //! The overlay is in the state directory and is read after the operator's configuration file, which Keychoir
-//! never edits. Its `[[keys]]` and `[[clients]]` tables have the notation of that file, so that the same
+//! never edits. Its `[[keys]]` and `[[clients]]` tables use the notation of that file, so that the same
 //! readers validate them. Runtime keys are in separate files, `managed_keys/NAME`, so that the overlay contains
 //! no secret.
 //!
-//! Each entry has the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
+//! Each entry contains the time of its last change, and a removed entry leaves a `[[removed]]` table with that time, so
 //! that the overlays of several replicas can be merged.
 
 mod directory;
@@ -48,20 +48,20 @@ pub struct Overlay {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManagedKey {
-    /// Its name, which is also the name of its file.
+    /// The key name, which is also the name of the key file.
     pub name: String,
-    /// The path of its file, relative to the state directory.
+    /// The path of the key file, relative to the state directory.
     pub key_file: String,
-    /// Its workspace.
+    /// The workspace name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace: Option<String>,
-    /// The base URL of its host.
+    /// The base URL of the key's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
-    /// Its share of the requests in weighted strategies.
+    /// The key's share of the requests in weighted strategies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
-    /// The time of its last change, which can be ahead of the clock.
+    /// The time of the entry's last change, which can be ahead of the clock.
     #[serde(default, skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
     /// Whether the key is not used, because the entry of another replica conflicts with the configuration file of
@@ -87,7 +87,7 @@ pub struct PausedKey {
     /// The operator's reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The time of its last change, which can be ahead of the clock.
+    /// The time of the entry's last change, which can be ahead of the clock.
     #[serde(default, skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
 }
@@ -116,29 +116,29 @@ pub enum EntryKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemovedEntry {
-    /// Its kind.
+    /// The kind of the removed entry.
     pub kind: EntryKind,
-    /// The fingerprint of the key, or the name of the client.
+    /// The fingerprint of the key, or the client name.
     pub id: String,
     /// The time of the removal, which can be ahead of the clock.
     #[serde(with = "rfc3339")]
     pub changed_at: UnixMs,
 }
 
-/// A client that was added or changed at runtime. If it has no rules, a client of the configuration file with this
-/// name keeps its rules.
+/// A client that was added or changed at runtime. If it has no rules, the client of the configuration file with the
+/// same name keeps its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedClient {
-    /// Its name.
+    /// The client name.
     pub name: String,
-    /// SHA-256 of its token.
+    /// SHA-256 of the client token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
-    /// The time at which the token expires, even if the token is that of the configuration file.
+    /// The time at which the token expires, even if the token is from the configuration file.
     #[serde(skip_serializing_if = "Option::is_none", with = "rfc3339::optional")]
     pub expires_at: Option<UnixMs>,
-    /// SHA-256 of the token before the last rotation.
+    /// SHA-256 of the token that the last rotation replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_token_sha256: Option<String>,
     /// The time at which the previous token expires.
@@ -151,14 +151,14 @@ pub struct ManagedClient {
     /// Whether the client of the configuration file was revoked.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub revoked: bool,
-    /// The time of its last change, which can be ahead of the clock.
+    /// The time of the entry's last change, which can be ahead of the clock.
     #[serde(skip_serializing_if = "is_zero", with = "rfc3339")]
     pub changed_at: UnixMs,
     /// Whether the entry has no effect, because the entry of another replica conflicts with the configuration file
     /// of this machine.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub left_out: bool,
-    /// The rules.
+    /// The limits and access rules of the client.
     #[serde(flatten)]
     pub rules: ManagedRules,
 }
@@ -167,31 +167,31 @@ pub struct ManagedClient {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagedRules {
-    /// Its quota, such as `50 requests per day`.
+    /// The client quota, such as `50 requests per day`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
     /// The quota of each end user below the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_quota: Option<String>,
-    /// Its rate limit, such as `60 per minute`.
+    /// The rate limit of the client, such as `60 per minute`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<String>,
-    /// Its maximum of concurrent requests.
+    /// The concurrency limit of the client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u32>,
-    /// Prefixes of the paths that it may use.
+    /// Prefixes of the paths that the client may use.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
-    /// Names of the keys that serve it.
+    /// Names of the keys that may serve the client.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
-    /// Names of the workspaces that serve it.
+    /// Names of the workspaces whose keys may serve the client.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub workspaces: Vec<String>,
-    /// Whether it may bring its own key.
+    /// Whether the client may bring its own key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bring_your_own_key: Option<bool>,
-    /// Whether it may request tokens of the provider although it has a quota.
+    /// Whether the client may request provider tokens although it has a quota.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider_tokens: Option<bool>,
 }
@@ -227,7 +227,7 @@ const FIRST_LINE: &str = "# Written by Keychoir (`keychoir keys`, `keychoir clie
      Keychoir runs.\n";
 
 impl Overlay {
-    /// Returns whether an entry with this name has no effect on this machine. Pauses are never left out.
+    /// Returns whether an entry with the given `name` has no effect on this machine. Pauses are never left out.
     #[must_use]
     pub fn is_left_out(&self, kind: EntryKind, name: &str) -> bool {
         match kind {

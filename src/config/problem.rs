@@ -150,17 +150,17 @@ impl Excerpt {
     /// 1.
     fn new(file_text: &str, range: Range<usize>) -> (Self, usize) {
         let start = file_text.floor_char_boundary(range.start);
-        let before = file_text.get(..start).unwrap_or_default();
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let line = before.matches('\n').count() + 1;
-        let rest = file_text.get(line_start..).unwrap_or_default();
-        let unmasked_line = rest.lines().next().unwrap_or_default();
+        let text_before = file_text.get(..start).unwrap_or_default();
+        let line_start = text_before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text_before.matches('\n').count() + 1;
+        let text_from_line = file_text.get(line_start..).unwrap_or_default();
+        let unmasked_line = text_from_line.lines().next().unwrap_or_default();
         let text: String = mask::mask_line(unmasked_line, mask::find_section(file_text, line_start))
             .chars()
             .take(MAX_EXCERPT_CHARS)
             .map(|character| if character.is_control() { ' ' } else { character })
             .collect();
-        let column = before.get(line_start..).unwrap_or_default().chars().count();
+        let column = text_before.get(line_start..).unwrap_or_default().chars().count();
         let end = file_text.floor_char_boundary(
             range.end.clamp(start, line_start + unmasked_line.len().max(start - line_start)),
         );

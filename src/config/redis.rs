@@ -16,13 +16,13 @@ use super::source::{ReadFileError, ValueSources};
 use super::value_file::{read_value_file, unreadable_file_error};
 use crate::policy::forward_proxy::percent_decode;
 use crate::policy::redis_url::{
-    REDIS_PORT, RedisAddress, RedisRoute, RedisTransport, RedisUrl, SENTINEL_PORT, SentinelRoute,
-    SharedPoolName,
+    REDIS_PORT, RedisAddress, RedisLocation, RedisTransport, RedisUrl, SENTINEL_PORT, SentinelGroup,
 };
+use crate::policy::shared_pool_name::SharedPoolName;
 use crate::secret::RedisCredentials;
 
 /// The file in the directory of systemd's credentials that contains the URL.
-const CREDENTIAL: &str = "redis_url";
+const URL_CREDENTIAL: &str = "redis_url";
 
 /// The settings of Redis.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +37,7 @@ pub struct RedisConfig {
     pub pool: SharedPoolName,
     /// Maximum wait of a request for Redis.
     pub wait_timeout: Duration,
-    /// Interval between two statements of a replica while something changes.
+    /// Interval between two statements of a replica while its usage changes.
     pub beat_interval: Duration,
     /// Time without a response after which Redis counts as lost.
     pub response_timeout: Duration,
@@ -91,7 +91,7 @@ impl RedisConfig {
         report: &mut Report,
     ) {
         let Some(directory) = sources.environment.value(CREDENTIALS) else { return };
-        let path = PathBuf::from(directory).join(CREDENTIAL);
+        let path = PathBuf::from(directory).join(URL_CREDENTIAL);
         let content = (sources.read_file)(&path);
         let span = SourceSpan::new(ValueOrigin::File(path));
         let url_result = match content {
@@ -163,14 +163,14 @@ impl FromStr for SharedPoolName {
     }
 }
 
-const NOTATION: &str = "write redis://HOST:PORT, rediss://HOST:PORT for TLS, or unix:/PATH for a Unix socket, with \
+const URL_NOTATION: &str = "write redis://HOST:PORT, rediss://HOST:PORT for TLS, or unix:/PATH for a Unix socket, with \
                         USER:PASSWORD@ or :PASSWORD@ before the host and /NUMBER of the database at the end if needed";
 const SENTINEL_NOTATION: &str =
     "write redis+sentinel://HOST:26379,HOST:26379/MASTER with the name of the master at the sentinels";
 
 /// Returns an error that shows the notation.
 fn url_error(message: &str) -> ValueError {
-    ValueError::new(message).advise(NOTATION)
+    ValueError::new(message).advise(URL_NOTATION)
 }
 
 fn parse_url(text: &str) -> Result<RedisUrl, ValueError> {
@@ -196,7 +196,7 @@ fn parse_url(text: &str) -> Result<RedisUrl, ValueError> {
         }
         "cluster" | "redis+cluster" | "redis-cluster" | "rediss+cluster" | "rediss-cluster" => {
             Err(url_error(
-                "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
+                "a cluster has no separate scheme: write the URL of one of its nodes, which reports the node of the pool",
             ))
         }
         _ => Err(url_error("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel")),
@@ -234,7 +234,7 @@ fn parse_server(rest: &str, transport: RedisTransport) -> Result<RedisUrl, Value
     }
     let address = parse_address(addresses, REDIS_PORT)?;
     Ok(RedisUrl {
-        route: RedisRoute::Server(address, transport),
+        location: RedisLocation::Server(address, transport),
         credentials,
         database: parse_database(path)?,
     })
@@ -260,8 +260,12 @@ fn parse_sentinel(rest: &str, transport: RedisTransport) -> Result<RedisUrl, Val
         .split(',')
         .map(|address| parse_address(address, SENTINEL_PORT))
         .collect::<Result<_, _>>()?;
-    let route = SentinelRoute { sentinels, master: master.to_owned(), transport };
-    Ok(RedisUrl { route: RedisRoute::Sentinel(route), credentials, database: parse_database(database)? })
+    let group = SentinelGroup { sentinels, master: master.to_owned(), transport };
+    Ok(RedisUrl {
+        location: RedisLocation::Sentinel(group),
+        credentials,
+        database: parse_database(database)?,
+    })
 }
 
 /// Parses `/PATH[?db=NUMBER&user=USER&pass=PASSWORD]`.
@@ -276,8 +280,8 @@ fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         match name {
             "db" => database = parse_database(value)?,
-            "user" => user = Some(decode(value)?),
-            "pass" => password = Some(decode(value)?),
+            "user" => user = Some(decode_component(value)?),
+            "pass" => password = Some(decode_component(value)?),
             _ => {
                 return Err(url_error(
                     "the URL of the Unix socket has a part other than `db`, `user` and `pass`",
@@ -292,7 +296,7 @@ fn parse_unix(rest: &str) -> Result<RedisUrl, ValueError> {
         (None, None) => None,
         (_, _) => return Err(ValueError::new(NO_PASSWORD).advise("add `pass=PASSWORD`")),
     };
-    Ok(RedisUrl { route: RedisRoute::Unix(path.to_owned()), credentials, database })
+    Ok(RedisUrl { location: RedisLocation::Unix(path.to_owned()), credentials, database })
 }
 
 const NO_PASSWORD: &str = "the URL of Redis has a user without a password";
@@ -300,22 +304,23 @@ const NO_PASSWORD: &str = "the URL of Redis has a user without a password";
 fn parse_userinfo(userinfo: &str) -> Result<RedisCredentials, ValueError> {
     if userinfo.contains(['/', '?', '#', '@']) {
         return Err(ValueError::new("the user or password has a character that must be escaped in a URL")
-            .advise(ESCAPES));
+            .advise(ESCAPE_NOTATION));
     }
     let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
     if password.is_empty() {
         return Err(ValueError::new(NO_PASSWORD)
             .advise("write USER:PASSWORD@ before the host, or :PASSWORD@ without a user"));
     }
-    let user = if user.is_empty() { None } else { Some(decode(user)?) };
-    Ok(RedisCredentials::new(user.as_deref(), &decode(password)?))
+    let user = if user.is_empty() { None } else { Some(decode_component(user)?) };
+    Ok(RedisCredentials::new(user.as_deref(), &decode_component(password)?))
 }
 
-const ESCAPES: &str = "write % as %25, / as %2F, : as %3A, ? as %3F, # as %23, & as %26 and @ as %40";
+const ESCAPE_NOTATION: &str = "write % as %25, / as %2F, : as %3A, ? as %3F, # as %23, & as %26 and @ as %40";
 
-fn decode(text: &str) -> Result<String, ValueError> {
+fn decode_component(text: &str) -> Result<String, ValueError> {
     percent_decode(text).ok_or_else(|| {
-        ValueError::new("the user or password has an invalid escape or a control character").advise(ESCAPES)
+        ValueError::new("the user or password has an invalid escape or a control character")
+            .advise(ESCAPE_NOTATION)
     })
 }
 
@@ -325,7 +330,7 @@ fn parse_address(text: &str, default_port: u16) -> Result<RedisAddress, ValueErr
     Ok(RedisAddress { host, port: port.unwrap_or(default_port) })
 }
 
-/// Parses the number of a database; empty for the first.
+/// Parses a database number. An empty string means the first database.
 fn parse_database(text: &str) -> Result<u32, ValueError> {
     if text.is_empty() {
         return Ok(0);
@@ -391,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_url_is_refused_with_what_to_write_and_without_its_password() {
+    fn an_invalid_url_is_refused_with_the_valid_notation_and_without_its_password() {
         let (host, query) = (
             "the host of Redis is not a valid name or address",
             "the URL of Redis has a part with `?` or `#`, which is not supported",
@@ -407,7 +412,7 @@ mod tests {
         check(
             "redis+cluster://:hunter2@h",
             Err(
-                "a cluster has no scheme of its own: write one of its nodes, which names the node of the pool",
+                "a cluster has no separate scheme: write the URL of one of its nodes, which reports the node of the pool",
             ),
         );
         check("tcp://hunter2@h", Err("the scheme is not redis, rediss, redis+sentinel or rediss+sentinel"));

@@ -85,7 +85,7 @@ impl FileStamps {
             .map(|(_, path)| path)
     }
 
-    /// Reads the current metadata of the files below `directory`, which the caller has just written.
+    /// Reads the current metadata of the files below `directory`, which the caller wrote immediately before.
     #[must_use]
     pub fn read_again_below(&self, directory: &Path) -> Self {
         let stamp_again = |(path, stamp): &(PathBuf, Option<FileStamp>)| {
@@ -150,7 +150,7 @@ impl Config {
     }
 
     /// Returns this configuration with the settings of `start` that need a restart, so that none of them applies
-    /// to a part of the running program only.
+    /// only to a part of the running server.
     #[must_use]
     pub fn with_restart_settings_of(&self, start: &Self) -> Self {
         let (mut config, mut start) = (self.clone(), start.clone());

@@ -77,7 +77,7 @@ fn merge_layers(overrides: &Overrides, sources: &ValueSources<'_>) -> MergedLaye
     let FoundKeys { keys, source } =
         find_keys(sources, path.clone(), &contents.keys, directories, base_url, &mut draft.report);
     (draft.config.keys, draft.config.key_source) = (keys, source);
-    // The overlay names runtime keys and clients, which apply after those of all other sources.
+    // The overlay names runtime keys and clients, which apply after the keys and clients of all other sources.
     let directory = match &overrides.state_location {
         StateLocation::BesideDatabase => draft.config.state_directory(),
         StateLocation::Fixed(directory) => directory.clone(),
@@ -153,7 +153,7 @@ struct MergedLayers {
     draft: ConfigDraft,
     /// The path of the configuration file that was read.
     file: Option<PathBuf>,
-    /// Whether this file contains keys or tokens.
+    /// Whether the configuration file contains keys or tokens.
     file_contains_secrets: bool,
 }
 
@@ -283,7 +283,7 @@ impl ConfigDraft {
         self.spans.insert(setting.path, span.clone());
     }
 
-    /// Returns the source of the first of these settings that is set, for a rule over several settings.
+    /// Returns the source of the first setting in `paths` that is set, for a rule over several settings.
     fn find_span(&self, paths: &[&str]) -> SourceSpan {
         paths
             .iter()
@@ -332,7 +332,7 @@ impl ConfigDraft {
         self.config.redis.url.has_credentials() && self.is_in_file("redis.url")
     }
 
-    /// Whether the configuration file sets this setting, and no later layer overrides it.
+    /// Whether the configuration file sets the setting `name`, and no later layer overrides it.
     fn is_in_file(&self, name: &str) -> bool {
         self.spans.get(name).is_some_and(|span| matches!(span.origin, ValueOrigin::Line { .. }))
     }

@@ -101,7 +101,7 @@ fn parse_path(text: &str) -> Result<String, ValueError> {
     ))
 }
 
-/// Checks that a key of the pool has this name, which `name_of_key` reads.
+/// Checks that `name_of_key` returns the given name for a key of the pool.
 fn check_pool_name(
     name: &str,
     kind: &str,

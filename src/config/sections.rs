@@ -12,7 +12,7 @@ use super::socket_base::SocketBase;
 use super::strategy::StrategyChoice;
 use super::tls::TlsConfig;
 
-/// The listeners and the limits of a client's connections and requests.
+/// The listeners, and the limits of client connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
     /// The addresses to listen on.
@@ -27,16 +27,16 @@ pub struct ServerConfig {
     pub request_headers_timeout: Duration,
     /// Maximum idle time of a client connection between two requests.
     pub keepalive_timeout: Duration,
-    /// Maximum time in which the rest of a request is read and discarded after a response that closes
+    /// Maximum time in which the unread bytes of a request are read and discarded after a response that closes
     /// the connection.
     pub linger_timeout: Duration,
-    /// Maximum number of bytes of that rest.
+    /// Maximum number of unread bytes that are discarded.
     pub max_linger_size: usize,
     /// Maximum time without progress in sending a response to a client.
     pub send_timeout: Duration,
     /// Maximum number of bytes of a request's headers.
     pub max_request_headers_size: usize,
-    /// Maximum client connections.
+    /// Maximum number of client connections.
     pub max_connections: usize,
     /// Maximum number of concurrent requests.
     pub max_requests: usize,
@@ -49,7 +49,7 @@ pub struct ServerConfig {
     pub base_path: BasePath,
     /// Maximum time at shutdown for running requests to finish.
     pub drain_timeout: Duration,
-    /// Time at shutdown in which idle client connections stay open.
+    /// Time at shutdown during which idle client connections stay open.
     pub drain_idle_timeout: Duration,
     /// Interval between two checks of the configuration files for changes; zero for no checks.
     pub reload_interval: Duration,
@@ -109,7 +109,7 @@ pub struct UpstreamConfig {
     pub stream_idle_timeout: Duration,
     /// Maximum number of idle connections kept for later requests; 0 for none.
     pub max_idle_connections: usize,
-    /// Maximum idle time of a kept connection.
+    /// Maximum idle time of a connection that is kept for later requests.
     pub keepalive_timeout: Duration,
     /// Age from which a connection gets no new requests.
     pub max_connection_duration: Duration,
@@ -128,7 +128,7 @@ const REGIONS: [&str; 4] = [
 
 impl UpstreamConfig {
     /// Returns the regional hosts at which the region of a key is searched: the configured ones, or else
-    /// those of the provider if the upstream is the provider. Another upstream has no default regions,
+    /// the regions of the provider if the upstream is the provider. Another upstream has no default regions,
     /// because keys are sent only to configured hosts.
     #[must_use]
     pub fn regions(&self) -> Vec<BaseUrl> {
@@ -163,7 +163,7 @@ impl Default for UpstreamConfig {
 pub struct PoolConfig {
     /// The strategy that chooses the key of a request.
     pub strategy: StrategyChoice,
-    /// Credits of a workspace that its keys do not use. A key may have its own value.
+    /// Credits of a workspace that its keys do not use. A key may override the value.
     pub reserve_credits: usize,
     /// Maximum wait of a request in the queue for a key.
     pub queue_timeout: Duration,
@@ -196,7 +196,7 @@ pub struct PoolConfig {
     pub probe_after: Duration,
     /// Cooldown of a key with a payment problem.
     pub billing_cooldown: Duration,
-    /// Share of used credits from which a key is near its limit: above 0 and at most 1.
+    /// Ratio of used credits to the limit from which a key is near its limit: above 0 and at most 1.
     pub near_limit_ratio: f64,
 }
 
@@ -232,11 +232,11 @@ pub struct RetryConfig {
     pub max_attempts: usize,
     /// Time after the first attempt in which further attempts may start.
     pub timeout: Duration,
-    /// Maximum number of bytes of one request's body in memory. The rest is written to disk.
+    /// Maximum number of bytes of one request's body in memory. The remaining bytes are written to disk.
     pub buffer_size: usize,
     /// Maximum number of bytes of all buffered bodies in memory. At least `buffer_size`.
     pub max_total_buffer_size: usize,
-    /// Maximum number of bytes of one request's body on disk, in addition to those in memory.
+    /// Maximum number of bytes of one request body on disk, in addition to the bytes in memory.
     pub spill_size: usize,
     /// Maximum number of bytes of all buffered bodies on disk. At least `spill_size`.
     pub max_total_spill_size: usize,
@@ -295,11 +295,11 @@ impl Default for QuotaPollingConfig {
 /// The storage and retention of usage records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageConfig {
-    /// The database file. Its directory is created if it is missing. See [`file`](Self::file).
+    /// The database file. The directory is created if it is missing. See [`file`](Self::file).
     pub path: PathBuf,
-    /// Maximum usage records that wait to be written.
+    /// Maximum number of usage records that wait to be written.
     pub max_queued_records: usize,
-    /// Maximum time between two commits while records arrive.
+    /// Maximum time between two commits while records are received.
     pub commit_interval: Duration,
     /// Retention of the records of attempts; zero for unlimited.
     pub attempts_retention: Duration,
@@ -375,7 +375,7 @@ pub struct WebsocketConfig {
     pub max_session_buffer: usize,
     /// Timeout for the reply to a close frame, and then for the connection to close.
     pub close_timeout: Duration,
-    /// Interval between two checks of the client's quota of credits.
+    /// Interval between two checks of the client's credit quota.
     pub quota_check_interval: Duration,
     /// The base URL of Keychoir's WebSockets in signed URLs.
     pub signed_url_base: SocketBase,

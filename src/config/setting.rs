@@ -67,12 +67,12 @@ pub(super) fn find(path: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.path == path)
 }
 
-/// Returns the name of the environment variable for the setting with this path.
+/// Returns the name of the environment variable for the setting with the given `path`.
 pub(super) fn variable_name(path: &str) -> String {
     format!("KEYCHOIR_{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// Whether a section has this name.
+/// Whether `name` is the name of a section.
 pub(super) fn is_section(name: &str) -> bool {
     SETTINGS.iter().any(|setting| setting.section() == name)
 }
@@ -220,13 +220,13 @@ impl Setting {
     pub(super) fn format_value(&self, config: &mut Config) -> String {
         match &self.kind {
             ValueKind::Strings(_, field) => {
-                let items = field(config).iter().map(|item| quote(item)).collect::<Vec<_>>();
+                let items = field(config).iter().map(|item| quote_text(item)).collect::<Vec<_>>();
                 format!("[{}]", items.join(", "))
             }
-            ValueKind::Text(field) => quote(&field(config).to_string()),
-            ValueKind::Proxy(field) => quote(&field(config).to_string()),
-            ValueKind::Redis(field) => quote(&field(config).to_string()),
-            ValueKind::Tls(field) => quote(&field(config).to_string()),
+            ValueKind::Text(field) => quote_text(&field(config).to_string()),
+            ValueKind::Proxy(field) => quote_text(&field(config).to_string()),
+            ValueKind::Redis(field) => quote_text(&field(config).to_string()),
+            ValueKind::Tls(field) => quote_text(&field(config).to_string()),
             ValueKind::Listen(field) => field(config).to_string(),
             ValueKind::Duration(_, field) | ValueKind::Retention(field) => {
                 format!("\"{}\"", DisplayDuration(*field(config)))
@@ -235,9 +235,9 @@ impl Setting {
             ValueKind::Count(_, field) => field(config).to_string(),
             ValueKind::Ratio(field) => field(config).to_string(),
             ValueKind::Bool(field) => field(config).to_string(),
-            ValueKind::File(field) => quote(&field(config).to_string_lossy()),
+            ValueKind::File(field) => quote_text(&field(config).to_string_lossy()),
             ValueKind::OptionalFile(field) => {
-                quote(&field(config).as_deref().unwrap_or(Path::new("")).to_string_lossy())
+                quote_text(&field(config).as_deref().unwrap_or(Path::new("")).to_string_lossy())
             }
         }
     }
@@ -266,7 +266,7 @@ impl Setting {
 }
 
 /// Formats a TOML string.
-fn quote(text: &str) -> String {
+fn quote_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 

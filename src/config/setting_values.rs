@@ -57,7 +57,7 @@ impl Config {
     }
 }
 
-/// Replaces the user information of a URL in `value` by three dots.
+/// Replaces the user information of a URL in `value` with three dots.
 fn mask_password(value: &str) -> String {
     let Some(start) = value.find("://").map(|index| index + 3) else { return value.to_owned() };
     let end = value[start..].find(['/', '"']).map_or(value.len(), |length| start + length);

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use crate::policy::units::UnixMs;
 
-/// Maximum number of bytes of a file. A configuration or key file has a few kilobytes. A larger file is the
-/// wrong one, or a device.
+/// Maximum number of bytes in a file. A configuration or key file is a few kilobytes long. A larger file is probably
+/// the wrong file, or a device.
 pub(super) const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// The environment, a function that reads files, and the time.

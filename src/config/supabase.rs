@@ -19,25 +19,27 @@ use super::value_file::unreadable_file_error;
 use crate::policy::authority::Scheme;
 use crate::secret::{InvalidSupabaseKey, SupabaseKey, SupabaseKeyForm};
 
-const URL: &str = "SUPABASE_URL";
-const SECRET: &str = "SUPABASE_SECRET_KEY";
+const URL_VARIABLE: &str = "SUPABASE_URL";
+const SECRET_VARIABLE: &str = "SUPABASE_SECRET_KEY";
 
 /// The variables of the two forms of key, in order of precedence.
-const KEY_VARIABLES: [(&str, SupabaseKeyForm); 2] =
-    [(SECRET, SupabaseKeyForm::SecretKey), ("SUPABASE_SERVICE_ROLE_KEY", SupabaseKeyForm::LegacyJwt)];
+const KEY_VARIABLES: [(&str, SupabaseKeyForm); 2] = [
+    (SECRET_VARIABLE, SupabaseKeyForm::SecretKey),
+    ("SUPABASE_SERVICE_ROLE_KEY", SupabaseKeyForm::LegacyJwt),
+];
 
 /// The settings of the mirror in Supabase.
 #[derive(Clone, Debug)]
 pub struct SupabaseConfig {
     /// Whether the mirror runs if a URL and a key are configured.
     pub enabled: bool,
-    /// The project's URL.
+    /// The URL of the Supabase project.
     pub url: SupabaseUrl,
     /// A file with the key, used if no environment variable contains it.
     pub secret_key_file: Option<PathBuf>,
     /// The key, if one was found.
     pub key: Option<SupabaseKey>,
-    /// The forward proxy for connections to Supabase, if it is not that of the provider.
+    /// The forward proxy for connections to Supabase, if it differs from the forward proxy for the provider.
     pub proxy: ProxySetting,
     /// A file with the value of `proxy`.
     pub proxy_file: Option<PathBuf>,
@@ -88,7 +90,7 @@ impl SupabaseConfig {
     }
 }
 
-/// The URL of the project, `https://PROJECT.supabase.co`, if it is configured.
+/// The URL of the Supabase project, `https://PROJECT.supabase.co`, if it is configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SupabaseUrl(Option<BaseUrl>);
 
@@ -139,9 +141,9 @@ impl SupabaseConfig {
         let mut url_span = spans.get("supabase.url").cloned();
         let is_variable = |span: &SourceSpan| matches!(span.origin, ValueOrigin::Variable(_));
         if let Some(text) =
-            sources.environment.value(URL).filter(|_| !url_span.as_ref().is_some_and(is_variable))
+            sources.environment.value(URL_VARIABLE).filter(|_| !url_span.as_ref().is_some_and(is_variable))
         {
-            let span = SourceSpan::new(ValueOrigin::Variable(URL.to_owned()));
+            let span = SourceSpan::new(ValueOrigin::Variable(URL_VARIABLE.to_owned()));
             match text.parse() {
                 Ok(url) => self.url = url,
                 // Without a key, an invalid variable is not an error: it may be for another app.
@@ -167,8 +169,8 @@ impl SupabaseConfig {
                 }
                 return;
             }
-            (Some(_), None) => (url_span, "key", SECRET),
-            (None, Some((_, span))) => (span, "URL", URL),
+            (Some(_), None) => (url_span, "key", SECRET_VARIABLE),
+            (None, Some((_, span))) => (span, "URL", URL_VARIABLE),
         };
         if report.problems.len() == problem_count {
             report.warnings.push(span.warning(format!(
@@ -234,7 +236,7 @@ fn parse_key(text: &str, form: SupabaseKeyForm) -> Result<SupabaseKey, ValueErro
         match reason {
             InvalidSupabaseKey::NotVisibleAscii => error,
             InvalidSupabaseKey::Publishable | InvalidSupabaseKey::Anon | InvalidSupabaseKey::OtherRole => error
-                .advise(format!("set {SECRET} to a secret key (sb_secret_…): in the project's settings, API keys"))
+                .advise(format!("set {SECRET_VARIABLE} to a secret key (sb_secret_…): in the project's settings, API keys"))
                 .advise("or SUPABASE_SERVICE_ROLE_KEY to the older service_role key, if the project still has one"),
         }
     })

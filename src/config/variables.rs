@@ -20,7 +20,7 @@ pub(super) const CLIENT_TOKEN_FILE: &str = "KEYCHOIR_CLIENT_TOKEN_FILE";
 /// The variables that are not settings.
 const OTHER_VARIABLES: [&str; 3] = [CONFIG, ADMIN_TOKEN, CLIENT_TOKEN_FILE];
 
-const PREFIX: &str = "KEYCHOIR_";
+const VARIABLE_PREFIX: &str = "KEYCHOIR_";
 
 /// Returns the settings in the environment, each with its text and source.
 pub(super) fn find_settings<'e>(
@@ -32,7 +32,7 @@ pub(super) fn find_settings<'e>(
         problems.push(SourceSpan::new(ValueOrigin::Variable(name.clone())).problem(error));
     }
     let mut settings = Vec::new();
-    let is_setting = |name: &str| name.starts_with(PREFIX) && !OTHER_VARIABLES.contains(&name);
+    let is_setting = |name: &str| name.starts_with(VARIABLE_PREFIX) && !OTHER_VARIABLES.contains(&name);
     for (name, value) in environment.iter().filter(|(name, _)| is_setting(name)) {
         let span = SourceSpan::new(ValueOrigin::Variable(name.to_owned()));
         match setting::SETTINGS.iter().find(|setting| setting.variable_name() == name) {
@@ -60,7 +60,7 @@ fn is_set_by_kubernetes(name: &str, value: &str) -> bool {
 fn unknown_variable_error(name: &str) -> ValueError {
     let error = ValueError::new("unknown setting");
     let upper = name.to_uppercase();
-    let name_without_prefix = upper.trim_start_matches(PREFIX);
+    let name_without_prefix = upper.trim_start_matches(VARIABLE_PREFIX);
     if name_without_prefix.contains("API_KEY")
         || name_without_prefix == "KEYS"
         || name_without_prefix == "KEY"

@@ -42,13 +42,13 @@ impl NewAdminToken {
         Some(Self { token, directory })
     }
 
-    /// Saves the token in the state directory, and returns its path. The caller saves the token after the program has
+    /// Saves the token in the state directory, and returns its path. The caller saves the token after Keychoir has
     /// started, so that a failed start leaves no file.
     ///
     /// # Errors
     ///
-    /// Fails when the token cannot be written. In that case, the token is lost and the admin API cannot be used before a
-    /// restart.
+    /// Fails when the token cannot be written. In that case, the token is lost and the admin API cannot be used before
+    /// a restart.
     pub fn save(self) -> Result<PathBuf, SaveTokenError> {
         self.directory.try_lock()?.write_admin_token(&self.token)?;
         Ok(self.directory.admin_token_path())

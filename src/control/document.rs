@@ -8,7 +8,7 @@ use crate::shared::{OverlayVersion, SecretDocument};
 
 /// The version of the format. Increment it when an entry gets a field, so that an earlier version of Keychoir does
 /// not drop the field.
-const FORMAT: u32 = 1;
+const FORMAT_VERSION: u32 = 1;
 
 /// The domain prefix of the hash of the content.
 const CONTENT_DOMAIN: &[u8] = b"keychoir:overlay:1:";
@@ -39,7 +39,7 @@ pub(super) enum DocumentError {
 
 impl OverlayDocument {
     pub(super) fn new(generation: u64, state: OverlayState) -> Self {
-        Self { format: FORMAT, generation, state }
+        Self { format: FORMAT_VERSION, generation, state }
     }
 
     /// Parses a decrypted document and checks its entries.
@@ -47,7 +47,7 @@ impl OverlayDocument {
         // The message of the parser could contain a part of the document.
         let document: Self =
             serde_json::from_slice(document.expose()).map_err(|_| DocumentError::UnknownFormat)?;
-        if document.format != FORMAT {
+        if document.format != FORMAT_VERSION {
             return Err(DocumentError::UnknownFormat);
         }
         if document.generation > MAX_GENERATION {

@@ -22,7 +22,7 @@ pub(super) struct Edit {
 
 /// The file of a new key.
 pub(super) struct KeyFile {
-    /// The name of the file, which is usually the name of the key.
+    /// The file name, which is usually the key name.
     pub(super) name: String,
     pub(super) key: ApiKey,
 }
@@ -105,8 +105,8 @@ fn check_left_out(change: &Change, overlay: &Overlay) -> Result<(), ControlError
     Ok(())
 }
 
-/// Returns the name of a key for messages.
-fn label(key: &KeyConfig) -> &str {
+/// Returns the key name that messages contain.
+fn key_label(key: &KeyConfig) -> &str {
     key.name.as_deref().unwrap_or(key.key.short().as_str())
 }
 
@@ -139,7 +139,10 @@ fn add_key(
 ) -> Result<EditSummary, ControlError> {
     let NewKey { name, key, workspace, base_url, weight } = key;
     if let Some(same) = config.keys.iter().find(|other| other.key.fingerprint() == key.fingerprint()) {
-        return Err(ControlError::AlreadyExists(format!("the pool has this key already: {}", label(same))));
+        return Err(ControlError::AlreadyExists(format!(
+            "the pool has this key already: {}",
+            key_label(same)
+        )));
     }
     if name.len() == KEY_ID_DIGITS && name.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let message = format!("a name of {KEY_ID_DIGITS} hexadecimal digits could be the id of another key");
@@ -184,7 +187,7 @@ fn remove_key(text: &str, overlay: &mut Overlay, config: &Config) -> Result<Edit
     if let Some(configured_in) = configured_in {
         return Err(ControlError::NotManaged(format!(
             "the key {} is configured in {configured_in}: remove it there; here it can only be paused",
-            label(key)
+            key_label(key)
         )));
     }
     let fingerprint = key.key.fingerprint().to_string();
@@ -232,7 +235,7 @@ fn resume_key(
     let fingerprint = key.key.fingerprint().to_string();
     let is_paused = |paused: &PausedKey| paused.fingerprint == fingerprint && paused.is_active(now);
     let Some(index) = overlay.paused_keys.iter().position(is_paused) else {
-        return Err(ControlError::NotPaused(format!("the key {} is not paused", label(key))));
+        return Err(ControlError::NotPaused(format!("the key {} is not paused", key_label(key))));
     };
     overlay.paused_keys.remove(index);
     Ok(EditSummary::for_key("key_resumed", &key.key, key.name.as_deref(), json!({})))

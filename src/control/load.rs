@@ -8,7 +8,7 @@ use crate::app::{AppConfig, RunningApp};
 use crate::config::{self, FileContents, KeyRequirement, LoadedConfig, Overrides, StateDirectory};
 
 impl Controller {
-    /// Returns the state directory of the running program, or the configured one without a running program.
+    /// Returns the state directory of the running server, or the configured one without a running server.
     pub(super) fn state_directory(&self) -> Result<Option<StateDirectory>, ControlError> {
         match &self.reloader {
             Some(reloader) => Ok(reloader.state_directory()),
@@ -38,7 +38,7 @@ impl Controller {
             .map_err(|problems| ControlError::Invalid(problems.to_string()))
     }
 
-    /// Loads the configuration as it would be with these files, and checks that it can be applied to `app`. Files
+    /// Loads the configuration as it would be with the given `files`, and checks that it can be applied to `app`. Files
     /// in `kept` are not read again.
     pub(super) fn load_next(
         &self,

@@ -29,7 +29,7 @@ const MERGED: &str = "merged";
 /// Interval between two attempts to merge an overlay that could not be merged.
 const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Maximum attempts to load the configuration with entries that are left out. An entry can become invalid because
+/// Maximum number of attempts to load the configuration with entries that are left out. An entry can become invalid because
 /// another entry is left out, such as a client of a key.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
@@ -74,7 +74,7 @@ impl Controller {
     ///
     /// # Errors
     ///
-    /// Fails if the program has no state directory, or the overlay cannot be read or encrypted.
+    /// Fails if Keychoir has no state directory, or the overlay cannot be read or encrypted.
     pub async fn share_overlay(&mut self, app: Option<&RunningApp>) -> Result<OverlayPort, ControlError> {
         let directory = self.state_directory()?.ok_or(ControlError::NoStateDirectory)?;
         let lock = self.lock(&directory).await?;
@@ -113,7 +113,7 @@ impl Controller {
 
     /// Logs a failure, unless it is the same as the last failure.
     fn log_failure(&mut self, error: &MergeError) {
-        let reason = describe(error);
+        let reason = describe_merge_error(error);
         if self.merge_failure.as_ref() != Some(&reason) {
             warn!(event = "overlay_not_merged", "Changes of other replicas cannot be applied: {reason}");
             self.merge_failure = Some(reason);
@@ -133,16 +133,16 @@ impl Controller {
         let lock = self.lock(&directory).await?;
         let current = self.load_current()?.config;
         let document = OverlayDocument::parse(&sealed.open(&api_keys(&current))?)?;
-        let previous = lock.read().map_err(|error| unreadable(&error))?;
-        let secrets = lock.read_keys(&previous).map_err(|error| unreadable(&error))?;
+        let previous_overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let secrets = lock.read_keys(&previous_overlay).map_err(|error| unreadable(&error))?;
 
         let now = clock::now();
-        let (mut own, mut other) = (OverlayState::new(&previous, &secrets), document.state);
+        let (mut own, mut other) = (OverlayState::new(&previous_overlay, &secrets), document.state);
         own.forget_old(now);
         other.forget_old(now);
         let mut merged = own.clone().merge(other.clone());
         merged.resolve_names();
-        let own_generation = previous.generation.max(self.generation.load(Ordering::Acquire));
+        let own_generation = previous_overlay.generation.max(self.generation.load(Ordering::Acquire));
         let newest = own_generation.max(document.generation);
         // Different overlays never have the same generation, so that the merged overlay replaces both at Redis.
         let is_taken =
@@ -152,20 +152,20 @@ impl Controller {
             // Nothing changes at this replica, so the generation is kept in memory only.
             if generation != own_generation {
                 self.generation.store(generation, Ordering::Release);
-                self.publish(&lock, &previous, &api_keys(&current));
+                self.publish(&lock, &previous_overlay, &api_keys(&current));
             }
             return Ok(());
         }
 
         let changed = merged.names_changed_since(&own);
-        let mut overlay = Overlay { generation, ..previous.clone() };
+        let mut overlay = Overlay { generation, ..previous_overlay.clone() };
         let new_keys = merged.write_to(&mut overlay, &secrets);
-        let next = self.load_merged(overlay, &previous, &current, &new_keys, &directory, app)?;
+        let next = self.load_merged(overlay, &previous_overlay, &current, &new_keys, &directory, app)?;
         if !current.clients.is_empty() && next.loaded.config.clients.is_empty() {
             return Err(MergeError::LastClient);
         }
         self.save(&lock, &directory, &new_keys, &next.overlay, &next.text)?;
-        self.apply_merged(next, &previous, &changed, &lock, &directory, app).await;
+        self.apply_merged(next, &previous_overlay, &changed, &lock, &directory, app).await;
         Ok(())
     }
 
@@ -176,18 +176,18 @@ impl Controller {
         directory: &StateDirectory,
         app: Option<&RunningApp>,
     ) -> Result<(), MergeError> {
-        let previous = lock.read().map_err(|error| unreadable(&error))?;
-        let has_left_out = previous.keys.iter().any(|entry| entry.left_out)
-            || previous.clients.iter().any(|entry| entry.left_out);
+        let previous_overlay = lock.read().map_err(|error| unreadable(&error))?;
+        let has_left_out = previous_overlay.keys.iter().any(|entry| entry.left_out)
+            || previous_overlay.clients.iter().any(|entry| entry.left_out);
         if !has_left_out {
             return Ok(());
         }
         let current = self.load_current()?.config;
-        let generation = previous.generation.max(self.generation.load(Ordering::Acquire)) + 1;
-        let overlay = Overlay { generation, ..previous.clone() };
-        let next = self.load_merged(overlay, &previous, &current, &[], directory, app)?;
-        let keys = previous.keys.iter().filter(|entry| !next.overlay.keys.contains(entry));
-        let clients = previous.clients.iter().filter(|entry| !next.overlay.clients.contains(entry));
+        let generation = previous_overlay.generation.max(self.generation.load(Ordering::Acquire)) + 1;
+        let overlay = Overlay { generation, ..previous_overlay.clone() };
+        let next = self.load_merged(overlay, &previous_overlay, &current, &[], directory, app)?;
+        let keys = previous_overlay.keys.iter().filter(|entry| !next.overlay.keys.contains(entry));
+        let clients = previous_overlay.clients.iter().filter(|entry| !next.overlay.clients.contains(entry));
         let changed = ChangedNames {
             keys: keys.map(|entry| entry.name.clone()).collect(),
             paused_keys: Vec::new(),
@@ -195,7 +195,7 @@ impl Controller {
         };
         if changed != ChangedNames::default() {
             self.save(lock, directory, &[], &next.overlay, &next.text)?;
-            self.apply_merged(next, &previous, &changed, lock, directory, app).await;
+            self.apply_merged(next, &previous_overlay, &changed, lock, directory, app).await;
         }
         Ok(())
     }
@@ -247,11 +247,11 @@ impl Controller {
         overlay.keys.iter_mut().for_each(|entry| entry.left_out = false);
         overlay.clients.iter_mut().for_each(|entry| entry.left_out = false);
         let mut left_out = leave_out_clients_of_file(&mut overlay, previous, current);
-        let kept = self.kept_contents(directory);
+        let kept_files = self.kept_contents(directory);
         for _ in 0..MAX_LOAD_ATTEMPTS {
             let text = overlay.format().map_err(ControlError::Invalid)?;
             let files = next_files(directory, &text, new_keys);
-            let problems = match config::load_with_files(&self.overrides, &files, &kept) {
+            let problems = match config::load_with_files(&self.overrides, &files, &kept_files) {
                 Ok(loaded) => {
                     let (loaded, app_config) = self.check_next(loaded, app)?;
                     return Ok(NextOverlay { overlay, text, loaded, app_config, left_out });
@@ -324,7 +324,7 @@ fn api_keys(config: &Config) -> Vec<ApiKey> {
 }
 
 /// Returns the reason of a failure and its remedy, in one line.
-fn describe(error: &MergeError) -> String {
+fn describe_merge_error(error: &MergeError) -> String {
     match error {
         MergeError::Control(ControlError::NoStateDirectory) => {
             "it keeps its state in memory only, so set storage.path and not storage.ephemeral".to_owned()

@@ -1,9 +1,9 @@
 //! Makes the changes of operators: of keys, of clients and of the configuration.
 //!
 //! [`Controller`] is the only owner of the overlay and of the running configuration. `serve` runs it in its main
-//! loop, and the command line runs it without a running program. Each change is made in this order: lock the
+//! loop, and the command line runs it without a running server. Each change is made in this order: lock the
 //! overlay, compare the generation, edit the overlay, load the whole configuration as it would be, write the
-//! files, apply the configuration to the running program, and record the change. A failure before the files are
+//! files, apply the configuration to the running server, and record the change. A failure before the files are
 //! written changes nothing.
 
 mod admin_token;
@@ -58,12 +58,12 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Makes the changes of operators.
 pub struct Controller {
     overrides: Overrides,
-    /// Applies configurations to the running program. `None` if no program runs.
+    /// Applies configurations to the running server. `None` if no server runs.
     reloader: Option<Box<ConfigReloader>>,
     /// The current generation, which the admin API reads.
     generation: Arc<AtomicU64>,
     recorder: ChangeRecorder,
-    /// Publishes the overlay and receives those of other replicas. `None` if no overlay is shared.
+    /// Publishes the overlay and receives the overlays of other replicas. `None` if no overlay is shared.
     exchange: Option<OverlayExchange>,
     /// The reason that was logged when the last overlay of another replica was not merged.
     merge_failure: Option<String>,
@@ -98,8 +98,8 @@ impl std::fmt::Debug for Controller {
 }
 
 impl Controller {
-    /// Creates the controller of the running program, whose configuration `reloader` applies. `generation` is
-    /// that of the loaded configuration.
+    /// Creates the controller of the running server, whose configuration `reloader` applies. `generation` is
+    /// the value of the loaded configuration.
     #[must_use]
     pub fn new(
         overrides: Overrides,
@@ -121,7 +121,7 @@ impl Controller {
         }
     }
 
-    /// Creates a controller without a running program. Its changes apply at the next startup.
+    /// Creates a controller without a running server. Its changes apply at the next startup.
     #[must_use]
     pub fn offline(overrides: Overrides, recorder: ChangeRecorder) -> Self {
         Self {
@@ -195,7 +195,7 @@ impl Controller {
         let _ = respond.send(result);
     }
 
-    /// Makes a change and applies it to `app`, or only saves it without a running program.
+    /// Makes a change and applies it to `app`, or only saves it without a running server.
     ///
     /// # Errors
     ///
@@ -218,13 +218,13 @@ impl Controller {
         self.check_generation(overlay.generation, expected_generation)?;
         let token = generate_token("kc_").ok_or(ControlError::NoRandomNumbers)?;
         let mut secrets = lock.read_keys(&overlay).map_err(|error| unreadable(&error))?;
-        let previous = OverlayState::new(&overlay, &secrets);
+        let previous_state = OverlayState::new(&overlay, &secrets);
         let now = clock::now();
         let mut edit = edit::edit(change, overlay, &current, now, token)?;
         secrets
             .extend(edit.new_keys.iter().map(|file| (overlay_state::key_file(&file.name), file.key.clone())));
         let mut state = OverlayState::new(&edit.overlay, &secrets);
-        state.stamp_changes(&previous, now);
+        state.stamp_changes(&previous_state, now);
         state.forget_old(now);
         // The new keys have entries in the edited overlay.
         state.write_to(&mut edit.overlay, &secrets);

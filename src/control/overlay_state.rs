@@ -28,10 +28,10 @@ const REMOVAL_RETENTION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// 2100-01-01. A later time of a change is a mistake, and would leave no room for the times of later changes.
 const LAST_TIME: UnixMs = UnixMs(4_102_444_800_000);
 
-/// The digits of a fingerprint that make the name of a key unique.
+/// Number of fingerprint digits that make a key name unique.
 const SUFFIX_DIGITS: usize = 6;
 
-/// Maximum bytes of a name before the suffix, so that the result has at most 64.
+/// Maximum number of bytes in a name before the suffix, so that the complete name has at most 64 bytes.
 const MAX_SUFFIXED_BYTES: usize = 64 - 1 - SUFFIX_DIGITS;
 
 /// The keys in the files that the overlay names, by the `key_file` of their entries.
@@ -100,7 +100,7 @@ pub(super) struct OverlayState {
     pub(super) keys: Entries<SharedKey>,
     /// By the fingerprint of the key.
     pub(super) paused_keys: Entries<PausedKey>,
-    /// By the name of the client.
+    /// The clients, by name.
     pub(super) clients: Entries<ManagedClient>,
 }
 
@@ -156,7 +156,7 @@ impl OverlayState {
     }
 
     /// Sets the time of each entry that differs from `previous`, and remembers the removal of missing entries. The
-    /// time is later than every earlier change, even if the clock is behind that of another replica.
+    /// time is later than every earlier change, even if the clock lags behind the clock of another replica.
     pub(super) fn stamp_changes(&mut self, previous: &Self, now: UnixMs) {
         let changed_at = now.max(UnixMs(previous.last_change().0.saturating_add(1)));
         stamp_entries(&mut self.keys, &previous.keys, changed_at);
@@ -310,7 +310,7 @@ pub(super) fn key_file(name: &str) -> String {
     format!("{KEYS_DIRECTORY}/{name}")
 }
 
-/// Returns the name of the file of a new key: the name of the key, followed by its fingerprint if another key has that
+/// Returns the file name of a new key: the key name, followed by the key's fingerprint if another key has that
 /// file. The file of a removed key is deleted only after the overlay is written, and must not be overwritten.
 pub(super) fn unused_file_name(name: &str, fingerprint: &str, is_used: impl Fn(&str) -> bool) -> String {
     if is_used(&key_file(name)) { format!("{name}-{fingerprint}") } else { name.to_owned() }

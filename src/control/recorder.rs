@@ -1,5 +1,5 @@
-//! Records changes in the usage database: through the writer of the running program, or by opening the database
-//! if no program runs.
+//! Records changes in the usage database: through the writer of the running server, or by opening the database
+//! if no server runs.
 
 use std::pin::Pin;
 
@@ -17,7 +17,7 @@ pub type ChangeRecorder = Box<dyn Fn(StoredChange) -> RecordFuture + Send>;
 /// The future that records a change.
 pub type RecordFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Creates a recorder that writes changes to the database of the running program, and reports them as events to the
+/// Creates a recorder that writes changes to the database of the running server, and reports them as events to the
 /// listeners of the admin API.
 #[must_use]
 pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
@@ -38,7 +38,7 @@ pub fn record_in(history: History, events: EventRing) -> ChangeRecorder {
 /// The action of the record that replaces the missing records of earlier changes.
 const UNRECORDED: &str = "unrecorded_changes";
 
-/// Records at startup that changes up to `generation` are in force although they have no record: the program was
+/// Records at startup that changes up to `generation` are in force although they have no record: Keychoir was
 /// killed before it wrote them, or the database could not be written.
 pub async fn record_unrecorded_changes(history: &History, generation: u64, now: UnixMs) {
     let Ok(latest) = history.changes(None, 1).await else { return };

@@ -1,4 +1,4 @@
-//! Detects changes of the configuration files, and applies a loaded configuration to the running program.
+//! Detects changes of the configuration files, and applies a loaded configuration to the running server.
 
 use std::future::pending;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub struct ConfigReloader {
 }
 
 impl ConfigReloader {
-    /// Creates the reloader of a program that was started with this configuration.
+    /// Creates the reloader of a server that was started with the configuration `loaded`.
     #[must_use]
     pub fn new(level: Option<LogLevelHandle>, loaded: &LoadedConfig) -> Self {
         let LoadedConfig { config, contents, .. } = loaded;
@@ -53,7 +53,7 @@ impl ConfigReloader {
         &self.contents
     }
 
-    /// Returns the state directory of the running program.
+    /// Returns the state directory of the running server.
     pub(super) fn state_directory(&self) -> Option<StateDirectory> {
         self.start_config.state_directory()
     }

@@ -1,4 +1,4 @@
-//! Tests of changes, with real files and, where noted, the running program.
+//! Tests of changes, with real files and, where noted, the running server.
 
 mod replicas;
 
@@ -177,7 +177,7 @@ async fn a_client_of_the_file_is_rotated_changed_and_revoked_without_touching_th
 
     machine.make(Change::SetClient { name: name(), rules: quota(""), expiry: None }).await.unwrap();
     let client = machine.config().clients.remove(0);
-    assert_eq!((client.rules.quota, client.token), (None, token), "the rule of the file is removed");
+    assert_eq!((client.rules.quota, client.token), (None, token), "the rule of the file must be removed");
     let rules = ClientRules { max_concurrent: Some(4), ..ClientRules::default() };
     machine.make(Change::SetClient { name: name(), rules, expiry: None }).await.unwrap();
     machine.make(Change::SetClient { name: name(), rules: quota("5 requests"), expiry: None }).await.unwrap();
@@ -228,7 +228,7 @@ async fn the_end_of_a_token_is_set_moved_and_removed() {
 async fn an_invalid_change_changes_no_file() {
     let machine = Machine::new();
     machine.make(Change::AddKey(new_key())).await.unwrap();
-    let before = machine.contents();
+    let contents_before = machine.contents();
     let with_name =
         |name: &str, key: &str| NewKey { name: name.to_owned(), key: ApiKey::new(key).unwrap(), ..new_key() };
     let client = |name: &str, rules| Change::AddClient { name: name.to_owned(), rules, expires_at: None };
@@ -259,7 +259,7 @@ async fn an_invalid_change_changes_no_file() {
     ] {
         let error = machine.make(change).await.unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
-        assert_eq!(machine.contents(), before, "{error}");
+        assert_eq!(machine.contents(), contents_before, "{error}");
     }
 }
 
@@ -309,10 +309,10 @@ async fn a_change_that_cannot_be_written_changes_nothing() {
     machine.make(pause("first")).await.unwrap();
     // A file in place of the directory of keys fails for every user, as a full disk would.
     fs::write(machine.state().join(KEYS_DIRECTORY), "").unwrap();
-    let before = machine.contents();
+    let contents_before = machine.contents();
     let error = machine.make(Change::AddKey(new_key())).await.unwrap_err();
     assert!(matches!(error, ControlError::Unwritable { .. }), "{error}");
-    assert_eq!(machine.contents(), before);
+    assert_eq!(machine.contents(), contents_before);
     fs::remove_file(machine.state().join(KEYS_DIRECTORY)).unwrap();
     machine.make(Change::AddKey(new_key())).await.unwrap();
 }
@@ -350,7 +350,7 @@ fn the_admin_token_is_generated_once() {
     let mut config = machine.config();
     assert!(config.admin_token.is_none());
     let new_token = NewAdminToken::generate_into(&mut config).unwrap();
-    assert!(!machine.state().exists(), "a start that fails leaves no file");
+    assert!(!machine.state().exists(), "a failed start must leave no file");
     new_token.save().unwrap();
     let text = fs::read_to_string(machine.state().join("admin_token")).unwrap();
     assert!(text.starts_with("kca_") && text.trim().len() == 52, "{}", text.len());
@@ -359,7 +359,7 @@ fn the_admin_token_is_generated_once() {
     assert!(NewAdminToken::generate_into(&mut reloaded_config).is_none());
 }
 
-/// Starts the program of the machine with a controller.
+/// Starts Keychoir on this machine with a controller.
 async fn start(machine: &Machine) -> (RunningApp, Controller, Receiver<StoredChange>) {
     let loaded_config = config::load(&machine.overrides()).unwrap();
     let (sender, records) = mpsc::channel();
@@ -390,7 +390,7 @@ async fn a_change_is_in_force_in_the_running_program_when_it_is_confirmed() {
         .await
         .unwrap();
     assert_eq!(count().0, 1);
-    // Without its last key, the program could not start again.
+    // Without its last key, Keychoir could not start again.
     machine.configure("");
     assert_eq!(records.try_iter().count(), 3);
     app.drain(Duration::ZERO).await;
@@ -490,13 +490,13 @@ async fn a_token_that_is_edited_after_its_rotation_is_reported() {
 async fn an_overlay_that_could_not_be_read_again_is_not_written() {
     let machine = Machine::new();
     machine.make(pause("first")).await.unwrap();
-    let before = machine.contents();
+    let contents_before = machine.contents();
     let paths = (0..60_000).map(|number| format!("/v1/path-{number:08}")).collect();
     let rules = ClientRules { paths: Some(paths), ..ClientRules::default() };
     let add = Change::AddClient { name: "large".to_owned(), rules, expires_at: None };
     let error = machine.make(add).await.unwrap_err();
     assert!(error.to_string().contains("larger than"), "{error}");
-    assert_eq!(machine.contents(), before);
+    assert_eq!(machine.contents(), contents_before);
 }
 
 #[tokio::test]
@@ -570,11 +570,11 @@ async fn a_reload_with_another_database_keeps_the_keys_and_clients_of_the_runnin
         expires_at: None,
     };
     controller.make(add("web"), None, ORIGIN, Some(&app)).await.unwrap();
-    // The database of the running program changes with a restart, and the overlay is beside it.
+    // The database of the running server changes with a restart, and the overlay is in the same directory.
     let moved_path = machine.temporary.path().join("moved/keychoir.db");
     let text = fs::read_to_string(machine.file()).unwrap();
-    let previous = machine.state().join("keychoir.db").display().to_string();
-    fs::write(machine.file(), text.replace(&previous, &moved_path.display().to_string())).unwrap();
+    let previous_path = machine.state().join("keychoir.db").display().to_string();
+    fs::write(machine.file(), text.replace(&previous_path, &moved_path.display().to_string())).unwrap();
     controller.make(Change::Reload, None, ORIGIN, Some(&app)).await.unwrap();
     assert_eq!((app.keys().len(), app.client_names()), (2, vec!["app".to_owned(), "web".to_owned()]));
     controller.make(add("phone"), None, ORIGIN, Some(&app)).await.unwrap();

@@ -17,6 +17,7 @@ mod layout;
 mod pages;
 mod response;
 mod session;
+mod shared_render;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use form::Form;
 use history_cache::HistoryCache;
 use layout::Page;
 use response::{found_elsewhere, html, method_not_allowed, text};
+use shared_render::SharedRender;
 
 /// The prefix of all paths of the dashboard.
 const PREFIX: &str = "/_/";
@@ -47,6 +49,7 @@ pub struct Dashboard(Arc<Inner>);
 struct Inner {
     admin: Arc<Admin>,
     history: HistoryCache,
+    overview: SharedRender,
     client_address: Option<SocketAddr>,
 }
 
@@ -54,6 +57,7 @@ struct Inner {
 struct PageRequest<'r> {
     admin: &'r Admin,
     history: &'r HistoryCache,
+    overview: &'r SharedRender,
     query: Form,
     /// The base URL of the server as the browser sees it.
     base_url: String,
@@ -65,7 +69,12 @@ impl Dashboard {
     /// Creates the dashboard of `admin`. `client_address` is `None` if clients use the same address as operators.
     #[must_use]
     pub fn new(admin: Arc<Admin>, client_address: Option<SocketAddr>) -> Self {
-        Self(Arc::new(Inner { admin, history: HistoryCache::default(), client_address }))
+        Self(Arc::new(Inner {
+            admin,
+            history: HistoryCache::default(),
+            overview: SharedRender::default(),
+            client_address,
+        }))
     }
 
     /// Returns whether the dashboard serves a path.
@@ -170,9 +179,12 @@ impl Dashboard {
                     Some("requests") => EventSelection::Requests,
                     Some(_) | None => EventSelection::All,
                 };
+                let keys = request.query.value("keys");
+                let keys = keys.map(|ids| ids.split(',').map(str::to_owned).collect());
                 request
                     .admin
-                    .dashboard_events(&head.headers, token, selection)
+                    .dashboard_events(&head.headers, token, selection, keys)
+                    .await
                     .unwrap_or_else(|error| text(error.status, format!("{}\n", error.message)))
             }
             "usage.csv" => csv::respond(&request).await,
@@ -215,6 +227,7 @@ impl Dashboard {
         PageRequest {
             admin,
             history: &self.0.history,
+            overview: &self.0.overview,
             query: Form::parse(head.uri.query().unwrap_or_default()),
             base_url: admin.base_url(&head.uri, &head.headers, session::is_https(&head.headers)),
             client_address: self.0.client_address,

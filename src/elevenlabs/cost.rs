@@ -15,7 +15,7 @@ pub struct ReportedCost {
 
 impl ReportedCost {
     /// Parses the headers of a response. Loops over the headers once instead of searching for each name,
-    /// because most responses have none of the names.
+    /// because most responses contain none of the names.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap) -> Self {
         let (mut cost, mut count, mut max_concurrent) = (None, None, None);

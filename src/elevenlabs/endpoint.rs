@@ -16,7 +16,7 @@ use super::normalize_path::is_version;
 use super::segments::{Segment, Segments};
 use super::socket::Dialect;
 use crate::policy::charge::Billing;
-use crate::policy::path::{AmbiguousPath, Path};
+use crate::policy::path::{AmbiguousPathError, Path};
 use crate::policy::permission::Permission;
 use crate::policy::replay::Effect;
 pub(super) use literals::Literal;
@@ -31,7 +31,7 @@ pub struct Endpoint {
     pub effect: Effect,
     /// Whether the provider charges for the request, for the usage record.
     pub metering: Metering,
-    /// Whether the request costs credits, may cost credits or is free, for the client's quota.
+    /// Whether the request costs credits, may cost credits or costs none, for the client's quota.
     pub billing: Billing,
     /// Whether the response lets the client use the provider without the proxy.
     pub grants_direct_access: bool,
@@ -120,7 +120,7 @@ pub enum Access {
 /// # Errors
 ///
 /// Fails when the path is ambiguous.
-pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPath> {
+pub fn lookup(method: &Method, path: &str) -> Result<Endpoint, AmbiguousPathError> {
     Ok(Endpoint::classify(method, &Segments::new(&Path::parse(path)?)))
 }
 
@@ -131,7 +131,7 @@ pub fn websocket_dialect(path: &str) -> Option<Dialect> {
     Some(SegmentCodes::new(&Segments::new(&path)).dialect())
 }
 
-/// Whether paths of the API start with this segment after the version. The segment must be in lower case.
+/// Whether paths of the API start with the given `segment` after the version. The segment must be in lower case.
 pub(super) fn is_root(segment: &str) -> bool {
     Literal::find(segment).is_some_and(|literal| literal.text() == segment && row::is_root(literal))
 }
@@ -166,7 +166,7 @@ impl Endpoint {
         let grants_direct_access = properties.grants_direct_access || ends_in_direct_access(segments);
         let billing = match properties.operation {
             Some(_) => Billing::Metered,
-            // Requesting a token is free, but using it is not.
+            // Requesting a token costs no credits, but using it does.
             None if grants_direct_access => Billing::Unlisted,
             None if is_safe || properties.is_free == Some(true) => Billing::Free,
             None => Billing::Unlisted,
@@ -189,7 +189,7 @@ impl Endpoint {
     }
 }
 
-/// Whether the response to a path with this last segment lets the client use the provider directly.
+/// Whether the response to a path that ends with the last of `segments` lets the client use the provider directly.
 fn ends_in_direct_access(segments: &Segments<'_>) -> bool {
     let last = segments.last().and_then(Segment::literal);
     last.is_some_and(|last| table::DIRECT_ACCESS_ENDINGS.contains(&last.text()))
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn generating_audio_is_metered_and_reading_is_free() {
+    fn generating_audio_is_metered_and_reading_costs_no_credits() {
         assert_eq!(lookup(&Method::POST, "/v1/text-to-speech/x").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::POST, "/v1/voice-changer/x/stream").unwrap().metering, Metering::Credits);
         assert_eq!(lookup(&Method::GET, "/v1/dubbing/x").unwrap().metering, Metering::Free);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_managing_request_is_free() {
+    fn a_managing_request_costs_no_credits() {
         for path in [
             "/v1/voices/add",
             "/v1/voices/add/owner/voice",

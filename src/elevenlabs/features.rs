@@ -303,7 +303,7 @@ mod tests {
         let (unnamed, _) = speech().proven_limit(Verdict::PlanFeature(Subject::Unnamed)).unwrap();
         assert!(
             !with_other_voice.all_features().any(|feature| feature == unnamed.feature),
-            "a request for another voice is not similar"
+            "a request for another voice must not be similar"
         );
     }
 }

@@ -83,7 +83,8 @@ impl Models {
         characters.saturating_mul(micro_credits).div_ceil(MICRO_CREDITS)
     }
 
-    /// Returns the maximum characters of a free account's request with this model, if the list has it.
+    /// Returns the maximum number of characters in a free account's request with the model `id`, if the list contains
+    /// the model.
     #[must_use]
     pub fn max_free_characters(&self, id: &str) -> Option<u64> {
         self.find(id).and_then(|model| model.max_free_characters)

@@ -2,10 +2,10 @@
 //! at fault, and for which reason.
 //!
 //! The status alone is ambiguous: a 401 response is a bad key, an empty account, a missing permission or an unpaid
-//! bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It has a `code`, `status`, `type`
-//! and message in one of several formats, and the most specific known code or message decides (`table`). If no code
-//! or message is known, the status is evidence about this request only. WebSocket errors are classified by the same
-//! table, with the status that a code has over HTTP (`codes`).
+//! bill, and the statuses 400, 402 and 403 are equally ambiguous. The body decides. It contains a `code`, `status`,
+//! `type` and message in one of several formats, and the most specific known code or message decides (`table`). If no
+//! code or message is known, the status is evidence about this request only. WebSocket errors are classified by the
+//! same table, with the status that a code has over HTTP (`codes`).
 
 mod body;
 pub(in crate::elevenlabs) mod codes;
@@ -23,7 +23,7 @@ pub(crate) use row::RefusalMeaning;
 pub use row::{BodyFormat, Example};
 pub(crate) use table::{examples, meaning_of_example};
 
-/// Whether the body of a response with this status is needed to classify it.
+/// Whether the body of a response with the given `status` is needed to classify it.
 #[must_use]
 pub fn is_body_needed(status: StatusCode) -> bool {
     // The provider has reported an invalid key, a missing voice and a plan without a feature with a 400

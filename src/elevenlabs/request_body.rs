@@ -65,10 +65,10 @@ struct DialogueLine {
 
 impl BodyDocument {
     fn into_features(self) -> RequestBodyFeatures {
-        let counts = self.inputs.iter().map(|line| line.text).chain([self.text]);
+        let text_lengths = self.inputs.iter().map(|line| line.text).chain([self.text]);
         RequestBodyFeatures {
             model: self.model_id,
-            characters: counts.flatten().reduce(u64::saturating_add),
+            characters: text_lengths.flatten().reduce(u64::saturating_add),
             duration_ms: self.duration_seconds,
         }
     }

@@ -34,7 +34,7 @@ pub enum Dialect {
     Transcription,
     /// A conversation with an agent.
     Agent,
-    /// An unknown protocol of the provider's API. Its messages are parsed like those of the known protocols.
+    /// An unknown protocol of the provider's API. Its messages are parsed like messages of the known protocols.
     Unknown,
     /// A WebSocket outside the provider's API. Its messages are not parsed.
     Foreign,

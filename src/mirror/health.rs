@@ -47,14 +47,14 @@ impl MirrorHealth {
         self.0.refused.load(Ordering::Acquire)
     }
 
-    /// Returns the number of rows delivered in this run of the program. A row that is sent twice counts
+    /// Returns the number of rows delivered since Keychoir started. A row that is sent twice counts
     /// twice.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.0.sent.load(Ordering::Acquire)
     }
 
-    /// Returns the number of failed pushes in this run of the program.
+    /// Returns the number of failed pushes since Keychoir started.
     #[must_use]
     pub fn failures(&self) -> u64 {
         self.0.failures.load(Ordering::Acquire)

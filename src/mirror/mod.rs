@@ -38,7 +38,7 @@ pub struct Settings {
     pub key: SupabaseKey,
     /// The forward proxy for connections to Supabase; `None` for direct connections.
     pub proxy: Option<Arc<ForwardProxy>>,
-    /// A file of certificate authorities that are trusted in addition to those of the public web.
+    /// A file of certificate authorities that are trusted in addition to the certificate authorities of the public web.
     pub ca_file: Option<PathBuf>,
     /// Time between two pushes.
     pub interval: Duration,

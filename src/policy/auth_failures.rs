@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::units::UnixMs;
 
-/// Maximum wrong credentials of an address in [`WINDOW`].
+/// Maximum number of wrong credentials of an address within [`WINDOW`].
 pub const MAX_FAILURES: usize = 10;
 /// The time in which the failures of an address are counted.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// Maximum addresses in the table, which then has about 200 kilobytes.
+/// Maximum number of addresses in the table, which then takes about 200 kilobytes.
 const MAX_ADDRESSES: usize = 1_024;
 
 /// The recent failures, by address.
@@ -22,10 +22,11 @@ pub struct AuthFailures {
 }
 
 impl AuthFailures {
-    /// Returns the time from `now` for which requests from `address` are refused, or `None` if they are accepted.
+    /// Returns the duration from `now` on for which requests from `address` are refused, or `None` if they are
+    /// accepted.
     #[must_use]
     pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
-        let failures = self.by_address.get(&network(address))?;
+        let failures = self.by_address.get(&client_network(address))?;
         // If the clock was set back, failures may be dated in the future. Such failures do not count.
         let is_past = failures.back().is_some_and(|last| *last <= now);
         let oldest = failures.front().filter(|_| is_past && failures.len() >= MAX_FAILURES)?;
@@ -36,7 +37,7 @@ impl AuthFailures {
     /// Records a wrong credential from `address` at `now`. Failures with a later time are removed, because
     /// the clock was set back, and they would refuse the address for longer than [`WINDOW`].
     pub fn record(&mut self, address: Option<IpAddr>, now: UnixMs) {
-        let address = network(address);
+        let address = client_network(address);
         if !self.by_address.contains_key(&address) && self.by_address.len() >= MAX_ADDRESSES {
             self.remove_least_recent();
         }
@@ -58,7 +59,7 @@ impl AuthFailures {
 
 /// Returns the network whose failures are counted together: an IPv4 address, or the 64-bit prefix of an IPv6 address,
 /// because a host usually has all addresses of its prefix.
-fn network(address: Option<IpAddr>) -> Option<IpAddr> {
+fn client_network(address: Option<IpAddr>) -> Option<IpAddr> {
     match address?.to_canonical() {
         IpAddr::V4(address) => Some(IpAddr::V4(address)),
         IpAddr::V6(address) => {

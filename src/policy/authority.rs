@@ -37,7 +37,7 @@ impl Scheme {
     }
 }
 
-/// A scheme, host and port with an optional path prefix, and the way to it: direct or through a forward proxy.
+/// A scheme, host and port with an optional path prefix, and the route to it: direct, or through a forward proxy.
 /// Two authorities with different proxies differ, so they have separate idle connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {

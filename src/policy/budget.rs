@@ -11,7 +11,7 @@ pub enum Extension {
     /// No credits beyond the limit.
     #[default]
     None,
-    /// This number of credits beyond the limit.
+    /// The contained number of credits beyond the limit.
     Credits(u64),
     /// Unlimited credits beyond the limit.
     Unlimited,
@@ -38,14 +38,14 @@ impl Quota {
         self.limit.unwrap_or(0).saturating_sub(self.count)
     }
 
-    /// Whether no credits remain, including those beyond the limit. An unknown limit is never exhausted; the
+    /// Whether no credits remain, including credits beyond the limit. An unknown limit is never exhausted; the
     /// provider refuses requests instead.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.spendable() == Some(0)
     }
 
-    /// Returns the credits that may still be spent, including those beyond the limit. Returns `None` if
+    /// Returns the credits that may still be spent, including credits beyond the limit. Returns `None` if
     /// unknown or unlimited.
     #[must_use]
     pub fn spendable(&self) -> Option<u64> {
@@ -88,7 +88,7 @@ impl Quota {
         }
     }
 
-    /// Whether the included credits are used up.
+    /// Whether the included credits are exhausted.
     #[must_use]
     pub fn is_over_limit(&self) -> bool {
         self.limit.is_some_and(|limit| self.count >= limit)
@@ -124,16 +124,16 @@ impl Quota {
     }
 }
 
-/// The difference between the count of the provider and the local one.
+/// The difference between the provider's count and the local count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BillingDiscrepancy {
     /// The counts are not comparable: no count was known, or the reset date differs.
     Incomparable,
-    /// The counts are equal, or the lag of the provider may explain their difference.
+    /// The counts are equal, or the provider's lag may explain their difference.
     WithinLag,
-    /// The count of the provider is higher by this number of credits.
+    /// The provider's count is higher by the contained number of credits.
     ProviderHigher(u64),
-    /// The count of the provider is lower by this number of credits, although its lag has passed.
+    /// The provider's count is lower by the contained number of credits, although the lag has passed.
     ProviderLower(u64),
 }
 

@@ -10,7 +10,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Lifetime of a server certificate. It is short, because the renewal is automatic.
 const SERVER_LIFETIME: Duration = DAY.saturating_mul(90);
 
-/// Remaining lifetime at which a server certificate is renewed, so that clients never receive one that is
+/// Remaining lifetime at which a server certificate is renewed, so that clients never receive a certificate that is
 /// about to expire.
 const SERVER_RENEWAL_THRESHOLD: Duration = DAY.saturating_mul(30);
 
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(
             ValidityPeriod::for_server(after_days(3640), period).until,
             period.until,
-            "a certificate never outlives its CA"
+            "a certificate must not outlive its CA"
         );
     }
 

@@ -6,9 +6,9 @@
 pub enum Billing {
     /// The provider charges for the endpoint.
     Metered,
-    /// The endpoint is not documented as free.
+    /// The documentation does not show whether requests to the endpoint cost credits.
     Unlisted,
-    /// The endpoint is free.
+    /// Requests to the endpoint cost no credits.
     Free,
 }
 
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_served_request_costs_what_its_response_reports() {
+    fn a_served_request_costs_the_price_in_its_response() {
         for billing in [Billing::Metered, Billing::Unlisted] {
             check(billing, ChargeOutcome::Served, Some(250), 1, 250);
             check(billing, ChargeOutcome::Served, Some(5_000), 1, 5_000);

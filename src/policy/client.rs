@@ -18,7 +18,7 @@ use crate::secret::{ApiKey, TokenFingerprint};
 
 pub use rules::{AllowedKeys, RULE_NAMES, Rules};
 
-/// The name of a client in usage records and logs.
+/// A client name, as it appears in usage records and logs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientName(Arc<str>);
 
@@ -45,7 +45,7 @@ pub struct Client {
     pub rules: Rules,
 }
 
-/// The kind of source that configures a client.
+/// The kind of source from which a client was configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientOrigin {
     /// The configuration file, or a file that a variable names.
@@ -67,7 +67,7 @@ impl ClientOrigin {
         }
     }
 
-    /// Whether the configuration file has the client.
+    /// Whether the configuration file contains the client.
     #[must_use]
     pub fn is_in_file(self) -> bool {
         match self {
@@ -80,26 +80,26 @@ impl ClientOrigin {
 /// A client with its tokens.
 #[derive(Clone, Debug)]
 pub struct ConfiguredClient {
-    /// The client.
+    /// The client's name and rules.
     pub client: Arc<Client>,
-    /// Its tokens.
+    /// The tokens of the client.
     pub tokens: ClientTokens,
 }
 
-/// The tokens of a client, and where they are configured. During the grace period of a rotation, a client has
+/// The tokens of a client, and where they are configured. During the grace period of a rotation, the client has
 /// two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientTokens {
-    /// The kind of source that configures the client.
+    /// The kind of source from which the client was configured.
     pub origin: ClientOrigin,
     /// The current token.
     pub current: IssuedToken,
-    /// The token before the last rotation.
+    /// The token that the last rotation replaced.
     pub previous: Option<IssuedToken>,
 }
 
 impl From<TokenFingerprint> for ClientTokens {
-    /// One token that does not expire, in the configuration file.
+    /// Creates the tokens of a client with one token in the configuration file, which does not expire.
     fn from(fingerprint: TokenFingerprint) -> Self {
         Self {
             origin: ClientOrigin::File,
@@ -109,7 +109,7 @@ impl From<TokenFingerprint> for ClientTokens {
     }
 }
 
-/// A token of a client, and its expiry.
+/// A client token and its expiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IssuedToken {
     /// The digest of the token.
@@ -195,7 +195,7 @@ impl Clients {
         self.names_with_token().chain([&self.anonymous_client.name])
     }
 
-    /// Whether a client has this token, and it has not expired.
+    /// Whether `token` is a client token that has not expired.
     #[must_use]
     pub fn has_valid_token(&self, token: &str, now: UnixMs) -> bool {
         matches!(self.find_by_token(token, now), TokenMatch::Valid(_))
@@ -221,18 +221,18 @@ impl Clients {
 
 /// The result of looking up a token.
 enum TokenMatch<'a> {
-    /// The token of this client.
+    /// The credential is the token of the contained client.
     Valid(&'a Arc<Client>),
-    /// A token that was valid until it expired.
+    /// The credential is an expired client token.
     Expired,
-    /// The credential is not a token of a client.
+    /// The credential is not a client token.
     Unknown,
 }
 
 /// The authenticated client of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The client with its limits.
+    /// The client and its limits.
     pub client: Arc<Client>,
     /// The provider key that the client brought. If `None`, a key of the pool serves the request.
     pub own_key: Option<ApiKey>,
@@ -241,10 +241,10 @@ pub struct Caller {
 /// The reason why a request is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
-    /// The request has no credential.
+    /// The request contains no credential.
     #[error("the client presents no token")]
     MissingToken,
-    /// The request has a credential that is not the token of a configured client.
+    /// The request contains a credential that is not the token of a configured client.
     #[error("the client presents an unknown token")]
     UnknownToken,
     /// The token of a configured client has expired.
@@ -255,7 +255,7 @@ pub enum Unauthenticated {
     MalformedKey,
 }
 
-/// The prefixes of the tokens that Keychoir generates for clients and for operators. No provider key has them.
+/// The prefixes of the tokens that Keychoir generates for clients and for operators. No provider key starts with them.
 const TOKEN_PREFIXES: [&str; 2] = ["kc_", "kca_"];
 
 /// Whether a credential is a token that Keychoir generated, which may be revoked or mistyped.
@@ -267,8 +267,9 @@ fn is_generated_token(credential: &str) -> bool {
 ///
 /// # Errors
 ///
-/// Fails if tokens are configured and the request has no valid token. Also fails if a client that may bring its own
-/// key sends a malformed one or a token instead, because serving it from the pool would spend other clients' credits.
+/// Fails if tokens are configured and the request contains no valid token. Also fails if a client that may bring its
+/// own key sends a malformed one or a token instead, because serving it from the pool would spend other clients'
+/// credits.
 pub fn authenticate(
     clients: &Clients,
     headers: &HeaderMap,
@@ -415,7 +416,7 @@ mod tests {
         assert_eq!((caller.client.name.as_str(), caller.own_key.is_none()), ("local", true));
     }
 
-    /// Checks the name of the client and the key that it brings.
+    /// Checks the client name and the key that the client brings.
     #[track_caller]
     fn check_own_key(
         clients: &Clients,

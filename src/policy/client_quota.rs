@@ -8,7 +8,7 @@ use jiff::tz::Offset;
 
 use super::units::{Grouped, UnixMs, civil_date};
 
-/// The quota of a client.
+/// A client quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientQuota {
     /// The maximum in one period.
@@ -61,17 +61,17 @@ pub struct QuotaShortfall {
 }
 
 impl ClientQuota {
-    /// Checks whether a client that has used this amount may send another request.
+    /// Checks whether a client that has used the amount `used` may send another request.
     ///
     /// # Errors
     ///
-    /// Fails if the quota is used up.
+    /// Fails if the quota is exhausted.
     pub fn check(&self, used: u64, now: UnixMs) -> Result<(), QuotaExceeded> {
         if self.allows(used, 0) { Ok(()) } else { Err(self.exceeded(used, 0, now)) }
     }
 
     /// Whether the quota allows `needed` in addition to `used`, which includes the reservations of
-    /// requests in flight. A quota that is used up does not even allow 0.
+    /// requests in flight. An exhausted quota does not even allow 0.
     #[must_use]
     pub fn allows(&self, used: u64, needed: u64) -> bool {
         let remaining = self.amount.saturating_sub(used);
@@ -203,7 +203,7 @@ impl Tally {
         self.period_number
     }
 
-    /// Returns the tally after `used` replaced `reserved`, which was added in the period with this number. If
+    /// Returns the tally after `used` replaced `reserved`, which was added in the period `period_number`. If
     /// that period is over, the tally is unchanged, because it was reset.
     #[must_use]
     pub fn replace_reservation(self, period_number: u16, reserved: u64, used: u64) -> Self {
@@ -447,7 +447,7 @@ mod tests {
         assert_eq!(rate.admit(used_until, start + SECOND - 1), Err(Duration::from_nanos(1)));
         let next = rate.admit(used_until, start + SECOND).unwrap();
         assert_eq!(rate.admit(next, start + SECOND), Err(Duration::from_secs(1)));
-        assert!(rate.admit(next, start + 60 * SECOND).is_ok(), "a pause restores the burst");
+        assert!(rate.admit(next, start + 60 * SECOND).is_ok(), "a pause must restore the burst");
         let single = RateLimit { requests: 1, ..rate };
         assert_eq!(single.admit(single.admit(0, start).unwrap(), start), Err(Duration::from_secs(3)));
     }

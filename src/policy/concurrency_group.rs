@@ -12,7 +12,7 @@ impl ConcurrencyGroup {
     /// Number of groups that a workspace can track.
     pub const COUNT: usize = 16;
 
-    /// Creates the group with this number, which must be below [`COUNT`](Self::COUNT).
+    /// Creates the group with the given `number`, which must be below [`COUNT`](Self::COUNT).
     pub(crate) const fn from_number(number: u8) -> Self {
         assert!((number as usize) < Self::COUNT);
         Self(number)

@@ -73,7 +73,7 @@ impl ClaimedFault {
         let reported = shortfall.credits();
         let scaled_remaining = match (reported, estimate) {
             // On some plans, estimates exceed the provider's prices by a constant factor. An estimate of 0
-            // is for a request that should be free, so it has no factor.
+            // is for a request that should cost no credits, so it has no factor.
             (Some((remaining, required)), Some(estimate)) if estimate > 0 => {
                 let scaled = u128::from(remaining) * u128::from(estimate) / u128::from(required.max(1));
                 u64::try_from(scaled).unwrap_or(u64::MAX)
@@ -123,7 +123,7 @@ impl ClaimedFault {
 pub enum EvidenceStrength {
     /// The refusal reports numbers: credits, or a time after which to retry.
     Numbers,
-    /// The refusal has only a known message.
+    /// The refusal contains only a known message.
     MessageOnly,
 }
 
@@ -154,7 +154,7 @@ pub struct Evidence {
     pub source: RefusalSource,
 }
 
-/// The response from which evidence was recorded, for diagnosis.
+/// The response from which evidence was recorded, for diagnostics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusalSource {
     /// The HTTP status, or `None` for a refusal on a WebSocket.

@@ -9,11 +9,11 @@ const RESERVED_FILES: u64 = 128;
 /// The configured limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedLimits {
-    /// Maximum client connections.
+    /// Maximum number of client connections.
     pub connections: usize,
     /// Maximum number of requests in flight. Each has an upstream connection.
     pub requests: usize,
-    /// Maximum idle upstream connections.
+    /// Maximum number of idle upstream connections.
     pub idle_connections: usize,
 }
 

@@ -54,7 +54,7 @@ pub enum Forecast {
     Unknown,
     /// The credits last until their reset.
     LastsUntilReset,
-    /// The credits run out at this time, before their reset.
+    /// The credits run out at the contained time, before their reset.
     ExhaustedAt(UnixMs),
 }
 
@@ -148,7 +148,7 @@ mod tests {
         let earlier = UnixMs(NOW.0 - DAY);
         assert!(
             (spending.decayed_to(earlier).credits - 1_000.0).abs() < 1.0,
-            "a clock that steps back does not decay the spending"
+            "a clock that steps back must not decay the spending"
         );
     }
 }

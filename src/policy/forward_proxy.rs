@@ -114,18 +114,18 @@ fn percent_encode(text: &str) -> String {
     text.bytes().map(encode).collect()
 }
 
-/// Decodes a user or password of a URL. Returns `None` if it has an invalid escape, is not UTF-8 text, or has
+/// Decodes a user or password of a URL. Returns `None` if it contains an invalid escape, is not UTF-8 text, or contains
 /// control characters, which could end a line of the request to the proxy.
 #[must_use]
 pub fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
+    let mut remaining_bytes = text.bytes();
+    while let Some(byte) = remaining_bytes.next() {
         if byte != b'%' {
             bytes.push(byte);
             continue;
         }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let mut digit = || char::from(remaining_bytes.next()?).to_digit(16);
         let value = digit()? * 16 + digit()?;
         bytes.push(u8::try_from(value).ok()?);
     }

@@ -50,7 +50,7 @@ const BEARER: &str = "bearer.";
 /// Headers that a `Connection` header must not remove, because they frame the message or name its host.
 const PROTECTED: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
 
-/// Whether a request names exactly one host (RFC 9112, section 3.2): it has one `Host` header, and an
+/// Whether a request names exactly one host (RFC 9112, section 3.2): it contains one `Host` header, and an
 /// absolute target names the same host. An HTTP/1.0 request may name none.
 #[must_use]
 pub fn has_one_host(version: Version, target: &Uri, headers: &HeaderMap) -> bool {
@@ -276,7 +276,7 @@ pub fn parameter_names(query: &str) -> String {
     names
 }
 
-/// Returns the decoded value of the first query parameter with this name.
+/// Returns the decoded value of the first query parameter with the given `name`.
 #[must_use]
 pub fn query_parameter(query: Option<&str>, name: &str) -> Option<String> {
     let mut pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::budget::Quota;
 use super::units::UnixMs;
 
-/// The kind of source that configures a key.
+/// The kind of source from which a key was configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyOrigin {
     /// An environment variable.
@@ -93,7 +93,7 @@ impl CooldownReason {
         }
     }
 
-    /// Returns the status of a key in this cooldown.
+    /// Returns the status of a key in a cooldown for this reason.
     #[must_use]
     pub fn status(self) -> KeyStatus {
         match self {
@@ -123,7 +123,7 @@ impl Cooldown {
         now < self.until
     }
 
-    /// Returns the cooldown with the later end, so that a short cooldown never shortens a long one.
+    /// Returns the cooldown that ends later, so that a short cooldown never shortens a long one.
     #[must_use]
     pub fn latest(self, other: Self) -> Self {
         if other.until > self.until { other } else { self }
@@ -158,7 +158,7 @@ pub enum KeyState {
     CoolingDown {
         /// The reason, which decides the reported status.
         reason: CooldownReason,
-        /// The end, if it is known.
+        /// The end of the cooldown, if it is known.
         until: Option<UnixMs>,
     },
     /// An operator has paused the key.
@@ -171,7 +171,7 @@ pub enum KeyState {
 }
 
 impl KeyState {
-    /// Computes the state of a key at `now` from its own cooldown, that of its workspace, and the quota.
+    /// Computes the state of a key at `now` from its own cooldown, the cooldown of its workspace, and the quota.
     #[must_use]
     pub fn new(own: Option<Cooldown>, workspace: Option<Cooldown>, quota: &Quota, now: UnixMs) -> Self {
         let active_cooldowns =
@@ -252,14 +252,14 @@ pub enum StateChange {
     CooldownStarted {
         /// The reason of the cooldown.
         reason: CooldownReason,
-        /// The end, if it is known.
+        /// The end of the cooldown, if it is known.
         until: Option<UnixMs>,
     },
     /// The cooldown has ended.
     CooldownEnded,
     /// An operator has paused the key.
     Paused {
-        /// The end; `None` if only an operator ends the pause.
+        /// The end of the pause, or `None` if only an operator ends it.
         until: Option<UnixMs>,
     },
     /// The pause has ended.

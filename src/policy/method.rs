@@ -3,7 +3,7 @@
 
 use http::Method;
 
-/// Maximum length of a method in bytes. A longer one is rejected. The longest method registered with IANA has
+/// Maximum length of a method in bytes. A longer method is rejected. The longest method registered with IANA has
 /// 17 bytes.
 pub const MAX_METHOD_LENGTH: usize = 32;
 

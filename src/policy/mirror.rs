@@ -9,7 +9,7 @@ use std::time::Duration;
 pub struct MirrorResponse<'a> {
     /// The HTTP status.
     pub status: u16,
-    /// The `code` of an error: one of PostgREST (`PGRST…`), or an SQLSTATE of the database.
+    /// The `code` of an error: a PostgREST code (`PGRST…`), or an SQLSTATE of the database.
     pub code: Option<&'a str>,
     /// Whether the body is empty. The request demands an empty body.
     pub is_empty: bool,
@@ -25,7 +25,7 @@ pub enum DeliveryResult {
     Retry,
     /// At least one row is rejected for its content.
     RowRejected,
-    /// No row can be stored until the operator has fixed this problem.
+    /// No row can be stored until the operator has fixed the contained problem.
     OperatorRequired(MirrorProblem),
 }
 
@@ -40,7 +40,7 @@ pub enum MirrorProblem {
     Table,
     /// The table lacks a column, or a column has a different type.
     Column,
-    /// The address is not that of Supabase's API.
+    /// The address is not an address of Supabase's API.
     Address,
     /// The project is paused.
     Paused,

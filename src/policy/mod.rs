@@ -1,8 +1,8 @@
-//! Makes the decisions of the proxy in pure functions: key selection, key state, retries, limits, and the treatment
-//! of headers, origins and paths. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
+//! Makes the decisions of the proxy in pure functions: key selection, key state, retries, limits, and the handling of
+//! headers, origins and paths. Facts about the provider are in [`elevenlabs`](crate::elevenlabs).
 //!
-//! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They
-//! return a decision with its reason; the caller acts on it and logs it.
+//! The functions do no I/O and read no clock, so that every decision can be tested with plain values. They return a
+//! decision with its reason; the caller executes and logs the decision.
 
 pub mod auth_failures;
 pub mod authority;
@@ -30,6 +30,7 @@ pub mod permission;
 pub mod poll_schedule;
 pub mod select;
 pub mod shared_id;
+pub mod shared_pool_name;
 pub mod strategy;
 
 pub mod outcome;

@@ -24,9 +24,9 @@ pub struct AccessRules {
 pub enum RequestOrigin {
     /// The request was sent by a program or by a page of the proxy.
     Direct,
-    /// The request was sent by a page of this listed origin.
+    /// The request was sent by a page of the contained listed origin.
     Page(HeaderValue),
-    /// The request is a CORS preflight for a page of this listed origin.
+    /// The request is a CORS preflight for a page of the contained listed origin.
     Preflight(HeaderValue),
 }
 
@@ -105,7 +105,7 @@ fn lowercase(text: &str) -> Cow<'_, str> {
     if has_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) }
 }
 
-/// Whether the URL of a page has one of the origins.
+/// Whether the origin of a page's URL is one of the given origins.
 fn is_listed_page(origins: &[String], page: &str) -> bool {
     let contains_page = |origin: &String| {
         page.strip_prefix(origin.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -138,7 +138,7 @@ const MAX_EXPOSED_LENGTH: usize = 2 * 1024;
 /// `Access-Control-Max-Age` in seconds: two hours, the maximum of any browser.
 const MAX_AGE_SECONDS: u32 = 7_200;
 
-/// Adds CORS headers that let pages of `origin` read a response. They replace those of the provider, which
+/// Adds CORS headers that let pages of `origin` read a response. They replace the provider's CORS headers, which
 /// are about its own pages, but the headers that the provider exposes are still exposed.
 pub fn insert_cors_headers(headers: &mut HeaderMap, origin: &HeaderValue) {
     let exposed = exposed_headers(headers);
@@ -152,7 +152,7 @@ pub fn insert_cors_headers(headers: &mut HeaderMap, origin: &HeaderValue) {
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Lists the headers that the proxy exposes and those that the provider exposes.
+/// Lists the headers that the proxy or the provider exposes.
 fn exposed_headers(headers: &HeaderMap) -> HeaderValue {
     let mut exposed = EXPOSED_HEADERS.to_owned();
     let provider_headers = headers.get_all(header::ACCESS_CONTROL_EXPOSE_HEADERS).iter();

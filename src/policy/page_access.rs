@@ -8,7 +8,7 @@ use std::net::IpAddr;
 pub enum PageAccess {
     /// The page requires no credential.
     Open,
-    /// The token of a client, if clients have tokens.
+    /// A client token, if clients have tokens.
     Client,
     /// The admin token.
     Operator,
@@ -16,8 +16,8 @@ pub enum PageAccess {
 
 /// Decides which credential a page requires from a client at `peer`, which is `None` for a Unix socket.
 ///
-/// The pages show the names of clients and keys, and how much is used. Programs on this machine may read them
-/// with the token of a client. Other machines need the admin token, unless the operator has made the page public.
+/// The pages show the names of clients and keys, and their usage. Programs on this machine may read them
+/// with a client token. Other machines need the admin token, unless the operator has made the page public.
 #[must_use]
 pub fn page_access(is_public: bool, peer: Option<IpAddr>) -> PageAccess {
     let is_local = peer.is_none_or(|address| address.to_canonical().is_loopback());

@@ -1,14 +1,14 @@
 //! Decodes request paths, and rejects ambiguous ones.
 //!
-//! The rule: *a path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that
+//! The rule: *A path is forwarded only if each of its segments, percent-decoded once, is valid UTF-8 that
 //! is not empty, is neither `.` nor `..`, neither starts nor ends with white space, and contains no slash,
 //! backslash, semicolon, question mark, number sign, control character or further percent escape.* A
 //! trailing slash is allowed.
 //!
-//! Servers interpret other paths differently. They decode once or twice, before or after they split the
+//! Servers differ in how they interpret other paths. They decode once or twice, before or after they split the
 //! path; they merge slashes, resolve dots, or ignore text after a semicolon. The path that the proxy checks
-//! would differ from the path that the provider serves, and a client could reach a blocked endpoint. No
-//! path of the provider needs any of these forms.
+//! could then differ from the path that the provider serves, and a client could reach a blocked endpoint. No
+//! endpoint of the provider needs such a path.
 
 use std::borrow::Cow;
 
@@ -23,32 +23,35 @@ pub struct Path<'a>(Cow<'a, str>);
 
 /// The reason why a path is ambiguous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AmbiguousPath {
+pub enum AmbiguousPathError {
     /// The path does not start with a slash.
     #[error("the path does not start with a slash")]
     Relative,
-    /// The path has two adjacent slashes.
-    #[error("the path has an empty segment (two slashes together; does the base URL end in a slash?)")]
+    /// The path contains two adjacent slashes.
+    #[error("the path has an empty segment (two adjacent slashes; does the base URL end with a slash?)")]
     EmptySegment,
     /// A segment is `.` or `..`, in any encoding.
-    #[error("the path has a segment of dots")]
+    #[error("a segment of the path is `.` or `..`")]
     Dots,
     /// A segment starts or ends with white space.
-    #[error("a segment starts or ends with white space")]
+    #[error("a segment of the path starts or ends with white space")]
     Whitespace,
-    /// A segment has a character that some servers treat as a separator.
-    #[error("the path has a backslash, a semicolon, or an encoded slash, question mark or number sign")]
+    /// A segment contains a separator, or a character that some servers convert to a dot, a separator or a percent
+    /// sign.
+    #[error(
+        "the path contains a backslash, a semicolon, an encoded slash, question mark or number sign, or a Unicode \n         character that looks like a dot, a separator or a percent sign"
+    )]
     Separator,
-    /// The path has a control character.
-    #[error("the path has a control character")]
+    /// The path contains a control character.
+    #[error("the path contains a control character")]
     Control,
-    /// A percent escape is truncated, or has characters other than hexadecimal digits.
-    #[error("the path has a malformed percent escape")]
+    /// A percent escape is truncated, or contains characters other than hexadecimal digits.
+    #[error("the path contains a malformed percent escape")]
     Escape,
-    /// A percent escape decodes to a part of another one.
+    /// The decoded path contains another percent escape.
     #[error("the path is percent-encoded twice")]
     DoubleEscape,
-    /// The path has bytes that are not UTF-8, or characters that must be percent-encoded.
+    /// The path contains bytes that are not UTF-8, or characters that must be percent-encoded.
     #[error("the path is not percent-encoded UTF-8")]
     Encoding,
 }
@@ -59,11 +62,11 @@ impl<'a> Path<'a> {
     /// # Errors
     ///
     /// Fails if servers could interpret the path differently.
-    pub fn parse(path: &'a str) -> Result<Self, AmbiguousPath> {
+    pub fn parse(path: &'a str) -> Result<Self, AmbiguousPathError> {
         if !path.starts_with('/') {
-            return Err(AmbiguousPath::Relative);
+            return Err(AmbiguousPathError::Relative);
         }
-        let decoded = if has_escapes(path)? { Cow::Owned(decode(path)?) } else { Cow::Borrowed(path) };
+        let decoded = if check_bytes(path)? { Cow::Owned(decode(path)?) } else { Cow::Borrowed(path) };
         check_segments(&decoded)?;
         Ok(Self(decoded))
     }
@@ -74,8 +77,8 @@ impl<'a> Path<'a> {
         &self.0
     }
 
-    /// Whether the path is `prefix` or below it, ignoring ASCII case. `prefix` is a decoded path; its segment
-    /// `{id}` matches any segment.
+    /// Whether the path is `prefix` or is below `prefix`, ignoring ASCII case. `prefix` is a decoded path; a segment
+    /// `{id}` in it matches any segment.
     #[must_use]
     pub fn is_within(&self, prefix: &str) -> bool {
         let mut path_segments = segments(&self.0);
@@ -87,7 +90,7 @@ impl<'a> Path<'a> {
     }
 }
 
-/// Returns the segments of a decoded path, except empty ones.
+/// Returns the non-empty segments of a decoded path.
 fn segments(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|segment| !segment.is_empty())
 }
@@ -99,30 +102,30 @@ pub fn strip_base_path(target: &Uri, base: &str) -> Option<Uri> {
     if base.is_empty() {
         return None;
     }
-    let rest = target.path_and_query()?.as_str().strip_prefix(base)?;
-    let ends_segment = rest.is_empty() || rest.starts_with(['/', '?']);
-    let slash = if rest.starts_with('/') { "" } else { "/" };
-    let path_and_query = ends_segment.then(|| PathAndQuery::try_from(format!("{slash}{rest}")))?.ok()?;
-    let mut parts = target.clone().into_parts();
-    parts.path_and_query = Some(path_and_query);
-    Uri::from_parts(parts).ok()
+    let stripped = target.path_and_query()?.as_str().strip_prefix(base)?;
+    let ends_segment = stripped.is_empty() || stripped.starts_with(['/', '?']);
+    let slash = if stripped.starts_with('/') { "" } else { "/" };
+    let path_and_query = ends_segment.then(|| PathAndQuery::try_from(format!("{slash}{stripped}")))?.ok()?;
+    let mut uri_parts = target.clone().into_parts();
+    uri_parts.path_and_query = Some(path_and_query);
+    Uri::from_parts(uri_parts).ok()
 }
 
-/// Whether a path has percent escapes. Fails if the path has a byte that is not allowed.
-fn has_escapes(path: &str) -> Result<bool, AmbiguousPath> {
+/// Checks that an undecoded path contains only allowed bytes. Returns whether it contains percent escapes.
+fn check_bytes(path: &str) -> Result<bool, AmbiguousPathError> {
     let classes = path.bytes().fold(0, |classes, byte| classes | BYTE_CLASSES[usize::from(byte)]);
     match classes {
         _ if classes & FORBIDDEN == 0 => Ok(classes & ESCAPE != 0),
-        _ if !path.is_ascii() => Err(AmbiguousPath::Encoding),
-        _ if path.bytes().any(|byte| byte.is_ascii_control()) => Err(AmbiguousPath::Control),
-        _ => Err(AmbiguousPath::Separator),
+        _ if !path.is_ascii() => Err(AmbiguousPathError::Encoding),
+        _ if path.bytes().any(|byte| byte.is_ascii_control()) => Err(AmbiguousPathError::Control),
+        _ => Err(AmbiguousPathError::Separator),
     }
 }
 
 const ESCAPE: u8 = 1;
 const FORBIDDEN: u8 = 2;
 
-/// The class of each byte of a path: 0, [`ESCAPE`] or [`FORBIDDEN`]. The table makes the check one pass.
+/// The class of each byte value: 0, [`ESCAPE`] or [`FORBIDDEN`]. With this table, one pass checks all bytes of a path.
 const BYTE_CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
     let mut byte = 0;
@@ -141,7 +144,7 @@ const BYTE_CLASSES: [u8; 256] = {
 };
 
 /// Decodes the percent escapes of a path. Fails if an escape decodes to a character that is not allowed.
-fn decode(path: &str) -> Result<String, AmbiguousPath> {
+fn decode(path: &str) -> Result<String, AmbiguousPathError> {
     let bytes = path.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut offset = 0;
@@ -151,32 +154,32 @@ fn decode(path: &str) -> Result<String, AmbiguousPath> {
             offset += 1;
             continue;
         }
-        let value = bytes.get(offset + 1..offset + 3).and_then(hex_pair).ok_or(AmbiguousPath::Escape)?;
+        let value = bytes.get(offset + 1..offset + 3).and_then(hex_pair).ok_or(AmbiguousPathError::Escape)?;
         match value {
-            b'/' | b'\\' | b';' | b'?' | b'#' => return Err(AmbiguousPath::Separator),
-            _ if value.is_ascii_control() => return Err(AmbiguousPath::Control),
+            b'/' | b'\\' | b';' | b'?' | b'#' => return Err(AmbiguousPathError::Separator),
+            _ if value.is_ascii_control() => return Err(AmbiguousPathError::Control),
             _ => decoded.push(value),
         }
         offset += 3;
     }
     // This also rejects overlong forms and unpaired surrogates.
-    let text = String::from_utf8(decoded).map_err(|_| AmbiguousPath::Encoding)?;
+    let text = String::from_utf8(decoded).map_err(|_| AmbiguousPathError::Encoding)?;
     if !text.is_ascii() {
         if text.chars().any(char::is_control) {
-            return Err(AmbiguousPath::Control);
+            return Err(AmbiguousPathError::Control);
         }
         if text.contains(LOOKALIKES) {
-            return Err(AmbiguousPath::Separator);
+            return Err(AmbiguousPathError::Separator);
         }
     }
     if has_escape_after_decoding(&text) {
-        return Err(AmbiguousPath::DoubleEscape);
+        return Err(AmbiguousPathError::DoubleEscape);
     }
     Ok(text)
 }
 
-/// Characters that a server maps to dots, slashes, semicolons or percent signs if the server folds text to
-/// ASCII.
+/// Characters that a server converts to dots, slashes, backslashes, semicolons or percent signs if the server folds
+/// text to ASCII.
 const LOOKALIKES: [char; 14] = [
     '\u{2024}', '\u{2025}', '\u{2044}', '\u{2215}', '\u{2216}', '\u{29f5}', '\u{fe52}', '\u{fe54}',
     '\u{fe68}', '\u{ff05}', '\u{ff0e}', '\u{ff0f}', '\u{ff1b}', '\u{ff3c}',
@@ -197,19 +200,19 @@ fn has_escape_after_decoding(text: &str) -> bool {
 }
 
 /// Checks the segments of a decoded path. Only the last one may be empty.
-fn check_segments(path: &str) -> Result<(), AmbiguousPath> {
+fn check_segments(path: &str) -> Result<(), AmbiguousPathError> {
     let bytes = path.as_bytes();
     let mut start = 1;
     for end in memchr::memchr_iter(b'/', bytes).skip(1).chain([bytes.len()]) {
         match bytes.get(start..end).unwrap_or_default() {
             [] if end == bytes.len() => {}
-            [] => return Err(AmbiguousPath::EmptySegment),
-            [b'.'] | [b'.', b'.'] => return Err(AmbiguousPath::Dots),
+            [] => return Err(AmbiguousPathError::EmptySegment),
+            [b'.'] | [b'.', b'.'] => return Err(AmbiguousPathError::Dots),
             [first, .., last] | [first @ last] if first.is_ascii_graphic() && last.is_ascii_graphic() => {}
             _ => {
                 let segment = &path[start..end];
                 if segment.trim().len() != segment.len() {
-                    return Err(AmbiguousPath::Whitespace);
+                    return Err(AmbiguousPathError::Whitespace);
                 }
             }
         }

@@ -1,6 +1,6 @@
-//! Identifies a permission that a key may lack. It is only a number here, because decisions about keys only
-//! compare permissions. [`elevenlabs::permission`](crate::elevenlabs::permission) has the names of the
-//! permissions and the requests that need them.
+//! Identifies a permission that a key may lack. The permission is only a number here, because decisions about keys
+//! only compare permissions. [`elevenlabs::permission`](crate::elevenlabs::permission) lists the names of the
+//! permissions, and the endpoint table lists the permission that each request needs.
 
 /// A permission of the provider, identified by its index in the list of names.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

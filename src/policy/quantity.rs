@@ -10,17 +10,17 @@ pub mod size;
 pub enum QuantityError {
     /// The value is a number without a unit.
     NoUnit(u64),
-    /// The value has a minus sign.
+    /// The value contains a minus sign.
     Negative,
     /// The value is a fraction. Contains the quantity in the smallest unit, if that is a whole number.
     Fraction(Option<u64>),
-    /// The value has this unknown unit.
+    /// The unit of the value is unknown.
     UnknownUnit(String),
     /// A unit is repeated, or follows a smaller one.
     UnitOrder,
     /// The value exceeds 64 bits in the smallest unit.
     TooLarge,
-    /// The value has a different error.
+    /// The value is invalid for a different reason.
     Malformed,
 }
 
@@ -44,6 +44,6 @@ fn exact_fraction(text: &str, units: &[Unit]) -> Option<u64> {
     let (_, factor) = units.iter().find(|(name, _)| *name == unit)?;
     let denominator = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
     let numerator = fraction.parse::<u64>().ok()?.checked_mul(*factor)?;
-    let rest = numerator.is_multiple_of(denominator).then(|| numerator / denominator)?;
-    whole.parse::<u64>().ok()?.checked_mul(*factor)?.checked_add(rest)
+    let quotient = numerator.is_multiple_of(denominator).then(|| numerator / denominator)?;
+    whole.parse::<u64>().ok()?.checked_mul(*factor)?.checked_add(quotient)
 }

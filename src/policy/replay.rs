@@ -128,7 +128,7 @@ pub fn decide(attempt: &AttemptFacts) -> Decision {
         Progress::NoResponse => {
             retry_if(may_retry_same_key && attempt.effect == Effect::None, Duration::ZERO, Decision::Fail)
         }
-        // A 404 response has no side effect and is free, so each account is tried once.
+        // A 404 response has no side effect and costs no credits, so each account is tried once.
         Progress::Responded(Verdict::NotFound) => next_key_if(may_retry && attempt.may_be_elsewhere),
         Progress::Responded(verdict) => match verdict.concern() {
             Concern::Nothing | Concern::Request => Decision::Relay,

@@ -62,7 +62,11 @@ mod tests {
     fn uuid_prefixes_are_in_the_order_of_their_times() {
         assert_eq!(uuid_prefix(UnixMs(0x0198_c2f0_7b1a)), [0x01, 0x98, 0xc2, 0xf0, 0x7b, 0x1a]);
         assert!(uuid_prefix(UnixMs(0xff)) < uuid_prefix(UnixMs(0x100)));
-        assert_eq!(uuid_prefix(UnixMs(u64::MAX)), [0xff; 6], "a time that does not fit is the maximum");
+        assert_eq!(
+            uuid_prefix(UnixMs(u64::MAX)),
+            [0xff; 6],
+            "a time that does not fit must become the maximum"
+        );
     }
 
     #[track_caller]

@@ -20,14 +20,14 @@ pub struct RetryBudget {
 }
 
 impl Default for RetryBudget {
-    /// The budget that one second earns.
+    /// Returns the budget that one second earns.
     fn default() -> Self {
         Self { balance: EARNED_PER_SECOND }
     }
 }
 
 impl RetryBudget {
-    /// Returns the budget after `elapsed` has passed, in which this number of requests arrived.
+    /// Returns the budget after `elapsed`, during which `requests` requests were received.
     #[must_use]
     pub fn replenish(self, elapsed: Duration, requests: u64) -> Self {
         let earned_by_time =

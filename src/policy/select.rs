@@ -192,13 +192,13 @@ pub fn select(
     let able = candidates.clone().enumerate().filter(|(_, key)| key.is_able());
     match select_best(strategy, able.map(|(position, key)| (position, key.ranking))) {
         Some(position) => Ok(Choice::Use(position)),
-        None => fallback(candidates),
+        None => select_fallback(candidates),
     }
 }
 
 /// Decides what to do if no key is able to serve: wait for a busy key, probe a key whose cooldown is not
 /// proven, or overcommit the key with the most credits. Fails if none of these is possible.
-fn fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
+fn select_fallback(candidates: impl Iterator<Item = Candidate> + Clone) -> Result<Choice, SelectionFailure> {
     let eligible = || candidates.clone().enumerate().filter(|(_, key)| key.is_eligible);
     let usable = || eligible().filter(|(_, key)| key.state == KeyState::Usable);
     // A request does not wait for keys that it has already tried.

@@ -94,8 +94,8 @@ impl SessionTable {
         true
     }
 
-    /// Records a use of a session at `now`, and returns the session as it was before. Returns `None` if the session does
-    /// not exist or has ended.
+    /// Records a use of a session at `now`, and returns the session as it was before. Returns `None` if the session
+    /// does not exist or has ended.
     pub fn record_use(
         &mut self,
         fingerprint: &SessionTokenFingerprint,
@@ -106,11 +106,11 @@ impl SessionTable {
         if session.has_ended(limits, now) {
             return None;
         }
-        let before = *session;
+        let session_before = *session;
         // If the clock was set back, the time of a use must not stay in the future.
         session.started_at = session.started_at.min(now);
         session.used_at = now;
-        Some(before)
+        Some(session_before)
     }
 
     /// Returns whether a session exists and has not ended. It does not count as a use.
@@ -168,7 +168,10 @@ mod tests {
     #[test]
     fn a_code_starts_one_session() {
         let mut table = table();
-        assert!(!table.start(&fingerprint("code"), fingerprint("t"), LIMITS, START), "the code was used");
+        assert!(
+            !table.start(&fingerprint("code"), fingerprint("t"), LIMITS, START),
+            "a used code must not start a session"
+        );
         assert!(!table.start(&fingerprint("guess"), fingerprint("t"), LIMITS, START));
         assert_eq!(table.sessions().len(), 1);
     }

@@ -39,7 +39,7 @@ impl SharedKind {
 }
 
 impl SharedId {
-    /// Returns the name of the thing of this kind that these parts describe.
+    /// Returns the identifier of the object of `kind` that `parts` describe.
     #[must_use]
     pub fn new(kind: SharedKind, parts: &[&[u8]]) -> Self {
         let mut hash = Sha256::new();

@@ -64,7 +64,7 @@ pub static STRATEGIES: [Strategy; 5] = [
         ..DEFAULTS
     },
     // Selects the key whose workspace has the fewest requests in flight relative to its weight. An idle
-    // key has the lowest rank whatever its weight.
+    // key has the lowest rank regardless of its weight.
     Strategy {
         name: "least-requests",
         rank: |key| u64::from(key.in_flight) * TURN / u64::from(key.weight.max(1)),
@@ -93,7 +93,7 @@ impl Strategy {
     /// The default strategy.
     pub const DEFAULT: &'static Self = &STRATEGIES[0];
 
-    /// Returns the strategy with this configured name.
+    /// Returns the strategy with the configured name `name`.
     #[must_use]
     pub fn by_name(name: &str) -> Option<&'static Self> {
         STRATEGIES.iter().find(|strategy| strategy.name == name)
@@ -214,7 +214,7 @@ mod tests {
         let reference = include_str!("../../config/keychoir.toml");
         for strategy in &STRATEGIES {
             let name = strategy.name;
-            assert!(reference.contains(name), "config/keychoir.toml does not describe {name}");
+            assert!(reference.contains(name), "config/keychoir.toml must describe {name}");
         }
     }
 

@@ -7,7 +7,7 @@ use super::client::ClientName;
 use super::headers::presented_user_ids;
 use crate::secret::UserFingerprint;
 
-/// Maximum bytes of an id: more than an e-mail address or a URL of an identity provider needs.
+/// Maximum number of bytes in an id. An e-mail address or a URL of an identity provider needs fewer.
 pub const MAX_USER_ID_BYTES: usize = 256;
 
 /// The reason that the end user of a request cannot be identified.

@@ -69,7 +69,7 @@ pub struct Shortfall {
 const UNOBSERVED_SPENDING_DIVISOR: u64 = 20;
 
 impl Shortfall {
-    /// Discards the credits if the message reports a quota that differs from that of the account, which has
+    /// Discards the credits if the message reports a quota that differs from the account's quota, which has
     /// `limit` credits and an `extension`.
     #[must_use]
     pub fn if_quota_matches(self, limit: Option<u64>, extension: u64) -> Self {

@@ -1,4 +1,4 @@
-//! Corrects the program's clock to the system's wall clock: forward in one step, backward slowly. A jump
+//! Corrects Keychoir's clock to the system's wall clock: forward in one step, backward slowly. A jump
 //! backward would lengthen every cooldown, and quota periods and usage records use this clock as well.
 
 /// A backward correction subtracts at most the elapsed time divided by this number, 1 %. A cooldown of a
@@ -8,7 +8,7 @@ const SLEW_DIVISOR: i64 = 100;
 
 /// Returns the number of microseconds to add to a clock that is `error` microseconds behind the wall
 /// clock, or ahead if negative. `elapsed` is the time since the last correction in microseconds. A clock
-/// that is behind jumps forward. A clock that is ahead loses at most a hundredth of `elapsed`.
+/// that lags jumps forward. A clock that is ahead loses at most a hundredth of `elapsed`.
 #[must_use]
 pub fn correction(error: i64, elapsed: i64) -> i64 {
     let max_slew = elapsed.max(0) / SLEW_DIVISOR;

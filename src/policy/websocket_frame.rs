@@ -132,7 +132,7 @@ impl FrameHeader {
     }
 }
 
-/// Masks or unmasks a part of a payload. `offset` is the number of payload bytes before it.
+/// Masks or unmasks a part of a payload. `offset` is the number of payload bytes before this part.
 pub fn apply_mask(payload: &mut [u8], mut mask: [u8; 4], offset: u64) {
     mask.rotate_left((offset % 4) as usize);
     let half = u64::from(u32::from_ne_bytes(mask));
@@ -236,7 +236,11 @@ mod tests {
         assert_eq!(parse_close(b""), (1005, String::new()));
         assert_eq!(parse_close(b"\x03"), (1005, String::new()));
         let truncated = close_payload(1000, &"\u{e9}".repeat(100));
-        assert_eq!(truncated.len(), 2 + 122, "at most 125 bytes, without a partial character");
+        assert_eq!(
+            truncated.len(),
+            2 + 122,
+            "the payload must have at most 125 bytes, without a partial character"
+        );
     }
 
     proptest! {

@@ -1,5 +1,5 @@
 //! Sends the requests of the poller to the provider with a key of the pool, and parses the responses. The requests
-//! are free.
+//! cost no credits.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Checks a key for an operator: requests its subscription and the models, which is free, and reports the classified
-//! response. The result also updates the state of the key, like every poll.
+//! Checks a key for an operator: requests its subscription and the models, which costs no credits, and reports the
+//! classified response. The result also updates the state of the key, like every poll.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,8 +146,8 @@ impl<C: Connect> KeyChecker<C> {
         Ok(KeyCheck {
             outcome,
             latency,
-            may_read_user: subscription.and_then(permission),
-            may_read_models: models.and_then(permission),
+            may_read_user: subscription.and_then(permission_from_verdict),
+            may_read_models: models.and_then(permission_from_verdict),
             max_concurrent_speech,
         })
     }
@@ -155,7 +155,7 @@ impl<C: Connect> KeyChecker<C> {
 
 /// Returns whether a key has the permission for a request, by the verdict on its response. Returns `None` after a
 /// refusal for another reason.
-fn permission(verdict: Verdict) -> Option<bool> {
+fn permission_from_verdict(verdict: Verdict) -> Option<bool> {
     if verdict == Verdict::Served {
         return Some(true);
     }

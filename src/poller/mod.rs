@@ -45,7 +45,7 @@ pub struct Settings {
     pub regions: Arc<[Arc<Authority>]>,
 }
 
-/// Minimum interval between two polls of one key, whatever requests are refused, because the provider also
+/// Minimum interval between two polls of one key, no matter which requests are refused, because the provider also
 /// limits the rate of polls.
 const MIN_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -150,7 +150,7 @@ impl<C: Connect> QuotaPoller<C> {
                 {
                     return;
                 }
-                // Without other replicas, and while the program ends, the role stays the same.
+                // Without other replicas, and while Keychoir exits, the role stays the same.
                 std::future::pending().await
             };
             tokio::select! {

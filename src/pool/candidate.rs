@@ -26,7 +26,7 @@ pub(super) struct SelectionRound {
     pub(super) max_level: Option<RestrictionLevel>,
 }
 
-/// Evaluates `key`, at this position of the roster, for `request` at `now`. `last_turn` is the turn of the
+/// Evaluates `key`, at the given `position` of the roster, for `request` at `now`. `last_turn` is the turn of the
 /// last selected key.
 pub(super) fn evaluate_key(
     key: &Arc<Key>,
@@ -180,7 +180,7 @@ pub(super) fn claim_probe(key: &Key, request: &KeyRequest, delay: Duration, now:
 pub(super) fn ranking_inputs(key: &Key, quota: Option<&Quota>, last_turn: u64) -> RankingInputs {
     let workspace = key.workspace();
     RankingInputs {
-        remaining: quota.and_then(|quota| remaining(quota, workspace.reserved())),
+        remaining: quota.and_then(|quota| remaining_credits(quota, workspace.reserved())),
         resets_at: quota.and_then(|quota| quota.resets_at),
         in_flight: workspace.in_flight(),
         turn: key.turn.load(Ordering::Acquire).max(last_turn),
@@ -201,8 +201,8 @@ pub(super) fn is_unavailable(
     round: SelectionRound,
     now: UnixMs,
 ) -> bool {
-    // A key without credits is unavailable whatever else its state is.
-    let is_exhausted = !round.allow_exhausted && key.workspace().quota_cell.is_used_up(now);
+    // A key without credits is unavailable regardless of the rest of its state.
+    let is_exhausted = !round.allow_exhausted && key.workspace().quota_cell.is_exhausted(now);
     if is_exhausted || is_excluded(position, request, round) {
         return true;
     }
@@ -220,7 +220,7 @@ pub(super) fn is_unavailable(
 }
 
 /// Returns the credits that are neither spent nor reserved.
-fn remaining(quota: &Quota, reserved: u64) -> Option<u64> {
+fn remaining_credits(quota: &Quota, reserved: u64) -> Option<u64> {
     match quota.extension {
         Extension::Unlimited => Some(u64::MAX),
         Extension::None | Extension::Credits(_) => Some(quota.spendable()?.saturating_sub(reserved)),
@@ -232,7 +232,7 @@ fn affordability(key: &Key, estimate: Option<u64>, now: UnixMs) -> Affordability
     let reports = [&key.reported_remaining, &quota.reported_remaining].map(|report| report.credits(now));
     let reported_credits = reports.into_iter().flatten().min();
     match (estimate, reported_credits) {
-        // A free request needs no credits.
+        // A request that costs no credits needs none.
         (Some(0), _) | (None, None) => Affordability::Enough,
         // The provider refused an earlier request for its price, and the cost of this request is unknown.
         (None, Some(_)) => Affordability::Short { is_unreserved: quota.may_overcommit() },

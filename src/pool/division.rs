@@ -28,7 +28,7 @@ use crate::secret::Fingerprint;
 pub enum PoolChange {
     /// The provider has refused a key or its workspace.
     Refused {
-        /// The fingerprint of the key.
+        /// The fingerprint of the refused key.
         key: Fingerprint,
         /// Whether the evidence is about the key and not about its workspace.
         is_about_key: bool,
@@ -41,7 +41,7 @@ pub enum PoolChange {
         key: Fingerprint,
         /// Whether the evidence was about the key and not about its workspace.
         is_about_key: bool,
-        /// The claim.
+        /// The claim of the evidence.
         claim: ClaimedFault,
         /// The time of the removal. Evidence after this time is not refuted.
         at: UnixMs,
@@ -64,7 +64,8 @@ pub struct SlotUse {
 pub struct GroupDemand {
     /// The number of queued requests.
     pub slots: u32,
-    /// The lowest estimated cost of a queued request. It is 0 if a request is free, or if its cost is unknown.
+    /// The lowest estimated cost of a queued request. It is 0 if a queued request costs no credits, or if its cost is
+    /// unknown.
     pub min_credits: u64,
 }
 
@@ -253,7 +254,7 @@ impl Roster {
         self.workspace_of(owner).map(Workspace::shared_id)
     }
 
-    /// Returns the identity of the workspace with this digest.
+    /// Returns the identity of the workspace with the digest `id`.
     #[must_use]
     pub fn owner_with_shared_id(&self, id: SharedId) -> Option<OwnerId> {
         let key = self.keys().iter().find(|key| key.workspace().shared_id() == id)?;

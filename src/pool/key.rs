@@ -72,7 +72,7 @@ impl Key {
         }
     }
 
-    /// Whether the key has the configuration of `entry` and this membership.
+    /// Whether the key has the configuration of `entry` and `membership`.
     pub(super) fn matches(&self, entry: &KeyEntry, membership: &WorkspaceMembership) -> bool {
         self.name == entry.name
             && self.origin == entry.origin
@@ -205,16 +205,16 @@ impl Key {
         self.evidence_cell.entries()
     }
 
-    /// Copies the evidence and the cooldown of `before`, which is the same key with another
+    /// Copies the evidence and the cooldown of `previous`, which is the same key with another
     /// configuration.
-    pub(super) fn copy_state(&self, before: &Self) {
-        for evidence in before.evidence() {
+    pub(super) fn copy_state(&self, previous: &Self) {
+        for evidence in previous.evidence() {
             self.evidence_cell.add(evidence);
         }
-        if let Some(poll) = before.evidence_cell.last_poll() {
+        if let Some(poll) = previous.evidence_cell.last_poll() {
             self.evidence_cell.record_poll(poll);
         }
-        self.cooldown.store(before.cooldown.load());
+        self.cooldown.store(previous.cooldown.load());
     }
 
     /// Computes the cooldown, the probe and the remaining credits from the evidence at `now`.

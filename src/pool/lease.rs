@@ -10,7 +10,7 @@ use super::wait_queue::KeyRequest;
 use crate::policy::concurrency_group::ConcurrencyGroup;
 use crate::policy::units::UnixMs;
 
-/// A reserved key. Dropping it releases the key, whatever the outcome of the request.
+/// A reserved key. Dropping the lease releases the key, regardless of the outcome of the request.
 #[derive(Debug)]
 pub struct Lease {
     pool: Arc<Pool>,

@@ -10,7 +10,7 @@ use super::roster::KeyEntry;
 use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::secret::Fingerprint;
 
-/// Digests of the workspace identifiers that the provider has reported, by key.
+/// Digests of the reported workspace identifiers, by key.
 pub(super) type ReportedIds = HashMap<Fingerprint, SharedId>;
 
 /// The known identification of the workspace of a key.
@@ -25,7 +25,7 @@ pub struct WorkspaceMembership {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum MembershipBasis {
-    /// A digest of the provider's identifier.
+    /// A digest of the provider's workspace identifier.
     Reported(SharedId),
     /// The name in the configuration.
     Configured(String),
@@ -49,7 +49,7 @@ impl WorkspaceMembership {
         Self { shared_id: basis.shared_id(), basis, name: entry.workspace.clone() }
     }
 
-    /// Whether both identify the same workspace. Its name may differ.
+    /// Whether both values identify the same workspace. The configured name may differ.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.basis == other.basis
     }

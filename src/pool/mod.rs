@@ -1,4 +1,4 @@
-//! Manages the pool of API keys: an immutable [`Roster`] of workspaces and keys behind an `ArcSwap`, key state in
+//! Manages the pool of API keys: an immutable [`Roster`] of workspaces and keys in an `ArcSwap`, key state in
 //! atomics, and leases that release their key on drop.
 //!
 //! A request that does not wait takes no lock. It loads the roster once, selection reads atomics, and a
@@ -57,18 +57,18 @@ pub use wait_queue::KeyRequest;
 use wait_queue::WaitQueue;
 pub use workspace::Workspace;
 
-/// The stored state of a key from the previous run of the program.
+/// The stored state of a key from the previous run of Keychoir.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoredKey {
     /// The fingerprint of the key.
     pub fingerprint: Fingerprint,
-    /// The quota of its workspace.
+    /// The quota of the key's workspace.
     pub quota: Quota,
-    /// The plan of its workspace, if a poll has reported it.
+    /// The plan of the key's workspace, if a poll has reported it.
     pub tier: Option<String>,
     /// Refusals of the key itself.
     pub key_evidence: Vec<Evidence>,
-    /// Refusals of its workspace.
+    /// Refusals of the key's workspace.
     pub workspace_evidence: Vec<Evidence>,
 }
 
@@ -77,21 +77,21 @@ pub struct RestoredKey {
 pub struct KeySnapshot {
     /// The key. It is shared with the roster.
     pub key: Arc<Key>,
-    /// Usable, the current cooldown, or paused.
+    /// The state: usable, in cooldown, or paused.
     pub state: KeyState,
-    /// Usable or the current cooldown, below a pause.
+    /// The state without the pause: usable, or in cooldown.
     pub unpaused_state: KeyState,
     /// The operator's pause.
     pub pause: Option<Arc<Pause>>,
-    /// The quota of its workspace.
+    /// The quota of the key's workspace.
     pub quota: Quota,
-    /// Whether the spent credits of the workspace are near its limit.
+    /// Whether the spent credits of the workspace are near the workspace's limit.
     pub is_near_limit: bool,
     /// The time at which the credits run out at the current rate.
     pub forecast: Forecast,
     /// Current refusals of the key itself.
     pub key_evidence: Vec<Evidence>,
-    /// Current refusals of its workspace.
+    /// Current refusals of the key's workspace.
     pub workspace_evidence: Vec<Evidence>,
 }
 
@@ -130,7 +130,7 @@ pub struct Pool {
     /// The memory address of the key in use, because a reload may change its position. 0 before the
     /// first request.
     key_in_use: AtomicUsize,
-    /// The turn of the last selected key; see [`Traits`](crate::policy::strategy::Traits).
+    /// The turn of the last selected key; see [`RankingInputs`](crate::policy::strategy::RankingInputs).
     last_turn: AtomicU64,
     restrictions: Restrictions,
     /// Wakes the poller when a poll can confirm or refute a refusal, or when there may be new keys.
@@ -193,7 +193,7 @@ impl Pool {
         self.poll_request.notify_one();
     }
 
-    /// Completes when a poll is requested that can confirm or refute a refusal, or that of a new key.
+    /// Completes when a poll is requested: one that can confirm or refute a refusal, or the first poll of a new key.
     pub async fn poll_requested(&self) {
         self.poll_request.notified().await;
     }
@@ -231,9 +231,9 @@ impl Pool {
     /// requests are evaluated again. The caller reports the [`transitions`](Self::transitions) afterwards.
     pub fn reload(&self, entries: Vec<KeyEntry>, settings: Settings) -> ReloadSummary {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.roster();
-        let entries = before.with_detected_regions(entries);
-        let next = Arc::new(before.next(entries, settings, before.reported_ids.clone()));
+        let previous_roster = self.roster();
+        let entries = previous_roster.with_detected_regions(entries);
+        let next = Arc::new(previous_roster.next(entries, settings, previous_roster.reported_ids.clone()));
         self.roster.store(Arc::clone(&next));
         self.restrictions.update_identities(&next);
         self.queue.outdate_all();
@@ -242,8 +242,8 @@ impl Pool {
         };
         ReloadSummary {
             keys: next.keys().len(),
-            added: count_missing(&next, &before),
-            removed: count_missing(&before, &next),
+            added: count_missing(&next, &previous_roster),
+            removed: count_missing(&previous_roster, &next),
         }
     }
 
@@ -262,14 +262,18 @@ impl Pool {
     /// changed.
     pub fn record_workspace_id(&self, key: &Key, id: SharedId) -> bool {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.roster();
+        let previous_roster = self.roster();
         let fingerprint = key.api_key().fingerprint();
-        if before.reported_ids.get(&fingerprint) == Some(&id) {
+        if previous_roster.reported_ids.get(&fingerprint) == Some(&id) {
             return false;
         }
-        let mut reported_ids = before.reported_ids.clone();
+        let mut reported_ids = previous_roster.reported_ids.clone();
         reported_ids.insert(fingerprint, id);
-        let next = Arc::new(before.next(before.entries.to_vec(), before.settings, reported_ids));
+        let next = Arc::new(previous_roster.next(
+            previous_roster.entries.to_vec(),
+            previous_roster.settings,
+            reported_ids,
+        ));
         self.roster.store(Arc::clone(&next));
         self.restrictions.update_identities(&next);
         true
@@ -279,18 +283,19 @@ impl Pool {
     /// sent to that host.
     pub fn record_region(&self, key: &Key, region: &Arc<Authority>) {
         let _guard = self.roster_update.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.roster();
+        let previous_roster = self.roster();
         let fingerprint = key.api_key().fingerprint();
-        let mut entries = before.entries.to_vec();
+        let mut entries = previous_roster.entries.to_vec();
         for entry in entries.iter_mut().filter(|entry| entry.key.fingerprint() == fingerprint) {
             entry.detected_region = Some(Arc::clone(region));
         }
-        let next = before.next(entries, before.settings, before.reported_ids.clone());
+        let next =
+            previous_roster.next(entries, previous_roster.settings, previous_roster.reported_ids.clone());
         self.roster.store(Arc::new(next));
         self.queue.outdate_all();
     }
 
-    /// Returns the state changes of all keys that were not returned before, for example those of a reload.
+    /// Returns the state changes of all keys that were not returned before, for example changes due to a reload.
     #[must_use]
     pub fn transitions(&self, now: UnixMs) -> Vec<Transition> {
         let roster = self.roster.load();
@@ -342,13 +347,13 @@ impl Pool {
         }
     }
 
-    /// Snapshots of all keys at `now`, in pool order.
+    /// Returns snapshots of all keys at `now`, in pool order.
     #[must_use]
     pub fn snapshot(&self, now: UnixMs) -> Vec<KeySnapshot> {
         self.snapshot_of(now, |_| true)
     }
 
-    /// Snapshots of the keys that `is_wanted` selects, in pool order.
+    /// Returns snapshots of the keys that `is_wanted` selects, in pool order.
     #[must_use]
     pub fn snapshot_of(&self, now: UnixMs, is_wanted: impl Fn(&Key) -> bool) -> Vec<KeySnapshot> {
         let roster = self.roster.load();

@@ -96,7 +96,7 @@ fn a_reader_never_sees_more_credits_than_were_spent() {
         let cell = quota_cell(0, 10);
         let other = Arc::clone(&cell);
         let (_, count) = run_concurrently(move || spend(&other, 10, 4, NOW), || cell.load(NOW).count);
-        assert!(count == 0 || count == 4, "{count}: the key would seem exhausted");
+        assert!(count == 0 || count == 4, "{count}: the key must not seem exhausted");
     });
 }
 
@@ -199,7 +199,7 @@ fn an_evaluation_during_a_change_is_not_stored() {
                 read
             },
         );
-        assert!(read == 1 || !cell.is_current(inputs, NOW), "the cache hides a change");
+        assert!(read == 1 || !cell.is_current(inputs, NOW), "the cache must not hide a change");
     });
 }
 
@@ -241,7 +241,7 @@ fn a_lease_ends_once_while_a_cooldown_of_its_key_begins() {
                 pool.record_refusal(&roster, &roster.keys()[0], refused_attempt(Verdict::Billing), NOW);
                 assert!(
                     pool.try_reserve(&roster, &request(), NOW).is_err(),
-                    "a key in cooldown is never selected"
+                    "a key in cooldown must not be selected"
                 );
             },
         );
@@ -266,7 +266,11 @@ fn a_key_that_is_polled_immediately_does_not_stay_in_cooldown() {
             },
             || pool.record_refusal(&roster, key, refused_attempt(Verdict::InvalidKey), NOW),
         );
-        assert_eq!(key.is_poll_requested(), key.cooldown().is_some(), "no poll would end its cooldown");
+        assert_eq!(
+            key.is_poll_requested(),
+            key.cooldown().is_some(),
+            "a poll must be able to end the cooldown of the key"
+        );
     });
 }
 
@@ -284,7 +288,7 @@ fn a_release_serves_every_waiter() {
         let (waiter, mut result) = pool.queue.enqueue(&roster, &request(), 9).unwrap();
         pool.dispatch_waiters(NOW);
         releasing.join().unwrap();
-        let result = result.try_recv().expect("the waiters were not dispatched");
+        let result = result.try_recv().expect("the waiters must be dispatched");
         assert!(!matches!(result, Err(Unavailable::Full { .. })));
         drop(waiter);
         drop(result);

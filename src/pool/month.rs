@@ -143,31 +143,32 @@ impl Month {
         let mut request =
             KeyRequest::new(ClientName::new(client), Some(credits), Some(ConcurrencyGroup::SPEECH));
         loop {
-            let reserved = match self
-                .pool
-                .try_reserve(&roster, &request, now)
-                .map_err(|blocked| blocked.reason)
-            {
-                Ok(reserved) => reserved,
-                Err(Unavailable::Full { .. }) => {
-                    // The request waits until the first one in flight ends.
-                    self.result.waits += 1;
-                    now =
-                        self.in_flight.iter().map(|(ends, _)| *ends).min().expect("a request is in progress");
-                    self.advance(now);
-                    continue;
-                }
-                Err(_) => {
-                    let can_pay =
-                        self.accounts.iter().any(|account| account.cost(credits) <= account.remaining);
-                    assert!(!can_pay, "refused although an account could pay");
-                    self.result.refused_requests += 1;
-                    return;
-                }
-            };
+            let reserved =
+                match self.pool.try_reserve(&roster, &request, now).map_err(|blocked| blocked.reason) {
+                    Ok(reserved) => reserved,
+                    Err(Unavailable::Full { .. }) => {
+                        // The request waits until the first one in flight ends.
+                        self.result.waits += 1;
+                        now = self
+                            .in_flight
+                            .iter()
+                            .map(|(ends, _)| *ends)
+                            .min()
+                            .expect("a request must be in progress");
+                        self.advance(now);
+                        continue;
+                    }
+                    Err(_) => {
+                        let can_pay =
+                            self.accounts.iter().any(|account| account.cost(credits) <= account.remaining);
+                        assert!(!can_pay, "a request must not be refused while an account can pay");
+                        self.result.refused_requests += 1;
+                        return;
+                    }
+                };
             let mut lease = reserved.lease;
             let key = Arc::clone(lease.key());
-            assert_ne!(key.state(now).status().as_str(), "invalid", "an invalid key was selected");
+            assert_ne!(key.state(now).status().as_str(), "invalid", "an invalid key must not be selected");
             lease.mark_sent();
             let account = &mut self.accounts[KEY_ACCOUNTS[key.position()]];
             let cost = account.cost(credits);

@@ -19,7 +19,7 @@ use crate::secret::Fingerprint;
 pub struct OwnerId(Arc<str>);
 
 impl OwnerId {
-    /// Creates the identity of a workspace with this configured name and this first key.
+    /// Creates the identity of a workspace from its configured name and its first key.
     #[must_use]
     pub fn new(name: Option<&str>, first_key: Fingerprint) -> Self {
         Self(name.map_or_else(|| first_key.to_string().into(), Into::into))
@@ -55,7 +55,7 @@ impl fmt::Debug for OwnerId {
 pub struct OwnershipEntry {
     /// The identifier of a resource.
     pub identifier: Identifier,
-    /// The workspace that owns it.
+    /// The workspace that owns the resource.
     pub owner: OwnerId,
     /// Time at which the ownership was recorded.
     pub recorded_at: UnixMs,
@@ -68,7 +68,7 @@ pub struct OwnershipEntry {
 pub struct OwnerLookup {
     /// The workspace that owns the identifier.
     pub owner: OwnerId,
-    /// The entry with its new time of use, to be stored. `None` if that was stored within the last day.
+    /// The entry with its new time of use, to be stored, or `None` if a time of use was stored within the last day.
     pub update: Option<OwnershipEntry>,
 }
 
@@ -304,7 +304,7 @@ mod tests {
             (0..100).filter(|number| index.find(&voice(&format!("v{number}")), NOW).is_some());
         assert_eq!(recorded_voices.count(), 100);
         let newest = Identifier::new(ResourceKind::Request, "r49999");
-        assert!(index.find(&newest, NOW).is_some(), "the oldest are evicted first");
+        assert!(index.find(&newest, NOW).is_some(), "the oldest entries must be evicted first");
         assert!(index.find(&Identifier::new(ResourceKind::Request, "r0"), NOW).is_none());
     }
 
@@ -318,7 +318,7 @@ mod tests {
         let restored_index = OwnershipIndex::new(LIMITS);
         restored_index.restore(records, NOW.plus(DAY));
         assert_eq!(find_owner(&restored_index, voice("v"), NOW.plus(DAY)), Some(owner("a")));
-        assert_eq!(restored_index.count(), 1, "a request cannot be continued after a day");
+        assert_eq!(restored_index.count(), 1, "the entry of a request must expire after a day");
     }
 
     #[test]

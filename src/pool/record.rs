@@ -121,7 +121,7 @@ impl Pool {
         workspace_transitions(roster, workspace, now)
     }
 
-    /// Removes the evidence about `key` that was recorded with this source. The refusal was about the
+    /// Removes the evidence about `key` that was recorded with the given `source`. The refusal was about the
     /// request, because another account has refused it with the same message.
     pub fn withdraw_refusal(
         self: &Arc<Self>,
@@ -136,7 +136,7 @@ impl Pool {
         self.remove_evidence(roster, key, has_source, now)
     }
 
-    /// Records that a request was served with this key, and removes the evidence that this refutes.
+    /// Records that a request was served with the given `key`, and removes the evidence that this refutes.
     pub fn record_service(
         self: &Arc<Self>,
         roster: &Roster,
@@ -178,8 +178,9 @@ impl Pool {
                 && evidence.is_repeated_elsewhere
                 && evidence.source.request_id == refuted.source.request_id
         };
-        let others = roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
-        others.flat_map(|other| self.remove_evidence(roster, other, is_same, now)).collect()
+        let other_keys =
+            roster.keys().iter().filter(|other| !std::ptr::eq(other.workspace(), key.workspace()));
+        other_keys.flat_map(|other| self.remove_evidence(roster, other, is_same, now)).collect()
     }
 
     fn remove_evidence(
@@ -232,7 +233,7 @@ impl Pool {
         is_new.then_some(restriction)
     }
 
-    /// Whether the account of `key` has refused a request with these features with this verdict, and a
+    /// Whether the account of `key` has refused a request with the given `features` with the given `verdict`, and a
     /// poll or a served request has refuted the refusal.
     #[must_use]
     pub fn was_refuted(&self, features: &RequestFeatures, key: &Key, verdict: Verdict, now: UnixMs) -> bool {

@@ -1,6 +1,6 @@
 //! Computes the restriction that follows from a refusal, and defines the refusal as the database stores it.
 //!
-//! The restriction is computed when the refusal is received, and again when the program starts. Improved
+//! The restriction is computed when the refusal is received, and again when Keychoir starts. Improved
 //! rules therefore also apply to refusals that an earlier version stored.
 
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use crate::secret::Fingerprint;
 pub struct RefusalRecord {
     /// The fingerprint of the key that was refused.
     pub key: Fingerprint,
-    /// The identity of that key's workspace.
+    /// The identity of the key's workspace.
     pub workspace: OwnerId,
-    /// The plan of that workspace at the time of the refusal, if it was known.
+    /// The plan of the workspace at the time of the refusal, if it was known.
     pub tier: Option<Arc<str>>,
     /// Whether the restriction applies to other workspaces with the same plan instead of the key or its
     /// own workspace.
@@ -91,7 +91,7 @@ impl RefusalRecord {
         self
     }
 
-    /// Returns the identity of its workspace in `roster`, or `None` if the roster has no key of that
+    /// Returns the identity of the key's workspace in `roster`, or `None` if the roster has no key of that
     /// workspace.
     pub(super) fn workspace_in(&self, roster: &Roster) -> Option<OwnerId> {
         let key = roster.find(self.key);

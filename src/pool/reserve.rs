@@ -34,7 +34,7 @@ pub struct Reserved {
     pub transitions: Vec<Transition>,
 }
 
-/// Maximum selections per call whose key was acquired by another request first. Each of them means that
+/// Maximum number of selections per call whose key was acquired by another request first. Each of them means that
 /// another request was served.
 const MAX_LOST_RACES: usize = 64;
 /// The maximum restriction level of each successive round, after a round without restricted keys.
@@ -196,7 +196,7 @@ impl Pool {
                     let all = roster.keys().iter().enumerate();
                     let candidates: Vec<Candidate> =
                         all.map(|(position, key)| evaluate(position, key)).collect();
-                    // A key that was busy in the first evaluation may be free in the second one.
+                    // A key that was busy in the first evaluation may have capacity in the second one.
                     let choice = select(strategy, candidates.iter().copied())?;
                     (choice, candidates[choice.position()].affordability != Affordability::Enough)
                 }
@@ -246,22 +246,22 @@ impl Pool {
         now: UnixMs,
     ) -> Option<Transition> {
         let address = Arc::as_ptr(key).addr();
-        let before = self.key_in_use.load(Ordering::Acquire);
+        let previous_key = self.key_in_use.load(Ordering::Acquire);
         let is_usable =
             |key: &Arc<Key>| key.selection_state(&key.workspace().quota(now), now) == KeyState::Usable;
-        if before == address || !is_usable(key) {
+        if previous_key == address || !is_usable(key) {
             return None;
         }
         let is_substitute = if roster.settings.strategy.stays_on_key {
             roster.keys()[..position].iter().any(is_usable)
         } else {
-            roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == before && is_usable(key))
+            roster.keys().iter().any(|key| Arc::as_ptr(key).addr() == previous_key && is_usable(key))
         };
         if is_substitute {
             return None;
         }
-        self.key_in_use.compare_exchange(before, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
-        let rotated_to = (before != 0).then_some(position);
+        self.key_in_use.compare_exchange(previous_key, address, Ordering::AcqRel, Ordering::Acquire).ok()?;
+        let rotated_to = (previous_key != 0).then_some(position);
         let change = StateChange::InUse { quota: key.workspace().quota(now), rotated_to };
         Some(Transition { key: Arc::clone(key), change })
     }

@@ -41,9 +41,9 @@ pub enum RestrictionLevel {
     /// The plan was refused in another workspace or is known to lack the feature, or the refusal may
     /// have been about the request. The key is tried after unrestricted keys.
     Inferred,
-    /// The key itself was refused, longer ago than all other refused keys. It is tried only when no
-    /// other key can serve, and only as the first attempt. Therefore a key that the provider accepts
-    /// again is found after at most as many requests as there are keys.
+    /// The key itself was refused, earlier than all other refused keys. It is tried only when no other key can serve,
+    /// and only as the first attempt. Therefore a key that the provider accepts again is found after at most as many
+    /// requests as there are keys.
     RefusedLongest,
     /// The key itself was refused. It is tried after the key that was refused longest ago, and only as
     /// the first attempt.
@@ -71,7 +71,7 @@ pub enum RestrictionEffect {
 /// One restriction, with its scope, reason and times.
 #[derive(Clone, Debug)]
 pub struct Restriction {
-    /// Sequence number within this run of the program. A later or changed restriction has a higher one.
+    /// Sequence number in this run of Keychoir. A later or changed restriction has a higher one.
     pub sequence_number: u64,
     /// The last refusal. All other fields are computed from it.
     pub record: Arc<RefusalRecord>,
@@ -150,7 +150,7 @@ impl Restrictions {
         restrictions
     }
 
-    /// Returns the restricted keys of `roster` for a request with these features at `now`: their positions,
+    /// Returns the restricted keys of `roster` for a request with the given `features` at `now`: their positions,
     /// ascending, and levels.
     #[must_use]
     pub fn restricted_keys(
@@ -183,8 +183,8 @@ impl Restrictions {
         restricted
     }
 
-    /// Whether several accounts other than that of `key` have refused a request with these features with
-    /// this verdict, and have not served one since then.
+    /// Whether several accounts other than the account of `key` have refused a request with the given `features` with
+    /// `verdict`, and have not served one since then.
     #[must_use]
     pub fn is_refused_by_others(
         &self,
@@ -202,7 +202,7 @@ impl Restrictions {
         })
     }
 
-    /// Whether the workspace of `key` has refused a request with these features with this verdict.
+    /// Whether the workspace of `key` has refused a request with the given `features` with the given `verdict`.
     pub(super) fn is_refused_by_account(
         &self,
         features: &RequestFeatures,
@@ -220,7 +220,7 @@ impl Restrictions {
         applicable_to(features, &self.table.load()).any(is_wanted)
     }
 
-    /// Removes the restrictions of `key` for a request with these features, because the key has served
+    /// Removes the restrictions of `key` for a request with the given `features`, because the key has served
     /// one. Returns whether restrictions were removed.
     pub fn refute(&self, features: &RequestFeatures, key: &Key) -> bool {
         let is_refuted = |restriction: &Restriction| restriction.level_for(key).is_some();
@@ -234,7 +234,7 @@ impl Restrictions {
         true
     }
 
-    /// Removes the restrictions of a workspace that follow from refusals with this verdict.
+    /// Removes the restrictions of a workspace that follow from refusals with the given `verdict`.
     pub(super) fn remove(&self, workspace: &OwnerId, verdict: Verdict) {
         let scope = RestrictionScope::Workspace(workspace.clone());
         let is_removed =
@@ -248,7 +248,7 @@ impl Restrictions {
     pub(super) fn record(&self, restriction: &Restriction, now: UnixMs) -> bool {
         let mut is_new = false;
         self.replace(|table| {
-            evict(table, now);
+            evict_restrictions(table, now);
             is_new = self.insert(table, restriction.clone());
         });
         is_new
@@ -285,7 +285,7 @@ impl Restrictions {
     }
 
     fn retain(&self, is_retained: impl Fn(&Restriction) -> bool) {
-        self.replace(|table| retain(table, &is_retained));
+        self.replace(|table| retain_restrictions(table, &is_retained));
     }
 
     /// Inserts a restriction into a table. If the table has a restriction with the same scope and
@@ -320,16 +320,16 @@ impl Restrictions {
     }
 }
 
-/// Returns the restrictions that apply to a request with these features.
+/// Returns the restrictions that apply to a request with the given `features`.
 fn applicable_to<'t>(features: &RequestFeatures, table: &'t Table) -> impl Iterator<Item = &'t Restriction> {
     let same_feature = features.all_features().filter_map(|feature| table.get(&feature)).flatten();
     same_feature.filter(|restriction| restriction.applies_to_length(features))
 }
 
-/// Removes the expired restrictions. If too many remain, removes those of the feature that was refused
+/// Removes the expired restrictions. If too many remain, removes the restrictions of the feature that was refused
 /// first.
-fn evict(table: &mut Table, now: UnixMs) {
-    retain(table, |restriction| restriction.until > now);
+fn evict_restrictions(table: &mut Table, now: UnixMs) {
+    retain_restrictions(table, |restriction| restriction.until > now);
     while table.values().map(Vec::len).sum::<usize>() >= MAX_RESTRICTIONS {
         let oldest = table
             .iter()
@@ -339,7 +339,7 @@ fn evict(table: &mut Table, now: UnixMs) {
     }
 }
 
-fn retain(table: &mut Table, is_retained: impl Fn(&Restriction) -> bool) {
+fn retain_restrictions(table: &mut Table, is_retained: impl Fn(&Restriction) -> bool) {
     table.retain(|_, list| {
         list.retain(&is_retained);
         !list.is_empty()
@@ -364,7 +364,7 @@ impl Restriction {
         Self { record: Arc::new(record), scope: RestrictionScope::Workspace(workspace), ..self }
     }
 
-    /// Whether the text of a request with these features is as long as the refused text. Always true
+    /// Whether the text of a request with the given `features` is as long as the refused text. Always true
     /// for a refusal that was not about a length.
     fn applies_to_length(&self, features: &RequestFeatures) -> bool {
         self.limit.from_characters == 0

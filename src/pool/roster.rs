@@ -23,29 +23,29 @@ use crate::secret::{ApiKey, Fingerprint, Redactor};
 /// A key as it is configured.
 #[derive(Clone, Debug)]
 pub struct KeyEntry {
-    /// The secret.
+    /// The secret API key.
     pub key: ApiKey,
     /// The configured name, for operators.
     pub name: Option<String>,
-    /// The name of its workspace; keys of one workspace share its credits. A key without a name is the
+    /// The name of the key's workspace; keys of one workspace share its credits. A key without a name is the
     /// only key of its workspace until the provider reports an identifier.
     pub workspace: Option<String>,
     /// The provider's host for this key, if it differs from the default host. The keys of a region are
     /// valid only at the host of the region.
     pub authority: Option<Arc<Authority>>,
-    /// The default host through the key's own proxy, or directly, if the connections of this key differ from those of
-    /// the other keys. Ignored for a key with an `authority`, which includes its proxy.
+    /// The default host through the key's own proxy, or directly, if the connections of this key differ from the
+    /// connections of the other keys. Ignored for a key with an `authority`, which includes its proxy.
     pub default_route: Option<Arc<Authority>>,
     /// The host that accepted the key in a poll, after the default host refused it as a key of another
     /// region.
     pub detected_region: Option<Arc<Authority>>,
-    /// Its share of the requests relative to other keys, at least 1. Only some strategies use weights.
+    /// The key's share of the requests relative to other keys, at least 1. Only some strategies use weights.
     pub weight: u32,
-    /// Credits of its workspace that this key leaves unspent.
+    /// Credits of the workspace that this key leaves unspent.
     pub kept_credits: u64,
     /// The pause that an operator ordered, if there is one. It may have ended.
     pub pause: Option<Pause>,
-    /// The kind of source that configures the key.
+    /// The kind of source from which the key was configured.
     pub origin: KeyOrigin,
 }
 
@@ -96,18 +96,18 @@ impl Roster {
             .collect();
         let mut keys: Vec<Arc<Key>> = Vec::with_capacity(entries.len());
         for (position, (entry, membership)) in entries.iter().zip(&memberships).enumerate() {
-            let before = self.find(entry.key.fingerprint());
-            if let Some(unchanged) = before.filter(|key| key.matches(entry, membership)) {
+            let previous_key = self.find(entry.key.fingerprint());
+            if let Some(unchanged) = previous_key.filter(|key| key.matches(entry, membership)) {
                 unchanged.set_position(position);
                 unchanged.set_pause(entry.pause.clone());
                 keys.push(Arc::clone(unchanged));
                 continue;
             }
-            let workspace = self.workspace_for(entry, membership, before, &keys, &memberships);
+            let workspace = self.workspace_for(entry, membership, previous_key, &keys, &memberships);
             let key = Key::new(position, entry.clone(), workspace);
-            // Refusals apply to the key, whatever its configuration is.
-            if let Some(before) = before {
-                key.copy_state(before);
+            // Refusals apply to the key regardless of its configuration.
+            if let Some(previous_key) = previous_key {
+                key.copy_state(previous_key);
             }
             keys.push(Arc::new(key));
         }
@@ -117,9 +117,12 @@ impl Roster {
     /// Adds the detected regions of this roster's keys to the `entries` that do not configure a host.
     pub(super) fn with_detected_regions(&self, mut entries: Vec<KeyEntry>) -> Vec<KeyEntry> {
         for entry in entries.iter_mut().filter(|entry| entry.authority.is_none()) {
-            let before =
-                self.entries.iter().find(|before| before.key.fingerprint() == entry.key.fingerprint());
-            entry.detected_region = before.and_then(|before| before.detected_region.clone());
+            let previous_key = self
+                .entries
+                .iter()
+                .find(|previous_key| previous_key.key.fingerprint() == entry.key.fingerprint());
+            entry.detected_region =
+                previous_key.and_then(|previous_key| previous_key.detected_region.clone());
         }
         entries
     }
@@ -189,7 +192,7 @@ impl Roster {
         &self.keys
     }
 
-    /// Returns the key with this fingerprint.
+    /// Returns the key with the given `fingerprint`.
     #[must_use]
     pub fn find(&self, fingerprint: Fingerprint) -> Option<&Arc<Key>> {
         self.keys.iter().find(|key| key.api_key().fingerprint() == fingerprint)

@@ -60,7 +60,7 @@ fn separate_keys(count: usize) -> Arc<Pool> {
     pool(&vec![None; count])
 }
 
-/// Returns a speech request with this estimated cost that has tried the keys at these positions.
+/// Returns a speech request with the estimated cost `credits` that has tried the keys at the positions `tried`.
 fn speech_request(credits: u64, tried: &[usize]) -> KeyRequest {
     KeyRequest {
         tried: tried.to_vec(),

@@ -23,9 +23,9 @@ use crate::policy::units::UnixMs;
 /// A request for a key, with its requirements.
 #[derive(Clone, Debug)]
 pub struct KeyRequest {
-    /// The client. The queue is fair between clients.
+    /// The name of the client. The queue is fair between clients.
     pub client: ClientName,
-    /// Upper bound of the cost in credits; 0 for a free request, `None` if the cost cannot be estimated.
+    /// Upper bound of the cost in credits; 0 if the request costs no credits, `None` if the cost cannot be estimated.
     pub estimate: Option<u64>,
     /// The concurrency group that limits the request, or `None` for an unlimited request.
     pub group: Option<ConcurrencyGroup>,
@@ -34,7 +34,7 @@ pub struct KeyRequest {
     /// Positions of keys that may not serve this request, ascending. The error of a failed request
     /// disregards their state.
     pub ineligible: Vec<usize>,
-    /// Positions of the keys that are tried before all other keys, whatever the strategy, ascending.
+    /// Positions of the keys that are tried before all other keys, regardless of the strategy, ascending.
     pub preferred: Vec<usize>,
     /// Whether a key without credits may serve if no other key can, because the request costs none.
     pub allow_exhausted: bool,
@@ -79,7 +79,7 @@ pub(super) struct WaitQueue {
 #[derive(Debug, Default)]
 struct ClientQueues {
     next_id: u64,
-    /// In the order in which the clients are served next.
+    /// The queues, in the order in which the clients are served next.
     clients: VecDeque<ClientQueue>,
 }
 
@@ -123,7 +123,7 @@ impl WaitQueue {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Returns what the queued requests need.
+    /// Returns the demand of the queued requests.
     pub(super) fn demand(&self) -> QueuedDemand {
         let mut demand = QueuedDemand::default();
         if self.is_empty() {
@@ -273,17 +273,17 @@ impl WaitQueue {
 }
 
 impl KeyRequest {
-    /// Whether the key at this position may not serve the request.
+    /// Whether the key at the given `position` may not serve the request.
     pub(super) fn is_ineligible(&self, position: usize) -> bool {
         self.ineligible.binary_search(&position).is_ok()
     }
 
-    /// Whether the key at this position is tried before other keys.
+    /// Whether the key at the given `position` is tried before other keys.
     pub(super) fn is_preferred(&self, position: usize) -> bool {
         self.preferred.binary_search(&position).is_ok()
     }
 
-    /// Returns the level of the restrictions on the key at this position.
+    /// Returns the level of the restrictions on the key at the given `position`.
     pub(super) fn restriction_level(&self, position: usize) -> Option<RestrictionLevel> {
         let index = self.restricted.binary_search_by_key(&position, |(position, _)| *position).ok()?;
         self.restricted.get(index).map(|(_, level)| *level)
@@ -312,8 +312,8 @@ impl KeyRequest {
 impl Waiter {
     /// Sets the time of the next retry, and wakes the task of the request if its timer is later.
     fn set_retry_at(&mut self, at: Option<UnixMs>) {
-        let before = std::mem::replace(&mut self.retry_at, at);
-        if at.is_some_and(|at| before.is_none_or(|before| at < before)) {
+        let previous_retry_at = std::mem::replace(&mut self.retry_at, at);
+        if at.is_some_and(|at| previous_retry_at.is_none_or(|previous_retry_at| at < previous_retry_at)) {
             self.retry_moved_earlier.notify_one();
         }
     }
@@ -337,9 +337,9 @@ impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
         let mut queues = self.wait_queue.lock();
         for queue in &mut queues.clients {
-            let before = queue.waiters.len();
+            let previous_count = queue.waiters.len();
             queue.waiters.retain(|waiter| waiter.id != self.id);
-            if queue.waiters.len() < before {
+            if queue.waiters.len() < previous_count {
                 self.wait_queue.count.fetch_sub(1, Ordering::AcqRel);
             }
         }

@@ -142,7 +142,7 @@ impl Workspace {
         Some(UnixMs(self.speech_limited_until.load(Ordering::Acquire))).filter(|until| *until > now)
     }
 
-    /// Returns the number of current leases on its keys.
+    /// Returns the number of current leases on the keys of the workspace.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Acquire)
@@ -168,7 +168,7 @@ impl Workspace {
         times.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Records that the workspace is skipped for too few credits until `until`. Returns whether this is
+    /// Records that the workspace is skipped for too few credits until `until`. Returns whether the skip is
     /// to be logged, because it was not recorded before.
     pub(super) fn record_skip(&self, until: UnixMs, now: UnixMs) -> bool {
         self.skip_logged_until.swap(until.0, Ordering::AcqRel) <= now.0

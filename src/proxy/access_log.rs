@@ -70,7 +70,7 @@ fn ended_request(summary: &mut RequestSummary) -> EndedRequest {
         retry_reasons: mem::take(&mut summary.retry_reasons),
         credits: summary.credits,
         duration: summary.elapsed(),
-        document: OnceLock::new(),
+        event_text: OnceLock::new(),
     }
 }
 

@@ -93,7 +93,7 @@ impl AccountAffinity {
     ///
     /// # Errors
     ///
-    /// Fails when the request names resources of two accounts.
+    /// Fails when the request names resources of two different accounts.
     pub(super) async fn resolve<C>(
         &mut self,
         proxy: &Proxy<C>,
@@ -211,7 +211,7 @@ impl AccountAffinity {
             || (self.response_ownership == ResponseOwnership::Created && self.is_free)
     }
 
-    /// Returns the account that is tried first, if any.
+    /// Returns the account that is tried first, or `None` if all accounts are equal.
     pub(super) fn preferred_account(&self) -> Option<&OwnerId> {
         match &self.scope {
             Scope::Preferred(identity) => Some(identity),
@@ -242,7 +242,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Whether `key` may serve the request. An account without credits may serve a free request.
+    /// Whether `key` may serve the request. An account without credits may serve a request that costs none.
     pub(super) fn eligibility(&self, key: &Key) -> Eligibility {
         let identity = key.workspace().identity();
         let is_allowed = match &self.scope {

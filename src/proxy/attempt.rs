@@ -70,7 +70,7 @@ impl KeySource {
 enum PendingCharge {
     /// The response head has not arrived: the provider may serve the bytes that were sent.
     Response,
-    /// The response head to a WebSocket handshake has not arrived. The provider serves nothing before it.
+    /// The response head to a WebSocket handshake has not arrived. Before this head, the provider serves nothing.
     Handshake,
     /// A WebSocket session was opened.
     Session {
@@ -301,7 +301,7 @@ impl Attempt {
         self.upload.release();
     }
 
-    /// Counts the failover to another attempt, and returns its reason. The wait for the next key does not
+    /// Counts the failover to another attempt. Returns the reason for the failover. The wait for the next key does not
     /// count as part of this attempt, which ended when it released its key.
     pub(super) fn record_failover(&mut self) -> &'static str {
         self.has_failed_over = true;

@@ -32,6 +32,7 @@ pub(super) use counters::QuotaOwner;
 pub use counters::{AdmissionRequest, ClientLimitExceeded};
 use counters::{ClientCounters, UsageCounters};
 use period_counters::PeriodCounters;
+use permit::QuotaPermit;
 use replicas::SharedUsage;
 pub use replicas::StatementScope;
 pub use users::{NoStoredUsage, RequestUser, UserUsageFuture, UserUsageReader, UserUsageUnavailable};
@@ -55,7 +56,7 @@ pub struct ClientUsage {
     user_reader: Arc<dyn UserUsageReader>,
     /// Rate limits measure time since this instant.
     clock_origin: Instant,
-    /// The other replicas, with which the limits of the clients are shared.
+    /// The link to the other replicas that share the client limits, if there are any.
     shared: Option<SharedUsage>,
 }
 
@@ -65,12 +66,12 @@ impl ClientUsage {
     #[must_use]
     pub fn new(
         clients: &Clients,
-        used: &[UsageTotals],
+        stored_usage: &[UsageTotals],
         user_reader: Arc<dyn UserUsageReader>,
         now: UnixMs,
     ) -> Self {
         let mut by_name: HashMap<ClientName, Arc<ClientCounters>> = HashMap::new();
-        for UsageTotals { client, requests, credits } in used {
+        for UsageTotals { client, requests, credits } in stored_usage {
             let usage = &by_name.entry(client.clone()).or_default().usage;
             usage.requests.add(requests, now);
             usage.credits.add(credits, now);
@@ -79,7 +80,7 @@ impl ClientUsage {
         Self { by_name, user_reader, clock_origin, shared: None }.with_clients(clients)
     }
 
-    /// Returns the counters after a reload with `clients`. Existing counters are kept, also for removed
+    /// Returns the counters after a reload with `clients`. Existing counters are kept, even for removed
     /// clients, because a later reload may add a client again. The users of clients without a quota per user are
     /// removed, because their requests are not counted in memory.
     #[must_use]
@@ -100,9 +101,9 @@ impl ClientUsage {
     /// Returns the usage of a client at `now`, including the reservations of its requests in progress. In the unit
     /// and the period of its quota, it includes the usage at other replicas.
     #[must_use]
-    pub fn used(&self, client: &ClientName, now: UnixMs) -> UsageTotals {
+    pub fn totals(&self, client: &ClientName, now: UnixMs) -> UsageTotals {
         let counters = self.by_name.get(client).cloned().unwrap_or_default();
-        totals(client, &counters.usage, now)
+        usage_totals(client, &counters.usage, now)
     }
 
     /// Returns the usage of a user at `now`. If the client has a quota per user, it includes the reservations of
@@ -111,7 +112,7 @@ impl ClientUsage {
     /// # Errors
     ///
     /// Fails when the stored usage cannot be read in time.
-    pub async fn used_by_user(
+    pub async fn user_totals(
         &self,
         client: &Client,
         user: UserFingerprint,
@@ -124,7 +125,7 @@ impl ClientUsage {
         let user = self.load_user(&client.name, user, max_cached_users, now).await?;
         let counters = user.counters().ok_or(UserUsageUnavailable)?;
         self.refresh_user(client, counters, now).await;
-        Ok(totals(&client.name, counters, now))
+        Ok(usage_totals(&client.name, counters, now))
     }
 
     /// Returns the user of a request with its counters, which are read from the usage store if they are not in
@@ -148,51 +149,29 @@ impl ClientUsage {
         Ok(loaded)
     }
 
-    /// Whether a request of `client` counts against a quota that other replicas use too.
-    pub(super) fn shares_quota_of(&self, client: &Client) -> bool {
-        self.shared.is_some() && client.rules.quota.is_some()
-    }
-
-    /// Admits a request if its client's limits allow it. A request that is not free is counted here. Its
-    /// credits are reserved later by [`ClientPermit::reserve`], when its price is known.
+    /// Admits a request if its client's limits allow it. A request that may cost credits is counted here. Its
+    /// credits are reserved later by [`ClientPermit::reserve`], when its price is known. If other replicas share the
+    /// quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///
     /// Fails when a limit of the client does not allow the request.
-    pub fn admit(
+    pub async fn admit(
         &self,
         client: &Client,
         admission: AdmissionRequest,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
         let (permit, counters) = self.count_in_progress(client, admission)?;
-        permit.take_from_client(|quota, grant_use| quota.check(now, grant_use))?;
-        self.check_access_and_rate(client, &counters, admission)?;
-        permit.take_from_client(|quota, grant_use| quota.count_at_admission(now, grant_use))?;
-        Ok(permit)
-    }
-
-    /// Admits a request like [`admit`](Self::admit). Asks the other replicas if the grant of this replica is
-    /// insufficient.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a limit of the client does not allow the request.
-    pub async fn admit_shared(
-        &self,
-        client: &Client,
-        admission: AdmissionRequest,
-        now: UnixMs,
-    ) -> Result<ClientPermit, ClientLimitExceeded> {
-        let (permit, counters) = self.count_in_progress(client, admission)?;
-        if let Some(shared) = &self.shared {
+        if let Some(shared) = &self.shared
+            && client.rules.quota.is_some()
+        {
             shared.share(&counters.usage, &client.name, None);
         }
-        permit.take_from_shared_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
+        permit.take_from_client(now, |quota, grant_use| quota.check(now, grant_use)).await?;
         self.check_access_and_rate(client, &counters, admission)?;
-        permit
-            .take_from_shared_client(now, |quota, grant_use| quota.count_at_admission(now, grant_use))
-            .await?;
+        let count = |quota: &QuotaPermit, grant_use| quota.count_at_admission(now, grant_use);
+        permit.take_from_client(now, count).await?;
         Ok(permit)
     }
 
@@ -255,7 +234,7 @@ impl ClientUsage {
     }
 }
 
-fn totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
+fn usage_totals(client: &ClientName, counters: &UsageCounters, now: UnixMs) -> UsageTotals {
     let totals =
         |period_counters: &PeriodCounters| Period::ALL.map(|period| period_counters.used(period, now));
     let (mut requests, mut credits) = (totals(&counters.requests), totals(&counters.credits));

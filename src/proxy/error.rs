@@ -18,7 +18,7 @@ use crate::elevenlabs::affinity::required_owner::ConflictingOwners;
 use crate::policy::client::Unauthenticated;
 use crate::policy::method::MAX_METHOD_LENGTH;
 use crate::policy::origin::OriginRejected;
-use crate::policy::path::AmbiguousPath;
+use crate::policy::path::AmbiguousPathError;
 use crate::policy::select::Unavailable;
 use crate::policy::units::UnixMs;
 use crate::policy::user::{InvalidUser, MAX_USER_ID_BYTES};
@@ -33,7 +33,7 @@ use messages::{
 #[error("the response describes the owner of the key and cannot be redacted")]
 pub struct RedactionFailed;
 
-/// The response must be read before it is relayed, and the buffer budget is used up.
+/// The response must be read before it is relayed, and the buffer budget is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the buffer budget is used up, so the response cannot be read before it is relayed")]
 pub struct BuffersFull;
@@ -74,7 +74,7 @@ pub enum ProxyError {
     /// The method is longer than any registered method.
     #[error("the method is too long")]
     MethodTooLong,
-    /// The request has no `Host` header, more than one, or one that contradicts its target.
+    /// The request contains no `Host` header, more than one, or one that contradicts its target.
     #[error("the Host header is missing, repeated or contradicts the target")]
     InvalidHost,
     /// A WebSocket handshake has a body.
@@ -82,7 +82,7 @@ pub enum ProxyError {
     InvalidUpgrade,
     /// The request's path could be interpreted in more than one way.
     #[error("the path is ambiguous: {0}")]
-    AmbiguousPath(#[from] AmbiguousPath),
+    AmbiguousPath(#[from] AmbiguousPathError),
     /// The remaining path and query are not a valid request target.
     #[error("the request target is invalid: {0}")]
     InvalidTarget(#[from] http::Error),
@@ -106,13 +106,13 @@ pub enum ProxyError {
     /// This proxy sent the request itself.
     #[error("this Keychoir sent the request itself")]
     LoopDetected,
-    /// The program is shutting down.
+    /// Keychoir is shutting down.
     #[error("Keychoir is shutting down")]
     Draining,
     /// The response describes the account holder in a form that cannot be redacted.
     #[error(transparent)]
     RedactionFailed(#[from] RedactionFailed),
-    /// The response must be read before it is relayed, and the buffer budget is used up.
+    /// The response must be read before it is relayed, and the buffer budget is exhausted.
     #[error(transparent)]
     BuffersFull(#[from] BuffersFull),
     /// The upstream sent no response.
@@ -339,7 +339,10 @@ mod tests {
         let message =
             "All ElevenLabs API keys are exhausted or rate limited. Next reset: 2026-12-01T00:00:00Z.";
         let response = check(&error, 401, "quota_exceeded", "all_keys_exhausted", message);
-        assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        assert!(
+            !response.headers().contains_key(RETRY_AFTER),
+            "the response must not contain `Retry-After`, so that SDKs do not retry"
+        );
         let short = Unavailable::Exhausted { resets_at: None, left: Some(8_900) };
         let message = "All ElevenLabs API keys are exhausted or rate limited. At most 8,900 credits are left \
                        on one key, which is not enough for this request.";
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_pool_says_when_its_first_pause_ends() {
+    fn the_error_of_a_paused_pool_contains_the_end_of_the_first_pause() {
         for (until, seconds) in [(None, "60"), (Some(NOW.plus(Duration::from_millis(1_500))), "2")] {
             let response = ProxyError::Unavailable(Unavailable::Paused { until }).response("r", NOW);
             assert_eq!(response.headers()["retry-after"], seconds);
@@ -397,7 +400,10 @@ mod tests {
         };
         let message = "This client has used its quota of 3 requests.";
         let response = check(&exceeded(None), 402, "insufficient_credits", "client_quota_exceeded", message);
-        assert!(!response.headers().contains_key(RETRY_AFTER), "SDKs would retry");
+        assert!(
+            !response.headers().contains_key(RETRY_AFTER),
+            "the response must not contain `Retry-After`, so that SDKs do not retry"
+        );
         let message = format!("{message} It resets at 2026-12-01T00:00:00Z.");
         let resets_at = Some(UnixMs(1_796_083_200_000));
         check(&exceeded(resets_at), 402, "insufficient_credits", "client_quota_exceeded", &message);
@@ -432,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limited_client_gets_a_retry_after() {
+    fn a_rate_limited_client_receives_a_retry_after() {
         let wait = Duration::from_millis(1_001);
         let response = ProxyError::ClientLimit(ClientLimitExceeded::Rate { wait }).response("r", NOW);
         assert_eq!(
@@ -488,7 +494,7 @@ mod tests {
             (ProxyError::MethodNotAllowed, 405, "method_not_allowed"),
             (ProxyError::MethodTooLong, 501, "method_too_long"),
             (ProxyError::InvalidHost, 400, "invalid_host"),
-            (AmbiguousPath::Dots.into(), 400, "ambiguous_path"),
+            (AmbiguousPathError::Dots.into(), 400, "ambiguous_path"),
             (ProxyError::Overloaded(Overloaded), 503, "overloaded"),
             (ProxyError::InvalidUpgrade, 400, "invalid_upgrade"),
             (ProxyError::UsageQueueFull(QueueFull), 503, "usage_queue_full"),

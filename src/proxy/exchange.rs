@@ -144,7 +144,7 @@ impl<C: Connect> Proxy<C> {
             return Box::pin(self.send_with_own_key(key, &config, meta, &upstream_head, &body, summary))
                 .await;
         }
-        // 5. Select a key that is usable, has enough credits and a free concurrency slot, and belongs to the
+        // 5. Select a key that is usable, has enough credits and an available concurrency slot, and belongs to the
         // account that owns the named resources. The credits and the slot are reserved before the key is used.
         self.retry_budget.count_request();
         let roster = self.pool.roster();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// Maximum number of entries. An entry has a few dozen bytes.
+/// Maximum number of entries. An entry takes a few dozen bytes.
 const MAX_ENTRIES: usize = 4_096;
 
 /// The lookups that found no value, each with its expiry.

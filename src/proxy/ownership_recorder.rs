@@ -15,7 +15,7 @@ use crate::elevenlabs::endpoint::Route;
 use crate::pool::{OwnerId, OwnershipIndex};
 
 /// Records the ownership of the identifiers in a response body. Dropping it writes the updates, including
-/// those from the response head.
+/// the updates from the response head.
 #[derive(Debug)]
 pub struct OwnershipRecorder {
     pub(super) owners: Arc<OwnershipIndex>,

@@ -116,7 +116,7 @@ impl Refusals {
                 refusal.is_recorded = false;
             }
             if refusal.verdict == Verdict::Unexplained(UnexplainedRefusal::Bodiless) {
-                // The response to a `HEAD` request has no message, so the refusal may have been about the
+                // The response to a `HEAD` request contains no message, so the refusal may have been about the
                 // method.
                 continue;
             }

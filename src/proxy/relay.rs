@@ -33,7 +33,7 @@ use crate::upstream::{UpstreamBody, UpstreamBodyError};
 pub enum ResponseBody {
     /// A body that the proxy generated.
     Generated(Full<Bytes>),
-    /// A body that another part of the program produces while it is sent.
+    /// A body that another module produces while it is sent.
     Produced(UnsyncBoxBody<Bytes, Infallible>),
     /// The provider's body, streamed as it arrives.
     Relayed(Box<RelayedBody>),

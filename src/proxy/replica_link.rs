@@ -62,7 +62,7 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Publishes the account that served a list to `client`, if it differs from the previous account.
     fn record_list_account(&self, client: &ClientName, owner: &OwnerId);
 
-    /// Reports the use of a quota by this replica, and requests a grant of [`QuotaStatement::needed`] more.
+    /// Reports this replica's usage of a quota, and requests a grant of [`QuotaStatement::needed`] more.
     fn extend_grant<'a>(&'a self, statement: &'a QuotaStatement) -> LinkFuture<'a, QuotaReply>;
 }
 
@@ -80,7 +80,7 @@ pub struct FoundOwner {
 pub struct QuotaKey {
     /// The client.
     pub client: ClientName,
-    /// The user, if the quota is that of a user.
+    /// The user, if the quota is a user quota.
     pub user: Option<UserFingerprint>,
     /// The unit that the quota counts.
     pub unit: QuotaUnit,
@@ -90,7 +90,7 @@ pub struct QuotaKey {
     pub period_start: UnixMs,
 }
 
-/// The use of a shared quota by this replica, in absolute amounts. All amounts are in the unit of the quota and count
+/// This replica's usage of a shared quota, in absolute amounts. All amounts are in the unit of the quota and count
 /// from the start of the period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuotaStatement {
@@ -103,7 +103,7 @@ pub struct QuotaStatement {
     /// The amount that this replica may use by its current grant, or `used` if it has no grant.
     pub held: u64,
     /// Increases when the replica returns a part of its grant. The grant of a replica is `held` if the generation
-    /// is newer than that of its last statement. Otherwise, it is the maximum of `held` and its last grant,
+    /// is newer than the generation of its last statement. Otherwise, it is the maximum of `held` and its last grant,
     /// because the response that extended the grant may still be in transit.
     pub generation: u64,
     /// The amount in addition to `used` that a request needs. It is granted as a whole or not at all. It is 0 in a
@@ -117,7 +117,7 @@ pub struct QuotaStatement {
 /// The reply to a [`QuotaStatement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuotaReply {
-    /// The replica may use the amount that it needs.
+    /// The replica may use the amount that it requested.
     Granted(QuotaGrant),
     /// The limit does not allow the amount that the replica needs. Its grant is not larger than before.
     Denied(QuotaGrant),

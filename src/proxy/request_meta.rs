@@ -145,7 +145,7 @@ impl RequestMeta {
         }
     }
 
-    /// Prefers keys with a free slot in the session's concurrency group, although the session acquires the
+    /// Prefers keys with an available slot in the session's concurrency group, although the session acquires the
     /// slot only when speech starts.
     pub(super) fn prefer_free_slot(&self, key_request: &mut KeyRequest, roster: &Roster) {
         if let Some(group) = self.speech_group {
@@ -177,15 +177,11 @@ impl RequestMeta {
             return Ok(());
         }
         let (unpriced_credits, max_unpriced) = (limits.unpriced_credits, limits.max_unpriced_requests);
-        match (permit.billing(), key_request.estimate, permit.is_shared()) {
-            (Billing::Free, _, _) => Ok(()),
-            (Billing::Metered, Some(estimate), false) => permit.reserve(estimate, now),
-            (Billing::Metered, Some(estimate), true) => Box::pin(permit.reserve_shared(estimate, now)).await,
-            (Billing::Metered, None, false) | (Billing::Unlisted, _, false) => {
-                permit.reserve_unpriced(unpriced_credits, max_unpriced, now)
-            }
-            (Billing::Metered, None, true) | (Billing::Unlisted, _, true) => {
-                Box::pin(permit.reserve_unpriced_shared(unpriced_credits, max_unpriced, now)).await
+        match (permit.billing(), key_request.estimate) {
+            (Billing::Free, _) => Ok(()),
+            (Billing::Metered, Some(estimate)) => permit.reserve(estimate, now).await,
+            (Billing::Metered, None) | (Billing::Unlisted, _) => {
+                permit.reserve_unpriced(unpriced_credits, max_unpriced, now).await
             }
         }
     }
@@ -210,12 +206,12 @@ pub(super) struct AdmissionFacts<'a> {
     pub(super) has_own_key: bool,
 }
 
-/// Admits a request by its client's limits, and by the quota of its user.
+/// Admits a request under its client's limits and the quota of its user.
 ///
 /// # Errors
 ///
 /// Fails when the client may not use the path, or has reached one of its limits. If the client has a quota per
-/// user, also fails when the request names no user, the quota of its user is used up, or the usage of its user
+/// user, also fails when the request names no user, the quota of its user is exhausted, or the usage of its user
 /// cannot be read.
 pub(super) async fn admit(
     config: &RuntimeConfig,
@@ -236,10 +232,7 @@ pub(super) async fn admit(
     if user_quota.is_some() && user.is_none() && admission.counts_against_quotas() {
         return Err(ProxyError::UserRequired);
     }
-    let permit = match config.client_usage.shares_quota_of(client) {
-        false => config.client_usage.admit(client, admission, clock::now())?,
-        true => Box::pin(config.client_usage.admit_shared(client, admission, clock::now())).await?,
-    };
+    let permit = config.client_usage.admit(client, admission, clock::now()).await?;
     let mut permits = RequestPermits { client: permit, _request: request_permit };
     let user = match user.zip(user_quota) {
         None => user.map(RequestUser::new),

@@ -203,7 +203,7 @@ impl RequestSummary {
         self.first_byte = record.first_byte;
     }
 
-    /// Replaces the outcome of the last attempt with that of the session.
+    /// Replaces the outcome of the last attempt with the outcome of the session.
     pub(super) fn set_outcome(&mut self, outcome: Outcome) {
         self.verdict = outcome.as_str();
     }
@@ -215,7 +215,7 @@ impl RequestSummary {
     }
 }
 
-/// Returns the client's `x-request-id`, if it is safe in a log line and a database column.
+/// Returns the client's `x-request-id`, if it can be written safely to a log line and a database column.
 fn client_request_id(headers: &HeaderMap) -> Option<Arc<str>> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);

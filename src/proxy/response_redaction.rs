@@ -58,7 +58,7 @@ impl ResponseRedaction {
     }
 }
 
-/// Maximum size of a document that describes the account holder. The provider's document has about 2 KB.
+/// Maximum size of a document that describes the account holder. The provider's document is about 2 KB long.
 const MAX_USER_DOCUMENT_SIZE: usize = 1024 * 1024;
 
 /// Maximum size of a compressed document of known length that is read before it is relayed. The provider
@@ -99,7 +99,7 @@ impl UpstreamResponse {
             let text = self.decoded_body(max_bytes, limits).await;
             match text.map(|text| redactor.redact(&text)) {
                 Some(Some(redacted)) => self.set_body(redacted),
-                // The decoded text contains no key. A client might still read a key in bytes behind the
+                // The decoded text contains no key. A client might still read a key in bytes after the
                 // compressed data.
                 Some(None) if !self.search_raw_body(redactor, max_bytes, limits).await => {
                     return Ok(self);

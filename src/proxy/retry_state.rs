@@ -100,7 +100,7 @@ impl RetryState {
         retry
     }
 
-    /// Updates the restricted keys: those of accounts that refused similar requests, and those of accounts
+    /// Updates the restricted keys: keys of accounts that refused similar requests, and keys of accounts
     /// whose plan is known to lack a feature that this request needs.
     fn update_restricted_keys(&mut self, pool: &Pool) {
         let restrictions = pool.restrictions();
@@ -332,8 +332,8 @@ impl RetryState {
     }
 
     /// Records that this request could not be sent by the route of `key`. Excludes the keys that would fail in the
-    /// same way: those with the same proxy if it refused Keychoir's credentials, and those with the same route
-    /// after its second failure, because the first one may have been that of a single connection. Returns whether
+    /// same way: keys with the same proxy if it refused Keychoir's credentials, and keys with the same route
+    /// after its second failure, because the first failure may concern only a single connection. Returns whether
     /// the request may use another route, which has not failed.
     fn record_failed_route(&mut self, key: &Key, progress: Progress) -> bool {
         let failed_route = Arc::clone(self.route(key));

@@ -41,7 +41,7 @@ pub struct Proxy<C = TcpTlsConnector> {
     pub(super) drain_expired: CancellationToken,
 }
 
-/// The part of the proxy's state that other parts of the program also use.
+/// The part of the proxy's state that other modules also use.
 #[derive(Clone, Debug)]
 pub struct SharedState {
     /// The current configuration.

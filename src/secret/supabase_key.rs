@@ -88,8 +88,9 @@ impl fmt::Debug for SupabaseKey {
 /// Returns the role in a JWT, or `None` if `token` is not a JWT with a role. The signature is not verified,
 /// because the role serves only to detect that the operator configured the wrong key.
 fn jwt_role(token: &str) -> Option<String> {
-    let mut parts = token.split('.');
-    let (Some(_), Some(claims), Some(_), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    let mut jwt_parts = token.split('.');
+    let (Some(_), Some(claims), Some(_), None) =
+        (jwt_parts.next(), jwt_parts.next(), jwt_parts.next(), jwt_parts.next())
     else {
         return None;
     };

@@ -56,7 +56,7 @@ where
     R: FnMut(IdleConnection<I>, &Arc<ConnectionState>) -> Option<IdleConnection<I>> + Send + 'static,
 {
     let kept_connection = (!drain.draining.is_cancelled()).then(|| drain.kept_connections.token());
-    run(open, service, limits, drain, (state, kept_connection), relocate)
+    run_connection(open, service, limits, drain, (state, kept_connection), relocate)
 }
 
 /// A connection whose next request is about to arrive.
@@ -72,7 +72,7 @@ impl<I> From<I> for IdleConnection<I> {
     }
 }
 
-async fn run<S, I>(
+async fn run_connection<S, I>(
     open: impl Future<Output = Option<IdleConnection<I>>> + Send,
     service: S,
     limits: ConnectionLimits,
@@ -186,8 +186,8 @@ where
                 connection.as_mut().graceful_shutdown();
                 let poll_result = poll_fn(|cx| Poll::Ready(connection.poll_without_shutdown(cx))).await;
                 if let Poll::Ready(Ok(())) = poll_result {
-                    let parts = Pin::into_inner(connection).into_parts();
-                    return HttpEnd::Idle(parts.io.into_inner().with_read_buf(parts.read_buf));
+                    let connection_parts = Pin::into_inner(connection).into_parts();
+                    return HttpEnd::Idle(connection_parts.io.into_inner().with_read_buf(connection_parts.read_buf));
                 }
                 tokio::select! {
                     biased;
@@ -214,14 +214,14 @@ where
         result = connection.as_mut() => Some(result),
     };
     // Dropping the HTTP connection also drops a response that is in progress.
-    let parts = Pin::into_inner(connection).into_parts();
-    let mut stream = parts.io.into_inner();
+    let connection_parts = Pin::into_inner(connection).into_parts();
+    let mut stream = connection_parts.io.into_inner();
     if state.is_truncated() {
         stream.get_ref().get_ref().reset_on_drop();
         return HttpEnd::Closed;
     }
     match (http_result, upgrade_slot.take()) {
-        (Some(Ok(())), Some(upgrade)) => HttpEnd::Upgraded(upgrade, stream, parts.read_buf),
+        (Some(Ok(())), Some(upgrade)) => HttpEnd::Upgraded(upgrade, stream, connection_parts.read_buf),
         (Some(Ok(())), None) if state.may_send_body() => HttpEnd::Closing(stream),
         (Some(Ok(())) | None, _) => HttpEnd::Closed,
         (Some(Err(error)), _) => {

@@ -295,7 +295,7 @@ impl<S: Service> Server<S> {
         let peer = accepted.peer();
         // The future is boxed, so that its memory is freed once the stream is open.
         let open = Box::pin(async move {
-            let stream = register(accepted)?;
+            let stream = register_connection(accepted)?;
             tls.accept(stream, headers_timeout).await.map(IdleConnection::from)
         });
         self.serve_on(worker_index, open, Assignment::New { peer }, self.connection_limiter.admit(permit));
@@ -352,7 +352,7 @@ impl<S: Service> Server<S> {
         match Accepted::deregister(plain_stream) {
             Ok(accepted) => {
                 let open = async move {
-                    Some(IdleConnection { stream: Either::Left(register(accepted)?), read_buf })
+                    Some(IdleConnection { stream: Either::Left(register_connection(accepted)?), read_buf })
                 };
                 self.serve_on(target, Box::pin(open), Assignment::Moved(state), permit.take()?);
             }
@@ -363,6 +363,6 @@ impl<S: Service> Server<S> {
 }
 
 /// Registers the stream with the current runtime. Returns `None` if the registration fails.
-fn register(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
+fn register_connection(accepted: Accepted) -> Option<Either<TcpStream, UnixStream>> {
     accepted.register().inspect_err(|error| debug!("a connection ended before it was served: {error}")).ok()
 }

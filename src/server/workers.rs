@@ -122,7 +122,7 @@ pub struct WorkerPool<S> {
 pub(super) struct Worker<S> {
     pub(super) handle: Handle,
     pub(super) service: S,
-    /// The drain, whose `requests` are those of this worker.
+    /// The drain, whose `requests` counts the requests of this worker.
     pub(super) drain: Arc<Drain>,
     connections: Arc<AtomicUsize>,
 }
@@ -166,7 +166,7 @@ impl<S> WorkerPool<S> {
         (target_requests + 1 < requests).then_some(target)
     }
 
-    /// Returns the workers in turn. Returns `None` if the pool is empty.
+    /// Returns the next worker in rotation. Returns `None` if the pool is empty.
     pub(super) fn next_worker(&self) -> Option<&Worker<S>> {
         let turn = self.next_turn.fetch_add(1, Ordering::Relaxed);
         self.workers.get(turn.checked_rem(self.workers.len())?)

@@ -1,7 +1,8 @@
 //! Builds the calls of the Lua scripts for one beat: the round trip in which a replica states its use to Redis and
-//! receives its grants. `replica.rs` makes the statements and applies the replies.
+//! receives its grants. `replica.rs` makes the statements, and `beat_replies.rs`
+//! applies the replies.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +22,19 @@ use crate::pool::Workspace;
 const CREDITS_TTL: Duration = Duration::from_secs(40 * 24 * 3_600);
 
 /// The number of arguments of one amount, as `ARGUMENTS` in `grants.lua`.
-const GRANT_ARGUMENTS: usize = 14;
+const GRANT_ARGUMENTS: usize = 15;
 
 /// The time for which a replica keeps its place in the line of `grants.lua` after its credits suffice for a queued
 /// request, so that it can also get a slot.
 pub(super) const TURN: Duration = Duration::from_secs(2);
+
+/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although none were lost. If
+/// a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
+const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Maximum number of workspaces in one demand. A queued request needs only one of them, and the next demand contains
+/// others.
+const MAX_DEMANDED_WORKSPACES: usize = 8;
 
 /// The reason for a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +43,8 @@ pub(super) enum BeatCause {
     Interval,
     /// Queued requests, missed messages, a new connection or the end of the program need a reply.
     ReplyNeeded,
-    /// Another replica needs credits. This replica states each workspace in which it holds more than it needs.
+    /// Other replicas need credits or slots of some workspaces ([`Replica::record_demand`]). This replica states those
+    /// in which it holds more than it needs.
     DemandedByOthers,
 }
 
@@ -46,6 +56,8 @@ pub(super) struct Beat {
     pub(super) workspaces: HashMap<SharedId, Arc<Workspace>>,
     pub(super) credits: Vec<(SharedId, CreditStatement)>,
     pub(super) slots: Vec<(SharedId, ConcurrencyGroup, SlotStatement)>,
+    /// The sum of the slots that the replica uses or may use.
+    pub(super) held_slots: u64,
     /// Whether a statement differs from the last statement, or a full beat is due.
     pub(super) is_due: bool,
     pub(super) is_full: bool,
@@ -59,10 +71,21 @@ pub(super) struct BeatOutcome {
     pub(super) is_lost: bool,
     /// Whether another program states itself under the id of this replica, because it has a copy of its database.
     pub(super) has_duplicate_id: bool,
-    /// Whether other replicas hold credits or slots that this replica needs.
-    pub(super) is_unmet: bool,
+    /// The workspaces of which other replicas hold credits or slots that this replica needs.
+    pub(super) unmet: BTreeSet<SharedId>,
     /// Whether the earlier statements of this replica were only read, so that the next beat must follow at once.
     pub(super) is_incomplete: bool,
+}
+
+impl BeatOutcome {
+    /// Returns the workspaces of the next demand. They change with the number of the statement.
+    pub(super) fn demanded_workspaces(&self, statement: u64) -> Vec<SharedId> {
+        let count = self.unmet.len();
+        let turn = usize::try_from(statement).unwrap_or(0).wrapping_mul(MAX_DEMANDED_WORKSPACES);
+        let first = turn.checked_rem(count).unwrap_or(0);
+        let workspaces = self.unmet.iter().cycle().skip(first);
+        workspaces.take(count.min(MAX_DEMANDED_WORKSPACES)).copied().collect()
+    }
 }
 
 impl Replica {
@@ -82,7 +105,13 @@ impl Replica {
 
     pub(super) fn credits_call(&self, statements: &[(SharedId, CreditStatement)]) -> ScriptCall {
         let keys = statements.iter().map(|(workspace, _)| self.keyspace.credits(*workspace)).collect();
-        let numbers = [self.replicas.into(), millis(GRANT_LEASE), self.statement, millis(TURN)];
+        let numbers = [
+            self.replicas.into(),
+            millis(GRANT_LEASE),
+            self.statement,
+            millis(TURN),
+            millis(MIN_LIST_INTERVAL),
+        ];
         let mut arguments = vec![self.id.clone()];
         arguments.extend(numbers.map(|number: u64| number.to_string()));
         for (workspace, statement) in statements {
@@ -134,6 +163,7 @@ pub(super) fn grant_arguments(
         base,
         is_idle,
         used_by_others,
+        epoch,
     } = *statement;
     let argument = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
     [
@@ -150,6 +180,7 @@ pub(super) fn grant_arguments(
         u8::from(is_idle).to_string(),
         ttl.as_millis().to_string(),
         used_by_others.to_string(),
+        epoch.to_string(),
         lost_use_argument,
     ]
 }

@@ -60,7 +60,7 @@ impl ClientShares {
             beat.quotas = usage.quota_statements(scope, moment.now);
             self.last_quota_statement = Some(moment.instant);
         }
-        for activity in usage.activity() {
+        for activity in usage.take_activity() {
             let slots = self.slots.entry(activity.client.clone()).or_default();
             let peak = activity.demand.max(activity.running).max(u32::from(activity.is_recent));
             let count = RunningCount { running: activity.running, peak };
@@ -149,6 +149,7 @@ pub(super) struct CallContext<'a> {
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt;
     use redis::Value::{Array, Int};
 
     use super::*;
@@ -156,7 +157,7 @@ mod tests {
     use crate::elevenlabs::affinity::RetentionLimits;
     use crate::policy::charge::Billing;
     use crate::policy::client::{AnonymousAccess, Client, Clients, Rules};
-    use crate::policy::redis_url::SharedPoolName;
+    use crate::policy::shared_pool_name::SharedPoolName;
     use crate::policy::units::UnixMs;
     use crate::pool::{Pool, Settings};
     use crate::proxy::{AdmissionRequest, ClientPermit, NoStoredUsage};
@@ -174,8 +175,8 @@ mod tests {
 
     /// Returns the number of requests of the client that are admitted at the same time.
     fn admitted(usage: &ClientUsage, client: &Client, now: UnixMs) -> usize {
-        let permits: Vec<ClientPermit> =
-            std::iter::repeat_with(|| usage.admit(client, ADMISSION, now)).map_while(Result::ok).collect();
+        let admit = || usage.admit(client, ADMISSION, now).now_or_never().unwrap();
+        let permits: Vec<ClientPermit> = std::iter::repeat_with(admit).map_while(Result::ok).collect();
         permits.len()
     }
 

@@ -75,7 +75,7 @@ pub enum RedisConnectError {
         master: String,
     },
     /// No sentinel responded. Contains the error of the last sentinel.
-    #[error("no sentinel can be asked for the master: {0}")]
+    #[error("no sentinel returned the address of the master: {0}")]
     NoSentinel(Box<RedisConnectError>),
 }
 
@@ -114,8 +114,8 @@ pub enum RedisRefusal {
     NotSentinel,
     /// The sentinel requires a password.
     #[error(
-        "is a sentinel that requires a password, and sentinels are asked without one: permit its user default the \
-         command SENTINEL GET-MASTER-ADDR-BY-NAME"
+        "is a sentinel that requires a password, but a password in redis.url is only for the master: permit its \
+         user default the command SENTINEL GET-MASTER-ADDR-BY-NAME"
     )]
     SentinelPassword,
     /// Connections from other machines are refused without a password.

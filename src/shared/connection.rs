@@ -20,7 +20,7 @@ use super::LinkSettings;
 use super::connect_error::{RedisConnectError, RedisRefusal};
 use super::push::{self, Pushes};
 use crate::platform::sockets::UnixStream;
-use crate::policy::redis_url::{RedisAddress, RedisRoute, RedisTransport, RedisUrl, SentinelRoute};
+use crate::policy::redis_url::{RedisAddress, RedisLocation, RedisTransport, RedisUrl, SentinelGroup};
 use crate::tasks::{AbortOnDrop, Tasks};
 use crate::upstream::{BoxedStream, TcpError, TlsError, connect_tcp, private_tls_config};
 
@@ -98,32 +98,32 @@ impl RedisEndpoint {
     /// Returns the node that a cluster names in a MOVED error, or `None` for any other error.
     #[must_use]
     pub fn redirect(&self, error: &RedisError) -> Option<Self> {
-        let RedisRoute::Server(current, transport) = &self.url.route else { return None };
+        let RedisLocation::Server(current, transport) = &self.url.location else { return None };
         let errors = error.clone().into_server_errors()?;
         let moved_error = errors.iter().find(|(_, error)| error.code() == "MOVED")?;
         // `SLOT HOST:PORT`, with an empty host for the same host, and an IPv6 address without brackets.
         let (host, port) = moved_error.1.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
         let host = if matches!(host, "" | "?") { &current.host } else { host };
         let address = RedisAddress { host: host.to_owned(), port: port.parse().ok()? };
-        let url = RedisUrl { route: RedisRoute::Server(address, *transport), ..self.url.clone() };
+        let url = RedisUrl { location: RedisLocation::Server(address, *transport), ..self.url.clone() };
         Some(Self { url, ..self.clone() })
     }
 
     async fn open_without_timeout(&self, tasks: &Tasks) -> Result<RedisConnection, RedisConnectError> {
-        let (stream, address) = match &self.url.route {
-            RedisRoute::Server(address, transport) => {
+        let (stream, address) = match &self.url.location {
+            RedisLocation::Server(address, transport) => {
                 (self.open_tcp(address, *transport).await?, address.to_string())
             }
-            RedisRoute::Unix(path) => {
+            RedisLocation::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
                 let server = format!("unix:{path}");
                 let stream = stream
                     .map_err(|source| RedisConnectError::Unreachable { server: server.clone(), source })?;
                 (Box::new(stream) as BoxedStream, server)
             }
-            RedisRoute::Sentinel(route) => {
-                let address = self.find_master(route).await?;
-                (self.open_tcp(&address, route.transport).await?, address.to_string())
+            RedisLocation::Sentinel(sentinels) => {
+                let address = self.find_master(sentinels).await?;
+                (self.open_tcp(&address, sentinels.transport).await?, address.to_string())
             }
         };
         self.shake_hands(stream, address, tasks).await
@@ -198,11 +198,11 @@ impl RedisEndpoint {
 
     /// Queries all sentinels at the same time, because a sentinel that is down may not respond, and returns the first
     /// reply. A sentinel that was partitioned may name an old master, which then reports that it is a replica.
-    async fn find_master(&self, route: &SentinelRoute) -> Result<RedisAddress, RedisConnectError> {
+    async fn find_master(&self, group: &SentinelGroup) -> Result<RedisAddress, RedisConnectError> {
         let mut queries = JoinSet::new();
-        for sentinel in &route.sentinels {
-            let (endpoint, sentinel, route) = (self.clone(), sentinel.clone(), route.clone());
-            queries.spawn(async move { endpoint.query_sentinel(&sentinel, &route).await });
+        for sentinel in &group.sentinels {
+            let (endpoint, sentinel, group) = (self.clone(), sentinel.clone(), group.clone());
+            queries.spawn(async move { endpoint.query_sentinel(&sentinel, &group).await });
         }
         let (mut has_response, mut failure) = (false, None);
         while let Some(result) = queries.join_next().await {
@@ -216,7 +216,7 @@ impl RedisEndpoint {
         }
         match failure {
             Some(error) if !has_response => Err(RedisConnectError::NoSentinel(Box::new(error))),
-            Some(_) | None => Err(RedisConnectError::UnknownMaster { master: route.master.clone() }),
+            Some(_) | None => Err(RedisConnectError::UnknownMaster { master: group.master.clone() }),
         }
     }
 
@@ -225,9 +225,9 @@ impl RedisEndpoint {
     async fn query_sentinel(
         &self,
         sentinel: &RedisAddress,
-        route: &SentinelRoute,
+        group: &SentinelGroup,
     ) -> Result<Option<RedisAddress>, RedisConnectError> {
-        let stream = self.open_tcp(sentinel, route.transport).await?;
+        let stream = self.open_tcp(sentinel, group.transport).await?;
         let info =
             RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP2).set_skip_set_lib_name();
         let name = sentinel.to_string();
@@ -245,7 +245,7 @@ impl RedisEndpoint {
                 .await
                 .map_err(failed)?;
         let mut query = redis::cmd("SENTINEL");
-        query.arg("GET-MASTER-ADDR-BY-NAME").arg(&route.master);
+        query.arg("GET-MASTER-ADDR-BY-NAME").arg(&group.master);
         let address: Option<(String, u16)> = tokio::select! {
             address = query.query_async(&mut commands) => address.map_err(failed)?,
             () = driver => return Err(RedisConnectError::Broken { server: name }),
@@ -305,14 +305,14 @@ mod tests {
     use redis::parse_redis_value;
 
     use super::*;
-    use crate::policy::redis_url::SharedPoolName;
+    use crate::policy::shared_pool_name::SharedPoolName;
     use crate::secret::RedisCredentials;
 
     fn settings() -> LinkSettings {
         let address = RedisAddress { host: "node-1".to_owned(), port: 7000 };
         LinkSettings {
             url: RedisUrl {
-                route: RedisRoute::Server(address, RedisTransport::Tls),
+                location: RedisLocation::Server(address, RedisTransport::Tls),
                 credentials: Some(RedisCredentials::new(Some("alice"), "hunter2")),
                 database: 0,
             },
@@ -353,7 +353,7 @@ mod tests {
             assert!(next.is_none_or(|next| next.url.credentials == endpoint.url.credentials));
         }
         let mut unix = settings();
-        unix.url.route = RedisRoute::Unix("/r".to_owned());
+        unix.url.location = RedisLocation::Unix("/r".to_owned());
         let error = parse_redis_value(b"-MOVED 1 h:1\r\n").unwrap().extract_error().unwrap_err();
         assert!(RedisEndpoint::new(&unix).unwrap().redirect(&error).is_none());
     }

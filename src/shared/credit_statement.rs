@@ -31,6 +31,8 @@ pub(super) struct CreditStatement {
     pub(super) is_idle: bool,
     /// The sum of the charges of other replicas that this replica knows.
     pub(super) used_by_others: u64,
+    /// The last known [`CreditGrant::epoch`], or 0 to receive the charges of each replica.
+    pub(super) epoch: u64,
 }
 
 impl CreditStatement {
@@ -52,7 +54,7 @@ impl CreditStatement {
 
     /// Whether another statement would lead to the same reply.
     pub(super) fn is_same(self, other: Self) -> bool {
-        let without_base = |statement| Self { base: None, held: 0, used_by_others: 0, ..statement };
+        let without_base = |statement| Self { base: None, held: 0, used_by_others: 0, epoch: 0, ..statement };
         self.base.is_some() == other.base.is_some() && without_base(self) == without_base(other)
     }
 }
@@ -71,23 +73,35 @@ pub(super) struct CreditGrant {
     pub(super) left: u64,
     /// Whether other replicas hold more credits than they need while this replica has too few.
     pub(super) is_unmet: bool,
-    /// The charges of each other replica; empty if their sum is `used_by_others` of the statement.
-    pub(super) uses: Vec<(String, ReplicaUse)>,
     /// The number of the last process of this replica that Redis knows.
     pub(super) run: u64,
     /// The charges of earlier processes of this replica that Redis knows.
     pub(super) used_before: u64,
+    /// A number that changes when Redis loses the charges.
+    pub(super) epoch: u64,
+    /// The charges of each other replica. `None` if this replica does not need them: another replica has received
+    /// them, and Redis has lost nothing.
+    pub(super) uses: Option<Vec<(String, ReplicaUse)>>,
 }
 
 impl CreditGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, others, base, stamp, may_exceed, before, left, unmet, uses, run, used_before] =
-            tuple(value)?;
-        let mut words = text(uses)?.split_ascii_whitespace();
-        let mut uses = Vec::new();
-        while let Some(replica) = words.next() {
-            uses.push((replica.to_owned(), ReplicaUse::parse(&mut words).ok_or(UnexpectedReply)?));
-        }
+        let [
+            granted,
+            others,
+            base,
+            stamp,
+            may_exceed,
+            before,
+            left,
+            unmet,
+            run,
+            used_before,
+            epoch,
+            has_uses,
+            uses,
+        ] = tuple(value)?;
+        let has_uses = integer(has_uses)? == 1;
         Ok(Self {
             granted: amount(granted)?,
             used_by_others: amount(others)?,
@@ -97,9 +111,20 @@ impl CreditGrant {
             stated_before: u64::try_from(integer(before)?).ok(),
             left: amount(left)?,
             is_unmet: integer(unmet)? == 1,
-            uses,
             run: amount(run)?,
             used_before: amount(used_before)?,
+            epoch: amount(epoch)?,
+            uses: if has_uses { Some(parse_uses(text(uses)?)?) } else { None },
         })
     }
+}
+
+/// Parses "replica used run before" of each replica.
+fn parse_uses(text: &str) -> Result<Vec<(String, ReplicaUse)>, UnexpectedReply> {
+    let mut words = text.split_ascii_whitespace();
+    let mut uses = Vec::new();
+    while let Some(replica) = words.next() {
+        uses.push((replica.to_owned(), ReplicaUse::parse(&mut words).ok_or(UnexpectedReply)?));
+    }
+    Ok(uses)
 }

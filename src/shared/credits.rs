@@ -36,8 +36,11 @@ pub(super) struct Credits {
     charged: i64,
     /// The charges of each other replica that this replica knows. The amounts only grow.
     uses: BTreeMap<String, ReplicaUse>,
-    /// The sum of `uses`.
+    /// The sum of the charges of all other replicas. `uses` may be older, because Redis returns the charges of each
+    /// replica only to the first replica that states its use after they have changed.
     used_by_others: u64,
+    /// The last [`CreditGrant::epoch`], or 0 if Redis must return the charges of each replica.
+    epoch: u64,
     /// The replicas whose `uses` Redis has lost in part.
     lost_uses: Vec<String>,
     /// The last applied [`CreditUse::foreign`]. Another value in the pool is a change by this replica, such as a
@@ -93,6 +96,7 @@ impl Credits {
             charged: 0,
             uses: BTreeMap::new(),
             used_by_others: 0,
+            epoch: 0,
             lost_uses: Vec::new(),
             foreign: None,
             base: 0,
@@ -147,7 +151,14 @@ impl Credits {
             base,
             is_idle: instant.saturating_duration_since(self.last_used) >= IDLE_AFTER,
             used_by_others: self.used_by_others,
+            epoch: self.epoch,
         }
+    }
+
+    /// Requests the charges of each replica with the next statement, because Redis may have lost a part of them, as
+    /// after a failover.
+    pub(super) fn request_uses(&mut self) {
+        self.epoch = 0;
     }
 
     /// Returns `replica used run before` for each replica whose charges Redis has lost in part.
@@ -236,15 +247,17 @@ impl Credits {
     /// restores all charges that it knows, so that the charges of a replica that has ended are not lost.
     fn record_uses(&mut self, grant: &CreditGrant) {
         self.lost_uses.clear();
-        if grant.used_by_others == self.used_by_others {
+        self.epoch = grant.epoch;
+        let Some(uses) = &grant.uses else {
+            self.used_by_others = grant.used_by_others;
             return;
-        }
-        for (replica, redis_use) in &grant.uses {
+        };
+        for (replica, redis_use) in uses {
             let own_record = self.uses.entry(replica.clone()).or_default();
             *own_record = own_record.merged(*redis_use);
         }
         let used_at_redis: BTreeMap<&str, u64> =
-            grant.uses.iter().map(|(replica, redis_use)| (replica.as_str(), redis_use.used)).collect();
+            uses.iter().map(|(replica, redis_use)| (replica.as_str(), redis_use.used)).collect();
         let is_lost = |(replica, own_record): &(&String, &ReplicaUse)| {
             used_at_redis.get(replica.as_str()) < Some(&own_record.used)
         };
@@ -294,6 +307,14 @@ impl Credits {
         self.foreign = is_known.then_some(usage.foreign);
         self.restored_foreign = (!is_known).then_some(usage.foreign);
         self.charged = usage.charged_here;
+    }
+
+    /// Returns a share without a bound for a workspace whose credits are unlimited now. Returns `None` if the share has
+    /// no bound already.
+    pub(super) fn stop_dividing(&mut self, usage: CreditUse) -> Option<CreditShare> {
+        self.bound.take()?;
+        (self.lease_end, self.may_exceed, self.is_waiting) = (None, false, false);
+        Some(CreditShare { foreign: usage.foreign, granted: None, may_overcommit: true })
     }
 
     /// Returns the share of this replica after its grant has ended and there is no new grant: an equal part of the

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::scripts::{Keyspace, Map, ScriptCall};
+use crate::policy::shared_id::SharedId;
 
 /// An entry of a map. The entry with the highest stamp wins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +44,9 @@ pub(super) enum Message {
         version: u64,
         entry: MapEntry,
     },
-    /// A replica needs more credits or slots than are free. Other replicas must return those that they do not need.
-    Demand { replica: String },
+    /// A replica needs more credits or slots of these workspaces than are free. Other replicas must return those that
+    /// they do not need.
+    Demand { replica: String, workspaces: Vec<SharedId> },
 }
 
 impl Message {
@@ -52,7 +54,9 @@ impl Message {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(' ')?;
         if kind == "demand" {
-            return Some(Self::Demand { replica: rest.to_owned() });
+            let mut words = rest.split(' ');
+            let replica = words.next()?.to_owned();
+            return Some(Self::Demand { replica, workspaces: words.filter_map(SharedId::parse).collect() });
         }
         let (replica, rest) = rest.split_once(' ')?;
         let replica = replica.to_owned();
@@ -66,8 +70,14 @@ impl Message {
     /// Returns the id of the replica that sent the message.
     pub(super) fn replica(&self) -> &str {
         match self {
-            Self::Entry { replica, .. } | Self::Demand { replica } => replica,
+            Self::Entry { replica, .. } | Self::Demand { replica, .. } => replica,
         }
+    }
+
+    /// Returns the text of a demand.
+    pub(super) fn demand_text(replica: &str, workspaces: &[SharedId]) -> String {
+        let names: String = workspaces.iter().map(|workspace| format!(" {workspace}")).collect();
+        format!("demand {replica}{names}")
     }
 }
 

@@ -4,6 +4,7 @@
 //! grants, and it applies the changes that other replicas publish. Without `[redis]`, this module does not run.
 
 mod beat_calls;
+mod beat_replies;
 mod changes;
 mod clients;
 mod connect_error;
@@ -39,7 +40,8 @@ mod view;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::policy::redis_url::{RedisUrl, SharedPoolName};
+use crate::policy::redis_url::RedisUrl;
+use crate::policy::shared_pool_name::SharedPoolName;
 
 pub use connect_error::{RedisConnectError, RedisRefusal};
 pub use connection::{RedisConnection, RedisEndpoint, RedisServer};

@@ -22,6 +22,7 @@ use super::reply::{UnexpectedReply, fields};
 use super::scripts::{Keyspace, Map, ScriptCall};
 use super::task::{LinkError, LinkTask, moment};
 use crate::clock;
+use crate::policy::shared_id::SharedId;
 use crate::pool::PoolChange;
 use crate::proxy::SharedConfig;
 
@@ -125,7 +126,9 @@ impl Link {
                 self.pace.record_response(clock::instant());
                 // The reply to the first beat lowers the grants of this replica, and the second beat confirms it.
                 self.beat(task, BeatCause::DemandedByOthers).await?;
-                self.beat(task, BeatCause::DemandedByOthers).await
+                self.beat(task, BeatCause::DemandedByOthers).await?;
+                task.replica.record_response();
+                Ok(())
             }
             () = overlay_changed(&mut task.overlay) => self.store_overlay(task).await,
             // `is_demanded` remains set until the next beat states the demand.
@@ -221,6 +224,7 @@ impl Link {
         if outcome.has_duplicate_id {
             task.replace_id();
         }
+        let demanded = outcome.demanded_workspaces(task.replica.statement);
         let is_lost = outcome.is_lost || !outcome.outdated.to_restate.is_empty();
         for map in outcome.outdated.to_read {
             self.read_map(task, map).await?;
@@ -233,17 +237,19 @@ impl Link {
             task.clients.restate();
             self.store_overlay(task).await?;
         }
-        if self.pace.try_publish_demand(outcome.is_unmet, clock::instant()) {
-            self.publish_demand(task).await?;
+        if self.pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
+            self.publish_demand(task, &demanded).await?;
         }
         Ok(outcome.is_incomplete)
     }
 
     /// Publishes the demand of this replica. Other replicas respond with statements that return the credits and slots
     /// that they do not need.
-    async fn publish_demand(&self, task: &LinkTask) -> Result<(), LinkError> {
+    async fn publish_demand(&self, task: &LinkTask, workspaces: &[SharedId]) -> Result<(), LinkError> {
+        let replica = &task.replica;
+        let demand = Message::demand_text(&replica.id, workspaces);
         let mut publish = redis::cmd("PUBLISH");
-        publish.arg(task.replica.keyspace.channel()).arg(format!("demand {}", task.replica.id));
+        publish.arg(replica.keyspace.channel()).arg(demand);
         self.query(|mut commands| async move { publish.exec_async(&mut commands).await }).await
     }
 
@@ -261,8 +267,9 @@ impl Link {
                 task.apply_entry(&entry, &replica);
                 Ok(())
             }
-            Message::Demand { .. } => {
+            Message::Demand { workspaces, .. } => {
                 self.pace.record_demand();
+                task.replica.record_demand(workspaces);
                 Ok(())
             }
         }

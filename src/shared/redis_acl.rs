@@ -4,7 +4,7 @@
 use super::LinkSettings;
 
 /// The commands that replicas send, directly or in scripts. HELLO needs no permission.
-pub(super) const COMMANDS: [&str; 16] = [
+pub(super) const COMMANDS: [&str; 17] = [
     "eval",
     "get",
     "set",
@@ -12,6 +12,7 @@ pub(super) const COMMANDS: [&str; 16] = [
     "hget",
     "hset",
     "hdel",
+    "hmget",
     "hgetall",
     "hincrby",
     "hlen",

@@ -1,31 +1,27 @@
-//! Computes the statements of this replica for the next beat, and applies the replies of Redis and the messages of
-//! other replicas to the pool. It does no input or output, and time is an argument, so that tests can simulate many
-//! replicas on virtual time.
+//! Holds the state of this replica, and computes its statements for the next beat. `beat_replies.rs` applies the
+//! replies. Both do no input or output, and take the time as an argument, so that tests can simulate many replicas on
+//! virtual time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Value;
-
-use super::beat_calls::{Beat, BeatCause, BeatOutcome};
+use super::beat_calls::{Beat, BeatCause};
 use super::changes::KeyIndex;
-use super::credit_statement::{CreditGrant, CreditStatement};
+use super::credit_statement::CreditStatement;
 use super::credits::{CreditSituation, Credits};
 use super::maps::KnownMaps;
 use super::members::{Description, Membership};
-use super::reply::{UnexpectedReply, flatten};
 use super::scripts::{Keyspace, MAX_SUBJECTS};
 use super::shared_clock::{Moment, SharedClock};
-use super::slots::{Fallback, SlotDemand, SlotGrant, SlotStatement, Slots};
+use super::slots::{SlotDemand, SlotStatement, Slots};
 use crate::policy::authority::Authority;
 use crate::policy::concurrency_group::ConcurrencyGroup;
-use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
+use crate::policy::shared_pool_name::SharedPoolName;
 use crate::policy::units::UnixMs;
 use crate::pool::{GroupDemand, Pool, QueuedDemand, Roster, Workspace};
-use crate::telemetry::log_transitions;
 
 /// Maximum interval between two statements about a subject that did not change.
 pub(super) const FULL_BEAT_INTERVAL: Duration = Duration::from_secs(2);
@@ -59,17 +55,19 @@ pub(super) struct Replica {
     started_at: UnixMs,
     /// Whether this replica can poll the provider for all replicas.
     pub(super) can_lead: bool,
-    membership: Option<Membership>,
+    pub(super) membership: Option<Membership>,
     /// The number of live replicas at the last reply.
     pub(super) replicas: u32,
     /// The number of the last statement.
     pub(super) statement: u64,
     pub(super) workspaces: HashMap<SharedId, WorkspaceState>,
-    last_full_beat: Option<Instant>,
+    pub(super) last_full_beat: Option<Instant>,
+    /// The workspaces whose credits or slots other replicas need.
+    demanded: BTreeSet<SharedId>,
     /// Whether Redis does not respond, so that divided amounts are used carefully.
-    is_alone: bool,
+    pub(super) is_alone: bool,
     /// Whether Redis has received a statement of this replica over the current connection.
-    has_stated: bool,
+    pub(super) has_stated: bool,
     /// Whether the replica returns its grants and slots, because its program ends.
     pub(super) is_leaving: bool,
 }
@@ -79,13 +77,13 @@ pub(super) struct Replica {
 pub(super) struct WorkspaceState {
     pub(super) credits: Credits,
     /// The last statement, to detect changes.
-    last_statement: Option<CreditStatement>,
+    pub(super) last_statement: Option<CreditStatement>,
     pub(super) slots: [Slots; ConcurrencyGroup::COUNT],
     polled_at: Option<UnixMs>,
 }
 
 impl WorkspaceState {
-    fn new(instant: Instant) -> Self {
+    pub(super) fn new(instant: Instant) -> Self {
         Self {
             credits: Credits::new(instant),
             last_statement: None,
@@ -119,6 +117,7 @@ impl Replica {
             statement: 0,
             workspaces: HashMap::new(),
             last_full_beat: None,
+            demanded: BTreeSet::new(),
             is_alone: true,
             has_stated: false,
             is_leaving: false,
@@ -168,8 +167,20 @@ impl Replica {
     pub(super) fn record_disconnected(&mut self) {
         if !mem::replace(&mut self.is_alone, true) {
             self.maps.forget_versions();
+            self.workspaces.values_mut().for_each(|state| state.credits.request_uses());
             self.has_stated = false;
         }
+    }
+
+    /// Records a demand of another replica.
+    pub(super) fn record_demand(&mut self, workspaces: Vec<SharedId>) {
+        let workspaces = workspaces.into_iter().filter(|workspace| self.workspaces.contains_key(workspace));
+        self.demanded.extend(workspaces);
+    }
+
+    /// Records that this replica has responded to all demands.
+    pub(super) fn record_response(&mut self) {
+        self.demanded.clear();
     }
 
     /// Returns the statements of the next beat. They contain every workspace if the last full beat is too long ago.
@@ -185,6 +196,7 @@ impl Replica {
             workspaces: HashMap::new(),
             credits: Vec::new(),
             slots: Vec::new(),
+            held_slots: 0,
             is_due: is_full,
             is_full,
         };
@@ -194,7 +206,7 @@ impl Replica {
         if is_full {
             self.forget_removed(&roster);
         }
-        self.description.slots = beat.slots.iter().map(|(.., statement)| u64::from(statement.held)).sum();
+        self.description.slots = beat.held_slots;
         self.statement += 1;
         self.description.started_ms = self.clock.to_shared(self.started_at);
         beat.calls.push(self.members_call());
@@ -228,12 +240,20 @@ impl Replica {
                 Some(at) if has_new_poll => self.clock.to_shared(at),
                 Some(_) | None => shared_now,
             };
+            // Queued requests whose credits are granted wait for something else. A replica in the line keeps its place
+            // until its requests have started.
+            let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
+                || !state.credits.can_start(credit_use, Some(queued.max_credits));
             let statement = state.credits.statement(CreditSituation {
                 usage: credit_use,
                 limit,
                 // At most the cost of two requests, because other replicas also need the credits that are left.
-                queued: queued.credits.min(queued.max_credits.saturating_mul(2)),
-                least: queued.min_credits,
+                queued: if needs_credits {
+                    queued.credits.min(queued.max_credits.saturating_mul(2))
+                } else {
+                    0
+                },
+                least: if needs_credits { queued.min_credits } else { 0 },
                 is_polled: polled_at.is_some(),
                 base_time,
                 instant: moment.instant,
@@ -243,6 +263,7 @@ impl Replica {
             // A queued request waits until other replicas have returned the credits that they do not need.
             beat.is_due |= is_changed || statement.queued > 0;
             let is_demanded = cause == BeatCause::DemandedByOthers
+                && self.demanded.contains(&id)
                 && (statement.has_unused() || state.credits.may_exceed());
             if is_full
                 || is_changed
@@ -271,8 +292,14 @@ impl Replica {
                 } else {
                     statement
                 };
-                beat.is_due |= slots.is_changed(statement);
-                beat.slots.push((id, group, statement));
+                beat.held_slots += u64::from(statement.held);
+                // A queued request waits until other replicas have returned a slot.
+                let needs_reply = slots.is_changed(statement) || (queued > 0 && !is_blocked);
+                beat.is_due |= needs_reply;
+                let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
+                if is_full || needs_reply || is_demanded {
+                    beat.slots.push((id, group, statement));
+                }
             }
         }
         beat.workspaces.insert(id, Arc::clone(workspace));
@@ -282,118 +309,5 @@ impl Replica {
     fn forget_removed(&mut self, roster: &Roster) {
         let workspaces = roster.workspaces();
         self.workspaces.retain(|id, _| workspaces.iter().any(|workspace| workspace.shared_id() == *id));
-    }
-
-    /// Applies the replies to a beat, which arrived at `received`.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a reply does not have the form that the scripts return.
-    pub(super) fn apply(
-        &mut self,
-        beat: &Beat,
-        replies: &[Value],
-        received: Moment,
-    ) -> Result<BeatOutcome, UnexpectedReply> {
-        let (members_reply, other_replies) = replies.split_first().ok_or(UnexpectedReply)?;
-        let membership = Membership::from_value(members_reply)?;
-        self.clock.record(membership.now_ms, beat.sent, received);
-        self.replicas = membership.live_count();
-        let is_lost = self.has_stated && membership.previous.is_none();
-        if is_lost {
-            self.maps.forget_versions();
-        }
-        let outdated = self.maps.compare(&membership.versions);
-        let is_other = |previous: &Description| previous.process != self.description.process;
-        let has_duplicate_id = self.has_stated && membership.previous.as_ref().is_some_and(is_other);
-        self.has_stated = true;
-        let mut outcome = BeatOutcome { outdated, is_lost, has_duplicate_id, ..BeatOutcome::default() };
-        self.membership = Some(membership);
-        if beat.is_full {
-            self.last_full_beat = Some(beat.sent.instant);
-        }
-        let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
-        let (credit_replies, slot_replies) =
-            other_replies.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
-        let credit_replies = flatten(credit_replies)?;
-        let slot_replies = flatten(slot_replies)?;
-        if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
-            return Err(UnexpectedReply);
-        }
-        // The slots are applied first: credits may start queued requests, which must not use a slot that this replica
-        // has lost.
-        for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
-            let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
-                continue;
-            };
-            let grant = SlotGrant::from_value(reply)?;
-            let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
-            outcome.is_unmet |= grant.is_unmet && grant.active_replicas > 1;
-            if let Some(max) = change.max {
-                self.pool.record_shared_maximum(workspace, *group, max, received.now);
-            }
-            if let Some(share) = change.share {
-                self.pool.divide_slots(workspace, *group, share, received.now);
-            }
-        }
-        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
-            self.apply_credits(
-                *id,
-                *statement,
-                &CreditGrant::from_value(reply)?,
-                beat,
-                received,
-                &mut outcome,
-            );
-        }
-        self.fall_back(received);
-        Ok(outcome)
-    }
-
-    fn apply_credits(
-        &mut self,
-        id: SharedId,
-        statement: CreditStatement,
-        grant: &CreditGrant,
-        beat: &Beat,
-        received: Moment,
-        outcome: &mut BeatOutcome,
-    ) {
-        let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
-            return;
-        };
-        let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
-        state.last_statement = Some(statement);
-        outcome.is_unmet |= grant.is_unmet;
-        let share =
-            state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
-        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
-        if let Some(share) = share {
-            log_transitions(&self.pool.divide_credits(workspace, share, received.now));
-        }
-    }
-
-    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot.
-    pub(super) fn fall_back(&mut self, moment: Moment) {
-        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
-        let roster = self.pool.roster();
-        for workspace in roster.workspaces() {
-            let id = workspace.shared_id();
-            let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
-            if self.is_alone
-                && let Some(left) = workspace.quota(moment.now).spendable()
-            {
-                let usage = workspace.credit_use();
-                let share = state.credits.fall_back(usage, self.replicas, left, moment.instant);
-                if let Some(share) = share {
-                    log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
-                }
-            }
-            for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
-                if let Some(share) = slots.fall_back(self.replicas, fallback, moment.instant) {
-                    self.pool.divide_slots(workspace, group, share, moment.now);
-                }
-            }
-        }
     }
 }

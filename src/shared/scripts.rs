@@ -3,8 +3,8 @@
 
 use redis::Cmd;
 
-use crate::policy::redis_url::SharedPoolName;
 use crate::policy::shared_id::SharedId;
+use crate::policy::shared_pool_name::SharedPoolName;
 
 pub(super) const MEMBERS: &str =
     concat!(include_str!("scripts/common.lua"), include_str!("scripts/members.lua"));

@@ -1,5 +1,6 @@
 //! Keeps the state of workspaces and keys: credits, caps, permissions and running operations. The module has no clock
-//! and no lock. The time is an argument, and the caller holds the lock, so that a check and its charge are atomic.
+//! and no lock. The functions take the current time as an argument, and the caller holds the lock, so that a check and
+//! its charge are atomic.
 
 use std::time::Duration;
 
@@ -46,9 +47,9 @@ pub(super) struct Key {
     pub(super) plan: KeyPlan,
     /// The name of the key, see [`KeyPlan::name`].
     pub(super) name: String,
-    /// The index of its workspace.
+    /// The index of the key's workspace.
     pub(super) workspace_index: usize,
-    /// Credits used in this period, which count towards the key's cap.
+    /// Credits used in the current period, which count towards the key's cap.
     pub(super) used: u64,
 }
 
@@ -238,7 +239,7 @@ impl Accounts {
         }
     }
 
-    /// Returns the values for the refusal of a request with this cost.
+    /// Returns the values for the refusal of a request with the given `cost`.
     pub(super) fn refusal_values(&self, key_index: usize, cost: u64) -> RefusalValues {
         let (Ok(key), Ok(workspace)) = (self.key(key_index), self.workspace(key_index)) else {
             return RefusalValues { requested_amount: cost, ..RefusalValues::default() };

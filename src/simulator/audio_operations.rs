@@ -173,13 +173,13 @@ impl OperationContext<'_> {
     /// Handles `POST /v1/speech-to-text`. The transcript depends on the length of the upload, not on its
     /// content. A second costs one credit.
     pub(super) fn transcription(&self) -> Result<ProviderResponse, Refusal> {
-        if !self.received.has_model_part {
+        if !self.received.has_model_id_part {
             return Err(RefusalKind::FieldMissing("model_id".into()).into());
         }
         let key_index = self.require_transcription_payer()?;
         let seconds = self.uploaded_seconds();
         let (_, slot) = self.provider.admit(key_index, seconds)?;
-        let body = ResponseBody::whole(transcript(seconds).to_string().into()).with_slot(slot);
+        let body = ResponseBody::whole(transcript_document(seconds).to_string().into()).with_slot(slot);
         Ok(ProviderResponse::empty("application/json").with_cost(seconds).with_body(body))
     }
 }
@@ -191,7 +191,7 @@ fn milliseconds(seconds: f64) -> u64 {
 
 /// Creates the `SpeechToTextChunkResponseModel` of the OpenAPI document. It always contains the same words,
 /// spread evenly over the time.
-fn transcript(duration_secs: u64) -> Value {
+fn transcript_document(duration_secs: u64) -> Value {
     const WORDS: [&str; 9] = ["The", " ", "simulator", " ", "hears", " ", "you", " ", "well."];
     let total_ms = duration_secs.saturating_mul(1_000);
     let time = |index: u64| seconds(total_ms.saturating_mul(index) / 9);

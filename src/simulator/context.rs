@@ -41,14 +41,15 @@ pub(super) struct OperationContext<'a> {
 }
 
 impl OperationContext<'_> {
-    /// Returns the paying key. It must have the permission, and its workspace must have paid its bill.
+    /// Returns the paying key. The key must have the permission, and its workspace must have paid the bill.
     pub(super) fn require_payer(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key_index = self.require_permission(permission)?;
         self.provider.state().accounts.check_billing(key_index)?;
         Ok(key_index)
     }
 
-    /// Returns the key of a free operation. It must have the permission, but its bill may be unpaid.
+    /// Returns the key of an operation that costs no credits. The key must have the permission, but the bill may be
+    /// unpaid.
     pub(super) fn require_permission(&self, permission: &'static str) -> Result<usize, RefusalKind> {
         let key_index = require_key(self.presented_key)?;
         self.provider.state().accounts.check_permission(key_index, permission)?;

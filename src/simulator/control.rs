@@ -14,7 +14,7 @@ use super::response::ProviderResponse;
 
 /// The key that stands for all requests, with any key or none.
 const ALL_REQUESTS: &str = "*";
-/// The path prefix of these endpoints.
+/// The path prefix of the control endpoints.
 pub(super) const PREFIX: &str = "/_simulator/";
 
 /// `{"key": "...", "route": "POST /v1/voices", "always": "quota", "next": ["quota", "stall=200ms"]}`.
@@ -40,7 +40,7 @@ fn deserialize_present<'de, D: serde::Deserializer<'de>>(
     Deserialize::deserialize(value).map(Some)
 }
 
-/// Responds to a request to one of these endpoints.
+/// Responds to a request to a control endpoint.
 pub(super) fn respond(provider: &Provider, parts: &Parts, received: &ReceivedBody) -> ProviderResponse {
     let path = parts.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     match (&parts.method, path) {

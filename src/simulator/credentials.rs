@@ -49,7 +49,7 @@ fn issue_for_agent(context: OperationContext<'_>, prefix: &str) -> Result<(Strin
     let key_index = require_key(context.presented_key)?;
     let mut state = context.provider.state();
     state.accounts.check_permission(key_index, "convai_write")?;
-    // A key grants access to agents of its own workspace only.
+    // A key grants access only to agents in the workspace of the key.
     if state.accounts.find_agent_payer(&agent_id, Some(key_index))? != key_index {
         return Err(Refusal::with_object_id(RefusalKind::AgentNotFound, agent_id));
     }

@@ -47,13 +47,13 @@ impl Encoding {
                 let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
                 encoder.write_all(plain).and_then(|()| encoder.finish()).unwrap_or_default()
             }
-            Encoding::Brotli => brotli(plain),
-            Encoding::Zstandard => zstandard(plain),
+            Encoding::Brotli => compress_brotli(plain),
+            Encoding::Zstandard => compress_zstandard(plain),
         }
     }
 }
 
-fn brotli(plain: &[u8]) -> Vec<u8> {
+fn compress_brotli(plain: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(plain.len() + 8);
     // A window of 64 KiB is encoded as the single bit 0, which shares a byte with the first block.
     let mut window_bits = 1;
@@ -71,7 +71,7 @@ fn brotli(plain: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn zstandard(plain: &[u8]) -> Vec<u8> {
+fn compress_zstandard(plain: &[u8]) -> Vec<u8> {
     // The magic number, and a single segment whose length has four bytes.
     let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
     bytes.extend_from_slice(&u32::try_from(plain.len()).unwrap_or(u32::MAX).to_le_bytes());

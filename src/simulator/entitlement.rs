@@ -107,7 +107,7 @@ impl WorkspacePlan {
         Err(Refusal::new(fixed_refusal("model_access_denied"), values))
     }
 
-    /// Checks the number of characters against the limit of the model on this plan.
+    /// Checks the number of characters against the limit of `model` on the workspace's plan.
     pub(super) fn check_length(&self, model: Model, characters: u64) -> Result<(), Refusal> {
         let max_characters = model.max_characters(self.tier() == Tier::Free);
         if characters <= max_characters {
@@ -127,7 +127,7 @@ impl WorkspacePlan {
     }
 }
 
-/// Checks whether one of `max_slots` slots for voices is free.
+/// Checks whether one of `max_slots` voice slots is available.
 fn check_voice_slots(used: u64, max_slots: u64) -> Result<(), Refusal> {
     if used < max_slots {
         return Ok(());
@@ -147,7 +147,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan includes no clones, or no slot is free.
+    /// Fails when the plan includes no clones, or no slot is available.
     pub(super) fn add_clone(&mut self, id: &str) -> Result<(), Refusal> {
         if !self.plan.can_clone() {
             let names = ["cloning_not_allowed", "cloning_not_allowed_old", "cloning_not_allowed_402"];
@@ -160,7 +160,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan does not include the library, or no slot is free.
+    /// Fails when the plan does not include the library, or no slot is available.
     pub(super) fn add_copy(&mut self, id: &str) -> Result<(), Refusal> {
         self.plan.check_library()?;
         if self.plan.voices.iter().any(|voice| voice == id) {
@@ -180,7 +180,7 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// Fails when the plan includes no professional clones, or no slot is free.
+    /// Fails when the plan includes no professional clones, or no slot is available.
     pub(super) fn add_professional(&mut self, id: &str) -> Result<(), Refusal> {
         let limit = self.plan.max_professional_voices();
         if limit == 0 {
@@ -195,10 +195,10 @@ impl Workspace {
 
     /// Removes a voice. Returns false if it does not exist.
     pub(super) fn remove_voice(&mut self, id: &str) -> bool {
-        let before = self.plan.voices.len();
+        let count_before = self.plan.voices.len();
         self.plan.voices.retain(|voice| voice != id);
         self.professional_voices.retain(|voice| voice != id);
-        self.plan.voices.len() < before
+        self.plan.voices.len() < count_before
     }
 }
 

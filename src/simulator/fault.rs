@@ -35,7 +35,7 @@ pub enum Fault {
     },
     /// Refuses like `Refuse`, with a gzip-encoded body.
     Gzip(RefusalKind),
-    /// Refuses like `Refuse`, with a body that is encoded with each of `encodings` in turn.
+    /// Refuses like `Refuse`, with a body that is encoded with `encodings`, one after the other.
     Encoded {
         /// The encodings, in the order of `Content-Encoding`.
         encodings: Vec<Encoding>,
@@ -230,18 +230,18 @@ impl fmt::Display for SessionFault {
 fn parse_response(text: &str) -> Option<Fault> {
     let end = text.find(['[', '/']).unwrap_or(text.len());
     let status = text.get(..end)?.parse().ok().filter(|status| (200..600).contains(status))?;
-    let mut rest = text.get(end..)?;
+    let mut remaining = text.get(end..)?;
     let mut headers = Vec::new();
-    while let Some(header) = rest.strip_prefix('[') {
+    while let Some(header) = remaining.strip_prefix('[') {
         let (header, after) = header.split_once(']')?;
         let (name, value) = header.split_once(':')?;
         let (name, value) = (name.trim(), value.trim());
         HeaderName::try_from(name).ok()?;
         HeaderValue::try_from(value).ok()?;
         headers.push((name.to_owned(), value.to_owned()));
-        rest = after;
+        remaining = after;
     }
-    let body = if rest.is_empty() { rest } else { rest.strip_prefix('/')? };
+    let body = if remaining.is_empty() { remaining } else { remaining.strip_prefix('/')? };
     Some(Fault::Respond { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) })
 }
 
@@ -298,7 +298,7 @@ impl fmt::Display for Fault {
 /// The errors of parsing a fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FaultError {
-    /// The name is not that of a fault or a refusal.
+    /// The name is not the name of a fault or a refusal.
     #[error(
         "{0}; other faults are pass, stall=TIME, slow_head=TIME, slow_body=TIME, cut=BYTES, close, close_unread, huge, endless, garbled, early:REFUSAL, mid=BYTES:REFUSAL, gzip:REFUSAL, encoded=ENCODING,ENCODING:REFUSAL and answer=STATUS[NAME: VALUE]/BODY, and on WebSockets after=MESSAGES:FAULT, where FAULT is a REFUSAL, close=CODE[/REASON], cut, reset, stall, say=TEXT or last=CODE/TEXT"
     )]

@@ -19,7 +19,7 @@ const DEFAULT_PAGE_ITEMS: usize = 100;
 /// The maximum page size of the history.
 const MAX_PAGE_ITEMS: usize = 1_000;
 
-/// A free operation, with the identifier in its path.
+/// An operation that costs no credits, with the identifier in its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FreeOperation {
     User,
@@ -83,7 +83,7 @@ impl FreeOperation {
             FreeOperation::Voice(id) => models::voice_document(id, own_voices)
                 .ok_or_else(|| Refusal::with_object_id(RefusalKind::VoiceNotFound, id))?,
             FreeOperation::AddVoice => {
-                if !context.received.has_part("name") {
+                if !context.received.has_form_part("name") {
                     return Err(RefusalKind::FieldMissing("name".into()).into());
                 }
                 let id = new_voice_id();

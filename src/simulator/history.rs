@@ -41,16 +41,16 @@ impl History {
         item.ok_or_else(|| Refusal::with_object_id(RefusalKind::HistoryItemNotFound, id))
     }
 
-    /// Returns whether the request with this ID created an item.
+    /// Returns whether the request with the ID `id` created an item.
     pub(super) fn has_request(&self, id: &str) -> bool {
         self.0.iter().any(|item| item.request_id == id)
     }
 
     /// Removes an item. Returns false if it does not exist.
     pub(super) fn delete(&mut self, id: &str) -> bool {
-        let before = self.0.len();
+        let count_before = self.0.len();
         self.0.retain(|item| item.id != id);
-        self.0.len() < before
+        self.0.len() < count_before
     }
 
     /// Creates a page, the `GetSpeechHistoryResponseModel` of the OpenAPI document. If the item `after`

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct Ledger {
     /// The keys in the order of the plan.
     pub keys: Vec<KeyEntry>,
-    /// The workspaces that the plan describes, followed by those that only keys name.
+    /// The workspaces that the plan describes, followed by the workspaces that only keys name.
     pub workspaces: Vec<WorkspaceEntry>,
-    /// The sums over all requests, including those without a known key.
+    /// The sums over all requests, including requests without a known key.
     pub totals: Totals,
     /// Descriptions of forbidden content in requests, without the content. When the list is full, later
     /// violations are only counted.
@@ -59,7 +59,7 @@ pub struct WorkspaceEntry {
 /// The sums over all requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// The number of requests received, except those to the simulator's own endpoints.
+    /// The number of requests received, except requests to the simulator's own endpoints.
     pub requests: u64,
     /// The number of responses with a status below 400.
     pub served: u64,
@@ -74,7 +74,7 @@ pub struct Totals {
     /// The number of open WebSocket sessions. Their handshakes are counted as served.
     #[serde(default)]
     pub sockets_open: u64,
-    /// The number of violations, including those omitted from the list.
+    /// The number of violations, including violations that are omitted from the list.
     pub violations: u64,
 }
 
@@ -86,15 +86,15 @@ pub struct RequestSummary {
     /// The path and query as they were received, or `withheld` for a violation, which may contain a
     /// credential.
     pub path_and_query: String,
-    /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request has no key.
+    /// The key as it was configured, `unknown` if it is not in the plan, or `None` if the request contains no key.
     pub key: Option<String>,
     /// The status of the response, or `None` if there was no response.
     pub status: Option<u16>,
     /// The number of body bytes read before the response.
     pub body_bytes: u64,
-    /// The SHA-256 of those bytes, in hexadecimal.
+    /// The SHA-256 of the bytes that were read, in hexadecimal.
     pub body_sha256: String,
-    /// Whether those bytes are the whole body.
+    /// Whether the bytes that were read are the whole body.
     pub body_complete: bool,
     /// The credits charged for this request.
     pub charged: u64,
@@ -136,7 +136,7 @@ pub struct SocketSummary {
     pub refused: Option<String>,
     /// The close frame that was received.
     pub close_received: Option<SocketClose>,
-    /// The close frame that was sent, including one that answers a received frame.
+    /// The close frame that was sent, including a frame that answers a received frame.
     pub close_sent: Option<SocketClose>,
 }
 

@@ -16,8 +16,8 @@ pub(super) struct Model {
     max_free_characters: u64,
 }
 
-/// The rates are those of the model list of 2026, the limits those of the documentation. The older
-/// Turbo models are aliases of Flash models.
+/// The rates are from the model list of 2026, and the limits are from the documentation. The older Turbo models are
+/// aliases of Flash models.
 const MODELS: [Model; 8] = [
     model("eleven_multilingual_v2", "Eleven Multilingual v2", 1_000, 10_000),
     model("eleven_v3", "Eleven v3", 1_000, 5_000),
@@ -34,7 +34,7 @@ const fn model(id: &'static str, name: &'static str, credits_per_mille: u64, max
 }
 
 impl Model {
-    /// Returns the model with this ID.
+    /// Returns the model with the ID `id`.
     pub(super) fn find(id: &str) -> Option<Model> {
         MODELS.into_iter().find(|model| model.id == id)
     }
@@ -91,20 +91,20 @@ const PREMADE: [(&str, &str); 3] = [
     ("EXAVITQu4vr4xnSDxMaL", "Sarah"),
 ];
 
-/// Returns the name of a voice that a workspace with these voices can use.
+/// Returns the name of a voice that a workspace with `own_voices` can use.
 pub(super) fn voice_name(id: &str, own_voices: &[String]) -> Option<String> {
     let premade =
         PREMADE.iter().find(|(premade_id, _)| *premade_id == id).map(|(_, name)| (*name).to_owned());
     premade.or_else(|| own_voices.iter().any(|voice| voice == id).then(|| "Own voice".to_owned()))
 }
 
-/// Returns every voice that a workspace with these voices can use.
+/// Returns every voice that a workspace with `own_voices` can use.
 pub(super) fn voices(own_voices: &[String]) -> Vec<Value> {
     let premade = PREMADE.iter().map(|(id, name)| voice(id, name, "premade"));
     premade.chain(own_voices.iter().map(|id| voice(id, "Own voice", "cloned"))).collect()
 }
 
-/// Returns the document of the voice with this ID.
+/// Returns the document of the voice with the ID `id`.
 pub(super) fn voice_document(id: &str, own_voices: &[String]) -> Option<Value> {
     voices(own_voices).into_iter().find(|voice| voice["voice_id"] == id)
 }

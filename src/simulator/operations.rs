@@ -64,7 +64,7 @@ enum Output {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AudioTransfer {
-    /// The body has a content length.
+    /// The request declares the length of its body.
     Whole,
     /// The body is chunked.
     Streamed,
@@ -176,7 +176,7 @@ impl OperationRow {
         context: OperationContext<'_>,
         ids: &[String],
     ) -> Result<ProviderResponse, Refusal> {
-        if let Some(missing) = self.parts.iter().find(|part| !context.received.has_part(part)) {
+        if let Some(missing) = self.parts.iter().find(|part| !context.received.has_form_part(part)) {
             return Err(RefusalKind::FieldMissing((*missing).into()).into());
         }
         let body = match self.output {
@@ -241,9 +241,9 @@ impl OperationRow {
             }
             Output::CompositionPlan => Ok(ProviderResponse::document(&music::composition_plan(&body))),
             Output::Alignment => {
-                let text = context.received.part("text").unwrap_or_default();
+                let text = context.received.form_part("text").unwrap_or_default();
                 let (_, slot) = context.provider.admit(key_index, cost)?;
-                let document = alignment(&text, duration_ms).to_string();
+                let document = alignment_document(&text, duration_ms).to_string();
                 let body = ResponseBody::whole(document.into()).with_slot(slot);
                 Ok(ProviderResponse::empty("application/json").with_cost(cost).with_body(body))
             }
@@ -315,8 +315,8 @@ fn create_resource(
     let resource = Resource {
         kind,
         id: new_trace_id().get(12..).unwrap_or_default().to_owned(),
-        name: context.received.part("name").unwrap_or_else(|| "Untitled".to_owned()),
-        language: context.received.part("target_lang").unwrap_or_default(),
+        name: context.received.form_part("name").unwrap_or_else(|| "Untitled".to_owned()),
+        language: context.received.form_part("target_lang").unwrap_or_default(),
         seconds: context.uploaded_seconds(),
         created_unix: clock::now().0 / 1_000,
         status_requests: 0,
@@ -332,7 +332,7 @@ fn create_resource(
 }
 
 /// Creates the `ForcedAlignmentResponseModel` of the OpenAPI document: all characters have the same length.
-fn alignment(text: &str, duration_ms: u64) -> Value {
+fn alignment_document(text: &str, duration_ms: u64) -> Value {
     let characters: Vec<char> = text.chars().collect();
     let total = u64::try_from(characters.len()).unwrap_or(u64::MAX).max(1);
     let time = |index: u64| seconds(duration_ms.saturating_mul(index) / total);
@@ -378,9 +378,9 @@ mod tests {
 
     #[test]
     fn an_alignment_covers_the_text() {
-        let document = alignment("ab c", 1_000);
+        let document = alignment_document("ab c", 1_000);
         assert_eq!(document["characters"].as_array().unwrap().len(), 4);
         assert_eq!(document["words"][1], json!({ "text": "c", "start": 0.75, "end": 1.0, "loss": 0.1 }));
-        assert_eq!(alignment("", 1_000)["characters"], json!([]));
+        assert_eq!(alignment_document("", 1_000)["characters"], json!([]));
     }
 }

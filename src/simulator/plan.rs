@@ -21,8 +21,8 @@ pub struct Plan {
     pub workspaces: Vec<WorkspacePlan>,
     /// The keys, in the order of the ledger.
     pub keys: Vec<KeyPlan>,
-    /// Texts that no request head and no WebSocket message may contain, such as client tokens of
-    /// the tested proxy. A received one is a violation.
+    /// Texts that no request head and no WebSocket message may contain, such as client tokens of the tested proxy. A
+    /// request that contains one is a violation.
     pub forbidden: Vec<String>,
     /// The duration of a second of a WebSocket's `inactivity_timeout`. Tests shorten it.
     pub socket_second: Duration,
@@ -43,14 +43,14 @@ pub struct WorkspacePlan {
     pub credits: u64,
     /// Used credits of the current period.
     pub used: u64,
-    /// The name of its plan, such as `free` or `creator`. The plan limits the text length, voices
+    /// The plan name of the workspace, such as `free` or `creator`. The plan limits the text length, voices
     /// of the library, formats, clones and slots.
     pub tier: String,
     /// The wording of refusals of features that the plan lacks.
     pub wording: RefusalWording,
     /// Models that this workspace may not use.
     pub denied_models: Vec<String>,
-    /// Maximum number of custom voices without professional voices, or `None` for the limit of its plan.
+    /// Maximum number of custom voices without professional voices, or `None` for the limit of the plan.
     pub voice_limit: Option<u64>,
     /// The form in which the subscription reports the credits.
     pub reported_limit: ReportedLimit,
@@ -67,7 +67,7 @@ pub struct WorkspacePlan {
     pub queues_callers: bool,
     /// The custom voices of the workspace, in addition to the public voices.
     pub voices: Vec<String>,
-    /// Its agents. An agent of no workspace is public: its caller pays, or the first key of the
+    /// The agents of the workspace. An agent of no workspace is public: its caller pays, or the first key of the
     /// plan if the caller has no key.
     pub agents: Vec<AgentPlan>,
 }
@@ -100,9 +100,9 @@ pub enum ReportedLimit {
 /// An agent for conversations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentPlan {
-    /// Its `agent_id`.
+    /// The `agent_id`.
     pub id: String,
-    /// Whether callers without a key may use the agent. In that case, its workspace pays.
+    /// Whether callers without a key may use the agent. In that case, the agent's workspace pays.
     pub is_public: bool,
 }
 
@@ -123,21 +123,21 @@ pub enum Billing {
 pub struct KeyPlan {
     /// The key, sent as `xi-api-key`.
     pub key: String,
-    /// Its name in the settings of the workspace and in refusals of its cap. `None` for `key 1` and
+    /// The key name in the settings of the workspace and in refusals because of the cap. `None` for `key 1` and
     /// so on, so that no response contains a key.
     pub name: Option<String>,
-    /// Credits of its workspace, if no other key names the workspace before.
+    /// Credits of the key's workspace, if no earlier key names the workspace.
     pub credits: u64,
-    /// The workspace that it shares with other keys, or `None` for a separate one.
+    /// The workspace that the key shares with other keys, or `None` for a separate workspace.
     pub workspace: Option<String>,
-    /// The plan of its workspace, if no other key names the workspace before, or `None` for the
+    /// The plan of the key's workspace, if no earlier key names the workspace, or `None` for the
     /// default.
     pub tier: Option<String>,
-    /// Its cap of credits per period.
+    /// The key's cap of credits per period.
     pub cap: Option<u64>,
-    /// Its permissions, by the provider's names, or `None` for all.
+    /// The key's permissions, by the provider's names, or `None` for all.
     pub permissions: Option<Vec<String>>,
-    /// The faults of its first requests, in order.
+    /// The faults of the key's first requests, in order.
     pub faults: Vec<Fault>,
 }
 
@@ -355,21 +355,21 @@ pub enum PlanError {
     /// A key that is invalid in a header.
     #[error("key {position}: {source}")]
     Key {
-        /// Its position in the plan, from 1.
+        /// The position of the key in the plan, from 1.
         position: usize,
-        /// The reason why it is invalid.
+        /// The reason why the key is invalid.
         source: InvalidApiKey,
     },
     /// A duplicate key.
     #[error("key {position} is the same as an earlier one")]
     KeyTwice {
-        /// Its position in the plan, from 1.
+        /// The position of the duplicate key in the plan, from 1.
         position: usize,
     },
     /// A key is both in the plan and a key of another region.
     #[error("key {position} is also a key of another region")]
     KeyOfOtherRegion {
-        /// Its position in the plan, from 1.
+        /// The position of the key in the plan, from 1.
         position: usize,
     },
     /// A duplicate workspace.

@@ -1,5 +1,5 @@
-//! Holds the state of the simulated provider: accounts, scripted faults and the ledger, behind one lock that is never
-//! held across an await. Each change notifies tests that wait for the ledger.
+//! Holds the state of the simulated provider: accounts, scripted faults and the ledger, protected by one lock that is
+//! never held across an await. Each change notifies tests that wait for the ledger.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,11 +14,11 @@ use super::fault::Fault;
 use super::ledger::{KeyEntry, Ledger, RequestSummary, SocketSummary, Totals, WorkspaceEntry};
 use super::plan::Plan;
 use super::script::Script;
-use super::tokens::Tokens;
+use super::tokens::UnusedTokens;
 
 /// Maximum number of requests in the ledger.
 const MAX_REQUESTS: usize = 1_000;
-/// Maximum violations in the ledger.
+/// Maximum number of violations in the ledger.
 const MAX_VIOLATIONS: usize = 1_000;
 
 /// The state shared by all connections. Cheap to clone.
@@ -29,11 +29,11 @@ pub(super) struct Provider {
     changed: watch::Sender<()>,
 }
 
-/// The state behind the lock.
+/// The state that the lock protects.
 #[derive(Debug)]
 pub(super) struct ProviderState {
     pub(super) accounts: Accounts,
-    pub(super) tokens: Tokens,
+    pub(super) tokens: UnusedTokens,
     /// The index of each key in the plan.
     key_indices: HashMap<String, usize>,
     scripts: Vec<Script>,
@@ -55,16 +55,16 @@ pub(super) enum PresentedKey {
     Unknown,
     /// A key of another region.
     OtherRegion,
-    /// The key at this index of the plan.
+    /// The key with the contained index in the plan.
     Known(usize),
 }
 
 /// The requests that a fault applies to.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum FaultTarget<'a> {
-    /// Requests with this key.
+    /// Requests with the contained key.
     Key(&'a str),
-    /// All requests, including those without a key.
+    /// All requests, including requests without a key.
     AllRequests,
 }
 
@@ -84,7 +84,7 @@ impl Provider {
             script_of_all_requests: Script::default(),
             key_entries: key_entries.collect(),
             accounts,
-            tokens: Tokens::default(),
+            tokens: UnusedTokens::default(),
             totals: Totals::default(),
             violations: Vec::new(),
             requests: VecDeque::new(),

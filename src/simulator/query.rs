@@ -16,13 +16,13 @@ pub(super) fn query_value(query: &str, parameter: &str) -> Option<String> {
 /// Decodes percent signs and plus signs. An invalid escape stays unchanged.
 pub(super) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
+    let mut remaining = text.as_bytes();
+    while let Some((first, after)) = remaining.split_first() {
+        remaining = after;
         match (first, parse_hex_pair(after)) {
             (b'%', Some(byte)) => {
                 bytes.push(byte);
-                rest = &after[2..];
+                remaining = &after[2..];
             }
             (b'+', _) => bytes.push(b' '),
             _ => bytes.push(*first),

@@ -30,7 +30,7 @@ pub enum RefusalKind {
     InvalidKey,
     /// 400: the key does not exist. This is another captured response.
     InvalidKey400,
-    /// 401: the request has no key.
+    /// 401: the request contains no key.
     NeedsAuthorization,
     /// 401: the key is valid and lacks the permission.
     MissingPermissions(Cow<'static, str>),
@@ -55,7 +55,7 @@ pub enum RefusalKind {
     /// 429: too many concurrent requests in the workspace. The message contains the maximum. The
     /// response has no `Retry-After`.
     Concurrency,
-    /// 429: too many requests. With a number, the response has a `Retry-After` in seconds.
+    /// 429: too many requests. With a number, the response contains a `Retry-After` in seconds.
     RateLimit(Option<u32>),
     /// 429: the service is overloaded, for all keys.
     SystemBusy,

@@ -1,5 +1,5 @@
-//! Receives requests: searches the head for forbidden content, and reads the body. The body is
-//! counted and hashed while it is received, and is stored up to a limit.
+//! Searches request heads for forbidden content, and receives request bodies. A body is counted and hashed while it
+//! is received, and is stored up to a limit.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use sha2::{Digest, Sha256};
 use super::provider::{PresentedKey, Provider};
 use super::query::{percent_decode, query_pairs};
 
-/// Maximum number of bytes of a JSON body. Larger bodies are refused.
+/// Maximum number of bytes in a JSON body. Larger bodies are refused.
 pub(super) const MAX_JSON_BYTES: usize = 1_048_576;
-/// Timeout for reading the rest of a body after an early response.
+/// Timeout for reading the rest of a request body after an early response.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Headers in which clients send credentials to a proxy. They must not reach the provider.
@@ -22,7 +22,7 @@ const CREDENTIAL_HEADERS: [&str; 4] = ["authorization", "cookie", "proxy-authori
 /// Query parameters in which clients send credentials.
 const CREDENTIAL_PARAMETERS: [&str; 3] = ["xi_api_key", "xi-api-key", "authorization"];
 
-/// Returns the key in the head of a request.
+/// Finds the key in a request head.
 pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> PresentedKey {
     match parts.headers.get("xi-api-key") {
         None => PresentedKey::Absent,
@@ -30,32 +30,32 @@ pub(super) fn find_presented_key(parts: &Parts, provider: &Provider) -> Presente
     }
 }
 
-/// Returns descriptions of the forbidden content in the head of a request, without its values.
+/// Describes the forbidden content in a request head. The descriptions do not contain the content itself.
 pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String> {
     let mut violations = Vec::new();
     for name in CREDENTIAL_HEADERS {
         if parts.headers.contains_key(name) {
-            violations.push(format!("the header {name} arrived"));
+            violations.push(format!("the header {name} was forwarded"));
         }
     }
     if parts.headers.get_all("xi-api-key").iter().count() > 1 {
-        violations.push("two values of xi-api-key arrived".to_owned());
+        violations.push("more than one value of xi-api-key was forwarded".to_owned());
     }
     let protocols = parts.headers.get_all("sec-websocket-protocol").iter();
     if protocols.filter_map(|value| value.to_str().ok()).any(|value| value.contains("bearer.")) {
-        violations.push("a bearer token arrived as a socket protocol".to_owned());
+        violations.push("a bearer token was forwarded as a WebSocket subprotocol".to_owned());
     }
     for (name, _) in query_pairs(parts.uri.query().unwrap_or_default()) {
         if let Some(parameter) =
             CREDENTIAL_PARAMETERS.iter().find(|parameter| name.eq_ignore_ascii_case(parameter))
         {
-            violations.push(format!("the query {parameter} arrived"));
+            violations.push(format!("the query parameter {parameter} was forwarded"));
         }
     }
     for (index, text) in forbidden.iter().enumerate() {
         if let Some(location) = find_text(parts, text) {
             violations.push(format!(
-                "forbidden text {} of {} arrived in {location}",
+                "forbidden text {} of {} was forwarded in {location}",
                 index + 1,
                 forbidden.len()
             ));
@@ -64,7 +64,7 @@ pub(super) fn find_violations(parts: &Parts, forbidden: &[String]) -> Vec<String
     violations
 }
 
-/// Describes the location of `text` in the head. Returns `None` if the head does not contain it.
+/// Describes the location of `text` in a request head. Returns `None` if the head does not contain `text`.
 fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let target = parts.uri.to_string();
     if target.contains(text) || percent_decode(&target).contains(text) {
@@ -74,7 +74,7 @@ fn find_text(parts: &Parts, text: &str) -> Option<String> {
     let lowercase_text = text.to_ascii_lowercase();
     parts.headers.iter().find_map(|(name, value)| {
         if name.as_str().contains(&lowercase_text) {
-            Some("the name of a header".to_owned())
+            Some("a header name".to_owned())
         } else {
             let position = memmem::find(value.as_bytes(), text.as_bytes());
             position.map(|_| format!("the header {name}"))
@@ -85,43 +85,43 @@ fn find_text(parts: &Parts, text: &str) -> Option<String> {
 /// SHA-256 of an empty body.
 pub(super) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// The received body of a request, with its size and hash.
+/// A received request body, with its size and hash.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReceivedBody {
     pub(super) length: u64,
     /// SHA-256 of the body, in hexadecimal digits.
     pub(super) sha256: String,
-    /// The body, or `None` if it is larger than the limit of JSON bodies.
+    /// The body, or `None` if the body is larger than [`MAX_JSON_BYTES`].
     pub(super) content: Option<Vec<u8>>,
-    /// Whether the form has a part `model_id`, which a transcription requires.
-    pub(super) has_model_part: bool,
+    /// Whether the form contains the part `model_id`, which a transcription requires.
+    pub(super) has_model_id_part: bool,
 }
 
 impl ReceivedBody {
     /// Returns the value of a form part. Returns `None` if the part is missing, or if the form was too large
     /// to be stored.
-    pub(super) fn part(&self, name: &str) -> Option<String> {
+    pub(super) fn form_part(&self, name: &str) -> Option<String> {
         let text = String::from_utf8_lossy(self.content.as_deref()?);
-        let (_, after) = text.split_once(&format!("name=\"{name}\""))?;
-        let (_, value) = after.split_once("\r\n\r\n")?;
+        let (_, headers_and_value) = text.split_once(&format!("name=\"{name}\""))?;
+        let (_, value) = headers_and_value.split_once("\r\n\r\n")?;
         let (value, _) = value.split_once("\r\n--")?;
         Some(value.to_owned())
     }
 
-    /// Returns whether the form has a part with this name. Returns true for a form that was too large to be
+    /// Returns whether the form contains a part called `name`. Returns true for a form that was too large to be
     /// stored.
-    pub(super) fn has_part(&self, name: &str) -> bool {
+    pub(super) fn has_form_part(&self, name: &str) -> bool {
         let Some(content) = &self.content else { return true };
         memmem::find(content, format!("name=\"{name}\"").as_bytes()).is_some()
     }
 }
 
-/// Reads a body to its end.
+/// Receives a request body up to its end.
 ///
 /// # Errors
 ///
 /// Fails when the client disconnects.
-pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
+pub(super) async fn receive_body(mut body: Incoming) -> Result<ReceivedBody, hyper::Error> {
     let mut hash = Sha256::new();
     let mut length = 0_u64;
     let mut content = Some(Vec::new());
@@ -137,15 +137,15 @@ pub(super) async fn receive(mut body: Incoming) -> Result<ReceivedBody, hyper::E
         }
     }
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(ReceivedBody { length, sha256, content, has_model_part: search.is_found })
+    Ok(ReceivedBody { length, sha256, content, has_model_id_part: search.is_found })
 }
 
-/// Reads and drops the next `bytes` bytes of a body, or all of a shorter body.
+/// Reads and drops the next `bytes` bytes of a body, or the whole body if it is shorter.
 ///
 /// # Errors
 ///
 /// Fails when the client disconnects.
-pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
+pub(super) async fn skip_body(body: &mut Incoming, mut bytes: u64) -> Result<(), hyper::Error> {
     while bytes > 0 {
         let Some(frame) = body.frame().await else { break };
         let Ok(data) = frame?.into_data() else { continue };
@@ -156,16 +156,17 @@ pub(super) async fn skip(body: &mut Incoming, mut bytes: u64) -> Result<(), hype
 
 /// Reads and drops the rest of a body. A client that is still sending could otherwise receive a
 /// reset before the response.
-pub(super) async fn discard(mut body: Incoming) {
-    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+pub(super) async fn discard_body(mut body: Incoming) {
+    let remaining_frames = async { while let Some(Ok(_)) = body.frame().await {} };
     // The connection is closed after the timeout.
-    let _ended = tokio::time::timeout(DISCARD_TIMEOUT, rest).await;
+    let _result = tokio::time::timeout(DISCARD_TIMEOUT, remaining_frames).await;
 }
 
-/// Searches for the name of a form part, which may be split between two frames.
+/// Searches for the form part `model_id`. The name of the part may be split between frames.
 #[derive(Debug, Default)]
 struct PartSearch {
-    tail: Vec<u8>,
+    /// The last bytes of the previous frames, which may be the beginning of the name.
+    last_bytes: Vec<u8>,
     is_found: bool,
 }
 
@@ -177,13 +178,14 @@ impl PartSearch {
             return;
         }
         let length = Self::PART_NAME.len();
-        self.tail.extend_from_slice(&data[..data.len().min(length)]);
-        self.is_found = [&self.tail, data].iter().any(|bytes| memmem::find(bytes, Self::PART_NAME).is_some());
+        self.last_bytes.extend_from_slice(&data[..data.len().min(length)]);
+        self.is_found =
+            [&self.last_bytes, data].iter().any(|bytes| memmem::find(bytes, Self::PART_NAME).is_some());
         if data.len() > length {
-            self.tail.clear();
-            self.tail.extend_from_slice(&data[data.len() - length..]);
+            self.last_bytes.clear();
+            self.last_bytes.extend_from_slice(&data[data.len() - length..]);
         }
-        self.tail.drain(..self.tail.len().saturating_sub(length));
+        self.last_bytes.drain(..self.last_bytes.len().saturating_sub(length));
     }
 }
 

@@ -131,7 +131,7 @@ impl ProviderResponse {
         Self { charged: cost, ..self.with_header("character-cost", &cost.to_string()) }
     }
 
-    /// Encodes the body with each of `encodings` in turn. The body must not be generated on demand.
+    /// Encodes the body with `encodings`, one after the other. The body must not be generated on demand.
     pub(super) fn encoded(self, encodings: &[Encoding]) -> Self {
         let plain = self.body.into_bytes();
         let body = encodings.iter().fold(plain, |body, encoding| encoding.encode(&body).into());

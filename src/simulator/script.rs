@@ -59,7 +59,7 @@ impl Faults {
 }
 
 impl Script {
-    /// Creates a script with these queued faults.
+    /// Creates a script with `faults` in its queue.
     pub(super) fn new(faults: Vec<Fault>) -> Self {
         let mut script = Self::default();
         script.queue(None, faults);

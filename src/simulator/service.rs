@@ -22,7 +22,7 @@ use super::ledger::RequestSummary;
 use super::provider::{PendingRequest, PresentedKey, Provider};
 use super::refusal::{RefusalKind, violation};
 use super::request::{
-    EMPTY_SHA256, ReceivedBody, discard, find_presented_key, find_violations, receive, skip,
+    EMPTY_SHA256, ReceivedBody, discard_body, find_presented_key, find_violations, receive_body, skip_body,
 };
 use super::response::{ProviderResponse, new_trace_id};
 use super::response_body::ResponseBody;
@@ -63,7 +63,7 @@ impl Service {
         let upgrade = socket::is_handshake(&request).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         if parts.uri.path().starts_with(control::PREFIX) {
-            let received_body = receive(body).await.map_err(|_| ConnectionClosed)?;
+            let received_body = receive_body(body).await.map_err(|_| ConnectionClosed)?;
             return Ok(control::respond(&self.provider, &parts, &received_body).into_response());
         }
         let presented_key = find_presented_key(&parts, &self.provider);
@@ -131,11 +131,11 @@ impl Service {
             return Ok(refuse(kind, 1));
         }
         if let Fault::MidRefuse { bytes, refusal } = &fault {
-            skip(&mut body, *bytes).await.map_err(|_| ConnectionClosed)?;
+            skip_body(&mut body, *bytes).await.map_err(|_| ConnectionClosed)?;
             self.discard_body(body);
             return Ok(refuse(refusal, 1));
         }
-        let received_body = receive(body).await.map_err(|_| ConnectionClosed)?;
+        let received_body = receive_body(body).await.map_err(|_| ConnectionClosed)?;
         pending.summary.body_bytes = received_body.length;
         pending.summary.body_sha256.clone_from(&received_body.sha256);
         pending.summary.body_complete = true;
@@ -166,7 +166,7 @@ impl Service {
         if let Fault::Stall { ms } = fault {
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
-        let result = route.map_err(Refusal::from).and_then(|route| execute(context, parts, route));
+        let result = route.map_err(Refusal::from).and_then(|route| execute_operation(context, parts, route));
         let mut response = result.unwrap_or_else(ProviderResponse::from);
         if let Fault::SlowHead { ms } = fault {
             // The client may disconnect during the delay.
@@ -185,12 +185,16 @@ impl Service {
     /// Discards the rest of a body in a separate task. When the simulator stops, it closes the
     /// connection, which ends the body and the task.
     fn discard_body(&self, body: Incoming) {
-        self.tasks.spawn(discard(body));
+        self.tasks.spawn(discard_body(body));
     }
 }
 
 /// Executes the requested operation, if it is allowed.
-fn execute(context: OperationContext<'_>, parts: &Parts, route: Route) -> Result<ProviderResponse, Refusal> {
+fn execute_operation(
+    context: OperationContext<'_>,
+    parts: &Parts,
+    route: Route,
+) -> Result<ProviderResponse, Refusal> {
     match route {
         Route::Speech { voice, output } => context.speech(&voice, output),
         Route::Dialogue(output) => context.dialogue(output),
@@ -202,12 +206,12 @@ fn execute(context: OperationContext<'_>, parts: &Parts, route: Route) -> Result
         Route::Conversation(id) => conversations::respond(context, &id),
         Route::Operation(operation, ids) => operation.execute(context, &ids),
         Route::Free(operation) => operation.execute(context),
-        Route::Echo => Ok(echo(context, parts)),
+        Route::Echo => Ok(echo_request(context, parts)),
     }
 }
 
 /// Returns the received request. The name of the key replaces the key.
-fn echo(context: OperationContext<'_>, parts: &Parts) -> ProviderResponse {
+fn echo_request(context: OperationContext<'_>, parts: &Parts) -> ProviderResponse {
     let ReceivedBody { length, sha256, .. } = context.received;
     let state = context.provider.state();
     let key = match context.presented_key {

@@ -13,7 +13,7 @@ use super::sound::format::Format;
 use super::sound::melody::Melody;
 use super::sound::{Sound, seconds};
 
-/// The length of a chunk. Even short texts have several chunks.
+/// The length of an audio chunk. Even a short text has several chunks.
 const STREAM_CHUNK_MS: u64 = 100;
 /// Characters per object of a stream with timestamps.
 const TIMED_CHUNK_CHARACTERS: u64 = 10;
@@ -51,7 +51,7 @@ pub(super) fn speech_body(text: &str, format: Format, output: SpeechOutput) -> R
 }
 
 fn timed_body(text: &str, melody: &Melody, sound: Sound) -> ResponseBody {
-    let alignment = alignment(text, melody, 0..character_count(text));
+    let alignment = alignment_document(text, melody, 0..character_count(text));
     let tail = format!("\",\"alignment\":{alignment},\"normalized_alignment\":{alignment}}}");
     let mut encoder = Base64Encoder::default();
     let audio = sound.into_blocks().map(Some).chain(iter::once(None)).map(move |block| match block {
@@ -72,7 +72,7 @@ fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> Response
         let end = (start + TIMED_CHUNK_CHARACTERS).min(total);
         let end_ms = if end == total { u64::MAX } else { melody.start_ms(end) };
         let audio = base64(&sound.take_until(end_ms).unwrap_or_default());
-        let alignment = alignment(&text, &melody, start..end);
+        let alignment = alignment_document(&text, &melody, start..end);
         start = end;
         let object = json!({
             "audio_base64": audio, "alignment": alignment, "normalized_alignment": alignment,
@@ -83,7 +83,7 @@ fn timed_stream_body(text: String, melody: Melody, mut sound: Sound) -> Response
 }
 
 /// Creates the `CharacterAlignmentResponseModel` of the OpenAPI document, in seconds from the beginning.
-fn alignment(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
+fn alignment_document(text: &str, melody: &Melody, range: std::ops::Range<u64>) -> Value {
     let skipped = usize::try_from(range.start).unwrap_or(usize::MAX);
     let time = |index: u64| seconds(melody.start_ms(index));
     let characters: Vec<String> =
@@ -108,10 +108,10 @@ mod tests {
     fn the_alignment_ends_where_the_sound_ends() {
         let text = "Hello, world";
         let melody = Melody::new(text);
-        let document = alignment(text, &melody, 0..12);
+        let document = alignment_document(text, &melody, 0..12);
         assert_eq!(document["characters"].as_array().unwrap().len(), 12);
         assert_eq!(document["character_start_times_seconds"][0], 0.0);
         assert_eq!(document["character_end_times_seconds"][11], 0.72);
-        assert_eq!(alignment(text, &melody, 10..12)["characters"], json!(["l", "d"]));
+        assert_eq!(alignment_document(text, &melody, 10..12)["characters"], json!(["l", "d"]));
     }
 }

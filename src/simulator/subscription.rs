@@ -13,7 +13,7 @@ pub(super) fn user(key: &Key, workspace: &Workspace) -> Value {
     json!({
         "user_id": format!("user-of-{}", workspace.plan.name),
         "workspace_id": workspace.plan.name,
-        "subscription": subscription(workspace),
+        "subscription": subscription_document(workspace),
         "is_new_user": false,
         "can_use_delayed_payment_methods": false,
         "is_onboarding_completed": true,
@@ -46,7 +46,7 @@ pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
         // The provider's spelling.
         "payment_intent_statusses": ["processing"],
     });
-    let mut document = subscription(workspace);
+    let mut document = subscription_document(workspace);
     document["next_invoice"] = if workspace.plan.tier == "free" { Value::Null } else { invoice.clone() };
     document["open_invoices"] = if is_past_due { json!([invoice]) } else { json!([]) };
     document["has_open_invoices"] = is_past_due.into();
@@ -55,7 +55,7 @@ pub(super) fn subscription_with_invoices(workspace: &Workspace) -> Value {
 }
 
 /// Builds the subscription that both responses contain.
-fn subscription(workspace: &Workspace) -> Value {
+fn subscription_document(workspace: &Workspace) -> Value {
     let plan = &workspace.plan;
     let status = match plan.billing {
         Billing::Active if plan.tier == "free" => "free",

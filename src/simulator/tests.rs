@@ -70,7 +70,7 @@ fn post(path: &str, body: impl Into<Bytes>) -> SimulatorCall {
     SimulatorCall { method: "POST", body: body.into(), ..get(path) }
 }
 
-/// Creates a speech request with this text.
+/// Creates a speech request with the given `text`.
 fn speech_call(text: &str) -> SimulatorCall {
     post(TTS, serde_json::json!({ "text": text }).to_string())
 }

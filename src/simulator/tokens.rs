@@ -1,27 +1,27 @@
-//! Stores the tokens that the provider issues in addition to keys: single-use tokens, and the tokens
-//! of signed URLs. A token belongs to the key that requested it, is valid for one type of endpoint, and
-//! can be used once. The time is an argument.
+//! Stores the tokens that the provider issues in addition to keys: single-use tokens and the tokens in signed URLs. A
+//! token belongs to the key that requested it, is valid for one type of endpoint, and can be used once. The functions
+//! take the current time as an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::policy::units::UnixMs;
 
-/// Validity of an unused token (the documentation). A signed URL must be used within this time.
-const VALIDITY: Duration = Duration::from_secs(15 * 60);
-/// Maximum number of stored tokens, which bounds the memory of a long test.
+/// Lifetime of an unused token, according to the provider's documentation. A signed URL must be used within this time.
+const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
+/// Maximum number of stored tokens, which bounds the memory usage of a long test.
 const MAX_TOKENS: usize = 10_000;
 
 /// The endpoint for which a token is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TokenScope {
-    /// `realtime_scribe`: the WebSocket of transcription.
+    /// `realtime_scribe`: the transcription WebSocket.
     RealtimeScribe,
-    /// `batch_scribe`: the transcription of a file.
+    /// `batch_scribe`: file transcription.
     BatchScribe,
-    /// `tts_websocket`: the WebSockets of speech and dialogue.
+    /// `tts_websocket`: the speech and dialogue WebSockets.
     Speech,
-    /// A conversation with this agent.
+    /// A conversation with the agent that has this identifier.
     Agent(String),
 }
 
@@ -37,9 +37,9 @@ impl TokenScope {
     }
 }
 
-/// The tokens that were issued and not used yet, oldest first.
+/// The issued and unused tokens, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Tokens(VecDeque<Token>);
+pub(super) struct UnusedTokens(VecDeque<Token>);
 
 #[derive(Debug)]
 struct Token {
@@ -49,25 +49,25 @@ struct Token {
     expires_at: UnixMs,
 }
 
-impl Tokens {
-    /// Adds a token for the key at the index `key_index`.
+impl UnusedTokens {
+    /// Adds a token of the key at the index `key_index`.
     pub(super) fn add(&mut self, text: &str, scope: TokenScope, key_index: usize, now: UnixMs) {
         if self.0.len() == MAX_TOKENS {
             self.0.pop_front();
         }
-        self.0.push_back(Token { text: text.to_owned(), scope, key_index, expires_at: now.plus(VALIDITY) });
+        self.0.push_back(Token { text: text.to_owned(), scope, key_index, expires_at: now.plus(TOKEN_TTL) });
     }
 
     fn position(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.0.iter().position(|token| token.text == text && token.scope == *scope && now < token.expires_at)
     }
 
-    /// Returns the index of the key of a token that is valid for this endpoint.
+    /// Returns the index of the key that owns a token, if the token is valid for `scope` at `now`.
     pub(super) fn find_key(&self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.get(index)).map(|token| token.key_index)
     }
 
-    /// Consumes a token that is valid for this endpoint. Returns the index of its key.
+    /// Removes a token that is valid for `scope` at `now`. Returns the index of the key that owns the token.
     pub(super) fn consume(&mut self, text: &str, scope: &TokenScope, now: UnixMs) -> Option<usize> {
         self.position(text, scope, now).and_then(|index| self.0.remove(index)).map(|token| token.key_index)
     }
@@ -80,8 +80,8 @@ mod tests {
     const NOW: UnixMs = UnixMs(1_000_000);
 
     #[test]
-    fn a_token_is_valid_once_in_its_scope_for_fifteen_minutes() {
-        let mut tokens = Tokens::default();
+    fn a_token_is_valid_once_for_its_scope_within_fifteen_minutes() {
+        let mut tokens = UnusedTokens::default();
         tokens.add("t", TokenScope::RealtimeScribe, 3, NOW);
         let last_valid = UnixMs(NOW.0 + 15 * 60 * 1_000 - 1);
         assert_eq!(tokens.consume("t", &TokenScope::Speech, NOW), None);
@@ -93,8 +93,8 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_tokens_are_dropped_beyond_a_maximum() {
-        let mut tokens = Tokens::default();
+    fn the_oldest_token_is_dropped_when_the_store_is_full() {
+        let mut tokens = UnusedTokens::default();
         for index in 0..=MAX_TOKENS {
             tokens.add(&index.to_string(), TokenScope::Speech, 0, NOW);
         }

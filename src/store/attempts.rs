@@ -15,6 +15,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, ToSql, Transaction, param
 use uuid::Uuid;
 
 use super::columns::{integer, timestamp};
+use super::days::{self, SumsRow};
 use super::outbox::{self, MirrorScope};
 use super::users::UserSums;
 use crate::elevenlabs::endpoint::Route;
@@ -83,9 +84,11 @@ pub(super) fn write(
             }
         }
     }
+    let next_hour = days::next_hour(transaction)?;
     // A group has no amounts if all its attempts were in the file already.
     for group in groups.iter().filter(|group| group.amounts != HourAmounts::default()) {
-        add_to_hour(transaction, group)?;
+        add_to_hour(transaction, &group.sums_row(), &group.amounts)?;
+        days::add_late(transaction, &group.sums_row(), &group.amounts, next_hour)?;
     }
     user_sums.write(transaction)
 }
@@ -157,6 +160,17 @@ impl<'a> AttemptGroup<'a> {
             workspace: membership.and_then(|membership| membership.name().map(str::to_owned)),
             route: first.route.to_string(),
             amounts: HourAmounts::default(),
+        }
+    }
+
+    /// Returns the columns that identify the sums to which the attempts are added.
+    fn sums_row(&self) -> SumsRow<'_> {
+        SumsRow {
+            hour: start_of_hour(self.first.started_at),
+            key_hash: &self.key_hash,
+            client: self.first.client.as_str(),
+            route: &self.route,
+            model: self.first.model.as_deref().unwrap_or(""),
         }
     }
 }
@@ -328,7 +342,7 @@ pub(super) const SUM_COLUMNS: [&str; 9] = [
     "quota_credits",
 ];
 
-/// The `ON CONFLICT` clause that adds the inserted sums to those of an existing row. Sums are limited to
+/// The `ON CONFLICT` clause that adds the inserted sums to the sums of an existing row. Sums are limited to
 /// 2^53, which is far above real amounts and exact as a floating-point number.
 pub(super) static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
     let sums =
@@ -349,12 +363,11 @@ static ADD_TO_HOUR: LazyLock<String> = LazyLock::new(|| {
 
 fn add_to_hour(
     transaction: &Transaction<'_>,
-    AttemptGroup { first, key_hash, route, amounts, .. }: &AttemptGroup<'_>,
+    SumsRow { hour, key_hash, client, route, model }: &SumsRow<'_>,
+    amounts: &HourAmounts,
 ) -> Result<(), rusqlite::Error> {
-    let model = first.model.as_deref().unwrap_or("");
     let mut statement = transaction.prepare_cached(&ADD_TO_HOUR)?;
-    let identifying: [&dyn ToSql; 5] =
-        [&timestamp(start_of_hour(first.started_at)), key_hash, &first.client.as_str(), route, &model];
+    let identifying: [&dyn ToSql; 5] = [&timestamp(*hour), key_hash, client, route, model];
     for (parameter, column) in (1..).zip(identifying) {
         statement.raw_bind_parameter(parameter, column)?;
     }

@@ -1,5 +1,5 @@
 //! Stores the changes that operators make: one row per change, without secrets. The writer thread commits each row in
-//! a transaction of its own, before the operator gets the response.
+//! a separate transaction, before the operator gets the response.
 
 use std::path::Path;
 
@@ -34,7 +34,7 @@ pub(super) const TABLE: &str = "
     ) STRICT, WITHOUT ROWID;
     ";
 
-/// Maximum stored changes. The oldest are deleted first.
+/// Maximum number of stored changes. The oldest changes are deleted first.
 const MAX_CHANGES: u32 = 10_000;
 
 /// A change that an operator has made. It contains no secret.
@@ -81,7 +81,7 @@ impl OfflineChanges {
     ///
     /// # Errors
     ///
-    /// Fails with [`OpenError::InUse`] when a Keychoir runs with this database, and with a different error when the
+    /// Fails with [`OpenError::InUse`] when a server runs with the database, and with a different error when the
     /// database cannot be locked.
     pub fn open(path: &Path, now: UnixMs) -> Result<Self, OpenError> {
         let file = DatabaseLocation::File(path.to_owned());

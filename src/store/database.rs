@@ -64,8 +64,8 @@ impl Database {
         Self { connection, refusals: RefusalRows::default(), owners_compacted_at: None, file }
     }
 
-    /// Renames the rows of these keys that an earlier version stored under other names, see
-    /// [`key_names`]. A failure is logged.
+    /// Renames the rows of `keys` that an earlier version stored under other names, see [`key_names`]. A failure is
+    /// logged.
     pub(super) fn rename_keys<'k>(&mut self, keys: impl Iterator<Item = &'k ApiKey>) {
         if let Err(error) = key_names::rename_keys(&mut self.connection, keys) {
             tracing::warn!(

@@ -24,6 +24,8 @@ use crate::proxy::{UserUsageFuture, UserUsageReader, UserUsageUnavailable};
 use crate::secret::UserFingerprint;
 use crate::tasks;
 
+#[cfg(test)]
+pub(super) use queries::usage as read_usage;
 pub use queries::{AttemptFilter, AttemptPage, HourOfKey, UsageFilter, UsageRow};
 
 /// Maximum time that SQLite works on a read.
@@ -31,9 +33,9 @@ const READ_TIMEOUT: Duration = Duration::from_millis(200);
 /// Maximum wait for the result of a read or for the commit of a change, including the wait for other reads and
 /// for the lock of a migration.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum reads at the same time. More would compete with the writer for the disk.
+/// Maximum number of concurrent reads. More reads would compete with the writer for the disk.
 const MAX_CONCURRENT_READS: usize = 2;
-/// Maximum commands that wait for the writer thread.
+/// Maximum number of commands that wait for the writer thread.
 const MAX_QUEUED_COMMANDS: usize = 16;
 /// Virtual-machine instructions between two checks of the time limit, which take about 20 microseconds.
 const CHECK_INTERVAL: i32 = 1_000;
@@ -253,6 +255,10 @@ mod tests {
         assert!(is_interrupted(&read_in_time(&mut connection, read_row).unwrap_err()));
         let short =
             |connection: &Connection| connection.query_row("SELECT 7", [], |row| row.get::<_, i64>(0));
-        assert_eq!(read_in_time(&mut connection, short), Ok(7), "the limit ends with its read");
+        assert_eq!(
+            read_in_time(&mut connection, short),
+            Ok(7),
+            "the time limit of a read must not affect the next read"
+        );
     }
 }

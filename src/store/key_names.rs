@@ -11,10 +11,10 @@ use std::collections::HashMap;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::attempts::{ADD_SUMS, SUM_COLUMNS, migration};
-use super::owners;
+use super::{days, owners};
 use crate::secret::{ApiKey, Fingerprint};
 
-/// Tables and columns that contain names of keys. A workspace without a configured name has the name of its
+/// The tables and columns that contain key names. A workspace without a configured name has the name of its
 /// first key.
 const COLUMNS: [(&str, &str); 6] = [
     ("keys", "key_hash"),
@@ -58,7 +58,7 @@ pub(super) fn retire_plain_digests(transaction: &Transaction<'_>) -> Result<(), 
     if new_names.is_empty() {
         return Ok(());
     }
-    rename(transaction, &new_names)?;
+    rename_rows(transaction, &new_names)?;
     transaction.execute_batch(&format!(
         "INSERT INTO retired_keys SELECT new_name FROM temp.renamed;
          INSERT INTO maintenance VALUES ('{VACUUM}');
@@ -90,7 +90,7 @@ pub(super) fn rename_keys<'k>(
     if new_names.is_empty() {
         return Ok(());
     }
-    rename(&transaction, &new_names)?;
+    rename_rows(&transaction, &new_names)?;
     // A rename that the mirror has not delivered yet is merged with the new one.
     transaction.execute_batch(
         "UPDATE outbox_renames SET key_hash = (SELECT new_name FROM temp.renamed WHERE old_name = key_hash)
@@ -106,7 +106,7 @@ pub(super) fn rename_keys<'k>(
 
 /// Renames rows in every table, and leaves the names in `temp.renamed`. If a row with the new name exists,
 /// its state is kept, and the sums of both rows are added.
-fn rename(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
+fn rename_rows(transaction: &Transaction<'_>, new_names: &NewNames) -> Result<(), rusqlite::Error> {
     transaction.execute_batch(
         "CREATE TEMP TABLE renamed (old_name TEXT PRIMARY KEY, new_name TEXT NOT NULL) STRICT, WITHOUT ROWID",
     )?;
@@ -139,9 +139,11 @@ fn merge_hours(transaction: &Transaction<'_>) -> Result<(), rusqlite::Error> {
         "INSERT INTO hours SELECT hour_ms, new_name, client, route, model, {}
          FROM hours JOIN temp.renamed ON old_name = key_hash
          {};
-         DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);",
+         DELETE FROM hours WHERE key_hash IN (SELECT old_name FROM temp.renamed);
+         {}",
         SUM_COLUMNS.join(", "),
-        *ADD_SUMS
+        *ADD_SUMS,
+        days::CLEAR
     ))
 }
 

@@ -76,7 +76,7 @@ pub(super) fn check(path: &Path) -> Result<(), DatabaseLockError> {
     }
 }
 
-/// Whether there is a lock file of Keychoir beside the database at `path`.
+/// Whether there is a lock file of Keychoir next to the database at `path`.
 pub(super) fn has_lock_file(path: &Path) -> bool {
     let mut text = String::new();
     let read_result =
@@ -84,7 +84,7 @@ pub(super) fn has_lock_file(path: &Path) -> bool {
     read_result.is_ok() && text.split_whitespace().nth(1) == Some(SIGNATURE)
 }
 
-/// Returns the path of the lock file: beside the resolved database file, so that all links to the file have the same
+/// Returns the path of the lock file: next to the resolved database file, so that all links to the file have the same
 /// lock.
 fn lock_path(path: &Path) -> PathBuf {
     companion(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), ".lock")

@@ -1,5 +1,5 @@
-//! Maintains the database between commits: completes the migration, deletes old records, compacts the owners and
-//! shrinks the file. It runs in small steps, so that commits are not delayed.
+//! Maintains the database between commits: completes the migration, sums the hours by day, deletes old records, compacts
+//! the owners and shrinks the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use rusqlite::{Connection, params};
 use super::attempts::{self, migration};
 use super::columns::timestamp;
 use super::database::Database;
-use super::{Settings, owners, users};
+use super::{Settings, days, owners, users};
 use crate::policy::retention::deletion_cutoff;
 use crate::policy::units::UnixMs;
 
 /// Maximum number of rows that one step deletes.
 const MAX_ROWS: u16 = 512;
-/// Maximum pages that one step returns to the file system.
+/// Maximum number of pages that one step returns to the file system.
 const MAX_PAGES: i64 = 128;
 
 /// Time between two compactions of the owner log. A compaction reads the whole log.
@@ -51,9 +51,14 @@ pub(super) fn run_step(
         {
             return Ok(MaintenanceProgress::MoreWork);
         }
-        if users::delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
-            return Ok(MaintenanceProgress::MoreWork);
+        for delete_older in [users::delete_older, days::delete_older] {
+            if delete_older(connection, oldest, MAX_ROWS)? == usize::from(MAX_ROWS) {
+                return Ok(MaintenanceProgress::MoreWork);
+            }
         }
+    }
+    if days::add_next_hour(connection, now)? {
+        return Ok(MaintenanceProgress::MoreWork);
     }
     if owners_compacted_at.is_none_or(|compacted_at| now.since(compacted_at) >= COMPACTION_INTERVAL) {
         owners::compact(connection)?;
@@ -66,7 +71,7 @@ pub(super) fn run_step(
     if free_pages_before == 0 {
         return Ok(MaintenanceProgress::Done);
     }
-    shrink(connection)?;
+    shrink_database(connection)?;
     let still_free = free_pages(connection)?;
     // If the file did not shrink, the next step would not shrink it either.
     Ok(if (1..free_pages_before).contains(&still_free) {
@@ -96,7 +101,7 @@ fn free_pages(connection: &Connection) -> Result<i64, rusqlite::Error> {
     )
 }
 
-fn shrink(connection: &Connection) -> Result<(), rusqlite::Error> {
+fn shrink_database(connection: &Connection) -> Result<(), rusqlite::Error> {
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({MAX_PAGES})"))?;
     // Reading a row of the statement frees a page.
     let mut rows = statement.query([])?;

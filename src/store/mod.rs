@@ -22,6 +22,7 @@ mod transaction;
 mod attempts;
 mod changes;
 mod columns;
+mod days;
 mod evidence;
 mod outbox;
 mod owners;
@@ -80,7 +81,7 @@ use write::{Writer, WriterChannels};
 pub enum DatabaseLocation {
     /// In the file at this path.
     File(PathBuf),
-    /// In memory: the records are lost when the program ends.
+    /// In memory: the records are lost when Keychoir exits.
     Memory,
 }
 
@@ -137,13 +138,13 @@ impl Health {
         self.depth.records()
     }
 
-    /// Records written after the program started.
+    /// Records written after Keychoir started.
     #[must_use]
     pub fn written_records(&self) -> u64 {
         self.counters.written_records.load(Ordering::Relaxed)
     }
 
-    /// Writes that failed after the program started.
+    /// Writes that failed after Keychoir started.
     #[must_use]
     pub fn write_errors(&self) -> u64 {
         self.counters.write_errors.load(Ordering::Relaxed)
@@ -343,7 +344,7 @@ impl WriterHandle {
     }
 
     /// Waits until all records are written and the database is closed, which happens after the last
-    /// [`UsageSink`] and the outbox are dropped. Returns the number of records lost after the program
+    /// [`UsageSink`] and the outbox are dropped. Returns the number of records lost after Keychoir
     /// started, including those that are unwritten at the timeout.
     pub async fn wait_until_closed(self, timeout: Duration) -> u64 {
         drop(self.outbox);
@@ -382,7 +383,7 @@ impl LockedLocation {
     }
 
     /// Acquires the lock, unless it is already held or the database is in memory. The origin of the file is
-    /// checked first, so that no lock file is created beside the file of another program.
+    /// checked first, so that no lock file is created next to the file of another program.
     fn lock(&mut self) -> Result<(), OpenError> {
         let DatabaseLocation::File(path) = &self.location else { return Ok(()) };
         if self.lock.is_some() {

@@ -176,8 +176,8 @@ pub(super) fn open(
             Err(source) => return Err(unusable(source)),
         }
     }
-    let quarantined_path =
-        quarantine(path, now).map_err(|source| OpenError::CannotQuarantine { path: path.clone(), source })?;
+    let quarantined_path = quarantine_file(path, now)
+        .map_err(|source| OpenError::CannotQuarantine { path: path.clone(), source })?;
     create_private_file(path).map_err(unwritable)?;
     migrate(connect(path, IntegrityCheck::Skip).map_err(unusable)?, path, Some(quarantined_path))
 }
@@ -259,7 +259,7 @@ fn try_reads(connection: &Connection) -> Result<(), rusqlite::Error> {
     read::client_usage(connection, UnixMs(0)).map(drop)
 }
 
-/// Returns the path of a file beside the database, such as `-wal`: the path of the database with a suffix.
+/// Returns the path of a file next to the database, such as `-wal`: the path of the database with a suffix.
 pub(super) fn companion(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -365,7 +365,7 @@ pub(super) fn is_corruption(error: &rusqlite::Error) -> bool {
 }
 
 /// Renames the file, its write-ahead log and its shared-memory file; the new name contains the time `now`.
-fn quarantine(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
+fn quarantine_file(path: &Path, now: UnixMs) -> io::Result<PathBuf> {
     let mut new_path = companion(path, &format!(".broken-{}", now.0));
     // Two files that are renamed in the same millisecond must not overwrite each other.
     let mut number = 0;

@@ -17,7 +17,7 @@ use super::schema::APPLICATION_ID;
 pub(super) enum Origin {
     /// The file is missing, empty, or a database of Keychoir, which may be corrupt.
     Ours,
-    /// The file is not a database, but a lock file beside it shows that the path was Keychoir's.
+    /// The file is not a database, but a lock file next to it shows that the path was Keychoir's.
     OursNotADatabase,
     /// Another program created the file. The text completes "is not a Keychoir database: ".
     Foreign(&'static str),
@@ -30,7 +30,7 @@ const HEADER_SIZE: u64 = 100;
 const APPLICATION_ID_RANGE: std::ops::Range<usize> = 68..72;
 
 /// Detects the origin of the file at `path` without changing it. The file is Keychoir's if its header has
-/// Keychoir's application id, or if it is corrupt and an earlier start left a lock file beside it.
+/// Keychoir's application id, or if it is corrupt and an earlier start left a lock file next to it.
 pub(super) fn detect(path: &Path) -> io::Result<Origin> {
     let mut header = Vec::new();
     match fs::File::open(path) {
@@ -84,20 +84,20 @@ mod tests {
     const OTHER_TABLES: Origin = Origin::Foreign("it is an SQLite file with other tables");
     const NOT_SQLITE: Origin = Origin::Foreign("it is not an SQLite file");
 
-    /// Checks the origin of the file that `create` creates, without and with a lock file beside it.
+    /// Checks the origin of the file that `create` creates, without and with a lock file next to it.
     #[track_caller]
     fn check(create: impl Fn(&Path), expected_without_lock: Origin, expected_with_lock: Origin) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a 100%? #1.db");
         create(&path);
-        let before = fs::read(&path).ok();
+        let content_before = fs::read(&path).ok();
         assert_eq!(detect(&path).unwrap(), expected_without_lock, "without a lock file");
         let names: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
         assert!(names.iter().all(|name| *name == path || *name == companion(&path, "-wal")), "{names:?}");
         drop(lock::Lock::acquire(&path));
         assert_eq!(detect(&path).unwrap(), expected_with_lock, "with a lock file");
-        assert_eq!(fs::read(&path).ok(), before, "the file must stay unchanged");
+        assert_eq!(fs::read(&path).ok(), content_before, "the file must stay unchanged");
     }
 
     fn create_sqlite_file(path: &Path, statements: &str) {
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_format_is_ours_only_beside_our_lock_file() {
+    fn a_file_of_another_format_is_ours_only_next_to_our_lock_file() {
         for text in ["x", "a text file", "SQLite format 2\0"] {
             check(|path| fs::write(path, text).unwrap(), NOT_SQLITE, Origin::OursNotADatabase);
         }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_database_without_an_application_id_is_ours_only_beside_our_lock_file() {
+    fn a_corrupt_database_without_an_application_id_is_ours_only_next_to_our_lock_file() {
         let corrupt = |path: &Path| {
             create_sqlite_file(path, "CREATE TABLE photos (name TEXT)");
             let mut bytes = fs::read(path).unwrap();

@@ -40,14 +40,14 @@ pub struct MirroredKeyState {
     pub remaining: i64,
     /// The fraction of the credits that is used; above 1 with overage.
     pub usage: f64,
-    /// Whether the included credits are used up.
+    /// Whether the included credits are exhausted.
     pub is_over_limit: bool,
     /// Whether the usage is near the limit.
     pub is_near_limit: bool,
     /// The time at which the period ends.
     pub resets_at: Option<UnixMs>,
-    /// The time at which the state was observed. A later state of a key always has a later time, even if the clock was set
-    /// back.
+    /// The time at which the state was observed. A later state of a key always has a later time, even if the clock was
+    /// set back.
     pub observed_at: UnixMs,
 }
 

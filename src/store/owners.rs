@@ -67,8 +67,8 @@ fn write_rows<'a>(
     Ok(())
 }
 
-/// Reads all owners: those of created resources and then those of the log, each by their last use, the oldest
-/// first.
+/// Reads all owners: first the owners of created resources, then the owners in the log, each by their last use, the
+/// oldest first.
 pub(super) fn read(connection: &Connection) -> Result<Vec<OwnershipEntry>, rusqlite::Error> {
     let mut statement = connection
         .prepare("SELECT id, kind, workspace, learned_at_ms, used_at_ms FROM owners ORDER BY used_at_ms")?;

@@ -4,6 +4,14 @@ use rusqlite::OptionalExtension;
 
 use super::Store;
 
+/// The migration that adds the table.
+pub(super) const TABLE: &str = "
+    -- The id of this replica in a pool that several replicas share: one row.
+    CREATE TABLE replica (
+        id TEXT PRIMARY KEY
+    ) STRICT, WITHOUT ROWID;
+    ";
+
 impl Store {
     /// Returns the id of this replica, and stores `new_id` if the database has none. Returns `new_id` if the database
     /// is not open.

@@ -90,7 +90,7 @@ pub enum UsageGroup {
 }
 
 impl UsageGroup {
-    /// Returns the group with this value of the expression, and the key that has it as its fingerprint.
+    /// Returns the group with the given `value` of the expression, and the key that has it as its fingerprint.
     fn new(dimension: UsageDimension, value: String, short: Option<String>, name: Option<String>) -> Self {
         if dimension == UsageDimension::Key {
             return Self::Key { hash: value, short, name };
@@ -113,7 +113,7 @@ pub struct StoredKey {
     pub short: String,
     /// The configured name of the key.
     pub name: Option<String>,
-    /// Its workspace, if one was configured.
+    /// The key's workspace, if one was configured.
     pub workspace: Option<String>,
     /// The status of the key.
     pub status: KeyStatus,
@@ -126,7 +126,7 @@ pub struct StoredKey {
 pub struct UsageReader {
     path: PathBuf,
     connection: Connection,
-    /// Whether the file has users and regions; the next startup migrates an older one.
+    /// Whether the file contains users and regions; the next startup migrates an older one.
     has_users: bool,
 }
 
@@ -190,7 +190,7 @@ impl UsageReader {
         self.stored_keys(now).map_err(|source| read_error(self.path.clone(), source))
     }
 
-    /// Checks that the file has the columns of a dimension.
+    /// Checks that the file contains the columns of a dimension.
     fn check_dimension(&self, dimension: UsageDimension) -> Result<(), ReadError> {
         match dimension {
             UsageDimension::User | UsageDimension::Region if !self.has_users => {

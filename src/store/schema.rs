@@ -3,10 +3,10 @@
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::attempts::migration;
-use super::{changes, key_names, owners, refusals, users};
+use super::{changes, days, key_names, owners, refusals, replica, users};
 
 /// One migration per version; a released migration never changes.
-const MIGRATIONS: [&str; 15] = [
+const MIGRATIONS: [&str; 16] = [
     "
     CREATE TABLE keys (
         key_hash TEXT PRIMARY KEY,
@@ -350,12 +350,8 @@ const MIGRATIONS: [&str; 15] = [
     migration::TABLE,
     changes::TABLE,
     users::TABLE,
-    "
-    -- The id of this replica in a pool that several replicas share: one row.
-    CREATE TABLE replica (
-        id TEXT PRIMARY KEY
-    ) STRICT, WITHOUT ROWID;
-    ",
+    replica::TABLE,
+    days::TABLE,
 ];
 
 /// The version from which the log of owners has one row per commit.

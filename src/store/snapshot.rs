@@ -40,7 +40,7 @@ pub enum SnapshotError {
     #[error("{} belongs to the database itself: choose another path", .0.display())]
     Itself(PathBuf),
     /// The disk has too little space for the copy.
-    #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), mebibytes(*.available), mebibytes(*.needed) + 1)]
+    #[error("the disk of {} has {} MiB left, and {} MiB are needed", .path.display(), to_mebibytes(*.available), to_mebibytes(*.needed) + 1)]
     NoSpace {
         /// The path of the copy.
         path: PathBuf,
@@ -83,18 +83,18 @@ pub enum SnapshotError {
     },
 }
 
-fn mebibytes(bytes: u64) -> u64 {
+fn to_mebibytes(bytes: u64) -> u64 {
     bytes / (1024 * 1024)
 }
 
 /// A complete copy of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backup {
-    /// Its size in bytes.
+    /// The size of the copy in bytes.
     pub bytes: u64,
-    /// Its schema version.
+    /// The schema version of the copy.
     pub version: usize,
-    /// The attempts in it.
+    /// The number of attempts in the copy.
     pub attempts: u64,
     /// The duration of the copy and its check.
     pub duration: Duration,
@@ -142,7 +142,7 @@ pub fn back_up(path: &Path, target: &Path, existing: ExistingFile) -> Result<Bac
     Ok(Backup { bytes, version, attempts, duration: clock::elapsed_since(started_at) })
 }
 
-/// Returns whether `target` is one of the files beside the database at `path` that belong to it: its write-ahead
+/// Returns whether `target` is one of the files next to the database at `path` that belong to it: its write-ahead
 /// log, its locks, an earlier version, or a file of the overlay.
 fn is_part_of(target: &Path, path: &Path) -> bool {
     // A missing target is in the resolved directory that would contain it.
@@ -182,7 +182,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, SnapshotError>
     Ok(connection)
 }
 
-/// Creates an empty file with a random name beside `target`.
+/// Creates an empty file with a random name in the directory of `target`.
 pub(super) fn create_partial(target: &Path) -> Result<LockedTemporary<TempPath>, SnapshotError> {
     let directory = directory_of(target);
     let mut prefix = target.file_name().unwrap_or_default().to_owned();

@@ -12,13 +12,13 @@ use crate::policy::units::UnixMs;
 /// A stored attempt. Its JSON has these members, with the start in RFC 3339.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StoredAttempt {
-    /// Its id, a UUID that increases with the time of its start.
+    /// The id of the attempt, a UUID that increases with the start time.
     pub id: String,
     /// The id of its request.
     pub request_id: String,
-    /// Its number in the request, from 1.
+    /// The number of the attempt in the request, from 1.
     pub number: u64,
-    /// Its start.
+    /// The start time of the attempt.
     #[serde(serialize_with = "rfc3339::serialize")]
     pub started_at: UnixMs,
     /// The name of the client.

@@ -1,5 +1,5 @@
-//! Creates temporary files and directories beside the database. They are locked while they are used, so that a later
-//! run finds and removes those of a process that was killed.
+//! Creates temporary files and directories next to the database. They are locked while they are used, so that a later
+//! run finds and removes the files of a process that was killed.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ impl LockedTemporary<TempPath> {
     pub(super) fn create_file(directory: &Path, prefix: &OsStr) -> io::Result<Self> {
         remove_abandoned(directory, prefix);
         let path = tempfile::Builder::new().prefix(prefix).tempfile_in(directory)?.into_temp_path();
-        let lock = lock(&path)?;
+        let lock = lock_file(&path)?;
         Ok(Self { path, _lock: lock })
     }
 }
@@ -33,7 +33,7 @@ impl LockedTemporary<TempDir> {
     pub(super) fn create_directory(directory: &Path, prefix: &OsStr) -> io::Result<Self> {
         remove_abandoned(directory, prefix);
         let path = tempfile::Builder::new().prefix(prefix).tempdir_in(directory)?;
-        let lock = lock(path.path())?;
+        let lock = lock_file(path.path())?;
         Ok(Self { path, _lock: lock })
     }
 }
@@ -50,7 +50,7 @@ impl<P: AsRef<Path>> LockedTemporary<P> {
 /// # Errors
 ///
 /// Fails if another process has the lock, or has removed the file.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock_file(path: &Path) -> io::Result<File> {
     let file = files::open(path)?;
     file.try_lock()?;
     if files::is_removed(&file.metadata()?) {
@@ -71,7 +71,7 @@ fn remove_abandoned(directory: &Path, prefix: &OsStr) {
             continue;
         }
         // The lock is held until the removal, so that no process uses the path meanwhile.
-        let Ok(_lock) = lock(&path) else { continue };
+        let Ok(_lock) = lock_file(&path) else { continue };
         let result = if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match result {
             Ok(()) => tracing::info!("Removed {}, which an interrupted command left", path.display()),

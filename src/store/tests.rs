@@ -2,6 +2,7 @@
 
 mod attempt_list;
 mod attempts;
+mod days;
 mod faults;
 mod history;
 mod migration;
@@ -267,7 +268,7 @@ fn a_corrupt_database_is_quarantined() {
 }
 
 #[test]
-fn the_files_beside_a_corrupt_database_are_quarantined_with_it() {
+fn the_files_next_to_a_corrupt_database_are_quarantined_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     drop(Store::open(&location, NOW).unwrap());
@@ -346,7 +347,7 @@ async fn no_key_is_in_the_database() {
     for file in fs::read_dir(path.parent().unwrap()).unwrap() {
         let bytes = fs::read(file.unwrap().path()).unwrap();
         for key in KEYS {
-            // The short form contains the first and last characters; those in between are secret.
+            // The short form contains the first and last characters; the characters in between are secret.
             let secret = &key.as_bytes()[11..key.len() - 5];
             assert!(!bytes.windows(secret.len()).any(|window| window == secret));
         }

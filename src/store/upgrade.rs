@@ -33,9 +33,11 @@ const CHANGES: [&str; schema::VERSION] = [
     "a table for the changes of operators",
     "end users and regions of attempts, and their hourly sums",
     "the id of the replica",
+    "daily sums, which are filled while Keychoir runs",
 ];
 
-/// Maximum copies of earlier versions that are kept. The next migration removes those of the lowest versions.
+/// Maximum number of copies of earlier versions that are kept. The next migration removes the copies of the lowest
+/// versions.
 const MAX_KEPT_COPIES: usize = 2;
 
 /// The free space that an upgrade needs, as a multiple of the size of the database: one for the copy, one for
@@ -69,7 +71,7 @@ pub struct MigrationReport {
 /// The result of a request to migrate a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MigrationOutcome {
-    /// The database has this version already.
+    /// The database already has the current version.
     Current(usize),
     /// The database, or its temporary copy, was migrated.
     Migrated(MigrationReport),
@@ -158,7 +160,7 @@ pub(super) fn upgrade(
     Ok(())
 }
 
-/// Returns the path of the copy before a migration from this version.
+/// Returns the path of the copy before a migration from `version`.
 fn copy_path(path: &Path, version: usize) -> PathBuf {
     companion(path, &format!(".before-{version}"))
 }
@@ -200,9 +202,9 @@ fn remove_old_copies(path: &Path) {
 pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
     let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
-    let before = inspect(path)?;
-    if before.version == schema::VERSION && !before.is_unfinished {
-        return Ok(MigrationOutcome::Current(before.version));
+    let source = inspect_database(path)?;
+    if source.version == schema::VERSION && !source.is_unfinished {
+        return Ok(MigrationOutcome::Current(source.version));
     }
     let mut location = LockedLocation::from(DatabaseLocation::File(path.to_owned()));
     location.lock()?;
@@ -210,18 +212,18 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let connection = open::connect(path, IntegrityCheck::Full).map_err(migrate_error)?;
     let database = open::migrate(connection, path, None)?.database;
     while migration::move_next_attempts(&database.connection).map_err(migrate_error)? {}
-    if before.version == schema::VERSION {
-        return Ok(MigrationOutcome::Current(before.version));
+    if source.version == schema::VERSION {
+        return Ok(MigrationOutcome::Current(source.version));
     }
     Ok(MigrationOutcome::Migrated(MigrationReport {
-        from: before.version,
+        from: source.version,
         to: schema::VERSION,
-        changes: changes_after(before.version),
-        copy: Some(copy_path(path, before.version)),
+        changes: changes_after(source.version),
+        copy: Some(copy_path(path, source.version)),
         warning: digest_warning(&copies_with_digests(path)),
-        attempts_before: before.attempts,
+        attempts_before: source.attempts,
         attempts_after: snapshot::count_attempts(&database.connection),
-        bytes: before.bytes,
+        bytes: source.bytes,
         duration: clock::elapsed_since(started_at),
     }))
 }
@@ -234,12 +236,12 @@ pub fn migrate(path: &Path) -> Result<MigrationOutcome, MigrateError> {
 /// Fails when [`migrate`] would fail, except that the database may be in use.
 pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> {
     let started_at = clock::instant();
-    let before = inspect(path)?;
-    if before.version == schema::VERSION {
-        return Ok(MigrationOutcome::Current(before.version));
+    let source = inspect_database(path)?;
+    if source.version == schema::VERSION {
+        return Ok(MigrationOutcome::Current(source.version));
     }
     // The copy and the write-ahead log of its migration are on the disk at the same time.
-    snapshot::check_space(path, before.bytes.saturating_mul(SPACE_FACTOR))?;
+    snapshot::check_space(path, source.bytes.saturating_mul(SPACE_FACTOR))?;
     let directory = std::path::absolute(path).ok().and_then(|path| path.parent().map(Path::to_owned));
     let directory = directory.unwrap_or_else(|| PathBuf::from("."));
     let temporary = LockedTemporary::create_directory(&directory, OsStr::new(".keychoir-dry-run-"))
@@ -251,25 +253,25 @@ pub fn dry_run_migration(path: &Path) -> Result<MigrationOutcome, MigrateError> 
     files::private_options().write(true).create_new(true).open(&copy).map_err(unwritable)?;
     snapshot::copy(&snapshot::open_for_reading(path)?, path, &copy)?;
     let mut connection = open::connect(&copy, IntegrityCheck::Full).map_err(migrate_error)?;
-    open::migrate_schema(&mut connection, before.version).map_err(migrate_error)?;
+    open::migrate_schema(&mut connection, source.version).map_err(migrate_error)?;
     while migration::move_next_attempts(&connection).map_err(migrate_error)? {}
-    let after = snapshot::count_attempts(&connection);
+    let attempts_after = snapshot::count_attempts(&connection);
     drop(connection);
     snapshot::examine(&copy, path)?;
-    if let (Some(before), Some(after)) = (before.attempts, after)
+    if let (Some(before), Some(after)) = (source.attempts, attempts_after)
         && before != after
     {
         return Err(MigrateError::AttemptsLost { before, after });
     }
     Ok(MigrationOutcome::Migrated(MigrationReport {
-        from: before.version,
+        from: source.version,
         to: schema::VERSION,
-        changes: changes_after(before.version),
+        changes: changes_after(source.version),
         copy: None,
         warning: None,
-        attempts_before: before.attempts,
-        attempts_after: after,
-        bytes: before.bytes,
+        attempts_before: source.attempts,
+        attempts_after,
+        bytes: source.bytes,
         duration: clock::elapsed_since(started_at),
     }))
 }
@@ -283,7 +285,7 @@ struct UpgradeSource {
     is_unfinished: bool,
 }
 
-fn inspect(path: &Path) -> Result<UpgradeSource, MigrateError> {
+fn inspect_database(path: &Path) -> Result<UpgradeSource, MigrateError> {
     let connection = snapshot::open_for_reading(path)?;
     let migrate_error = |source| MigrateError::Failed { path: path.to_owned(), source };
     let version = schema::version(&connection).map_err(migrate_error)?;

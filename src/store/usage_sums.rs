@@ -3,6 +3,7 @@
 use rusqlite::Row;
 
 use super::columns::unsigned;
+use super::days;
 use crate::policy::units::UnixMs;
 
 /// The column by which sums are grouped.
@@ -71,6 +72,14 @@ impl UsageDimension {
         group.parse().ok().map(UnixMs).filter(|_| self.is_time())
     }
 
+    /// Returns whether the sums of whole days are read from `days`.
+    pub(super) fn has_days(self) -> bool {
+        match self {
+            Self::Key | Self::Model | Self::Route => true,
+            Self::Day | Self::Hour | Self::Client | Self::User | Self::Region => false,
+        }
+    }
+
     /// Returns the table with the sums.
     pub(super) fn table(self) -> &'static str {
         match self {
@@ -117,11 +126,9 @@ pub(super) fn sum_of(column: &str) -> String {
     format!("CAST(min(total({column}), 9007199254740992) AS INTEGER)")
 }
 
-/// Returns the SQL expressions of the sums.
+/// Returns the SQL expressions of the sums, with the names of their columns.
 pub(super) fn sum_columns() -> String {
-    ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"]
-        .map(sum_of)
-        .join(", ")
+    days::SUM_COLUMNS.map(|column| format!("{} AS {column}", sum_of(column))).join(", ")
 }
 
 /// Reads the [`sum_columns`] of a row, which follow its group.

@@ -63,7 +63,7 @@ pub(super) const TABLE: &str = "
     FROM hours GROUP BY hour_ms, client;
     ";
 
-/// Maximum rows of users in an in-memory database, about 200 bytes each. The oldest are deleted.
+/// Maximum number of rows of users in an in-memory database, about 200 bytes each. The oldest rows are deleted.
 pub(super) const MAX_IN_MEMORY_ROWS: i64 = 100_000;
 
 /// The columns that identify a row.

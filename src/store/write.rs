@@ -28,7 +28,7 @@ use failure::WriteError;
 const EARLY_COMMIT_DIVISOR: usize = 2;
 /// Interval at which a failed write is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum writes at shutdown: another connection may release its lock in that time, but a full disk stays
+/// Maximum number of writes at shutdown: another connection may release its lock in that time, but a full disk stays
 /// full.
 const MAX_FINAL_WRITES: u32 = 3;
 /// Time between two rounds of maintenance.
@@ -38,7 +38,7 @@ const MAX_OWNER_CHANGES: usize = 20_000;
 /// Maximum number of attempts in an in-memory database. They are deleted together; the hourly sums are kept.
 const MAX_IN_MEMORY_ATTEMPTS: usize = 10_000;
 
-/// The channels between the writer thread and the rest of the program.
+/// The channels between the writer thread and the other modules.
 pub(super) struct WriterChannels {
     pub(super) queue: UsageQueue,
     /// Commands of the mirror.

@@ -15,7 +15,7 @@ use crate::elevenlabs::endpoint::Route;
 use crate::policy::client::ClientName;
 use crate::secret::ShortKey;
 
-/// Maximum events in the ring: about 0.3 MB.
+/// Maximum number of events in the ring: about 0.3 MB.
 const MAX_EVENTS: usize = 1_000;
 
 /// Time for which events are recorded after the last listener has disconnected, so that the listener can resume after a
@@ -40,7 +40,7 @@ struct Inner {
 pub enum EventSelection {
     /// All events.
     All,
-    /// The state of the keys and of the program, and the changes of operators.
+    /// The state of the keys and of the server, and the changes of operators.
     State,
     /// The requests.
     Requests,
@@ -122,8 +122,8 @@ pub struct EndedRequest {
     pub credits: u64,
     /// The duration of the request.
     pub duration: Duration,
-    /// The JSON document of this event, which the first listener writes for all of them.
-    pub document: OnceLock<Box<str>>,
+    /// The text of this event in a stream, which the first listener writes for all of them.
+    pub event_text: OnceLock<Box<str>>,
 }
 
 /// The events after a position in the ring.
@@ -227,7 +227,7 @@ impl EventRing {
         ring.add([content]);
     }
 
-    /// Adds a listener of these events. Returns `None` if there are `max_listeners` already.
+    /// Adds a listener for the selected events. Returns `None` if there are `max_listeners` already.
     #[must_use]
     pub fn listen(&self, max_listeners: usize, selection: EventSelection) -> Option<EventListener> {
         let mut ring = self.lock();
@@ -391,7 +391,7 @@ mod tests {
             retry_reasons: Vec::new(),
             credits: 0,
             duration: Duration::ZERO,
-            document: OnceLock::new(),
+            event_text: OnceLock::new(),
         }
     }
 
@@ -441,10 +441,13 @@ mod tests {
         let listener = ring.listen(1, EventSelection::All).unwrap();
         let start = listener.position();
         ring.record((0..MAX_EVENTS).map(change));
-        assert!(!listener.read(start).is_incomplete, "the ring has all of these events");
+        assert!(!listener.read(start).is_incomplete, "the ring must contain all of these events");
         ring.record([change(MAX_EVENTS)]);
         let batch = listener.read(start);
-        assert!(batch.is_incomplete && batch.events.len() == MAX_EVENTS, "the first event was lost");
+        assert!(
+            batch.is_incomplete && batch.events.len() == MAX_EVENTS,
+            "the loss of the first event must be reported"
+        );
         assert!(!listener.read(start + 1).is_incomplete);
         assert!(listener.read(batch.position + 1).is_incomplete, "an event of another process");
     }
@@ -461,7 +464,7 @@ mod tests {
         ring.record_request(|| request("served"));
         check(&state, start, &["1"], false);
         check(&requests, opened, &["served"], false);
-        assert!(requests.read(start).is_incomplete, "requests before the listener were not recorded");
+        assert!(requests.read(start).is_incomplete, "requests before the listener must not be recorded");
     }
 
     #[test]
@@ -509,7 +512,7 @@ mod tests {
         drop(first);
         assert!(
             ring.listen(2, EventSelection::All).is_some(),
-            "a disconnected listener makes room for another one"
+            "a disconnected listener must make room for another one"
         );
     }
 

@@ -49,7 +49,7 @@ pub struct LineLayer<W> {
 }
 
 impl<W> LineLayer<W> {
-    /// Creates a layer that writes lines of this format to `writer`.
+    /// Creates a layer that writes lines of `format` to `writer`.
     #[must_use]
     pub fn new(format: LineFormat, writer: W) -> Self {
         Self { format, writer }
@@ -114,7 +114,7 @@ impl LineDraft {
         line: Vec::new(),
     };
 
-    /// Starts a line of this format.
+    /// Starts a line of `format`.
     pub(super) fn begin(&mut self, format: LineFormat) {
         self.format = format;
         self.values.clear();
@@ -219,7 +219,7 @@ impl LineDraft {
             let text = values[field.range.clone()].strip_prefix(b" event=\"")?.strip_suffix(b"\"")?;
             str::from_utf8(text).ok()
         });
-        line.extend_from_slice(symbol(event, level, *format).as_bytes());
+        line.extend_from_slice(event_symbol(event, level, *format).as_bytes());
         line.extend_from_slice(&values[message.clone()]);
         if event.is_none() {
             fields.iter().for_each(|field| line.extend_from_slice(&values[field.range.clone()]));
@@ -318,7 +318,7 @@ fn level_name(level: Level) -> &'static str {
     }
 }
 
-fn symbol(event: Option<&str>, level: Level, format: LineFormat) -> &'static str {
+fn event_symbol(event: Option<&str>, level: Level, format: LineFormat) -> &'static str {
     let (symbol, ascii) = match event {
         Some("keys_loaded" | "key_in_use" | "key_returned") => ("✅ ", "[ok] "),
         Some("key_near_limit") => ("⚠️ ", "[!] "),
@@ -341,7 +341,7 @@ mod tests {
     use super::super::log::LogSink;
     use super::*;
 
-    /// Formats an event with this message and these fields.
+    /// Formats an event with the given `message` and `fields`.
     fn line(format: LineFormat, level: Level, message: &str, fields: &[(&'static str, Value)]) -> String {
         let mut draft = LineDraft::default();
         // The second line shows that the first one leaves no data in the draft.

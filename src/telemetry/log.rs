@@ -27,7 +27,7 @@ const BATCH_BYTES: usize = 64 * 1024;
 const MAX_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Delay before another write when the output would block.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
-/// Timeout of a flush, at the end of the program and before other output on the same stream.
+/// Timeout of a flush, when Keychoir exits and before other output on the same stream.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timeout of the flush in a panicking thread, which may have other requests to serve.
 const PANIC_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
@@ -51,7 +51,7 @@ impl LogSink {
     }
 
     /// Writes lines to `writer` on a log thread. `format` is the format of messages about dropped lines. Call
-    /// [`flush`] before the program ends, or queued lines are lost.
+    /// [`flush`] before Keychoir exits, or queued lines are lost.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ fn flush_within(timeout: Duration) -> bool {
     installed_queue().is_none_or(|queue| queue.flush(timeout))
 }
 
-/// Returns the number of lines of the installed sink that were dropped after the program started.
+/// Returns the number of lines of the installed sink that were dropped after Keychoir started.
 #[must_use]
 pub fn dropped_lines() -> u64 {
     installed_queue().map_or(0, |queue| queue.dropped_lines.load(Ordering::Relaxed))
@@ -186,7 +186,7 @@ struct LogQueue {
     wake_writer: Condvar,
     /// Wakes threads that flush.
     lines_written: Condvar,
-    /// Lines dropped after the program started.
+    /// Lines dropped after Keychoir started.
     dropped_lines: AtomicU64,
 }
 
@@ -194,11 +194,11 @@ struct LogQueue {
 struct QueueState {
     /// Queued lines.
     batch: Vec<u8>,
-    /// Lines that were dropped after those of the batch, because the queue was full.
+    /// Lines that were dropped after the lines of the batch, because the queue was full.
     dropped: u64,
-    /// Lines queued after the program started.
+    /// Lines queued after Keychoir started.
     queued_total: u64,
-    /// Lines written or lost after the program started.
+    /// Lines written or lost after Keychoir started.
     completed_total: u64,
     writer: WriterState,
 }
@@ -260,7 +260,7 @@ impl LogQueue {
     }
 
     /// Waits until there are lines to write, and moves them to `batch`, which must be empty. Returns
-    /// `queued_total` as of the last of these lines, and the number of lines dropped after it.
+    /// `queued_total` as of the last line of `batch`, and the number of lines dropped after it.
     fn take(&self, batch: &mut Vec<u8>) -> (u64, u64) {
         let mut state = self.state();
         if state.writer == WriterState::Writing {
@@ -326,18 +326,18 @@ impl<W: Write> LogWriter<W> {
 
     /// Writes a batch in chunks of whole lines, each of about `BATCH_BYTES`.
     fn write_batch(&mut self, batch: &[u8]) {
-        let mut rest = batch;
-        while rest.len() > BATCH_BYTES {
-            let end = memchr::memchr(b'\n', &rest[BATCH_BYTES..])
-                .map_or(rest.len(), |index| BATCH_BYTES + index + 1);
-            let (chunk, remainder) = rest.split_at(end);
+        let mut remaining = batch;
+        while remaining.len() > BATCH_BYTES {
+            let end = memchr::memchr(b'\n', &remaining[BATCH_BYTES..])
+                .map_or(remaining.len(), |index| BATCH_BYTES + index + 1);
+            let (chunk, remainder) = remaining.split_at(end);
             self.write_lines(chunk);
-            rest = remainder;
+            remaining = remainder;
         }
-        self.write_lines(rest);
+        self.write_lines(remaining);
     }
 
-    /// Writes lines, after a message about lines that were lost before them.
+    /// Writes lines, after a message about earlier lines that were lost.
     fn write_lines(&mut self, lines: &[u8]) {
         if self.unreported > 0 && self.report_lost(self.unreported) {
             self.unreported = 0;
@@ -361,18 +361,18 @@ impl<W: Write> LogWriter<W> {
 
     /// Writes lines; returns the number of lines that were lost.
     fn write(&mut self, lines: &[u8]) -> u64 {
-        let mut rest = lines;
-        while !rest.is_empty() {
-            let next: &[u8] = if self.has_partial_line { b"\n" } else { rest };
+        let mut remaining = lines;
+        while !remaining.is_empty() {
+            let next: &[u8] = if self.has_partial_line { b"\n" } else { remaining };
             match self.output.write(next) {
                 Ok(1..) if self.has_partial_line => self.has_partial_line = false,
-                Ok(count @ 1..) => rest = rest.get(count..).unwrap_or_default(),
+                Ok(count @ 1..) => remaining = remaining.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => thread::park_timeout(RETRY_DELAY),
                 Ok(0) | Err(_) => {
-                    let written_bytes = lines.len() - rest.len();
+                    let written_bytes = lines.len() - remaining.len();
                     self.has_partial_line |= lines[..written_bytes].last().is_some_and(|last| *last != b'\n');
-                    return count_lines(rest);
+                    return count_lines(remaining);
                 }
             }
         }

@@ -37,7 +37,7 @@ const REQUEST_BUCKETS: &[f64] =
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum series of `requests_total`, plus one that counts all other label sets. Without it, clients could
+/// Maximum number of series of `requests_total`, plus one series that counts all other label sets. Without the limit, clients could
 /// make the page grow by sending many different methods and paths.
 const MAX_REQUEST_SERIES: usize = 2_000;
 /// Maximum number of keys with separate counters, which bounds the memory when many reloads add new keys.
@@ -310,7 +310,7 @@ impl RequestMetrics {
         self.0.upstream_time_to_first_byte.observe(elapsed);
     }
 
-    /// Counts an attempt that ended with this outcome. `key` is `None` for an attempt with a client's own
+    /// Counts an attempt that ended with the given `outcome`. `key` is `None` for an attempt with a client's own
     /// key.
     pub fn record_attempt(&self, key: Option<&Key>, outcome: Outcome, usage: AttemptUsage) {
         self.update_key(key, |counts| increment(&counts.requests, outcome));
@@ -337,7 +337,7 @@ impl RequestMetrics {
         self.0.credits.inc_by(credits);
     }
 
-    /// Counts an attempt with this outcome that was followed by another attempt.
+    /// Counts an attempt with the given `outcome` that was followed by another attempt.
     pub fn record_retry(&self, key: Option<&Key>, outcome: Outcome) {
         self.update_key(key, |counts| increment(&counts.retries, outcome));
     }
@@ -347,7 +347,7 @@ impl RequestMetrics {
         self.0.attempts.update(label, || label.into(), |counts| update(counts));
     }
 
-    /// Counts a WebSocket session of this dialect. It counts as open until the returned guard is dropped.
+    /// Counts a WebSocket session of `dialect`. It counts as open until the returned guard is dropped.
     #[must_use]
     pub fn open_session(&self, dialect: Dialect) -> OpenSession {
         let mut open = Gauge::default();
@@ -408,7 +408,7 @@ mod tests {
     fn assert_contains_lines(metrics: &RequestMetrics, lines: &[&str]) {
         let text = ExpositionFormat::OpenMetrics.write_page(&[metrics.registry()]);
         for line in lines {
-            assert!(text.lines().any(|actual| actual == *line), "missing line {line} in\n{text}");
+            assert!(text.lines().any(|actual| actual == *line), "the line {line} must be in\n{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Writes the output of the running program: log lines about keys and requests, as short lines on a terminal and as
+//! Writes the output of the running server: log lines about keys and requests, as short lines on a terminal and as
 //! JSON otherwise, the metrics and the timeline of requests, and the events for listeners of the admin API.
 
 mod log;
@@ -46,13 +46,13 @@ pub fn stderr_format(locale: Option<&str>) -> LineFormat {
     if io::stderr().is_terminal() { LineFormat::for_terminal(locale) } else { LineFormat::Json }
 }
 
-/// Writes all `tracing` events of the program to `sink`, which is flushed when a thread panics.
+/// Writes all `tracing` events to `sink`, which is flushed when a thread panics.
 ///
 /// # Errors
 ///
 /// Fails when `level` is not a level or a list of `target=level`, or when another subscriber was set before.
 pub fn start(format: LineFormat, level: &str, sink: LogSink) -> Result<LogLevelHandle, LogError> {
-    let (filter, handle) = reload::Layer::new(targets(level)?);
+    let (filter, handle) = reload::Layer::new(parse_targets(level)?);
     tracing_subscriber::registry()
         .with(filter)
         .with(LineLayer::new(format, sink.clone()))
@@ -73,13 +73,13 @@ impl LogLevelHandle {
     ///
     /// Fails when `level` is not a level or a list of `target=level`.
     pub fn set(&self, level: &str) -> Result<(), LogError> {
-        // Reloading only fails after the subscriber is dropped, which lives as long as the program.
-        let _ = self.0.reload(targets(level)?);
+        // Reloading only fails after the subscriber is dropped, which lives until Keychoir exits.
+        let _ = self.0.reload(parse_targets(level)?);
         Ok(())
     }
 }
 
-fn targets(level: &str) -> Result<Targets, LogError> {
+fn parse_targets(level: &str) -> Result<Targets, LogError> {
     Targets::from_str(level).map_err(|_| LogError::Level(level.to_owned()))
 }
 

@@ -42,16 +42,16 @@ pub(super) fn append_escaped_in_quotes(line: &mut Vec<u8>, escaped: &[u8]) {
 
 /// Appends text, escaped for a JSON string, without quotation marks.
 fn append_escaped(line: &mut Vec<u8>, text: &[u8]) {
-    let mut rest = text;
-    while any_needs_escape(rest) {
-        let Some(index) = rest.iter().position(|&byte| needs_escape(byte)) else { break };
-        let (unescaped, tail) = rest.split_at(index);
+    let mut remaining = text;
+    while any_needs_escape(remaining) {
+        let Some(index) = remaining.iter().position(|&byte| needs_escape(byte)) else { break };
+        let (unescaped, tail) = remaining.split_at(index);
         line.extend_from_slice(unescaped);
         let Some((&byte, after)) = tail.split_first() else { break };
         append_escape(line, byte);
-        rest = after;
+        remaining = after;
     }
-    line.extend_from_slice(rest);
+    line.extend_from_slice(remaining);
 }
 
 /// Checks eight bytes at a time. The last eight bytes may overlap with the ones before.
@@ -99,7 +99,7 @@ fn append_escape(line: &mut Vec<u8>, byte: u8) {
 
 /// Replaces control characters, and characters beyond ASCII if the terminal only supports ASCII.
 pub(super) fn replace_unprintable(line: &mut Vec<u8>, is_ascii_only: bool) {
-    // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2, as that of some printable
+    // The UTF-8 encoding of control characters from U+0080 on starts with 0xc2, as does the encoding of some printable
     // characters does.
     let is_suspect = |byte: u8| byte < 0x20 || byte == 0x7f || byte == 0xc2 || (is_ascii_only && byte > 0x7f);
     if !line.iter().fold(false, |any, &byte| any | is_suspect(byte)) {

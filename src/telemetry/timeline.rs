@@ -13,7 +13,7 @@ use crate::policy::units::UnixMs;
 /// The duration of an interval: short enough to show an interruption of some minutes.
 pub const TIMELINE_INTERVAL: Duration = Duration::from_millis(INTERVAL_MS);
 const INTERVAL_MS: u64 = 5 * 60 * 1_000;
-/// Maximum intervals: 24 hours, 44 kB.
+/// Maximum number of intervals: 24 hours, 44 kB.
 const MAX_INTERVALS: u64 = 24 * 60 / 5;
 
 /// Time between two samples, which is the accuracy of the start of [`RecentRequests`]. Ten seconds are exact enough for
@@ -78,7 +78,7 @@ impl Timeline {
     pub fn record(&mut self, now: UnixMs, totals: &RequestTotals) {
         let number = now.0 / INTERVAL_MS;
         self.first = Some(self.first.map_or(number, |first| first.min(number)));
-        // A caller may have read its totals before those of the previous record.
+        // A caller may have read its totals before the totals of the previous record were read.
         let totals = totals.max(&self.totals);
         let mut added = totals.since(&self.totals);
         self.totals = totals;
@@ -102,8 +102,8 @@ impl Timeline {
         }
     }
 
-    /// Returns the intervals of the last 24 hours in their order, from the first record to that of `now`, which has not
-    /// ended.
+    /// Returns the intervals of the last 24 hours in their order, from the first record to the interval of `now`,
+    /// which has not ended.
     #[must_use]
     pub fn intervals(&self, now: UnixMs) -> Vec<TimelineInterval> {
         let last = self.intervals.back().map_or(0, |(last, _)| *last).max(now.0 / INTERVAL_MS);
@@ -153,7 +153,7 @@ impl RecentRequests {
     }
 }
 
-/// The timeline of the program. Clones share it. Every read first records the current totals.
+/// The request timeline of the server. Clones share it. Every read first records the current totals.
 #[derive(Clone, Debug)]
 pub struct TimelineHandle {
     metrics: RequestMetrics,
@@ -161,7 +161,7 @@ pub struct TimelineHandle {
 }
 
 impl TimelineHandle {
-    /// Creates the timeline of these metrics, without intervals.
+    /// Creates the timeline of `metrics`, without intervals.
     #[must_use]
     pub fn new(metrics: RequestMetrics) -> Self {
         Self { metrics, timeline: Arc::default() }

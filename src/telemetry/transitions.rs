@@ -32,7 +32,7 @@ pub fn describe_unknown_limit(plan: Option<&str>) -> &'static str {
 }
 
 /// Returns the short form of a key, followed by its name if it has one.
-fn label(key: &Key) -> String {
+fn key_label(key: &Key) -> String {
     let short = key.api_key().short();
     key.name().map_or_else(|| short.to_string(), |name| format!("{short} ({name})"))
 }
@@ -45,7 +45,7 @@ pub fn transition_messages(
     forecast: Forecast,
     resets_at: Option<UnixMs>,
 ) -> Vec<(&'static str, String)> {
-    let short = label(&transition.key);
+    let short = key_label(&transition.key);
     let plan = transition.key.workspace().tier();
     let remaining = |quota: &Quota| format_remaining(quota, plan.as_deref().map(String::as_str));
     match transition.change {
@@ -143,7 +143,7 @@ pub fn log_restriction(key: &Key, restriction: &Restriction) {
     let Restriction { limit, verdict, record, .. } = restriction;
     let plan = key.workspace().tier().map(|tier| format!(" (plan {tier})")).unwrap_or_default();
     let (short, status) = (key.api_key().short(), record.source.status.unwrap_or(0));
-    let label = label(key);
+    let label = key_label(key);
     warn!(
         event = "key_restricted",
         key = short.as_str(),
@@ -179,13 +179,13 @@ fn key_number(key: &Key) -> usize {
 }
 
 fn discrepancy_message(key: &Key, credits: i64, matching_key: Option<&Key>) -> String {
-    let short = label(key);
+    let short = key_label(key);
     let amount = Grouped(credits.unsigned_abs());
     match (DiscrepancyCause::new(credits, matching_key.is_some()), matching_key) {
         (DiscrepancyCause::SharedWorkspace, Some(matching_key)) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded, and the same for {}: \
              both seem to be of one workspace (give both the same `workspace` in [[keys]])",
-            label(matching_key)
+            key_label(matching_key)
         ),
         (DiscrepancyCause::SharedWorkspace | DiscrepancyCause::OtherProgram, _) => format!(
             "ElevenLabs counts {amount} credits more for key {short} than Keychoir has recorded: other apps spend on \

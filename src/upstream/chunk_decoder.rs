@@ -7,7 +7,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-/// Maximum size of a chunk that is moved behind the previous chunk. Moving a chunk is cheaper than returning
+/// Maximum size of a chunk that is moved directly after the previous chunk. Moving a chunk is cheaper than returning
 /// a separate frame.
 const MAX_MOVED_BYTES: u64 = 16 * 1024;
 /// Maximum number of bytes of chunk extensions in one body. Extensions are ignored, so a larger number of
@@ -93,7 +93,7 @@ impl ChunkDecoder {
                     let count =
                         usize::try_from(*remaining).unwrap_or(usize::MAX).min(read_buf.len() - position);
                     if data_end == 0 {
-                        // The first chunk is not moved. The framing before it is dropped.
+                        // The first chunk is not moved. The framing bytes before the chunk are dropped.
                         read_buf.advance(position);
                         position = 0;
                     } else if *remaining > MAX_MOVED_BYTES {

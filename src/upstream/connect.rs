@@ -89,7 +89,7 @@ pub struct TcpTlsConnector {
 }
 
 impl TcpTlsConnector {
-    /// Creates a connector that trusts the root certificates of the public web and those in `ca_file`.
+    /// Creates a connector that trusts the root certificates of the public web and in `ca_file`.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl TcpTlsConnector {
     }
 }
 
-/// Returns a TLS configuration that trusts the root certificates of the public web and those in `ca_file`.
+/// Returns a TLS configuration that trusts the root certificates of the public web and in `ca_file`.
 pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     if let Some(path) = ca_file {
@@ -108,7 +108,7 @@ pub(super) fn client_tls_config(ca_file: Option<&Path>) -> Result<ClientConfig, 
     tls_config_with(roots)
 }
 
-/// Returns a TLS configuration that trusts only the certificate authorities in `ca_file`, or those of the public web
+/// Returns a TLS configuration that trusts only the certificate authorities in `ca_file`, or the ones of the public web
 /// without a file. A server in a private network needs no public authority.
 ///
 /// # Errors

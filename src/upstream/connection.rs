@@ -67,7 +67,7 @@ pub(super) struct Connection {
 }
 
 /// Bytes of read buffers per connection that do not count against the budget.
-pub(super) const FREE_BYTES: usize = 2 * MIN_READ_SIZE;
+pub(super) const UNBUDGETED_BYTES: usize = 2 * MIN_READ_SIZE;
 
 impl Connection {
     /// Creates a connection whose reads grow only while `reservation` can grow for them.

@@ -12,7 +12,7 @@ use http_body::Body;
 use hyper::ext::ReasonPhrase;
 
 use super::UpstreamRequestHead;
-use super::header_name_cache::header_name;
+use super::header_name_cache::parse_header_name;
 use super::loop_marker::{HOP_HEADER, LoopMarker};
 use crate::policy::authority::Authority;
 use crate::secret::ApiKey;
@@ -30,7 +30,7 @@ const USUAL_HEAD_SIZE: usize = 1_024;
 /// The framing of a request body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestFraming {
-    /// The request has no body.
+    /// The request contains no body.
     Empty,
     /// The request declares the length of its body in bytes.
     Length(u64),
@@ -121,9 +121,9 @@ pub enum HeadError {
     Malformed,
     /// The head is larger than the limit.
     TooLarge,
-    /// The head has contradictory lengths.
+    /// The head contains contradictory lengths.
     Ambiguous,
-    /// The body has a transfer coding other than chunked (RFC 9112, section 6.1).
+    /// The body uses a transfer coding other than chunked (RFC 9112, section 6.1).
     UnsupportedCoding,
 }
 
@@ -175,7 +175,7 @@ pub fn decode_response(received: &mut BytesMut, method: &Method) -> Result<Optio
         if head_size > MAX_HEAD_SIZE {
             return Err(HeadError::TooLarge);
         }
-        let head = parse(&received.split_to(head_size).freeze(), method)?;
+        let head = parse_head(&received.split_to(head_size).freeze(), method)?;
         if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(Some(head));
         }
@@ -191,7 +191,7 @@ fn find_head_end(received: &[u8]) -> Option<usize> {
     })
 }
 
-fn parse(bytes: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
+fn parse_head(bytes: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let parser = httparse::ParserConfig::default();
     let mut usual_headers = [const { MaybeUninit::uninit() }; USUAL_HEADERS];
     let mut head = httparse::Response::new(&mut []);
@@ -222,7 +222,7 @@ fn convert_head(
     let mut headers = HeaderMap::with_capacity(head.headers.len() + 1);
     let mut framing_headers = FramingHeaders::default();
     for header in head.headers.iter() {
-        let name = header_name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+        let name = parse_header_name(header.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(header.value));
         let value = value.map_err(|_| HeadError::Malformed)?;
         framing_headers.add(&name, &value);
@@ -312,7 +312,7 @@ mod tests {
         let mut received_bytes = BytesMut::from(text);
         received_bytes.extend_from_slice(b"rest");
         let decoded_head = decode_response(&mut received_bytes, method).map(|head| {
-            let head = head.expect("the head is complete");
+            let head = head.expect("the head must be complete");
             (head.status.as_u16(), head.framing, head.is_keep_alive)
         });
         assert_eq!(decoded_head, expected, "{text:?}");

@@ -30,7 +30,7 @@ pub fn http_client_trusting(ca_file: Option<&Path>) -> Result<ClientBuilder, Tls
 }
 
 /// Returns a builder like [`http_client`], of a client that opens its connections through `proxy` and trusts the
-/// certificate authorities in `ca_file`, which may be those of the proxy.
+/// certificate authorities in `ca_file`, which may be the authorities of the proxy.
 ///
 /// # Errors
 ///

@@ -183,7 +183,7 @@ impl<C: Connect> Upstream<C> {
         &self.inner.reachability
     }
 
-    /// Whether this client has sent the request with these headers, which means that the upstream address
+    /// Whether this client has sent the request with the given `headers`, which means that the upstream address
     /// leads back to Keychoir.
     #[must_use]
     pub fn has_sent(&self, headers: &HeaderMap) -> bool {
@@ -275,7 +275,8 @@ impl<C: Connect> Upstream<C> {
         }
         match open_result {
             Ok(Ok(stream)) => {
-                let reservation = buffers.as_ref().map(|buffers| buffers.reservation(connection::FREE_BYTES));
+                let reservation =
+                    buffers.as_ref().map(|buffers| buffers.reservation(connection::UNBUDGETED_BYTES));
                 let reservation = reservation.unwrap_or_default();
                 Ok(Box::new(Connection::new(Box::new(stream), reservation)))
             }

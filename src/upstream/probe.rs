@@ -15,7 +15,7 @@ use crate::clock;
 use crate::policy::authority::{Authority, Scheme};
 use crate::policy::units::UnixMs;
 
-/// Maximum bytes and headers of a response head.
+/// Maximum number of bytes and of headers in a response head.
 const MAX_PROBE_HEAD_BYTES: usize = 32 * 1024;
 const MAX_PROBE_HEADERS: usize = 128;
 

@@ -36,7 +36,7 @@ impl UpstreamRequestHead {
         self.headers.contains_key(UPGRADE)
     }
 
-    /// Whether a 101 response with these headers accepts the WebSocket handshake. The response must name the
+    /// Whether a 101 response with the given `headers` accepts the WebSocket handshake. The response must name the
     /// protocol and prove that the server has read `sec-websocket-key` (RFC 6455, section 4.1).
     pub(super) fn is_upgraded_by(&self, headers: &HeaderMap) -> bool {
         let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");

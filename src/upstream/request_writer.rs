@@ -1,4 +1,4 @@
-//! Writes a request to the upstream: its head, and its body as it arrives from the client. Small chunks are
+//! Writes a request to the upstream: its head, and its body as the bytes arrive from the client. Small chunks are
 //! joined into one write, but a chunk is never delayed to wait for the next one.
 
 use std::fmt;

@@ -251,7 +251,7 @@ where
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let part = match this.poll_part(cx) {
+        let body_part = match this.poll_part(cx) {
             // Hyper's server drops its buffered bytes on an error, so the task yields before it returns the
             // error.
             Poll::Ready(Err(error)) if !mem::replace(&mut this.has_yielded, true) => {
@@ -259,13 +259,13 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            Poll::Ready(part) => part.map_err(UpstreamBodyError::Broken),
+            Poll::Ready(body_part) => body_part.map_err(UpstreamBodyError::Broken),
             Poll::Pending => {
                 this.has_yielded = true;
                 Err(ready!(this.poll_stalled(cx)))
             }
         };
-        Poll::Ready(match part {
+        Poll::Ready(match body_part {
             Ok(DecodedPart::Data(data)) => {
                 this.has_yielded = false;
                 if this.first_chunk == FirstChunk::Awaited {

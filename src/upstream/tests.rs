@@ -443,9 +443,9 @@ async fn a_dropped_response_closes_its_connection() {
     )
     .await;
     drop(send_result.unwrap());
-    let mut rest = Vec::new();
-    connection.read_to_end(&mut rest).await.unwrap();
-    assert!(rest.is_empty());
+    let mut remaining_bytes = Vec::new();
+    connection.read_to_end(&mut remaining_bytes).await.unwrap();
+    assert!(remaining_bytes.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -534,7 +534,7 @@ async fn a_response_that_ends_in_a_chunk_is_an_error() {
     let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab").await;
     assert!(body.is_err());
     let (_, _, body) = receive(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n").await;
-    assert!(body.is_err(), "a body without its last chunk was accepted");
+    assert!(body.is_err(), "a body without its last chunk must not be accepted");
 }
 
 #[tokio::test(start_paused = true)]

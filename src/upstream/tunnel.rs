@@ -15,7 +15,7 @@ use tokio_socks::tcp::Socks5Stream;
 use crate::policy::authority::Authority;
 use crate::policy::forward_proxy::{ForwardProxy, host_and_port};
 
-/// Maximum bytes of the head of a response to CONNECT, including interim responses. Proxies send few headers.
+/// Maximum number of bytes in the head of a response to CONNECT, including interim responses. Proxies send few headers.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Bytes of one read of the response.
@@ -212,7 +212,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<TunnelHead>, ForwardProxyErrorKind>
     Ok(Some(TunnelHead { status, accepts_basic, length }))
 }
 
-/// Returns whether a challenge or one of several in a list has the scheme `Basic`.
+/// Returns whether one of the challenges in a list uses the scheme `Basic`.
 fn names_basic(challenges: &[u8]) -> bool {
     challenges.split(|byte| matches!(byte, b' ' | b',')).any(|word| word.eq_ignore_ascii_case(b"basic"))
 }

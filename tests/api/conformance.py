@@ -1,4 +1,4 @@
-"""Tests the running program against `docs/openapi.json` with schemathesis: generated requests, valid and invalid, must
+"""Tests a running server against `docs/openapi.json` with schemathesis: generated requests, valid and invalid, must
 get documented responses that match their schemas.
 
     python conformance.py KEYCHOIR [EXAMPLES]
@@ -32,7 +32,7 @@ RUN_TIMEOUT_SECONDS = 300
 
 @contextlib.contextmanager
 def program(binary, arguments, stream, environment):
-    """Runs the program, and continues to read its output so that it never blocks on it."""
+    """Runs Keychoir, and continues to read its output so that Keychoir never blocks on a full pipe."""
     child = subprocess.Popen([binary, *arguments], env=environment, text=True, **{stream: subprocess.PIPE})
     lines, found = getattr(child, stream), threading.Event()
     output = []
@@ -47,7 +47,7 @@ def program(binary, arguments, stream, environment):
     threading.Thread(target=read, daemon=True).start()
     try:
         if not found.wait(START_TIMEOUT_SECONDS):
-            sys.exit(f"the program did not start: {output}")
+            sys.exit(f"Keychoir did not start: {output}")
         words = "".join(output).replace('"', " ").split()
         yield next((word for word in words if word.startswith("http://")), None)
     finally:
@@ -56,7 +56,7 @@ def program(binary, arguments, stream, environment):
 
 
 def clean_environment(**variables):
-    """The environment without the variables of Keychoir and of proxies."""
+    """Returns the environment without the variables of Keychoir and of proxies."""
     foreign = ("KEYCHOIR_", "ELEVENLABS_", "SSL_CERT_", "CREDENTIALS_DIRECTORY")
     kept = {
         name: value
@@ -76,7 +76,7 @@ def run_schemathesis(folder, url, token, examples, *filters):
         *("--phases", "examples,coverage,fuzzing,stateful"),
         *("--max-examples", str(examples)),
         *("--seed", "1"),
-        # Names of clients and keys that exist are not generated, so most of these are not found.
+        # Names of clients and keys that exist are not generated, so most of the requested ones are not found.
         *("--warnings", "off"),
         # The API has rules that a schema cannot express, such as a name that exists. Wrong tokens would soon get 429.
         *("--exclude-checks", "positive_data_acceptance,ignored_auth"),
@@ -107,7 +107,7 @@ def main():
         serve = ["serve", "--listen", "127.0.0.1:0"]
         url = running.enter_context(program(binary, serve, "stderr", environment))
         if url is None:
-            sys.exit("the program did not start")
+            sys.exit("Keychoir did not start")
         urllib.request.urlopen(f"{url}/livez", timeout=START_TIMEOUT_SECONDS).close()
         operators = ["--exclude-path", STREAM, "--exclude-path", OWN]
         codes = [

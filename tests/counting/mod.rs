@@ -1,5 +1,5 @@
 //! Counts the allocations of a closure on its thread. A test target that includes this module uses the counting
-//! allocator of the crate `allocation_counter`.
+//! allocator of the `allocation_counter` crate.
 
 #![allow(dead_code, unreachable_pub, reason = "each test target uses a part of this module")]
 
@@ -9,7 +9,7 @@ pub struct Allocations {
     pub bytes: u64,
 }
 
-/// Counts the allocations of `operation`, without those of other threads.
+/// Counts the allocations of `operation` on this thread.
 pub fn count_allocations(operation: impl FnOnce()) -> Allocations {
     let measurement = allocation_counter::measure(operation);
     Allocations { count: measurement.count_total, bytes: measurement.bytes_total }

@@ -2,7 +2,7 @@
 
 Each case prints its measurements. The exit code is 1 if a case fails. The script fills and remounts a tmpfs
 if it may mount one, and injects errors into system calls if `strace` is installed. Otherwise it skips the
-case and prints the reason. It needs only Python and the built program:
+case and prints the reason. It needs only Python and the built `keychoir` binary:
 
     python3 tests/faults/disk.py target/release/keychoir
 """

@@ -1,7 +1,7 @@
 """Tests overload by slow clients, connections, open files and upstream failures.
 
 Each case prints its measurements. The exit code is 1 if a case fails. The script needs only
-Python and the built program:
+Python and the built `keychoir` binary:
 
     python3 tests/faults/overload.py target/release/keychoir
 """

@@ -1,4 +1,4 @@
-"""Starts Redis servers and sentinels, for the fault script of the replicas."""
+"""Starts Redis servers and sentinels for `replicas.py`."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ import socket
 from processes import redis_answers, wait_until
 
 MASTER_NAME = "keychoir"
-SENTINELS = 3
+SENTINEL_COUNT = 3
 
 
 def execute(port, command):
-    """Runs a command at a port of this machine. Returns the beginning of the reply."""
+    """Sends a command to the Redis server on `port`. Returns the beginning of the reply."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(f"{command}\r\n".encode())
         return connection.recv(65_536).decode()
@@ -22,7 +22,7 @@ def is_ready(_, port):
 
 
 class RedisServer:
-    """A `redis-server` that keeps nothing on the disk."""
+    """A `redis-server` that saves nothing to disk."""
 
     def __init__(self, processes, *options):
         self._processes, self._options = processes, options
@@ -38,10 +38,10 @@ class RedisServer:
     def restart(self):
         """Starts the killed server on the same port, without its data."""
         self.process = self._start(self.port)
-        wait_until("Redis must answer", lambda: is_ready(self.process, self.port))
+        wait_until("a response of the Redis server", lambda: is_ready(self.process, self.port))
 
     def stop(self):
-        """Stops the process (SIGSTOP). Connections to it stay open and are not answered."""
+        """Stops the process (SIGSTOP). Its connections stay open, but it sends no responses."""
         self.process.child.send_signal(signal.SIGSTOP)
 
     def resume(self):
@@ -52,29 +52,29 @@ class RedisServer:
 
 
 class Sentinels:
-    """A master, a replica of it, and sentinels that promote the replica when the master is lost."""
+    """A master, its replica, and sentinels that promote the replica when the master is lost."""
 
     def __init__(self, processes):
         self.master = RedisServer(processes)
         self.replica = RedisServer(processes, "--replicaof", f"127.0.0.1 {self.master.port}")
         is_connected = lambda: "master_link_status:up" in execute(self.replica.port, "INFO replication")
-        wait_until("the replica must be connected", is_connected)
-        self._ports = [self._start_sentinel(processes, number) for number in range(SENTINELS)]
+        wait_until("the Redis replica to connect", is_connected)
+        self._ports = [self._start_sentinel(processes, number) for number in range(SENTINEL_COUNT)]
         addresses = ",".join(f"127.0.0.1:{port}" for port in self._ports)
         self.url = f"redis+sentinel://{addresses}/{MASTER_NAME}"
-        others = f"num-other-sentinels\r\n$1\r\n{SENTINELS - 1}"
+        other_sentinels = f"num-other-sentinels\r\n$1\r\n{SENTINEL_COUNT - 1}"
 
         def is_complete(port):
             fields = execute(port, f"SENTINEL MASTER {MASTER_NAME}")
-            return others in fields and "num-slaves\r\n$1\r\n1" in fields
+            return other_sentinels in fields and "num-slaves\r\n$1\r\n1" in fields
 
-        wait_until("the sentinels must know all servers", lambda: all(map(is_complete, self._ports)))
+        wait_until("the sentinels to find all servers", lambda: all(map(is_complete, self._ports)))
 
     def _start_sentinel(self, processes, number):
         folder = processes.path(f"sentinel-{number}")
         os.mkdir(folder)
         config = os.path.join(folder, "sentinel.conf")
-        # A master without an answer for 300 ms counts as lost, if two of the three sentinels agree.
+        # A master that has not responded for 300 ms counts as lost if two of the three sentinels agree.
         with open(config, "w") as file:
             file.write(f"bind 127.0.0.1\ndir {folder}\n")
             file.write(f"sentinel monitor {MASTER_NAME} 127.0.0.1 {self.master.port} 2\n")
@@ -84,7 +84,7 @@ class Sentinels:
         return processes.start_on_free_port(start, is_ready)[1]
 
     def fail_over(self):
-        """Kills the master and waits until all sentinels name the replica."""
+        """Kills the master and waits until all sentinels report the replica as the new master."""
         self.master.kill()
-        names = lambda port: str(self.replica.port) in execute(port, f"SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}")
-        wait_until("the sentinels must name the new master", lambda: all(map(names, self._ports)))
+        reports_replica = lambda port: str(self.replica.port) in execute(port, f"SENTINEL GET-MASTER-ADDR-BY-NAME {MASTER_NAME}")
+        wait_until("the sentinels to report the new master", lambda: all(map(reports_replica, self._ports)))

@@ -5,7 +5,7 @@ No request of the app may fail, and the usage records of all replicas together m
 has charged.
 After a fault, all replicas must share the pool again within two seconds, or five on a busy machine. The script also prints p50
 and p99 of each phase, and their ratios to the phase without a fault. The exit code is 1 if a case fails. It needs only
-Python, the programs redis-server, redis-sentinel and haproxy, and the built program, and takes about two minutes with
+Python, the programs redis-server, redis-sentinel and haproxy, and the built `keychoir` binary, and takes about two minutes with
 10 seconds per phase:
 
     python3 tests/faults/replicas.py target/release/keychoir 10
@@ -18,7 +18,7 @@ from collections import Counter
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "..", "deploy", "replicas", "demo"))
 
-from books import LedgerReader, compare
+from accounting import LedgerReader, compare
 from load import Load
 from processes import Failure, Processes, wait_until
 from redis_servers import RedisServer, Sentinels
@@ -47,7 +47,7 @@ def report(case, is_ok, measured):
 
 
 class ReplicaLoad:
-    """Three replicas under load. The load has phases, each with another fault."""
+    """Three replicas under load. The load consists of phases with different faults."""
 
     def __init__(self, processes, binary, redis_url, phase_seconds):
         self.phase_seconds = phase_seconds
@@ -63,15 +63,15 @@ class ReplicaLoad:
         self.run_phase(BASELINE)
 
     def wait_until_shared(self):
-        """Waits until every replica is connected and reports all others."""
+        """Waits until every replica is connected and reports all other replicas."""
         for replica in self.replicas.values():
             replica.wait_until_shared()
         for name, replica in self.replicas.items():
             reports_all = lambda: replica.readiness().get("replicas") == len(NAMES)
-            wait_until(f"replica {name} must report {len(NAMES)} replicas", reports_all)
+            wait_until(f"replica {name} to report {len(NAMES)} replicas", reports_all)
 
     def run_phase(self, name, seconds=None, every_second=lambda: None):
-        """Lets the load run as this phase."""
+        """Runs the load for `seconds` as the phase `name`."""
         self.load.phase = name
         end = time.monotonic() + (seconds or self.phase_seconds)
         while time.monotonic() < end:
@@ -80,14 +80,14 @@ class ReplicaLoad:
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
     def recover(self, name):
-        """Waits until all replicas share the pool again. The time belongs to the phase."""
+        """Waits until all replicas share the pool again. The duration is reported with the phase `name`."""
         started_at = time.monotonic()
         self.wait_until_shared()
         self.recoveries[name] = time.monotonic() - started_at
         self.run_phase("recovered", 1)
 
     def finish(self):
-        """Ends the load and the replicas, and reports each phase and the comparison of the usage records with the ledger."""
+        """Stops the load and the replicas, and reports each phase and the comparison of the usage records with the ledger."""
         self.load.stop()
         for replica in self.replicas.values():
             replica.process.end()
@@ -100,7 +100,7 @@ class ReplicaLoad:
             report_phase(phase, members, phases[BASELINE], self.recoveries.get(phase))
         databases = {name: replica.database for name, replica in self.replicas.items()}
         comparison = compare(requests, databases, self.ledger, self.kills)
-        measured = f"{comparison.charged:,} credits charged, {comparison.recorded:,} recorded, {comparison.unrecorded_credits:,} of {len(comparison.unrecorded)} requests lost by a kill"
+        measured = f"{comparison.charged:,} credits charged, {comparison.recorded:,} recorded, {comparison.unrecorded_credits:,} of {len(comparison.unrecorded)} requests lost in a kill"
         problems = comparison.errors + self.ledger.violations
         report("usage records", not problems, "; ".join([measured, *problems[:10]]))
 
@@ -126,7 +126,7 @@ def report_phase(phase, requests, baseline, recovery_seconds):
 
 
 def test_server(binary, phase_seconds):
-    """Tests the faults of one Redis, and of a replica."""
+    """Tests faults of a single Redis server, and of a replica."""
     with Processes() as processes:
         redis = RedisServer(processes)
         forwarder = SlowForwarder(redis.port)
@@ -165,7 +165,7 @@ def test_server(binary, phase_seconds):
 
 
 def test_failover(binary, phase_seconds):
-    """Tests the failover of sentinels."""
+    """Tests a failover by sentinels."""
     with Processes() as processes:
         sentinels = Sentinels(processes)
         replica_load = ReplicaLoad(processes, binary, sentinels.url, phase_seconds)

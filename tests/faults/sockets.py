@@ -2,7 +2,7 @@
 
 Some clients are silent, some never read, some disconnect within a frame, some send invalid frames, and some are
 killed. Keychoir must release the resources of all these sessions. The script prints its measurements and limits. The
-exit code is 1 if a case fails. It needs only Python and the built program, and takes less than a minute:
+exit code is 1 if a case fails. It needs only Python and the built `keychoir` binary, and takes less than a minute:
 
     python3 tests/faults/sockets.py target/release/keychoir
 """
@@ -103,7 +103,7 @@ class Client:
         self.buffer += data
 
     async def receive_frame(self):
-        """Receives a frame of the provider. Returns its opcode and its payload."""
+        """Receives a provider frame. Returns its opcode and its payload."""
         while True:
             if len(self.buffer) >= 4:
                 length, header_length = self.buffer[1], 2
@@ -147,7 +147,7 @@ class Client:
 
 
 async def open_clients(port, count, *paths, only_half_handshake=False):
-    """Opens `count` clients, on these paths in turns. At most a hundred clients connect concurrently."""
+    """Opens `count` clients, on `paths` in rotation. At most a hundred clients connect concurrently."""
     slots, paths = asyncio.Semaphore(100), paths or [ECHO]
 
     async def open_client(number):
@@ -260,7 +260,7 @@ async def send_invalid_frames(clients):
         index = random.randrange(len(invalid_frames) + 5)
         await client.send(invalid_frames[index] if index < len(invalid_frames) else random.randbytes(3_000))
         if random.random() < 0.5:
-            # The proxy may wait for the rest of a frame, so some clients disconnect.
+            # The proxy may wait for the remaining bytes of a frame, so some clients disconnect.
             await asyncio.sleep(0.5)
             return client.socket.close()
         await client.receive_close(IDLE_SECONDS + 5)
@@ -287,7 +287,7 @@ async def run_clients_to_kill(port, count):
 
 
 async def run_round(keychoir, port):
-    """Runs all cases once. Returns the memory of the program afterwards."""
+    """Runs all cases once. Returns the memory of Keychoir afterwards."""
     bytes_before = memory_bytes(keychoir)
     killed_process = await start_clients_to_kill(port, 300)
     silent, half_handshakes = await open_clients(port, 300, ECHO, SPEECH, SCRIBE), await open_clients(port, 100, only_half_handshake=True)

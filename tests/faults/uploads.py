@@ -2,7 +2,7 @@
 
 Two keys refuse each upload, and the third key must serve the complete body with status 200. The memory of
 Keychoir must stay below its idle value plus 64 MiB. The script prints a table. The exit code is 1 if a row
-fails. It needs only Python and the built program:
+fails. It needs only Python and the built `keychoir` binary:
 
     python3 tests/faults/uploads.py target/release/keychoir [LARGEST_MB]
 """

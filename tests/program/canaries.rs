@@ -1,4 +1,4 @@
-//! Tests that no response, event, recorded change or log line of the program contains a key or a token.
+//! Tests that no response, event, recorded change or log line of Keychoir contains a key or a token.
 
 use std::fs;
 use std::time::Duration;
@@ -81,11 +81,11 @@ async fn read_events(mut response: reqwest::Response, end: &str) -> String {
     let mut events = String::new();
     let reading = async {
         while !events.contains(end) {
-            let chunk = response.chunk().await.unwrap().expect("the stream is open");
+            let chunk = response.chunk().await.unwrap().expect("the stream must be open");
             events.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the events arrive");
+    tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the events must arrive in time");
     events
 }
 
@@ -154,7 +154,7 @@ async fn no_response_event_change_or_log_line_contains_a_key_or_token() {
         let document = observed.admin(Method::POST, path, body).await;
         assert!(document["detail"]["code"].is_string(), "this change must be refused: {document}");
     }
-    // A file with a mistake beside a token.
+    // A file with a mistake next to a token.
     fs::write(&config_path, format!("{config}quota = \"{first_token}\"\n")).unwrap();
     assert!(observed.admin(Method::POST, "reload", json!({})).await["detail"].is_object());
     fs::write(&config_path, format!("{config}rate_limit = \"60 per minute\"\n")).unwrap();

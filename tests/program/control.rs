@@ -1,4 +1,4 @@
-//! Tests `keychoir keys` and `keychoir clients`, which change the running program.
+//! Tests `keychoir keys` and `keychoir clients`, which change the running server.
 
 use std::fs;
 use std::path::Path;
@@ -37,7 +37,7 @@ impl RunningProgram {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The status of a speech request with this token.
+    /// Returns the status of a speech request with the given `token`.
     async fn request_speech(&self, token: &str) -> u16 {
         let url = format!("http://{}/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM", self.address);
         let body = json!({"text": "hello", "model_id": "eleven_multilingual_v2"});
@@ -82,10 +82,10 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     running.run_successfully(&["keys", "pause", &first, "--until", "2h", "--reason", "billing dispute"]);
     let mut list = keychoir_command(&["keys", "list", "--json"]);
     list.env("KEYCHOIR_STORAGE__PATH", running.directory.path().join("keychoir.db"));
-    let listed: Value =
+    let listed_keys: Value =
         serde_json::from_slice(&run(list.env("ELEVENLABS_API_KEYS", FIRST_KEY)).stdout).unwrap();
-    assert_eq!(listed[0]["status"], "paused", "{listed}");
-    assert_eq!(listed[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
+    assert_eq!(listed_keys[0]["status"], "paused", "{listed_keys}");
+    assert_eq!(listed_keys[0]["id"], ApiKey::new(FIRST_KEY).unwrap().fingerprint().key_id());
     assert_eq!(running.request_speech("any").await, 200);
     assert_eq!((request_count(&simulator, FIRST_KEY), request_count(&simulator, SECOND_KEY)), (0, 1));
     running.run_successfully(&["keys", "resume", &first]);
@@ -106,7 +106,7 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
     running.run_successfully(&["clients", "set", "app", "--max-concurrent", "3"]);
     let list = running.run_successfully(&["clients", "list"]);
     assert_eq!(list, "app  100 requests, 3 concurrent requests");
-    // The notation is that of the configuration, as without a server.
+    // The notation is the notation of the configuration, as without a server.
     let document: Value =
         serde_json::from_str(&running.run_successfully(&["clients", "list", "--json"])).unwrap();
     assert_eq!(document["clients"][0]["quota"], "100 requests", "{document}");
@@ -151,9 +151,9 @@ async fn commands_change_the_running_program_at_once_and_every_change_is_recorde
         assert_eq!(log.matches(&format!("\"event\":\"{event}\"")).count(), 1, "{event} must be logged");
     }
     for secret in [FIRST_KEY, SECOND_KEY, &old_token, &new_token] {
-        assert!(!log.contains(secret), "the log contains no secret");
+        assert!(!log.contains(secret), "the log must contain no secret");
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
-        assert!(!is_in_file, "the files contain no secret");
+        assert!(!is_in_file, "the files must contain no secret");
     }
     assert!(!log.contains(admin_token.trim()));
 }
@@ -216,12 +216,12 @@ fn check_reports_an_address_for_operators_that_is_one_for_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_without_a_record_gets_one_at_the_next_start() {
+async fn a_change_without_a_record_is_recorded_at_the_next_start() {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("keychoir.db");
     let mut add = keychoir_command(&["clients", "add", "app"]);
     assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
-    // As if the program had been killed after the overlay was saved.
+    // As if Keychoir had been killed after the overlay was saved.
     let connection = rusqlite::Connection::open(&database).unwrap();
     assert_eq!(connection.execute("DELETE FROM changes", []).unwrap(), 1);
     drop(connection);
@@ -271,8 +271,8 @@ fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
         let mut add = keychoir_command(&["clients", "add", name]);
         assert_eq!(run(add.env("KEYCHOIR_STORAGE__PATH", &database)).status.code(), Some(0));
     }
-    let before = state_files(directory.path());
-    assert!(before.iter().any(|(name, content)| name == "managed.toml" && content.len() > 512));
+    let files_before = state_files(directory.path());
+    assert!(files_before.iter().any(|(name, content)| name == "managed.toml" && content.len() > 512));
     let key_file = directory.path().join("spare.key");
     fs::write(&key_file, SECOND_KEY).unwrap();
     // No file may be larger than one block, so that the key can be written and the overlay cannot. The signal of
@@ -288,5 +288,5 @@ fn a_change_that_does_not_fit_on_the_disk_changes_nothing() {
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("the change cannot be saved"), "{}", stderr(&output));
     fs::remove_file(&key_file).unwrap();
-    assert_eq!(state_files(directory.path()), before);
+    assert_eq!(state_files(directory.path()), files_before);
 }

@@ -35,7 +35,7 @@ fn parse_json_output(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The sums of `keychoir usage`.
+/// Returns the sums that `keychoir usage` prints.
 fn read_usage(database: &Path) -> Value {
     let output = run(keychoir_command(&["usage", "--json"]).env("KEYCHOIR_STORAGE__PATH", database));
     parse_json_output(&output)["total"].clone()
@@ -97,9 +97,12 @@ async fn a_backup_under_load_is_restored_with_all_its_records() {
     let (final_attempts, copied) = (read_attempts(&database), read_attempts(&copy));
     assert_eq!(copied.len() as u64, backup["attempts"]);
     assert!(copied.len() < final_attempts.len());
-    assert!(copied.iter().all(|attempt| final_attempts.contains(attempt)), "the copy has only real records");
+    assert!(
+        copied.iter().all(|attempt| final_attempts.contains(attempt)),
+        "the copy must contain only records of real requests"
+    );
     let sums = read_usage(&copy);
-    assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts are of the same moment");
+    assert_eq!(sums["attempts"], backup["attempts"], "the sums and the attempts must be of the same moment");
 
     // The restore of docs/operations.md.
     for suffix in ["", "-wal", "-shm"] {
@@ -128,14 +131,14 @@ fn a_backup_refuses_to_replace_a_file() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--force"), "{}", stderr(&output));
     assert_eq!(fs::read_to_string(&copy).unwrap(), "important");
-    // The files beside the database belong to it, whether they exist or not.
+    // The files next to the database belong to it, whether they exist or not.
     for name in ["keychoir.db", "keychoir.db-wal", "keychoir.db-shm", "keychoir.db.lock", "managed.toml"] {
-        let before = fs::read(directory.path().join(name)).ok();
+        let content_before = fs::read(directory.path().join(name)).ok();
         let target = directory.path().join(name);
         let output = run_db_command(&database, &["backup", "--force", target.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(1), "{name}");
         assert!(stderr(&output).contains("belongs to the database"), "{name}: {}", stderr(&output));
-        assert_eq!(fs::read(&target).ok(), before, "{name}");
+        assert_eq!(fs::read(&target).ok(), content_before, "{name}");
     }
     let output = run_db_command(&database, &["backup", "--force", copy.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
@@ -166,7 +169,7 @@ fn create_version_1_file(path: &Path) {
 }
 
 #[test]
-fn a_start_upgrades_a_copied_database_and_says_so() {
+fn a_start_upgrades_a_copied_database_and_logs_it() {
     let directory = tempfile::tempdir().unwrap();
     let database = directory.path().join("keychoir.db");
     create_version_1_file(&database);
@@ -179,11 +182,11 @@ fn a_start_upgrades_a_copied_database_and_says_so() {
     assert_eq!((&migrated["from"], &migrated["to"]), (&dry_run["from"], &dry_run["to"]));
     program.wait_for_address();
     let output = run_db_command(&database, &["migrate"]);
-    assert_eq!(output.status.code(), Some(0), "nothing is left to do: {}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "nothing must be left to do: {}", stderr(&output));
     assert_eq!(program.terminate().0, Some(0));
     assert_eq!(read_attempts(&database), [("a1".to_owned(), 7)]);
     assert_eq!(read_attempts(Path::new(&copy)), [("a1".to_owned(), 7)]);
-    // The copy can be upgraded in turn.
+    // The copy can be upgraded too.
     let output = run(&mut keychoir_command(&["db", "migrate", "--file", &copy]));
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();

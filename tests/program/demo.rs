@@ -32,7 +32,7 @@ fn an_unwritable_output_path_is_reported_before_the_demo_starts() {
     let message = stderr(&output);
     assert!(message.contains("cannot write /nowhere/demo.mp3") && message.contains("--output"), "{message}");
     assert!(message.contains("No such file"), "{message}");
-    assert!(output.stdout.is_empty(), "the demo prints nothing");
+    assert!(output.stdout.is_empty(), "the demo must print nothing");
 }
 
 #[test]

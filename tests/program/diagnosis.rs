@@ -107,7 +107,7 @@ fn check_warns_of_a_damaged_database_which_serve_would_rename() {
 }
 
 #[test]
-fn a_database_in_use_prevents_a_start_only_beside_the_running_program() {
+fn a_database_in_use_prevents_only_a_second_start() {
     let environment = ProgramEnvironment::new("http://127.0.0.1:9");
     environment.configure(&[FIRST_KEY], "");
     let (program, address) = environment.start();
@@ -148,7 +148,7 @@ fn too_few_open_files_are_a_warning_of_check_and_serve() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_online_check_asks_the_provider_about_each_key() {
+async fn an_online_check_requests_each_key_from_the_provider() {
     let simulator = start_simulator(&[FIRST_KEY]).await;
     let home = tempfile::tempdir().unwrap();
     let check = |keys: &str, arguments: &[&str]| {
@@ -182,7 +182,7 @@ async fn an_online_check_asks_the_provider_about_each_key() {
     assert_eq!(charged_credits, 0, "a check must cost nothing");
 }
 
-/// Starts a server that answers every connection with this text, and returns its address.
+/// Starts a server that sends `response` on every connection. Returns the address of the server.
 fn start_server(response: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -228,11 +228,14 @@ fn an_online_check_names_the_proxy_and_the_table_that_fail() {
         assert!(text.contains(expected), "{expected}: {text}");
     }
     let direct: Vec<&str> = text.lines().filter(|line| line.contains("without the proxy")).collect();
-    assert!(direct.iter().all(|line| line.starts_with("ok")), "a closed direct route is no problem: {text}");
+    assert!(
+        direct.iter().all(|line| line.starts_with("ok")),
+        "a closed direct route must not be a problem: {text}"
+    );
     assert!(!text.contains("canary"), "{text}");
 }
 
-/// Starts the program and returns a function that runs `doctor` beside it.
+/// Starts Keychoir and returns a function that runs `doctor` at the same time.
 async fn doctor_beside(simulator: &Simulator, keys: &[&str], arguments: &[&str]) -> Output {
     let environment = ProgramEnvironment::new(&simulator.base_url().to_string());
     environment.configure(keys, "");

@@ -1,4 +1,4 @@
-//! Starts the program with a configuration file in a temporary directory, and sends requests to it.
+//! Starts Keychoir with a configuration file in a temporary directory, and sends requests to it.
 
 #![allow(unreachable_pub, reason = "the module belongs to this test target")]
 
@@ -39,14 +39,14 @@ impl ProgramEnvironment {
         self.directory.path().join(name)
     }
 
-    /// Replaces the configuration by one with these keys and these other settings.
+    /// Replaces the configuration with one that contains `keys` and the given other settings.
     pub fn configure(&self, keys: &[&str], rest: &str) {
         let keys: Vec<String> = keys.iter().map(|key| format!("[[keys]]\nkey = \"{key}\"\n")).collect();
         fs::write(self.path("new"), format!("{rest}\n{}", keys.concat())).unwrap();
         fs::rename(self.path("new"), self.path("keychoir.toml")).unwrap();
     }
 
-    /// Returns a command that runs the program. It checks its files only on a signal.
+    /// Returns a command that runs Keychoir. It checks its files only on a signal.
     pub fn command(&self, more: &[&str]) -> Command {
         let config = self.path("keychoir.toml");
         let mut command =
@@ -70,7 +70,7 @@ impl ProgramEnvironment {
         (program, address)
     }
 
-    /// Returns a command that passes a socket to the program like systemd, as descriptor 3.
+    /// Returns a command that passes a socket to Keychoir as descriptor 3, like systemd.
     pub fn command_with_passed_socket(&self, socket: OwnedFd) -> Command {
         let mut command = Command::new("/bin/sh");
         command
@@ -188,14 +188,14 @@ impl KeepAliveConnection {
 
     #[track_caller]
     pub fn assert_closed(mut self) {
-        assert_eq!(self.0.read(&mut [0]).unwrap(), 0, "the connection is still open");
+        assert_eq!(self.0.read(&mut [0]).unwrap(), 0, "the connection must still be open");
     }
 }
 
 #[track_caller]
 pub fn assert_head_contains(head: &[String], lines: &[&str]) {
     for line in lines {
-        assert!(head.iter().any(|head_line| head_line.starts_with(line)), "{line:?} is not in {head:#?}");
+        assert!(head.iter().any(|head_line| head_line.starts_with(line)), "{line:?} must be in {head:#?}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tests `keychoir healthcheck` with running programs, hanging servers and no server.
+//! Tests `keychoir healthcheck` with running servers, hanging servers and no server.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::environment::{FIRST_KEY, ProgramEnvironment};
 use crate::support::program::{Program, keychoir_command, run, stderr};
 
-/// Returns a health check with the configuration of the program in `environment`.
+/// Returns a health check with the configuration of Keychoir in `environment`.
 fn healthcheck(environment: &ProgramEnvironment, arguments: &[&str]) -> Command {
     let config = environment.path("keychoir.toml");
     let mut command =

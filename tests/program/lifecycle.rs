@@ -169,7 +169,7 @@ fn the_program_listens_on_ports_and_unix_sockets() {
     }
     assert!(
         request_livez(&socket).starts_with("HTTP/1.1 200"),
-        "the second program does not affect the first"
+        "the second process must not affect the first"
     );
 
     // The socket file of a killed program is replaced.
@@ -179,7 +179,7 @@ fn the_program_listens_on_ports_and_unix_sockets() {
     let (program, _) = start();
     assert!(request_livez(&socket).starts_with("HTTP/1.1 200"));
     assert_eq!(program.terminate().0, Some(0));
-    assert!(!socket.exists(), "the socket file is removed at the exit");
+    assert!(!socket.exists(), "the socket file must be removed at the exit");
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn idle_connections_delay_the_exit_only_until_the_drain_idle_timeout() {
     assert_head_contains(&idle_connection.request("/livez").0, &["http/1.1 200"]);
     let (code, stderr) = program.terminate();
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains(r#""message":"Ended""#), "no request is aborted: {stderr}");
+    assert!(stderr.contains(r#""message":"Ended""#), "no request must be aborted: {stderr}");
     idle_connection.assert_closed();
 }
 
@@ -230,7 +230,7 @@ fn the_exit_does_not_wait_for_a_provider_without_a_response() {
     program.wait_for_event("server_ending");
     let (code, stderr) = program.wait_for_exit();
     assert_eq!(code, Some(0));
-    assert!(!stderr.contains("server_started"), "the exit waited for the first poll: {stderr}");
+    assert!(!stderr.contains("server_started"), "the exit must not wait for the first poll: {stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

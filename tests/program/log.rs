@@ -1,4 +1,4 @@
-//! Tests the log of the program: requests do not wait for a reader of the log, and shutdown loses no lines.
+//! Tests the log of Keychoir: requests do not wait for a reader of the log, and shutdown loses no lines.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -24,7 +24,7 @@ struct ProgramWithUnreadLog {
 }
 
 impl ProgramWithUnreadLog {
-    /// Starts a program with this log level and sends the requests.
+    /// Starts Keychoir with the log level `level` and sends the requests.
     async fn start_and_send_requests(level: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let simulator = Simulator::start(listener, Plan::with_keys([(KEY, 1_000_000)])).await.unwrap();
@@ -56,7 +56,7 @@ impl ProgramWithUnreadLog {
         Self { child, log, _simulator: simulator }
     }
 
-    /// Terminates the program. Returns its exit code.
+    /// Terminates Keychoir. Returns its exit code.
     async fn terminate(mut child: Child) -> Option<i32> {
         assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
         let exit = tokio::task::spawn_blocking(move || child.wait().unwrap().code());

@@ -1,4 +1,4 @@
-//! Tests the program as a process: its commands, startup, reload, shutdown and log.
+//! Tests Keychoir as a process: its commands, startup, reload, shutdown and log.
 
 #![allow(
     clippy::unwrap_used,

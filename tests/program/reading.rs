@@ -111,7 +111,7 @@ async fn attempts_are_listed_followed_and_summed() {
     assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
 
     for output in [&table, &details, &csv] {
-        assert!(!output.contains("key_number"), "no key is printed: {output}");
+        assert!(!output.contains("key_number"), "no key must be printed: {output}");
     }
     assert_eq!(program.terminate().0, Some(0));
     simulator.stop().await;

@@ -28,16 +28,20 @@ async fn keys_are_added_and_removed_under_traffic_without_a_failed_request() {
         environment.configure(keys, "");
         program.send_signal("HUP");
         let event = program.wait_for_event("reloaded");
-        let counts = (event["keys"].as_u64(), event["added"].as_u64(), event["removed"].as_u64());
-        assert_eq!(counts, (Some(keys.len() as u64), Some(added), Some(removed)));
+        let key_counts = (event["keys"].as_u64(), event["added"].as_u64(), event["removed"].as_u64());
+        assert_eq!(key_counts, (Some(keys.len() as u64), Some(added), Some(removed)));
         traffic.wait_for_responses(10).await;
     }
     traffic.stop().await;
-    let before = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
+    let counts_before = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
     assert_eq!(request_speech(&new_client(), &address).await, 200);
-    let after = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
-    assert_eq!(after, [before[0], before[1], before[2] + 1], "a removed key receives no further request");
-    assert!(before.iter().all(|&request_count| request_count > 0), "{before:?}");
+    let counts_after = [FIRST_KEY, SECOND_KEY, THIRD_KEY].map(|key| request_count(&simulator, key));
+    assert_eq!(
+        counts_after,
+        [counts_before[0], counts_before[1], counts_before[2] + 1],
+        "a removed key must receive no further request"
+    );
+    assert!(counts_before.iter().all(|&request_count| request_count > 0), "{counts_before:?}");
     assert_eq!(program.terminate().0, Some(0));
 }
 
@@ -59,7 +63,7 @@ async fn a_key_keeps_its_state_after_a_reload() {
     assert_eq!(
         request_count(&simulator, FIRST_KEY),
         1,
-        "a refused key is not used again after its position changed"
+        "a refused key must not be used again after its position changed"
     );
     assert_eq!(program.terminate().0, Some(0));
 }
@@ -109,7 +113,7 @@ async fn clients_are_reloaded_and_settings_that_need_a_restart_are_reported() {
     assert_eq!(program.terminate().0, Some(0));
 }
 
-/// Requests a document of the admin API with this token.
+/// Requests a document of the admin API with the given `token`.
 async fn read_admin_api(address: &str, token: &str, path: &str) -> (u16, serde_json::Value) {
     let url = format!("http://{address}/api/keychoir/v1/{path}");
     let response = new_client().get(url).bearer_auth(token).send().await.unwrap();
@@ -194,8 +198,11 @@ fn a_reload_does_not_open_the_pool_to_other_machines() {
     program.wait_for_address();
     environment.configure(&[FIRST_KEY], "");
     program.send_signal("HUP");
-    let counts = program.wait_for_event("reload_failed");
-    assert!(counts["message"].as_str().unwrap().contains("is open to other machines"), "{counts}");
+    let failure_event = program.wait_for_event("reload_failed");
+    assert!(
+        failure_event["message"].as_str().unwrap().contains("is open to other machines"),
+        "{failure_event}"
+    );
     let (response, _) = KeepAliveConnection::open(&format!("127.0.0.1:{port}")).request("/v1/voices");
     assert_head_contains(&response, &["http/1.1 401", "x-keychoir-error: client_token_missing"]);
     assert_eq!(program.terminate().0, Some(0));

@@ -29,7 +29,7 @@ impl RunningProgram {
         Self { environment, program: Some(program), address, socket }
     }
 
-    /// Returns a command with the configuration of the program, and without its state directory.
+    /// Returns a command with the configuration of Keychoir, and without its state directory.
     fn command(&self, arguments: &[&str]) -> Command {
         let config = self.environment.path("keychoir.toml");
         let mut command = keychoir_command(&[arguments, &["--config", config.to_str().unwrap()]].concat());
@@ -42,7 +42,7 @@ impl RunningProgram {
     }
 }
 
-/// Checks that the command changed the running program, and not the files for the next startup.
+/// Checks that the command changed the running server, and not the files for the next startup.
 #[track_caller]
 fn assert_online(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
@@ -69,7 +69,7 @@ fn the_address_is_that_of_the_flag_the_variable_or_the_configuration() {
         let mut command = running.command(&arguments);
         command.env("KEYCHOIR_ADMIN_TOKEN", &token);
         if flag.is_none_or(|url| url.starts_with("https")) {
-            // The directory of the database has the local CA.
+            // The directory of the database contains the local CA.
             command.env("KEYCHOIR_STORAGE__PATH", &database);
         }
         command.envs(variable.map(|address| ("KEYCHOIR_SERVER__LISTEN", address)));

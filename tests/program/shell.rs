@@ -76,10 +76,10 @@ fn manual_pages_are_written_and_valid() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let pages = read_pages(&man);
     for name in ["keychoir.1", "keychoir-serve.1", "keychoir-clients.1", "keychoir-clients-add.1"] {
-        assert!(pages.iter().any(|(page, _)| page == name), "{name} is missing");
+        assert!(pages.iter().any(|(page, _)| page == name), "{name} must exist");
     }
     for (name, page) in &pages {
-        // The date of a page is that of its release, which a build does not know.
+        // The date of a page would be the date of the release, which is unknown at build time.
         let arguments = ["-T", "lint", "-W", "warning"];
         let (_, text) = run_with_input("mandoc", &arguments, page.as_bytes());
         let mistakes: Vec<&str> = text.lines().filter(|line| !line.contains("missing date")).collect();

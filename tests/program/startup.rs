@@ -14,13 +14,13 @@ fn assert_output(output: &Output, code: i32, messages: &[&str]) {
     let stderr = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{stderr}");
     for message in messages {
-        assert!(stderr.contains(message), "{message:?} is not in: {stderr}");
+        assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
     }
     assert!(!stderr.contains("panicked"), "{stderr}");
     assert!(!stderr.contains("key_of_the_test"), "{stderr}");
 }
 
-/// Runs `serve` with this configuration file.
+/// Runs `serve` with the configuration file content `toml`.
 fn run_serve(directory: &Path, toml: &str) -> Output {
     let file = directory.join("keychoir.toml");
     fs::write(&file, toml).unwrap();
@@ -111,7 +111,7 @@ fn an_unwritable_database_path_is_reported() {
     assert_output(&run(&mut command), 78, &[path.to_str().unwrap(), "storage.path", "storage.ephemeral"]);
 }
 
-/// Returns a command that runs the program on a free port, with its database at `path`.
+/// Returns a command that runs Keychoir on a free port, with its database at `path`.
 fn command_with_database(path: &Path) -> Command {
     let mut command = keychoir_command(&["--listen", "127.0.0.1:0"]);
     command
@@ -123,13 +123,13 @@ fn command_with_database(path: &Path) -> Command {
     command
 }
 
-/// Asserts that the program exits at startup, with these messages.
+/// Asserts that Keychoir exits at startup, with the given `messages`.
 #[track_caller]
 fn assert_refused(path: &Path, messages: &[&str]) {
     let (code, stderr) = Program::start(&mut command_with_database(path)).wait_for_exit();
     assert_eq!(code, Some(78), "{stderr}");
     for message in [&[path.to_str().unwrap()], messages].concat() {
-        assert!(stderr.contains(message), "{message:?} is not in: {stderr}");
+        assert!(stderr.contains(message), "{message:?} must be in: {stderr}");
     }
 }
 
@@ -153,7 +153,7 @@ fn a_broken_database_is_quarantined_and_requests_are_served() {
     let quarantined = names
         .iter()
         .find(|name| name.starts_with("keychoir.db.broken-"))
-        .expect("the broken database is kept");
+        .expect("the broken database must be kept");
     let quarantined_contents = fs::read_to_string(directory.path().join(quarantined)).unwrap();
     assert_eq!(quarantined_contents, "this file is not a database");
 }
@@ -175,7 +175,7 @@ fn a_file_of_another_program_is_not_changed() {
         (fs::read(&text_file).unwrap(), fs::read(&foreign_database).unwrap()),
         (b"dear reader".to_vec(), contents_before)
     );
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no file is created next to them");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "no file must be created next to them");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Returns a command that runs `check` with this home directory.
+/// Returns a command that runs `check` with the given `home` directory.
 fn check_command(home: &Path) -> std::process::Command {
     let mut command = keychoir_command(&["check"]);
     command.env("HOME", home).env("ELEVENLABS_API_KEYS", KEYS).current_dir(home);
@@ -481,7 +481,7 @@ fn files_that_other_users_can_read_are_reported() {
     assert!(!stderr(&check()).contains("other users"), "{}", stderr(&check()));
 }
 
-/// Starts the program. Returns it with its log lines up to the line with the URL of the status page.
+/// Starts Keychoir. Returns it with its log lines up to the line with the URL of the status page.
 fn start_lines(command: &mut std::process::Command) -> (Program, Vec<String>) {
     let mut program = Program::start(command);
     let lines = std::cell::RefCell::new(Vec::new());

@@ -1,4 +1,4 @@
-//! Tests `keychoir status` with a running program: its colours, its paused keys, and `--watch` across a restart.
+//! Tests `keychoir status` with a running server: its colours, its paused keys, and `--watch` across a restart.
 
 use std::cell::Cell;
 
@@ -53,7 +53,7 @@ fn the_watched_state_survives_a_restart_of_the_server() {
         let line_count = Cell::new(0);
         watch.wait_for_line(|line| {
             line_count.set(line_count.get() + 1);
-            assert!(line_count.get() < 500, "no frame contains {text:?}; the last line is {line:?}");
+            assert!(line_count.get() < 500, "a frame must contain {text:?}; the last line is {line:?}");
             line.contains(text).then_some(())
         });
     };

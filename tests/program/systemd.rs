@@ -1,4 +1,4 @@
-//! Tests the program under systemd: passed sockets, notifications to the service manager, and the watchdog.
+//! Tests Keychoir under systemd: passed sockets, notifications to the service manager, and the watchdog.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;

@@ -31,7 +31,7 @@ async fn exchange_bytes(proxy: &TestProxy, request: &[u8]) -> String {
     String::from_utf8_lossy(&response).into_owned()
 }
 
-/// Asserts that each request is refused once with this status, that the connection is closed, and that the
+/// Asserts that each request is refused once with the given `status`, that the connection is closed, and that the
 /// provider receives no request.
 async fn check_refused(requests: &[&str], status: &str) {
     let proxy = start_proxy_with_two_keys().await;
@@ -43,7 +43,11 @@ async fn check_refused(requests: &[&str], status: &str) {
         assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {response:?}");
         assert_eq!(response.matches("HTTP/1.1").count(), 1, "{request:?}: {response:?}");
     }
-    assert_eq!(proxy.simulator.ledger().totals.requests, requests_before, "the provider receives no request");
+    assert_eq!(
+        proxy.simulator.ledger().totals.requests,
+        requests_before,
+        "the provider must receive no request"
+    );
     assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     proxy.close().await;
 }
@@ -63,7 +67,7 @@ async fn a_request_without_exactly_one_host_is_refused() {
     .await;
 }
 
-/// Sends a request with these headers. Returns the head of the response in lower case.
+/// Sends a request with the given `headers`. Returns the head of the response in lower case.
 async fn response_head(proxy: &TestProxy, method: &str, headers: &str) -> String {
     let request = format!("{method} /v1/voices HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
     let response = exchange_bytes(proxy, request.as_bytes()).await;
@@ -101,7 +105,7 @@ async fn pages_of_allowed_origins_may_send_requests_and_read_responses() {
     let preflight = response_head(&proxy, "OPTIONS", &preflight_headers).await;
     assert!(preflight.starts_with("http/1.1 204 "), "{preflight}");
     assert!(preflight.contains("access-control-allow-headers: xi-api-key"), "{preflight}");
-    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "the proxy answers a preflight request itself");
+    assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0], "the proxy must answer a preflight request itself");
     for method in ["GET", "PUT"] {
         let response = response_head(&proxy, method, page_headers).await;
         assert_eq!(
@@ -272,7 +276,7 @@ async fn requests_beyond_the_maximum_are_refused_immediately() {
     let refused_response = proxy.get("/v1/voices").await;
     assert_eq!(refused_response.headers()["retry-after"], "1");
     assert_proxy_error(&refused_response, 503, "overloaded");
-    assert_eq!(proxy.get("/livez").await.status(), 200, "the pages of the proxy are not limited");
+    assert_eq!(proxy.get("/livez").await.status(), 200, "the limit must not apply to the pages of the proxy");
     drop(stream);
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
     proxy.simulator.set_fault(FIRST_KEY, None);
@@ -352,7 +356,7 @@ async fn a_request_whose_usage_record_cannot_be_queued_is_not_sent() {
         }
         response.bytes().await.unwrap();
         served_count += 1;
-        assert!(served_count < 1_000, "a request is refused when the queue of usage records is full");
+        assert!(served_count < 1_000, "a request must be refused when the queue of usage records is full");
     };
     assert_proxy_error(&refused_response, 503, "usage_queue_full");
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [served_count]);

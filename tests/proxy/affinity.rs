@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// Three accounts, each with a voice that the proxy does not know.
+/// Returns a plan of three accounts, each with a voice that the proxy does not know.
 fn three_accounts() -> Plan {
     let mut plan = Plan::with_keys([]);
     for (index, key) in KEYS.into_iter().enumerate() {
@@ -128,7 +128,11 @@ async fn the_owner_of_a_created_voice_is_recorded_immediately() {
     proxy.clear_faults();
     let counts_before = proxy.request_counts(&KEYS);
     assert_eq!(proxy.post(&speech_path(&voice), &speech_body()).await.status(), 200);
-    assert_eq!(proxy.delete(&format!("/v1/voices/{voice}")).await, 200, "a deletion is sent to the owner");
+    assert_eq!(
+        proxy.delete(&format!("/v1/voices/{voice}")).await,
+        200,
+        "a deletion must be sent to the owner"
+    );
     let counts_after = proxy.request_counts(&KEYS);
     assert_eq!(differences(&counts_after, &counts_before), [0, 2, 0]);
     proxy.close().await;
@@ -182,7 +186,7 @@ async fn an_earlier_request_is_continued_by_its_account_only() {
     assert_eq!(detail["status"], "quota_exceeded");
     let message = detail["message"].as_str().unwrap();
     assert!(message.starts_with("The ElevenLabs account that this earlier request belongs to"), "{message}");
-    assert_eq!(proxy.request_counts(&KEYS)[2], 0, "the request is not sent to another account");
+    assert_eq!(proxy.request_counts(&KEYS)[2], 0, "the request must not be sent to another account");
 
     // A request that continues no other is served by the next account.
     let later_response = proxy.request_speech(3).await;
@@ -204,7 +208,7 @@ async fn a_request_with_resources_of_two_owners_is_refused_and_names_them() {
     assert_proxy_error(&response, 400, "conflicting_owners");
     let message = response.json::<Value>().await.unwrap()["detail"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("a voice and an earlier request"), "{message}");
-    assert_eq!(proxy.request_counts(&KEYS), counts_before, "the provider receives no request");
+    assert_eq!(proxy.request_counts(&KEYS), counts_before, "the provider must receive no request");
     proxy.close().await;
 }
 

@@ -21,7 +21,7 @@ fn plan() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// Configures a client with these rules, and another client without rules.
+/// Configures a client with the given `rules`, and another client without rules.
 fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
     let clients =
         vec![client_config("app", CLIENT_TOKEN, rules), client_config("other", "other", Rules::default())];
@@ -57,7 +57,7 @@ async fn a_quota_of_requests_counts_served_and_charged_requests_only() {
     assert_eq!(body["detail"]["message"], "This client has used its quota of 3 requests.");
     assert_eq!(proxy.get("/v1/voices").await.status(), 200);
     let request = proxy.request(Method::POST, SPEECH_PATH, "other").json(&json!({"text": "a"}));
-    assert_eq!(request.send().await.unwrap().status(), 200, "another client has no quota");
+    assert_eq!(request.send().await.unwrap().status(), 200, "the quota must not apply to another client");
     proxy.close().await;
 }
 
@@ -159,7 +159,7 @@ async fn a_client_is_served_with_its_allowed_keys_only() {
         assert_eq!(
             status_and_code(&proxy.request_speech(10).await),
             (401, "all_keys_exhausted"),
-            "the first key is not allowed for the client"
+            "the client must not use the first key"
         );
     }
     assert_eq!(proxy.request_counts(&[FIRST_KEY]), [0]);
@@ -202,11 +202,11 @@ async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
     }
     let user: Value =
         send_with_own_key(&proxy, Method::GET, "/v1/user", Some(CLIENT_TOKEN)).await.json().await.unwrap();
-    assert_eq!(user["first_name"], "Simulator", "the request is answered by the account of the own key");
+    assert_eq!(user["first_name"], "Simulator", "the account of the client's own key must serve the request");
     assert_eq!(
         proxy.request_counts(&[FIRST_KEY, SECOND_KEY, THIRD_KEY]),
         [0, 0, 5],
-        "the pool serves no request with the own key"
+        "the pool must not serve a request with the client's own key"
     );
     assert_eq!(proxy.key_statuses().await, ["active", "active"]);
     // Without its own key, the client uses the pool and has its whole quota.
@@ -229,7 +229,7 @@ async fn a_request_with_an_own_key_does_not_use_the_pool_or_the_quota() {
     let database = std::fs::read(path).unwrap();
     for secret in [THIRD_KEY, &Fingerprint::new(THIRD_KEY).to_string()] {
         let is_in_database = database.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
-        assert!(!is_in_database, "the database does not contain the own key");
+        assert!(!is_in_database, "the database must not contain the client's own key");
     }
 }
 
@@ -267,7 +267,7 @@ async fn clients_without_a_token_are_served_with_their_own_keys() {
     assert_eq!(clients, ["own", "app"]);
 }
 
-/// Runs `keychoir clients` with these arguments and a configuration file. Returns the exit code, the standard
+/// Runs `keychoir clients` with the given `arguments` and a configuration file. Returns the exit code, the standard
 /// output and the standard error.
 fn run_clients(arguments: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let arguments = [&["clients"], arguments, &["--config", file.to_str().unwrap()]].concat();
@@ -342,9 +342,9 @@ async fn a_client_is_added_and_revoked_while_the_program_runs() {
     assert_eq!(code, Some(0));
     let files = read_all_files(directory.path());
     for secret in [token, second_token, own_key, &Fingerprint::new(own_key).to_string()] {
-        assert!(!log.contains(secret), "the log contains no secret");
+        assert!(!log.contains(secret), "the log must contain no secret");
         let is_in_file = files.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
-        assert!(!is_in_file, "the files contain no secret");
+        assert!(!is_in_file, "the files must contain no secret");
     }
     assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
 }

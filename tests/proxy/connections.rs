@@ -155,11 +155,11 @@ async fn a_truncated_refusal_is_relayed_without_a_clean_end() {
             let mut response = Vec::new();
             let _ = stream.read_to_end(&mut response).await;
             let response = String::from_utf8(response).unwrap();
-            let (head, body) = response.split_once("\r\n\r\n").expect("the head is complete");
+            let (head, body) = response.split_once("\r\n\r\n").expect("the head must be complete");
             assert!(head.starts_with("HTTP/1.1 401 "), "{response}");
             assert!(
                 body.len() < 5000 && !body.ends_with("0\r\n\r\n"),
-                "the response ended cleanly: {response}"
+                "the response must not end cleanly: {response}"
             );
         }
         proxy.close_unchecked().await;
@@ -206,7 +206,7 @@ async fn a_client_that_closes_its_write_half_receives_the_response() {
             let mut connection = upstream.recv().await.unwrap();
             let mut body = Vec::new();
             while request.contains("hello") && !body.windows(5).any(|bytes| bytes == b"hello") {
-                assert_ne!(connection.read_buf(&mut body).await.unwrap(), 0, "the request is complete");
+                assert_ne!(connection.read_buf(&mut body).await.unwrap(), 0, "the request must be complete");
             }
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nserved").await.unwrap();
         };
@@ -232,7 +232,7 @@ async fn the_request_of_a_disconnected_client_is_cancelled() {
             async { while connection.read(&mut [0; 64]).await.is_ok_and(|count| count > 0) {} };
         timeout(Duration::from_secs(30), connection_closed)
             .await
-            .expect("the request is cancelled within the timeout");
+            .expect("the request must be cancelled within the timeout");
     }
     proxy.close_unchecked().await;
 }

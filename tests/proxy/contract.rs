@@ -74,7 +74,7 @@ async fn the_state_of_the_keys_survives_a_restart() {
     assert_eq!(
         second.request_counts(&[FIRST_KEY, SECOND_KEY]),
         [0, 1],
-        "the exhausted key is not used after the restart"
+        "the exhausted key must not be used after the restart"
     );
     // The new simulator has charged only the second request. The usage records contain both.
     assert_eq!(second.simulator.ledger().totals.charged, 10);

@@ -1,4 +1,4 @@
-//! The dashboard over HTTP, without a browser: sessions, refusals and headers.
+//! Tests the dashboard over HTTP, without a browser: sessions, refusals and headers.
 
 use flate2::read::GzDecoder;
 use reqwest::{Method, RequestBuilder, Response};
@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use std::io::Read as _;
 use std::time::Duration;
 
-use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, start_admin_proxy_with};
+use crate::admin_api::{ADMIN_TOKEN, ReceivedChanges, key_id, send, set_paused, start_admin_proxy_with};
 use crate::support::events::EventReader;
-use crate::support::{CLIENT_TOKEN, FIRST_KEY, TestProxy, client_config, join_all};
+use crate::support::{CLIENT_TOKEN, FIRST_KEY, SECOND_KEY, TestProxy, client_config, join_all};
 
 const PAGES: [&str; 8] = ["", "keys", "key?id=x", "live", "usage", "clients", "connect", "system"];
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -73,7 +73,7 @@ async fn no_page_is_shown_without_a_session() {
             );
             assert_eq!(response.text().await.unwrap(), "", "{path}");
         }
-        // A relative location, so that it is also right behind a prefix.
+        // A relative location, so that it also works under a path prefix.
         let deep = get(&proxy, cookie, "a/b/c").await;
         assert_eq!(deep.headers()["location"], "../../login");
         assert_eq!(get(&proxy, cookie, "events").await.status(), 401);
@@ -148,7 +148,7 @@ async fn a_form_of_another_page_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_page_of_a_listed_origin_gets_nothing() {
+async fn a_page_of_a_listed_origin_receives_no_data() {
     const PAGE: &str = "https://app.example";
     let (proxy, _) =
         start_admin_proxy_with(|config| config.access.origins = vec![PAGE.parse().unwrap()]).await;
@@ -239,17 +239,17 @@ fn assert_security_headers(response: &Response) {
 }
 
 #[tokio::test]
-async fn a_page_gets_only_the_events_that_it_shows() {
+async fn a_page_receives_only_the_events_that_it_shows() {
     let (proxy, _, cookie) = start().await;
     let open = async |query| EventReader::new(get(&proxy, &cookie, query).await);
     let mut state = open("events?only=state").await;
     let mut requests = open("events?only=requests").await;
     let mut all = open("events").await;
     for reader in [&mut state, &mut all] {
-        assert_eq!(reader.next().await.unwrap().name, "overview", "the state begins with a snapshot");
+        assert_eq!(reader.next().await.unwrap().name, "overview", "the state must begin with a snapshot");
     }
     proxy.request_speech(10).await.bytes().await.unwrap();
-    assert_eq!(requests.next().await.unwrap().name, "request", "requests begin without a snapshot");
+    assert_eq!(requests.next().await.unwrap().name, "request", "requests must begin without a snapshot");
     all.wait_for("request", |_| true).await;
     proxy.request_speech(10).await.bytes().await.unwrap();
     // Any event of the first request would come before the state after the second one.
@@ -261,6 +261,36 @@ async fn a_page_gets_only_the_events_that_it_shows() {
         }
     }
     drop((state, requests, all));
+    proxy.close().await;
+}
+
+#[tokio::test]
+async fn a_page_gets_only_the_keys_that_it_shows() {
+    let (proxy, _, cookie) = start().await;
+    let open = async |query: String| EventReader::new(get(&proxy, &cookie, &query).await);
+    let (first, second) = (key_id(FIRST_KEY), key_id(SECOND_KEY));
+    let page = get(&proxy, &cookie, "keys").await.text().await.unwrap();
+    assert!(page.contains(&format!("data-key=\"{first}\"")), "the page names its keys by these ids");
+    let mut one = open(format!("events?only=state&keys={second}")).await;
+    let mut none = open("events?only=state&keys=".to_owned()).await;
+    let names = async |reader: &mut EventReader, count| {
+        reader.take(count).await.into_iter().map(|event| event.name).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&mut one, 2).await, ["overview", "key"]);
+    assert_eq!(names(&mut none, 1).await, ["overview"]);
+    let mut all = open("events?only=state".to_owned()).await;
+    set_paused(&proxy, &[FIRST_KEY]);
+    all.wait_for("key", |key| key["id"] == first && key["paused"] == true).await;
+    set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
+    loop {
+        let event = one.next().await.unwrap();
+        assert!(event.name == "overview" || event.data["id"] == second, "{}", event.data);
+        if event.data["paused"] == true {
+            break;
+        }
+    }
+    none.wait_for("overview", |overview| overview["keys"]["paused"] == 2).await;
+    drop((one, none, all));
     proxy.close().await;
 }
 
@@ -317,8 +347,9 @@ async fn assets_are_compressed_and_sent_once() {
         GzDecoder::new(&*compressed.bytes().await.unwrap()).read_to_end(&mut decoded).unwrap();
         assert!(decoded == content, "{name}");
 
-        let known = format!("\"other\", W/{}", tag.to_str().unwrap());
-        let cached = request(&proxy, Method::GET, &path).header("if-none-match", known).send().await.unwrap();
+        let known_tags = format!("\"other\", W/{}", tag.to_str().unwrap());
+        let cached =
+            request(&proxy, Method::GET, &path).header("if-none-match", known_tags).send().await.unwrap();
         assert_eq!((cached.status().as_u16(), &cached.headers()["etag"]), (304, &tag));
         assert!(cached.bytes().await.unwrap().is_empty());
     }
@@ -330,10 +361,10 @@ async fn a_code_is_valid_once() {
     let (proxy, _, _) = start().await;
     let code = create_code(&proxy).await;
     assert_eq!(enter_code(&proxy, &code).await.status(), 303);
-    let again = enter_code(&proxy, &code).await;
-    assert_eq!(again.status(), 403);
-    assert!(!again.headers().contains_key("set-cookie"));
-    assert!(!again.text().await.unwrap().contains(&code));
+    let second_response = enter_code(&proxy, &code).await;
+    assert_eq!(second_response.status(), 403);
+    assert!(!second_response.headers().contains_key("set-cookie"));
+    assert!(!second_response.text().await.unwrap().contains(&code));
     proxy.close().await;
 }
 
@@ -349,9 +380,9 @@ async fn wrong_codes_count_as_wrong_admin_tokens() {
         assert_eq!(enter_code(&proxy, "wrong").await.status(), 403);
         assert_eq!(wrong_token().await, 401);
     }
-    assert_eq!(enter_code(&proxy, &code).await.status(), 429, "a right code is refused as well");
+    assert_eq!(enter_code(&proxy, &code).await.status(), 429, "even a valid code must be refused");
     assert_eq!(wrong_token().await, 429);
-    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "a session is not affected");
+    assert_eq!(get(&proxy, &cookie, "keys").await.status(), 200, "a session must not be affected");
     proxy.close().await;
 }
 

@@ -20,7 +20,7 @@ async fn send_request(proxy: &TestProxy, method: &str, target: &str, headers: &s
     send_raw(proxy, &head).await
 }
 
-/// Sends a request with these headers. Returns the headers that the provider received.
+/// Sends a request with the given `headers`. Returns the headers that the provider received.
 async fn upstream_headers(proxy: &TestProxy, headers: &[(&str, &str)]) -> Vec<(String, String)> {
     let mut request = proxy.client.get(format!("{}/v1/simulator/echo", proxy.url));
     for (name, value) in headers {

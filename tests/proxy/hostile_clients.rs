@@ -1,6 +1,6 @@
-//! Tests the proxy with clients that send malformed, ambiguous or forbidden requests, or send too much, too little or too slowly.
-//! First each case of a table is run, then mutations of the cases. A tap parses the requests between the proxy
-//! and its provider strictly.
+//! Tests the proxy with clients that send malformed, ambiguous or forbidden requests, or send too much, too little or
+//! too slowly. First each case of a table is run, then mutations of the cases. A tap parses the requests between the
+//! proxy and its provider strictly.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> 
         .map_err(|deviation| format!("a valid request: {deviation}"))
 }
 
-/// Waits until the proxy has no request, lease, session or connection except the one of this check.
+/// Waits until the proxy has no request, lease, session or connection except the connection of this check.
 async fn wait_until_idle(proxy: &TestProxy) {
     let gauges = ["requests_in_flight", "requests_waiting", "sockets", "key_in_flight"];
     let polling = async {
@@ -76,7 +76,7 @@ async fn wait_until_idle(proxy: &TestProxy) {
     };
     tokio::time::timeout(Duration::from_secs(30), polling)
         .await
-        .expect("the proxy releases all resources of the hostile clients");
+        .expect("the proxy must release all resources of the hostile clients");
 }
 
 #[tokio::test]

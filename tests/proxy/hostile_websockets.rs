@@ -29,7 +29,7 @@ const MASK: [u8; 4] = [1, 99, 200, 7];
 /// A small session buffer, so that floods exceed it quickly.
 const SESSION_BUFFER_SIZE: usize = 64 * 1024;
 
-/// Encodes a frame with this first byte.
+/// Encodes a frame whose first byte is `first_byte`.
 fn encode_frame(first_byte: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
     let length = payload.len() as u64;
@@ -94,7 +94,7 @@ fn two_keys() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// Configures the client of the tests with these rules.
+/// Configures the client of the tests with the given `rules`.
 fn configure_client(config: &mut Config, rules: Rules) {
     config.clients = vec![ClientConfig::new("app".to_owned(), TokenFingerprint::new(CLIENT_TOKEN), rules)];
 }
@@ -103,7 +103,7 @@ fn limit_session_buffer(config: &mut Config) {
     config.websocket.max_session_buffer = SESSION_BUFFER_SIZE;
 }
 
-/// Each key has its own workspace, whose concurrency limit is one.
+/// Returns a plan in which each key has a separate workspace, whose concurrency limit is one.
 fn plan_with_one_slot_per_key(keys: &[&str]) -> Plan {
     keys.iter().fold(Plan::with_keys([]), |plan, key| {
         let workspace = WorkspacePlan { max_concurrent: Some(1), ..WorkspacePlan::new(key, 100_000) };
@@ -184,7 +184,7 @@ async fn a_client_violation_ends_a_session_that_waits_for_a_key() {
         assert_eq!(
             proxy.app.queued_requests(),
             0,
-            "{description}: the session leaves the queue before the close frame is sent"
+            "{description}: the session must leave the queue before the close frame is sent"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Tests the page `/metrics`: its format is valid for Prometheus, its metrics are those of `docs/operations.md`,
+//! Tests the page `/metrics`: its format is valid for Prometheus, its metrics are the metrics in `docs/operations.md`,
 //! and its values equal the usage records and the provider's ledger.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -88,7 +88,11 @@ impl MetricsPage {
                 };
                 let sample_name =
                     if suffixes.len() == 1 { format!("{name}{}", suffixes[0]) } else { name.to_owned() };
-                assert_eq!(page.families.insert(sample_name, kind.to_owned()), None, "{line} is repeated");
+                assert_eq!(
+                    page.families.insert(sample_name, kind.to_owned()),
+                    None,
+                    "{line} must not be repeated"
+                );
                 family = Some((name.to_owned(), kind.to_owned(), suffixes));
             } else {
                 let sample = parse_sample(line);
@@ -97,7 +101,10 @@ impl MetricsPage {
                     sample.name.strip_prefix(name).expect("the samples of a family must be consecutive");
                 assert!(suffixes.contains(&suffix), "{line}");
                 assert!(kind == "gauge" || sample.value >= 0.0, "{line}");
-                assert!(series.insert(format!("{}{:?}", sample.name, sample.labels)), "{line} is repeated");
+                assert!(
+                    series.insert(format!("{}{:?}", sample.name, sample.labels)),
+                    "{line} must not be repeated"
+                );
                 page.samples.push(sample);
             }
         }
@@ -239,8 +246,8 @@ async fn fetch_final_page(proxy: &TestProxy, requests: u64) -> MetricsPage {
     let polling = async {
         loop {
             let page = fetch_page(proxy).await;
-            let ended: u64 = page.sums("keychoir_requests_total", "code").values().sum();
-            if ended == requests && page.value("keychoir_usage_records_queued", &[]) == 0.0 {
+            let ended_requests: u64 = page.sums("keychoir_requests_total", "code").values().sum();
+            if ended_requests == requests && page.value("keychoir_usage_records_queued", &[]) == 0.0 {
                 return page;
             }
             tokio::task::yield_now().await;

@@ -45,7 +45,7 @@ async fn mirror_state(proxy: &TestProxy) -> (String, u64) {
     (page["mirror"].as_str().unwrap().to_owned(), page["mirrorRowsRefused"].as_u64().unwrap())
 }
 
-/// Waits for this state of the mirror in `/readyz`.
+/// Waits until `/readyz` reports `state` for the mirror.
 async fn wait_for_mirror(proxy: &TestProxy, state: &str, refused: u64) {
     let polling = async {
         while mirror_state(proxy).await != (state.to_owned(), refused) {
@@ -309,9 +309,9 @@ async fn a_lost_response_does_not_duplicate_rows() {
             .filter(|request| request.path.contains("usage_events"))
             .count()
     };
-    let before = deliveries();
+    let deliveries_before = deliveries();
     // The deliveries are not acknowledged, so the rows are sent repeatedly.
-    wait_until(|| deliveries() > before + 3).await;
+    wait_until(|| deliveries() > deliveries_before + 3).await;
     assert_eq!(mirror_state(&proxy).await.0, "failing");
     supabase.gateway.set_fault(Fault::None);
     wait_for_mirror(&proxy, "ok", 0).await;
@@ -452,14 +452,17 @@ async fn plain_key_digests_of_an_earlier_version_are_replaced() {
         .map(|name| std::fs::read(directory.path().join(name)).unwrap_or_default());
     for key in KEYS {
         let digest = plain_sha256(key);
-        assert!(!keys.contains(&digest) && !event_keys.contains(&digest), "a row contains a plain digest");
+        assert!(
+            !keys.contains(&digest) && !event_keys.contains(&digest),
+            "no row must contain a plain digest"
+        );
         assert!(
             !sent_requests.iter().any(|request| request.contains(&digest)),
-            "a request contains a plain digest: {sent_requests:?}"
+            "no request must contain a plain digest: {sent_requests:?}"
         );
         let has_digest =
             |file: &Vec<u8>| file.windows(digest.len()).any(|window| window == digest.as_bytes());
-        assert!(!files.iter().any(has_digest), "a file contains a plain digest");
+        assert!(!files.iter().any(has_digest), "no file must contain a plain digest");
     }
 }
 

@@ -144,7 +144,7 @@ async fn send_request(proxy: &TestProxy, token: &str, (path, body): PlannedReque
     if status == 200 { Ok(()) } else { Err(format!("{path}: {status}: {}", String::from_utf8_lossy(&text))) }
 }
 
-/// All clients together send this number of requests, which must all be served.
+/// Sends the given number of requests of all clients together. All of them must be served.
 async fn send_requests(
     proxy: &TestProxy,
     requests: usize,
@@ -210,11 +210,11 @@ async fn every_request_of_a_simulated_month_is_served() {
         });
     assert_eq!(join_all(burst).await.into_iter().collect::<Result<Vec<()>, String>>().map(|_| ()), Ok(()));
     // The first workspace is reset once more.
-    let before = charged_credits(&proxy.simulator.ledger(), "ws_a");
+    let charged_before = charged_credits(&proxy.simulator.ledger(), "ws_a");
     wait_for_reset(&proxy, "ws_a").await;
     send_requests(&proxy, REQUESTS_PER_PHASE, 6, next_ordinary_request).await;
-    let after = charged_credits(&proxy.simulator.ledger(), "ws_a");
-    assert!(after > before, "credits must be spent after their reset");
+    let charged_after = charged_credits(&proxy.simulator.ledger(), "ws_a");
+    assert!(charged_after > charged_before, "credits must be spent after their reset");
 
     let statuses = proxy.key_statuses().await;
     assert_eq!(statuses[2], "invalid");

@@ -84,7 +84,7 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
             assert_eq!(
                 request.send().await.unwrap().status(),
                 200,
-                "a client reads its own usage everywhere"
+                "a client must be able to read its own usage at every address"
             );
         }
     }
@@ -95,7 +95,7 @@ async fn check_paths(running: &TwoListeners, operators: &reqwest::Client, operat
     let refused_response = voices(operators, operators_url).await.unwrap();
     assert_eq!(refused_response.status(), 404);
     assert_eq!(refused_response.headers()["x-keychoir-error"], "not_proxied");
-    assert_eq!(running.simulator.ledger().requests.len(), 1, "only the request of the client is sent");
+    assert_eq!(running.simulator.ledger().requests.len(), 1, "only the client's request must be sent");
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn the_page_for_apps_names_the_address_of_clients() {
     let page = client.get(format!("{url}/_/connect")).header("cookie", cookie).send().await.unwrap();
     let page = page.text().await.unwrap();
     assert!(page.contains(&format!("base_url=&quot;{}&quot;", running.clients)), "{page}");
-    assert!(!page.contains(&url), "operators' address serves no apps");
+    assert!(!page.contains(&url), "the operators' address must not serve apps");
     running.close().await;
 }
 
@@ -179,7 +179,7 @@ async fn other_machines_need_the_admin_token_for_pages_that_are_not_public() {
             if status != 200 {
                 assert!(
                     response.text().await.unwrap().contains("admin.public"),
-                    "the error names the setting"
+                    "the error must name the setting"
                 );
             }
         }

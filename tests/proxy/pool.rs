@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 const KEYS: [&str; 3] = [FIRST_KEY, SECOND_KEY, THIRD_KEY];
 
-/// Workspaces with these names and credits, each modified by `change`, with one key each.
+/// Returns workspaces with the given names and credits, each modified by `change`, with one key each.
 fn plan_of_workspaces<const N: usize>(
     credits: [(&str, u64); N],
     change: impl Fn(WorkspacePlan) -> WorkspacePlan,
@@ -27,7 +27,7 @@ fn plan_of_workspaces<const N: usize>(
     })
 }
 
-/// Three workspaces with this number of credits and this concurrency limit, with one key each.
+/// Returns three workspaces with the given number of credits and `concurrency` limit, with one key each.
 fn three_workspaces(credits: u64, concurrency: u32) -> Plan {
     plan_of_workspaces([("ws_1", credits), ("ws_2", credits), ("ws_3", credits)], |workspace| WorkspacePlan {
         max_concurrent: Some(concurrency),
@@ -46,7 +46,11 @@ async fn a_key_without_enough_credits_is_not_used() {
         [1, 4],
         "the key with too few credits must not be tried"
     );
-    assert_eq!(proxy.key_statuses().await, ["active", "active"], "a key with ten credits is not exhausted");
+    assert_eq!(
+        proxy.key_statuses().await,
+        ["active", "active"],
+        "a key with ten credits must not count as exhausted"
+    );
     // The remaining credits suffice for a cheaper request.
     assert_eq!(proxy.request_speech(10).await.status(), 200);
     assert_eq!(proxy.request_counts(&[FIRST_KEY, SECOND_KEY]), [2, 4]);
@@ -104,7 +108,7 @@ async fn wait_for_running_requests(proxy: &TestProxy, count: u32) {
 
 #[tokio::test]
 async fn requests_above_the_concurrency_limit_wait() {
-    // The limit of five is that of the workspaces' plan, so no refusal is needed to detect it.
+    // The limit of five comes from the plan of the workspaces, so no refusal is needed to detect it.
     let proxy = start_proxy(three_workspaces(100_000, 5)).await;
     for key in KEYS {
         proxy.set_fault(key, "slow_body=600000");
@@ -119,7 +123,7 @@ async fn requests_above_the_concurrency_limit_wait() {
     assert_eq!(sixteenth.join_next().await.unwrap().unwrap().unwrap().status(), 200);
     assert!(responses.iter().all(|response| response.status() == 200));
     let ledger = proxy.simulator.ledger();
-    assert_eq!(ledger.totals.refused, 0, "no attempt may be refused");
+    assert_eq!(ledger.totals.refused, 0, "no attempt must be refused");
     assert!(ledger.workspaces.iter().all(|workspace| workspace.running_max == 5));
 }
 
@@ -286,7 +290,7 @@ async fn a_slow_body_is_sent_without_a_cost_estimate() {
     assert_eq!(records[0].credits, 4);
 }
 
-/// Returns the number of polls of the quota that the provider received with this key.
+/// Returns the number of polls of the quota that the provider received with the given `key`.
 fn poll_count(proxy: &TestProxy, key: &str) -> usize {
     let requests = proxy.simulator.ledger().requests;
     let is_poll = |path: &str| path == "/v1/user/subscription";

@@ -25,7 +25,7 @@ fn plan() -> Plan {
     Plan::with_keys([(FIRST_KEY, 1_000_000), (SECOND_KEY, 1_000_000)])
 }
 
-/// Configures the client of the tests with these rules, and another client without rules.
+/// Configures the client of the tests with the given `rules`, and another client without rules.
 fn configure_clients(rules: Rules) -> impl FnOnce(&mut Config) {
     let client = |name: &str, token: &str, rules| {
         ClientConfig::new(name.to_owned(), TokenFingerprint::new(token), rules)
@@ -61,7 +61,7 @@ async fn send_request(proxy: &TestProxy, token: &str, method: &str, path: &str) 
     request.send().await.unwrap()
 }
 
-/// The usage of the client of the tests: requests and credits.
+/// Returns the usage of the test client: requests and credits.
 async fn read_usage(proxy: &TestProxy) -> (u64, u64) {
     let usage: Value = proxy.get("/api/keychoir-usage").await.json().await.unwrap();
     (usage["requests"]["total"].as_u64().unwrap(), usage["credits"]["total"].as_u64().unwrap())
@@ -71,7 +71,7 @@ async fn read_usage(proxy: &TestProxy) -> (u64, u64) {
 async fn wait_for_usage(proxy: &TestProxy, expected: (u64, u64)) {
     let polling = async { while read_usage(proxy).await != expected {} };
     let result = tokio::time::timeout(Duration::from_secs(20), polling).await;
-    assert!(result.is_ok(), "expected a usage of {expected:?}, found {:?}", read_usage(proxy).await);
+    assert!(result.is_ok(), "the usage must be {expected:?}, not {:?}", read_usage(proxy).await);
 }
 
 /// Sends 150 concurrent requests with a quota of 1,000 credits, of which `expected` must be served.
@@ -166,7 +166,7 @@ async fn an_unsent_request_is_not_charged() {
     proxy.close_unchecked().await;
 }
 
-/// Returns one account with this concurrency limit.
+/// Returns one account with the given `concurrency` limit.
 fn plan_with_concurrency(concurrency: u32) -> Plan {
     let workspace =
         WorkspacePlan { max_concurrent: Some(concurrency), ..WorkspacePlan::new("ws", 1_000_000) };
@@ -174,7 +174,7 @@ fn plan_with_concurrency(concurrency: u32) -> Plan {
     Plan::with_keys([]).with_workspace(workspace).with_key(key)
 }
 
-/// A speech request of the other client.
+/// Sends a speech request of the other client.
 async fn request_speech_as_other(proxy: &TestProxy, characters: usize) -> reqwest::Response {
     let request = proxy.client.post(format!("{}{SPEECH_PATH}", proxy.url)).header("xi-api-key", OTHER_TOKEN);
     request.json(&json!({"text": "a".repeat(characters)})).send().await.unwrap()
@@ -375,9 +375,9 @@ async fn a_client_with_restricted_paths_can_read_only_its_own_usage() {
         usage["quota"],
         json!({"limit": "100 credits", "amount": 100, "used": 30, "remaining": 70, "resetsAt": null})
     );
-    let other: Value =
+    let other_usage: Value =
         send_request(&proxy, OTHER_TOKEN, "GET", "/api/keychoir-usage").await.json().await.unwrap();
-    assert_eq!((&other["client"], &other["quota"]), (&json!("other"), &Value::Null));
+    assert_eq!((&other_usage["client"], &other_usage["quota"]), (&json!("other"), &Value::Null));
     assert_status_and_code(
         &send_request(&proxy, "wrong", "GET", "/api/keychoir-usage").await,
         (401, "client_token_wrong"),
@@ -412,11 +412,11 @@ async fn the_counts_are_the_same_after_a_restart() {
             assert_ne!(first.request_speech(20).await.status(), 402);
         }
         wait_for_usage(&first, (5, 47)).await;
-        let before: Value = first.get("/api/keychoir-usage").await.json().await.unwrap();
+        let usage_before: Value = first.get("/api/keychoir-usage").await.json().await.unwrap();
         let directory = first.close_unchecked().await;
         let second = start_proxy_in(directory, plan(), configure_clients(rules)).await;
-        let after: Value = second.get("/api/keychoir-usage").await.json().await.unwrap();
-        assert_eq!(before, after);
+        let usage_after: Value = second.get("/api/keychoir-usage").await.json().await.unwrap();
+        assert_eq!(usage_before, usage_after);
         assert_eq!(second.request_speech(20).await.status(), if is_request_quota { 402 } else { 200 });
         second.close_unchecked().await;
     }

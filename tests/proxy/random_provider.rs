@@ -1,8 +1,8 @@
-//! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a body and a
-//! `Retry-After` for each route, some of which change after half of the requests. A request must be served if
-//! an account has the credits and does not refuse it. The documented exceptions are a refusal that blames the
-//! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a
-//! rate limit that applies to every account that could serve.
+//! Tests the proxy with a provider whose responses are pseudorandom and reproducible: each account has a status, a
+//! body and a `Retry-After` for each route, some of which change after half of the requests. A request must be served
+//! if an account has the credits and does not refuse it. The documented exceptions are a refusal that blames the
+//! request, two accounts that refuse with an unknown message, an operation that may have been executed, and a rate
+//! limit that applies to every account that could serve.
 //!
 //! `KEYCHOIR_PROVIDERS=1000` runs this number of providers, with a new seed each time.
 
@@ -282,7 +282,7 @@ impl ScriptRun<'_> {
         }
     }
 
-    /// Whether the provider would serve the request with this account.
+    /// Whether the provider would serve the request with the given `account`.
     fn could_serve(&self, account: usize, request: ScriptedRequest, ledger: &Ledger) -> bool {
         let ScriptedAccount { tier, .. } = self.script.accounts[account];
         let is_regular = self.scripted_response(account, route_kind(request.route)).is_none();
@@ -305,9 +305,9 @@ impl ScriptRun<'_> {
 
     /// Sends one request and checks its result.
     async fn send_and_check(&mut self, request: ScriptedRequest) -> Result<(), String> {
-        let before = self.proxy.simulator.ledger();
+        let ledger_before = self.proxy.simulator.ledger();
         let able_accounts: Vec<usize> = (0..self.script.accounts.len())
-            .filter(|account| self.could_serve(*account, request, &before))
+            .filter(|account| self.could_serve(*account, request, &ledger_before))
             .collect();
         let response =
             request.route.send_request(&self.proxy, CLIENTS[request.client], request.characters).await;
@@ -320,8 +320,8 @@ impl ScriptRun<'_> {
                 .and_then(|value| value.to_str().ok()?.parse().ok()),
         };
         let body = response.bytes().await.map_err(|error| error.to_string())?;
-        let after = self.proxy.simulator.ledger();
-        let attempts = self.scripted_attempts(&before, &after, request.route);
+        let ledger_after = self.proxy.simulator.ledger();
+        let attempts = self.scripted_attempts(&ledger_before, &ledger_after, request.route);
         if attempts.len() > 16 {
             return Err(format!("{request:?}: {} attempts", attempts.len()));
         }

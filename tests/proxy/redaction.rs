@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const SHORT_FORM: &str = "sk_key_numb...00001";
 
-/// Starts a proxy whose upstream sends this response to every request and leaves the connection open.
+/// Starts a proxy whose upstream sends `upstream_response` to every request and leaves the connection open.
 async fn start_proxy_with_response(upstream_response: &[u8], change: impl FnOnce(&mut Config)) -> TestProxy {
     let url = start_fixed_upstream(upstream_response).await;
     start_proxy_with(Plan::with_keys([(FIRST_KEY, 100), (SECOND_KEY, 100)]), |config| {
@@ -29,7 +29,7 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// Returns a response with this status line and these headers, and the length of `body`.
+/// Returns a response with the status line and headers in `head`, and the length of `body`.
 fn http_response(head: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
     [head.as_bytes(), body].concat()

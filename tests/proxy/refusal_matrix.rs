@@ -275,7 +275,7 @@ fn expected(
     }
 }
 
-/// Three workspaces with one key each. The second has the most credits, and the third is reset first.
+/// Returns a plan of three workspaces with one key each. The second has the most credits, and the third is reset first.
 fn plan() -> Plan {
     let workspace = |name: &str, credits, days: u64| WorkspacePlan {
         reset: Some(clock::now().plus(Duration::from_secs(days * 86_400))),
@@ -358,11 +358,11 @@ impl MatrixCase {
         assert!(response.bytes().await.is_ok(), "{case}");
         self.set_fault(proxy, None);
         assert_eq!(status, expected.status, "{case}");
-        let counts = proxy.request_counts(&KEYS);
+        let request_counts = proxy.request_counts(&KEYS);
         if let Some(attempts) = expected.attempts {
-            assert_eq!(counts.iter().sum::<usize>(), attempts, "{case}: {counts:?}");
+            assert_eq!(request_counts.iter().sum::<usize>(), attempts, "{case}: {request_counts:?}");
         }
-        assert!(counts[self.order[0]] >= 1, "{case}: {counts:?}");
+        assert!(request_counts[self.order[0]] >= 1, "{case}: {request_counts:?}");
         let has_polled = |ledger: &Ledger| !expected.is_polled || count_polls(ledger, self.order[0]) > 1;
         let polling =
             tokio::time::timeout(Duration::from_secs(30), proxy.simulator.wait_for_ledger(has_polled));
@@ -421,7 +421,7 @@ async fn check_all(cases: impl Iterator<Item = MatrixCase>) {
     }
 }
 
-/// Checks every refusal on these routes.
+/// Checks every refusal on `routes`.
 async fn check_refusals(strategy: &str, routes: &[Route]) {
     let (strategy, order) = STRATEGIES.into_iter().find(|(name, _)| *name == strategy).unwrap();
     let cases = routes.iter().flat_map(|route| {
@@ -512,6 +512,6 @@ fn every_refusal_of_the_simulator_is_in_the_table() {
     for name in names.split(", ") {
         let name = name.split('[').next().unwrap();
         let has_name = |refusal: &str| refusal.split('=').next() == Some(name);
-        assert!(REFUSALS.iter().any(|(refusal, ..)| has_name(refusal)), "{name} is not in the table");
+        assert!(REFUSALS.iter().any(|(refusal, ..)| has_name(refusal)), "{name} must be in the table");
     }
 }

@@ -1,5 +1,5 @@
-//! Tests that a refusal restricts only the account, the endpoint or the request that it is about. All other requests are
-//! served with the same keys, even after a restart.
+//! Tests that a refusal restricts only the account, the endpoint or the request that it is about. All other requests
+//! are served with the same keys, even after a restart.
 
 mod all_accounts;
 mod one_account;
@@ -15,7 +15,7 @@ fn funded_plan() -> Plan {
     Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
-/// Returns one workspace with one key for each of these tiers, each with `credits`.
+/// Returns one workspace with one key for each of `tiers`, each with `credits`.
 fn plan_with_tiers(tiers: &[&str], credits: u64) -> Plan {
     tiers.iter().zip(KEYS).enumerate().fold(Plan::with_keys([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");

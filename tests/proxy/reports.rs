@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 
 const RESET: UnixMs = UnixMs(4_070_908_800_000);
 
-/// Three workspaces: a little-used one, one near its limit, and one whose key may not read the subscription.
+/// Returns a plan of three workspaces: one with low usage, one near its limit, and one whose key may not read the
+/// subscription.
 fn plan() -> Plan {
     let workspace =
         |name: &str, used| WorkspacePlan { used, reset: Some(RESET), ..WorkspacePlan::new(name, 100_000) };
@@ -81,12 +82,12 @@ async fn a_status_check_sets_the_exit_code() {
     let output = run_status(&proxy, &["--check"]).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("  exhausted "), "{}", stdout(&output));
-    let sums = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
-    assert!(stdout(&output).contains(sums), "{}", stdout(&output));
+    let summary = "\n1 of 2 keys active, 990 characters left\nkey 1: exhausted until ";
+    assert!(stdout(&output).contains(summary), "{}", stdout(&output));
     assert_eq!(
         run_status(&proxy, &[]).await.status.code(),
         Some(0),
-        "without --check, an exhausted key is not an error"
+        "without --check, an exhausted key must not be an error"
     );
     proxy.set_fault(SECOND_KEY, "invalid");
     proxy.request_speech(10).await;
@@ -281,7 +282,7 @@ fn assert_fails(output: &Output, code: i32, fragments: &[&str]) {
     let stderr_text = stderr(output);
     assert_eq!(output.status.code(), Some(code), "{stderr_text}");
     for fragment in fragments {
-        assert!(stderr_text.contains(fragment), "{fragment:?} is not in: {stderr_text}");
+        assert!(stderr_text.contains(fragment), "{fragment:?} must be in: {stderr_text}");
     }
     assert_eq!(stdout(output), "");
 }
@@ -459,8 +460,8 @@ async fn credits_spent_outside_the_proxy_are_counted_and_reported_once() {
         let requests = simulator.ledger().requests;
         requests.iter().filter(|request| request.path_and_query == "/v1/user/subscription").count()
     };
-    let before = poll_count();
-    wait_until(|| poll_count() >= before + 6).await;
+    let polls_before = poll_count();
+    wait_until(|| poll_count() >= polls_before + 6).await;
     let log = keychoir::tasks::spawn_blocking(move || {
         program.send_signal("TERM");
         program.wait_for_exit().1

@@ -1,5 +1,5 @@
-//! Tests that restrictions of keys survive a restart: the first attempt of the same request uses the account that served
-//! it before, and the details of every key are unchanged.
+//! Tests that restrictions of keys survive a restart: the first attempt of the same request uses the account that
+//! served it before, and the details of every key are unchanged.
 
 use crate::support::routes::Route;
 use crate::support::{
@@ -15,7 +15,7 @@ const KEYS: [&str; 4] = [FIRST_KEY, SECOND_KEY, THIRD_KEY, FOURTH_KEY];
 const REGION_BLOCKED: &str =
     r#"answer=403/{"detail":{"status":"region_blocked","message":"Not available here."}}"#;
 
-/// Four workspaces with these tiers, with one key each.
+/// Returns four workspaces with the given `tiers`, with one key each.
 fn plan_with_tiers(tiers: [&str; 4]) -> Plan {
     tiers.iter().zip(KEYS).enumerate().fold(Plan::with_keys([]), |plan, (number, (tier, key))| {
         let name = format!("ws_{number}");
@@ -79,10 +79,10 @@ async fn key_details(proxy: &TestProxy) -> Vec<Value> {
 
 /// Sends the request and returns the status of the response and the number of attempts with each key.
 async fn send_and_count(proxy: &TestProxy, request: TestRequest) -> (u16, [usize; 4]) {
-    let before = proxy.request_counts(&KEYS);
+    let counts_before = proxy.request_counts(&KEYS);
     let status = request.status(proxy).await;
-    let after = proxy.request_counts(&KEYS);
-    (status, std::array::from_fn(|index| after[index] - before[index]))
+    let counts_after = proxy.request_counts(&KEYS);
+    (status, std::array::from_fn(|index| counts_after[index] - counts_before[index]))
 }
 
 /// Sends the request until it is served with `expected` attempts. Each refusal restricts one account, so at
@@ -96,19 +96,19 @@ async fn wait_for_attempts(proxy: &TestProxy, request: TestRequest, expected: [u
     panic!("{request:?} is not served with the attempts {expected:?}");
 }
 
-/// The first three accounts refuse the request. After they are restricted, only the last account is tried,
+/// Checks a request that the first three accounts refuse. After they are restricted, only the last account is tried,
 /// before and after a restart.
 async fn check(proxy: TestProxy, request: TestRequest, case: &str) {
     wait_for_attempts(&proxy, request, [0, 0, 0, 1]).await;
-    let before = key_details(&proxy).await;
-    assert!(before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {before:?}");
-    assert_eq!(before[3]["cannot"], json!([]), "{case}: {before:?}");
+    let details_before = key_details(&proxy).await;
+    assert!(details_before[..3].iter().any(|key| key["cannot"] != json!([])), "{case}: {details_before:?}");
+    assert_eq!(details_before[3]["cannot"], json!([]), "{case}: {details_before:?}");
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, before, "{case}");
+    assert_eq!(key_details(&proxy).await, details_before, "{case}");
     assert_eq!(send_and_count(&proxy, request).await, (200, [0, 0, 0, 1]), "{case}: after the first restart");
     // The second restart checks that reading the restrictions does not delete them.
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, before, "{case}");
+    assert_eq!(key_details(&proxy).await, details_before, "{case}");
     assert_eq!(
         send_and_count(&proxy, request).await,
         (200, [0, 0, 0, 1]),
@@ -192,9 +192,9 @@ async fn a_refuted_restriction_is_not_restored() {
     proxy.simulator.set_route_fault(FIRST_KEY, SPEECH_PATH, None);
     wait_for_attempts(&proxy, TestRequest::Speech, [1, 0, 0, 0]).await;
     assert_eq!(key_details(&proxy).await[0]["cannot"], json!([]));
-    let before = key_details(&proxy).await;
+    let details_before = key_details(&proxy).await;
     let proxy = proxy.restart().await;
-    assert_eq!(key_details(&proxy).await, before);
+    assert_eq!(key_details(&proxy).await, details_before);
     assert_eq!(send_and_count(&proxy, TestRequest::Speech).await, (200, [1, 0, 0, 0]));
     proxy.close_unchecked().await;
 }

@@ -16,8 +16,8 @@ fn funded_plan() -> Plan {
     Plan::with_keys(KEYS.map(|key| (key, 100_000)))
 }
 
-/// The provider refuses the first key. The client must receive a response of the second key, and the first
-/// key must have `status` afterwards.
+/// Checks a request for which the provider refuses the first key. The client must receive a response of the second
+/// key, and the first key must have `status` afterwards.
 async fn check_retried(fault: &str, status: &str) {
     let proxy = start_proxy(funded_plan()).await;
     proxy.set_fault(FIRST_KEY, fault);
@@ -92,8 +92,8 @@ async fn a_compressed_or_early_refusal_is_classified() {
     }
 }
 
-/// The provider refuses every key. The client must receive the provider's response, and `counts` is the
-/// number of attempts with each key.
+/// Checks a request for which the provider refuses every key. The client must receive the provider's response, and
+/// `counts` is the number of attempts with each key.
 async fn check_relayed(fault: &str, status: u16, counts: [usize; 3]) {
     let proxy = start_proxy(funded_plan()).await;
     for key in KEYS {
@@ -225,12 +225,12 @@ async fn an_exhausted_pool_responds_like_the_provider_without_an_attempt() {
     );
     assert_eq!(body["detail"]["status"], "quota_exceeded");
     assert_eq!(body["error"], json!({"message": message, "code": 401}));
-    let counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
-    assert_eq!(counts, [1, 1]);
+    let request_counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
+    assert_eq!(request_counts, [1, 1]);
     assert_proxy_error(&proxy.request_speech(10).await, 401, "all_keys_exhausted");
     assert_eq!(
         proxy.request_counts(&[FIRST_KEY, SECOND_KEY]),
-        counts,
+        request_counts,
         "an exhausted pool must send no attempt"
     );
     proxy.close().await;

@@ -1,5 +1,5 @@
-//! Tests that secrets are never written: canary keys, client tokens and texts take every path of a request, with the log
-//! at TRACE, and must not occur in any log, response, page, file or command output.
+//! Tests that secrets are never written: canary keys, client tokens and texts take every path of a request, with the
+//! log at TRACE, and must not occur in any log, response, page, file or command output.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -47,7 +47,7 @@ fn canaries() -> HashMap<&'static str, Vec<u8>> {
 fn assert_no_canary(location: &str, bytes: &[u8]) {
     for (name, canary) in canaries() {
         let is_present = bytes.windows(canary.len()).any(|window| window == canary);
-        assert!(!is_present, "{name} is in {location}: {}", String::from_utf8_lossy(bytes));
+        assert!(!is_present, "{name} must not be in {location}: {}", String::from_utf8_lossy(bytes));
     }
 }
 
@@ -131,7 +131,7 @@ async fn start_leaking_supabase(key: &'static str) -> (String, AbortOnDrop) {
     (url, server_task)
 }
 
-/// Runs every fault with this log format and searches all output for canaries. With polling, the provider
+/// Runs every fault with the log format `log_format` and searches all output for canaries. With polling, the provider
 /// reports reset dates, so exhausted keys stay exhausted. Without polling, both keys receive every refusal.
 async fn check_log_format(log_format: &str, supabase_key: &'static str, has_polling: bool) {
     let (supabase, _server_task) = start_leaking_supabase(supabase_key).await;

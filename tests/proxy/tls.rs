@@ -143,7 +143,7 @@ impl ProgramDirectory {
         fs::rename(self.path("new"), self.path(name)).unwrap();
     }
 
-    /// `keychoir serve` with this database.
+    /// Returns the command `keychoir serve` with the given `database`.
     fn command(&self, database: &str) -> Command {
         let mut command = keychoir_command(&["serve", "--listen", "127.0.0.1:0"]);
         command
@@ -156,7 +156,7 @@ impl ProgramDirectory {
         command
     }
 
-    /// Configures the certificate files of this directory.
+    /// Configures the certificate files of the directory in `command`.
     fn configure_certificate<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command
             .env("KEYCHOIR_SERVER__TLS__CERT", self.path("cert.pem"))
@@ -338,9 +338,9 @@ async fn open_connections_end_with_a_close_notify() {
     assert_eq!(&head, b"HTTP/1.1 200");
     let silent = TcpStream::connect(address).await.unwrap();
     proxy.close().await;
-    let mut rest = Vec::new();
-    timeout(TEST_TIMEOUT, idle.read_to_end(&mut rest)).await.unwrap().unwrap();
-    timeout(TEST_TIMEOUT, unused.read_to_end(&mut rest)).await.unwrap().unwrap();
+    let mut remaining_bytes = Vec::new();
+    timeout(TEST_TIMEOUT, idle.read_to_end(&mut remaining_bytes)).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, unused.read_to_end(&mut remaining_bytes)).await.unwrap().unwrap();
     drop(silent);
 }
 

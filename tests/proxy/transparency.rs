@@ -17,7 +17,7 @@ fn plan() -> Plan {
     Plan::with_keys([(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)])
 }
 
-/// Sends a raw request with this request line and these headers, and returns the request that the provider
+/// Sends a raw request with this request line and `headers`, and returns the request that the provider
 /// received.
 async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Value {
     let response = send_raw(
@@ -32,12 +32,12 @@ async fn fetch_echo(proxy: &TestProxy, request_line: &str, headers: &str) -> Val
 }
 
 fn decode_chunks(body: &str) -> String {
-    let mut rest = body;
+    let mut remaining_body = body;
     let mut decoded_body = String::new();
-    while let Some((size, after)) = rest.split_once("\r\n") {
+    while let Some((size, after)) = remaining_body.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
         decoded_body.push_str(&after[..size]);
-        rest = after[size..].trim_start_matches("\r\n");
+        remaining_body = after[size..].trim_start_matches("\r\n");
         if size == 0 {
             break;
         }

@@ -75,7 +75,7 @@ fn served_bodies(ledger: &Ledger) -> Vec<&str> {
     uploads.filter(|upload| upload.status == Some(200)).map(|upload| &*upload.body_sha256).collect()
 }
 
-/// Uploads bodies of these sizes while the provider refuses the first keys with these faults.
+/// Uploads bodies of the given `sizes` while the provider refuses the first keys with the given `faults`.
 async fn check(faults: [&str; 2], sizes: &[usize]) {
     let proxy = start_proxy(funded_plan()).await;
     let mut expected = Vec::new();

@@ -14,7 +14,7 @@ enum ConnectionEnd {
     Reset,
 }
 
-/// Starts a proxy whose upstream sends this response to every request.
+/// Starts a proxy whose upstream sends `upstream_response` to every request.
 async fn start_proxy_with_response(upstream_response: Vec<u8>, end: ConnectionEnd) -> TestProxy {
     start_proxy_and_upstream(upstream_response, end).await.0
 }
@@ -51,12 +51,13 @@ async fn read_to_end(proxy: &TestProxy, method: &str) -> String {
     let request = format!("{method} /v1/voices HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut response = Vec::new();
-    // The connection may end with a reset. Only the bytes before it matter.
+    // The connection may end with a reset. Only the bytes before the reset matter.
     let _ = stream.read_to_end(&mut response).await;
     String::from_utf8_lossy(&response).into_owned()
 }
 
-/// Sends one POST to an upstream with this response. Returns the client's response and the recorded verdict.
+/// Sends one POST through a proxy whose upstream sends `upstream_response`. Returns the client's response and the
+/// recorded verdict.
 async fn response_and_verdict(upstream_response: &str) -> (String, String) {
     let proxy = start_proxy_with_response(upstream_response.as_bytes().to_vec(), ConnectionEnd::Close).await;
     let response = read_to_end(&proxy, "POST").await;
@@ -65,7 +66,7 @@ async fn response_and_verdict(upstream_response: &str) -> (String, String) {
     (response, verdicts[0].clone())
 }
 
-/// Asserts that the client receives a complete response with these headers and this body.
+/// Asserts that the client receives a complete response with the given `headers` and `body`.
 async fn check_complete(upstream_response: &str, headers: &[&str], body: &str) {
     let (response, verdict) = response_and_verdict(upstream_response).await;
     let (head, rest) = response.split_once("\r\n\r\n").unwrap();

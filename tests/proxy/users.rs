@@ -1,5 +1,5 @@
-//! Tests the quotas of a client's end users: each user has its own quota, which is exact under concurrency, survives a restart and a
-//! table that is too small for all users, and cannot be avoided.
+//! Tests the quotas of a client's end users: each user has its own quota, which is exact under concurrency, survives a
+//! restart and a table that is too small for all users, and cannot be avoided.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn user_quota(quota: &str) -> Rules {
     Rules { user_quota: Some(user_quota), ..Rules::default() }
 }
 
-/// Configures the client of the tests with these rules.
+/// Configures the client of the tests with the given `rules`.
 fn configure_rules(rules: Rules) -> impl FnOnce(&mut Config) {
     |config| config.clients = vec![client_config("app", CLIENT_TOKEN, rules)]
 }
@@ -114,11 +114,15 @@ async fn a_free_user_gets_three_voice_messages_and_a_restart_gives_no_further_on
         })
     );
     let (ledger, _) = proxy.close().await;
-    assert_eq!(ledger.keys.iter().map(|key| key.charged).sum::<u64>(), 30, "refused requests are not sent");
+    assert_eq!(
+        ledger.keys.iter().map(|key| key.charged).sum::<u64>(),
+        30,
+        "refused requests must not be sent"
+    );
 }
 
 #[tokio::test]
-async fn an_exhausted_quota_with_a_period_says_when_it_resets() {
+async fn an_exhausted_quota_with_a_period_reports_its_reset() {
     let proxy = start_proxy_with(plan(), configure_rules(user_quota("10 credits per day"))).await;
     assert_status_and_code(&send(speech_request_of(&proxy, "alice", 8)).await, SERVED_BY_PROVIDER);
     let refused_response = send(speech_request_of(&proxy, "alice", 5)).await;
@@ -266,7 +270,7 @@ async fn a_refused_request_is_refunded_to_the_user() {
     assert_eq!(
         send(speech_request_of(&proxy, "alice", 5).json(&json!({"texxt": "a"}))).await.status(),
         422,
-        "the provider refuses the request"
+        "the provider must refuse the request"
     );
     wait_for_requests(&proxy, "alice", 0).await;
     assert_status_and_code(&send(speech_request_of(&proxy, "alice", 5)).await, SERVED_BY_PROVIDER);
@@ -330,7 +334,7 @@ async fn sessions_count_against_a_user_quota_of_requests() {
     let mut session = handshake(&proxy, AGENT, &headers).await.unwrap();
     session.receive_json().await;
     let (status, body) =
-        handshake(&proxy, AGENT, &headers).await.err().expect("the second session is refused");
+        handshake(&proxy, AGENT, &headers).await.err().expect("the second session must be refused");
     assert!(status == 402 && body.contains("user_quota_exceeded"), "{status} {body}");
     session.close().await;
     proxy.close_unchecked().await;

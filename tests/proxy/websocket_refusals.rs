@@ -188,7 +188,7 @@ async fn an_account_without_resources_is_tried_last() {
 /// An unknown error without a close frame is not a refusal, so it is forwarded to the client with the
 /// messages after it.
 #[tokio::test]
-async fn an_unknown_error_without_a_close_is_forwarded() {
+async fn an_unknown_error_without_a_close_frame_is_forwarded() {
     let message = json!({"message_type": "gizmo", "error": "Gizmo."});
     let proxy = start_proxy_with_refusals(2, 1, &format!("say={message}")).await;
     let mut session = open_session(&proxy, SCRIBE).await;

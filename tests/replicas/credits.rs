@@ -6,9 +6,9 @@ use super::{FIRST_KEY, SECOND_KEY, plan, refused_attempts, request_speech, start
 async fn three_replicas_spend_all_credits_without_a_refusal() {
     let (_redis, replicas) = start(3, plan(&[(FIRST_KEY, 1_000), (SECOND_KEY, 1_000)], None)).await;
     let (served, failed) = request_speech(&replicas, 200, 12, 10).await;
-    assert_eq!((served, failed), (200, 0), "the credits suffice for all requests");
+    assert_eq!((served, failed), (200, 0), "the credits must suffice for all requests");
     let (served, _) = request_speech(&replicas, 6, 3, 10).await;
-    assert_eq!(served, 0, "no credits are left");
+    assert_eq!(served, 0, "no credits may be left");
     let results = replicas.close().await;
     assert_eq!(results.ledger.totals.charged, 2_000);
     assert_eq!(refused_attempts(&results.ledger), 0, "no replica must request more credits than are left");

@@ -47,7 +47,8 @@ fn faketime_library() -> String {
     library.expect("this test needs faketime: apt-get install faketime")
 }
 
-/// Returns the state of the first key at a replica, and the rest of its cooldown in seconds on the clock of the replica.
+/// Returns the state of the first key at a replica, and the rest of its cooldown in seconds on the clock of the
+/// replica.
 async fn cooldown_of_first_key(replicas: &TestReplicas, replica: usize) -> (String, f64) {
     let get = async |path: &str| -> Value {
         let url = format!("{}/api/keychoir/v1/{path}", replicas.url(replica));
@@ -57,10 +58,10 @@ async fn cooldown_of_first_key(replicas: &TestReplicas, replica: usize) -> (Stri
     let (keys, overview) = (get("keys").await, get("overview").await);
     let key = &keys["keys"][0];
     let time = |value: &Value| value.as_str().map(|text| text.parse::<jiff::Timestamp>().unwrap());
-    let rest = time(&key["until"])
+    let remaining_cooldown = time(&key["until"])
         .zip(time(&overview["now"]))
         .map_or(0.0, |(until, now)| until.duration_since(now).as_secs_f64());
-    (key["state"].as_str().unwrap().to_owned(), rest)
+    (key["state"].as_str().unwrap().to_owned(), remaining_cooldown)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +86,7 @@ async fn replicas_whose_clocks_differ_by_an_hour_have_the_same_cooldowns() {
         rests.push(cooldown_of_first_key(&replicas, replica).await.1);
     }
     for rest in &rests {
-        assert!((100.0..=201.0).contains(rest), "the cooldown lasts 200 s on every clock: {rests:?}");
+        assert!((100.0..=201.0).contains(rest), "the cooldown must last 200 s on every clock: {rests:?}");
     }
     for _ in 0..6 {
         assert_eq!(replicas.request_speech(10).await.status(), 200);

@@ -1,4 +1,4 @@
-//! Tests several replicas that share one pool through a real Redis, with the simulator as the provider. Its
+//! Tests several replicas that share one pool through a real Redis server, with the simulator as the provider. Its
 //! ledger contains the charges, the refusals and the concurrent requests of each account.
 
 #![allow(
@@ -37,12 +37,12 @@ const ADMIN_TOKEN: &str = "an-admin-token-of-the-replicas-0123456789";
 /// The settings with which all replicas have the same admin token.
 const ADMIN: [(&str, &str); 1] = [("KEYCHOIR_ADMIN_TOKEN", ADMIN_TOKEN)];
 
-/// The settings with which quotas are polled, which other tests do not need. Requests wait for Redis as long as it takes on
-/// a busy machine, because a test of exact amounts must not depend on its speed.
+/// The settings with which quotas are polled, which other tests do not need. Requests wait for Redis as long as it
+/// takes on a busy machine, because a test of exact amounts must not depend on its speed.
 const POLLING: [(&str, &str); 2] =
     [("KEYCHOIR_QUOTA_POLLING__ENABLED", "true"), ("KEYCHOIR_REDIS__WAIT_TIMEOUT", "1s")];
 
-/// Starts a Redis and this number of replicas, and waits until they share one pool.
+/// Starts a Redis server and the given number of replicas, and waits until they share one pool.
 async fn start(count: usize, plan: Plan) -> (RedisServer, TestReplicas) {
     start_with(count, plan, &[]).await
 }
@@ -80,7 +80,7 @@ async fn wait_until_async(condition: impl AsyncFn() -> bool) {
     result.expect("the condition must hold within the timeout");
 }
 
-/// Returns a plan of one workspace per key, with these credits and this maximum of concurrent requests.
+/// Returns a plan of one workspace per key, with the given credits and concurrency limit.
 fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
     keys.iter().enumerate().fold(Plan::with_keys([]), |plan, (index, (key, credits))| {
         let workspace =
@@ -90,8 +90,8 @@ fn plan(keys: &[(&str, u64)], max_concurrent: Option<u32>) -> Plan {
     })
 }
 
-/// Requests speech of this number of characters `count` times, `concurrent` at a time. Returns the numbers of served
-/// requests and of other requests.
+/// Requests speech of the given number of characters `count` times, `concurrent` at a time. Returns the numbers of
+/// served requests and of other requests.
 async fn request_speech(
     replicas: &TestReplicas,
     count: usize,

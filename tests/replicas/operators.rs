@@ -110,7 +110,7 @@ async fn the_status_of_every_replica_counts_the_credits_that_all_have_used() {
 /// A metric of `/metrics` with the sum of its samples.
 #[derive(Debug)]
 struct Metric {
-    /// Its name, labels and type, as in the documentation.
+    /// The name, labels and type of the metric, as in the documentation.
     description: String,
     sum: f64,
 }

@@ -9,7 +9,7 @@ const KEYS: [(&str, u64); 2] = [(FIRST_KEY, 100_000), (SECOND_KEY, 100_000)];
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_share_a_pool_through_a_cluster() {
     let cluster = RedisCluster::start(3).await;
-    // Each replica starts with another node, so that at least one replica is sent to another node.
+    // Each replica first connects to a different node, so that at least one replica is sent to another node.
     for node in &cluster.nodes {
         let replicas = TestReplicas::start_with(2, plan(&KEYS, Some(9)), Some(&node.url()), &POLLING).await;
         wait_until_shared(&replicas, 2).await;

@@ -28,7 +28,7 @@ import kosoku
 from aiohttp import web
 
 KEY = "sk_of_the_sockets_tests"
-# The credential of the client. The server must receive the key of the pool instead.
+# The client credential. The server must receive the key of the pool instead.
 CLIENT_TOKEN = "anything-the-app-sends"
 
 # Framing, pings, reserved bits, opcodes, fragments, UTF-8, closes, sizes, and the smallest compression cases.
@@ -90,7 +90,7 @@ async def run_cases_against_echo_client(cases, through):
                 slots = asyncio.Semaphore(MAX_CONCURRENT_CASES)
 
                 async def run_case(case):
-                    # An error of the client is part of the case. The server records the verdict.
+                    # A client error is part of the case. The server records the verdict.
                     async with slots:
                         with contextlib.suppress(aiohttp.ClientError, ConnectionError):
                             async with asyncio.timeout(CASE_TIMEOUT_SECONDS), connect(f"/runCase?case={case}&agent=echo") as socket:
@@ -160,9 +160,9 @@ async def wait_for_port(child, log):
 
 
 def verdict(result):
-    """Returns the values that are compared: the verdicts on the messages and the close, and the received close frame."""
+    """Returns the values that are compared: the verdicts on the messages and the close frame, and the received close frame."""
     behavior, close = result.behavior.value, result.behavior_close.value
-    # If any close is allowed, the close frame may be missing, which also happens without Keychoir (7.1.6).
+    # If any way to close is allowed, the close frame may be missing, which also happens without Keychoir (7.1.6).
     if close == "INFORMATIONAL":
         return behavior, close, None, None
     return behavior, close, result.remote_close_code, result.remote_close_reason
@@ -191,7 +191,7 @@ def print_differences(title, direct, proxied):
 
 
 def count_wrong_credentials(results):
-    """Returns the number of handshakes without the key of the pool, or with the credential of the client."""
+    """Returns the number of handshakes without the key of the pool, or with the client credential."""
     requests = [result.http_request.lower() for result in results]
     return sum(CLIENT_TOKEN in request or f"xi-api-key: {KEY}" not in request for request in requests)
 
@@ -205,7 +205,7 @@ async def main(binary, cases):
     over_wss = await run_cases_against_echo_client(cases, through_https)
     failures += print_differences("an echo client over wss", direct, over_wss)
     wrong_credentials = count_wrong_credentials(over_ws) + count_wrong_credentials(over_wss)
-    print(f"{wrong_credentials} handshakes arrived without the key of the pool or with the client credential")
+    print(f"{wrong_credentials} handshakes were forwarded without the key of the pool or with the client credential")
     direct = await run_cases_against_echo_server(cases, connect_directly)
     failures += print_differences("an echo server", direct, await run_cases_against_echo_server(cases, through_http))
     print(f"{failures} differences in {time.monotonic() - started_at:.0f} s")

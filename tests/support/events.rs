@@ -39,15 +39,15 @@ impl EventReader {
                 }
             }
             let chunk = tokio::time::timeout(EVENT_TIMEOUT, self.response.chunk());
-            let chunk = chunk.await.expect("an event arrives in time").unwrap()?;
+            let chunk = chunk.await.expect("an event must arrive in time").unwrap()?;
             self.buffer.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
 
-    /// Reads up to the next event of this name for which `is_expected` returns true.
+    /// Reads up to the next event called `name` for which `is_expected` returns true.
     pub async fn wait_for(&mut self, name: &str, is_expected: impl Fn(&Value) -> bool) -> SentEvent {
         loop {
-            let event = self.next().await.expect("the stream has the event");
+            let event = self.next().await.expect("the stream must contain the event");
             if event.name == name && is_expected(&event.data) {
                 return event;
             }
@@ -58,7 +58,7 @@ impl EventReader {
     pub async fn take(&mut self, count: usize) -> Vec<SentEvent> {
         let mut events = Vec::new();
         while events.len() < count {
-            events.push(self.next().await.expect("the stream has more events"));
+            events.push(self.next().await.expect("the stream must contain more events"));
         }
         events
     }
@@ -67,7 +67,7 @@ impl EventReader {
 /// Parses the lines of an event; `None` for a comment or a setting of the stream.
 fn parse(block: &str) -> Option<SentEvent> {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
-    let data = serde_json::from_str(field("data: ")?).expect("the data of an event are JSON");
+    let data = serde_json::from_str(field("data: ")?).expect("the data of an event must be JSON");
     Some(SentEvent {
         id: field("id: ").unwrap().to_owned(),
         name: field("event: ").unwrap().to_owned(),

@@ -1,5 +1,5 @@
-//! Runs the complete proxy in the test process, on a free port, with its own database and a simulated provider as its
-//! upstream. Tests start it with [`start_proxy`], and [`TestProxy::close`] checks the usage records.
+//! Runs the complete proxy in the test process, on a free port, with a separate database and a simulated provider as
+//! its upstream. Tests start it with [`start_proxy`], and [`TestProxy::close`] checks the usage records.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 
@@ -166,7 +166,7 @@ impl TestProxy {
         self.app.reload(app_config).unwrap();
     }
 
-    /// Requests speech of this number of characters, which costs the same number of credits.
+    /// Requests speech of the given number of characters, which costs the same number of credits.
     pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
         self.post(SPEECH_PATH, &json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"}))
             .await
@@ -204,12 +204,12 @@ impl TestProxy {
         keys.iter().map(|key| key["status"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Sets the fault of all requests with this key, in the notation of the simulator.
+    /// Sets the fault of all requests with the given `key`, in the notation of the simulator.
     pub fn set_fault(&self, key: &str, fault: &str) {
         self.simulator.set_fault(key, Some(fault.parse::<Fault>().unwrap()));
     }
 
-    /// Returns the number of requests that the provider received with each key, without those of the quota
+    /// Returns the number of requests that the provider received with each key, except the requests of the quota
     /// poller.
     pub fn request_counts(&self, keys: &[&str]) -> Vec<usize> {
         let ledger = self.simulator.ledger();

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// The maximum time until the next log line or the exit.
 const OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Returns a command that runs the program with these arguments and an empty environment.
+/// Returns a command that runs Keychoir with the given `arguments` and an empty environment.
 pub fn keychoir_command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keychoir"));
     command.args(arguments).env_clear().stdin(Stdio::null());
@@ -37,14 +37,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts the program. A thread reads its standard error, so that the program never blocks on it.
+    /// Starts Keychoir. A thread reads its standard error, so that Keychoir never blocks on it.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
         Self::read_lines(child, stderr)
     }
 
-    /// Starts the program and reads its standard output instead.
+    /// Starts Keychoir and reads its standard output instead.
     pub fn start_and_read_output(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let stdout = child.stdout.take().unwrap();
@@ -73,7 +73,7 @@ impl Program {
         }
     }
 
-    /// Waits until the program listens. Returns its address. The log format must be JSON.
+    /// Waits until Keychoir listens. Returns its address. The log format must be JSON.
     pub fn wait_for_address(&mut self) -> String {
         self.wait_for_line(|line| {
             let event: Value = serde_json::from_str(line).ok()?;
@@ -81,7 +81,7 @@ impl Program {
         })
     }
 
-    /// Waits for the next log event with this name. The log format must be JSON.
+    /// Waits for the next log event with the given `name`. The log format must be JSON.
     pub fn wait_for_event(&mut self, name: &str) -> Value {
         self.wait_for_line(|line| {
             serde_json::from_str(line).ok().filter(|event: &Value| event["event"] == name)
@@ -117,7 +117,7 @@ impl Program {
                 Ok(line) => self.received.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("the program must exit: {:#?}", self.received)
+                    panic!("Keychoir must exit: {:#?}", self.received)
                 }
             }
         }

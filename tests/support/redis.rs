@@ -357,13 +357,13 @@ fn info_field(info: &str, field: &str) -> Option<String> {
     values.find(|(name, _)| *name == field).map(|(_, value)| value.to_owned())
 }
 
-/// Polls `condition` until it holds.
-async fn wait_for(what: &str, condition: impl Fn() -> bool) {
+/// Polls `condition` until it holds. `event` describes the awaited event.
+async fn wait_for(event: &str, condition: impl Fn() -> bool) {
     let polling = async {
         while !condition() {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     let result = tokio::time::timeout(START_TIMEOUT, polling).await;
-    assert!(result.is_ok(), "{what} within the timeout");
+    assert!(result.is_ok(), "timed out after {} s while waiting for {event}", START_TIMEOUT.as_secs());
 }

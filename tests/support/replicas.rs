@@ -1,5 +1,5 @@
 //! Runs several Keychoir programs with the same keys in front of one simulator. Each has its own state directory and
-//! database. With the URL of a Redis, they are one pool.
+//! database. With the URL of a Redis server, they share one pool.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +37,7 @@ pub struct ReplicaResults {
 }
 
 impl TestReplicas {
-    /// Starts this number of replicas. Without the URL of a Redis, each of them is a pool of its own.
+    /// Starts the given number of replicas. Without the URL of a Redis server, each of them has a separate pool.
     pub async fn start(count: usize, plan: Plan, redis_url: Option<&str>) -> Self {
         Self::start_with(count, plan, redis_url, &[]).await
     }
@@ -78,12 +78,12 @@ impl TestReplicas {
         &self.replicas[replica].url
     }
 
-    /// Returns the program of a running replica, whose log a test may read.
+    /// Returns the process of a running replica, so that a test can read its log.
     pub fn program(&mut self, replica: usize) -> &mut Program {
         self.replicas[replica].program.as_mut().expect("the replica must run")
     }
 
-    /// Returns a request to the next running replica in turn.
+    /// Returns a request to the next running replica, in rotation.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let running: Vec<&Replica> =
             self.replicas.iter().filter(|replica| replica.program.is_some()).collect();
@@ -91,7 +91,8 @@ impl TestReplicas {
         self.client.request(method, format!("{}{path}", replica.url))
     }
 
-    /// Requests speech of this number of characters, which costs the same number of credits, from the next replica.
+    /// Requests speech of the given number of characters, which costs the same number of credits, from the next
+    /// replica.
     pub async fn request_speech(&self, characters: usize) -> reqwest::Response {
         let body = json!({"text": "a".repeat(characters), "model_id": "eleven_multilingual_v2"});
         self.request(Method::POST, SPEECH_PATH).json(&body).send().await.unwrap()
@@ -117,7 +118,7 @@ impl TestReplicas {
         assert_eq!(code, Some(0), "a replica must end without an error: {stderr}");
     }
 
-    /// Adds a replica whose database is a copy of that of a stopped one.
+    /// Adds a replica whose database is a copy of the database of a stopped replica.
     pub fn add_copy_of(&mut self, replica: usize) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::copy(database_path(&self.replicas[replica].directory), database_path(&directory)).unwrap();
@@ -127,7 +128,7 @@ impl TestReplicas {
     /// Starts a killed replica with its state directory, on another port.
     pub fn restart(&mut self, replica: usize) {
         let replica = &mut self.replicas[replica];
-        assert!(replica.program.is_none(), "only a killed replica can be restarted");
+        assert!(replica.program.is_none(), "only a killed replica may be restarted");
         replica.run(&self.settings);
     }
 
@@ -147,8 +148,8 @@ impl TestReplicas {
         ReplicaResults { records, ledger }
     }
 
-    /// Ends all replicas and the provider. Asserts that the provider recorded no violation, and that the usage records of all
-    /// replicas together have the credits that the provider charged to each key.
+    /// Ends all replicas and the provider. Asserts that the provider recorded no violation, and that the usage records
+    /// of all replicas together have the credits that the provider charged to each key.
     pub async fn close(self) -> ReplicaResults {
         let results = self.close_unchecked().await;
         assert_eq!(results.ledger.violations, Vec::<String>::new());

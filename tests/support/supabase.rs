@@ -1,5 +1,5 @@
-//! Runs a local Supabase project per test: PostgreSQL and PostgREST behind a gateway that checks API keys as Supabase
-//! does and injects faults.
+//! Runs a local Supabase project per test: PostgreSQL and PostgREST, with a gateway in front that checks API keys as
+//! Supabase does and injects faults.
 
 mod gateway;
 
@@ -162,7 +162,7 @@ fn is_root() -> bool {
     std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
 }
 
-/// Returns the directory with the binaries of the newest PostgreSQL. Debian installs those of the server
+/// Returns the directory with the binaries of the newest PostgreSQL. Debian installs the server binaries
 /// outside `PATH`.
 fn postgres_binaries() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();

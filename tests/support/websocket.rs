@@ -41,7 +41,7 @@ pub async fn within_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(STEP_TIMEOUT, future).await.expect("the step must complete within its timeout")
 }
 
-/// Sends a handshake with these headers to the proxy.
+/// Sends a handshake with the given `headers` to the proxy.
 ///
 /// # Errors
 ///
@@ -92,7 +92,7 @@ impl WebSocketClient {
         within_timeout(self.stream.send(message)).await.unwrap();
     }
 
-    /// Receives the next event and answers pings before it.
+    /// Receives the next event, and answers the pings that precede it.
     pub async fn receive(&mut self) -> Received {
         loop {
             return match within_timeout(self.stream.next()).await {

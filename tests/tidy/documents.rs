@@ -38,7 +38,7 @@ fn the_tests_of_the_invariants_exist() {
             let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
             file = (name.to_owned(), text);
         } else if name.contains('_') && !name.contains('/') && !file.0.is_empty() {
-            assert!(file.1.contains(&format!("fn {name}(")), "{} has no test {name}", file.0);
+            assert!(file.1.contains(&format!("fn {name}(")), "{} must contain the test {name}", file.0);
             count += 1;
         }
     }

@@ -69,7 +69,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("dashboard", &["admin", "clock", "policy", "secret", "store", "telemetry"]),
+    ("dashboard", &["admin", "clock", "policy", "secret", "store", "tasks", "telemetry"]),
     ("config", &["certificate", "clock", "platform", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
@@ -125,7 +125,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
 /// The modules whose functions are pure.
 const PURE: &[&str] = &["elevenlabs", "policy"];
 
-/// Crates that a pure module may use, beside the standard library.
+/// Crates that a pure module may use, in addition to the standard library.
 const PURE_CRATES: &[&str] = &[
     "bytes",
     "http",
@@ -189,7 +189,7 @@ impl File {
     }
 }
 
-/// Collects the paths of a file, including those in macros, except in test items.
+/// Collects the paths in a file, including paths in macros, except in test items.
 #[derive(Default)]
 struct Paths {
     modules: Vec<String>,
@@ -202,18 +202,19 @@ impl Paths {
     /// Adds a path. Leading `super` and `self` segments are replaced by the path from the crate root.
     fn add(&mut self, path: Vec<String>) {
         let mut base = self.modules.clone();
-        let mut rest = path.as_slice();
+        let mut remaining_segments = path.as_slice();
         match path.first().map(String::as_str) {
             Some("self" | "super") => {
-                while let [first, tail @ ..] = rest
+                while let [first, tail @ ..] = remaining_segments
                     && (first == "self" || first == "super")
                 {
                     if first == "super" {
                         base.pop();
                     }
-                    rest = tail;
+                    remaining_segments = tail;
                 }
-                let full_path = ["crate".to_owned()].into_iter().chain(base).chain(rest.iter().cloned());
+                let full_path =
+                    ["crate".to_owned()].into_iter().chain(base).chain(remaining_segments.iter().cloned());
                 self.found.insert(full_path.collect());
             }
             _ => {
@@ -447,7 +448,7 @@ fn check_paths(code: &str, expected: &[&str]) {
     paths.visit_file(&syn::parse_file(code).unwrap());
     for path in expected {
         let path: Vec<String> = path.split("::").map(str::to_owned).collect();
-        assert!(paths.found.contains(&path), "{path:?} is not in {:?}", paths.found);
+        assert!(paths.found.contains(&path), "{path:?} must be in {:?}", paths.found);
     }
 }
 

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Maximum lines of a file without its tests.
+/// Maximum number of lines in a file without its tests.
 const MAX_LINES: usize = 420;
 
 /// Words that do not name the subject of a sentence.
@@ -46,7 +46,7 @@ fn read_files() -> Vec<File> {
             files.push(File::read(path.to_owned()));
         }
     });
-    assert!(files.len() > 40, "the source files are found");
+    assert!(files.len() > 40, "the source files must be found");
     files
 }
 
@@ -81,7 +81,7 @@ impl File {
         &self.modules[0]
     }
 
-    /// Returns the number of lines without those of test items.
+    /// Returns the number of lines, not counting test items.
     fn lines(&self) -> usize {
         let line_count = self.text.lines().count();
         let tests = self.syntax.items.iter().filter(|item| is_for_tests(attributes(item)));
@@ -223,7 +223,7 @@ fn no_file_exceeds_the_maximum_length() {
 #[test]
 fn every_file_starts_with_module_documentation() {
     for file in read_files().iter().filter(|file| !file.is_test) {
-        assert!(file.text.starts_with("//! "), "{} does not begin with `//!`", file.path.display());
+        assert!(file.text.starts_with("//! "), "{} must begin with `//!`", file.path.display());
     }
 }
 

@@ -1,4 +1,4 @@
-// Every action of a form: its effect by the admin API, and exactly one record of it.
+// Tests every form action: its effect, as the admin API reports it, and its single record.
 
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";

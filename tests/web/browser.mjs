@@ -1,4 +1,4 @@
-// A Chromium of the system, and pages that record whatever goes wrong in them.
+// Starts the installed Chromium, and opens pages that record their errors.
 
 import assert from "node:assert/strict";
 import { accessSync, constants } from "node:fs";

@@ -1,5 +1,5 @@
 """Spreads the credits of the current hour in a usage database over the last 24 hours, so that a chart of a day has
-values. The sum stays. It may run while Keychoir uses the database."""
+values. The sum stays the same. The script may run while Keychoir uses the database."""
 
 import math
 import sqlite3

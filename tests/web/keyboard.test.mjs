@@ -1,4 +1,4 @@
-// The dashboard by keyboard only.
+// Tests the dashboard with the keyboard only.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

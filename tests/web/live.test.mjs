@@ -1,4 +1,4 @@
-// Live values: requests as they end, states of keys, and the connection of a hidden page.
+// Tests the live values: requests as they end, key states, and the connection of a hidden page.
 
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
@@ -58,7 +58,7 @@ test("the list is paused and continued", async () => {
   await page.close();
 });
 
-test("the list is filtered, also for later requests", async () => {
+test("the list is filtered, including later requests", async () => {
   const page = await open("live");
   await page.getByLabel("Filter").fill("READER");
   assert.equal(await rows(page).count(), 0);

@@ -1,4 +1,4 @@
-// Web pages of other origins, and other addresses of the dashboard.
+// Tests the dashboard against web pages of other origins, and at other addresses.
 
 import assert from "node:assert/strict";
 import { createServer, request as httpRequest } from "node:http";

@@ -1,4 +1,4 @@
-// Every page in both color schemes and at two widths: accessibility, layout, policy and charts.
+// Tests every page in both color schemes and at two widths: accessibility, layout, content security policy and charts.
 
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
@@ -62,7 +62,7 @@ for (const colorScheme of SCHEMES) {
   for (const width of WIDTHS) {
     test(`the pages in ${colorScheme} at ${width} pixels`, async (t) => {
       const options = { storageState, colorScheme, viewport: { width, height: 900 }, baseURL: `${dashboard.url}/_/` };
-      // The policy of the pages refuses the script of axe, so it runs in a context of its own.
+      // The content security policy of the pages blocks the axe script, so the script runs in a separate context.
       const [context, audited] = await Promise.all([false, true].map((bypassCSP) => browser.newContext({ ...options, bypassCSP })));
       t.after(() => Promise.all([context.close(), audited.close()]));
       const [page, auditedPage] = await Promise.all([openPage(context), audited.newPage()]);

@@ -1,4 +1,4 @@
-// The picture of the README: the overview of a pool with traffic and with keys that need attention.
+// Creates the picture in the README: the overview of a pool with traffic and with keys that need attention.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";

@@ -1,4 +1,4 @@
-// No key, token or text of a request is in any byte that the dashboard sends, and the download has the sums.
+// Tests that no response of the dashboard contains a key, a token or a request text, and that the download contains the sums.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

@@ -1,4 +1,4 @@
-// How a session starts and ends.
+// Tests the start and the end of dashboard sessions.
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -132,7 +132,7 @@ test("a session expires while its pages are open", async (t) => {
   assert.equal(await dashboard.client("reader"), undefined);
 });
 
-test("sessions survive a restart of the program", async (t) => {
+test("sessions survive a restart of Keychoir", async (t) => {
   const dashboard = await startDashboard(t);
   const context = await signIn(dashboard, { baseURL: `${dashboard.url}/_/` });
   t.after(() => context.close());

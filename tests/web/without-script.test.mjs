@@ -1,4 +1,4 @@
-// The dashboard without JavaScript: links, forms and reloads.
+// Tests the dashboard without JavaScript: links, forms and reloads.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

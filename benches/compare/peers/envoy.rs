@@ -1,4 +1,5 @@
-//! Configures and starts Envoy, without optional features and with limits that are never reached.
+//! Writes the Envoy configuration, which disables optional features and sets limits that are never reached, and
+//! prepares the command that starts Envoy.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -10,9 +11,10 @@ use crate::workload::POOL_KEY;
 
 /// Finds the binary that the Makefile installs (without its wrapper script), or else the one in `PATH`.
 pub fn find_program() -> Option<PathBuf> {
-    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
-    let pythons = fs::read_dir(lib).into_iter().flatten().map(|entry| entry.unwrap().path());
-    let mut programs = pythons.map(|python| python.join("site-packages/envoy/_bin/envoy"));
+    let library_directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare/.venv/lib");
+    let python_directories =
+        fs::read_dir(library_directory).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut programs = python_directories.map(|directory| directory.join("site-packages/envoy/_bin/envoy"));
     programs.find(|path| path.is_file()).or_else(|| machine::find_program("envoy"))
 }
 

@@ -1,4 +1,5 @@
-//! Configures and starts HAProxy, with splicing and without delays.
+//! Writes the HAProxy configuration, which splices bodies and delays no data, and prepares the command that starts
+//! HAProxy.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -29,7 +30,7 @@ pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path)
         "global
     nbthread {threads}
     maxconn 12000
-    # HAProxy requests more open files than a machine may allow, and works with fewer.
+    # HAProxy requests more file descriptors than the machine may allow, but works with fewer.
     no strict-limits
     log stdout format raw daemon
 

@@ -1,5 +1,5 @@
-//! Configures and starts Keychoir with all features that a request uses: client tokens, usage records in a file, metrics
-//! and the access log.
+//! Writes a Keychoir configuration with all features that a request uses (client tokens, usage records in a file,
+//! metrics and the access log), and prepares the command that starts Keychoir.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -61,10 +61,10 @@ level = \"info\"
     );
     for key in 0..setup.keys {
         // The simulated provider accepts all keys with this prefix.
-        write!(config, "\n[[keys]]\nkey = \"{POOL_KEY}{}\"\n", suffix(key)).unwrap();
+        write!(config, "\n[[keys]]\nkey = \"{POOL_KEY}{}\"\n", credential_suffix(key)).unwrap();
     }
     // The clients are written as an inline array, because a configuration file is limited to 1 MiB.
-    config.insert_str(0, &client_list(setup.clients));
+    config.insert_str(0, &clients_setting(setup.clients));
     let path = directory.join("keychoir.toml");
     fs::write(&path, config).unwrap();
     let log = directory.join("keychoir.log");
@@ -74,17 +74,17 @@ level = \"info\"
     ProxyCommand { command, log }
 }
 
-/// Returns the suffix of a key or token, which is empty for the first one.
-fn suffix(number: u32) -> String {
+/// Returns the suffix of the key or token with the index `number`. The suffix of the first one is empty.
+fn credential_suffix(number: u32) -> String {
     if number == 0 { String::new() } else { format!("_{number}") }
 }
 
-/// Returns the list of clients as a TOML array.
-fn client_list(count: u32) -> String {
+/// Returns the setting `clients` with `count` clients, as an inline TOML array.
+fn clients_setting(count: u32) -> String {
     let mut list = "clients = [".to_owned();
     for client in 0..count {
         write!(list, "{{name=\"a{client}\",token_sha256=\"").unwrap();
-        for byte in Sha256::digest(format!("{CLIENT_TOKEN}{}", suffix(client))) {
+        for byte in Sha256::digest(format!("{CLIENT_TOKEN}{}", credential_suffix(client))) {
             write!(list, "{byte:02x}").unwrap();
         }
         list.push_str("\"},");

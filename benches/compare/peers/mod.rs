@@ -1,6 +1,6 @@
-//! The compared proxies. Each is configured for the same work: it replaces the credential of the client by the key
-//! of the pool, keeps connections alive on both sides, streams bodies in both directions, logs one line per request,
-//! and uses one thread.
+//! Configures and starts the compared proxies. Each of them is configured for the same work: it replaces the client
+//! credential with the key of the pool, keeps connections alive on both sides, streams bodies in both directions, and
+//! logs one line per request.
 
 mod envoy;
 mod haproxy;
@@ -47,7 +47,7 @@ pub struct PeerSetup {
     pub upstream: Upstream,
     pub certificates: Certificates,
     pub tls_mode: TlsMode,
-    /// The processors that the proxy is pinned to.
+    /// The processors to which the proxy is pinned.
     pub processors: &'static str,
     pub threads: u32,
     /// The number of keys, for Keychoir only.
@@ -105,7 +105,7 @@ impl PeerSetup {
     }
 }
 
-/// The connection data of a client.
+/// The address, TLS settings and key with which a client connects.
 #[derive(Clone)]
 pub struct Target {
     pub address: SocketAddr,

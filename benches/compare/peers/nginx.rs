@@ -1,4 +1,5 @@
-//! Configures and starts nginx, with connections that are kept alive on both sides.
+//! Writes the nginx configuration, which keeps connections alive on both sides, and prepares the command that starts
+//! nginx.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -8,14 +9,14 @@ use super::{PeerSetup, ProxyCommand};
 use crate::machine;
 use crate::workload::POOL_KEY;
 
-/// The buffering of request and response bodies.
+/// How nginx buffers request and response bodies.
 #[derive(Clone, Copy)]
 pub enum Buffering {
     /// Bodies are streamed, as a streaming API requires.
     Streaming,
     /// Bodies are streamed with larger buffers, for large bodies and enough memory.
     LargeBuffers,
-    /// Bodies are buffered for the slower side, which is the default.
+    /// Bodies are buffered completely for the slower side, which is the default of nginx.
     Full,
 }
 

@@ -1,4 +1,4 @@
-//! Starts the Pingora proxy in `benches/compare/pingora`, which does not support TLS.
+//! Prepares the command that starts the Pingora proxy in `benches/compare/pingora`, which does not support TLS.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -16,8 +16,9 @@ pub fn find_program() -> Option<PathBuf> {
 
 /// Returns the Pingora version in the lock file of the program.
 pub fn version() -> &'static str {
-    let (_, rest) = include_str!("../pingora/Cargo.lock").split_once("name = \"pingora-proxy\"").unwrap();
-    rest.split('"').nth(1).unwrap()
+    let (_, after_name) =
+        include_str!("../pingora/Cargo.lock").split_once("name = \"pingora-proxy\"").unwrap();
+    after_name.split('"').nth(1).unwrap()
 }
 
 pub fn prepare_command(setup: &PeerSetup, address: SocketAddr, directory: &Path) -> ProxyCommand {

@@ -1,11 +1,11 @@
-"""Runs two replicas of Keychoir with one Redis, HAProxy before them and a simulated ElevenLabs behind them, and kills a
-replica under load.
+"""Runs two replicas of Keychoir with one Redis server, HAProxy in front of them and a simulated ElevenLabs upstream of
+them, and kills a replica under load.
 
-It needs Python, the programs redis-server and haproxy, and the built program:
+The demo needs Python, redis-server, haproxy, and the built `keychoir` binary:
 
     python3 deploy/replicas/demo/demo.py target/release/keychoir
 
-The exit code is 0 if no request of the app failed and every credit that the provider has charged is accounted for.
+The exit code is 0 if no request of the app failed and every credit charged by the provider is accounted for.
 """
 
 import argparse
@@ -14,13 +14,13 @@ import sys
 import time
 from collections import Counter
 
-from books import LedgerReader, compare, unexplained_attempts
+from accounting import LedgerReader, compare, describe_unexplained_failures
 from load import CUT_OFF, Load
 from processes import Failure, Processes, redis_answers, wait_until
 from pool import Provider, Replica, start_haproxy
 
 CLIENTS = 8
-# The first two keys are used up on the way.
+# The first two keys are exhausted during the demo.
 KEYS = {"sk_demo_key_number_one": 2_000, "sk_demo_key_number_two": 2_000, "sk_demo_key_number_three": 1_000_000}
 RESPONSE_DELAY = "100ms"
 LOAD_TIMEOUT_SECONDS = 120
@@ -28,22 +28,22 @@ LOAD_TIMEOUT_SECONDS = 120
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Kills one of two replicas of Keychoir under load.")
-    parser.add_argument("binary", help="the built program, such as target/release/keychoir")
+    parser.add_argument("binary", help="the built keychoir binary, such as target/release/keychoir")
     parser.add_argument("--requests", type=int, default=450, help="the minimum number of requests (default: %(default)s)")
     return parser.parse_args()
 
 
 def start_redis(processes):
-    """Starts a Redis that listens only on a Unix socket and keeps nothing on the disk. Returns its URL."""
+    """Starts a Redis server that listens only on a Unix socket and saves nothing to disk. Returns its URL."""
     path = processes.path("redis.sock")
     redis = processes.start("redis", ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", processes.directory])
 
     def is_ready():
-        if redis.has_ended():
-            raise Failure(f"Redis has ended:\n{redis.text()}")
+        if redis.has_exited():
+            raise Failure(f"the Redis server exited:\n{redis.read_output()}")
         return redis_answers(socket.AF_UNIX, path)
 
-    wait_until("Redis must answer", is_ready)
+    wait_until("a response of the Redis server", is_ready)
     return f"unix:{path}"
 
 
@@ -58,74 +58,75 @@ def run(processes, binary, request_count):
     ledger, load, kills = LedgerReader(provider), Load([port], CLIENTS), {}
     started_at = time.monotonic()
 
-    def tell(text):
+    def print_step(text):
         print(f"{time.monotonic() - started_at:5.1f} s  {text}", flush=True)
 
     def wait_for_requests(count):
-        def has_ended():
+        def are_completed():
             ledger.read()
-            return load.completed() >= count
+            return load.completed_count() >= count
 
-        wait_until(f"{count} requests must end", has_ended, LOAD_TIMEOUT_SECONDS)
+        wait_until(f"the completion of {count} requests", are_completed, LOAD_TIMEOUT_SECONDS)
 
-    print("2 replicas of Keychoir, 1 Redis, HAProxy before them, and a simulated ElevenLabs behind them\n")
+    print("2 replicas of Keychoir, 1 Redis server, HAProxy in front of them, and a simulated ElevenLabs upstream of them\n")
     load.start()
-    tell(f"{CLIENTS} clients send requests to HAProxy")
+    print_step(f"{CLIENTS} clients send requests to HAProxy")
     wait_for_requests(request_count // 3)
     kills["two"] = replicas["two"].kill()
-    tell("replica two is killed (SIGKILL)")
+    print_step("replica two is killed (SIGKILL)")
     wait_for_requests(request_count * 2 // 3)
     restarted_at = time.monotonic()
     replicas["two"].restart()
-    tell("replica two is started again")
-    served_after = lambda: [request for request in list(load.requests) if request.attempts[-1].replica == "two" and request.attempts[-1].started_at > restarted_at]
-    wait_until("the restarted replica must serve requests", served_after)
-    tell("HAProxy sends requests to replica two again")
+    print_step("replica two is started again")
+    served_after_restart = lambda: [request for request in list(load.requests) if request.attempts[-1].replica == "two" and request.attempts[-1].started_at > restarted_at]
+    wait_until("a request that the restarted replica serves", served_after_restart)
+    print_step("HAProxy sends requests to replica two again")
     wait_for_requests(request_count)
     load.stop()
-    tell("the clients have stopped\n")
+    print_step("the clients have stopped\n")
     for replica in replicas.values():
         if replica.process.end() != 0:
-            raise Failure(f"replica {replica.name} has ended with an error:\n{replica.process.text()}")
+            raise Failure(f"replica {replica.name} exited with an error:\n{replica.process.read_output()}")
     ledger.read()
     comparison = compare(load.requests, {name: replica.database for name, replica in replicas.items()}, ledger, kills)
-    comparison.errors += unexplained_attempts(load.requests, kills)
+    comparison.errors += describe_unexplained_failures(load.requests, kills)
     return print_summary(load.requests, comparison, ledger, kills["two"].ended_at)
 
 
-def count(number, noun):
+def format_count(number, noun):
+    """Returns the number and the noun, in the plural unless the number is 1."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def print_summary(requests, comparison, ledger, killed_at):
-    """Prints the results. Returns whether nothing failed and the books agree."""
+    """Prints the results. Returns whether no request failed and all charges are accounted for."""
     failed = [request for request in requests if not request.is_served]
-    print(f"requests  {count(len(requests), 'request')}, {len(requests) - len(failed):,} served, {len(failed)} failed")
+    print(f"requests  {format_count(len(requests), 'request')}, {len(requests) - len(failed):,} served, {len(failed)} failed")
     results = Counter(attempt.result for request in requests for attempt in request.attempts)
     cut_off_count = results.pop(CUT_OFF, 0)
     del results["200"]
     causes = ", ".join(f"{number} times {result}" for result, number in results.items())
-    print(f"retries   {count(sum(results.values()), 'attempt')} sent again by the client, as the official SDKs do ({causes or 'none'})")
+    print(f"retries   {format_count(sum(results.values()), 'attempt')} sent again by the client, as the official SDKs do ({causes or 'none'})")
     if results:
         print("          They were in flight at replica two when it was killed. HAProxy does not send them again, because")
         print("          ElevenLabs may have charged them. For the app, each is one call that took longer.")
     if cut_off_count:
-        print(f"          {count(cut_off_count, 'response')} cut off by the kill. No SDK repeats these, so the app has requested them again.")
+        print(f"          {format_count(cut_off_count, 'response')} cut off by the kill. No SDK repeats these, so the app has requested them again.")
     served = Counter(request.attempts[-1].replica for request in requests if request.is_served)
-    before = sum(request.attempts[-1].replica == "two" and request.attempts[-1].started_at <= killed_at for request in requests)
-    print(f"replicas  one served {served['one']:,}, two served {served['two']:,} ({before:,} before the kill, {served['two'] - before:,} after its restart)")
-    used_up = sum(key["remaining"] < 100 for key in ledger.keys)
-    print(f"keys      {used_up} of {len(ledger.keys)} used up; {count(ledger.totals['refused'], 'attempt')} refused by the provider, and sent with another key")
-    parts = " + ".join(f"{credits:,} ({name})" for name, credits in comparison.by_replica.items())
+    served_before_kill = sum(request.attempts[-1].replica == "two" and request.attempts[-1].started_at <= killed_at for request in requests)
+    print(f"replicas  one served {served['one']:,}, two served {served['two']:,} ({served_before_kill:,} before the kill, {served['two'] - served_before_kill:,} after its restart)")
+    exhausted_count = sum(key["remaining"] < 100 for key in ledger.keys)
+    print(f"keys      {exhausted_count} of {len(ledger.keys)} exhausted; {format_count(ledger.totals['refused'], 'attempt')} refused by the provider, and sent with another key")
+    credits_by_replica = " + ".join(f"{credits:,} ({name})" for name, credits in comparison.by_replica.items())
     print(f"credits   {comparison.charged:,} charged by the provider")
-    print(f"          {comparison.recorded:,} in the books of both replicas: {parts}")
+    print(f"          {comparison.recorded:,} recorded by both replicas: {credits_by_replica}")
     in_flight = [request for request in comparison.unrecorded if request.seconds_before_kill is None]
     served_last = [request for request in comparison.unrecorded if request.seconds_before_kill is not None]
-    text = f"          {comparison.unrecorded_credits:,} charged without a record, because of the kill: {count(len(in_flight), 'request')} in flight"
+    unrecorded_line = f"          {comparison.unrecorded_credits:,} charged without a record, because of the kill: {format_count(len(in_flight), 'request')} in flight"
     if served_last:
         oldest = max(request.seconds_before_kill for request in served_last)
-        text += f", {count(len(served_last), 'request')} served in the last {oldest * 1e3:.0f} ms"
-    print(text)
+        unrecorded_line += f", {format_count(len(served_last), 'request')} served in the last {oldest * 1e3:.0f} ms"
+    print(unrecorded_line)
     problems = comparison.errors + [f"request {request.number} failed: {[attempt.result for attempt in request.attempts]}" for request in failed]
     problems += [f"the provider reports a violation: {violation}" for violation in ledger.violations]
     for problem in problems[:20]:

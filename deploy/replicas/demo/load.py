@@ -10,28 +10,28 @@ from dataclasses import dataclass, field
 
 from pool import SPEECH_PATH, TOKEN
 
-# The official SDKs send a request again up to two times after these statuses and after those from 500 on. They do not do
-# so after a connection that was closed without a response.
+# The official SDKs retry a request up to two times after these statuses and after statuses from 500 on. They do not retry
+# it if the connection was closed without a response.
 RETRIED_STATUSES = (408, 409, 429)
 MAX_RETRIES = 2
-# The SDK's first delay is a second. A shorter delay makes it harder for the replicas.
+# The SDKs wait 1 s before the first retry. A shorter delay is a harder test for the replicas.
 FIRST_RETRY_DELAY_SECONDS = 0.5
 REQUEST_TIMEOUT_SECONDS = 60
 
-# The result of a response that ended too early. No SDK and no balancer can send such a request again without the app,
-# which may have played a part of the response. The clients of the demo are apps that request it once more.
+# The result of a response that ended too early. No SDK and no load balancer can retry such a request, because the app may
+# have played a part of the response. The clients of the demo request the response again, as an app would.
 CUT_OFF = "cut off"
 
 
 @dataclass
 class Attempt:
-    """One sending of a request."""
+    """One transmission of a request."""
 
     started_at: float
     ended_at: float
     # The replica that HAProxy named in the response, or `None` without a response of a replica.
     replica: "str | None"
-    # "200" or another status, `CUT_OFF`, or the error of a connection without a response.
+    # The status, `CUT_OFF`, or the name of the connection error if there was no response.
     result: str
 
 
@@ -61,8 +61,8 @@ class Request:
 
 
 class Load:
-    """Clients that send one request after the other until they are stopped. `ports` are used in turn: one of HAProxy, or
-    those of all replicas for clients that balance themselves."""
+    """Clients that send one request after the other until they are stopped. They use `ports` in rotation: the port of
+    HAProxy, or, to balance the load themselves, the ports of all replicas."""
 
     def __init__(self, ports, clients):
         self.phase = ""
@@ -80,13 +80,13 @@ class Load:
             self._threads.append(thread)
 
     def stop(self):
-        """Waits for the requests in flight."""
+        """Stops the clients after their requests in flight."""
         self._stop.set()
         for thread in self._threads:
             thread.join((MAX_RETRIES + 1) * REQUEST_TIMEOUT_SECONDS)
 
-    def completed(self):
-        """Returns the number of requests that have ended."""
+    def completed_count(self):
+        """Returns the number of completed requests."""
         return len(self.requests)
 
     def _run(self, client):
@@ -95,7 +95,7 @@ class Load:
             with self._lock:
                 self._number += 1
                 number = self._number
-            # Each text is unique, so that each charge of the provider has one request. It costs a credit per character.
+            # Each text is unique, so that each charge matches exactly one request. A character costs one credit.
             text = f"Request {number} of the demo" + "!" * random.randrange(40)
             body = json.dumps({"text": text, "model_id": "eleven_multilingual_v2"}).encode()
             request = Request(number, body, client)
@@ -105,21 +105,21 @@ class Load:
                 request.attempts.append(attempt)
                 if not is_retried(attempt.result):
                     break
-                # The delays of clients must differ, or they would all come back in the same moment.
+                # The delays must differ between clients. Otherwise all clients would retry at the same moment.
                 time.sleep(FIRST_RETRY_DELAY_SECONDS * 2**retry * random.uniform(0.8, 1.2))
             request.phase = self.phase
             self.requests.append(request)
 
 
 def is_retried(result):
-    """Returns whether an app with an official SDK sends the request again."""
+    """Returns whether an app with an official SDK sends the request again after `result`."""
     if not result.isdigit():
         return result == CUT_OFF
     return int(result) >= 500 or int(result) in RETRIED_STATUSES
 
 
 def send(connections, port, body, request_id):
-    """Sends a request, on the open connection to the port if there is one. Returns the attempt."""
+    """Sends a request to `port`, if possible on the open connection in `connections`. Returns the attempt."""
     started_at = time.monotonic()
     connection = connections.get(port)
     if connection is None:

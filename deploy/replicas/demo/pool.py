@@ -1,4 +1,4 @@
-"""Starts the simulated ElevenLabs, and replicas of Keychoir and HAProxy with the configuration files of the folder above."""
+"""Starts the simulated ElevenLabs, and starts Keychoir and HAProxy with the configuration files in `deploy/replicas`."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ SPEECH_PATH = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM"
 
 
 def get(port, path):
-    """Returns the status and the JSON document at a path of this machine."""
+    """Requests `path` from a server on this machine. Returns the status and the JSON document."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path)
@@ -28,8 +28,8 @@ def get(port, path):
 
 
 class Provider:
-    """The simulated ElevenLabs. It charges a request for speech when it arrives, and sends the response `delay` later, as
-    the real one does."""
+    """The simulated ElevenLabs. It charges a speech request on receipt, and sends the response after `delay`. ElevenLabs
+    also charges a request before it sends the response."""
 
     def __init__(self, processes, binary, keys, delay):
         arguments = [argument for key, credits in keys.items() for argument in ("--key", f"{key}={credits}")]
@@ -42,7 +42,7 @@ class Provider:
         self.port = int(self.url.rpartition(":")[2])
 
     def ledger(self):
-        """Returns the document of the simulator's requests and charges."""
+        """Returns the simulator's document of requests and charges."""
         return get(self.port, "/_simulator/ledger")[1]
 
 
@@ -68,19 +68,19 @@ class Replica:
             with open(os.open(os.path.join(folder, file), os.O_WRONLY | os.O_CREAT, 0o600), "w") as secret:
                 secret.write(text + "\n")
         self.database = os.path.join(folder, "keychoir.db")
-        # The addresses and paths of this machine, and the log that the demo reads.
+        # The addresses and paths on this machine, and the settings of the log that the demo reads.
         self._environment = {
             "KEYCHOIR_CONFIG": os.path.join(folder, "keychoir.toml"),
             "KEYCHOIR_STORAGE__PATH": self.database,
             "KEYCHOIR_UPSTREAM__BASE_URL": provider.url,
             "KEYCHOIR_LOG__FORMAT": "json",
             "KEYCHOIR_LOG__LEVEL": "warn,keychoir::cli=info",
-            # HAProxy keeps idle connections open, and the end of the demo need not wait for them.
+            # HAProxy keeps idle connections open, and the demo need not wait for them at its end.
             "KEYCHOIR_SERVER__DRAIN_IDLE_TIMEOUT": "0s",
             "ELEVENLABS_API_KEYS": ",".join(provider.keys),
             **(settings or {}),
         }
-        has_started = lambda process, _: '"event":"server_started"' in process.text()
+        has_started = lambda process, _: '"event":"server_started"' in process.read_output()
         self.process, self.port = processes.start_on_free_port(self._start, has_started)
 
     def _start(self, port):
@@ -110,11 +110,11 @@ class Replica:
                 raise Failure(f"/readyz of replica {self.name} does not report a shared pool: {document}")
             return document["status"] == "ready" and document["shared"] == "connected"
 
-        wait_until(f"replica {self.name} must share the pool", is_shared)
+        wait_until(f"replica {self.name} to share the pool", is_shared)
 
 
 def start_haproxy(processes, replicas):
-    """Starts HAProxy before the replicas. Returns its port."""
+    """Starts HAProxy in front of the replicas. Returns its port."""
     with open(os.path.join(FOLDER, "haproxy.cfg"), encoding="utf-8") as file:
         config = file.read()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -123,7 +123,7 @@ def start_haproxy(processes, replicas):
         variable = f"KEYCHOIR_REPLICA_{replica.name.upper()}"
         environment[variable] = f"127.0.0.1:{replica.port}"
         if variable not in config:
-            # The replicas are the last lines of the file.
+            # The servers are the last lines of the file.
             config += f'    server {replica.name} "${{{variable}}}"\n'
     path = processes.path("haproxy.cfg")
     with open(path, "w", encoding="utf-8") as file:
@@ -133,12 +133,12 @@ def start_haproxy(processes, replicas):
     listener.close()
 
     def is_ready():
-        if haproxy.has_ended():
-            raise Failure(f"HAProxy has ended:\n{haproxy.text()}")
+        if haproxy.has_exited():
+            raise Failure(f"HAProxy exited:\n{haproxy.read_output()}")
         try:
             return get(port, "/readyz")[0] == 200
         except (OSError, http.client.HTTPException):
             return False
 
-    wait_until("HAProxy must forward requests", is_ready)
+    wait_until("HAProxy to forward requests", is_ready)
     return port

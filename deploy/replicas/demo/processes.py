@@ -1,4 +1,4 @@
-"""Starts programs in a temporary directory, and ends all of them on any exit."""
+"""Starts programs in a temporary directory, and kills all of them when this program exits."""
 
 import ctypes
 import os
@@ -13,27 +13,27 @@ import time
 START_TIMEOUT_SECONDS = 30
 END_TIMEOUT_SECONDS = 60
 POLL_SECONDS = 0.01
-# The system gives ports from 32768 on to clients and to listeners with port 0. None of them can take a port below.
+# The system assigns ports from 32768 on to clients and to listeners on port 0, so that these ports remain free.
 PORTS = range(20_000, 32_000)
 MAX_START_ATTEMPTS = 50
 
 
 class Failure(Exception):
-    """A step that did not succeed. The text says which."""
+    """A failed step, which the message names."""
 
 
-def wait_until(what, condition, timeout=START_TIMEOUT_SECONDS):
-    """Polls `condition` until it returns a true value, and returns this value."""
+def wait_until(event, condition, timeout=START_TIMEOUT_SECONDS):
+    """Polls `condition` until it returns a true value, and returns this value. `event` describes the awaited event."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise Failure(f"{what}: not within {timeout} seconds")
+            raise Failure(f"timed out after {timeout} s while waiting for {event}")
         time.sleep(POLL_SECONDS)
     return value
 
 
 def end_with_parent():
-    """Lets the kernel kill the calling process when its parent is killed. Only Linux can do this."""
+    """Requests that the kernel kill the calling process when its parent exits. Only Linux supports this."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl:
         set_parent_death_signal = 1
@@ -41,7 +41,7 @@ def end_with_parent():
 
 
 class Process:
-    """A started program. Its output is in a file."""
+    """A started program, whose output is written to a file."""
 
     def __init__(self, name, arguments, output, environment=None, pass_fds=()):
         self.name, self.output = name, output
@@ -59,24 +59,24 @@ class Process:
         except FileNotFoundError:
             raise Failure(f"{arguments[0]} is not installed") from None
 
-    def text(self):
+    def read_output(self):
         """Returns the output so far."""
         with open(self.output, encoding="utf-8", errors="replace") as file:
             return file.read()
 
-    def has_ended(self):
+    def has_exited(self):
         return self.child.poll() is not None
 
     def wait_for_output(self, pattern):
         """Waits until the output matches a compiled pattern. Returns the first group of the match."""
 
         def find():
-            match = pattern.search(self.text())
-            if not match and self.has_ended():
-                raise Failure(f"{self.name} has ended:\n{self.text()}")
+            match = pattern.search(self.read_output())
+            if not match and self.has_exited():
+                raise Failure(f"{self.name} exited:\n{self.read_output()}")
             return match
 
-        return wait_until(f"{self.name} must print {pattern.pattern}", find).group(1)
+        return wait_until(f"the output {pattern.pattern} of {self.name}", find).group(1)
 
     def kill(self):
         """Sends SIGKILL and waits for the end."""
@@ -91,12 +91,12 @@ class Process:
             return self.child.wait(END_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise Failure(f"{self.name} did not end within {END_TIMEOUT_SECONDS} seconds") from None
+            raise Failure(f"{self.name} did not exit within {END_TIMEOUT_SECONDS} seconds") from None
 
 
 class Processes:
     """A temporary directory and the programs that were started in it. Leaving the context kills the programs that still
-    run and removes the directory. SIGTERM and SIGHUP leave the context as well."""
+    run and removes the directory. SIGTERM and SIGHUP end this program through the same cleanup."""
 
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -108,7 +108,7 @@ class Processes:
 
     def __exit__(self, *_):
         for process in reversed(self._started):
-            if not process.has_ended():
+            if not process.has_exited():
                 process.kill()
         self._directory.cleanup()
 
@@ -116,8 +116,8 @@ class Processes:
         return os.path.join(self.directory, *names)
 
     def start(self, name, arguments, environment=None, pass_fds=()):
-        """Starts a program with these variables in addition to the path. Returns the process."""
-        # Debian keeps HAProxy out of the path of users.
+        """Starts a program with the variables `environment` in addition to `PATH`. Returns the process."""
+        # Debian installs HAProxy in a directory that is not in the `PATH` of users.
         path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin"])
         environment = {"PATH": path, **(environment or {})}
         output = self.path(f"{name}-{len(self._started)}.log")
@@ -130,16 +130,16 @@ class Processes:
         for _ in range(MAX_START_ATTEMPTS):
             port = random.choice(PORTS)
             process = start(port)
-            wait_until(f"{process.name} must be ready", lambda: is_ready(process, port) or process.has_ended())
-            if not process.has_ended():
+            wait_until(f"the readiness of {process.name}", lambda: is_ready(process, port) or process.has_exited())
+            if not process.has_exited():
                 return process, port
-            if "in use" not in process.text():
-                raise Failure(f"{process.name} has ended:\n{process.text()}")
-        raise Failure(f"{process.name} has found no free port in {MAX_START_ATTEMPTS} attempts")
+            if "in use" not in process.read_output():
+                raise Failure(f"{process.name} exited:\n{process.read_output()}")
+        raise Failure(f"{process.name} found no free port in {MAX_START_ATTEMPTS} attempts")
 
 
 def redis_answers(family, address):
-    """Returns whether a Redis at this address executes commands."""
+    """Returns whether a Redis server at `address` executes commands."""
     try:
         with socket.socket(family) as connection:
             connection.settimeout(1)

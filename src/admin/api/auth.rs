@@ -34,11 +34,11 @@ impl AuthFailureTable {
 pub(in crate::admin) enum AdminTokenCheck {
     /// The token is the admin token.
     Accepted,
-    /// The request has no token.
+    /// The request contains no token.
     Absent,
-    /// The token is that of a client.
+    /// The token is a client token.
     ClientToken,
-    /// The token is neither the admin token nor that of a client.
+    /// The token is neither the admin token nor a client token.
     Wrong,
     /// The token was not compared, because the address has sent too many wrong ones. Tokens are compared again
     /// after this time.

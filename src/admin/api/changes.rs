@@ -1,4 +1,4 @@
-//! Parses changes from the bodies of requests, sends them to the task that makes them, and responds with the result.
+//! Parses changes from request bodies, submits them to the controller, and responds with the result.
 
 use std::net::IpAddr;
 
@@ -19,13 +19,13 @@ use crate::policy::units::UnixMs;
 use crate::pool::Pool;
 use crate::secret::ApiKey;
 
-/// Returns the origin of the changes of a client of the API.
-pub(super) fn origin(peer: Option<IpAddr>) -> ChangeOrigin {
+/// Returns the origin of a change that an API client requests.
+pub(super) fn change_origin(peer: Option<IpAddr>) -> ChangeOrigin {
     ChangeOrigin { actor: Actor::AdminToken, address: peer }
 }
 
 /// Parses the change that a request describes.
-pub(super) fn parse(
+pub(super) fn parse_change(
     resource: Resource<'_>,
     method: &Method,
     members: JsonMembers,
@@ -33,10 +33,10 @@ pub(super) fn parse(
     now: UnixMs,
 ) -> Result<Change, ApiError> {
     match resource {
-        Resource::Keys => add_key(&members),
+        Resource::Keys => parse_new_key(&members),
         Resource::Key(id) => {
             members.check(&[])?;
-            Ok(Change::RemoveKey { key: find_key_id(pool, id)? })
+            Ok(Change::RemoveKey { key: check_key_id(pool, id)? })
         }
         Resource::KeyAction(id, KeyAction::Pause) => {
             members.check(&["until", "reason"])?;
@@ -45,11 +45,11 @@ pub(super) fn parse(
                 check_reason(reason)?;
             }
             let until = members.future_time("until", now)?;
-            Ok(Change::PauseKey { key: find_key_id(pool, id)?, until, reason })
+            Ok(Change::PauseKey { key: check_key_id(pool, id)?, until, reason })
         }
         Resource::KeyAction(id, KeyAction::Resume) => {
             members.check(&[])?;
-            Ok(Change::ResumeKey { key: find_key_id(pool, id)? })
+            Ok(Change::ResumeKey { key: check_key_id(pool, id)? })
         }
         Resource::Clients => {
             members.check(&[&["name", "expires", "expires_at"], RULE_NAMES.as_slice()].concat())?;
@@ -68,7 +68,8 @@ pub(super) fn parse(
                 None => members.is_null("expires_at").then_some(TokenExpiry::Never),
             };
             if rules == ClientRules::default() && expiry.is_none() {
-                let message = format!("The body changes nothing. It may have: {}.", known_members.join(", "));
+                let message =
+                    format!("The body changes nothing. It may contain: {}.", known_members.join(", "));
                 return Err(ApiError::bad_request("missing_member", message));
             }
             Ok(Change::SetClient { name: name.to_owned(), rules, expiry })
@@ -101,11 +102,11 @@ pub(super) fn parse(
     }
 }
 
-fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
+fn parse_new_key(members: &JsonMembers) -> Result<Change, ApiError> {
     members.check(&["name", "key", "workspace", "base_url", "weight"])?;
     let key = ApiKey::new(members.required_string("key")?.trim()).map_err(|_| {
-        let message = "The member `key` is not an API key: it contains a space, a control character or a \
-                       character outside ASCII.";
+        let message = "The member `key` is not an API key: it is empty, or it contains a space, a control \
+                       character or a character outside ASCII.";
         ApiError::bad_request("malformed_key", message)
     })?;
     Ok(Change::AddKey(NewKey {
@@ -119,10 +120,10 @@ fn add_key(members: &JsonMembers) -> Result<Change, ApiError> {
 
 /// Returns the time at which a new token expires: after the duration `expires`, or at `expires_at`.
 fn token_expiry(members: &JsonMembers, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
-    let end = members.future_time("expires_at", now)?;
+    let expires_at = members.future_time("expires_at", now)?;
     match members.duration("expires")? {
-        None => Ok(end),
-        Some(_) if end.is_some() => {
+        None => Ok(expires_at),
+        Some(_) if expires_at.is_some() => {
             let message = "The members `expires` and `expires_at` exclude each other.";
             Err(ApiError::bad_request("invalid_member", message))
         }
@@ -159,15 +160,16 @@ fn check_reason(reason: &str) -> Result<(), ApiError> {
     Err(ApiError::bad_request("invalid_member", message))
 }
 
-/// Returns the id of a key of the pool.
-fn find_key_id(pool: &Pool, id: &str) -> Result<String, ApiError> {
+/// Returns `id` if a key of the pool has this id, and an error otherwise.
+fn check_key_id(pool: &Pool, id: &str) -> Result<String, ApiError> {
     let is_known = pool.roster().keys().iter().any(|key| documents::key_id(key) == id);
     if is_known { Ok(id.to_owned()) } else { Err(ApiError::key_not_found()) }
 }
 
 impl Admin {
-    /// Makes a change, and responds with the generation and with the key or the new token.
-    pub(super) async fn change(
+    /// Applies a change. The response contains the generation, the warnings, and, if the change has them, the
+    /// key id, the client name and the new token.
+    pub(super) async fn apply_change(
         &self,
         change: Change,
         expected_generation: Option<u64>,
@@ -184,7 +186,7 @@ impl Admin {
             | Change::ResumeKey { .. }
             | Change::Reload => (StatusCode::OK, None),
         };
-        let receipt = self.make(change, expected_generation, origin).await?;
+        let receipt = self.submit_change(change, expected_generation, origin).await?;
         let mut document = json!({"generation": receipt.generation, "warnings": receipt.warnings});
         if let Some(members) = document.as_object_mut() {
             members.extend(receipt.key_id.map(|id| ("key_id".to_owned(), json!(id))));
@@ -195,8 +197,8 @@ impl Admin {
         Ok(ApiResponse { generation: Some(receipt.generation), ..ApiResponse::new(status, &document) })
     }
 
-    /// Sends a change to the task that makes changes.
-    pub(super) async fn make(
+    /// Submits a change to the controller. Returns the receipt of the applied change.
+    pub(super) async fn submit_change(
         &self,
         change: Change,
         expected_generation: Option<u64>,

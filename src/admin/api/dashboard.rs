@@ -1,5 +1,5 @@
-//! What the dashboard reads and changes: the documents of the API as types, and its changes without HTTP, so that a
-//! form and a request of the API have the same checks.
+//! Gives the dashboard the documents of the API as types, and applies its changes without HTTP, so that a
+//! form and an API request pass the same checks.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,16 +8,18 @@ use http::{HeaderMap, Method, Response, StatusCode, Uri};
 use serde_json::{Map, Value};
 
 use super::documents::{
-    CheckDocument, ClientDocument, KeyDocument, OverviewDocument, client_document, clients_by_name,
-    key_document, overview_document,
+    CheckDocument, ClientDocument, KeyDocument, OverviewDocument, client_document, key_document,
+    overview_document, sorted_clients,
 };
 use super::error::ApiError;
+use super::events::WantedKeys;
 use super::json_members::JsonMembers;
 use super::router::Resource;
-use super::{ApiBody, BodyKind, PREFIX, changes};
+use super::{API_PREFIX, ApiBody, BodyKind, changes};
 use crate::admin::Admin;
 use crate::admin::control::{Actor, ChangeOrigin, ChangeReceipt};
 use crate::policy::units::UnixMs;
+use crate::tasks;
 use crate::telemetry::EventSelection;
 
 /// The reason that an action of an operator failed, in a sentence for the operator.
@@ -33,8 +35,14 @@ impl From<ApiError> for ActionError {
     }
 }
 
+/// Runs work that takes milliseconds on a blocking thread, so that the worker serves requests meanwhile. Returns `None` if
+/// the program ends.
+pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tasks::spawn_blocking(work).await.ok()
+}
+
 impl Admin {
-    /// Returns the state of the program, and the keys in the order of the pool, both by one snapshot.
+    /// Returns the state of the server, and the keys in the order of the pool, both by one snapshot.
     pub(crate) fn overview_and_keys(&self, now: UnixMs) -> (OverviewDocument, Vec<KeyDocument>) {
         let snapshots = self.pool.snapshot(now);
         let keys = snapshots.iter().map(|snapshot| key_document(&self.pool, snapshot, now)).collect();
@@ -50,12 +58,12 @@ impl Admin {
     pub(crate) fn clients(&self, now: UnixMs) -> Vec<ClientDocument> {
         let config = self.config.load();
         let document = |configured: &crate::policy::client::ConfiguredClient| {
-            client_document(configured, &config.client_usage.used(&configured.client.name, now), now)
+            client_document(configured, &config.client_usage.totals(&configured.client.name, now), now)
         };
-        clients_by_name(&config.clients).into_iter().map(document).collect()
+        sorted_clients(&config.clients).into_iter().map(document).collect()
     }
 
-    /// Makes the change that a request with this method, path below the API and members would make.
+    /// Applies the change that an API request with `method`, `path` and `members` would apply.
     pub(crate) async fn perform(
         &self,
         method: &Method,
@@ -64,26 +72,33 @@ impl Admin {
         peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Result<ChangeReceipt, ActionError> {
-        let path = format!("{PREFIX}{path}");
+        let path = format!("{API_PREFIX}{path}");
         let resource = Resource::parse(&path).ok_or_else(ApiError::unknown_path)?;
-        let change = changes::parse(resource, method, JsonMembers::new(members), &self.pool, now)?;
+        let change = changes::parse_change(resource, method, JsonMembers::new(members), &self.pool, now)?;
         let origin = ChangeOrigin { actor: Actor::Dashboard, address: peer };
-        Ok(self.make(change, None, origin).await?)
+        Ok(self.submit_change(change, None, origin).await?)
     }
 
-    /// Checks the key with this id at the provider.
+    /// Checks the key with the given `id` at the provider.
     pub(crate) async fn check_pool_key(&self, id: &str, now: UnixMs) -> Result<CheckDocument, ActionError> {
         Ok(self.check_key(id, now).await?)
     }
 
-    /// Opens a stream of these events, or returns the refusal. The stream ends with the session that has this token.
-    pub(crate) fn dashboard_events(
+    /// Opens a stream of the selected events, or returns the refusal. The stream ends with the session that `token`
+    /// identifies.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future opens no stream.
+    pub(crate) async fn dashboard_events(
         &self,
         headers: &HeaderMap,
         token: &str,
         selection: EventSelection,
+        keys: WantedKeys,
     ) -> Result<Response<ApiBody>, ActionError> {
-        let stream = self.event_stream(headers, selection)?.while_open(self.sessions.watch(token));
+        let stream = self.event_stream(headers, selection, keys).await?;
+        let stream = stream.while_open(self.sessions.watch(token));
         let mut response = Response::new(ApiBody(BodyKind::Events(Some(Box::new(stream)))));
         super::set_event_headers(response.headers_mut());
         Ok(response)
@@ -99,7 +114,7 @@ impl Admin {
         self.record_auth_failure(peer, now, "A wrong or expired code of the dashboard was refused");
     }
 
-    /// Returns the maximum time in which a form must arrive.
+    /// Returns the timeout for receiving a form.
     pub(crate) fn form_timeout(&self) -> Duration {
         self.request_body_timeout()
     }

@@ -1,8 +1,8 @@
 //! Serves the admin API below `/api/keychoir/v1/`, with which operators read and change the state as JSON.
 //! `docs/openapi.json` describes the API, and a test compares both.
 //!
-//! Reads take their data from the running program and from the usage database. Changes go to one task through
-//! [`ControlSender`](super::control::ControlSender). Every response has the `ETag` of the current generation.
+//! Reads take their data from the running server and from the usage database. Changes go to one task through
+//! [`ControlSender`](super::control::ControlSender). Every response contains the `ETag` of the current generation.
 
 mod auth;
 mod changes;
@@ -38,7 +38,7 @@ use crate::proxy::AttemptRecord;
 use crate::telemetry::EventSelection;
 pub use auth::AuthFailureTable;
 pub(in crate::admin) use auth::{AdminTokenCheck, too_many_failures};
-pub(crate) use dashboard::ActionError;
+pub(crate) use dashboard::{ActionError, run_blocking};
 pub use documents::describe_refusal;
 pub(crate) use documents::{CheckDocument, ClientDocument, KeyDocument, OverviewDocument, QuotaDocument};
 use documents::{
@@ -53,7 +53,7 @@ pub(crate) use request::{BodyError, contains_tag, read_body};
 use router::{KeyAction, Resource};
 
 /// The prefix of all paths of the API.
-const PREFIX: &str = "/api/keychoir/v1/";
+const API_PREFIX: &str = "/api/keychoir/v1/";
 
 /// The body of a response of the API.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ fn set_event_headers(headers: &mut HeaderMap) {
 }
 
 impl ApiBody {
-    /// Returns a body with this content.
+    /// Returns a body with the given `content`.
     pub(crate) fn document(content: impl Into<Bytes>) -> Self {
         Self(BodyKind::Document(content.into()))
     }
@@ -172,7 +172,7 @@ impl Admin {
     /// Returns whether a path belongs to the admin API.
     #[must_use]
     pub fn is_api_path(path: &str) -> bool {
-        path.starts_with(PREFIX) || path == PREFIX.trim_end_matches('/')
+        path.starts_with(API_PREFIX) || path == API_PREFIX.trim_end_matches('/')
     }
 
     /// Returns whether clients use this path of the API.
@@ -258,7 +258,7 @@ impl Admin {
             return self.read(resource, query, &head, generation, clock::now()).await;
         }
         query.check(&[])?;
-        let origin = changes::origin(peer);
+        let origin = changes::change_origin(peer);
         let members = request::read_members(&head, body, self.request_body_timeout()).await?;
         let now = clock::now();
         if let Resource::KeyAction(id, KeyAction::Check) = resource {
@@ -269,9 +269,9 @@ impl Admin {
             members.check(&[])?;
             return self.create_dashboard_code(now);
         }
-        let change = changes::parse(resource, &head.method, members, &self.pool, now)?;
+        let change = changes::parse_change(resource, &head.method, members, &self.pool, now)?;
         let expected = request::expected_generation(&head.headers, generation)?;
-        self.change(change, expected, origin).await
+        self.apply_change(change, expected, origin).await
     }
 
     async fn read(
@@ -308,7 +308,7 @@ impl Admin {
                 let configured = configured.ok_or_else(ApiError::client_not_found)?;
                 Ok(ApiResponse::ok(&client_document(
                     configured,
-                    &config.client_usage.used(&configured.client.name, now),
+                    &config.client_usage.totals(&configured.client.name, now),
                     now,
                 )))
             }
@@ -327,9 +327,11 @@ impl Admin {
             }
             Resource::Events => {
                 // The stream of a HEAD request would never be read.
-                let is_read = head.method == Method::GET;
-                let stream =
-                    is_read.then(|| self.event_stream(&head.headers, EventSelection::All)).transpose()?;
+                let stream = if head.method == Method::GET {
+                    Some(self.event_stream(&head.headers, EventSelection::All, None).await?)
+                } else {
+                    None
+                };
                 Ok(ApiResponse::events(stream))
             }
             Resource::Me
@@ -340,8 +342,8 @@ impl Admin {
         }
     }
 
-    /// Returns the usage and the limits of the client that sent the request, even when the limits are used up. If the
-    /// request names an end user, the document also contains those of the user.
+    /// Returns the usage and the limits of the client that sent the request, even when the limits are exhausted. If the
+    /// request names an end user, the document also contains the user's usage and limits.
     async fn me(&self, head: &Parts, now: UnixMs) -> Result<ApiResponse, ApiError> {
         let query = head.uri.query();
         Query::parse(query).check(&["xi-api-key", "xi_api_key", "authorization", USER_HEADER.as_str()])?;
@@ -352,14 +354,14 @@ impl Admin {
             None => None,
             Some(user) => {
                 let max_cached_users = config.limits.max_cached_users;
-                let totals = config.client_usage.used_by_user(&caller, user, max_cached_users, now).await?;
+                let totals = config.client_usage.user_totals(&caller, user, max_cached_users, now).await?;
                 Some((user, totals))
             }
         };
-        Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.used(&caller.name, now), user, now)))
+        Ok(ApiResponse::ok(&own_document(&caller, &config.client_usage.totals(&caller.name, now), user, now)))
     }
 
-    /// Checks the key with this id at the provider.
+    /// Checks the key with the given `id` at the provider.
     async fn check_key(&self, id: &str, now: UnixMs) -> Result<CheckDocument, ApiError> {
         let snapshot = self.find_key(id, now)?;
         let result = self.key_checker.check(&snapshot.key).await;
@@ -374,7 +376,7 @@ impl Admin {
         Ok(ApiResponse::new(StatusCode::CREATED, &document))
     }
 
-    /// Returns the key with this id, the first digits of its fingerprint.
+    /// Returns the key with the given `id`, the first digits of its fingerprint.
     fn find_key(&self, id: &str, now: UnixMs) -> Result<KeySnapshot, ApiError> {
         let mut matching_keys = self.pool.snapshot_of(now, |key| documents::key_id(key) == id);
         matching_keys.pop().ok_or_else(ApiError::key_not_found)

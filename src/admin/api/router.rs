@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::PREFIX;
+use super::API_PREFIX;
 use super::error::ApiError;
 
 /// A resource, by its path.
@@ -44,7 +44,7 @@ const ACT: &[Method] = &[Method::POST];
 impl<'p> Resource<'p> {
     /// Parses a path. Returns `None` if it is unknown.
     pub(super) fn parse(path: &'p str) -> Option<Self> {
-        let segments: Vec<&str> = path.strip_prefix(PREFIX)?.split('/').collect();
+        let segments: Vec<&str> = path.strip_prefix(API_PREFIX)?.split('/').collect();
         Some(match *segments.as_slice() {
             ["overview"] => Self::Overview,
             ["keys"] => Self::Keys,

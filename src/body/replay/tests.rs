@@ -52,7 +52,7 @@ fn scripted_body(chunks: &[&str]) -> ScriptedBody {
     }
 }
 
-/// Returns a budget with these limits for one body in memory and on disk.
+/// Returns a budget with the given limits for one body in memory and on disk.
 fn budget(max_body_memory: u64, max_body_disk: u64) -> BufferBudget {
     BufferBudget::new(&BufferLimits {
         max_body_memory,
@@ -263,7 +263,7 @@ fn a_released_body_is_discarded_once_it_is_sent() {
     assert_eq!((upload.polled_bytes(), replay.replayable_body()), (4, ReplayableBody::Unavailable));
 }
 
-/// Returns a body of these chunks. `None` makes the body pending once.
+/// Returns a body of `chunks`. `None` makes the body pending once.
 fn scripted_body_with_pauses(chunks: &[Option<Vec<u8>>]) -> ScriptedBody {
     let steps = chunks.iter().cloned().map(|chunk| chunk.map(|data| Ok(Frame::data(Bytes::from(data)))));
     ScriptedBody { steps: steps.collect(), length: None }
@@ -343,7 +343,7 @@ async fn check_loss(change: impl Fn(&mut BufferLimits), expected: ReplayLoss) {
     assert_eq!(
         read_all(replay.start_attempt()).await,
         format!("ab{large_chunk}{large_chunk}ef"),
-        "the body was not sent completely"
+        "the body must be sent completely"
     );
     assert_eq!((replay.replayable_body(), replay.loss()), (ReplayableBody::Unavailable, Some(expected)));
     assert_eq!((budget.memory_bytes(), budget.disk_bytes()), (0, 0));

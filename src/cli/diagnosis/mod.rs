@@ -112,7 +112,7 @@ pub(super) fn to_json(findings: &[Finding]) -> Value {
     json!({"status": worst(findings), "findings": findings})
 }
 
-/// Describes the consequences of several keys of free plans.
+/// Describes the consequences of several keys on free plans.
 pub(super) fn free_plans_message(count: usize) -> String {
     format!(
         "{count} keys are of free plans: ElevenLabs' terms discourage many free accounts, and its abuse detection \

@@ -15,16 +15,15 @@ use crate::config::Config;
 use crate::policy::units::UnixMs;
 use crate::telemetry::key_name;
 
-/// Maximum difference from the provider's clock without a warning. The `Date` header has whole seconds, and the response
-/// takes some more time.
+/// Maximum difference from the provider's clock without a warning. The `Date` header has whole seconds, and the
+/// response takes some more time.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(10);
 
 /// The name of the plan without a subscription, as the provider reports it.
 const FREE_PLAN: &str = "free";
 
-/// Examines the network with the settings of `config`. Everything is examined at the same time, and each request
-/// has a timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or those of `supabase`
-/// and `redis`.
+/// Examines the network with the settings of `config`. Everything is examined at the same time, and each request has a
+/// timeout: `upstream.connect_timeout`, `quota_polling.timeout`, or the timeouts of `supabase` and `redis`.
 pub(in crate::cli) async fn examine_online(config: &Config) -> Vec<Finding> {
     let check = AppConfig::from_config(config.clone())
         .map_err(|error| error.to_string())
@@ -102,7 +101,7 @@ fn describe_route(route: &RouteCheck) -> Vec<Finding> {
     findings
 }
 
-/// Compares the clock with that of the first host that reports its time.
+/// Compares the clock of this machine with the clock of the first host that reports its time.
 fn describe_clock(routes: &[RouteCheck]) -> Option<Finding> {
     let reported_time =
         routes.iter().find_map(|route| Some((route.probe.as_ref().ok()?.date?, route.responded_at)));
@@ -177,7 +176,7 @@ fn describe_key(checked: &CheckedKey) -> Finding {
     }
 }
 
-/// Warns if several keys are of free plans.
+/// Warns if several keys belong to free plans.
 fn describe_free_plans(keys: &[CheckedKey]) -> Option<Finding> {
     let is_free = |checked: &&CheckedKey| match &checked.result {
         Ok(KeyCheck { outcome: CheckOutcome::Valid { plan, .. }, .. }) => plan.as_deref() == Some(FREE_PLAN),
@@ -198,7 +197,7 @@ fn describe_tables(url: &str, tables: &[TableCheck]) -> Vec<Finding> {
     tables.iter().map(describe).collect()
 }
 
-/// Describes the Redis of `settings`, and the ACL permissions that Keychoir's Redis user needs.
+/// Describes the Redis server in `settings`, and the ACL permissions that Keychoir's Redis user needs.
 fn describe_redis(settings: &LinkSettings, result: &Result<RedisProbe, RedisProbeError>) -> Vec<Finding> {
     let acl = acl_setuser_command(settings);
     let probe = match result {

@@ -1,10 +1,11 @@
-//! Examines whether a Keychoir runs with this configuration, and compares its version with that of this program.
+//! Checks whether a Keychoir server runs with this configuration, and compares its version with the version of this
+//! command.
 
 use super::Finding;
 use crate::cli::server::{ServerAddress, ServerRequestError, StatusClient};
 use crate::config::Config;
 
-/// Requests the readiness of the Keychoir at `address`, and its version with the admin token if there is one.
+/// Requests the readiness of the server at `address`, and its version with the admin token if there is one.
 pub(in crate::cli) async fn examine_server(
     config: &Config,
     address: Result<ServerAddress, ServerRequestError>,
@@ -19,7 +20,7 @@ pub(in crate::cli) async fn examine_server(
     let address = client.address_text();
     match client.readiness().await {
         Ok(status) => {
-            vec![describe_readiness(&address, &status), version(&client, &address, admin_token).await]
+            vec![describe_readiness(&address, &status), compare_version(&client, &address, admin_token).await]
         }
         Err(error) => vec![Finding::warning("server", error)],
     }
@@ -34,8 +35,8 @@ fn describe_readiness(address: &str, status: &str) -> Finding {
     }
 }
 
-/// Compares the version of the server with that of this program.
-async fn version(client: &StatusClient, address: &str, admin_token: Option<&str>) -> Finding {
+/// Compares the version of the server with the version of this command.
+async fn compare_version(client: &StatusClient, address: &str, admin_token: Option<&str>) -> Finding {
     const THIS: &str = env!("CARGO_PKG_VERSION");
     match client.version(admin_token).await {
         Some(version) if version == THIS => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use super::{StatusDocuments, fetch};
+use super::{StatusDocuments, fetch_documents};
 use crate::cli::color::{Palette, Tone};
 use crate::cli::control::parse_duration;
 use crate::cli::server::{ServerRequestError, StatusClient};
@@ -17,7 +17,7 @@ use crate::platform::terminal_size;
 use crate::policy::quantity::duration::DisplayDuration;
 use crate::policy::units::UnixMs;
 
-/// Minimum interval. Each redraw sends three requests, so a shorter one would only load the server.
+/// Minimum interval. Each redraw sends three requests, so a shorter interval would only load the server.
 const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Parses the interval of the option.
@@ -49,7 +49,7 @@ pub(super) async fn run(
     loop {
         let fetch_at_tick = async {
             ticks.tick().await;
-            fetch(&client).await
+            fetch_documents(&client).await
         };
         let result = tokio::select! {
             result = fetch_at_tick => result,
@@ -62,7 +62,7 @@ pub(super) async fn run(
             }
             Err(error) => Some(error),
         };
-        if draw(&format_frame(last.as_ref(), error.as_ref(), interval, palette)).is_err() {
+        if draw_frame(&format_frame(last.as_ref(), error.as_ref(), interval, palette)).is_err() {
             // The standard output is closed.
             return Ok(());
         }
@@ -95,7 +95,7 @@ fn format_frame(
 }
 
 /// Replaces the previous frame on a terminal. In another output, each frame follows the previous one.
-fn draw(frame: &str) -> io::Result<()> {
+fn draw_frame(frame: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     if !stdout.is_terminal() {
         writeln!(stdout, "{frame}\n")?;
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_says_when_the_server_responded_last() {
+    fn a_frame_shows_the_time_of_the_last_response() {
         let second = Duration::from_secs(1);
         let last = LastResponse { at: UnixMs(1_764_446_465_000), text: "TABLE".to_owned() };
         let error = ServerRequestError::NoFixedPort;

@@ -71,8 +71,8 @@ pub(super) fn format_reasons(keys: &[ExplainedKey]) -> String {
     text
 }
 
-/// Formats all details of the key with this number, name or short form. Returns an error message if the key
-/// is unknown.
+/// Formats all details of the key whose number, name or short form is `requested_key`. Returns an error message if the
+/// key is unknown.
 pub(super) fn explain(keys: &[ExplainedKey], requested_key: &str) -> Result<String, String> {
     let is_requested_key = |(index, key): &(usize, &ExplainedKey)| {
         requested_key.parse() == Ok(index + 1)

@@ -13,14 +13,14 @@ use super::{ManagedKey, Overlay};
 use crate::private_file;
 use crate::secret::ApiKey;
 
-/// The directory of key files in the state directory. Only Keychoir writes files there, because it deletes those that
-/// the overlay does not name.
+/// The directory of key files in the state directory. Only Keychoir writes files there, because it deletes the files
+/// that the overlay does not name.
 pub const KEYS_DIRECTORY: &str = "managed_keys";
 
 const OVERLAY_FILE: &str = "managed.toml";
 const LOCK_FILE: &str = "managed.lock";
 const ADMIN_TOKEN_FILE: &str = "admin_token";
-/// The file of the sessions of the dashboard.
+/// The file of the dashboard sessions.
 const SESSIONS_FILE: &str = "dashboard_sessions.json";
 
 /// The error of an operation on a file of the state directory.
@@ -51,7 +51,7 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Creates the state directory at this path, which need not exist yet.
+    /// Creates the state directory at the given `path`, which need not exist yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         // The path of a database without a directory, such as `keychoir.db`.
@@ -77,13 +77,13 @@ impl StateDirectory {
         self.path.join(ADMIN_TOKEN_FILE)
     }
 
-    /// Returns the path of the sessions of the dashboard.
+    /// Returns the path of the dashboard sessions.
     #[must_use]
     pub fn sessions_path(&self) -> PathBuf {
         self.path.join(SESSIONS_FILE)
     }
 
-    /// Returns the path of the key with this name.
+    /// Returns the path of the key file for the key `name`.
     #[must_use]
     pub fn key_path(&self, name: &str) -> PathBuf {
         self.path.join(KEYS_DIRECTORY).join(name)
@@ -138,7 +138,7 @@ impl StateLock<'_> {
         Overlay::parse(&text).map_err(|message| FileError { path, source: io::Error::other(message) })
     }
 
-    /// Replaces the overlay by `text`.
+    /// Replaces the overlay with `text`.
     ///
     /// # Errors
     ///
@@ -147,7 +147,7 @@ impl StateLock<'_> {
         replace_file(self.directory.overlay_path(), text)
     }
 
-    /// Writes the file of a key.
+    /// Writes a key file.
     ///
     /// # Errors
     ///

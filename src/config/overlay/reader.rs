@@ -1,5 +1,5 @@
 //! Reads the overlay into the configuration: appends its keys, applies its clients by name, and collects the
-//! paused keys. Mistakes are reported like those of the operator's file.
+//! paused keys. Mistakes are reported like mistakes in the operator's file.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ fn applied_entries<'e, 'a>(
     applied_entries
 }
 
-/// The fields of a `[[clients]]` entry in addition to its rules.
+/// The fields of a `[[clients]]` entry in addition to the rules.
 const CLIENT_FIELDS: [&str; 9] = [
     "name",
     "token_sha256",
@@ -92,7 +92,7 @@ const CLIENT_FIELDS: [&str; 9] = [
 struct ClientEntry<'a> {
     name: &'a str,
     span: SourceSpan,
-    /// The rules, if the entry has one.
+    /// The rules, if the entry contains any.
     rules: Option<Rules>,
     token: Option<TokenFingerprint>,
     expires_at: Option<UnixMs>,
@@ -155,7 +155,7 @@ impl<'a> ClientEntry<'a> {
         if let Some(token) = self.token {
             (client.token, client.previous_token) = (token, self.previous_token);
         }
-        // Without a token in the entry, the token is that of the configuration file, where tokens do not expire.
+        // Without a token in the entry, the token is from the configuration file, where tokens do not expire.
         client.expires_at = self.expires_at;
     }
 
@@ -172,7 +172,7 @@ impl<'a> ClientEntry<'a> {
     }
 }
 
-/// Applies the client entries: adds new clients, changes those of the configuration file, and removes revoked ones.
+/// Applies the client entries: adds new clients, changes clients of the configuration file, and removes revoked ones.
 pub(in crate::config) fn apply_clients(
     clients: &mut Vec<ClientConfig>,
     entries: &[TableEntry<'_>],

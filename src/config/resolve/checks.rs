@@ -46,8 +46,8 @@ impl ConfigDraft {
         self.report.problems.push(self.find_span(&["server.listen"]).problem(error));
     }
 
-    /// Rejects an address for operators that is one for clients, and one that other machines can reach if there is no
-    /// admin token. Without a configured token, the first startup generates one in the state directory.
+    /// Rejects an address for operators that is also an address for clients, or that other machines can reach if there
+    /// is no admin token. Without a configured token, the first startup generates one in the state directory.
     pub(super) fn check_admin_listen(&mut self) {
         let Config { server, admin, admin_token, .. } = &self.config;
         let Some(address) = admin.listen.address() else { return };
@@ -146,7 +146,7 @@ impl ConfigDraft {
         }
     }
 
-    /// Rejects provider URLs and forward proxies whose host and port are a listener of this program. Host
+    /// Rejects provider URLs and forward proxies whose host and port are a listener of Keychoir. Host
     /// names are not looked up.
     pub(super) fn check_loop(&mut self) {
         let key_urls = self.config.keys.iter().filter_map(|key| key.base_url.as_ref());

@@ -31,8 +31,8 @@ fn check(path: &str, raw: RawValue<'_>, expected: &str) {
 #[test]
 fn each_path_is_unique_and_has_one_section() {
     for (index, setting) in SETTINGS.iter().enumerate() {
-        let parts = if setting.is_nested() { 3 } else { 2 };
-        assert_eq!(setting.path.split('.').count(), parts, "{}", setting.path);
+        let part_count = if setting.is_nested() { 3 } else { 2 };
+        assert_eq!(setting.path.split('.').count(), part_count, "{}", setting.path);
         assert!(SETTINGS[..index].iter().all(|other| other.path != setting.path), "{}", setting.path);
     }
 }

@@ -8,10 +8,10 @@ use crate::config::old_names::{CLIENT_FIELDS, OldUnit, SECTIONS, SETTINGS};
 use crate::config::value::{self, RawValue};
 use crate::config::{Config, setting};
 
-/// Returns the default of a setting in the new notation, and in that of its old name.
+/// Returns the default of a setting in the new notation, and in the notation of its old name.
 fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) {
-    let new = setting::find(path).unwrap().format_value(&mut Config::default());
-    let trimmed = new.trim_matches('"');
+    let new_value = setting::find(path).unwrap().format_value(&mut Config::default());
+    let trimmed = new_value.trim_matches('"');
     let milliseconds = |text| value::parse_duration(RawValue::Text(text)).unwrap().as_millis();
     let old_value = match old_unit {
         OldUnit::Milliseconds => milliseconds(trimmed).to_string(),
@@ -22,10 +22,10 @@ fn default_in_both_notations(path: &str, old_unit: OldUnit) -> (String, String) 
                 value::parse_duration(RawValue::Text(trimmed)).is_err()
                     && value::parse_size(RawValue::Text(trimmed)).is_err()
             );
-            new.clone()
+            new_value.clone()
         }
     };
-    (new, old_value)
+    (new_value, old_value)
 }
 
 #[test]

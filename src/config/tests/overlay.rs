@@ -96,7 +96,7 @@ fn the_overlay_changes_clients_of_the_file_by_their_names() {
     assert_eq!(app.token, TokenFingerprint::new("app-2"));
     assert_eq!(app.expires_at, Some(UnixMs(1_800_000_000_000)));
     assert_eq!(app.previous_token, Some((TokenFingerprint::new("app-1"), UnixMs(1_800_003_600_000))));
-    assert!(app.rules.quota.is_some(), "an entry without rules keeps those of the file");
+    assert!(app.rules.quota.is_some(), "an entry without rules must keep the rules of the file");
     let web = &config.clients[1];
     assert_eq!((web.token, web.rules.max_concurrent), (TokenFingerprint::new("web-1"), Some(2)));
 }
@@ -204,7 +204,7 @@ fn mistakes_in_the_address_for_operators_are_reported() {
     assert!(problem("unix:k").contains("no absolute path"), "{}", problem("unix:k"));
     // Without a state directory, no admin token is generated.
     let mut exposed = FakeMachine::with_key().toml("[admin]\nlisten = \"0.0.0.0:9\"\n");
-    assert!(exposed.resolve().is_ok(), "the first start generates a token");
+    assert!(exposed.resolve().is_ok(), "the first start must generate a token");
     exposed.is_ephemeral = true;
     let error = exposed.resolve().unwrap_err().to_string();
     assert!(error.contains("0.0.0.0:9 is open to other machines, and there is no admin token"), "{error}");

@@ -94,7 +94,7 @@ impl ClientEditor<'_> {
         Ok(EditSummary::for_client("client_changed", name, detail))
     }
 
-    /// Replaces the token of a client. The previous token stays valid for `grace`.
+    /// Replaces a client token. The previous token stays valid for `grace`.
     pub(super) fn rotate(
         self,
         name: &str,
@@ -114,13 +114,13 @@ impl ClientEditor<'_> {
         let grace_end = now.plus(grace);
         // The grace period does not prolong the validity of the previous token.
         let previous_end = client.expires_at.map_or(grace_end, |end| end.min(grace_end));
-        let previous = (previous_end > now).then_some(client.token);
+        let previous_token = (previous_end > now).then_some(client.token);
         let entry = client_entry(client, overlay);
         entry.replaced_token_sha256.get_or_insert_with(|| client.token.to_string());
         entry.token_sha256 = Some(TokenFingerprint::new(&token).to_string());
         entry.expires_at = expires_at;
-        entry.previous_token_sha256 = previous.map(|previous| previous.to_string());
-        entry.previous_token_expires_at = previous.map(|_| previous_end);
+        entry.previous_token_sha256 = previous_token.map(|previous_token| previous_token.to_string());
+        entry.previous_token_expires_at = previous_token.map(|_| previous_end);
         let detail = json!({
             "grace": DisplayDuration(grace).to_string(),
             "expires_at": expires_at.map(UnixMs::rfc3339),

@@ -118,9 +118,9 @@ proptest! {
         for (time, step) in steps.into_iter().enumerate() {
             let now = |at: usize| UnixMs(time as u64 + clocks[at]);
             let change = |at: usize, state: &mut OverlayState, edit: &dyn Fn(&mut OverlayState)| {
-                let previous = state.clone();
+                let previous_state = state.clone();
                 edit(state);
-                state.stamp_changes(&previous, now(at));
+                state.stamp_changes(&previous_state, now(at));
             };
             let present = |content| Stamped { changed_at: UnixMs(0), content };
             match step {
@@ -196,12 +196,17 @@ fn of_two_changes_at_the_same_time_a_removal_is_kept() {
 
 #[test]
 fn a_change_is_later_than_every_change_that_was_seen() {
-    let mut previous = OverlayState::default();
-    insert(&mut previous.clients, "app".to_owned(), UnixMs(900), EntryContent::Present(client("app", 1)));
-    let mut next = previous.clone();
+    let mut previous_state = OverlayState::default();
+    insert(
+        &mut previous_state.clients,
+        "app".to_owned(),
+        UnixMs(900),
+        EntryContent::Present(client("app", 1)),
+    );
+    let mut next = previous_state.clone();
     next.clients.remove("app");
     insert(&mut next.clients, "web".to_owned(), UnixMs(0), EntryContent::Present(client("web", 1)));
-    next.stamp_changes(&previous, UnixMs(5));
+    next.stamp_changes(&previous_state, UnixMs(5));
     assert_eq!(
         next.clients["app"],
         Stamped { changed_at: UnixMs(901), content: EntryContent::Removed },

@@ -18,13 +18,13 @@ struct Replica {
 }
 
 impl Replica {
-    /// Starts a replica without a running program.
+    /// Starts a replica without a running server.
     async fn start(machine: Machine) -> Self {
         let (controller, records) = machine.controller();
         Self::share(machine, controller, records, None).await
     }
 
-    /// Starts a replica with a running program.
+    /// Starts a replica with a running server.
     async fn start_program(machine: Machine) -> Self {
         let (app, controller, records) = start(&machine).await;
         Self::share(machine, controller, records, Some(app)).await
@@ -228,7 +228,7 @@ async fn the_generation_of_a_change_is_current_at_both_replicas() {
 #[tokio::test]
 async fn concurrent_changes_of_different_entries_are_both_in_force() {
     let (mut first, mut second) = pair().await;
-    let before = first.published_overlay().version().generation;
+    let generation_before = first.published_overlay().version().generation;
     first.make(add_client("web")).await;
     first.make(Change::AddKey(new_key())).await;
     second.make(add_client("phone")).await;
@@ -240,7 +240,7 @@ async fn concurrent_changes_of_different_entries_are_both_in_force() {
     assert_eq!(first.machine.config().paused_keys.len(), 1);
     assert_eq!(
         first.published_overlay().version().generation,
-        before + 3,
+        generation_before + 3,
         "the merged overlay must be newer than both"
     );
 }
@@ -346,7 +346,7 @@ async fn a_removed_key_and_a_revoked_client_are_not_restored_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_new_replica_gets_the_changes_of_the_pool() {
+async fn a_new_replica_receives_the_changes_of_the_pool() {
     let mut first = Replica::start(Machine::new()).await;
     first.make(Change::AddKey(new_key())).await;
     first.make(pause("first")).await;
@@ -467,10 +467,10 @@ async fn an_overlay_without_a_common_key_changes_nothing() {
     fs::write(machine.file(), text.replace(FIRST, THIRD)).unwrap();
     let mut second = Replica::start(machine).await;
     first.make(add_client("web")).await;
-    let before = second.machine.contents();
+    let contents_before = second.machine.contents();
     let overlay = first.published_overlay();
     second.receive(&overlay).await;
-    assert_eq!(second.machine.contents(), before);
+    assert_eq!(second.machine.contents(), contents_before);
     let reason = second.controller.merge_failure.clone().unwrap();
     assert!(reason.contains("configure at least one same ElevenLabs API key"), "{reason}");
     // A common key at runtime suffices.
@@ -580,7 +580,7 @@ async fn a_sealed_overlay_contains_no_key_token_or_name() {
 async fn hostile_overlays_change_nothing() {
     let (first, mut second) = pair().await;
     let key = ApiKey::new(FIRST).unwrap();
-    let before = second.machine.contents();
+    let contents_before = second.machine.contents();
     let state = |keys: &str, clients: &str| {
         format!(
             r#"{{"format":1,"generation":9,"state":{{"keys":{{{keys}}},"paused_keys":{{}},"clients":{{{clients}}}}}}}"#
@@ -614,7 +614,7 @@ async fn hostile_overlays_change_nothing() {
         let document = crate::shared::SecretDocument::new(text.clone().into_bytes());
         let sealed = SealedOverlay::seal(version, &document, [&key]).unwrap();
         second.receive(&sealed).await;
-        assert_eq!(second.machine.contents(), before, "{text}");
+        assert_eq!(second.machine.contents(), contents_before, "{text}");
         assert!(second.controller.merge_failure.take().is_some(), "{text}");
     }
     drop(first);

@@ -81,7 +81,7 @@ function drawChart(figure) {
   if (barSeconds)
     for (let series = drawn.length - 2; series >= 0; series--)
       for (let row = 0; row < x.length; row++) drawn[series][row] += drawn[series + 1][row];
-  // Without the cursor, the legend has the sum of the bars or the latest value.
+  // Without the cursor, the legend has the sum of bars or the latest value.
   const whole = (column) => (barSeconds ? column.reduce((sum, value) => sum + value, 0) : column.at(-1));
   const format = (value) => (value == null ? "–" : numbers.format(value));
   const short = new Intl.NumberFormat(undefined, { notation: "compact" });
@@ -131,13 +131,14 @@ function drawCharts() {
   darkScheme.addEventListener("change", () => figures.forEach(draw));
 }
 
-// Live values. A hidden page has no connection: a browser opens only six to one server.
+// Live values. A hidden page has no connection: browsers open only six to a server.
 function listen(handlers) {
   let source = null;
   const open = () => {
     if (document.hidden || source) return;
-    source = new EventSource(`events?only=${handlers.request ? "requests" : "state"}`);
-    // The session has ended, or there are too many tabs.
+    const only = handlers.request ? "requests" : "state&keys=" + findAll("[data-key]").map((row) => row.dataset.key);
+    source = new EventSource("events?only=" + only);
+    // The session has ended, or too many tabs listen.
     source.onerror = () => source?.readyState === 2 && setTimeout(reloadSoon, 5e3);
     for (const [name, handle] of Object.entries(handlers))
       source.addEventListener(name, (event) => handle(JSON.parse(event.data)));
@@ -160,11 +161,11 @@ function showNumber(cell, value) {
 }
 
 let reloadTimer = 0;
-// Shows the page again, unless a form is being filled in.
+// Loads the page again, unless a form is filled in.
 function reloadSoon() {
   const isFilling = () => document.activeElement?.closest("main form.fields, main dialog");
   clearTimeout(reloadTimer);
-  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1500);
+  reloadTimer = setTimeout(() => (isFilling() ? reloadSoon() : location.replace(location.pathname + cleanQuery())), 1e3 + Math.random() * 1e3);
 }
 
 function cleanQuery() {
@@ -273,4 +274,4 @@ drawCharts();
 const page = document.body.dataset.page;
 if (page === "live") listen(startList());
 if (["", "keys", "key"].includes(page)) listen({ key: showKey, overview: showOverview });
-if (page === "") setInterval(() => document.hidden || location.replace(location.pathname), 60_000);
+if (page === "") setInterval(() => document.hidden || location.replace(location.pathname), 6e4);

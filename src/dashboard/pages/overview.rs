@@ -1,12 +1,13 @@
 //! The overview: can requests be served, until when, which keys cannot, and how the last day went.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use maud::{Markup, html};
 
 use super::{history_unavailable, key_name};
-use crate::admin::{KeyDocument, OverviewDocument};
+use crate::admin::{Admin, KeyDocument, OverviewDocument};
 use crate::dashboard::PageRequest;
 use crate::dashboard::chart::{Chart, Style, ValueUnit};
 use crate::dashboard::format::{
@@ -17,7 +18,7 @@ use crate::dashboard::headline::{Headline, KnownCredits, earliest};
 use crate::dashboard::history_cache::CHART_SPAN;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
-use crate::store::HourOfKey;
+use crate::store::{HistoryError, HourOfKey};
 use crate::telemetry::{RecentRequests, TimelineInterval};
 
 /// The span of the figures about requests.
@@ -29,12 +30,16 @@ const MAX_SERIES: usize = 8;
 
 /// Renders the page.
 pub(in crate::dashboard) async fn overview(request: &PageRequest<'_>) -> Markup {
-    let PageRequest { admin, now, .. } = *request;
+    let hours = request.history.hours(&request.admin.history, request.now).await;
+    let admin = request.admin.clone();
+    request.overview.get(move |now| render(&admin, &hours, now)).await
+}
+
+fn render(admin: &Admin, hours: &Result<Arc<Vec<HourOfKey>>, HistoryError>, now: UnixMs) -> Markup {
     let (overview, keys) = admin.overview_and_keys(now);
     let headline = Headline::new(&overview, &keys, now);
     let recent = admin.timeline.recent(now, RECENT);
     let intervals = admin.timeline.intervals(now);
-    let hours = request.history.hours(&admin.history, now).await;
     let is_unused = intervals.iter().all(|interval| interval.requests == 0)
         && hours.as_ref().is_ok_and(|hours| hours.is_empty());
     html! {
@@ -49,7 +54,7 @@ pub(in crate::dashboard) async fn overview(request: &PageRequest<'_>) -> Markup 
         }
         (tiles(&overview, &keys, &recent, now))
         (key_list(&keys, now))
-        @match &hours {
+        @match hours {
             Ok(hours) => (credits_chart(hours, now)),
             Err(error) => (history_unavailable(error)),
         }

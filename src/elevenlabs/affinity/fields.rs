@@ -16,11 +16,11 @@ pub(super) type Field = (&'static str, ResourceKind);
 /// Maximum length of an identifier. The longest identifiers are signed URLs and tokens.
 const MAX_IDENTIFIER_BYTES: usize = 4 * 1024;
 
-/// Maximum number of values examined in one document. A mebibyte of the provider's responses has about
-/// 40,000 values. A mebibyte of empty strings has more than 300,000, which would block a worker.
+/// Maximum number of values examined in one document. A mebibyte of the provider's responses contains about
+/// 40,000 values. A mebibyte of empty strings contains more than 300,000, which would block a worker.
 const MAX_VALUES: usize = 65_536;
 
-/// Maximum number of identifiers in one document. The provider's largest pages have a thousand entries
+/// Maximum number of identifiers in one document. The provider's largest pages contain a thousand entries
 /// with a few identifiers each.
 const MAX_IDENTIFIERS: usize = 4_096;
 
@@ -69,7 +69,7 @@ fn length_bit(name: &str) -> u64 {
     1 << name.len().min(63)
 }
 
-/// Returns the identifiers in these fields of a document, in document order. `identify` hashes an identifier
+/// Returns the identifiers in the given `fields` of a document, in document order. `identify` hashes an identifier
 /// of a kind, or returns `None` to exclude it. A truncated document yields the identifiers before the
 /// truncation. A document with more than [`MAX_VALUES`] values or [`MAX_IDENTIFIERS`] identifiers yields the
 /// identifiers before the limit.

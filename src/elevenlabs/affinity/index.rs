@@ -196,7 +196,7 @@ mod tests {
             .chain([&ACCOUNT_READS])
             .flat_map(|(routes, _)| *routes);
         for path in rows().flat_map(|row| row.paths).chain(routes.clone()) {
-            assert!(is_root(path.split('/').next().unwrap()), "{path} does not start with a root");
+            assert!(is_root(path.split('/').next().unwrap()), "{path} must start with a root");
         }
         for route in routes {
             assert_eq!(Route::parse(route).to_string(), format!("/{route}"));

@@ -144,7 +144,7 @@ impl ResourceKind {
 }
 
 /// The storage class of identifiers. Each class has a separate limit, so that identifiers of automatic
-/// traffic never evict those of resources that were created by hand.
+/// traffic never evict identifiers of resources that were created by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageClass {
     /// Identifiers of resources that are created by hand and used for years, such as voices and agents.
@@ -203,7 +203,7 @@ impl RetentionLimits {
         }
     }
 
-    /// Whether an identifier that was recorded and last used at these times has not expired.
+    /// Whether an identifier that was recorded at `recorded_at` and last used at `used_at` has not expired at `now`.
     #[must_use]
     pub fn is_current(&self, kind: ResourceKind, recorded_at: UnixMs, used_at: UnixMs, now: UnixMs) -> bool {
         let is_within =

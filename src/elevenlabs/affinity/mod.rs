@@ -51,7 +51,7 @@ impl RequestIdentifiers {
     #[must_use]
     pub fn from_segments(segments: &Segments<'_>, query: Option<&str>) -> Self {
         let resource_path = without_version(segments);
-        let mut others = Vec::new();
+        let mut other_identifiers = Vec::new();
         for pair in query.into_iter().flat_map(|query| query.split('&')) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if value.is_empty() {
@@ -63,9 +63,12 @@ impl RequestIdentifiers {
             let decoded_value = decode_parameter(value);
             let is_list = name.ends_with("_ids");
             let values = decoded_value.split(move |c| is_list && c == ',').map(str::trim);
-            add_distinct(&mut others, values.map(|value| identifier_in(resource_path, kind, value)));
+            add_distinct(
+                &mut other_identifiers,
+                values.map(|value| identifier_in(resource_path, kind, value)),
+            );
         }
-        Self { path: index().path_identifiers(resource_path), others }
+        Self { path: index().path_identifiers(resource_path), others: other_identifiers }
     }
 
     /// Adds the identifiers in a JSON body.
@@ -78,7 +81,7 @@ impl RequestIdentifiers {
         self.path.iter().chain(&self.others)
     }
 
-    /// Whether the request has no identifiers.
+    /// Whether the request contains no identifiers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.path.is_empty() && self.others.is_empty()
@@ -121,7 +124,7 @@ pub enum ResponseOwnership {
     Account,
 }
 
-/// Returns how a request's response relates to its account. `route` is that of its
+/// Returns how a request's response relates to its account. `route` is the route of its
 /// [`Endpoint`](super::endpoint::Endpoint).
 #[must_use]
 pub fn response_ownership(method: &Method, route: &Route) -> ResponseOwnership {
@@ -165,7 +168,7 @@ fn signature_in_url(url: &str) -> Option<String> {
     Some(decode_parameter(signature).into_owned()).filter(|signature| !signature.is_empty())
 }
 
-/// Returns the identifier with this text in a request to `resource_path` or its response. A cursor is
+/// Returns the identifier with the given `text` in a request to `resource_path` or its response. A cursor is
 /// unique only within its list, because some cursors are plain numbers, so its hash includes the path of
 /// the list.
 fn identifier_in(resource_path: &[Segment<'_>], kind: ResourceKind, text: &str) -> Identifier {

@@ -14,7 +14,7 @@ fn check_path(path: &str, kind: ResourceKind) {
     let identifiers = RequestIdentifiers::parse(path, None);
     assert!(
         identifiers.path.contains(&Identifier::new(kind, ID)),
-        "{path} has no identifier of a {}",
+        "{path} must contain an identifier of a {}",
         kind.as_str()
     );
 }
@@ -33,7 +33,7 @@ fn check_body(body: Value, kind: ResourceKind) {
     let identifiers = identifiers_in_document(body.to_string().as_bytes());
     assert!(
         identifiers.contains(&Identifier::new(kind, ID)),
-        "{body} has no identifier of a {}",
+        "{body} must contain an identifier of a {}",
         kind.as_str()
     );
 }
@@ -46,7 +46,7 @@ fn check_response(method: &str, path: &str, response: Value, kind: ResourceKind)
     let identifiers = identifiers_in_response(&method, &route, path, response.to_string().as_bytes());
     assert!(
         identifiers.contains(&Identifier::new(kind, ID)),
-        "the response to {method} {path} has no identifier of a {}: {identifiers:?}",
+        "the response to {method} {path} must contain an identifier of a {}: {identifiers:?}",
         kind.as_str()
     );
 }
@@ -476,7 +476,11 @@ fn cursor() {
         assert_eq!((identifiers.len(), identifiers), (1, requested), "{path}");
     }
     let cursor_in = |path| RequestIdentifiers::parse(path, Some("cursor=2")).others;
-    assert_ne!(cursor_in("/v1/convai/agents"), cursor_in("/v1/convai/tools"), "a cursor belongs to its list");
+    assert_ne!(
+        cursor_in("/v1/convai/agents"),
+        cursor_in("/v1/convai/tools"),
+        "a cursor must belong to its list"
+    );
     assert_eq!(cursor_in("/v1/convai/agents"), cursor_in("/v1/convai/agents/"));
 }
 
@@ -548,8 +552,8 @@ fn an_identifier_is_found_in_every_spelling() {
         );
     }
     let query = format!("voice%5Fids=a%2C{ID}&voice_ids=&voice_ids=b&voice_ids[]=c");
-    let others = ["a", ID, "b", "c"].map(|id| Identifier::new(ResourceKind::Voice, id));
-    assert_eq!(RequestIdentifiers::parse("/v2/voices", Some(&query)).others, others);
+    let other_identifiers = ["a", ID, "b", "c"].map(|id| Identifier::new(ResourceKind::Voice, id));
+    assert_eq!(RequestIdentifiers::parse("/v2/voices", Some(&query)).others, other_identifiers);
 }
 
 #[test]

@@ -40,12 +40,12 @@ fn find_ascii(segment: &str) -> Option<Literal> {
         return None;
     }
     let mut slot = slot_of(bytes);
-    while SLOTS[slot] != EMPTY {
-        let literal = Literal(SLOTS[slot]);
+    while HASH_SLOTS[slot] != EMPTY {
+        let literal = Literal(HASH_SLOTS[slot]);
         if literal.text().eq_ignore_ascii_case(segment) {
             return Some(literal);
         }
-        slot = (slot + 1) % SLOTS.len();
+        slot = (slot + 1) % HASH_SLOTS.len();
     }
     None
 }
@@ -59,7 +59,7 @@ const MAX_BYTES: usize = 33;
 const EMPTY: u8 = u8::MAX;
 
 /// Open-addressing hash table of the numbers of the literals.
-const SLOTS: [u8; 1024] = {
+const HASH_SLOTS: [u8; 1024] = {
     let mut slots = [EMPTY; 1024];
     let mut number = 0;
     while number < LITERALS.len() {
@@ -148,8 +148,9 @@ mod tests {
 
     #[test]
     fn few_literals_share_a_slot() {
-        let displaced =
-            LITERALS.iter().filter(|text| LITERALS[usize::from(SLOTS[slot_of(text.as_bytes())])] != **text);
+        let displaced = LITERALS
+            .iter()
+            .filter(|text| LITERALS[usize::from(HASH_SLOTS[slot_of(text.as_bytes())])] != **text);
         assert!(displaced.count() < 40);
     }
 

@@ -63,7 +63,7 @@ pub(super) struct EndpointProperties {
     pub(super) permissions: Option<[Permission; 2]>,
     /// The reason why clients of the pool may not call the endpoint.
     pub(super) denied: Option<&'static str>,
-    /// Whether a request that changes something is free (`true`) or may cost credits (`false`).
+    /// Whether a request that changes something costs no credits (`true`) or may cost credits (`false`).
     pub(super) is_free: Option<bool>,
     /// Whether the response lets the client use the provider without the proxy.
     pub(super) grants_direct_access: bool,
@@ -148,7 +148,7 @@ impl EndpointRow {
 }
 
 impl EndpointProperties {
-    /// Fills the unknown properties with those of the next matching row.
+    /// Fills the unknown properties with the properties of the next matching row.
     fn add(&mut self, next: &Self) {
         self.operation = self.operation.or(next.operation);
         self.socket = self.socket.or(next.socket);
@@ -215,7 +215,7 @@ impl Pattern {
     }
 }
 
-/// Returns the properties of a request with one of these methods, from all matching rows. `segment_codes` has the
+/// Returns the properties of a request with one of `methods`, from all matching rows. `segment_codes` has the
 /// codes of the first [`MAX_SEGMENTS`] segments after the version, and `segment_count` is the number of all of them.
 pub(super) fn find_properties(
     methods: Methods,
@@ -232,7 +232,7 @@ pub(super) fn find_properties(
     properties
 }
 
-/// Whether paths of the API start with this literal, after the version.
+/// Whether paths of the API start with the given `literal`, after the version.
 pub(super) fn is_root(literal: Literal) -> bool {
     INDEX.get(usize::from(literal.number())).is_some_and(|patterns| !patterns.is_empty())
 }
@@ -260,7 +260,7 @@ mod tests {
             |root: &str| ROWS.iter().flat_map(|row| row.paths).any(|path| *path == format!("{root}/**"));
         for path in ROWS.iter().flat_map(|row| row.paths) {
             let root = path.split('/').next().unwrap();
-            assert!(has_root_row(root), "{root}/** has no row");
+            assert!(has_root_row(root), "{root}/** must have a row");
         }
     }
 
@@ -269,7 +269,7 @@ mod tests {
     fn every_path_of_the_table_is_a_documented_route() {
         for path in ROWS.iter().flat_map(|row| row.paths).filter(|path| !path.ends_with("/**")) {
             let route = |version: &str| Route::parse(&format!("/{version}/{path}")).is_documented();
-            assert!(route("v1") || route("v2"), "routes.txt lacks {path}");
+            assert!(route("v1") || route("v2"), "routes.txt must contain {path}");
         }
     }
 

@@ -58,7 +58,7 @@ impl ErrorBody {
         body
     }
 
-    /// Whether an object has only members of errors.
+    /// Whether an object contains only members of errors.
     #[must_use]
     pub fn has_only_error_members(members: &Map<String, Value>) -> bool {
         let mut names = members.keys();
@@ -121,7 +121,7 @@ impl ErrorBody {
 
     /// Returns the most specific code and the first message for diagnosis, in lower case and without tokens
     /// and control characters. The message is truncated to `max_chars` characters. The result is empty if the
-    /// body has no codes and messages.
+    /// body contains no codes and messages.
     #[must_use]
     pub fn summary(&self, max_chars: usize) -> String {
         let main_code = self.codes.iter().max_by_key(|code| code.matches('_').count());

@@ -51,7 +51,7 @@ pub(super) enum Statuses {
 pub(crate) enum RefusalMeaning {
     KeyQuota,
     WorkspaceQuota,
-    /// [`Slots`](Self::Slots), unless the message has numbers of credits.
+    /// [`Slots`](Self::Slots), unless the message contains numbers of credits.
     SlotsWithoutCredits,
     Slots,
     Concurrency,

@@ -4,7 +4,7 @@
 //! To add a wording, add its code or message to a row, or add a row, and add an example, which the simulator
 //! can then send. The tests below check that the row of the example classifies it. A test of the simulator
 //! checks that it has the same verdict in speech and dialogue sessions, and `tests/proxy/refusal_matrix.rs`
-//! that its table has a line for it. `codes.rs` needs a code only if no row matches it: the status of the
+//! that its table contains a line for it. `codes.rs` needs a code only if no row matches it: the status of the
 //! code then decides on WebSockets.
 //!
 //! Messages are matched like codes, because a close frame may have only a message.
@@ -55,7 +55,7 @@ const SLOT_WORDS: BodyPattern = message_parts(&[
     "amount of voices",
     "maximum amount of",
 ]);
-/// Codes and messages about credits that are used up.
+/// Codes and messages about exhausted credits.
 const OUT_OF_CREDITS: BodyPattern =
     codes(&["quota_exceeded", "insufficient_credits"]).or_message_prefixes(&[
         "this request exceeds your quota",
@@ -69,7 +69,7 @@ const PLAN_WORDS: BodyPattern =
 
 #[rustfmt::skip] // one condition per line, two lines per example
 static ROWS: &[RefusalRow] = &[
-    // The credits of the key's own cap, or those of the workspace, do not suffice.
+    // The credits of the key's own cap or of the workspace do not suffice.
     row(message_prefixes(&["this request exceeds your api key"]), RefusalMeaning::KeyQuota)
         .examples(&[
             example("key_cap_words", 401, BodyFormat::Legacy("quota_exceeded"),
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn every_row_is_the_first_that_matches_its_examples() {
         for (number, row) in ROWS.iter().enumerate() {
-            assert!(!row.examples.is_empty(), "row {number} has no example: {row:?}");
+            assert!(!row.examples.is_empty(), "row {number} must have an example: {row:?}");
             for example in row.examples {
                 assert_eq!(row_of(example), Some(number), "{}", example.name);
             }

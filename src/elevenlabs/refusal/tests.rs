@@ -189,7 +189,7 @@ fn numbers_that_contradict_the_refusal_prove_nothing() {
     };
     assert!(is_proven(Some(10_000), Some(10_000), 0) && is_proven(Some(12_000), Some(10_000), 2_000));
     assert!(is_proven(None, Some(10_000), 0) && is_proven(Some(10), None, 0));
-    assert!(!is_proven(Some(10), Some(10_000), 0), "the numbers belong to another quota");
+    assert!(!is_proven(Some(10), Some(10_000), 0), "numbers of another quota must not be used");
     for (remaining, required) in [(43, 43), (20_000, 400)] {
         assert_eq!(shortfall(remaining, required).credits(), None);
     }

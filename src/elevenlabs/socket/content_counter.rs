@@ -104,7 +104,7 @@ enum CountedMember {
 struct StringState {
     role: StringRole,
     characters: u64,
-    /// Whether the string has a character that is not white space.
+    /// Whether the string contains a character that is not white space.
     has_visible: bool,
     /// Padding characters of base64.
     padding: u64,
@@ -129,18 +129,18 @@ struct NamePrefix {
 
 /// The length of the longest counted name, plus one.
 const MAX_NAME_BYTES: usize = "audio_base_64".len() + 1;
-/// Maximum nesting depth, which is also that of the provider's parser.
+/// Maximum nesting depth. The provider's parser has the same maximum.
 const MAX_DEPTH: u32 = 127;
 
 impl ContentCounter {
     /// Counts the next chunk.
     pub fn process(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;
-        let mut rest = chunk;
-        while let Some(&byte) = rest.first() {
+        let mut remaining = chunk;
+        while let Some(&byte) = remaining.first() {
             let processed_bytes = match self.phase {
                 State::Invalid => return,
-                State::String(Escape::None) => self.process_string(rest),
+                State::String(Escape::None) => self.process_string(remaining),
                 State::String(escape) => {
                     self.phase = self.process_escape(escape, byte);
                     1
@@ -158,11 +158,11 @@ impl ContentCounter {
                     1
                 }
             };
-            rest = rest.get(processed_bytes..).unwrap_or_default();
+            remaining = remaining.get(processed_bytes..).unwrap_or_default();
         }
     }
 
-    /// Ends the message, and returns its charged content on a WebSocket of this protocol.
+    /// Ends the message, and returns its charged content in the protocol `dialect`.
     #[must_use]
     pub fn finish(&mut self, dialect: Dialect) -> MessageCount {
         let counter = std::mem::take(self);

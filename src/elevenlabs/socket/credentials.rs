@@ -22,7 +22,7 @@ const MAX_HELD_BLANKS: usize = 64;
 #[derive(Debug, Default)]
 pub struct CredentialBlanker {
     phase: State,
-    /// Bytes held back: a comma, white space, and a name that may be that of a credential.
+    /// Bytes held back: a comma, white space, and a name that may be the name of a credential.
     held_back: Vec<u8>,
     /// Whether a member of the outermost object was forwarded.
     has_forwarded_member: bool,
@@ -63,10 +63,10 @@ impl CredentialBlanker {
     /// Processes the next chunk and appends the result to `output`. A few bytes may be held back until the
     /// next chunk.
     pub fn process(&mut self, chunk: &[u8], output: &mut Vec<u8>) {
-        let mut rest = chunk;
-        while !rest.is_empty() {
-            let processed_bytes = self.step(rest, output);
-            rest = rest.get(processed_bytes..).unwrap_or_default();
+        let mut remaining = chunk;
+        while !remaining.is_empty() {
+            let processed_bytes = self.step(remaining, output);
+            remaining = remaining.get(processed_bytes..).unwrap_or_default();
         }
     }
 
@@ -150,7 +150,7 @@ impl CredentialBlanker {
     fn begin_member(&mut self, action: MemberAction, string: Option<bool>, output: &mut Vec<u8>) {
         match action {
             MemberAction::Forward => {
-                // If all earlier members were blanked, the comma would have no member before it.
+                // If all earlier members were blanked, no member would precede the comma.
                 if !self.has_forwarded_member
                     && let Some(comma) = self.held_back.first_mut().filter(|byte| **byte == b',')
                 {
@@ -225,7 +225,7 @@ impl CredentialBlanker {
     }
 }
 
-/// Whether a name, as encoded between its quotes, is that of a credential.
+/// Whether a name, as encoded between its quotes, is the name of a credential.
 fn is_credential_name(encoded_name: &[u8]) -> bool {
     let quoted = [b"\"".as_slice(), encoded_name, b"\""].concat();
     serde_json::from_slice::<String>(&quoted)
@@ -245,7 +245,7 @@ pub fn credential_in_message(message: &[u8]) -> Option<String> {
     Some(without_scheme.map_or(credential, |(_, token)| token.trim()).to_owned())
 }
 
-/// Whether a message has a single-use token of the provider, which replaces a key. Source: the provider's
+/// Whether a message contains a single-use token of the provider, which replaces a key. Source: the provider's
 /// Python SDK 2.78 (the first message of a dialogue).
 #[must_use]
 pub fn has_single_use_token(message: &[u8]) -> bool {
@@ -366,7 +366,7 @@ mod tests {
         })
     }
 
-    /// Writes a JSON object with these members, with escaped letters in names, and white space.
+    /// Writes a JSON object with the given `members`, with escaped letters in names, and white space.
     fn write_object(members: &[(String, Value)], escapes: &[bool], blanks: &[u8]) -> String {
         let mut escapes = escapes.iter().cycle();
         let mut blanks = blanks.iter().cycle();
@@ -414,14 +414,14 @@ mod tests {
                 members.insert(index.min(members.len()), (name.to_owned(), value));
             }
             let message = write_object(&members, &escapes, &blanks);
-            let mut rest = message.as_bytes();
+            let mut remaining = message.as_bytes();
             let mut chunks = Vec::new();
             for cut in cuts {
-                let (chunk, after) = rest.split_at(cut.min(rest.len()));
+                let (chunk, after) = remaining.split_at(cut.min(remaining.len()));
                 chunks.push(chunk);
-                rest = after;
+                remaining = after;
             }
-            chunks.push(rest);
+            chunks.push(remaining);
             let blanked = blanked_message(&chunks);
             prop_assert_eq!(blanked.len(), message.len());
             prop_assert_eq!(serde_json::from_str::<Map<String, Value>>(&blanked).unwrap(), expected);

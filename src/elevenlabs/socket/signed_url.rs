@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 
 /// Returns the response with `base` (scheme and host) at the start of its signed URL, or `None` if the
-/// response has no signed URL.
+/// response contains no signed URL.
 #[must_use]
 pub fn replace_signed_url_host(response: &[u8], base: &str) -> Option<Vec<u8>> {
     let mut members: Map<String, Value> = serde_json::from_slice(response).ok()?;

@@ -1,4 +1,4 @@
-//! Reports the state of the program to a service manager with systemd's notify protocol, on the socket in
+//! Reports the state of the server to a service manager with systemd's notify protocol, on the socket in
 //! the variable `NOTIFY_SOCKET`. Without the variable, nothing is sent.
 
 use std::convert::Infallible;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// Reports that the program is ready, with a status line.
+/// Reports that Keychoir is ready, with a status line.
 pub(crate) fn report_ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
@@ -22,7 +22,7 @@ pub(crate) fn report_reloading() {
     }
 }
 
-/// Reports that the program is stopping, and extends the stop timeout by `extension`.
+/// Reports that Keychoir is stopping, and extends the stop timeout by `extension`.
 pub(crate) fn report_stopping(extension: Duration) {
     let micros = u32::try_from(extension.as_micros()).unwrap_or(u32::MAX);
     let status = NotifyState::Status("Shutting down: running requests may finish");

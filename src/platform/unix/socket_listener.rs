@@ -120,7 +120,7 @@ mod tests {
         assert!(path.exists());
         let listener = UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap();
         assert_eq!(UnixSocketListener::bind(&path, 0o660, BACKLOG).unwrap_err().kind(), ErrorKind::AddrInUse);
-        assert!(path.exists(), "the listener that failed has removed the file");
+        assert!(path.exists(), "the failed listener must not remove the file");
         drop(listener);
     }
 

@@ -11,7 +11,7 @@ pub struct Rules {
     /// Maximum number of requests or credits per period of each end user of the client. Requests that cost
     /// something must then name their user.
     pub user_quota: Option<ClientQuota>,
-    /// Maximum number of requests per span of time.
+    /// Maximum number of requests per interval.
     pub rate_limit: Option<RateLimit>,
     /// Maximum number of concurrent requests.
     pub max_concurrent: Option<u32>,
@@ -21,7 +21,7 @@ pub struct Rules {
     pub allowed_keys: AllowedKeys,
     /// Whether the client may bring its own provider key.
     pub may_bring_key: bool,
-    /// Whether the client may request tokens and signed URLs of the provider despite a quota. Their use
+    /// Whether the client may request tokens and signed URLs of the provider despite a quota. Using them
     /// bypasses the proxy, so it is not counted.
     pub may_request_tokens: bool,
 }
@@ -40,7 +40,7 @@ pub const RULE_NAMES: [&str; 9] = [
 ];
 
 impl Rules {
-    /// Whether the client may use this path.
+    /// Whether the client may use `path`.
     #[must_use]
     pub fn permit(&self, path: &str) -> bool {
         self.paths.is_empty()
@@ -58,7 +58,7 @@ pub struct AllowedKeys {
 }
 
 impl AllowedKeys {
-    /// Whether a key with this name and workspace may serve the client.
+    /// Whether the key named `key` in the workspace named `workspace` may serve the client.
     #[must_use]
     pub fn permit(&self, key: Option<&str>, workspace: Option<&str>) -> bool {
         let is_listed = |list: &[String], name: Option<&str>| {

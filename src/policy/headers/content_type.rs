@@ -33,7 +33,7 @@ const SCRIPTABLE_TYPES: [&str; 5] = ["html", "xml", "svg", "xsl", "mixed-replace
 /// The most common content types, which browsers do not execute. They need no parsing.
 const COMMON_TYPES: [&[u8]; 3] = [b"application/json", b"audio/mpeg", b"text/event-stream"];
 
-/// Whether a body with these headers is searched for keys. Known audio, images, video and archives are not. A
+/// Whether a body with the given `headers` is searched for keys. Known audio, images, video and archives are not. A
 /// body with no content type, or with more than one, is searched.
 #[must_use]
 pub fn is_searched(headers: &HeaderMap) -> bool {

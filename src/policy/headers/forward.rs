@@ -47,7 +47,7 @@ pub fn unforwardable_reason(name: &HeaderName) -> Option<&'static str> {
     }
 }
 
-/// Removes the headers that belong to `rows`, except those in `kept`.
+/// Removes the headers that belong to `rows`, except the headers in `kept`.
 pub(super) fn remove_rows(headers: &mut HeaderMap, rows: PresentHeaders, kept: &[HeaderName]) {
     for known in rows.rows() {
         let Some(prefix) = known.row().prefix() else {
@@ -81,7 +81,7 @@ mod tests {
         names
     }
 
-    /// Returns a header name for each row with one of these rules.
+    /// Returns a header name for each row with one of `rules`.
     fn names_with_rule(rules: &[Rule]) -> Vec<String> {
         let rows = ROWS.iter().filter(|row| rules.contains(&row.rule));
         rows.map(|row| row.prefix().map_or(row.name.to_owned(), |prefix| format!("{prefix}x"))).collect()
@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn a_listed_header_is_forwarded_and_similar_names_are_not() {
-        let listed = ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
+        let listed_names =
+            ["cf-ipcountry", "x-real-ip", "x-mine", "cookie"].map(|name| name.parse().unwrap());
         let mut headers = headers_with(&[
             "cf-ipcountry",
             "cf-connecting-ip",
@@ -118,7 +119,7 @@ mod tests {
             "cookie",
             "x-mine",
         ]);
-        strip_request(&mut headers, &ForwardedHeaders::new(listed));
+        strip_request(&mut headers, &ForwardedHeaders::new(listed_names));
         assert_eq!(names(&headers), ["cf-ipcountry", "x-mine", "x-real-ip"]);
     }
 

@@ -27,7 +27,7 @@ impl KnownHeader {
     pub(super) const SUBPROTOCOLS: Self = Self::from_name("sec-websocket-protocol");
     pub(super) const ACCEPT_ENCODING: Self = Self::from_name("accept-encoding");
 
-    /// Returns the row with this name, which must exist.
+    /// Returns the row with the given `name`, which must exist.
     const fn from_name(name: &str) -> Self {
         let mut index = 0;
         while !are_equal(ROWS[index].name.as_bytes(), name.as_bytes()) {
@@ -68,7 +68,7 @@ impl KnownHeader {
     }
 
     const fn from_index(index: usize) -> Self {
-        assert!(index < 128, "rows are the bits of a u128");
+        assert!(index < 128, "the rows must fit into the bits of a u128");
         #[expect(clippy::cast_possible_truncation, reason = "below 128")]
         Self(index as u8)
     }
@@ -124,7 +124,7 @@ impl PresentHeaders {
     }
 }
 
-/// Returns the rows with this rule.
+/// Returns the rows with the given `rule`.
 const fn with_rule(rule: Rule) -> PresentHeaders {
     let (mut bits, mut index) = (0, 0);
     while index < ROWS.len() {

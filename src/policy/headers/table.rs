@@ -1,4 +1,4 @@
-//! Lists the headers that are not forwarded unchanged. Each row has the name of a header, the rule for it, and the
+//! Lists the headers that are not forwarded unchanged. Each row contains the name of a header, its rule, and the
 //! reason.
 
 use http::header::HeaderName;
@@ -8,7 +8,7 @@ use http::header::HeaderName;
 pub(super) enum Rule {
     /// Removed in both directions: it belongs to one connection (RFC 9110, section 7.6.1).
     HopByHop,
-    /// Removed from requests: it may contain a credential of the client.
+    /// Removed from requests: it may contain a client credential.
     Credential,
     /// Removed from requests, unless `access.forward_headers` lists it.
     Request,
@@ -21,7 +21,7 @@ pub(super) enum Rule {
 /// A row, which covers one header or all headers with a prefix.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeaderRow {
-    /// The name in lower case. A trailing `*` covers every name with this prefix.
+    /// The name in lower case. A trailing `*` covers every name with the prefix before it.
     pub(super) name: &'static str,
     pub(super) rule: Rule,
     /// The reason why the header is not forwarded, with the source in parentheses.
@@ -186,7 +186,7 @@ mod tests {
             assert!(!row.reason.is_empty());
             assert_eq!(HEADERS[index].as_str(), row.name);
         }
-        assert!(ROWS.len() <= 128, "rows are the bits of a u128");
+        assert!(ROWS.len() <= 128, "the rows must fit into the bits of a u128");
     }
 
     #[test]

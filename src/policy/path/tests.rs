@@ -12,7 +12,7 @@ fn check(path: &str, expected: &[&str]) {
 }
 
 #[track_caller]
-fn check_rejected(path: &str, expected: AmbiguousPath) {
+fn check_rejected(path: &str, expected: AmbiguousPathError) {
     assert_eq!(Path::parse(path).map(|path| path.0.into_owned()), Err(expected), "{path}");
 }
 
@@ -30,7 +30,7 @@ fn a_path_is_decoded_once_and_split() {
 
 #[test]
 fn an_ambiguous_path_is_rejected_with_its_reason() {
-    use AmbiguousPath::{
+    use AmbiguousPathError::{
         Control, Dots, DoubleEscape, EmptySegment, Encoding, Escape, Relative, Separator, Whitespace,
     };
     for (reason, paths) in [
@@ -189,7 +189,7 @@ fn nginx(path: &str) -> Option<Vec<String>> {
     (!decoded.contains('\0')).then(|| resolve_dots(decoded.split('/')))
 }
 
-/// Starlette behind uvicorn: decodes the whole path once, then matches it.
+/// Interprets a path as Starlette with uvicorn does: decodes the whole path once, then matches it.
 fn starlette(path: &str) -> Option<Vec<String>> {
     Some(split(&percent_decode(path)).into_iter().map(str::to_owned).collect())
 }
@@ -204,7 +204,8 @@ fn go(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(path).split('/')))
 }
 
-/// A gateway that decodes, in front of a server that decodes again and treats backslashes as slashes.
+/// Interprets a path as a gateway that decodes it does, in front of a server that decodes it again and treats
+/// backslashes as slashes.
 fn double_decoder(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(percent_decode(&percent_decode(path)).split(['/', '\\'])))
 }
@@ -216,7 +217,7 @@ fn tomcat(path: &str) -> Option<Vec<String>> {
     Some(resolve_dots(segments.iter().flat_map(|part| part.split('/'))))
 }
 
-/// A gateway that decodes the path and copies it into a new request line without encoding it.
+/// Interprets a path as a gateway does that decodes it and copies it into a new request line without encoding it.
 fn unencoding_gateway(path: &str) -> Option<Vec<String>> {
     let decoded = percent_decode(path);
     let path = decoded.split(['?', '#']).next().unwrap();
@@ -278,13 +279,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn every_server_interprets_an_accepted_path_alike(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_in_the_same_way(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
         check_interpreters(&format!("/{}", parts.concat()))?;
         check_interpreters(&format!("/{}", parts.join("/")))?;
     }
 
     #[test]
-    fn every_server_interprets_an_accepted_path_below_a_base_alike(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
+    fn every_server_interprets_an_accepted_path_below_a_base_in_the_same_way(parts in prop::collection::vec(AMBIGUOUS_PARTS, 0..8)) {
         let target = format!("/eleven/labs/{}", parts.concat());
         if let Some(rest) = target.parse::<Uri>().ok().and_then(|target| strip_base_path(&target, "/eleven/labs")) {
             check_interpreters(rest.path())?;
@@ -292,7 +293,7 @@ proptest! {
     }
 
     #[test]
-    fn every_server_interprets_unusual_bytes_alike(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
+    fn every_server_interprets_unusual_bytes_in_the_same_way(path in "/[ -~\u{e9}\u{a0}]{0,24}") {
         check_interpreters(&path)?;
     }
 
@@ -319,8 +320,8 @@ fn a_path_is_within_a_prefix_by_whole_segments() {
 
 #[track_caller]
 fn check_base(target: &str, expected: Option<&str>) {
-    let rest = strip_base_path(&target.parse().unwrap(), "/eleven/labs");
-    assert_eq!(rest.map(|rest| rest.to_string()).as_deref(), expected);
+    let stripped = strip_base_path(&target.parse().unwrap(), "/eleven/labs");
+    assert_eq!(stripped.map(|stripped| stripped.to_string()).as_deref(), expected);
 }
 
 #[test]

@@ -37,12 +37,12 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
     if is_negative(text) {
         return Err(QuantityError::Negative);
     }
-    let mut rest = text;
+    let mut remaining = text;
     let mut milliseconds: u64 = 0;
     // The index of the largest unit that may follow.
     let mut next_unit = 0;
-    while !rest.is_empty() || rest.len() == text.len() {
-        let (digits, after_digits) = split_where(rest, |character| !character.is_ascii_digit());
+    while !remaining.is_empty() || remaining.len() == text.len() {
+        let (digits, after_digits) = split_where(remaining, |character| !character.is_ascii_digit());
         if digits.is_empty() {
             return Err(QuantityError::Malformed);
         }
@@ -64,9 +64,10 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
         }
         next_unit = unit_index + 1;
         let count: u64 = digits.parse().map_err(|_| QuantityError::TooLarge)?;
-        let part = count.checked_mul(UNITS[unit_index].1);
-        milliseconds = part.and_then(|part| milliseconds.checked_add(part)).ok_or(QuantityError::TooLarge)?;
-        rest = next;
+        let part_ms = count.checked_mul(UNITS[unit_index].1);
+        milliseconds =
+            part_ms.and_then(|part_ms| milliseconds.checked_add(part_ms)).ok_or(QuantityError::TooLarge)?;
+        remaining = next;
     }
     Ok(Duration::from_millis(milliseconds))
 }
@@ -76,9 +77,10 @@ pub fn parse(text: &str) -> Result<Duration, QuantityError> {
 pub fn guess(text: &str) -> Option<Duration> {
     let mut rewritten = String::new();
     let lower = text.trim().trim_matches(['"', '\'']).to_lowercase();
-    let mut rest = lower.trim_start();
-    while !rest.is_empty() {
-        let (digits, after_digits) = split_where(rest, |character| !matches!(character, '0'..='9' | '_'));
+    let mut remaining = lower.trim_start();
+    while !remaining.is_empty() {
+        let (digits, after_digits) =
+            split_where(remaining, |character| !matches!(character, '0'..='9' | '_'));
         let (unit_name, next) =
             split_where(after_digits.trim_start(), |character| !character.is_alphabetic());
         let short_name =
@@ -88,7 +90,7 @@ pub fn guess(text: &str) -> Option<Duration> {
             return None;
         }
         rewritten.extend(digits.chars().filter(char::is_ascii_digit).chain(unit.chars()));
-        rest = next.trim_start();
+        remaining = next.trim_start();
     }
     parse(&rewritten).ok()
 }

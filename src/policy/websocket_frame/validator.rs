@@ -1,7 +1,7 @@
 //! Validates a stream of WebSocket frames against RFC 6455 as the bytes arrive, before they are processed.
 //!
 //! The validator is separate from the message parser, because a session that waits for a key does not parse
-//! messages but must still detect a close or a violation immediately. It buffers only an incomplete header
+//! messages but must still detect a close frame or a violation immediately. It buffers only an incomplete header
 //! and an incomplete control payload: at most 139 bytes.
 
 use super::{FrameHeader, MAX_HEADER_BYTES, Opcode, apply_mask, parse_header, validate_close};
@@ -52,7 +52,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Returns the code and the reason of the close frame that reports the violation.
+    /// Returns the code and reason of the close frame that reports the violation.
     #[must_use]
     pub const fn close(self) -> (u16, &'static str) {
         match self {
@@ -66,8 +66,8 @@ impl Violation {
             Self::StrayContinuation => (1002, "A continuation needs a message that it continues."),
             Self::InterruptedMessage => (1002, "A message began before the last one ended."),
             Self::ShortClose => (1002, "A close needs a code of two bytes."),
-            Self::CloseCode => (1002, "The code of the close is not one that may be sent."),
-            Self::CloseReason => (1007, "The reason of the close is not UTF-8."),
+            Self::CloseCode => (1002, "The close code is not one that may be sent."),
+            Self::CloseReason => (1007, "The close reason is not UTF-8."),
             Self::TextEncoding => (1007, "The text is not UTF-8."),
             Self::NotJson => (1003, "Only JSON messages are understood here."),
             Self::TooLarge => (1009, "The message is larger than this session may hold."),
@@ -80,14 +80,14 @@ impl Violation {
 pub struct ValidationResult {
     /// Number of valid bytes at the start of the chunk. The rest must be dropped.
     pub valid_length: usize,
-    /// The reason why the stream has ended, if it has.
+    /// The reason why the stream has ended, or `None` if it continues.
     pub end: Option<StreamEnd>,
 }
 
 /// The reason why no more bytes of a stream are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// The sender has sent a close frame. Bytes after it are dropped (section 5.5.1).
+    /// The sender has sent a close frame. Bytes after the close frame are dropped (section 5.5.1).
     Closed {
         /// The close code, or 1005 if the frame has none.
         code: u16,
@@ -212,7 +212,7 @@ impl FrameValidator {
         Ok(length - buffered)
     }
 
-    /// Checks whether a frame with this header, whose encoding has `encoded_length` bytes, is allowed.
+    /// Checks whether a frame with the given `header`, whose encoding has `encoded_length` bytes, is allowed.
     fn validate_header(&self, header: &FrameHeader, encoded_length: usize) -> Result<(), Violation> {
         match (self.sender, header.mask) {
             (Sender::Client, None) => return Err(Violation::Unmasked),

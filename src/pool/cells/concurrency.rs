@@ -33,12 +33,12 @@ pub(in crate::pool) struct ConcurrencyLimiter {
     pub(in crate::pool) probe: ProbeCell,
 }
 
-/// The running requests of a group.
+/// The number of running requests of a group, now and at its peak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunningCount {
-    /// Their current number.
+    /// The current number of running requests.
     pub running: u32,
-    /// Their highest number since the last sample.
+    /// The highest number of running requests since the last sample.
     pub peak: u32,
 }
 
@@ -97,7 +97,7 @@ impl ConcurrencyLimiter {
         self.probe.schedule(probe_after.filter(|_| until.is_some()), now);
     }
 
-    /// Acquires a slot. Returns `false` when no slot is free.
+    /// Acquires a slot. Returns `false` when no slot is available.
     pub(in crate::pool) fn try_acquire(&self) -> bool {
         let max = self.max.load(Ordering::Acquire);
         let increment = |word: u64| {
@@ -119,9 +119,9 @@ impl ConcurrencyLimiter {
         if self.reported_max.load(Ordering::Acquire) == max {
             return false;
         }
-        let before = self.max.load(Ordering::Acquire);
+        let previous_max = self.max.load(Ordering::Acquire);
         self.reported_max.store(max, Ordering::Release);
-        self.update_max() > before
+        self.update_max() > previous_max
     }
 
     /// Sets the maximum of the plan, or `None` if it is unknown.
@@ -133,9 +133,9 @@ impl ConcurrencyLimiter {
     /// Sets the share of this replica, or `None` if the group is not divided. Returns whether the maximum has
     /// increased.
     pub(in crate::pool) fn set_share(&self, share: Option<u32>) -> bool {
-        let before = self.max.load(Ordering::Acquire);
+        let previous_max = self.max.load(Ordering::Acquire);
         self.share.store(share.unwrap_or(UNLIMITED), Ordering::Release);
-        self.update_max() > before
+        self.update_max() > previous_max
     }
 
     /// Records a refusal for too many concurrent requests.

@@ -77,7 +77,7 @@ impl EvidenceCell {
         claims
     }
 
-    /// Records the result of a poll. Its time is moved after that of all recorded evidence, even within
+    /// Records the result of a poll. Its time is moved after the times of all recorded evidence, even within
     /// one millisecond.
     pub(in crate::pool) fn record_poll(&self, poll: Poll) {
         let mut state = self.lock();

@@ -67,7 +67,7 @@ mod tests {
     fn check(stored: Option<Pause>, expected_end: Option<Option<u64>>) {
         let cell = PauseCell::new(None);
         assert_eq!(cell.store(stored.clone()), stored.is_some());
-        assert!(!cell.store(stored.clone()), "the same pause is no change");
+        assert!(!cell.store(stored.clone()), "an equal pause must not count as a change");
         assert_eq!(cell.active_until(NOW), expected_end.map(|end| end.map(UnixMs)));
         assert_eq!(cell.load(NOW).as_deref(), stored.as_ref().filter(|_| expected_end.is_some()));
         assert_eq!(PauseCell::new(stored).active_until(NOW), cell.active_until(NOW));

@@ -51,9 +51,9 @@ pub(in crate::pool) struct QuotaCell {
 /// The credits of a request that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::pool) struct FinishedReservation {
-    /// Credits that were reserved for it.
+    /// Credits that were reserved for the request.
     pub(in crate::pool) reserved: u64,
-    /// Credits that it has cost.
+    /// Credits that the request has cost.
     pub(in crate::pool) spent: u64,
 }
 
@@ -120,9 +120,9 @@ impl QuotaCell {
         }
     }
 
-    /// Whether no credits remain at `now`. This check is cheaper than that of [`load`](Self::load), and is `false` from
+    /// Whether no credits remain at `now`. This check is cheaper than [`load`](Self::load), and is `false` from
     /// the end of a period until the next one is loaded.
-    pub(in crate::pool) fn is_used_up(&self, now: UnixMs) -> bool {
+    pub(in crate::pool) fn is_exhausted(&self, now: UnixMs) -> bool {
         let ceiling = self.ceiling.load(Ordering::Acquire);
         if ceiling == UNKNOWN || self.spent.load(Ordering::Acquire) < ceiling {
             return false;
@@ -198,12 +198,12 @@ impl QuotaCell {
 
     /// Applies the quota of a poll at `at`. Returns whether it starts a new period or sets a new limit.
     pub(in crate::pool) fn apply_poll(&self, polled: Quota, at: UnixMs, lag: Duration) -> bool {
-        let before = self.stored_quota();
+        let previous_quota = self.stored_quota();
         let idle = at.since(UnixMs(self.last_spent_at.load(Ordering::Acquire)));
-        self.record_discrepancy(before.discrepancy(polled, idle, lag));
-        self.replace_count(|count| Quota { count, ..before }.reconcile(polled, idle, lag).count);
+        self.record_discrepancy(previous_quota.discrepancy(polled, idle, lag));
+        self.replace_count(|count| Quota { count, ..previous_quota }.reconcile(polled, idle, lag).count);
         self.set_limits(polled);
-        let is_new = Quota { count: 0, ..before } != Quota { count: 0, ..polled };
+        let is_new = Quota { count: 0, ..previous_quota } != Quota { count: 0, ..polled };
         if is_new {
             self.reported_remaining.clear();
         }
@@ -319,7 +319,8 @@ impl QuotaCell {
     }
 }
 
-/// Maps a sum that has wrapped below zero to zero. The rest of a concurrent change will raise it again.
+/// Maps a sum that has wrapped below zero to zero. The remaining part of the concurrent change will raise the sum
+/// again.
 fn not_below_zero(sum: u64) -> u64 {
     if sum > u64::MAX / 2 { 0 } else { sum }
 }
@@ -351,7 +352,7 @@ mod tests {
             let quota = Quota { count: 3, limit: Some(10), extension, resets_at: Some(UnixMs(100)) };
             cell.restore(quota, NOW);
             assert_eq!(cell.load(UnixMs(99)), quota);
-            assert!(!cell.is_used_up(UnixMs(99)));
+            assert!(!cell.is_exhausted(UnixMs(99)));
         }
     }
 
@@ -369,12 +370,12 @@ mod tests {
 
     #[test]
     fn credits_are_used_up_until_the_period_ends() {
-        assert!(!QuotaCell::default().is_used_up(NOW));
+        assert!(!QuotaCell::default().is_exhausted(NOW));
         let cell = quota_cell(99, 100);
-        assert!(!cell.is_used_up(NOW));
+        assert!(!cell.is_exhausted(NOW));
         finish(&cell, 0, 1);
-        assert!(cell.is_used_up(NOW) && cell.load(NOW).is_exhausted());
-        assert!(!cell.is_used_up(UnixMs(100)) && !cell.load(UnixMs(100)).is_exhausted());
+        assert!(cell.is_exhausted(NOW) && cell.load(NOW).is_exhausted());
+        assert!(!cell.is_exhausted(UnixMs(100)) && !cell.load(UnixMs(100)).is_exhausted());
     }
 
     #[test]
@@ -411,7 +412,7 @@ mod tests {
             cell.finish_reservation(FinishedReservation { reserved: 0, spent: credits }, UnixMs(at))
         };
         cell.apply_poll(polled(7, 900), UnixMs(1), lag);
-        assert_eq!(cell.discrepancy(), 0, "credits spent before the first poll do not count");
+        assert_eq!(cell.discrepancy(), 0, "credits spent before the first poll must not count");
         spend(10, 2);
         cell.apply_poll(polled(20, 900), UnixMs(3), lag);
         cell.apply_poll(polled(20, 900), UnixMs(4), lag);

@@ -169,7 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(PollResponse::Unreadable),
         1 => Just(PollResponse::Invalid),
     ];
-    let tier = prop_oneof![Just("free"), Just("creator"), Just("a plan of its own")];
+    let tier = prop_oneof![Just("free"), Just("creator"), Just("an unknown plan")];
     let spans = [1_u64, 40, 500, 1_000, 2_500, 11_000, 40_000];
     prop_oneof![
         10 => generated_request().prop_map(Step::Request),
@@ -344,13 +344,14 @@ impl History {
                     Err(reason) => reason,
                 };
                 let now = clock::now();
-                let before =
+                let state_before =
                     UnixMs(now.0.saturating_sub(u64::try_from(MAX_TIMER_DELAY.as_millis()).unwrap()));
                 if reason == Unavailable::Outdated {
                     let roster = pool.roster();
                     let request = template.request(&roster);
                     *shared_selection.lock().unwrap() = (roster, request);
-                } else if [now, before].iter().all(|at| could_be_served(&pool, &roster, &request, *at)) {
+                } else if [now, state_before].iter().all(|at| could_be_served(&pool, &roster, &request, *at))
+                {
                     return Err(Some(format!(
                         "{template:?} was refused ({reason}) although a key could serve it"
                     )));
@@ -409,7 +410,7 @@ impl History {
             let waiting = self.waiting.iter().find(|waiting| waiting.task == task);
             let (roster, request) = waiting.unwrap().selection.lock().unwrap().clone();
             let choice = choice(&self.pool, &roster, &request, clock::now());
-            prop_assert!(false, "{generated:?} is queued although {choice:?} could serve it");
+            prop_assert!(false, "{generated:?} must not be queued while {choice:?} could serve it");
         }
         Ok(())
     }
@@ -520,7 +521,7 @@ impl History {
         // Every wait must end without an event.
         sleep(self.settings.queue_timeout + MAX_TIMER_DELAY).await;
         self.run_tasks().await?;
-        prop_assert!(self.waiting.is_empty(), "{:?} is queued forever", self.waiting[0].generated);
+        prop_assert!(self.waiting.is_empty(), "{:?} must not be queued forever", self.waiting[0].generated);
         self.leased.clear();
         prop_assert_eq!(self.pool.queued_requests(), 0);
         for key in self.rosters.iter().flat_map(|roster| roster.keys()) {

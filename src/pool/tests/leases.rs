@@ -35,13 +35,13 @@ fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
     pool.report_quota(1, 90, 100, NOW);
     let overcommitted = pool.try_lease(&speech_request(20, &[]), NOW).unwrap();
     assert_eq!(overcommitted.lease.key().position(), 1);
-    let other = pool.try_lease(&speech_request(20, &[]), NOW).unwrap();
-    assert_eq!(other.lease.key().position(), 0);
+    let other_lease = pool.try_lease(&speech_request(20, &[]), NOW).unwrap();
+    assert_eq!(other_lease.lease.key().position(), 0);
     let full = Unavailable::Full { until: Some(UnixMs(9_000_000)) };
     assert_eq!(
         pool.try_lease(&speech_request(20, &[]), NOW).unwrap_err(),
         full,
-        "the request waits for reserved credits"
+        "the request must wait for reserved credits"
     );
     // The refusal reports the remaining credits: larger requests skip the key, and smaller ones use it.
     let verdict =
@@ -49,7 +49,7 @@ fn the_key_with_most_credits_serves_one_request_when_no_key_can_pay() {
     let roster = pool.roster();
     record_attempt(&pool, &roster, &roster.keys()[1], verdict, Some(&speech_request(20, &[])), NOW);
     pool.charge(&roster, &mut { overcommitted.lease }, 0, NOW);
-    pool.charge(&roster, &mut { other.lease }, 0, NOW);
+    pool.charge(&roster, &mut { other_lease.lease }, 0, NOW);
     assert_eq!(
         pool.snapshot(NOW)[1].state.status().as_str(),
         "active",
@@ -165,7 +165,7 @@ fn a_sent_request_without_a_reported_cost_is_charged_its_estimate() {
     drop(sent_lease);
     assert_eq!(pool.snapshot(NOW)[0].quota.count, 40);
     drop(pool.try_lease(&speech_request(30, &[]), NOW).unwrap());
-    assert_eq!(pool.snapshot(NOW)[0].quota.count, 40, "the lease without a sent request costs nothing");
+    assert_eq!(pool.snapshot(NOW)[0].quota.count, 40, "a lease without a sent request must cost no credits");
     assert_eq!(pool.roster().keys()[0].workspace().reserved(), 0);
 }
 
@@ -240,7 +240,7 @@ fn a_request_without_a_slot_fails_because_all_keys_are_busy() {
     });
 }
 
-/// The test holds all locks of the pool: those of the queue, of roster updates, and of the evidence of each
+/// The test holds all locks of the pool: the locks of the queue, of roster updates, and of the evidence of each
 /// workspace.
 #[test]
 fn a_key_is_selected_and_released_without_a_lock() {
@@ -259,5 +259,9 @@ fn a_key_is_selected_and_released_without_a_lock() {
         sender.send(is_reserved)
     })
     .unwrap();
-    assert_eq!(receiver.recv_timeout(Duration::from_secs(30)), Ok(true), "the thread is blocked by a lock");
+    assert_eq!(
+        receiver.recv_timeout(Duration::from_secs(30)),
+        Ok(true),
+        "the thread must not be blocked by a lock"
+    );
 }

@@ -28,16 +28,16 @@ async fn reserve(pool: &Arc<Pool>, request: &KeyRequest) -> Result<Reserved, Una
 }
 
 #[test]
-fn a_paused_key_gets_no_new_request_and_completes_its_own() {
+fn a_paused_key_receives_no_new_request_and_completes_its_requests() {
     let pool = separate_keys(2);
-    let before = pool.roster();
+    let old_roster = pool.roster();
     let lease = pool.try_lease(&speech_request(1, &[]), NOW).unwrap().lease;
     let transitions = set_pause(&pool, 0, pause_until(None), NOW);
     assert_eq!(changes(&transitions), [(0, StateChange::Paused { until: None })]);
     assert_eq!(changes(&set_pause(&pool, 0, pause_until(None), NOW)), []);
     assert_eq!(pool.select(&[], NOW), Ok(1));
     // A request that has loaded the earlier roster does not use the key either.
-    let reserved = pool.try_reserve(&before, &speech_request(1, &[]), NOW).unwrap();
+    let reserved = pool.try_reserve(&old_roster, &speech_request(1, &[]), NOW).unwrap();
     assert_eq!(reserved.lease.key().position(), 1);
     assert_eq!(lease.key().in_flight(), 1);
     drop(lease);
@@ -89,7 +89,7 @@ fn a_paused_key_in_cooldown_is_not_probed() {
     set_pause(&pool, 0, pause_until(None), NOW);
     assert_eq!(pool.select(&[], later(40)), Err(Unavailable::Paused { until: None }));
     set_pause(&pool, 0, None, later(40));
-    assert_eq!(pool.select(&[], later(40)), Ok(0), "without the pause, the key is probed");
+    assert_eq!(pool.select(&[], later(40)), Ok(0), "without the pause, the key must be probed");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_pause_outlasts_a_poll_and_ends_with_a_reload_without_it() {
 }
 
 #[tokio::test]
-async fn a_queued_request_gets_a_key_that_is_resumed() {
+async fn a_queued_request_receives_a_key_that_is_resumed() {
     let pool = separate_keys(2);
     let roster = pool.roster();
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
@@ -126,12 +126,12 @@ async fn a_queued_request_gets_a_key_that_is_resumed() {
     let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
     set_pause(&pool, 1, None, NOW);
-    let reserved = poll_once(&mut queued).expect("the request is dispatched").unwrap();
+    let reserved = poll_once(&mut queued).expect("the request must be dispatched").unwrap();
     assert_eq!(reserved.lease.key().position(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queued_request_gets_a_key_whose_pause_ends() {
+async fn a_queued_request_receives_a_key_whose_pause_ends() {
     let pool = separate_keys(2);
     let roster = pool.roster();
     roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
@@ -160,6 +160,6 @@ async fn a_queued_request_fails_when_the_last_usable_key_is_paused() {
     let mut queued = Box::pin(reserve(&pool, &request));
     assert!(poll_once(&mut queued).is_none());
     set_pause(&pool, 0, pause_until(None), NOW);
-    let failed = poll_once(&mut queued).expect("the request is evaluated again");
+    let failed = poll_once(&mut queued).expect("the request must be evaluated again");
     assert_eq!(failed.unwrap_err(), Unavailable::Paused { until: None });
 }

@@ -16,14 +16,14 @@ fn pool_with_history() -> Arc<Pool> {
 #[test]
 fn a_reload_in_another_order_keeps_the_state_of_every_key() {
     let pool = pool_with_history();
-    let before = pool.roster();
+    let old_roster = pool.roster();
     pool.reload(vec![entry(2, Some("two"), Some("w")), entry(0, None, None)], SETTINGS);
-    let after = pool.roster();
-    assert!(Arc::ptr_eq(&after.keys()[0], &before.keys()[2]));
-    assert!(Arc::ptr_eq(&after.keys()[1], &before.keys()[0]));
-    assert_eq!(after.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
+    let new_roster = pool.roster();
+    assert!(Arc::ptr_eq(&new_roster.keys()[0], &old_roster.keys()[2]));
+    assert!(Arc::ptr_eq(&new_roster.keys()[1], &old_roster.keys()[0]));
+    assert_eq!(new_roster.keys().iter().map(|key| key.position()).collect::<Vec<_>>(), [0, 1]);
     // Both keys are still in cooldown.
-    assert!(pool.try_reserve(&after, &speech_request(0, &[]), NOW).is_err());
+    assert!(pool.try_reserve(&new_roster, &speech_request(0, &[]), NOW).is_err());
     assert_eq!(pool.select(&[], later(60)), Ok(0));
 }
 
@@ -34,7 +34,7 @@ fn a_request_in_flight_keeps_its_roster() {
     pool.reload(vec![entry(1, None, None), entry(0, None, None)], SETTINGS);
     let reserved = pool.try_reserve(&roster_before, &speech_request(0, &[]), NOW).unwrap();
     assert_eq!(roster_before.position_of(reserved.lease.key()), Some(0));
-    assert_eq!(reserved.lease.key().position(), 1, "the key has the position of the latest roster");
+    assert_eq!(reserved.lease.key().position(), 1, "the key must have its position in the latest roster");
     let next = pool.try_reserve(&roster_before, &speech_request(0, &[0]), NOW).unwrap();
     assert_eq!(roster_before.position_of(next.lease.key()), Some(1));
     // The results of requests in flight are still recorded for a removed key.
@@ -47,12 +47,12 @@ fn a_request_in_flight_keeps_its_roster() {
 #[test]
 fn a_renamed_key_keeps_its_state() {
     let pool = pool_with_history();
-    let before = pool.roster();
+    let old_roster = pool.roster();
     pool.reload(vec![entry(0, Some("zero"), None), entry(1, None, Some("w"))], SETTINGS);
-    let after = pool.roster();
-    assert_eq!(after.keys()[0].name(), Some("zero"));
-    assert_eq!(after.keys()[0].state(NOW), before.keys()[0].state(NOW));
-    assert!(std::ptr::eq(after.keys()[0].workspace(), before.keys()[0].workspace()));
+    let new_roster = pool.roster();
+    assert_eq!(new_roster.keys()[0].name(), Some("zero"));
+    assert_eq!(new_roster.keys()[0].state(NOW), old_roster.keys()[0].state(NOW));
+    assert!(std::ptr::eq(new_roster.keys()[0].workspace(), old_roster.keys()[0].workspace()));
 }
 
 #[test]
@@ -147,20 +147,20 @@ fn a_workspace_that_is_named_later_is_identified_by_its_key() {
         ..ApiKey::new(key).unwrap().into()
     };
     let pool = Pool::new(vec![entry("sk_a", None), entry("sk_b", None)], Settings::FOR_TESTS);
-    let before = pool.roster();
-    assert!(before.has_several_workspaces());
-    let identity_before = before.keys()[0].workspace().identity().clone();
+    let old_roster = pool.roster();
+    assert!(old_roster.has_several_workspaces());
+    let identity_before = old_roster.keys()[0].workspace().identity().clone();
     pool.reload(vec![entry("sk_c", Some("studio")), entry("sk_a", Some("studio"))], Settings::FOR_TESTS);
-    let after = pool.roster();
-    let studio = after.keys()[0].workspace().identity();
-    assert_eq!(after.identity_of(&identity_before), Some(studio));
-    assert_eq!(after.identity_of(studio), Some(studio));
+    let new_roster = pool.roster();
+    let studio = new_roster.keys()[0].workspace().identity();
+    assert_eq!(new_roster.identity_of(&identity_before), Some(studio));
+    assert_eq!(new_roster.identity_of(studio), Some(studio));
     assert_eq!(
-        after.identity_of(before.keys()[1].workspace().identity()),
+        new_roster.identity_of(old_roster.keys()[1].workspace().identity()),
         None,
-        "the roster has no key of that workspace"
+        "the roster must contain no key of that workspace"
     );
-    assert!(!after.has_several_workspaces());
+    assert!(!new_roster.has_several_workspaces());
 }
 
 #[test]

@@ -76,15 +76,15 @@ async fn clients_take_turns_and_each_keeps_its_order() {
 #[tokio::test]
 async fn a_request_does_not_wait_for_a_key_that_a_reload_has_added() {
     let pool = Arc::new(Pool::new(vec![entry(0, None, None)], SETTINGS));
-    let before = pool.roster();
-    before.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
-    let _held = pool.try_reserve(&before, &speech_request(1, &[]), NOW).unwrap();
+    let old_roster = pool.roster();
+    old_roster.keys()[0].workspace().limiter(ConcurrencyGroup::SPEECH).set_reported_max(1);
+    let _held = pool.try_reserve(&old_roster, &speech_request(1, &[]), NOW).unwrap();
     let request = speech_request(1, &[]);
-    let mut queued = Box::pin(pool.reserve(&before, &request));
+    let mut queued = Box::pin(pool.reserve(&old_roster, &request));
     assert!(poll_once(&mut queued).is_none());
     pool.reload(vec![entry(0, None, None), entry(1, None, None)], SETTINGS);
-    let after = pool.roster();
-    let leased = poll_once(&mut Box::pin(pool.reserve(&after, &request)))
+    let new_roster = pool.roster();
+    let leased = poll_once(&mut Box::pin(pool.reserve(&new_roster, &request)))
         .expect("the request must not queue behind requests of the previous roster");
     assert_eq!(leased.unwrap().lease.key().position(), 1);
     // The queued request must select again among the new keys.
@@ -283,7 +283,7 @@ fn a_request_does_not_wait_for_a_probe_that_is_already_due() {
     let now = clock::now().plus(SETTINGS.probe_after + Duration::from_secs(1));
     let blocked = pool.try_reserve(&pool.roster(), &speech_request(1, &[]), now).unwrap_err();
     assert_eq!(blocked.reason, Unavailable::Full { until: blocked.retry_at });
-    // The time is that of the end of the cooldown, not that of the due probe.
+    // The time is the end of the cooldown, not the time of the due probe.
     assert!(blocked.retry_at.is_some_and(|at| at > now), "{:?} at {now:?}", blocked.retry_at);
 }
 

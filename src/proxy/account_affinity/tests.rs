@@ -34,7 +34,7 @@ async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_accou
     let mut request = speech();
     not_found_cache.insert(&request.identifiers, Duration::from_secs(60), clock::now());
     let result = request.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
-    assert_eq!(result, None, "there are no other replicas");
+    assert_eq!(result, None, "without other replicas, no owner must be found");
     fake_replicas.record_owner(request.identifiers.path[0], &owner);
     let result = request.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
     assert_eq!(result, Some((ResourceKind::Voice, owner.clone())));

@@ -11,7 +11,7 @@ use crate::proxy::usage::CreditSource;
 use crate::telemetry::log_transitions;
 
 impl Attempt {
-    /// Charges the cost of a response when its head arrives. The provider reports the cost there, so a
+    /// Charges the cost of a response when its head is received. The provider reports the cost in the head, so a
     /// response whose body is interrupted was probably also charged.
     pub(super) fn charge(&mut self, verdict: Verdict, reported: Option<u64>, now: UnixMs) {
         let reserved_credits = self.key_source.reserved_credits();
@@ -68,7 +68,7 @@ impl Attempt {
     }
 }
 
-/// Returns the source of credits that neither the response nor an estimate gives.
+/// Returns the source of a number of credits that comes neither from the response nor from an estimate.
 pub(super) fn unknown_credits(metering: Metering) -> CreditSource {
     match metering {
         Metering::Credits => CreditSource::Unknown,

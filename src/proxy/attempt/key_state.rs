@@ -48,8 +48,8 @@ impl Attempt {
         self.log_conclusions(key, &conclusions);
     }
 
-    /// Logs conclusions. The usage record of the attempt also writes the state of `key`'s workspace; the
-    /// state of other workspaces is written only on request.
+    /// Logs the conclusions from a response. The usage record of the attempt also writes the state of `key`'s
+    /// workspace; the state of other workspaces is written only on request.
     fn log_conclusions(&self, key: &Key, conclusions: &Conclusions) {
         let is_other = |changed: &Arc<Key>| !std::ptr::eq(changed.workspace(), key.workspace());
         let transitions = conclusions.transitions.iter().map(|transition| &transition.key);

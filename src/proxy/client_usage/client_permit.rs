@@ -12,7 +12,7 @@ use crate::policy::charge::{Billing, Charge, ChargeOutcome};
 use crate::policy::client_quota::{ClientQuota, QuotaExceeded};
 use crate::policy::units::UnixMs;
 
-/// A client's request in progress.
+/// The permit of a client's request in progress.
 ///
 /// Dropping the permit ends the request for the concurrency limit, and refunds the reserved amounts that were
 /// not charged.
@@ -35,36 +35,23 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Makes `attempt`, which takes an amount from the client's quota.
-    pub(super) fn take_from_client(
-        &self,
-        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused>,
-    ) -> Result<(), ClientLimitExceeded> {
-        attempt(&self.client, GrantUse::Current)
-            .map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
-    }
-
-    /// Makes `attempt`, and requests a grant from the other replicas if the attempt needs it.
-    pub(super) async fn take_from_shared_client(
+    /// Calls `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant of
+    /// this replica is insufficient, requests a larger grant from them first.
+    pub(super) async fn take_from_client(
         &self,
         now: UnixMs,
-        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused>,
+        attempt: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused> + Send + Sync,
     ) -> Result<(), ClientLimitExceeded> {
         let result = self.client.with_grant(now, attempt).await;
         result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
-    /// Returns whether the request counts against a quota that other replicas use too.
-    pub(in crate::proxy) fn is_shared(&self) -> bool {
-        self.client.is_shared() || self.user.as_ref().is_some_and(QuotaPermit::is_shared)
-    }
-
-    /// Admits the request by the quota of its user. A request that is not free is counted here. Asks the other
-    /// replicas if the grant of this replica is insufficient.
+    /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other replicas
+    /// share the quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///
-    /// Fails when the user's quota is used up.
+    /// Fails when the user's quota is exhausted.
     pub(in crate::proxy) async fn admit_user(
         &mut self,
         user: &RequestUser,
@@ -93,22 +80,13 @@ impl ClientPermit {
         self.client.needs_price() || self.user.as_ref().is_some_and(QuotaPermit::needs_price)
     }
 
-    /// Reserves the request's maximum cost: `total` credits since its start, including earlier reservations.
+    /// Reserves the request's maximum cost: `total` credits since its start, including earlier reservations. If other
+    /// replicas share the quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///
     /// Fails when a quota has fewer credits left. Earlier reservations are kept.
-    pub fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
-        self.for_each_quota(|permit| permit.reserve(total, now, GrantUse::Current))
-    }
-
-    /// Reserves the request's maximum cost like [`reserve`](Self::reserve). Asks the other replicas if the grant of
-    /// this replica is insufficient.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a quota has fewer credits left. Earlier reservations are kept.
-    pub async fn reserve_shared(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
+    pub async fn reserve(&self, total: u64, now: UnixMs) -> Result<(), ClientLimitExceeded> {
         for (permit, owner) in self.quotas() {
             let reserved =
                 permit.with_grant(now, |permit, grant_use| permit.reserve(total, now, grant_use)).await;
@@ -117,37 +95,23 @@ impl ClientPermit {
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price. See `QuotaPermit::reserve_unpriced`.
+    /// Reserves credits for a request of unknown price, like [`reserve`](Self::reserve). See
+    /// `QuotaPermit::reserve_unpriced`.
     ///
     /// # Errors
     ///
-    /// Fails when a quota is used up, or `max` requests of unknown price are in progress.
-    pub(in crate::proxy) fn reserve_unpriced(
-        &self,
-        amount: u64,
-        max: u32,
-        now: UnixMs,
-    ) -> Result<(), ClientLimitExceeded> {
-        self.for_each_quota(|permit| permit.reserve_unpriced(amount, max, now, GrantUse::Current))
-    }
-
-    /// Reserves credits for a request of unknown price like [`reserve_unpriced`](Self::reserve_unpriced). Asks the
-    /// other replicas if the grant of this replica is insufficient.
-    ///
-    /// # Errors
-    ///
-    /// Fails when a quota is used up, or `max` requests of unknown price are in progress.
-    pub(in crate::proxy) async fn reserve_unpriced_shared(
+    /// Fails when a quota is exhausted, or `max` requests of unknown price are in progress.
+    pub(in crate::proxy) async fn reserve_unpriced(
         &self,
         amount: u64,
         max: u32,
         now: UnixMs,
     ) -> Result<(), ClientLimitExceeded> {
         for (permit, owner) in self.quotas() {
-            let reserve = permit
+            let reserved = permit
                 .with_grant(now, |permit, grant_use| permit.reserve_unpriced(amount, max, now, grant_use))
                 .await;
-            reserve.map_err(|refused| limit_exceeded(refused, owner))?;
+            reserved.map_err(|refused| limit_exceeded(refused, owner))?;
         }
         Ok(())
     }
@@ -155,14 +119,6 @@ impl ClientPermit {
     fn quotas(&self) -> impl Iterator<Item = (&QuotaPermit, QuotaOwner)> {
         let user = self.user.iter().map(|user| (user, QuotaOwner::User));
         std::iter::once((&self.client, QuotaOwner::Client)).chain(user)
-    }
-
-    fn for_each_quota(
-        &self,
-        reserve: impl Fn(&QuotaPermit) -> Result<(), ReservationRefused>,
-    ) -> Result<(), ClientLimitExceeded> {
-        self.quotas()
-            .try_for_each(|(permit, owner)| reserve(permit).map_err(|refused| limit_exceeded(refused, owner)))
     }
 
     /// Returns the owner of the quota that does not let a running session use more credits. A session may use

@@ -8,7 +8,7 @@ use crate::policy::client::ClientName;
 use crate::policy::client_quota::RateLimit;
 
 /// Time after a request in which a replica counts as a replica that serves the client.
-const RECENT: Duration = Duration::from_secs(60);
+const RECENT_PERIOD: Duration = Duration::from_secs(60);
 
 /// The share of one replica in the limits of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,13 @@ pub struct ClientShare {
 /// The activity of a client at this replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientActivity {
-    /// The client.
+    /// The name of the client.
     pub client: ClientName,
-    /// The requests in progress.
+    /// The number of requests in progress.
     pub running: u32,
-    /// The requests that were in progress at the same time since the last report, including refused requests.
+    /// The largest number of concurrent requests since the last report, including refused requests.
     pub demand: u32,
-    /// The configured maximum of concurrent requests of all replicas together.
+    /// The configured concurrency limit of all replicas together.
     pub max_concurrent: Option<u32>,
     /// Whether the client sent a request in the last minute.
     pub is_recent: bool,
@@ -41,11 +41,11 @@ pub(super) struct ClientShareCell {
     rate_divisor: AtomicU32,
     /// The maximum number of concurrent requests plus 1, or 0 if it is unknown.
     max_concurrent: AtomicU32,
-    /// The configured maximum of concurrent requests, or 0 if there is no maximum.
+    /// The configured concurrency limit, or 0 if there is no limit.
     configured_max: AtomicU32,
     /// The largest number of requests in progress since the last report.
     peak: AtomicU32,
-    /// The requests that were refused since the last report.
+    /// The number of requests that were refused since the last report.
     refused: AtomicU32,
     /// The time of the last request in nanoseconds, or 0 before the first request.
     used_at: AtomicU64,
@@ -63,8 +63,8 @@ impl ClientShareCell {
         limit.divided(self.rate_divisor.load(Ordering::Acquire))
     }
 
-    /// Returns the maximum of concurrent requests at this replica, of `max` at all `replicas`. An unknown share is an
-    /// equal part, but at least one request.
+    /// Returns the concurrency limit at this replica, if the limit at all `replicas` together is `max`. An unknown
+    /// share is an equal part, but at least one request.
     pub(super) fn max_concurrent(&self, max: u32, replicas: u32) -> u32 {
         let share = self.max_concurrent.load(Ordering::Acquire).checked_sub(1);
         share.unwrap_or_else(|| (max / replicas.max(1)).max(1)).min(max)
@@ -96,7 +96,7 @@ impl ClientShareCell {
     ) -> Option<ClientActivity> {
         let used_at = self.used_at.load(Ordering::Relaxed);
         let age = Duration::from_nanos(elapsed_ns.saturating_sub(used_at));
-        let is_recent = used_at > 0 && age < RECENT;
+        let is_recent = used_at > 0 && age < RECENT_PERIOD;
         let peak = self.peak.swap(0, Ordering::Relaxed);
         let refused = self.refused.swap(0, Ordering::Relaxed);
         let configured_max = self.configured_max.load(Ordering::Relaxed);

@@ -17,7 +17,7 @@ use crate::policy::client_quota::{QuotaExceeded, QuotaUnit};
 pub(in crate::proxy) struct UsageCounters {
     pub(super) requests: PeriodCounters,
     pub(super) credits: PeriodCounters,
-    /// The requests in progress whose price is unknown until their response.
+    /// The number of requests in progress whose price is unknown until their response.
     pub(super) unpriced_in_progress: AtomicU32,
     /// The share in the quota, if other replicas use the quota too.
     share: OnceLock<Box<QuotaShare>>,
@@ -50,8 +50,8 @@ pub struct AdmissionRequest {
 }
 
 impl AdmissionRequest {
-    /// Returns whether the request counts against quotas, unlike a free request or a request with the client's own
-    /// key.
+    /// Returns whether the request counts against quotas, unlike a request that costs no credits or a request with the
+    /// client's own key.
     pub(in crate::proxy) fn counts_against_quotas(&self) -> bool {
         self.is_charged && self.billing != Billing::Free
     }
@@ -60,7 +60,7 @@ impl AdmissionRequest {
 /// The limit of a client that its request exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientLimitExceeded {
-    /// The client has its maximum number of requests in progress.
+    /// The client has reached its concurrency limit.
     #[error("the client has {max} requests in progress")]
     Concurrency {
         /// Maximum number of requests in progress.
@@ -78,10 +78,10 @@ pub enum ClientLimitExceeded {
         /// The time until its next request is admitted.
         wait: Duration,
     },
-    /// The client's quota is used up, or is insufficient for this request.
+    /// The client's quota is exhausted, or is insufficient for this request.
     #[error(transparent)]
     Quota(QuotaExceeded),
-    /// The user's quota is used up, or is insufficient for this request.
+    /// The user's quota is exhausted, or is insufficient for this request.
     #[error("the user has used its {}", .0.quota)]
     UserQuota(QuotaExceeded),
     /// The user has its maximum number of requests of unknown price in progress.
@@ -96,7 +96,7 @@ pub enum ClientLimitExceeded {
     DirectAccess,
 }
 
-/// The party whose quota is used up.
+/// The party whose quota is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum QuotaOwner {
     /// The client.

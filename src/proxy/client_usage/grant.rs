@@ -1,5 +1,5 @@
-//! Decides how much of one shared quota this replica may use, by its grant and the use of the other replicas. All
-//! decisions are pure, with the time as an argument.
+//! Decides how much of one shared quota this replica may use, from its grant and the usage of the other replicas. All
+//! decisions are pure functions that take the current time as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use crate::policy::units::UnixMs;
 use crate::proxy::replica_link::{QuotaGrant, QuotaKey, QuotaReply, QuotaStatement};
 
 /// Time for which a refusal by the other replicas is repeated without another lookup. It limits the lookups for a
-/// client that continues to send requests after its quota is used up, and is about one interval of the regular
+/// client that continues to send requests after its quota is exhausted, and is about one interval of the regular
 /// statements.
 const REFUSAL_TTL: Duration = Duration::from_millis(100);
 
-/// The grant that a replica holds, as a multiple of its use between two regular statements. An increase of the use to
-/// this multiple needs no lookup.
+/// The grant that a replica holds, as a multiple of its usage between two regular statements. An increase of the usage
+/// to this multiple needs no lookup.
 const HELD_INTERVALS: u64 = 4;
 
 /// The part of a shared quota that a request may use.
@@ -24,7 +24,8 @@ pub(super) enum GrantUse {
     Extensible,
     /// Only the current grant is used.
     Current,
-    /// There was no reply, so the request may use this replica's share of the amount that remained at the last reply.
+    /// If the lookup had no reply, the request may use this replica's share of the amount that remained at the last
+    /// reply.
     Alone,
 }
 
@@ -41,27 +42,30 @@ struct GrantRefusal {
 pub(super) struct SharedQuota {
     pub(super) quota: ClientQuota,
     pub(super) period_start: UnixMs,
+    /// The end of the period, or `None` if it does not end.
+    period_end: Option<UnixMs>,
     granted: u64,
     valid_until: Option<Instant>,
     used_by_others: u64,
-    /// The use by this replica in the last statement that had a reply.
+    /// The usage of this replica in the last statement that received a reply.
     stated_use: u64,
     replied_at: Option<Instant>,
     refusal: Option<GrantRefusal>,
     generation: u64,
-    /// The use by this replica at the last regular statement.
+    /// The usage of this replica at the last regular statement.
     regular_use: u64,
-    /// The use between the last three regular statements.
+    /// The usage between the last three regular statements.
     recent_use: [u64; 2],
 }
 
 impl SharedQuota {
-    /// Creates the state of a quota. `used` is the use by this replica. The generation starts with the time, so
-    /// that it is newer than the generations before a restart.
-    pub(super) fn new(quota: ClientQuota, period_start: UnixMs, used: u64, now: UnixMs) -> Self {
+    /// Creates the state of a quota in the period that contains `now`. `used` is the usage of this replica. The
+    /// generation starts with the time, so that it is newer than the generations before a restart.
+    pub(super) fn new(quota: ClientQuota, used: u64, now: UnixMs) -> Self {
         Self {
             quota,
-            period_start,
+            period_start: quota.period.start(now),
+            period_end: quota.period.end(now),
             granted: 0,
             valid_until: None,
             used_by_others: 0,
@@ -72,6 +76,11 @@ impl SharedQuota {
             regular_use: used,
             recent_use: [0; 2],
         }
+    }
+
+    /// Whether the period contains `now`. If the clock was set back, a later period still counts.
+    pub(super) fn is_current(&self, now: UnixMs) -> bool {
+        self.period_end.is_none_or(|end| now < end)
     }
 
     /// Whether the replica holds a grant at `now`.
@@ -98,8 +107,8 @@ impl SharedQuota {
         limit.min(self.quota.amount)
     }
 
-    /// Returns the limit without replies: the use at the last reply, and an equal share of the amount that remained
-    /// then. It does not depend on the use since then, so the replica never takes a share of a share.
+    /// Returns the limit without replies: the usage at the last reply, and an equal share of the amount that remained
+    /// then. It does not depend on the usage since then, so the replica never takes a share of a share.
     fn limit_alone(&self, replicas: u32) -> u64 {
         let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(self.stated_use);
         self.stated_use.saturating_add(remaining.div_ceil(u64::from(replicas.max(1))))
@@ -115,8 +124,8 @@ impl SharedQuota {
             && !is_refused
     }
 
-    /// Returns whether a running session may use more credits. A session is charged for its use, so the
-    /// total use decides and not the grant.
+    /// Returns whether a running session may use more credits. A session is charged for its usage, so the
+    /// total usage decides and not the grant.
     pub(super) fn may_spend(&self, used: u64, replicas: u32, now: Instant) -> bool {
         // A quota in use is stated regularly. If its grant has expired, there were no replies.
         let is_alone = self.replied_at.is_some() && !self.is_granted(now);
@@ -144,9 +153,9 @@ impl SharedQuota {
     }
 
     /// Prepares a regular statement: returns the part of the grant that this replica does not need soon, so that
-    /// another replica can use it. Returns the amount in addition to `used` that the replica wants to hold: the use
-    /// of a few intervals, but only a part of the remaining amount. A replica without recent use wants nothing. A
-    /// replica without a grant wants only the amount that its requests wait for, because the use by other replicas
+    /// another replica can use it. Returns the amount in addition to `used` that the replica wants to hold: the usage
+    /// of a few intervals, but only a part of the remaining amount. A replica without recent usage wants nothing. A
+    /// replica without a grant wants only the amount that its requests wait for, because the usage of other replicas
     /// that it knows is old.
     pub(super) fn prepare_regular(&mut self, used: u64, waiting: u64, replicas: u32, now: Instant) -> u64 {
         self.recent_use = [used.saturating_sub(self.regular_use), self.recent_use[0]];
@@ -155,9 +164,9 @@ impl SharedQuota {
         let remaining = self.quota.amount.saturating_sub(self.used_by_others).saturating_sub(used);
         let part = if self.is_granted(now) { remaining / (2 * u64::from(replicas.max(1))) } else { 0 };
         let wanted = part.min(pace.saturating_mul(HELD_INTERVALS)).max(waiting);
-        let kept = used.saturating_add(wanted);
-        if kept < self.granted {
-            self.granted = kept;
+        let kept_amount = used.saturating_add(wanted);
+        if kept_amount < self.granted {
+            self.granted = kept_amount;
             self.generation += 1;
         }
         wanted
@@ -170,7 +179,7 @@ impl SharedQuota {
         self.generation += 1;
     }
 
-    /// Returns the statement of the use of this quota.
+    /// Returns the statement of the usage of this quota.
     pub(super) fn statement(
         &self,
         key: QuotaKey,

@@ -36,7 +36,7 @@ impl AmountRange {
     }
 
     /// Returns the amount to take from a quota with `remaining`, or `None` if that is less than the minimum. Nothing
-    /// can be taken from a quota that is used up, not even 0.
+    /// can be taken from an exhausted quota, not even 0.
     pub(super) fn amount_within(self, remaining: u64) -> Option<u64> {
         (remaining > 0 && self.min <= remaining).then_some(self.max.min(remaining))
     }
@@ -80,9 +80,9 @@ impl PeriodCounters {
             let amount = demand.amount_within(limit.saturating_sub(used_amount(bits)))?;
             Some(Tally::from_bits(bits).add(amount, period, now).to_bits())
         });
-        let before = result.map_err(used_amount)?;
-        let added = demand.amount_within(limit.saturating_sub(used_amount(before))).unwrap_or(0);
-        let quota_period = Tally::from_bits(before).add(added, period, now).period_number();
+        let tally_before = result.map_err(used_amount)?;
+        let added = demand.amount_within(limit.saturating_sub(used_amount(tally_before))).unwrap_or(0);
+        let quota_period = Tally::from_bits(tally_before).add(added, period, now).period_number();
         let periods =
             Period::ALL.map(|each| if each == period { quota_period } else { self.add_to(each, added, now) });
         Ok((added, periods))
@@ -99,8 +99,8 @@ impl PeriodCounters {
 
     /// Adds an amount to one period. Returns the number of the period in which it was counted.
     fn add_to(&self, period: Period, amount: u64, now: UnixMs) -> u16 {
-        let before = self.update(period, |tally| tally.add(amount, period, now));
-        before.add(amount, period, now).period_number()
+        let tally_before = self.update(period, |tally| tally.add(amount, period, now));
+        tally_before.add(amount, period, now).period_number()
     }
 
     /// Applies `change` in one atomic update. Returns the tally before the change.
@@ -108,7 +108,7 @@ impl PeriodCounters {
         let changed = |bits| Some(change(Tally::from_bits(bits)).to_bits());
         let counter = &self.0[period_index(period)];
         // `changed` always returns `Some`, so the update never fails.
-        let before = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
-        Tally::from_bits(before.unwrap_or_else(|bits| bits))
+        let tally_before = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
+        Tally::from_bits(tally_before.unwrap_or_else(|bits| bits))
     }
 }

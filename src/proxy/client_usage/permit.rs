@@ -18,7 +18,7 @@ const MAX_EXTENSIONS: u32 = 4;
 /// The reason that an amount cannot be taken from a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReservationRefused {
-    /// The quota is used up, or is insufficient for this request.
+    /// The quota is exhausted, or is insufficient for this request.
     Quota(QuotaExceeded),
     /// The maximum number of requests of unknown price is in progress.
     Unpriced { max: u32 },
@@ -26,7 +26,7 @@ pub(super) enum ReservationRefused {
     Grant { demand: AmountRange, exceeded: QuotaExceeded },
 }
 
-/// A request in progress that counts against one quota.
+/// The permit of a request in progress that counts against one quota.
 ///
 /// Dropping the permit refunds the reserved amounts that were not charged. [`charge`](Self::charge) and the
 /// methods for sessions charge the amounts beforehand.
@@ -68,17 +68,12 @@ impl QuotaPermit {
         Self { counters, quota, billing, is_charged, state: Mutex::default() }
     }
 
-    /// Returns the quota that the request counts against, or `None` for a free request or one that is not charged.
+    /// Returns the quota that the request counts against, or `None` if the request costs no credits or is not charged.
     pub(super) fn quota(&self) -> Option<ClientQuota> {
         self.quota.filter(|_| self.is_charged && self.billing != Billing::Free)
     }
 
-    /// Returns whether the request counts against a quota that other replicas use too.
-    pub(super) fn is_shared(&self) -> bool {
-        self.counters.share().is_some() && self.quota().is_some()
-    }
-
-    /// Checks that the quota is not used up. Other requests may use it up before this request reserves its credits.
+    /// Checks that the quota is not exhausted. Other requests may exhaust it before this request reserves its credits.
     pub(super) fn check(&self, now: UnixMs, grant_use: GrantUse) -> Result<(), ReservationRefused> {
         let Some(quota) = self.quota() else { return Ok(()) };
         match self.counters.share() {
@@ -107,25 +102,42 @@ impl QuotaPermit {
         }
     }
 
-    /// Makes `attempt`, which takes an amount from the quota. While the grant of this replica is insufficient,
-    /// requests an extension from the other replicas, and makes the attempt again.
+    /// Calls `attempt`, which takes an amount from the quota. If other replicas share the quota and the grant of this
+    /// replica is insufficient, requests a larger grant from them, and calls `attempt` again.
     ///
     /// # Errors
     ///
     /// Fails when the quota of all replicas is insufficient. Without a reply in time, fails when the share of this
     /// replica is insufficient.
-    pub(super) async fn with_grant<T>(
+    pub(super) async fn with_grant<T: Send>(
         &self,
         now: UnixMs,
-        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused>,
+        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
     ) -> Result<T, ReservationRefused> {
-        let mut grant_use = GrantUse::Extensible;
+        let grant_use =
+            if self.counters.share().is_some() { GrantUse::Extensible } else { GrantUse::Current };
+        match attempt(self, grant_use) {
+            // Few requests need a larger grant. The box keeps the future of all others small.
+            Err(ReservationRefused::Grant { demand, .. }) => {
+                Box::pin(self.with_extended_grant(demand, now, attempt)).await
+            }
+            result => result,
+        }
+    }
+
+    /// Requests a larger grant for `demand`, and makes `attempt` again.
+    async fn with_extended_grant<T: Send>(
+        &self,
+        mut demand: AmountRange,
+        now: UnixMs,
+        attempt: impl Fn(&Self, GrantUse) -> Result<T, ReservationRefused> + Send + Sync,
+    ) -> Result<T, ReservationRefused> {
         for _ in 0..MAX_EXTENSIONS {
-            match (attempt(self, grant_use), self.counters.share(), self.quota()) {
-                (Err(ReservationRefused::Grant { demand, .. }), Some(share), Some(quota)) => {
-                    grant_use = share.extend(&self.counters, quota, demand, now).await;
-                }
-                (result, ..) => return result,
+            let (Some(share), Some(quota)) = (self.counters.share(), self.quota()) else { break };
+            let grant_use = share.extend(&self.counters, quota, demand, now).await;
+            match attempt(self, grant_use) {
+                Err(ReservationRefused::Grant { demand: next_demand, .. }) => demand = next_demand,
+                result => return result,
             }
         }
         attempt(self, GrantUse::Current)
@@ -177,22 +189,23 @@ impl QuotaPermit {
         grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
         let mut state = self.state();
-        let more = total.saturating_sub(state.estimated_credits);
-        if let Some(quota) = self.credit_quota().filter(|_| more > 0) {
-            let (reserved, periods) = self.try_add(quota, AmountRange::exactly(more), now, grant_use)?;
+        let additional_credits = total.saturating_sub(state.estimated_credits);
+        if let Some(quota) = self.credit_quota().filter(|_| additional_credits > 0) {
+            let (reserved, periods) =
+                self.try_add(quota, AmountRange::exactly(additional_credits), now, grant_use)?;
             self.add_reservation(&mut state, reserved, periods, now);
         }
         state.estimated_credits = state.estimated_credits.max(total);
         Ok(())
     }
 
-    /// Reserves credits for a request of unknown price: `amount`, or the rest of the quota if that is less.
+    /// Reserves credits for a request of unknown price: `amount`, or the remaining quota if that is less.
     /// At most `max` requests of unknown price may be in progress, so the prices of at most `max` requests can
     /// exceed the quota.
     ///
     /// # Errors
     ///
-    /// Fails when the quota is used up, or `max` requests of unknown price are in progress.
+    /// Fails when the quota is exhausted, or `max` requests of unknown price are in progress.
     pub(super) fn reserve_unpriced(
         &self,
         amount: u64,

@@ -54,7 +54,7 @@ impl ActiveQuotas {
     }
 }
 
-/// The share in one quota.
+/// This replica's share in one quota.
 #[derive(Debug)]
 pub(super) struct QuotaShare {
     link: Arc<dyn ReplicaLink>,
@@ -62,7 +62,7 @@ pub(super) struct QuotaShare {
     client: ClientName,
     user: Option<UserFingerprint>,
     state: Mutex<ShareState>,
-    /// Held by the request that extends the grant. The requests that wait for it use the extended grant, too.
+    /// The lock of the request that extends the grant. The requests that wait for the lock use the extended grant, too.
     extension: tokio::sync::Mutex<()>,
 }
 
@@ -93,18 +93,15 @@ impl ShareState {
         period_counters: &PeriodCounters,
         now: UnixMs,
     ) -> &mut SharedQuota {
-        let period_start = quota.period.start(now);
         let is_current = |shared: &SharedQuota| {
-            (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period)
-                // If the clock was set back, a later period still counts.
-                && shared.period_start >= period_start
+            (shared.quota.unit, shared.quota.period) == (quota.unit, quota.period) && shared.is_current(now)
         };
         if !self.quota.as_ref().is_some_and(is_current) {
             self.quota = None;
         }
-        let shared = self.quota.get_or_insert_with(|| {
-            SharedQuota::new(quota, period_start, period_counters.used(quota.period, now), now)
-        });
+        let shared = self
+            .quota
+            .get_or_insert_with(|| SharedQuota::new(quota, period_counters.used(quota.period, now), now));
         if shared.quota.amount != quota.amount {
             shared.change_amount(quota.amount);
         }
@@ -155,7 +152,7 @@ impl QuotaShare {
         self.state().quota(quota, counters.period_counters(quota.unit), now);
     }
 
-    /// Adds as much of `demand` to the use of `quota` as the grant allows. The lock on the state ensures that no
+    /// Adds as much of `demand` to the usage of `quota` as the grant allows. The lock on the state ensures that no
     /// request uses a part of the grant that this replica has returned.
     ///
     /// # Errors
@@ -188,8 +185,8 @@ impl QuotaShare {
         grant_use: GrantUse,
     ) -> Result<(), ReservationRefused> {
         self.with_grant(counters, quota, AmountRange::exactly(1), now, grant_use, |limit| {
-            let used = counters.period_counters(quota.unit).used(quota.period, now);
-            if used < limit { Ok(()) } else { Err(used) }
+            let used_amount = counters.period_counters(quota.unit).used(quota.period, now);
+            if used_amount < limit { Ok(()) } else { Err(used_amount) }
         })
     }
 
@@ -212,18 +209,18 @@ impl QuotaShare {
         };
         let shared = state.quota(quota, period_counters, now);
         let limit = shared.limit(grant_use, self.link.replicas(), time);
-        let used = period_counters.used(quota.period, now);
-        let remaining = limit.saturating_sub(used);
-        let result = if grant_use == GrantUse::Extensible && shared.may_extend(used, remaining, demand, time)
-        {
-            let exceeded = shared.exceeded(used, remaining, demand, now);
-            Err(ReservationRefused::Grant { demand, exceeded })
-        } else {
-            apply(limit).map_err(|used| {
-                let remaining = limit.saturating_sub(used);
-                ReservationRefused::Quota(shared.exceeded(used, remaining, demand, now))
-            })
-        };
+        let used_amount = period_counters.used(quota.period, now);
+        let remaining = limit.saturating_sub(used_amount);
+        let result =
+            if grant_use == GrantUse::Extensible && shared.may_extend(used_amount, remaining, demand, time) {
+                let exceeded = shared.exceeded(used_amount, remaining, demand, now);
+                Err(ReservationRefused::Grant { demand, exceeded })
+            } else {
+                apply(limit).map_err(|used_amount| {
+                    let remaining = limit.saturating_sub(used_amount);
+                    ReservationRefused::Quota(shared.exceeded(used_amount, remaining, demand, now))
+                })
+            };
         drop(state);
         if !is_listed {
             self.active.add(counters);
@@ -231,8 +228,8 @@ impl QuotaShare {
         result
     }
 
-    /// Requests an extension of the grant for `demand` from the other replicas, also for the requests that wait for
-    /// the reply. Returns the part of the quota that the request may use now.
+    /// Requests an extension of the grant for `demand` from the other replicas, including the demand of requests that
+    /// wait for the reply. Returns the part of the quota that the request may use now.
     ///
     /// # Cancel safety
     ///
@@ -257,13 +254,13 @@ impl QuotaShare {
                 return GrantUse::Alone;
             }
             let (wanted, shared) = (state.wanted, *state.quota(quota, period_counters, now));
-            let used = period_counters.used(quota.period, now);
+            let used_amount = period_counters.used(quota.period, now);
             let limit = shared.limit(GrantUse::Extensible, self.link.replicas(), time);
             // Another request may have extended the grant during the wait.
-            if !shared.may_extend(used, limit.saturating_sub(used), demand, time) {
+            if !shared.may_extend(used_amount, limit.saturating_sub(used_amount), demand, time) {
                 return GrantUse::Extensible;
             }
-            shared.statement(self.key(&shared), used, demand.min, wanted, time)
+            shared.statement(self.key(&shared), used_amount, demand.min, wanted, time)
         };
         let reply = self.link.extend_grant(&statement).await;
         self.apply(&statement, reply);
@@ -273,7 +270,7 @@ impl QuotaShare {
         }
     }
 
-    /// Looks up the use of the quota by the other replicas, unless the last reply is at most `max_age` old.
+    /// Looks up the other replicas' usage of the quota, unless the last reply is at most `max_age` old.
     pub(super) async fn refresh(
         &self,
         counters: &UsageCounters,
@@ -294,7 +291,7 @@ impl QuotaShare {
         self.apply(&statement, reply);
     }
 
-    /// Applies the reply to a statement of this quota.
+    /// Applies `reply` to `statement`.
     pub(super) fn apply(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let mut state = self.state();
         let time = clock::instant();
@@ -344,9 +341,9 @@ impl QuotaShare {
         let (period_counters, waiting) = (counters.period_counters(quota.unit), state.wanted);
         state.stated_at = Some(time);
         let shared = state.quota(quota, period_counters, now);
-        let used = period_counters.used(quota.period, now);
-        let wanted = shared.prepare_regular(used, waiting, self.link.replicas(), time);
-        Some(shared.statement(self.key(shared), used, 0, wanted, time))
+        let used_amount = period_counters.used(quota.period, now);
+        let wanted = shared.prepare_regular(used_amount, waiting, self.link.replicas(), time);
+        Some(shared.statement(self.key(shared), used_amount, 0, wanted, time))
     }
 
     /// Returns whether a running session may use more credits of `quota`.
@@ -356,11 +353,11 @@ impl QuotaShare {
         shared.may_spend(period_counters.used(quota.period, now), self.link.replicas(), clock::instant())
     }
 
-    /// Returns the quota and the use by the other replicas, if it is known for the period that contains `now`.
+    /// Returns the quota and the usage of the other replicas, if this usage is known for the period that contains
+    /// `now`.
     pub(super) fn used_by_others(&self, now: UnixMs) -> Option<(ClientQuota, u64)> {
         let state = self.state();
         let shared = state.quota.as_ref()?;
-        let is_current = shared.period_start >= shared.quota.period.start(now);
-        is_current.then(|| (shared.quota, shared.used_by_others()))
+        shared.is_current(now).then(|| (shared.quota, shared.used_by_others()))
     }
 }

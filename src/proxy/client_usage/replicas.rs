@@ -1,5 +1,5 @@
-//! Exchanges the use of the clients' limits with the other replicas at regular intervals: returns the statements and
-//! the activity of this replica, and applies the grants and the shares that it receives.
+//! Exchanges the usage of client limits with the other replicas at regular intervals: returns the quota statements and
+//! the client activity of this replica, and applies the grants and shares that this replica receives.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,23 +14,23 @@ use crate::policy::units::UnixMs;
 use crate::proxy::replica_link::{QuotaReply, QuotaStatement, ReplicaLink};
 use crate::secret::UserFingerprint;
 
-/// Maximum number of quotas in one exchange. The quotas of further users follow in the next exchanges.
-const MAX_STATEMENTS: usize = 2_000;
+/// Maximum number of quotas in one exchange. The remaining quotas follow in the next exchanges.
+const MAX_STATEMENTS_PER_EXCHANGE: usize = 2_000;
 
-/// Maximum age of the use by other replicas in a report about a user. It limits the lookups of a client that reads
-/// its usage repeatedly.
+/// Maximum age of the other replicas' usage in a report about a user. It limits the lookups for a client that reads its
+/// usage repeatedly.
 const USER_REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The quotas that are stated.
+/// The quotas in a regular exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatementScope {
-    /// The quotas that were used in the last 30 s or hold a grant, and each other client once in 30 s.
+    /// The quotas that were used in the last 30 s or hold a grant, and the quota of each other client once in 30 s.
     Active,
-    /// The quotas of all clients and of the users in memory, because Redis may have lost them.
+    /// The quotas of all clients and of the users in memory, because Redis may have lost these quotas.
     All,
 }
 
-/// The link to the other replicas, and the quotas that are stated to them.
+/// The link to the other replicas, and the active quotas.
 #[derive(Clone, Debug)]
 pub(super) struct SharedUsage {
     pub(super) link: Arc<dyn ReplicaLink>,
@@ -38,7 +38,7 @@ pub(super) struct SharedUsage {
 }
 
 impl SharedUsage {
-    /// Returns the share in the quota of a client or of one of its users.
+    /// Returns this replica's share in the quota of a client, or of the client's user `user`.
     pub(super) fn share<'a>(
         &self,
         counters: &'a UsageCounters,
@@ -52,7 +52,7 @@ impl SharedUsage {
 }
 
 impl ClientUsage {
-    /// Returns the counters of a replica whose clients also send requests to other replicas.
+    /// Returns the usage of a replica that shares its clients with other replicas.
     #[must_use]
     pub fn with_link(mut self, link: Arc<dyn ReplicaLink>, clients: &Clients, now: UnixMs) -> Self {
         self.shared = Some(SharedUsage { link, active: Arc::default() });
@@ -71,24 +71,24 @@ impl ClientUsage {
         }
     }
 
-    /// Returns the statements of the regular exchange. Reduces the grants to the parts that are needed soon,
-    /// so every statement must be sent. The replies go to [`apply_grant`](Self::apply_grant).
+    /// Returns the statements of the regular exchange. Reduces the grants to the parts that are needed soon, so every
+    /// statement must be sent. The caller passes the replies to [`apply_grant`](Self::apply_grant).
     #[must_use]
     pub fn quota_statements(&self, scope: StatementScope, now: UnixMs) -> Vec<QuotaStatement> {
         let Some(shared) = &self.shared else { return Vec::new() };
         let mut statements = Vec::new();
-        let mut listed = shared.active.take(MAX_STATEMENTS);
-        listed.retain(|counters| {
+        let mut active_counters = shared.active.take(MAX_STATEMENTS_PER_EXCHANGE);
+        active_counters.retain(|counters| {
             let Some(counters) = counters.upgrade() else { return false };
             let statement = counters.share().and_then(|share| share.active_statement(&counters, now));
             let is_active = statement.is_some();
             statements.extend(statement);
             is_active
         });
-        shared.active.put_back(listed);
+        shared.active.put_back(active_counters);
         let is_forced = scope == StatementScope::All;
         let mut add_idle = |counters: &UsageCounters| {
-            if statements.len() < MAX_STATEMENTS {
+            if statements.len() < MAX_STATEMENTS_PER_EXCHANGE {
                 let share = counters.share();
                 statements.extend(share.and_then(|share| share.idle_statement(counters, is_forced, now)));
             }
@@ -106,25 +106,26 @@ impl ClientUsage {
     pub fn apply_grant(&self, statement: &QuotaStatement, reply: QuotaReply) {
         let Some(counters) = self.by_name.get(&statement.key.client) else { return };
         match statement.key.user {
-            None => apply(&counters.usage, statement, reply),
+            None => apply_reply(&counters.usage, statement, reply),
             Some(user) => {
                 if let Some(usage) = counters.users().find(user) {
-                    apply(&usage, statement, reply);
+                    apply_reply(&usage, statement, reply);
                 }
             }
         }
     }
 
-    /// Sets the share of this replica in the rate limit and the concurrent requests of a client.
+    /// Sets the share of this replica in the rate limit and the concurrency limit of a client.
     pub fn set_share(&self, client: &ClientName, share: ClientShare) {
         if let Some(counters) = self.by_name.get(client) {
             counters.share.set(share);
         }
     }
 
-    /// Returns the activity of the clients with a rate limit or a maximum of concurrent requests since the last call.
+    /// Returns the activity of the clients with a rate limit or a concurrency limit since the last call, and starts the
+    /// next period.
     #[must_use]
-    pub fn activity(&self) -> Vec<ClientActivity> {
+    pub fn take_activity(&self) -> Vec<ClientActivity> {
         let elapsed_ns = self.elapsed_ns();
         let report = |(name, counters): (&ClientName, &Arc<super::ClientCounters>)| {
             counters.share.report(name, counters.in_progress.load(Ordering::Acquire), elapsed_ns)
@@ -132,7 +133,7 @@ impl ClientUsage {
         self.by_name.iter().filter_map(report).collect()
     }
 
-    /// Looks up the use of a user's quota by the other replicas, unless the last reply is recent.
+    /// Looks up the other replicas' usage of a user quota, unless the last reply is recent.
     pub(super) async fn refresh_user(&self, client: &Client, counters: &UsageCounters, now: UnixMs) {
         if let (Some(share), Some(quota)) = (counters.share(), client.rules.user_quota) {
             share.refresh(counters, quota, USER_REFRESH_INTERVAL, now).await;
@@ -140,7 +141,7 @@ impl ClientUsage {
     }
 }
 
-fn apply(counters: &UsageCounters, statement: &QuotaStatement, reply: QuotaReply) {
+fn apply_reply(counters: &UsageCounters, statement: &QuotaStatement, reply: QuotaReply) {
     if let Some(share) = counters.share() {
         share.apply(statement, reply);
     }

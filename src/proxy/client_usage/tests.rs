@@ -4,6 +4,7 @@ mod replicas;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 
+use futures_util::FutureExt;
 use proptest::prelude::*;
 
 use super::*;
@@ -49,13 +50,19 @@ fn credits(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Credits, Period::Total)
 }
 
+/// Returns the output of a future that needs no grant of other replicas, so that it completes at once.
+#[track_caller]
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("the request must not wait")
+}
+
 fn admit_at(
     usage: &ClientUsage,
     rules: &Rules,
     admission: AdmissionRequest,
     now: UnixMs,
 ) -> Result<ClientPermit, ClientLimitExceeded> {
-    usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now)
+    ready(usage.admit(&Client { name: app(), rules: rules.clone() }, admission, now))
 }
 
 fn admit(usage: &ClientUsage, rules: &Rules) -> Result<ClientPermit, ClientLimitExceeded> {
@@ -72,8 +79,8 @@ fn shortfall(refused: Result<(), ClientLimitExceeded>) -> Option<QuotaShortfall>
 /// Checks the used requests and credits, including reserved ones.
 #[track_caller]
 fn check_used(usage: &ClientUsage, requests: u64, credits: u64) {
-    let used = usage.used(&app(), NOW);
-    assert_eq!((used.requests, used.credits), ([requests; 3], [credits; 3]));
+    let totals = usage.totals(&app(), NOW);
+    assert_eq!((totals.requests, totals.credits), ([requests; 3], [credits; 3]));
 }
 
 #[test]
@@ -92,16 +99,19 @@ fn only_a_served_request_is_charged() {
     let third = admit(&usage, &rules).unwrap();
     assert!(
         matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
-        "a request counts at admission"
+        "a request must count at admission"
     );
     third.charge(ChargeOutcome::Unknown, None, NOW);
     drop(third);
     assert!(
         matches!(admit(&usage, &rules), Err(ClientLimitExceeded::Quota(_))),
-        "dropping the permit does not refund a charged request"
+        "dropping the permit must not refund a charged request"
     );
-    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "free requests are admitted");
-    assert!(admit_at(&usage, &rules, UNLISTED, NOW).is_err(), "unlisted requests are not free");
+    assert!(admit_at(&usage, &rules, FREE, NOW).is_ok(), "requests that cost no credits must be admitted");
+    assert!(
+        admit_at(&usage, &rules, UNLISTED, NOW).is_err(),
+        "requests of unknown cost must count against the quota"
+    );
 }
 
 #[test]
@@ -109,14 +119,14 @@ fn the_last_credits_are_reserved_once() {
     let usage = usage();
     let first = admit(&usage, &credits(1_000)).unwrap();
     let second = admit(&usage, &credits(1_000)).unwrap();
-    first.reserve(1_000, NOW).unwrap();
-    assert_eq!(shortfall(second.reserve(1_000, NOW)), None);
+    ready(first.reserve(1_000, NOW)).unwrap();
+    assert_eq!(shortfall(ready(second.reserve(1_000, NOW))), None);
     check_used(&usage, 2, 1_000);
     assert_eq!(first.charge(ChargeOutcome::Served, Some(250), NOW), Charge { requests: 1, credits: 250 });
     check_used(&usage, 2, 250);
-    let refused = second.reserve(1_000, NOW);
+    let refused = ready(second.reserve(1_000, NOW));
     assert_eq!(shortfall(refused), Some(QuotaShortfall { remaining: 750, needed: 1_000 }));
-    second.reserve(750, NOW).unwrap();
+    ready(second.reserve(750, NOW)).unwrap();
     drop(second);
     check_used(&usage, 1, 250);
 }
@@ -126,11 +136,15 @@ fn an_unreported_price_charges_the_reservation() {
     let usage = usage();
     for outcome in [ChargeOutcome::Served, ChargeOutcome::Unknown] {
         let permit = admit(&usage, &credits(1_000)).unwrap();
-        permit.reserve(300, NOW).unwrap();
+        ready(permit.reserve(300, NOW)).unwrap();
         // A refusal keeps the reservation for the next attempt.
         assert_eq!(permit.charge(ChargeOutcome::Refused, None, NOW), Charge::default());
         assert_eq!(permit.charge(outcome, None, NOW), Charge { requests: 1, credits: 300 });
-        assert_eq!(permit.charge(outcome, None, NOW), Charge::default(), "the reservation is charged once");
+        assert_eq!(
+            permit.charge(outcome, None, NOW),
+            Charge::default(),
+            "the reservation must be charged once"
+        );
     }
     check_used(&usage, 2, 600);
 }
@@ -155,13 +169,13 @@ fn unpriced_requests_are_limited_and_charged() {
     let usage = usage();
     let unpriced = || {
         let permit = admit_at(&usage, &credits(1_500), UNLISTED, NOW)?;
-        permit.reserve_unpriced(1_000, 1, NOW).map(|()| permit)
+        ready(permit.reserve_unpriced(1_000, 1, NOW)).map(|()| permit)
     };
     let first = unpriced().unwrap();
     assert_eq!(unpriced().unwrap_err(), ClientLimitExceeded::Unpriced { max: 1 });
     assert!(
-        admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW).is_ok(),
-        "requests of known price are admitted"
+        ready(admit(&usage, &credits(1_500)).unwrap().reserve(500, NOW)).is_ok(),
+        "requests of known price must be admitted"
     );
     first.charge(ChargeOutcome::Served, None, NOW);
     // The session may still run, so its price is charged.
@@ -172,7 +186,7 @@ fn unpriced_requests_are_limited_and_charged() {
     check_used(&usage, 2, 2_000);
     assert!(matches!(unpriced().unwrap_err(), ClientLimitExceeded::Quota(_)));
     let without_quota = admit_at(&usage, &Rules::default(), UNLISTED, NOW).unwrap();
-    assert_eq!(without_quota.reserve_unpriced(1_000, 1, NOW), Ok(()));
+    assert_eq!(ready(without_quota.reserve_unpriced(1_000, 1, NOW)), Ok(()));
 }
 
 #[test]
@@ -193,13 +207,13 @@ fn direct_access_needs_permission_and_quota_left() {
 fn a_session_reserves_and_is_charged_while_it_runs() {
     let usage = usage();
     let session = admit(&usage, &credits(100)).unwrap();
-    session.reserve(0, NOW).unwrap();
-    session.reserve(60, NOW).unwrap();
+    ready(session.reserve(0, NOW)).unwrap();
+    ready(session.reserve(60, NOW)).unwrap();
     check_used(&usage, 1, 60);
     assert_eq!(session.count_session(NOW), Charge { requests: 1, credits: 0 });
     assert_eq!(session.charge_up_to(60, NOW), Charge { requests: 0, credits: 60 });
-    session.reserve(100, NOW).unwrap();
-    assert!(session.reserve(101, NOW).is_err());
+    ready(session.reserve(100, NOW)).unwrap();
+    assert!(ready(session.reserve(101, NOW)).is_err());
     assert_eq!(session.exhausted_quota(NOW), None, "reserved credits may be charged");
     session.charge_up_to(100, NOW);
     assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
@@ -212,7 +226,7 @@ fn a_session_reserves_and_is_charged_while_it_runs() {
 fn a_late_price_replaces_the_charge() {
     let usage = usage();
     let permit = admit(&usage, &credits(10_000)).unwrap();
-    permit.reserve(800, NOW).unwrap();
+    ready(permit.reserve(800, NOW)).unwrap();
     permit.charge(ChargeOutcome::Served, Some(500), NOW);
     let late_price = permit.late_price();
     drop(permit);
@@ -231,14 +245,14 @@ fn a_charge_after_midnight_counts_for_the_day_of_its_reservation() {
     let rules = rules_with_quota(10, QuotaUnit::Credits, Period::Day);
     let tomorrow = Period::Day.end(NOW).unwrap();
     let first = admit(&usage, &rules).unwrap();
-    first.reserve(9, NOW).unwrap();
+    ready(first.reserve(9, NOW)).unwrap();
     let second = admit_at(&usage, &rules, METERED, tomorrow).unwrap();
-    second.reserve(10, tomorrow).unwrap();
+    ready(second.reserve(10, tomorrow)).unwrap();
     first.charge(ChargeOutcome::Served, Some(5), tomorrow);
     second.charge(ChargeOutcome::Served, Some(7), tomorrow);
     drop((first, second));
-    let used = usage.used(&app(), tomorrow);
-    assert_eq!((used.requests[0], used.credits), (1, [7, 7, 12]));
+    let totals = usage.totals(&app(), tomorrow);
+    assert_eq!((totals.requests[0], totals.credits), (1, [7, 7, 12]));
 }
 
 #[test]
@@ -287,20 +301,20 @@ fn an_exceeded_rate_limit_names_the_wait() {
 
 #[test]
 fn a_reload_and_a_restart_keep_the_usage() {
-    let used = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
-    let totals = [used(app()), used(ClientName::new("gone"))];
+    let stored_usage = |client| UsageTotals { client, requests: [1, 2, 3], credits: [4, 5, 6] };
+    let totals = [stored_usage(app()), stored_usage(ClientName::new("gone"))];
     let usage = ClientUsage::new(&clients(&["app"]), &totals, Arc::new(NoStoredUsage), NOW);
     admit(&usage, &Rules::default()).unwrap().charge(ChargeOutcome::Served, Some(10), NOW);
     let usage = usage.with_clients(&clients(&["other"])).with_clients(&clients(&["app", "gone"]));
     assert_eq!(
-        usage.used(&app(), NOW),
+        usage.totals(&app(), NOW),
         UsageTotals { client: app(), requests: [2, 3, 4], credits: [14, 15, 16] }
     );
     let gone = Client {
         name: ClientName::new("gone"),
         rules: rules_with_quota(3, QuotaUnit::Requests, Period::Total),
     };
-    assert!(usage.admit(&gone, METERED, NOW).is_err());
+    assert!(ready(usage.admit(&gone, METERED, NOW)).is_err());
 }
 
 #[test]
@@ -322,7 +336,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
                     let estimate = 1 + (thread * 131 + turn * 17) % 400;
                     let permit = admit(usage, of_credits);
                     if let Ok(permit) =
-                        permit.and_then(|permit| permit.reserve(estimate, NOW).map(|()| permit))
+                        permit.and_then(|permit| ready(permit.reserve(estimate, NOW)).map(|()| permit))
                     {
                         let cost = estimate - turn % estimate.min(7);
                         charged.fetch_add(
@@ -337,7 +351,7 @@ fn parallel_requests_do_not_exceed_the_quota() {
     assert!(admitted.into_inner() <= 1_000);
     let charged = charged.into_inner();
     assert!(charged <= 100_000, "{charged}");
-    assert_eq!(usage.used(&app(), NOW).credits, [charged; 3]);
+    assert_eq!(usage.totals(&app(), NOW).credits, [charged; 3]);
 }
 
 /// An event in the lifecycle of a client's request.
@@ -383,8 +397,8 @@ proptest! {
                 Step::Begin { estimate, is_known } => {
                     let Ok(permit) = admit(&usage, &rules) else { continue };
                     let reserved = match is_known {
-                        true => permit.reserve(estimate, NOW),
-                        false => permit.reserve_unpriced(100, 2, NOW),
+                        true => ready(permit.reserve(estimate, NOW)),
+                        false => ready(permit.reserve_unpriced(100, 2, NOW)),
                     };
                     if reserved.is_ok() {
                         in_progress.push_back((permit, if is_known { estimate } else { 100 }));
@@ -407,13 +421,13 @@ proptest! {
                 }
                 Step::Disconnect(at) => drop(in_progress.remove(at)),
             }
-            let used = usage.used(&app(), NOW).credits[2];
+            let used_credits = usage.totals(&app(), NOW).credits[2];
             // Two requests of unknown price may each exceed the quota by their reservations.
-            prop_assert!(charged <= used && used <= QUOTA + 200, "{} {}", charged, used);
+            prop_assert!(charged <= used_credits && used_credits <= QUOTA + 200, "{} {}", charged, used_credits);
         }
         drop(in_progress);
-        let used = usage.used(&app(), NOW);
-        prop_assert_eq!((used.requests, used.credits), ([requests; 3], [charged; 3]));
+        let totals = usage.totals(&app(), NOW);
+        prop_assert_eq!((totals.requests, totals.credits), ([requests; 3], [charged; 3]));
         let counters = &usage.by_name[&app()];
         prop_assert_eq!(counters.in_progress.load(Ordering::Acquire), 0);
         prop_assert_eq!(counters.usage.unpriced_in_progress.load(Ordering::Acquire), 0);

@@ -134,7 +134,7 @@ fn is_in_use(user: &Arc<CachedUser>) -> bool {
 
 /// The users of one client whose usage is in memory, in two generations. Users move to the recent generation when
 /// they are used. When the recent generation is full, it becomes the older one, whose idle users are removed. This
-/// costs constant time per request on average, and no list of all users in the order of their use.
+/// costs constant time per request on average, and needs no list of all users in the order of their last requests.
 #[derive(Debug, Default)]
 pub(super) struct UserTable {
     recent: HashMap<UserFingerprint, Arc<CachedUser>>,
@@ -162,10 +162,10 @@ impl UserTable {
 
     /// Makes the recent generation the older one, and removes the idle users of the older one.
     fn begin_generation(&mut self) {
-        let mut kept = mem::replace(&mut self.older, mem::take(&mut self.recent));
-        kept.retain(|_, user| is_in_use(user));
-        self.kept = kept.len();
-        self.recent = kept;
+        let mut kept_users = mem::replace(&mut self.older, mem::take(&mut self.recent));
+        kept_users.retain(|_, user| is_in_use(user));
+        self.kept = kept_users.len();
+        self.recent = kept_users;
     }
 
     /// Returns the counters of a user that is in memory.

@@ -17,7 +17,7 @@ use crate::upstream::{SendError, SendErrorKind};
 /// The content of an error response.
 pub(super) struct ErrorResponse {
     pub(super) http: StatusCode,
-    /// The provider's name of the error, which SDKs and apps check.
+    /// The provider's name for the error, which SDKs and apps check.
     pub(super) status: &'static str,
     /// The proxy's own stable error code.
     pub(super) code: &'static str,
@@ -196,13 +196,17 @@ fn whole_seconds(wait: Duration) -> u64 {
 pub(super) fn unavailable_response(unavailable: Unavailable, now: UnixMs) -> ErrorResponse {
     match unavailable {
         Unavailable::Exhausted { resets_at, left } => {
-            let left = left.map(|left| {
+            let remaining_credits = left.map(|remaining_credits| {
                 format!(
                     " At most {} credits are left on one key, which is not enough for this request.",
-                    Grouped(left)
+                    Grouped(remaining_credits)
                 )
             });
-            let message = format!("{POOL_EXHAUSTED}.{}{}", next_reset(resets_at), left.unwrap_or_default());
+            let message = format!(
+                "{POOL_EXHAUSTED}.{}{}",
+                next_reset(resets_at),
+                remaining_credits.unwrap_or_default()
+            );
             error(StatusCode::UNAUTHORIZED, "quota_exceeded", "all_keys_exhausted", &message)
         }
         Unavailable::Cooling { until } => {

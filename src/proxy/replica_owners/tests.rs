@@ -128,12 +128,12 @@ async fn an_owner_that_one_replica_records_is_found_by_another_replica_in_one_lo
     );
     assert_eq!(second.index.find(&voice, NOW).unwrap().owner, owner("a"));
     assert_eq!(fake_replicas.lookup_count(), 1);
-    assert_eq!(second.find(&named, NOW).await, None, "nothing is unknown any more");
+    assert_eq!(second.find(&named, NOW).await, None, "no identifier may remain unknown");
     assert_eq!(fake_replicas.lookup_count(), 1);
 }
 
 #[tokio::test]
-async fn an_identifier_without_an_owner_is_asked_for_once_in_ten_seconds() {
+async fn an_identifier_without_an_owner_is_looked_up_once_in_ten_seconds() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let replica = replica(&fake_replicas);
     for (second, lookups) in [(0, 1), (9, 1), (10, 2)] {
@@ -158,7 +158,7 @@ async fn a_removed_owner_is_removed_for_all_replicas() {
 }
 
 #[tokio::test]
-async fn the_list_account_of_a_client_is_asked_for_once_a_minute() {
+async fn the_list_account_of_a_client_is_looked_up_once_a_minute() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let (first, second) = (replica(&fake_replicas), replica(&fake_replicas));
     let (app, other) = (ClientName::new("app"), ClientName::new("other"));

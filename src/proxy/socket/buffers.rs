@@ -36,8 +36,8 @@ pub(super) struct ReadAheadLimits<'a> {
     pub(super) other_bytes: usize,
 }
 
-/// Bytes that a session may buffer without the budget: one read and one write in each direction.
-pub(super) const FREE_SESSION_BYTES: usize = 4 * MAX_READ_SIZE;
+/// Bytes of a session that do not count against the budget: one read and one write in each direction.
+pub(super) const UNBUDGETED_SESSION_BYTES: usize = 4 * MAX_READ_SIZE;
 
 /// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::elevenlabs::affinity::MAX_IDENTIFIER_MESSAGE_BYTES;
 use crate::elevenlabs::socket::{ChargedContent, ContentCounter, CredentialBlanker, Dialect, MessageCount};
 use crate::policy::websocket_frame::{self, FrameHeader, Opcode, Violation};
 
-/// The state of the client's stream of frames.
+/// The state of the client's frame stream.
 #[derive(Debug)]
 pub(super) struct ClientToUpstream {
     dialect: Dialect,
@@ -35,7 +35,7 @@ pub(super) struct ClientToUpstream {
     pub(super) bytes: u64,
 }
 
-/// A frame of the client whose payload is not complete yet.
+/// A client frame whose payload is not complete yet.
 #[derive(Debug)]
 struct ClientFrame {
     header: FrameHeader,
@@ -51,7 +51,7 @@ struct ClientFrame {
     is_partial: bool,
 }
 
-/// A message of the client whose last frame is not complete yet.
+/// A client message whose last frame is not complete yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct PendingMessage {
     is_binary: bool,
@@ -106,7 +106,7 @@ impl ClientToUpstream {
         self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
 
-    /// Returns the number of bytes of audio received so far, including those of an incomplete message.
+    /// Returns the number of bytes of audio received so far, including the bytes of an incomplete message.
     pub(super) fn audio_bytes(&self) -> u64 {
         let counts_audio = self.dialect == Dialect::Transcription;
         self.audio_bytes + if counts_audio { self.counter.audio_bytes_so_far() } else { 0 }

@@ -81,7 +81,7 @@ impl<C> FirstMessageAuth<C> {
     }
 }
 
-/// Reads the client's first message and returns its token, or `None` if the message has no token. The message
+/// Reads the client's first message and returns its token, or `None` if the message contains no token. The message
 /// remains in `from_client`.
 ///
 /// # Errors

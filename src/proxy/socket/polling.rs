@@ -147,7 +147,7 @@ impl<C: Connect> Session<C> {
         if self.opening_messages.as_ref().is_some_and(|messages| buffered + messages.len() > max_size) {
             self.opening_messages = None;
         }
-        // A violation ends the session after the frames before it are forwarded.
+        // A violation ends the session after the preceding frames are forwarded.
         let is_forwarded = self.to_upstream.bytes.is_empty();
         self.from_client.violation().filter(|_| is_forwarded).map(client_violation)
     }
@@ -281,7 +281,7 @@ fn client_violation(violation: Violation) -> SessionEvent {
 mod tests {
     use super::*;
 
-    /// A resource that is polled after tokio's budget of a task is used up returns pending, even if it is
+    /// A resource that is polled after tokio's task budget is exhausted returns pending, even if it is
     /// ready. Both directions and the timers must therefore be polled within that budget.
     #[test]
     fn one_turn_of_both_directions_fits_into_the_task_budget() {

@@ -100,7 +100,7 @@ pub(in crate::proxy) struct Session<C> {
 
 /// The next event of a session.
 pub(super) enum SessionEvent {
-    /// A message of the client is held until credits for its content are reserved.
+    /// A client message is held until credits for its content are reserved.
     HeldMessage(ChargedContent),
     /// The pending reservation has completed.
     Reserved(ReservationResult),
@@ -164,7 +164,7 @@ impl<C> Session<C> {
             closed_at: None,
             quota_check_at: needs_quota_checks(dialect, pooled.as_ref()).then_some(now),
             timer: None,
-            reservation: config.limits.buffers.reservation(buffers::FREE_SESSION_BYTES),
+            reservation: config.limits.buffers.reservation(buffers::UNBUDGETED_SESSION_BYTES),
             proxy,
             config,
             dialect,
@@ -185,7 +185,7 @@ impl<C> Session<C> {
         self.limits().max_session_buffer.saturating_sub(held_bytes)
     }
 
-    /// Returns the memory of the session's buffers, except the one for bytes from the client.
+    /// Returns the memory of the session's buffers, except the buffer for bytes from the client.
     pub(super) fn other_capacity(&self) -> usize {
         self.to_upstream.bytes.capacity()
             + self.from_upstream.bytes.capacity()
@@ -202,7 +202,7 @@ impl<C> Session<C> {
         self.reservation.try_resize(bytes + additional_bytes)
     }
 
-    /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is used up, frees the opening
+    /// Like [`reserve_memory`](Self::reserve_memory), but if the budget is exhausted, frees the opening
     /// messages first. The session can then no longer fail over.
     pub(super) fn reserve_memory_or_drop_opening(&mut self) -> bool {
         self.reserve_memory(0) || (self.opening_messages.take().is_some() && self.reserve_memory(0))

@@ -15,7 +15,7 @@ pub(super) enum SessionEnd {
     ClientDisconnected,
     /// The provider has disconnected without a close frame.
     UpstreamReset,
-    /// The program is shutting down, and the drain timeout has expired.
+    /// Keychoir is shutting down, and the drain timeout has expired.
     Shutdown,
     /// No data was received for the idle timeout.
     Idle,
@@ -23,7 +23,7 @@ pub(super) enum SessionEnd {
     MaxDuration,
     /// The client or its user has used its credit quota.
     QuotaExceeded(QuotaOwner),
-    /// The buffer budget is used up.
+    /// The buffer budget is exhausted.
     BuffersFull,
     /// The client has sent a close frame while the session was waiting.
     ClientClosed {

@@ -18,7 +18,7 @@ use crate::upstream::Connect;
 impl<C: Connect> Session<C> {
     /// Reserves the price of all text so far, including the held message, in the credit quotas of the client and
     /// its user. Concurrent sessions cannot reserve the same credits. If other replicas share the quota and the grant
-    /// of this replica is insufficient, waits for their answer. The provider's messages are forwarded after the answer.
+    /// of this replica is insufficient, waits for their reply. The provider's messages are forwarded after the reply.
     ///
     /// # Errors
     ///
@@ -30,12 +30,7 @@ impl<C: Connect> Session<C> {
         };
         let total = self.text_price(self.speech.requested_characters.saturating_add(content.characters));
         let (permits, now) = (Arc::clone(&context.meta.permits), clock::now());
-        let permit = &permits.client;
-        let reserved = match permit.is_shared() {
-            false => permit.reserve(total, now),
-            true => Box::pin(permit.reserve_shared(total, now)).await,
-        };
-        reserved.map_err(|exceeded| {
+        permits.client.reserve(total, now).await.map_err(|exceeded| {
             SessionEnd::QuotaExceeded(match exceeded {
                 ClientLimitExceeded::UserQuota(_) | ClientLimitExceeded::UserUnpriced { .. } => {
                     QuotaOwner::User
@@ -56,7 +51,7 @@ impl<C: Connect> Session<C> {
         self.attempt.charge_duration()
     }
 
-    /// Processes the held message of the client. A message without text is forwarded, unless it names a
+    /// Processes the held client message. A message without text is forwarded, unless it names a
     /// resource of another account. A message with text waits for a concurrency slot and credits.
     pub(super) async fn process_message(&mut self, ChargedContent { characters, .. }: ChargedContent) {
         // The next failover has a new deadline.

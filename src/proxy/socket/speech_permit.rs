@@ -17,7 +17,7 @@ pub(super) type ReservationResult = Result<Reserved, Unavailable>;
 pub(super) struct SpeechPermit {
     /// Characters that were forwarded.
     pub(super) forwarded_characters: u64,
-    /// Characters that were forwarded, and those of the held message.
+    /// The number of characters that were forwarded, plus the characters of the held message.
     pub(super) requested_characters: u64,
     /// Bytes per second of the audio to transcribe.
     audio_bytes_per_second: u64,

@@ -37,15 +37,15 @@ fn encode_frame(is_final: bool, opcode: Opcode, payload: &[u8], mask: Option<[u8
 /// Encodes a text message as fragments with the lengths in `fragment_lengths`, and a last fragment with the rest.
 fn fragments(text: &[u8], fragment_lengths: &[usize], mask: Option<[u8; 4]>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut rest = text;
+    let mut remaining = text;
     for (index, length) in fragment_lengths.iter().enumerate() {
-        let (chunk, after) = rest.split_at((*length).min(rest.len()));
+        let (chunk, after) = remaining.split_at((*length).min(remaining.len()));
         let opcode = if index == 0 { Opcode::Text } else { Opcode::Continuation };
         bytes.extend(encode_frame(false, opcode, chunk, mask));
-        rest = after;
+        remaining = after;
     }
     let opcode = if fragment_lengths.is_empty() { Opcode::Text } else { Opcode::Continuation };
-    bytes.extend(encode_frame(true, opcode, rest, mask));
+    bytes.extend(encode_frame(true, opcode, remaining, mask));
     bytes
 }
 
@@ -78,18 +78,17 @@ fn parse_messages(mut bytes: &[u8]) -> Vec<(Opcode, Vec<u8>)> {
     messages
 }
 
-/// Forwards bytes of the client that arrive in chunks of these sizes. Returns the forwarded bytes and the
-/// held messages.
+/// Forwards client bytes that arrive in `chunks`. Returns the forwarded bytes and the held messages.
 fn forward_to_upstream(dialect: Dialect, bytes: &[u8], chunks: &[usize]) -> (Vec<u8>, Vec<Vec<u8>>) {
     let mut client_to_upstream = client_to_upstream(dialect);
     let (mut input, mut output, mut forwarded, mut messages) =
         (BytesMut::new(), BytesMut::new(), Vec::new(), Vec::new());
-    let mut rest = bytes;
+    let mut remaining = bytes;
     let mut chunks = chunks.iter().copied().chain(std::iter::repeat(usize::MAX));
-    while !rest.is_empty() {
-        let (chunk, after) = rest.split_at(chunks.next().unwrap().max(1).min(rest.len()));
+    while !remaining.is_empty() {
+        let (chunk, after) = remaining.split_at(chunks.next().unwrap().max(1).min(remaining.len()));
         input.extend_from_slice(chunk);
-        rest = after;
+        remaining = after;
         while let ClientMessage::Held(_) = client_to_upstream.process(&mut input, &mut output) {
             messages.push(client_to_upstream.message_start.clone());
             client_to_upstream.release(&mut output);
@@ -200,7 +199,10 @@ fn count_content(dialect: Dialect, chunks: impl Iterator<Item = Vec<u8>>) -> (u6
         loop {
             let result = client_to_upstream.process(&mut from_client.bytes, &mut output);
             let buffered = from_client.bytes.len() + client_to_upstream.held_bytes();
-            assert!(buffered <= MAX_SIZE + chunk.len(), "{buffered} bytes are buffered");
+            assert!(
+                buffered <= MAX_SIZE + chunk.len(),
+                "at most the limit may be buffered, not {buffered} bytes"
+            );
             match result {
                 ClientMessage::Held(content) => {
                     characters += content.characters;

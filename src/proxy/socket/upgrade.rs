@@ -53,7 +53,7 @@ impl<C: Connect> UnauthenticatedSession<C> {
     {
         let Self { auth: FirstMessageAuth { proxy, config, dialect, .. }, mut request, mut log } = self;
         let limits = config.limits.websocket;
-        let mut reservation = config.limits.buffers.reservation(buffers::FREE_SESSION_BYTES);
+        let mut reservation = config.limits.buffers.reservation(buffers::UNBUDGETED_SESSION_BYTES);
         let mut from_client =
             ReadBuffer::new(Sender::Client, dialect.is_inspected(), BytesMut::from(&early_bytes[..]));
         drop(early_bytes);

@@ -13,7 +13,7 @@ use crate::policy::verdict::Verdict;
 use crate::policy::websocket_frame::{self, FrameHeader, Opcode, close_payload, validate_close};
 use crate::secret::Redactor;
 
-/// The state of the provider's stream of frames.
+/// The state of the provider's frame stream.
 #[derive(Debug)]
 pub(super) struct UpstreamToClient {
     dialect: Dialect,
@@ -52,10 +52,10 @@ struct UpstreamFrame {
     remaining: u64,
 }
 
-/// A message or a close frame of the provider.
+/// A message or close frame from the provider.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum UpstreamEvent {
-    /// A complete message, or the start of one that is too long to be a refusal.
+    /// A complete message, or the start of a message that is too long to be a refusal.
     Message(MessageKind),
     /// A close frame and its verdict, or `None` if it is not a refusal.
     Close(Option<Verdict>),
@@ -266,7 +266,7 @@ impl UpstreamToClient {
 
     /// Redacts keys in the available bytes of a frame. Returns the number of bytes that may be forwarded.
     ///
-    /// Bytes that may be the start of a key wait for the following bytes. At the end of the frame, they are
+    /// Bytes that may be the beginning of a key wait for the following bytes. At the end of the frame, they are
     /// redacted except for the part that a key's short form shows. The search then continues in the next
     /// frame of the message.
     fn redact(
@@ -294,7 +294,7 @@ impl UpstreamToClient {
             chunk.copy_from_slice(joined.get(preceding.len()..).unwrap_or_default());
             partial_length
         };
-        // The possible start of a key consists of a part in this chunk, and a part that was already
+        // What may be the beginning of a key consists of a part in this chunk, and a part that was already
         // forwarded.
         let (in_chunk, forwarded) = (partial_length.min(available), partial_length.saturating_sub(available));
         let mut partial_key = preceding.split_off(preceding.len() - forwarded);

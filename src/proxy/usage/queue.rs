@@ -407,10 +407,14 @@ mod tests {
         for permit in permits.drain(..MAX_ENTRIES) {
             permit.write(record());
         }
-        assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull, "the queue is full");
+        assert_eq!(usage.acquire_permit().await.unwrap_err(), QueueFull, "the queue must be full");
         let permit_count = permits.len();
         permits.into_iter().for_each(|permit| permit.write(record()));
-        assert_eq!(take_all(&mut queue), (MAX_ENTRIES + permit_count, false), "every permit adds its record");
+        assert_eq!(
+            take_all(&mut queue),
+            (MAX_ENTRIES + permit_count, false),
+            "every permit must add its record"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -421,7 +425,7 @@ mod tests {
         }
         let (permit, _) = tokio::join!(usage.acquire_permit(), async { take_all(&mut queue) });
         permit.unwrap().record_ownership(vec![]);
-        assert_eq!(queue.queued(), 0, "an empty list adds no entry");
+        assert_eq!(queue.queued(), 0, "an empty list must add no entry");
     }
 
     #[tokio::test(start_paused = true)]
@@ -438,9 +442,9 @@ mod tests {
         usage.acquire_permit().await.unwrap().write(record());
         usage.request_key_state_write();
         usage.request_key_state_write();
-        assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change does not count as a record");
+        assert_eq!((depth.records(), queue.queued()), (1, 1), "a state change must not count as a record");
         assert_eq!(take_all(&mut queue), (1, true));
-        assert_eq!((depth.records(), queue.queued()), (1, 0), "the writer has taken the record");
+        assert_eq!((depth.records(), queue.queued()), (1, 0), "the writer must have taken the record");
         depth.record_written(1);
         assert_eq!((depth.records(), take_all(&mut queue)), (0, (0, false)));
     }
@@ -451,8 +455,7 @@ mod tests {
         const RECORDS_PER_THREAD: u32 = 2_000;
         let (usage, mut queue) = UsageSink::new(usize::MAX, usize::MAX, QueueDepth::default());
         let depth = queue.0.depth.clone();
-        // The threads send in turn, so that a thread with a later number follows one with an
-        // earlier number.
+        // The threads alternate, so that a thread with a later number follows one with an earlier number.
         let turn = Arc::new(Mutex::new(0_u32));
         for _ in 0..THREADS {
             let (usage, turn) = (usage.clone(), Arc::clone(&turn));
@@ -474,7 +477,7 @@ mod tests {
             numbers.sort_unstable();
             assert!(
                 numbers.iter().copied().eq(next_number..next_number + numbers.len() as u32),
-                "records before {numbers:?} are missing"
+                "no record before {numbers:?} may be missing"
             );
             next_number += numbers.len() as u32;
             depth.record_written(numbers.len() as u64);
@@ -515,7 +518,7 @@ mod tests {
         }
         let permit = usage.acquire_permit().await.unwrap();
         drop(usage);
-        assert!(!queue.is_ended(), "the permit can still add an entry");
+        assert!(!queue.is_ended(), "the permit must still be able to add an entry");
         drop(permit);
         assert!(queue.is_ended());
         queue.wait_for_batch().await;

@@ -107,12 +107,12 @@ impl AttemptRecord {
 /// Returns a UUID of version 7: 48 bits of the timestamp, 42 bits of a counter within this process, and random bits
 /// that differ between processes.
 fn record_id(at: UnixMs, count: u64, random: u32) -> Uuid {
-    let mut tail = [0; 10];
-    tail[..2].copy_from_slice(&((count >> 30) as u16).to_be_bytes());
-    tail[2..6].copy_from_slice(&(count as u32).to_be_bytes());
-    tail[6..].copy_from_slice(&random.to_be_bytes());
+    let mut random_bytes = [0; 10];
+    random_bytes[..2].copy_from_slice(&((count >> 30) as u16).to_be_bytes());
+    random_bytes[2..6].copy_from_slice(&(count as u32).to_be_bytes());
+    random_bytes[6..].copy_from_slice(&random.to_be_bytes());
     // The builder overwrites the bits of the version and the variant, which the counter does not use.
-    Builder::from_unix_timestamp_millis(at.0, &tail).into_uuid()
+    Builder::from_unix_timestamp_millis(at.0, &random_bytes).into_uuid()
 }
 
 /// The charge of an attempt to its client's quota; after a restart, the client's usage is the sum of these

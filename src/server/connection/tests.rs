@@ -109,7 +109,7 @@ fn assert_closes_connection(response: &str) {
 /// Checks that the server closes the connection within `limit`.
 async fn assert_closed(client: &mut DuplexStream, limit: Duration) {
     let close_result = timeout(limit, client.read(&mut [0])).await;
-    assert_eq!(close_result.expect("the connection was not closed in time").unwrap(), 0);
+    assert_eq!(close_result.expect("the connection must be closed in time").unwrap(), 0);
 }
 
 /// Upgrades the connection, and checks that its session echoes bytes.
@@ -127,7 +127,7 @@ async fn a_drain_waits_for_the_first_request_of_a_connection() {
     stop_accepting(&drain);
     let before_timeout = FIRST_REQUEST_TIMEOUT.saturating_sub(Duration::from_millis(1));
     let requests_ended = timeout(before_timeout, drain.requests.wait_until_ended()).await;
-    assert!(requests_ended.is_err(), "the drain did not wait for the request of a connected client");
+    assert!(requests_ended.is_err(), "the drain must wait for the request of a connected client");
     assert_closes_connection(&get(&mut client).await);
     assert!(timeout(before_timeout, drain.requests.wait_until_ended()).await.is_ok());
 }
@@ -196,7 +196,7 @@ async fn a_session_counts_as_a_request_to_its_end() {
     stop_accepting(&drain);
     let session_duration = FIRST_REQUEST_TIMEOUT * 10;
     let requests_ended = timeout(session_duration, drain.requests.wait_until_ended()).await;
-    assert!(requests_ended.is_err(), "the drain did not wait for the session");
+    assert!(requests_ended.is_err(), "the drain must wait for the session");
     drop(client);
     assert!(timeout(session_duration, drain.requests.wait_until_ended()).await.is_ok());
 }
@@ -207,8 +207,8 @@ async fn bytes_sent_before_the_upgrade_response_are_rejected() {
     let mut client = connect(&drain);
     client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
     let received_text = timeout(FIRST_REQUEST_TIMEOUT, read_to_end(&mut client)).await;
-    let received_text = received_text.expect("the connection was not closed in time");
-    assert!(received_text.ends_with(b"\r\n\r\n"), "the early bytes were echoed");
+    let received_text = received_text.expect("the connection must be closed in time");
+    assert!(received_text.ends_with(b"\r\n\r\n"), "the early bytes must not be echoed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,7 +251,7 @@ async fn an_idle_connection_is_closed_with_the_others() {
     stop_accepting(&drain);
     assert!(
         timeout(FIRST_REQUEST_TIMEOUT / 2, drain.requests.wait_until_ended()).await.is_ok(),
-        "the drain waited for an idle connection"
+        "the drain must not wait for an idle connection"
     );
     assert_closes_connection(&get(&mut client).await);
     let mut new_client = connect(&Drain { draining: drain.draining.clone(), ..Drain::default() });
@@ -281,7 +281,10 @@ async fn an_idle_connection_can_be_upgraded() {
     assert!(get(&mut second_client).await.ends_with("answer"));
     tokio::time::sleep(Duration::from_secs(5)).await;
     second_client.write_all(&[UPGRADE_REQUEST, b"too early"].concat()).await.unwrap();
-    assert!(read_to_end(&mut second_client).await.ends_with(b"\r\n\r\n"), "the early bytes were echoed");
+    assert!(
+        read_to_end(&mut second_client).await.ends_with(b"\r\n\r\n"),
+        "the early bytes must not be echoed"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,7 +300,7 @@ async fn a_head_that_has_begun_gets_less_time_than_an_idle_connection() {
         let before_timeout = LIMITS.request_headers_timeout.saturating_sub(Duration::from_secs(2));
         assert!(
             timeout(before_timeout, client.read(&mut [0])).await.is_err(),
-            "the connection was closed early after {idle_seconds} idle seconds"
+            "the connection must not be closed after only {idle_seconds} idle seconds"
         );
         // Idle connections are checked with a delay.
         assert_closed(&mut client, Duration::from_secs(3)).await;
@@ -321,7 +324,10 @@ async fn a_kept_connection_is_served_during_the_drain_and_closed_by_its_response
         tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
         drain.draining.cancel();
         let kept_ended = timeout(Duration::from_secs(4), drain.kept_connections.wait_until_ended()).await;
-        assert!(kept_ended.is_err(), "the connection ended before its client knew of the drain");
+        assert!(
+            kept_ended.is_err(),
+            "the connection must not end before its client is notified of the drain"
+        );
         assert_closes_connection(&get(&mut client).await);
         assert_closed(&mut client, Duration::from_secs(1)).await;
         drain.kept_connections.wait_until_ended().await;
@@ -405,7 +411,7 @@ async fn the_remaining_bytes_of_a_body_are_not_parsed_as_a_request() {
         // The connection may already be closed.
         let _ = client.write_all(REQUEST).await;
         let received_text = timeout(AFTER_KEEPALIVE, read_to_end(&mut client)).await;
-        let received_text = received_text.expect("the connection was not closed in time");
+        let received_text = received_text.expect("the connection must be closed in time");
         assert!(received_text.is_empty(), "{method}: {}", String::from_utf8_lossy(&received_text));
     }
 }

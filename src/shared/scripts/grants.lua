@@ -9,148 +9,239 @@
 -- provider agrees. One replica at a time has the right to try this, when no request in the line fits, and no other
 -- replica has unused credits.
 --
+-- A statement usually reads only the record of its replica and the sums of all replicas, so that its cost does not
+-- depend on the number of replicas. It reads the records of all replicas if one of them is in the line or has the
+-- right to exceed the credits that are left, if a lease has ended, or if the reply must contain all of them.
+--
 -- KEYS: one hash per workspace, with the fields
 --   base          "amount stamp": the credits that were used outside of the replicas, and the time in ms at which
 --                 this amount was received
 --   right         "replica state": the replica that may exceed the credits that are left. The state is 1, or 0 if the
 --                 right was withdrawn and the replica may not know it yet
---   REPLICA       "used held expires reserved queued least since": the credits that a replica has used, the amount up
---                 to which it may use more, the end of its lease in ms, the credits that its requests in flight have
---                 reserved, the credits that its queued requests need in addition, the cost of the cheapest queued
---                 request, and the time in ms since which the replica is in line (0 if it is not)
---   run:REPLICA   "run before statement able": the number of the process, the part of `used` that earlier processes
---                 of the replica have used, the number of its last statement, and the time in ms since which it can
---                 serve a queued request (0 if it cannot)
+--   sums          "epoch used unused reserved expires queued listed unlisted": a number that changes when Redis loses
+--                 the hash, the sum of `used` of all replicas, the sums of the unused and of the reserved credits of
+--                 the replicas with a lease, the time in ms at which the first lease with unused credits ends (0 if
+--                 there is none), the number of replicas in the line, the time in ms of the last reply that contained
+--                 the used credits of each other replica, and the replica whose used credits are in no such reply
+--                 ("-" if there is none, "+" if there are several)
+--   REPLICA       "used held expires reserved queued least since run before statement able": the credits that a
+--                 replica has used, the amount up to which it may use more, the end of its lease in ms, the credits
+--                 that its requests in flight have reserved, the credits that its queued requests need in addition,
+--                 the cost of the cheapest queued request, the time in ms since which the replica is in line (0 if it
+--                 is not), the number of the process, the part of `used` that earlier processes of the replica have
+--                 used, the number of its last statement, and the time in ms since which it can serve a queued
+--                 request (0 if it cannot)
 -- ARGV: replica, number of replicas, lease in ms, number of the statement, time in ms for which a replica that can
--- serve a request keeps its place in the line, then for each workspace:
+-- serve a request keeps its place in the line, minimum time in ms between two replies that contain the used credits of
+-- each replica although none were lost, then for each workspace:
 --   used by this replica ('' to read only), number of the process, used by earlier processes of this replica,
 --   reserved, queued, least, the amount up to which the replica may use more now, limit, base ('' if unknown), stamp
 --   of the base, whether the replica is idle (0 or 1), time to live in ms, the sum of the credits that other replicas
---   have used according to this replica, "replica used run before" for each replica whose used credits Redis has lost
---   in part ('' if there is none).
+--   have used according to this replica, the epoch that this replica knows (0 for a reply with the used credits of
+--   each replica), "replica used run before" for each replica whose used credits Redis has lost in part ('' if there
+--   is none).
 -- Returns for each workspace: the grant, the sum used by the other replicas, base, its stamp, whether this replica
 -- may use more than is left (0 or 1), the former `used` of this replica (-1 if there is none), the credits that are
--- left for all replicas, whether other replicas hold more than they need while this replica waits (0 or 1), "replica
--- used run before" for each other replica ('' if their sum is the stated sum), the recorded number of the process,
--- and the recorded use of earlier processes.
-local ARGUMENTS = 14
+-- left for all replicas, whether other replicas hold more than they need while this replica waits (0 or 1), the
+-- recorded number of the process, the recorded use of earlier processes, epoch, whether the next element contains the
+-- used credits of each other replica (0 or 1), and these as "replica used run before".
+local ARGUMENTS = 15
 
-local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local my_statement, turn = tonumber(ARGV[4]), tonumber(ARGV[5])
+local me, replica_count, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local my_statement, turn, min_list_interval = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local now = now_ms()
 
--- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
--- own use. If the use of an earlier process arrives late, it is added.
-local function merge(known, run, before, used)
-  local own, used_before = known.used - known.before, known.used
-  if run > known.run then
-    own, known.before, known.run = used - before, math.max(before, known.used), run
-  elseif run == known.run then
-    own, known.before = math.max(own, used - before), math.max(known.before, before)
-  else
-    known.before = math.max(known.before, used)
+-- Returns the whole numbers of a field, or an empty table if the field is missing.
+local function parse_numbers(field)
+  local numbers = {}
+  for number in string.gmatch(field or '', '%d+') do
+    numbers[#numbers + 1] = tonumber(number)
   end
-  known.used = known.before + own
-  known.held = math.max(known.held + known.used - used_before, known.used)
+  return numbers
 end
 
-local function record(key, known)
-  local numbers = { known.used, known.held, known.expires, known.reserved, known.queued, known.least, known.since }
+local function format_numbers(numbers)
   for index, number in ipairs(numbers) do
     numbers[index] = text(number)
   end
-  local run = { text(known.run), text(known.before), text(known.statement), text(known.able) }
-  redis.call('HSET', key, known.name, table.concat(numbers, ' '), 'run:' .. known.name, table.concat(run, ' '))
+  return table.concat(numbers, ' ')
 end
 
-local function new_replica(name)
+-- Returns the record of a replica. All numbers of a replica without a record are 0.
+local function parse_replica(name, field)
+  local numbers = parse_numbers(field)
+  local used = numbers[1] or 0
   return {
-    name = name, used = 0, held = 0, expires = 0, reserved = 0, queued = 0, least = 0, since = 0,
-    run = 0, before = 0, statement = 0, able = 0
+    name = name, used = used, held = numbers[2] or 0, expires = numbers[3] or 0, reserved = numbers[4] or 0,
+    queued = numbers[5] or 0, least = numbers[6] or 0, since = numbers[7] or 0, run = numbers[8] or 0,
+    before = math.min(numbers[9] or 0, used), statement = numbers[10] or 0, able = numbers[11] or 0
   }
 end
 
+local function write_replica(key, replica)
+  redis.call('HSET', key, replica.name, format_numbers({
+    replica.used, replica.held, replica.expires, replica.reserved, replica.queued, replica.least, replica.since,
+    replica.run, replica.before, replica.statement, replica.able
+  }))
+end
+
+-- Returns the sums of the hash, or nil if it has none.
+local function parse_sums(field)
+  local text_of_numbers, unlisted = string.match(field or '', '^(.*) (%S+)$')
+  local numbers = parse_numbers(text_of_numbers)
+  return unlisted and {
+    epoch = numbers[1], used = numbers[2], unused = numbers[3], reserved = numbers[4], expires = numbers[5],
+    queued = numbers[6], listed = numbers[7], unlisted = unlisted
+  }
+end
+
+local function write_sums(key, sums)
+  local numbers = format_numbers({
+    sums.epoch, sums.used, sums.unused, sums.reserved, sums.expires, sums.queued, sums.listed
+  })
+  redis.call('HSET', key, 'sums', numbers .. ' ' .. sums.unlisted)
+end
+
+-- Merges a statement of a process into the record of its replica. All amounts only grow. A process counts only its
+-- own use. If the use of an earlier process arrives late, it is added.
+local function merge(replica, run, before, used)
+  local own, used_before = replica.used - replica.before, replica.used
+  if run > replica.run then
+    own, replica.before, replica.run = used - before, math.max(before, replica.used), run
+  elseif run == replica.run then
+    own, replica.before = math.max(own, used - before), math.max(replica.before, before)
+  else
+    replica.before = math.max(replica.before, used)
+  end
+  replica.used = replica.before + own
+  replica.held = math.max(replica.held + replica.used - used_before, replica.used)
+end
+
+-- Returns the unused credits of a replica, the part of them that its requests in flight have reserved, and the number
+-- of places that the replica has in the line. A replica without a lease has none.
+local function holdings(replica)
+  if replica.expires <= now then
+    return 0, 0, 0
+  end
+  local unused = math.max(replica.held - replica.used, 0)
+  return unused, math.min(replica.reserved, unused), replica.since > 0 and 1 or 0
+end
+
+-- Adds the holdings of a replica to the sums.
+local function add_holdings(sums, replica)
+  local unused, reserved, places = holdings(replica)
+  sums.unused, sums.reserved, sums.queued = sums.unused + unused, sums.reserved + reserved, sums.queued + places
+  if unused > 0 or places > 0 then
+    sums.expires = sums.expires == 0 and replica.expires or math.min(sums.expires, replica.expires)
+  end
+end
+
+-- Reads the records of all replicas, by name.
+local function read_replicas(key)
+  local replicas = {}
+  local fields = redis.call('HGETALL', key)
+  for index = 1, #fields, 2 do
+    local name = fields[index]
+    if name ~= 'base' and name ~= 'right' and name ~= 'sums' then
+      replicas[name] = parse_replica(name, fields[index + 1])
+    end
+  end
+  return replicas
+end
+
 -- Raises the used credits of replicas to the amounts that another replica restores.
-local function restore(key, stated, restored)
+local function restore(key, replicas, restored)
   for name, amount, run, before in string.gmatch(restored, '(%S+) (%d+) (%d+) (%d+)') do
-    local known = stated[name] or new_replica(name)
-    stated[name] = known
-    local used_before = known.used
-    merge(known, tonumber(run), tonumber(before), tonumber(amount))
-    if known.used > used_before then
-      record(key, known)
+    local replica = replicas[name] or parse_replica(name)
+    replicas[name] = replica
+    local used_before = replica.used
+    merge(replica, tonumber(run), tonumber(before), tonumber(amount))
+    if replica.used > used_before then
+      write_replica(key, replica)
     end
   end
 end
 
-local function divide(
-  key, used, run, before, reserved, queued, least, held, limit, base, stamp, idle, ttl, known_others, restored
-)
-  local known_base, known_stamp, right, right_state
-  local stated, runs = {}, {}
-  local fields = redis.call('HGETALL', key)
-  for index = 1, #fields, 2 do
-    local name, value = fields[index], fields[index + 1]
-    if name == 'base' then
-      local amount, at = string.match(value, '^(%-?%d+) (%d+)$')
-      known_base, known_stamp = tonumber(amount), tonumber(at)
-    elseif name == 'right' then
-      right, right_state = string.match(value, '^(%S+) (%d)$')
-    elseif string.sub(name, 1, 4) == 'run:' then
-      runs[string.sub(name, 5)] = value
-    else
-      local pattern = '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$'
-      local its_use, bound, expires, its_reserved, its_queue, its_least, since = string.match(value, pattern)
-      if its_use then
-        stated[name] = {
-          name = name, used = tonumber(its_use), held = tonumber(bound), expires = tonumber(expires),
-          reserved = tonumber(its_reserved), queued = tonumber(its_queue), least = tonumber(its_least),
-          since = tonumber(since), run = 0, before = 0, statement = 0, able = 0
-        }
-      end
-    end
-  end
-  for name, value in pairs(runs) do
-    local known = stated[name]
-    local its_run, its_before, number, able = string.match(value, '^(%d+) (%d+) (%d+) (%d+)$')
-    if known and its_run then
-      known.run, known.before, known.statement, known.able =
-        tonumber(its_run), math.min(tonumber(its_before), known.used), tonumber(number), tonumber(able)
-    end
-  end
-  if restored then
-    restore(key, stated, restored)
-  end
-
-  local others, unused, others_reserved, line, known = 0, 0, 0, {}, {}
-  for name, other in pairs(stated) do
+-- Returns the sums and the line of the other replicas, and their used credits as a text.
+local function sum_others(replicas, epoch)
+  local sums = {
+    epoch = epoch, used = 0, unused = 0, reserved = 0, expires = 0, queued = 0, listed = now, unlisted = '-'
+  }
+  local line, uses = {}, {}
+  for name, replica in pairs(replicas) do
     if name ~= me then
-      others = others + other.used
-      known[#known + 1] = table.concat({ name, text(other.used), text(other.run), text(other.before) }, ' ')
-      if other.expires > now then
-        local its_unused = math.max(other.held - other.used, 0)
-        unused = unused + its_unused
-        others_reserved = others_reserved + math.min(other.reserved, its_unused)
-        if other.since > 0 then
-          line[#line + 1] = other
-        end
+      sums.used = sums.used + replica.used
+      add_holdings(sums, replica)
+      uses[#uses + 1] = table.concat({ name, text(replica.used), text(replica.run), text(replica.before) }, ' ')
+      if replica.expires > now and replica.since > 0 then
+        line[#line + 1] = replica
       end
     end
   end
   -- The order of `pairs` differs between servers.
-  table.sort(known)
-  table.sort(line, function(a, b) return a.since < b.since end)
-  if right and right ~= me and not (stated[right] and stated[right].expires > now) then
-    right = nil
-  end
+  table.sort(uses)
+  table.sort(line, function(a, b) return a.since < b.since or (a.since == b.since and a.name < b.name) end)
+  return sums, line, table.concat(uses, ' ')
+end
 
-  if base and used and (not known_base or stamp > known_stamp or (stamp == known_stamp and base > known_base)) then
-    known_base, known_stamp = base, stamp
+local function divide(
+  key, used, run, before, reserved, queued, least, held, limit, base, stamp, idle, ttl, stated_others, epoch, restored
+)
+  local fields = redis.call('HMGET', key, 'base', 'right', 'sums', me)
+  local newest_base, newest_stamp, right, right_state
+  if fields[1] then
+    newest_base, newest_stamp = string.match(fields[1], '^(%-?%d+) (%d+)$')
+    newest_base, newest_stamp = tonumber(newest_base), tonumber(newest_stamp)
+  end
+  if fields[2] then
+    right, right_state = string.match(fields[2], '^(%S+) (%d)$')
+  end
+  local mine, sums = parse_replica(me, fields[4]), parse_sums(fields[3])
+
+  -- From here on, `sums` are the sums of the other replicas.
+  local line, uses, has_uses = {}, '', 0
+  local is_listed = true
+  if sums then
+    local my_unused, my_reserved, my_places = holdings(mine)
+    sums.used, sums.queued = sums.used - mine.used, sums.queued - my_places
+    sums.unused, sums.reserved = math.max(sums.unused - my_unused, 0), math.max(sums.reserved - my_reserved, 0)
+    local is_unlisted = sums.unlisted ~= '-' and sums.unlisted ~= me
+    is_listed = restored or epoch ~= sums.epoch or sums.used < stated_others
+      or (is_unlisted and now - sums.listed >= min_list_interval)
+  end
+  local has_lease_ended = sums and sums.expires > 0 and sums.expires <= now
+  if is_listed or right or sums.queued > 0 or has_lease_ended then
+    local replicas = read_replicas(key)
+    if restored then
+      restore(key, replicas, restored)
+    end
+    local others_sums, all_uses
+    others_sums, line, all_uses = sum_others(replicas, sums and sums.epoch or math.max(now, epoch + 1))
+    if is_listed then
+      uses, has_uses = all_uses, 1
+      if sums and (sums.unlisted == me or sums.unlisted == '+') then
+        others_sums.unlisted = me
+      end
+    else
+      others_sums.unlisted, others_sums.listed = sums.unlisted, sums.listed
+    end
+    sums = others_sums
+    if right and right ~= me and not (replicas[right] and replicas[right].expires > now) then
+      right = nil
+      if used then
+        redis.call('HDEL', key, 'right')
+      end
+    end
+  end
+  local used_by_others, unused, others_reserved = sums.used, sums.unused, sums.reserved
+
+  if base and used and (not newest_base or stamp > newest_stamp or (stamp == newest_stamp and base > newest_base)) then
+    newest_base, newest_stamp = base, stamp
     redis.call('HSET', key, 'base', text(base) .. ' ' .. text(stamp))
   end
 
-  local mine = stated[me] or new_replica(me)
-  local stated_before = stated[me] and mine.used or -1
+  local stated_before = fields[4] and mine.used or -1
+  local used_before = mine.used
   -- A statement that arrives late frees nothing, because this replica may hold more now.
   local is_late = used and (run < mine.run or run == mine.run and my_statement <= mine.statement)
   local is_statement = used and not is_late
@@ -162,7 +253,7 @@ local function divide(
     held = held + mine.used
   end
   used = mine.used
-  local left = limit - (known_base or 0) - others - used
+  local left = limit - (newest_base or 0) - used_by_others - used
   local exceeds, unmet, granted = 0, 0, used
   if is_statement then
     -- The use of another replica with the right to exceed the rest is unknown until its next statement.
@@ -189,13 +280,13 @@ local function divide(
     local extra = math.min(reserved + (fits and math.min(queued, after_others) or 0), free)
     local is_unmet = queued > 0 and extra < reserved + queued
     if not is_unmet and #line == 0 then
-      if replicas == 1 then
+      if replica_count == 1 then
         extra = free
       elseif idle == 0 then
-        extra = math.max(extra, math.floor(free / (2 * replicas)))
+        extra = math.max(extra, math.floor(free / (2 * replica_count)))
       elseif free * 10 > limit then
         -- An idle replica keeps a small grant for its next request, unless little is left.
-        extra = math.max(extra, math.floor(free / (4 * replicas)))
+        extra = math.max(extra, math.floor(free / (4 * replica_count)))
       end
     end
     granted = used + extra
@@ -241,13 +332,19 @@ local function divide(
     mine.statement, mine.able = my_statement, able
   end
   if not is_read_only then
-    record(key, mine)
+    write_replica(key, mine)
+    add_holdings(sums, mine)
+    sums.used = used_by_others + mine.used
+    if mine.used > used_before and sums.unlisted ~= me then
+      sums.unlisted = sums.unlisted == '-' and me or '+'
+    end
+    write_sums(key, sums)
     redis.call('PEXPIRE', key, text(ttl))
   end
   return {
-    granted, others, known_base or 0, known_stamp or 0, exceeds, stated_before, math.max(left, 0), unmet,
-    others == known_others and '' or table.concat(known, ' '), mine.run, mine.before
+    granted, used_by_others, newest_base or 0, newest_stamp or 0, exceeds, stated_before, math.max(left, 0), unmet,
+    mine.run, mine.before, sums.epoch, has_uses, uses
   }
 end
 
-return divide_each(5, ARGUMENTS, divide)
+return divide_each(6, ARGUMENTS, divide)

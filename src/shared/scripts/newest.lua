@@ -31,9 +31,9 @@ end
 local results, latest = {}, now
 for at = 5, #ARGV, ARGUMENTS do
   local name, stamp, expires, value = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local known = redis.call('HGET', map, name)
-  local known_stamp = known and tonumber(string.match(known, '^(%d+) ')) or -1
-  local is_newer = tonumber(stamp) > known_stamp
+  local stored = redis.call('HGET', map, name)
+  local stored_stamp = stored and tonumber(string.match(stored, '^(%d+) ')) or -1
+  local is_newer = tonumber(stamp) > stored_stamp
   if is_newer then
     local entry = stamp .. ' ' .. expires .. ' ' .. value
     redis.call('HSET', map, name, entry)

@@ -12,7 +12,7 @@ local me, replicas, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 
 local function divide(key, limit, used, held, generation, needed, wanted, ttl)
-  local others, unused, mine = 0, 0, held
+  local used_by_others, unused, mine = 0, 0, held
   local fields = redis.call('HGETALL', key)
   for index = 1, #fields, 2 do
     local pattern = '^(%d+) (%d+) (%d+) (%d+)$'
@@ -24,14 +24,14 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
         mine = math.max(mine, granted)
       end
     elseif its_use then
-      others = others + its_use
+      used_by_others = used_by_others + its_use
       if expires > now and granted > its_use then
         unused = unused + granted - its_use
       end
     end
   end
   mine = math.max(mine, used)
-  local free = math.max(limit - others - used - unused, 0)
+  local free = math.max(limit - used_by_others - used - unused, 0)
   local is_granted = needed <= free
   if is_granted then
     local extra = math.min(wanted, free)
@@ -48,7 +48,7 @@ local function divide(key, limit, used, held, generation, needed, wanted, ttl)
     text(used) .. ' ' .. text(mine) .. ' ' .. text(generation) .. ' ' .. text(now + lease)
   )
   redis.call('PEXPIRE', key, text(ttl))
-  return { is_granted and 1 or 0, mine, others }
+  return { is_granted and 1 or 0, mine, used_by_others }
 end
 
 return divide_each(3, ARGUMENTS, divide)

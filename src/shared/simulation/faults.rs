@@ -10,6 +10,9 @@ use super::link::LinkQuality;
 use super::world::World;
 use crate::clock;
 
+/// Maximum time in which a replica that shuts down must state its charges, whatever other faults there are.
+const MAX_STATEMENT_DELAY: Duration = Duration::from_secs(120);
+
 /// A fault; most have a duration.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -122,7 +125,12 @@ async fn run_fault(world: &Rc<World>, fault: Fault) {
             process.is_accepting.set(false);
             // Redis may lose the last statement of a replica that has ended, unless another replica has read it.
             sleep(Duration::from_secs(2)).await;
+            let statement_deadline = clock::instant() + MAX_STATEMENT_DELAY;
             while process.replica.borrow().is_alone() || !world.has_stated_all(&process) {
+                if clock::instant() >= statement_deadline {
+                    world.fail(format!("{} cannot state its charges", process.id));
+                    break;
+                }
                 sleep(Duration::from_millis(100)).await;
             }
             let healthy_at = clock::instant() + duration + GRACE;

@@ -31,7 +31,7 @@ impl Replica {
 }
 
 impl World {
-    /// Whether all other replicas have received all charges of a process.
+    /// Whether another replica has received all charges of a process, for each workspace.
     pub(super) fn has_stated_all(&self, process: &Process) -> bool {
         let (roster, replica) = (process.pool.roster(), process.replica.borrow());
         let others = self.processes().into_iter().filter(|other| other.index != process.index);
@@ -41,13 +41,14 @@ impl World {
             let Some(used) = replica.workspaces.get(&id).and_then(|state| state.credits.used(usage)) else {
                 return false;
             };
-            others.iter().all(|other| {
-                let other_replica = other.replica.borrow();
-                other_replica
-                    .workspaces
-                    .get(&id)
-                    .is_some_and(|state| state.credits.used_by(&process.id) >= used)
-            })
+            others.is_empty()
+                || others.iter().any(|other| {
+                    let other_replica = other.replica.borrow();
+                    other_replica
+                        .workspaces
+                        .get(&id)
+                        .is_some_and(|state| state.credits.used_by(&process.id) >= used)
+                })
         })
     }
 }

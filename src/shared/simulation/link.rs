@@ -178,7 +178,9 @@ impl SimulatedConnection {
                 self.pace.record_response(clock::instant());
                 // The reply to the first beat lowers the grants of this replica, and the second beat confirms it.
                 self.beat(BeatCause::DemandedByOthers).await?;
-                self.beat(BeatCause::DemandedByOthers).await
+                self.beat(BeatCause::DemandedByOthers).await?;
+                self.replica().record_response();
+                Ok(())
             }
             () = pool.demand() => {
                 self.is_demanded = true;
@@ -210,6 +212,7 @@ impl SimulatedConnection {
 
     async fn apply(&mut self, beat: &Beat, replies: &[Value]) -> Response<bool> {
         let outcome = self.replica().apply(beat, replies, moment()).unwrap();
+        let demanded = outcome.demanded_workspaces(self.replica().statement);
         // The next loss of the connection begins with the grants of this reply.
         self.process.alone_use.borrow_mut().clear();
         for map in outcome.outdated.to_read {
@@ -219,8 +222,8 @@ impl SimulatedConnection {
             let entries = self.replica().restate(map, clock::now());
             self.store(entries).await?;
         }
-        if self.pace.try_publish_demand(outcome.is_unmet, clock::instant()) {
-            let message = format!("demand {}", self.process.id);
+        if self.pace.try_publish_demand(!demanded.is_empty(), clock::instant()) {
+            let message = Message::demand_text(&self.process.id, &demanded);
             self.query(move |world| world.redis.publish(message)).await?;
         }
         Ok(outcome.is_incomplete)
@@ -236,7 +239,10 @@ impl SimulatedConnection {
                     self.replica().apply_entry(&entry, &replica, moment());
                 }
             }
-            Message::Demand { .. } if !is_own => self.pace.record_demand(),
+            Message::Demand { workspaces, .. } if !is_own => {
+                self.pace.record_demand();
+                self.replica().record_demand(workspaces);
+            }
             Message::Demand { .. } => {}
         }
     }

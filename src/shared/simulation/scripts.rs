@@ -25,6 +25,7 @@ const FRESH: CreditStatement = CreditStatement {
     base: None,
     is_idle: false,
     used_by_others: 0,
+    epoch: 0,
 };
 
 thread_local! {
@@ -34,12 +35,14 @@ thread_local! {
 
 /// The time for which a replica keeps its place in the line.
 const TURN_MS: u64 = 100;
+/// Longer than a test, so that no reply depends on the speed of the machine.
+const LIST_INTERVAL_MS: u64 = 1_000_000_000;
 
 fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> ScriptCall {
     STATEMENT.set(STATEMENT.get() + 1);
-    let numbers = [replicas as u64, LEASE_MS, STATEMENT.get(), TURN_MS].map(|number| number.to_string());
+    let numbers = [replicas as u64, LEASE_MS, STATEMENT.get(), TURN_MS, LIST_INTERVAL_MS];
     let mut arguments = vec![replica.to_owned()];
-    arguments.extend(numbers);
+    arguments.extend(numbers.map(|number| number.to_string()));
     arguments.extend(grant_arguments(statement, String::new(), Duration::from_secs(60)));
     ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
 }
@@ -64,6 +67,11 @@ fn numbers(reply: &Value) -> Vec<i64> {
     list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
 }
 
+/// The used credits of each other replica in a reply of `grants.lua`.
+fn uses(reply: &Value) -> String {
+    text(&list(&list(reply).unwrap()[0]).unwrap()[12]).unwrap().to_owned()
+}
+
 /// A replica that uses a random part of its grant.
 #[derive(Clone, Debug, Default)]
 struct ModelReplica {
@@ -73,6 +81,45 @@ struct ModelReplica {
     may_exceed: bool,
 }
 
+/// Returns the sum of the credits that the other replicas have used.
+fn others_used(replicas: &[ModelReplica], me: usize) -> i64 {
+    let others = replicas.iter().enumerate().filter(|(index, _)| *index != me);
+    i64::try_from(others.map(|(_, replica)| replica.used).sum::<u64>()).unwrap()
+}
+
+/// Checks that the sums in the hash of `credits` are the sums of the records.
+fn check_sums(redis: &SimulatedRedis, now: u64) {
+    let Value::Map(fields) = redis.hash_fields("credits") else { panic!("credits are a hash") };
+    let parse =
+        |numbers: &str| -> Vec<u64> { numbers.split(' ').map(|number| number.parse().unwrap()).collect() };
+    let mut expected = [0; 4];
+    let mut sums = Vec::new();
+    for (name, value) in &fields {
+        match text(name).unwrap() {
+            "sums" => {
+                let (numbers, _unlisted) = text(value).unwrap().rsplit_once(' ').unwrap();
+                sums = parse(numbers);
+            }
+            "base" | "right" => {}
+            _ => {
+                let [used, held, expires, reserved, _, _, since, ..] = parse(text(value).unwrap())[..] else {
+                    panic!()
+                };
+                let unused = if expires > now { held.saturating_sub(used) } else { 0 };
+                let is_in_line = expires > now && since > 0;
+                let record = [used, unused, reserved.min(unused), u64::from(is_in_line)];
+                expected.iter_mut().zip(record).for_each(|(sum, number)| *sum += number);
+            }
+        }
+    }
+    let [_, used, unused, reserved, expires, queued, ..] = sums[..] else { panic!("there are no sums") };
+    if expires == 0 || expires > now {
+        assert_eq!([used, unused, reserved, queued], expected, "{fields:?} at {now}");
+    } else {
+        assert_eq!(used, expected[0], "{fields:?} at {now}");
+    }
+}
+
 #[test]
 fn grants_never_exceed_the_limit_in_any_order_of_statements() {
     for seed in 0..40 {
@@ -80,11 +127,13 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         let redis = SimulatedRedis::new();
         let mut replicas = vec![ModelReplica::default(); 4];
         let mut now = 1_000_000;
+        let mut epochs = [0; 4];
         for _ in 0..400 {
             // A long pause ends leases.
             now += if rng.u8(..) < 8 { rng.u64(0..12_000) } else { rng.u64(0..300) };
             redis.set_time(now * 1_000);
             let index = rng.usize(..replicas.len());
+            let used_by_others = others_used(&replicas, index).unsigned_abs();
             let replica = &mut replicas[index];
             if replica.lease_end <= now {
                 // The replica stops using a grant that has ended.
@@ -100,12 +149,16 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                 least,
                 held,
                 is_idle: rng.bool(),
+                used_by_others,
+                epoch: if rng.u8(..) < 20 { 0 } else { epochs[index] },
                 ..FRESH
             };
             let reply = numbers(&redis.run(&grants_call(&index.to_string(), 4, &statement)));
             replica.bound = u64::try_from(reply[0]).unwrap();
             replica.may_exceed = reply[4] == 1;
             replica.lease_end = now + LEASE_MS - 1_000;
+            epochs[index] = reply[10].unsigned_abs();
+            check_sums(&redis, now);
             let total: u64 = replicas
                 .iter()
                 .map(
@@ -116,10 +169,6 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
                 .sum();
             assert!(total <= LIMIT, "seed {seed}: {total} are used or granted: {replicas:?}");
         }
-        let others_used = |me: usize| -> i64 {
-            let others = replicas.iter().enumerate().filter(|(index, _)| *index != me);
-            i64::try_from(others.map(|(_, replica)| replica.used).sum::<u64>()).unwrap()
-        };
         // After all replicas have returned their unused credits, the last request gets all credits that are left.
         let total: u64 = replicas.iter().map(|replica| replica.used).sum();
         for _ in 0..2 {
@@ -150,7 +199,7 @@ fn grants_never_exceed_the_limit_in_any_order_of_statements() {
         assert!(reply[0] <= i64::try_from(used + LIMIT - total).unwrap(), "{reply:?}");
         assert_eq!(
             (reply[1], reply[6]),
-            (others_used(3), i64::try_from(LIMIT - total).unwrap()),
+            (others_used(&replicas, 3), i64::try_from(LIMIT - total).unwrap()),
             "seed {seed}"
         );
     }
@@ -236,7 +285,6 @@ fn the_use_of_a_replica_is_restored_by_another_replica() {
     };
     used("a", 40);
     let reply = used("b", 7);
-    let uses = |reply: &Value| text(&list(&list(reply).unwrap()[0]).unwrap()[8]).unwrap().to_owned();
     assert_eq!(uses(&reply), "a 40 1 0");
     redis.flush();
     used("a", 20);
@@ -248,9 +296,62 @@ fn the_use_of_a_replica_is_restored_by_another_replica() {
     };
     for _ in 0..2 {
         let reply = restores("a 40 1 0");
-        assert_eq!((numbers(&reply)[1], uses(&reply).as_str()), (40, ""), "a restored amount is not added");
+        assert_eq!(
+            (numbers(&reply)[1], uses(&reply).as_str()),
+            (40, "a 40 1 0"),
+            "a restored amount is not added"
+        );
     }
     assert_eq!(numbers(&used("a", 20))[5], 40, "a late statement does not lower the amount");
+}
+
+#[test]
+fn the_charges_of_each_replica_are_returned_if_some_may_be_lost() {
+    let redis = SimulatedRedis::new();
+    let mut now = 1_000_000;
+    let mut state = |replica, used, used_by_others, epoch| {
+        now += 1;
+        redis.set_time(now * 1_000);
+        let statement = CreditStatement { used: Some(used), held: used, used_by_others, epoch, ..FRESH };
+        let reply = redis.run(&grants_call(replica, 3, &statement));
+        (numbers(&reply)[10].unsigned_abs(), uses(&reply))
+    };
+    let (epoch, _) = state("a", 40, 0, 0);
+    assert_eq!(
+        state("b", 7, 0, epoch),
+        (epoch, String::new()),
+        "a replica that knows the epoch needs only the sum"
+    );
+    assert_eq!(state("b", 7, 41, epoch).1, "a 40 1 0", "the sum has decreased");
+    assert_eq!(state("b", 7, 40, 0).1, "a 40 1 0", "the replica has requested the charges");
+    redis.flush();
+    state("a", 60, 0, 0);
+    let (new_epoch, uses) = state("b", 7, 40, epoch);
+    assert!(new_epoch > epoch);
+    assert_eq!(uses, "a 60 1 0", "the hash was lost, although the sum has grown since");
+}
+
+#[test]
+fn one_other_replica_receives_the_charges_of_each_replica() {
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000_000_000);
+    let state = |replica, used, used_by_others, epoch| {
+        let statement = CreditStatement { used: Some(used), held: used, used_by_others, epoch, ..FRESH };
+        let mut call = grants_call(replica, 3, &statement);
+        "0".clone_into(&mut call.arguments[5]);
+        let reply = redis.run(&call);
+        (numbers(&reply)[10].unsigned_abs(), uses(&reply))
+    };
+    let (epoch, _) = state("a", 40, 0, 0);
+    let state = |replica, used, used_by_others| state(replica, used, used_by_others, epoch).1;
+    assert_eq!(state("a", 40, 0), "", "a replica knows its own charges");
+    assert_eq!(state("b", 7, 40), "a 40 1 0", "the replica knows the sum only");
+    assert_eq!(state("b", 7, 40), "", "another replica must receive the charges");
+    assert_eq!(state("c", 0, 47), "a 40 1 0 b 7 1 0");
+    assert_eq!(state("a", 41, 7), "", "all charges are known");
+    assert_eq!(state("b", 8, 41), "a 41 1 0 c 0 1 0");
+    assert_eq!(state("c", 1, 49), "a 41 1 0 b 8 1 0");
+    assert_eq!(state("b", 8, 42), "a 41 1 0 c 1 1 0");
 }
 
 #[test]
@@ -268,10 +369,10 @@ fn the_use_of_an_earlier_process_is_added_when_it_becomes_known() {
     "a 40 1 0".clone_into(call.arguments.last_mut().unwrap());
     let [granted, others, .., left, _] = numbers(&redis.run(&call))[..8] else { panic!() };
     assert_eq!((others, left), (90, 910), "{granted}");
-    assert_eq!(state(2, 50, 0)[8..], [2, 40], "the process learns the use of the earlier one");
+    assert_eq!(state(2, 50, 0)[8..10], [2, 40], "the process learns the use of the earlier one");
     assert_eq!(state(2, 95, 40)[5..7], [90, 905]);
     assert_eq!(state(1, 45, 0)[5..7], [95, 900], "a late statement of the earlier process is added");
-    assert_eq!(state(3, 100, 100)[8..], [3, 100]);
+    assert_eq!(state(3, 100, 100)[8..10], [3, 100]);
 }
 
 #[test]
@@ -445,8 +546,10 @@ impl Drop for RealRedis {
 
 #[test]
 fn the_model_of_redis_behaves_like_redis() {
+    const EPOCH: u64 = 10_000_000_000_000;
     let Some(mut real) = RealRedis::start() else { return };
     let redis = SimulatedRedis::new();
+    let mut is_stated = false;
     redis.set_time(crate::clock::now().0 * 1_000);
     let mut rng = fastrand::Rng::with_seed(1);
     let expires = crate::clock::now().0 + 3_600_000;
@@ -463,6 +566,9 @@ fn the_model_of_redis_behaves_like_redis() {
                 let base = rng.bool().then(|| (rng.i64(-5..50), rng.u64(1..50)));
                 let (queued, held) = (rng.u64(0..300), used.unwrap_or(0) + rng.u64(0..50));
                 let (reserved, least) = (rng.u64(0..20), rng.u64(0..=queued));
+                // The epoch is above the time of both servers, so that both use the same one.
+                let epoch = if is_stated && rng.bool() { EPOCH + 1 } else { EPOCH };
+                is_stated |= used.is_some();
                 let statement = CreditStatement {
                     used,
                     reserved,
@@ -471,6 +577,8 @@ fn the_model_of_redis_behaves_like_redis() {
                     held,
                     base,
                     is_idle: rng.bool(),
+                    used_by_others: rng.u64(0..300),
+                    epoch,
                     ..FRESH
                 };
                 grants_call(&replica, 3, &statement)

@@ -46,6 +46,7 @@ enum CommandReply {
     Integer(i64),
     Text(String),
     List(Vec<String>),
+    Fields(Vec<Option<String>>),
 }
 
 impl StoreState {
@@ -92,6 +93,11 @@ impl StoreState {
                     before.is_none()
                 });
                 count(added.count())
+            }
+            ["HMGET", key, ref names @ ..] => {
+                let fields = self.hash(key);
+                let value = |name: &&str| fields.as_ref().and_then(|fields| fields.get(*name).cloned());
+                CommandReply::Fields(names.iter().map(value).collect())
             }
             ["HGET", key, field] => text(self.hash(key).and_then(|fields| fields.get(field).cloned())),
             ["HGETALL", key] => CommandReply::List(self.hash(key).map_or_else(Vec::new, |fields| {
@@ -268,6 +274,14 @@ fn to_lua(lua: &Lua, reply: CommandReply) -> mlua::Result<LuaValue> {
         CommandReply::Integer(number) => LuaValue::Integer(number),
         CommandReply::Text(text) => LuaValue::String(lua.create_string(text)?),
         CommandReply::List(texts) => LuaValue::Table(lua.create_sequence_from(texts)?),
+        CommandReply::Fields(fields) => {
+            let value = |field: Option<String>| match field {
+                Some(text) => lua.create_string(text).map(LuaValue::String),
+                None => Ok(LuaValue::Boolean(false)),
+            };
+            let values = fields.into_iter().map(value).collect::<mlua::Result<Vec<_>>>()?;
+            LuaValue::Table(lua.create_sequence_from(values)?)
+        }
         CommandReply::Status => {
             let table: Table = lua.create_table()?;
             table.set("ok", "OK")?;

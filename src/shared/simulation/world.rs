@@ -18,7 +18,7 @@ use super::provider::Provider;
 use super::store::SimulatedRedis;
 use crate::clock::{self, SIMULATED_CLOCK};
 use crate::elevenlabs::plan::Capabilities;
-use crate::policy::redis_url::SharedPoolName;
+use crate::policy::shared_pool_name::SharedPoolName;
 use crate::policy::units::UnixMs;
 use crate::poller::OwnPoll;
 use crate::pool::{KeyEntry, Observation, Pool, PoolChange, RestoredKey, Settings};

@@ -17,7 +17,7 @@ pub(in crate::simulator) enum RefusalFamily {
     Quota,
     /// A key that is not accepted.
     Key,
-    /// Any other subject. The text is that of HTTP.
+    /// Any other subject. The text is the HTTP reason phrase.
     Other,
 }
 
@@ -41,13 +41,13 @@ impl RefusalFamily {
     }
 }
 
-/// Returns the refusal with this name. The name must be in the table.
+/// Returns the refusal with the given `name`. The name must be in the table.
 pub(in crate::simulator) fn fixed_refusal(name: &'static str) -> RefusalKind {
     // A typo in the name would cause a 500 response, and a test would fail.
     find_fixed(name).unwrap_or(RefusalKind::ServerError)
 }
 
-/// Returns the refusal with this name. Returns `None` if the name is not in the table.
+/// Returns the refusal with the given `name`. Returns `None` if the name is not in the table.
 pub(in crate::simulator) fn find_fixed(name: &str) -> Option<RefusalKind> {
     examples().find(|example| example.name == name).map(RefusalKind::Fixed)
 }

@@ -5,7 +5,7 @@
 //! the wait.
 //!
 //! Sources: the Python SDK 2.78 and the AsyncAPI document of the JavaScript client (all messages),
-//! captured closes of 2026 (the quota), the changelog of September 2026 (the queue).
+//! captured close frames of 2026 (the quota), the changelog of September 2026 (the queue).
 
 use serde_json::{Value, json};
 
@@ -149,7 +149,7 @@ impl AgentConversation {
         workspace.and_then(|workspace| workspace.conversations.find(&self.id)).map(update);
     }
 
-    /// Sends a message of this type, whose field `event_field` contains `event` and its number.
+    /// Sends a message of the type `message_type`, whose field `event_field` contains `event` and its number.
     async fn send_event(
         &mut self,
         connection: &mut SessionConnection,

@@ -43,11 +43,11 @@ const MAX_RECORDED_BYTES: usize = 64 * 1_024;
 /// The close code of a violation. The provider never sends it.
 const VIOLATION_CLOSE_CODE: u16 = 4_599;
 
-/// The error of a session that has ended with a close, a break, or a disconnected client.
+/// The error of a session that ended with a close frame, a broken connection, or a disconnected client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SessionEnded;
 
-/// A message of the client.
+/// A client message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ClientMessage {
     Text(String),
@@ -116,7 +116,7 @@ impl SessionConnection {
         timeout: Option<Duration>,
     ) -> Result<Option<ClientMessage>, SessionEnded> {
         if let Some(message) = self.buffered.pop_front() {
-            self.buffered_bytes = self.buffered_bytes.saturating_sub(length(&message));
+            self.buffered_bytes = self.buffered_bytes.saturating_sub(message_length(&message));
             return Ok(Some(message));
         }
         match tokio::time::timeout(timeout.unwrap_or(IDLE_TIMEOUT), self.read_message()).await {
@@ -153,7 +153,7 @@ impl SessionConnection {
         let buffer_messages = async {
             while self.buffered_bytes <= MAX_BUFFERED_BYTES {
                 let message = self.read_message().await?;
-                self.buffered_bytes = self.buffered_bytes.saturating_add(length(&message));
+                self.buffered_bytes = self.buffered_bytes.saturating_add(message_length(&message));
                 self.buffered.push_back(message);
             }
             std::future::pending::<Result<(), SessionEnded>>().await
@@ -196,7 +196,7 @@ impl SessionConnection {
     async fn process_message(&mut self, message: &ClientMessage) -> Result<(), SessionEnded> {
         let MessageCheck { violations, has_credential } = self.check_message(message);
         let is_withheld = has_credential || !violations.is_empty();
-        let bytes = u64::try_from(length(message)).unwrap_or(u64::MAX);
+        let bytes = u64::try_from(message_length(message)).unwrap_or(u64::MAX);
         self.received_bytes = self.received_bytes.saturating_add(bytes);
         self.session.update_summary(|socket| {
             socket.message_bytes = socket.message_bytes.saturating_add(bytes);
@@ -391,7 +391,7 @@ fn socket_close(frame: Option<CloseFrame>) -> SocketClose {
     }
 }
 
-fn length(message: &ClientMessage) -> usize {
+fn message_length(message: &ClientMessage) -> usize {
     match message {
         ClientMessage::Text(text) => text.len(),
         ClientMessage::Binary(bytes) => bytes.len(),

@@ -18,7 +18,7 @@ use super::session_auth::SessionAuth;
 use super::synthesizer::{AudioSegment, Synthesizer};
 use super::{MAX_CONTEXTS, is_set, too_many_contexts};
 
-/// Maximum voices of a session or a context.
+/// Maximum number of voices of a session or a context.
 const MAX_VOICES: usize = 10;
 /// The inactivity timeout in seconds.
 const INACTIVITY_SECONDS: u32 = 20;

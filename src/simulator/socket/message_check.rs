@@ -46,11 +46,11 @@ pub(super) fn check_text(
         check.has_credential = true;
         let is_known_key = value.as_str().is_some_and(|value| is_known(without_bearer(value)));
         if !is_known_key || !may_contain_key {
-            check.violations.push(format!("the member {name} arrived in a message"));
+            check.violations.push(format!("the member {name} was forwarded in a message"));
         }
     }
     check.violations.extend(find_forbidden(forbidden, |secret| {
-        text.contains(secret) || message.is_some_and(|message| contains(message, secret))
+        text.contains(secret) || message.is_some_and(|message| contains_text(message, secret))
     }));
     check
 }
@@ -65,18 +65,20 @@ pub(super) fn check_binary(bytes: &[u8], forbidden: &[String]) -> MessageCheck {
 fn find_forbidden(forbidden: &[String], contains: impl Fn(&str) -> bool) -> Vec<String> {
     let found_secrets = forbidden.iter().zip(1..).filter(|(secret, _)| contains(secret));
     found_secrets
-        .map(|(_, number)| format!("forbidden text {number} of {} arrived in a message", forbidden.len()))
+        .map(|(_, number)| {
+            format!("forbidden text {number} of {} was forwarded in a message", forbidden.len())
+        })
         .collect()
 }
 
 /// Returns whether any string in a JSON document contains `text`. The parser has decoded escapes and limited
 /// the depth.
-fn contains(value: &Value, text: &str) -> bool {
+fn contains_text(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string.contains(text),
-        Value::Array(list) => list.iter().any(|value| contains(value, text)),
+        Value::Array(list) => list.iter().any(|value| contains_text(value, text)),
         Value::Object(members) => {
-            members.iter().any(|(name, value)| name.contains(text) || contains(value, text))
+            members.iter().any(|(name, value)| name.contains(text) || contains_text(value, text))
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
@@ -99,7 +101,7 @@ mod tests {
         check(r#"{"text":" "}"#, true, &[]);
         check(r#"{"text":" ","xi_api_key":null}"#, false, &[]);
         for name in CREDENTIAL_FIELDS {
-            let expected = format!("the member {name} arrived in a message");
+            let expected = format!("the member {name} was forwarded in a message");
             check(&format!(r#"{{"{name}":"sk"}}"#), true, &[]);
             check(&format!(r#"{{"{name}":"Bearer sk"}}"#), true, &[]);
             check(&format!(r#"{{"{name}":"sk"}}"#), false, &[&expected]);
@@ -110,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_forbidden_text_is_found_however_it_is_written() {
-        let expected = ["forbidden text 1 of 1 arrived in a message"];
+        let expected = ["forbidden text 1 of 1 was forwarded in a message"];
         for message in [
             "no JSON with choir_client in it",
             r#"{"a":[{"b":"xchoir_clientx"}]}"#,

@@ -134,17 +134,19 @@ pub(super) async fn open(
     let response = replacement(&fault, |kind| Refusal::new(kind.clone(), values.clone()).into())
         .or_else(|| refuse_malformed(&parts))
         .unwrap_or_else(|| switching_protocols(&parts));
-    let (Some(endpoint), Some(auth)) = (endpoint, auth) else { return Ok(finish(forbidden(), &mut pending)) };
+    let (Some(endpoint), Some(auth)) = (endpoint, auth) else {
+        return Ok(finish_response(forbidden_response(), &mut pending));
+    };
     if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(finish(response, &mut pending));
+        return Ok(finish_response(response, &mut pending));
     }
     // The handshake is refused for the model v3, which these WebSockets do not support (captured).
     if matches!(endpoint, Endpoint::Speech { .. })
         && query_value(query, "model_id").is_some_and(|model| model.starts_with("eleven_v3"))
     {
-        return Ok(finish(forbidden(), &mut pending));
+        return Ok(finish_response(forbidden_response(), &mut pending));
     }
-    let response = finish(response, &mut pending);
+    let response = finish_response(response, &mut pending);
     let session = pending.into_session(new_summary(&parts, &response));
     let faults = SessionFaults::new(fault, &service.provider, script_key);
     let session = run_session(upgrade, session, faults, endpoint, auth, query.to_owned());
@@ -183,7 +185,7 @@ async fn run_session(
 }
 
 /// Records the response to a handshake. Returns the response.
-fn finish(response: ProviderResponse, pending: &mut PendingRequest) -> Response<ResponseBody> {
+fn finish_response(response: ProviderResponse, pending: &mut PendingRequest) -> Response<ResponseBody> {
     pending.summary.status = Some(response.status.as_u16());
     pending.summary.body_complete = true;
     response.into_response()
@@ -195,7 +197,7 @@ fn empty_response(status: StatusCode) -> ProviderResponse {
 
 /// Creates the refusal of a handshake at a wrong path or with an unsupported model. It has no body
 /// (captured, 2026).
-fn forbidden() -> ProviderResponse {
+fn forbidden_response() -> ProviderResponse {
     empty_response(StatusCode::FORBIDDEN)
 }
 
@@ -241,7 +243,7 @@ fn new_summary(parts: &Parts, response: &Response<ResponseBody>) -> SocketSummar
     }
 }
 
-/// Returns whether a message has a field with the value true.
+/// Returns whether a message contains a field with the value true.
 fn is_set(message: &Value, name: &str) -> bool {
     message.get(name).and_then(Value::as_bool).unwrap_or(false)
 }

@@ -1,9 +1,9 @@
 //! Renders the refusals of HTTP in the format of each WebSocket, byte for byte, with
 //! the close frame that follows.
 //!
-//! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error`
-//! of the transcription, the quota of the agent), the Python SDK 2.78 (the fields of each format,
-//! the names of the transcription). All other texts are those of HTTP.
+//! Sources: captured responses of 2026 (the key, the timeout and contexts of speech, `auth_error` of the
+//! transcription, the quota of the agent), the Python SDK 2.78 (the fields of each format, the names of the
+//! transcription). All other texts are the same as over HTTP.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,11 +13,11 @@ use super::super::refusal::{RefusalFamily, RefusalKind, RefusalValues};
 /// The format of a WebSocket's refusals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefusalFormat {
-    /// `{"message", "error", "code"}`, and a close with the message as its reason.
+    /// `{"message", "error", "code"}`, and a close frame whose reason is the message.
     Speech,
     /// The format of speech with an additional `param`.
     Dialogue,
-    /// `{"message_type", "error"}`, and a close with 1000.
+    /// `{"message_type", "error"}`, and a close frame with code 1000.
     Scribe,
     /// A close frame, usually without a preceding message.
     Agent,
@@ -68,7 +68,7 @@ pub(super) fn render(format: RefusalFormat, kind: &RefusalKind, values: &Refusal
         RefusalFormat::Speech => {
             let (error, message) = name_and_message(kind, values);
             let refusal = speech_refusal(&error, &message);
-            // A concurrency refusal has no message before its close (captured, 2026).
+            // A concurrency refusal has no message before its close frame (captured, 2026).
             if *kind == RefusalKind::Concurrency {
                 SocketRefusal { message: None, ..refusal }
             } else {
@@ -113,7 +113,7 @@ fn text_refusal(error: &str, message: &str, param: Option<Option<&str>>) -> Sock
 fn agent_refusal(kind: &RefusalKind, values: &RefusalValues) -> SocketRefusal {
     const QUOTA: &str = "This request exceeds your quota limit.";
     if RefusalFamily::of(kind) == RefusalFamily::Quota {
-        // The other captured form has a message before the close (2026).
+        // The other captured form has a message before the close frame (2026).
         let message = (*kind == RefusalKind::InsufficientCredits).then(|| {
             let message = format!("received 1002 (protocol error) {QUOTA}");
             to_json(&AgentError { error_type: "error", message: &message })
@@ -176,7 +176,7 @@ fn name_and_message(kind: &RefusalKind, values: &RefusalValues) -> (String, Stri
 }
 
 /// Returns the `message_type` and the text of a refusal. The constant texts are captured, and the names are
-/// those of the Python SDK 2.78.
+/// the types of the Python SDK 2.78.
 fn scribe_type_and_error(kind: &RefusalKind, values: &RefusalValues) -> (&'static str, String) {
     const AUTH: &str = "You must be authenticated to use this endpoint.";
     const QUOTA: &str = "You have exceeded your quota.";
@@ -282,7 +282,7 @@ mod tests {
                 let is_same = on_socket == Some(std::mem::discriminant(&over_http));
                 assert!(
                     on_socket.is_some(),
-                    "{kind} on {dialect:?}: {refusal:?} is not classified as a refusal"
+                    "{kind} on {dialect:?}: {refusal:?} must be classified as a refusal"
                 );
                 if !is_generic {
                     compared += 1;

@@ -75,7 +75,7 @@ impl Format {
     /// The provider's default (OpenAPI document, `output_format`).
     pub(in crate::simulator) const DEFAULT: Format = mp3("mp3_44100_128", 44_100, 128);
 
-    /// Returns the format with this name. Returns `None` if the simulator cannot generate it.
+    /// Returns the format with the given `name`. Returns `None` if the simulator cannot generate it.
     pub(in crate::simulator) fn find(name: &str) -> Option<Format> {
         FORMATS.into_iter().find(|format| format.name == name)
     }

@@ -58,12 +58,12 @@ impl Melody {
 
 /// Splits a text into words and gaps, each with its number of characters. A gap has no word.
 fn split_words(text: &str) -> impl Iterator<Item = (Option<&str>, u64)> {
-    let mut rest = text;
+    let mut remaining = text;
     std::iter::from_fn(move || {
-        let is_gap = rest.chars().next()?.is_whitespace();
-        let end = rest.find(|c: char| c.is_whitespace() != is_gap).unwrap_or(rest.len());
-        let (part, after) = rest.split_at(end);
-        rest = after;
+        let is_gap = remaining.chars().next()?.is_whitespace();
+        let end = remaining.find(|c: char| c.is_whitespace() != is_gap).unwrap_or(remaining.len());
+        let (part, after) = remaining.split_at(end);
+        remaining = after;
         let length = u64::try_from(part.chars().count()).unwrap_or(u64::MAX);
         Some(((!is_gap).then_some(part), length))
     })

@@ -25,7 +25,7 @@ async fn a_cut_response_breaks_after_exactly_the_given_bytes() {
         assert_eq!(reply.body, whole_response.body[..bytes], "after {bytes}");
         assert_eq!(reply.header("character-cost"), "12");
     }
-    assert_eq!(simulator.ledger().totals.charged, 6 * 12, "a broken response is charged");
+    assert_eq!(simulator.ledger().totals.charged, 6 * 12, "a broken response must be charged");
 }
 
 #[tokio::test]
@@ -76,13 +76,13 @@ async fn an_early_refusal_does_not_wait_for_the_body() {
         .write_all(b"GET /v1/nothing HTTP/1.1\r\nhost: simulator\r\nconnection: close\r\n\r\n")
         .await
         .unwrap();
-    let mut rest = String::new();
-    let read_result = stream.read_to_string(&mut rest);
+    let mut remaining_response = String::new();
+    let read_result = stream.read_to_string(&mut remaining_response);
     tokio::time::timeout(TIMEOUT, read_result)
         .await
         .expect("the second response must arrive in time")
         .unwrap();
-    assert!(rest.contains("HTTP/1.1 404"), "{rest}");
+    assert!(remaining_response.contains("HTTP/1.1 404"), "{remaining_response}");
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn a_script_of_an_unknown_key_is_a_violation() {
 }
 
 #[tokio::test]
-async fn a_response_is_exactly_what_the_fault_specifies() {
+async fn a_scripted_response_is_sent_exactly_as_specified() {
     let simulator = start_with("sk=100").await;
     let packed: &[u8] = &[0x8b, 0x01, 0x80, 0x7b, 0x7d, 0x03];
     let exact = |text: &str| text.parse::<Fault>().unwrap();

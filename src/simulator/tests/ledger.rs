@@ -40,24 +40,30 @@ async fn a_clients_credential_is_a_violation_and_its_value_is_not_repeated() {
     let simulator =
         start(Plan::with_keys([("sk", 100)]).with_forbidden_text("other").with_forbidden_text(secret)).await;
     let cases = [
-        (get("/v1/user").header("authorization", "Bearer x"), "the header authorization arrived"),
-        (get("/v1/user").header("cookie", "a=b"), "the header cookie arrived"),
-        (get("/v1/user").header("proxy-authorization", "x"), "the header proxy-authorization arrived"),
-        (get("/v1/user").header("xi_api_key", "x"), "the header xi_api_key arrived"),
-        (get("/v1/user").key("sk"), "two values of xi-api-key arrived"),
-        (get("/v1/user?a=1&xi_api_key=x"), "the query xi_api_key arrived"),
-        (get("/v1/user?XI-Api%2Dkey=x"), "the query xi-api-key arrived"),
-        (get("/v1/user?authorization"), "the query authorization arrived"),
+        (get("/v1/user").header("authorization", "Bearer x"), "the header authorization was forwarded"),
+        (get("/v1/user").header("cookie", "a=b"), "the header cookie was forwarded"),
+        (get("/v1/user").header("proxy-authorization", "x"), "the header proxy-authorization was forwarded"),
+        (get("/v1/user").header("xi_api_key", "x"), "the header xi_api_key was forwarded"),
+        (get("/v1/user").key("sk"), "more than one value of xi-api-key was forwarded"),
+        (get("/v1/user?a=1&xi_api_key=x"), "the query parameter xi_api_key was forwarded"),
+        (get("/v1/user?XI-Api%2Dkey=x"), "the query parameter xi-api-key was forwarded"),
+        (get("/v1/user?authorization"), "the query parameter authorization was forwarded"),
         (
             get("/v1/user").header("sec-websocket-protocol", "convai, bearer.x"),
-            "a bearer token arrived as a socket protocol",
+            "a bearer token was forwarded as a WebSocket subprotocol",
         ),
         (
             get("/v1/user").header("user-agent", secret),
-            "forbidden text 2 of 2 arrived in the header user-agent",
+            "forbidden text 2 of 2 was forwarded in the header user-agent",
         ),
-        (get(&format!("/v1/user?a={secret}")), "forbidden text 2 of 2 arrived in the path or the query"),
-        (get("/v1/user?a=client%2Dsecret-42"), "forbidden text 2 of 2 arrived in the path or the query"),
+        (
+            get(&format!("/v1/user?a={secret}")),
+            "forbidden text 2 of 2 was forwarded in the path or the query",
+        ),
+        (
+            get("/v1/user?a=client%2Dsecret-42"),
+            "forbidden text 2 of 2 was forwarded in the path or the query",
+        ),
     ];
     let count = cases.len();
     for (call, expected) in cases {
@@ -167,9 +173,9 @@ async fn a_dropped_simulator_ends_its_connections() {
     let simulator = start_with("sk=100").await;
     let mut stream = TcpStream::connect(simulator.address()).await.unwrap();
     drop(simulator);
-    let mut rest = Vec::new();
-    let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest))
+    let mut remaining_response = Vec::new();
+    let end = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut remaining_response))
         .await
         .expect("the connection must end in time");
-    assert!(rest.is_empty(), "{end:?}");
+    assert!(remaining_response.is_empty(), "{end:?}");
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 const VOICE: &str = "21m00Tcm4TlvDq8ikWAM";
 
-/// Creates a form with these parts and an upload of `bytes` bytes.
+/// Creates a form with the given `parts` and an upload of `bytes` bytes.
 fn form_call(path: &str, parts: &[(&str, &str)], bytes: usize) -> SimulatorCall {
     let mut body = String::new();
     for (name, value) in parts {
@@ -26,13 +26,13 @@ async fn charged_credits(simulator: &Simulator) -> u64 {
 async fn a_changed_voice_is_as_long_as_the_upload_and_in_the_history() {
     let simulator = start_with("sk=1000").await;
     for path in ["speech-to-speech", "voice-changer"] {
-        let before = charged_credits(&simulator).await;
+        let charged_before = charged_credits(&simulator).await;
         // Three seconds of audio and a header, at 1,000 credits per minute.
         let call = form_call(&format!("/v1/{path}/{VOICE}?output_format=pcm_16000"), &[], 50_000);
         let whole_response = call.key("sk").send_to(&simulator).await;
         assert_eq!((whole_response.status, whole_response.header("content-type")), (200, "audio/pcm"));
         assert_eq!(
-            (whole_response.header("character-cost"), charged_credits(&simulator).await - before),
+            (whole_response.header("character-cost"), charged_credits(&simulator).await - charged_before),
             ("67", 67)
         );
         assert_eq!(whole_response.body.len(), 4 * 32_000);
@@ -81,11 +81,12 @@ async fn each_operation_needs_its_part_its_permission_and_its_credits() {
         );
         let poor = call().key("poor").send_to(&simulator).await;
         assert_eq!((poor.status, &poor.json()["detail"]["code"]), (401, &json!("quota_exceeded")));
-        let before = charged_credits(&simulator).await;
+        let charged_before = charged_credits(&simulator).await;
         assert_eq!(call().key("rich").send_to(&simulator).await.status, 200, "{permission}");
-        assert!(charged_credits(&simulator).await > before, "{permission}");
+        assert!(charged_credits(&simulator).await > charged_before, "{permission}");
         // A scripted refusal also contains the cost.
-        let needed_credits = format!("{} credits are required", charged_credits(&simulator).await - before);
+        let needed_credits =
+            format!("{} credits are required", charged_credits(&simulator).await - charged_before);
         simulator.queue_faults("rich", vec!["quota".parse().unwrap()]);
         let refused_response = call().key("rich").send_to(&simulator).await;
         assert!(

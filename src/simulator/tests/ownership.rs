@@ -21,10 +21,11 @@ async fn a_created_voice_exists_until_it_is_removed() {
     let path = format!("/v1/text-to-speech/{voice}");
     let speak = |key| post(&path, r#"{"text":"a"}"#).key(key).send_to(&simulator);
     assert_eq!((speak("one").await.status, speak("two").await.status), (200, 404));
-    let listed =
-        |page: Value| page["voices"].as_array().unwrap().iter().any(|listed| listed["voice_id"] == voice);
-    assert!(listed(get("/v1/voices").key("one").send_to(&simulator).await.json()));
-    assert!(!listed(get("/v1/voices").key("two").send_to(&simulator).await.json()));
+    let listed_ids = |page: Value| {
+        page["voices"].as_array().unwrap().iter().any(|listed_ids| listed_ids["voice_id"] == voice)
+    };
+    assert!(listed_ids(get("/v1/voices").key("one").send_to(&simulator).await.json()));
+    assert!(!listed_ids(get("/v1/voices").key("two").send_to(&simulator).await.json()));
 
     let path = format!("/v1/voices/{voice}");
     let delete = |key| SimulatorCall { method: "DELETE", ..get(&path) }.key(key).send_to(&simulator);

@@ -168,7 +168,7 @@ async fn a_clone_takes_a_slot_until_it_is_removed() {
 }
 
 #[tokio::test]
-async fn a_professional_voice_has_slots_of_its_own() {
+async fn a_professional_voice_has_separate_slots() {
     let simulator = start(plan_with_tiers(["starter", "creator"])).await;
     let make =
         |key: &'static str, body: &'static str| post("/v1/voices/pvc", body).key(key).send_to(&simulator);

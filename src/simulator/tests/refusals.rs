@@ -15,7 +15,7 @@ fn check(reply: &SimulatorReply, status: u16, body: &str) {
     assert_eq!(reply.header("character-cost"), "");
 }
 
-/// Creates a body in the current format with these fields.
+/// Creates a body in the current format with the given field values.
 fn typed_body(kind: &str, code: &str, message: &str, status: &str) -> String {
     format!(
         r#"{{"detail":{{"type":"{kind}","code":"{code}","message":"{message}","status":"{status}","request_id":"$ID","param":null}}}}"#

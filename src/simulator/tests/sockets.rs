@@ -58,7 +58,7 @@ pub(super) async fn try_connect(
     }
 }
 
-/// Opens a session with this key.
+/// Opens a session with the given `key`.
 pub(super) async fn connect(simulator: &Simulator, path: &str, key: &str) -> SocketClient {
     try_connect(simulator, path, &[("xi-api-key", key)]).await.expect("the handshake must be accepted")
 }
@@ -274,11 +274,15 @@ async fn a_credential_of_a_client_is_a_violation_wherever_it_is_sent() {
         (
             SPEECH,
             r#"{"text":" ","xi_api_key":"other"}"#,
-            "socket: the member xi_api_key arrived in a message",
+            "socket: the member xi_api_key was forwarded in a message",
         ),
-        (SPEECH, r#"{"text":" ","xi-api-key":"sk"}"#, "socket: the member xi-api-key arrived in a message"),
-        (ECHO, r#"{"authorization":"x"}"#, "socket: the member authorization arrived in a message"),
-        (ECHO, "a choir_client in a text", "socket: forbidden text 1 of 1 arrived in a message"),
+        (
+            SPEECH,
+            r#"{"text":" ","xi-api-key":"sk"}"#,
+            "socket: the member xi-api-key was forwarded in a message",
+        ),
+        (ECHO, r#"{"authorization":"x"}"#, "socket: the member authorization was forwarded in a message"),
+        (ECHO, "a choir_client in a text", "socket: forbidden text 1 of 1 was forwarded in a message"),
     ] {
         let mut client = connect(&simulator, path, "sk").await;
         client.send(Message::text(message)).await;

@@ -121,7 +121,7 @@ async fn credits_that_run_out_end_a_conversation() {
 async fn an_agent_accepts_its_own_workspace_and_a_public_agent_every_caller() {
     let simulator = start(plan()).await;
     let path = |agent: &str| format!("/v1/convai/conversation?agent_id={agent}");
-    // The payer is the caller for a public agent of no workspace or for an agent of its own
+    // The payer is the caller for a public agent of no workspace or for an agent of the caller's own
     // workspace, else the workspace of the agent.
     for (agent, key, payer) in [
         ("anyone", Some("b"), "b"),
@@ -238,7 +238,7 @@ async fn one_slot(socket_second: Duration) -> Simulator {
 }
 
 #[tokio::test]
-async fn a_caller_receives_the_queue_status_until_a_slot_is_free() {
+async fn a_caller_receives_the_queue_status_until_a_slot_is_available() {
     let simulator = one_slot(Duration::from_secs(3_600)).await;
     let mut first_client = connect(&simulator, AGENT, "sk").await;
     receive_metadata(&mut first_client).await;

@@ -48,7 +48,7 @@ async fn lines_are_buffered_until_there_are_enough() {
         let (messages, _) = client.receive_all().await;
         let last = &messages[messages.len() - 2..];
         assert_eq!(last, [json!({ "is_final_audio_for_turn": true }), json!({ "is_final": true })]);
-        // A segment has fifty characters: the whole text has three segments, or three and one for the
+        // A segment contains fifty characters: the whole text consists of three segments, or three and one for the
         // rest.
         assert_eq!(messages.len() - 2, segments, "{length}");
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 const SCRIBE: &str = "/v1/speech-to-text/realtime";
 
-/// Checks the refusal of a session with these headers, whose first message is `text`.
+/// Checks the refusal of a session with the given `headers`, whose first message is `text`.
 async fn check(simulator: &Simulator, path: &str, headers: &[(&str, &str)], text: &str, close: (u16, &str)) {
     let mut client = try_connect(simulator, path, headers).await.expect("the handshake must be accepted");
     if path.starts_with(SPEECH) {
@@ -43,7 +43,7 @@ async fn a_wrong_or_missing_key_is_refused_in_the_session() {
 async fn a_refusal_follows_the_first_message_where_the_client_sends_first() {
     let simulator = start_with("sk=100").await;
     let mut client = connect(&simulator, SPEECH, "other").await;
-    // The pong arrives and no message before it.
+    // The pong arrives, and no message precedes it.
     client.send(tokio_tungstenite::tungstenite::Message::Ping(vec![1].into())).await;
     assert!(client.next().await.unwrap().unwrap().is_pong());
     client.send_json(json!({ "text": " " })).await;

@@ -96,7 +96,7 @@ async fn a_cheaper_model_is_rounded_over_the_whole_session() {
 
 #[tokio::test]
 async fn credits_can_run_out_in_the_middle_of_a_sentence() {
-    // A message has fifty characters: the credits suffice for two messages, and not for the third.
+    // A message contains fifty characters: the credits suffice for two messages, and not for the third.
     for (credits, message_count) in [("149", 2), ("150", 3)] {
         let simulator = start_with(&format!("sk={credits}")).await;
         let mut client = connect(&simulator, &format!("{SPEECH}?output_format=ulaw_8000"), "sk").await;
@@ -254,7 +254,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(simulator.ledger().workspaces[0].running, 1);
     two.send_json(flush_message("two")).await;
     let (messages, close) = two.receive_all().await;
-    assert_eq!(messages, [] as [Value; 0], "this refusal is a close and nothing before it");
+    assert_eq!(messages, [] as [Value; 0], "no message may precede the close frame of this refusal");
     let text = "Too many concurrent requests. Your current subscription is associated with a maximum of 1 concurrent requests (running i";
     assert_eq!(close, (1_008, text.to_owned()));
     // A client that disconnects during speech releases its slot.
@@ -265,7 +265,7 @@ async fn a_slot_is_held_while_a_session_speaks_and_not_while_it_waits() {
     assert_eq!(simulator.ledger().workspaces[0].running_max, 1);
 }
 
-/// The slot must be free with the last segment and not later. Otherwise alternating sessions would be
+/// The slot must be released with the last segment and not later. Otherwise alternating sessions would be
 /// refused at random.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alternating_sessions_never_exceed_the_limit() {

@@ -4,7 +4,7 @@
 //!
 //! Moving all attempts of a large file would delay startup by minutes. The migration therefore moves a limited number
 //! of attempts, and maintenance moves the remaining attempts in separate transactions. Until then, the old tables
-//! exist and their attempts are missing in `attempts`. If the program stops at any point, each attempt is in exactly
+//! exist and their attempts are missing in `attempts`. If Keychoir stops at any point, each attempt is in exactly
 //! one table.
 
 use rusqlite::Connection;

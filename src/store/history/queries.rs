@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ToSql, params};
 use uuid::Uuid;
 
 use super::is_interrupted;
 use crate::policy::retention::start_of_hour;
 use crate::policy::units::UnixMs;
 use crate::store::columns::{integer, timestamp, unsigned};
+use crate::store::days::{self, PeriodParts};
 use crate::store::stored_attempt::{StoredAttempt, first_id, read_attempt, select_attempts};
 use crate::store::usage_sums::{UsageDimension, UsageSums, read_sums, sum_columns, sum_of};
 
 /// The attempts to read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AttemptFilter {
-    /// Maximum attempts of a page.
+    /// Maximum number of attempts on a page.
     pub limit: usize,
     /// Only attempts with ids below this id.
     pub before: Option<String>,
@@ -104,7 +105,7 @@ pub struct UsageFilter {
     pub dimension: UsageDimension,
     /// Only the attempts of this client.
     pub client: Option<String>,
-    /// Maximum rows.
+    /// Maximum number of rows.
     pub limit: usize,
 }
 
@@ -122,26 +123,49 @@ pub struct UsageRow {
 }
 
 /// Reads sums. Times are in their order from the latest, and other groups in the order of their credits.
-pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec<UsageRow>, rusqlite::Error> {
+pub(in crate::store) fn usage(
+    connection: &Connection,
+    filter: &UsageFilter,
+) -> Result<Vec<UsageRow>, rusqlite::Error> {
     let sums = sum_columns();
-    let expression = filter.dimension.expression("hour_ms");
-    let table = smaller_table(connection, filter.dimension, filter.until)?;
+    // The days and the hours are read in one state of the file.
+    let transaction = connection.unchecked_transaction()?;
+    let since = start_of_hour(filter.since);
+    let group_of = |table: &str, time: &str, start: &str, end: &str| {
+        let group = filter.dimension.expression(time);
+        format!(
+            "SELECT {group} AS group_name, {sums} FROM {table}
+             WHERE {time} >= {start} AND {time} < {end} AND (?3 IS NULL OR client = ?3) GROUP BY 1"
+        )
+    };
+    let parts = PeriodParts::new(since, filter.until, days::next_hour(&transaction)?);
+    let groups = if filter.dimension.has_days() {
+        let hours = [("?1", "?5"), ("?6", "?2")].map(|(start, end)| group_of("hours", "hour_ms", start, end));
+        let days = group_of("days", "day_ms", "?5", "?6");
+        let parts = [&*hours[0], &days, &hours[1]].join(" UNION ALL ");
+        format!("SELECT group_name, {sums} FROM ({parts}) GROUP BY 1")
+    } else {
+        let table = smaller_table(&transaction, filter.dimension, filter.until)?;
+        group_of(table, "hour_ms", "?1", "?2")
+    };
     let order =
         if filter.dimension.is_time() { "CAST(group_name AS INTEGER) DESC" } else { "7 DESC, 2 DESC, 1" };
     let sql = format!(
         "SELECT sums.*, keys.short_key, keys.name
-         FROM (SELECT {expression} AS group_name, {sums} FROM {table}
-            WHERE hour_ms >= ?1 AND hour_ms < ?2 AND (?3 IS NULL OR client = ?3) GROUP BY 1) AS sums
+         FROM ({groups}) AS sums
          LEFT JOIN keys ON keys.key_hash = sums.group_name
          ORDER BY {order} LIMIT ?4"
     );
-    let mut statement = connection.prepare_cached(&sql)?;
-    let parameters = params![
-        timestamp(start_of_hour(filter.since)),
-        timestamp(filter.until),
-        filter.client,
-        integer(filter.limit as u64)
+    let mut statement = transaction.prepare_cached(&sql)?;
+    let parameters: [&dyn ToSql; 6] = [
+        &timestamp(since),
+        &timestamp(filter.until),
+        &filter.client,
+        &integer(filter.limit as u64),
+        &timestamp(parts.first_day),
+        &timestamp(parts.rest),
     ];
+    let parameters = &parameters[..statement.parameter_count()];
     let rows = statement.query_map(parameters, |row| {
         let group: String = row.get(0)?;
         Ok(UsageRow {
@@ -157,9 +181,9 @@ pub(super) fn usage(connection: &Connection, filter: &UsageFilter) -> Result<Vec
     rows.collect()
 }
 
-/// Returns the table with the sums of a dimension. If both tables have it, this is the one with fewer rows in the last
-/// complete hour before `until`: with many keys, `hours` may have a hundred times as many rows as `user_hours`, and with
-/// many users the reverse.
+/// Returns the table with the sums of a dimension. If both tables contain the dimension, this is the table with fewer
+/// rows in the last complete hour before `until`: with many keys, `hours` may have a hundred times as many rows as
+/// `user_hours`, and with many users the reverse.
 fn smaller_table(
     connection: &Connection,
     dimension: UsageDimension,

@@ -125,7 +125,7 @@ fn next_batch(
         }
     }
     let batch = OutboxBatch {
-        renames: renames(&transaction, max_rows)?,
+        renames: read_renames(&transaction, max_rows)?,
         keys: due_keys(&transaction, max_rows, now)?,
         events: due_events(&transaction, max_rows, now)?,
         refused: count_refused(&transaction)?,
@@ -134,7 +134,7 @@ fn next_batch(
     Ok(batch)
 }
 
-fn renames(connection: &Connection, max_rows: i64) -> Result<Vec<KeyRename>, rusqlite::Error> {
+fn read_renames(connection: &Connection, max_rows: i64) -> Result<Vec<KeyRename>, rusqlite::Error> {
     let mut statement = connection
         .prepare_cached("SELECT beginning, key_hash FROM outbox_renames ORDER BY beginning LIMIT ?1")?;
     statement

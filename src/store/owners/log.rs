@@ -53,7 +53,7 @@ fn insert_if(
 }
 
 /// Replaces the pack of a row, or deletes the row if the new pack is empty.
-fn replace(connection: &Connection, number: i64, pack: &OwnerPack) -> Result<(), rusqlite::Error> {
+fn replace_pack(connection: &Connection, number: i64, pack: &OwnerPack) -> Result<(), rusqlite::Error> {
     if pack.changes.is_empty() {
         return connection.execute("DELETE FROM owners_plentiful WHERE number = ?1", [number]).map(drop);
     }
@@ -139,7 +139,7 @@ pub(super) fn delete_excess(
     if let Some((number, pack)) = last_row {
         let transaction = connection.unchecked_transaction()?;
         transaction.prepare_cached("DELETE FROM owners_plentiful WHERE number < ?1")?.execute([number])?;
-        replace(&transaction, number, &pack)?;
+        replace_pack(&transaction, number, &pack)?;
         transaction.commit()?;
     }
     Ok(excess > MAX_STEP_CHANGES || remaining > 0)
@@ -160,7 +160,7 @@ pub(in crate::store) fn compact(connection: &Connection) -> Result<(), rusqlite:
         Ok(())
     })?;
     for (number, pack) in &shortened {
-        replace(&transaction, *number, pack)?;
+        replace_pack(&transaction, *number, pack)?;
     }
     transaction.commit()
 }
@@ -194,7 +194,7 @@ pub(in crate::store) fn rename(
         }
         Ok(())
     })?;
-    changed_owners.iter().try_for_each(|(number, pack)| replace(connection, *number, pack))
+    changed_owners.iter().try_for_each(|(number, pack)| replace_pack(connection, *number, pack))
 }
 
 fn count_changes(connection: &Connection) -> Result<usize, rusqlite::Error> {

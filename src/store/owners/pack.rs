@@ -80,14 +80,14 @@ impl OwnerPack {
             push_number(&mut bytes, name.len() as u64);
             bytes.extend_from_slice(name.as_bytes());
         }
-        let mut previous = 0;
+        let mut previous_value = 0;
         for change in &self.changes {
             bytes.extend_from_slice(&change.hash);
             push_number(&mut bytes, change.kind as u64);
             push_number(&mut bytes, change.owner.map_or(0, |owner| owner as u64 + 1));
-            push_number(&mut bytes, zigzag_difference(previous, change.used_at));
+            push_number(&mut bytes, zigzag_difference(previous_value, change.used_at));
             push_number(&mut bytes, zigzag_difference(change.used_at, change.recorded_at));
-            previous = change.used_at;
+            previous_value = change.used_at;
         }
         bytes
     }
@@ -102,16 +102,16 @@ impl OwnerPack {
             pack.names.push(String::from_utf8(name.to_vec()).ok()?);
             *bytes = rest;
         }
-        let mut previous = 0;
+        let mut previous_value = 0;
         while !bytes.is_empty() {
             let (hash, rest) = bytes.split_first_chunk()?;
             *bytes = rest;
             let kind = usize::try_from(take_number(bytes)?).ok()?;
             let owner = usize::try_from(take_number(bytes)?).ok()?.checked_sub(1);
-            let used_at = add_difference(previous, take_number(bytes)?);
+            let used_at = add_difference(previous_value, take_number(bytes)?);
             let recorded_at = add_difference(used_at, take_number(bytes)?);
             pack.changes.push(OwnerChange { hash: *hash, kind, owner, recorded_at, used_at });
-            previous = used_at;
+            previous_value = used_at;
         }
         Some(pack)
     }

@@ -121,7 +121,7 @@ fn next_verdict(verdict: Verdict) -> Option<Verdict> {
     })
 }
 
-/// Returns every verdict without details, and the verdicts that can have details also with them.
+/// Returns every verdict without details, and in addition the verdicts with details that can have them.
 fn all_verdicts() -> Vec<Verdict> {
     let retry_after = Some(Duration::from_millis(4_500));
     let shortfall = Shortfall { remaining: Some(0), required: Some(7), quota: Some(10) };
@@ -307,19 +307,19 @@ fn observe(pool: &Arc<Pool>, key_index: usize, tier: Option<&str>, voices_left: 
     pool.observe(&roster, &roster.keys()[key_index], observation, now);
 }
 
-/// A restriction without its sequence number, which changes when the program restarts.
+/// A restriction without its sequence number, which changes when Keychoir restarts.
 type ComparedRestriction = (RestrictionScope, Limit, &'static str, [UnixMs; 3], String, Arc<RefusalRecord>);
 
 fn comparable(restriction: &Restriction) -> ComparedRestriction {
     let Restriction { scope, limit, verdict, first_refused_at, refused_at, until, effect, record, .. } =
         restriction;
-    let rest = format!("{effect:?} {} {:?}", record.is_repeated_elsewhere, record.source);
+    let details = format!("{effect:?} {} {:?}", record.is_repeated_elsewhere, record.source);
     (
         scope.clone(),
         limit.clone(),
         verdict,
         [*first_refused_at, *refused_at, *until],
-        rest,
+        details,
         Arc::clone(record),
     )
 }
@@ -498,19 +498,19 @@ fn a_failed_transaction_is_repeated() {
 #[test]
 fn a_workspace_that_got_a_name_keeps_its_refusals() {
     let mut test_database = TestDatabase::new();
-    let before = pool();
-    refuse(&before, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
-    test_database.write(&before, NOW);
+    let old_pool = pool();
+    refuse(&old_pool, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
+    test_database.write(&old_pool, NOW);
     let mut entries = entries();
     entries[0].workspace = Some("attic".to_owned());
-    let after = Pool::new(entries.clone(), SETTINGS);
-    after.restore_restrictions(read(&test_database.database.connection).unwrap(), NOW);
+    let new_pool = Pool::new(entries.clone(), SETTINGS);
+    new_pool.restore_restrictions(read(&test_database.database.connection).unwrap(), NOW);
     let restricted_keys_of =
         |pool: &Pool| pool.restrictions().restricted_keys(&features(), &pool.roster(), NOW);
-    assert_eq!(restricted_keys_of(&after), [(0, RestrictionLevel::RefusedLongest)]);
+    assert_eq!(restricted_keys_of(&new_pool), [(0, RestrictionLevel::RefusedLongest)]);
     // The same happens at runtime: by a reload, or when a poll reports that two keys belong to one workspace.
-    before.reload(entries, SETTINGS);
-    assert_eq!(restricted_keys_of(&before), [(0, RestrictionLevel::RefusedLongest)]);
+    old_pool.reload(entries, SETTINGS);
+    assert_eq!(restricted_keys_of(&old_pool), [(0, RestrictionLevel::RefusedLongest)]);
     let shared_pool = pool();
     refuse(&shared_pool, 0, Verdict::Unexplained(UnexplainedRefusal::Forbidden), &features(), NOW);
     for key_index in [1, 0] {

@@ -1,5 +1,5 @@
-//! Tests of the rows of attempts: their columns, records that are written again, and prices that are reported
-//! later.
+//! Tests the rows in the table `attempts`: their columns, records that are written twice, and prices that are reported
+//! after the attempt.
 
 use super::sums::query_rows;
 use super::*;
@@ -10,8 +10,8 @@ fn write(database: &mut Database, records: &[AttemptRecord]) {
     super::write(database, records, MirrorScope::Nothing);
 }
 
-/// Returns the number of attempts in `attempts`, and according to the sums.
-fn counts(database: &Database) -> [i64; 2] {
+/// Returns the number of attempts in the table `attempts` and in the hourly sums.
+fn attempt_counts(database: &Database) -> [i64; 2] {
     ["SELECT count(*) FROM attempts", "SELECT coalesce(sum(attempts), 0) FROM hours"]
         .map(|sql| query_number(&database.connection, sql))
 }
@@ -84,32 +84,32 @@ fn a_repeated_commit_counts_no_attempt_twice() {
     write(&mut database, &records[..100]);
     // The first commit succeeded although an error was reported, so its records are written again.
     write(&mut database, &records[..200]);
-    assert_eq!(counts(&database), [200; 2]);
-    let sums = query_rows(&database.connection, "SELECT * FROM hours");
+    assert_eq!(attempt_counts(&database), [200; 2]);
+    let hourly_sums = query_rows(&database.connection, "SELECT * FROM hours");
     write(&mut database, &records[..200]);
-    assert_eq!(query_rows(&database.connection, "SELECT * FROM hours"), sums);
-    // A failed commit leaves no rows in the file.
+    assert_eq!(query_rows(&database.connection, "SELECT * FROM hours"), hourly_sums);
+    // A failed commit leaves no rows in the database.
     let failing_trigger =
         "CREATE TRIGGER trouble BEFORE UPDATE ON hours BEGIN SELECT raise(ABORT, 'full'); END";
     database.connection.execute_batch(failing_trigger).unwrap();
     transaction::commit(&mut database, &attempt_batch(&records[200..]), &[], MirrorScope::Nothing, NOW)
         .unwrap_err();
-    assert_eq!(counts(&database), [200; 2]);
+    assert_eq!(attempt_counts(&database), [200; 2]);
     database.connection.execute_batch("DROP TRIGGER trouble").unwrap();
     write(&mut database, &records[200..]);
-    assert_eq!(counts(&database), [300; 2]);
+    assert_eq!(attempt_counts(&database), [300; 2]);
 }
 
 #[test]
-fn attempts_before_and_after_a_reload_share_a_sum() {
-    let [before, after] = [pool(), pool()];
+fn attempts_before_and_after_a_reload_are_added_to_the_same_sum() {
+    let [old_pool, new_pool] = [pool(), pool()];
     let mut database = open_database(&DatabaseLocation::Memory);
-    let empty_model = AttemptRecord { model: Some("".into()), ..record(&after, 4) };
-    let no_model = AttemptRecord { model: None, ..record(&before, 8) };
-    write(&mut database, &[record(&before, 1), record(&after, 2), empty_model, no_model]);
-    let sums = "SELECT model, attempts, credits FROM hours ORDER BY model";
+    let empty_model = AttemptRecord { model: Some("".into()), ..record(&new_pool, 4) };
+    let no_model = AttemptRecord { model: None, ..record(&old_pool, 8) };
+    write(&mut database, &[record(&old_pool, 1), record(&new_pool, 2), empty_model, no_model]);
+    let sums_query = "SELECT model, attempts, credits FROM hours ORDER BY model";
     assert_eq!(
-        query_rows(&database.connection, sums),
+        query_rows(&database.connection, sums_query),
         ["[Text(\"\"), Integer(2), Integer(12)]", "[Text(\"eleven_v3\"), Integer(2), Integer(3)]"]
     );
 }
@@ -119,7 +119,7 @@ fn a_late_price_is_added_once() {
     let pool = pool();
     let mut database = open_database(&DatabaseLocation::Memory);
     let unpriced = || AttemptRecord { credits: 0, credits_from: CreditSource::Unknown, ..record(&pool, 0) };
-    let counts = |database: &Database| {
+    let attempts_and_credits = |database: &Database| {
         [
             "SELECT count(*) FROM attempts",
             "SELECT sum(credits) FROM attempts",
@@ -132,24 +132,24 @@ fn a_late_price_is_added_once() {
     };
     let first = unpriced();
     write(&mut database, std::slice::from_ref(&first));
-    assert_eq!(counts(&database), [1, 0, 1, 1, 0, 1]);
+    assert_eq!(attempts_and_credits(&database), [1, 0, 1, 1, 0, 1]);
     for _ in 0..2 {
         write(&mut database, &[late_price(&first, 296)]);
-        assert_eq!(counts(&database), [1, 296, 0, 1, 296, 0]);
+        assert_eq!(attempts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
     }
     // Writing the first record again does not remove the price.
     write(&mut database, &[first]);
-    assert_eq!(counts(&database), [1, 296, 0, 1, 296, 0]);
+    assert_eq!(attempts_and_credits(&database), [1, 296, 0, 1, 296, 0]);
     // The record and its price may be written in one transaction.
     let second = unpriced();
     write(&mut database, &[second.clone(), late_price(&second, 4)]);
-    assert_eq!(counts(&database), [2, 300, 0, 2, 300, 0]);
-    // If the first record has not arrived, the attempt is written with its price. The first record may arrive
-    // later.
+    assert_eq!(attempts_and_credits(&database), [2, 300, 0, 2, 300, 0]);
+    // If the price is written before the first record, the attempt is written with its price. The first record may
+    // follow.
     let third = unpriced();
     write(&mut database, &[late_price(&third, 9)]);
     write(&mut database, &[third]);
-    assert_eq!(counts(&database), [3, 309, 0, 3, 309, 0]);
+    assert_eq!(attempts_and_credits(&database), [3, 309, 0, 3, 309, 0]);
 }
 
 #[test]

@@ -90,13 +90,13 @@ fn a_failed_write_is_retried_once_per_interval() {
     let pool = pool();
     let (mut writer, health) = open_writer(&DatabaseLocation::Memory, &pool, 1_000);
     fill_disk(&writer);
-    let before = clock::instant();
+    let started_at = clock::instant();
     (0..500).for_each(|credits| send_record(&mut writer, &health, record(&pool, credits)));
-    writer.run_due_work(before);
+    writer.run_due_work(started_at);
     assert_health(&health, true, 500, 0);
     free_disk(&writer);
     send_record(&mut writer, &health, record(&pool, 1));
-    writer.run_due_work(before);
+    writer.run_due_work(started_at);
     assert_health(&health, true, 501, 0);
     writer.run_due_work(clock::instant() + Duration::from_secs(1));
     assert_health(&health, false, 0, 0);

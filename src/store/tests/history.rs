@@ -36,7 +36,7 @@ async fn with_writer<F: Future<Output = ()>>(
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(WAIT_TIMEOUT, all_written).await.expect("the records are written");
+    tokio::time::timeout(WAIT_TIMEOUT, all_written).await.expect("the records must be written in time");
     test(writer_handle.history.clone()).await;
     drop(usage);
     assert_eq!(writer_handle.wait_until_closed(WAIT_TIMEOUT).await, 0);
@@ -131,7 +131,7 @@ fn a_database_of_version_12_keeps_its_attempts_and_gets_the_table_of_changes() {
     .unwrap();
     drop(old_connection);
     let database = open_database(&location);
-    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 15);
+    assert_eq!(query_number(&database.connection, "PRAGMA user_version"), 16);
     assert_eq!(query_number(&database.connection, "SELECT sum(credits) FROM attempts"), 7);
     changes::insert(&database.connection, &change("reload", 1)).unwrap();
 }
@@ -155,8 +155,9 @@ async fn attempts_are_read_in_pages_and_filtered() {
             };
             assert_eq!(credits(&page), [4, 3]);
             assert_eq!(page.attempts[0].short_key.as_deref(), Some("sk_canary_o...00001"));
-            let rest = history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
-            assert_eq!((credits(&rest), rest.next), (vec![0, 1], None));
+            let second_page =
+                history.attempts(AttemptFilter { before: page.next, ..filter.clone() }).await.unwrap();
+            assert_eq!((credits(&second_page), second_page.next), (vec![0, 1], None));
             let failed_record = history.attempts(AttemptFilter { failed_only: true, ..filter.clone() }).await;
             assert_eq!(failed_record.unwrap().attempts[0].request_id, "moved");
             let request_filter = AttemptFilter { request_id: Some("moved".to_owned()), ..filter };

@@ -9,7 +9,7 @@ use crate::elevenlabs::affinity::{Identifier, ResourceKind};
 use crate::pool::{OwnerId, OwnershipIndex};
 use crate::store::attempts::migration;
 use crate::store::maintenance::{self, MaintenanceProgress};
-use crate::store::{owners, schema};
+use crate::store::{days, owners, schema};
 
 /// Creates a file of version 11 with three attempts in a shared row, one in a corrupt shared row, and four in
 /// separate rows, one of which has no price and one an id of an early version.
@@ -64,10 +64,10 @@ fn attempts_of_version_11_are_read_unchanged() {
     let (location, path) = location(directory.path());
     let old_connection = create_version_11_database(&path);
     let delete_corrupt_rows = "DELETE FROM attempt_sheets WHERE NOT json_valid(lines)";
-    let before = old_connection.unchecked_transaction().unwrap();
-    before.execute(delete_corrupt_rows, []).unwrap();
-    let expected = query_rows(&before, ALL_COLUMNS);
-    before.rollback().unwrap();
+    let old_transaction = old_connection.unchecked_transaction().unwrap();
+    old_transaction.execute(delete_corrupt_rows, []).unwrap();
+    let expected = query_rows(&old_transaction, ALL_COLUMNS);
+    old_transaction.rollback().unwrap();
     assert_eq!(expected.len(), 7);
     drop(old_connection);
     let database = open_database(&location);
@@ -91,9 +91,10 @@ fn many_attempts_are_moved_in_steps_and_no_attempt_is_lost_by_a_restart() {
          UPDATE series SET key_hash = '{retired}';
          INSERT INTO retired_keys VALUES ('{retired}');
          DELETE FROM attempt_sheets WHERE NOT json_valid(lines);
-         {}; PRAGMA user_version = {}",
+         {}; {} PRAGMA user_version = {}",
         NOW.0,
         migration::TABLE,
+        days::TABLE,
         schema::VERSION,
     ))
     .unwrap();
@@ -208,12 +209,12 @@ fn an_earlier_database_keeps_its_attempts_and_owners() {
     insert.execute(params![removed_owner.identifier.hash.bytes(), kind.as_str(), None::<&str>, 1]).unwrap();
     drop(insert);
     old_connection.execute_batch("COMMIT").unwrap();
-    let before = query_rows(&old_connection, ALL_ATTEMPTS);
+    let rows_before = query_rows(&old_connection, ALL_ATTEMPTS);
     drop(old_connection);
 
     let mut database = open_database(&location);
     assert_eq!(query_number(&database.connection, "PRAGMA user_version"), schema::VERSION as i64);
-    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), before);
+    assert_eq!(query_rows(&database.connection, ALL_ATTEMPTS), rows_before);
     assert_eq!(
         query_number(&database.connection, "SELECT count(*) FROM outbox_events WHERE revision = 0"),
         1

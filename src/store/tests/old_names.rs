@@ -25,12 +25,12 @@ fn ownership_of(owner: &str, kind: ResourceKind, id: &str) -> OwnershipUpdate {
 /// contain the digest of another key.
 fn create_version_7_database(path: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let mut old = Connection::open(path).unwrap();
-    old.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(7))).unwrap();
+    let mut old_connection = Connection::open(path).unwrap();
+    old_connection.execute_batch(&format!("PRAGMA journal_mode = WAL; {}", schema::for_version(7))).unwrap();
     let hour = start_of_hour(NOW).0;
     for (position, key) in [KEYS[0], KEYS[1], REMOVED_KEY].iter().enumerate() {
         let (hash, series) = (plain_digest(key), position + 1);
-        old.execute_batch(&format!(
+        old_connection.execute_batch(&format!(
             "INSERT INTO keys VALUES ('{hash}', 's', NULL, NULL, {position}, 'active', 40, 100, NULL, NULL, NULL, NULL,
                 NULL, NULL, 1);
              INSERT INTO series VALUES ({series}, 'local', '{hash}', NULL, 'POST', '/v1/a', 'm', 200, 'served', 'answer',
@@ -48,16 +48,17 @@ fn create_version_7_database(path: &Path) {
                 .map(|kind| ownership_of(&plain_digest(key), kind, key)),
         );
         let log = "INSERT INTO owners_passing (changes, used_at_ms, pack) VALUES (1, 1, ?1)";
-        old.execute(log, [plain_digest(key).as_bytes()]).unwrap();
+        old_connection.execute(log, [plain_digest(key).as_bytes()]).unwrap();
     }
-    let transaction = old.transaction().unwrap();
+    let transaction = old_connection.transaction().unwrap();
     owners::write(&transaction, &changes, NOW).unwrap();
     transaction.commit().unwrap();
-    old.execute_batch(&format!(
-        "CREATE TABLE dropped AS SELECT '{}' AS hash FROM series; DROP TABLE dropped",
-        plain_digest("dropped")
-    ))
-    .unwrap();
+    old_connection
+        .execute_batch(&format!(
+            "CREATE TABLE dropped AS SELECT '{}' AS hash FROM series; DROP TABLE dropped",
+            plain_digest("dropped")
+        ))
+        .unwrap();
 }
 
 #[track_caller]
@@ -177,7 +178,7 @@ fn a_key_with_rows_under_both_names_keeps_its_state_and_adds_its_sums() {
 }
 
 #[tokio::test]
-async fn the_mirror_gets_every_rename_once_and_no_full_digest() {
+async fn the_mirror_receives_every_rename_once_and_no_full_digest() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     create_version_7_database(&path);

@@ -46,8 +46,16 @@ async fn delivered_rows_leave_the_outbox_and_others_survive_a_restart() {
     let (usage, writer_handle) = start_writer(&location, &pool).await;
     let (outbox, writer_handle) = finish_writing(usage, writer_handle).await;
     let later = outbox.next_batch(10).await.unwrap();
-    assert_eq!((later.keys.len(), later.events.len()), (2, 2), "one row per key and one per attempt");
-    assert_eq!(outbox.next_batch(1).await.unwrap().events, later.events[..1], "the oldest events come first");
+    assert_eq!(
+        (later.keys.len(), later.events.len()),
+        (2, 2),
+        "the outbox must contain one row per key and one per attempt"
+    );
+    assert_eq!(
+        outbox.next_batch(1).await.unwrap().events,
+        later.events[..1],
+        "the oldest events must come first"
+    );
     outbox.record_delivery(DeliveryReport { sent: row_versions(&later), refused: Vec::new() }).await.unwrap();
     assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
     drop(outbox);
@@ -59,23 +67,23 @@ async fn a_state_that_changed_during_the_delivery_is_sent_again() {
     let pool = pool();
     let (usage, writer_handle) = start_writer(&DatabaseLocation::Memory, &pool).await;
     let (outbox, _writer_handle) = finish_writing(usage, writer_handle).await;
-    let before = outbox.next_batch(10).await.unwrap();
+    let first_batch = outbox.next_batch(10).await.unwrap();
     refuse_second_key(&pool, crate::clock::now());
-    let after = outbox.next_batch(10).await.unwrap();
+    let second_batch = outbox.next_batch(10).await.unwrap();
     let hash = Fingerprint::new(KEYS[1]).to_string();
     let second_key =
         |batch: &OutboxBatch| batch.keys.iter().find(|state| state.key_hash == hash).unwrap().clone();
     assert_eq!(
-        (&*second_key(&before).status, &*second_key(&after).status),
+        (&*second_key(&first_batch).status, &*second_key(&second_batch).status),
         ("active", "invalid"),
         "the state must change without an attempt"
     );
-    assert!(second_key(&after).observed_at > second_key(&before).observed_at);
+    assert!(second_key(&second_batch).observed_at > second_key(&first_batch).observed_at);
     outbox
-        .record_delivery(DeliveryReport { sent: row_versions(&before), refused: Vec::new() })
+        .record_delivery(DeliveryReport { sent: row_versions(&first_batch), refused: Vec::new() })
         .await
         .unwrap();
-    assert_eq!(outbox.next_batch(10).await.unwrap().keys, [second_key(&after)]);
+    assert_eq!(outbox.next_batch(10).await.unwrap().keys, [second_key(&second_batch)]);
 }
 
 #[tokio::test]
@@ -183,10 +191,10 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
         usage.acquire_permit().await.unwrap().write(record.clone());
     }
     wait_until_written(3).await;
-    let before = outbox.next_batch(10).await.unwrap();
+    let first_batch = outbox.next_batch(10).await.unwrap();
     let version_before = |record: &AttemptRecord| {
         let id = record.id.to_string();
-        row_versions(&before)
+        row_versions(&first_batch)
             .into_iter()
             .find(|name| matches!(name, RowVersion::Event { id: event_id, .. } if *event_id == id))
             .unwrap()
@@ -212,9 +220,13 @@ async fn a_late_price_is_sent_in_every_delivery_state() {
         Ok(0),
         "the refusal of an old revision must be ignored"
     );
-    let after = outbox.next_batch(10).await.unwrap();
-    let prices: Vec<_> = after.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
-    assert_eq!((prices, after.refused), (vec![(5, "answer"); 3], 0));
-    outbox.record_delivery(DeliveryReport { sent: row_versions(&after), refused: Vec::new() }).await.unwrap();
+    let second_batch = outbox.next_batch(10).await.unwrap();
+    let prices: Vec<_> =
+        second_batch.events.iter().map(|event| (event.credits, &*event.credits_from)).collect();
+    assert_eq!((prices, second_batch.refused), (vec![(5, "answer"); 3], 0));
+    outbox
+        .record_delivery(DeliveryReport { sent: row_versions(&second_batch), refused: Vec::new() })
+        .await
+        .unwrap();
     assert_eq!(outbox.next_batch(10).await.unwrap(), OutboxBatch::default());
 }

@@ -58,14 +58,14 @@ async fn the_first_record_is_committed_immediately_and_later_ones_share_a_commit
         );
         assert_eq!(running.written_after(2).await, 4);
         running.write(&pool, 1).await;
-        assert_eq!(running.written_after(48).await, 4, "the interval applies while records arrive");
+        assert_eq!(running.written_after(48).await, 4, "the interval must apply while records are received");
         assert_eq!(running.written_after(2).await, 5);
         assert_eq!(running.written_after(100).await, 5);
         running.write(&pool, 1).await;
         assert_eq!(
             running.written_after(1).await,
             6,
-            "after an idle period, a record is committed immediately"
+            "after an idle period, a record must be committed immediately"
         );
     })
     .await;

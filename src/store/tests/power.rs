@@ -66,13 +66,13 @@ fn snapshots_with_attempts(
 ) -> Vec<Snapshot> {
     let pool = pool();
     let (mut writer, health) = open_writer(location, &pool, 1_000);
-    let after = |credits| {
+    let rows_after = |credits| {
         (0..attempts).for_each(|_| send_record(&mut writer, &health, record(&pool, credits)));
         writer.flush();
         assert!(!health.is_failing());
         Snapshot::read(path)
     };
-    credits.map(after).collect()
+    credits.map(rows_after).collect()
 }
 
 #[test]
@@ -149,23 +149,27 @@ fn an_interrupted_checkpoint_loses_no_attempt() {
     let directory = tempfile::tempdir().unwrap();
     let (location, path) = location(directory.path());
     let snapshots = snapshots(&path, &location, 1..=120);
-    let before = snapshots.last().unwrap();
+    let content_before = snapshots.last().unwrap();
     Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(())).unwrap();
-    let after = fs::read(&path).unwrap();
-    assert!(after.len() > before.file.len(), "the checkpoint must copy pages from the log to the file");
+    let content_after = fs::read(&path).unwrap();
+    assert!(
+        content_after.len() > content_before.file.len(),
+        "the checkpoint must copy pages from the log to the file"
+    );
     let expected: Vec<i64> = (1..=120).collect();
-    for page in 0..=after.len() / 4_096 {
+    for page in 0..=content_after.len() / 4_096 {
         for torn_bytes in [0, 512, 4_000] {
             // The file has its new content up to this offset and its old content after it, and then the
             // reverse.
-            let offset = (page * 4_096 + torn_bytes).min(after.len());
-            let mut file = after[..offset].to_vec();
-            file.extend(before.file.get(offset..).unwrap_or_default());
-            assert_eq!(Snapshot { file, log: before.log.clone() }.attempts(), expected);
-            let mut file = before.file.get(..offset.min(before.file.len())).unwrap_or_default().to_vec();
+            let offset = (page * 4_096 + torn_bytes).min(content_after.len());
+            let mut file = content_after[..offset].to_vec();
+            file.extend(content_before.file.get(offset..).unwrap_or_default());
+            assert_eq!(Snapshot { file, log: content_before.log.clone() }.attempts(), expected);
+            let mut file =
+                content_before.file.get(..offset.min(content_before.file.len())).unwrap_or_default().to_vec();
             file.resize(offset, 0);
-            file.extend(&after[offset..]);
-            assert_eq!(Snapshot { file, log: before.log.clone() }.attempts(), expected);
+            file.extend(&content_after[offset..]);
+            assert_eq!(Snapshot { file, log: content_before.log.clone() }.attempts(), expected);
         }
     }
 }

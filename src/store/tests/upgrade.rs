@@ -111,7 +111,7 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let (_, path) = location(directory.path());
     create_version_9_database(&path);
-    let before = names_in(path.parent().unwrap());
+    let names_before = names_in(path.parent().unwrap());
     let MigrationOutcome::Migrated(report) = dry_run_migration(&path).unwrap() else {
         panic!("it is not current")
     };
@@ -119,13 +119,13 @@ fn a_dry_run_reports_the_upgrade_and_changes_nothing() {
     assert_eq!((report.attempts_before, report.attempts_after), (Some(2), Some(2)));
     assert_eq!(report.changes.len(), schema::VERSION - 9);
     assert_eq!((report.copy, version_of(&path), report.warning), (None, 9, None));
-    assert_eq!(names_in(path.parent().unwrap()), before);
+    assert_eq!(names_in(path.parent().unwrap()), names_before);
 
     let MigrationOutcome::Migrated(report) = migrate(&path).unwrap() else { panic!("it is not current") };
     assert_eq!((report.from, report.attempts_before, report.attempts_after), (9, Some(2), Some(2)));
     let copy = report.copy.unwrap();
     assert_eq!(version_of(&copy), 9);
-    let warning = report.warning.expect("the copy has plain digests");
+    let warning = report.warning.expect("the copy must contain plain digests");
     assert!(warning.contains(&copy.display().to_string()) && warning.contains("digests"), "{warning}");
     let current = MigrationOutcome::Current(schema::VERSION);
     assert_eq!([dry_run_migration(&path).unwrap(), migrate(&path).unwrap()], [current.clone(), current]);

@@ -27,7 +27,7 @@ fn commit(database: &mut Database, records: &[AttemptRecord]) {
     write(database, records, MirrorScope::Nothing);
 }
 
-/// Checks the usage of a user. Each array has the day, the month and the total.
+/// Checks the usage of a user. Each array contains the day, the month and the total.
 #[track_caller]
 fn check_used(database: &Database, id: &str, requests: [u64; 3], credits: [u64; 3]) {
     let usage = read_usage(&database.connection, &ClientName::new("local"), user(id), NOW).unwrap();

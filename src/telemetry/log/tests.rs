@@ -163,7 +163,7 @@ fn disk_full() -> io::Result<usize> {
 }
 
 #[test]
-fn an_output_with_short_writes_gets_every_byte() {
+fn an_output_with_short_writes_receives_every_byte() {
     let log_test = LogTest::new();
     let would_block = || Err(ErrorKind::WouldBlock.into());
     let interrupted = Err(ErrorKind::Interrupted.into());

@@ -43,7 +43,7 @@ impl ExpositionFormat {
         }
     }
 
-    /// Writes a page with the metrics of these registries.
+    /// Writes a page with the metrics of `registries`.
     #[must_use]
     pub fn write_page(self, registries: &[&Registry]) -> String {
         let mut page = String::new();
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_gets_a_format_that_it_accepts() {
+    fn a_client_receives_a_format_that_it_accepts() {
         check(None, ExpositionFormat::OpenMetrics);
         check(Some("*/*"), ExpositionFormat::OpenMetrics);
         check(Some("application/openmetrics-text"), ExpositionFormat::OpenMetrics);

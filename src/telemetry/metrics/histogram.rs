@@ -24,7 +24,7 @@ struct Buckets {
 }
 
 impl Histogram {
-    /// Creates an empty histogram with these upper bounds of its buckets in seconds, ascending.
+    /// Creates an empty histogram whose buckets have the upper bounds `bounds`, in seconds and ascending.
     #[must_use]
     pub fn new(bounds: &'static [f64]) -> Self {
         let counts = (0..=bounds.len()).map(|_| AtomicU64::default()).collect();

@@ -11,7 +11,7 @@ const NOW: UnixMs = UnixMs(1_795_996_800_000);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Totals with this number of requests.
+/// Returns totals with `requests` requests.
 fn totals(requests: u64) -> RequestTotals {
     let mut totals =
         RequestTotals { requests, failed: requests / 2, retries: requests / 3, ..RequestTotals::default() };
@@ -39,7 +39,7 @@ fn requests_are_in_the_interval_in_which_they_were_recorded() {
     let intervals = timeline.intervals(now);
     let starts: Vec<u64> =
         intervals.iter().map(|interval| interval.start.since(NOW).as_secs() / 60).collect();
-    assert_eq!(starts, [0, 5, 10, 15, 20], "intervals without requests are listed too");
+    assert_eq!(starts, [0, 5, 10, 15, 20], "intervals without requests must be listed too");
     assert_eq!((intervals[0].failed, intervals[0].retries), (2, 1));
     let first_byte = intervals[0].first_byte.unwrap();
     assert_eq!(first_byte.p50, Duration::from_secs_f64(0.0175), "the middle of the second bucket");
@@ -51,14 +51,14 @@ fn an_interval_leaves_after_24_hours() {
     let mut timeline = Timeline::default();
     timeline.record(NOW, &totals(1));
     timeline.record(NOW.plus(MINUTE * 5), &totals(3));
-    let before = NOW.plus(HOUR * 24).minus(Duration::from_millis(1));
-    assert_eq!(busy_intervals(&timeline, before), [(0, 1), (5, 2)]);
-    timeline.record(before, &totals(3));
-    assert_eq!(timeline.intervals(before).len(), 288);
-    let after = NOW.plus(HOUR * 24);
-    assert_eq!(busy_intervals(&timeline, after), [(5, 2)], "also without a record");
-    timeline.record(after, &totals(3));
-    assert_eq!((timeline.intervals.len(), timeline.intervals(after).len()), (1, 288));
+    let time_before = NOW.plus(HOUR * 24).minus(Duration::from_millis(1));
+    assert_eq!(busy_intervals(&timeline, time_before), [(0, 1), (5, 2)]);
+    timeline.record(time_before, &totals(3));
+    assert_eq!(timeline.intervals(time_before).len(), 288);
+    let time_after = NOW.plus(HOUR * 24);
+    assert_eq!(busy_intervals(&timeline, time_after), [(5, 2)], "also without a record");
+    timeline.record(time_after, &totals(3));
+    assert_eq!((timeline.intervals.len(), timeline.intervals(time_after).len()), (1, 288));
 }
 
 #[test]

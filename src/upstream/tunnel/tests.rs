@@ -98,7 +98,7 @@ fn check_error(
 }
 
 #[tokio::test]
-async fn a_refused_authentication_names_what_is_missing() {
+async fn a_refused_authentication_names_the_missing_credential() {
     let challenge = |scheme: &str| {
         format!("HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: {scheme}\r\n\r\nbody")
     };

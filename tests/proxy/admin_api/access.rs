@@ -43,7 +43,7 @@ async fn ten_wrong_tokens_refuse_the_address_and_no_client() {
 }
 
 #[tokio::test]
-async fn a_guess_beside_the_token_of_a_client_or_at_a_page_is_counted() {
+async fn a_guess_with_a_client_token_or_at_a_page_is_counted() {
     let (proxy, _) = start_admin_proxy().await;
     let pages = ["/api/keychoir/v1/keys", "/api/elevenlabs-status", "/metrics"];
     for (number, path) in pages.iter().cycle().take(10).enumerate() {

@@ -31,7 +31,7 @@ fn stored_change(number: u64) -> StoredChange {
 }
 
 #[tokio::test]
-async fn a_new_listener_gets_the_whole_state_and_then_what_changes() {
+async fn a_new_listener_receives_the_whole_state_and_then_the_changes() {
     let (proxy, _) = start_admin_proxy().await;
     proxy.set_fault(FIRST_KEY, "invalid");
     let mut reader = open_events(&proxy, None).await;
@@ -82,7 +82,7 @@ async fn a_listener_resumes_after_the_last_event_that_it_received() {
     assert_eq!(
         (&*next_event.name, &next_event.data["generation"]),
         ("change", &json!(9)),
-        "nothing is sent twice"
+        "nothing must be sent twice"
     );
     let mut from_snapshot = open_events(&proxy, Some(&last.id)).await;
     assert_eq!(from_snapshot.wait_for("change", |_| true).await.data["generation"], 8);
@@ -105,15 +105,15 @@ async fn a_position_that_left_the_ring_gets_the_whole_state_and_the_events_that_
     let first_left = resumed.next().await.unwrap();
     assert!(first_left.data["generation"].as_u64().unwrap() >= 1, "{}", first_left.data);
     let end = resumed.wait_for("change", |change| change["generation"] == 1_000).await;
-    let mut again = open_events(&proxy, Some(&end.id)).await;
+    let mut resumed_events = open_events(&proxy, Some(&end.id)).await;
     record_change_event(&proxy.app.events(), &stored_change(2_000));
-    let next_event = again.wait_for("change", |_| true).await;
+    let next_event = resumed_events.wait_for("change", |_| true).await;
     assert_eq!(next_event.data["generation"], 2_000);
     for unknown in ["0-1", "", "not an id", "18446744073709551615-1"] {
         let mut unknown = open_events(&proxy, Some(unknown)).await;
         assert_eq!(unknown.next().await.unwrap().name, "overview");
     }
-    drop((resumed, again));
+    drop((resumed, resumed_events));
     proxy.close().await;
 }
 
@@ -135,7 +135,7 @@ async fn a_listener_above_the_maximum_gets_503_with_the_name_of_the_setting() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), reconnecting)
         .await
-        .expect("a place is free again");
+        .expect("a place must be available again");
     proxy.close().await;
 }
 

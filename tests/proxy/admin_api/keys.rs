@@ -16,7 +16,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
     );
     let status = proxy.status_document().await;
     assert_eq!((&status["activeKeys"], &status["totalRemainingCharacters"]), (&json!(1), &json!(990)));
-    assert_eq!(proxy.key_statuses().await, ["active", "active"], "the document has no other status");
+    assert_eq!(proxy.key_statuses().await, ["active", "active"], "the document must contain no other status");
     let details: Value = proxy.get("/api/keychoir-keys").await.json().await.unwrap();
     assert_eq!(
         (&details["keys"][0]["state"], &details["keys"][0]["paused"]),
@@ -33,7 +33,7 @@ async fn a_paused_key_is_shown_everywhere_and_serves_nothing() {
 }
 
 #[tokio::test]
-async fn while_every_key_is_paused_requests_are_told_when_to_come_back() {
+async fn while_every_key_is_paused_responses_contain_a_retry_after() {
     let (proxy, _) = start_admin_proxy().await;
     set_paused(&proxy, &[FIRST_KEY, SECOND_KEY]);
     let refused_response = proxy.request_speech(10).await;

@@ -106,7 +106,7 @@ pub(crate) async fn start_admin_proxy_with(change: impl FnOnce(&mut Config)) -> 
 }
 
 /// Pauses exactly these keys, as a change of an operator does.
-fn set_paused(proxy: &TestProxy, keys: &[&str]) {
+pub(crate) fn set_paused(proxy: &TestProxy, keys: &[&str]) {
     let pause = |key: &&str| PausedKeyConfig {
         fingerprint: Fingerprint::new(key),
         since: UnixMs(1_700_000_000_000),

@@ -1,4 +1,4 @@
-//! Compares `docs/openapi.json` with the program: every documented path and method exists and no undocumented ones,
+//! Compares `docs/openapi.json` with Keychoir: every documented path and method exists and no undocumented ones,
 //! and each response has a documented status and matches its schema.
 
 use super::*;
@@ -12,7 +12,9 @@ fn document() -> Value {
 /// Follows a reference within the document.
 fn resolve_reference<'d>(document: &'d Value, value: &'d Value) -> &'d Value {
     match value.get("$ref").and_then(Value::as_str) {
-        Some(reference) => document.pointer(reference.trim_start_matches('#')).expect("the reference exists"),
+        Some(reference) => {
+            document.pointer(reference.trim_start_matches('#')).expect("the reference must exist")
+        }
         None => value,
     }
 }

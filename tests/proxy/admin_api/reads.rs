@@ -16,7 +16,9 @@ async fn wait_for_attempts(proxy: &TestProxy, count: usize) -> Value {
             }
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), reading).await.expect("the records are written")
+    tokio::time::timeout(std::time::Duration::from_secs(30), reading)
+        .await
+        .expect("the records must be written in time")
 }
 
 #[tokio::test]
@@ -188,7 +190,7 @@ async fn a_client_is_listed_with_the_end_of_its_tokens() {
             (&client["source"], &client["expires_at"]),
             (&json!("changed"), &json!(tomorrow.rfc3339()))
         );
-        assert_eq!(client["previous_token_expires_at"], listed, "only a token that is valid is listed");
+        assert_eq!(client["previous_token_expires_at"], listed, "only a valid token must be listed");
         proxy.close().await;
     }
 }
@@ -228,8 +230,9 @@ async fn records_in_memory_are_read_too() {
 #[tokio::test]
 async fn a_request_for_a_part_of_a_document_gets_all_of_it() {
     let (proxy, _) = start_admin_proxy().await;
-    let part = admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
-    assert_eq!(part.send().await.unwrap().status(), 200);
+    let partial_request =
+        admin_request(&proxy, Method::GET, "keys").bearer_auth(ADMIN_TOKEN).header(RANGE, "bytes=0-1");
+    assert_eq!(partial_request.send().await.unwrap().status(), 200);
     let overview = read(&proxy, "overview").await;
     assert_eq!((&overview["keys"]["active"], &overview["credits"]["remaining"]), (&json!(2), &json!(2_000)));
     proxy.close().await;

@@ -1,4 +1,4 @@
-//! Hostile clients. A case has the bytes that a client sends, its behaviour after sending, and the expected
+//! Hostile clients. A case contains the bytes that a client sends, its behaviour after sending, and the expected
 //! outcome for the client and for the provider.
 
 mod cases;

@@ -1,5 +1,5 @@
 //! Strict parsers of HTTP/1.1 (RFC 9112), for requests as a provider receives them and for responses as a
-//! client receives them. They are stricter than a proxy may be, and share no code with the program.
+//! client receives them. They are stricter than a proxy may be, and share no code with the proxy.
 
 use memchr::memmem;
 

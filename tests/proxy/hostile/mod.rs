@@ -1,6 +1,6 @@
 //! Shared parts of the suites with hostile clients and hostile providers: tables of cases, reproducible
 //! mutations of these cases, and strict HTTP parsers for both sides of the proxy. The parsers share no code
-//! with the program.
+//! with Keychoir.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test target uses a part of this module")]
 

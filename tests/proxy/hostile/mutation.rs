@@ -158,8 +158,9 @@ pub struct Seeds {
 
 impl Seeds {
     pub fn from_environment() -> Self {
-        let number =
-            |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("the variable is a number"));
+        let number = |name: &str| {
+            std::env::var(name).ok().map(|text| text.parse().expect("the variable must be a number"))
+        };
         let (count, first) = (number("KEYCHOIR_MUTATIONS"), number("KEYCHOIR_MUTATION_SEED"));
         // Each new `RandomState` has random keys, so that even the hash of no input is random.
         let random_seed = || RandomState::new().build_hasher().finish() >> 1;
@@ -171,12 +172,12 @@ impl Seeds {
         self.first..self.first + self.count
     }
 
-    /// Describes the environment variables that reproduce the mutation with this seed: alone, and after all
+    /// Describes the environment variables that reproduce the mutation with the given `seed`: alone, and after all
     /// mutations that precede it, because these may have caused the failure.
     pub fn reproduction_hint(&self, seed: u64) -> String {
         format!(
             "KEYCHOIR_MUTATION_SEED={seed} KEYCHOIR_MUTATIONS=1 runs this mutation alone, and \
-             KEYCHOIR_MUTATION_SEED={} KEYCHOIR_MUTATIONS={} also runs those before it",
+             KEYCHOIR_MUTATION_SEED={} KEYCHOIR_MUTATIONS={} also runs the earlier mutations",
             self.first,
             seed - self.first + 1
         )

@@ -1,4 +1,4 @@
-//! Hostile providers. A case has the request of a client, the bytes and the moment of the provider's
+//! Hostile providers. A case contains the request of a client, the bytes and the moment of the provider's
 //! response, and the expected outcome for the client.
 
 mod cases;

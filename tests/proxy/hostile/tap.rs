@@ -57,7 +57,7 @@ struct TapState {
     violations: Vec<String>,
 }
 
-/// A tap that does not accept connections yet. A forwarded connection ends with that of the proxy.
+/// A tap that does not accept connections yet. A forwarded connection ends when the proxy's connection ends.
 pub struct Tap {
     listener: TcpListener,
     keys: Vec<String>,

@@ -26,7 +26,7 @@ async fn end_session(mut session: WebSocketClient, client_end: ClientEnd) {
             assert_close_code(
                 &session.receive_to_end().await.1,
                 1000,
-                "the proxy replies to the close frame",
+                "the proxy must reply to the close frame",
             );
         }
     }

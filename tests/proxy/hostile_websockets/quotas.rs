@@ -88,7 +88,7 @@ async fn a_refused_request_does_not_count_against_a_quota() {
     let refund = async { while proxy.request_speech(5).await.status() == 402 {} };
     tokio::time::timeout(Duration::from_secs(20), refund)
         .await
-        .expect("the session refunds its reservation within the timeout");
+        .expect("the session must refund its reservation within the timeout");
 }
 
 #[tokio::test]

@@ -150,9 +150,9 @@ async fn one_refused_request_leaves_twelve_accounts_active() {
     assert_eq!((&status["activeKeys"], &status["exhaustedKeys"]), (&json!(12), &json!(0)));
     assert_eq!(proxy.get("/readyz").await.status(), 200);
     // A similar request tries one account, not twelve again.
-    let before = total_requests(&proxy, &keys);
+    let requests_before = total_requests(&proxy, &keys);
     assert_eq!(proxy.post(DUBBING, &json!({})).await.status(), 402);
-    assert_eq!(total_requests(&proxy, &keys) - before, 1);
+    assert_eq!(total_requests(&proxy, &keys) - requests_before, 1);
 }
 
 /// Returns the number of requests that the provider received with any of `keys`.
@@ -284,15 +284,15 @@ async fn unexplained_refusals_of_one_client_make_no_key_unusable() {
         let proxy = start_proxy(funded_plan()).await;
         proxy.simulator.set_route_fault_for_all("/v1/convai", fault(refusal));
         for _ in 0..5 {
-            let before: usize = proxy.request_counts(&KEYS).iter().sum();
+            let requests_before: usize = proxy.request_counts(&KEYS).iter().sum();
             assert_eq!(proxy.get("/v1/convai/agents").await.status(), 401, "{refusal}");
             assert_eq!(
-                proxy.request_counts(&KEYS).iter().sum::<usize>() - before,
+                proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before,
                 2,
                 "{refusal}: two accounts must be tried"
             );
             assert_every_key_serves(&proxy, refusal).await;
-            let speech_attempts = proxy.request_counts(&KEYS).iter().sum::<usize>() - before - 2;
+            let speech_attempts = proxy.request_counts(&KEYS).iter().sum::<usize>() - requests_before - 2;
             assert_eq!(speech_attempts, 1, "{refusal}");
         }
         proxy.close().await;

@@ -157,13 +157,13 @@ async fn a_request_for_a_plan_feature_is_sent_to_accounts_that_may_have_it() {
     assert_eq!(
         proxy.request_counts(&KEYS),
         [1, 0, 1],
-        "one account of each plan is tried before a second account of the same plan"
+        "one account of each plan must be tried before a second account of the same plan"
     );
     assert_eq!(request_library_voice().await.status(), 200);
     assert_eq!(
         proxy.request_counts(&KEYS),
         [1, 0, 2],
-        "the second request is first sent to the account that served the first one"
+        "the second request must first be sent to the account that served the first one"
     );
     // The free accounts still serve speech with other voices.
     assert_eq!(proxy.request_speech(10).await.status(), 200);
@@ -193,8 +193,11 @@ async fn every_form_of_a_plan_refusal_is_retried_with_another_account() {
         for _ in 0..3 {
             assert_eq!(proxy.request_speech(10).await.status(), 200, "{refusal}");
         }
-        let counts = proxy.request_counts(&KEYS);
-        assert!(counts[0] == 1 && counts[1] <= 1 && counts[2] == 3, "{refusal}: {counts:?}");
+        let request_counts = proxy.request_counts(&KEYS);
+        assert!(
+            request_counts[0] == 1 && request_counts[1] <= 1 && request_counts[2] == 3,
+            "{refusal}: {request_counts:?}"
+        );
         assert_eq!(proxy.key_statuses().await, ["active"; 3], "{refusal}");
         proxy.close().await;
     };
@@ -276,7 +279,7 @@ async fn an_account_without_a_free_voice_slot_is_skipped() {
     assert_eq!(
         proxy.request_counts(&KEYS),
         [0, 1, 0],
-        "the first account's subscription reports no free voice slot"
+        "no request may be sent to an account without an available voice slot"
     );
     proxy.close().await;
 }
@@ -431,8 +434,8 @@ async fn a_long_text_is_sent_with_a_plan_that_allows_it() {
     let body = json!({"text": text, "model_id": "eleven_multilingual_v2"});
     let response = proxy.post(&format!("/v1/text-to-speech/{VOICE_ID}"), &body).await;
     assert_eq!(response.status(), 200);
-    let counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
-    assert_eq!(counts[1], 1, "{counts:?}");
+    let request_counts = proxy.request_counts(&[FIRST_KEY, SECOND_KEY]);
+    assert_eq!(request_counts[1], 1, "{request_counts:?}");
     response.bytes().await.unwrap();
     wait_until(|| proxy.simulator.ledger().totals.in_flight == 0).await;
     proxy.close().await;

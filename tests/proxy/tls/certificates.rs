@@ -29,7 +29,7 @@ async fn proxies_that_start_concurrently_share_one_local_ca() {
 }
 
 #[tokio::test]
-async fn the_local_ca_is_stored_beside_the_database_with_private_permissions() {
+async fn the_local_ca_is_stored_next_to_the_database_with_private_permissions() {
     let directory = ProgramDirectory::new();
     let (mut program, address) = start_program(&mut directory.command("state/keychoir.db"));
     let https = program.wait_for_event("server_https");
@@ -100,7 +100,7 @@ async fn a_configured_certificate_is_served_and_replaced_without_a_restart() {
     let (mut program, address) =
         start_program(directory.configure_certificate(&mut directory.command("keychoir.db")));
     assert_https(address, &directory.path("cert.pem"), "keys.example").await;
-    assert!(!directory.path("tls").exists(), "a local CA is unnecessary with a configured certificate");
+    assert!(!directory.path("tls").exists(), "with a configured certificate, no local CA may be created");
     fs::rename(directory.path("cert.pem"), directory.path("first.pem")).unwrap();
 
     let (second_cert, second_key) = directory.write_certificate("keys.example");

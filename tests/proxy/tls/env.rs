@@ -7,7 +7,7 @@ use std::process::Command;
 use super::{ProgramDirectory, assert_https, start_program};
 use crate::support::program::{keychoir_command, run, stderr};
 
-/// `keychoir env` with this home directory.
+/// Returns the command `keychoir env` with the given `home` directory.
 fn env_command(home: &Path, arguments: &[&str]) -> Command {
     let mut command = keychoir_command(&[&["env"], arguments].concat());
     command.env("HOME", home);

@@ -1,4 +1,4 @@
-"""Makes the fixtures of the SDK tests available to the tests in this directory."""
+"""Makes the pytest fixtures of `tests/sdk/python` available to the tests in this directory."""
 
 import pathlib
 import sys

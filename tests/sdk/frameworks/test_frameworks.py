@@ -112,7 +112,7 @@ class FrameRecorder(FrameProcessor):
 
 
 async def run_pipecat(service, frames, expected_type):
-    """Runs a pipeline with these frames until the expected frame. Returns its audio and transcription frames."""
+    """Runs a pipeline with `frames` until the expected frame. Returns its audio and transcription frames."""
     before_service, after_service = FrameRecorder(ErrorFrame), FrameRecorder(expected_type)
     worker = PipelineWorker(
         Pipeline([before_service, service, after_service]),

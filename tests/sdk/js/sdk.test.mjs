@@ -1,4 +1,4 @@
-// Tests calls of the official JavaScript SDK through Keychoir, including while keys run out of credits.
+// Tests calls of the official JavaScript SDK through Keychoir, including calls made while keys run out of credits.
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -6,9 +6,11 @@ import { ElevenLabsClient, ElevenLabsError } from "@elevenlabs/elevenlabs-js";
 import { startEnvironment, node } from "./proxy.mjs";
 
 const VOICE = "21m00Tcm4TlvDq8ikWAM";
+// These names are the names of the SDK parameters, so that calls can use the shorthand `{ text, modelId }`.
 const modelId = "eleven_multilingual_v2";
 const text = "The quick brown fox jumps over the lazy dog.";
 
+// Objects of API keys and the credits of each key.
 const ENOUGH_CREDITS = { sk_rich_key_number_0001: 1_000_000 };
 const FEW_CREDITS = {
   sk_few_key_number_a_0001: 150,
@@ -60,17 +62,17 @@ const CALLS = {
   },
 };
 
-/** Runs `body` with a proxy, which is always closed and checked afterwards. */
-async function withEnvironment(keys, body) {
+/** Starts a proxy with `keys` and calls `runTest`. Always closes the proxy afterwards, which also checks its state. */
+async function withEnvironment(keys, runTest) {
   const environment = await startEnvironment(keys);
   try {
-    await body(environment, new ElevenLabsClient({ baseUrl: environment.url, apiKey: "anything-the-app-sends" }));
+    await runTest(environment, new ElevenLabsClient({ baseUrl: environment.url, apiKey: "anything-the-app-sends" }));
   } finally {
     await environment.close();
   }
 }
 
-test("every call works", async (t) => {
+test("every call succeeds", async (t) => {
   await withEnvironment(ENOUGH_CREDITS, async (_, client) => {
     for (const [name, call] of Object.entries(CALLS)) await t.test(name, () => call(client));
   });
@@ -90,7 +92,7 @@ test("an exhausted pool throws an SDK error after one request", async () => {
     const speak = () => client.textToSpeech.convertWithTimestamps(VOICE, { text, modelId });
     await speak();
     await speak();
-    const before = (await environment.ledger()).totals.requests;
+    const previousRequestCount = (await environment.ledger()).totals.requests;
     await assert.rejects(speak, (error) => {
       assert.ok(error instanceof ElevenLabsError);
       assert.equal(error.statusCode, 401);
@@ -98,15 +100,16 @@ test("an exhausted pool throws an SDK error after one request", async () => {
       assert.ok(error.requestId);
       return true;
     });
-    assert.ok((await environment.ledger()).totals.requests - before <= 2, "each key must receive at most one request");
-    const ended = await environment.events("request_ended");
-    assert.equal(ended.filter((event) => event.status === 401 && event.method === "POST").length, 1);
+    const newRequestCount = (await environment.ledger()).totals.requests - previousRequestCount;
+    assert.ok(newRequestCount <= 2, "each key must receive at most one request");
+    const endEvents = await environment.events("request_ended");
+    assert.equal(endEvents.filter((event) => event.status === 401 && event.method === "POST").length, 1);
   });
 });
 
-test("https works only for a Node process with the CA certificate", async () => {
+test("HTTPS calls succeed only in a Node process that trusts the CA certificate", async () => {
   await withEnvironment(ENOUGH_CREDITS, async (environment) => {
-    const speak = (host) => `
+    const speechScript = (host) => `
       import { ElevenLabsClient } from "@elevenlabs/elevenlabs-js";
       const baseUrl = "${environment.url.replace("http://127.0.0.1", `https://${host}`)}";
       const client = new ElevenLabsClient({ baseUrl, apiKey: "anything-the-app-sends", maxRetries: 0 });
@@ -116,39 +119,39 @@ test("https works only for a Node process with the CA certificate", async () => 
       console.log(length);`;
     const NODE_EXTRA_CA_CERTS = await environment.caFile();
     for (const host of ["127.0.0.1", "localhost"]) {
-      assert.ok(Number(await node(speak(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
+      assert.ok(Number(await node(speechScript(host), { NODE_EXTRA_CA_CERTS })) > 1_000);
     }
-    await assert.rejects(node(speak("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
+    await assert.rejects(node(speechScript("127.0.0.1"), { NODE_EXTRA_CA_CERTS: "" }), /fetch failed|certificate/);
   });
 });
 
-test("resources of an account are requested with its key", async () => {
+test("requests for the resources of an account use the key of that account", async () => {
   const accounts = { sk_account_number_0001: 200, sk_account_number_0002: 2_000, sk_account_number_0003: 1_000_000 };
   await withEnvironment(accounts, async (environment, client) => {
-    const speak = async (voice, more = {}) => {
-      const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...more }).withRawResponse();
+    const speak = async (voice, parameters = {}) => {
+      const { data, rawResponse } = await client.textToSpeech.convert(voice, { text, modelId, ...parameters }).withRawResponse();
       assert.ok(isMp3(await readAll(data)));
-      return { request: rawResponse.headers.get("request-id"), item: rawResponse.headers.get("history-item-id") };
+      return { requestId: rawResponse.headers.get("request-id"), historyItemId: rawResponse.headers.get("history-item-id") };
     };
     const listVoiceIds = async () => (await client.voices.getAll()).voices.map((voice) => voice.voiceId);
     const sample = new File([Buffer.alloc(50_000)], "sample.wav", { type: "audio/wav" });
     const { voiceId } = await client.voices.ivc.create({ name: "Mine", files: [sample] });
     assert.ok((await listVoiceIds()).includes(voiceId));
     const first = await speak(voiceId);
-    await speak(voiceId, { previousRequestIds: [first.request] });
-    for (let spoken = 0; spoken < 4; spoken += 1) await speak(VOICE);
+    await speak(voiceId, { previousRequestIds: [first.requestId] });
+    for (let round = 0; round < 4; round += 1) await speak(VOICE);
     assert.ok((await environment.status()).keys[0].remainingCharacters < text.length);
 
-    // The pool now uses the key of another account. The following reads cost no credits.
-    assert.equal((await client.history.get(first.item)).voiceId, voiceId);
-    assert.ok(isMp3(await readAll(await client.history.getAudio(first.item))));
+    // The pool now uses the key of another account. The reads below cost no credits.
+    assert.equal((await client.history.get(first.historyItemId)).voiceId, voiceId);
+    assert.ok(isMp3(await readAll(await client.history.getAudio(first.historyItemId))));
     assert.ok((await listVoiceIds()).includes(voiceId));
     const second = await speak(VOICE);
-    await speak(VOICE, { previousRequestIds: [second.request] });
+    await speak(VOICE, { previousRequestIds: [second.requestId] });
 
     for (const [voice, previousRequestIds, statusCode, code] of [
       [voiceId, [], 401, "owner_exhausted"],
-      [VOICE, [first.request, second.request], 400, "conflicting_owners"],
+      [VOICE, [first.requestId, second.requestId], 400, "conflicting_owners"],
     ]) {
       await assert.rejects(speak(voice, { previousRequestIds }), (error) => {
         assert.ok(error instanceof ElevenLabsError);

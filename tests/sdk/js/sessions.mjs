@@ -84,7 +84,7 @@ export const SESSIONS = {
     },
   },
   "a browser writes to an agent": { path: CONVERSATION, run: converseWith({}) },
-  "a browser with a token of its own writes to an agent": { path: CONVERSATION, run: converseWith({ authorization: CLIENT_TOKEN }) },
+  "a browser with its own token writes to an agent": { path: CONVERSATION, run: converseWith({ authorization: CLIENT_TOKEN }) },
   "a browser with a signed URL writes to an agent": {
     path: CONVERSATION,
     usesToken: true,

@@ -1,4 +1,4 @@
-"""The fixtures of the tests with real clients. The `conftest.py` of each test directory imports the fixtures."""
+"""Provides the pytest fixtures for tests with real clients. The `conftest.py` of each test directory imports them."""
 
 import certifi
 import pytest
@@ -23,7 +23,7 @@ def start_environment(tmp_path):
 
 @pytest.fixture(params=SESSION_CASES, ids=" ".join)
 def session_environment(start_environment, request, monkeypatch):
-    """A proxy whose first keys have a given state. With wss, this process uses the variables of `keychoir env`."""
+    """Starts a proxy whose first keys are in the given state. For wss, points SSL_CERT_FILE at the CA bundle of `keychoir env`."""
     scheme, key_state = request.param
     environment = SessionEnvironment(start_environment, scheme, key_state)
     if scheme == "wss":

@@ -81,7 +81,7 @@ class Simulator:
         self.url = self.process.wait_for_line(lambda line: next((word for word in line.split() if word.startswith("http://")), None))
 
     def set_fault(self, key, always):
-        """Sets the fault of all further requests and sessions with this key."""
+        """Sets the fault of all further requests and sessions with `key`."""
         body = json.dumps({"key": key, "always": always}).encode()
         urllib.request.urlopen(f"{self.url}/_simulator/faults", body).close()
 
@@ -132,7 +132,7 @@ class Keychoir:
         return dict(zip(("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"), shell.stdout.splitlines(), strict=True))
 
     def events(self, name):
-        """Returns the events with this name. The log is in order, so the event of a marker request follows all others."""
+        """Returns the log events called `name`. The log is in order, so the event of a marker request follows all others."""
         marker = str(uuid.uuid4())
         marker_request = urllib.request.Request(f"{self.url}/v1/models", headers={"x-request-id": marker})
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(marker_request) as response:
@@ -162,7 +162,7 @@ ROUTES_WITHOUT_REPORTED_COST = ("/v1/speech-to-text/realtime", "/v1/convai/conve
 
 
 class ProxyEnvironment:
-    """Keychoir with these keys in front of a simulator, which also knows the spare keys."""
+    """Keychoir with `keys` in front of a simulator, which also accepts `spare_keys`."""
 
     def __init__(self, keys, directory, spare_keys=None, **settings):
         self.keys = {**keys, **(spare_keys or {})}
@@ -172,13 +172,13 @@ class ProxyEnvironment:
         self.url = self.keychoir.url
 
     def restart(self, keys):
-        """Restarts Keychoir with the same database and with these keys in this order."""
+        """Restarts Keychoir with the same database and with `keys` in this order."""
         self.keychoir.stop()
         self.keychoir = Keychoir(keys, self.simulator.url, self._directory)
         self.url = self.keychoir.url
 
     def close(self):
-        """Stops both programs and compares the recorded credits with those that the provider charged."""
+        """Stops both programs and compares the recorded credits with the credits that the provider charged."""
         self.keychoir.stop()
         ledger = self.simulator.ledger()
         self.simulator.process.stop()

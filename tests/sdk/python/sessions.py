@@ -1,8 +1,8 @@
-"""The cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened."""
+"""Defines the cases of the WebSocket tests: the scheme, and the states of the first two keys while a session is opened."""
 
 import json
 
-# The credential of the client, which must not reach the provider.
+# The client credential, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
 FIRST_KEYS = ["sk_session_key_one", "sk_session_key_two"]
@@ -38,7 +38,7 @@ class SessionEnvironment:
 
     @property
     def serving_key(self):
-        """The key that serves a session."""
+        """Returns the key that serves a session."""
         return LAST_KEY if self._refused_keys else FIRST_KEYS[0]
 
     def ca_bundle(self, **environment):
@@ -57,7 +57,7 @@ class SessionEnvironment:
 
     def check(self, path, served=1):
         """Asserts that the provider received one session with each refused key and then `served` sessions with the
-        serving key, all at this path. Returns the last session."""
+        serving key, all at `path`. Returns the last session."""
         sessions = self.sessions()
         keys = [session["key"] for session in sessions]
         assert keys == self._refused_keys + [self.serving_key] * served, keys

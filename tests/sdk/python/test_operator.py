@@ -1,4 +1,4 @@
-"""An operator's day: keys and clients change in the running program while the official SDK is under way."""
+"""Tests an operator's day: keys and clients change in the running server while the official SDK sends requests."""
 
 import json
 import os
@@ -74,7 +74,7 @@ class Load:
 
 
 class Operator:
-    """The command line and the admin API of a running Keychoir."""
+    """Operates a running server with the command line and the admin API."""
 
     def __init__(self, environment):
         self._url = environment.url

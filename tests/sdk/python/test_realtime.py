@@ -77,7 +77,7 @@ def test_streamed_audio_is_transcribed(session_environment):
 
 def test_a_single_use_token_opens_a_session_with_the_account_that_created_it(session_environment):
     client = create_client(session_environment)
-    # Creating a token is free, so the session before it must detect an exhausted key.
+    # Creating a token costs no credits, so only the preceding session can detect an exhausted key.
     assert asyncio.run(transcribe(client))
     session_environment.check(SCRIBE)
     token = client.tokens.single_use.create("realtime_scribe").token
@@ -153,7 +153,7 @@ def test_a_text_conversation_with_an_agent_works(session_environment):
 
 
 def test_a_conversation_with_a_signed_url_works(session_environment):
-    # Signing a URL is free, so the session before it must detect an exhausted key.
+    # Signing a URL costs no credits, so only the preceding session can detect an exhausted key.
     for requires_auth in (False, True):
         audio_interface = FakeAudioInterface(SECOND_OF_SILENCE)
         with open_conversation(session_environment, audio_interface, requires_auth):

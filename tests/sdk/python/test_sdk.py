@@ -1,4 +1,4 @@
-"""Tests calls of the official Python SDK through Keychoir, including while keys run out of credits."""
+"""Tests calls of the official Python SDK through Keychoir, including calls made while keys run out of credits."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from elevenlabs.core.api_error import ApiError
 VOICE = "21m00Tcm4TlvDq8ikWAM"
 MODEL = "eleven_multilingual_v2"
 TEXT = "The quick brown fox jumps over the lazy dog."
-# The credential of the client, which must not reach the provider.
+# The client credential, which must not reach the provider.
 CLIENT_TOKEN = "anything-the-app-sends"
 
 ENOUGH_CREDITS = {"sk_rich_one": 1_000_000}

@@ -40,7 +40,7 @@ impl RedisCluster {
             let info: String = node.command(&["CLUSTER", "INFO"]);
             info.contains("cluster_state:ok") && info.contains(&format!("cluster_known_nodes:{count}\r"))
         };
-        wait_for("the cluster must be complete", || cluster.nodes.iter().all(is_complete)).await;
+        wait_for("the cluster to be complete", || cluster.nodes.iter().all(is_complete)).await;
         cluster
     }
 

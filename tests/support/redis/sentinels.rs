@@ -1,4 +1,4 @@
-//! Starts a master, a replica of it, and three sentinels that promote the replica when the master is lost.
+//! Starts a master, its replica, and three sentinels that promote the replica when the master is lost.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ impl Sentinels {
         let config = format!("replicaof 127.0.0.1 {}\nrepl-diskless-sync-delay 0", master.port());
         let replica = RedisServer::start_with(RedisOptions { config, ..RedisOptions::default() }).await;
         // A sentinel looks for replicas at its start, and then every ten seconds.
-        wait_for("the replica must be connected", || {
+        wait_for("the Redis replica to connect", || {
             replica.info("replication", "master_link_status").as_deref() == Some("up")
         })
         .await;
@@ -44,7 +44,7 @@ impl Sentinels {
             sentinel.master_field("num-slaves") == Some("1".to_owned())
                 && sentinel.master_field("num-other-sentinels") == Some((SENTINELS - 1).to_string())
         };
-        wait_for("the sentinels must know all servers", || sentinels.iter().all(is_complete)).await;
+        wait_for("the sentinels to find all servers", || sentinels.iter().all(is_complete)).await;
         Self { servers: [master, replica], master: 0, sentinels }
     }
 
@@ -69,7 +69,7 @@ impl Sentinels {
         self.servers[self.master].kill();
         self.master = 1 - self.master;
         let master = &self.servers[self.master];
-        wait_for("the sentinels must name the new master", || {
+        wait_for("the sentinels to report the new master", || {
             self.sentinels.iter().all(|sentinel| sentinel.master_port() == master.port())
                 && master.info("replication", "role").as_deref() == Some("master")
         })
@@ -84,7 +84,7 @@ impl Sentinels {
         replica.restart().await;
         // The sentinels would do so after eight seconds.
         replica.command::<()>(&["REPLICAOF", "127.0.0.1", &port]);
-        wait_for("the restarted server must be a replica", || {
+        wait_for("the restarted server to become a replica", || {
             replica.info("replication", "master_link_status").as_deref() == Some("up")
         })
         .await;

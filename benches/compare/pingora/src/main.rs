@@ -1,4 +1,4 @@
-//! A Pingora proxy that does the same work as the other compared proxies: it replaces the credential of the client by
+//! A Pingora proxy that does the same work as the other compared proxies: it replaces the client credential with
 //! the key of the pool, and logs one line per request.
 //!
 //! ```text

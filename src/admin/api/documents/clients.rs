@@ -1,4 +1,4 @@
-//! Renders the JSON document of a client, for operators and for the client itself.
+//! Builds the JSON documents about a client: one for operators, and one for the client itself.
 
 use serde::Serialize;
 
@@ -13,14 +13,15 @@ pub(crate) struct ClientDocument {
     pub(crate) name: String,
     /// `file`, `changed` or `managed`.
     pub(crate) source: &'static str,
-    /// The time at which its token expires.
+    /// The time at which the client token expires.
     pub(crate) expires_at: Option<String>,
-    /// The time at which the token before the last rotation expires, while that token is valid.
+    /// The time at which the token that the last rotation replaced expires, or `None` if that token is no longer valid.
     pub(crate) previous_token_expires_at: Option<String>,
     #[serde(flatten)]
     pub(crate) limits: LimitsDocument,
-    /// Names of the keys that may serve it, or empty for all.
+    /// Names of the keys that may serve the client. If `keys` and `workspaces` are empty, all keys may serve it.
     pub(crate) keys: Vec<String>,
+    /// Names of the workspaces whose keys may serve the client.
     pub(crate) workspaces: Vec<String>,
     pub(crate) bring_your_own_key: bool,
     pub(crate) provider_tokens: bool,
@@ -28,7 +29,7 @@ pub(crate) struct ClientDocument {
     pub(crate) credits: UsageByPeriod,
 }
 
-/// The document that a client reads about itself. It contains nothing about keys.
+/// The document that a client reads about itself. It contains no information about keys.
 #[derive(Serialize)]
 pub(crate) struct OwnDocument {
     pub(crate) client: String,
@@ -36,7 +37,7 @@ pub(crate) struct OwnDocument {
     pub(crate) limits: LimitsDocument,
     pub(crate) requests: UsageByPeriod,
     pub(crate) credits: UsageByPeriod,
-    /// The end user that the request names.
+    /// The usage of the end user that the request names.
     pub(crate) user: Option<UserDocument>,
 }
 
@@ -56,7 +57,7 @@ pub(crate) struct LimitsDocument {
     pub(crate) user_quota: Option<String>,
     pub(crate) rate_limit: Option<String>,
     pub(crate) max_concurrent: Option<u32>,
-    /// Prefixes of the paths that it may use, or empty for all.
+    /// Prefixes of the paths that the client may use. If empty, the client may use all paths.
     pub(crate) paths: Vec<String>,
 }
 
@@ -67,7 +68,7 @@ pub(crate) struct QuotaDocument {
     pub(crate) amount: u64,
     pub(crate) unit: &'static str,
     pub(crate) period: &'static str,
-    /// The used amount, including the reservations of requests in progress.
+    /// The used amount, including reservations of requests in progress.
     pub(crate) used: u64,
     pub(crate) remaining: u64,
     pub(crate) resets_at: Option<String>,
@@ -81,63 +82,65 @@ pub(crate) struct UsageByPeriod {
     pub(crate) total: u64,
 }
 
-/// Returns the clients with a token, by name. A client with two tokens is listed once.
-pub(in crate::admin::api) fn clients_by_name(clients: &Clients) -> Vec<&ConfiguredClient> {
+/// Returns the clients with a token, sorted by name. A client with two tokens is listed once.
+pub(in crate::admin::api) fn sorted_clients(clients: &Clients) -> Vec<&ConfiguredClient> {
     let mut sorted_clients: Vec<&ConfiguredClient> = clients.with_token().collect();
     sorted_clients.sort_by_key(|configured| configured.client.name.as_str());
     sorted_clients.dedup_by_key(|configured| configured.client.name.as_str());
     sorted_clients
 }
 
-/// Returns the document of a client with this usage.
+/// Returns the document about a client, for operators.
 pub(in crate::admin::api) fn client_document(
     configured: &ConfiguredClient,
-    used: &UsageTotals,
+    usage: &UsageTotals,
     now: UnixMs,
 ) -> ClientDocument {
     let ConfiguredClient { client, tokens } = configured;
     let rules = &client.rules;
-    let previous = tokens.previous.filter(|token| !token.is_expired(now));
+    let valid_previous_token = tokens.previous.filter(|token| !token.is_expired(now));
     ClientDocument {
         name: client.name.as_str().to_owned(),
         source: tokens.origin.as_str(),
         expires_at: tokens.current.expires_at.map(UnixMs::rfc3339),
-        previous_token_expires_at: previous.and_then(|token| token.expires_at).map(UnixMs::rfc3339),
-        limits: limits_document(rules, used, now),
+        previous_token_expires_at: valid_previous_token
+            .and_then(|token| token.expires_at)
+            .map(UnixMs::rfc3339),
+        limits: limits_document(rules, usage, now),
         keys: rules.allowed_keys.keys.clone(),
         workspaces: rules.allowed_keys.workspaces.clone(),
         bring_your_own_key: rules.may_bring_key,
         provider_tokens: rules.may_request_tokens,
-        requests: totals(used.requests),
-        credits: totals(used.credits),
+        requests: usage_by_period(usage.requests),
+        credits: usage_by_period(usage.credits),
     }
 }
 
-/// Returns the document that a client reads about itself, and about the end user that it names.
+/// Returns the document that a client reads about itself and about the end user that its request names.
 pub(in crate::admin::api) fn own_document(
     client: &Client,
-    used: &UsageTotals,
+    usage: &UsageTotals,
     user: Option<(UserFingerprint, UsageTotals)>,
     now: UnixMs,
 ) -> OwnDocument {
-    let user = user.map(|(fingerprint, used)| UserDocument {
+    let user = user.map(|(fingerprint, usage)| UserDocument {
         id: fingerprint.to_string(),
-        quota: client.rules.user_quota.map(|limit| quota_document(limit, &used, now)),
-        requests: totals(used.requests),
-        credits: totals(used.credits),
+        quota: client.rules.user_quota.map(|limit| quota_document(limit, &usage, now)),
+        requests: usage_by_period(usage.requests),
+        credits: usage_by_period(usage.credits),
     });
     OwnDocument {
         client: client.name.as_str().to_owned(),
-        limits: limits_document(&client.rules, used, now),
-        requests: totals(used.requests),
-        credits: totals(used.credits),
+        limits: limits_document(&client.rules, usage, now),
+        requests: usage_by_period(usage.requests),
+        credits: usage_by_period(usage.credits),
         user,
     }
 }
 
-fn limits_document(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocument {
+fn limits_document(rules: &Rules, usage: &UsageTotals, now: UnixMs) -> LimitsDocument {
     LimitsDocument {
-        quota: rules.quota.map(|limit| quota_document(limit, used, now)),
+        quota: rules.quota.map(|limit| quota_document(limit, usage, now)),
         user_quota: rules.user_quota.map(|limit| limit.to_string()),
         rate_limit: rules.rate_limit.map(|limit| limit.to_string()),
         max_concurrent: rules.max_concurrent,
@@ -145,10 +148,10 @@ fn limits_document(rules: &Rules, used: &UsageTotals, now: UnixMs) -> LimitsDocu
     }
 }
 
-fn quota_document(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaDocument {
+fn quota_document(quota: ClientQuota, usage: &UsageTotals, now: UnixMs) -> QuotaDocument {
     let (unit, [day, month, total]) = match quota.unit {
-        QuotaUnit::Requests => ("requests", used.requests),
-        QuotaUnit::Credits => ("credits", used.credits),
+        QuotaUnit::Requests => ("requests", usage.requests),
+        QuotaUnit::Credits => ("credits", usage.credits),
     };
     let (period, used) = match quota.period {
         Period::Day => ("day", day),
@@ -166,6 +169,6 @@ fn quota_document(quota: ClientQuota, used: &UsageTotals, now: UnixMs) -> QuotaD
     }
 }
 
-fn totals([day, month, total]: [u64; 3]) -> UsageByPeriod {
+fn usage_by_period([day, month, total]: [u64; 3]) -> UsageByPeriod {
     UsageByPeriod { day, month, total }
 }

@@ -15,9 +15,9 @@ use crate::store::{
 
 /// Rows of a page without `limit`.
 const DEFAULT_LIMIT: usize = 100;
-/// Maximum rows of a page.
+/// Maximum number of rows on a page.
 const MAX_LIMIT: usize = 1_000;
-/// Maximum rows of usage sums: more than the hours of a month.
+/// Maximum number of rows of usage sums: more than the hours of a month.
 const MAX_USAGE_ROWS: usize = 1_000;
 /// The start of usage sums without `since`.
 const DEFAULT_USAGE_SPAN: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -36,8 +36,8 @@ pub(in crate::admin::api) async fn read_usage(
         ApiError::bad_request("invalid_parameter", format!("The parameter `by` must be one of: {names}."))
     })?;
     let filter = UsageFilter {
-        since: time(query, "since", now)?.unwrap_or(now.minus(DEFAULT_USAGE_SPAN)),
-        until: time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
+        since: parse_time(query, "since", now)?.unwrap_or(now.minus(DEFAULT_USAGE_SPAN)),
+        until: parse_time(query, "until", now)?.unwrap_or(UnixMs(now.0.saturating_add(1))),
         dimension,
         client: query.value("client").map(str::to_owned),
         // An additional row shows that the response is truncated.
@@ -94,7 +94,7 @@ pub(in crate::admin::api) async fn read_attempts(
     };
     let page = history
         .attempts(AttemptFilter {
-            limit: limit(query)?,
+            limit: parse_limit(query)?,
             before: query.value("before").map(str::to_owned),
             request_id: query.value("request_id").map(str::to_owned),
             failed_only,
@@ -115,7 +115,7 @@ fn attempt_document(attempt: &StoredAttempt) -> Value {
     document
 }
 
-/// Returns the id of the key with this fingerprint, or `null` for a client's own key.
+/// Returns the id of the key with the fingerprint `hash`, or `null` for a client's own key.
 fn key_id(hash: &str) -> Value {
     hash.get(..KEY_ID_DIGITS).map_or(Value::Null, |id| json!(id))
 }
@@ -123,7 +123,7 @@ fn key_id(hash: &str) -> Value {
 /// Responds to `GET changes`.
 pub(in crate::admin::api) async fn read_changes(history: &History, query: &Query) -> Result<Value, ApiError> {
     query.check(&["limit", "before"])?;
-    let limit = limit(query)?;
+    let limit = parse_limit(query)?;
     let mut changes = history.changes(query.value("before").map(str::to_owned), limit + 1).await?;
     let has_more = changes.len() > limit;
     changes.truncate(limit);
@@ -147,7 +147,7 @@ pub(in crate::admin::api) fn change_document(change: &StoredChange) -> Value {
     })
 }
 
-fn limit(query: &Query) -> Result<usize, ApiError> {
+fn parse_limit(query: &Query) -> Result<usize, ApiError> {
     let Some(text) = query.value("limit") else { return Ok(DEFAULT_LIMIT) };
     text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit)).ok_or_else(|| {
         let message = format!("The parameter `limit` must be a whole number from 1 to {MAX_LIMIT}.");
@@ -156,7 +156,7 @@ fn limit(query: &Query) -> Result<usize, ApiError> {
 }
 
 /// Parses a time in the past: a timestamp, or a duration before `now`.
-fn time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
+fn parse_time(query: &Query, name: &str, now: UnixMs) -> Result<Option<UnixMs>, ApiError> {
     let Some(text) = query.value(name) else { return Ok(None) };
     let ago = || duration::parse(text).ok().map(|elapsed| now.minus(elapsed));
     UnixMs::parse(text).or_else(ago).map(Some).ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Renders the JSON documents of a pool key and of the result of its check.
+//! Builds the JSON documents about a pool key and about the result of a key check.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -18,14 +18,14 @@ pub(in crate::admin::api) fn key_id(key: &Key) -> String {
     key.api_key().fingerprint().key_id()
 }
 
-#[derive(Serialize)]
+#[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct KeyDocument {
     pub(crate) id: String,
     pub(crate) name: Option<String>,
     pub(crate) short_key: String,
     pub(crate) workspace: Option<String>,
-    /// The same for all keys of a workspace, also of one without a name.
+    /// The same for all keys of a workspace, even if the workspace has no name.
     #[serde(skip)]
     pub(crate) workspace_id: Option<SharedId>,
     pub(crate) plan: Option<String>,
@@ -34,11 +34,11 @@ pub(crate) struct KeyDocument {
     pub(crate) paused: bool,
     /// The operator's reason for the pause, or the reason for the cooldown.
     pub(crate) reason: Option<String>,
-    /// The start of the state.
+    /// The time since which the key has been in this state.
     pub(crate) since: Option<String>,
-    /// The end of the cooldown or pause.
+    /// The time at which the cooldown or pause ends.
     pub(crate) until: Option<String>,
-    /// Where the key was configured.
+    /// The origin of the key, such as `file` or `managed`.
     pub(crate) source: &'static str,
     pub(crate) removable: bool,
     pub(crate) base_url: Option<String>,
@@ -48,11 +48,11 @@ pub(crate) struct KeyDocument {
     pub(crate) credits_remaining: Option<u64>,
     pub(crate) resets_at: Option<String>,
     pub(crate) in_flight: u32,
-    /// Credits reserved by requests in flight.
+    /// Credits of the workspace that are reserved for requests in flight.
     pub(crate) reserved: u64,
-    /// The average consumption.
+    /// The average number of credits that the workspace uses per day.
     pub(crate) credits_per_day: u64,
-    /// The forecast time of exhaustion.
+    /// The time at which the credits are forecast to be exhausted.
     pub(crate) exhausted_at: Option<String>,
     pub(crate) evidence: Vec<Value>,
     pub(crate) restrictions: Vec<Value>,
@@ -60,13 +60,14 @@ pub(crate) struct KeyDocument {
 }
 
 impl KeyDocument {
-    /// Returns the document without the members that change with the time alone.
-    pub(in crate::admin::api) fn without_forecast(self) -> Self {
-        Self { credits_per_day: 0, exhausted_at: None, ..self }
+    /// Whether the key has changed since `earlier`, apart from the members that change over time even without requests.
+    pub(in crate::admin::api) fn has_changed_since(&self, earlier: Self) -> bool {
+        let Self { credits_per_day, exhausted_at, .. } = self;
+        *self != Self { credits_per_day: *credits_per_day, exhausted_at: exhausted_at.clone(), ..earlier }
     }
 }
 
-/// Returns the document for a key at `now`.
+/// Returns the document for a key, with its state at `now`.
 pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, now: UnixMs) -> KeyDocument {
     let KeySnapshot { key, quota, .. } = snapshot;
     let workspace = key.workspace();
@@ -91,7 +92,7 @@ pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, n
         weight: key.weight(),
         credits_used: quota.count,
         credits_limit: quota.limit,
-        credits_remaining: remaining(quota),
+        credits_remaining: remaining_credits(quota),
         resets_at: quota.resets_at.map(UnixMs::rfc3339),
         in_flight: key.in_flight(),
         reserved: workspace.reserved(),
@@ -103,7 +104,8 @@ pub(in crate::admin::api) fn key_document(pool: &Pool, snapshot: &KeySnapshot, n
     }
 }
 
-/// Returns the document for a refusal of the key or of its workspace. The message is the provider's, without secrets.
+/// Returns the document for a refusal of the key or of its workspace. The message is from the provider, without
+/// secrets.
 fn evidence_document(evidence: &Evidence) -> Value {
     let source = &evidence.source;
     json!({
@@ -132,7 +134,7 @@ fn restriction_document(restriction: &Restriction) -> Value {
 }
 
 /// Returns the remaining credits, or `None` if the limit is unknown.
-fn remaining(quota: &Quota) -> Option<u64> {
+fn remaining_credits(quota: &Quota) -> Option<u64> {
     quota.limit.map(|_| quota.remaining())
 }
 
@@ -158,7 +160,7 @@ pub(crate) struct CheckDocument {
     pub(crate) reason: Option<String>,
 }
 
-/// The permissions that the check has examined.
+/// The permissions that the check tested. `None` means that the result is unknown.
 #[derive(Serialize)]
 pub(crate) struct Permissions {
     pub(crate) user_read: Option<bool>,
@@ -172,7 +174,7 @@ pub(crate) struct Refusal {
     pub(crate) meaning: &'static str,
 }
 
-/// Returns the document for the result of a check.
+/// Returns the document for the result of a key check.
 pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> CheckDocument {
     let mut document = CheckDocument {
         id: key_id(key),
@@ -196,7 +198,7 @@ pub(in crate::admin::api) fn check_document(key: &Key, result: &KeyCheck) -> Che
             document.outcome = "valid";
             (document.plan, document.is_paid) = (plan.clone(), *is_paid);
             document.credits_used = Some(quota.count);
-            (document.credits_limit, document.credits_remaining) = (quota.limit, remaining(quota));
+            (document.credits_limit, document.credits_remaining) = (quota.limit, remaining_credits(quota));
             document.resets_at = quota.resets_at.map(UnixMs::rfc3339);
         }
         CheckOutcome::QuotaUnreadable => document.outcome = "quota_unreadable",
@@ -226,7 +228,7 @@ pub fn describe_refusal(verdict: Verdict) -> &'static str {
         }
         Verdict::WorkspaceQuota(_) | Verdict::KeyQuota(_) => "No credits are left.",
         Verdict::RateLimited(_) | Verdict::Concurrency { .. } => "Too many requests: check again later.",
-        Verdict::Busy | Verdict::ServerError => "ElevenLabs has a problem of its own: check again later.",
+        Verdict::Busy | Verdict::ServerError => "ElevenLabs is overloaded or failing: check again later.",
         Verdict::MissingPermission(_) => "The key lacks a permission.",
         Verdict::Served
         | Verdict::PlanFeature(_)

@@ -7,7 +7,7 @@ mod keys;
 mod overview;
 
 pub(crate) use clients::{ClientDocument, QuotaDocument};
-pub(super) use clients::{client_document, clients_by_name, own_document};
+pub(super) use clients::{client_document, own_document, sorted_clients};
 pub(super) use history::{change_document, read_attempts, read_changes, read_usage};
 pub use keys::describe_refusal;
 pub(crate) use keys::{CheckDocument, KeyDocument};

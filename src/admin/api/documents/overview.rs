@@ -1,4 +1,4 @@
-//! Renders the JSON document of the state of the whole program, with its settings.
+//! Renders the JSON document of the state of the whole server, with its settings.
 
 use std::collections::HashSet;
 use std::ptr;
@@ -6,7 +6,7 @@ use std::ptr;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::clients_by_name;
+use super::sorted_clients;
 use crate::admin::details::{exhaustion_time, round_credits};
 use crate::admin::{Admin, Readiness};
 use crate::policy::key_state::KeyStatus;
@@ -53,7 +53,7 @@ pub(crate) struct KeyCounts {
     pub(crate) paused: usize,
 }
 
-/// The credits of all workspaces. The limit is `None` if that of any workspace is unknown.
+/// The credits of all workspaces. The limit is `None` if the limit of any workspace is unknown.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
 pub(crate) struct PoolCredits {
@@ -98,7 +98,7 @@ pub(crate) struct ReplicaDocument {
     pub(crate) share: f64,
 }
 
-/// Returns the document of `GET overview` for a pool with these keys.
+/// Returns the document of `GET overview` for a pool with the given `keys`.
 pub(in crate::admin::api) fn overview_document(
     admin: &Admin,
     keys: &[KeySnapshot],
@@ -158,7 +158,7 @@ pub(in crate::admin::api) fn overview_document(
             queued: admin.pool.queued_requests(),
         },
         connections: admin.connections.open(),
-        clients: clients_by_name(&config.clients).len(),
+        clients: sorted_clients(&config.clients).len(),
         usage_store: UsageStoreState {
             state: readiness.store(),
             unwritten_records: health.unwritten_records(),

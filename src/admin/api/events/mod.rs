@@ -1,13 +1,14 @@
-//! `GET events`: the state of the keys and of the program as it changes, ended requests, and changes by
+//! `GET events`: the state of the keys and of the server as it changes, ended requests, and changes by
 //! operators, as server-sent events.
 //!
 //! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
 //! where it changes. Instead, listeners start comparisons with the earlier state on a blocking thread, so that requests and
-//! workers do no work for events.
+//! workers do no work for events. A listener may name the keys that it shows, so that the others cost it nothing.
 
 mod paced_stream;
 mod sampler;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use bytes::Bytes;
@@ -26,28 +27,39 @@ pub use sampler::EventSource;
 pub(super) type EventStream = PacedStream<Box<dyn FnMut() -> Option<Bytes> + Send>>;
 
 /// The first line of a stream: how long a browser waits before it reconnects, in milliseconds.
-const RETRY: &str = "retry: 2000\n\n";
+const RETRY_LINE: &str = "retry: 2000\n\n";
 
 /// The number of an event that is a part of a snapshot, and not its last one. A listener that resumes there gets
 /// the whole snapshot again.
 const SNAPSHOT_PART: &str = "snapshot";
 
+/// The keys whose states a listener wants, by their ids. `None` stands for all keys.
+pub(crate) type WantedKeys = Option<HashSet<String>>;
+
 /// Writes the frames of one listener.
 struct FrameWriter {
     admin: Admin,
     listener: EventListener,
-    /// The position after the last event that was sent, or `None` before the first one.
-    position: Option<u64>,
+    keys: WantedKeys,
+    /// The position after the last event that was sent.
+    position: u64,
+    /// Whether the state comes before the next event.
+    needs_snapshot: bool,
     is_first: bool,
 }
 
 impl Admin {
-    /// Opens a stream of these events. It continues after the event that `Last-Event-ID` names, and otherwise begins
+    /// Opens a stream of the selected events. It continues after the event that `Last-Event-ID` names, and otherwise begins
     /// with a snapshot of the state, if the state is selected.
-    pub(super) fn event_stream(
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future removes the listener.
+    pub(super) async fn event_stream(
         &self,
         headers: &HeaderMap,
         selection: EventSelection,
+        keys: WantedKeys,
     ) -> Result<EventStream, ApiError> {
         let max_listeners = self.events.max_listeners();
         let listener = self.events.ring().listen(max_listeners, selection);
@@ -56,9 +68,14 @@ impl Admin {
             // The ring has no events of an earlier process, so its ids stand for 0, which is before every event.
             id.to_str().ok().and_then(|id| self.parse_event_id(id)).unwrap_or(0)
         });
-        // Requests have no snapshot, which would set the position at the first frame.
-        let position = position.or_else(|| (!selection.has_state()).then(|| listener.position()));
-        let mut writer = FrameWriter { admin: self.clone(), listener, position, is_first: true };
+        let needs_snapshot = position.is_none() && selection.has_state();
+        // Requests that end before the snapshot is written follow it.
+        let position = position.unwrap_or_else(|| listener.position());
+        if selection.has_state() {
+            self.events.refresh(self).await;
+        }
+        let mut writer =
+            FrameWriter { admin: self.clone(), listener, keys, position, needs_snapshot, is_first: true };
         let drain = self.draining.started();
         Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
     }
@@ -77,31 +94,41 @@ impl Admin {
 impl FrameWriter {
     /// Returns the events since the last frame, or `None` if there are none.
     fn next_frame(&mut self) -> Option<Bytes> {
-        let mut frame = if std::mem::take(&mut self.is_first) { RETRY.to_owned() } else { String::new() };
+        let mut frame =
+            if std::mem::take(&mut self.is_first) { RETRY_LINE.to_owned() } else { String::new() };
         let epoch = self.admin.event_epoch();
         let has_state = self.listener.selection().has_state();
         if has_state {
             self.admin.events.start_sampling(&self.admin);
         }
-        let batch = self.position.map(|position| self.listener.read(position));
-        match batch {
-            Some(batch) if !(has_state && batch.is_incomplete) => {
-                self.position = Some(batch.position);
-                batch.events.iter().for_each(|event| write_event(&mut frame, &epoch, event));
-            }
-            Some(_) | None if has_state => self.write_snapshot(&mut frame, &epoch),
-            // Requests have no state that a snapshot could contain.
-            Some(_) | None => self.position = Some(self.listener.position()),
+        let batch = self.listener.read(self.position);
+        // Requests have no state that a snapshot could contain.
+        if has_state && (self.needs_snapshot || batch.is_incomplete) {
+            self.write_snapshot(&mut frame, &epoch);
+        } else {
+            self.position = batch.position;
+            self.write_events(&mut frame, &epoch, &batch.events);
         }
         (!frame.is_empty()).then(|| frame.into())
     }
 
-    /// Writes the state of the program and of all keys, and then the requests and changes that the ring still
-    /// has.
+    fn write_events(&self, frame: &mut String, epoch: &str, events: &[Event]) {
+        for event in events {
+            let is_wanted = match &event.content {
+                EventContent::Key { id, .. } => is_wanted(&self.keys, id),
+                EventContent::Request(_) | EventContent::Change(_) | EventContent::Overview(_) => true,
+            };
+            if is_wanted {
+                write_event(frame, epoch, event);
+            }
+        }
+    }
+
+    /// Writes the state of the server and of the wanted keys, and then the requests and changes that the ring still
+    /// has. Writes nothing while a comparison is running, because the worker does not wait for it.
     fn write_snapshot(&mut self, frame: &mut String, epoch: &str) {
-        let snapshot = self.admin.events.snapshot(&self.admin, &self.listener);
-        let mut earlier =
-            self.position.map(|position| self.listener.read(position).events).unwrap_or_default();
+        let Some(snapshot) = self.admin.events.snapshot(&self.listener, &self.keys) else { return };
+        let mut earlier = self.listener.read(self.position).events;
         // The snapshot has a later state than these events.
         earlier.retain(|event| match event.content {
             EventContent::Request(_) | EventContent::Change(_) => event.number <= snapshot.position,
@@ -113,26 +140,37 @@ impl FrameWriter {
             let number = if index == last { end.to_string() } else { SNAPSHOT_PART.to_owned() };
             write_content(frame, epoch, &number, content);
         }
-        earlier.iter().for_each(|event| write_event(frame, epoch, event));
-        self.position = Some(snapshot.position);
+        self.write_events(frame, epoch, &earlier);
+        self.position = snapshot.position;
+        self.needs_snapshot = false;
     }
+}
+
+/// Returns whether a listener that wants these keys wants the key with this id.
+fn is_wanted(keys: &WantedKeys, id: &str) -> bool {
+    keys.as_ref().is_none_or(|keys| keys.contains(id))
 }
 
 fn write_event(frame: &mut String, epoch: &str, event: &Event) {
     write_content(frame, epoch, &event.number.to_string(), &event.content);
 }
 
-/// Writes an event. JSON in one line needs no escapes.
+/// Writes an event. The number of a request is always the same, so all listeners share its text.
 fn write_content(frame: &mut String, epoch: &str, number: &str, content: &EventContent) {
-    let (name, data) = match content {
-        EventContent::Key { document, .. } => ("key", &**document),
-        EventContent::Change(document) => ("change", &**document),
-        EventContent::Overview(document) => ("overview", &**document),
-        EventContent::Request(ended) => {
-            let document = || request_document(ended).to_string().into();
-            ("request", &**ended.document.get_or_init(document))
-        }
-    };
+    match content {
+        EventContent::Key { document, .. } => write_text(frame, epoch, number, "key", document),
+        EventContent::Change(document) => write_text(frame, epoch, number, "change", document),
+        EventContent::Overview(document) => write_text(frame, epoch, number, "overview", document),
+        EventContent::Request(ended) => frame.push_str(ended.event_text.get_or_init(|| {
+            let mut text = String::new();
+            write_text(&mut text, epoch, number, "request", &request_document(ended).to_string());
+            text.into()
+        })),
+    }
+}
+
+/// JSON in one line needs no escapes.
+fn write_text(frame: &mut String, epoch: &str, number: &str, name: &str, data: &str) {
     // Writing to a `String` cannot fail.
     let _ = write!(frame, "id: {epoch}-{number}\nevent: {name}\ndata: {data}\n\n");
 }
@@ -150,7 +188,7 @@ fn request_document(request: &EndedRequest) -> serde_json::Value {
         retry_reasons,
         credits,
         duration,
-        document: _,
+        event_text: _,
     } = request;
     json!({
         "request_id": &**request_id,

@@ -1,24 +1,25 @@
-//! Compares the state of the keys and of the program with the state that was recorded last, once for all
+//! Compares the state of the keys and of the server with the state that was recorded last, once for all
 //! listeners.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::{WantedKeys, is_wanted};
 use crate::admin::{Admin, KeyDocument};
 use crate::telemetry::{EventContent, EventListener, EventRing};
 use crate::{clock, tasks};
 
 /// Minimum time between two comparisons, for any number of listeners.
-const INTERVAL: Duration = Duration::from_millis(200);
+const COMPARISON_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum time between two comparisons, as a multiple of the duration of one, so that comparisons of a pool with
 /// thousands of keys take at most this part of a processor.
-const INTERVAL_PER_DURATION: u32 = 100;
+const INTERVAL_PER_DURATION: u32 = 200;
 
 /// Members that change with the time alone. A change of only such members is not an event. Those of a key are in
-/// [`KeyDocument::without_forecast`].
+/// [`KeyDocument::has_changed_since`].
 const VOLATILE_OVERVIEW_MEMBERS: [&str; 3] = ["/now", "/credits/per_day", "/credits/exhausted_at"];
 /// The member of each replica in the overview that changes with the time alone.
 const VOLATILE_REPLICA_MEMBER: &str = "last_seen";
@@ -35,16 +36,18 @@ pub struct EventSource {
 #[derive(Debug, Default)]
 struct RecordedState {
     sampled_at: Option<Instant>,
+    /// The start of the last comparison that has ended.
+    compared_at: Option<Instant>,
     /// The duration of the last comparison.
     duration: Duration,
     /// The ids of the keys in the order of the pool.
     order: Vec<Arc<str>>,
-    keys: HashMap<Arc<str>, RecordedDocument>,
-    overview: Option<RecordedDocument>,
+    keys: HashMap<Arc<str>, KeyDocument>,
+    overview: Option<RecordedOverview>,
 }
 
 #[derive(Debug)]
-struct RecordedDocument {
+struct RecordedOverview {
     document: Arc<str>,
     /// The document without the members that change with the time alone.
     compared: String,
@@ -52,7 +55,7 @@ struct RecordedDocument {
 
 /// The whole state at a position in the ring.
 pub(super) struct StateSnapshot {
-    /// The overview, followed by the keys.
+    /// The overview, followed by the wanted keys.
     pub(super) contents: Vec<EventContent>,
     pub(super) position: u64,
 }
@@ -89,7 +92,7 @@ impl EventSource {
             // A comparison is running.
             Err(TryLockError::WouldBlock) => return false,
         };
-        let interval = interval(recorded.duration);
+        let interval = min_interval(recorded.duration);
         let is_due = recorded.sampled_at.is_none_or(|time| clock::elapsed_since(time) >= interval);
         if is_due {
             recorded.sampled_at = Some(clock::instant());
@@ -97,17 +100,35 @@ impl EventSource {
         is_due
     }
 
-    /// Returns the current state. Later changes of the state are events after the position of the snapshot.
-    pub(super) fn snapshot(&self, admin: &Admin, listener: &EventListener) -> StateSnapshot {
-        let mut recorded = self.lock();
-        self.update(&mut recorded, admin);
+    /// Records the state as it is now or later, on a blocking thread. Listeners that wait at the same time share a
+    /// comparison.
+    pub(super) async fn refresh(&self, admin: &Admin) {
+        let (source, admin, asked_at) = (self.clone(), admin.clone(), clock::instant());
+        let compare = move || {
+            let mut recorded = source.lock();
+            if recorded.compared_at.is_none_or(|start| start < asked_at) {
+                source.update(&mut recorded, &admin);
+            }
+        };
+        // The task fails only when the program ends.
+        let _ = tasks::spawn_blocking(compare).await;
+    }
+
+    /// Returns the recorded state of the program and of the wanted keys, or `None` while a comparison is running. Later
+    /// changes of the state are events after the position of the snapshot.
+    pub(super) fn snapshot(&self, listener: &EventListener, wanted: &WantedKeys) -> Option<StateSnapshot> {
+        let recorded = match self.recorded.try_lock() {
+            Ok(recorded) => recorded,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
         let overview =
             recorded.overview.iter().map(|recorded| EventContent::Overview(Arc::clone(&recorded.document)));
-        let keys = recorded.order.iter().filter_map(|id| {
-            let document = Arc::clone(&recorded.keys.get(id)?.document);
+        let keys = recorded.order.iter().filter(|id| is_wanted(wanted, id)).filter_map(|id| {
+            let document = document_text(recorded.keys.get(id)?);
             Some(EventContent::Key { id: Arc::clone(id), document })
         });
-        StateSnapshot { contents: overview.chain(keys).collect(), position: listener.position() }
+        Some(StateSnapshot { contents: overview.chain(keys).collect(), position: listener.position() })
     }
 
     fn update(&self, recorded: &mut RecordedState, admin: &Admin) {
@@ -116,6 +137,7 @@ impl EventSource {
         let overview = serde_json::to_value(overview).unwrap_or_default();
         self.ring.record(recorded.replace(keys, overview));
         recorded.sampled_at = Some(clock::instant());
+        recorded.compared_at = Some(start);
         recorded.duration = clock::elapsed_since(start);
     }
 
@@ -124,9 +146,9 @@ impl EventSource {
     }
 }
 
-/// Returns the minimum time between the end of a comparison of this duration and the next one.
-fn interval(duration: Duration) -> Duration {
-    duration.saturating_mul(INTERVAL_PER_DURATION).max(INTERVAL)
+/// Returns the minimum time between the end of a comparison of `duration` and the next one.
+fn min_interval(duration: Duration) -> Duration {
+    duration.saturating_mul(INTERVAL_PER_DURATION).max(COMPARISON_INTERVAL)
 }
 
 impl RecordedState {
@@ -134,31 +156,24 @@ impl RecordedState {
     fn replace(&mut self, keys: Vec<KeyDocument>, overview: Value) -> Vec<EventContent> {
         let mut events = Vec::new();
         let mut order = Vec::with_capacity(keys.len());
+        let mut previous = std::mem::replace(&mut self.keys, HashMap::with_capacity(keys.len()));
         for key in keys {
-            let id: Arc<str> = key.id.as_str().into();
-            let recorded = RecordedDocument::of_key(key);
-            let previous = self.keys.insert(Arc::clone(&id), recorded);
-            if let Some(recorded) = self.keys.get(&id)
-                && previous.is_none_or(|previous| previous.compared != recorded.compared)
-            {
-                events.push(EventContent::Key {
-                    id: Arc::clone(&id),
-                    document: Arc::clone(&recorded.document),
-                });
+            let (id, previous) = match previous.remove_entry(key.id.as_str()) {
+                Some((id, previous)) => (id, Some(previous)),
+                None => (key.id.as_str().into(), None),
+            };
+            if previous.is_none_or(|previous| key.has_changed_since(previous)) {
+                events.push(EventContent::Key { id: Arc::clone(&id), document: document_text(&key) });
             }
+            self.keys.insert(Arc::clone(&id), key);
             order.push(id);
         }
-        let in_pool: HashSet<&Arc<str>> = order.iter().collect();
-        self.keys.retain(|id, _| {
-            let is_in_pool = in_pool.contains(id);
-            if !is_in_pool {
-                let document = json!({"id": &**id, "removed": true}).to_string();
-                events.push(EventContent::Key { id: Arc::clone(id), document: document.into() });
-            }
-            is_in_pool
-        });
+        for id in previous.into_keys() {
+            let document = json!({"id": &*id, "removed": true}).to_string().into();
+            events.push(EventContent::Key { id, document });
+        }
         self.order = order;
-        let overview = RecordedDocument::of_overview(overview);
+        let overview = RecordedOverview::new(overview);
         if self.overview.as_ref().is_none_or(|previous| previous.compared != overview.compared) {
             events.push(EventContent::Overview(Arc::clone(&overview.document)));
         }
@@ -167,14 +182,13 @@ impl RecordedState {
     }
 }
 
-impl RecordedDocument {
-    fn of_key(key: KeyDocument) -> Self {
-        // Serializing a document cannot fail, because it consists of numbers, strings and lists.
-        let text = |key: &KeyDocument| serde_json::to_string(key).unwrap_or_default();
-        Self { document: text(&key).into(), compared: text(&key.without_forecast()) }
-    }
+fn document_text(key: &KeyDocument) -> Arc<str> {
+    // Serializing a document cannot fail, because it consists of numbers, strings and lists.
+    serde_json::to_string(key).unwrap_or_default().into()
+}
 
-    fn of_overview(mut overview: Value) -> Self {
+impl RecordedOverview {
+    fn new(mut overview: Value) -> Self {
         let document = overview.to_string().into();
         for path in VOLATILE_OVERVIEW_MEMBERS {
             if let Some(member) = overview.pointer_mut(path) {
@@ -223,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_has_changed_is_an_event() {
+    fn only_changed_documents_are_events() {
         let mut recorded = RecordedState::default();
-        let both = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
-        assert_eq!(changed(&mut recorded, both(0), overview("1", 2)), ["a", "b", "overview"]);
-        assert!(changed(&mut recorded, both(0), overview("1", 2)).is_empty());
-        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a"]);
+        let both_keys = |in_flight| vec![key("a", in_flight, 1), key("b", 0, 1)];
+        assert_eq!(changed(&mut recorded, both_keys(0), overview("1", 2)), ["a", "b", "overview"]);
+        assert!(changed(&mut recorded, both_keys(0), overview("1", 2)).is_empty());
+        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a"]);
         assert_eq!(changed(&mut recorded, vec![key("b", 0, 1)], overview("1", 1)), ["-a", "overview"]);
-        assert_eq!(changed(&mut recorded, both(1), overview("1", 2)), ["a", "overview"]);
+        assert_eq!(changed(&mut recorded, both_keys(1), overview("1", 2)), ["a", "overview"]);
     }
 
     #[test]
@@ -246,9 +260,9 @@ mod tests {
 
     #[test]
     fn a_long_comparison_is_rare() {
-        assert_eq!(interval(Duration::from_micros(50)), INTERVAL);
-        assert_eq!(interval(Duration::from_millis(2)), INTERVAL);
-        assert_eq!(interval(Duration::from_millis(5)), Duration::from_millis(500));
+        assert_eq!(min_interval(Duration::from_micros(50)), COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_millis(1)), COMPARISON_INTERVAL);
+        assert_eq!(min_interval(Duration::from_millis(5)), Duration::from_secs(1));
     }
 
     #[test]
@@ -256,7 +270,10 @@ mod tests {
         let mut recorded = RecordedState::default();
         changed(&mut recorded, vec![key("a", 0, 1)], overview("1", 1));
         let events = changed(&mut recorded, vec![key("a", 0, 2)], overview("12", 1));
-        assert!(events.is_empty(), "forecasts move with the time: {events:?}");
-        assert!(recorded.overview.unwrap().document.contains("\"12\""), "a snapshot has the latest document");
+        assert!(events.is_empty(), "a forecast that moves with the time must not cause an event: {events:?}");
+        assert!(
+            recorded.overview.unwrap().document.contains("\"12\""),
+            "a snapshot must contain the latest document"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Tests each rule, and that the result does not depend on how a stream is split into chunks.
+//! Tests each validation rule, and that the end of a stream does not depend on how the stream is split into chunks.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const MASK: [u8; 4] = [9, 0, 33, 200];
 
-/// Encodes a frame of a client.
+/// Encodes a masked client frame. `first` is the first byte of the frame.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let opcode = Opcode::from_bits(first & 0x0f);
@@ -25,24 +25,24 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Validates a stream in chunks of these lengths, and the rest in one chunk. Returns the number of valid
-/// bytes and the end of the stream.
+/// Validates a stream in chunks of the lengths `chunk_lengths`, and the remaining bytes in one chunk.
 fn validate(sender: Sender, stream: &[u8], chunk_lengths: &[usize]) -> ValidationResult {
     let mut validator = FrameValidator::new(sender);
     let mut total = ValidationResult { valid_length: 0, end: None };
     let mut chunk_lengths = chunk_lengths.iter().copied().chain(std::iter::repeat(usize::MAX));
-    let mut rest = stream;
-    while !rest.is_empty() {
-        let (chunk, remaining) = rest.split_at(chunk_lengths.next().unwrap_or(1).clamp(1, rest.len()));
+    let mut remaining = stream;
+    while !remaining.is_empty() {
+        let chunk_length = chunk_lengths.next().unwrap_or(1).clamp(1, remaining.len());
+        let (chunk, after_chunk) = remaining.split_at(chunk_length);
         let result = validator.validate(chunk);
         total = ValidationResult { valid_length: total.valid_length + result.valid_length, end: result.end };
-        rest = remaining;
+        remaining = after_chunk;
     }
     total
 }
 
 #[track_caller]
-fn check(stream: &[&[u8]], expected: Option<StreamEnd>) {
+fn check_end(stream: &[&[u8]], expected: Option<StreamEnd>) {
     let stream = stream.concat();
     assert_eq!(validate(Sender::Client, &stream, &[]).end, expected);
     assert_eq!(validate(Sender::Client, &stream, &vec![1; stream.len()]).end, expected, "byte by byte");
@@ -64,15 +64,15 @@ const RESERVED_BIT: u8 = 0x40;
 
 #[test]
 fn allowed_frames_are_accepted() {
-    check(&[&frame(TEXT, b"hello"), &frame(BINARY, &[0xff; 70_000]), &frame(PING, &[0xff; 125])], None);
+    check_end(&[&frame(TEXT, b"hello"), &frame(BINARY, &[0xff; 70_000]), &frame(PING, &[0xff; 125])], None);
     let (first, second) = "\u{20ac}".as_bytes().split_at(1);
-    check(&[&frame(TEXT_START, first), &frame(PING, b""), &frame(FINAL_CONTINUATION, second)], None);
-    check(&[&frame(TEXT_START, b""), &frame(CONTINUATION, b""), &frame(FINAL_CONTINUATION, b"")], None);
-    check(&[&frame(TEXT, "\u{10ffff}".as_bytes())], None);
+    check_end(&[&frame(TEXT_START, first), &frame(PING, b""), &frame(FINAL_CONTINUATION, second)], None);
+    check_end(&[&frame(TEXT_START, b""), &frame(CONTINUATION, b""), &frame(FINAL_CONTINUATION, b"")], None);
+    check_end(&[&frame(TEXT, "\u{10ffff}".as_bytes())], None);
 }
 
 #[test]
-fn a_forbidden_frame_is_reported_by_its_violation() {
+fn each_forbidden_frame_is_reported_as_its_violation() {
     for (stream, violation) in [
         (vec![frame(TEXT | RESERVED_BIT, b"x")], Violation::ReservedBits),
         (vec![frame(TEXT | RESERVED_BIT >> 1, b"x")], Violation::ReservedBits),
@@ -103,10 +103,10 @@ fn a_forbidden_frame_is_reported_by_its_violation() {
         (vec![vec![TEXT, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]], Violation::LengthEncoding),
     ] {
         let stream: Vec<&[u8]> = stream.iter().map(Vec::as_slice).collect();
-        check(&stream, end_by_violation(violation));
+        check_end(&stream, end_by_violation(violation));
     }
-    let masked = validate(Sender::Server, &frame(TEXT, b"x"), &[]);
-    assert_eq!(masked.end, end_by_violation(Violation::Masked));
+    let masked_server_frame = validate(Sender::Server, &frame(TEXT, b"x"), &[]);
+    assert_eq!(masked_server_frame.end, end_by_violation(Violation::Masked));
 }
 
 #[test]
@@ -116,13 +116,13 @@ fn only_close_codes_that_may_be_sent_are_accepted() {
         let expected = if is_allowed { Ok(code) } else { Err(Violation::CloseCode) };
         assert_eq!(validate_close(&code.to_be_bytes()), expected, "{code}");
     }
-    check(&[&frame(CLOSE, b"")], Some(StreamEnd::Closed { code: 1005 }));
-    check(&[&frame(CLOSE, b"\x0f\xa0why")], Some(StreamEnd::Closed { code: 4000 }));
-    check(&[&frame(CLOSE, &[3, 0xed])], end_by_violation(Violation::CloseCode));
+    check_end(&[&frame(CLOSE, b"")], Some(StreamEnd::Closed { code: 1005 }));
+    check_end(&[&frame(CLOSE, b"\x0f\xa0why")], Some(StreamEnd::Closed { code: 4000 }));
+    check_end(&[&frame(CLOSE, &[3, 0xed])], end_by_violation(Violation::CloseCode));
 }
 
 #[test]
-fn bytes_after_a_close_are_dropped() {
+fn bytes_after_a_close_frame_are_dropped() {
     let close = frame(CLOSE, b"\x03\xe8bye");
     let stream = [close.clone(), frame(TEXT, b"more"), frame(PING | RESERVED_BIT, b"junk")].concat();
     let closed = ValidationResult { valid_length: close.len(), end: Some(StreamEnd::Closed { code: 1000 }) };
@@ -132,7 +132,7 @@ fn bytes_after_a_close_are_dropped() {
 }
 
 #[test]
-fn an_invalid_close_of_the_server_is_not_a_violation() {
+fn an_invalid_close_frame_from_the_server_is_not_a_violation() {
     // The code is 1008, and the reason is not UTF-8.
     let close = [CLOSE, 3, 0x03, 0xf0, 0xff];
     let closed = Some(StreamEnd::Closed { code: 1008 });
@@ -151,7 +151,7 @@ fn bytes_before_a_violation_are_valid() {
 }
 
 #[test]
-fn every_violation_has_a_close_that_may_be_sent() {
+fn the_close_code_and_reason_of_every_violation_are_valid() {
     for violation in [
         Violation::Unmasked,
         Violation::Masked,
@@ -171,14 +171,14 @@ fn every_violation_has_a_close_that_may_be_sent() {
     ] {
         let (code, reason) = violation.close();
         let payload = crate::policy::websocket_frame::close_payload(code, reason);
-        assert_eq!(payload.len(), 2 + reason.len(), "the reason is not truncated: {reason}");
+        assert_eq!(payload.len(), 2 + reason.len(), "the reason must not be truncated: {reason}");
         assert_eq!(validate_close(&payload), Ok(code));
     }
 }
 
 proptest! {
     #[test]
-    fn the_chunks_of_a_stream_do_not_change_the_result(
+    fn the_end_of_a_stream_does_not_depend_on_its_chunks(
         frames in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..140)), 0..6),
         chunk_lengths in prop::collection::vec(1_usize..20, 0..60),
     ) {
@@ -186,7 +186,7 @@ proptest! {
         let in_one_chunk = validate(Sender::Client, &stream, &[]);
         let in_chunks = validate(Sender::Client, &stream, &chunk_lengths);
         prop_assert_eq!(in_one_chunk.end, in_chunks.end);
-        // The first bytes of a frame may be accepted before a later chunk has the violation.
+        // The first bytes of a frame may be accepted before a later chunk reveals the violation.
         prop_assert!(in_chunks.valid_length >= in_one_chunk.valid_length || in_one_chunk.end.is_none());
     }
 
@@ -195,13 +195,13 @@ proptest! {
         text in any::<String>(), fragments in prop::collection::vec(0_usize..9, 0..9),
         chunk_lengths in prop::collection::vec(1_usize..9, 0..99),
     ) {
-        let (mut stream, mut rest) = (Vec::new(), text.as_bytes());
+        let (mut stream, mut remaining) = (Vec::new(), text.as_bytes());
         for (index, length) in fragments.iter().enumerate() {
-            let (fragment, remaining) = rest.split_at((*length).min(rest.len()));
+            let (fragment, after_fragment) = remaining.split_at((*length).min(remaining.len()));
             stream.extend(frame(if index == 0 { TEXT_START } else { CONTINUATION }, fragment));
-            rest = remaining;
+            remaining = after_fragment;
         }
-        stream.extend(frame(if fragments.is_empty() { TEXT } else { FINAL_CONTINUATION }, rest));
+        stream.extend(frame(if fragments.is_empty() { TEXT } else { FINAL_CONTINUATION }, remaining));
         let expected = ValidationResult { valid_length: stream.len(), end: None };
         prop_assert_eq!(validate(Sender::Client, &stream, &chunk_lengths), expected);
     }

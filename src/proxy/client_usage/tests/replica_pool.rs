@@ -15,7 +15,7 @@ use crate::proxy::replica_link::{
 pub(super) const GRANT: Duration = Duration::from_secs(9);
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The use and the grant of one replica.
+/// The usage and the grant of one replica.
 #[derive(Clone, Copy, Debug)]
 struct ReplicaUse {
     total: u64,
@@ -42,9 +42,9 @@ impl ReplicaPool {
         let now = clock::instant();
         let mut quotas = self.lock();
         let uses = quotas.entry(statement.key.clone()).or_default();
-        let others = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
-        let used_by_others: u64 = others().map(|other| other.total).sum();
-        let held_by_others: u64 = others()
+        let other_usages = || uses.iter().filter(|(other, _)| **other != replica).map(|(_, other)| other);
+        let used_by_others: u64 = other_usages().map(|other| other.total).sum();
+        let held_by_others: u64 = other_usages()
             .map(|other| if now < other.expires_at { other.granted.max(other.total) } else { other.total })
             .sum();
         let available = statement.limit.saturating_sub(held_by_others);
@@ -148,7 +148,7 @@ impl TestReplica {
         rules: &Rules,
         now: UnixMs,
     ) -> Result<ClientPermit, ClientLimitExceeded> {
-        self.usage.admit_shared(&Client { name: app(), rules: rules.clone() }, METERED, now).await
+        self.usage.admit(&Client { name: app(), rules: rules.clone() }, METERED, now).await
     }
 
     /// Sends a request of 1 quota unit of requests that is served. Returns whether it was admitted.
@@ -165,17 +165,18 @@ impl TestReplica {
         now: UnixMs,
     ) -> Result<(), ClientLimitExceeded> {
         let permit = self.admit(rules, now).await?;
-        permit.reserve_shared(credits, now).await?;
+        permit.reserve(credits, now).await?;
         permit.charge(ChargeOutcome::Served, Some(credits), now);
         Ok(())
     }
 }
 
-/// Starts `count` replicas of one pool, whose client `app` has `rules`. Each has used the amounts in `used`.
+/// Starts `count` replicas of one pool, whose client `app` has `rules`. The usage store of each contains
+/// `stored_usage`.
 pub(super) fn start(
     count: usize,
     rules: &Rules,
-    used: &[UsageTotals],
+    stored_usage: &[UsageTotals],
 ) -> (Arc<ReplicaPool>, Vec<TestReplica>) {
     let pool = Arc::new(ReplicaPool::default());
     let client = Client { name: app(), rules: rules.clone() };
@@ -188,7 +189,7 @@ pub(super) fn start(
             replicas,
             is_down: AtomicBool::new(false),
         });
-        let usage = ClientUsage::new(&clients, used, Arc::new(NoStoredUsage), NOW).with_link(
+        let usage = ClientUsage::new(&clients, stored_usage, Arc::new(NoStoredUsage), NOW).with_link(
             link.clone(),
             &clients,
             NOW,

@@ -13,7 +13,7 @@ fn requests(amount: u64) -> Rules {
     rules_with_quota(amount, QuotaUnit::Requests, Period::Total)
 }
 
-fn used_up(rules: &Rules) -> ClientLimitExceeded {
+fn exhausted(rules: &Rules) -> ClientLimitExceeded {
     ClientLimitExceeded::Quota(QuotaExceeded {
         quota: rules.quota.unwrap(),
         resets_at: None,
@@ -35,7 +35,7 @@ async fn pass_time(replicas: &[TestReplica], duration: Duration) {
     tokio::time::advance(duration).await;
 }
 
-/// Sends `count` requests to the replicas in turn. Returns the number of those that were admitted.
+/// Sends `count` requests to the replicas in rotation. Returns the number of admitted requests.
 async fn serve_in_turn(replicas: &[TestReplica], rules: &Rules, count: usize) -> usize {
     let mut served = 0;
     for replica in replicas.iter().cycle().take(count) {
@@ -50,7 +50,7 @@ async fn a_quota_of_three_requests_over_three_replicas_is_exactly_three() {
     let (_, replicas) = start(3, &rules, &[]);
     assert_eq!(serve_in_turn(&replicas, &rules, 3).await, 3);
     for replica in replicas.iter().cycle().take(9) {
-        assert_eq!(replica.serve(&rules, NOW).await, Err(used_up(&rules)));
+        assert_eq!(replica.serve(&rules, NOW).await, Err(exhausted(&rules)));
     }
 }
 
@@ -99,7 +99,7 @@ fn a_thousand_concurrent_requests_over_three_replicas_are_exactly_a_thousand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn far_from_the_limit_a_request_asks_rarely() {
+async fn far_from_the_limit_requests_rarely_need_a_lookup() {
     let rules = requests(1_000_000);
     let (pool, replicas) = start(3, &rules, &[]);
     assert_eq!(serve_in_turn(&replicas, &rules, 3_000).await, 3_000);
@@ -107,7 +107,7 @@ async fn far_from_the_limit_a_request_asks_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_used_up_quota_is_not_asked_for_by_every_request() {
+async fn not_every_request_looks_up_an_exhausted_quota() {
     let rules = requests(3);
     let (pool, replicas) = start(3, &rules, &[]);
     serve_in_turn(&replicas, &rules, 3).await;
@@ -124,7 +124,7 @@ async fn the_errors_of_a_shared_quota_are_those_of_one_machine() {
     let (_, replicas) = start(3, &rules, &[]);
     for (replica, amount) in [(0, 300), (1, 300), (2, 350), (0, 51), (1, 1_000), (2, 50), (0, 1), (1, 0)] {
         let expected = admit(&alone, &rules).and_then(|permit| {
-            permit.reserve(amount, NOW)?;
+            ready(permit.reserve(amount, NOW))?;
             permit.charge(ChargeOutcome::Served, Some(amount), NOW);
             Ok(())
         });
@@ -171,7 +171,11 @@ async fn an_idle_replica_gives_back_its_grant_and_states_nothing() {
     tokio::time::advance(GRANT).await;
     assert_eq!(replicas[0].exchange(StatementScope::Active, NOW), 0);
     tokio::time::advance(Duration::from_secs(30)).await;
-    assert_eq!(replicas[0].exchange(StatementScope::Active, NOW), 1, "an idle client is stated sometimes");
+    assert_eq!(
+        replicas[0].exchange(StatementScope::Active, NOW),
+        1,
+        "the quota of an idle client must be stated sometimes"
+    );
     assert_eq!(replicas[0].exchange(StatementScope::All, NOW), 1);
 }
 
@@ -188,14 +192,15 @@ async fn a_late_reply_does_not_restore_a_returned_grant() {
     let last = regular();
     assert_eq!((last.held, last.generation), (1, early.generation + 1));
     let grant = |granted| QuotaGrant { granted, used_by_others: 7, valid_until: clock::instant() + GRANT };
+    let admit_at_once = || replicas[0].admit(&rules, NOW).now_or_never();
     usage.apply_grant(&early, QuotaReply::Granted(grant(500)));
-    assert!(admit(usage, &rules).is_err(), "the replica has given back all but what it used");
-    assert_eq!(usage.used(&app(), NOW).requests[2], 8, "the use by others must be applied");
+    assert!(admit_at_once().is_none(), "a replica that has returned its grant must request another one");
+    assert_eq!(usage.totals(&app(), NOW).requests[2], 8, "the usage of other replicas must be applied");
     usage.apply_grant(&last, QuotaReply::Granted(grant(3)));
     for _ in 0..2 {
-        admit(usage, &rules).unwrap().charge(ChargeOutcome::Served, None, NOW);
+        admit_at_once().unwrap().unwrap().charge(ChargeOutcome::Served, None, NOW);
     }
-    assert!(admit(usage, &rules).is_err(), "3 requests were granted");
+    assert!(admit_at_once().is_none(), "only 3 requests must be granted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,7 +230,7 @@ async fn an_expired_grant_is_not_used() {
     }
     assert_eq!(served, 300);
     for replica in &replicas {
-        assert_eq!(replica.serve(&rules, NOW).await, Err(used_up(&rules)));
+        assert_eq!(replica.serve(&rules, NOW).await, Err(exhausted(&rules)));
     }
 }
 
@@ -254,8 +259,8 @@ async fn without_replies_each_replica_uses_its_grant_and_then_its_share_of_the_r
 #[tokio::test(start_paused = true)]
 async fn a_replica_without_any_reply_uses_its_share() {
     let rules = requests(10);
-    let used = [UsageTotals { client: app(), requests: [2; 3], credits: [0; 3] }];
-    let (_, replicas) = start(3, &rules, &used);
+    let stored_usage = [UsageTotals { client: app(), requests: [2; 3], credits: [0; 3] }];
+    let (_, replicas) = start(3, &rules, &stored_usage);
     set_down(&replicas, true);
     let served = serve_in_turn(&replicas[..1], &rules, 100).await;
     assert_eq!(served, 3, "a third of the 8 that are left, rounded up");
@@ -305,22 +310,22 @@ async fn a_refunded_request_may_be_used_by_another_replica() {
     let rules = requests(1);
     let (_, replicas) = start(2, &rules, &[]);
     let permit = replicas[0].admit(&rules, NOW).await.unwrap();
-    assert_eq!(replicas[1].serve(&rules, NOW).await, Err(used_up(&rules)));
+    assert_eq!(replicas[1].serve(&rules, NOW).await, Err(exhausted(&rules)));
     permit.charge(ChargeOutcome::Refused, None, NOW);
     drop(permit);
     pass_time(&replicas, Duration::from_millis(100)).await;
     replicas[1].serve(&rules, NOW).await.unwrap();
-    assert_eq!(replicas[0].serve(&rules, NOW).await, Err(used_up(&rules)));
+    assert_eq!(replicas[0].serve(&rules, NOW).await, Err(exhausted(&rules)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_of_unknown_price_reserves_what_all_replicas_have_left() {
+async fn a_request_of_unknown_price_reserves_the_credits_left_at_all_replicas() {
     let rules = credits(1_500);
     let (_, replicas) = start(3, &rules, &[]);
     let first = replicas[0].admit(&rules, NOW).await.unwrap();
-    first.reserve_unpriced_shared(1_000, 1, NOW).await.unwrap();
+    first.reserve_unpriced(1_000, 1, NOW).await.unwrap();
     let second = replicas[1].admit(&rules, NOW).await.unwrap();
-    second.reserve_unpriced_shared(1_000, 1, NOW).await.unwrap();
+    second.reserve_unpriced(1_000, 1, NOW).await.unwrap();
     let reserved =
         |replica: &TestReplica| replica.usage.by_name[&app()].usage.credits.used(Period::Total, NOW);
     assert_eq!(reserved(&replicas[0]), 1_000);
@@ -328,16 +333,16 @@ async fn a_request_of_unknown_price_reserves_what_all_replicas_have_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_uses_the_credits_of_all_replicas_until_they_are_used_up() {
+async fn a_session_uses_the_credits_of_all_replicas_until_they_are_exhausted() {
     let rules = credits(1_000);
     let (_, replicas) = start(2, &rules, &[]);
     let session = replicas[0].admit(&rules, NOW).await.unwrap();
-    session.reserve_shared(0, NOW).await.unwrap();
+    session.reserve(0, NOW).await.unwrap();
     session.count_session(NOW);
     for total in [100, 300, 600] {
         session.charge_up_to(total, NOW);
         pass_time(&replicas, Duration::from_secs(1)).await;
-        assert_eq!(session.exhausted_quota(NOW), None, "{total} credits are used");
+        assert_eq!(session.exhausted_quota(NOW), None, "{total} credits must be used");
     }
     assert!(replicas[1].spend(&rules, 401, NOW).await.is_err());
     // The first replica gives back what the session does not use.
@@ -348,7 +353,7 @@ async fn a_session_uses_the_credits_of_all_replicas_until_they_are_used_up() {
     pass_time(&replicas, Duration::from_secs(1)).await;
     pass_time(&replicas, Duration::from_secs(1)).await;
     assert_eq!(session.exhausted_quota(NOW), Some(QuotaOwner::Client));
-    assert!(session.reserve_shared(700, NOW).await.is_err());
+    assert!(session.reserve(700, NOW).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,7 +382,7 @@ async fn a_quota_of_users_is_shared_and_each_user_has_its_own() {
         let mut served = 0;
         for replica in replicas.iter().cycle().take(9) {
             let user = replica.usage.load_user(&app(), fingerprint, 10, NOW).await.unwrap();
-            let mut permit = replica.usage.admit(&client, METERED, NOW).unwrap();
+            let mut permit = ready(replica.usage.admit(&client, METERED, NOW)).unwrap();
             match permit.admit_user(&user, quota, METERED, NOW).await {
                 Ok(()) => {
                     permit.charge(ChargeOutcome::Served, None, NOW);
@@ -391,8 +396,8 @@ async fn a_quota_of_users_is_shared_and_each_user_has_its_own() {
         assert_eq!(served, 3);
         tokio::time::advance(Duration::from_secs(2)).await;
         for replica in &replicas {
-            let used = replica.usage.used_by_user(&client, fingerprint, 10, NOW).await.unwrap();
-            assert_eq!(used.requests[2], 3, "the usage at other replicas must be included");
+            let totals = replica.usage.user_totals(&client, fingerprint, 10, NOW).await.unwrap();
+            assert_eq!(totals.requests[2], 3, "the usage at other replicas must be included");
         }
     }
     assert_eq!(replicas[0].exchange(StatementScope::Active, NOW), 2);
@@ -407,8 +412,8 @@ async fn the_usage_includes_other_replicas_in_the_unit_and_period_of_the_quota()
     for _ in 0..2 {
         pass_time(&replicas, Duration::from_secs(1)).await;
     }
-    let used = replicas[0].usage.used(&app(), NOW);
-    assert_eq!((used.requests, used.credits), ([1; 3], [70, 100, 70]));
+    let totals = replicas[0].usage.totals(&app(), NOW);
+    assert_eq!((totals.requests, totals.credits), ([1; 3], [70, 100, 70]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -432,7 +437,7 @@ async fn concurrent_requests_are_limited_to_the_share_and_reported() {
     let rules = Rules { max_concurrent: Some(7), ..Rules::default() };
     let (_, replicas) = start(3, &rules, &[]);
     let usage = &replicas[0].usage;
-    assert_eq!(usage.activity(), []);
+    assert_eq!(usage.take_activity(), []);
     let admit_all = || std::iter::from_fn(|| admit(usage, &rules).ok()).collect::<Vec<_>>();
     assert_eq!(admit_all().len(), 2, "a third of 7 before the share is known");
     usage.set_share(&app(), ClientShare { rate_divisor: 1, max_concurrent: Some(5) });
@@ -447,14 +452,14 @@ async fn concurrent_requests_are_limited_to_the_share_and_reported() {
         is_recent: true,
     };
     // Three requests were refused.
-    assert_eq!(usage.activity(), [activity(5, 8)]);
-    assert_eq!(usage.activity(), [activity(5, 5)]);
+    assert_eq!(usage.take_activity(), [activity(5, 8)]);
+    assert_eq!(usage.take_activity(), [activity(5, 5)]);
     drop(permits);
-    assert_eq!(usage.activity(), [activity(0, 0)]);
+    assert_eq!(usage.take_activity(), [activity(0, 0)]);
     tokio::time::advance(Duration::from_secs(61)).await;
-    assert_eq!(usage.activity(), []);
+    assert_eq!(usage.take_activity(), []);
     usage.set_share(&app(), ClientShare { rate_divisor: 1, max_concurrent: Some(0) });
-    assert!(admit(usage, &rules).is_err(), "a share of 0 admits nothing");
+    assert!(admit(usage, &rules).is_err(), "a share of 0 must admit nothing");
 }
 
 /// An event at one of three replicas.
@@ -491,7 +496,7 @@ async fn run_steps(steps: Vec<PoolStep>, quota: u64) -> u64 {
         match step {
             PoolStep::Begin { replica, estimate } => {
                 if let Ok(permit) = replicas[replica].admit(&rules, NOW).await
-                    && permit.reserve_shared(estimate, NOW).await.is_ok()
+                    && permit.reserve(estimate, NOW).await.is_ok()
                 {
                     in_progress.push((permit, estimate));
                 }
@@ -509,13 +514,13 @@ async fn run_steps(steps: Vec<PoolStep>, quota: u64) -> u64 {
             PoolStep::Exchange(replica) => {
                 replicas[replica].exchange(StatementScope::Active, NOW);
             }
-            // The use since the last statement is stated before the grants expire.
+            // The usage since the last statement is stated before the grants expire.
             PoolStep::Wait(seconds) => pass_time(&replicas, Duration::from_secs(seconds)).await,
             PoolStep::SetDown(replica, is_down) => set_down(&replicas[replica..=replica], is_down),
         }
-        let used =
+        let used_credits =
             |replica: &TestReplica| replica.usage.by_name[&app()].usage.credits.used(Period::Total, NOW);
-        most = most.max(replicas.iter().map(used).sum());
+        most = most.max(replicas.iter().map(used_credits).sum());
     }
     most
 }

@@ -91,7 +91,7 @@ impl Setup {
         max_cached: usize,
     ) -> Result<(ClientPermit, RequestUser), ClientLimitExceeded> {
         let user = self.load(user_number(user), max_cached).await.unwrap();
-        let mut permit = self.usage.admit(&self.client, METERED, NOW)?;
+        let mut permit = self.usage.admit(&self.client, METERED, NOW).await?;
         permit.admit_user(&user, QUOTA, METERED, NOW).await?;
         Ok((permit, user))
     }
@@ -139,13 +139,13 @@ fn the_fourth_request_of_a_user_is_refused_and_another_user_is_admitted() {
         }
         let refused = setup.admit(1, 10).await.unwrap_err();
         assert!(matches!(refused, ClientLimitExceeded::UserQuota(_)), "{refused:?}");
-        let other = setup.admit(2, 10).await.unwrap();
+        let other_permit = setup.admit(2, 10).await.unwrap();
         // A refusal of the provider costs nothing.
-        drop(setup.end(other, ChargeOutcome::Refused));
+        drop(setup.end(other_permit, ChargeOutcome::Refused));
         assert_eq!(setup.store.requests_of(user_number(1)), 3);
         assert_eq!(setup.store.requests_of(user_number(2)), 0);
-        let used = setup.usage.used_by_user(&setup.client, user_number(1), 10, NOW).await.unwrap();
-        assert_eq!(used.requests, [3; 3]);
+        let totals = setup.usage.user_totals(&setup.client, user_number(1), 10, NOW).await.unwrap();
+        assert_eq!(totals.requests, [3; 3]);
     });
     assert_eq!(setup.store.reads.load(Ordering::Acquire), 2, "each user must be read once");
 }
@@ -157,7 +157,7 @@ fn a_refused_request_of_a_user_leaves_the_quota_of_its_client() {
     block_on(async {
         assert!(setup.admit(1, 10).await.is_err());
     });
-    assert_eq!(setup.usage.used(&setup.client.name, NOW).requests, [0; 3]);
+    assert_eq!(setup.usage.totals(&setup.client.name, NOW).requests, [0; 3]);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn concurrent_first_requests_of_a_user_share_one_read() {
             let (first, second, third) =
                 tokio::join!(setup.admit(1, 1), setup.admit(1, 1), setup.admit(1, 1));
             let admitted = [first, second, third].into_iter().filter(Result::is_ok).count();
-            assert_eq!(admitted, 1, "the user has one request left");
+            assert_eq!(admitted, 1, "only the last request of the quota must be admitted");
         };
         let release = async {
             tokio::task::yield_now().await;
@@ -289,11 +289,11 @@ proptest! {
                         let has_quota = charged[index] + in_progress[index] < QUOTA.amount;
                         match setup.admit(user, max).await {
                             Ok(request) => {
-                                prop_assert!(has_quota, "user {user} exceeds its quota");
+                                prop_assert!(has_quota, "user {user} must not exceed its quota");
                                 in_progress[index] += 1;
                                 running.push((index, request));
                             }
-                            Err(_) => prop_assert!(!has_quota, "user {user} has quota left"),
+                            Err(_) => prop_assert!(!has_quota, "a request of user {user} must not be refused while quota remains"),
                         }
                     }
                     Step::End(at, is_served) if at < running.len() => {

@@ -1,5 +1,5 @@
 //! The cases of hostile clients. The cases of malformed heads, ambiguous paths, credentials and origins are
-//! here. The other subjects have files of their own.
+//! here. The cases of other subjects are in separate files.
 
 mod framings;
 mod protocols;
@@ -12,7 +12,7 @@ pub fn valid_request(path: &str, more_headers: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n{more_headers}\r\n")
 }
 
-/// Returns the head of a POST that is served, with these headers and without the empty line.
+/// Returns the head of a POST that is served, with the given `headers` and without the empty line.
 fn post_head(headers: &str) -> String {
     format!("POST /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\nxi-api-key: {TOKEN}\r\n{headers}")
 }
@@ -53,7 +53,7 @@ impl CaseTable {
         self.0.push(ClientCase { name, chunks, after_sending, outcome, forwarded, needs_no_token: false });
     }
 
-    /// Adds a request that is refused with this status. The proxy closes the connection and does not parse the
+    /// Adds a request that is refused with the given `status`. The proxy closes the connection and does not parse the
     /// following bytes as a request.
     fn add_refused(&mut self, name: &'static str, bytes: impl AsRef<[u8]>, status: &'static [u16; 1]) {
         let smuggled = valid_request("/v1/voices?smuggled=1", "");

@@ -20,7 +20,7 @@ fn response_with_length(head: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Returns a chunked response, with these bytes as its chunks.
+/// Returns a chunked response with `chunks` as its chunks.
 fn chunked_response(head: &str, chunks: &str) -> Vec<u8> {
     format!("HTTP/1.1 {head}\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").into_bytes()
 }

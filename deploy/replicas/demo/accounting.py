@@ -27,7 +27,7 @@ class LedgerReader:
 
 
 @dataclass
-class Unrecorded:
+class UnrecordedCharge:
     """A request whose charge is in no database, because the replica was killed before it wrote the record."""
 
     number: int
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def read_records(database):
-    """Returns the request ids and credits of all usage records of a replica."""
+    """Returns the request ids and credits of all usage records in the database of a replica."""
     connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
     try:
         return connection.execute("SELECT request_id, credits FROM attempts").fetchall()
@@ -61,8 +61,8 @@ def read_records(database):
 
 
 def compare(requests, databases, ledger, kills):
-    """Compares the requests of a load, the databases by the names of their replicas, and the ledger. `kills` has the
-    kill of each killed replica by its name."""
+    """Compares the requests of a load with the databases and the ledger. `databases` and `kills` are dictionaries whose keys
+    are replica names."""
     charged, recorded = defaultdict(list), defaultdict(list)
     for entry in ledger.entries:
         charged[entry["body_sha256"]].append(entry["charged"])
@@ -72,21 +72,21 @@ def compare(requests, databases, ledger, kills):
         by_replica[name] = sum(credits for _, credits in records)
         for request_id, credits in records:
             recorded[request_id].append(credits)
-    result = Comparison(ledger.totals["charged"], sum(by_replica.values()), by_replica)
-    if sum(map(sum, charged.values())) != result.charged:
-        result.errors.append("the provider's list of requests does not have all charges")
+    comparison = Comparison(ledger.totals["charged"], sum(by_replica.values()), by_replica)
+    if sum(map(sum, charged.values())) != comparison.charged:
+        comparison.errors.append("the provider's list of requests does not contain all charges")
 
     for request in requests:
         request_ids = [f"{request.number}-{retry}" for retry in range(len(request.attempts))]
         difference = sum(charged[request.digest]) - sum(sum(recorded[request_id]) for request_id in request_ids)
         if difference > 0 and (lost := find_lost_attempt(request, kills)):
-            result.unrecorded.append(Unrecorded(request.number, difference, lost.seconds_before_kill))
+            comparison.unrecorded.append(UnrecordedCharge(request.number, difference, lost.seconds_before_kill))
         elif difference != 0:
-            result.errors.append(f"request {request.number}: charged {charged[request.digest]}, recorded {[recorded[request_id] for request_id in request_ids]}, attempts {request.attempts}")
-    check_order(requests, result, recorded, kills)
-    if result.recorded + result.unrecorded_credits != result.charged:
-        result.errors.append(f"{result.charged} credits charged, {result.recorded} recorded, {result.unrecorded_credits} explained by a kill")
-    return result
+            comparison.errors.append(f"request {request.number}: charged {charged[request.digest]}, recorded {[recorded[request_id] for request_id in request_ids]}, attempts {request.attempts}")
+    check_order(requests, comparison, recorded, kills)
+    if comparison.recorded + comparison.unrecorded_credits != comparison.charged:
+        comparison.errors.append(f"{comparison.charged} credits charged, {comparison.recorded} recorded, {comparison.unrecorded_credits} explained by a kill")
+    return comparison
 
 
 @dataclass
@@ -99,7 +99,7 @@ def was_in_flight(attempt, kill):
     return attempt.result in ("502", CUT_OFF) and attempt.started_at <= kill.ended_at and attempt.ended_at >= kill.started_at
 
 
-def unexplained_attempts(requests, kills):
+def describe_unexplained_failures(requests, kills):
     """Returns descriptions of the failed attempts that no kill explains."""
     return [
         f"request {request.number}: attempt {retry + 1} ended with {attempt.result}"
@@ -121,10 +121,10 @@ def find_lost_attempt(request, kills):
     return None
 
 
-def check_order(requests, result, recorded, kills):
-    """Adds an error if a record was lost although the same client received a later response of the same replica whose
-    record was kept: a replica writes its records in order, so that a kill can lose only the last of them."""
-    unrecorded = {request.number for request in result.unrecorded if request.seconds_before_kill is not None}
+def check_order(requests, comparison, recorded, kills):
+    """Adds an error if a record was lost although the record of a later response from the same replica to the same client
+    was kept. A replica writes its records in order, so that a kill can lose only the last records."""
+    unrecorded = {request.number for request in comparison.unrecorded if request.seconds_before_kill is not None}
     for name, kill in kills.items():
         lost_clients = {}
         for request in sorted(requests, key=lambda request: request.number):
@@ -134,4 +134,4 @@ def check_order(requests, result, recorded, kills):
             if request.number in unrecorded:
                 lost_clients[request.client] = request.number
             elif request.client in lost_clients:
-                result.errors.append(f"request {lost_clients[request.client]} has no record, although the later request {request.number} has one")
+                comparison.errors.append(f"request {lost_clients[request.client]} has no record, although the later request {request.number} has one")

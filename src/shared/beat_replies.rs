@@ -1,0 +1,204 @@
+//! Applies the replies of Redis to a beat to the shares of the pool. `replica.rs` makes the statements of the beat.
+
+use redis::Value;
+
+use super::beat_calls::{Beat, BeatOutcome};
+use super::credit_statement::{CreditGrant, CreditStatement};
+use super::members::{Description, Membership};
+use super::replica::{Replica, WorkspaceState};
+use super::reply::{UnexpectedReply, flatten};
+use super::scripts::MAX_SUBJECTS;
+use super::shared_clock::Moment;
+use super::slots::{Fallback, SlotGrant};
+use crate::policy::concurrency_group::ConcurrencyGroup;
+use crate::policy::shared_id::SharedId;
+use crate::telemetry::log_transitions;
+
+impl Replica {
+    /// Applies the replies to a beat, which arrived at `received`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when a reply does not have the form that the scripts return.
+    pub(super) fn apply(
+        &mut self,
+        beat: &Beat,
+        replies: &[Value],
+        received: Moment,
+    ) -> Result<BeatOutcome, UnexpectedReply> {
+        let (members_reply, other_replies) = replies.split_first().ok_or(UnexpectedReply)?;
+        let membership = Membership::from_value(members_reply)?;
+        self.clock.record(membership.now_ms, beat.sent, received);
+        self.replicas = membership.live_count();
+        let is_lost = self.has_stated && membership.previous.is_none();
+        if is_lost {
+            self.maps.forget_versions();
+        }
+        let outdated = self.maps.compare(&membership.versions);
+        let is_other = |previous: &Description| previous.process != self.description.process;
+        let has_duplicate_id = self.has_stated && membership.previous.as_ref().is_some_and(is_other);
+        self.has_stated = true;
+        let mut outcome = BeatOutcome { outdated, is_lost, has_duplicate_id, ..BeatOutcome::default() };
+        self.membership = Some(membership);
+        if beat.is_full {
+            self.last_full_beat = Some(beat.sent.instant);
+        }
+        let credit_calls = beat.credits.len().div_ceil(MAX_SUBJECTS);
+        let (credit_replies, slot_replies) =
+            other_replies.split_at_checked(credit_calls).ok_or(UnexpectedReply)?;
+        let credit_replies = flatten(credit_replies)?;
+        let slot_replies = flatten(slot_replies)?;
+        if credit_replies.len() != beat.credits.len() || slot_replies.len() != beat.slots.len() {
+            return Err(UnexpectedReply);
+        }
+        // The slots are applied first: credits may start queued requests, which must not use a slot that this replica
+        // has lost.
+        for ((id, group, statement), reply) in beat.slots.iter().zip(slot_replies) {
+            let Some((state, workspace)) = self.workspaces.get_mut(id).zip(beat.workspaces.get(id)) else {
+                continue;
+            };
+            let grant = SlotGrant::from_value(reply)?;
+            let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
+            if grant.is_unmet && grant.active_replicas > 1 {
+                outcome.unmet.insert(*id);
+            }
+            if let Some(max) = change.max {
+                self.pool.record_shared_maximum(workspace, *group, max, received.now);
+            }
+            if let Some(share) = change.share {
+                self.pool.divide_slots(workspace, *group, share, received.now);
+            }
+        }
+        for ((id, statement), reply) in beat.credits.iter().zip(credit_replies) {
+            self.apply_credits(
+                *id,
+                *statement,
+                &CreditGrant::from_value(reply)?,
+                beat,
+                received,
+                &mut outcome,
+            );
+        }
+        self.fall_back(received);
+        Ok(outcome)
+    }
+
+    fn apply_credits(
+        &mut self,
+        id: SharedId,
+        statement: CreditStatement,
+        grant: &CreditGrant,
+        beat: &Beat,
+        received: Moment,
+        outcome: &mut BeatOutcome,
+    ) {
+        let Some((state, workspace)) = self.workspaces.get_mut(&id).zip(beat.workspaces.get(&id)) else {
+            return;
+        };
+        let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
+        state.last_statement = Some(statement);
+        if grant.is_unmet {
+            outcome.unmet.insert(id);
+        }
+        let share =
+            state.credits.apply(statement, grant, workspace.credit_use(), beat.sent.instant, shared_now);
+        outcome.is_incomplete |= statement.used.is_none() || state.credits.is_incomplete();
+        if let Some(share) = share {
+            log_transitions(&self.pool.divide_credits(workspace, share, received.now));
+        }
+    }
+
+    /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot. The
+    /// share of a workspace whose credits have become unlimited gets no bound.
+    pub(super) fn fall_back(&mut self, moment: Moment) {
+        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
+        let roster = self.pool.roster();
+        for workspace in roster.workspaces() {
+            let id = workspace.shared_id();
+            let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
+            let (quota, usage) = (workspace.quota(moment.now), workspace.credit_use());
+            let share = match (quota.ceiling(), quota.spendable()) {
+                (None, _) => state.credits.stop_dividing(usage),
+                (Some(_), Some(left)) if self.is_alone => {
+                    state.credits.fall_back(usage, self.replicas, left, moment.instant)
+                }
+                (Some(_), _) => None,
+            };
+            if let Some(share) = share {
+                log_transitions(&self.pool.divide_credits(workspace, share, moment.now));
+            }
+            for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
+                if let Some(share) = slots.fall_back(self.replicas, fallback, moment.instant) {
+                    self.pool.divide_slots(workspace, group, share, moment.now);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::clock;
+    use crate::elevenlabs::plan::Capabilities;
+    use crate::policy::budget::{Extension, Quota};
+    use crate::policy::client::ClientName;
+    use crate::policy::shared_pool_name::SharedPoolName;
+    use crate::pool::{KeyEntry, KeyRequest, Observation, Pool, Settings};
+    use crate::secret::ApiKey;
+    use crate::shared::replica::ReplicaSettings;
+
+    fn moment() -> Moment {
+        Moment { now: clock::now(), instant: clock::instant() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workspace_that_becomes_unlimited_is_not_divided_any_more() {
+        let key = KeyEntry::from(ApiKey::new("sk_unlimited_workspace_0001").unwrap());
+        let settings = Settings { queue_timeout: std::time::Duration::from_millis(1), ..Settings::FOR_TESTS };
+        let pool = Arc::new(Pool::new(vec![key], settings));
+        let roster = pool.roster();
+        let observe = |extension| {
+            let quota = Quota { count: 0, limit: Some(1_000), extension, ..Quota::default() };
+            let observation = Observation::Quota {
+                quota,
+                tier: None,
+                is_paid: Some(true),
+                capabilities: Capabilities::default(),
+            };
+            pool.observe(&roster, &roster.keys()[0], observation, clock::now());
+        };
+        observe(Extension::None);
+        let mut replica = Replica::new(
+            ReplicaSettings {
+                id: "a".to_owned(),
+                pool_name: SharedPoolName::default(),
+                can_lead: true,
+                regions: Arc::new([]),
+            },
+            Arc::clone(&pool),
+            clock::now(),
+        );
+        // The replica is alone and uses its part of the credits.
+        replica.fall_back(moment());
+        let fits = async |credits| {
+            let first = KeyRequest::new(ClientName::new("app"), Some(1), None);
+            let request = KeyRequest::new(ClientName::new("app"), Some(credits), None);
+            // One request at a time may exceed the part.
+            let _first = pool.reserve(&roster, &first).await.unwrap();
+            pool.reserve(&roster, &request).await.is_ok()
+        };
+        assert!(
+            fits(499).await && !fits(500).await,
+            "half of the credits is the part of one of two replicas"
+        );
+        observe(Extension::Unlimited);
+        replica.fall_back(moment());
+        assert!(fits(1_000_000).await);
+        observe(Extension::None);
+        replica.fall_back(moment());
+        assert!(!fits(1_000_000).await, "the credits are divided again");
+    }
+}

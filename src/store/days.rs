@@ -1,0 +1,204 @@
+//! The sums of `hours` by day, so that the usage of weeks is read from few rows: a pool of a thousand keys has half a
+//! million hourly sums per week, and 24 times fewer daily sums.
+//!
+//! Maintenance adds the hours that have ended, one in each step. Attempts of an added hour that are written later are
+//! added to both tables in the transaction that writes them, so the daily sums are always those of all hours before the
+//! next one to add.
+
+use std::sync::LazyLock;
+
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
+
+use super::attempts::HourAmounts;
+use super::columns::{timestamp, unsigned};
+use crate::policy::retention::start_of_hour;
+use crate::policy::units::UnixMs;
+
+/// The duration of an hour.
+const HOUR_MS: u64 = 3_600_000;
+/// The duration of a day.
+const DAY_MS: u64 = 24 * HOUR_MS;
+
+/// The migration that adds the table. It is empty, so that a large file does not delay the start.
+pub(super) const TABLE: &str = "
+    -- Sums over the attempts that started on a day, in UTC.
+    CREATE TABLE days (
+        day_ms INTEGER NOT NULL,
+        key_hash TEXT NOT NULL,
+        client TEXT NOT NULL,
+        route TEXT NOT NULL,
+        model TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        served INTEGER NOT NULL,
+        request_bytes INTEGER NOT NULL,
+        response_bytes INTEGER NOT NULL,
+        characters INTEGER NOT NULL,
+        credits INTEGER NOT NULL,
+        unpriced INTEGER NOT NULL,
+        PRIMARY KEY (day_ms, key_hash, client, route, model)
+    ) STRICT, WITHOUT ROWID;
+
+    -- One row: the hours before this one are in `days`.
+    CREATE TABLE next_hour_of_days (
+        hour_ms INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO next_hour_of_days VALUES (0);
+    ";
+
+/// The columns of the table that are sums.
+pub(super) const SUM_COLUMNS: [&str; 7] =
+    ["attempts", "served", "request_bytes", "response_bytes", "characters", "credits", "unpriced"];
+
+/// The columns that identify a row of `hours`.
+pub(super) struct SumsRow<'a> {
+    pub(super) hour: UnixMs,
+    pub(super) key_hash: &'a str,
+    pub(super) client: &'a str,
+    pub(super) route: &'a str,
+    pub(super) model: &'a str,
+}
+
+/// The `ON CONFLICT` clause that adds the inserted sums to those of an existing row, as that of `hours` does.
+static ADD_SUMS: LazyLock<String> = LazyLock::new(|| {
+    let sums =
+        SUM_COLUMNS.map(|column| format!("{column} = min({column} + excluded.{column}, 9007199254740992)"));
+    format!("ON CONFLICT DO UPDATE SET {}", sums.join(", "))
+});
+
+static ADD_HOUR: LazyLock<String> = LazyLock::new(|| {
+    let columns = SUM_COLUMNS.join(", ");
+    format!(
+        "INSERT INTO days (day_ms, key_hash, client, route, model, {columns})
+         SELECT hour_ms - hour_ms % 86400000, key_hash, client, route, model, {columns} FROM hours
+         WHERE hour_ms = ?1 {}",
+        *ADD_SUMS
+    )
+});
+
+static ADD_TO_DAY: LazyLock<String> = LazyLock::new(|| {
+    let columns = SUM_COLUMNS.join(", ");
+    let limited_sums = (6..13).map(|parameter| format!("min(?{parameter}, 9007199254740992)"));
+    let values = limited_sums.collect::<Vec<_>>().join(", ");
+    format!(
+        "INSERT INTO days (day_ms, key_hash, client, route, model, {columns})
+         VALUES (?1, ?2, ?3, ?4, ?5, {values}) {}",
+        *ADD_SUMS
+    )
+});
+
+/// Returns the start of the first hour that the daily sums do not include.
+pub(super) fn next_hour(connection: &Connection) -> Result<UnixMs, rusqlite::Error> {
+    let mut statement = connection.prepare_cached("SELECT hour_ms FROM next_hour_of_days")?;
+    statement.query_row([], |row| row.get(0).map(unsigned)).map(UnixMs)
+}
+
+/// Adds the next hour that ended before `now`. Returns whether there was one.
+pub(super) fn add_next_hour(connection: &mut Connection, now: UnixMs) -> Result<bool, rusqlite::Error> {
+    const NEXT: &str =
+        "SELECT hour_ms FROM hours WHERE hour_ms >= ?1 AND hour_ms < ?2 ORDER BY hour_ms LIMIT 1";
+    let next = timestamp(next_hour(connection)?);
+    let hour: Option<i64> = connection
+        .prepare_cached(NEXT)?
+        .query_row(params![next, timestamp(start_of_hour(now))], |row| row.get(0))
+        .optional()?;
+    let Some(hour) = hour.map(unsigned).map(UnixMs) else { return Ok(false) };
+    let transaction = connection.transaction()?;
+    transaction.prepare_cached(&ADD_HOUR)?.execute([timestamp(hour)])?;
+    transaction
+        .prepare_cached("UPDATE next_hour_of_days SET hour_ms = ?1")?
+        .execute([timestamp(UnixMs(hour.0.saturating_add(HOUR_MS)))])?;
+    transaction.commit()?;
+    Ok(true)
+}
+
+/// Empties the table, which maintenance fills again. Used when the names of keys in `hours` change.
+pub(super) const CLEAR: &str = "DELETE FROM days; UPDATE next_hour_of_days SET hour_ms = 0;";
+
+/// Deletes at most `max_rows` sums of days that ended before `oldest`, and returns their number.
+pub(super) fn delete_older(
+    connection: &Connection,
+    oldest: UnixMs,
+    max_rows: u16,
+) -> Result<usize, rusqlite::Error> {
+    const DELETE: &str = "DELETE FROM days WHERE (day_ms, key_hash, client, route, model) IN (
+        SELECT day_ms, key_hash, client, route, model FROM days WHERE day_ms < ?1 LIMIT ?2)";
+    connection.prepare_cached(DELETE)?.execute(params![timestamp(start_of_day(oldest)), max_rows])
+}
+
+/// Adds the amounts of attempts that start in an hour to the sums of its day, if these include the hour already.
+pub(super) fn add_late(
+    connection: &Connection,
+    row: &SumsRow<'_>,
+    amounts: &HourAmounts,
+    next_hour: UnixMs,
+) -> Result<(), rusqlite::Error> {
+    if row.hour >= next_hour {
+        return Ok(());
+    }
+    let mut statement = connection.prepare_cached(&ADD_TO_DAY)?;
+    let SumsRow { hour, key_hash, client, route, model } = row;
+    let identifying: [&dyn ToSql; 5] = [&timestamp(start_of_day(*hour)), key_hash, client, route, model];
+    for (parameter, column) in (1..).zip(identifying) {
+        statement.raw_bind_parameter(parameter, column)?;
+    }
+    for (parameter, sum) in (identifying.len() + 1..).zip(amounts.columns()).take(SUM_COLUMNS.len()) {
+        statement.raw_bind_parameter(parameter, sum)?;
+    }
+    statement.raw_execute()?;
+    Ok(())
+}
+
+/// The parts of a period: hours before the first whole day, days, and the remaining hours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeriodParts {
+    /// The end of the first hours, and the first day.
+    pub(super) first_day: UnixMs,
+    /// The end of the days, and the first of the remaining hours.
+    pub(super) rest: UnixMs,
+}
+
+impl PeriodParts {
+    /// Divides the period from the hour `since` to `until`, for daily sums of all hours before `next_hour`.
+    pub(super) fn new(since: UnixMs, until: UnixMs, next_hour: UnixMs) -> Self {
+        let first_day = start_of_day(UnixMs(since.0.saturating_add(DAY_MS - 1)));
+        // The sums of the day of `next_hour` do not include the hours that follow.
+        let rest = if until >= next_hour { next_hour } else { start_of_day(until) };
+        if first_day < rest { Self { first_day, rest } } else { Self { first_day: until, rest: until } }
+    }
+}
+
+/// Returns the start of the UTC day that contains `at`.
+fn start_of_day(at: UnixMs) -> UnixMs {
+    UnixMs(at.0 - at.0 % DAY_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(since: u64, until: u64, next_hour: u64, expected: (u64, u64)) {
+        let [since, until, next_hour] = [since, until, next_hour].map(|hour| UnixMs(hour * HOUR_MS));
+        let PeriodParts { first_day, rest } = PeriodParts::new(since, until, next_hour);
+        assert_eq!((first_day.0 / HOUR_MS, rest.0 / HOUR_MS), expected);
+    }
+
+    #[test]
+    fn a_period_consists_of_hours_days_and_hours() {
+        check(30, 130, 125, (48, 125));
+        check(48, 130, 125, (48, 125));
+        // The day of the end is not complete in the period.
+        check(30, 110, 125, (48, 96));
+        check(30, 120, 125, (48, 120));
+        check(30, 125, 125, (48, 125));
+    }
+
+    #[test]
+    fn a_period_without_a_summed_day_consists_of_hours() {
+        check(30, 40, 125, (40, 40));
+        check(30, 71, 125, (71, 71));
+        check(30, 130, 40, (130, 130));
+        check(30, 130, 0, (130, 130));
+        check(0, u64::MAX / HOUR_MS, 0, (u64::MAX / HOUR_MS, u64::MAX / HOUR_MS));
+    }
+}
