@@ -406,7 +406,7 @@ fn downgrade_database(directory: &Path, supabase: &Supabase) {
     }
     let sql =
         "DROP TABLE retired_keys; DROP TABLE maintenance; DROP TABLE outbox_renames; DROP TABLE refusals;
-         DROP TABLE changes; DROP TABLE replica;
+         DROP TABLE changes; DROP TABLE replica; DROP TABLE days; DROP TABLE next_hour_of_days;
          ALTER TABLE keys DROP COLUMN plan; PRAGMA user_version = 9";
     database.execute_batch(sql).unwrap();
 }
