@@ -1,4 +1,4 @@
-//! Measures the processor time that usage records add to a request, in the writer thread and on the request path.
+//! Measures the processor time that usage records add to a request, both in the writer thread and on the request path.
 //!
 //! The benchmark starts the simulator and two proxies, one with a database file and one with `--ephemeral`. It sends
 //! requests through them alternately at a fixed rate, and reads the processor time of the proxy and of its thread
@@ -8,9 +8,8 @@
 //! cargo bench --bench usage_records
 //! ```
 //!
-//! The variables are `BENCH_RATE` (requests per second), `BENCH_SECONDS` (of a round), `BENCH_ROUNDS` and
-//! `BENCH_INTERVAL_MS` (`storage.commit_interval`).
-//! Linux only.
+//! Environment variables set the parameters: `BENCH_RATE` (requests per second), `BENCH_SECONDS` (seconds per round),
+//! `BENCH_ROUNDS` and `BENCH_INTERVAL_MS` (`storage.commit_interval`). The benchmark runs only on Linux.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +17,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
+    reason = "a benchmark reads the clock, prints its results, and panics if an expectation fails"
 )]
 
 mod harness;
@@ -48,7 +47,7 @@ use harness::{
 
 const CONNECTIONS: u32 = 48;
 const KEYS: usize = 3;
-/// The minimum ratio of the measured to the requested rate. A round below it is reported.
+/// The minimum ratio of the measured rate to the requested rate. The benchmark reports rounds with a lower ratio.
 const MIN_RATE_RATIO: f64 = 0.97;
 
 /// The settings of a pool that receives no requests.
@@ -93,64 +92,58 @@ fn main() {
     let proxies = [("file", start_proxy_with(&[])), ("ephemeral", start_proxy_with(&["--ephemeral"]))];
 
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections, {rounds} rounds of {seconds} s each, alternating;"
+        "{rate} requests/s over {CONNECTIONS} connections; {rounds} rounds of {seconds} s per proxy, alternating"
     );
-    println!("processor time of the proxy in µs a request: median (lowest to highest)");
+    println!("processor time of the proxy in µs per request: median (lowest to highest)");
     let request_path_cost = request_path_micros();
-    println!("on the request path (permit, record, queue): {request_path_cost:.2}");
+    println!("cost of a usage record on the request path (permit, record, queue): {request_path_cost:.2}");
     println!(
         "{:<8}{:<11}{:>9}{:>24}{:>24}{:>9}{:>9}{:>9}",
-        "request",
-        "records in",
-        "driven/s",
-        "all threads",
-        "thread `usage-store`",
-        "share",
-        "wakes/s",
-        "p99 ms"
+        "request", "storage", "req/s", "all threads", "thread `usage-store`", "share", "wakes/s", "p99 ms"
     );
-    for (name, request) in [("GET", get_request()), ("TTS", speech_request())] {
-        // The first requests open connections and files.
+    for (request_name, request) in [("GET", get_request()), ("TTS", speech_request())] {
+        // The first requests of a proxy open connections and files, so the results of the first round are discarded.
         for (_, proxy) in &proxies {
             let _ = run_round(proxy, &request, rate, 1);
         }
-        let mut rounds_by_proxy = [const { Vec::new() }; 2];
+        let mut results_by_proxy = [const { Vec::new() }; 2];
         for _ in 0..rounds {
-            for ((_, proxy), rounds) in proxies.iter().zip(&mut rounds_by_proxy) {
-                rounds.push(run_round(proxy, &request, rate, seconds));
+            for ((_, proxy), results) in proxies.iter().zip(&mut results_by_proxy) {
+                results.push(run_round(proxy, &request, rate, seconds));
             }
         }
-        for ((storage, _), rounds) in proxies.iter().zip(&rounds_by_proxy) {
-            print_rounds(name, storage, rounds, request_path_cost);
+        for ((storage, _), results) in proxies.iter().zip(&results_by_proxy) {
+            print_results(request_name, storage, results, request_path_cost);
         }
-        let [file, memory] =
-            rounds_by_proxy.map(|rounds| median(rounds.iter().map(|round| round.all_threads)));
-        println!("{name:<8}file / ephemeral, all threads: {:.3}", file / memory);
+        let [file, ephemeral] =
+            results_by_proxy.map(|results| median(results.iter().map(|round| round.all_threads_micros)));
+        println!("{request_name:<8}ratio of file to ephemeral, all threads: {:.3}", file / ephemeral);
     }
-    println!("`share`: the cost of usage records, relative to all other costs of a request");
+    println!("`share`: the cost of usage records, relative to the remaining processor time of a request");
 }
 
-fn print_rounds(request: &str, storage: &str, rounds: &[RoundResults], request_path_cost: f64) {
+/// Prints one row: the results of all rounds of one proxy with one request.
+fn print_results(request_name: &str, storage: &str, rounds: &[RoundResults], request_path_cost: f64) {
     let median_of = |field: &dyn Fn(&RoundResults) -> f64| median(rounds.iter().map(field));
     let range_of = |field: fn(&RoundResults) -> f64| format_median_and_range(rounds.iter().map(field), 1);
     println!(
-        "{request:<8}{storage:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
+        "{request_name:<8}{storage:<11}{:>9.0}{:>24}{:>24}{:>8.1}%{:>9.0}{:>9.1}",
         median_of(&|round| round.requests_per_second),
-        range_of(|round| round.all_threads),
-        range_of(|round| round.writer_thread),
-        median_of(&|round| (round.writer_thread + request_path_cost)
-            / (round.all_threads - round.writer_thread - request_path_cost)
+        range_of(|round| round.all_threads_micros),
+        range_of(|round| round.writer_thread_micros),
+        median_of(&|round| (round.writer_thread_micros + request_path_cost)
+            / (round.all_threads_micros - round.writer_thread_micros - request_path_cost)
             * 100.0),
-        median_of(&|round| round.wakes),
+        median_of(&|round| round.wakeups_per_second),
         median_of(&|round| round.p99_ms),
     );
     if rounds.iter().any(|round| !round.has_reached_rate) {
-        println!("        not every round reached the rate: set a lower BENCH_RATE");
+        println!("        some rounds did not reach the requested rate: set a lower BENCH_RATE");
     }
 }
 
-/// Measures the cost of a usage record on the request path, in µs: acquiring a permit, creating the record and queueing
-/// it.
+/// Measures the cost of a usage record on the request path, in µs: of acquiring a permit, creating the record and
+/// queueing it.
 fn request_path_micros() -> f64 {
     const RECORDS: usize = 100;
     const ROUNDS: usize = 2_000;
@@ -165,15 +158,15 @@ fn request_path_micros() -> f64 {
     let mut elapsed = Duration::ZERO;
     runtime.block_on(async {
         for _ in 0..ROUNDS {
-            let started_at = Instant::now();
+            let round_started_at = Instant::now();
             for _ in 0..RECORDS {
                 let permit = sink.acquire_permit().await.unwrap();
-                let started_at = UnixMs(1_796_000_000_000);
+                let attempt_started_at = UnixMs(1_796_000_000_000);
                 permit.write(AttemptRecord {
-                    id: AttemptRecord::new_id(started_at),
+                    id: AttemptRecord::new_id(attempt_started_at),
                     request_id: Arc::clone(&request_id),
                     number: 1,
-                    started_at,
+                    started_at: attempt_started_at,
                     client: client.clone(),
                     user: None,
                     authority: Arc::clone(&authority),
@@ -196,7 +189,7 @@ fn request_path_micros() -> f64 {
                     is_price: false,
                 });
             }
-            elapsed += started_at.elapsed();
+            elapsed += round_started_at.elapsed();
             let mut batch = UsageBatch::default();
             queue.take(&mut batch);
             assert_eq!(batch.attempts.len(), RECORDS);
@@ -205,44 +198,48 @@ fn request_path_micros() -> f64 {
     elapsed.as_secs_f64() * 1e6 / (RECORDS * ROUNDS) as f64
 }
 
-/// Returns a request to which the simulator sends a response of two bytes.
+/// Returns a request that the simulator answers with a body of two bytes.
 fn get_request() -> Vec<u8> {
     b"GET /v1/simulator/echo HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec()
 }
 
-/// Returns a speech request with a body of 200 bytes. Its text is short, because the response would otherwise be
-/// most of the work.
+/// Returns a speech request with a body of 200 bytes. Its text is short, because otherwise the proxy would spend most
+/// of its time on the response.
 fn speech_request() -> Vec<u8> {
     let json = r#"{"text":"Hi","model_id":"eleven_flash_v2_5","voice_settings":{}"#;
     let body = format!("{json}{}}}", " ".repeat(199 - json.len()));
     let path = "/v1/text-to-speech/21m00Tcm4TlvDq8ikWAM?output_format=mp3_22050_32";
-    let head = "host: localhost\r\ncontent-type: application/json";
-    format!("POST {path} HTTP/1.1\r\n{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    let headers = "host: localhost\r\ncontent-type: application/json";
+    format!("POST {path} HTTP/1.1\r\n{headers}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// The results of a round. Times are in µs per request.
+/// The results of a round.
 struct RoundResults {
     requests_per_second: f64,
+    /// Whether the measured rate is at least [`MIN_RATE_RATIO`] of the requested rate.
     has_reached_rate: bool,
-    all_threads: f64,
-    writer_thread: f64,
-    /// The number of times per second that the writer thread went to sleep.
-    wakes: f64,
+    /// The processor time of all threads per request.
+    all_threads_micros: f64,
+    /// The processor time of the thread `usage-store` per request.
+    writer_thread_micros: f64,
+    /// The number of wake-ups of the writer thread per second, counted as its voluntary context switches.
+    wakeups_per_second: f64,
+    /// The 99th percentile of the request durations.
     p99_ms: f64,
 }
 
-/// Runs a round: sends each request at its scheduled time, and waits until all requests are recorded.
+/// Runs a round: sends each request at its scheduled time, and waits until all usage records are written.
 fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) -> RoundResults {
     proxy.wait_until_records_are_written();
-    let processor_time_before = ProcessorTime::read(proxy);
+    let counters_before = ProcessCounters::read(proxy);
     let started_at = Instant::now();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (tasks, requests_per_client) = (Tasks::new(), (rate * seconds).div_ceil(CONNECTIONS));
     let interval = Duration::from_secs_f64(f64::from(CONNECTIONS) / f64::from(rate));
     let mut durations = runtime.block_on(async {
-        let clients: Vec<_> = (0..CONNECTIONS)
-            .map(|client| {
-                let first_at = started_at + interval / CONNECTIONS * client;
+        let client_tasks: Vec<_> = (0..CONNECTIONS)
+            .map(|client_index| {
+                let first_at = started_at + interval / CONNECTIONS * client_index;
                 tasks.spawn(send_requests(
                     proxy.address,
                     request.to_vec(),
@@ -253,23 +250,28 @@ fn run_round(proxy: &RunningProgram, request: &[u8], rate: u32, seconds: u32) ->
             })
             .collect();
         let mut durations = Vec::new();
-        for client in clients {
-            durations.extend(client.await.unwrap());
+        for client_task in client_tasks {
+            durations.extend(client_task.await.unwrap());
         }
         durations
     });
     let elapsed = started_at.elapsed().as_secs_f64();
     proxy.wait_until_records_are_written();
-    let processor_time_after = ProcessorTime::read(proxy);
+    let counters_after = ProcessCounters::read(proxy);
     durations.sort();
-    let count = durations.len() as f64;
-    let micros = |seconds: f64| seconds * 1e6 / count;
+    let request_count = durations.len() as f64;
+    let micros_per_request = |seconds: f64| seconds * 1e6 / request_count;
     RoundResults {
-        requests_per_second: count / elapsed,
-        has_reached_rate: count / elapsed >= MIN_RATE_RATIO * f64::from(rate),
-        all_threads: micros(processor_time_after.all_threads - processor_time_before.all_threads),
-        writer_thread: micros(processor_time_after.writer_thread - processor_time_before.writer_thread),
-        wakes: (processor_time_after.sleeps - processor_time_before.sleeps) / elapsed,
+        requests_per_second: request_count / elapsed,
+        has_reached_rate: request_count / elapsed >= MIN_RATE_RATIO * f64::from(rate),
+        all_threads_micros: micros_per_request(
+            counters_after.all_threads_seconds - counters_before.all_threads_seconds,
+        ),
+        writer_thread_micros: micros_per_request(
+            counters_after.writer_thread_seconds - counters_before.writer_thread_seconds,
+        ),
+        wakeups_per_second: (counters_after.writer_thread_switches - counters_before.writer_thread_switches)
+            / elapsed,
         p99_ms: durations[durations.len() * 99 / 100].as_secs_f64() * 1e3,
     }
 }
@@ -309,28 +311,29 @@ fn is_complete(response: &[u8]) -> bool {
     }
 }
 
-/// The processor time since startup, in seconds.
-struct ProcessorTime {
-    all_threads: f64,
-    writer_thread: f64,
-    sleeps: f64,
+/// The processor time of the proxy and the context switches of its writer thread, since startup.
+struct ProcessCounters {
+    all_threads_seconds: f64,
+    writer_thread_seconds: f64,
+    /// The voluntary context switches. The thread makes one each time it goes to sleep.
+    writer_thread_switches: f64,
 }
 
-impl ProcessorTime {
+impl ProcessCounters {
     fn read(proxy: &RunningProgram) -> Self {
         let writer_thread = fs::read_dir(format!("{}/task", proxy.proc_directory()))
             .unwrap()
             .map(|task| task.unwrap().path())
             .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "usage-store"))
-            .expect("the usage store must have a thread");
-        // `schedstat` is in nanoseconds, while the time of the process is in ticks.
+            .expect("the proxy must have a thread named `usage-store`");
+        // `schedstat` counts nanoseconds. `stat`, which counts ticks, is too coarse for a single thread.
         let schedule = fs::read_to_string(writer_thread.join("schedstat")).unwrap();
         let status = fs::read_to_string(writer_thread.join("status")).unwrap();
-        let sleeps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         Self {
-            all_threads: proxy.processor_seconds(),
-            writer_thread: schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9,
-            sleeps: sleeps.unwrap().trim().parse().unwrap(),
+            all_threads_seconds: proxy.processor_seconds(),
+            writer_thread_seconds: schedule.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e9,
+            writer_thread_switches: switches.unwrap().trim().parse().unwrap(),
         }
     }
 }

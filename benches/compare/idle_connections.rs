@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::harness::{format_median_and_range, median};
 use crate::load::{LoadGenerator, RequestSpec};
 use crate::peers::{Peer, PeerSetup, StartedPeer, Target};
-use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile_micros};
 use crate::workload::{PACED_INTERVAL_MS, Workload};
 
 /// The number of open connections per busy connection. Each worker has half of the open connections.
@@ -266,8 +266,8 @@ impl PreparedLoad {
         };
         TurnResults {
             throughput: units / elapsed.as_secs_f64(),
-            p50: quantile(&mut results.total_times, 0.5),
-            p99: quantile(&mut results.total_times, 0.99),
+            p50: quantile_micros(&mut results.total_times, 0.5),
+            p99: quantile_micros(&mut results.total_times, 0.99),
             cost: processor_seconds * 1e6 / units,
             lesser_share: worker_times.iter().fold(f64::INFINITY, |least, time| least.min(*time))
                 / worker_times.iter().sum::<f64>(),

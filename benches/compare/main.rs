@@ -3,23 +3,26 @@
 //! proxy, and sends requests to all of them in rotation.
 //!
 //! ```text
-//! cargo bench --bench compare                    all workloads
-//! cargo bench --bench compare -- get tts         some workloads
-//! cargo bench --bench compare -- tls-upstream    all workloads with TLS to the provider
-//! cargo bench --bench compare -- tls-both        all workloads with TLS on both sides
-//! cargo bench --bench compare -- memory          memory of idle proxies and of idle clients
-//! cargo bench --bench compare -- growth          cost per request with more keys, clients, connections
-//!                                                and cores; nginx with more connections
-//! cargo bench --bench compare -- uneven          latency of small requests during long streams
-//! cargo bench --bench compare -- idle-connections    requests on idle connections that become busy
-//! cargo bench --bench compare -- slow            latency of speech requests during slow clients
-//! cargo bench --bench compare -- replicas        commands of Redis, and latency of replicas with and without it
+//! cargo bench --bench compare                        all workloads
+//! cargo bench --bench compare -- get tts             these workloads
+//! cargo bench --bench compare -- tls-upstream        all workloads, with TLS to the provider
+//! cargo bench --bench compare -- tls-both            all workloads, with TLS on both sides
+//! cargo bench --bench compare -- memory              the memory of idle proxies and of idle clients
+//! cargo bench --bench compare -- growth              the cost per request of Keychoir with more keys, clients,
+//!                                                    connections and cores, and of nginx with more connections
+//! cargo bench --bench compare -- uneven              the latency of small requests while long streams are running
+//! cargo bench --bench compare -- idle-connections    throughput and latency on idle connections that become busy
+//! cargo bench --bench compare -- slow                the latency of speech requests while other clients are slow
+//! cargo bench --bench compare -- replicas            the number of Redis commands, and the latency of replicas
+//!                                                    with and without Redis
 //! BENCH_PEERS=nginx,keychoir BENCH_SECONDS=1 BENCH_ROUNDS=3 cargo bench --bench compare -- get
-//! BENCH_KEYCHOIR=/path/of/another/build cargo bench --bench compare
+//! BENCH_KEYCHOIR=/path/to/another/build cargo bench --bench compare
 //! ```
 //!
-//! The variables are `BENCH_SECONDS` (of a round), `BENCH_ROUNDS`, `BENCH_PEERS` (the compared proxies) and
-//! `BENCH_KEYCHOIR` (other builds to compare). Proxies run on the first processor, this program on the second. Linux only.
+//! Environment variables set the parameters: `BENCH_SECONDS` (seconds per turn), `BENCH_ROUNDS`, `BENCH_PEERS` (the
+//! names of the proxies to compare) and `BENCH_KEYCHOIR` (the paths of other builds to compare). The values of the last
+//! two are separated by commas. The proxies run on the first processor, and this program runs on the second processor.
+//! The benchmark runs only on Linux.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +31,7 @@
     clippy::print_stdout,
     clippy::disallowed_methods,
     unreachable_pub,
-    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
+    reason = "a benchmark reads the clock, prints its results, and panics if an expectation fails"
 )]
 
 #[path = "../harness/mod.rs"]
@@ -64,7 +67,7 @@ use upstream::Upstream;
 use workload::Workload;
 
 fn main() {
-    // `cargo bench` also passes `--bench`.
+    // `cargo bench` also passes the flag `--bench`, which is ignored.
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let selection = Selection::parse(&arguments);
@@ -91,38 +94,43 @@ fn main() {
             compare(&plan, &peers, &PeerSetup { tls_mode, ..setup.clone() }, *workload);
         }
     }
-    for study in selection.studies {
-        study(&plan, &peers, &setup);
+    for measure in selection.other_measurements {
+        measure(&plan, &peers, &setup);
     }
 }
 
 /// The measurements that the command line selects.
 struct Selection {
     workloads: Vec<Workload>,
+    /// The TLS modes in which the workloads are compared.
     tls_modes: Vec<TlsMode>,
-    studies: Vec<fn(&RoundPlan, &[Peer], &PeerSetup)>,
+    /// Measurements that are not comparisons of workloads, such as the memory of idle proxies.
+    other_measurements: Vec<fn(&RoundPlan, &[Peer], &PeerSetup)>,
 }
 
 impl Selection {
     fn parse(arguments: &[String]) -> Self {
-        let mut selection = Self { workloads: Vec::new(), tls_modes: Vec::new(), studies: Vec::new() };
+        let mut selection =
+            Self { workloads: Vec::new(), tls_modes: Vec::new(), other_measurements: Vec::new() };
         for argument in arguments {
             match (&**argument, Workload::ALL.into_iter().find(|workload| workload.name() == argument)) {
                 (_, Some(workload)) => selection.workloads.push(workload),
                 ("plain", None) => selection.tls_modes.push(TlsMode::Plain),
                 ("tls-upstream", None) => selection.tls_modes.push(TlsMode::TlsToProvider),
                 ("tls-both", None) => selection.tls_modes.push(TlsMode::TlsOnBothSides),
-                ("memory", None) => selection.studies.push(memory::measure),
-                ("growth", None) => selection.studies.push(growth::measure),
-                ("uneven", None) => selection.studies.push(uneven::measure),
-                ("idle-connections", None) => selection.studies.push(idle_connections::measure),
-                ("slow", None) => selection.studies.push(slow::measure),
-                ("replicas", None) => selection.studies.push(replicas::measure),
+                ("memory", None) => selection.other_measurements.push(memory::measure),
+                ("growth", None) => selection.other_measurements.push(growth::measure),
+                ("uneven", None) => selection.other_measurements.push(uneven::measure),
+                ("idle-connections", None) => selection.other_measurements.push(idle_connections::measure),
+                ("slow", None) => selection.other_measurements.push(slow::measure),
+                ("replicas", None) => selection.other_measurements.push(replicas::measure),
                 (argument, None) => panic!("unknown measurement `{argument}`"),
             }
         }
-        // A study runs without the comparison, and a TLS setup without workloads runs all of them.
-        if selection.tls_modes.is_empty() && (selection.studies.is_empty() || !selection.workloads.is_empty())
+        // If the command line names only other measurements, no workload is compared. If it names no workload, all
+        // workloads are compared in the selected TLS modes.
+        if selection.tls_modes.is_empty()
+            && (selection.other_measurements.is_empty() || !selection.workloads.is_empty())
         {
             selection.tls_modes.push(TlsMode::Plain);
         }
@@ -139,18 +147,19 @@ fn compare(plan: &RoundPlan, peers: &[Peer], setup: &PeerSetup, workload: Worklo
     let compared_peers: Vec<ComparedPeer> =
         peers.iter().filter(|peer| peer.supports(setup.tls_mode)).map(compared_peer).collect();
     let peer_results = rounds::measure(plan, &compared_peers, workload);
-    let tls_mode = match setup.tls_mode {
+    let title_prefix = match setup.tls_mode {
         TlsMode::Plain => "",
         TlsMode::TlsToProvider => "TLS to the provider, ",
         TlsMode::TlsOnBothSides => "TLS on both sides, ",
     };
-    let title = format!("{tls_mode}{}", table::describe(plan, workload));
+    let title = format!("{title_prefix}{}", table::describe(plan, workload));
     let index = compared_peers.iter().position(|compared_peer| compared_peer.peer == Peer::Nginx);
-    let max_ratio = Some(workload.max_ratio());
+    let max_ratio = Some(workload.max_cost_ratio());
     table::print(&title, &compared_peers, &peer_results, &Reference { name: "nginx", index, max_ratio });
 }
 
-/// Returns the installed peers that `BENCH_PEERS` names, or all installed peers.
+/// Returns the direct connection and the installed peers that `BENCH_PEERS` names. Without `BENCH_PEERS`, returns all
+/// installed peers.
 fn selected_peers() -> Vec<Peer> {
     let mut peers = Peer::find_installed();
     if let Ok(names) = std::env::var("BENCH_PEERS") {

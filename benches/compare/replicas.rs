@@ -15,7 +15,7 @@ use crate::http1;
 use crate::load::{LoadGenerator, LoadResults, RequestSpec};
 use crate::machine;
 use crate::peers::{Peer, PeerSetup, Target};
-use crate::rounds::{RoundPlan, quantile};
+use crate::rounds::{RoundPlan, quantile_micros};
 use crate::support::SPEECH_PATH;
 use crate::support::redis::RedisServer;
 use crate::support::replicas::TestReplicas;
@@ -368,7 +368,8 @@ async fn measure_latency(plan: &RoundPlan) {
                 for is_shared in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
                     let group = if is_shared { &shared_group } else { &separate_group };
                     let mut results = group.send(workload_index, Some(LATENCY_RATE), plan.seconds).await;
-                    let quantiles = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
+                    let quantiles =
+                        [0.5, 0.99].map(|fraction| quantile_micros(&mut results.total_times, fraction));
                     *(if is_shared { &mut latency.with_redis } else { &mut latency.without_redis }) =
                         quantiles;
                 }

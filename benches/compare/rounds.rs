@@ -14,25 +14,26 @@ use crate::workload::{PACED_INTERVAL_MS, Workload};
 /// Seconds of unmeasured load before each turn.
 const WARM_UP_SECONDS: f64 = 0.5;
 
-/// The number and the duration of the turns of a comparison.
+/// The number and the duration of the turns of a comparison, and what is measured in a turn.
 #[derive(Clone)]
 pub struct RoundPlan {
     /// Seconds per turn.
     pub seconds: f64,
     pub rounds: usize,
-    /// Whether the maximum rate is measured as well.
+    /// Whether each turn also measures the maximum rate.
     pub measures_max_rate: bool,
-    /// The parent of temporary directories.
+    /// The directory in which temporary directories are created.
     pub directory: PathBuf,
 }
 
-/// A proxy that is compared, with its setup and the load that it gets.
+/// A proxy to measure, with its setup and the load that it receives.
 pub struct ComparedPeer {
     pub name: String,
     pub peer: Peer,
     pub setup: PeerSetup,
+    /// The number of requests per second. It does not apply to paced streams.
     pub rate: u32,
-    /// The number of clients, each with one request at a time.
+    /// The number of clients, each of which sends one request at a time.
     pub load_clients: u32,
     pub connections_per_client: u32,
 }
@@ -50,39 +51,42 @@ impl ComparedPeer {
     }
 }
 
-/// The results of a proxy, one per round.
+/// The results of a proxy.
 #[derive(Debug, Default)]
 pub struct PeerResults {
+    /// The results of its turns, one per round.
     pub turns: Vec<TurnResults>,
-    /// Memory in MiB at the end.
+    /// The memory of the proxy after the last round, in MiB.
     pub memory_mib: f64,
 }
 
 /// The results of a turn. Times are in µs.
 #[derive(Debug)]
 pub struct TurnResults {
-    /// Processor time per request, or per chunk of a paced stream.
+    /// The processor time of the proxy per request, or per chunk of a paced stream.
     pub cost: f64,
     pub first_byte_p50: f64,
     pub p50: f64,
     pub p99: f64,
-    /// The share of all processors that other programs used during the turn.
+    /// The share of the time of all processors that other programs used during the turn.
     pub other_load: f64,
+    /// Whether the requests were completed in the planned time.
     pub has_reached_rate: bool,
-    pub max_rate: Option<MaxRate>,
+    /// The results at the maximum rate, if it was measured.
+    pub max_rate: Option<MaxRateResults>,
 }
 
-/// The results at the maximum rate.
+/// The results of a run in which each client sends its next request as soon as it has received a response.
 #[derive(Debug)]
-pub struct MaxRate {
+pub struct MaxRateResults {
     pub requests_per_second: f64,
-    /// Processor time per request in µs.
+    /// The processor time of the proxy per request, in µs.
     pub cost: f64,
-    /// The utilization of the proxy's processor. If it is well below 1, the proxy was not the bottleneck.
+    /// The utilization of the proxy's processor, from 0 to 1. If it is well below 1, the proxy was not the bottleneck.
     pub utilization: f64,
 }
 
-/// Starts the proxies and runs all rounds of one workload.
+/// Starts the proxies and runs all rounds of one workload. Returns the results in the order of `compared_peers`.
 pub fn measure(plan: &RoundPlan, compared_peers: &[ComparedPeer], workload: Workload) -> Vec<PeerResults> {
     let directory = tempfile::tempdir_in(&plan.directory).unwrap();
     let start = |(index, compared_peer): (usize, &ComparedPeer)| {
@@ -98,17 +102,21 @@ pub fn measure(plan: &RoundPlan, compared_peers: &[ComparedPeer], workload: Work
     for round in 0..plan.rounds {
         for turn in 0..started_peers.len() {
             let index = (round + turn) % started_peers.len();
-            let turn = take_turn(plan, &compared_peers[index], workload, started_peers[index].as_ref());
-            let (turn, requests) = runtime.block_on(turn);
+            let (turn_results, requests) = runtime.block_on(take_turn(
+                plan,
+                &compared_peers[index],
+                workload,
+                started_peers[index].as_ref(),
+            ));
             request_counts[index] += requests;
-            peer_results[index].turns.push(turn);
+            peer_results[index].turns.push(turn_results);
             upstream.assert_credentials_were_replaced(&compared_peers[index].name);
         }
     }
     assert_eq!(
         upstream.request_count() - requests_before,
         request_counts.iter().sum::<u64>(),
-        "each request must be forwarded exactly once"
+        "each request must reach the provider exactly once"
     );
     for (index, started_peer) in started_peers.iter().enumerate() {
         if let Some(started_peer) = started_peer {
@@ -123,7 +131,7 @@ pub fn current_thread_runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Runs one turn of a proxy. Returns its results and the number of sent requests.
+/// Runs one turn of a proxy. Returns its results and the number of requests that were sent.
 async fn take_turn(
     plan: &RoundPlan,
     compared_peer: &ComparedPeer,
@@ -131,7 +139,8 @@ async fn take_turn(
     started_peer: Option<&StartedPeer>,
 ) -> (TurnResults, u64) {
     let target = compared_peer.setup.target(started_peer);
-    let request_spec = |seconds: f64| RequestSpec::new(workload, target.key, seconds);
+    let warm_up_spec = RequestSpec::new(workload, target.key, WARM_UP_SECONDS);
+    let request_spec = RequestSpec::new(workload, target.key, plan.seconds);
     let mut load =
         LoadGenerator::open(&target, compared_peer.load_clients, compared_peer.connections_per_client).await;
     // The first request of a connection costs more, so each connection sends at least one request before the
@@ -139,50 +148,47 @@ async fn take_turn(
     let mut requests = match workload {
         Workload::Paced => 0,
         Workload::Get | Workload::Tts | Workload::Stream | Workload::Upload => {
-            load.send_once_per_connection(&request_spec(WARM_UP_SECONDS)).await.requests
+            load.send_once_per_connection(&warm_up_spec).await.requests
         }
     };
-    requests += run_load(&mut load, compared_peer, workload, &request_spec(WARM_UP_SECONDS), WARM_UP_SECONDS)
-        .await
-        .requests;
-    let request_spec = request_spec(plan.seconds);
+    requests += run_load(&mut load, compared_peer, workload, &warm_up_spec, WARM_UP_SECONDS).await.requests;
     let other_load = OtherLoad::start();
-    let (mut results, seconds) = measure_processor_time(
+    let (mut results, processor_seconds) = measure_processor_time(
         started_peer,
         run_load(&mut load, compared_peer, workload, &request_spec, plan.seconds),
     )
     .await;
-    let other_load = other_load.share(seconds);
+    let other_load = other_load.share(processor_seconds);
     drop(load);
     requests += results.requests;
     let mut max_rate = None;
     if let Some(connections) = workload.saturating_connections().filter(|_| plan.measures_max_rate) {
         let mut load = LoadGenerator::open(&target, connections, 1).await;
         requests += load.send_saturating(&request_spec, WARM_UP_SECONDS / 2.0).await.requests;
-        let (results, seconds) =
+        let (results, processor_seconds) =
             measure_processor_time(started_peer, load.send_saturating(&request_spec, plan.seconds / 2.0))
                 .await;
         requests += results.requests;
-        max_rate = Some(MaxRate {
+        max_rate = Some(MaxRateResults {
             requests_per_second: results.requests as f64 / results.elapsed.as_secs_f64(),
-            cost: seconds * 1e6 / results.requests as f64,
-            utilization: seconds / results.elapsed.as_secs_f64(),
+            cost: processor_seconds * 1e6 / results.requests as f64,
+            utilization: processor_seconds / results.elapsed.as_secs_f64(),
         });
     }
-    let turn = TurnResults {
-        // Paced streams record one time per chunk.
-        cost: seconds * 1e6 / results.total_times.len() as f64,
-        first_byte_p50: quantile(&mut results.first_byte_times, 0.5),
-        p50: quantile(&mut results.total_times, 0.5),
-        p99: quantile(&mut results.total_times, 0.99),
+    let turn_results = TurnResults {
+        // `total_times` contains one time per request, or one time per chunk of a paced stream.
+        cost: processor_seconds * 1e6 / results.total_times.len() as f64,
+        first_byte_p50: quantile_micros(&mut results.first_byte_times, 0.5),
+        p50: quantile_micros(&mut results.total_times, 0.5),
+        p99: quantile_micros(&mut results.total_times, 0.99),
         other_load,
         has_reached_rate: results.elapsed.as_secs_f64() < plan.seconds * 1.05 + 0.1,
         max_rate,
     };
-    (turn, requests)
+    (turn_results, requests)
 }
 
-/// Runs a load. Returns its results and the processor time of the proxy during the run in seconds.
+/// Awaits `run`. Returns its results and the processor time that the proxy used during the run, in seconds.
 async fn measure_processor_time(
     started_peer: Option<&StartedPeer>,
     run: impl Future<Output = LoadResults>,
@@ -190,13 +196,12 @@ async fn measure_processor_time(
     let processor_time = || started_peer.map(|started_peer| started_peer.running.processor_time());
     let processor_time_before = processor_time();
     let results = run.await;
-    let seconds = processor_time()
-        .zip(processor_time_before)
-        .map_or(0.0, |(after, processor_time_before)| after.since(&processor_time_before));
-    (results, seconds)
+    let processor_seconds =
+        processor_time().zip(processor_time_before).map_or(0.0, |(after, before)| after.since(&before));
+    (results, processor_seconds)
 }
 
-/// Runs the workload at its rate for `seconds`.
+/// Sends requests at the rate of `compared_peer` for `seconds`. For a paced workload, sends one request per client.
 async fn run_load(
     load: &mut LoadGenerator,
     compared_peer: &ComparedPeer,
@@ -214,8 +219,8 @@ async fn run_load(
     }
 }
 
-/// Returns a quantile of times in seconds, converted to µs. Sorts the times.
-pub fn quantile(seconds: &mut [f64], fraction: f64) -> f64 {
+/// Sorts times in seconds. Returns their quantile for `fraction`, in µs.
+pub fn quantile_micros(seconds: &mut [f64], fraction: f64) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[((seconds.len() as f64 * fraction) as usize).min(seconds.len() - 1)] * 1e6
 }

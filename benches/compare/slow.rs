@@ -12,7 +12,7 @@ use crate::harness::{format_median_and_range, median};
 use crate::http1;
 use crate::load::{LoadGenerator, RequestSpec};
 use crate::peers::{Peer, PeerSetup, StartedPeer, Target};
-use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile_micros};
 use crate::workload::Workload;
 
 /// Speech requests per second of all regular clients.
@@ -82,7 +82,7 @@ async fn take_turn(plan: &RoundPlan, target: &Target, round: usize) -> TurnResul
     for has_slow_clients in [round.is_multiple_of(2), !round.is_multiple_of(2)] {
         let slow_clients = if has_slow_clients { start_slow_clients(target).await } else { Vec::new() };
         let mut results = load.send_at_rate(&request_spec, RATE, plan.seconds).await;
-        let times = [0.5, 0.99].map(|fraction| quantile(&mut results.total_times, fraction));
+        let times = [0.5, 0.99].map(|fraction| quantile_micros(&mut results.total_times, fraction));
         *(if has_slow_clients { &mut with_slow_clients } else { &mut without_slow_clients }) = times;
         drop(slow_clients);
     }

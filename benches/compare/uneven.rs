@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::harness::median;
 use crate::load::{LoadGenerator, RequestSpec};
 use crate::peers::{Peer, PeerSetup, StartedPeer};
-use crate::rounds::{RoundPlan, current_thread_runtime, quantile};
+use crate::rounds::{RoundPlan, current_thread_runtime, quantile_micros};
 use crate::workload::{PACED_INTERVAL_MS, Workload};
 
 /// Small requests per second.
@@ -118,9 +118,9 @@ async fn take_turn(
     let (stream_results, mut results) = tokio::join!(stream_load, request_load);
     let bytes = stream_results.requests * stream_spec.response_bytes;
     TurnResults {
-        p50: quantile(&mut results.total_times, 0.5),
-        p99: quantile(&mut results.total_times, 0.99),
-        max: quantile(&mut results.total_times, 1.0),
+        p50: quantile_micros(&mut results.total_times, 0.5),
+        p99: quantile_micros(&mut results.total_times, 0.99),
+        max: quantile_micros(&mut results.total_times, 1.0),
         stream_throughput: bytes as f64 / 1024.0 / 1024.0 / seconds,
     }
 }

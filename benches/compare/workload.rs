@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-/// The first key of the pool. Further keys append `_1`, `_2` and so on.
+/// The first key of the pool. Each further key is this text with a suffix: `_1`, `_2` and so on.
 pub const POOL_KEY: &str = "sk_bench_key_of_the_pool";
-/// The first client token, which clients send as their key. Further tokens append `_1`, `_2` and so on.
+/// The first client token, which clients send in place of a key. Each further token is this text with a suffix: `_1`,
+/// `_2` and so on.
 pub const CLIENT_TOKEN: &str = "a-token-of-the-client-0123456789";
 /// The size of a chunk of a paced stream.
 pub const PACED_CHUNK_BYTES: u64 = 1024;
-/// The interval between chunks of a paced stream.
+/// The interval between the chunks of a paced stream.
 pub const PACED_INTERVAL_MS: u64 = 20;
 
 /// The length of the body of a speech request.
@@ -17,10 +18,10 @@ pub const SPEECH_BODY_BYTES: usize = 200;
 /// The length of the body of an upload.
 pub const UPLOAD_BODY_BYTES: usize = 10 * 1024 * 1024;
 
-/// A kind of request that the benchmark sends.
+/// A kind of request, with its response, that the benchmark measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
-    /// A small JSON document.
+    /// A GET for a small JSON document.
     Get,
     /// A short speech, sent as one response.
     Tts,
@@ -45,8 +46,8 @@ impl Workload {
         }
     }
 
-    /// Returns the maximum ratio of Keychoir's cost to nginx's cost.
-    pub fn max_ratio(self) -> f64 {
+    /// Returns the maximum ratio of Keychoir's processor time to nginx's processor time.
+    pub fn max_cost_ratio(self) -> f64 {
         match self {
             Self::Get | Self::Tts => 1.0,
             Self::Stream | Self::Paced => 0.95,
@@ -66,7 +67,7 @@ impl Workload {
         }
     }
 
-    /// Returns the number of connections that the rate needs.
+    /// Returns the number of connections over which the requests are sent at this rate.
     pub fn connections(self) -> u32 {
         match self {
             Self::Get | Self::Tts => 48,
@@ -75,7 +76,8 @@ impl Workload {
         }
     }
 
-    /// Returns the number of connections with which the maximum rate is measured. Returns `None` for paced streams.
+    /// Returns the number of connections that saturate a proxy when its maximum rate is measured. Paced streams have no
+    /// maximum rate and return `None`.
     pub fn saturating_connections(self) -> Option<u32> {
         match self {
             Self::Get | Self::Tts => Some(32),
@@ -85,7 +87,7 @@ impl Workload {
         }
     }
 
-    /// Returns the length of the response body. A paced response takes `seconds`.
+    /// Returns the length of the response body. The response to a paced request lasts for `seconds`.
     pub fn response_bytes(self, seconds: f64) -> u64 {
         match self {
             Self::Get => 300,
@@ -96,35 +98,39 @@ impl Workload {
         }
     }
 
-    /// Returns a complete request as the provider's Python SDK sends it with the given `key`.
+    /// Returns a complete request with the given `key`, as the provider's Python SDK sends it. The response to a paced
+    /// request lasts for `seconds`.
     pub fn request(self, key: &str, seconds: f64) -> Arc<[u8]> {
-        let voice = "21m00Tcm4TlvDq8ikWAM";
+        let voice_id = "21m00Tcm4TlvDq8ikWAM";
         let chunks = self.response_bytes(seconds) / PACED_CHUNK_BYTES;
-        let (target, content, body) = match self {
-            Self::Get => (format!("GET /v1/voices/{voice}/settings"), "", Vec::new()),
-            Self::Tts => {
-                let path = format!("POST /v1/text-to-speech/{voice}?output_format=mp3_44100_128");
-                (path, "application/json", speech_body())
-            }
-            Self::Stream => {
-                let path = format!("POST /v1/text-to-speech/{voice}/stream?output_format=mp3_44100_128");
-                (path, "application/json", speech_body())
-            }
+        let (method_and_path, content_type, body) = match self {
+            Self::Get => (format!("GET /v1/voices/{voice_id}/settings"), "", Vec::new()),
+            Self::Tts => (
+                format!("POST /v1/text-to-speech/{voice_id}?output_format=mp3_44100_128"),
+                "application/json",
+                speech_body(),
+            ),
+            Self::Stream => (
+                format!("POST /v1/text-to-speech/{voice_id}/stream?output_format=mp3_44100_128"),
+                "application/json",
+                speech_body(),
+            ),
             Self::Upload => {
                 ("POST /v1/speech-to-text".to_owned(), "multipart/form-data; boundary=b0b0b0", upload_body())
             }
-            Self::Paced => {
-                let path = format!("POST /v1/text-to-speech/{voice}/stream?chunks={chunks}");
-                (path, "application/json", speech_body())
-            }
+            Self::Paced => (
+                format!("POST /v1/text-to-speech/{voice_id}/stream?chunks={chunks}"),
+                "application/json",
+                speech_body(),
+            ),
         };
         let mut request = format!(
-            "{target} HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\naccept-encoding: gzip, deflate\r\n\
+            "{method_and_path} HTTP/1.1\r\nhost: localhost\r\naccept: */*\r\naccept-encoding: gzip, deflate\r\n\
              connection: keep-alive\r\nuser-agent: python-httpx/0.28.1\r\nx-fern-language: Python\r\n\
              x-fern-sdk-name: elevenlabs\r\nx-fern-sdk-version: 2.20.0\r\nxi-api-key: {key}\r\n"
         );
         if !body.is_empty() {
-            request.push_str(&format!("content-type: {content}\r\ncontent-length: {}\r\n", body.len()));
+            request.push_str(&format!("content-type: {content_type}\r\ncontent-length: {}\r\n", body.len()));
         }
         request.push_str("\r\n");
         let mut request = request.into_bytes();
@@ -133,21 +139,21 @@ impl Workload {
     }
 }
 
-/// Returns the body of a speech request.
+/// Returns the body of a speech request: a JSON object that is padded with spaces to [`SPEECH_BODY_BYTES`].
 fn speech_body() -> Vec<u8> {
-    let plain =
+    let json =
         r#"{"text":"The first move is what sets everything in motion.","model_id":"eleven_flash_v2_5""#;
-    format!("{plain}{}}}", " ".repeat(SPEECH_BODY_BYTES - 1 - plain.len())).into_bytes()
+    format!("{json}{}}}", " ".repeat(SPEECH_BODY_BYTES - 1 - json.len())).into_bytes()
 }
 
-/// Returns the body of an upload: a form with an audio file.
+/// Returns the body of an upload: a multipart form with an audio file.
 fn upload_body() -> Vec<u8> {
     let mut form = b"--b0b0b0\r\ncontent-disposition: form-data; name=\"model_id\"\r\n\r\nscribe_v1\r\n\
         --b0b0b0\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.mp3\"\r\n\
         content-type: audio/mpeg\r\n\r\n"
         .to_vec();
-    let end = b"\r\n--b0b0b0--\r\n";
-    form.resize(UPLOAD_BODY_BYTES - end.len(), 0x55);
-    form.extend(end);
+    let closing_boundary = b"\r\n--b0b0b0--\r\n";
+    form.resize(UPLOAD_BODY_BYTES - closing_boundary.len(), 0x55);
+    form.extend(closing_boundary);
     form
 }

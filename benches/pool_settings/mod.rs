@@ -1,17 +1,19 @@
-//! The settings of the pools that are measured.
+//! The pool settings that `benches/pool.rs` and `benches/request_steps` share. They prevent queues and the end of a
+//! cooldown from affecting a measurement.
 
 use std::time::Duration;
 
 use keychoir::policy::strategy::Strategy;
 use keychoir::pool::Settings;
 
+/// A duration that is longer than any measurement.
 pub(crate) const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Returns settings with the given `strategy`. No cooldown ends during a measurement.
+/// Returns pool settings with the given `strategy`, under which no cooldown ends during a measurement.
 pub(crate) fn pool_settings(strategy: &'static Strategy) -> Settings {
     Settings {
         strategy,
-        // No queue: a full pool rejects a request immediately.
+        // Without a queue, a full pool rejects a request immediately.
         queue_timeout: Duration::ZERO,
         max_queued: 0,
         near_limit_ratio: 0.8,

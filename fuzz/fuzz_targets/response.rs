@@ -1,4 +1,4 @@
-//! Decodes an arbitrary response. The result must not depend on how the bytes are split.
+//! Decodes an arbitrary response of the provider. The result must not depend on how the bytes are split into reads.
 
 #![no_main]
 

@@ -173,8 +173,8 @@ impl Admin {
         let refusal = match page_access(is_public, peer) {
             PageAccess::Open => None,
             PageAccess::Client if !self.config.load().clients.require_token() => None,
-            PageAccess::Client => self.refuse_client_page(uri, headers, peer, now),
-            PageAccess::Operator => self.refuse_page(uri, headers, peer, now),
+            PageAccess::Client => self.client_page_refusal(uri, headers, peer, now),
+            PageAccess::Operator => self.operator_page_refusal(uri, headers, peer, now),
         };
         if refusal.is_some() {
             return refusal;
@@ -182,8 +182,9 @@ impl Admin {
         Some(page(self, headers, now))
     }
 
-    /// Returns the refusal of a page that a client token also opens, unless the request presents a valid token.
-    fn refuse_client_page(
+    /// Returns the response that refuses a page for clients, or `None` if the request presents the admin token or a
+    /// valid client token.
+    fn client_page_refusal(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
@@ -199,7 +200,7 @@ impl Admin {
             Ok(client) if client.rules.permit(uri.path()) => None,
             Ok(_) => Some(ProxyError::PathNotAllowed.response("", now)),
             Err(refusal) => Some(match check {
-                AdminTokenCheck::NotCompared(remaining) => api::too_many_failures(remaining),
+                AdminTokenCheck::TooManyFailures(retry_after) => api::too_many_failures(retry_after),
                 AdminTokenCheck::Accepted
                 | AdminTokenCheck::Absent
                 | AdminTokenCheck::ClientToken

@@ -1,4 +1,5 @@
-//! `keychoir man`: writes one manual page for each command.
+//! `keychoir man`: writes one manual page for each command. `clap_mangen` renders the pages, and this module adds
+//! their examples, exit codes and files.
 
 use std::fs;
 use std::io;
@@ -18,11 +19,11 @@ pub(super) struct Arguments {
     directory: PathBuf,
 }
 
-/// The paths and meanings in the section FILES of the page `keychoir(1)`.
+/// The section FILES of the page `keychoir(1)`: paths, each with the meaning of the file.
 const FILES: &[(&str, &str)] = &[
     (
         "/etc/keychoir/keychoir.toml, $XDG_CONFIG_HOME/keychoir/keychoir.toml",
-        "The configuration. The file config/keychoir.toml of the source code describes every setting.",
+        "The configuration. The file config/keychoir.toml in the source code describes every setting.",
     ),
     ("$XDG_STATE_HOME/keychoir/keychoir.db, /var/lib/keychoir/keychoir.db", "The usage database."),
 ];
@@ -40,12 +41,12 @@ pub(super) fn run(arguments: &Arguments) -> CommandResult {
         fail(format_args!("the manual pages cannot be written to {}: {error}", directory.display()))
     })?;
     print(&format_args!("Wrote {} manual pages to {}", pages.len(), directory.display()));
-    print(&format_args!("Read the first one with: man {}", first_page(directory).display()));
+    print(&format_args!("Read the main page with: man {}", main_page_path(directory).display()));
     Ok(())
 }
 
 /// Returns the absolute path of `keychoir.1`. `man` interprets a name without a slash as the name of an installed page.
-fn first_page(directory: &Path) -> PathBuf {
+fn main_page_path(directory: &Path) -> PathBuf {
     std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned()).join("keychoir.1")
 }
 
@@ -58,22 +59,22 @@ fn render_pages() -> io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
-/// Adds the pages of `command` and of its subcommands. `path` contains the names of the command after `keychoir`.
-fn add_pages(command: &Command, path: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
-    let name = format!("keychoir {path}").trim_end().replace(' ', "-");
-    pages.push((format!("{name}.1"), render_page(command, &name, path)?));
+/// Adds the pages of `command` and of its visible subcommands. `command_path` is the full name of the command without
+/// `keychoir`, such as `keys add`.
+fn add_pages(command: &Command, command_path: &str, pages: &mut Vec<(String, Vec<u8>)>) -> io::Result<()> {
+    let page_name = format!("keychoir {command_path}").trim_end().replace(' ', "-");
+    pages.push((format!("{page_name}.1"), render_page(command, &page_name, command_path)?));
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
-        add_pages(subcommand, format!("{path} {}", subcommand.get_name()).trim_start(), pages)?;
+        add_pages(subcommand, format!("{command_path} {}", subcommand.get_name()).trim_start(), pages)?;
     }
     Ok(())
 }
 
-/// Renders the page of a command. `name` is the name of the page, and `path` contains the names of the command after
-/// `keychoir`.
-fn render_page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>> {
+/// Renders the page of a command. `page_name` is the file name without `.1`.
+fn render_page(command: &Command, page_name: &str, command_path: &str) -> io::Result<Vec<u8>> {
     let man = Man::new(command.clone());
     // `clap_mangen` omits an empty date, and `man` would then misread the fields after it.
-    let (title, version) = (name.to_uppercase(), env!("CARGO_PKG_VERSION"));
+    let (title, version) = (page_name.to_uppercase(), env!("CARGO_PKG_VERSION"));
     let mut page = format!(".TH {title} 1 \"\" \"keychoir {version}\" \"Keychoir Manual\"\n").into_bytes();
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
@@ -83,10 +84,10 @@ fn render_page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>>
         man.render_subcommands_section(&mut page)?;
     }
     let mut roff = Roff::new();
-    if let Some(help) = help::find(path) {
-        add_help(&mut roff, help);
+    if let Some(help) = help::find(command_path) {
+        add_examples_and_exit_codes(&mut roff, help);
     }
-    if path.is_empty() {
+    if command_path.is_empty() {
         roff.control("SH", ["FILES"]);
         for (file, meaning) in FILES {
             add_definition(&mut roff, file, meaning);
@@ -99,8 +100,8 @@ fn render_page(command: &Command, name: &str, path: &str) -> io::Result<Vec<u8>>
     Ok(remove_redundant_breaks(&page))
 }
 
-/// Removes line break requests before and after empty lines, which break the line anyway. `clap_mangen` writes such
-/// requests before the possible values of an option, and mandoc warns about them.
+/// Removes the roff request `.br` (line break) before and after an empty line, which breaks the line anyway.
+/// `clap_mangen` writes such a request before the possible values of an option, and `mandoc` warns about it.
 fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
     let lines: Vec<&[u8]> = page.split(|byte| *byte == b'\n').collect();
     let is_empty =
@@ -112,10 +113,10 @@ fn remove_redundant_breaks(page: &[u8]) -> Vec<u8> {
     kept_lines.map(|(_, line)| *line).collect::<Vec<_>>().join(&b'\n')
 }
 
-fn add_help(roff: &mut Roff, help: &CommandHelp) {
+fn add_examples_and_exit_codes(roff: &mut Roff, help: &CommandHelp) {
     roff.control("SH", ["EXAMPLES"]);
-    for (line, effect) in help.examples {
-        add_definition(roff, line, effect);
+    for (command_line, effect) in help.examples {
+        add_definition(roff, command_line, effect);
     }
     roff.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in help.exit_codes {
@@ -139,28 +140,30 @@ mod tests {
         text.replace("\\-", "-").replace("\\fB", "").replace("\\fR", "").replace("\\fI", "")
     }
 
-    fn check_page(command: &Command, path: &str, pages: &[(String, Vec<u8>)]) {
-        let name = format!("keychoir {path}").trim_end().replace(' ', "-");
-        let (_, page) = pages.iter().find(|(file, _)| *file == format!("{name}.1")).expect(&name);
+    /// Checks the pages of `command` and of its subcommands.
+    fn check_pages(command: &Command, command_path: &str, pages: &[(String, Vec<u8>)]) {
+        let page_name = format!("keychoir {command_path}").trim_end().replace(' ', "-");
+        let file_name = format!("{page_name}.1");
+        let (_, page) = pages.iter().find(|(name, _)| *name == file_name).expect(&file_name);
         let page = plain_text(page);
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
-            let name = match (argument.get_long(), argument.get_value_names()) {
+            let argument_name = match (argument.get_long(), argument.get_value_names()) {
                 (Some(long), _) => format!("--{long}"),
                 (None, Some([value, ..])) => value.to_string(),
                 (None, _) => continue,
             };
-            assert!(page.contains(&name), "the page of `{path}` must contain {name}:\n{page}");
+            assert!(page.contains(&argument_name), "{file_name} must describe {argument_name}:\n{page}");
         }
         for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "\"EXIT STATUS\""] {
             assert!(
                 page.contains(&format!(".SH {section}\n")),
-                "the page of `{path}` must contain the section {section}:\n{page}"
+                "{file_name} must contain the section {section}:\n{page}"
             );
         }
         for subcommand in command.get_subcommands() {
             let name = subcommand.get_name();
-            assert!(page.contains(name), "the page of `{path}` must name the subcommand {name}");
-            check_page(subcommand, format!("{path} {name}").trim_start(), pages);
+            assert!(page.contains(name), "{file_name} must name the subcommand {name}");
+            check_pages(subcommand, format!("{command_path} {name}").trim_start(), pages);
         }
     }
 
@@ -169,6 +172,6 @@ mod tests {
         let pages = render_pages().unwrap();
         let mut root = command().disable_help_subcommand(true);
         root.build();
-        check_page(&root, "", &pages);
+        check_pages(&root, "", &pages);
     }
 }

@@ -25,7 +25,7 @@ impl AuthFailures {
     /// Returns the duration from `now` on for which requests from `address` are refused, or `None` if they are
     /// accepted.
     #[must_use]
-    pub fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
+    pub fn retry_after(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
         let failures = self.by_address.get(&client_network(address))?;
         // If the clock was set back, failures may be dated in the future. Such failures do not count.
         let is_past = failures.back().is_some_and(|last| *last <= now);
@@ -87,15 +87,15 @@ mod tests {
     fn ten_failures_in_a_minute_refuse_the_address_until_the_first_is_a_minute_old() {
         let mut failures = AuthFailures::default();
         for number in 0..10 {
-            assert_eq!(failures.refused_for(address("10.0.0.1"), after(number)), None);
+            assert_eq!(failures.retry_after(address("10.0.0.1"), after(number)), None);
             failures.record(address("10.0.0.1"), after(number));
         }
-        assert_eq!(failures.refused_for(address("10.0.0.1"), after(9)), Some(Duration::from_millis(59_991)));
-        assert_eq!(failures.refused_for(address("10.0.0.1"), after(59_999)), Some(Duration::from_millis(1)));
-        assert_eq!(failures.refused_for(address("10.0.0.1"), after(60_000)), None);
+        assert_eq!(failures.retry_after(address("10.0.0.1"), after(9)), Some(Duration::from_millis(59_991)));
+        assert_eq!(failures.retry_after(address("10.0.0.1"), after(59_999)), Some(Duration::from_millis(1)));
+        assert_eq!(failures.retry_after(address("10.0.0.1"), after(60_000)), None);
         failures.record(address("10.0.0.1"), after(60_000));
         assert!(
-            failures.refused_for(address("10.0.0.1"), after(60_000)).is_some(),
+            failures.retry_after(address("10.0.0.1"), after(60_000)).is_some(),
             "the second counts still"
         );
     }
@@ -107,14 +107,14 @@ mod tests {
         for number in 0..10 {
             failures.record(address("10.0.0.1"), after(HOUR + number));
         }
-        assert!(failures.refused_for(address("10.0.0.1"), after(HOUR + 9)).is_some());
-        assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), None, "later failures must not count");
+        assert!(failures.retry_after(address("10.0.0.1"), after(HOUR + 9)).is_some());
+        assert_eq!(failures.retry_after(address("10.0.0.1"), NOW), None, "later failures must not count");
         for _ in 0..9 {
             failures.record(address("10.0.0.1"), NOW);
-            assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), None);
+            assert_eq!(failures.retry_after(address("10.0.0.1"), NOW), None);
         }
         failures.record(address("10.0.0.1"), NOW);
-        assert_eq!(failures.refused_for(address("10.0.0.1"), NOW), Some(WINDOW));
+        assert_eq!(failures.retry_after(address("10.0.0.1"), NOW), Some(WINDOW));
     }
 
     #[test]
@@ -127,9 +127,9 @@ mod tests {
         for (text, is_refused) in
             [("2001:db8::2", true), ("2001:db8:0:1::1", false), ("10.0.0.1", true), ("10.0.0.2", false)]
         {
-            assert_eq!(failures.refused_for(address(text), NOW).is_some(), is_refused, "{text}");
+            assert_eq!(failures.retry_after(address(text), NOW).is_some(), is_refused, "{text}");
         }
-        assert_eq!(failures.refused_for(None, NOW), None);
+        assert_eq!(failures.retry_after(None, NOW), None);
     }
 
     #[test]
@@ -141,9 +141,9 @@ mod tests {
         for number in 0..1_023_u32 {
             failures.record(Some(IpAddr::from(number.to_be_bytes())), after(1));
         }
-        assert!(failures.refused_for(address("10.0.0.1"), after(2)).is_some());
+        assert!(failures.retry_after(address("10.0.0.1"), after(2)).is_some());
         failures.record(address("11.0.0.1"), after(2));
-        assert_eq!(failures.refused_for(address("10.0.0.1"), after(2)), None);
+        assert_eq!(failures.retry_after(address("10.0.0.1"), after(2)), None);
         assert_eq!(failures.by_address.len(), 1_024);
     }
 }

@@ -59,7 +59,7 @@ impl Replica {
             };
             let grant = SlotGrant::from_value(reply)?;
             let change = state.slots[group.index()].apply(*statement, grant, beat.sent.instant);
-            if grant.is_unmet && grant.active_replicas > 1 {
+            if grant.is_demand_unmet && grant.active_replicas > 1 {
                 outcome.unmet.insert(*id);
             }
             if let Some(max) = change.max {
@@ -97,7 +97,7 @@ impl Replica {
         };
         let shared_now = self.membership.as_ref().map_or(0, |membership| membership.now_ms);
         state.last_statement = Some(statement);
-        if grant.is_unmet {
+        if grant.is_demand_unmet {
             outcome.unmet.insert(id);
         }
         let share =
@@ -111,7 +111,7 @@ impl Replica {
     /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot. The
     /// share of a workspace whose credits have become unlimited gets no bound.
     pub(super) fn fall_back(&mut self, moment: Moment) {
-        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::Loan };
+        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::OneSlot };
         let roster = self.pool.roster();
         for workspace in roster.workspaces() {
             let id = workspace.shared_id();

@@ -204,7 +204,7 @@ mod tests {
         );
         let mut shares = ClientShares::default();
         let sent_at = Moment { now, instant: clock::instant() };
-        let statement = SlotStatement { held: 0, demand: 8, is_blocked: false, max: 8, max_stamp: 1 };
+        let statement = SlotStatement { held: 0, demand: 8, lacks_credits: false, max: 8, max_stamp: 1 };
         let beat = ClientBeat { slots: vec![(client.name.clone(), statement)], ..ClientBeat::default() };
         shares.slots.entry(client.name.clone()).or_default().statement(
             SlotUse { count: RunningCount { running: 0, peak: 8 }, max: Some(8) },

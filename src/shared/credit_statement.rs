@@ -72,7 +72,7 @@ pub(super) struct CreditGrant {
     /// The credits that are left for all replicas together.
     pub(super) left: u64,
     /// Whether other replicas hold more credits than they need while this replica has too few.
-    pub(super) is_unmet: bool,
+    pub(super) is_demand_unmet: bool,
     /// The number of the last process of this replica that Redis knows.
     pub(super) run: u64,
     /// The charges of earlier processes of this replica that Redis knows.
@@ -110,7 +110,7 @@ impl CreditGrant {
             may_exceed: integer(may_exceed)? == 1,
             stated_before: u64::try_from(integer(before)?).ok(),
             left: amount(left)?,
-            is_unmet: integer(unmet)? == 1,
+            is_demand_unmet: integer(unmet)? == 1,
             run: amount(run)?,
             used_before: amount(used_before)?,
             epoch: amount(epoch)?,

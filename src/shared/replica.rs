@@ -278,14 +278,14 @@ impl Replica {
             let usage = workspace.sample_slots(group);
             let GroupDemand { slots: queued, min_credits } = queued.groups[group.index()];
             // A slot is useless without credits, so a replica without credits leaves its slots to other replicas.
-            let is_blocked = quota.ceiling().is_some()
+            let lacks_credits = quota.ceiling().is_some()
                 && if queued == 0 {
                     !state.credits.can_start(credit_use, None)
                 } else {
                     state.credits.is_waiting() && !state.credits.can_start(credit_use, Some(min_credits))
                 };
             if let Some(statement) =
-                slots.statement(usage, SlotDemand { queued, is_blocked }, shared_now, moment.instant)
+                slots.statement(usage, SlotDemand { queued, lacks_credits }, shared_now, moment.instant)
             {
                 let statement = if self.is_leaving {
                     SlotStatement { held: usage.count.running, demand: 0, ..statement }
@@ -294,7 +294,7 @@ impl Replica {
                 };
                 beat.held_slots += u64::from(statement.held);
                 // A queued request waits until other replicas have returned a slot.
-                let needs_reply = slots.is_changed(statement) || (queued > 0 && !is_blocked);
+                let needs_reply = slots.is_changed(statement) || (queued > 0 && !lacks_credits);
                 beat.is_due |= needs_reply;
                 let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
                 if is_full || needs_reply || is_demanded {

@@ -1,5 +1,6 @@
-//! Divides the concurrent requests of a subject, on the side of one replica: states the slots that the replica uses
-//! and demands, and applies the grants of `slots.lua`. A subject is a concurrency group of a workspace, or a client.
+//! Shares a concurrency limit with other replicas, on the side of one replica: makes the statements about the slots
+//! that the replica uses and demands, and applies the grants of `slots.lua`. A slot permits one concurrent request. The
+//! limit belongs to a subject, which is a concurrency group of a workspace, or a client.
 
 use std::time::{Duration, Instant};
 
@@ -12,36 +13,38 @@ use crate::pool::SlotUse;
 
 /// The lease of granted slots: the time after a statement for which Redis reserves them for the replica.
 pub(super) const SLOT_LEASE: Duration = Duration::from_secs(5);
-/// The time without use after which a replica returns its slots.
+/// The time without running or queued requests after which a replica returns its slots.
 const IDLE_AFTER: Duration = Duration::from_secs(30);
 /// The interval at which slots that cannot be divided equally go to other replicas.
-pub(super) const ROTATION: Duration = Duration::from_secs(2);
-/// The slots that a replica may use before its first statement.
-const LOAN: u32 = 1;
+pub(super) const ROTATION_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The statement of this replica about a subject.
+/// A statement of this replica to `slots.lua` about a subject: the slots that it holds and demands, and the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotStatement {
-    /// The slots that this replica uses or may use until the reply.
+    /// The slots that this replica uses, or may use until the reply arrives.
     pub(super) held: u32,
-    /// The slots that the replica could use; 0 returns all slots that are not in use.
+    /// The slots that this replica could use. The value 0 returns all slots that are not in use.
     pub(super) demand: u32,
-    /// Whether the replica demands only the slots in use, because it has no credits.
-    pub(super) is_blocked: bool,
-    /// The maximum of all replicas together; 0 if unknown.
+    /// Whether this replica has no credits, and therefore demands only the slots in use.
+    pub(super) lacks_credits: bool,
+    /// The maximum number of slots of all replicas together; 0 if unknown.
     pub(super) max: u32,
-    /// The shared time at which the maximum was received.
+    /// The time at which the maximum was received, in milliseconds by the clock of Redis.
     pub(super) max_stamp: u64,
 }
 
-/// Returns the call that states the concurrent requests of these subjects. `keys` are their keys, in the same order.
+/// Returns the call of `slots.lua` with `statements`. `keys` contains the Redis key of each statement's subject, in the
+/// same order.
 pub(super) fn slots_call<'a>(
     replica: &str,
     keys: Vec<String>,
     statements: impl IntoIterator<Item = &'a SlotStatement>,
 ) -> ScriptCall {
-    let mut arguments =
-        vec![replica.to_owned(), SLOT_LEASE.as_millis().to_string(), ROTATION.as_millis().to_string()];
+    let mut arguments = vec![
+        replica.to_owned(),
+        SLOT_LEASE.as_millis().to_string(),
+        ROTATION_INTERVAL.as_millis().to_string(),
+    ];
     for SlotStatement { held, demand, max, max_stamp, .. } in statements {
         arguments.extend([held.to_string(), demand.to_string(), max.to_string(), max_stamp.to_string()]);
     }
@@ -54,60 +57,64 @@ pub(super) struct SlotGrant {
     granted: u32,
     max: u32,
     max_stamp: u64,
-    /// The number of replicas that use the subject.
+    /// The number of replicas that demand slots of the subject.
     pub(super) active_replicas: u32,
     /// Whether other replicas hold slots that this replica demands and is entitled to.
-    pub(super) is_unmet: bool,
+    pub(super) is_demand_unmet: bool,
 }
 
 impl SlotGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, max, stamp, active, unmet] = tuple(value)?;
-        let count = |value| amount(value).map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        let [granted, max, max_stamp, active_replicas, is_demand_unmet] = tuple(value)?;
+        let saturating_u32 = |value| amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
         Ok(Self {
-            granted: count(granted)?,
-            max: count(max)?,
-            max_stamp: amount(stamp)?,
-            active_replicas: count(active)?,
-            is_unmet: integer(unmet)? == 1,
+            granted: saturating_u32(granted)?,
+            max: saturating_u32(max)?,
+            max_stamp: amount(max_stamp)?,
+            active_replicas: saturating_u32(active_replicas)?,
+            is_demand_unmet: integer(is_demand_unmet)? == 1,
         })
     }
 }
 
-/// The changes that a reply causes.
+/// The changes that the pool must apply after a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotChange {
-    /// The new share of this replica; `None` if it stays.
+    /// The new share of this replica: `None` if it does not change, `Some(None)` if the slots are no longer divided.
     pub(super) share: Option<Option<u32>>,
-    /// A maximum that another replica has received from the provider.
+    /// A newer maximum, which another replica has received from the provider.
     pub(super) max: Option<u32>,
 }
 
-/// The demand of queued requests for slots, and whether credits prevent it.
+/// The queued requests that need a slot, and whether they cannot start for lack of credits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotDemand {
     /// The number of queued requests.
     pub(super) queued: u32,
-    /// Whether the replica has no credits, so that it can use no further slot.
-    pub(super) is_blocked: bool,
+    /// Whether this replica has no credits, and therefore cannot use another slot.
+    pub(super) lacks_credits: bool,
 }
 
 /// The share of a replica without a current grant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fallback {
-    /// One slot until the next reply, because Redis responds.
-    Loan,
-    /// The maximum divided by the number of replicas.
+    /// One slot, until the next reply contains a grant.
+    OneSlot,
+    /// The maximum divided by the number of replicas, but at least one slot.
     EqualPart,
 }
 
-/// The state of a subject at this replica.
+/// The slots of a subject at this replica: its share, the lease of the share, and the last statement.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
+    /// The last time at which a request was running or queued. `None` before the first request, and after this replica
+    /// has returned its slots.
     last_used: Option<Instant>,
+    /// The end of the lease of the granted share, or `None` without a grant.
     lease_end: Option<Instant>,
-    /// The last maximum that this replica knows, and the shared time at which it was received.
+    /// The last maximum that this replica knows.
     max: Option<u32>,
+    /// The time at which the maximum was received, in milliseconds by the clock of Redis.
     max_stamp: u64,
     /// The share that was applied last.
     share: Option<u32>,
@@ -116,11 +123,11 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Returns the statement of the next beat, or `None` if there is nothing to state.
+    /// Returns the statement for the next beat, or `None` if this replica has returned its slots and needs none.
     pub(super) fn statement(
         &mut self,
         usage: SlotUse,
-        SlotDemand { queued, is_blocked }: SlotDemand,
+        SlotDemand { queued, lacks_credits }: SlotDemand,
         shared_now: u64,
         instant: Instant,
     ) -> Option<SlotStatement> {
@@ -139,16 +146,16 @@ impl Slots {
         let peak = usage.count.peak.max(1);
         let is_saturated = self.share.is_some_and(|share| peak >= share);
         let headroom = if is_saturated { (peak / 2).max(1) } else { 0 };
-        let demand = match (is_idle, is_blocked) {
+        let demand = match (is_idle, lacks_credits) {
             (true, _) => 0,
-            // Other replicas have the credits, and need the slots.
+            // This replica cannot use further slots, and other replicas that have credits may need them.
             (false, true) => usage.count.running,
             (false, false) => peak.saturating_add(queued).saturating_add(headroom),
         };
         Some(SlotStatement {
             held: usage.count.running.max(self.share.unwrap_or(0)),
             demand,
-            is_blocked: is_blocked && !is_idle,
+            lacks_credits: lacks_credits && !is_idle,
             max: usage.max.unwrap_or(0),
             max_stamp: self.max_stamp,
         })
@@ -159,7 +166,7 @@ impl Slots {
         self.last_statement != Some(statement)
     }
 
-    /// Applies the reply to a statement that was sent at `sent_at`.
+    /// Applies the reply to a statement that was sent at `sent_at`. Returns the changes for the pool.
     pub(super) fn apply(
         &mut self,
         statement: SlotStatement,
@@ -173,7 +180,7 @@ impl Slots {
             self.max_stamp = grant.max_stamp;
             change.max = Some(grant.max);
         }
-        if (statement.demand == 0 && !statement.is_blocked) || grant.max == 0 {
+        if (statement.demand == 0 && !statement.lacks_credits) || grant.max == 0 {
             self.lease_end = None;
             return change;
         }
@@ -182,7 +189,8 @@ impl Slots {
         change
     }
 
-    /// Applies the fallback share if there is no current grant. Returns the share if it changes.
+    /// Applies the fallback share if there is no current grant. Returns the new share, or `None` if it does not change.
+    /// `Some(None)` means that the slots are no longer divided.
     pub(super) fn fall_back(
         &mut self,
         replicas: u32,
@@ -197,13 +205,13 @@ impl Slots {
             (None, _) | (_, 0 | 1) => None,
             (Some(max), _) => Some(match fallback {
                 Fallback::EqualPart => (max / replicas).max(1),
-                Fallback::Loan => LOAN,
+                Fallback::OneSlot => 1,
             }),
         };
         self.set_share(share)
     }
 
-    /// Returns the share that was applied last; `None` if the subject is not divided.
+    /// Returns the share that was applied last, or `None` if the slots are not divided.
     pub(super) fn share(&self) -> Option<u32> {
         self.share
     }
@@ -219,7 +227,7 @@ impl Slots {
 
 #[cfg(test)]
 impl Slots {
-    /// Whether the share is a grant of Redis.
+    /// Whether the current share was granted by Redis.
     pub(super) fn has_grant(&self) -> bool {
         self.lease_end.is_some()
     }

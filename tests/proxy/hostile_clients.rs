@@ -48,7 +48,7 @@ async fn check_valid_request_is_served(proxy: &TestProxy) -> Result<(), String> 
     let request = valid_request("/v1/voices?valid=1", "connection: close\r\n").into_bytes();
     let received_bytes = exchange(proxy.app.address(), &[request], AfterSending::ReadToEnd).await?;
     clients::check(&received_bytes, ClientOutcome::Responses(&[200]), AfterSending::ReadToEnd)
-        .map_err(|deviation| format!("a valid request: {deviation}"))
+        .map_err(|failure| format!("a valid request: {failure}"))
 }
 
 /// Waits until the proxy has no request, lease, session or connection except the connection of this check.
@@ -81,44 +81,44 @@ async fn wait_until_idle(proxy: &TestProxy) {
 
 #[tokio::test]
 async fn each_hostile_client_observes_its_outcome_and_receives_no_key() {
-    let mut deviations = Vec::new();
+    let mut failures = Vec::new();
     for needs_no_token in [false, true] {
         let (proxy, record) = start_tapped_proxy(needs_no_token).await;
         for case in clients::cases().into_iter().filter(|case| case.needs_no_token == needs_no_token) {
-            let deviations_of_case = run_case(&proxy, &record, &case).await;
-            deviations.extend(
-                deviations_of_case
+            let failures_of_case = run_case(&proxy, &record, &case).await;
+            failures.extend(
+                failures_of_case
                     .iter()
-                    .map(|deviation| format!("{} ({:?}): {deviation}", case.name, case.after_sending)),
+                    .map(|failure| format!("{} ({:?}): {failure}", case.name, case.after_sending)),
             );
         }
         wait_until_idle(&proxy).await;
         assert!(proxy.app.keys().iter().all(|key| key.state.status() == KeyStatus::Active));
         proxy.close().await;
     }
-    assert!(deviations.is_empty(), "{} deviations:\n{}", deviations.len(), deviations.join("\n"));
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
-/// Runs a case. Returns all deviations from its expected outcome.
+/// Runs a case. Returns all failures from its expected outcome.
 async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> Vec<String> {
-    let (received, mut deviations_of_case) =
+    let (received, mut failures_of_case) =
         match exchange(proxy.app.address(), &case.chunks, case.after_sending).await {
             Ok(received) => (received, Vec::new()),
-            Err(deviation) => (Vec::new(), vec![deviation]),
+            Err(failure) => (Vec::new(), vec![failure]),
         };
-    if deviations_of_case.is_empty() {
-        deviations_of_case.extend(clients::check(&received, case.outcome, case.after_sending).err());
+    if failures_of_case.is_empty() {
+        failures_of_case.extend(clients::check(&received, case.outcome, case.after_sending).err());
     }
-    deviations_of_case.extend(
+    failures_of_case.extend(
         KEYS.iter().filter(|key| contains(&received, key)).map(|_| "the client received a key".to_owned()),
     );
-    deviations_of_case.extend(check_valid_request_is_served(proxy).await.err());
+    failures_of_case.extend(check_valid_request_is_served(proxy).await.err());
     let ForwardedRequests { heads, complete_count } = match record.take() {
         Ok(forwarded_requests) => forwarded_requests,
-        Err(deviation) => return [deviations_of_case, vec![deviation]].concat(),
+        Err(failure) => return [failures_of_case, vec![failure]].concat(),
     };
     let has_token = |head: &&RequestHead| contains(&head.bytes, TOKEN);
-    deviations_of_case.extend(
+    failures_of_case.extend(
         heads
             .iter()
             .filter(has_token)
@@ -133,12 +133,12 @@ async fn run_case(proxy: &TestProxy, record: &TapRecord, case: &ClientCase) -> V
         (Forwarded::Partial, _) => started_count <= 1 && complete_count == 0,
     };
     if !is_expected {
-        deviations_of_case.push(format!(
+        failures_of_case.push(format!(
             "{started_count} requests reached the provider, {complete_count} of them complete; expected {:?}",
             case.forwarded
         ));
     }
-    deviations_of_case
+    failures_of_case
 }
 
 #[tokio::test]
@@ -157,27 +157,27 @@ async fn mutated_requests_do_not_affect_valid_requests() {
             AfterSending::Disconnect,
             AfterSending::Reset,
         ]);
-        let mut deviations_of_case = Vec::new();
+        let mut failures_of_case = Vec::new();
         let received =
-            exchange(proxy.app.address(), &chunks, after_sending).await.unwrap_or_else(|deviation| {
-                deviations_of_case.push(deviation);
+            exchange(proxy.app.address(), &chunks, after_sending).await.unwrap_or_else(|failure| {
+                failures_of_case.push(failure);
                 Vec::new()
             });
         if !clients::is_allowed_response(&received) {
-            deviations_of_case.push(format!("the response is not allowed: {}", escape_bytes(&received)));
+            failures_of_case.push(format!("the response is not allowed: {}", escape_bytes(&received)));
         }
-        deviations_of_case.extend(
+        failures_of_case.extend(
             KEYS.iter()
                 .filter(|key| contains(&received, key))
                 .map(|_| "the client received a key".to_owned()),
         );
-        deviations_of_case.extend(check_valid_request_is_served(&proxy).await.err());
-        deviations_of_case.extend(record.take().err());
+        failures_of_case.extend(check_valid_request_is_served(&proxy).await.err());
+        failures_of_case.extend(record.take().err());
         let sent_chunks = || chunks.iter().map(|chunk| escape_bytes(chunk)).collect::<Vec<_>>().join("\n");
         assert!(
-            deviations_of_case.is_empty(),
+            failures_of_case.is_empty(),
             "{}\n{after_sending:?} after\n{}\n{}",
-            deviations_of_case.join("\n"),
+            failures_of_case.join("\n"),
             sent_chunks(),
             seeds.reproduction_hint(seed)
         );

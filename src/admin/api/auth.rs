@@ -1,5 +1,5 @@
-//! Authenticates requests to the API with the admin token, which is compared in constant time. Wrong tokens are
-//! logged, and their number is limited for each address.
+//! Authenticates requests to the admin API and to the pages for operators with the admin token, which is compared in
+//! constant time. Each wrong token is logged. An address that has sent too many wrong tokens is refused temporarily.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,13 +15,14 @@ use crate::policy::auth_failures::AuthFailures;
 use crate::policy::units::UnixMs;
 use crate::secret::AdminTokenFingerprint;
 
-/// The failures of all workers. Cheap to clone.
+/// The authentication failures, which all workers share. Cloning it is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct AuthFailureTable(Arc<Mutex<AuthFailures>>);
 
 impl AuthFailureTable {
-    pub(super) fn refused_for(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).refused_for(address, now)
+    /// Returns the time for which the address is still refused, or `None` if it is not refused.
+    pub(super) fn retry_after(&self, address: Option<IpAddr>, now: UnixMs) -> Option<Duration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retry_after(address, now)
     }
 
     fn record(&self, address: Option<IpAddr>, now: UnixMs) {
@@ -29,26 +30,26 @@ impl AuthFailureTable {
     }
 }
 
-/// The result of the check of the token in the `Authorization` header.
+/// The result of checking the token in the `Authorization` header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::admin) enum AdminTokenCheck {
     /// The token is the admin token.
     Accepted,
-    /// The request contains no token.
+    /// The header is missing or contains no bearer token.
     Absent,
     /// The token is a client token.
     ClientToken,
     /// The token is neither the admin token nor a client token.
     Wrong,
-    /// The token was not compared, because the address has sent too many wrong ones. Tokens are compared again
+    /// The token was not compared, because the address has sent too many wrong tokens. Its tokens are compared again
     /// after this time.
-    NotCompared(Duration),
+    TooManyFailures(Duration),
 }
 
 impl Admin {
     /// Checks the token in the `Authorization` header of a request to the API or to a page. A wrong token is counted
-    /// and logged. An address with too many wrong ones is refused before its token is compared, so that further
-    /// guesses cannot succeed.
+    /// and logged. An address that has sent too many wrong tokens is refused before its token is compared, so that
+    /// further guesses cannot succeed.
     pub(in crate::admin) fn check_admin_token(
         &self,
         headers: &HeaderMap,
@@ -59,8 +60,8 @@ impl Admin {
         if self.config.load().clients.has_valid_token(token, now) {
             return AdminTokenCheck::ClientToken;
         }
-        if let Some(remaining) = self.auth_failures.refused_for(peer, now) {
-            return AdminTokenCheck::NotCompared(remaining);
+        if let Some(retry_after) = self.auth_failures.retry_after(peer, now) {
+            return AdminTokenCheck::TooManyFailures(retry_after);
         }
         let expected = self.admin_token.load();
         if expected.as_deref().is_some_and(|expected| *expected == AdminTokenFingerprint::new(token)) {
@@ -70,14 +71,14 @@ impl Admin {
         AdminTokenCheck::Wrong
     }
 
-    /// Counts and logs a wrong credential.
+    /// Counts a wrong credential against the address, and logs `message`.
     pub(super) fn record_auth_failure(&self, peer: Option<IpAddr>, now: UnixMs, message: &'static str) {
         self.auth_failures.record(peer, now);
         let address = peer.map(tracing::field::display);
         tracing::warn!(event = "admin_auth_failed", client_address = address, "{message}");
     }
 
-    /// Accepts only the admin token.
+    /// Returns an error unless the request presents the admin token.
     pub(super) fn authorize(
         &self,
         uri: &Uri,
@@ -90,10 +91,11 @@ impl Admin {
         }
         Err(match self.check_admin_token(headers, peer, now) {
             AdminTokenCheck::Accepted => return Ok(()),
-            AdminTokenCheck::NotCompared(remaining) => ApiError::too_many_failures(remaining),
+            AdminTokenCheck::TooManyFailures(retry_after) => ApiError::too_many_failures(retry_after),
             AdminTokenCheck::Wrong => ApiError::token_wrong(),
             AdminTokenCheck::ClientToken => ApiError::client_token(),
             AdminTokenCheck::Absent => {
+                // A client token may also be in `xi-api-key` or in the query.
                 let is_client = self.config.load().clients.require_token()
                     && self.authenticate_client(uri, headers, now).is_ok();
                 if is_client { ApiError::client_token() } else { ApiError::token_missing() }
@@ -101,8 +103,8 @@ impl Admin {
         })
     }
 
-    /// Returns the refusal of a page that requires the admin token, unless the request presents it.
-    pub(in crate::admin) fn refuse_page(
+    /// Returns the response that refuses a page for operators, or `None` if the request presents the admin token.
+    pub(in crate::admin) fn operator_page_refusal(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
@@ -117,12 +119,12 @@ impl Admin {
     }
 }
 
-/// Returns the response to an address that has sent too many wrong admin tokens to a page.
-pub(in crate::admin) fn too_many_failures(remaining: Duration) -> Response<Bytes> {
-    ApiError::too_many_failures(remaining).for_page().response("")
+/// Returns the response to a request for a page from an address that has sent too many wrong admin tokens.
+pub(in crate::admin) fn too_many_failures(retry_after: Duration) -> Response<Bytes> {
+    ApiError::too_many_failures(retry_after).for_page().response("")
 }
 
-/// Returns the token of the `Authorization` header.
+/// Returns the bearer token in the `Authorization` header.
 fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();

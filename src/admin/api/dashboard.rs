@@ -106,7 +106,7 @@ impl Admin {
 
     /// Returns whether an address has presented too many wrong credentials.
     pub(crate) fn is_refused(&self, peer: Option<IpAddr>, now: UnixMs) -> bool {
-        self.auth_failures.refused_for(peer, now).is_some()
+        self.auth_failures.retry_after(peer, now).is_some()
     }
 
     /// Records and logs a wrong code of the dashboard.

@@ -1,5 +1,5 @@
-//! Holds the cells, which are the mutable state of keys and workspaces. It is held in atomics, so that selecting,
-//! charging and releasing a key takes no lock.
+//! Defines the cells: the mutable state of the keys and workspaces in the pool. Requests access the cells through
+//! atomics, so that selecting, charging and releasing a key takes no lock.
 
 mod concurrency;
 mod cooldown;

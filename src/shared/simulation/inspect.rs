@@ -24,8 +24,8 @@ impl Replica {
             .unwrap_or(u32::MAX)
     }
 
-    /// Whether this replica has no grant of slots, so that it uses a loan.
-    pub(super) fn is_slot_loan(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
+    /// Whether this replica has no grant of slots, so that it may use one slot without a grant.
+    pub(super) fn lacks_slot_grant(&self, workspace: SharedId, group: ConcurrencyGroup) -> bool {
         self.workspaces.get(&workspace).is_none_or(|state| !state.slots[group.index()].has_grant())
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct ProviderAdmission {
     /// Whether the reserved credits exceed the credits that are left.
     pub(super) is_overcommitted: bool,
     /// Whether the slot was lent to a replica that had none.
-    is_loan: bool,
+    lacks_slot_grant: bool,
     pub(super) was_healthy: bool,
 }
 
@@ -130,7 +130,7 @@ impl World {
         let is_overcommitted =
             quota.ceiling().is_some_and(|ceiling| quota.count.saturating_add(usage.reserved) > ceiling);
         let replica = process.replica.borrow();
-        let is_loan = replica.is_slot_loan(workspace.shared_id(), group);
+        let lacks_slot_grant = replica.lacks_slot_grant(workspace.shared_id(), group);
         let was_healthy = self.is_healthy();
         if is_overcommitted {
             let count = increment(&self.violations.overcommitted, index);
@@ -138,7 +138,7 @@ impl World {
                 self.fail(format!("{count} requests exceed the credits of workspace {index} at once"));
             }
         }
-        if !is_loan {
+        if !lacks_slot_grant {
             let running = increment(&self.violations.running, index);
             let max = self.provider.workspaces.borrow()[index].max;
             if was_healthy && running > max {
@@ -160,7 +160,7 @@ impl World {
                 self.fail(format!("{} uses {running} slots of {alone:?} of workspace {index}", process.id));
             }
         }
-        ProviderAdmission { workspace: index, is_overcommitted, is_loan, was_healthy }
+        ProviderAdmission { workspace: index, is_overcommitted, lacks_slot_grant, was_healthy }
     }
 
     /// Returns the state of a workspace at a replica and at Redis, for a report.
@@ -183,7 +183,7 @@ impl World {
         if admission.is_overcommitted {
             decrement(&self.violations.overcommitted, admission.workspace);
         }
-        if !admission.is_loan {
+        if !admission.lacks_slot_grant {
             decrement(&self.violations.running, admission.workspace);
         }
     }
