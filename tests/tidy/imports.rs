@@ -69,7 +69,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("dashboard", &["admin", "clock", "policy", "secret", "store", "tasks", "telemetry"]),
+    ("dashboard", &["admin", "clock", "policy", "secret", "store", "telemetry"]),
     ("config", &["certificate", "clock", "platform", "policy", "private_file", "secret"]),
     ("simulator", &["clock", "elevenlabs", "policy", "secret", "tasks"]),
     (
