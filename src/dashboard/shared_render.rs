@@ -21,10 +21,10 @@ impl SharedRender {
     ///
     /// Dropping the future lets the next request render.
     pub(super) async fn get(&self, render: impl FnOnce(UnixMs) -> Markup + Send + 'static) -> Markup {
-        let asked_at = clock::instant();
+        let requested_at = clock::instant();
         let mut last = self.0.lock().await;
         if let Some((started_at, part)) = &*last
-            && *started_at >= asked_at
+            && *started_at >= requested_at
         {
             return part.clone();
         }

@@ -201,7 +201,9 @@ impl Replica {
             is_full,
         };
         for workspace in roster.workspaces() {
-            self.state_workspace(workspace, &queued, cause, moment, &mut beat);
+            self.state_credits(workspace, &queued, cause, moment, &mut beat);
+            self.state_slots(workspace, &queued, cause, moment, &mut beat);
+            beat.workspaces.insert(workspace.shared_id(), Arc::clone(workspace));
         }
         if is_full {
             self.forget_removed(&roster);
@@ -219,90 +221,94 @@ impl Replica {
         beat
     }
 
-    fn state_workspace(
+    /// Adds the statement about the credits of a workspace to `beat`, unless Redis knows it already.
+    fn state_credits(
         &mut self,
-        workspace: &Arc<Workspace>,
+        workspace: &Workspace,
         queued: &QueuedDemand,
         cause: BeatCause,
         moment: Moment,
         beat: &mut Beat,
     ) {
-        let is_full = beat.is_full;
-        let id = workspace.shared_id();
-        let shared_now = self.clock.to_shared(moment.now);
-        let quota = workspace.quota(moment.now);
-        let credit_use = workspace.credit_use();
-        let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
+        let Some(limit) = workspace.quota(moment.now).ceiling() else { return };
+        let (id, usage) = (workspace.shared_id(), workspace.credit_use());
         let polled_at = workspace.polled_at();
-        if let Some(limit) = quota.ceiling() {
-            let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
-            let base_time = match polled_at {
-                Some(at) if has_new_poll => self.clock.to_shared(at),
-                Some(_) | None => shared_now,
-            };
-            // Queued requests whose credits are granted wait for something else. A replica in the line keeps its place
-            // until its requests have started.
-            let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
-                || !state.credits.can_start(credit_use, Some(queued.max_credits));
-            let statement = state.credits.statement(CreditSituation {
-                usage: credit_use,
-                limit,
-                // At most the cost of two requests, because other replicas also need the credits that are left.
-                queued: if needs_credits {
-                    queued.credits.min(queued.max_credits.saturating_mul(2))
-                } else {
-                    0
-                },
-                least: if needs_credits { queued.min_credits } else { 0 },
-                is_polled: polled_at.is_some(),
-                base_time,
-                instant: moment.instant,
-            });
-            let statement = if self.is_leaving { statement.without_need() } else { statement };
-            let is_changed = !state.last_statement.is_some_and(|last| last.is_same(statement));
-            // A queued request waits until other replicas have returned the credits that they do not need.
-            beat.is_due |= is_changed || statement.queued > 0;
-            let is_demanded = cause == BeatCause::DemandedByOthers
-                && self.demanded.contains(&id)
-                && (statement.has_unused() || state.credits.may_exceed());
-            if is_full
-                || is_changed
-                || is_demanded
-                || state.credits.is_returned_by(statement)
-                || statement.needed() > 0
-            {
-                beat.credits.push((id, statement));
-            }
+        let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
+        let has_new_poll = mem::replace(&mut state.polled_at, polled_at) != polled_at;
+        let base_time = polled_at.filter(|_| has_new_poll).unwrap_or(moment.now);
+        // Queued requests whose credits are granted wait for something else. A replica in the line keeps its place
+        // until its requests have started.
+        let needs_credits = state.last_statement.is_some_and(|last| last.queued > 0)
+            || !state.credits.can_start(usage, Some(queued.max_credits));
+        // At most the cost of two requests, because other replicas also need the credits that are left.
+        let max_queued = queued.credits.min(queued.max_credits.saturating_mul(2));
+        let statement = state.credits.statement(CreditSituation {
+            usage,
+            limit,
+            queued: if needs_credits { max_queued } else { 0 },
+            least: if needs_credits { queued.min_credits } else { 0 },
+            is_polled: polled_at.is_some(),
+            base_time: self.clock.to_shared(base_time),
+            instant: moment.instant,
+        });
+        let statement = if self.is_leaving { statement.without_need() } else { statement };
+        let is_changed = !state.last_statement.is_some_and(|last| last.is_same(statement));
+        // A queued request waits until other replicas have returned the credits that they do not need.
+        beat.is_due |= is_changed || statement.queued > 0;
+        let is_demanded = cause == BeatCause::DemandedByOthers
+            && self.demanded.contains(&id)
+            && (statement.has_unused() || state.credits.may_exceed());
+        if beat.is_full
+            || is_changed
+            || is_demanded
+            || state.credits.is_returned_by(statement)
+            || statement.needed() > 0
+        {
+            beat.credits.push((id, statement));
         }
+    }
+
+    /// Adds the statements about the concurrent requests of a workspace to `beat`, unless Redis knows them already.
+    fn state_slots(
+        &mut self,
+        workspace: &Workspace,
+        queued: &QueuedDemand,
+        cause: BeatCause,
+        moment: Moment,
+        beat: &mut Beat,
+    ) {
+        let (id, credit_use) = (workspace.shared_id(), workspace.credit_use());
+        let is_limited = workspace.quota(moment.now).ceiling().is_some();
+        let shared_now = self.clock.to_shared(moment.now);
+        let state = self.workspaces.entry(id).or_insert_with(|| WorkspaceState::new(moment.instant));
         for (group, slots) in ConcurrencyGroup::all().zip(&mut state.slots) {
             let usage = workspace.sample_slots(group);
             let GroupDemand { slots: queued, min_credits } = queued.groups[group.index()];
             // A slot is useless without credits, so a replica without credits leaves its slots to other replicas.
-            let lacks_credits = quota.ceiling().is_some()
+            let lacks_credits = is_limited
                 && if queued == 0 {
                     !state.credits.can_start(credit_use, None)
                 } else {
                     state.credits.is_waiting() && !state.credits.can_start(credit_use, Some(min_credits))
                 };
-            if let Some(statement) =
-                slots.statement(usage, SlotDemand { queued, lacks_credits }, shared_now, moment.instant)
-            {
-                let statement = if self.is_leaving {
-                    SlotStatement { held: usage.count.running, demand: 0, ..statement }
-                } else {
-                    statement
-                };
-                beat.held_slots += u64::from(statement.held);
-                // A queued request waits until other replicas have returned a slot.
-                let needs_reply = slots.is_changed(statement) || (queued > 0 && !lacks_credits);
-                beat.is_due |= needs_reply;
-                let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
-                if is_full || needs_reply || is_demanded {
-                    beat.slots.push((id, group, statement));
-                }
+            let demand = SlotDemand { queued, lacks_credits };
+            let Some(statement) = slots.statement(usage, demand, shared_now, moment.instant) else {
+                continue;
+            };
+            let statement = if self.is_leaving {
+                SlotStatement { held: usage.count.running, demand: 0, ..statement }
+            } else {
+                statement
+            };
+            beat.held_slots += u64::from(statement.held);
+            // A queued request waits until other replicas have returned a slot.
+            let needs_reply = slots.is_changed(statement) || (queued > 0 && !lacks_credits);
+            beat.is_due |= needs_reply;
+            let is_demanded = cause == BeatCause::DemandedByOthers && self.demanded.contains(&id);
+            if beat.is_full || needs_reply || is_demanded {
+                beat.slots.push((id, group, statement));
             }
         }
-        beat.workspaces.insert(id, Arc::clone(workspace));
     }
 
     /// Forgets the workspaces that have no key any more.
