@@ -14,7 +14,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a benchmark reads the clock, waits, prints its results, and ends at a failed expectation"
+    reason = "a benchmark reads the clock, waits, prints its results, and panics if an expectation fails"
 )]
 
 mod harness;

@@ -11,7 +11,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a benchmark reads the clock, prints its results, and ends at a failed expectation"
+    reason = "a benchmark reads the clock, prints its results, and panics if an expectation fails"
 )]
 
 mod pool_settings;

@@ -10,7 +10,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a failed expectation ends the test, and the measured values are printed"
+    reason = "a test panics if an expectation fails, and the measured values are printed"
 )]
 
 mod support;

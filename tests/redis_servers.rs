@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "a failed expectation ends the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 mod support;

@@ -7,7 +7,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a failed expectation ends the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 mod support;

@@ -5,7 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a failed expectation ends the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 use std::collections::BTreeSet;

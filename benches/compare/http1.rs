@@ -83,8 +83,8 @@ impl ChunkState {
     }
 }
 
-/// Returns the length of the head at the start of `bytes`, including its final empty line. Returns `None` if the head is
-/// incomplete.
+/// Returns the length of the head at the start of `bytes`, including its final empty line. Returns `None` if the head
+/// is incomplete.
 pub fn head_length(bytes: &[u8]) -> Option<usize> {
     memmem::find(bytes, b"\r\n\r\n").map(|at| at + 4)
 }

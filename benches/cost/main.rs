@@ -18,7 +18,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "a benchmark prints its results, and ends at a failed expectation"
+    reason = "a benchmark prints its results, and panics if an expectation fails"
 )]
 
 #[path = "../request_steps/mod.rs"]

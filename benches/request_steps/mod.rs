@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a measurement ends at a failed expectation, and each target uses a part of this module"
+    reason = "a measurement panics if an expectation fails, and each target uses a part of this module"
 )]
 
 #[path = "../pool_settings/mod.rs"]

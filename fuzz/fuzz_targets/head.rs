@@ -1,5 +1,5 @@
-//! Strips an arbitrary request head. Credentials must be removed from the headers and the query, and `content-length` must
-//! be kept.
+//! Strips an arbitrary request head. Credentials must be removed from the headers and the query, and `content-length`
+//! must be kept.
 
 #![no_main]
 

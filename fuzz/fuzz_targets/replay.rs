@@ -1,5 +1,5 @@
-//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. If the
-//! body is replayable, the last attempt must send the bytes of the client.
+//! Replays an arbitrarily chunked request body with arbitrary buffer limits, after arbitrary incomplete attempts. If
+//! the body is replayable, the last attempt must send the bytes of the client.
 
 #![no_main]
 

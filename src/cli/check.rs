@@ -1,6 +1,6 @@
 //! `keychoir check`: reports all mistakes in the configuration, and all problems that would prevent startup. With
-//! `--online`, it also examines the provider, the mirror and Redis. An address or a database that a running Keychoir uses is
-//! not a problem.
+//! `--online`, it also examines the provider, the mirror and Redis. An address or a database that a running Keychoir
+//! uses is not a problem.
 
 use std::process::ExitCode;
 

@@ -42,8 +42,8 @@ fn describe_risk(mode: u32, content: Content) -> Option<String> {
     ))
 }
 
-/// Returns warnings about the files that were read, and about the database if it exists. The files in
-/// the directory `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
+/// Returns warnings about the files that were read, and about the database if it exists. The files in the directory
+/// `credentials` and the secrets of a container are skipped, because systemd or the runtime protects them.
 pub(super) fn check(loaded: &LoadedConfig, credentials: Option<&Path>) -> Vec<Warning> {
     let LoadedConfig { config, file, file_contains_secrets, contents, .. } = loaded;
     let files = contents.stamps();

@@ -29,8 +29,8 @@ const MERGED: &str = "merged";
 /// Interval between two attempts to merge an overlay that could not be merged.
 const MERGE_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Maximum number of attempts to load the configuration with entries that are left out. An entry can become invalid because
-/// another entry is left out, such as a client of a key.
+/// Maximum number of attempts to load the configuration with entries that are left out. An entry can become invalid
+/// because another entry is left out, such as a client of a key.
 const MAX_LOAD_ATTEMPTS: usize = 4;
 
 /// The reason that an overlay of another replica is not merged.

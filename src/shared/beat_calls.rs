@@ -28,8 +28,8 @@ const GRANT_ARGUMENTS: usize = 15;
 /// request, so that it can also get a slot.
 pub(super) const TURN: Duration = Duration::from_secs(2);
 
-/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although none were lost. If
-/// a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
+/// Minimum time between two replies of `grants.lua` that contain the charges of each replica although none were lost.
+/// If a replica ends, and a failover of Redis loses its last statement, charges of this time may be lost.
 const MIN_LIST_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum number of workspaces in one demand. A queued request needs only one of them, and the next demand contains

@@ -1,5 +1,5 @@
-//! Maintains the database between commits: completes the migration, sums the hours by day, deletes old records, compacts
-//! the owners and shrinks the file. It runs in small steps, so that commits are not delayed.
+//! Maintains the database between commits: completes the migration, sums the hours by day, deletes old records,
+//! compacts the owners and shrinks the file. It runs in small steps, so that commits are not delayed.
 
 use std::time::Duration;
 

@@ -37,8 +37,8 @@ const REQUEST_BUCKETS: &[f64] =
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
 
-/// Maximum number of series of `requests_total`, plus one series that counts all other label sets. Without the limit, clients could
-/// make the page grow by sending many different methods and paths.
+/// Maximum number of series of `requests_total`, plus one series that counts all other label sets. Without the limit,
+/// clients could make the page grow by sending many different methods and paths.
 const MAX_REQUEST_SERIES: usize = 2_000;
 /// Maximum number of keys with separate counters, which bounds the memory when many reloads add new keys.
 const MAX_KEYS: usize = 10_000;

@@ -6,7 +6,7 @@
     clippy::panic,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a failed expectation ends the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 #[path = "../support/mod.rs"]

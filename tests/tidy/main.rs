@@ -6,7 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::wildcard_enum_match_arm,
-    reason = "a failed expectation ends the test"
+    reason = "a test panics if an expectation fails"
 )]
 
 mod documents;

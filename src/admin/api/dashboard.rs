@@ -35,8 +35,8 @@ impl From<ApiError> for ActionError {
     }
 }
 
-/// Runs work that takes milliseconds on a blocking thread, so that the worker serves requests meanwhile. Returns `None` if
-/// the program ends.
+/// Runs work that takes milliseconds on a blocking thread, so that the worker serves requests meanwhile. Returns `None`
+/// if the program ends.
 pub(crate) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tasks::spawn_blocking(work).await.ok()
 }

@@ -35,8 +35,8 @@ impl ClientPermit {
         Self { counters, client, user: None }
     }
 
-    /// Calls `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant of
-    /// this replica is insufficient, requests a larger grant from them first.
+    /// Calls `attempt`, which takes an amount from the client's quota. If other replicas share the quota and the grant
+    /// of this replica is insufficient, requests a larger grant from them first.
     pub(super) async fn take_from_client(
         &self,
         now: UnixMs,
@@ -46,8 +46,8 @@ impl ClientPermit {
         result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
-    /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other replicas
-    /// share the quota and the grant of this replica is insufficient, requests a larger grant from them.
+    /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other
+    /// replicas share the quota and the grant of this replica is insufficient, requests a larger grant from them.
     ///
     /// # Errors
     ///

@@ -8,7 +8,8 @@ use super::Writer;
 use crate::store::changes::{self, StoredChange};
 use crate::store::history::HistoryCommand;
 
-/// Maximum number of changes of operators that are kept while the database cannot be written. Further ones are not recorded.
+/// Maximum number of changes of operators that are kept while the database cannot be written. Further ones are not
+/// recorded.
 const MAX_UNWRITTEN_CHANGES: usize = 1_000;
 
 /// A change that is not written yet.

@@ -1,8 +1,8 @@
 //! `GET events`: the state of the keys and of the server as it changes, ended requests, and changes by
 //! operators, as server-sent events.
 //!
-//! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded
-//! where it changes. Instead, listeners start comparisons with the earlier state on a blocking thread, so that requests and
+//! A stream reads from the ring of [`telemetry`](crate::telemetry) at most every 250 ms. State is not recorded where it
+//! changes. Instead, listeners start comparisons with the earlier state on a blocking thread, so that requests and
 //! workers do no work for events. A listener may name the keys that it shows, so that the others cost it nothing.
 
 mod paced_stream;
@@ -49,8 +49,8 @@ struct FrameWriter {
 }
 
 impl Admin {
-    /// Opens a stream of the selected events. It continues after the event that `Last-Event-ID` names, and otherwise begins
-    /// with a snapshot of the state, if the state is selected.
+    /// Opens a stream of the selected events. It continues after the event that `Last-Event-ID` names, and otherwise
+    /// begins with a snapshot of the state, if the state is selected.
     ///
     /// # Cancel safety
     ///
