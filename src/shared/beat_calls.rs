@@ -1,6 +1,5 @@
 //! Builds the calls of the Lua scripts for one beat: the round trip in which a replica states its use to Redis and
-//! receives its grants. `replica.rs` makes the statements, and `beat_replies.rs`
-//! applies the replies.
+//! receives its grants. `replica.rs` makes the statements, and `beat_replies.rs` applies the replies.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

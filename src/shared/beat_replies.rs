@@ -149,10 +149,7 @@ mod tests {
     use crate::pool::{KeyEntry, KeyRequest, Observation, Pool, Settings};
     use crate::secret::ApiKey;
     use crate::shared::replica::ReplicaSettings;
-
-    fn moment() -> Moment {
-        Moment { now: clock::now(), instant: clock::instant() }
-    }
+    use crate::shared::task::moment;
 
     #[tokio::test(start_paused = true)]
     async fn a_workspace_that_becomes_unlimited_is_not_divided_any_more() {

@@ -201,8 +201,8 @@ impl Replica {
             is_full,
         };
         for workspace in roster.workspaces() {
-            self.state_credits(workspace, &queued, cause, moment, &mut beat);
-            self.state_slots(workspace, &queued, cause, moment, &mut beat);
+            self.state_credits(workspace, &queued, cause, &mut beat);
+            self.state_slots(workspace, &queued, cause, &mut beat);
             beat.workspaces.insert(workspace.shared_id(), Arc::clone(workspace));
         }
         if is_full {
@@ -227,9 +227,9 @@ impl Replica {
         workspace: &Workspace,
         queued: &QueuedDemand,
         cause: BeatCause,
-        moment: Moment,
         beat: &mut Beat,
     ) {
+        let moment = beat.sent;
         let Some(limit) = workspace.quota(moment.now).ceiling() else { return };
         let (id, usage) = (workspace.shared_id(), workspace.credit_use());
         let polled_at = workspace.polled_at();
@@ -274,9 +274,9 @@ impl Replica {
         workspace: &Workspace,
         queued: &QueuedDemand,
         cause: BeatCause,
-        moment: Moment,
         beat: &mut Beat,
     ) {
+        let moment = beat.sent;
         let (id, credit_use) = (workspace.shared_id(), workspace.credit_use());
         let is_limited = workspace.quota(moment.now).ceiling().is_some();
         let shared_now = self.clock.to_shared(moment.now);

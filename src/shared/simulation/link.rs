@@ -18,7 +18,7 @@ use super::super::maps::{MapEntry, Message, store_calls};
 use super::super::replica::Replica;
 use super::super::reply::fields;
 use super::super::scripts::{Map, ScriptCall};
-use super::super::shared_clock::Moment;
+use super::super::task::moment;
 use super::world::{Mutation, Process, World};
 use crate::clock;
 use crate::poller::OwnPoll;
@@ -69,10 +69,6 @@ struct SimulatedConnection {
     last_beat: Option<Instant>,
     pace: DemandPace,
     is_demanded: bool,
-}
-
-pub(super) fn moment() -> Moment {
-    Moment { now: clock::now(), instant: clock::instant() }
 }
 
 /// Connects a replica and keeps it connected, as `LinkTask::run` does.
