@@ -111,7 +111,7 @@ impl Replica {
     /// Replaces the grants that have ended by fallback shares: equal parts while the replica is alone, else one slot.
     /// The share of a workspace whose credits have become unlimited gets no bound.
     pub(super) fn fall_back(&mut self, moment: Moment) {
-        let fallback = if self.is_alone { Fallback::EqualPart } else { Fallback::OneSlot };
+        let fallback = if self.is_alone { Fallback::AtLeastEqualPart } else { Fallback::OneSlot };
         let roster = self.pool.roster();
         for workspace in roster.workspaces() {
             let id = workspace.shared_id();

@@ -120,15 +120,21 @@ impl ClientShares {
                 usage.set_share(client, ClientShare { rate_divisor, max_concurrent });
             }
         }
-        self.fall_back(usage, replicas, sent_at);
+        // The clients without a current grant are idle at this replica.
+        self.fall_back(usage, replicas, Fallback::EqualPart, sent_at);
         Ok(())
     }
 
-    /// Replaces the shares without a current grant by equal parts: the shares of clients that are idle at this
-    /// replica, and all shares while Redis does not respond.
-    pub(super) fn fall_back(&mut self, usage: &ClientUsage, replicas: u32, moment: Moment) {
+    /// Replaces the shares without a current grant by the shares of `fallback`.
+    pub(super) fn fall_back(
+        &mut self,
+        usage: &ClientUsage,
+        replicas: u32,
+        fallback: Fallback,
+        moment: Moment,
+    ) {
         for (client, slots) in &mut self.slots {
-            if slots.fall_back(replicas, Fallback::EqualPart, moment.instant).is_some() {
+            if slots.fall_back(replicas, fallback, moment.instant).is_some() {
                 usage
                     .set_share(client, ClientShare { rate_divisor: replicas, max_concurrent: slots.share() });
             }
@@ -212,7 +218,7 @@ mod tests {
             1,
             sent_at.instant,
         );
-        let grant = Array(vec![Array([7, 8, 1, 1, 0].map(Int).to_vec())]);
+        let grant = Array(vec![Array([7, 8, 1, 1, 0, 0].map(Int).to_vec())]);
         shares.apply(&usage, &beat, &[grant], 2, sent_at).unwrap();
         assert_eq!(admitted(&usage, &client, now), 7, "the share that Redis granted");
         let later = Moment { now, instant: sent_at.instant + SLOT_LEASE };

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::link_counts::LinkCounts;
+use super::lookup_breaker::LookupBreaker;
 use super::quotas::{parse_quota_reply, quota_call};
 use super::scripts::{Keyspace, OWNERS, ScriptCall};
 use crate::clock;
@@ -23,8 +24,6 @@ use crate::policy::shared_id::{SharedId, SharedKind};
 use crate::pool::{OwnerId, Pool};
 use crate::proxy::{FoundOwner, LinkFuture, LookupResult, QuotaReply, QuotaStatement, ReplicaLink};
 
-/// The number of consecutive lookups without a reply after which no lookup is sent until a beat is fast enough.
-const MAX_FAILED_LOOKUPS: u32 = 3;
 /// Maximum number of queued updates. An update beyond it is dropped. Other replicas then find the owner by requests
 /// to the accounts.
 const MAX_QUEUED_UPDATES: usize = 8_192;
@@ -37,8 +36,7 @@ const MAX_OWNER_TTL: Duration = Duration::from_secs(400 * 24 * 3_600);
 pub(super) struct RedisLink {
     /// `None` while the replica is alone.
     commands: ArcSwapOption<MultiplexedConnection>,
-    /// The number of consecutive lookups without a reply.
-    failed_lookups: AtomicU32,
+    breaker: LookupBreaker,
     replicas: AtomicU32,
     replica_id: ArcSwap<String>,
     keyspace: Keyspace,
@@ -119,7 +117,7 @@ impl RedisLink {
         let (frequent_updates, frequent) = mpsc::channel(MAX_QUEUED_UPDATES);
         let link = Self {
             commands: ArcSwapOption::empty(),
-            failed_lookups: AtomicU32::new(0),
+            breaker: LookupBreaker::default(),
             replicas: AtomicU32::new(1),
             replica_id: ArcSwap::from_pointee(replica_id),
             keyspace,
@@ -143,29 +141,27 @@ impl RedisLink {
         self.replica_id.store(Arc::new(id));
     }
 
-    /// Records a beat: the number of replicas and the round trip. Lookups are sent again after a beat that was faster
-    /// than `redis.wait_timeout`.
+    /// Records the number of replicas that the reply to a beat contains, and its round trip.
     pub(super) fn record_beat(&self, replicas: u32, round_trip: Duration) {
-        if round_trip < self.wait_timeout {
-            self.failed_lookups.store(0, Ordering::Relaxed);
-        }
+        self.breaker.record_beat(round_trip < self.wait_timeout);
         self.replicas.store(replicas, Ordering::Relaxed);
     }
 
-    /// Sends commands, and returns their replies, or `None` if they do not arrive within `redis.wait_timeout`.
+    /// Sends commands, and returns their replies, or `None` if they do not arrive within `redis.wait_timeout`, or if the
+    /// last replies did not.
     async fn look_up<T: FromRedisValue>(&self, pipeline: Pipeline) -> Option<T> {
-        if self.failed_lookups.load(Ordering::Relaxed) >= MAX_FAILED_LOOKUPS {
+        let mut commands = self.commands.load().as_deref()?.clone();
+        if !self.breaker.try_start() {
             return None;
         }
-        let mut commands = self.commands.load().as_deref()?.clone();
         self.counts.record_commands(pipeline.len());
         match timeout(self.wait_timeout, pipeline.query_async(&mut commands)).await {
             Ok(Ok(reply)) => {
-                self.failed_lookups.store(0, Ordering::Relaxed);
+                self.breaker.record_reply();
                 Some(reply)
             }
             Ok(Err(_)) | Err(_) => {
-                self.failed_lookups.fetch_add(1, Ordering::Relaxed);
+                self.breaker.record_failure();
                 None
             }
         }

@@ -16,6 +16,7 @@ mod envelope;
 mod evidence;
 mod link;
 mod link_counts;
+mod lookup_breaker;
 mod maps;
 mod members;
 mod open_link;

@@ -11,6 +11,7 @@ mod link;
 mod provider;
 mod requests;
 mod scripts;
+mod slot_scripts;
 mod store;
 mod world;
 

@@ -61,11 +61,13 @@ pub(super) struct SlotGrant {
     pub(super) active_replicas: u32,
     /// Whether other replicas hold slots that this replica demands and is entitled to.
     pub(super) is_demand_unmet: bool,
+    /// Whether this replica has less than an equal part, because other replicas have not yet returned theirs.
+    is_partial: bool,
 }
 
 impl SlotGrant {
     pub(super) fn from_value(value: &Value) -> Result<Self, UnexpectedReply> {
-        let [granted, max, max_stamp, active_replicas, is_demand_unmet] = tuple(value)?;
+        let [granted, max, max_stamp, active_replicas, is_demand_unmet, is_partial] = tuple(value)?;
         let saturating_u32 = |value| amount(value).map(|amount| u32::try_from(amount).unwrap_or(u32::MAX));
         Ok(Self {
             granted: saturating_u32(granted)?,
@@ -73,6 +75,7 @@ impl SlotGrant {
             max_stamp: amount(max_stamp)?,
             active_replicas: saturating_u32(active_replicas)?,
             is_demand_unmet: integer(is_demand_unmet)? == 1,
+            is_partial: integer(is_partial)? == 1,
         })
     }
 }
@@ -102,6 +105,9 @@ pub(super) enum Fallback {
     OneSlot,
     /// The maximum divided by the number of replicas, but at least one slot.
     EqualPart,
+    /// An equal part, which also replaces a current grant of fewer slots. It is for a replica that is alone: the grant
+    /// cannot grow without Redis, and requests would wait for the end of its lease.
+    AtLeastEqualPart,
 }
 
 /// The slots of a subject at this replica: its share, the lease of the share, and the last statement.
@@ -118,7 +124,8 @@ pub(super) struct Slots {
     max_stamp: u64,
     /// The share that was applied last.
     share: Option<u32>,
-    /// The last statement that Redis has received.
+    /// The last statement that Redis has received. `None` if its reply granted only a part, so that the next beat
+    /// demands the rest.
     last_statement: Option<SlotStatement>,
 }
 
@@ -161,7 +168,8 @@ impl Slots {
         })
     }
 
-    /// Whether a statement differs from the last statement that Redis has received.
+    /// Whether Redis must receive a statement, because it differs from the last statement or demands the rest of a
+    /// partial grant.
     pub(super) fn is_changed(&self, statement: SlotStatement) -> bool {
         self.last_statement != Some(statement)
     }
@@ -173,7 +181,7 @@ impl Slots {
         grant: SlotGrant,
         sent_at: Instant,
     ) -> SlotChange {
-        self.last_statement = Some(statement);
+        self.last_statement = (!grant.is_partial).then_some(statement);
         let mut change = SlotChange::default();
         if grant.max_stamp > self.max_stamp && grant.max > 0 && self.max != Some(grant.max) {
             self.max = Some(grant.max);
@@ -189,25 +197,27 @@ impl Slots {
         change
     }
 
-    /// Applies the fallback share if there is no current grant. Returns the new share, or `None` if it does not change.
-    /// `Some(None)` means that the slots are no longer divided.
+    /// Applies the fallback share if there is no current grant, or if it replaces the grant. Returns the new share, or
+    /// `None` if it does not change. `Some(None)` means that the slots are not divided.
     pub(super) fn fall_back(
         &mut self,
         replicas: u32,
         fallback: Fallback,
         instant: Instant,
     ) -> Option<Option<u32>> {
-        if self.lease_end.is_some_and(|end| end > instant) {
-            return None;
-        }
-        self.lease_end = None;
         let share = match (self.max, replicas) {
             (None, _) | (_, 0 | 1) => None,
             (Some(max), _) => Some(match fallback {
-                Fallback::EqualPart => (max / replicas).max(1),
+                Fallback::EqualPart | Fallback::AtLeastEqualPart => (max / replicas).max(1),
                 Fallback::OneSlot => 1,
             }),
         };
+        let has_grant = self.lease_end.is_some_and(|end| end > instant);
+        let is_replaced = fallback == Fallback::AtLeastEqualPart && self.share < share;
+        if has_grant && !is_replaced {
+            return None;
+        }
+        self.lease_end = None;
         self.set_share(share)
     }
 
@@ -230,5 +240,64 @@ impl Slots {
     /// Whether the current share was granted by Redis.
     pub(super) fn has_grant(&self) -> bool {
         self.lease_end.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::pool::RunningCount;
+
+    const MAX: u32 = 12;
+    const USAGE: SlotUse = SlotUse { count: RunningCount { running: 1, peak: 1 }, max: Some(MAX) };
+
+    fn grant(granted: u32, is_partial: bool) -> SlotGrant {
+        SlotGrant { granted, max: MAX, max_stamp: 1, active_replicas: 3, is_demand_unmet: false, is_partial }
+    }
+
+    /// Returns slots to which Redis has granted `granted`, and the statement that it has received.
+    fn granted_slots(grant: SlotGrant, instant: Instant) -> (Slots, SlotStatement) {
+        let mut slots = Slots::default();
+        let statement = slots.statement(USAGE, SlotDemand::default(), 1, instant).unwrap();
+        slots.apply(statement, grant, instant);
+        (slots, statement)
+    }
+
+    #[test]
+    fn a_partial_grant_is_demanded_again_until_it_is_complete() {
+        let (mut slots, statement) = granted_slots(grant(1, true), clock::instant());
+        assert!(slots.is_changed(statement), "the rest of a partial grant must be demanded");
+        slots.apply(statement, grant(4, false), clock::instant());
+        assert!(!slots.is_changed(statement), "a complete grant must not be demanded again");
+    }
+
+    #[test]
+    fn a_replica_that_is_alone_uses_at_least_an_equal_part() {
+        let instant = clock::instant();
+        for (granted, expected) in [(0, Some(Some(4))), (3, Some(Some(4))), (4, None), (12, None)] {
+            let (mut slots, _) = granted_slots(grant(granted, false), instant);
+            let share = slots.fall_back(3, Fallback::AtLeastEqualPart, instant);
+            assert_eq!(share, expected, "the share after a grant of {granted} of {MAX} slots");
+        }
+    }
+
+    #[test]
+    fn a_connected_replica_keeps_a_small_grant_until_its_lease_ends() {
+        let instant = clock::instant();
+        let (mut slots, _) = granted_slots(grant(0, false), instant);
+        for fallback in [Fallback::OneSlot, Fallback::EqualPart] {
+            assert_eq!(
+                slots.fall_back(3, fallback, instant),
+                None,
+                "the grant must last until its lease ends"
+            );
+        }
+        let lease_end = instant + SLOT_LEASE - LEASE_MARGIN;
+        assert_eq!(
+            slots.fall_back(3, Fallback::OneSlot, lease_end),
+            Some(Some(1)),
+            "the share after the lease"
+        );
     }
 }

@@ -26,6 +26,7 @@ use super::replica::{Replica, ReplicaSettings};
 use super::reply::UnexpectedReply;
 use super::scripts::{Keyspace, Map};
 use super::shared_clock::Moment;
+use super::slots::Fallback;
 use super::view::{LinkState, PoolView, SharedPoolView, replica_infos};
 use crate::clock;
 use crate::elevenlabs::affinity::RetentionLimits;
@@ -234,10 +235,12 @@ impl LinkTask {
         }
     }
 
-    /// Replaces the grants that have ended by equal parts of the credits and slots that were left.
+    /// Replaces the grants that have ended by equal parts of the credits and slots that were left, and grants of fewer
+    /// slots by an equal part.
     fn fall_back(&mut self, config: &SharedConfig) {
         self.replica.fall_back(moment());
-        self.clients.fall_back(&config.load().client_usage, self.replica.live_replicas(), moment());
+        let (usage, replicas) = (&config.load().client_usage, self.replica.live_replicas());
+        self.clients.fall_back(usage, replicas, Fallback::AtLeastEqualPart, moment());
     }
 
     async fn connect(&mut self, endpoint: &RedisEndpoint, config: &SharedConfig) -> Result<Link, LinkError> {

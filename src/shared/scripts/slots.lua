@@ -8,7 +8,8 @@
 -- ARGV: replica, lease in ms, time in ms after which the remainder goes to other replicas, then for each subject:
 -- held, demand (0 to return the slots that are not used), maximum (0 if unknown), stamp of the maximum.
 -- Returns for each subject: granted, maximum, its stamp, number of active replicas, whether other replicas
--- hold slots that this replica demands and is entitled to (0 or 1).
+-- hold slots that this replica demands and is entitled to (0 or 1), whether this replica has less than an equal part
+-- although it is entitled to one (0 or 1).
 local ARGUMENTS = 4
 
 local me, lease, rotation = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -94,7 +95,9 @@ local function divide(key, held, demand, max, stamp)
   redis.call('PEXPIRE', key, 86400000)
   -- Other replicas hold more than their share. They return it when they receive a demand.
   local unmet = math.min(demand, fair) > granted and 1 or 0
-  return { granted, known_max, known_stamp, #active, unmet }
+  -- The remainder of an unequal division is not missed, because it goes to another replica with each rotation.
+  local partial = math.min(fair, math.floor(known_max / math.max(#active, 1))) > granted and 1 or 0
+  return { granted, known_max, known_stamp, #active, unmet, partial }
 end
 
 return divide_each(3, ARGUMENTS, divide)

@@ -8,7 +8,8 @@ use redis::Value;
 use super::super::beat_calls::grant_arguments;
 use super::super::credit_statement::CreditStatement;
 use super::super::reply::{amount, integer, list, text, tuple};
-use super::super::scripts::{GRANTS, MEMBERS, NEWEST, SLOTS, ScriptCall};
+use super::super::scripts::{GRANTS, MEMBERS, NEWEST, ScriptCall};
+use super::slot_scripts::slots_call;
 use super::store::SimulatedRedis;
 
 const LEASE_MS: u64 = 10_000;
@@ -47,13 +48,6 @@ fn grants_call(replica: &str, replicas: usize, statement: &CreditStatement) -> S
     ScriptCall { script: GRANTS, keys: vec!["credits".to_owned()], arguments }
 }
 
-fn slots_call(replica: &str, [held, demand, max, stamp]: [u64; 4]) -> ScriptCall {
-    // The remainder does not move.
-    let mut arguments = vec![replica.to_owned(), "5000".to_owned(), "1000000000000000".to_owned()];
-    arguments.extend([held, demand, max, stamp].map(|number| number.to_string()));
-    ScriptCall { script: SLOTS, keys: vec!["slots".to_owned()], arguments }
-}
-
 fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
     let mut arguments = vec!["channel".to_owned(), "evidence".to_owned(), "r1".to_owned(), max.to_string()];
     for (name, stamp, expires) in entries {
@@ -63,7 +57,7 @@ fn newest_call(max: usize, entries: &[(&str, u64, u64)]) -> ScriptCall {
 }
 
 /// The numbers of the first subject in a reply.
-fn numbers(reply: &Value) -> Vec<i64> {
+pub(super) fn numbers(reply: &Value) -> Vec<i64> {
     list(&list(reply).unwrap()[0]).unwrap().iter().filter_map(|number| integer(number).ok()).collect()
 }
 
@@ -403,61 +397,6 @@ fn a_replica_that_can_serve_a_request_keeps_its_place_until_it_starts_one() {
     let started = CreditStatement { reserved: 60, held: 100, least: 40, queued: 100, ..wants };
     line.state("a", started);
     assert_eq!(line.state("a", started), (60, false), "the replica has started a request");
-}
-
-#[test]
-fn slots_are_divided_by_fair_shares() {
-    for (max, demands, expected) in [
-        (10, vec![10], vec![10]),
-        (10, vec![2, 3], vec![5, 5]),
-        (10, vec![10, 10], vec![5, 5]),
-        (10, vec![1, 20, 20], vec![1, 5, 4]),
-        (2, vec![1, 1, 1], vec![1, 1, 0]),
-        (15, vec![4, 4, 4], vec![5, 5, 5]),
-        (1, vec![8], vec![1]),
-    ] {
-        let redis = SimulatedRedis::new();
-        redis.set_time(1_000_000_000);
-        let mut shares = vec![0; demands.len()];
-        for _ in 0..4 {
-            for (index, demand) in demands.iter().enumerate() {
-                let reply =
-                    numbers(&redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])));
-                shares[index] = u64::try_from(reply[0]).unwrap();
-                assert!(shares.iter().sum::<u64>() <= max, "{shares:?} of {max}");
-            }
-        }
-        let mut sorted = shares.clone();
-        let mut expected_sorted = expected.clone();
-        sorted.sort_unstable();
-        expected_sorted.sort_unstable();
-        assert_eq!(sorted, expected_sorted, "{demands:?} of {max}");
-    }
-}
-
-#[test]
-fn slots_never_exceed_the_maximum_in_any_order_of_statements() {
-    for seed in 0..40 {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let redis = SimulatedRedis::new();
-        let max = rng.u64(1..16);
-        let mut shares = [0_u64; 5];
-        let mut running = [0_u64; 5];
-        for step in 0..300 {
-            redis.set_time((1_000_000 + step * 100) * 1_000);
-            let index = rng.usize(..5);
-            running[index] = rng.u64(0..=shares[index]);
-            let demand = if rng.u8(..) < 30 { 0 } else { rng.u64(1..10) };
-            let held = shares[index].max(running[index]);
-            let mut call = slots_call(&index.to_string(), [held, demand, max, 1]);
-            "2000".clone_into(&mut call.arguments[2]);
-            "60000".clone_into(&mut call.arguments[1]);
-            let reply = numbers(&redis.run(&call));
-            // Requests in flight keep their slots.
-            shares[index] = u64::try_from(reply[0]).unwrap().max(running[index]);
-            assert!(shares.iter().sum::<u64>() <= max, "seed {seed}: {shares:?} of {max}");
-        }
-    }
 }
 
 #[test]

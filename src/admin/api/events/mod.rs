@@ -20,6 +20,7 @@ use super::error::ApiError;
 use crate::admin::Admin;
 use crate::store::StoredChange;
 use crate::telemetry::{EndedRequest, Event, EventContent, EventListener, EventRing, EventSelection};
+use paced_stream::FRAME_INTERVAL;
 pub(super) use paced_stream::PacedStream;
 pub use sampler::EventSource;
 
@@ -77,7 +78,8 @@ impl Admin {
         let mut writer =
             FrameWriter { admin: self.clone(), listener, keys, position, needs_snapshot, is_first: true };
         let drain = self.draining.started();
-        Ok(PacedStream::new(Box::new(move || writer.next_frame()), drain))
+        let stream: EventStream = PacedStream::new(Box::new(move || writer.next_frame()), drain);
+        Ok(stream.with_offset(FRAME_INTERVAL.mul_f64(fastrand::f64())))
     }
 
     /// Returns the prefix of all event ids of this process.

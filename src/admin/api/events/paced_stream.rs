@@ -14,7 +14,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use crate::clock;
 
 /// Minimum time between two frames.
-const FRAME_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const FRAME_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Maximum time without a frame. Proxies between the listener and Keychoir usually close connections after a
 /// minute of silence.
@@ -28,6 +28,8 @@ const HEARTBEAT: &[u8] = b": heartbeat\n\n";
 pub(in crate::admin::api) struct PacedStream<F> {
     next_frame: F,
     timer: Pin<Box<Sleep>>,
+    /// The time from the next frame to the one after it, at least [`FRAME_INTERVAL`].
+    interval: Duration,
     sent_at: Instant,
     drain: Pin<Box<WaitForCancellationFutureOwned>>,
     is_open: Box<dyn Fn() -> bool + Send>,
@@ -38,7 +40,20 @@ impl<F> PacedStream<F> {
     pub(super) fn new(next_frame: F, drain: WaitForCancellationFutureOwned) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
         let is_open = Box::new(|| true);
-        Self { next_frame, timer, sent_at: clock::instant(), drain: Box::pin(drain), is_open }
+        Self {
+            next_frame,
+            timer,
+            interval: FRAME_INTERVAL,
+            sent_at: clock::instant(),
+            drain: Box::pin(drain),
+            is_open,
+        }
+    }
+
+    /// Sends all frames after the first one later by `offset`. With a different offset for each listener, a worker
+    /// does not write the frames of all of them at the same time, for which its requests would wait.
+    pub(super) fn with_offset(self, offset: Duration) -> Self {
+        Self { interval: FRAME_INTERVAL + offset, ..self }
     }
 
     /// Ends the body before the next frame if `is_open` returns false.
@@ -70,7 +85,8 @@ impl<F: FnMut() -> Option<Bytes> + Unpin> Body for PacedStream<F> {
                 return Poll::Ready(None);
             }
             let now = tokio::time::Instant::from_std(clock::instant());
-            self.timer.as_mut().reset(now + FRAME_INTERVAL);
+            let interval = std::mem::replace(&mut self.interval, FRAME_INTERVAL);
+            self.timer.as_mut().reset(now + interval);
             let is_silent = clock::elapsed_since(self.sent_at) >= HEARTBEAT_INTERVAL;
             let heartbeat = || is_silent.then_some(Bytes::from_static(HEARTBEAT));
             if let Some(data) = (self.next_frame)().or_else(heartbeat) {
@@ -91,10 +107,10 @@ mod tests {
     use super::*;
 
     /// Returns the frames of a body that has these events, with the milliseconds at which each was sent.
-    async fn frames(events: &[Option<&'static str>], count: usize) -> Vec<(u128, String)> {
+    async fn frames(events: &[Option<&'static str>], offset: Duration, count: usize) -> Vec<(u128, String)> {
         let mut events: VecDeque<_> = events.iter().copied().collect();
         let next = move || events.pop_front().flatten().map(Bytes::from);
-        let mut body = PacedStream::new(next, CancellationToken::new().cancelled_owned());
+        let mut body = PacedStream::new(next, CancellationToken::new().cancelled_owned()).with_offset(offset);
         let start = clock::instant();
         let mut frames = Vec::new();
         while frames.len() < count {
@@ -108,15 +124,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn frames_have_a_minimum_distance() {
-        let sent_frames = frames(&[Some("a"), Some("b"), None, Some("c")], 3).await;
+        let sent_frames = frames(&[Some("a"), Some("b"), None, Some("c")], Duration::ZERO, 3).await;
         let times: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 250).collect();
         assert_eq!(times, [0, 1, 3], "{sent_frames:?}");
         assert_eq!(sent_frames[2].1, "c");
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_offset_delays_all_frames_after_the_first_one() {
+        let sent_frames = frames(&[Some("a"), Some("b"), Some("c")], Duration::from_millis(100), 3).await;
+        let times: Vec<u128> = sent_frames.iter().map(|(time, _)| *time).collect();
+        assert!(
+            times[0] < 10 && (350..370).contains(&times[1]) && (600..630).contains(&times[2]),
+            "the frames must be sent at 0, 350 and 600 ms: {times:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_heartbeat_follows_15_seconds_of_silence() {
-        let sent_frames = frames(&[Some("a")], 3).await;
+        let sent_frames = frames(&[Some("a")], Duration::ZERO, 3).await;
         assert_eq!((&*sent_frames[1].1, &*sent_frames[2].1), (": heartbeat\n\n", ": heartbeat\n\n"));
         let times: Vec<u128> = sent_frames.iter().map(|(time, _)| time / 1_000).collect();
         assert_eq!(times, [0, 15, 30], "{sent_frames:?}");

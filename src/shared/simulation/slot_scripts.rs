@@ -1,0 +1,96 @@
+//! Tests `slots.lua` alone: the fair shares, and the maximum in any order of statements.
+
+use super::super::scripts::{SLOTS, ScriptCall};
+use super::scripts::numbers;
+use super::store::SimulatedRedis;
+
+/// The positions of the lease and of the rotation interval in the arguments of a call.
+const LEASE: usize = 1;
+const ROTATION: usize = 2;
+
+pub(super) fn slots_call(replica: &str, [held, demand, max, stamp]: [u64; 4]) -> ScriptCall {
+    // The remainder does not move.
+    let mut arguments = vec![replica.to_owned(), "5000".to_owned(), "1000000000000000".to_owned()];
+    arguments.extend([held, demand, max, stamp].map(|number| number.to_string()));
+    ScriptCall { script: SLOTS, keys: vec!["slots".to_owned()], arguments }
+}
+
+#[test]
+fn slots_are_divided_by_fair_shares() {
+    for (max, demands, expected) in [
+        (10, vec![10], vec![10]),
+        (10, vec![2, 3], vec![5, 5]),
+        (10, vec![10, 10], vec![5, 5]),
+        (10, vec![1, 20, 20], vec![1, 5, 4]),
+        (2, vec![1, 1, 1], vec![1, 1, 0]),
+        (15, vec![4, 4, 4], vec![5, 5, 5]),
+        (1, vec![8], vec![1]),
+    ] {
+        let redis = SimulatedRedis::new();
+        redis.set_time(1_000_000_000);
+        let mut shares = vec![0; demands.len()];
+        for _ in 0..4 {
+            for (index, demand) in demands.iter().enumerate() {
+                let reply =
+                    numbers(&redis.run(&slots_call(&index.to_string(), [shares[index], *demand, max, 1])));
+                shares[index] = u64::try_from(reply[0]).unwrap();
+                assert!(shares.iter().sum::<u64>() <= max, "{shares:?} of {max}");
+            }
+        }
+        let mut sorted = shares.clone();
+        let mut expected_sorted = expected.clone();
+        sorted.sort_unstable();
+        expected_sorted.sort_unstable();
+        assert_eq!(sorted, expected_sorted, "{demands:?} of {max}");
+    }
+}
+
+#[test]
+fn a_grant_is_partial_until_other_replicas_return_their_slots() {
+    /// The positions of the numbers in a reply.
+    const GRANTED: usize = 0;
+    const PARTIAL: usize = 5;
+    let redis = SimulatedRedis::new();
+    redis.set_time(1_000_000_000);
+    let state = |replica: &str, held| {
+        let mut call = slots_call(replica, [held, 1, 11, 1]);
+        "2000".clone_into(&mut call.arguments[ROTATION]);
+        let reply = numbers(&redis.run(&call));
+        (reply[GRANTED], reply[PARTIAL])
+    };
+    assert_eq!(state("a", 0), (11, 0), "the only replica gets all slots");
+    assert_eq!(state("b", 0), (0, 1), "the slots of the first replica are not returned yet");
+    let (kept, is_partial) = state("a", 11);
+    assert!(kept <= 6 && is_partial == 0, "the first replica must return its slots");
+    state("a", u64::try_from(kept).unwrap());
+    let (granted, is_partial) = state("b", 0);
+    assert_eq!((granted + kept, is_partial), (11, 0), "the second replica gets the returned slots");
+    redis.set_time(1_002_000_000);
+    let rotated = state("a", u64::try_from(kept).unwrap());
+    assert_eq!(rotated.1, 0, "the remainder of the division must not be demanded");
+}
+
+#[test]
+fn slots_never_exceed_the_maximum_in_any_order_of_statements() {
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let redis = SimulatedRedis::new();
+        let max = rng.u64(1..16);
+        let mut shares = [0_u64; 5];
+        let mut running = [0_u64; 5];
+        for step in 0..300 {
+            redis.set_time((1_000_000 + step * 100) * 1_000);
+            let index = rng.usize(..5);
+            running[index] = rng.u64(0..=shares[index]);
+            let demand = if rng.u8(..) < 30 { 0 } else { rng.u64(1..10) };
+            let held = shares[index].max(running[index]);
+            let mut call = slots_call(&index.to_string(), [held, demand, max, 1]);
+            "2000".clone_into(&mut call.arguments[ROTATION]);
+            "60000".clone_into(&mut call.arguments[LEASE]);
+            let reply = numbers(&redis.run(&call));
+            // Requests in flight keep their slots.
+            shares[index] = u64::try_from(reply[0]).unwrap().max(running[index]);
+            assert!(shares.iter().sum::<u64>() <= max, "seed {seed}: {shares:?} of {max}");
+        }
+    }
+}
