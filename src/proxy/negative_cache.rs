@@ -22,7 +22,7 @@ impl<K> Default for NegativeCache<K> {
 }
 
 impl<K: Eq + Hash> NegativeCache<K> {
-    /// Whether a lookup of `key` is known at `now` to find no value.
+    /// Returns whether a lookup of `key` is known at `now` to find no value.
     pub(super) fn contains(&self, key: &K, now: UnixMs) -> bool {
         self.lock().get(key).is_some_and(|expiry| *expiry > now)
     }

@@ -78,7 +78,7 @@ pub struct FoundOwner {
 /// Identifies one period of the quota of a client, or of one of its users.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct QuotaKey {
-    /// The client.
+    /// The client whose quota or whose user's quota is counted.
     pub client: ClientName,
     /// The user, if the quota is a user quota.
     pub user: Option<UserFingerprint>,

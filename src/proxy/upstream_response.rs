@@ -69,7 +69,7 @@ impl UpstreamResponse {
         Ok(Box::new(Self { head, body, verdict, message, redactor: None }))
     }
 
-    /// Whether the connection was switched to another protocol, as requested.
+    /// Returns whether the connection was switched to another protocol, as requested.
     pub(super) fn is_switched(&self) -> bool {
         self.head.status == StatusCode::SWITCHING_PROTOCOLS
     }

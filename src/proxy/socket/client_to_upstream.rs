@@ -101,7 +101,7 @@ impl ClientToUpstream {
         }
     }
 
-    /// Whether a frame was forwarded in part, so that no other frame may be inserted.
+    /// Returns whether a frame was forwarded in part, so that no other frame may be inserted.
     pub(super) fn is_in_frame(&self) -> bool {
         self.frame.as_ref().is_some_and(|frame| frame.is_partial)
     }
@@ -181,12 +181,12 @@ impl ClientToUpstream {
         self.message_start = Vec::new();
     }
 
-    /// Whether messages are held, because their characters are charged.
+    /// Returns whether messages are held, because their characters are charged.
     fn holds_messages(&self) -> bool {
         self.dialect.generates_speech()
     }
 
-    /// Whether the content of messages is counted, so that every byte is processed.
+    /// Returns whether the content of messages is counted, so that every byte is processed.
     fn counts_content(&self) -> bool {
         self.holds_messages() || self.dialect == Dialect::Transcription
     }
@@ -314,7 +314,7 @@ fn available_bytes(remaining: u64, input: &BytesMut) -> usize {
 /// bytes arrive.
 const MAX_FIRST_CHARACTER_SCAN: usize = 64;
 
-/// Whether the start of a message shows that it is not a JSON object.
+/// Returns whether the start of a message shows that it is not a JSON object.
 fn is_not_json_object(masked: &[u8], mask: [u8; 4]) -> bool {
     let start = masked.iter().take(MAX_FIRST_CHARACTER_SCAN);
     let mut bytes = start.zip(mask.iter().cycle()).map(|(byte, part)| byte ^ part);

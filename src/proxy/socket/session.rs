@@ -112,7 +112,7 @@ pub(super) enum SessionEvent {
     End(SessionEnd),
 }
 
-/// Whether the credit quotas of the client and its user are checked while a session runs. Text-to-speech
+/// Returns whether the credit quotas of the client and its user are checked while a session runs. Text-to-speech
 /// sessions instead check the quotas before each text is forwarded.
 fn needs_quota_checks(dialect: Dialect, pooled: Option<&PooledSession>) -> bool {
     let rules = pooled.map(|pooled| &pooled.context.retry.client.rules);

@@ -519,7 +519,7 @@ fn a_key_that_is_split_at_any_position_is_redacted() {
     }
 }
 
-/// Whether more of the key is visible than its short form shows.
+/// Returns whether more of the key is visible than its short form shows.
 fn shows_key(bytes: &[u8]) -> bool {
     KEY.as_bytes()[11..KEY.len() - 5].windows(4).any(|part| memchr::memmem::find(bytes, part).is_some())
 }

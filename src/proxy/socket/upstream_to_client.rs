@@ -322,7 +322,7 @@ impl UpstreamToClient {
         }
     }
 
-    /// Whether an incomplete message or the held frames are too long for a refusal.
+    /// Returns whether an incomplete message or the held frames are too long for a refusal.
     fn is_too_long_for_refusal(&self, is_in_message: bool) -> bool {
         let is_long = is_in_message && self.text.is_none();
         !self.is_served && (is_long || self.held.len() > MAX_HELD_BYTES)
@@ -345,7 +345,7 @@ impl UpstreamToClient {
     }
 }
 
-/// Whether a message may be a refusal. Every refusal contains the word `error`, and few other messages do.
+/// Returns whether a message may be a refusal. Every refusal contains the word `error`, and few other messages do.
 fn may_refuse(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"error").is_some()
 }

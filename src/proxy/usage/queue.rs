@@ -319,7 +319,7 @@ impl UsageQueue {
         self.0.depth.queued()
     }
 
-    /// Whether all senders and permits were dropped.
+    /// Returns whether all senders and permits were dropped.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.0.is_ended.load(Ordering::SeqCst)
