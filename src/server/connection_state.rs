@@ -148,7 +148,7 @@ impl ConnectionState {
         ActiveRequest { state: Arc::clone(self), _token: token }
     }
 
-    /// Whether the client may still be sending the body of its last request.
+    /// Returns whether the client may still be sending the body of its last request.
     pub(super) fn may_send_body(&self) -> bool {
         self.may_send_body.load(Ordering::Relaxed)
     }
@@ -215,7 +215,7 @@ impl ConnectionState {
         }
     }
 
-    /// Whether hyper can release the connection. Hyper does not end a connection before its first message, so
+    /// Returns whether hyper can release the connection. Hyper does not end a connection before its first message, so
     /// a part of a first head would stay in hyper's buffer.
     fn may_become_idle(&self) -> bool {
         let is_between_messages = self.has_had_request() || self.counters.bytes() == 0;

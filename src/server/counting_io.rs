@@ -31,7 +31,7 @@ impl IoCounters {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the last write or flush is pending, because the client does not read.
+    /// Returns whether the last write or flush is pending, because the client does not read.
     pub(super) fn is_write_blocked(&self) -> bool {
         self.0.is_write_blocked.load(Ordering::Relaxed)
     }

@@ -29,7 +29,7 @@ const MAX_CHECK_DELAY: Duration = Duration::from_secs(1);
 
 /// A stream whose end can be detected without reading from it.
 pub(super) trait Peek {
-    /// Whether the client can close only its sending half, so that the end of the stream does not prove a
+    /// Returns whether the client can close only its sending half, so that the end of the stream does not prove a
     /// disconnect.
     fn supports_half_close(&self) -> bool;
 

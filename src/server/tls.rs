@@ -73,7 +73,7 @@ impl Tls {
         self.0.certificate.0.store(certificate);
     }
 
-    /// Whether a certificate is set.
+    /// Returns whether a certificate is set.
     #[must_use]
     pub fn has_certificate(&self) -> bool {
         self.0.certificate.0.load().is_some()
@@ -155,7 +155,7 @@ fn log_end<T>(reason: &dyn fmt::Display) -> Option<T> {
     None
 }
 
-/// Whether the client reported that it does not trust the issuer of the certificate.
+/// Returns whether the client reported that it does not trust the issuer of the certificate.
 fn is_distrust(error: &io::Error) -> bool {
     let tls_error = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     matches!(
