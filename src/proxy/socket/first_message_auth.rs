@@ -97,7 +97,7 @@ pub(super) async fn read_token<S: AsyncRead + Unpin>(
         ClientToUpstream::new(dialect, limits.max_frame_part(), MAX_AUTH_MESSAGE_SIZE);
     let (mut input, mut output) = (BytesMut::from(&from_client.bytes[..]), BytesMut::new());
     loop {
-        match client_to_upstream.process(&mut input, &mut output) {
+        match client_to_upstream.process_input(&mut input, &mut output) {
             ClientMessage::Held(_) => return Ok(credential_in_message(&client_to_upstream.message_start)),
             ClientMessage::Refused(violation) => {
                 return Err(SessionEnd::Violated(violation, SessionSide::Client));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::session::{PooledSession, Session};
 use super::session_end::SessionEnd;
-use super::speech_permit::ReservationResult;
+use super::speech_tracker::ReservationResult;
 use crate::clock;
 use crate::elevenlabs::socket::{ChargedContent, has_single_use_token};
 use crate::policy::replay::Progress;
@@ -129,7 +129,7 @@ impl<C: Connect> Session<C> {
     /// Forwards the held message with the current key.
     pub(super) fn forward_held_message(&mut self) {
         let start = self.to_upstream.bytes.len();
-        self.client_to_upstream.release(&mut self.to_upstream.bytes);
+        self.client_to_upstream.release_message(&mut self.to_upstream.bytes);
         self.speech.forwarded_characters = self.speech.requested_characters;
         self.attempt.set_text_credits(self.text_price(self.speech.forwarded_characters));
         self.extend_opening_messages(start);
