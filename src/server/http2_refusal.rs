@@ -7,7 +7,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 use tracing::debug;
 
-/// Timeout of sending the refusal.
+/// Maximum time for sending the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An empty SETTINGS frame, which an HTTP/2 server must send first (RFC 9113, section 3.4), and a GOAWAY
