@@ -282,7 +282,7 @@ impl AccountAffinity {
         }
     }
 
-    /// Removes an owner that does not have the resource any more, so that the next request may try other accounts.
+    /// Removes a recorded owner that does not have the resource, so that the next request may try other accounts.
     fn remove_deleted_owner(&mut self) {
         let concerns_named_resource =
             affinity::is_speech(&self.route) || self.route.ends_in_only_identifier();

@@ -175,7 +175,7 @@ impl Attempt {
             quota: QuotaCharge::default(),
             first_byte: None,
             total: Duration::ZERO,
-            is_price: false,
+            is_price_update: false,
         };
         Box::new(Self {
             key_source,

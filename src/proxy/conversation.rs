@@ -45,6 +45,12 @@ impl EndedConversation {
             replaced: record.quota.credits,
             ..record.quota
         };
-        AttemptRecord { credits, credits_from: CreditSource::Reported, quota, is_price: true, ..record }
+        AttemptRecord {
+            credits,
+            credits_from: CreditSource::Reported,
+            quota,
+            is_price_update: true,
+            ..record
+        }
     }
 }

@@ -94,14 +94,14 @@ impl<C: Connect> Proxy<C> {
         if let Some(target) = strip_base_path(request.uri(), &config.base_path) {
             *request.uri_mut() = target;
         }
-        let result = if self.upstream.has_sent(request.headers()) {
+        let access_result = if self.upstream.has_sent(request.headers()) {
             Err(ProxyError::LoopDetected)
         } else {
             let requires_token = config.clients.require_token();
             check_origin(&config.access_rules, requires_token, request.method(), request.headers())
                 .map_err(ProxyError::from)
         };
-        result.map_err(|error| {
+        access_result.map_err(|error| {
             let log = AccessLog::new(request, peer, &self.metrics, &self.events);
             Box::new(error_response(&error, log))
         })
@@ -228,8 +228,8 @@ impl<C: Connect> Proxy<C> {
                 .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
                 .await;
             // 7. Classify: determine which side failed, and how far the attempt got.
-            let result = UpstreamResponse::read(send_result, &upstream_head.method, limits).await;
-            let progress = attempt.record_result(&result, Some(retry), summary);
+            let response_result = UpstreamResponse::read(send_result, &upstream_head.method, limits).await;
+            let progress = attempt.record_result(&response_result, Some(retry), summary);
             // 8. Retry with another key, relay the response, or give up.
             summary.replay_loss = body.loss();
             match decide(&retry.retry_facts(progress, body, &key, limits)) {
@@ -238,7 +238,7 @@ impl<C: Connect> Proxy<C> {
                     retry.wait_before_retry(pause).await;
                 }
                 Decision::Relay | Decision::Fail | Decision::RetryAfter { .. } => {
-                    return Ok(PoolResponse { response: result?, key, attempt });
+                    return Ok(PoolResponse { response: response_result?, key, attempt });
                 }
             }
             attempt.release_key();
@@ -249,7 +249,7 @@ impl<C: Connect> Proxy<C> {
                     lease = next_lease;
                 }
                 Err(unavailable) => {
-                    let response = retry.choose_last_response(result?, unavailable)?;
+                    let response = retry.choose_last_response(response_result?, unavailable)?;
                     return Ok(PoolResponse { response, key, attempt });
                 }
             }
@@ -276,9 +276,10 @@ impl<C: Connect> Proxy<C> {
             .upstream
             .send(Some(attempt.authority()), attempt.api_key(), upstream_head, attempt_body)
             .await;
-        let result = UpstreamResponse::read(send_result, &upstream_head.method, &config.limits).await;
-        attempt.record_result(&result, None, summary);
-        let response = result?;
+        let response_result =
+            UpstreamResponse::read(send_result, &upstream_head.method, &config.limits).await;
+        attempt.record_result(&response_result, None, summary);
+        let response = response_result?;
         if response.is_switched() {
             return Handshake::with_own_key(self, config, &meta, *response, attempt)
                 .map(UpstreamReply::Handshake);

@@ -80,7 +80,7 @@ pub(super) fn relay(
         head.headers.insert(REQUEST_ID, id);
     }
     let max_bytes = ownership.as_ref().map_or(0, |recorder| recorder.max_bytes);
-    // Identifiers are read from the body as it arrived; keys are redacted afterwards.
+    // Identifiers are read from the body as it arrived. Keys are redacted afterwards.
     let reservation =
         ownership.as_ref().map(|_| buffers.reservation(BufferReservation::FREE)).unwrap_or_default();
     let inspected = Inspect::new(body, ownership, max_bytes, reservation);

@@ -53,7 +53,7 @@ pub trait ReplicaLink: fmt::Debug + Send + Sync {
     /// Publishes the owner of an identifier that a response proved.
     fn record_owner(&self, identifier: Identifier, owner: &OwnerId);
 
-    /// Publishes that the owner of an identifier no longer has the resource.
+    /// Publishes that the recorded owner of an identifier does not have the resource.
     fn remove_owner(&self, identifier: Identifier);
 
     /// Looks up the account that last served a list to `client`.

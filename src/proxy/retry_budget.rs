@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::clock;
 use crate::policy::retry_budget::RetryBudget;
 
-/// The shared retry budget. Requests are counted without a lock; only a retry takes the lock.
+/// The shared retry budget. Requests are counted without a lock. Only a retry takes the lock.
 #[derive(Debug)]
 pub(super) struct SharedRetryBudget {
     requests: AtomicU64,

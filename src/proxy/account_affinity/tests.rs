@@ -33,19 +33,19 @@ async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_accou
     let (owners, not_found_cache) = (OwnershipIndex::new(LIMITS), NotFoundCache::default());
     let mut affinity = affinity_of_speech();
     not_found_cache.insert(&affinity.identifiers, Duration::from_secs(60), clock::now());
-    let result = affinity.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
-    assert_eq!(result, None, "without other replicas, no owner must be found");
+    let found_owner = affinity.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    assert_eq!(found_owner, None, "without other replicas, no owner must be found");
     fake_replicas.record_owner(affinity.identifiers.path[0], &owner);
-    let result =
+    let found_owner =
         affinity.find_named_owner(&roster, &owners, Some(&replicas), &not_found_cache).await.unwrap();
-    assert_eq!(result, Some((ResourceKind::Voice, owner.clone())));
+    assert_eq!(found_owner, Some((ResourceKind::Voice, owner.clone())));
     assert!(matches!(&*affinity.updates, [OwnershipUpdate::Recorded(entry)] if entry.owner == owner));
     let is_missing = not_found_cache.contains(&affinity.identifiers, clock::now());
     assert!(!is_missing, "a known owner must clear the cached 404 response");
     let mut next_affinity = affinity_of_speech();
-    let result = next_affinity.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
+    let found_owner = next_affinity.find_named_owner(&roster, &owners, None, &not_found_cache).await.unwrap();
     assert_eq!(
-        result,
+        found_owner,
         Some((ResourceKind::Voice, owner)),
         "this replica must know the owner without another lookup"
     );
@@ -60,10 +60,10 @@ async fn an_owner_without_a_key_here_pins_no_request() {
     let mut affinity = affinity_of_speech();
     fake_replicas.record_owner(affinity.identifiers.path[0], &OwnerId::from_stored("elsewhere"));
     for _ in 0..2 {
-        let result = affinity
+        let found_owner = affinity
             .find_named_owner(&roster_of_two_accounts(), &owners, Some(&replicas), &not_found_cache)
             .await;
-        assert_eq!(result, Ok(None));
+        assert_eq!(found_owner, Ok(None));
     }
     assert_eq!(fake_replicas.lookup_count(), 1, "the known owner must not be looked up again");
 }

@@ -42,8 +42,8 @@ impl ClientPermit {
         now: UnixMs,
         take: impl Fn(&QuotaPermit, GrantUse) -> Result<(), ReservationRefused> + Send + Sync,
     ) -> Result<(), ClientLimitExceeded> {
-        let result = self.client.with_grant(now, take).await;
-        result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
+        let take_result = self.client.with_grant(now, take).await;
+        take_result.map_err(|refused| limit_exceeded(refused, QuotaOwner::Client))
     }
 
     /// Admits the request under the quota of its user. A request that may cost credits is counted here. If other

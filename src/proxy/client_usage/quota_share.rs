@@ -218,7 +218,7 @@ impl QuotaShare {
         let limit = shared.limit(grant_use, self.link.replicas(), time);
         let used_amount = period_counters.used(quota.period, now);
         let remaining = limit.saturating_sub(used_amount);
-        let result =
+        let take_result =
             if grant_use == GrantUse::Extensible && shared.may_extend(used_amount, remaining, demand, time) {
                 let exceeded = shared.exceeded(used_amount, remaining, demand, now);
                 Err(ReservationRefused::Grant { demand, exceeded })
@@ -232,7 +232,7 @@ impl QuotaShare {
         if !is_listed {
             self.active.add(counters);
         }
-        result
+        take_result
     }
 
     /// Requests an extension of the grant for `demand` from the other replicas, including the demand of requests that

@@ -124,9 +124,9 @@ impl ClientToUpstream {
     /// [held](ClientMessage::Held), nothing may be processed until it is [released](Self::release_message).
     pub(super) fn process_input(&mut self, input: &mut BytesMut, output: &mut BytesMut) -> ClientMessage {
         let available = input.len();
-        let result = self.process_frames(input, output).unwrap_or_else(ClientMessage::Refused);
+        let message = self.process_frames(input, output).unwrap_or_else(ClientMessage::Refused);
         self.received_bytes += (available - input.len()) as u64;
-        result
+        message
     }
 
     /// Processes frames until a message is held, or more bytes are needed.

@@ -36,8 +36,8 @@ impl<C: Connect> Session<C> {
             cx.waker().wake_by_ref();
             return self.poll_timer(cx);
         }
-        if let Poll::Ready(result) = self.speech.poll_reservation(cx) {
-            return Poll::Ready(SessionEvent::Reserved(result));
+        if let Poll::Ready(reservation_result) = self.speech.poll_reservation(cx) {
+            return Poll::Ready(SessionEvent::Reserved(reservation_result));
         }
         let mut has_more = false;
         for direction in self.poll_order.next_order() {
@@ -232,8 +232,8 @@ impl<C: Connect> Session<C> {
             let Some(next_deadline) = next_deadline else { return Poll::Pending };
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next_deadline.into())));
-            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is
-            // reset now.
+            // If the deadline moves back, the timer is reset when it expires. If it moves forward, it is reset
+            // immediately.
             if timer.is_elapsed() || timer.deadline() > next_deadline.into() {
                 timer.as_mut().reset(next_deadline.into());
             }

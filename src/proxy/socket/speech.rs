@@ -99,8 +99,8 @@ impl<C: Connect> Session<C> {
 
     /// Forwards the held message with the reserved key. If the reservation failed, the current key is used,
     /// and the provider accepts or refuses the text.
-    pub(super) async fn apply_reservation(&mut self, result: ReservationResult) {
-        if let Ok(Reserved { lease, transitions }) = result {
+    pub(super) async fn apply_reservation(&mut self, reservation_result: ReservationResult) {
+        if let Ok(Reserved { lease, transitions }) = reservation_result {
             log_transitions(&transitions);
             let is_same_key = self.attempt.key().is_some_and(|key| Arc::ptr_eq(key, lease.key()));
             if is_same_key {

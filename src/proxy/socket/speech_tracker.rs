@@ -42,9 +42,9 @@ impl SpeechTracker {
     /// Polls the pending reservation, and removes it when it is complete. Returns `Pending` if there is none.
     pub(super) fn poll_reservation(&mut self, cx: &mut Context<'_>) -> Poll<ReservationResult> {
         let Some(reservation) = &mut self.reservation else { return Poll::Pending };
-        let result = ready!(reservation.as_mut().poll(cx));
+        let reservation_result = ready!(reservation.as_mut().poll(cx));
         self.reservation = None;
-        Poll::Ready(result)
+        Poll::Ready(reservation_result)
     }
 
     /// Records that data was received from the provider. Before the first text, there is no activity.

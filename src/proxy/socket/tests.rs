@@ -209,13 +209,13 @@ fn count_content(dialect: Dialect, chunks: impl Iterator<Item = Vec<u8>>) -> Cou
     'chunks: for chunk in chunks {
         from_client.extend(&chunk);
         loop {
-            let result = client_to_upstream.process_input(&mut from_client.bytes, &mut output);
+            let message = client_to_upstream.process_input(&mut from_client.bytes, &mut output);
             let buffered = from_client.bytes.len() + client_to_upstream.held_bytes();
             assert!(
                 buffered <= MAX_SIZE + chunk.len(),
                 "at most the limit may be buffered, not {buffered} bytes"
             );
-            match result {
+            match message {
                 ClientMessage::Held(content) => {
                     characters += content.characters;
                     client_to_upstream.release_message(&mut output);

@@ -89,7 +89,7 @@ impl UpstreamToClient {
         }
     }
 
-    /// Forwards the held frames now, and later frames immediately.
+    /// Forwards the held frames. Later frames are forwarded without being held.
     pub(super) fn open(&mut self, output: &mut BytesMut) {
         self.is_open = true;
         // The first message is needed only until it is forwarded.

@@ -389,7 +389,7 @@ mod tests {
             credits_from: CreditSource::Free,
             first_byte: None,
             total: Duration::ZERO,
-            is_price: false,
+            is_price_update: false,
         }
     }
 

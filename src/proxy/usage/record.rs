@@ -22,7 +22,7 @@ use crate::proxy::client_usage::RequestUser;
 pub enum OwnershipUpdate {
     /// The identifier belongs to a workspace.
     Recorded(OwnershipEntry),
-    /// The recorded owner does not have the resource any more.
+    /// The recorded owner does not have the resource.
     Removed(Identifier),
 }
 
@@ -88,7 +88,7 @@ pub struct AttemptRecord {
     pub total: Duration,
     /// Whether this record adds the price to an earlier record with the same ID. If the earlier record was
     /// lost, this record replaces it.
-    pub is_price: bool,
+    pub is_price_update: bool,
 }
 
 impl AttemptRecord {
