@@ -1,5 +1,5 @@
-//! Caches the lookups in other replicas that found no value, so that a request for the same value does not repeat the
-//! lookup. Most requests name a voice that belongs to no account.
+//! Caches the lookups in other replicas that found no value, for `replica_owners`, so that a request for the same
+//! value does not repeat the lookup. Most requests name a voice that belongs to no account.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,5 +1,5 @@
-//! Defines the interface to the other replicas of the pool: the lookups that a request waits for, and the changes
-//! that it publishes. Without `[redis]`, there is no link, and requests send nothing.
+//! Defines the interface to the other replicas of the pool, which `shared` implements: the lookups that a request
+//! waits for, and the changes that it publishes. Without `[redis]`, there is no link, and requests send nothing.
 //!
 //! A lookup has three possible results. If there is no response in time, the request decides by the data of this
 //! replica, and uses at most the share of this replica.

@@ -115,14 +115,14 @@ impl RetryState {
     fn update_restricted_keys(&mut self, pool: &Pool) {
         let restrictions = pool.restrictions();
         let models = pool.models();
-        let is_limited = self.features.may_be_limited_by_plan(&models);
-        if restrictions.is_empty() && !is_limited {
+        let may_be_limited = self.features.may_be_limited_by_plan(&models);
+        if restrictions.is_empty() && !may_be_limited {
             self.key_request.restricted.clear();
             return;
         }
         let mut restricted = restrictions.restricted_keys(&self.features, &self.roster, clock::now());
         let recorded_count = restricted.len();
-        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| is_limited) {
+        for (position, key) in self.roster.keys().iter().enumerate().filter(|_| may_be_limited) {
             let workspace = key.workspace();
             let stored_tier = workspace.tier();
             let tier_name = stored_tier.as_ref().map(|tier| tier.as_str());

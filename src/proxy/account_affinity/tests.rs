@@ -52,7 +52,7 @@ async fn a_voice_that_another_replica_has_recorded_pins_the_request_to_its_accou
 }
 
 #[tokio::test]
-async fn an_owner_without_a_key_here_pins_no_request() {
+async fn an_owner_without_a_key_at_this_replica_pins_no_request() {
     let fake_replicas = Arc::new(FakeReplicas::default());
     let link: Arc<dyn ReplicaLink> = fake_replicas.clone();
     let replicas = ReplicaOwners::new(link);

@@ -52,12 +52,12 @@ impl<C> FirstMessageAuth<C> {
     pub(in crate::proxy) fn detect(proxy: &Arc<Proxy<C>>, request: &Request<Incoming>) -> Option<Self> {
         let is_handshake =
             headers::is_websocket_upgrade(request.method(), request.version(), request.headers());
-        // The processing of the request rejects a handshake with a body.
+        // `head::route` rejects a handshake with a body.
         if !is_handshake || !request.body().is_end_stream() {
             return None;
         }
         let config = proxy.config.load_full();
-        // The processing of the request rejects an ambiguous path.
+        // `head::route` rejects an ambiguous path.
         let dialect = websocket_dialect(request.uri().path())?;
         let has_no_token =
             headers::presented_credentials(request.headers(), request.uri().query()).next().is_none();
